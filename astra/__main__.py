@@ -1,0 +1,5 @@
+"""``python -m astra`` is the ``astra`` command."""
+
+from astra.cli import main
+
+main()

@@ -1,0 +1,86 @@
+"""Every error that astra raises on purpose, and the exit status it ends a command with.
+
+    AstraError                  1
+    ├── UsageError              2   a wrong argument, name or value
+    │   ├── ConfigError             configuration: file, key and the nearest right one
+    │   ├── TaskError               a task that cannot be found, or used as written
+    │   └── ScriptError             a template that cannot be rendered
+    ├── DatabaseError           5   no connection, wrong schema version
+    ├── SlurmError              6   Slurm refused, or a command of its is missing
+    │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
+    ├── BusyError               7   another process is at work on the same plan
+    ├── Interrupted            75   told to end; what was yielded is stored
+    ├── Superseded             76   another attempt holds the page; nothing more is written
+    └── BrokenElement          77   the task failed outside of any row: its pages stay pending
+
+The command line catches this tree alone. Anything else is a bug and keeps its traceback.
+The statuses 3 (running) and 4 (needs attention) belong to ``astra status``: see states.py.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AstraError(Exception):
+    """Something a person can put right; the message says how."""
+
+    exit_status = 1
+
+
+class UsageError(AstraError):
+    exit_status = 2
+
+
+class ConfigError(UsageError):
+    pass
+
+
+class TaskError(UsageError):
+    pass
+
+
+class ScriptError(UsageError):
+    pass
+
+
+class DatabaseError(AstraError):
+    exit_status = 5
+
+
+class SlurmError(AstraError):
+    exit_status = 6
+
+
+class SlurmUnknown(SlurmError):
+    pass
+
+
+class BusyError(AstraError):
+    exit_status = 7
+
+
+class Interrupted(AstraError):
+    exit_status = 75
+
+
+class Superseded(AstraError):
+    exit_status = 76
+
+
+class BrokenElement(AstraError):
+    exit_status = 77
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence for the end of a message: the nearest known name, or all of them.
+
+    >>> nearest("partitoin", ["partition", "time"])
+    "Did you mean 'partition'?"
+    >>> nearest("x", ["a", "b"])
+    'Known: a, b.'
+    """
+    known = sorted(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(map(repr, near))}?"
+    return f"Known: {', '.join(known)}." if known else "None is known."

@@ -1,0 +1,116 @@
+"""The states of rows, pages and Slurm jobs, and what each means.
+
+Slurm's own words are mapped in one function, :func:`slurm_state`; an unknown word raises.
+"""
+
+from enum import IntEnum, StrEnum
+
+from astra.errors import SlurmError
+
+
+class Outcome(IntEnum):
+    """How one row of a plan ended: one byte per row, stored with its page."""
+
+    PENDING = 0  # not ended yet
+    RESULT = 1  # a stored result
+    FAILURE = 2  # a recorded failure
+    NO_RESULT = 3  # the task yielded nothing for it
+
+
+class AttemptState(StrEnum):
+    """How one execution of one page stands, in the words of the element itself."""
+
+    RUNNING = "running"  # claimed; nothing was heard of an end
+    DONE = "done"  # every row of the page has ended
+    INTERRUPTED = "interrupted"  # told to end; what was yielded is stored
+    BROKEN = "broken"  # the task failed outside of any row
+    SUPERSEDED = "superseded"  # another attempt took the page
+
+
+class PageState(StrEnum):
+    """Where a page stands, from the database and Slurm together."""
+
+    DONE = "done"  # every row has ended
+    RUNNING = "running"  # its element lives
+    WAITING = "waiting"  # its element is queued
+    UNSUBMITTED = "unsubmitted"  # no element was asked for
+    INTERRUPTED = "interrupted"  # its element was told to end and said so
+    BROKEN = "broken"  # its task failed outside of any row
+    LOST = "lost"  # its element ended without a word, rows are missing
+    INCOMPLETE = "incomplete"  # Slurm calls its element COMPLETED, rows are missing
+    UNKNOWN = "unknown"  # Slurm gave no answer
+    CANCELLED = "cancelled"  # the plan was cancelled before it ran
+
+
+#: Pages whose element lives or may live: never submitted again.
+ALIVE = frozenset({PageState.RUNNING, PageState.WAITING, PageState.UNKNOWN})
+
+
+class PlanState(StrEnum):
+    """A plan as a whole, with the exit status of ``astra status``."""
+
+    WHOLE = "whole"  # every row has ended: 0
+    RUNNING = "running"  # something lives that will go on by itself: 3
+    ATTENTION = "attention"  # somebody has to do something: 4
+    CANCELLED = "cancelled"  # given up on purpose: 0
+
+    @property
+    def exit_status(self) -> int:
+        return {"whole": 0, "running": 3, "attention": 4, "cancelled": 0}[self.value]
+
+
+class SlurmState(StrEnum):
+    """What Slurm says of one element."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
+    BOOT_FAIL = "BOOT_FAIL"
+    DEADLINE = "DEADLINE"
+    ABSENT = "ABSENT"  # both squeue and sacct answered, and neither knows it
+
+    @property
+    def alive(self) -> bool:
+        return self in (SlurmState.PENDING, SlurmState.RUNNING)
+
+
+# squeue(1), JOB STATE CODES, and sacct(1): the transient ones count as what they lead to.
+_SLURM_WORDS = {
+    **{state.value: state for state in SlurmState if state is not SlurmState.ABSENT},
+    "CONFIGURING": SlurmState.RUNNING,
+    "COMPLETING": SlurmState.RUNNING,
+    "SUSPENDED": SlurmState.RUNNING,
+    "STOPPED": SlurmState.RUNNING,
+    "SIGNALING": SlurmState.RUNNING,
+    "STAGE_OUT": SlurmState.RUNNING,
+    "RESIZING": SlurmState.RUNNING,
+    "REQUEUED": SlurmState.PENDING,
+    "REQUEUE_FED": SlurmState.PENDING,
+    "REQUEUE_HOLD": SlurmState.PENDING,
+    "SPECIAL_EXIT": SlurmState.PENDING,
+    "RESV_DEL_HOLD": SlurmState.PENDING,
+    "REVOKED": SlurmState.CANCELLED,
+}
+
+
+def slurm_state(word: str) -> SlurmState:
+    """Slurm's word for a state, with the text that sacct puts behind it.
+
+    >>> slurm_state("CANCELLED by 0")
+    <SlurmState.CANCELLED: 'CANCELLED'>
+
+    Raises
+    ------
+    SlurmError
+        If the word is not one of Slurm's: nothing is concluded from it.
+    """
+    first = word.split()[0].rstrip("+") if word.strip() else ""
+    if first not in _SLURM_WORDS:
+        raise SlurmError(f"Slurm state {word!r} is not known to astra; nothing follows from it")
+    return _SLURM_WORDS[first]
