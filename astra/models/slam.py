@@ -1,0 +1,83 @@
+"""Results of ``slam.slam``: labels of cool dwarfs from BOSS spectra."""
+
+from peewee import BitField, FloatField, IntegerField
+
+from astra.models.pipeline import PipelineOutputModel
+
+
+class Slam(PipelineOutputModel):
+    """Labels of one spectrum by the Stellar LAbel Machine (Zhang et al. 2020, ApJS 246, 9).
+
+    A label is NULL where the fit failed or had nothing to fit; ``result_flags`` says why.
+    A ``flag_...`` of a single bit is also a condition: ``Slam.select().where(Slam.flag_low_snr)``.
+    """
+
+    teff = FloatField(null=True, help_text="effective temperature [K]")
+    e_teff = FloatField(null=True, help_text="uncertainty of teff [K]")
+    logg = FloatField(null=True, help_text="surface gravity [log10 cm/s^2]")
+    e_logg = FloatField(null=True, help_text="uncertainty of logg [dex]")
+    fe_h = FloatField(null=True, help_text="[Fe/H] [dex]")
+    e_fe_h = FloatField(null=True, help_text="uncertainty of fe_h [dex]")
+    alpha_fe = FloatField(null=True, help_text="[alpha/Fe] [dex]")
+    e_alpha_fe = FloatField(null=True, help_text="uncertainty of alpha_fe [dex]")
+
+    rho_teff_logg = FloatField(null=True, help_text="correlation of the two errors, -1 to 1")
+    rho_teff_fe_h = FloatField(null=True)
+    rho_teff_alpha_fe = FloatField(null=True)
+    rho_logg_fe_h = FloatField(null=True)
+    rho_logg_alpha_fe = FloatField(null=True)
+    rho_fe_h_alpha_fe = FloatField(null=True)
+
+    initial_teff = FloatField(null=True, help_text="where the fit started: the nearest node [K]")
+    initial_logg = FloatField(null=True)
+    initial_fe_h = FloatField(null=True)
+    initial_alpha_fe = FloatField(null=True)
+
+    chi2 = FloatField(null=True, help_text="at the labels, errors of the model included")
+    reduced_chi2 = FloatField(null=True, help_text="chi2 per degree of freedom")
+    n_pixels = IntegerField(null=True, help_text="pixels of the model that had data")
+    n_iterations = IntegerField(null=True, help_text="steps of the fit that were tried")
+    snr = FloatField(null=True, help_text="median signal-to-noise ratio of the spectrum's pixels")
+
+    result_flags = BitField(default=0, help_text="bits of what is wrong or doubtful, 0 is good")
+
+    #: No pixel has a finite flux and a positive inverse variance where the model has pixels.
+    flag_no_valid_pixels = result_flags.flag(2**0)
+    #: Fewer than half of the model's pixels had data.
+    flag_few_pixels = result_flags.flag(2**1)
+    #: No labels: the fit did not converge, or too few pixels were left to determine them.
+    flag_fit_failed = result_flags.flag(2**2)
+    #: The mean flux is not positive: there is no continuum to divide by, and no labels.
+    flag_bad_continuum = result_flags.flag(2**3)
+    #: Effective temperature at an edge of the training grid.
+    flag_teff_edge = result_flags.flag(2**4)
+    #: Surface gravity at an edge of the training grid.
+    flag_logg_edge = result_flags.flag(2**5)
+    #: [Fe/H] at an edge of the training grid.
+    flag_fe_h_edge = result_flags.flag(2**6)
+    #: [alpha/Fe] at an edge of the training grid.
+    flag_alpha_fe_edge = result_flags.flag(2**7)
+    #: Reduced chi2 above 3: the star, or its noise, is not like the model says.
+    flag_bad_chi2 = result_flags.flag(2**8)
+    #: Median signal-to-noise ratio below 10.
+    flag_low_snr = result_flags.flag(2**9)
+
+    @property
+    def flag_edge(self) -> bool:
+        """Any label is at an edge of the grid: all labels and their errors are doubtful."""
+        return bool(
+            self.flag_teff_edge
+            or self.flag_logg_edge
+            or self.flag_fe_h_edge
+            or self.flag_alpha_fe_edge
+        )
+
+    @property
+    def flag_bad(self) -> bool:
+        """The labels should not be used."""
+        return bool(self.flag_no_valid_pixels or self.flag_fit_failed or self.flag_bad_chi2)
+
+    @property
+    def flag_warn(self) -> bool:
+        """Anything at all is said about the result."""
+        return bool(self.result_flags)
