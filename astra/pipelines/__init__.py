@@ -1,0 +1,1 @@
+"""Science pipelines that come with astra, one package each."""

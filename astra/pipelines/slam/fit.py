@@ -1,0 +1,244 @@
+"""Labels of normalised spectra: Levenberg-Marquardt on the model, many spectra at once.
+
+What is minimised is ``chi2(x) = sum_p w[p] * (flux[p] - c[p] * model[p](x))**2``
+(Zhang et al. 2020), with weights ``w = 1 / (1/ivar + scatter**2)``, the scatter being
+that of the model. ``c`` is a polynomial near 1: what is left of the continuum. At each ``x`` it is
+the one that fits best, so that only the labels are searched for (variable projection: Golub &
+Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as of Kaufman 1975, BIT 15, 49).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from astra.pipelines.slam.model import Model
+
+Array = NDArray[np.float64]
+
+MAX_ITERATIONS = 60
+#: No step is longer than this share of a label's range.
+LONGEST_STEP = 0.2
+#: A fit has converged when a full step would lower chi2 by less than this: by 0.01 of the errors.
+TOLERANCE = 1e-4
+#: A fit in which no step of such a damping helps is given up.
+MOST_DAMPING = 1e8
+#: A label is at an edge if it is within this share of the label's range of it.
+EDGE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What was found for M spectra, L labels each."""
+
+    labels: Array  #: (M, L), NaN where the fit failed
+    covariance: Array  #: of the labels' errors, (M, L, L), NaN where the fit failed
+    initial: Array  #: where the fit started, (M, L), NaN where there was nothing to fit
+    chi2: Array  #: (M,), NaN where the fit failed
+    n_pixels: NDArray[np.int64]  #: pixels with data, (M,)
+    n_freedom: NDArray[np.int64]  #: those less the parameters, of labels and continuum, (M,)
+    n_iterations: NDArray[np.int64]  #: steps that were tried, (M,)
+    converged: NDArray[np.bool_]  #: (M,)
+    at_edge: NDArray[np.bool_]  #: (M, L)
+
+    @property
+    def errors(self) -> Array:
+        """Standard deviations of the labels, (M, L)."""
+        return np.sqrt(np.diagonal(self.covariance, axis1=-2, axis2=-1))
+
+    @property
+    def correlation(self) -> Array:
+        """Correlations of the labels' errors, (M, L, L)."""
+        return self.covariance / (self.errors[:, :, None] * self.errors[:, None, :])
+
+
+def fit(
+    model: Model,
+    flux: ArrayLike,
+    ivar: ArrayLike,
+    *,
+    free_continuum: bool = True,
+    max_iterations: int = MAX_ITERATIONS,
+) -> Fit:
+    """Labels of M spectra, with uncertainties from the Jacobian.
+
+    Parameters
+    ----------
+    model
+        Of L labels and P pixels.
+    flux, ivar
+        Normalised spectra on the model's pixels, and inverse variances; shape (M, P) or (P,).
+        NaN pixels, and those of an ivar that is not positive, do not count.
+    free_continuum
+        Whether what is left of the continuum is fitted too: a polynomial of the model's degree.
+    max_iterations
+        A fit that has not converged after so many steps has failed.
+
+    Returns
+    -------
+    Fit
+        Labels lie inside the grid of the training set. The covariance is the inverse of
+        ``J.T @ J`` of the weighted residuals, the continuum's share projected out of it.
+    """
+    problem = _Problem.of(model, flux, ivar, free_continuum)
+    n_freedom = problem.n_pixels - problem.n_parameters
+    fits = np.flatnonzero(n_freedom > 0)
+
+    nearest = problem.nearest_nodes()
+    search = _search(problem, nearest.copy(), fits, max_iterations)
+    covariance, regular = _inverse(search.hessian)
+    converged = search.converged & regular
+    failed = ~converged
+    unit = np.where(failed[:, None], np.nan, search.unit)
+    width = model.upper - model.lower
+    covariance[failed] = np.nan
+    return Fit(
+        labels=model.lower + width * unit,
+        covariance=covariance * width[:, None] * width,
+        initial=np.where((problem.n_pixels > 0)[:, None], model.lower + width * nearest, np.nan),
+        chi2=np.where(failed, np.nan, search.chi2),
+        n_pixels=problem.n_pixels,
+        n_freedom=n_freedom,
+        n_iterations=search.n_iterations,
+        converged=converged,
+        at_edge=(unit < EDGE) | (unit > 1 - EDGE),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Spectra and weights; labels are measured from 0 to 1 over the range of the grid."""
+
+    model: Model
+    flux: Array  # (M, P), 0 where there are no data
+    weight: Array  # square root of the inverse variance, of noise and model together, (M, P)
+    curves: Array  # of the continuum, (P, K)
+
+    @classmethod
+    def of(cls, model: Model, flux: ArrayLike, ivar: ArrayLike, free_continuum: bool) -> "_Problem":
+        flux, ivar = (np.atleast_2d(np.asarray(a, float)) for a in (flux, ivar))
+        good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
+        variance = 1 / np.where(good, ivar, 1.0) + model.scatter**2
+        curves = model.continuum_basis[:, : None if free_continuum else 0]
+        return cls(model, np.where(good, flux, 0.0), np.where(good, variance**-0.5, 0.0), curves)
+
+    @property
+    def n_pixels(self) -> NDArray[np.int64]:
+        return np.count_nonzero(self.weight, axis=1)
+
+    @property
+    def n_parameters(self) -> int:
+        return len(self.model.label_names) + self.curves.shape[1]
+
+    def nearest_nodes(self) -> Array:
+        """The node of least chi2, for each spectrum; (M, L)."""
+        model, square = self.model, self.weight**2
+        chi2 = square @ (model.node_flux**2).T - 2 * (square * self.flux) @ model.node_flux.T
+        labels = model.centre + model.scale * model.nodes[np.argmin(chi2, axis=1)]
+        return np.clip((labels - model.lower) / (model.upper - model.lower), 0.0, 1.0)
+
+    def linearise(self, unit: Array, which: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+        """chi2 (m,), half its Hessian (m, L, L) and minus half its gradient (m, L)."""
+        model, weight = self.model, self.weight[which]
+        width = model.upper - model.lower
+        flux, jacobian = model.flux_and_jacobian(model.lower + width * unit)
+        residual = self.flux[which] * weight
+        jacobian = jacobian * width[:, None] * weight[:, None]
+        if self.curves.shape[1]:
+            weighted = (flux * weight)[..., None] * self.curves
+            q, r = np.linalg.qr(weighted)
+            along = residual[:, None] @ q
+            level = np.linalg.solve(r, _transposed(along))[..., 0] @ self.curves.T
+            residual = residual - (along @ _transposed(q))[:, 0]
+            jacobian = jacobian * level[:, None]
+            jacobian = jacobian - (jacobian @ q) @ _transposed(q)
+        else:
+            residual = residual - flux * weight
+        chi2 = (residual**2).sum(-1)
+        return chi2, jacobian @ _transposed(jacobian), (jacobian @ residual[..., None])[..., 0]
+
+
+@dataclass(eq=False)
+class _Search:
+    """Where each of M spectra has got to."""
+
+    unit: Array
+    chi2: Array
+    hessian: Array
+    gradient: Array
+    n_iterations: NDArray[np.int64]
+    converged: NDArray[np.bool_]
+
+
+def _search(
+    problem: _Problem, start: Array, fits: NDArray[np.int64], max_iterations: int
+) -> _Search:
+    """Levenberg-Marquardt with labels kept inside the grid (Marquardt 1963, SIAM J. 11, 431)."""
+    m, n_labels = start.shape
+    now = _Search(
+        unit=start,
+        chi2=np.full(m, np.nan),
+        hessian=np.full((m, n_labels, n_labels), np.nan),
+        gradient=np.full((m, n_labels), np.nan),
+        n_iterations=np.zeros(m, int),
+        converged=np.zeros(m, bool),
+    )
+    damping = np.full(m, 1e-2)
+    go = fits
+    if go.size:
+        now.chi2[go], now.hessian[go], now.gradient[go] = problem.linearise(start[go], go)
+    for _ in range(max_iterations):
+        hessian, gradient = _held_at_edges(now.unit[go], now.hessian[go], now.gradient[go])
+        full = _solved(hessian, gradient, 0.0)
+        arrived = (gradient * full).sum(-1) < TOLERANCE
+        now.converged[go] = arrived
+        ahead = ~arrived & (damping[go] < MOST_DAMPING)
+        go, hessian, gradient = go[ahead], hessian[ahead], gradient[ahead]
+        if not go.size:
+            break
+        step = _solved(hessian, gradient, damping[go])
+        step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(-1), 1e-300))[:, None]
+        trial = np.clip(now.unit[go] + step, 0.0, 1.0)
+        chi2, hessian, gradient = problem.linearise(trial, go)
+        now.n_iterations[go] += 1
+        better = chi2 < now.chi2[go]
+        damping[go] *= np.where(better, 0.1, 10.0)
+        taken = go[better]
+        now.unit[taken], now.chi2[taken] = trial[better], chi2[better]
+        now.hessian[taken], now.gradient[taken] = hessian[better], gradient[better]
+    return now
+
+
+def _held_at_edges(unit: Array, hessian: Array, gradient: Array) -> tuple[Array, Array]:
+    """Labels at an edge that chi2 would push over it are not free."""
+    held = ((unit <= 0) & (gradient < 0)) | ((unit >= 1) & (gradient > 0))
+    pair = held[:, :, None] | held[:, None, :]
+    diagonal = np.eye(unit.shape[1], dtype=bool)
+    hessian = np.where(pair, np.where(diagonal, 1.0, 0.0), hessian)
+    return hessian, np.where(held, 0.0, gradient)
+
+
+def _solved(hessian: Array, gradient: Array, damping: ArrayLike) -> Array:
+    """Steps (m, L), the Hessian's diagonal strengthened by `damping`, of shape (m,) or ()."""
+    scale = np.sqrt(np.maximum(np.diagonal(hessian, axis1=-2, axis2=-1), 1e-300))
+    unit = hessian / (scale[:, :, None] * scale[:, None, :])
+    # 1e-12 holds labels that the spectrum says nothing about.
+    unit = unit + (1e-12 + np.asarray(damping)[..., None, None]) * np.eye(scale.shape[1])
+    return np.linalg.solve(unit, (gradient / scale)[..., None])[..., 0] / scale
+
+
+def _transposed(matrices: Array) -> Array:
+    return np.swapaxes(matrices, -1, -2)
+
+
+def _inverse(hessian: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Covariances (M, L, L), and which of them are good to use (M,)."""
+    n_labels = hessian.shape[-1]
+    scale = np.sqrt(np.diagonal(hessian, axis1=-2, axis2=-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = hessian / (scale[:, :, None] * scale[:, None, :])
+    finite = np.isfinite(unit).all((-2, -1))
+    unit[~finite], scale[~finite] = np.eye(n_labels), 1.0
+    regular = finite & (np.linalg.eigvalsh(unit)[:, 0] > 1e-10)
+    unit[~regular] = np.eye(n_labels)
+    return np.linalg.inv(unit) / (scale[:, :, None] * scale[:, None, :]), regular
