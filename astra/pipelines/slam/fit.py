@@ -199,14 +199,24 @@ def _search(
         step = _solved(hessian, gradient, damping[go])
         step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(-1), 1e-300))[:, None]
         trial = np.clip(now.unit[go] + step, 0.0, 1.0)
+        expected = _expected_gain(hessian, gradient, trial - now.unit[go])
         chi2, hessian, gradient = problem.linearise(trial, go)
         now.n_iterations[go] += 1
+        gain = np.clip((now.chi2[go] - chi2) / np.maximum(expected, 1e-300), 0.0, 2.0)
         better = chi2 < now.chi2[go]
-        damping[go] *= np.where(better, 0.1, 10.0)
+        # Nielsen (1999, IMM-REP-1999-05, Technical University of Denmark): a step that gains much
+        # less than expected has gone too far, even if it gained; this ends zigzags.
+        damping[go] *= np.where(better, np.clip(1 - (2 * gain - 1) ** 3, 0.1, 2.0), 5.0)
         taken = go[better]
         now.unit[taken], now.chi2[taken] = trial[better], chi2[better]
         now.hessian[taken], now.gradient[taken] = hessian[better], gradient[better]
     return now
+
+
+def _expected_gain(hessian: Array, gradient: Array, step: Array) -> Array:
+    """By how much `step` would lower chi2 (m,) if the model were linear."""
+    curved = np.einsum("mi,mij,mj->m", step, hessian, step)
+    return 2 * (gradient * step).sum(-1) - curved
 
 
 def _held_at_edges(unit: Array, hessian: Array, gradient: Array) -> tuple[Array, Array]:

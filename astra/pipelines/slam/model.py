@@ -1,6 +1,7 @@
 """A trained Stellar LAbel Machine: fluxes and their derivatives for labels, and its file."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ SHIPPED = Path(__file__).with_name("slam_small.npz")
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One support vector regression per pixel, all with the same nodes, kernel and ridge.
+    """One support vector regression per pixel, all with the same nodes and kernel.
 
     The normalised flux of pixel ``p`` at labels ``x`` is ``bias[p] + sum_i coefficients[i, p] *
     exp(-gamma * |z(x) - nodes[i]|**2)``, with ``z(x) = (x - centre) / scale``
@@ -39,7 +40,7 @@ class Model:
     training_flux: Array  #: normalised fluxes of the training spectra, without gaps, (N, P)
     scatter: Array  #: leave-one-out error of the flux beyond the noise of the training set, (P,)
     gamma: float  #: inverse square width of the kernel, in scaled labels
-    ridge: float  #: weight of smoothness against fidelity, 1/C of a support vector machine
+    ridge: Array  #: weight of smoothness against fidelity, 1/C of a support vector machine, (P,)
     continuum_degree: int  #: of the polynomial by which the spectra were normalised
     description: str = ""  #: what it was trained on
 
@@ -159,19 +160,18 @@ class Model:
             **{name: arrays[name].astype(float) for name in _ARRAYS},
             label_names=tuple(map(str, arrays["label_names"])),
             gamma=float(arrays["gamma"]),
-            ridge=float(arrays["ridge"]),
             continuum_degree=int(arrays["continuum_degree"]),
             description=str(arrays["description"]),
         )
 
 
-_ARRAYS = ("wavelength", "centre", "scale", "nodes", "training_flux", "scatter")
+_ARRAYS = ("wavelength", "centre", "scale", "nodes", "training_flux", "scatter", "ridge")
 
 
 def _read(path: Path) -> dict[str, NDArray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UsageError(
             f"model file {path} does not exist; make one with astra.pipelines.slam.train, "
@@ -179,7 +179,7 @@ def _read(path: Path) -> dict[str, NDArray]:
         ) from None
     except OSError as error:
         raise UsageError(f"model file {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UsageError(
             f"{path} is no model file: it must be an .npz written by astra.pipelines.slam.train"
         ) from error

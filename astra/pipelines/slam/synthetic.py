@@ -39,8 +39,9 @@ BOSS_WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(4 * 638))
 
 RESOLUTION = 2000.0
 SPEED_OF_LIGHT_KM_S = 299_792.458
-#: Each pixel is averaged over so many points.
-SUBPIXELS = 4
+#: Pixels are averaged over points that are so far apart in log10: a pixel of the model is exactly
+#: the mean of its four of BOSS.
+POINT_STEP = BOSS_STEP / 2
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ def normalised(labels: ArrayLike, wavelength: Array = WAVELENGTH, v_rad: float =
     """
     labels = np.asarray(labels, float)
     teff, logg, fe_h, alpha_fe = np.moveaxis(labels, -1, 0)[..., None]
-    profiles = _profiles(tuple(_points(wavelength, v_rad)))
+    points = _points(wavelength, v_rad)
+    profiles = _profiles(tuple(points.ravel()))
     depths: list[Array] = []
     for name, species in SPECIES.items():
         core, wings = profiles[name]
@@ -231,7 +233,7 @@ def normalised(labels: ArrayLike, wavelength: Array = WAVELENGTH, v_rad: float =
         depths.append(10**log_depth * (core + 10 ** (0.35 * (logg - 4.75)) * wings))
     tau = np.sum(depths, axis=0)
     left = 1 - DEEPEST * tau / (DEEPEST + tau)
-    return left.reshape(*labels.shape[:-1], -1, SUBPIXELS).mean(-1)
+    return left.reshape(*labels.shape[:-1], *points.shape).mean(-1)
 
 
 def continuum(teff: ArrayLike, wavelength: Array = WAVELENGTH) -> Array:
@@ -290,10 +292,11 @@ def spectrum(
 
 
 def _points(wavelength: Array, v_rad: float) -> Array:
-    """Wavelengths at rest of the points over which the pixels are averaged; (P * SUBPIXELS,)."""
-    log = np.log(wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S))
-    inside = (np.arange(SUBPIXELS) + 0.5) / SUBPIXELS - 0.5
-    return np.exp(log[:, None] + np.gradient(log)[:, None] * inside).ravel()
+    """Wavelengths at rest of the points over which the pixels are averaged; (P, points)."""
+    log = np.log10(wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S))
+    width = np.gradient(log)
+    n = max(1, round(float(width.max()) / POINT_STEP))
+    return np.power(10.0, log[:, None] + width[:, None] * ((np.arange(n) + 0.5) / n - 0.5))
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Training: least-squares support vector regression of all pixels in one factorisation."""
+"""Training: from labelled spectra to a model."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from astra.pipelines.slam.regression import choose, solve
 Array = NDArray[np.float64]
 
 #: Widths of the kernel and ridges among which training chooses, for labels of unit variance.
-GAMMAS = tuple(2.0 ** np.arange(-6, 1))
+GAMMAS = tuple(2.0 ** np.arange(-9, 0))
 RIDGES = tuple(10.0 ** np.arange(-8, 1))
 CONTINUUM_DEGREE = 4
 
@@ -36,8 +36,8 @@ def train(
 
     Each pixel's flux is a support vector regression of the labels with a radial kernel
     (Zhang et al. 2020, ApJS 246, 9), here in its least-squares form (Suykens & Vandewalle 1999,
-    Neural Processing Letters 9, 293), whose solution is linear in the flux. One width of the kernel
-    and one ridge serve all pixels; they are those of the least leave-one-out error.
+    Neural Processing Letters 9, 293), whose solution is linear in the flux. The width of the
+    kernel, one for all pixels, and the ridge of each are those of the least leave-one-out error.
 
     Parameters
     ----------
@@ -87,12 +87,12 @@ def train(
     centre, scale = labels.mean(0), labels.std(0)
     nodes = (labels - centre) / scale
     unit, middle, spread = _standardise(flux, good)
-    gamma, ridge = choose(nodes, _filled(unit, good), gammas, ridges)
+    filled = unit if good.all() else solve(nodes, unit, good, *_first_guess(wavelength)).flux
+    gamma, ridge = choose(nodes, filled, gammas, ridges)
     solved = solve(nodes, unit, good, gamma, ridge)
 
     noise = np.where(good & (not noise_free), 1 / np.where(good, ivar, 1.0), 0.0)
-    error = np.where(good, solved.left_out_error * spread, 0.0)
-    excess = (error**2 - noise).sum(0) / good.sum(0)
+    excess = ((solved.left_out_error * spread) ** 2 - noise).sum(0) / good.sum(0)
     model = Model(
         wavelength=wavelength,
         label_names=tuple(label_names),
@@ -121,10 +121,9 @@ def _standardise(flux: Array, good: NDArray[np.bool_]) -> tuple[Array, Array, Ar
     return offset / spread, middle, spread
 
 
-def _filled(unit: Array, good: NDArray[np.bool_]) -> Array:
-    """Pixels that all spectra have, or all pixels with the mean in the gaps if those are few."""
-    whole = good.all(0)
-    return unit[:, whole] if whole.sum() >= max(10, 0.1 * whole.size) else unit
+def _first_guess(wavelength: Array) -> tuple[float, Array]:
+    """A width and ridges that are good enough to fill gaps before there are better ones."""
+    return 0.06, np.full(wavelength.shape, 1e-3)
 
 
 def _check(
