@@ -51,22 +51,22 @@ def test_lines_stand_at_vacuum_wavelengths():
 
 
 @pytest.mark.parametrize(
-    ("air", "label", "change", "deeper"),
+    ("air", "label", "change"),
     [
-        (7070, "teff", -300, True),  # TiO in cooler stars
-        (8542.09, "teff", 300, True),  # Ca II in hotter ones
-        (8194.82, "logg", 0.4, True),  # Na I in dwarfs
-        (8542.09, "logg", -0.4, True),  # Ca II in giants
-        (6910, "logg", 0.4, True),  # CaH in dwarfs
-        (8688.63, "fe_h", 0.3, True),  # Fe I
-        (5183.60, "alpha_fe", 0.2, True),  # Mg b
+        (7070, "teff", -300),  # TiO in cooler stars
+        (8542.09, "teff", 300),  # Ca II in hotter ones
+        (8194.82, "logg", 0.4),  # Na I in dwarfs
+        (8542.09, "logg", -0.4),  # Ca II in giants
+        (6910, "logg", 0.4),  # CaH in dwarfs
+        (8688.63, "fe_h", 0.3),  # Fe I
+        (5183.60, "alpha_fe", 0.2),  # Mg b
     ],
 )
-def test_lines_react_as_in_stars(air, label, change, deeper):
+def test_lines_deepen_as_in_stars(air, label, change):
     star = np.array([3800.0, 4.7, -0.2, 0.1])
     other = star + change * np.array([name == label for name in LABELS])
     before, after = at(synthetic.normalised([star, other]), air)
-    assert (after < before - 0.005) == deeper
+    assert after < before - 0.005
 
 
 def test_iron_does_not_know_alpha():
@@ -310,7 +310,7 @@ def test_the_model_that_ships_is_what_its_grid_makes(model):
 def test_the_model_knows_stars_that_it_has_not_seen(model):
     labels = synthetic.random_labels(np.random.default_rng(3), 200, margin=0.05)
     truth = synthetic.normalised(labels) * synthetic.continuum(labels[:, 0])
-    truth = np.array([normalise(f, np.ones(638), model.continuum_basis)[0] for f in truth])
+    truth = np.array([normalise(f, np.full(638, 1e8), model.continuum_basis)[0] for f in truth])
     error = model.flux(labels) - truth
     assert np.median(error.std(0)) < 0.002 and error.std() < 0.004
 

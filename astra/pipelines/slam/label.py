@@ -9,11 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from astra.pipelines.slam.continuum import normalise
 from astra.pipelines.slam.fit import Fit, fit
 from astra.pipelines.slam.model import Model
-from astra.pipelines.slam.resample import good_pixels, resample
+from astra.pipelines.slam.resample import at_rest, good_pixels, resample
 
 Array = NDArray[np.float64]
 
-SPEED_OF_LIGHT_KM_S = 299_792.458
 #: Flagged: data for less than this share of the model's pixels; a larger reduced chi2; a lower
 #: signal-to-noise ratio.
 FEW_PIXELS = 0.5
@@ -57,7 +56,7 @@ def label(
     """
     wavelength, flux, ivar, flags = _arrays(wavelength, flux, ivar, pixel_flags)
     if v_rad is not None and np.isfinite(v_rad):
-        wavelength = wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S)
+        wavelength = at_rest(wavelength, v_rad)
     good = good_pixels(wavelength, flux, ivar, flags)
     snr = float(np.median(flux[good] * np.sqrt(ivar[good]))) if good.any() else None
 

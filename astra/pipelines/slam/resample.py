@@ -5,10 +5,16 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+SPEED_OF_LIGHT_KM_S = 299_792.458
 #: A pixel of the model has a datum where good pixels cover at least this share of it.
 LEAST_COVERAGE = 0.5
 #: A pixel next to a gap is no wider than this many times the median (in log wavelength).
 WIDEST = 3.0
+
+
+def at_rest(wavelength: Array, v_rad: float) -> Array:
+    """Wavelengths in the frame of a star that recedes with `v_rad` [km/s]."""
+    return wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S)
 
 
 def good_pixels(

@@ -22,6 +22,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from astra.pipelines.slam.resample import at_rest
+
 Array = NDArray[np.float64]
 
 #: The labels, in the order of every array of labels.
@@ -38,7 +40,6 @@ WAVELENGTH: Array = np.power(10.0, 3.69915 + 4 * BOSS_STEP * np.arange(638))
 BOSS_WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(4 * 638))
 
 RESOLUTION = 2000.0
-SPEED_OF_LIGHT_KM_S = 299_792.458
 #: Pixels are averaged over points that are so far apart in log10: a pixel of the model is exactly
 #: the mean of its four of BOSS.
 POINT_STEP = BOSS_STEP / 2
@@ -293,7 +294,7 @@ def spectrum(
 
 def _points(wavelength: Array, v_rad: float) -> Array:
     """Wavelengths at rest of the points over which the pixels are averaged; (P, points)."""
-    log = np.log10(wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S))
+    log = np.log10(at_rest(wavelength, v_rad))
     width = np.gradient(log)
     n = max(1, round(float(width.max()) / POINT_STEP))
     return np.power(10.0, log[:, None] + width[:, None] * ((np.arange(n) + 0.5) / n - 0.5))

@@ -74,7 +74,7 @@ def train(
     """
     labels, wavelength, flux = (np.asarray(a, float) for a in (labels, wavelength, flux))
     noise_free = ivar is None
-    ivar = np.ones(flux.shape) if ivar is None else np.asarray(ivar, float)
+    ivar = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
     _check(labels, wavelength, flux, ivar, label_names)
 
     if not is_normalised:
@@ -109,6 +109,12 @@ def train(
     if path is not None:
         model.save(path)
     return model
+
+
+def _next_to_no_noise(flux: Array) -> Array:
+    """Inverse variances for a signal-to-noise ratio of 10,000 at each spectrum's mean flux."""
+    level = np.abs(np.where(np.isfinite(flux), flux, 0.0)).mean(-1, keepdims=True)
+    return np.broadcast_to((1e4 / np.where(level > 0, level, 1.0)) ** 2, flux.shape)
 
 
 def _standardise(flux: Array, good: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
