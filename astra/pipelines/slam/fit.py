@@ -85,7 +85,7 @@ def fit(
     fits = np.flatnonzero(n_freedom > 0)
 
     nearest = problem.nearest_nodes()
-    search = _search(problem, nearest.copy(), fits, max_iterations)
+    search = _search(problem, nearest, fits, max_iterations)
     covariance, regular = _inverse(search.hessian)
     converged = search.converged & regular
     failed = ~converged
@@ -162,55 +162,75 @@ class _Problem:
 class _Search:
     """Where each of M spectra has got to."""
 
-    unit: Array
-    chi2: Array
+    unit: Array  # labels, from 0 to 1 over the range of the grid, (M, L)
+    chi2: Array  # and half its Hessian and minus half its gradient, there
     hessian: Array
     gradient: Array
+    damping: Array
     n_iterations: NDArray[np.int64]
     converged: NDArray[np.bool_]
 
+    @classmethod
+    def begin(cls, problem: _Problem, start: Array, which: NDArray[np.int64]) -> "_Search":
+        m, n_labels = start.shape
+        search = cls(
+            unit=start.copy(),
+            chi2=np.full(m, np.nan),
+            hessian=np.full((m, n_labels, n_labels), np.nan),
+            gradient=np.full((m, n_labels), np.nan),
+            damping=np.full(m, 1e-2),
+            n_iterations=np.zeros(m, int),
+            converged=np.zeros(m, bool),
+        )
+        if which.size:
+            search.arrive(which, start[which], *problem.linearise(start[which], which))
+        return search
+
+    def arrive(
+        self, which: NDArray[np.int64], unit: Array, chi2: Array, hessian: Array, gradient: Array
+    ) -> None:
+        self.unit[which], self.chi2[which] = unit, chi2
+        self.hessian[which], self.gradient[which] = hessian, gradient
+
 
 def _search(
-    problem: _Problem, start: Array, fits: NDArray[np.int64], max_iterations: int
+    problem: _Problem, start: Array, which: NDArray[np.int64], max_iterations: int
 ) -> _Search:
     """Levenberg-Marquardt with labels kept inside the grid (Marquardt 1963, SIAM J. 11, 431)."""
-    m, n_labels = start.shape
-    now = _Search(
-        unit=start,
-        chi2=np.full(m, np.nan),
-        hessian=np.full((m, n_labels, n_labels), np.nan),
-        gradient=np.full((m, n_labels), np.nan),
-        n_iterations=np.zeros(m, int),
-        converged=np.zeros(m, bool),
-    )
-    damping = np.full(m, 1e-2)
-    go = fits
-    if go.size:
-        now.chi2[go], now.hessian[go], now.gradient[go] = problem.linearise(start[go], go)
+    search = _Search.begin(problem, start, which)
     for _ in range(max_iterations):
-        hessian, gradient = _held_at_edges(now.unit[go], now.hessian[go], now.gradient[go])
-        full = _solved(hessian, gradient, 0.0)
-        arrived = (gradient * full).sum(-1) < TOLERANCE
-        now.converged[go] = arrived
-        ahead = ~arrived & (damping[go] < MOST_DAMPING)
-        go, hessian, gradient = go[ahead], hessian[ahead], gradient[ahead]
-        if not go.size:
+        which = _one_step(problem, search, which)
+        if not which.size:
             break
-        step = _solved(hessian, gradient, damping[go])
-        step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(-1), 1e-300))[:, None]
-        trial = np.clip(now.unit[go] + step, 0.0, 1.0)
-        expected = _expected_gain(hessian, gradient, trial - now.unit[go])
-        chi2, hessian, gradient = problem.linearise(trial, go)
-        now.n_iterations[go] += 1
-        gain = np.clip((now.chi2[go] - chi2) / np.maximum(expected, 1e-300), 0.0, 2.0)
-        better = chi2 < now.chi2[go]
-        # Nielsen (1999, IMM-REP-1999-05, Technical University of Denmark): a step that gains much
-        # less than expected has gone too far, even if it gained; this ends zigzags.
-        damping[go] *= np.where(better, np.clip(1 - (2 * gain - 1) ** 3, 0.1, 2.0), 5.0)
-        taken = go[better]
-        now.unit[taken], now.chi2[taken] = trial[better], chi2[better]
-        now.hessian[taken], now.gradient[taken] = hessian[better], gradient[better]
-    return now
+    return search
+
+
+def _one_step(problem: _Problem, search: _Search, which: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Try a step for those that have not converged: they are returned."""
+    unit = search.unit[which]
+    hessian, gradient = _held_at_edges(unit, search.hessian[which], search.gradient[which])
+    gain_of_full_step = (gradient * _solved(hessian, gradient, 0.0)).sum(-1)
+    search.converged[which] = gain_of_full_step < TOLERANCE
+    ahead = ~search.converged[which] & (search.damping[which] < MOST_DAMPING)
+    which, unit = which[ahead], unit[ahead]
+    hessian, gradient = hessian[ahead], gradient[ahead]
+    if not which.size:
+        return which
+
+    step = _solved(hessian, gradient, search.damping[which])
+    step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(-1), 1e-300))[:, None]
+    trial = np.clip(unit + step, 0.0, 1.0)
+    expected = _expected_gain(hessian, gradient, trial - unit)
+    found = problem.linearise(trial, which)
+    search.n_iterations[which] += 1
+    gained = search.chi2[which] - found[0]
+    better = gained > 0
+    # Nielsen (1999, IMM-REP-1999-05, Technical University of Denmark): a step that gains much
+    # less than expected has gone too far, even if it gained; this ends zigzags.
+    share = np.clip(gained / np.maximum(expected, 1e-300), 0.0, 2.0)
+    search.damping[which] *= np.where(better, np.clip(1 - (2 * share - 1) ** 3, 0.1, 2.0), 5.0)
+    search.arrive(which[better], trial[better], *(value[better] for value in found))
+    return which
 
 
 def _expected_gain(hessian: Array, gradient: Array, step: Array) -> Array:
