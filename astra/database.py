@@ -1,0 +1,225 @@
+"""The connection: which database, opened when, for how long, and tried again how often.
+
+``database`` stands for the one database of the process. It is resolved from the configuration
+when it is first used, never at import; :func:`bind` sets it by hand.
+"""
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import peewee
+
+from astra import config, dialects, log
+from astra.errors import ConfigError, DatabaseError
+
+T = TypeVar("T")
+
+
+class LazyDatabase(peewee.DatabaseProxy):
+    """A proxy that looks up the configured database when it is first asked for anything."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if self.obj is None:
+            bind()
+        return getattr(self.obj, name)
+
+    def __enter__(self) -> Any:
+        return self.__getattr__("__enter__")()
+
+    def __exit__(self, *error: object) -> Any:
+        return self.__getattr__("__exit__")(*error)
+
+
+database = LazyDatabase()
+_binding = threading.RLock()
+
+
+def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
+    """Make `url` the database of this process.
+
+    Parameters
+    ----------
+    url : ``postgresql://[user@][host][:port]/[database][?options]``, which libpq reads, so that
+        ``~/.pgpass``, ``PGSERVICE`` and its environment count; or ``sqlite:///path``. Without
+        one, the configuration's.
+    schema : PostgreSQL schema that holds the tables. Without one, the configuration's; the
+        server's ``search_path`` where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is of neither kind.
+    """
+    with _binding:
+        settings = config.current().database
+        if url is None:
+            url, schema = settings.url, schema or settings.schema
+            if settings.url_source == "default" and not _is_file(url):
+                print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
+        connection = _open(url, settings.connect_timeout_s)
+        if not database_is_unset():
+            database.obj.close_all() if hasattr(database.obj, "close_all") else database.obj.close()
+        database.initialize(connection)
+        _set_schema(schema if dialects.of(connection).name == "postgresql" else None)
+        return connection
+
+
+def reset() -> None:
+    """Forget the database and the configuration of this process: both are looked up anew."""
+    with _binding:
+        if not database_is_unset():
+            database.obj.close()
+        database.initialize(None)
+        _set_schema(None)
+        config.reset()
+
+
+def database_is_unset() -> bool:
+    return database.obj is None
+
+
+def _is_file(url: str) -> bool:
+    return Path(sqlite_path(url)).exists() if url.startswith("sqlite:") else False
+
+
+def sqlite_path(url: str) -> str:
+    """The file that a ``sqlite:`` URL names; ``:memory:`` where it names none.
+
+    >>> sqlite_path("sqlite:///data/a%20b.db"), sqlite_path("sqlite:////abs/x.db")
+    ('data/a b.db', '/abs/x.db')
+    """
+    path = unquote(urlsplit(url).path)
+    return path[1:] if path not in ("", "/") else ":memory:"
+
+
+def _open(url: str, connect_timeout_s: int) -> peewee.Database:
+    scheme = url.split(":", 1)[0]
+    if scheme in ("postgresql", "postgres"):
+        return dialects.PostgreSQL(_libpq_url(url), connect_timeout_s).database
+    if scheme == "sqlite":
+        return dialects.SQLite(sqlite_path(url)).database
+    raise ConfigError(
+        f"the database URL {config.hide_password(url)!r} begins with {scheme!r}; write "
+        "postgresql://user@host:port/database or sqlite:///file"
+    )
+
+
+def _libpq_url(url: str) -> str:
+    """The same URL without options that libpq would refuse: ``schema`` is ours."""
+    parts = urlsplit(url)
+    query = urlencode([(k, v) for k, v in parse_qsl(parts.query) if k != "schema"])
+    bare = urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
+    # urlunsplit drops the slashes of an empty host, which stands for libpq's defaults.
+    return bare if bare.startswith("postgresql://") else "postgresql://" + bare[len("postgresql:") :]
+
+
+def _set_schema(schema: str | None) -> None:
+    from astra.models.base import BaseModel, every_subclass
+
+    for model in every_subclass(BaseModel):
+        model._meta.schema = schema
+
+
+def dialect() -> "dialects.Dialect":
+    """The dialect of the bound database."""
+    if database_is_unset():
+        bind()
+    return dialects.of(database.obj)
+
+
+@contextmanager
+def connection() -> Iterator[None]:
+    """A connection for the length of a block: the one that is open, or one opened and closed."""
+    if database_is_unset():
+        bind()
+    if not database.obj.is_closed():
+        yield
+        return
+    try:
+        database.obj.connect()
+    except peewee.OperationalError as error:
+        raise _Unreachable(error) from error
+    try:
+        yield
+    finally:
+        if not database.obj.is_closed():
+            database.obj.close()
+
+
+class _Unreachable(DatabaseError):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        super().__init__(
+            f"no connection to the database {config.hide_password(url())}: {first}; "
+            "check that the server runs and ASTRA_DATABASE_URL, or [database] url"
+        )
+
+
+def url() -> str:
+    """The URL of the bound database, as configured (it may hold a password)."""
+    return dialect().url
+
+
+def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any = None) -> T:
+    """`work()` in a connection of its own, again with growing pauses while the database is away.
+
+    Parameters
+    ----------
+    work : a unit that can be repeated: one transaction.
+    bound_s : seconds after which the last error is raised; without it, the configured
+        ``[database] retry_for_s``.
+    waiting : a ``threading.Event`` that cuts the pauses short and ends the trying when set.
+
+    Raises
+    ------
+    DatabaseError
+        If the database stayed away for longer than the bound.
+    """
+    if bound_s is None:
+        bound_s = config.current().database.retry_for_s
+    began, pause_s = time.monotonic(), 0.1
+    while True:
+        try:
+            with connection():
+                return work()
+        except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
+            if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
+                raise
+            drop_connection()
+            left_s = bound_s - (time.monotonic() - began)
+            if left_s <= 0 or (waiting is not None and waiting.is_set()):
+                if isinstance(error, _Unreachable):
+                    raise
+                raise _Unreachable(error) from error
+            # Jitter, so that a thousand elements do not come back in the same instant.
+            nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311
+            log.info("the database is away (%s): again in %.1f s", str(error).strip(), nap_s)
+            if waiting is None:
+                time.sleep(nap_s)
+            else:
+                waiting.wait(nap_s)
+            pause_s = min(pause_s * 1.6, 15.0)
+
+
+def in_transaction() -> bool:
+    """Whether the caller stands in a transaction of its own, which a retry cannot repeat."""
+    return not database_is_unset() and not database.obj.is_closed() and database.obj.in_transaction()
+
+
+def drop_connection() -> None:
+    """Close this thread's connection, whatever state it is in."""
+    try:
+        if not database.obj.is_closed():
+            database.obj.close()
+    except (peewee.DatabaseError, peewee.InterfaceError):
+        log.debug("a broken connection could not be closed in order", exc_info=True)

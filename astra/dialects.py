@@ -1,0 +1,482 @@
+"""All that differs between PostgreSQL and SQLite: this module, and no other.
+
+A dialect makes the connection, and says in its own SQL what peewee cannot say for both: the
+clock, the triggers that keep ``modified``, sets of keys, locks, freezing, and writing a batch.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from weakref import WeakKeyDictionary
+
+import peewee
+import psycopg2
+from peewee import SQL
+
+_dialects: "WeakKeyDictionary[peewee.Database, PostgreSQL | SQLite]" = WeakKeyDictionary()
+
+
+def of(database: peewee.Database) -> "PostgreSQL | SQLite":
+    """The dialect that speaks for `database`."""
+    return _dialects[getattr(database, "obj", database)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one table that set the same columns.
+
+    ``columns`` maps a column name to its values in database form; ``conflict`` names the columns
+    of the unique constraint; ``where`` completes it where the index is partial.
+    """
+
+    table: str
+    columns: dict[str, list[Any]]
+    conflict: tuple[str, ...]
+    where: str
+    returning: tuple[str, str]
+
+
+class _Common:
+    database: peewee.Database
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        return self.database.execute_sql(sql, parameters)
+
+    def quote(self, name: str) -> str:
+        return '"' + name.replace('"', '""') + '"'
+
+    def table(self, model: Any) -> str:
+        """The quoted name of a model's table, with its schema."""
+        meta = model._meta
+        parts = [meta.schema, meta.table_name] if meta.schema else [meta.table_name]
+        return ".".join(map(self.quote, parts))
+
+
+# ------------------------------------------------------------------------------- PostgreSQL
+
+#: SQLSTATEs of a world that may be better in a moment: connection, resources, shutdown,
+#: rollbacks by serialisation or deadlock, lock and idle timeouts, a server that recovers or
+#: has become read-only after a failover (PostgreSQL manual, appendix A).
+_TRANSIENT = ("08", "40", "53", "57", "25P03", "25006", "55P03")
+#: SQLSTATEs that are a value's own fault: data, integrity, raised by a trigger.
+_ROWS_FAULT = ("22", "23", "P0001", "54")
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    while error is not None:
+        if isinstance(error, psycopg2.Error):
+            return error.pgcode
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class PostgreSQL(_Common):
+    name = "postgresql"
+
+    def __init__(self, url: str, connect_timeout_s: int) -> None:
+        self.url = url
+        given = parse_qs(urlsplit(url).query)
+        # Half-open connections are noticed in about a minute instead of two hours.
+        defaults = {
+            "connect_timeout": connect_timeout_s,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,
+            "application_name": "astra",
+        }
+        options = {key: value for key, value in defaults.items() if key not in given}
+        self.database = peewee.PostgresqlDatabase(url, **options)
+        self._types: dict[str, dict[str, str]] = {}
+        _dialects[self.database] = self
+
+    timestamp_type = "TIMESTAMPTZ"
+    keys_type = "BIGINT[]"
+    now_sql = "clock_timestamp()"
+
+    def now(self) -> datetime:
+        return self.run("SELECT clock_timestamp()").fetchone()[0].astimezone(UTC)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether the same work may succeed in a moment."""
+        code = _sqlstate(error)
+        if code is None:  # libpq's own: the connection failed, or was lost
+            return isinstance(error, peewee.OperationalError | peewee.InterfaceError) and (
+                not _is_refused_login(str(error))
+            )
+        return code.startswith(_TRANSIENT)
+
+    def is_rows_fault(self, error: BaseException) -> bool:
+        """Whether one value is to blame, so that the other rows can be stored."""
+        code = _sqlstate(error)
+        if code is None:
+            return isinstance(error, ValueError | TypeError | OverflowError | peewee.DataError)
+        return code.startswith(_ROWS_FAULT)
+
+    def message(self, error: BaseException) -> str:
+        """The server's own words, without the statement that they quote."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, psycopg2.Error):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, psycopg2.Error) and cause.diag.message_primary:
+            detail = cause.diag.message_detail
+            return cause.diag.message_primary + (f" ({detail})" if detail else "")
+        return str(error).strip()
+
+    # -- tables -------------------------------------------------------------------------
+
+    def keep_modified(self, model: Any) -> None:
+        """A trigger: an update that does not set ``modified`` sets it by the server's clock,
+        and never to the value it had, so that no change can hide behind an equal time."""
+        table = self.table(model)
+        prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
+        self.run(f"""
+            CREATE OR REPLACE FUNCTION {prefix}astra_keep_modified() RETURNS trigger
+            LANGUAGE plpgsql AS $$
+            BEGIN
+                IF NEW.modified IS NULL OR NEW.modified = OLD.modified THEN
+                    NEW.modified := greatest(
+                        clock_timestamp(), OLD.modified + interval '1 microsecond');
+                END IF;
+                RETURN NEW;
+            END $$""")
+        self.run(f"""
+            CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE UPDATE ON {table}
+            FOR EACH ROW EXECUTE FUNCTION {prefix}astra_keep_modified()""")
+
+    def create_schema(self, schema: str) -> None:
+        exists = self.run("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
+        if not exists:
+            self.run(f"CREATE SCHEMA IF NOT EXISTS {self.quote(schema)}")
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """One holder at a time, until the end of the transaction that this block is in."""
+        self.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",))
+        yield
+
+    @contextmanager
+    def try_lock(self, name: str) -> Iterator[bool]:
+        """Whether the lock is ours, for the block; freed when its holder dies.
+
+        A transaction on a connection of its own holds it, so that it works through pgbouncer.
+        """
+        with psycopg2.connect(self.database.database, **self.database.connect_params) as holder:
+            try:
+                with holder.cursor() as cursor:
+                    cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                    cursor.execute(
+                        "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))",
+                        (f"astra {name}",),
+                    )
+                    answer = cursor.fetchone()
+                    ours = bool(answer and answer[0])
+                yield ours
+            finally:
+                holder.close()
+
+    # -- sets of keys -------------------------------------------------------------------
+
+    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
+        """`field` is one of `keys`: one parameter, whatever their number."""
+        literal = "{" + ",".join(map(str, keys)) + "}"
+        return peewee.Expression(field, "=", SQL("ANY(%s::bigint[])", (literal,)))
+
+    def pack_keys(self, keys: Sequence[int]) -> Any:
+        return list(keys)
+
+    def unpack_keys(self, value: Any) -> list[int]:
+        return list(value)
+
+    def held(self, key: Any, task: str, input_table: str, page: Any, plan: Any) -> Any:
+        """A clause: a live plan of the task still has to end the row of this `key`."""
+        clause = SQL(
+            f"""EXISTS (
+                SELECT 1 FROM {self.table(page)} AS hp
+                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk,
+                unnest(hp.keys) WITH ORDINALITY AS held(key, place)
+                WHERE hl.task = %s AND hl.input_table = %s AND hl.cancelled IS NULL
+                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
+                  AND get_byte(hp.outcomes, (held.place - 1)::int) = 0 AND held.key = """,
+            (task, input_table),
+        )
+        return peewee.NodeList((clause, key, SQL(")")))
+
+    def freeze(self, query: Any, page: Any, plan_pk: int, limit: int) -> tuple[int, int]:
+        """Cut the keys of `query` (columns key, modified, pk, in their order) into pages."""
+        sql, parameters = query.sql()
+        cursor = self.run(
+            f"""
+            WITH frozen AS (
+                INSERT INTO {self.table(page)}
+                    (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
+                SELECT %s, (place - 1) / %s + 1, count(*), array_agg(key ORDER BY place),
+                       decode(repeat('00', count(*)::int), 'hex'), 0, 0, 0
+                FROM (SELECT key, row_number() OVER (ORDER BY modified DESC, pk DESC) AS place
+                      FROM ({sql}) AS pending) AS numbered
+                GROUP BY 2
+                RETURNING n_rows)
+            SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen""",
+            (plan_pk, limit, *parameters),
+        )
+        pages, rows = cursor.fetchone()
+        return int(pages), int(rows)
+
+    # -- writing ------------------------------------------------------------------------
+
+    def column_types(self, table: str) -> dict[str, str]:
+        if table not in self._types:
+            rows = self.run(
+                """SELECT attname, quote_ident(nspname) || '.' || quote_ident(typname)
+                   FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+                   JOIN pg_namespace ON pg_namespace.oid = typnamespace
+                   WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped""",
+                (table,),
+            ).fetchall()
+            self._types[table] = dict(rows)
+        return self._types[table]
+
+    def upsert(self, batch: Batch) -> dict[int, int]:
+        """Write a batch in one statement; what was written, as {key: primary key}.
+
+        A row is replaced only by one whose input was read later or at the same time.
+        Each column travels as one array literal: one parameter a column, whatever the rows,
+        and no table made or dropped (which would swell the catalogues at every checkpoint).
+        """
+        types = self.column_types(batch.table)
+        names = [self.quote(name) for name in batch.columns]
+        arrays, casts = [], []
+        for name, values in batch.columns.items():
+            scalar = not types[name].split(".")[-1].strip('"').startswith("_")
+            arrays.append(_array_literal(values))
+            kind = types[name] if scalar else "text"
+            casts.append((f"%s::{kind}[]", "" if scalar else f"::{types[name]}"))
+        unnested = ", ".join(array for array, _ in casts)
+        selected = ", ".join(f"u.c{i}{cast}" for i, (_, cast) in enumerate(casts))
+        aliases = ", ".join(f"c{i}" for i in range(len(casts)))
+        order = list(batch.columns).index(batch.returning[0])
+        key, primary = map(self.quote, batch.returning)
+        cursor = self.run(
+            f"""INSERT INTO {batch.table} AS stored ({", ".join(names)})
+                SELECT {selected} FROM unnest({unnested}) AS u({aliases}) ORDER BY u.c{order}
+                {self._on_conflict(batch)}
+                RETURNING {key}, {primary}""",
+            arrays,
+        )
+        return dict(cursor.fetchall())
+
+    def _on_conflict(self, batch: Batch) -> str:
+        return _on_conflict(self, batch, set(self.column_types(batch.table)), self.now_sql)
+
+
+def _is_refused_login(message: str) -> bool:
+    return any(
+        words in message
+        for words in ("password authentication failed", "no password supplied", "pg_hba.conf")
+    ) or ("FATAL" in message and "does not exist" in message)
+
+
+_ARRAY_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
+
+
+def _array_literal(values: Sequence[Any]) -> str:
+    """Values as the text of a PostgreSQL array."""
+    return "{" + ",".join(map(_array_element, values)) + "}"
+
+
+def _array_element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    kind = type(value)
+    if kind is float or kind is int or kind is bool:
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return _quoted(_array_literal(value))
+    if isinstance(value, bytes | memoryview):
+        return _quoted("\\x" + bytes(value).hex())
+    if isinstance(value, datetime):
+        return _quoted(value.isoformat())
+    return _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.translate(_ARRAY_ESCAPES) + '"'
+
+
+def _on_conflict(dialect: _Common, batch: Batch, every: set[str], now_sql: str) -> str:
+    kept = {*batch.conflict, batch.returning[1], "created", "modified", "v_astra_major_minor"}
+    changed = [dialect.quote(name) for name in sorted(every - kept)]
+    sets = ", ".join(f"{name} = excluded.{name}" for name in changed)
+    target = ", ".join(map(dialect.quote, batch.conflict))
+    return f"""ON CONFLICT ({target}) {batch.where}
+        DO UPDATE SET {sets}, "modified" = {now_sql}
+        WHERE stored."input_read" IS NULL OR excluded."input_read" >= stored."input_read" """
+
+
+# ----------------------------------------------------------------------------------- SQLite
+
+
+class SQLite(_Common):
+    name = "sqlite"
+    timestamp_type = "TEXT"
+    keys_type = "TEXT"
+    # Microseconds in form, milliseconds in fact: the form is the one that times are compared in.
+    now_sql = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+    def __init__(self, path: str) -> None:
+        self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
+        self.url = "sqlite:///" + self.path
+        self.database = peewee.SqliteDatabase(
+            self.path,
+            pragmas={"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1},
+            timeout=30,
+        )
+        self._columns: dict[str, set[str]] = {}
+        _dialects[self.database] = self
+
+    def now(self) -> datetime:
+        text = self.run(f"SELECT {self.now_sql}").fetchone()[0]
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+    def is_transient(self, error: BaseException) -> bool:
+        text = str(error)
+        return isinstance(error, peewee.OperationalError) and (
+            "locked" in text or "busy" in text or "disk I/O" in text or "is full" in text
+        )
+
+    def is_rows_fault(self, error: BaseException) -> bool:
+        if isinstance(error, peewee.ProgrammingError | peewee.InterfaceError):
+            return "binding" in str(error)
+        return isinstance(
+            error,
+            peewee.IntegrityError | peewee.DataError | ValueError | TypeError | OverflowError,
+        )
+
+    def message(self, error: BaseException) -> str:
+        return str(error).strip()
+
+    def keep_modified(self, model: Any) -> None:
+        """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
+        compares them as text."""
+        table, name = self.table(model), model._meta.table_name
+        key = self.quote(model._meta.primary_key.column_name)
+        form = "NEW.modified NOT GLOB '????-??-?? ??:??:??.??????'"
+        later = (
+            f"max({self.now_sql}, "
+            "strftime('%Y-%m-%d %H:%M:%f', OLD.modified, '+0.001 seconds') || '000')"
+        )
+        formed = "strftime('%Y-%m-%d %H:%M:%f', NEW.modified) || '000'"
+        for suffix, event, when, value in (
+            ("update", "UPDATE", "NEW.modified IS OLD.modified", later),
+            ("form_insert", "INSERT", form, formed),
+            ("form_update", "UPDATE", form, formed),
+        ):
+            trigger = self.quote(f"{name}_modified_{suffix}")
+            self.run(f"DROP TRIGGER IF EXISTS {trigger}")
+            self.run(
+                f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
+                f"UPDATE {table} SET modified = {value} WHERE {key} = NEW.{key}; END"
+            )
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """The transaction is the only one that writes: SQLite has no finer lock."""
+        yield
+
+    @contextmanager
+    def try_lock(self, name: str) -> Iterator[bool]:
+        """Whether the lock is ours, for the block; freed when its holder dies."""
+        if self.path == ":memory:":
+            yield True
+            return
+        with open(f"{self.path}.lock", "a") as file:
+            # One byte of the file stands for one name.
+            place = sum(name.encode()) * 31 + len(name)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
+        literal = json.dumps(list(map(int, keys)))
+        return peewee.Expression(field, "IN", SQL("(SELECT value FROM json_each(?))", (literal,)))
+
+    def pack_keys(self, keys: Sequence[int]) -> Any:
+        return json.dumps(list(keys))
+
+    def unpack_keys(self, value: Any) -> list[int]:
+        return json.loads(value)
+
+    def held(self, key: Any, task: str, input_table: str, page: Any, plan: Any) -> Any:
+        clause = SQL(
+            f"""EXISTS (
+                SELECT 1 FROM {self.table(page)} AS hp
+                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk, json_each(hp.keys) AS held
+                WHERE hl.task = ? AND hl.input_table = ? AND hl.cancelled IS NULL
+                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
+                  AND substr(hp.outcomes, held.key + 1, 1) = x'00' AND held.value = """,
+            (task, input_table),
+        )
+        return peewee.NodeList((clause, key, SQL(")")))
+
+    def freeze(self, query: Any, page: Any, plan_pk: int, limit: int) -> tuple[int, int]:
+        sql, parameters = query.sql()
+        self.run(
+            f"""
+            INSERT INTO {self.table(page)}
+                (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
+            SELECT ?, (place - 1) / ? + 1, count(*), json_group_array(key), zeroblob(count(*)),
+                   0, 0, 0
+            FROM (SELECT key, row_number() OVER (ORDER BY modified DESC, pk DESC) AS place
+                  FROM ({sql}) ORDER BY place)
+            GROUP BY 2""",
+            (plan_pk, limit, *parameters),
+        )
+        cursor = self.run(
+            f"SELECT count(*), coalesce(sum(n_rows), 0) FROM {self.table(page)} WHERE plan_pk = ?",
+            (plan_pk,),
+        )
+        pages, rows = cursor.fetchone()
+        return int(pages), int(rows)
+
+    def upsert(self, batch: Batch) -> dict[int, int]:
+        names = list(batch.columns)
+        if batch.table not in self._columns:
+            rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (batch.table.strip('"'),))
+            self._columns[batch.table] = {row[0] for row in rows.fetchall()}
+        conflict = _on_conflict(self, batch, self._columns[batch.table], self.now_sql)
+        marks = ", ".join("?" for _ in names)
+        sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
+                  VALUES ({marks}) {conflict}"""
+        with _peewee_errors():
+            cursor = self.database.cursor()
+            cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
+        key, primary = map(self.quote, batch.returning)
+        keys = batch.columns[batch.returning[0]]
+        stored = self.run(
+            f"""SELECT {key}, {primary}, input_read FROM {batch.table}
+                WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
+                  {"AND spectrum_pk IS NULL" if batch.where else ""}""",
+            (json.dumps(keys), batch.columns["v_astra"][0] // 1000),
+        ).fetchall()
+        # A row whose stored time of reading is not ours was written by a later attempt.
+        read = dict(zip(keys, batch.columns["input_read"], strict=True))
+        return {key: primary for key, primary, at in stored if read[key] == at}
+
+    def create_schema(self, schema: str) -> None:
+        """SQLite has no schemas."""
+
+
+@contextmanager
+def _peewee_errors() -> Iterator[None]:
+    """Errors of the driver as peewee's, for the calls that peewee has no name for."""
+    with peewee.__exception_wrapper__:
+        yield

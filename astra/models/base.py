@@ -1,0 +1,125 @@
+"""What every table has in common: the database, names in snake case, times by its clock."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from datetime import UTC, datetime
+from typing import Any
+
+import peewee
+from peewee import SQL, Field, ModelBase
+
+from astra.database import database, database_is_unset, dialect
+
+
+class TimeField(peewee.DateTimeField):
+    """A moment, UTC. By default the one at which the row is written, by the database's clock.
+
+    PostgreSQL keeps ``TIMESTAMPTZ``; SQLite text in one form, ``YYYY-MM-DD HH:MM:SS.ffffff``, so
+    that comparing texts compares times. Values come back aware; naive ones are taken for UTC.
+    """
+
+    field_type = "MOMENT"
+
+    def __init__(self, *args: Any, now: bool = False, **options: Any) -> None:
+        self.now = now
+        super().__init__(*args, **options)
+
+    def clone(self) -> "TimeField":
+        return deepcopy(self)
+
+    def ddl_datatype(self, ctx: Any) -> Any:
+        return SQL(dialect().timestamp_type)
+
+    def ddl(self, ctx: Any) -> Any:
+        default = [SQL(f"DEFAULT {dialect().now_sql}")] if self.now else []
+        return peewee.NodeList((super().ddl(ctx), *default))
+
+    def adapt(self, value: Any) -> Any:
+        value = super().adapt(value)
+        if not isinstance(value, datetime):
+            return value
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+    def db_value(self, value: Any) -> Any:
+        value = self.adapt(value)
+        if isinstance(value, datetime) and dialect().name == "sqlite":
+            return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+        return value
+
+    def python_value(self, value: Any) -> Any:
+        return self.adapt(value)
+
+
+class KeysField(Field):
+    """A list of integer keys: ``BIGINT[]`` on PostgreSQL, JSON on SQLite."""
+
+    def ddl_datatype(self, ctx: Any) -> Any:
+        return SQL(dialect().keys_type)
+
+    def db_value(self, value: Sequence[int] | None) -> Any:
+        return None if value is None else dialect().pack_keys(value)
+
+    def python_value(self, value: Any) -> list[int] | None:
+        return None if value is None else dialect().unpack_keys(value)
+
+
+class ModelMeta(ModelBase):
+    """peewee's, with the fields of mixins that are not models themselves."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kw: Any) -> Any:
+        own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
+        for mixin in (k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")):
+            for key, field in vars(mixin).items():
+                if isinstance(field, Field) and not (field.primary_key and own_key):
+                    attrs.setdefault(key, deepcopy(field))
+        return super().__new__(cls, name, bases, attrs, **kw)
+
+
+class BaseModel(peewee.Model, metaclass=ModelMeta):
+    """The root of all tables. A subclass in your own module is a table: nothing to register."""
+
+    class Meta:
+        database = database
+        legacy_table_names = False
+
+    @classmethod
+    def validate_model(cls) -> None:
+        # Called by peewee when the class is made: a table defined after the database was
+        # bound stands in the same schema as the others.
+        if not database_is_unset() and (siblings := BaseModel.__subclasses__()):
+            cls._meta.schema = siblings[0]._meta.schema
+
+    @classmethod
+    def create_table(cls, safe: bool = True, **options: Any) -> None:
+        """Make the table with all that astra relies on: indexes, constraints, triggers."""
+        super().create_table(safe, **options)
+        cls.complete_table()
+
+    @classmethod
+    def complete_table(cls) -> None:
+        """What peewee cannot declare for both databases; can be run again."""
+
+
+def keep_inputs_in_order(model: Any) -> None:
+    """For a table of inputs: ``modified`` is kept by the database, and has its index.
+
+    Pending rows come most recent first, ties broken by key: one index serves that order.
+    """
+    meta = model._meta
+    speaks, table = dialect(), dialect().table(model)
+    name = speaks.quote(f"{meta.table_name}_by_modified")
+    key = speaks.quote(meta.primary_key.column_name)
+    speaks.run(f'CREATE INDEX IF NOT EXISTS {name} ON {table} ("modified" DESC, {key} DESC)')
+    speaks.keep_modified(model)
+
+
+def every_subclass(root: type) -> Iterator[Any]:
+    """All models below `root`, each once, in the order in which they were defined."""
+    seen: dict[Any, None] = {}
+    queue = [root]
+    while queue:
+        for child in queue.pop(0).__subclasses__():
+            if child not in seen:
+                seen[child] = None
+                queue.append(child)
+    return iter(seen)

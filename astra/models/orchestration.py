@@ -1,0 +1,172 @@
+"""What astra itself remembers: plans, pages, submissions, attempts, and rows without a result."""
+
+from peewee import (
+    BigAutoField,
+    BigIntegerField,
+    BlobField,
+    BooleanField,
+    FloatField,
+    ForeignKeyField,
+    IntegerField,
+    TextField,
+)
+
+from astra.models.base import BaseModel, KeysField, TimeField
+
+
+class Schema(BaseModel):
+    """The version of the tables: one row."""
+
+    version = IntegerField()
+
+    class Meta:
+        table_name = "astra_schema"
+
+
+class Plan(BaseModel):
+    """The pending rows of one task and input model, frozen, cut into pages."""
+
+    pk = BigAutoField()
+    task = TextField()  # its name: "slam.slam"
+    task_path = TextField()  # where it is imported from: "astra.pipelines.slam:slam"
+    import_root = TextField(null=True)  # the folder that the import began at, if not installed
+    input_model = TextField()  # "astra.models.spectrum:BossVisitSpectrum"
+    input_table = TextField()
+    output_model = TextField()
+    arguments = TextField()  # JSON: what the task is called with
+    limit = IntegerField()  # rows per page
+    n_pages = IntegerField()
+    n_rows = BigIntegerField()
+    v_astra = IntegerField()
+    commit = TextField(null=True)  # of the task's code, with "+" where it was modified
+    created = TimeField(now=True, null=False)
+    created_by = TextField()
+    created_on = TextField()  # the host
+    cwd = TextField()
+    cancelled = TimeField(null=True)
+
+    class Meta:
+        indexes = ((("task", "input_table"), False),)
+
+
+class Submission(BaseModel):
+    """One Slurm array, or one batch of local processes, and the pages that it is for.
+
+    The intent is committed, with its token, before sbatch is called.
+    """
+
+    pk = BigAutoField()
+    plan = ForeignKeyField(Plan, column_name="plan_pk", on_delete="CASCADE", backref="submissions")
+    token = TextField(unique=True)
+    kind = TextField()  # "slurm" or "local"
+    state = TextField()  # intent, submitted, refused, absent
+    job_id = BigIntegerField(null=True, index=True)  # of the array; for local ones the pid
+    cluster = TextField(null=True)
+    job_name = TextField()
+    host = TextField()  # from where it was submitted
+    elements = KeysField()  # numbers of its elements, from 1 over the whole plan
+    offset = IntegerField()  # element = array index + offset
+    pages_per_element = IntegerField()
+    profile = TextField()  # JSON: the name, options and set-up that were used
+    script = TextField(null=True)
+    log_folder = TextField(null=True)
+    message = TextField(null=True)  # Slurm's own words, when it refused
+    created = TimeField(now=True, null=False)
+    created_by = TextField()
+
+
+class Page(BaseModel):
+    """Up to ``limit`` rows of a plan. One byte per row says how it ended (states.Outcome)."""
+
+    pk = BigAutoField()
+    plan = ForeignKeyField(Plan, column_name="plan_pk", on_delete="CASCADE", backref="pages")
+    number = IntegerField()
+    n_rows = IntegerField()
+    keys = KeysField()
+    outcomes = BlobField()
+    n_done = IntegerField(default=0)
+    n_failed = IntegerField(default=0)
+    n_no_result = IntegerField(default=0)
+    submission_pk = BigIntegerField(null=True)  # whose elements may claim it
+    attempt_pk = BigIntegerField(null=True)  # who alone may write
+    modified = TimeField(now=True, null=False)
+
+    class Meta:
+        indexes = ((("plan", "number"), True),)
+
+    @property
+    def n_pending(self) -> int:
+        return self.n_rows - self.n_done - self.n_failed - self.n_no_result
+
+
+class Attempt(BaseModel):
+    """One execution of one page: where, when, which job id, how it ended."""
+
+    pk = BigAutoField()
+    page = ForeignKeyField(Page, column_name="page_pk", on_delete="CASCADE", backref="attempts")
+    submission_pk = BigIntegerField(index=True)
+    number = IntegerField()  # from 1, for each page
+    element = IntegerField()
+    state = TextField()
+    job_id = BigIntegerField(null=True)  # the array's
+    array_index = IntegerField(null=True)
+    restarts = IntegerField(default=0)  # SLURM_RESTART_COUNT
+    host = TextField()
+    pid = IntegerField()
+    pid_began = TextField(null=True)  # from /proc, to know the process from a later namesake
+    log = TextField(null=True)
+    began = TimeField(now=True, null=False)
+    seen = TimeField(now=True, null=False)  # last word: claim, checkpoint, heartbeat or end
+    ended = TimeField(null=True)
+    n_done = IntegerField(default=0)
+    n_failed = IntegerField(default=0)
+    n_no_result = IntegerField(default=0)
+    n_checkpoints = IntegerField(default=0)
+    t_task_s = FloatField(default=0.0)
+    t_read_s = FloatField(default=0.0)
+    t_write_s = FloatField(default=0.0)
+    max_rss_mb = FloatField(null=True)
+    message = TextField(null=True)
+
+    class Meta:
+        indexes = ((("page", "number"), True),)
+
+
+class RowWithoutResult(BaseModel):
+    """The columns of a row that ended, at a version, without a result."""
+
+    pk = BigAutoField()
+    task = TextField()
+    input_table = TextField()
+    key = BigIntegerField()
+    v_astra_major_minor = IntegerField()
+    input_modified = TimeField(null=True)
+    attempt_pk = BigIntegerField(null=True)
+    plan_pk = BigIntegerField(null=True, index=True)
+    page = IntegerField(null=True)
+    modified = TimeField(now=True, null=False)
+
+
+class Failure(RowWithoutResult):
+    """One input row whose processing raised: its key, attempt and traceback."""
+
+    exception = TextField()  # its class
+    message = TextField()
+    place = TextField(null=True)  # file:line in the task's own code
+    traceback = TextField(null=True)
+    times = IntegerField(default=1)
+    refused = BooleanField(default=False)  # a further result of a row that has one
+
+    class Meta:
+        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
+
+
+class NoResult(RowWithoutResult):
+    """One input row for which the task yielded nothing."""
+
+    class Meta:
+        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
+
+
+#: Tables in the order in which they are made.
+ORCHESTRATION = (Schema, Plan, Submission, Page, Attempt, Failure, NoResult)

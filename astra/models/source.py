@@ -1,0 +1,64 @@
+"""Stars, galaxies and what else was observed: one row each."""
+
+from peewee import AutoField, BigIntegerField, DoubleField, FloatField, IntegerField, TextField
+
+from astra.models.base import BaseModel, TimeField, keep_inputs_in_order
+
+
+class Source(BaseModel):
+    """An astronomical source.
+
+    Positions are ICRS degrees; proper motions mas/yr; parallaxes mas; magnitudes as published by
+    each survey, in its own system.
+    """
+
+    pk = AutoField()
+    sdss_id = BigIntegerField(null=True, unique=True, help_text="SDSS-V unified identifier")
+    sdss4_apogee_id = TextField(null=True, index=True, help_text="SDSS-4 APOGEE name")
+    gaia_dr2_source_id = BigIntegerField(null=True)
+    gaia_dr3_source_id = BigIntegerField(null=True, index=True)
+    tic_v8_id = BigIntegerField(null=True)
+    healpix = IntegerField(null=True, help_text="HEALPix (128 side)")
+
+    catalogid = BigIntegerField(null=True)
+    catalogid21 = BigIntegerField(null=True)
+    catalogid25 = BigIntegerField(null=True)
+    catalogid31 = BigIntegerField(null=True)
+    n_associated = IntegerField(null=True)
+    version_id = IntegerField(null=True)
+
+    ra = DoubleField(null=True, help_text="right ascension [deg]")
+    dec = DoubleField(null=True, help_text="declination [deg]")
+    l = DoubleField(null=True, help_text="galactic longitude [deg]")  # noqa: E741
+    b = DoubleField(null=True, help_text="galactic latitude [deg]")
+    plx = FloatField(null=True, help_text="parallax [mas]")
+    e_plx = FloatField(null=True)
+    pmra = FloatField(null=True, help_text="proper motion in right ascension [mas/yr]")
+    e_pmra = FloatField(null=True)
+    pmde = FloatField(null=True, help_text="proper motion in declination [mas/yr]")
+    e_pmde = FloatField(null=True)
+    gaia_v_rad = FloatField(null=True, help_text="Gaia radial velocity [km/s]")
+    gaia_e_v_rad = FloatField(null=True)
+
+    g_mag = FloatField(null=True, help_text="Gaia DR3 G [mag]")
+    bp_mag = FloatField(null=True)
+    rp_mag = FloatField(null=True)
+    j_mag = FloatField(null=True, help_text="2MASS J [mag]")
+    e_j_mag = FloatField(null=True)
+    h_mag = FloatField(null=True)
+    e_h_mag = FloatField(null=True)
+    k_mag = FloatField(null=True)
+    e_k_mag = FloatField(null=True)
+    w1_mag = FloatField(null=True, help_text="AllWISE W1 [mag]")
+    e_w1_mag = FloatField(null=True)
+    w2_mag = FloatField(null=True)
+    e_w2_mag = FloatField(null=True)
+    ebv = FloatField(null=True, help_text="E(B-V) [mag]")
+    e_ebv = FloatField(null=True)
+
+    created = TimeField(now=True, null=False)
+    modified = TimeField(now=True, null=False)
+
+    @classmethod
+    def complete_table(cls) -> None:
+        keep_inputs_in_order(cls)

@@ -1,0 +1,267 @@
+"""Spectra: one table for each instrument and product, one register of their keys."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peewee import (
+    BigAutoField,
+    BlobField,
+    Field,
+    FloatField,
+    ForeignKeyField,
+    IntegerField,
+    TextField,
+)
+
+from astra import config
+from astra.database import database
+from astra.errors import UsageError
+from astra.models.base import BaseModel, TimeField, every_subclass, keep_inputs_in_order
+from astra.models.source import Source
+
+
+class ArrayField(BlobField):
+    """A numpy array in the row itself, in numpy's own ``.npy`` form; no pickles."""
+
+    def db_value(self, value: Any) -> Any:
+        if value is None:
+            return None
+        buffer = BytesIO()
+        np.save(buffer, np.asarray(value), allow_pickle=False)
+        return super().db_value(buffer.getvalue())
+
+    def python_value(self, value: Any) -> np.ndarray | None:
+        if value is None:
+            return None
+        return np.load(BytesIO(bytes(value)), allow_pickle=False)
+
+
+class Spectrum(BaseModel):
+    """The register of all spectra: gives each a ``spectrum_pk``, unique over all tables."""
+
+    pk = BigAutoField()
+    kind = TextField(help_text="the table that the spectrum stands in")
+
+    @classmethod
+    def allocate(cls, kind: str, n: int) -> list[int]:
+        """`n` new keys for rows of the table `kind`."""
+        keys: list[int] = []
+        with database.atomic():
+            while len(keys) < n:
+                rows = [{"kind": kind}] * min(500, n - len(keys))
+                keys += (pk for (pk,) in cls.insert_many(rows).returning(cls.pk).tuples())
+        return keys
+
+
+class SpectrumMixin:
+    """What every table of spectra has: subclass ``BaseModel, SpectrumMixin`` for your own.
+
+    ``wavelength`` [Angstrom, vacuum], ``flux`` [1e-17 erg/s/cm^2/A, or normalised],
+    ``ivar`` [inverse variance of the flux] and ``pixel_flags`` [bits, 0 is good] are arrays of one
+    shape, (P,). They are read from the file that the row names (``path``, below the configured
+    ``[data] root``), or from the row itself (``stored_flux`` and so on).
+    """
+
+    pk = BigAutoField()
+    spectrum_pk = ForeignKeyField(
+        Spectrum, unique=True, lazy_load=False, column_name="spectrum_pk", on_delete="CASCADE"
+    )
+    source = ForeignKeyField(Source, null=True, column_name="source_pk", backref=None)
+    release = TextField(null=True)
+    snr = FloatField(null=True, help_text="signal-to-noise ratio per pixel")
+    path = TextField(null=True, help_text="file: .npz, or .fits with the extra 'fits'")
+    stored_wavelength = ArrayField(null=True)
+    stored_flux = ArrayField(null=True)
+    stored_ivar = ArrayField(null=True)
+    stored_pixel_flags = ArrayField(null=True)
+    created = TimeField(now=True, null=False)
+    modified = TimeField(now=True, null=False)
+
+    @classmethod
+    def complete_table(cls) -> None:
+        keep_inputs_in_order(cls)
+
+    def save(self, *args: Any, **options: Any) -> Any:
+        if self.spectrum_pk is None:
+            (self.spectrum_pk,) = Spectrum.allocate(type(self)._meta.table_name, 1)
+        return super().save(*args, **options)  # type: ignore[misc]
+
+    @classmethod
+    def insert_many(cls, rows: Iterable[Any], fields: Any = None) -> Any:
+        """peewee's; rows given as dictionaries without a ``spectrum_pk`` are given a new one."""
+        rows = list(rows)
+        if fields is None and rows and isinstance(rows[0], dict):
+            bare = [row for row in rows if not {"spectrum_pk", cls.spectrum_pk} & row.keys()]
+            keys = iter(Spectrum.allocate(cls._meta.table_name, len(bare)))
+            rows = [
+                row
+                if {"spectrum_pk", cls.spectrum_pk} & row.keys()
+                else {**row, "spectrum_pk": next(keys)}
+                for row in rows
+            ]
+        return super().insert_many(rows, fields)  # type: ignore[misc]
+
+    # -- pixels -------------------------------------------------------------------------
+
+    @property
+    def wavelength(self) -> np.ndarray | None:
+        """Vacuum wavelengths [Angstrom], shape (P,)."""
+        return self._array("wavelength")
+
+    @wavelength.setter
+    def wavelength(self, value: Any) -> None:
+        self.stored_wavelength = value
+
+    @property
+    def flux(self) -> np.ndarray | None:
+        """Flux [1e-17 erg/s/cm^2/A, or normalised], shape (P,)."""
+        return self._array("flux")
+
+    @flux.setter
+    def flux(self, value: Any) -> None:
+        self.stored_flux = value
+
+    @property
+    def ivar(self) -> np.ndarray | None:
+        """Inverse variance of the flux [its unit to the power -2], shape (P,); 0 is no datum."""
+        return self._array("ivar")
+
+    @ivar.setter
+    def ivar(self, value: Any) -> None:
+        self.stored_ivar = value
+
+    @property
+    def pixel_flags(self) -> np.ndarray | None:
+        """Bits of what is wrong with each pixel, shape (P,); None where nothing is known."""
+        return self._array("pixel_flags")
+
+    @pixel_flags.setter
+    def pixel_flags(self, value: Any) -> None:
+        self.stored_pixel_flags = value
+
+    def _array(self, name: str) -> np.ndarray | None:
+        stored = getattr(self, f"stored_{name}")
+        return self._file.get(name) if stored is None and self.path else stored
+
+    @cached_property
+    def _file(self) -> dict[str, np.ndarray]:
+        path = Path(self.path)
+        if not path.is_absolute() and (root := config.current().data.root):
+            path = Path(root) / path
+        return read_pixels(path)
+
+
+def read_pixels(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a spectrum's file: ``wavelength``, ``flux``, ``ivar``, ``pixel_flags``.
+
+    An ``.npz`` holds them by these names. A ``.fits`` is read as the BOSS pipeline writes it:
+    ``LOGLAM``, ``FLUX``, ``IVAR`` and ``AND_MASK`` in the first table (SDSS data model,
+    spec-lite).
+
+    Raises
+    ------
+    UsageError
+        If the file is of another kind, or astropy is wanted and missing.
+    OSError
+        If it cannot be read.
+    """
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    if ".fits" in path.suffixes:
+        return _read_fits(path)
+    raise UsageError(f"{path}: a spectrum is an .npz or a .fits file, not {path.suffix!r}")
+
+
+def _read_fits(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from astropy.io import fits
+    except ImportError as error:
+        raise UsageError(f"{path}: reading FITS needs astropy: pip install astropy") from error
+    with fits.open(path) as units:
+        table = units[1].data
+        columns = {name.lower(): np.array(table[name]) for name in table.names}
+    names = {"flux": "flux", "ivar": "ivar", "pixel_flags": "and_mask"}
+    arrays = {ours: columns[theirs] for ours, theirs in names.items() if theirs in columns}
+    arrays["wavelength"] = (
+        10 ** columns["loglam"].astype(float) if "loglam" in columns else columns["wavelength"]
+    )
+    return arrays
+
+
+class _ApogeeMixin(SpectrumMixin):
+    apred = TextField(null=True, help_text="reduction of the APOGEE pipeline")
+    telescope = TextField(null=True)
+    field = TextField(null=True)
+    apogee_id = TextField(null=True)
+    v_rad = FloatField(null=True, help_text="barycentric radial velocity [km/s]")
+    e_v_rad = FloatField(null=True)
+    spectrum_flags = IntegerField(default=0)
+
+
+class ApogeeVisitSpectrum(BaseModel, _ApogeeMixin):
+    """One visit of APOGEE: 1.51 to 1.70 micron, R about 22,500."""
+
+    plate = TextField(null=True)
+    fiber = IntegerField(null=True)
+    mjd = IntegerField(null=True)
+    date_obs = TextField(null=True)
+    bc = FloatField(null=True, help_text="barycentric correction [km/s]")
+
+
+class ApogeeCoaddedSpectrumInApStar(BaseModel, _ApogeeMixin):
+    """All visits of a star, coadded, resampled on the 8,575 pixels of an apStar file."""
+
+    n_visits = IntegerField(null=True)
+    n_good_visits = IntegerField(null=True)
+    min_mjd = IntegerField(null=True)
+    max_mjd = IntegerField(null=True)
+
+
+class ApogeeCombinedSpectrum(BaseModel, _ApogeeMixin):
+    """All visits of a star, combined at rest."""
+
+    n_visits = IntegerField(null=True)
+    min_mjd = IntegerField(null=True)
+    max_mjd = IntegerField(null=True)
+    nmf_rchi2 = FloatField(null=True)
+
+
+class _BossMixin(SpectrumMixin):
+    run2d = TextField(null=True, help_text="reduction of the BOSS pipeline")
+    telescope = TextField(null=True)
+    xcsao_v_rad = FloatField(null=True, help_text="barycentric radial velocity [km/s]")
+    xcsao_e_v_rad = FloatField(null=True)
+    spectrum_flags = IntegerField(default=0)
+
+
+class BossVisitSpectrum(BaseModel, _BossMixin):
+    """One visit of BOSS: 3,600 to 10,400 Angstrom, R about 2,000."""
+
+    fieldid = IntegerField(null=True)
+    catalogid = IntegerField(null=True)
+    mjd = IntegerField(null=True)
+    fiberid = IntegerField(null=True)
+    exptime = FloatField(null=True, help_text="[s]")
+
+
+class BossCombinedSpectrum(BaseModel, _BossMixin):
+    """All visits of a star, combined at rest."""
+
+    n_visits = IntegerField(null=True)
+    min_mjd = IntegerField(null=True)
+    max_mjd = IntegerField(null=True)
+
+
+def every_spectrum_model() -> list[Any]:
+    """All tables of spectra, those of your own imported modules too."""
+    return [m for m in every_subclass(BaseModel) if issubclass(m, SpectrumMixin)]
+
+
+def pixel_columns(model: Any) -> list[Field]:
+    """The columns of `model` that hold arrays: the wide ones."""
+    return [field for field in model._meta.sorted_fields if isinstance(field, ArrayField)]
