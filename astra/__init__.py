@@ -16,11 +16,11 @@ log = logging.getLogger("astra")
 
 if TYPE_CHECKING:
     from astra.pending import generate_queries_for_task
-    from astra.task import task
+    from astra.tasks import task
 
 __all__ = ["__version__", "generate_queries_for_task", "log", "task"]
 
-_HOME_OF = {"task": "astra.task", "generate_queries_for_task": "astra.pending"}
+_HOME_OF = {"task": "astra.tasks", "generate_queries_for_task": "astra.pending"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 class LazyDatabase(peewee.DatabaseProxy):
     """A proxy that looks up the configured database when it is first asked for anything."""
 
-    __slots__ = ()
+    __slots__ = peewee.DatabaseProxy.__slots__
 
     def __getattr__(self, name: str) -> Any:
         if self.obj is None:
@@ -63,11 +63,11 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
         settings = config.current().database
         if url is None:
             url, schema = settings.url, schema or settings.schema
-            if settings.url_source == "default" and not _is_file(url):
+            if config.current().source("database.url") == "default" and not _is_file(url):
                 print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
         connection = _open(url, settings.connect_timeout_s)
         if not database_is_unset():
-            database.obj.close_all() if hasattr(database.obj, "close_all") else database.obj.close()
+            database.obj.close()
         database.initialize(connection)
         _set_schema(schema if dialects.of(connection).name == "postgresql" else None)
         return connection
@@ -119,7 +119,9 @@ def _libpq_url(url: str) -> str:
     query = urlencode([(k, v) for k, v in parse_qsl(parts.query) if k != "schema"])
     bare = urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
     # urlunsplit drops the slashes of an empty host, which stands for libpq's defaults.
-    return bare if bare.startswith("postgresql://") else "postgresql://" + bare[len("postgresql:") :]
+    return (
+        bare if bare.startswith("postgresql://") else "postgresql://" + bare[len("postgresql:") :]
+    )
 
 
 def _set_schema(schema: str | None) -> None:
@@ -213,7 +215,9 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
 
 def in_transaction() -> bool:
     """Whether the caller stands in a transaction of its own, which a retry cannot repeat."""
-    return not database_is_unset() and not database.obj.is_closed() and database.obj.in_transaction()
+    return (
+        not database_is_unset() and not database.obj.is_closed() and database.obj.in_transaction()
+    )
 
 
 def drop_connection() -> None:

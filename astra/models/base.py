@@ -68,7 +68,11 @@ class ModelMeta(ModelBase):
 
     def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kw: Any) -> Any:
         own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
-        for mixin in (k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")):
+        mixins = [k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")]
+        for mixin in mixins:
+            for hook in ("is_input", "fill_keys"):
+                if hook in vars(mixin):
+                    attrs.setdefault(hook, vars(mixin)[hook])
             for key, field in vars(mixin).items():
                 if isinstance(field, Field) and not (field.primary_key and own_key):
                     attrs.setdefault(key, deepcopy(field))
@@ -98,6 +102,26 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     @classmethod
     def complete_table(cls) -> None:
         """What peewee cannot declare for both databases; can be run again."""
+        if cls.is_input:
+            keep_inputs_in_order(cls)
+
+    #: Whether rows of the table are inputs of tasks.
+    is_input = False
+    #: Gives rows that are about to be inserted the keys that they lack; spectra have it.
+    fill_keys: Any = None
+
+    def save(self, *args: Any, **options: Any) -> Any:
+        if self.fill_keys is not None and self.spectrum_pk is None:
+            self.spectrum_pk = self.fill_keys([{}])[0]["spectrum_pk"]
+        return super().save(*args, **options)
+
+    @classmethod
+    def insert_many(cls, rows: Any, fields: Any = None) -> Any:
+        """peewee's; spectra given as dictionaries without a ``spectrum_pk`` get a new one."""
+        rows = list(rows)
+        if cls.fill_keys is not None and not fields and rows and isinstance(rows[0], dict):
+            rows = cls.fill_keys(rows)
+        return super().insert_many(rows, fields)
 
 
 def keep_inputs_in_order(model: Any) -> None:

@@ -2,7 +2,7 @@
 
 from peewee import AutoField, BigIntegerField, DoubleField, FloatField, IntegerField, TextField
 
-from astra.models.base import BaseModel, TimeField, keep_inputs_in_order
+from astra.models.base import BaseModel, TimeField
 
 
 class Source(BaseModel):
@@ -59,6 +59,4 @@ class Source(BaseModel):
     created = TimeField(now=True, null=False)
     modified = TimeField(now=True, null=False)
 
-    @classmethod
-    def complete_table(cls) -> None:
-        keep_inputs_in_order(cls)
+    is_input = True

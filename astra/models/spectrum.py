@@ -20,7 +20,7 @@ from peewee import (
 from astra import config
 from astra.database import database
 from astra.errors import UsageError
-from astra.models.base import BaseModel, TimeField, every_subclass, keep_inputs_in_order
+from astra.models.base import BaseModel, TimeField, every_subclass
 from astra.models.source import Source
 
 
@@ -81,29 +81,19 @@ class SpectrumMixin:
     created = TimeField(now=True, null=False)
     modified = TimeField(now=True, null=False)
 
-    @classmethod
-    def complete_table(cls) -> None:
-        keep_inputs_in_order(cls)
-
-    def save(self, *args: Any, **options: Any) -> Any:
-        if self.spectrum_pk is None:
-            (self.spectrum_pk,) = Spectrum.allocate(type(self)._meta.table_name, 1)
-        return super().save(*args, **options)  # type: ignore[misc]
+    #: peewee's methods come first in the order of bases: BaseModel calls on these two.
+    is_input = True
 
     @classmethod
-    def insert_many(cls, rows: Iterable[Any], fields: Any = None) -> Any:
-        """peewee's; rows given as dictionaries without a ``spectrum_pk`` are given a new one."""
-        rows = list(rows)
-        if fields is None and rows and isinstance(rows[0], dict):
-            bare = [row for row in rows if not {"spectrum_pk", cls.spectrum_pk} & row.keys()]
-            keys = iter(Spectrum.allocate(cls._meta.table_name, len(bare)))
-            rows = [
-                row
-                if {"spectrum_pk", cls.spectrum_pk} & row.keys()
-                else {**row, "spectrum_pk": next(keys)}
-                for row in rows
-            ]
-        return super().insert_many(rows, fields)  # type: ignore[misc]
+    def fill_keys(cls, rows: Iterable[dict[Any, Any]]) -> list[dict[Any, Any]]:
+        """The same rows; those without a ``spectrum_pk`` are given a new one."""
+        rows = [dict(row) for row in rows]
+        names = {"spectrum_pk", cls.spectrum_pk}
+        bare = [row for row in rows if not names & row.keys()]
+        keys = Spectrum.allocate(cls._meta.table_name, len(bare))  # type: ignore[attr-defined]
+        for row, key in zip(bare, keys, strict=True):
+            row["spectrum_pk"] = key
+        return rows
 
     # -- pixels -------------------------------------------------------------------------
 

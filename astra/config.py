@@ -1,0 +1,367 @@
+"""Configuration: one TOML file, two environment variables, and where each value came from.
+
+Looked for in this order, and the first that exists is used, alone: ``--config``,
+``ASTRA_CONFIG``, ``./astra.toml``, ``$XDG_CONFIG_HOME/astra/astra.toml`` (``~/.config``), and
+``/etc/astra/astra.toml``. ``ASTRA_DATABASE_URL`` and ``ASTRA_RUN_DIR`` override single values.
+Relative paths in a file start from the file's own folder, all others from the current one.
+"""
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from astra.errors import ConfigError, nearest
+
+Check = Callable[[Any], Any]  # gives the value, or raises ValueError("should be ...")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("should be a text in quotes")
+    if any(c in value for c in "\0\n\r"):
+        raise ValueError("should be one line without control characters")
+    return value
+
+
+def _number(least: float, most: float = math.inf, above: bool = False) -> Check:
+    said = f"above {least:g}" if above else f"at least {least:g}"
+    said += f" and at most {most:g}" if math.isfinite(most) else ""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("should be a number, without quotes")
+        if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
+            raise ValueError(f"should be {said}")
+        return float(value)
+
+    return check
+
+
+def _whole(least: int) -> Check:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError("should be a whole number, without quotes")
+        if value < least:
+            raise ValueError(f"should be at least {least}")
+        return value
+
+    return check
+
+
+def _key(default: Any, check: Check, path: bool = False) -> Any:
+    return field(default=default, metadata={"check": check, "path": path})
+
+
+@dataclass(frozen=True)
+class Database:
+    url: str = _key("", _text)  # the default is ./astra.db, made absolute when it is resolved
+    schema: str | None = _key(None, _text)  # PostgreSQL schema that holds the tables
+    connect_timeout_s: int = _key(10, _whole(1))
+    retry_for_s: float = _key(600.0, _number(0))  # how long a checkpoint waits for the database
+
+
+@dataclass(frozen=True)
+class Run:
+    dir: Path = _key(Path("astra-runs"), _text, path=True)  # scripts and logs
+    templates: Path | None = _key(None, _text, path=True)  # a site's own templates, first
+
+
+@dataclass(frozen=True)
+class Element:
+    write_frequency: float = _key(300.0, _number(0, above=True))  # longest wait of a result, in s
+    batch_size: int = _key(1000, _whole(1))  # results written at once
+    lease_s: float = _key(300.0, _number(0, above=True))  # not heard of for so long: overdue
+    grace_s: float = _key(3.0, _number(0))  # how long a row may go on after SIGTERM
+    max_failures: float = _key(0.5, _number(0, 1))  # failed share at which a page is given up
+
+
+@dataclass(frozen=True)
+class Plan:
+    limit: int = _key(1000, _whole(1))  # rows per page
+
+
+@dataclass(frozen=True)
+class Slurm:
+    timeout_s: float = _key(30.0, _number(0, above=True))  # for one of Slurm's commands
+    retries: int = _key(3, _whole(0))  # of a query that had no answer
+
+
+@dataclass(frozen=True)
+class Data:
+    root: Path | None = _key(None, _text, path=True)  # where relative paths of spectra start
+
+
+_SECTIONS: dict[str, Any] = {
+    "database": Database,
+    "run": Run,
+    "element": Element,
+    "plan": Plan,
+    "slurm": Slurm,
+    "data": Data,
+}
+_KEYS = {f"{name}.{item.name}": item for name, kind in _SECTIONS.items() for item in fields(kind)}
+_ENVIRONMENT = {"ASTRA_DATABASE_URL": "database.url", "ASTRA_RUN_DIR": "run.dir"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every value, resolved; ``source(key)`` says where one came from."""
+
+    database: Database = Database()
+    run: Run = Run()
+    element: Element = Element()
+    plan: Plan = Plan()
+    slurm: Slurm = Slurm()
+    data: Data = Data()
+    profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    path: Path | None = None  # the file that was read
+    sources: Mapping[str, str] = field(default_factory=dict)  # "database.url": where it is from
+
+    def source(self, key: str) -> str:
+        """Where a value such as ``database.url`` came from: a file, a variable or "default"."""
+        if key.startswith("profiles."):
+            return str(self.path or "default")
+        return self.sources.get(key, "default")
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(key, value as it is shown, where it came from) of every value, secrets hidden."""
+        values = {key: getattr(getattr(self, key.split(".")[0]), _KEYS[key].name) for key in _KEYS}
+        for name, options in self.profiles.items():
+            values.update({f"profiles.{name}.{key}": value for key, value in options.items()})
+        return [(key, _shown(key, value), self.source(key)) for key, value in values.items()]
+
+
+_current: Config | None = None
+
+
+def current() -> Config:
+    """The configuration of this process, resolved when it is first asked for."""
+    global _current
+    if _current is None:
+        _current = load()
+    return _current
+
+
+def use(configuration: Config) -> None:
+    """Make `configuration` that of this process."""
+    global _current
+    _current = configuration
+
+
+def reset() -> None:
+    """Forget the configuration: it is resolved anew when it is next asked for."""
+    global _current
+    _current = None
+
+
+def load(
+    path: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+) -> Config:
+    """The configuration as it stands now.
+
+    Parameters
+    ----------
+    path : the file to read; without one, the first that is found.
+    environ, cwd : environment and current folder; those of the process where not given.
+
+    Raises
+    ------
+    ConfigError
+        If a named file does not exist, or a file holds what astra does not know.
+    """
+    environ = os.environ if environ is None else environ
+    folder = Path(cwd or Path.cwd()).absolute()
+    file = _find(path, environ, folder)
+    values, profiles = _read(file) if file else ({}, {})
+    sources = dict.fromkeys(values, str(file))
+    for variable, key in _ENVIRONMENT.items():
+        if environ.get(variable):  # a variable that is set to nothing counts as unset
+            values[key], sources[key] = _checked(environ[variable], key, variable), variable
+    for key, item in _KEYS.items():
+        base = file.parent if file and sources.get(key) == str(file) else folder
+        value = values.get(key, item.default)
+        if item.metadata["path"] and value is not None:
+            values[key] = Path(os.path.normpath(base / _expanded(str(value), environ)))
+        elif key == "database.url":
+            values[key] = _absolute_sqlite(value, base, environ) or f"sqlite:///{_db(folder)}"
+    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    for key, value in values.items():
+        sections[key.split(".")[0]][_KEYS[key].name] = value
+    return Config(
+        **{name: kind(**sections[name]) for name, kind in _SECTIONS.items()},
+        profiles=profiles,
+        path=file,
+        sources=sources,
+    )
+
+
+def _find(path: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
+    for named, how in ((path, "--config"), (environ.get("ASTRA_CONFIG"), "ASTRA_CONFIG")):
+        if named:
+            file = cwd / _expanded(str(named), environ)
+            if not _exists(file):
+                raise ConfigError(
+                    f"{file}, named by {how}, does not exist; name one that does, or leave {how} "
+                    "out to use the first of ./astra.toml, ~/.config/astra/astra.toml and "
+                    "/etc/astra/astra.toml"
+                )
+            return file
+    user = environ.get("XDG_CONFIG_HOME") or _expanded("~/.config", environ)
+    usual = (cwd, Path(user, "astra"), Path("/etc/astra"))
+    return next((place / "astra.toml" for place in usual if _exists(place / "astra.toml")), None)
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(file)!r} cannot be looked at: {error}") from error
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+    """The values and the profiles of a file, checked; paths as they are written."""
+    values: dict[str, Any] = {}
+    tables = _parsed(file)
+    profiles = tables.pop("profiles", {})
+    for section, table in tables.items():
+        if section not in _SECTIONS:
+            elsewhere = [key for key in _KEYS if key.split(".")[1] == section]
+            hint = " or ".join(f"[{key.split('.')[0]}] {section}" for key in elsewhere)
+            hint = f"It belongs below its section: {hint}" if hint else ""
+            hint = hint or nearest(section, [*_SECTIONS, "profiles"])
+            raise ConfigError(f"{file}: [{section}] is no section of the configuration. {hint}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {section} is a section: write [{section}], then its keys")
+        for name, value in table.items():
+            values[f"{section}.{name}"] = _checked(value, f"{section}.{name}", str(file))
+    if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
+        raise ConfigError(
+            f"{file}: a profile is a section: write [profiles.NAME], then its options"
+        )
+    return values, profiles
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; the configuration is one file, such as astra.toml")
+    try:
+        content = file.read_bytes()
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}, line {line}: not UTF-8; save the file as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+
+
+def _checked(value: Any, key: str, where: str) -> Any:
+    section, name = key.split(".", 1)
+    if key not in _KEYS:
+        known = [item.name for item in fields(_SECTIONS[section])]
+        elsewhere = [k.split(".")[0] for k in _KEYS if k.split(".")[1] == name]
+        hint = f"It belongs to [{elsewhere[0]}]" if elsewhere else nearest(name, known)
+        raise ConfigError(f"{where}: no key {name!r} in [{section}]. {hint}")
+    try:
+        return _KEYS[key].metadata["check"](value)
+    except ValueError as error:
+        # A wrong value may be a secret in the wrong place: shown as rows() would show it.
+        raise ConfigError(f"{where}: [{section}] {name} = {_shown(key, value)}: {error}") from error
+
+
+def _expanded(path: str, environ: Mapping[str, str]) -> str:
+    if path.split("/")[0] == "~" and environ.get("HOME"):
+        return environ["HOME"] + path[1:]
+    return os.path.expanduser(path)
+
+
+def _db(path: Path) -> str:
+    return quote(str(path / "astra.db"))  # the database's own reading undoes the quoting
+
+
+def _absolute_sqlite(url: str, base: Path, environ: Mapping[str, str]) -> str:
+    """`url`, where a ``sqlite:///relative`` path starts from `base`."""
+    path, mark, query = url.removeprefix("sqlite:///").partition("?")
+    if not url.startswith("sqlite:///") or path in ("", ":memory:"):
+        return url
+    place = os.path.normpath(base / _expanded(unquote(path), environ))
+    return f"sqlite:///{quote(place)}{mark}{query}"
+
+
+# ----------------------------------------------------------------------------------- secrets
+
+_SECRET_NAME = re.compile(r"passw|passphrase|secret|token|credential|api_?key", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
+_WHOLE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+# user:password@, also where the password holds / ? # or @, which a URL should not: everything
+# up to the last @ that stands before a proper ?key=value part.
+_USERINFO = re.compile(
+    r"(?P<user>://[^:/?#@]*)(?P<password>:.*)@(?=[^@]*$|[^@?]*\?[\w.%-]+=)", re.DOTALL
+)
+_IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
+_IN_WORDS = re.compile(
+    r"(?P<key>\b\w*(?i:passw\w*|secret|token)\s*=\s*)('(?:\\.|[^'\\])*'|[^\s'\"]+)"
+)
+
+
+def hide_password(text: str) -> str:
+    """`text` with the passwords of all database URLs and connection strings in it hidden.
+
+    >>> hide_password("postgresql://me:geheim@host/db?password=x")
+    'postgresql://me:***@host/db?password=***'
+    >>> hide_password("host=db password='ge heim' user=me")
+    'host=db password=*** user=me'
+    """
+    if _WHOLE_URL.fullmatch(text) and "\n" not in text:
+        return _hide_in_url(text)
+    hidden = _URL.sub(lambda found: _hide_in_url(found[0]), text)
+    return _IN_WORDS.sub(r"\g<key>***", hidden)
+
+
+def _hide_in_url(url: str) -> str:
+    def query(found: re.Match[str]) -> str:
+        secret = _SECRET_NAME.search(unquote(found["key"]))
+        return f"{found['key']}=***" if secret and found["value"] else found[0]
+
+    return _IN_QUERY.sub(query, _USERINFO.sub(r"\g<user>:***@", url))
+
+
+def has_password(url: str) -> bool:
+    """Whether a database URL, or a connection string, carries a password."""
+    return hide_password(url) != url
+
+
+def without_password(url: str) -> str:
+    """`url` as it may stand in a script: the password left to ``~/.pgpass`` or the environment.
+
+    >>> without_password("postgresql://me:geheim@host/db?password=x&sslmode=require")
+    'postgresql://me@host/db?sslmode=require'
+    """
+    bare = hide_password(url).replace(":***@", "@")
+    bare = re.sub(r"[?&;][\w%.-]+=\*\*\*", lambda found: found[0][0], bare)
+    bare = re.sub(r"\s*\b\w+\s*=\s*\*\*\*", "", bare)
+    return re.sub(r"\?(?=$|#)|[&;](?=$|#)|(?<=[?&;])[&;]+", "", bare)
+
+
+def hide_secret(name: str, value: Any) -> str:
+    """`value` as it is shown under `name`: hidden if the name or the value looks secret."""
+    if value is None or value == "":
+        return ""
+    if _SECRET_NAME.search(name):
+        return "***"
+    if isinstance(value, list | tuple):
+        return "; ".join(hide_password(str(item)) for item in value)
+    return str(value).lower() if isinstance(value, bool) else hide_password(str(value))
+
+
+def _shown(key: str, value: Any) -> str:
+    return hide_secret(key.rpartition(".")[2], value)

@@ -1,0 +1,383 @@
+"""Plans: the pending rows of one task and input model, frozen, cut into pages."""
+
+import getpass
+import inspect
+import json
+import socket
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peewee import fn
+
+from astra import config
+from astra.database import connection, database, dialect
+from astra.errors import TaskError, UsageError, nearest
+from astra.models.orchestration import Failure, NoResult, Page, Plan
+from astra.models.pipeline import version_number
+from astra.pending import checked_ids, key_of, most_recent_first, pending_rows, whole_number
+from astra.resolve import (
+    choose_model,
+    find_task,
+    import_path,
+    load,
+    output_model,
+    rows_parameter,
+    signature_of,
+    task_name,
+)
+from astra.schema import check_version
+from astra.tasks import bind_call
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What planning came to."""
+
+    plan: int | None  # None: nothing was pending
+    task: str
+    input_model: str
+    pages: int
+    rows: int
+    limit: int
+    held: int  # pending rows left out: a live plan has them
+    failed: int  # left out: ended as a failure, and were not modified since
+    no_result: int  # left out: ended without a result, and were not modified since
+    live_plans: tuple[int, ...] = ()  # who holds the held
+
+
+def create_plan(
+    task: Any,
+    input_model: Any = None,
+    sdss_ids: Iterable[int] | None = None,
+    limit: int | None = None,
+    max_rows: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    again: bool = False,
+) -> list[Planned]:
+    """Freeze the pending rows of a task: one plan for each of its input models that has any.
+
+    Parameters
+    ----------
+    task, input_model, sdss_ids : as for :func:`astra.generate_queries_for_task`.
+    limit : rows per page; by default the configured ``[plan] limit``.
+    max_rows : at most so many rows, the most recently modified.
+    arguments : of the task, by name; values of the annotated types, or texts that are parsed.
+    again : take rows too that ended as a failure or without a result.
+
+    Raises
+    ------
+    TaskError
+        If the task, an argument or a value cannot be used; nothing is stored.
+    """
+    function = find_task(task)
+    models = choose_model(function, input_model)
+    output_model(function)
+    if not hasattr(function, "__astra__"):
+        raise TaskError(f"{task_name(function)} is no task: decorate it with @task")
+    values = parse_arguments(function, arguments or {})
+    _check_importable(function)
+    limit = whole_number("limit", config.current().plan.limit if limit is None else limit)
+    if max_rows is not None:
+        max_rows = whole_number("max_rows", max_rows)
+    ids = None if sdss_ids is None else checked_ids(sdss_ids)
+    check_version()
+    return [_freeze(function, model, values, ids, limit, max_rows, again) for model in models]
+
+
+def _freeze(
+    function: Any,
+    model: Any,
+    arguments: dict[str, Any],
+    ids: list[int] | None,
+    limit: int,
+    max_rows: int | None,
+    again: bool,
+) -> Planned:
+    name, table, output = task_name(function), model._meta.table_name, output_model(function)
+    group_by = function.__astra__.group_by
+    begin = {"lock_type": "IMMEDIATE"} if dialect().name == "sqlite" else {}
+    with connection(), database.atomic(**begin), dialect().lock(f"plan {name} {table}"):
+        pending = pending_rows(model, output, group_by, ids)
+        key = key_of(model)
+        held = dialect().held(key, name, table, Page, Plan)
+        left_out = [] if again else [(m, _ended(m, model, name)) for m in (Failure, NoResult)]
+        live = _live_plans(name, table)
+        counts = {
+            "held": pending.where(held).count() if live else 0,
+            "failed": 0,
+            "no_result": 0,
+        }
+        if live:
+            pending = pending.where(database_not(held))
+        for kind, clause in left_out:
+            if kind.select(kind.pk).where(kind.task == name).limit(1).scalar() is not None:
+                what = "failed" if kind is Failure else "no_result"
+                counts[what] = pending.where(clause).count()
+                pending = pending.where(~clause)
+        keys = pending.select(
+            key.alias("key"), model.modified.alias("modified"), model._meta.primary_key.alias("pk")
+        ).order_by(*most_recent_first(model))
+        if max_rows is not None:
+            keys = keys.limit(max_rows)
+        plan = _record(function, model, output, arguments, limit)
+        pages, rows = dialect().freeze(keys, Page, plan.pk, limit)
+        if not rows:
+            plan.delete_instance()
+        else:
+            Plan.update(n_pages=pages, n_rows=rows).where(Plan.pk == plan.pk).execute()
+        return Planned(
+            plan.pk if rows else None, name, model.__name__, pages, rows, limit,
+            live_plans=tuple(live) if counts["held"] else (), **counts,
+        )  # fmt: skip
+
+
+def database_not(clause: Any) -> Any:
+    """The denial of a clause that is written in SQL."""
+    from peewee import SQL, NodeList
+
+    return NodeList((SQL("NOT"), clause))
+
+
+def _ended(kind: Any, model: Any, name: str) -> Any:
+    """A clause: the row ended so at this version, and was not modified since."""
+    row = kind.alias("ended")
+    return fn.EXISTS(
+        row.select(1).where(
+            (row.task == name)
+            & (row.input_table == model._meta.table_name)
+            & (row.key == key_of(model))
+            & (row.v_astra_major_minor == version_number() // 1000)
+            & (row.input_modified == model.modified)
+        )
+    )
+
+
+def _live_plans(name: str, table: str) -> list[int]:
+    """Plans of the task that still have rows to end."""
+    ended = Page.n_done + Page.n_failed + Page.n_no_result
+    query = (
+        Plan.select(Plan.pk)
+        .join(Page)
+        .where(
+            (Plan.task == name)
+            & (Plan.input_table == table)
+            & Plan.cancelled.is_null()
+            & (ended < Page.n_rows)
+        )
+        .distinct()
+        .order_by(Plan.pk)
+    )
+    return [pk for (pk,) in query.tuples()]
+
+
+def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], limit: int) -> Plan:
+    file = Path(inspect.getfile(inspect.unwrap(function))).resolve()
+    return Plan.create(
+        task=task_name(function),
+        task_path=import_path(function),
+        import_root=import_root(function, file),
+        input_model=import_path(model),
+        input_table=model._meta.table_name,
+        output_model=import_path(output),
+        arguments=json.dumps(arguments, default=str),
+        limit=limit,
+        n_pages=0,
+        n_rows=0,
+        v_astra=version_number(),
+        commit=_commit(file.parent),
+        created_by=getpass.getuser() if _has_user() else "unknown",
+        created_on=socket.gethostname(),
+        cwd=str(Path.cwd()),
+    )
+
+
+def _has_user() -> bool:
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        return False
+    return True
+
+
+def import_root(function: Any, file: Path) -> str | None:
+    """The folder that has to be on ``sys.path`` to import the task; None where it is installed."""
+    depth = function.__module__.count(".") + (1 if file.name == "__init__.py" else 0)
+    root = file.parents[depth] if depth < len(file.parents) else file.parent
+    return None if "site-packages" in root.parts else str(root)
+
+
+def _check_importable(function: Any) -> None:
+    """Elements import the task anew: it must stand in a module, by its name."""
+    path = import_path(function)
+    if function.__module__ == "__main__" or "<locals>" in path:
+        raise TaskError(
+            f"{task_name(function)} cannot be imported by other processes: move it to the top "
+            "level of a module, and name it module.function"
+        )
+    if load(path) is not function:
+        raise TaskError(f"{path} is another object than the task that was given")
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit that the task's code stands at, with "+" where files were changed since."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True, text=True, timeout=10, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    if not head:
+        return None
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
+
+
+# ---------------------------------------------------------------------------------- arguments
+
+
+def parse_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a task by name, texts parsed to the annotated types, all checked.
+
+    Raises
+    ------
+    TaskError
+        If the task does not take a name, or a value is not of its type.
+    """
+    inner = function.__astra__.function
+    parameters = inspect.signature(inner).parameters
+    hints = function.__astra__.hints or typing.get_type_hints(inner)
+    keywords: dict[str, Any] = {
+        "live": bool, "batch_size": int, "write_frequency": float,
+        "write_to_database": bool, "re_raise_exceptions": bool,
+    }  # fmt: skip
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    rows = rows_parameter(inner).name
+    values = {}
+    for name, value in arguments.items():
+        if name == rows or (name not in parameters and name not in keywords and not takes_any):
+            known = [p for p in parameters if p != rows] + list(keywords)
+            raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, known)}")
+        kind = hints.get(name, keywords.get(name, Any))
+        values[name] = parse_value(name, value, kind) if isinstance(value, str) else value
+    if values.get("write_to_database") is False:
+        raise TaskError("write_to_database=False: a plan is whole when its rows are stored")
+    bind_call(function, ([],), dict(values))
+    return values
+
+
+def parse_value(name: str, text: str, kind: Any) -> Any:
+    """A text as a value of the annotated type.
+
+    >>> parse_value("n", "3", int), parse_value("x", "", str | None)
+    (3, '')
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(name, text, inner)
+    if origin is typing.Literal:
+        for choice in inner:
+            if text == str(choice):
+                return choice
+        raise TaskError(f"{name}={text!r}: choose from {', '.join(map(str, inner))}")
+    if origin in (list, tuple, set) or kind in (list, tuple, set):
+        member = inner[0] if inner else str
+        parts = [part.strip() for part in text.split(",")] if text else []
+        return [parse_value(name, part, member) for part in parts]
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if text.lower() not in words:
+            raise TaskError(f"{name}={text!r}: write true or false")
+        return words[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise TaskError(f"{name}={text!r} is not {_A[kind]}") from error
+    if kind is dict or origin is dict:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise TaskError(f"{name}={text!r} is not JSON: {error}") from error
+    return text
+
+
+_A = {int: "a whole number", float: "a number"}
+
+
+def _parse_union(name: str, text: str, kinds: tuple[Any, ...]) -> Any:
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    errors = []
+    # A text fits str always: the other types are tried first.
+    for kind in sorted((k for k in kinds if k is not type(None)), key=lambda k: k is str):
+        try:
+            return parse_value(name, text, kind)
+        except TaskError as error:
+            errors.append(str(error))
+    raise TaskError("; ".join(errors))
+
+
+# ------------------------------------------------------------------------------------ looking
+
+
+def get_plan(pk: int) -> Plan:
+    """The plan of a number.
+
+    Raises
+    ------
+    UsageError
+        If there is none; it says which there are.
+    """
+    check_version()
+    with connection():
+        plan = Plan.get_or_none(Plan.pk == pk)
+        if plan is not None:
+            return plan
+        last = [p for (p,) in Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(5).tuples()]
+    raise UsageError(
+        f"there is no plan {pk}; "
+        + (f"the last are {', '.join(map(str, last))} (astra plans)" if last else "none was made")
+    )
+
+
+def check_plan_version(plan: Plan) -> None:
+    """A plan runs at the major.minor version that it was made at.
+
+    Raises
+    ------
+    UsageError
+        If it is another.
+    """
+    if plan.v_astra // 1000 != version_number() // 1000:
+        raise UsageError(
+            f"plan {plan.pk} was made at version {_version_text(plan.v_astra)}, this is astra "
+            f"{_version_text(version_number())}: its results would belong to another version; "
+            f"astra cancel {plan.pk}, then plan again"
+        )
+
+
+def _version_text(v_astra: int) -> str:
+    return f"{v_astra // 10**6}.{v_astra // 1000 % 1000}.{v_astra % 1000}"
+
+
+def task_of(plan: Plan) -> Any:
+    """The plan's task, imported from where it stood when the plan was made."""
+    if plan.import_root and plan.import_root not in sys.path:
+        sys.path.insert(0, plan.import_root)
+    return load(plan.task_path)
+
+
+def as_json(value: Any) -> Any:
+    """A dataclass as plain values for ``--json``."""
+    return asdict(value)

@@ -1,0 +1,392 @@
+"""Checkpoints: one transaction writes a batch of results and the page's progress together."""
+
+import traceback as tracebacks
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import peewee
+
+from astra import config, log
+from astra.database import database, dialect
+from astra.dialects import Batch
+from astra.errors import Superseded
+from astra.models.orchestration import Attempt, Failure, NoResult, Page
+from astra.models.pipeline import SOURCE_KEY, SPECTRUM_KEY, version_number
+from astra.states import Outcome
+
+#: Stored tracebacks and messages are cut to so many characters; the end says most.
+TRACEBACK_LIMIT = 20_000
+MESSAGE_LIMIT = 2_000
+
+
+@dataclass(eq=False, slots=True)
+class Handed:
+    """An input row that was given to the task and has not ended yet."""
+
+    key: int | None
+    row: Any  # the row itself, or None where it can be read again
+    modified: datetime | None = None
+    read: datetime | None = None
+    t_spent_s: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Yielded:
+    """A result that the task yielded, and the row that it is for."""
+
+    result: Any
+    handed: Handed | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a row has no result: what was raised, and where."""
+
+    key: int | None
+    exception: str
+    message: str
+    modified: datetime | None = None
+    place: str | None = None
+    traceback: str | None = None
+    refused: bool = False  # a further result of a row that has one
+
+
+@dataclass
+class Checkpoint:
+    """What one transaction is to write."""
+
+    results: list[Yielded] = field(default_factory=list)
+    failures: list[Refusal] = field(default_factory=list)
+    no_results: list[Handed] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.results or self.failures or self.no_results)
+
+
+@dataclass
+class Claim:
+    """The right to write a page: held while the page names this attempt."""
+
+    page: Page
+    attempt: Attempt
+    positions: dict[int, int]  # key -> place in the page
+    outcomes: bytearray
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whose results are written: the task, and the table of its inputs."""
+
+    task: str
+    input_table: str
+    on_source: bool
+    output: Any = None  # the output model, where it is known
+    plan_pk: int | None = None
+    page: int | None = None
+
+
+def refusal(error: BaseException, key: int | None, modified: datetime | None = None) -> Refusal:
+    """What is kept of an exception that a task raised on a row."""
+    frames = tracebacks.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/astra/run.py" not in f.filename]
+    text = "".join(tracebacks.format_exception(error))
+    place = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else None
+    return Refusal(
+        key,
+        type(error).__name__,
+        clean(str(error), MESSAGE_LIMIT),
+        modified,
+        place,
+        clean(text, TRACEBACK_LIMIT),
+    )
+
+
+def clean(text: str, limit: int) -> str:
+    """`text` as it may be stored: no password, no NUL, cut at the front."""
+    text = config.hide_password(text.replace("\0", "\\0"))
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else "… " + text[-limit:]
+
+
+def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[Any]:
+    """Write a checkpoint, all of it or nothing; the results that were stored.
+
+    A result that the database refuses fails alone: its batch is halved until it stands by itself,
+    and it is recorded as a failure of its row, with the database's own message.
+
+    Raises
+    ------
+    Superseded
+        If another attempt has claimed the page; nothing is written.
+    """
+    with database.atomic():
+        if claim is not None:
+            _hold(claim)
+        stored, refused = _write_results(checkpoint.results, target, claim)
+        failures = [*checkpoint.failures, *refused]
+        _write_failures(failures, target, claim)
+        _write_no_results(checkpoint.no_results, target, claim)
+        outcomes = _write_progress(claim, stored, failures, checkpoint) if claim else None
+    if claim is not None and outcomes is not None:
+        claim.outcomes[:] = outcomes
+    for failure in refused:
+        log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
+    return [yielded.result for yielded in stored]
+
+
+def _hold(claim: Claim) -> None:
+    """Make sure that the page is still ours, and stays so until the transaction ends."""
+    query = Page.select(Page.attempt_pk).where(Page.pk == claim.page.pk)
+    if dialect().name == "postgresql":
+        query = query.for_update()
+    holder = query.scalar()
+    if holder != claim.attempt.pk:
+        raise Superseded(
+            f"page {claim.page.number} of plan {claim.page.plan_id} was taken over by attempt "
+            f"{holder}; this one (attempt {claim.attempt.pk}) writes nothing more"
+        )
+
+
+# ----------------------------------------------------------------------------------- results
+
+
+def _write_results(
+    results: list[Yielded], target: Target, claim: Claim | None
+) -> tuple[list[Yielded], list[Refusal]]:
+    refused: list[Refusal] = []
+    groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
+    seen: set[int] = set()
+    for yielded in results:
+        try:
+            row = _prepare(yielded, target, claim, seen)
+        except _Bad as bad:
+            refused.append(bad.refusal)
+            continue
+        key = type(yielded.result), frozenset(row)
+        groups.setdefault(key, []).append((yielded, row))
+    stored: list[Yielded] = []
+    for (model, _), rows in groups.items():
+        stored += _store(model, rows, target, refused)
+    if len(groups) > 1:
+        order = {id(yielded): i for i, yielded in enumerate(results)}
+        stored.sort(key=lambda yielded: order[id(yielded)])
+    return stored, refused
+
+
+class _Bad(Exception):
+    def __init__(self, yielded: Yielded, kind: str, message: str, refused: bool = False) -> None:
+        handed = yielded.handed
+        key = handed.key if handed else None
+        modified = handed.modified if handed else None
+        self.refusal = Refusal(key, kind, message, modified, refused=refused)
+
+
+def _prepare(
+    yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]
+) -> dict[str, Any]:
+    """The columns of a result in database form."""
+    result, handed = yielded.result, yielded.handed
+    wanted = target.output
+    if wanted is not None and not isinstance(result, wanted):
+        raise _Bad(
+            yielded, "WrongModel", f"{type(result).__name__} was yielded, not {wanted.__name__}"
+        )
+    key = key_of_result(result, target.on_source)
+    if key is None:
+        name = "source_pk" if target.on_source else "spectrum_pk"
+        raise _Bad(yielded, "NoKey", f"the result has no {name}; use from_spectrum()")
+    if claim is not None:
+        if key not in claim.positions:
+            raise _Bad(yielded, "ForeignRow", f"the result is for {key}, which is not in the page")
+        if claim.outcomes[claim.positions[key]] == Outcome.RESULT:
+            raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
+    if key in seen:
+        raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
+    if handed is not None:
+        result.__data__["input_read"] = handed.read
+        if result.__data__.get("input_modified") is None:
+            result.__data__["input_modified"] = handed.modified
+    result.__data__["attempt_pk"] = claim.attempt.pk if claim else None
+    fields, row = result._meta.fields, {}
+    try:
+        for name, value in result.__data__.items():
+            field = fields[name]
+            if name not in _BY_DATABASE:
+                row[field.column_name] = field.db_value(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _Bad(yielded, type(error).__name__, f"column {name}: {error}") from error
+    seen.add(key)
+    return row
+
+
+#: Columns that the database fills itself.
+_BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"})
+
+
+def key_of_result(result: Any, on_source: bool) -> int | None:
+    """The key of the row that a result is for."""
+    value = getattr(result, "source_pk" if on_source else "spectrum_pk", None)
+    return getattr(value, "pk", value)
+
+
+def _store(
+    model: Any,
+    rows: list[tuple[Yielded, dict[str, Any]]],
+    target: Target,
+    refused: list[Refusal],
+) -> list[Yielded]:
+    """Write rows that set the same columns; on an error halve them until the bad one is alone."""
+    columns, where = SOURCE_KEY if target.on_source else SPECTRUM_KEY
+    batch = Batch(
+        dialect().table(model),
+        {name: [row[name] for _, row in rows] for name in rows[0][1]},
+        columns,
+        where,
+        (columns[0], model._meta.primary_key.column_name),
+    )
+    try:
+        with database.atomic():
+            written = dialect().upsert(batch)
+    except Exception as error:
+        if not dialect().is_rows_fault(error):
+            raise
+        if len(rows) == 1:
+            kind = type(error.__cause__ or error).__name__
+            message = clean(dialect().message(error), MESSAGE_LIMIT)
+            refused.append(_Bad(rows[0][0], kind, message).refusal)
+            return []
+        half = len(rows) // 2
+        return [
+            *_store(model, rows[:half], target, refused),
+            *_store(model, rows[half:], target, refused),
+        ]
+    stored = []
+    for yielded, row in rows:
+        # Absent is a row that a later attempt has already written: that one stands.
+        if (pk := written.get(row[columns[0]])) is None:
+            log.warning("%s %s: a later result stands", target.task, row[columns[0]])
+            continue
+        yielded.result.__data__["task_pk"] = pk
+        yielded.result._dirty.clear()
+        stored.append(yielded)
+    if stored:
+        _forget(target, [row[columns[0]] for _, row in rows])
+    return stored
+
+
+def _forget(target: Target, keys: list[int]) -> None:
+    """Rows that have a result now are neither failures nor without one."""
+    for model in (Failure, NoResult):
+        if not _any_recorded(model, target):
+            continue
+        model.delete().where(
+            (model.task == target.task)
+            & (model.input_table == target.input_table)
+            & dialect().among(model.key, keys)
+            & (model.v_astra_major_minor == version_number() // 1000)
+        ).execute()
+
+
+def _any_recorded(model: Any, target: Target) -> bool:
+    query = model.select(model.pk).where(
+        (model.task == target.task) & (model.input_table == target.input_table)
+    )
+    return query.limit(1).scalar() is not None
+
+
+# -------------------------------------------------------------------- failures, no results
+
+
+def _common(target: Target, claim: Claim | None, key: int, modified: Any) -> dict[str, Any]:
+    return {
+        "task": target.task,
+        "input_table": target.input_table,
+        "key": key,
+        "v_astra_major_minor": version_number() // 1000,
+        "input_modified": modified,
+        "attempt_pk": claim.attempt.pk if claim else None,
+        "plan_pk": target.plan_pk,
+        "page": target.page,
+    }
+
+
+_ONE_PER_ROW = ("task", "input_table", "key", "v_astra_major_minor")
+
+
+def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None) -> None:
+    for failure in failures:
+        if failure.key is None:
+            log.error("%s: %s: %s", target.task, failure.exception, failure.message)
+            continue
+        values = {
+            **_common(target, claim, failure.key, failure.modified),
+            "exception": failure.exception,
+            "message": failure.message,
+            "place": failure.place,
+            "traceback": failure.traceback,
+            "refused": failure.refused,
+        }
+        _upsert_row(Failure, values, {Failure.times: Failure.times + 1})
+
+
+def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -> None:
+    for handed in rows:
+        if handed.key is not None:
+            _upsert_row(NoResult, _common(target, claim, handed.key, handed.modified), {})
+
+
+def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> None:
+    changed = {getattr(model, n): v for n, v in values.items() if n not in _ONE_PER_ROW}
+    model.insert(values).on_conflict(
+        conflict_target=[getattr(model, name) for name in _ONE_PER_ROW],
+        update={**changed, model.modified: peewee.SQL(dialect().now_sql), **extra},
+    ).execute()
+
+
+# ---------------------------------------------------------------------------------- progress
+
+
+def _write_progress(
+    claim: Claim, stored: list[Yielded], failures: list[Refusal], checkpoint: Checkpoint
+) -> bytes:
+    """The page's progress, in the same transaction; its outcomes as they are now."""
+    outcomes = bytearray(claim.outcomes)
+    results = [y.handed.key for y in checkpoint.results if y.handed]
+    bad = {f.key for f in failures}
+    # A result that a later attempt has already written counts as a result all the same.
+    _mark(outcomes, claim, (k for k in results if k not in bad), Outcome.RESULT)
+    _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
+    _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
+    _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
+    counts = {
+        "n_done": outcomes.count(Outcome.RESULT),
+        "n_failed": outcomes.count(Outcome.FAILURE),
+        "n_no_result": outcomes.count(Outcome.NO_RESULT),
+    }
+    now = peewee.SQL(dialect().now_sql)
+    Page.update(outcomes=bytes(outcomes), modified=now, **counts).where(
+        Page.pk == claim.page.pk
+    ).execute()
+    attempt = claim.attempt
+    attempt.n_checkpoints += 1
+    Attempt.update(
+        seen=now,
+        n_checkpoints=attempt.n_checkpoints,
+        n_done=counts["n_done"],
+        n_failed=counts["n_failed"],
+        n_no_result=counts["n_no_result"],
+    ).where(Attempt.pk == attempt.pk).execute()
+    return bytes(outcomes)
+
+
+def _mark(outcomes: bytearray, claim: Claim, keys: Iterable[int | None], outcome: Outcome) -> None:
+    for key in keys:
+        place = claim.positions.get(key) if key is not None else None
+        # A stored result is never taken back by a later failure of the same row.
+        if place is not None and outcomes[place] != Outcome.RESULT:
+            outcomes[place] = outcome
+
+
+Writer = Callable[[Checkpoint], list[Any]]

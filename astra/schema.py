@@ -1,0 +1,109 @@
+"""The tables of a database: made, completed, and known by a version."""
+
+import importlib
+from typing import Any
+
+import peewee
+
+from astra import models as science
+from astra.config import hide_password
+from astra.database import connection, database, dialect, url
+from astra.errors import DatabaseError, UsageError
+from astra.models.base import BaseModel, every_subclass
+from astra.models.orchestration import ORCHESTRATION, RowWithoutResult, Schema
+from astra.models.pipeline import PipelineOutputModel
+
+#: The version of astra's own tables. A change of them raises it and adds a step to _STEPS.
+VERSION = 1
+
+#: version -> SQL statements that bring tables of the version before up to it.
+_STEPS: dict[int, tuple[str, ...]] = {}
+
+_ABSTRACT = {BaseModel, RowWithoutResult, PipelineOutputModel}
+
+
+def init_database(modules: tuple[str, ...] = ()) -> list[str]:
+    """Make all missing tables, those of the named modules too; the names of the new ones.
+
+    Can be run again: tables that exist are completed (indexes, triggers) and kept.
+
+    Raises
+    ------
+    UsageError
+        If a module cannot be imported.
+    DatabaseError
+        If the tables were made by a later astra.
+    """
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(f"the module {name!r} cannot be imported: {error}") from error
+    with connection(), database.atomic(), dialect().lock("initdb"):
+        if schema := Schema._meta.schema:
+            dialect().create_schema(schema)
+        version = _version()
+        if version is not None and version > VERSION:
+            raise _mismatch(version)
+        new = []
+        for model in tables():
+            if not model.table_exists():
+                new.append(model._meta.table_name)
+            model.create_table()
+        if version is None:
+            Schema.create(version=VERSION)
+        else:
+            for step in range(version + 1, VERSION + 1):
+                for statement in _STEPS[step]:
+                    database.execute_sql(statement)
+            Schema.update(version=VERSION).execute()
+        return new
+
+
+def tables() -> list[Any]:
+    """Every table, each after those that it refers to."""
+    found = [*ORCHESTRATION, *(getattr(science, name) for name in science.__all__)]
+    found += every_subclass(BaseModel)
+    concrete = [m for m in dict.fromkeys(found) if _is_table(m)]
+    return peewee.sort_models(concrete)
+
+
+def _is_table(model: Any) -> bool:
+    return (
+        isinstance(model, type)
+        and issubclass(model, BaseModel)
+        and model not in _ABSTRACT
+        and not getattr(model._meta, "abstract", False)
+    )
+
+
+def check_version() -> None:
+    """Refuse to work on tables that are not this astra's.
+
+    Raises
+    ------
+    DatabaseError
+        If the tables are missing, older or newer; it says what to type.
+    """
+    with connection():
+        version = _version()
+    if version is None:
+        raise DatabaseError(
+            f"the database {hide_password(url())} has no tables of astra; make them: astra initdb"
+        )
+    if version != VERSION:
+        raise _mismatch(version)
+
+
+def _version() -> int | None:
+    if not Schema.table_exists():
+        return None
+    return Schema.select(peewee.fn.max(Schema.version)).scalar()
+
+
+def _mismatch(version: int) -> DatabaseError:
+    what = "upgrade astra" if version > VERSION else "bring them up to date: astra initdb"
+    return DatabaseError(
+        f"the tables of {hide_password(url())} are of version {version}, this astra works with "
+        f"{VERSION}; {what}"
+    )

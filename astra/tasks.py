@@ -1,0 +1,234 @@
+"""``@task``: makes a generator function a task.
+
+Results that it yields are batched, written to the database at checkpoints, and yielded on.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import peewee
+
+from astra.database import dialect, retrying
+from astra.errors import TaskError, nearest
+from astra.models.source import Source
+from astra.resolve import (
+    hints_where_defined,
+    input_models,
+    output_model,
+    rows_parameter,
+    signature_of,
+    task_name,
+)
+from astra.results import Target
+from astra.run import Run, Settings
+
+_KEYWORDS = tuple(item.name for item in fields(Settings))
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the decorator knows of a task: stands at ``function.__astra__``."""
+
+    function: Callable[..., Any]
+    keywords: dict[str, Any]
+    group_by: tuple[str, ...] = ()
+    hints: dict[str, Any] | None = None
+    own: frozenset[str] = field(default_factory=frozenset)  # keywords that it takes itself
+
+
+def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
+    """Make a generator function a task.
+
+    Works bare, with arguments, and overridden at the call; call beats decorator beats default.
+
+    Parameters
+    ----------
+    live : yield each result at once, before it is written (default False: results come out
+        after their batch is in the database, with their ``task_pk``).
+    batch_size : rows written per batch (1000).
+    write_frequency : longest time that a yielded result waits for its checkpoint (300 s).
+    write_to_database : False: results are yielded and not written.
+    re_raise_exceptions : False: an exception is logged and recorded as a failure of its row,
+        and the remaining rows are still processed.
+    group_by : names of input columns: one row per group, the most recently modified.
+
+    Raises
+    ------
+    TaskError
+        If the function does not yield, or a keyword or value cannot be used.
+
+    Examples
+    --------
+    >>> @task(batch_size=50)
+    ... def my_analysis(spectra):
+    ...     for spectrum in spectra:
+    ...         yield ...
+    """
+    if function is None:
+        namespace = sys._getframe(1).f_locals
+        return lambda decorated: _declare(decorated, keywords, namespace)
+    if not callable(function):
+        raise TaskError(f"@task takes keywords only, as in @task(batch_size=50), not {function!r}")
+    return _declare(function, keywords, sys._getframe(1).f_locals)
+
+
+def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any]) -> Any:
+    if not inspect.isgeneratorfunction(function):
+        raise TaskError(
+            f"{signature_of(function)} does not yield: a task is a generator function; write "
+            "`yield MyResult.from_spectrum(spectrum, ...)` for each row"
+        )
+    rows_parameter(function)
+    group_by = _checked_groups(keywords.pop("group_by", ()))
+    for name in keywords:
+        if name not in _KEYWORDS:
+            known = [*_KEYWORDS, "group_by"]
+            raise TaskError(f"@task has no keyword {name!r}. {nearest(name, known)}")
+    check_keywords(keywords)
+    parameters = inspect.signature(function).parameters
+    declared = Declared(
+        function,
+        keywords,
+        group_by,
+        hints_where_defined(function, namespace),
+        frozenset(name for name in _KEYWORDS if name in parameters),
+    )
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Iterator[Any]:
+        settings, bound = bind_call(call, arguments, named)
+        rows = bound.arguments.pop(rows_parameter(function).name)
+        return _direct(call, rows, bound, settings)
+
+    call.__astra__ = declared  # type: ignore[attr-defined]
+    return call
+
+
+def _checked_groups(group_by: Any) -> tuple[str, ...]:
+    names = (group_by,) if isinstance(group_by, str) else tuple(group_by)
+    for name in names:
+        if not isinstance(name, str):
+            raise TaskError(f"group_by holds {name!r}: give the names of input columns")
+    return names
+
+
+def check_keywords(keywords: dict[str, Any]) -> None:
+    """Refuse values that a task's keywords cannot have."""
+    for name, value in keywords.items():
+        if name in ("live", "write_to_database", "re_raise_exceptions"):
+            good, wanted = isinstance(value, bool), "True or False"
+        elif name == "batch_size":
+            good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            wanted = "a whole number from 1"
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            good, wanted = is_number and 0 <= value < float("inf"), "seconds, from 0"
+        if not good:
+            raise TaskError(f"{name}={value!r}: give {wanted}")
+
+
+def bind_call(
+    call: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[Settings, inspect.BoundArguments]:
+    """The settings of a call and the arguments that the function itself is given.
+
+    Raises
+    ------
+    TaskError
+        If the function does not take an argument; before any row is computed.
+    """
+    declared: Declared = call.__astra__
+    given = {name: named.pop(name) for name in _KEYWORDS if name in named}
+    own_defaults = _defaults_of(declared)
+    resolved = {**own_defaults, **declared.keywords, **given}
+    check_keywords(resolved)
+    settings = Settings(**resolved)
+    named |= {name: getattr(settings, name) for name in declared.own}
+    signature = inspect.signature(declared.function)
+    try:
+        return settings, signature.bind(*arguments, **named)
+    except TypeError as error:
+        known = [*signature.parameters, *_KEYWORDS]
+        wrong = [name for name in named if name not in known]
+        hint = nearest(wrong[0], known) if wrong else signature_of(declared.function)
+        raise TaskError(f"{task_name(call)}: {error}. {hint}") from error
+
+
+def _defaults_of(declared: Declared) -> dict[str, Any]:
+    """A default that the function itself gives to one of the keywords."""
+    parameters = inspect.signature(declared.function).parameters
+    return {
+        name: parameters[name].default
+        for name in declared.own
+        if parameters[name].default is not inspect.Parameter.empty
+    }
+
+
+def caller(call: Any, bound: inspect.BoundArguments) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """The function as it is called for rows, with its other arguments in place."""
+    function = call.__astra__.function
+    name = rows_parameter(function).name
+
+    def start(rows: Iterator[Any]) -> Iterator[Any]:
+        bound.arguments[name] = rows
+        return function(*bound.args, **bound.kwargs)
+
+    return start
+
+
+def _direct(
+    call: Any, rows: Iterable[Any], bound: inspect.BoundArguments, settings: Settings
+) -> Iterator[Any]:
+    """A task called by a program, outside of any plan."""
+    run = Run(
+        _rows_of(rows, settings),
+        caller(call, bound),
+        settings,
+        _target(call, rows),
+        n_rows=len(rows) if isinstance(rows, list | tuple) else None,
+    )
+    if settings.write_to_database:
+        run.read_at = retrying(lambda: dialect().now())
+    yield from _closing(iter(run))
+
+
+def _closing(results: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from results
+    finally:
+        results.close()  # type: ignore[attr-defined]
+
+
+def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
+    if isinstance(rows, peewee.BaseQuery):
+        rows = rows.clone()  # one that was executed before would give its old rows
+        if settings.write_to_database and dialect().name == "sqlite":
+            # SQLite reads on while this connection writes: what it would see is not defined.
+            return iter(list(rows))
+        return rows.iterator()
+    if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
+        raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")
+    return iter(rows)
+
+
+def _target(call: Any, rows: Any) -> Target:
+    """Whose results these are, as far as the annotations, or the rows, say."""
+    try:
+        output = output_model(call)
+    except TaskError:
+        output = None
+    model = getattr(rows, "model", None)
+    if model is None:
+        try:
+            models = input_models(call)
+        except TaskError:
+            models = []
+        first = rows[0] if isinstance(rows, list | tuple) and rows else None
+        model = type(first) if hasattr(first, "_meta") else (models[0] if models else None)
+    table = model._meta.table_name if model is not None else ""
+    on_source = model is not None and isinstance(model, type) and issubclass(model, Source)
+    return Target(task_name(call), table, on_source, output)
