@@ -54,8 +54,11 @@ def _whole(least: int) -> Check:
     return check
 
 
-def _key(default: Any, check: Check, path: bool = False) -> Any:
-    return field(default=default, metadata={"check": check, "path": path})
+def _key(default: Any, check: Check) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+_PATH = {"check": _text, "path": True}
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Database:
 
 @dataclass(frozen=True)
 class Run:
-    dir: Path = _key(Path("astra-runs"), _text, path=True)  # scripts and logs
-    templates: Path | None = _key(None, _text, path=True)  # a site's own templates, first
+    dir: Path = field(default=Path("astra-runs"), metadata=_PATH)  # scripts and logs
+    templates: Path | None = field(default=None, metadata=_PATH)  # a site's own templates, first
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Slurm:
 
 @dataclass(frozen=True)
 class Data:
-    root: Path | None = _key(None, _text, path=True)  # where relative paths of spectra start
+    root: Path | None = field(default=None, metadata=_PATH)  # where relative paths of spectra start
 
 
 _SECTIONS: dict[str, Any] = {
@@ -188,7 +191,7 @@ def load(
     for key, item in _KEYS.items():
         base = file.parent if file and sources.get(key) == str(file) else folder
         value = values.get(key, item.default)
-        if item.metadata["path"] and value is not None:
+        if "path" in item.metadata and value is not None:
             values[key] = Path(os.path.normpath(base / _expanded(str(value), environ)))
         elif key == "database.url":
             values[key] = _absolute_sqlite(value, base, environ) or f"sqlite:///{_db(folder)}"
@@ -303,9 +306,9 @@ _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|credential|api_?key", 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
 _WHOLE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 # user:password@, also where the password holds / ? # or @, which a URL should not: everything
-# up to the last @ that stands before a proper ?key=value part.
+# up to the last @ that stands before a proper ?key=value part. host:5432/db?... is none.
 _USERINFO = re.compile(
-    r"(?P<user>://[^:/?#@]*)(?P<password>:.*)@(?=[^@]*$|[^@?]*\?[\w.%-]+=)", re.DOTALL
+    r"(?P<user>://[^:/?#@]*):(?!\d*/[^@?]*\?[\w.%-]+=).*@(?=[^@]*$|[^@?]*\?[\w.%-]+=)", re.DOTALL
 )
 _IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
 _IN_WORDS = re.compile(
