@@ -62,6 +62,7 @@ class Submission(BaseModel):
     state = TextField()  # intent, submitted, refused, absent
     job_id = BigIntegerField(null=True, index=True)  # of the array; for local ones the pid
     cluster = TextField(null=True)
+    pid_began = TextField(null=True)  # of local ones: tells the process from a later namesake
     job_name = TextField()
     host = TextField()  # from where it was submitted
     elements = KeysField()  # numbers of its elements, from 1 over the whole plan

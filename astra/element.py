@@ -1,0 +1,517 @@
+"""One element: claims its pages, one after the other, and runs the task over their rows.
+
+No connection to the database is held while the task computes: a page is claimed, a chunk of rows
+read, and a checkpoint written, each in a connection of its own.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from peewee import SQL
+
+from astra import config, log
+from astra.database import database, dialect, retrying
+from astra.errors import (
+    AstraError,
+    BrokenElement,
+    BusyError,
+    Interrupted,
+    Superseded,
+    UsageError,
+)
+from astra.models.orchestration import Attempt, Page, Plan, Submission
+from astra.pending import has_result, key_of, rows_with_source
+from astra.plan import check_plan_version, get_plan, task_of
+from astra.resolve import load
+from astra.results import Claim, Handed, Refusal, Target, clean
+from astra.run import Run, Stop
+from astra.states import AttemptState, Outcome
+from astra.tasks import bind_call, caller
+
+#: Rows that are read at a time, at most.
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Where:
+    """The process and the Slurm element that an attempt runs in."""
+
+    host: str
+    pid: int
+    pid_began: str | None
+    job_id: int | None = None
+    array_index: int | None = None
+    restarts: int = 0
+    log: str | None = None
+
+
+def here() -> Where:
+    """Where this process runs, from Slurm's environment where there is one."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    index = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return Where(
+        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        pid=os.getpid(),
+        pid_began=process_began(os.getpid()),
+        job_id=int(job) if job else None,
+        array_index=int(index) if index else None,
+        restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        log=_own_log(),
+    )
+
+
+def process_began(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since the machine did; None if it is gone.
+
+    Tells a process from a later one of the same number (proc(5), field 22 of stat).
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _own_log() -> str | None:
+    """The file that this process prints to, if it is one."""
+    try:
+        target = os.readlink("/proc/self/fd/1")
+    except OSError:
+        return None
+    return target if target.startswith("/") and os.path.isfile(target) else None
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """How one page fared in this element."""
+
+    page: int
+    state: str
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    message: str | None = None
+    exit_status: int = 0
+
+
+def run_element(plan_pk: int, element: int, token: str, stop: Stop | None = None) -> list[PageRun]:
+    """Run the pages of one element of a submission, each until its rows have ended.
+
+    Raises
+    ------
+    UsageError
+        If the plan is of another version, or the submission is not of this plan.
+    """
+    stop = stop or Stop()
+    with _signals(stop):
+        plan = retrying(lambda: get_plan(plan_pk))
+        check_plan_version(plan)
+        submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
+        if submission is None or submission.plan_id != plan.pk:
+            raise UsageError(f"plan {plan_pk} has no submission {token!r}")
+        each = submission.pages_per_element
+        first = (element - 1) * each + 1
+        runs = []
+        for number in range(first, min(first + each, plan.n_pages + 1)):
+            runs.append(run_page(plan, number, submission, element, stop))
+            if stop.wanted.is_set():
+                break
+        return runs
+
+
+def run_page(plan: Plan, number: int, submission: Submission, element: int, stop: Stop) -> PageRun:
+    """Claim a page and run the task over the rows that it still needs."""
+    try:
+        claim = retrying(lambda: claim_page(plan, number, submission, element, here()))
+    except (Superseded, BusyError) as error:
+        log.warning("%s", error)
+        return PageRun(number, "refused", 0, 0, 0, 0, str(error), error.exit_status)
+    if claim is None:
+        page = retrying(lambda: _page(plan, number))
+        return _page_run(page, AttemptState.DONE)
+    try:
+        state, message, status = _run_claimed(plan, claim, stop)
+    except AstraError as error:
+        state, message, status = _ended_by(error), str(error), error.exit_status
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+        _end(claim, AttemptState.BROKEN, clean(text, 2000), None)
+        raise
+    page = retrying(lambda: _page(plan, number))
+    return _page_run(page, state, message, status)
+
+
+def _ended_by(error: AstraError) -> AttemptState:
+    if isinstance(error, Superseded):
+        return AttemptState.SUPERSEDED
+    return AttemptState.INTERRUPTED if isinstance(error, Interrupted) else AttemptState.BROKEN
+
+
+def _page(plan: Plan, number: int) -> Page:
+    return Page.get((Page.plan == plan.pk) & (Page.number == number))
+
+
+def _page_run(page: Page, state: str, message: str | None = None, status: int = 0) -> PageRun:
+    return PageRun(
+        page.number, state, page.n_rows, page.n_done, page.n_failed, page.n_no_result,
+        message, status,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ claiming
+
+
+def claim_page(
+    plan: Plan, number: int, submission: Submission, element: int, where: Where
+) -> Claim | None:
+    """Make this process the one attempt that may write the page; None if the page is whole.
+
+    Raises
+    ------
+    Superseded
+        If the page belongs to another submission, or to the first array of this one.
+    BusyError
+        If another attempt of the same submission lives.
+    """
+    begin = {"lock_type": "IMMEDIATE"} if dialect().name == "sqlite" else {}
+    with database.atomic(**begin):
+        _bind_array(submission, where)
+        page = _page(plan, number)
+        if page.n_pending == 0:
+            return None
+        if Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar() is not None:
+            raise Superseded(f"plan {plan.pk} was cancelled")
+        if page.submission_pk != submission.pk:
+            raise Superseded(
+                f"page {number} of plan {plan.pk} was given to submission {page.submission_pk} "
+                f"since this one ({submission.pk}) was submitted; nothing is done here"
+            )
+        _supersede(page, submission, where)
+        last = Attempt.select(Attempt.number).where(Attempt.page == page.pk)
+        attempt = Attempt.create(
+            page=page.pk,
+            submission_pk=submission.pk,
+            number=(last.order_by(Attempt.number.desc()).limit(1).scalar() or 0) + 1,
+            element=element,
+            state=AttemptState.RUNNING.value,
+            **{k: getattr(where, k) for k in where.__dataclass_fields__},
+        )
+        seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
+        changed = (
+            Page.update(attempt_pk=attempt.pk)
+            .where((Page.pk == page.pk) & seen & (Page.submission_pk == submission.pk))
+            .execute()
+        )
+        if changed != 1:
+            raise BusyError(f"page {number} of plan {plan.pk} was claimed by another attempt")
+        # Read once more: what the attempt before wrote up to this moment counts.
+        page = Page.get_by_id(page.pk)
+    outcomes = bytearray(page.outcomes)
+    return Claim(page, attempt, {key: i for i, key in enumerate(page.keys)}, outcomes)
+
+
+def _bind_array(submission: Submission, where: Where) -> None:
+    """The first array to start is the one of its submission: a second one does nothing."""
+    if where.job_id is None:
+        return
+    Submission.update(job_id=where.job_id, state="submitted").where(
+        (Submission.pk == submission.pk) & Submission.job_id.is_null()
+    ).execute()
+    job_id = Submission.select(Submission.job_id).where(Submission.pk == submission.pk).scalar()
+    if job_id != where.job_id:
+        raise Superseded(
+            f"job {where.job_id} is a second array for the pages of job {job_id}; nothing is done "
+            f"here: scancel {where.job_id}"
+        )
+
+
+def _supersede(page: Page, submission: Submission, where: Where) -> None:
+    """End the attempt that still stands as running, if it may be ended."""
+    old = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
+    if old is None or old.state != AttemptState.RUNNING:
+        return
+    same_submission = old.submission_pk == submission.pk
+    requeued = (
+        where.job_id is not None
+        and (old.job_id, old.array_index) == (where.job_id, where.array_index)
+        and where.restarts > old.restarts
+    )
+    silent_s = (dialect().now() - old.seen).total_seconds()
+    dead_here = old.host == where.host and process_began(old.pid) != old.pid_began
+    overdue = silent_s > config.current().element.lease_s
+    if same_submission and not (requeued or overdue or dead_here):
+        raise BusyError(
+            f"page {page.number} of plan {page.plan_id} is run by attempt {old.number} "
+            f"(process {old.pid} on {old.host}), last heard of {silent_s:.0f} s ago"
+        )
+    Attempt.update(
+        state=AttemptState.SUPERSEDED.value,
+        ended=SQL(dialect().now_sql),
+        message="taken over by a later attempt",
+    ).where(Attempt.pk == old.pk).execute()
+
+
+# ------------------------------------------------------------------------------------- running
+
+
+def _run_claimed(plan: Plan, claim: Claim, stop: Stop) -> tuple[AttemptState, str | None, int]:
+    element = config.current().element
+    try:
+        function, model = task_of(plan), load(plan.input_model)
+        output = load(plan.output_model)
+        values = {
+            "write_frequency": element.write_frequency,
+            "batch_size": element.batch_size,
+            **function.__astra__.keywords,
+            # A row that raises costs itself, unless the plan itself says otherwise.
+            "re_raise_exceptions": False,
+            **json.loads(plan.arguments),
+        }
+        settings, bound = bind_call(function, (iter(()),), values)
+    except AstraError as error:
+        _end(claim, AttemptState.BROKEN, str(error), None)
+        raise BrokenElement(str(error)) from error
+    target = Target(
+        plan.task, plan.input_table, output is not None and _on_source(model), output,
+        plan.pk, claim.page.number,
+    )  # fmt: skip
+    reader = Reader(model, output, claim)
+    run = Run(
+        reader,
+        caller(function, bound),
+        settings,
+        target,
+        claim=claim,
+        again=reader.again,
+        stop=stop,
+        whole=True,
+        n_rows=sum(1 for outcome in claim.outcomes if outcome == Outcome.PENDING),
+        heartbeat=lambda: _heartbeat(claim),
+        heartbeat_s=element.lease_s / 4,
+    )
+    reader.run = run
+    run.start_heartbeat()
+    try:
+        for _ in run:
+            pass
+    except Forced as forced:
+        raise _interrupted(claim, run, reader, forced.reason) from None
+    except AstraError as error:
+        _end(claim, _ended_by(error), clean(str(error), 2000), run, reader)
+        raise
+    except Exception as error:
+        _end(claim, AttemptState.BROKEN, clean(f"{type(error).__name__}: {error}", 2000), run)
+        raise BrokenElement(f"{type(error).__name__}: {error}") from error
+    if Outcome.PENDING.value in claim.outcomes:
+        raise _interrupted(claim, run, reader, stop.reason or "the task stopped early")
+    _end(claim, AttemptState.DONE, run.note, run, reader)
+    return AttemptState.DONE, run.note, 0
+
+
+def _on_source(model: Any) -> bool:
+    from astra.models.source import Source
+
+    return issubclass(model, Source)
+
+
+def _interrupted(claim: Claim, run: Run, reader: "Reader", reason: str) -> Interrupted:
+    left = claim.outcomes.count(Outcome.PENDING)
+    message = f"told to end ({reason}); all that was yielded is stored, {left} rows are left"
+    _end(claim, AttemptState.INTERRUPTED, message, run, reader)
+    return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_id}: {message}")
+
+
+class Reader:
+    """The rows of a page that still need the task, read by chunks, in the page's order."""
+
+    def __init__(self, model: Any, output: Any, claim: Claim) -> None:
+        self.model, self.output, self.claim = model, output, claim
+        self.run: Run | None = None
+        self.t_read_s = 0.0
+
+    def __iter__(self) -> Iterator[Handed]:
+        keys = [
+            key
+            for key, place in self.claim.positions.items()
+            if self.claim.outcomes[place] == Outcome.PENDING
+        ]
+        return self.again(keys)
+
+    def again(self, keys: list[int]) -> Iterator[Handed]:
+        for start in range(0, len(keys), CHUNK):
+            chunk = keys[start : start + CHUNK]
+            yield from retrying(lambda chunk=chunk: self._read(chunk))  # type: ignore[misc]
+
+    def _read(self, keys: list[int]) -> list[Handed]:
+        began = time.perf_counter()
+        key = key_of(self.model)
+        # The clock first: the rows are at least as recent as it says.
+        now = dialect().now()
+        query = rows_with_source(self.model).where(dialect().among(key, keys))
+        rows = {getattr(row, key.name): row for row in query}
+        ended = {
+            k
+            for (k,) in self.model.select(key)
+            .where(dialect().among(key, keys) & has_result(self.model, self.output))
+            .tuples()
+        }
+        self.t_read_s += time.perf_counter() - began
+        self._note_ended(ended, [k for k in keys if k not in rows])
+        return [
+            Handed(k, rows[k], rows[k].modified, now) for k in keys if k in rows and k not in ended
+        ]
+
+    def _note_ended(self, ended: set[int], gone: list[int]) -> None:
+        """Rows that have an up-to-date result already, or are no more."""
+        for k in ended:
+            self.claim.outcomes[self.claim.positions[k]] = Outcome.RESULT
+        for k in gone:
+            if self.run is not None:
+                message = "the input row was deleted after it was planned"
+                self.run.fail(Refusal(k, "InputGone", message))
+
+
+def _heartbeat(claim: Claim) -> None:
+    Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()
+
+
+def _end(
+    claim: Claim,
+    state: AttemptState,
+    message: str | None,
+    run: Run | None,
+    reader: Reader | None = None,
+) -> None:
+    """Record how the attempt ended, and what it found of the page."""
+    now = SQL(dialect().now_sql)
+    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def work() -> None:
+        with database.atomic():
+            Attempt.update(
+                state=state.value,
+                ended=now,
+                seen=now,
+                message=message,
+                max_rss_mb=rss_mb,
+                t_task_s=run.t_task_s if run else 0,
+                t_write_s=run.t_write_s if run else 0,
+                t_read_s=reader.t_read_s if reader else 0,
+            ).where(
+                (Attempt.pk == claim.attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
+            ).execute()
+            # Rows whose result was found, and not written, are in no checkpoint.
+            Page.update(
+                outcomes=bytes(claim.outcomes),
+                n_done=claim.outcomes.count(Outcome.RESULT),
+                n_failed=claim.outcomes.count(Outcome.FAILURE),
+                n_no_result=claim.outcomes.count(Outcome.NO_RESULT),
+            ).where((Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)).execute()
+
+    retrying(work, bound_s=30 if state is AttemptState.INTERRUPTED else None)
+
+
+# ------------------------------------------------------------------------------------- signals
+
+
+class Forced(BaseException):
+    """The row in hand did not end in time after the element was told to end."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+@contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGUSR1 end the element: after the row in hand, or soon after.
+
+    A pipe is written by the C handler itself, so that what waits is stored at once, even while
+    the task is deep in a library's code.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    grace_s = config.current().element.grace_s
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.ask(signal.Signals(number).name)
+        if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
+            signal.setitimer(signal.ITIMER_REAL, grace_s)
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        if _in_own_code(frame):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)  # a checkpoint is being written: let it
+            return
+        raise Forced(stop.reason)
+
+    def watch() -> None:
+        while (got := os.read(read, 64)) and not got.startswith(b"\0"):
+            for number in got:
+                if number in numbers:
+                    stop.ask(signal.Signals(number).name)
+                    for run in _runs():
+                        run.due.set()
+
+    previous = {n: signal.signal(n, on_signal) for n in numbers}
+    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
+    waker = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, name="astra signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.set_wakeup_fd(waker)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.write(write, b"\0")
+        thread.join()
+        os.close(read)
+        os.close(write)
+
+
+def _runs() -> list[Run]:
+    from astra.run import _Guard
+
+    return list(_Guard.runs)
+
+
+def _in_own_code(frame: FrameType | None) -> bool:
+    """Whether a checkpoint or a read is under way: it ends by itself, and is not cut."""
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name in ("astra.database", "astra.results", "astra.dialects"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def reset_rows(page: Page, kinds: tuple[Outcome, ...]) -> int:
+    """Make rows of a page that ended in one of these ways pending again; their number."""
+    outcomes = bytearray(page.outcomes)
+    places = [i for i, outcome in enumerate(outcomes) if outcome in kinds]
+    for place in places:
+        outcomes[place] = Outcome.PENDING
+    if places:
+        Page.update(
+            outcomes=bytes(outcomes),
+            n_failed=outcomes.count(Outcome.FAILURE),
+            n_no_result=outcomes.count(Outcome.NO_RESULT),
+        ).where((Page.pk == page.pk) & (Page.outcomes == page.outcomes)).execute()
+    return len(places)

@@ -1,0 +1,164 @@
+"""The local executor: the same elements as Slurm would run, as processes of this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peewee import fn
+
+from astra import config
+from astra.database import connection, url
+from astra.errors import Interrupted
+from astra.models.orchestration import Page, Plan, Submission
+from astra.submit import Submitted, check_folder, light_pages, make_intent, run_folder
+
+#: How often the processes are looked at, and progress is told.
+_LOOK_S = 0.1
+
+
+def run_local(
+    plan: Plan,
+    pages: list[Page],
+    n_processes: int,
+    progress: Callable[[int, int], None] = lambda ended, rows: None,
+) -> Submitted:
+    """Run pages in `n_processes` processes at a time, until all have been tried once.
+
+    Parameters
+    ----------
+    plan : of which the caller holds the lock only until the intent is made.
+    pages : to be run; each is an element of its own.
+    progress : is told (rows ended, rows) of the plan now and then.
+
+    Raises
+    ------
+    Interrupted
+        After Ctrl-C or SIGTERM: the processes have been told to end, and have stored their rows.
+    """
+    elements = [page.number for page in pages]
+    submission = make_intent(plan, pages, elements, 0, 1, "local")
+    with connection():
+        Submission.update(state="submitted").where(Submission.pk == submission.pk).execute()
+    logs = run_folder(plan) / "logs"
+    check_folder(logs)
+    pool = _Pool(plan, submission, logs)
+    told = _told_to_end(pool)
+    try:
+        _drive(plan, pool, elements, n_processes, progress)
+    finally:
+        pool.end()
+        for number, handler in told.items():
+            signal.signal(number, handler)
+    if pool.stopped:
+        raise Interrupted(
+            f"plan {plan.pk} was interrupted; what was yielded is stored: "
+            f"astra resume {plan.pk} --local"
+        )
+    return Submitted(plan.pk, plan.task, len(pages), sum(page.n_pending for page in pages))
+
+
+def _drive(
+    plan: Plan,
+    pool: "_Pool",
+    elements: list[int],
+    n_processes: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    queue = list(elements)
+    shown = 0.0
+    while (queue or pool.running) and not (pool.stopped and not pool.running):
+        while queue and len(pool.running) < n_processes and not pool.stopped:
+            pool.start(queue.pop(0))
+        pool.reap()
+        if time.monotonic() - shown > 0.5:
+            progress(*_ended(plan))
+            shown = time.monotonic()
+        if pool.running:
+            time.sleep(_LOOK_S)
+    progress(*_ended(plan))
+
+
+def _ended(plan: Plan) -> tuple[int, int]:
+    with connection():
+        row = (
+            Page.select(
+                fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result).alias("ended"),
+                fn.SUM(Page.n_rows).alias("rows"),
+            )
+            .where(Page.plan == plan.pk)
+            .dicts()
+            .get()
+        )
+    return int(row["ended"] or 0), int(row["rows"] or 0)
+
+
+class _Pool:
+    """The element processes that this process started, and no others."""
+
+    def __init__(self, plan: Plan, submission: Submission, logs: Path) -> None:
+        self.plan, self.submission, self.logs = plan, submission, logs
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.stopped = False
+
+    def start(self, element: int) -> None:
+        log_path = self.logs / f"local-{self.submission.token}_{element}.log"
+        command = [
+            sys.executable, "-m", "astra", "run-page", "--plan", str(self.plan.pk),
+            "--job", self.submission.token, "--element", str(element),
+        ]  # fmt: skip
+        environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}
+        if (path := config.current().path) is not None:
+            environment["ASTRA_CONFIG"] = str(path)
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment.setdefault(name, "1")
+        for name in [key for key in environment if key.startswith("SLURM_")]:
+            del environment[name]
+        cwd = self.plan.cwd if Path(self.plan.cwd).is_dir() else None
+        with open(log_path, "ab") as log_file:
+            # A session of its own: Ctrl-C reaches this process alone, which passes it on.
+            self.running[element] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
+                env=environment, cwd=cwd, start_new_session=True,
+            )  # fmt: skip
+
+    def reap(self) -> None:
+        for element, process in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[element]
+
+    def tell_to_end(self) -> None:
+        self.stopped = True
+        for process in self.running.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Whatever happened here, no element is left behind."""
+        if any(process.poll() is None for process in self.running.values()):
+            self.tell_to_end()
+        deadline = time.monotonic() + config.current().element.grace_s + 60
+        for process in self.running.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.running.clear()
+
+
+def _told_to_end(pool: _Pool) -> dict[int, Any]:
+    def on_signal(number: int, frame: Any) -> None:
+        pool.tell_to_end()
+
+    return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+
+
+def pages_to_run(plan: Plan) -> list[Page]:
+    """Pages that were given to no submission and have rows left."""
+    with connection():
+        return [p for p in light_pages(plan) if p.submission_pk is None and p.n_pending]

@@ -1,0 +1,59 @@
+"""Logs: the right file of the right attempt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from astra.database import connection
+from astra.errors import UsageError
+from astra.models.orchestration import Attempt, Page, Submission
+from astra.plan import get_plan
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where one attempt of a page printed to."""
+
+    page: int
+    attempt: int
+    state: str
+    job: str | None
+    host: str
+    path: str | None
+
+
+def logs(plan: int, page: int | None = None) -> list[Log]:
+    """The attempts of a plan, or of one page, with their files; the latest last.
+
+    Raises
+    ------
+    UsageError
+        If the plan has no such page, or the page was never tried.
+    """
+    frozen = get_plan(plan)
+    with connection():
+        query = (
+            Attempt.select(Attempt, Page, Submission)
+            .join(Page)
+            .switch(Attempt)
+            .join(Submission, on=(Submission.pk == Attempt.submission_pk), attr="submission")
+            .where(Page.plan == frozen.pk)
+            .order_by(Page.number, Attempt.number)
+        )
+        if page is not None:
+            if not 1 <= page <= frozen.n_pages:
+                raise UsageError(f"plan {plan} has pages 1 to {frozen.n_pages}, not {page}")
+            query = query.where(Page.number == page)
+        found = [_log(attempt) for attempt in query]
+    if not found:
+        which = f"page {page} of plan {plan}" if page else f"plan {plan}"
+        raise UsageError(f"no element has begun {which} yet: astra status {plan}")
+    return found
+
+
+def _log(attempt: Attempt) -> Log:
+    path = attempt.log
+    if path is None and attempt.job_id is not None and attempt.submission.log_folder:
+        name = f"{attempt.job_id}_{attempt.array_index}.log"
+        path = str(Path(attempt.submission.log_folder) / name)
+    job = f"{attempt.job_id}_{attempt.array_index}" if attempt.job_id else None
+    return Log(attempt.page.number, attempt.number, attempt.state, job, attempt.host, path)

@@ -1,0 +1,336 @@
+"""Status: what the database says is done, and what Slurm says lives, side by side.
+
+Slurm is asked first and the database read afterwards, so that whatever an element wrote before
+Slurm called it ended is seen.
+"""
+
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from astra import config, slurm
+from astra.database import connection, dialect
+from astra.element import process_began
+from astra.models.orchestration import Attempt, Failure, Page, Plan, Submission
+from astra.plan import get_plan
+from astra.states import ALIVE, AttemptState, PageState, PlanState, SlurmState
+from astra.submit import light_pages
+
+
+@dataclass(frozen=True)
+class PageStatus:
+    """One page, from both sides."""
+
+    page: int
+    state: PageState
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    pending: int
+    element: int | None = None
+    job: str | None = None  # "4711_7"
+    node: str | None = None
+    slurm_state: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    attempts: int = 0
+    seen: datetime | None = None
+    overdue: bool = False
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class PlanStatus:
+    """A plan: its rows by state add up to `n_rows`, always."""
+
+    plan: int
+    task: str
+    input_model: str
+    state: PlanState
+    n_pages: int
+    n_rows: int
+    rows: Mapping[str, int]  # by state: done, failed, no result, running, waiting, lost ...
+    pages: Mapping[str, int]
+    elements: tuple[PageStatus, ...] = field(repr=False, default=())
+    notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    refused: int = 0  # further results of rows that have one
+
+
+def status(plan: int) -> PlanStatus:
+    """How a plan stands.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    """
+    frozen = get_plan(plan)
+    pages, notes = survey(frozen)
+    return _summary(frozen, pages, notes)
+
+
+def survey(plan: Plan) -> tuple[list[PageStatus], list[str]]:
+    """Every page of a plan as it stands, and what could not be found out."""
+    with connection():
+        submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
+    jobs = sorted(
+        {s.job_id for s in submissions.values() if s.kind == "slurm" and s.job_id is not None}
+    )
+    answer, notes = _ask(jobs)
+    with connection():
+        now = dialect().now()
+        pages = list(light_pages(plan))
+        attempts = {
+            a.pk: a
+            for a in Attempt.select()
+            .join(Page)
+            .where((Page.plan == plan.pk) & (Attempt.pk == Page.attempt_pk))
+        }
+        cancelled = Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar()
+    found = []
+    for page in pages:
+        submission = submissions.get(page.submission_pk)
+        attempt = attempts.get(page.attempt_pk)
+        found.append(_page_status(page, submission, attempt, answer, now, cancelled is not None))
+    return found, notes
+
+
+def _ask(jobs: list[int]) -> tuple[Any, list[str]]:
+    """What Slurm says of these jobs: one squeue and one sacct for all of them."""
+    if not jobs:
+        return None, []
+    if not slurm.available():
+        return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
+    answer = slurm.elements(jobs)
+    return answer, [note for note in [answer.note] if note]
+
+
+def _page_status(
+    page: Page,
+    submission: Submission | None,
+    attempt: Attempt | None,
+    answer: Any,
+    now: datetime,
+    cancelled: bool,
+) -> PageStatus:
+    element = None
+    execution = None
+    if submission is not None:
+        element = (page.number - 1) // submission.pages_per_element + 1
+        if submission.kind == "slurm" and submission.job_id and answer is not None:
+            execution = answer.executions.get((submission.job_id, element - submission.offset))
+    mine = attempt if attempt and submission and attempt.submission_pk == submission.pk else None
+    lease_s = config.current().element.lease_s
+    overdue = bool(
+        mine and mine.state == AttemptState.RUNNING and (now - mine.seen).total_seconds() > lease_s
+    )
+    if page.n_pending == 0:
+        state = PageState.DONE
+    elif submission is None:
+        state = PageState.UNSUBMITTED
+    elif submission.kind == "local":
+        state = _local_state(submission, mine, overdue)
+    else:
+        state = _slurm_page_state(submission, mine, execution, answer, now, lease_s)
+    if cancelled and state not in ALIVE and state is not PageState.DONE:
+        state = PageState.CANCELLED
+    return PageStatus(
+        page.number,
+        state,
+        page.n_rows,
+        page.n_done,
+        page.n_failed,
+        page.n_no_result,
+        page.n_pending,
+        element,
+        _job_name(submission, element),
+        (execution.node if execution else None) or (mine.host if mine else None),
+        execution.state.value if execution and execution.state else None,
+        execution.exit_code if execution else None,
+        execution.signal if execution else None,
+        attempt.number if attempt else 0,
+        attempt.seen if attempt else None,
+        overdue and state is PageState.RUNNING,
+        attempt.message if attempt else None,
+    )
+
+
+def _job_name(submission: Submission | None, element: int | None) -> str | None:
+    if submission is None or submission.job_id is None or element is None:
+        return None
+    if submission.kind == "local":
+        return f"local:{submission.job_id}"
+    return f"{submission.job_id}_{element - submission.offset}"
+
+
+def _local_state(submission: Submission, mine: Attempt | None, overdue: bool) -> PageState:
+    if mine is None:
+        return PageState.WAITING if _submitter_lives(submission) else PageState.UNSUBMITTED
+    if mine.state == AttemptState.RUNNING:
+        if mine.host == socket.gethostname():
+            lives = process_began(mine.pid) == mine.pid_began
+            return PageState.RUNNING if lives else PageState.LOST
+        return PageState.LOST if overdue else PageState.RUNNING
+    return _said(mine) or PageState.LOST
+
+
+def _submitter_lives(submission: Submission) -> bool:
+    return (
+        submission.host == socket.gethostname()
+        and submission.job_id is not None
+        and submission.pid_began == process_began(submission.job_id)
+    )
+
+
+def _slurm_page_state(
+    submission: Submission,
+    mine: Attempt | None,
+    execution: Any,
+    answer: Any,
+    now: datetime,
+    lease_s: float,
+) -> PageState:
+    """What a page that is not whole is, from Slurm's word and the attempt's own."""
+    silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
+    state = execution.state if execution else None
+    if state is None and answer is not None and answer.queue and submission.job_id is not None:
+        state = SlurmState.ABSENT
+    if state is None:
+        fresh = mine is not None and mine.state == AttemptState.RUNNING and silent_s <= lease_s
+        return PageState.RUNNING if fresh else PageState.UNKNOWN
+    if state is SlurmState.ABSENT:
+        # Slurm does not know the job: if it was heard of just now, that is no proof of its end.
+        said = _said(mine)
+        return said or (PageState.LOST if silent_s > lease_s else PageState.UNKNOWN)
+    if state is SlurmState.PENDING:
+        return PageState.WAITING
+    if state is SlurmState.RUNNING:
+        return PageState.RUNNING
+    if state is SlurmState.COMPLETED:
+        return _said(mine) or PageState.INCOMPLETE
+    return _said(mine) or PageState.LOST
+
+
+def _said(attempt: Attempt | None) -> PageState | None:
+    """What an attempt said of its own end, if it did."""
+    if attempt is None:
+        return None
+    return {
+        AttemptState.INTERRUPTED.value: PageState.INTERRUPTED,
+        AttemptState.BROKEN.value: PageState.BROKEN,
+    }.get(attempt.state)
+
+
+_SHOWN = {"no_result": "no result"}
+
+
+def _summary(plan: Plan, pages: list[PageStatus], notes: list[str]) -> PlanStatus:
+    rows: Counter[str] = Counter()
+    by_page: Counter[str] = Counter()
+    for page in pages:
+        rows["done"] += page.done
+        rows["failed"] += page.failed
+        rows["no result"] += page.no_result
+        if page.pending:
+            rows[page.state.value] += page.pending
+        by_page[page.state.value] += 1
+    with connection():
+        refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()
+        cancelled = Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar()
+    state = plan_state(pages, cancelled is not None)
+    if sum(rows.values()) != plan.n_rows:
+        notes = [*notes, f"the rows add up to {sum(rows.values())}, not {plan.n_rows}"]
+        state = PlanState.ATTENTION
+    return PlanStatus(
+        plan.pk,
+        plan.task,
+        plan.input_model.rpartition(":")[2],
+        state,
+        plan.n_pages,
+        plan.n_rows,
+        {key: value for key, value in rows.items() if value or key == "done"},
+        dict(by_page),
+        tuple(pages),
+        tuple(notes),
+        tuple(_advice(plan, pages, rows)),
+        refused,
+    )
+
+
+def plan_state(pages: list[PageStatus], cancelled: bool = False) -> PlanState:
+    """A plan is whole when every row has ended; needs attention when a page is stuck."""
+    states = {page.state for page in pages}
+    if states <= {PageState.DONE}:
+        return PlanState.WHOLE
+    stuck = states - ALIVE - {PageState.DONE, PageState.CANCELLED}
+    if stuck or PageState.UNKNOWN in states:
+        return PlanState.ATTENTION
+    if states & ALIVE:
+        return PlanState.RUNNING
+    return PlanState.CANCELLED if cancelled else PlanState.ATTENTION
+
+
+def _advice(plan: Plan, pages: list[PageStatus], rows: Mapping[str, int]) -> list[str]:
+    states = {page.state for page in pages}
+    local = any(p.job and p.job.startswith("local:") for p in pages)
+    suffix = " --local" if local or dialect().name == "sqlite" else ""
+    advice = []
+    if states == {PageState.UNSUBMITTED}:
+        advice.append(f"astra submit {plan.pk}{suffix}")
+    elif states & {
+        PageState.LOST,
+        PageState.INTERRUPTED,
+        PageState.INCOMPLETE,
+        PageState.UNSUBMITTED,
+    }:
+        advice.append(f"astra resume {plan.pk}{suffix}   submits what is not whole and not alive")
+    if PageState.BROKEN in states:
+        broken = next(p.page for p in pages if p.state is PageState.BROKEN)
+        advice.append(f"astra logs {plan.pk} {broken}   why; mend it, then astra resume {plan.pk}")
+    if PageState.UNKNOWN in states:
+        advice.append(f"astra status {plan.pk}   again, when Slurm answers")
+    if rows.get("failed"):
+        advice.append(f"astra failures {plan.pk}   which rows, and why")
+    return advice
+
+
+def all_plans(limit: int | None = None) -> list[dict[str, Any]]:
+    """The last plans, most recent first, with their rows by how they ended."""
+    from peewee import fn
+
+    with connection():
+        query = (
+            Plan.select(
+                Plan,
+                fn.SUM(Page.n_done).alias("done"),
+                fn.SUM(Page.n_failed).alias("failed"),
+                fn.SUM(Page.n_no_result).alias("no_result"),
+            )
+            .join(Page)
+            .group_by(Plan.pk)
+            .order_by(Plan.pk.desc())
+        )
+        if limit:
+            query = query.limit(limit)
+        return [
+            {
+                "plan": p.pk,
+                "task": p.task,
+                "input_model": p.input_model.rpartition(":")[2],
+                "created": p.created,
+                "by": p.created_by,
+                "pages": p.n_pages,
+                "rows": p.n_rows,
+                "done": int(p.done or 0),
+                "failed": int(p.failed or 0),
+                "no_result": int(p.no_result or 0),
+                "pending": p.n_rows - int((p.done or 0) + (p.failed or 0) + (p.no_result or 0)),
+                "cancelled": p.cancelled is not None,
+            }
+            for p in query
+        ]

@@ -1,0 +1,453 @@
+"""Submission: an intent is committed, sbatch is called, and its answer stored.
+
+An intent has a token, which stands in the job's name. Where sbatch's answer was lost, the job is
+looked up by that name, and sent again only when it is established that there is none.
+"""
+
+import getpass
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from astra import config, log, profile, script, slurm
+from astra.database import connection, database, dialect, url
+from astra.element import process_began
+from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
+from astra.models.orchestration import Page, Plan, Submission
+from astra.plan import check_plan_version, get_plan
+from astra.profile import Profile
+
+#: Pauses between looking a job up whose answer was lost: slurmctld may still be at it.
+_LOOK_AGAIN_S = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Slurm array of a submission."""
+
+    job_id: int | None
+    array: str  # as given to sbatch: "1-1000%50"
+    offset: int  # page (or element) = array index + offset
+    pages: int
+    script: str
+    text: str | None = None  # the script, of a dry run
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a submission came to."""
+
+    plan: int
+    task: str
+    pages: int  # that were submitted
+    rows: int  # pending rows of those pages
+    jobs: tuple[Job, ...] = ()
+    profile: str | None = None
+    unsubmitted: int = 0  # pages left for later: a limit of Slurm's was reached
+    skipped: Mapping[str, int] = field(default_factory=dict)  # pages not touched, by state
+    message: str | None = None
+    dry_run: bool = False
+
+
+@contextmanager
+def plan_lock(plan: Plan) -> Iterator[None]:
+    """One process at a time submits, resumes or cancels a plan; freed when it dies.
+
+    Raises
+    ------
+    BusyError
+        If another one is at it.
+    """
+    with dialect().try_lock(f"plan {plan.pk}") as ours:
+        if not ours:
+            raise BusyError(
+                f"another process is submitting or cancelling plan {plan.pk} at this moment; "
+                f"see astra status {plan.pk}, and try again"
+            )
+        yield
+
+
+def submit(
+    plan: int,
+    profile_name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> Submitted:
+    """Submit those pages of a plan that were not submitted yet, as Slurm arrays.
+
+    Parameters
+    ----------
+    plan : its number.
+    profile_name : of the configuration or one that ships.
+    options : ``sbatch`` options in snake case, ``throttle`` and ``pages_per_element``, which
+        override the profile's.
+    dry_run : render the scripts, store and submit nothing.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm refuses; the plan can be submitted again.
+    """
+    frozen = get_plan(plan)
+    check_ready(frozen)
+    chosen = choose_profile(profile_name, options)
+    with plan_lock(frozen):
+        recover_intents(frozen)
+        with connection():
+            pages = waiting_pages(frozen)
+        return submit_pages(frozen, pages, chosen, dry_run=dry_run)
+
+
+def check_ready(plan: Plan) -> None:
+    """Refuse a plan that cannot be run by Slurm now."""
+    check_plan_version(plan)
+    if plan.cancelled is not None:
+        raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
+    if dialect().name != "postgresql":
+        raise UsageError(
+            "elements on other machines cannot share a SQLite file: set ASTRA_DATABASE_URL to a "
+            f"PostgreSQL server, or run here: astra submit {plan.pk} --local"
+        )
+
+
+def choose_profile(name: str | None, options: Mapping[str, Any] | None) -> Profile:
+    """The profile of a name, with options that override its own."""
+    found = profile.get(name, config.current())
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    return found.with_options(**given) if given else found
+
+
+def waiting_pages(plan: Plan) -> list[Page]:
+    """Pages that have rows left and were given to no submission."""
+    ended = Page.n_done + Page.n_failed + Page.n_no_result
+    query = light_pages(plan).where(Page.submission_pk.is_null() & (ended < Page.n_rows))
+    return list(query)
+
+
+def light_pages(plan: Plan) -> Any:
+    """The pages of a plan in order, without their keys."""
+    return (
+        Page.select(
+            Page.pk, Page.plan, Page.number, Page.n_rows, Page.n_done, Page.n_failed,
+            Page.n_no_result, Page.submission_pk, Page.attempt_pk,
+        )
+        .where(Page.plan == plan.pk)
+        .order_by(Page.number)
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- submitting
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of a submission that one array serves."""
+
+    pages: tuple[Page, ...]
+    elements: tuple[int, ...]
+    offset: int
+
+    def indices(self) -> list[int]:
+        return [element - self.offset for element in self.elements]
+
+
+def submit_pages(
+    plan: Plan, pages: list[Page], chosen: Profile, dry_run: bool = False
+) -> Submitted:
+    """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked."""
+    each = chosen.pages_per_element or 1
+    jobs: list[Job] = []
+    done: list[Page] = []
+    message = None
+    if pages:
+        check_folder(run_folder(plan))
+    queue = list(slices(pages, each, slurm.max_array_size() - 1)) if pages else []
+    while queue:
+        piece = queue.pop(0)
+        if dry_run:
+            jobs.append(_dry(plan, piece, chosen, each))
+            done += piece.pages
+            continue
+        try:
+            jobs.append(_submit_slice(plan, piece, chosen, each))
+            done += piece.pages
+        except slurm.SlurmRefused as refused:
+            if not refused.limit:
+                if not jobs:
+                    raise
+                message = str(refused)
+                break
+            message = f"{refused}; the rest stays with the plan: astra resume {plan.pk}"
+            if len(piece.elements) == 1:
+                break
+            queue = [_half(piece, each)]
+    return Submitted(
+        plan.pk, plan.task, len(done), sum(page.n_pending for page in done), tuple(jobs),
+        chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
+    )  # fmt: skip
+
+
+def slices(pages: list[Page], each: int, most: int) -> Iterator[Slice]:
+    """Cut pages by the array that their elements belong to: indices 1 to `most`, and an offset."""
+    groups: dict[int, list[Page]] = {}
+    for page in pages:
+        groups.setdefault(((page.number - 1) // each) // most, []).append(page)
+    for group, members in sorted(groups.items()):
+        elements = dict.fromkeys((page.number - 1) // each + 1 for page in members)
+        yield Slice(tuple(members), tuple(elements), group * most)
+
+
+def _half(piece: Slice, each: int) -> Slice:
+    kept = piece.elements[: len(piece.elements) // 2]
+    pages = tuple(p for p in piece.pages if (p.number - 1) // each + 1 in set(kept))
+    return Slice(pages, kept, piece.offset)
+
+
+def _submit_slice(plan: Plan, piece: Slice, chosen: Profile, each: int) -> Job:
+    submission = make_intent(plan, piece.pages, piece.elements, piece.offset, each, "slurm", chosen)
+    text = _render(plan, piece, chosen, submission)
+    path = write_script(submission, text)
+    try:
+        found = _send(submission, path)
+    except slurm.SlurmRefused as refused:
+        withdraw(submission, "refused", str(refused))
+        raise
+    adopt(submission, found)
+    return Job(
+        found.job_id, script.array_spec(piece.indices(), chosen.throttle), piece.offset,
+        len(piece.pages), str(path),
+    )  # fmt: skip
+
+
+def _send(submission: Submission, path: Path) -> slurm.JobId:
+    """Call sbatch; look the job up where its answer was lost; send again only what is absent."""
+    for again in (True, False):
+        try:
+            return slurm.submit(path, [])
+        except SlurmUnknown as lost:
+            log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
+            found = _look_up(submission)
+            if found is not None:
+                return found
+            if not again:
+                raise SlurmUnknown(
+                    f"sbatch gave no clear answer twice ({lost}); the pages are kept for it: "
+                    f"astra resume {submission.plan_id} looks again"
+                ) from lost
+    raise AssertionError("unreachable")
+
+
+def _look_up(submission: Submission) -> slurm.JobId | None:
+    """The job of a submission by its name; None when it is established that there is none."""
+    for pause_s in _LOOK_AGAIN_S:
+        time.sleep(pause_s)
+        found = slurm.find(submission.job_name)
+        if found:
+            return _one_of(submission, found)
+    return None
+
+
+def _one_of(submission: Submission, found: list[slurm.JobId]) -> slurm.JobId:
+    """The first array of a name; further ones could do nothing, and are cancelled."""
+    with connection():
+        bound = Submission.get_by_id(submission.pk).job_id
+    kept = next((job for job in found if job.job_id == bound), min(found, key=lambda j: j.job_id))
+    others = [job.job_id for job in found if job.job_id != kept.job_id]
+    if others:
+        slurm.cancel(others)
+    return kept
+
+
+def make_intent(
+    plan: Plan,
+    pages: Iterable[Page],
+    elements: Iterable[int],
+    offset: int,
+    each: int,
+    kind: str,
+    chosen: Profile | None = None,
+) -> Submission:
+    """Commit what is about to be submitted, with a token, and give it the pages."""
+    token = secrets.token_hex(6)
+    pages = list(pages)
+    with connection(), database.atomic():
+        submission = Submission.create(
+            plan=plan.pk,
+            token=token,
+            kind=kind,
+            state="intent",
+            job_name=f"astra-{plan.pk}-{token}",
+            host=socket.gethostname(),
+            elements=list(elements),
+            offset=offset,
+            pages_per_element=each,
+            profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
+            created_by=getpass.getuser(),
+            job_id=os.getpid() if kind == "local" else None,
+            pid_began=process_began(os.getpid()) if kind == "local" else None,
+        )
+        numbers = [page.number for page in pages]
+        changed = (
+            Page.update(submission_pk=submission.pk)
+            .where((Page.plan == plan.pk) & dialect().among(Page.number, numbers))
+            .execute()
+        )
+        if changed != len(pages):
+            raise DatabaseError(f"plan {plan.pk} has {changed} of the pages {numbers}")
+    return submission
+
+
+def _describe(chosen: Profile) -> dict[str, Any]:
+    return {
+        "name": chosen.name,
+        "options": {k: config.hide_secret(k, v) for k, v in chosen.options.items()},
+        "throttle": chosen.throttle,
+        "setup": list(chosen.setup),
+    }
+
+
+def adopt(submission: Submission, found: slurm.JobId) -> None:
+    """The submission is this job, if it is not bound to another yet."""
+    with connection():
+        Submission.update(state="submitted", cluster=found.cluster).where(
+            Submission.pk == submission.pk
+        ).execute()
+        Submission.update(job_id=found.job_id).where(
+            (Submission.pk == submission.pk) & Submission.job_id.is_null()
+        ).execute()
+
+
+def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
+    """Take the pages back from a submission that came to nothing."""
+    with connection(), database.atomic():
+        Submission.update(state=state, message=message).where(
+            Submission.pk == submission.pk
+        ).execute()
+        Page.update(submission_pk=None).where(Page.submission_pk == submission.pk).execute()
+
+
+def recover_intents(plan: Plan) -> list[Submission]:
+    """Clear up submissions whose sender died, or whose answer was lost; the plan is locked.
+
+    Returns those of which it is still not known whether their job exists.
+    """
+    with connection():
+        intents = list(
+            Submission.select().where(
+                (Submission.plan == plan.pk)
+                & (Submission.state == "intent")
+                & (Submission.kind == "slurm")
+            )
+        )
+    unknown = []
+    for submission in intents:
+        try:
+            found = slurm.find(submission.job_name)
+        except SlurmUnknown:
+            unknown.append(submission)
+            continue
+        if found:
+            adopt(submission, _one_of(submission, found))
+        else:
+            withdraw(submission, "absent")
+    return unknown
+
+
+# ------------------------------------------------------------------------------------- scripts
+
+
+def run_folder(plan: Plan) -> Path:
+    return Path(config.current().run.dir) / f"plan-{plan.pk}"
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder that only its owner reads, or say why it cannot be used."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / f".{secrets.token_hex(4)}"
+        probe.write_text("astra")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"the run directory {folder} cannot be written: {error.strerror}; set [run] dir or "
+            "ASTRA_RUN_DIR to a folder that the nodes share"
+        ) from error
+
+
+def write_script(submission: Submission, text: str) -> Path:
+    folder = run_folder(submission.plan)
+    logs = folder / "logs"
+    check_folder(logs)
+    path = folder / f"{submission.job_name}.sh"
+    path.write_text(text)
+    path.chmod(0o700)
+    with connection():
+        Submission.update(script=str(path), log_folder=str(logs)).where(
+            Submission.pk == submission.pk
+        ).execute()
+    return path
+
+
+def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission) -> str:
+    numbers = [page.number for page in piece.pages]
+    return script.render(
+        chosen.template,
+        script.ElementScript(
+            plan=plan.pk,
+            task=plan.task,
+            token=submission.token,
+            job_name=submission.job_name,
+            pages=script.array_spec(numbers, None),
+            array=script.array_spec(piece.indices(), chosen.throttle),
+            offset=piece.offset,
+            pages_per_element=submission.pages_per_element,
+            directives=tuple(profile.directives(chosen)),
+            setup=chosen.setup,
+            log_path=str(run_folder(plan) / "logs" / "%A_%a.log").replace(
+                "%", "%%"
+            ).replace("%%A_%%a", "%A_%a"),
+            chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
+            python=sys.executable,
+            environment=_environment(),
+            made_by=f"{getpass.getuser()} on {socket.gethostname()}",
+            made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        ),
+    )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    """What an element needs to find the same configuration; never a secret."""
+    found: dict[str, str] = {}
+    settings = config.current()
+    if settings.path:
+        found["ASTRA_CONFIG"] = str(settings.path)
+    # A URL with a password travels in the environment that sbatch passes on, not in the script.
+    if settings.source("database.url") != str(settings.path) and not config.has_password(url()):
+        found["ASTRA_DATABASE_URL"] = url()
+    found["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
+    for name in ("PYTHONPATH", "PGSERVICEFILE", "PGSERVICE", "PGPASSFILE"):
+        if os.environ.get(name):
+            found[name] = os.environ[name]
+    return found
+
+
+def _dry(plan: Plan, piece: Slice, chosen: Profile, each: int) -> Job:
+    """The script and the command as they would be, of a submission that is not stored."""
+    submission = Submission(
+        plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
+    )
+    path = run_folder(plan) / f"{submission.job_name}.sh"
+    return Job(
+        None, script.array_spec(piece.indices(), chosen.throttle), piece.offset,
+        len(piece.pages), str(path), _render(plan, piece, chosen, submission),
+        ("sbatch", "--parsable", str(path)),
+    )  # fmt: skip
