@@ -1,0 +1,377 @@
+"""Everything that astra says to Slurm, and how it reads the answers.
+
+:func:`run` runs one command. What reads its output is pure: text in, value out. No answer is
+never taken for an answer: :class:`~astra.errors.SlurmUnknown` where it is not known whether a job
+exists, a state of None where it is not known whether an element lives.
+"""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from astra import config
+from astra.errors import SlurmError, SlurmUnknown
+from astra.script import array_spec
+from astra.slurm_text import (
+    SACCT,
+    SQUEUE,
+    Answer,
+    Execution,
+    JobId,
+    Key,
+    SlurmRefused,
+    parse_max_array_size,
+    parse_sacct,
+    parse_squeue,
+    parse_submission,
+    refusal,
+    settle,
+)
+
+__all__ = [
+    "Answer",
+    "Execution",
+    "JobId",
+    "Key",
+    "SlurmRefused",
+    "available",
+    "cancel",
+    "elements",
+    "find",
+    "max_array_size",
+    "run",
+    "submit",
+]
+
+
+class _Failed(SlurmError):
+    """A command ended with a status other than 0, and said why."""
+
+    def __init__(self, command: str, words: str, output: str) -> None:
+        super().__init__(f"{command}: {words}")
+        self.words, self.output = words, output
+
+
+# ------------------------------------------------------------------------------------ one command
+
+# A surrounding job's variables would become options of ours (SBATCH_PARTITION, SQUEUE_FORMAT).
+# SLURM_CLUSTERS goes too: the cluster of a job is written down by the profile, not by a shell.
+_INHERITED = re.compile(r"(SLURM|SLURMD|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO)_")
+_KEPT = re.compile(r"SLURM_(CONF|CONF_SERVER|JWT|SACK_\w+)")
+_READ_ONLY = {"squeue", "sacct", "scontrol"}
+_NO_ANSWER = re.compile(
+    r"timed out|Unable to contact slurm|Connection (refused|reset)|Zero Bytes|"
+    r"Message (send|receive) failure|Communication \w+ failure|Broken pipe|"
+    r"try again|currently in backup|in standby mode",
+    re.IGNORECASE,
+)
+_LONGEST_ARGUMENT = 100_000  # characters; Linux takes 131,072 in one argument
+
+
+def run(
+    args: Sequence[str], *, input: str | None = None, env: Mapping[str, str] | None = None
+) -> str:
+    """Run one of Slurm's commands and give what it prints.
+
+    A query that is not answered is repeated, ``[slurm] retries`` times.
+
+    Parameters
+    ----------
+    args : the command and its arguments.
+    input : text for its standard input.
+    env : environment, in place of that of the process; variables of a surrounding job are left
+        out of either.
+
+    Raises
+    ------
+    SlurmError
+        If the command is missing, or fails with words of its own.
+    SlurmUnknown
+        If there was no answer: nothing is known about what it did.
+    """
+    settings = config.current().slurm
+    tries = 1 + (settings.retries if args[0] in _READ_ONLY else 0)
+    for left in reversed(range(tries)):
+        try:
+            return _run_once(args, input, env, settings.timeout_s)
+        except SlurmUnknown:
+            if not left:
+                raise
+            pause_s = 0.5 * 2.0 ** (tries - 1 - left)
+            time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+    raise AssertionError("unreachable")
+
+
+def _run_once(
+    args: Sequence[str], text: str | None, env: Mapping[str, str] | None, timeout_s: float
+) -> str:
+    command = args[0]
+    environment = _environment(command, os.environ if env is None else env)
+    path = shutil.which(command, path=environment.get("PATH"))
+    if path is None:
+        raise SlurmError(
+            f"{command} is not on PATH: load the module of Slurm (module load slurm), or work on "
+            "a login node"
+        )
+    try:
+        done = subprocess.run(
+            [path, *args[1:]],
+            input=text if text is not None else "",
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmUnknown(
+            f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); is the "
+            "controller well? scontrol ping tells"
+        ) from None
+    except OSError as error:
+        raise SlurmError(f"{path} cannot be run: {error.strerror}") from error
+    if done.returncode == 0:
+        return done.stdout
+    words = _words(done.stderr)
+    if done.returncode < 0:
+        raise SlurmUnknown(f"{command} was killed by signal {-done.returncode}. {words}".strip())
+    if _NO_ANSWER.search(words) or not words:
+        raise SlurmUnknown(f"{command}: {words or f'status {done.returncode} without a word'}")
+    raise _Failed(command, words, done.stdout)
+
+
+def _environment(command: str, env: Mapping[str, str]) -> dict[str, str]:
+    kept = {k: v for k, v in env.items() if not _INHERITED.match(k) or _KEPT.fullmatch(k)}
+    if command != "sbatch":  # which hands its environment on to the job
+        # 0: "17_[1,3,5...]" is written out in full, not cut after 64 characters.
+        kept.update(LC_ALL="C", SLURM_BITSTR_LEN="0", SLURM_TIME_FORMAT="standard")
+    return kept
+
+
+def _words(stderr: str) -> str:
+    """Slurm's own words on one line, without the name of the command before each."""
+    lines = [
+        re.sub(r"^[\w/.-]+: ((error|fatal): )?", "", line).strip() for line in stderr.splitlines()
+    ]
+    return "; ".join(line for line in lines if line)
+
+
+def available(env: Mapping[str, str] | None = None) -> bool:
+    """Whether this machine has Slurm's commands and a configuration for them."""
+    env = os.environ if env is None else env
+    sbatch = shutil.which("sbatch", path=env.get("PATH"))
+    if sbatch is None:
+        return False
+    if env.get("SLURM_CONF"):  # without the file, a command would wait for it for a minute
+        return Path(env["SLURM_CONF"]).is_file()
+    usual = [Path(sbatch).resolve().parents[1] / "etc", Path("/run/slurm/conf")]
+    usual += [Path("/etc/slurm"), Path("/etc/slurm-llnl"), Path("/usr/local/etc")]
+    return "SLURM_CONF_SERVER" in env or any((p / "slurm.conf").is_file() for p in usual)
+
+
+# ------------------------------------------------------------------------------------ submitting
+
+
+def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> JobId:
+    """Submit a batch script.
+
+    Raises
+    ------
+    SlurmRefused
+        If Slurm said no; the message has its words and what to change.
+    SlurmUnknown
+        If it is not known whether the job exists: look for it with :func:`find`.
+    """
+    try:
+        output = run(["sbatch", "--parsable", *args, str(script)], env=env)
+    except _Failed as failed:
+        if made := parse_submission(failed.output):
+            return made  # it complained, and made the job all the same
+        raise refusal(failed.words) from None
+    if made := parse_submission(output):
+        return made
+    raise SlurmUnknown(f"sbatch ended well, but printed {output.strip()[:200]!r} and no job id")
+
+
+@cache
+def max_array_size() -> int:
+    """Every array index must stay below this number; asked once in a process.
+
+    ``MaxArraySize``, or less where the site bounds the elements of one array
+    (``max_array_tasks``): an array that begins with index 1 keeps both.
+    """
+    return parse_max_array_size(run(["scontrol", "show", "config"]))
+
+
+# --------------------------------------------------------------------------------------- looking
+
+
+def find(
+    job_name: str, cluster: str | None = None, env: Mapping[str, str] | None = None
+) -> list[JobId]:
+    """The caller's jobs of exactly that name, ended ones included.
+
+    Raises
+    ------
+    SlurmUnknown
+        If squeue gives no answer.
+    """
+    mine = ["-u", str(os.getuid()), *_on(cluster)]
+    try:
+        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-o", "%F|%j", *mine], env=env)
+    except _Failed as failed:
+        raise SlurmUnknown(f"squeue: {failed.words}") from None
+    if not (found := _named(text, job_name)):
+        period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName"]
+        try:
+            found = _named(run(["sacct", "-n", "-X", "-P", *period, *mine], env=env), job_name)
+        except SlurmError:
+            pass  # no accounting: squeue has answered, and knows of none
+    return [JobId(job_id, cluster) for job_id in sorted(found)]
+
+
+def _named(text: str, job_name: str) -> set[int]:
+    lines = (line.split("|", 1) for line in text.splitlines() if "|" in line)
+    return {int(re.split(r"[_+]", job_id)[0]) for job_id, name in lines if name == job_name}
+
+
+def elements(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) -> Answer:
+    """What Slurm says of all elements of some jobs: one squeue, one sacct for each cluster.
+
+    squeue decides what lives. What has left its memory is taken from sacct, which may lag: an
+    element that sacct calls alive and squeue, asked again, does not know is unknown.
+    """
+    of_cluster: dict[str | None, set[int]] = {}
+    for job in jobs:
+        job = job if isinstance(job, JobId) else JobId(job)
+        of_cluster.setdefault(job.cluster, set()).add(job.job_id)
+    answers = [_elements(sorted(ids), cluster, env) for cluster, ids in of_cluster.items()]
+    return Answer(
+        executions={key: e for answer in answers for key, e in answer.executions.items()},
+        queue=all(answer.queue for answer in answers),
+        accounting=all(answer.accounting for answer in answers),
+        unsettled=frozenset().union(*(answer.unsettled for answer in answers)),
+        notes=tuple(note for answer in answers for note in answer.notes),
+    )
+
+
+def _elements(ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None) -> Answer:
+    def queue(some: Sequence[int]) -> dict[Key, Execution]:
+        return {k: e for part in _chunks(some) for k, e in _squeue(part, cluster, env).items()}
+
+    try:
+        queued = queue(ids)
+    except SlurmError as error:
+        return Answer(queue=False, notes=(f"squeue gave no answer, nothing is known: {error}",))
+    try:
+        parts = [_sacct(part, cluster, env) for part in _chunks(ids)]
+    except SlurmError as error:
+        note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
+        return Answer(queued, accounting=False, notes=(note,))
+    booked = {key: e for part in parts for key, e in part.items()}
+    known = {job_id for job_id, _ in queued}
+    lagging = {
+        job_id
+        for (job_id, index), entry in booked.items()
+        if entry.state
+        and entry.state.alive
+        and (job_id, index) not in queued
+        # An entry without index is the array as a whole, before its elements have theirs.
+        and (index is not None or job_id not in known)
+    }
+    if lagging:
+        try:
+            queued = queue(sorted(lagging)) | queued
+        except SlurmError as error:
+            return Answer(queued, queue=False, notes=(f"squeue gave no second answer: {error}",))
+    return settle(queued, booked)
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    size = _LONGEST_ARGUMENT // 11  # ten digits and a comma
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+def _on(cluster: str | None) -> list[str]:
+    return ["-M", cluster] if cluster else []
+
+
+def _list(ids: Iterable[int]) -> str:
+    return ",".join(map(str, ids))
+
+
+def _squeue(
+    ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None
+) -> dict[Key, Execution]:
+    columns = ",".join(f"{name}:|" for name in SQUEUE)
+    args = ["squeue", "-h", "-r", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
+    try:
+        return parse_squeue(run(args, env=env))
+    except _Failed as failed:
+        # Said of a single id that has left squeue's memory; of several, unknown ones are skipped.
+        if "Invalid job id specified" in failed.words:
+            return {}
+        raise
+
+
+def _sacct(
+    ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None
+) -> dict[Key, Execution]:
+    # -D: also the earlier executions of a requeued element; -S: sacct looks at today only.
+    args = ["sacct", "-n", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids), "-o", ",".join(SACCT)]
+    return parse_sacct(run([*args, *_on(cluster)], env=env))
+
+
+# ------------------------------------------------------------------------------------ cancelling
+
+
+def cancel(
+    targets: Iterable[int | JobId | Key],
+    cluster: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """End jobs, or single elements given as ``(job_id, index)``. Ended ones are no error.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm refuses.
+    SlurmUnknown
+        If it gives no answer.
+    """
+    whole: dict[JobId, None] = {}
+    single: dict[int, list[int]] = {}
+    for target in targets:
+        if isinstance(target, tuple) and target[1] is not None:
+            single.setdefault(target[0], []).append(target[1])
+        elif isinstance(target, JobId):
+            whole[target] = None
+        else:
+            whole[JobId(target[0] if isinstance(target, tuple) else target, cluster)] = None
+    words: dict[str | None, list[str]] = {}
+    for job in whole:
+        words.setdefault(job.cluster, []).append(str(job.job_id))
+    for job_id, indices in single.items():
+        words.setdefault(cluster, []).append(f"{job_id}_[{array_spec(indices)}]")
+    for where, names in words.items():
+        for start in range(0, len(names), 500):
+            _scancel([*_on(where), *names[start : start + 500]], env)
+
+
+_GONE = re.compile(r"Invalid job id specified|already completing or completed")
+
+
+def _scancel(args: list[str], env: Mapping[str, str] | None) -> None:
+    try:
+        run(["scancel", *args], env=env)
+    except _Failed as failed:
+        said = [w for w in failed.words.split("; ") if not _GONE.search(w)]
+        if said:
+            raise SlurmError(f"scancel: {'; '.join(said)}") from None

@@ -1,0 +1,293 @@
+"""What Slurm's words mean: text in, value out. The words are fetched in slurm.py.
+
+The texts that were read to write this are those of Slurm 22.05; the tests hold samples.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from astra.errors import SlurmError, SlurmUnknown
+from astra.states import SlurmState, slurm_state
+
+
+class SlurmRefused(SlurmError):
+    """Slurm said no, in words: no job was made. `limit` is true if it may say yes later."""
+
+    def __init__(self, message: str, limit: bool = False) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+@dataclass(frozen=True, order=True)
+class JobId:
+    """An array job. The cluster is None for the one that slurm.conf names."""
+
+    job_id: int
+    cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What Slurm says of the last execution of one element."""
+
+    job_id: int
+    index: int | None  # None for a job that is not an array
+    state: SlurmState | None  # None: not known
+    node: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None  # that ended it
+    reason: str | None = None  # why it waits, or why it failed
+    restarts: int | None = None
+    max_rss_mb: float | None = None
+    elapsed_s: int | None = None
+    time_limit_min: int | None = None  # None where there is none
+
+
+Key = tuple[int, int | None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What squeue and sacct said of some jobs; ask :meth:`of` about one element."""
+
+    executions: Mapping[Key, Execution] = field(default_factory=dict)
+    queue: bool = True  # squeue answered
+    accounting: bool = True  # sacct answered
+    unsettled: frozenset[int] = frozenset()  # jobs that accounting does not tell apart yet
+    notes: tuple[str, ...] = ()  # for people: what was not answered, and why
+
+    def of(self, job_id: int, index: int | None) -> Execution:
+        """One element: state ABSENT if both answered and neither knows it, None if unknown."""
+        known = self.executions.get((job_id, index))
+        if known is not None:
+            return known
+        sure = self.queue and self.accounting and job_id not in self.unsettled
+        return Execution(job_id, index, SlurmState.ABSENT if sure else None)
+
+
+# -------------------------------------------------------------------------------------- submitting
+
+
+def parse_submission(output: str) -> JobId | None:
+    """The job of ``JOBID`` or ``JOBID;CLUSTER``; a site's wrapper may print lines around it."""
+    found = re.findall(r"^(\d+)(?:;(\S+))?\s*$", output, re.MULTILINE)
+    return JobId(int(found[-1][0]), found[-1][1] or None) if found else None
+
+
+_SUBMIT_LIMIT = re.compile(r"SubmitJob|MaxSubmit|MaxJobCount|Resource temporarily unavailable")
+_POLICY = re.compile(r"violates accounting/QOS policy")
+_OTHER_LIMIT = re.compile(r"\b(QOS|Assoc|Part)\w*(Limit|Min\w+|Max\w+)\b")
+
+# What Slurm says (slurm_errno of 22.05, and tried), and what to do about it.
+_ADVICE = [
+    ("partition", "choose a partition that `sinfo -s` lists and you may use"),
+    ("account", "choose an account that `sacctmgr show assoc user=$USER` lists"),
+    ("qos", "choose a qos that `sacctmgr show assoc user=$USER format=account,qos` lists"),
+    ("array", "an index may not reach MaxArraySize of `scontrol show config`"),
+    ("time", 'choose a time within the limit that `sinfo -o "%P %l"` shows for the partition'),
+    ("feature|constraint", "choose a constraint from the features of `sinfo -o %f`"),
+    (
+        "node configuration|memory|cpu count|node count",
+        "ask for no more than one node has: `sinfo -Nel`",
+    ),
+    ("generic resource|gres", "choose a gres that `sinfo -o %G` lists"),
+    ("reservation", "choose a reservation that `scontrol show reservation` lists"),
+    ("license", "choose licenses that `scontrol show licenses` lists"),
+    ("node name", "choose nodes that `sinfo -N` lists"),
+    ("cluster", "choose a cluster that `sacctmgr list clusters` lists"),
+    ("unrecognized option", "this version of Slurm does not have the option: take it out"),
+    ("permission|not permitted", "choose a partition, account or reservation that you may use"),
+    ("authentication", "Slurm does not accept this machine's credentials: munge may be down here"),
+]
+
+
+def refusal(words: str) -> SlurmRefused:
+    """Slurm's refusal, with what to change."""
+    limit = bool(_SUBMIT_LIMIT.search(words))
+    other = _OTHER_LIMIT.search(words)
+    if not limit and _POLICY.search(words):
+        limit = not other  # old versions name no limit: the count of jobs is the usual one
+    said = re.sub(r"Batch job submission failed: ", "", words)
+    if limit:
+        advice = "no more jobs are taken for now: submit again when some have ended"
+    elif other:
+        advice = "ask for less, or for another qos: `sacctmgr show qos` has the limits"
+    elif option := re.search(r"Invalid --(\S+) specification", said):
+        advice = f"change {option[1].replace('-', '_')} in the profile"
+    else:
+        found = (hint for key, hint in _ADVICE if re.search(key, said, re.IGNORECASE))
+        advice = next(found, "change the profile or its template accordingly")
+    return SlurmRefused(f"Slurm refused: {said}; {advice}", limit)
+
+
+def parse_max_array_size(text: str) -> int:
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    if found is None:
+        raise SlurmUnknown("scontrol show config names no MaxArraySize")
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", text)
+    return min(int(found[1]), int(tasks[1]) + 1) if tasks else int(found[1])
+
+
+# -------------------------------------------------------------------------------- squeue and sacct
+
+#: The columns to ask for.
+SQUEUE = "JobArrayID State exit_code RestartCnt NodeList TimeUsed TimeLimit Reason".split()
+SACCT = "JobID State ExitCode NodeList ElapsedRaw TimelimitRaw MaxRSS Reason".split()
+
+
+def parse_squeue(text: str) -> dict[Key, Execution]:
+    """Elements in lines of ``squeue -h -r -O``, columns divided by ``|``."""
+    found = {}
+    for job, state, code, restarts, node, used, limit, reason in _lines(text, len(SQUEUE)):
+        ended = slurm_state(state)
+        exit_code, signal = (None, None) if ended.alive else _wait_status(code)
+        for key in expand(job):
+            found[key] = Execution(
+                *key,
+                state=ended,
+                node=node or None,
+                exit_code=exit_code,
+                signal=signal,
+                reason=_said(reason),
+                restarts=int(restarts) if restarts.isdigit() else None,
+                elapsed_s=_seconds(used),
+                time_limit_min=None if (s := _seconds(limit)) is None else s // 60,
+            )
+    return found
+
+
+def parse_sacct(text: str) -> dict[Key, Execution]:
+    """Elements in lines of ``sacct -n -P -D``: the last execution of each, with its steps' peak.
+
+    An entry with indices in brackets stands for elements that never began; one that began has
+    an entry of its own, which counts.
+    """
+    own: dict[Key, Execution] = {}
+    folded: dict[Key, Execution] = {}
+    for job, state, code, node, elapsed, limit, rss, reason in _lines(text, len(SACCT)):
+        if "." in job:
+            key = expand(job.split(".")[0])[0]
+            peak = max(own[key].max_rss_mb or 0, _megabytes(rss) or 0) if key in own else 0
+            if peak:
+                own[key] = replace(own[key], max_rss_mb=peak)
+            continue
+        ended = slurm_state(state)
+        exit_code, signal = (None, None) if ended.alive else _exit_code(code)
+        for key in expand(job):
+            (folded if "[" in job else own)[key] = Execution(
+                *key,
+                state=ended,
+                node=node if node != "None assigned" else None,
+                exit_code=exit_code,
+                signal=signal,
+                reason=_said(reason) if ended.alive else None,  # why it waited, long ago
+                max_rss_mb=_megabytes(rss),
+                elapsed_s=int(elapsed) if elapsed.isdigit() else None,
+                time_limit_min=int(limit) if limit.isdigit() else None,
+            )
+    return folded | own
+
+
+def expand(job: str) -> list[Key]:
+    """The elements of Slurm's word for some: ``17``, ``17_3`` or ``17_[2-5,8%2]``.
+
+    >>> expand("17_[2-3,8-12:2%2]")
+    [(17, 2), (17, 3), (17, 8), (17, 10), (17, 12)]
+    """
+    found = re.fullmatch(r"(\d+)(?:\+\d+)?(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?", job)
+    if found is None:
+        raise SlurmUnknown(f"Slurm names a job {job!r}, which astra does not understand")
+    job_id, index, several = int(found[1]), found[2], found[3]
+    if not several:
+        return [(job_id, int(index) if index else None)]
+    indices: list[int] = []
+    for part in several.split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        indices += range(int(first), int(last or first) + 1, int(step or 1))
+    return [(job_id, i) for i in indices]
+
+
+def _lines(text: str, columns: int) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("CLUSTER:"):
+            continue
+        values = [value.strip() for value in line.split("|", columns - 1)]
+        if len(values) != columns:
+            raise SlurmUnknown(
+                f"a line of Slurm's has {len(values)} columns, not {columns}: {line}"
+            )
+        yield values
+
+
+def _said(reason: str) -> str | None:
+    reason = reason.rstrip("|")
+    return reason if reason not in ("", "None", "N/A") else None
+
+
+def _exit_code(text: str) -> tuple[int | None, int | None]:
+    """sacct's ``3:0`` (status 3) or ``0:9`` (signal 9)."""
+    code, _, signal = text.partition(":")
+    if not (code.isdigit() and signal.isdigit()):
+        return None, None
+    return int(code), int(signal) or None
+
+
+def _wait_status(text: str) -> tuple[int | None, int | None]:
+    """squeue's, which is the number that wait(2) gives: 768 is status 3, 9 is signal 9."""
+    if ":" in text or not text.isdigit():
+        return _exit_code(text)
+    return int(text) >> 8, (int(text) & 127) or None
+
+
+def _seconds(text: str) -> int | None:
+    """Seconds of Slurm's ``1-02:03:04``, ``03:04`` or ``4``; None for words."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(?:(\d+):)?(\d+)", text)
+    if found is None:
+        return None
+    days, first, second, last = found.groups()
+    hours, minutes = (first, second) if second else (None, first)
+    return ((int(days or 0) * 24 + int(hours or 0)) * 60 + int(minutes or 0)) * 60 + int(last)
+
+
+def _megabytes(text: str) -> float | None:
+    found = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    if found is None:
+        return None
+    factor = {"": 2.0**-20, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}[found[2]]
+    return float(found[1]) * factor
+
+
+def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
+    """One answer from what squeue and sacct say: the first decides, the second adds."""
+    executions: dict[Key, Execution] = {}
+    unsettled: set[int] = set()
+    arrays = {job_id for job_id, index in [*queued, *booked] if index is not None}
+    for key, entry in booked.items():
+        if key not in queued and (entry.state is None or entry.state.alive):
+            word = f"sacct calls it {entry.state}" if entry.state else "sacct is behind"
+            executions[key] = replace(
+                entry, state=None, reason=f"{word}, squeue does not know it (any more)"
+            )
+            if key[1] is None:
+                unsettled.add(key[0])
+        else:
+            executions[key] = entry
+    for key, live in queued.items():
+        past = booked.get(key)
+        executions[key] = _joined(live, past) if past and past.state is live.state else live
+    for job_id in arrays:  # an array as a whole: sacct's entry before its elements have theirs
+        executions.pop((job_id, None), None)
+    return Answer(executions, unsettled=frozenset(unsettled))
+
+
+def _joined(live: Execution, past: Execution) -> Execution:
+    """squeue's entry with what only accounting knows."""
+    return replace(
+        live,
+        exit_code=past.exit_code if past.exit_code is not None else live.exit_code,
+        signal=past.signal if past.exit_code is not None else live.signal,
+        max_rss_mb=past.max_rss_mb,
+        elapsed_s=live.elapsed_s if live.elapsed_s is not None else past.elapsed_s,
+    )
