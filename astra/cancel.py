@@ -44,19 +44,24 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
         if _slurm_jobs(frozen):
             with plan_lock(frozen):
                 recover_intents(frozen)
-                jobs = [str(job) for job in _slurm_jobs(frozen)]
-                slurm.cancel(jobs)
+                found = _slurm_jobs(frozen)
+                slurm.cancel(found)
+                jobs = [str(job) for job in found]
     else:
         statuses, _ = survey(frozen)
         found = [s for s in statuses if s.page == page and s.state in ALIVE and s.job]
         jobs = [s.job for s in found if s.job and not s.job.startswith("local:")]
-        if jobs:
-            slurm.cancel(jobs)
+        slurm.cancel([_element(job) for job in jobs])
         processes = _end_processes(frozen, page)
     with connection():
         rows = [p.n_pending for p in Page.select().where(Page.plan == frozen.pk)]
     freed = sum(rows) if page is None else 0
     return Cancelled(frozen.pk, tuple(jobs), tuple(processes), freed)
+
+
+def _element(job: str) -> tuple[int, int]:
+    number, _, index = job.partition("_")
+    return int(number), int(index)
 
 
 def _slurm_jobs(plan: Plan) -> list[int]:

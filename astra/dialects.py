@@ -167,19 +167,17 @@ class PostgreSQL(_Common):
 
         A transaction on a connection of its own holds it, so that it works through pgbouncer.
         """
-        with psycopg2.connect(self.database.database, **self.database.connect_params) as holder:
-            try:
-                with holder.cursor() as cursor:
-                    cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-                    cursor.execute(
-                        "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))",
-                        (f"astra {name}",),
-                    )
-                    answer = cursor.fetchone()
-                    ours = bool(answer and answer[0])
-                yield ours
-            finally:
-                holder.close()
+        holder = psycopg2.connect(self.database.database, **self.database.connect_params)
+        try:
+            with holder.cursor() as cursor:
+                cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                cursor.execute(
+                    "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",)
+                )
+                answer = cursor.fetchone()
+            yield bool(answer and answer[0])
+        finally:
+            holder.close()
 
     # -- sets of keys -------------------------------------------------------------------
 

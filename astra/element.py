@@ -120,7 +120,7 @@ def run_element(plan_pk: int, element: int, token: str, stop: Stop | None = None
         plan = retrying(lambda: get_plan(plan_pk))
         check_plan_version(plan)
         submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
-        if submission is None or submission.plan_id != plan.pk:
+        if submission is None or submission.plan_pk != plan.pk:
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
         each = submission.pages_per_element
         first = (element - 1) * each + 1
@@ -254,7 +254,7 @@ def _supersede(page: Page, submission: Submission, where: Where) -> None:
     overdue = silent_s > config.current().element.lease_s
     if same_submission and not (requeued or overdue or dead_here):
         raise BusyError(
-            f"page {page.number} of plan {page.plan_id} is run by attempt {old.number} "
+            f"page {page.number} of plan {page.plan_pk} is run by attempt {old.number} "
             f"(process {old.pid} on {old.host}), last heard of {silent_s:.0f} s ago"
         )
     Attempt.update(
@@ -331,7 +331,7 @@ def _interrupted(claim: Claim, run: Run, reader: "Reader", reason: str) -> Inter
     left = claim.outcomes.count(Outcome.PENDING)
     message = f"told to end ({reason}); all that was yielded is stored, {left} rows are left"
     _end(claim, AttemptState.INTERRUPTED, message, run, reader)
-    return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_id}: {message}")
+    return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 
 
 class Reader:

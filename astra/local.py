@@ -59,7 +59,15 @@ def run_local(
             f"plan {plan.pk} was interrupted; what was yielded is stored: "
             f"astra resume {plan.pk} --local"
         )
-    return Submitted(plan.pk, plan.task, len(pages), sum(page.n_pending for page in pages))
+    message = None
+    if pool.bad:
+        page, status = next(iter(pool.bad.items()))
+        message = (
+            f"{len(pool.bad)} elements did not end well (page {page} with status {status}): "
+            f"{logs}/local-{submission.token}_{page}.log"
+        )
+    rows = sum(page.n_pending for page in pages)
+    return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
 
 
 def _drive(
@@ -104,6 +112,7 @@ class _Pool:
         self.plan, self.submission, self.logs = plan, submission, logs
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = False
+        self.bad: dict[int, int] = {}  # element: exit status
 
     def start(self, element: int) -> None:
         log_path = self.logs / f"local-{self.submission.token}_{element}.log"
@@ -130,6 +139,8 @@ class _Pool:
         for element, process in list(self.running.items()):
             if process.poll() is not None:
                 del self.running[element]
+                if process.returncode:
+                    self.bad[element] = process.returncode
 
     def tell_to_end(self) -> None:
         self.stopped = True

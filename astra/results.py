@@ -144,7 +144,7 @@ def _hold(claim: Claim) -> None:
     holder = query.scalar()
     if holder != claim.attempt.pk:
         raise Superseded(
-            f"page {claim.page.number} of plan {claim.page.plan_id} was taken over by attempt "
+            f"page {claim.page.number} of plan {claim.page.plan_pk} was taken over by attempt "
             f"{holder}; this one (attempt {claim.attempt.pk}) writes nothing more"
         )
 

@@ -107,7 +107,7 @@ def _ask(jobs: list[int]) -> tuple[Any, list[str]]:
     if not slurm.available():
         return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
     answer = slurm.elements(jobs)
-    return answer, [note for note in [answer.note] if note]
+    return answer, list(answer.notes)
 
 
 def _page_status(

@@ -241,7 +241,7 @@ def _send(submission: Submission, path: Path) -> slurm.JobId:
             if not again:
                 raise SlurmUnknown(
                     f"sbatch gave no clear answer twice ({lost}); the pages are kept for it: "
-                    f"astra resume {submission.plan_id} looks again"
+                    f"astra resume {submission.plan_pk} looks again"
                 ) from lost
     raise AssertionError("unreachable")
 
@@ -412,9 +412,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission) -
             pages_per_element=submission.pages_per_element,
             directives=tuple(profile.directives(chosen)),
             setup=chosen.setup,
-            log_path=str(run_folder(plan) / "logs" / "%A_%a.log").replace(
-                "%", "%%"
-            ).replace("%%A_%%a", "%A_%a"),
+            log_path=script.log_pattern(run_folder(plan) / "logs"),
             chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
             python=sys.executable,
             environment=_environment(),

@@ -1,0 +1,426 @@
+"""The command line: named parameters, one call each, and what it says of errors."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from astra import __version__
+from astra.errors import AstraError, UsageError, nearest
+
+
+class _Commands(click.Group):
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args and args[0] not in self.commands:
+                hint = nearest(args[0], self.commands)
+                raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AstraError as error:
+            from astra import show
+
+            show.error(str(error))
+            ctx.exit(error.exit_status)
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="astra")
+@click.option("--config", "config_path", metavar="FILE", help="Configuration to use.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+def main(config_path: str | None, verbose: bool) -> None:
+    """Process every row of an archive that has no up-to-date result, and know that it is done.
+
+    \b
+    pending -> plan -> script -> submit -> element -> results -> status / resume
+    """
+    import warnings
+
+    warnings.simplefilter("default" if verbose else "ignore", ResourceWarning)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    # As for `python -m`: a task of a module in this folder is found.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    if config_path is not None:
+        import os
+
+        from astra import config
+
+        config.use(config.load(config_path))
+        os.environ["ASTRA_CONFIG"] = str(Path(config_path).absolute())
+
+
+def _json(function: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def _plan_options(function: Any) -> Any:
+    for option in reversed(
+        (
+            click.option("--input-model", metavar="M", help="One of the task's input models."),
+            click.option(
+                "--sdss-ids", metavar="FILE|LIST", help="Only these sources: 1,2,3 or a file."
+            ),
+            click.option("--limit", type=int, metavar="N", help="Rows per page."),
+            click.option("--max-rows", type=int, metavar="N", help="At most so many rows."),
+            click.option(
+                "--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument."
+            ),
+            click.option(
+                "--again", is_flag=True, help="Also rows that ended as failed or without result."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _slurm_options(function: Any) -> Any:
+    for option in reversed(
+        (
+            click.option("--profile", "profile_name", metavar="P", help="Slurm options to use."),
+            click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
+            click.option("--pages-per-element", type=int, metavar="N"),
+            click.option("--time", "walltime", metavar="TIME", help="Time limit of an element."),
+            click.option("--mem", metavar="SIZE", help="Memory of an element."),
+            click.option("--partition", metavar="NAME"),
+            click.option("--account", metavar="NAME"),
+            click.option("--qos", metavar="NAME"),
+            click.option(
+                "-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
+                help="Any other option of sbatch.",
+            ),
+            click.option("--dry-run", is_flag=True, help="Show scripts; store and submit nothing."),
+            click.option("--local", is_flag=True, help="Run as processes of this machine."),
+            click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N",
+                         help="With --local: processes at once."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
+    found = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} {pair!r}: write NAME=VALUE")
+        found[name.replace("-", "_") if option == "--option" else name] = value
+    return found
+
+
+def _ids(text: str | None) -> list[int] | None:
+    """Identifiers from a list, or from a file with one or more to a line."""
+    if text is None:
+        return None
+    words = text
+    if not all(c.isdigit() or c in ", -\n" for c in text):
+        try:
+            words = Path(text).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--sdss-ids {text}: neither a list nor a readable file") from error
+    ids = []
+    for number, row in enumerate(words.splitlines(), 1):
+        for word in row.split("#")[0].replace(",", " ").split():
+            try:
+                ids.append(int(word))
+            except ValueError as error:
+                raise UsageError(f"--sdss-ids: {word!r} in line {number} is no id") from error
+    return ids
+
+
+def _slurm_values(
+    throttle: int | None, pages_per_element: int | None, walltime: str | None, mem: str | None,
+    partition: str | None, account: str | None, qos: str | None, extra: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
+    named = {
+        "throttle": throttle, "pages_per_element": pages_per_element, "time": walltime,
+        "mem": mem, "partition": partition, "account": account, "qos": qos,
+    }  # fmt: skip
+    given = {key: value for key, value in named.items() if value is not None}
+    return {**given, **_pairs(extra, "--option")}
+
+
+@main.command()
+@click.argument("modules", nargs=-1, metavar="[MODULE]...")
+@_json
+def initdb(modules: tuple[str, ...], as_json: bool) -> None:
+    """Make all missing tables, those of your MODULEs too. Can be run again."""
+    from astra import show
+    from astra.config import hide_password
+    from astra.database import url
+    from astra.schema import init_database
+
+    new = init_database(modules)
+    if as_json:
+        show.as_json({"database": hide_password(url()), "new": new})
+    else:
+        what = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
+        show.line(f"{hide_password(url())}: {what}")
+
+
+@main.command("config")
+@_json
+def config_command(as_json: bool) -> None:
+    """Show every value and where it came from; secrets are hidden."""
+    from astra import config, show
+
+    settings = config.current()
+    if as_json:
+        show.as_json([{"key": k, "value": v, "source": s} for k, v, s in settings.rows()])
+    else:
+        show.configuration(settings)
+
+
+@main.command()
+@click.argument("task")
+@_plan_options
+@_json
+def plan(task: str, as_json: bool, **options: Any) -> None:
+    """Freeze the pending rows of TASK into pages."""
+    from astra import show
+
+    plans = _create(task, **options)
+    show.as_json(_one(plans)) if as_json else show.planned(plans)
+
+
+def _create(
+    task: str, input_model: str | None, sdss_ids: str | None, limit: int | None,
+    max_rows: int | None, arguments: tuple[str, ...], again: bool,
+) -> list[Any]:  # fmt: skip
+    from astra.plan import create_plan
+
+    return create_plan(
+        task, input_model, _ids(sdss_ids), limit, max_rows, _pairs(arguments, "--set"), again
+    )
+
+
+def _one(found: list[Any]) -> Any:
+    """One thing as itself: most tasks read one table."""
+    return found[0] if len(found) == 1 else found
+
+
+@main.command()
+@click.argument("task_or_plan")
+@_plan_options
+@_slurm_options
+@_json
+def submit(
+    task_or_plan: str, dry_run: bool, local: bool, jobs: int, profile_name: str | None,
+    as_json: bool, input_model: str | None, sdss_ids: str | None, limit: int | None,
+    max_rows: int | None, arguments: tuple[str, ...], again: bool, **slurm_options: Any,
+) -> None:  # fmt: skip
+    """Submit TASK, planned first, or a PLAN by its number, as Slurm job arrays.
+
+    On a plan that was submitted before, only pages that never were are submitted.
+    """
+    from astra import show
+    from astra.compose import submit_task
+
+    done = submit_task(
+        task_or_plan,
+        {
+            "input_model": input_model, "sdss_ids": _ids(sdss_ids), "limit": limit,
+            "max_rows": max_rows, "arguments": _pairs(arguments, "--set"), "again": again,
+        },
+        profile_name, _slurm_values(**slurm_options), dry_run, local, jobs,
+        None if as_json else show.progress,
+    )  # fmt: skip
+    _show_submissions(done, as_json, local)
+
+
+def _show_submissions(done: Any, as_json: bool, local: bool) -> None:
+    from astra import show
+    from astra.status import status as status_of
+
+    if as_json:
+        show.as_json(_one([s for _, s in done] or [p for p, _ in done]))
+        return
+    show.planned([p for p, _ in done if p is not None])
+    for _, submission in done:
+        if submission is None:
+            continue
+        if local:
+            if submission.message:
+                show.line(submission.message)
+            show.status(status_of(submission.plan))
+        else:
+            show.submitted(submission)
+
+
+@main.command()
+@click.argument("task")
+@_plan_options
+@_json
+def run(task: str, as_json: bool, **options: Any) -> None:
+    """Plan TASK and run it here and now, in this process."""
+    from astra import show
+    from astra.compose import run_here
+    from astra.status import status as status_of
+
+    plans = _create(task, **options)
+    if not as_json:
+        show.planned(plans)
+    statuses = []
+    for made in plans:
+        if made.plan is not None:
+            run_here(made.plan, lambda runs: None if as_json else show.page_runs(runs))
+            statuses.append(status_of(made.plan))
+            if not as_json:
+                show.status(statuses[-1])
+    if as_json:
+        show.as_json(_one(statuses or plans))
+    sys.exit(max((s.state.exit_status for s in statuses), default=0))
+
+
+@main.command("run-page", hidden=True)
+@click.option("--plan", "plan_pk", type=int, required=True)
+@click.option("--job", "token", required=True)
+@click.option("--element", type=int, required=True)
+def run_page(plan_pk: int, token: str, element: int) -> None:
+    """Run one element: what the array's script calls."""
+    from astra import show
+    from astra.element import run_element
+
+    runs = run_element(plan_pk, element, token)
+    show.page_runs(runs)
+    sys.exit(max((r.exit_status for r in runs), default=0))
+
+
+@main.command()
+@click.argument("plan", type=int, required=False)
+@click.option("--pages", is_flag=True, help="Show every page.")
+@_json
+def status(plan: int | None, pages: bool, as_json: bool) -> None:
+    """Show how PLAN, or the last one, stands.
+
+    Exit status: 0 whole (or cancelled), 3 running, 4 needs attention.
+    """
+    from astra import show
+    from astra.compose import last_plan
+    from astra.status import status as status_of
+
+    found = status_of(last_plan() if plan is None else plan)
+    show.as_json(found) if as_json else show.status(found, pages)
+    sys.exit(found.state.exit_status)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.option("--failed", is_flag=True, help="Take recorded failures again.")
+@click.option("--only", default="", metavar="STATES", help="OUT_OF_MEMORY,TIMEOUT,...")
+@_slurm_options
+@_json
+def resume(
+    plan: int, failed: bool, only: str, dry_run: bool, local: bool, jobs: int,
+    profile_name: str | None, as_json: bool, **slurm_options: Any,
+) -> None:  # fmt: skip
+    """Submit the pages of PLAN that are not whole and not alive."""
+    from astra import show
+    from astra.compose import resume_plan
+
+    done = resume_plan(
+        plan, failed, [word for word in only.split(",") if word], profile_name,
+        _slurm_values(**slurm_options), dry_run, local, jobs,
+        None if as_json else show.progress,
+    )  # fmt: skip
+    show.as_json(done) if as_json else show.submitted(done)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.option("--page", type=int, help="Only the element of this page.")
+@_json
+def cancel(plan: int, page: int | None, as_json: bool) -> None:
+    """Tell the elements of PLAN to end, and give its rows free."""
+    from astra import show
+    from astra.cancel import cancel as cancel_plan
+
+    done = cancel_plan(plan, page)
+    show.as_json(done) if as_json else show.cancelled(done)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.argument("page", type=int, required=False)
+@click.option("-f", "--follow", is_flag=True, help="Print on as it grows.")
+@_json
+def logs(plan: int, page: int | None, follow: bool, as_json: bool) -> None:
+    """Print the log of the last attempt of PAGE, or list those of PLAN."""
+    from astra import show
+    from astra.logs import logs as logs_of
+
+    found = logs_of(plan, page)
+    if as_json:
+        show.as_json(found)
+    elif page is None:
+        made = show.table("page>", "attempt>", "state", "element", "node", "log")
+        for log in found:
+            made.add_row(
+                str(log.page), str(log.attempt), log.state, log.job or "", log.host, log.path or ""
+            )
+        show.console.print(made)
+    else:
+        path = found[-1].path
+        if path is None or not Path(path).is_file():
+            raise UsageError(f"the log of page {page} is not here: {path or 'none was written'}")
+        if follow:
+            try:
+                show.follow(path)
+            except KeyboardInterrupt:
+                return
+        else:
+            click.echo(Path(path).read_text(errors="replace"), nl=False)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.option("--traceback", "with_traceback", is_flag=True, help="With their tracebacks.")
+@_json
+def failures(plan: int, with_traceback: bool, as_json: bool) -> None:
+    """List the rows of PLAN that failed, and why."""
+    from astra import show
+    from astra.failures import failures as failures_of
+    from astra.failures import kinds
+
+    rows = failures_of(plan)
+    show.as_json(rows) if as_json else show.failures(kinds(rows), rows, with_traceback)
+
+
+@main.command()
+@click.option("--all", "every", is_flag=True, help="Not only the last 20.")
+@_json
+def plans(every: bool, as_json: bool) -> None:
+    """List plans, the latest first."""
+    from astra import show
+    from astra.schema import check_version
+    from astra.status import all_plans
+
+    check_version()
+    found = all_plans(None if every else 20)
+    show.as_json(found) if as_json else show.plans(found)
+
+
+@main.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
+def demo(folder: Path | None, rows: int) -> None:
+    """Show it all on SQLite: plan, run, a process killed, resume, results."""
+    from astra.demo import run_demo
+
+    run_demo(folder, rows)

@@ -1,0 +1,163 @@
+"""Verbs that look at several stages: plan and submit, plan and run."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from astra.database import connection
+from astra.element import run_page
+from astra.errors import UsageError
+from astra.local import pages_to_run
+from astra.models.orchestration import Page, Plan, Submission
+from astra.plan import Planned, check_plan_version, create_plan, get_plan
+from astra.resume import resume, resume_local
+from astra.run import Stop
+from astra.schema import check_version
+from astra.submit import (
+    Submitted,
+    check_ready,
+    choose_profile,
+    make_intent,
+    plan_lock,
+    submit,
+    submit_pages,
+)
+
+Progress = Callable[[str], Any]
+
+
+def submit_task(
+    task_or_plan: str,
+    planning: Mapping[str, Any],
+    profile_name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    local: bool = False,
+    n_processes: int = 1,
+    progress: Progress | None = None,
+) -> list[tuple[Planned | None, Submitted | None]]:
+    """Plan a task and submit it, or submit a plan by its number; each plan with its submission.
+
+    A dry run leaves nothing behind: the plan that it makes is taken back.
+    """
+    if task_or_plan.isdigit():
+        plan = int(task_or_plan)
+        return [(None, _submit(plan, profile_name, options, dry_run, local, n_processes, progress))]
+    if not local:
+        # What would be refused is refused before anything is stored.
+        choose_profile(profile_name, options)
+        _check_database()
+    if dry_run:
+        return _dry_run(task_or_plan, planning, profile_name, options)
+    done: list[tuple[Planned | None, Submitted | None]] = []
+    for planned in create_plan(task_or_plan, **planning):
+        if planned.plan is None:
+            done.append((planned, None))
+        else:
+            arguments = (profile_name, options, False, local, n_processes, progress)
+            done.append((planned, _submit(planned.plan, *arguments)))
+    return done
+
+
+def _check_database() -> None:
+    check_version()
+    check_ready(Plan(pk=0, v_astra=_current_version(), cancelled=None))
+
+
+def _current_version() -> int:
+    from astra.models.pipeline import version_number
+
+    return version_number()
+
+
+def _submit(
+    plan: int,
+    profile_name: str | None,
+    options: Mapping[str, Any] | None,
+    dry_run: bool,
+    local: bool,
+    n_processes: int,
+    progress: Progress | None,
+) -> Submitted:
+    if not local:
+        return submit(plan, profile_name, options, dry_run)
+    title = f"plan {plan}"
+    with progress(title) if progress else nullcontext(lambda ended, rows: None) as tell:
+        return resume_local(plan, n_processes, progress=tell)
+
+
+def _dry_run(
+    task: str,
+    planning: Mapping[str, Any],
+    profile_name: str | None,
+    options: Mapping[str, Any] | None,
+) -> list[tuple[Planned | None, Submitted | None]]:
+    chosen = choose_profile(profile_name, options)
+    done: list[tuple[Planned | None, Submitted | None]] = []
+    for planned in create_plan(task, **planning):
+        if planned.plan is None:
+            done.append((planned, None))
+            continue
+        plan = get_plan(planned.plan)
+        try:
+            with connection():
+                pages = pages_to_run(plan)
+            done.append((planned, submit_pages(plan, pages, chosen, dry_run=True)))
+        finally:
+            with connection():
+                Page.delete().where(Page.plan == plan.pk).execute()
+                plan.delete_instance()
+    return done
+
+
+def resume_plan(
+    plan: int,
+    failed: bool,
+    only: list[str],
+    profile_name: str | None,
+    options: Mapping[str, Any],
+    dry_run: bool,
+    local: bool,
+    n_processes: int,
+    progress: Progress | None,
+) -> Submitted:
+    """Resume a plan, by Slurm or with processes of this machine."""
+    if not local:
+        return resume(plan, failed, only, profile_name, options, dry_run)
+    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
+        return resume_local(plan, n_processes, failed, tell)
+
+
+def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None) -> None:
+    """Run every page of a plan in this process, one after the other."""
+    from astra.element import _signals
+
+    plan = get_plan(plan_pk)
+    check_plan_version(plan)
+    with plan_lock(plan):
+        pages = pages_to_run(plan)
+        submission = make_intent(plan, pages, [p.number for p in pages], 0, 1, "local")
+        with connection():
+            Submission.update(state="submitted").where(Submission.pk == submission.pk).execute()
+    stop = Stop()
+    with _signals(stop):
+        for page in pages:
+            tell([run_page(plan, page.number, submission, page.number, stop)])
+            if stop.wanted.is_set():
+                break
+
+
+def last_plan() -> int:
+    """The number of the last plan.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    check_version()
+    with connection():
+        last = Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(1).scalar()
+    if last is None:
+        raise UsageError("no plan was made yet: astra plan TASK")
+    return int(last)

@@ -1,0 +1,270 @@
+"""What a person sees: the one module that prints, and that knows of rich."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from enum import Enum
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+#: A terminal wraps; what goes to a file or another program keeps its columns.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+
+_COLOURS = {
+    "done": "green", "whole": "bold green", "running": "cyan", "waiting": "blue",
+    "failed": "red", "lost": "bold red", "incomplete": "bold red", "broken": "bold red",
+    "attention": "bold red", "interrupted": "yellow", "unsubmitted": "yellow", "unknown": "magenta",
+}  # fmt: skip
+
+
+def as_json(value: Any) -> None:
+    """A dataclass, or a list of them, as JSON on standard output."""
+    print(json.dumps(_plain(value), default=str, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def line(text: str) -> None:
+    console.print(escape(text))
+
+
+def error(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]astra:[/] {escape(text)}"
+    )
+
+
+def coloured(state: str) -> str:
+    colour = _COLOURS.get(state)
+    return f"[{colour}]{state}[/]" if colour else state
+
+
+def count(n: int, word: str) -> str:
+    """
+    >>> count(1, "row"), count(20000, "page")
+    ('1 row', '20,000 pages')
+    """
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def table(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
+    return made
+
+
+# ----------------------------------------------------------------------------------- planning
+
+
+def planned(plans: list[Any]) -> None:
+    for plan in plans:
+        if plan.plan is None:
+            line(f"{plan.task}: nothing is pending in {plan.input_model}; no plan was made")
+        else:
+            line(
+                f"plan {plan.plan}: {plan.task} on {plan.input_model}, "
+                f"{count(plan.rows, 'row')} in {count(plan.pages, 'page')} of {plan.limit:,}"
+            )
+        if plan.held:
+            which = ", ".join(map(str, plan.live_plans))
+            line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")
+        if plan.failed or plan.no_result:
+            line(
+                f"  left out: {count(plan.failed, 'row')} that failed and "
+                f"{plan.no_result:,} without a result, not modified since (--again takes them)"
+            )
+
+
+def submitted(done: Any) -> None:
+    if done.dry_run:
+        for job in done.jobs:
+            line(f"# {' '.join(job.command)}   (array {job.array}, {count(job.pages, 'page')})")
+            line(job.text or "")
+        line(f"dry run: nothing was stored or submitted ({count(done.pages, 'page')})")
+        return
+    for job in done.jobs:
+        line(f"job {job.job_id}: array {job.array}, {count(job.pages, 'page')}, {job.script}")
+    if done.pages:
+        line(
+            f"plan {done.plan}: {count(done.pages, 'page')} submitted, "
+            f"{count(done.rows, 'row')} pending; astra status {done.plan}"
+        )
+    else:
+        line(f"plan {done.plan}: nothing to submit")
+    if done.skipped:
+        states = ", ".join(f"{n:,} {state}" for state, n in sorted(done.skipped.items()))
+        line(f"  not touched: {states}")
+    if done.unsubmitted:
+        line(f"  not submitted: {count(done.unsubmitted, 'page')}: {done.message}")
+
+
+def cancelled(done: Any) -> None:
+    told = [*(f"job {job}" for job in done.jobs), *(f"process {pid}" for pid in done.processes)]
+    line(f"plan {done.plan}: {', '.join(told) if told else 'nothing was alive'}")
+    if told:
+        line("  told to end; what they yielded is stored")
+    if done.rows_freed:
+        line(f"  {count(done.rows_freed, 'row')} can be planned again")
+
+
+# ------------------------------------------------------------------------------------- status
+
+
+def status(plan: Any, every_page: bool = False) -> None:
+    line(f"plan {plan.plan}: {plan.task} on {plan.input_model}")
+    console.print(f"  {coloured(plan.state.value)}: {_sum(plan)}")
+    states = ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(plan.pages.items()))
+    console.print(f"  pages: {states} of {plan.n_pages:,}")
+    shown = [p for p in plan.elements if every_page or p.state.value not in ("done", "unsubmitted")]
+    if shown:
+        _pages(shown if every_page else shown[:20])
+        if len(shown) > 20 and not every_page:
+            line(f"  ... and {len(shown) - 20:,} pages more (--pages)")
+    if plan.refused:
+        line(f"  {count(plan.refused, 'further result')} of rows that have one: astra failures")
+    for note in plan.notes:
+        console.print(f"  [magenta]note:[/] {escape(note)}")
+    if plan.advice:
+        line("next:")
+        for advice in plan.advice:
+            line(f"  {advice}")
+
+
+def _sum(plan: Any) -> str:
+    parts = " + ".join(f"{n:,} {coloured(state)}" for state, n in plan.rows.items())
+    return f"{parts} = {count(plan.n_rows, 'row')}"
+
+
+def _pages(pages: list[Any]) -> None:
+    made = table(
+        "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word"
+    )
+    for p in pages:
+        exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
+        last = f"{p.seen:%Y-%m-%d %H:%M:%S}" if p.seen else ""
+        if p.overdue:
+            last += " (overdue)"
+        made.add_row(
+            str(p.page), coloured(p.state.value), f"{p.rows:,}", f"{p.pending:,}", p.job or "",
+            p.node or "", p.slurm_state or "", exit_code,
+            escape(f"{last} {p.message or ''}".strip()),
+        )  # fmt: skip
+    console.print(made)
+
+
+def plans(found: list[dict[str, Any]]) -> None:
+    if not found:
+        line("no plan was made yet: astra plan TASK")
+        return
+    made = table(
+        "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",
+        "no result>", "left>", "",
+    )  # fmt: skip
+    for p in found:
+        made.add_row(
+            str(p["plan"]), escape(p["task"]), p["input_model"], f"{p['created']:%Y-%m-%d %H:%M}",
+            escape(p["by"]), f"{p['pages']:,}", f"{p['rows']:,}", f"{p['done']:,}",
+            f"{p['failed']:,}", f"{p['no_result']:,}", f"{p['pending']:,}",
+            "cancelled" if p["cancelled"] else "",
+        )  # fmt: skip
+    console.print(made)
+
+
+def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
+    if not rows:
+        line("no row failed")
+        return
+    for kind in kinds:
+        keys = ", ".join(map(str, kind.keys[:10])) + (" ..." if len(kind.keys) > 10 else "")
+        console.print(f"[red]{escape(kind.exception)}[/]: {escape(_first_line(kind.message))}")
+        line(f"  {count(kind.rows, 'row')}: {keys}")
+        if kind.place:
+            line(f"  {kind.place}")
+    made = table("key>", "page>", "exception", "times>", "message")
+    for row in rows:
+        made.add_row(
+            str(row.key), str(row.page or ""), escape(row.exception), str(row.times),
+            escape(_first_line(row.message)[:100]),
+        )  # fmt: skip
+    console.print(made)
+    if with_traceback:
+        for row in rows:
+            console.rule(f"{row.key}")
+            line(row.traceback or "no traceback: the result was refused by the database")
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
+
+
+def configuration(settings: Any) -> None:
+    made = table("key", "value", "from")
+    for key, value, source in settings.rows():
+        made.add_row(escape(key), escape(str(value)), escape(source))
+    console.print(made)
+
+
+def page_runs(runs: list[Any]) -> None:
+    for run in runs:
+        line(
+            f"page {run.page}: {run.state}; {run.done:,} done + {run.failed:,} failed + "
+            f"{run.no_result:,} no result of {count(run.rows, 'row')}"
+        )
+        if run.message:
+            line(f"  {run.message}")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar where somebody looks, lines where the output goes to a file."""
+    if not console.is_terminal:
+        yield _line_progress(title)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda ended, rows: bar.update(task, completed=ended, total=rows)
+
+
+def _line_progress(title: str) -> Callable[[int, int], None]:
+    last = [-1]
+
+    def tell(ended: int, rows: int) -> None:
+        tenth = ended * 10 // rows if rows else 10
+        if tenth != last[0]:
+            last[0] = tenth
+            print(f"{title}: {ended:,} of {rows:,} rows", flush=True)
+
+    return tell
+
+
+def follow(path: str) -> None:
+    """Print a file as it grows, until Ctrl-C."""
+    import time
+
+    with open(path, errors="replace") as file:
+        while True:
+            text = file.read()
+            if text:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                time.sleep(0.3)
