@@ -6,13 +6,14 @@ from typing import Any
 
 from astra.database import connection
 from astra.element import run_page
-from astra.errors import UsageError
+from astra.errors import SlurmError, UsageError
 from astra.local import pages_to_run
 from astra.models.orchestration import Page, Plan, Submission
 from astra.plan import Planned, check_plan_version, create_plan, get_plan
 from astra.resume import resume, resume_local
 from astra.run import Stop
 from astra.schema import check_version
+from astra.slurm import SlurmRefused
 from astra.submit import (
     Submitted,
     check_ready,
@@ -55,7 +56,11 @@ def submit_task(
             done.append((planned, None))
         else:
             arguments = (profile_name, options, False, local, n_processes, progress)
-            done.append((planned, _submit(planned.plan, *arguments)))
+            try:
+                done.append((planned, _submit(planned.plan, *arguments)))
+            except SlurmRefused as error:
+                again = f"plan {planned.plan} is kept: astra submit {planned.plan}"
+                raise SlurmError(f"{error}; {again}") from error
     return done
 
 
