@@ -130,10 +130,12 @@ def _run_once(
             timeout=timeout_s,
             check=False,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        # Where the controller is full, sbatch says so and tries again for two minutes.
+        said = _words((late.stderr or b"").decode("utf-8", "replace"))
         raise SlurmUnknown(
-            f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); is the "
-            "controller well? scontrol ping tells"
+            f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); "
+            + (f"it said: {said}" if said else "is the controller well? scontrol ping tells")
         ) from None
     except OSError as error:
         raise SlurmError(f"{path} cannot be run: {error.strerror}") from error

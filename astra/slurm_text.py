@@ -35,7 +35,7 @@ class Execution:
     index: int | None  # None for a job that is not an array
     state: SlurmState | None  # None: not known
     node: str | None = None
-    exit_code: int | None = None
+    exit_code: int | None = None  # sacct shows 128 and more less 128: 143 as 15
     signal: int | None = None  # that ended it
     reason: str | None = None  # why it waits, or why it failed
     restarts: int | None = None
@@ -88,7 +88,7 @@ _ADVICE = [
     ("time", 'choose a time within the limit that `sinfo -o "%P %l"` shows for the partition'),
     ("feature|constraint", "choose a constraint from the features of `sinfo -o %f`"),
     (
-        "node configuration|memory|cpu count|node count",
+        "node configuration|memory|cpu count|node count|more processors",
         "ask for no more than one node has: `sinfo -Nel`",
     ),
     ("generic resource|gres", "choose a gres that `sinfo -o %G` lists"),
@@ -283,11 +283,12 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
 
 
 def _joined(live: Execution, past: Execution) -> Execution:
-    """squeue's entry with what only accounting knows."""
+    """squeue's entry with what only accounting knows.
+
+    The exit code stays squeue's: sacct shows a status of 128 or more less 128 (22.05).
+    """
     return replace(
         live,
-        exit_code=past.exit_code if past.exit_code is not None else live.exit_code,
-        signal=past.signal if past.exit_code is not None else live.signal,
         max_rss_mb=past.max_rss_mb,
         elapsed_s=live.elapsed_s if live.elapsed_s is not None else past.elapsed_s,
     )
