@@ -343,18 +343,6 @@ def has_password(url: str) -> bool:
     return hide_password(url) != url
 
 
-def without_password(url: str) -> str:
-    """`url` as it may stand in a script: the password left to ``~/.pgpass`` or the environment.
-
-    >>> without_password("postgresql://me:geheim@host/db?password=x&sslmode=require")
-    'postgresql://me@host/db?sslmode=require'
-    """
-    bare = hide_password(url).replace(":***@", "@")
-    bare = re.sub(r"[?&;][\w%.-]+=\*\*\*", lambda found: found[0][0], bare)
-    bare = re.sub(r"\s*\b\w+\s*=\s*\*\*\*", "", bare)
-    return re.sub(r"\?(?=$|#)|[&;](?=$|#)|(?<=[?&;])[&;]+", "", bare)
-
-
 def hide_secret(name: str, value: Any) -> str:
     """`value` as it is shown under `name`: hidden if the name or the value looks secret."""
     if value is None or value == "":

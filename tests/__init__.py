@@ -1,0 +1,1 @@
+"""The tests, with tasks that elements import: hence a package."""

@@ -1,0 +1,88 @@
+"""Tasks for the tests, which elements in other processes import as ``tests.tasks``."""
+
+import os
+import time
+from collections.abc import Iterable
+
+from peewee import FloatField, IntegerField, SmallIntegerField, TextField
+
+from astra import task
+from astra.database import database
+from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel, Source
+
+
+class Measured(PipelineOutputModel):
+    value = FloatField()
+    small = SmallIntegerField(null=True)
+    text = TextField(null=True)
+    number = IntegerField(null=True, default=7)
+
+
+class OfSource(PipelineOutputModel):
+    value = FloatField()
+
+
+@task
+def measure(
+    spectra: Iterable[BossVisitSpectrum | BossCombinedSpectrum],
+    row_s: float = 0.0,
+    raise_every: int = 0,
+    null_every: int = 0,
+    nothing_every: int = 0,
+    computed: str | None = None,
+) -> Iterable[Measured]:
+    """A value for each spectrum; raises, refuses and yields nothing where it is told to."""
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        if computed:
+            with open(computed, "a") as file:
+                file.write(f"{key}\n")
+        if row_s:
+            time.sleep(row_s)
+        if raise_every and key % raise_every == 0:
+            raise ValueError(f"row {key} is bad")
+        if nothing_every and key % nothing_every == 0:
+            continue
+        bad = null_every and key % null_every == 0
+        yield Measured.from_spectrum(spectrum, value=None if bad else key * 0.5)
+
+
+@task
+def collect(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """Takes all its rows before it yields: nobody can see which row it stumbled on."""
+    rows = list(spectra)
+    if any(row.spectrum_pk == bad for row in rows):
+        raise ValueError("one of them")
+    for row in rows:
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+@task(group_by=("source_pk",))
+def per_source(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task
+def on_sources(sources: Iterable[Source]) -> Iterable[OfSource]:
+    for source in sources:
+        yield OfSource.from_source(source, value=source.pk)
+
+
+@task
+def broken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    if os.path.exists("/nonexistent-model-file") is False:
+        raise FileNotFoundError("model.npz is not there")
+    yield from ()
+
+
+def fill(n: int, model: type = BossVisitSpectrum, sources: int = 5) -> None:
+    """`n` spectra, of a few sources and every tenth of none."""
+    with database.atomic():
+        keys = [Source.get_or_create(sdss_id=100 + i)[0].pk for i in range(sources)]
+        for start in range(0, n, 1000):
+            model.insert_many(
+                {"source": None if i % 10 == 9 else keys[i % sources], "snr": float(i)}
+                for i in range(start, min(n, start + 1000))
+            ).execute()
+    database.close()
