@@ -1,0 +1,192 @@
+"""Plans: frozen, cut into pages, never the same row twice; run on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from astra.cli import main
+from astra.compose import run_here
+from astra.errors import TaskError, UsageError
+from astra.failures import failures
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Page, Plan
+from astra.plan import create_plan, get_plan
+from astra.resume import resume_local
+from astra.status import status
+from tests.conftest import ROOT
+from tests.tasks import Measured, fill, measure
+
+
+def plan_of(**options):
+    return create_plan(measure, BossVisitSpectrum, **options)[0]
+
+
+def test_frozen_into_pages(url):
+    fill(25)
+    planned = plan_of(limit=10)
+    assert (planned.pages, planned.rows) == (3, 25)
+    pages = list(Page.select().order_by(Page.number))
+    assert [p.keys for p in pages] == [
+        list(range(25, 15, -1)), list(range(15, 5, -1)), [5, 4, 3, 2, 1]
+    ]  # fmt: skip
+    assert status(planned.plan).rows == {"done": 0, "unsubmitted": 25}
+    again = plan_of(limit=10)
+    assert again.plan is None and again.held == 25 and again.live_plans == (planned.plan,)
+    assert Plan.select().count() == 1
+
+
+def test_run_and_add_up(url):
+    fill(100)
+    planned = plan_of(
+        limit=30, arguments={"raise_every": "9", "null_every": "10", "nothing_every": "11"}
+    )
+    run_here(planned.plan)
+    found = status(planned.plan)
+    bad = {k for k in range(1, 101) if k % 9 == 0}
+    nothing = {k for k in range(1, 101) if k % 11 == 0} - bad
+    null = {k for k in range(1, 101) if k % 10 == 0} - bad - nothing
+    assert found.state == "whole" and found.state.exit_status == 0
+    assert found.rows == {
+        "done": 100 - len(bad | nothing | null), "failed": len(bad | null),
+        "no result": len(nothing),
+    }  # fmt: skip
+    assert {f.key for f in failures(planned.plan)} == bad | null
+    # What ended so is not planned again, unless it is wished or was modified.
+    after = plan_of()
+    assert (after.plan, after.failed, after.no_result) == (None, len(bad | null), len(nothing))
+    BossVisitSpectrum.update(snr=0).where(BossVisitSpectrum.spectrum_pk == 9).execute()
+    assert plan_of().rows == 1
+    assert plan_of(again=True).rows == len(bad | null | nothing) - 1
+
+
+def test_failed_rows_are_taken_again(url):
+    fill(20)
+    planned = plan_of(arguments={"raise_every": 5})
+    run_here(planned.plan)
+    Plan.update(arguments="{}").execute()  # the task was mended
+    resume_local(planned.plan, 1, failed=True)
+    assert status(planned.plan).rows == {"done": 20} and failures(planned.plan) == []
+
+
+def test_arguments_are_parsed_and_checked_before_anything_is_stored(url):
+    fill(3)
+    for arguments, words in (
+        ({"rows_s": "1"}, "row_s"),
+        ({"row_s": "fast"}, "not a number"),
+        ({"raise_every": "1.5"}, "whole number"),
+        ({"batch_size": "0"}, "batch_size"),
+        ({"spectra": "1"}, "takes no"),
+        ({"write_to_database": "false"}, "stored"),
+    ):
+        with pytest.raises(TaskError, match=words):
+            plan_of(arguments=arguments)
+    assert Plan.select().count() == 0
+
+
+def test_eight_planners_take_no_row_twice(pg_url):
+    fill(500)
+    command = [sys.executable, "-m", "astra", "plan", "tests.tasks.measure", "--json",
+               "--input-model", "BossVisitSpectrum", "--limit", "7"]  # fmt: skip
+    planners = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(8)
+    ]
+    made = [json.loads(p.communicate()[0]) for p in planners]
+    assert sorted(m["rows"] for m in made) == [0] * 7 + [500]
+    keys = [k for page in Page.select() for k in page.keys]
+    assert len(keys) == len(set(keys)) == 500
+
+
+def test_another_version_refuses(url):
+    fill(3)
+    planned = plan_of()
+    Plan.update(v_astra=9000).execute()
+    with pytest.raises(UsageError, match=r"0\.9\.0"):
+        resume_local(planned.plan)
+
+
+def test_there_is_no_such_plan(url):
+    with pytest.raises(UsageError, match="no plan 7"):
+        get_plan(7)
+
+
+def test_a_killed_element_is_lost_and_resumed(url, tmp_path):
+    fill(200)
+    computed = tmp_path / "computed"
+    planned = plan_of(
+        limit=50, arguments={"row_s": 0.02, "computed": str(computed), "write_frequency": 0.2}
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local", "-j", "2"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    from astra.models.orchestration import Attempt
+
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        victim = Attempt.get_or_none((Attempt.n_done > 5) & (Attempt.state == "running"))
+        if victim is not None:
+            break
+        time.sleep(0.02)
+    os.kill(victim.pid, signal.SIGKILL)
+    runner.wait(60)
+    found = status(planned.plan)
+    assert found.state == "attention" and found.pages["lost"] == 1
+    assert sum(found.rows.values()) == 200
+    resume_local(planned.plan, 2)
+    assert status(planned.plan).rows == {"done": 200}
+    assert Measured.select().count() == 200
+    twice = len(computed.read_text().split()) - 200
+    assert 0 < twice <= 25  # what 0.2 s of work came to, and the time to write it
+    assert resume_local(planned.plan, 2).pages == 0
+
+
+def test_interrupted_elements_compute_nothing_twice(url, tmp_path):
+    fill(200)
+    computed = tmp_path / "computed"
+    planned = plan_of(limit=100, arguments={"row_s": 0.02, "computed": str(computed)})
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local", "-j", "2"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 30
+    while time.monotonic() < end and (
+        not computed.exists() or len(computed.read_text().split()) < 20
+    ):
+        time.sleep(0.02)
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(30) == 75
+    found = status(planned.plan)
+    assert found.rows["done"] == len(computed.read_text().split()) < 200
+    resume_local(planned.plan, 2)
+    assert status(planned.plan).rows == {"done": 200}
+    assert len(computed.read_text().split()) == 200
+
+
+def test_commands_say_what_is_wrong(url):
+    def run(*words):
+        return CliRunner().invoke(main, words)
+
+    done = run("plan", "tests.tasks.mesure")
+    assert done.exit_code == 2 and "Did you mean" in done.output and "Traceback" not in done.output
+    assert run("statsu").exit_code == 2 and "status" in run("statsu").output
+    assert "nothing is pending" in run("plan", "tests.tasks.measure").output
+    assert run("plan", "tests.tasks.measure").exit_code == 0
+    assert "no plan was made" in run("status").output
+    if "sqlite" in url:
+        fill(2)
+        done = run("submit", "tests.tasks.measure")
+        assert done.exit_code == 2 and "--local" in done.output
+
+
+def test_cancelled_rows_are_free_again(url):
+    fill(5)
+    planned = plan_of()
+    done = CliRunner().invoke(main, ["cancel", str(planned.plan), "--json"])
+    assert json.loads(done.output)["rows_freed"] == 5
+    assert plan_of().rows == 5
