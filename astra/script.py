@@ -74,7 +74,7 @@ def render(template: str, script: ElementScript, site: Path | None = None) -> st
     except jinja2.TemplateNotFound as error:
         hint = nearest(str(error.name), environment.list_templates())
         raise ScriptError(f"no template {error.name!r} in {_folders(site)}. {hint}") from error
-    except (jinja2.TemplateError, ScriptError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program: it can fail in any way
         raise ScriptError(f"{_place(error, template)}: {error}") from error
     return _whole(re.sub(r"\n{3,}", "\n\n", text), template)
 

@@ -81,8 +81,8 @@ _OTHER_LIMIT = re.compile(r"\b(QOS|Assoc|Part)\w*(Limit|Min\w+|Max\w+)\b")
 
 # What Slurm says (slurm_errno of 22.05, and tried), and what to do about it.
 _ADVICE = [
+    ("account", "choose an account that `sacctmgr show assoc user=$USER` lists for the partition"),
     ("partition", "choose a partition that `sinfo -s` lists and you may use"),
-    ("account", "choose an account that `sacctmgr show assoc user=$USER` lists"),
     ("qos", "choose a qos that `sacctmgr show assoc user=$USER format=account,qos` lists"),
     ("array", "an index may not reach MaxArraySize of `scontrol show config`"),
     ("time", 'choose a time within the limit that `sinfo -o "%P %l"` shows for the partition'),
