@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -281,7 +282,7 @@ class TestNoAnswer:
         self, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         pauses: list[float] = []
-        monkeypatch.setattr(slurm.time, "sleep", pauses.append)
+        monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=pauses.append))
         config.use(config.Config(slurm=config.Slurm(retries=2)))
         env = commands(
             squeue=f"[ $(grep -c squeue {tmp_path}/calls) -ge 3 ] || "
