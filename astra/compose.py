@@ -7,7 +7,7 @@ from typing import Any
 from astra.database import connection
 from astra.element import run_page
 from astra.errors import SlurmError, UsageError
-from astra.local import pages_to_run
+from astra.local import end_submission, pages_to_run
 from astra.models.orchestration import Page, Plan, Submission
 from astra.plan import Planned, check_plan_version, create_plan, get_plan
 from astra.resume import resume, resume_local
@@ -145,11 +145,14 @@ def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None
         with connection():
             Submission.update(state="submitted").where(Submission.pk == submission.pk).execute()
     stop = Stop()
-    with _signals(stop):
-        for page in pages:
-            tell([run_page(plan, page.number, submission, page.number, stop)])
-            if stop.wanted.is_set():
-                break
+    try:
+        with _signals(stop):
+            for page in pages:
+                tell([run_page(plan, page.number, submission, page.number, stop)])
+                if stop.wanted.is_set():
+                    break
+    finally:
+        end_submission(submission)
 
 
 def last_plan() -> int:

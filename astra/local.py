@@ -52,6 +52,7 @@ def run_local(
         _drive(plan, pool, elements, n_processes, progress)
     finally:
         pool.end()
+        end_submission(submission)
         for number, handler in told.items():
             signal.signal(number, handler)
     if pool.stopped:
@@ -68,6 +69,12 @@ def run_local(
         )
     rows = sum(page.n_pending for page in pages)
     return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
+
+
+def end_submission(submission: Submission) -> None:
+    """Note that no further process will be started for a local submission."""
+    with connection():
+        Submission.update(state="ended").where(Submission.pk == submission.pk).execute()
 
 
 def _drive(

@@ -178,8 +178,9 @@ def _write_results(
 class _Bad(Exception):
     def __init__(self, yielded: Yielded, kind: str, message: str, refused: bool = False) -> None:
         handed = yielded.handed
-        key = handed.key if handed else None
         modified = handed.modified if handed else None
+        # Without a row that it was yielded for, a result is known by the key that it bears.
+        key = handed.key if handed else getattr(yielded.result, "spectrum_pk", None)
         self.refusal = Refusal(key, kind, message, modified, refused=refused)
 
 

@@ -181,7 +181,8 @@ def _local_state(submission: Submission, mine: Attempt | None, overdue: bool) ->
 
 def _submitter_lives(submission: Submission) -> bool:
     return (
-        submission.host == socket.gethostname()
+        submission.state == "submitted"
+        and submission.host == socket.gethostname()
         and submission.job_id is not None
         and submission.pid_began == process_began(submission.job_id)
     )

