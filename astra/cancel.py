@@ -44,9 +44,9 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
         if _slurm_jobs(frozen):
             with plan_lock(frozen):
                 recover_intents(frozen)
-                found = _slurm_jobs(frozen)
-                slurm.cancel(found)
-                jobs = [str(job) for job in found]
+                alive = _slurm_jobs(frozen)
+                slurm.cancel(alive)
+                jobs = [str(job) for job in alive]
     else:
         statuses, _ = survey(frozen)
         found = [s for s in statuses if s.page == page and s.state in ALIVE and s.job]

@@ -131,7 +131,7 @@ def _set_schema(schema: str | None) -> None:
         model._meta.schema = schema
 
 
-def dialect() -> "dialects.Dialect":
+def dialect() -> "dialects.PostgreSQL | dialects.SQLite":
     """The dialect of the bound database."""
     if database_is_unset():
         bind()

@@ -2,6 +2,7 @@
 
 import collections.abc
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys

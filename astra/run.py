@@ -438,7 +438,7 @@ class Run:
             clause = dialect().among(model.task_pk, keys)
             if self.claim is not None:
                 clause &= model.attempt_pk == self.claim.attempt.pk
-            retrying(lambda m=model, c=clause: m.update(t_overhead=share_s).where(c).execute())
+            retrying(model.update(t_overhead=share_s).where(clause).execute)
 
 
 class _Guard:

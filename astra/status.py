@@ -123,7 +123,7 @@ def _page_status(
     if submission is not None:
         element = (page.number - 1) // submission.pages_per_element + 1
         if submission.kind == "slurm" and submission.job_id and answer is not None:
-            execution = answer.executions.get((submission.job_id, element - submission.offset))
+            execution = answer.of(submission.job_id, element - submission.offset)
     mine = attempt if attempt and submission and attempt.submission_pk == submission.pk else None
     lease_s = config.current().element.lease_s
     overdue = bool(
@@ -199,8 +199,6 @@ def _slurm_page_state(
     """What a page that is not whole is, from Slurm's word and the attempt's own."""
     silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
     state = execution.state if execution else None
-    if state is None and answer is not None and answer.queue and submission.job_id is not None:
-        state = SlurmState.ABSENT
     if state is None:
         fresh = mine is not None and mine.state == AttemptState.RUNNING and silent_s <= lease_s
         return PageState.RUNNING if fresh else PageState.UNKNOWN

@@ -228,7 +228,7 @@ def _target(call: Any, rows: Any) -> Target:
         except TaskError:
             models = []
         first = rows[0] if isinstance(rows, list | tuple) and rows else None
-        model = type(first) if hasattr(first, "_meta") else (models[0] if models else None)
-    table = model._meta.table_name if model is not None else ""
+        model = type(first) if hasattr(first, "_meta") else next(iter(models), None)
+    table = getattr(getattr(model, "_meta", None), "table_name", "")
     on_source = model is not None and isinstance(model, type) and issubclass(model, Source)
     return Target(task_name(call), table, on_source, output)

@@ -142,6 +142,7 @@ class Slurm:
         ):  # fmt: skip
             needs(program, package)
         self.folder, self.nodes = folder, nodes
+        self.environment = dict(os.environ)  # as it is now: a test may bend PATH
         self.daemons: list[Path] = []
         self.database: subprocess.Popen[bytes] | None = None
         for name in (
@@ -167,7 +168,7 @@ class Slurm:
             raise
 
     def env(self) -> dict[str, str]:
-        return {**os.environ, "SLURM_CONF": str(self.conf), "LC_ALL": "C"}
+        return {**self.environment, "SLURM_CONF": str(self.conf), "LC_ALL": "C"}
 
     def _start_munge(self) -> None:
         key = self.folder / "etc" / "munge.key"

@@ -111,8 +111,9 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     fill_keys: Any = None
 
     def save(self, *args: Any, **options: Any) -> Any:
-        if self.fill_keys is not None and self.spectrum_pk is None:
-            self.spectrum_pk = self.fill_keys([{}])[0]["spectrum_pk"]
+        if self.fill_keys is not None and getattr(self, "spectrum_pk", None) is None:
+            for name, value in self.fill_keys([{}])[0].items():
+                setattr(self, name, value)
         return super().save(*args, **options)
 
     @classmethod
@@ -140,7 +141,7 @@ def keep_inputs_in_order(model: Any) -> None:
 def every_subclass(root: type) -> Iterator[Any]:
     """All models below `root`, each once, in the order in which they were defined."""
     seen: dict[Any, None] = {}
-    queue = [root]
+    queue: list[Any] = [root]
     while queue:
         for child in queue.pop(0).__subclasses__():
             if child not in seen:
