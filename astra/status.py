@@ -199,6 +199,9 @@ def _slurm_page_state(
     """What a page that is not whole is, from Slurm's word and the attempt's own."""
     silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
     state = execution.state if execution else None
+    if state is None and answer is not None and answer.queue and not answer.accounting:
+        # Without accounting squeue has the only word, and it does not know the element.
+        state = SlurmState.ABSENT
     if state is None:
         fresh = mine is not None and mine.state == AttemptState.RUNNING and silent_s <= lease_s
         return PageState.RUNNING if fresh else PageState.UNKNOWN
