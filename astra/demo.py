@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def run_demo(folder: Path | None, n_rows: int) -> None:
     _step("results")
     _show_results()
     show.line(f"\nall in {time.monotonic() - began:.0f} s; what to type next:")
-    show.line(f"  cd {folder}; export ASTRA_DATABASE_URL=sqlite:///{folder}/astra.db")
-    astra = Path(sys.executable).with_name("astra")
+    show.line(f"  cd {quote(str(folder))}")
+    astra = quote(str(Path(sys.executable).with_name("astra")))
     for words in (f"status {planned.plan} --pages", f"logs {planned.plan} 1", "plan slam.slam"):
         show.line(f"  {astra} {words}")
 

@@ -1,0 +1,67 @@
+"""The README and the docs: links, examples and commands are tried."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from astra.cli import main
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [text for found, text in _BLOCK.findall(page.read_text()) if found == kind]
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for text in blocks(page, "console") for line in text.splitlines()]
+    indented = [line[4:] for line in page.read_text().splitlines() if line.startswith("    ")]
+    found = [line[2:] for line in lines if line.startswith("$ ")]
+    found += [line for line in indented if line.startswith("astra ")]
+    return [shlex.split(line) for line in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_options_exist(page):
+    for program, *words in commands(page):
+        if program == "astra":
+            command = main.commands[words[0]]
+            command.make_parser(click.Context(command)).parse_args(list(words[1:]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_compiles_and_links_resolve(page):
+    for text in blocks(page, "python"):
+        compile(text, page.name, "exec")
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_command_is_documented():
+    told = "\n".join(page.read_text() for page in PAGES)
+    for name, command in main.commands.items():
+        assert command.hidden or f"astra {name}" in told or f"`{name}`" in told, name
+
+
+def test_the_first_night_runs_from_top_to_bottom(tmp_path):
+    page = ROOT / "docs" / "first-night.md"
+    for kind, text in _BLOCK.findall(page.read_text()):
+        if kind == "python":
+            name = text.splitlines()[0].removeprefix("# file: ")
+            (tmp_path / name).write_text(text)
+        for line in text.splitlines() if kind == "console" else []:
+            program, *words = shlex.split(line.removeprefix("$ "))
+            start = [sys.executable, "-m", "astra"] if program == "astra" else [sys.executable]
+            done = subprocess.run([*start, *words], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert "whole: 999 done + 1 failed = 1,000 rows" in subprocess.run(
+        [sys.executable, "-m", "astra", "status", "1"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
