@@ -112,7 +112,7 @@ class TestQuoting:
     @settings(max_examples=60, deadline=None)
     @given(value=TEXT)
     def test_values_arrive_unchanged(self, value: str) -> None:
-        probe = f"{sys.executable} -c 'import os,sys; sys.stdout.buffer.write(os.environb[b\"V\"])'"
+        probe = f"{shlex.quote(sys.executable)} -c 'import os,sys; sys.stdout.buffer.write(os.environb[b\"V\"])'"
         text = render(environment={"V": value}, setup=[probe, "exit 0"])
         environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "7"}
         done = subprocess.run(["bash"], input=text.encode(), env=environment, capture_output=True)
@@ -254,7 +254,10 @@ class TestRunning:
         """An element that says when it began, and ends in its own time, or when it is told to."""
         file = tmp_path / "my python"
         file.write_text(
-            f"#!{sys.executable}\n"
+            # Not named by the first line itself: the path may hold a blank.
+            "#!/bin/sh\n''':'\n"
+            f'exec {shlex.quote(sys.executable)} "$0" "$@"\n'
+            "'''\n"
             "import os, signal, sys, time\n"
             "def told(number, frame):\n"
             "    print('told', number, flush=True); time.sleep(0.3); print('stored'); sys.exit(75)\n"
