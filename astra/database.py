@@ -28,15 +28,21 @@ class LazyDatabase(peewee.DatabaseProxy):
     __slots__ = peewee.DatabaseProxy.__slots__
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # somebody only looks what kind of object this is
         if self.obj is None:
             bind()
         return getattr(self.obj, name)
 
     def __enter__(self) -> Any:
-        return self.__getattr__("__enter__")()
+        return self.bound().__enter__()
 
     def __exit__(self, *error: object) -> Any:
-        return self.__getattr__("__exit__")(*error)
+        return self.bound().__exit__(*error)
+
+    def bound(self) -> peewee.Database:
+        """The database itself."""
+        return bind() if self.obj is None else self.obj
 
 
 database = LazyDatabase()

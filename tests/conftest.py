@@ -33,7 +33,7 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Slurm]:
     with folder() as path:
-        slurm = Slurm(path / "slurm")
+        slurm = Slurm(path / "slurm", cpus=16)
         try:
             yield slurm
         finally:
@@ -49,7 +49,12 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
+    _forget_database()
     yield
+    _forget_database()
+
+
+def _forget_database() -> None:
     if "astra.database" in sys.modules:
         importlib.import_module("astra.database").reset()
 

@@ -74,7 +74,8 @@ class Postgres:
         assert versions, "PostgreSQL is missing: install Debian's package postgresql"
         self.bin = versions[-1].parent
         self.folder, self.port = folder, free_port()
-        self.env = {**os.environ, "LC_ALL": "C", **(env or {})}
+        self.env = {**os.environ, "LC_ALL": "C"}
+        self.extra = env or {}  # for the server alone, once it is its own user
         self.settings = {"fsync": "off", "max_connections": 100, **settings}
         self.user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
         self.process: subprocess.Popen[bytes] | None = None
@@ -96,7 +97,8 @@ class Postgres:
         options = [f"-c{k}={v}" for k, v in self.settings.items()]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [*self._as_owner(), str(self.bin / "postgres"), "-D", str(self.folder / "data"),
+                [*self._as_owner(), "env", *(f"{k}={v}" for k, v in self.extra.items()),
+                 str(self.bin / "postgres"), "-D", str(self.folder / "data"),
                  "-p", str(self.port), "-k", str(self.folder), "-clisten_addresses=127.0.0.1",
                  *options],
                 env=self.env, stdout=log, stderr=log, start_new_session=True,

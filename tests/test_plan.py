@@ -142,7 +142,7 @@ def test_a_killed_element_is_lost_and_resumed(url, tmp_path):
     assert status(planned.plan).rows == {"done": 200}
     assert Measured.select().count() == 200
     twice = len(computed.read_text().split()) - 200
-    assert 0 < twice <= 25  # what 0.2 s of work came to, and the time to write it
+    assert 0 < twice <= 40  # what 0.2 s of work came to, and the time to write it
     assert resume_local(planned.plan, 2).pages == 0
 
 

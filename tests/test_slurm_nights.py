@@ -7,15 +7,20 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from astra import generate_queries_for_task
+from astra.database import database, reset
 from astra.errors import SlurmError
 from astra.failures import failures
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import create_plan
 from astra.resume import resume
+from astra.schema import init_database
 from astra.slurm import max_array_size
 from astra.status import status
 from astra.submit import submit
@@ -245,19 +250,51 @@ def test_more_elements_than_connections(cluster, monkeypatch, tmp_path):
             monkeypatch.setenv("ASTRA_DATABASE_URL", server.url("small"))
             monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
             monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
-            from astra.database import database, reset
-            from astra.schema import init_database
-
             reset()
             init_database(("tests.tasks",))
-            plan = plan_of(600, 10, row_s=0.05, write_frequency=0.1)
+            plan = plan_of(600, 10, row_s=0.5, write_frequency=1)
             database.close()
-            submit(plan, options={"throttle": 60, "overcommit": True})
+            submit(plan, options={"throttle": 60})
+            wait_for(
+                lambda: len(cluster.run("squeue", "-h", "-r", "-t", "R").splitlines()) > 40,
+                "more than 40 elements at once",
+                60,
+            )
             run_out(cluster)
             assert counts() == (600, 600) and status(plan).state == "whole"
         finally:
-            from astra.database import reset
+            reset()
+            server.stop()
 
+
+def test_clocks_an_hour_apart(cluster, monkeypatch, tmp_path):
+    """The database is an hour ahead of the nodes; a row is changed while it is processed."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    with folder() as path:
+        ahead = {"LD_PRELOAD": str(library), "FAKETIME": "+1h"}
+        server = Postgres(path / "postgres", env=ahead)
+        try:
+            server.sql("CREATE DATABASE ahead")
+            monkeypatch.setenv("ASTRA_DATABASE_URL", server.url("ahead"))
+            monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+            monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
+            reset()
+            init_database(("tests.tasks",))
+            (age_s,) = server.sql(f"SELECT extract(epoch FROM now()) - {time.time()}")[0]
+            assert 3500 < age_s < 3700
+            plan = plan_of(100, 100, row_s=0.05, write_frequency=0.5)
+            submit(plan)
+            running(1)
+            server.sql(
+                "UPDATE boss_visit_spectrum SET snr = 7 WHERE spectrum_pk IN (3, 98)", "ahead"
+            )
+            run_out(cluster)
+            assert counts() == (100, 100) and status(plan).state == "whole"
+            ((_, query),) = generate_queries_for_task(measure, "BossVisitSpectrum")
+            assert sorted(row.spectrum_pk for row in query) == [3, 98]
+            (again, _) = create_plan(measure)
+            assert again.rows == 2
+        finally:
             reset()
             server.stop()
 

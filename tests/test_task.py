@@ -295,8 +295,8 @@ def test_times(url):
         time.sleep(0.05)  # the consumer's time is not the task's
     rows = list(Measured.select())
     assert len(rows) == 3
-    assert all(0 <= m.t_elapsed < 0.04 for m in rows)
-    assert all(m.t_overhead == pytest.approx(0.1, abs=0.03) for m in rows)
+    assert all(0 <= m.t_elapsed < 0.08 for m in rows)
+    assert all(m.t_overhead == pytest.approx(0.1, abs=0.05) for m in rows)
 
 
 SCRIPT = """
