@@ -81,7 +81,6 @@ class Element:
     batch_size: int = _key(1000, _whole(1))  # results written at once
     lease_s: float = _key(300.0, _number(0, above=True))  # not heard of for so long: overdue
     grace_s: float = _key(3.0, _number(0))  # how long a row may go on after SIGTERM
-    max_failures: float = _key(0.5, _number(0, 1))  # failed share at which a page is given up
 
 
 @dataclass(frozen=True)

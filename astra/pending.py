@@ -101,11 +101,6 @@ def key_of(model: Any) -> Any:
     return model.pk if issubclass(model, Source) else model.spectrum_pk
 
 
-def result_key_of(model: Any, output: Any) -> Any:
-    """The column of `output` that holds the key of a row of `model`."""
-    return output.source_pk if issubclass(model, Source) else output.spectrum_pk
-
-
 def has_result(model: Any, output: Any) -> Any:
     """A clause: the row has an up-to-date result at the current major.minor version.
 

@@ -1,7 +1,7 @@
 """Checkpoints: one transaction writes a batch of results and the page's progress together."""
 
 import traceback as tracebacks
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -388,6 +388,3 @@ def _mark(outcomes: bytearray, claim: Claim, keys: Iterable[int | None], outcome
         # A stored result is never taken back by a later failure of the same row.
         if place is not None and outcomes[place] != Outcome.RESULT:
             outcomes[place] = outcome
-
-
-Writer = Callable[[Checkpoint], list[Any]]

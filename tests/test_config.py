@@ -145,7 +145,7 @@ class TestErrors:
             ("[plan]\nlimit = true", ["whole number"]),
             ("[plan]\nlimit = 0", ["at least 1"]),
             ("[plan]\nlimit = 1.5", ["whole number"]),
-            ("[element]\nmax_failures = 2", ["at most 1"]),
+            ("[element]\nlease_s = 0", ["lease_s"]),
             ("[element]\nlease_s = nan", ["above 0"]),
             ("[slurm]\ntimeout_s = inf", ["above 0"]),
             ("[run]\ndir = 3", ["text in quotes"]),
