@@ -7,6 +7,7 @@
     │   └── ScriptError             a template that cannot be rendered
     ├── DatabaseError           5   no connection, wrong schema version
     ├── SlurmError              6   Slurm refused, or a command of its is missing
+    │   ├── SlurmRefused            Slurm said no, in its own words (slurm_text.py)
     │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
     ├── BusyError               7   another process is at work on the same plan
     ├── Interrupted            75   told to end; what was yielded is stored

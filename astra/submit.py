@@ -123,7 +123,41 @@ def choose_profile(name: str | None, options: Mapping[str, Any] | None) -> Profi
     """The profile of a name, with options that override its own."""
     found = profile.get(name, config.current())
     given = {key: value for key, value in (options or {}).items() if value is not None}
-    return found.with_options(**given) if given else found
+    return without_early_signal(found.with_options(**given) if given else found)
+
+
+def without_early_signal(chosen: Profile) -> Profile:
+    """The profile without its warning signal where that would come as the element begins.
+
+    Slurm may send it up to a minute early (sbatch(1), --signal). The SIGTERM at the time limit,
+    KillWait before SIGKILL, still has what was yielded stored.
+    """
+    signal, limit = chosen.options.get("signal"), chosen.options.get("time")
+    _, _, lead = str(signal or "").partition("@")
+    if lead.isdigit() and limit and (limit_s := time_limit_s(limit)) is not None:
+        if limit_s < 2 * int(lead) + 60:
+            return chosen.with_options(signal=False)
+    return chosen
+
+
+def time_limit_s(limit: object) -> int | None:
+    """A time limit as sbatch reads it, in seconds; None where it has none.
+
+    >>> time_limit_s(90), time_limit_s("1:30"), time_limit_s("02:00:00"), time_limit_s("1-0")
+    (5400, 90, 7200, 86400)
+    """
+    days, dash, rest = str(limit).rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]):
+        return None
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def waiting_pages(plan: Plan) -> list[Page]:

@@ -19,6 +19,7 @@ from astra.models.orchestration import Page, Plan
 from astra.plan import create_plan, get_plan
 from astra.resume import resume_local
 from astra.status import status
+from astra.submit import choose_profile, time_limit_s
 from tests.conftest import ROOT
 from tests.tasks import Measured, fill, measure
 
@@ -190,3 +191,17 @@ def test_cancelled_rows_are_free_again(url):
     done = CliRunner().invoke(main, ["cancel", str(planned.plan), "--json"])
     assert json.loads(done.output)["rows_freed"] == 5
     assert plan_of().rows == 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [(90, 5400), ("90", 5400), ("1:30", 90), ("02:00:00", 7200), ("1-0", 86400),
+     ("1-12:30", 131400), ("UNLIMITED", None)],
+)  # fmt: skip
+def test_time_limits(limit, seconds):
+    assert time_limit_s(limit) == seconds
+
+
+def test_a_warning_that_would_come_at_once_is_left_out(tmp_path):
+    assert choose_profile(None, None).options["signal"] == "B:USR1@120"
+    assert not choose_profile(None, {"time": "00:04:00"}).options.get("signal")
