@@ -1,0 +1,45 @@
+"""The package: what it exports, and what travels in its wheel."""
+
+import subprocess
+import sys
+import zipfile
+
+import astra
+from astra.models.pipeline import PipelineOutputModel, version_number
+from astra.resources import config_dir, templates_dir
+from tests.conftest import ROOT
+
+
+def test_names_and_version():
+    assert astra.__all__ == ["__version__", "generate_queries_for_task", "log", "task"]
+    assert all(getattr(astra, name) is not None for name in astra.__all__)
+    assert astra.__version__ == "0.8.1" and version_number() == 8001
+    assert PipelineOutputModel._meta.table_name == "pipeline_output_model"
+
+
+def test_a_wheel_and_a_checkout_both_find_templates_and_profiles(tmp_path):
+    assert (templates_dir() / "element.sh.j2").is_file()
+    assert (config_dir() / "profiles.toml").is_file()
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
+         "-w", str(tmp_path), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    find = "from astra.resources import *; import astra.pipelines.slam.model as m; " + (
+        "assert (templates_dir() / 'base.sh.j2').is_file() and m.SHIPPED.is_file(); "
+        "assert (config_dir() / 'profiles.toml').is_file(); print(templates_dir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", find], cwd=tmp_path / "site",
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(str(tmp_path / "site"))
+
+
+def test_importing_the_package_does_not_wait_for_the_database_driver():
+    find = "import sys, astra; print('psycopg2' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
