@@ -13,7 +13,7 @@ from astra.element import process_began
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import get_plan
 from astra.states import ALIVE, AttemptState
-from astra.status import survey
+from astra.status import slurm_jobs, survey
 from astra.submit import plan_lock, recover_intents
 
 
@@ -46,7 +46,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
                 recover_intents(frozen)
                 alive = _slurm_jobs(frozen)
                 slurm.cancel(alive)
-                jobs = [str(job) for job in alive]
+                jobs = [str(job.job_id) for job in alive]
     else:
         statuses, _ = survey(frozen)
         found = [s for s in statuses if s.page == page and s.state in ALIVE and s.job]
@@ -64,22 +64,17 @@ def _element(job: str) -> tuple[int, int]:
     return int(number), int(index)
 
 
-def _slurm_jobs(plan: Plan) -> list[int]:
+def _slurm_jobs(plan: Plan) -> list[slurm.JobId]:
     """Jobs of the plan that may still live."""
     with connection():
-        query = Submission.select(Submission.job_id).where(
-            (Submission.plan == plan.pk)
-            & (Submission.kind == "slurm")
-            & Submission.job_id.is_null(False)
-        )
-        jobs = [job for (job,) in query.tuples()]
+        jobs = slurm_jobs(Submission.select().where(Submission.plan == plan.pk))
     if not jobs:
         return []
     answer = slurm.elements(jobs)
     if not answer.queue:
         return jobs
     alive = {job for (job, _), e in answer.executions.items() if e.state and e.state.alive}
-    return sorted(alive)
+    return [job for job in jobs if job.job_id in alive]
 
 
 def _end_processes(plan: Plan, page: int | None) -> list[int]:

@@ -6,7 +6,7 @@ Slurm called it ended is seen.
 
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -78,10 +78,7 @@ def survey(plan: Plan) -> tuple[list[PageStatus], list[str]]:
     """Every page of a plan as it stands, and what could not be found out."""
     with connection():
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-    jobs = sorted(
-        {s.job_id for s in submissions.values() if s.kind == "slurm" and s.job_id is not None}
-    )
-    answer, notes = _ask(jobs)
+    answer, notes = _ask(slurm_jobs(submissions.values()))
     with connection():
         now = dialect().now()
         pages = list(light_pages(plan))
@@ -100,7 +97,13 @@ def survey(plan: Plan) -> tuple[list[PageStatus], list[str]]:
     return found, notes
 
 
-def _ask(jobs: list[int]) -> tuple[Any, list[str]]:
+def slurm_jobs(submissions: Iterable[Submission]) -> list[slurm.JobId]:
+    """The arrays that these submissions became, each with its cluster."""
+    found = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
+    return [slurm.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
+
+
+def _ask(jobs: list[slurm.JobId]) -> tuple[Any, list[str]]:
     """What Slurm says of these jobs: one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
