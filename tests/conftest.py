@@ -1,80 +1,125 @@
-"""Servers of the tests' own, a fresh database for each test, a clean environment."""
+"""Servers of the tests' own, a fresh database for each test, a clean environment.
+
+The servers start when a test first asks for them, once per run. Under pytest-xdist each worker has
+its own: they share no port and no folder, so that nothing need be agreed upon.
+"""
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.servers import Postgres, Slurm, folder
+from tests.servers import Postgres, Server, ServerError, Slurm
 
 ROOT = Path(__file__).resolve().parent.parent
+
+_TEMPLATE = "astra_template"
+
+S = TypeVar("S", bound=Server)
+
+#: What would make astra, libpq or Slurm's commands behave as the person who runs the tests likes.
+_FOREIGN = ("ASTRA_", "PG", "SLURM_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_")
+
+
+def prepare_template(url: str) -> None:
+    """Fill the database that every test's database is a copy of."""
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "initdb", "tests.tasks"],
+        cwd=ROOT,
+        env={**os.environ, "ASTRA_DATABASE_URL": url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"astra initdb: {done.stdout}{done.stderr}", pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_foreign_environment() -> Iterator[None]:
+    """For the servers, which start before a test's own fixtures run."""
+    with pytest.MonkeyPatch.context() as patch:
+        _strip(patch)
+        yield
+
+
+def _strip(patch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+        patch.delenv(name)
+
+
+@contextmanager
+def _started(start: Callable[[], S]) -> Iterator[S]:
+    """A server for the length of the run; what it lacks is said in a line, without a traceback."""
+    try:
+        server = start()
+    except ServerError as error:
+        pytest.fail(str(error), pytrace=False)
+    with server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    with folder() as path:
-        server = Postgres(path / "postgres")
-        try:
-            server.sql("CREATE DATABASE astra_template")
-            environment = {**os.environ, "ASTRA_DATABASE_URL": server.url("astra_template")}
-            subprocess.run(
-                [sys.executable, "-m", "astra", "initdb", "tests.tasks"],
-                cwd=ROOT, env=environment, check=True, capture_output=True,
-            )  # fmt: skip
-            yield server
-        finally:
-            server.stop()
+    """PostgreSQL, with the template of the tests' databases."""
+    with _started(Postgres) as server:
+        server.create_database(_TEMPLATE)
+        # Its tables are of the plain role, as on a site: the superuser may use them all the same.
+        prepare_template(server.url(_TEMPLATE, user="astra"))
+        yield server
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Slurm]:
-    with folder() as path:
-        slurm = Slurm(path / "slurm", cpus=16)
-        try:
-            yield slurm
-        finally:
-            slurm.stop()
+    """Slurm with accounting; a test that submits wants the fixture `slurm` instead."""
+    with _started(lambda: Slurm(cpus=16)) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No configuration of the person who runs the tests, and a folder of the test's own."""
-    for name in list(os.environ):
-        if name.startswith(("ASTRA_", "PG", "SLURM_", "SBATCH_", "SQUEUE_", "SACCT_")):
-            monkeypatch.delenv(name)
+    """A folder of the test's own, which is its home too, and no database bound before or after."""
+    _strip(monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)  # so that it is below HOME
     monkeypatch.chdir(tmp_path)
-    _forget_database()
+    _reset_database()
     yield
-    _forget_database()
+    _reset_database()
 
 
-def _forget_database() -> None:
+def _reset_database() -> None:
     if "astra.database" in sys.modules:
         importlib.import_module("astra.database").reset()
 
 
-_numbers = iter(range(10**6))
+_numbers = itertools.count(1)
 
 
 @pytest.fixture
 def pg_url(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name = f"astra_{os.getpid()}_{next(_numbers)}"
-    postgres.sql(f"CREATE DATABASE {name} TEMPLATE astra_template")
-    url = postgres.url(name)
+    """A fresh PostgreSQL database with astra's tables, configured as astra's."""
+    name = f"astra_{next(_numbers)}"
+    url = postgres.create_database(name, template=_TEMPLATE)
     monkeypatch.setenv("ASTRA_DATABASE_URL", url)
     yield url
-    importlib.import_module("astra.database").reset()
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)")
+    _reset_database()
+    if not postgres.answers():  # the test took it down
+        postgres.restart()
+    postgres.drop_database(name)
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh SQLite file with astra's tables, configured as astra's."""
     url = f"sqlite:///{tmp_path}/astra.db"
     monkeypatch.setenv("ASTRA_DATABASE_URL", url)
     from astra.schema import init_database
@@ -86,14 +131,17 @@ def sqlite_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> str:
     """Both databases, one after the other."""
-    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "pg_url")
+    found: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "pg_url")
+    return found
 
 
 @pytest.fixture
-def slurm(cluster: Slurm, pg_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Slurm:
+def slurm(
+    cluster: Slurm, pg_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Slurm]:
     """The cluster, a fresh database, and a run directory: what a submission needs."""
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield cluster
-    cluster.cancel_all()
+    cluster.restore()

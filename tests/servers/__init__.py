@@ -1,0 +1,19 @@
+"""Servers of the tests' own: private ports and folders, and nothing left of them afterwards."""
+
+from tests.servers.keeper import Keeper, KeptProcess
+from tests.servers.postgres import Postgres, shifted_clock
+from tests.servers.server import MissingPackage, Server, ServerError, folder, wait_for
+from tests.servers.slurm import Slurm
+
+__all__ = [
+    "Keeper",
+    "KeptProcess",
+    "MissingPackage",
+    "Postgres",
+    "Server",
+    "ServerError",
+    "Slurm",
+    "folder",
+    "shifted_clock",
+    "wait_for",
+]

@@ -1,0 +1,204 @@
+"""A PostgreSQL server of the tests' own."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import psycopg2
+
+from tests.servers.keeper import KeptProcess
+from tests.servers.server import (
+    MissingPackage,
+    Server,
+    ServerError,
+    bare_environment,
+    tail,
+    wait_for,
+)
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+#: postgres(1): smart waits for sessions to end, fast ends them, immediate recovers at the next start.
+_STOP_SIGNAL = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+#: The data live as long as the tests: nothing need survive the machine.
+_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "listen_addresses": "127.0.0.1",
+    "dynamic_shared_memory_type": "mmap",  # in the server's folder, not in /dev/shm
+}
+
+
+#: Of the role `astra`, on a server that answers on loopback alone and lives as long as the tests.
+_PASSWORD = "astra"
+
+
+class Postgres(Server):
+    """A server with a superuser ``postgres`` and a plain role ``astra``.
+
+    The superuser comes in by the socket, without a password, and the socket's folder is closed to
+    other users; over TCP everybody needs a password (scram-sha-256), and only `astra` has one.
+
+    Parameters
+    ----------
+    folder : where to live; a folder that does not exist yet. Without one, under /tmp.
+    env : more environment for the server, such as that of :func:`shifted_clock`.
+    password : of the role `astra`, so that a test can look for it where it must not be.
+    settings : PostgreSQL's parameters, such as ``max_connections=20``.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        password: str = _PASSWORD,
+        **settings: object,
+    ) -> None:
+        self.bin = _newest_binaries()
+        super().__init__(folder)
+        self.password = password
+        self.settings = {**_SETTINGS, **settings}
+        self.owner = "postgres" if os.geteuid() == 0 else None
+        self.process: KeptProcess | None = None
+        self._env = bare_environment(LC_ALL="C", **(env or {}))
+        self._log = self.folder / "log"
+        self._data = self.folder / "data"
+        try:
+            self.port = self.ports.one()
+            self._init()
+            self.start()
+            self.sql(f"CREATE ROLE astra LOGIN PASSWORD {_literal(password)}")
+        except BaseException:
+            self.close()
+            raise
+
+    def _init(self) -> None:
+        self.folder.chmod(0o700)
+        if self.owner:
+            shutil.chown(self.folder, self.owner)
+        words = [self.bin / "initdb", "-D", self._data, "-U", "postgres", "-E", "UTF8"]
+        words += ["--locale=C", "--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256"]
+        started = self.keeper.start(words, bare_environment(LC_ALL="C"), self._log, self.owner)
+        if started.wait() != 0:
+            raise ServerError(f"initdb failed:\n{tail(self._log)}")
+
+    def start(self) -> None:
+        words = [self.bin / "postgres", "-D", self._data, "-p", self.port, "-k", self.folder]
+        options = [f"-c{name}={value}" for name, value in self.settings.items()]
+        self.process = self.keeper.start(
+            [*words, *options],
+            self._env,
+            self._log,
+            self.owner,
+            # Not SIGKILL, which would leave a segment of System V shared memory behind.
+            last_signal=signal.SIGQUIT,
+        )
+        self.await_start(self.process, self.answers, "PostgreSQL", self._log)
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Stop the server; its data stay, for :meth:`start`, until :meth:`close`."""
+        if self.process is not None:
+            self.process.signal(_STOP_SIGNAL[mode])
+            self.process.wait()
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def kill(self) -> None:
+        """Kill the server as by ``kill -9``; its data stay, for :meth:`start`."""
+        assert self.process is not None
+        self.process.signal(signal.SIGKILL)
+        self.process.wait()
+        # Its children notice by themselves; it cannot start again while one of them is left.
+        wait_for(lambda: not self.keeper.processes(), "the end of PostgreSQL's processes")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._remove_shared_memory()
+        super().close()
+
+    def _remove_shared_memory(self) -> None:
+        # A killed server leaves its System V segment, of which postmaster.pid's seventh line tells.
+        if self.process is not None and self.process.poll() == -signal.SIGKILL:
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            subprocess.run(["ipcrm", "-m", lines[6].split()[1]], capture_output=True, check=False)
+
+    def answers(self) -> bool:
+        try:
+            self.sql("SELECT 1")
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def url(self, database: str, user: str = "postgres", password: str | None = None) -> str:
+        """By the socket for the superuser; over TCP with a password for any other role."""
+        if user == "postgres":
+            return f"postgresql://postgres@/{database}?host={self.folder}&port={self.port}"
+        secret = quote(self.password if password is None else password, safe="")
+        return f"postgresql://{user}:{secret}@127.0.0.1:{self.port}/{database}"
+
+    def sql(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """The rows of one statement, by the superuser, outside a transaction."""
+        connection = psycopg2.connect(self.url(database), connect_timeout=10)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """A new database, of the role `astra`, and its URL for the superuser."""
+        _check_name(name, template)
+        self.sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER astra')
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is connected to it."""
+        _check_name(name)
+        self.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def shifted_clock(hours: float) -> dict[str, str]:
+    """The environment in which a program's clock is `hours` ahead of the machine's."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not found:
+        raise MissingPackage(
+            "libfaketime is missing: as root, apt-get install libfaketime (./setup tests does it)"
+        )
+    return {
+        "LD_PRELOAD": str(found[0]),
+        "FAKETIME": f"{hours:+g}h",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # or waits with a timeout never end
+        "FAKETIME_DISABLE_SHM": "1",  # or a semaphore stays in /dev/shm
+    }
+
+
+def _newest_binaries() -> Path:
+    found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    newest = max(found, key=lambda path: float(path.parts[-3]), default=None)
+    if newest is None:
+        raise MissingPackage(
+            "PostgreSQL is missing: as root, apt-get install postgresql (./setup tests does it)"
+        )
+    return newest.parent
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _check_name(*names: str) -> None:
+    for name in names:
+        assert re.fullmatch(r"\w+", name), f"{name!r} is no plain name of a database"
