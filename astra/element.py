@@ -378,6 +378,7 @@ class Reader:
         """Rows that have an up-to-date result already, or are no more."""
         for k in ended:
             self.claim.outcomes[self.claim.positions[k]] = Outcome.RESULT
+        self.claim.n_found += len(ended)
         for k in gone:
             if self.run is not None:
                 message = "the input row was deleted after it was planned"
@@ -406,6 +407,7 @@ def _end(
                 ended=now,
                 seen=now,
                 message=message,
+                n_found=claim.n_found,
                 max_rss_mb=rss_mb,
                 t_task_s=run.t_task_s if run else 0,
                 t_write_s=run.t_write_s if run else 0,

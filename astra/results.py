@@ -73,6 +73,7 @@ class Claim:
     attempt: Attempt
     positions: dict[int, int]  # key -> place in the page
     outcomes: bytearray
+    n_found: int = 0  # rows whose result others had written
 
 
 @dataclass(frozen=True)
@@ -370,16 +371,22 @@ def _write_progress(
     Page.update(outcomes=bytes(outcomes), modified=now, **counts).where(
         Page.pk == claim.page.pk
     ).execute()
-    attempt = claim.attempt
-    attempt.n_checkpoints += 1
+    # What this attempt ended itself: the attempts of a page add up to the page.
+    own = {
+        name: getattr(Attempt, name) + counts[name] - claim.outcomes.count(outcome)
+        for name, outcome in _COUNTED.items()
+    }
     Attempt.update(
-        seen=now,
-        n_checkpoints=attempt.n_checkpoints,
-        n_done=counts["n_done"],
-        n_failed=counts["n_failed"],
-        n_no_result=counts["n_no_result"],
-    ).where(Attempt.pk == attempt.pk).execute()
+        seen=now, n_checkpoints=Attempt.n_checkpoints + 1, n_found=claim.n_found, **own
+    ).where(Attempt.pk == claim.attempt.pk).execute()
     return bytes(outcomes)
+
+
+_COUNTED = {
+    "n_done": Outcome.RESULT,
+    "n_failed": Outcome.FAILURE,
+    "n_no_result": Outcome.NO_RESULT,
+}
 
 
 def _mark(outcomes: bytearray, claim: Claim, keys: Iterable[int | None], outcome: Outcome) -> None:

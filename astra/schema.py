@@ -15,10 +15,17 @@ from astra.models.orchestration import ORCHESTRATION, RowWithoutResult, Schema
 from astra.models.pipeline import PipelineOutputModel
 
 #: The version of astra's own tables. A change of them raises it and adds a step to _STEPS.
-VERSION = 1
+VERSION = 2
 
 #: version -> SQL statements that bring tables of the version before up to it.
-_STEPS: dict[int, tuple[str, ...]] = {}
+_STEPS: dict[int, tuple[str, ...]] = {
+    2: (
+        "ALTER TABLE {page} ADD COLUMN retries TEXT",
+        "ALTER TABLE {attempt} ADD COLUMN slurm_state TEXT",
+        "ALTER TABLE {attempt} ADD COLUMN n_handed INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE {attempt} ADD COLUMN n_found INTEGER NOT NULL DEFAULT 0",
+    ),
+}
 
 _ABSTRACT = {BaseModel, RowWithoutResult, PipelineOutputModel}
 
@@ -54,9 +61,10 @@ def init_database(modules: tuple[str, ...] = ()) -> list[str]:
         if version is None:
             Schema.create(version=VERSION)
         else:
+            names = {m._meta.table_name: dialect().table(m) for m in ORCHESTRATION}
             for step in range(version + 1, VERSION + 1):
                 for statement in _STEPS[step]:
-                    database.execute_sql(statement)
+                    database.execute_sql(statement.format(**names))
             Schema.update(version=VERSION).execute()
         return new
 

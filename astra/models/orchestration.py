@@ -90,6 +90,7 @@ class Page(BaseModel):
     n_no_result = IntegerField(default=0)
     submission_pk = BigIntegerField(null=True)  # whose elements may claim it
     attempt_pk = BigIntegerField(null=True)  # who alone may write
+    retries = TextField(null=True)  # JSON: how often it was retried after which Slurm state
     modified = TimeField(now=True, null=False)
 
     class Meta:
@@ -119,9 +120,12 @@ class Attempt(BaseModel):
     began = TimeField(now=True, null=False)
     seen = TimeField(now=True, null=False)  # last word: claim, checkpoint, heartbeat or end
     ended = TimeField(null=True)
-    n_done = IntegerField(default=0)
+    slurm_state = TextField(null=True)  # Slurm's word on its end, once somebody asked
+    n_handed = IntegerField(default=0)  # of the pending rows, in order, that the task may have
+    n_done = IntegerField(default=0)  # rows that this attempt ended, by how they ended
     n_failed = IntegerField(default=0)
     n_no_result = IntegerField(default=0)
+    n_found = IntegerField(default=0)  # rows whose result others had written
     n_checkpoints = IntegerField(default=0)
     t_task_s = FloatField(default=0.0)
     t_read_s = FloatField(default=0.0)
@@ -131,6 +135,30 @@ class Attempt(BaseModel):
 
     class Meta:
         indexes = ((("page", "number"), True),)
+
+
+class Suspect(BaseModel):
+    """A row that was in the task's hands when its process died."""
+
+    pk = BigAutoField()
+    page = ForeignKeyField(Page, column_name="page_pk", on_delete="CASCADE", backref="suspects")
+    key = BigIntegerField()
+    group = IntegerField()  # rows of one group are handed over together, apart from all others
+    deaths = IntegerField(default=0)  # of processes in which it was the only row in hand
+    cause = TextField()  # of the last death: "signal 11"
+
+    class Meta:
+        indexes = ((("page", "key"), True),)
+
+
+class Exclusion(BaseModel):
+    """A node that elements keep away from for a while, since failures gathered there."""
+
+    pk = BigAutoField()
+    node = TextField(unique=True)
+    reason = TextField()
+    since = TimeField(now=True, null=False)
+    until = TimeField(null=False)
 
 
 class RowWithoutResult(BaseModel):
@@ -170,4 +198,4 @@ class NoResult(RowWithoutResult):
 
 
 #: Tables in the order in which they are made.
-ORCHESTRATION = (Schema, Plan, Submission, Page, Attempt, Failure, NoResult)
+ORCHESTRATION = (Schema, Plan, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult)
