@@ -95,6 +95,10 @@ def _slurm_options(function: Any) -> Any:
             click.option("--profile", "profile_name", metavar="P", help="Slurm options to use."),
             click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
             click.option("--pages-per-element", type=int, metavar="N"),
+            click.option(
+                "--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
+                help="End a row that takes longer, as a failure.",
+            ),
             click.option("--time", "walltime", metavar="TIME", help="Time limit of an element."),
             click.option("--mem", metavar="SIZE", help="Memory of an element."),
             click.option("--partition", metavar="NAME"),
@@ -145,12 +149,14 @@ def _ids(text: str | None) -> list[int] | None:
 
 
 def _slurm_values(
-    throttle: int | None, pages_per_element: int | None, walltime: str | None, mem: str | None,
+    throttle: int | None, pages_per_element: int | None, row_timeout: float | None,
+    walltime: str | None, mem: str | None,
     partition: str | None, account: str | None, qos: str | None, extra: tuple[str, ...],
 ) -> dict[str, Any]:  # fmt: skip
     named = {
-        "throttle": throttle, "pages_per_element": pages_per_element, "time": walltime,
-        "mem": mem, "partition": partition, "account": account, "qos": qos,
+        "throttle": throttle, "pages_per_element": pages_per_element,
+        "row_timeout": row_timeout, "time": walltime, "mem": mem, "partition": partition,
+        "account": account, "qos": qos,
     }  # fmt: skip
     given = {key: value for key, value in named.items() if value is not None}
     return {**given, **_pairs(extra, "--option")}
@@ -292,14 +298,24 @@ def run(task: str, as_json: bool, **options: Any) -> None:
 @click.option("--plan", "plan_pk", type=int, required=True)
 @click.option("--job", "token", required=True)
 @click.option("--element", type=int, required=True)
-def run_page(plan_pk: int, token: str, element: int) -> None:
+@click.option("--row-timeout", "row_timeout_s", type=click.FloatRange(0), metavar="SECONDS")
+def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None) -> None:
     """Run one element: what the array's script calls."""
-    from astra import show
+    from astra import config, show
     from astra.element import run_element
+    from astra.supervise import Board, supervised
 
-    runs = run_element(plan_pk, element, token)
-    show.page_runs(runs)
-    sys.exit(max((r.exit_status for r in runs), default=0))
+    def work(board: Board) -> int:
+        try:
+            runs = run_element(plan_pk, element, token, board=board)
+        except AstraError as error:
+            show.error(str(error))
+            return error.exit_status
+        show.page_runs(runs)
+        return max((r.exit_status for r in runs), default=0)
+
+    limit_s = config.current().element.row_timeout_s if row_timeout_s is None else row_timeout_s
+    sys.exit(supervised(work, limit_s))
 
 
 @main.command()
@@ -340,6 +356,35 @@ def resume(
         None if as_json else show.progress,
     )  # fmt: skip
     show.as_json(done) if as_json else show.submitted(done)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@_slurm_options
+@_json
+@click.pass_context
+def retry(ctx: click.Context, **options: Any) -> None:
+    """Take the recorded failures of PLAN again: the same as resume --failed."""
+    ctx.invoke(resume, failed=True, only="", **options)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@_json
+def recover(plan: int, as_json: bool) -> None:
+    """Store what elements of PLAN had to leave in spool files, without computing it again.
+
+    resume and submit do this by themselves.
+    """
+    from astra import show
+    from astra.plan import get_plan
+    from astra.spool import recover as recover_spool
+    from astra.submit import plan_lock
+
+    frozen = get_plan(plan)
+    with plan_lock(frozen):
+        found = recover_spool(frozen)
+    show.as_json(found) if as_json else show.recovered(found)
 
 
 @main.command()

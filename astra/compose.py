@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from astra.database import connection
-from astra.element import run_page
+from astra.element import new_tally, run_page
 from astra.errors import SlurmError, UsageError
 from astra.local import end_submission, pages_to_run
 from astra.models.orchestration import Page, Plan, Submission
@@ -87,8 +87,9 @@ def _submit(
     if not local:
         return submit(plan, profile_name, options, dry_run)
     title = f"plan {plan}"
+    limit = (options or {}).get("row_timeout")
     with progress(title) if progress else nullcontext(lambda ended, rows: None) as tell:
-        return resume_local(plan, n_processes, progress=tell)
+        return resume_local(plan, n_processes, progress=tell, row_timeout=limit)
 
 
 def _dry_run(
@@ -130,7 +131,7 @@ def resume_plan(
     if not local:
         return resume(plan, failed, only, profile_name, options, dry_run)
     with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
-        return resume_local(plan, n_processes, failed, tell)
+        return resume_local(plan, n_processes, failed, tell, options.get("row_timeout"))
 
 
 def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None) -> None:
@@ -144,11 +145,11 @@ def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None
         submission = make_intent(plan, pages, [p.number for p in pages], 0, 1, "local")
         with connection():
             Submission.update(state="submitted").where(Submission.pk == submission.pk).execute()
-    stop = Stop()
+    stop, tally = Stop(), new_tally()
     try:
         with _signals(stop):
             for page in pages:
-                tell([run_page(plan, page.number, submission, page.number, stop)])
+                tell([run_page(plan, page.number, submission, page.number, stop, tally=tally)])
                 if stop.wanted.is_set():
                     break
     finally:

@@ -54,6 +54,26 @@ def _whole(least: int) -> Check:
     return check
 
 
+def _classes(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError('should be a list of classes, such as ["peewee.OperationalError"]')
+    for item in value:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", item):
+            raise ValueError(f"{item!r} should be a class by its dotted path")
+    return tuple(value)
+
+
+#: Exceptions that tell of the world around a task: its rows stay pending.
+OUTER = (
+    "MemoryError",
+    "ConnectionError",
+    "peewee.OperationalError",
+    "peewee.InterfaceError",
+    "psycopg2.OperationalError",
+    "psycopg2.InterfaceError",
+)
+
+
 def _key(default: Any, check: Check) -> Any:
     return field(default=default, metadata={"check": check})
 
@@ -81,6 +101,11 @@ class Element:
     batch_size: int = _key(1000, _whole(1))  # results written at once
     lease_s: float = _key(300.0, _number(0, above=True))  # not heard of for so long: overdue
     grace_s: float = _key(3.0, _number(0))  # how long a row may go on after SIGTERM
+    row_timeout_s: float = _key(0.0, _number(0))  # longest time for a row; 0 for no limit
+    max_deaths: int = _key(3, _whole(1))  # of its process, until a row is a failure
+    max_failures: float = _key(0.5, _number(0, 1))  # share of rows; above it the task is broken
+    max_failures_after: int = _key(20, _whole(1))  # rows that an element has ended
+    outer_exceptions: tuple[str, ...] = _key(OUTER, _classes)  # no row's fault
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,10 @@ def url() -> str:
     return dialect().url
 
 
+#: Seconds for trying again once a process was told to end: less than Slurm's KillWait leaves.
+HURRY_S = 2.0
+
+
 def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any = None) -> T:
     """`work()` in a connection of its own, again with growing pauses while the database is away.
 
@@ -186,7 +190,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
     work : a unit that can be repeated: one transaction.
     bound_s : seconds after which the last error is raised; without it, the configured
         ``[database] retry_for_s``.
-    waiting : a ``threading.Event`` that cuts the pauses short and ends the trying when set.
+    waiting : a ``threading.Event`` that, once set, leaves :data:`HURRY_S` for the trying.
 
     Raises
     ------
@@ -196,6 +200,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
     if bound_s is None:
         bound_s = config.current().database.retry_for_s
     began, pause_s = time.monotonic(), 0.1
+    hurried = 0.0
     while True:
         try:
             with connection():
@@ -204,19 +209,31 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
             if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
                 raise
             drop_connection()
-            left_s = bound_s - (time.monotonic() - began)
-            if left_s <= 0 or (waiting is not None and waiting.is_set()):
+            now = time.monotonic()
+            if waiting is not None and waiting.is_set():
+                hurried = hurried or now
+                bound_s = min(bound_s, hurried - began + HURRY_S)
+            left_s = bound_s - (now - began)
+            if left_s <= 0:
                 if isinstance(error, _Unreachable):
                     raise
                 raise _Unreachable(error) from error
             # Jitter, so that a thousand elements do not come back in the same instant.
             nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311
             log.info("the database is away (%s): again in %.1f s", str(error).strip(), nap_s)
-            if waiting is None:
+            if waiting is None or waiting.is_set():
                 time.sleep(nap_s)
             else:
                 waiting.wait(nap_s)
             pause_s = min(pause_s * 1.6, 15.0)
+
+
+def writing() -> Any:
+    """A transaction that writes, as a context manager.
+
+    SQLite's takes its lock at the beginning: one that is read in first cannot wait for it later.
+    """
+    return database.atomic(**({"lock_type": "IMMEDIATE"} if dialect().name == "sqlite" else {}))
 
 
 def in_transaction() -> bool:
@@ -224,6 +241,46 @@ def in_transaction() -> bool:
     return (
         not database_is_unset() and not database.obj.is_closed() and database.obj.in_transaction()
     )
+
+
+def aside(work: Callable[[], T]) -> T:
+    """`work()` in a thread of its own, and so on a connection of its own.
+
+    What a task left open on this thread's connection can neither swallow nor block it. A database
+    in memory is known to one connection alone: there, `work` is simply called.
+    """
+    if dialect().url.endswith(":memory:"):
+        return work()
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="astra aside", daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def abandon_transaction() -> bool:
+    """Roll back what was left open on this thread's connection; whether there was anything."""
+    if not in_transaction():
+        return False
+    connection_ = database.obj
+    try:
+        connection_.rollback()
+    except (peewee.DatabaseError, peewee.InterfaceError):
+        log.debug("a transaction could not be rolled back in order", exc_info=True)
+    while connection_.in_transaction():
+        connection_.pop_transaction()
+    drop_connection()
+    return True
 
 
 def drop_connection() -> None:

@@ -4,6 +4,7 @@ No connection to the database is held while the task computes: a page is claimed
 read, and a checkpoint written, each in a connection of its own.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -11,22 +12,24 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from peewee import SQL
+from peewee import SQL, PeeweeException
 
-from astra import config, log
-from astra.database import database, dialect, retrying
+from astra import config, log, spool
+from astra.database import abandon_transaction, aside, dialect, retrying, writing
 from astra.errors import (
     AstraError,
     BrokenElement,
     BusyError,
+    DatabaseError,
     Interrupted,
+    OutOfMemory,
     Superseded,
     UsageError,
 )
@@ -34,13 +37,19 @@ from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.pending import has_result, key_of, rows_with_source
 from astra.plan import check_plan_version, get_plan, task_of
 from astra.resolve import load
-from astra.results import Claim, Handed, Refusal, Target, clean
-from astra.run import Run, Stop
-from astra.states import AttemptState, Outcome
+from astra.results import Claim, Handed, Refusal, clean
+from astra.run import Run, Stop, Tally
+from astra.spool import claim_of, target_of
+from astra.states import AttemptState, Outcome, SlurmState
+from astra.supervise import Board
+from astra.suspects import CERTAIN, KILLED, OUT_OF_MEMORY, Death, record_death, suspects_of
 from astra.tasks import bind_call, caller
 
 #: Rows that are read at a time, at most.
 CHUNK = 500
+#: Rows that a new attempt is taken to have in hand, until it says more, and seconds of work that
+#: it says beforehand: what is looked through when it ends without a word.
+FIRST_IN_HAND, IN_HAND_S = 64, 5.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,13 @@ class PageRun:
     exit_status: int = 0
 
 
-def run_element(plan_pk: int, element: int, token: str, stop: Stop | None = None) -> list[PageRun]:
+def run_element(
+    plan_pk: int,
+    element: int,
+    token: str,
+    stop: Stop | None = None,
+    board: Board | None = None,
+) -> list[PageRun]:
     """Run the pages of one element of a submission, each until its rows have ended.
 
     Raises
@@ -125,16 +140,33 @@ def run_element(plan_pk: int, element: int, token: str, stop: Stop | None = None
         each = submission.pages_per_element
         first = (element - 1) * each + 1
         runs = []
+        tally = new_tally()
         for number in range(first, min(first + each, plan.n_pages + 1)):
-            runs.append(run_page(plan, number, submission, element, stop))
+            runs.append(run_page(plan, number, submission, element, stop, board, tally))
             if stop.wanted.is_set():
                 break
         return runs
 
 
-def run_page(plan: Plan, number: int, submission: Submission, element: int, stop: Stop) -> PageRun:
+def new_tally() -> Tally:
+    """The count of one element's rows."""
+    element = config.current().element
+    return Tally(element.max_failures, element.max_failures_after)
+
+
+def run_page(
+    plan: Plan,
+    number: int,
+    submission: Submission,
+    element: int,
+    stop: Stop,
+    board: Board | None = None,
+    tally: Tally | None = None,
+) -> PageRun:
     """Claim a page and run the task over the rows that it still needs."""
     try:
+        # What an earlier attempt computed and could not store is not computed again.
+        spool.recover(plan, number)
         claim = retrying(lambda: claim_page(plan, number, submission, element, here()))
     except (Superseded, BusyError) as error:
         log.warning("%s", error)
@@ -142,15 +174,26 @@ def run_page(plan: Plan, number: int, submission: Submission, element: int, stop
     if claim is None:
         page = retrying(lambda: _page(plan, number))
         return _page_run(page, AttemptState.DONE)
+    if board is not None:
+        board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
     try:
-        state, message, status = _run_claimed(plan, claim, stop)
+        state, message, status = _run_claimed(plan, claim, stop, board, tally or new_tally())
+    except OutOfMemory as error:
+        if board is not None:  # the other process starts this one anew, and takes it from there
+            board.out_of_memory()
+        else:
+            _end(claim, AttemptState.BROKEN, clean(str(error), 2000), None)
+        state, message, status = AttemptState.BROKEN, str(error), error.exit_status
     except AstraError as error:
         state, message, status = _ended_by(error), str(error), error.exit_status
     except BaseException as error:
         text = f"{type(error).__name__}: {error}"
         _end(claim, AttemptState.BROKEN, clean(text, 2000), None)
         raise
-    page = retrying(lambda: _page(plan, number))
+    try:
+        page = retrying(lambda: _page(plan, number), waiting=stop.wanted)
+    except DatabaseError:
+        page = claim.page
     return _page_run(page, state, message, status)
 
 
@@ -186,8 +229,7 @@ def claim_page(
     BusyError
         If another attempt of the same submission lives.
     """
-    begin = {"lock_type": "IMMEDIATE"} if dialect().name == "sqlite" else {}
-    with database.atomic(**begin):
+    with writing():
         _bind_array(submission, where)
         page = _page(plan, number)
         if page.n_pending == 0:
@@ -200,6 +242,7 @@ def claim_page(
                 f"since this one ({submission.pk}) was submitted; nothing is done here"
             )
         _supersede(page, submission, where)
+        suspected = {s.key for s in suspects_of(page.pk)}
         last = Attempt.select(Attempt.number).where(Attempt.page == page.pk)
         attempt = Attempt.create(
             page=page.pk,
@@ -207,6 +250,7 @@ def claim_page(
             number=(last.order_by(Attempt.number.desc()).limit(1).scalar() or 0) + 1,
             element=element,
             state=AttemptState.RUNNING.value,
+            n_handed=_place_after(page, suspected, FIRST_IN_HAND),
             **{k: getattr(where, k) for k in where.__dataclass_fields__},
         )
         seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
@@ -219,8 +263,17 @@ def claim_page(
             raise BusyError(f"page {number} of plan {plan.pk} was claimed by another attempt")
         # Read once more: what the attempt before wrote up to this moment counts.
         page = Page.get_by_id(page.pk)
-    outcomes = bytearray(page.outcomes)
-    return Claim(page, attempt, {key: i for i, key in enumerate(page.keys)}, outcomes)
+    return claim_of(page, attempt)
+
+
+def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
+    """The place behind the first `n_rows` of a page that are to be handed over."""
+    for place, outcome in enumerate(page.outcomes):
+        if outcome == Outcome.PENDING and page.keys[place] not in suspected:
+            n_rows -= 1
+            if n_rows < 0:
+                return place
+    return int(page.n_rows)
 
 
 def _bind_array(submission: Submission, where: Where) -> None:
@@ -257,6 +310,8 @@ def _supersede(page: Page, submission: Submission, where: Where) -> None:
             f"page {page.number} of plan {page.plan_pk} is run by attempt {old.number} "
             f"(process {old.pid} on {old.host}), last heard of {silent_s:.0f} s ago"
         )
+    if not requeued:
+        _suspect(page, old)
     Attempt.update(
         state=AttemptState.SUPERSEDED.value,
         ended=SQL(dialect().now_sql),
@@ -264,10 +319,42 @@ def _supersede(page: Page, submission: Submission, where: Where) -> None:
     ).where(Attempt.pk == old.pk).execute()
 
 
+#: Slurm's words for ends that no row brought about.
+_NO_ROWS_DOING = frozenset(
+    {
+        SlurmState.NODE_FAIL.value, SlurmState.BOOT_FAIL.value, SlurmState.PREEMPTED.value,
+        SlurmState.CANCELLED.value, SlurmState.DEADLINE.value,
+    }
+)  # fmt: skip
+
+
+def _suspect(page: Page, old: Attempt) -> None:
+    """An attempt ended without a word: remember the rows that its task may have had in hand."""
+    if old.n_handed < 0 or old.slurm_state in _NO_ROWS_DOING:
+        return
+    known = {s.key: s.group for s in suspects_of(page.pk)}
+    keys = [
+        key
+        for place, key in enumerate(page.keys)
+        if page.outcomes[place] == Outcome.PENDING
+        and (
+            known.get(key) == old.group if old.group else place < old.n_handed and key not in known
+        )
+    ]
+    if old.slurm_state == SlurmState.OUT_OF_MEMORY:
+        death = Death(OUT_OF_MEMORY, "ran out of memory (Slurm: OUT_OF_MEMORY)")
+    else:
+        word = f" (Slurm: {old.slurm_state})" if old.slurm_state else ""
+        death = Death(KILLED, f"was in hand when its process ended without a word{word}")
+    record_death(page.pk, keys, death)
+
+
 # ------------------------------------------------------------------------------------- running
 
 
-def _run_claimed(plan: Plan, claim: Claim, stop: Stop) -> tuple[AttemptState, str | None, int]:
+def _run_claimed(
+    plan: Plan, claim: Claim, stop: Stop, board: Board | None, tally: Tally
+) -> tuple[AttemptState, str | None, int]:
     element = config.current().element
     try:
         function, model = task_of(plan), load(plan.input_model)
@@ -281,14 +368,12 @@ def _run_claimed(plan: Plan, claim: Claim, stop: Stop) -> tuple[AttemptState, st
             **json.loads(plan.arguments),
         }
         settings, bound = bind_call(function, (iter(()),), values)
+        outer = outer_exceptions(element.outer_exceptions)
     except AstraError as error:
         _end(claim, AttemptState.BROKEN, str(error), None)
         raise BrokenElement(str(error)) from error
-    target = Target(
-        plan.task, plan.input_table, output is not None and _on_source(model), output,
-        plan.pk, claim.page.number,
-    )  # fmt: skip
-    reader = Reader(model, output, claim)
+    target = target_of(plan, model, output, claim.page.number)
+    reader = Reader(model, output, claim, stop)
     run = Run(
         reader,
         caller(function, bound),
@@ -297,18 +382,31 @@ def _run_claimed(plan: Plan, claim: Claim, stop: Stop) -> tuple[AttemptState, st
         claim=claim,
         again=reader.again,
         stop=stop,
-        whole=True,
+        suspects=reader.groups,
+        enters=reader.enter,
+        board=board,
+        tally=tally,
+        outer=outer,
+        grace_s=element.grace_s,
         n_rows=sum(1 for outcome in claim.outcomes if outcome == Outcome.PENDING),
         heartbeat=lambda: _heartbeat(claim),
         heartbeat_s=element.lease_s / 4,
     )
-    reader.run = run
+    reader.give_up(run)
     run.start_heartbeat()
     try:
-        for _ in run:
-            pass
+        try:
+            for _ in run:
+                pass
+        finally:
+            if abandon_transaction():
+                log.warning("%s left a transaction open: it was rolled back", plan.task)
     except Forced as forced:
         raise _interrupted(claim, run, reader, forced.reason) from None
+    except OutOfMemory:
+        raise
+    except DatabaseError as error:
+        raise _spooled(claim, run, error) from error
     except AstraError as error:
         _end(claim, _ended_by(error), clean(str(error), 2000), run, reader)
         raise
@@ -321,10 +419,37 @@ def _run_claimed(plan: Plan, claim: Claim, stop: Stop) -> tuple[AttemptState, st
     return AttemptState.DONE, run.note, 0
 
 
-def _on_source(model: Any) -> bool:
-    from astra.models.source import Source
+def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
+    """The classes of ``[element] outer_exceptions``; of modules that are never imported, none.
 
-    return issubclass(model, Source)
+    Raises
+    ------
+    UsageError
+        If a path names no exception.
+    """
+    found = []
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module or "builtins"), name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"[element] outer_exceptions: {path}: {error}") from error
+        if not isinstance(kind, type) or not issubclass(kind, BaseException):
+            raise UsageError(f"[element] outer_exceptions: {path} is no class of exceptions")
+        found.append(kind)
+    return tuple(found)
+
+
+def _spooled(claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
+    """The database stayed away: keep what it did not take in a file."""
+    page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
+    try:
+        path = spool.save(claim, run.unwritten())
+    except OSError as full:
+        return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
+                           f"again: the spool file cannot be written: {full}")  # fmt: skip
+    kept = f"{len(run.unwritten())} rows are kept in {path}" if path else "all of it is stored"
+    return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
 
 
 def _interrupted(claim: Claim, run: Run, reader: "Reader", reason: str) -> Interrupted:
@@ -335,25 +460,80 @@ def _interrupted(claim: Claim, run: Run, reader: "Reader", reason: str) -> Inter
 
 
 class Reader:
-    """The rows of a page that still need the task, read by chunks, in the page's order."""
+    """The rows of a page that still need the task, read by chunks, in the page's order.
 
-    def __init__(self, model: Any, output: Any, claim: Claim) -> None:
-        self.model, self.output, self.claim = model, output, claim
+    Suspects come last, each group by itself; those that have been given up are failures.
+    """
+
+    def __init__(self, model: Any, output: Any, claim: Claim, stop: Stop) -> None:
+        self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.run: Run | None = None
         self.t_read_s = 0.0
+        self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
+        self.began = time.monotonic()
+        self.n_given = 0
+        limit = config.current().element.max_deaths
+        suspects = [
+            s for s in retrying(lambda: suspects_of(claim.page.pk)) if self._is_pending(s.key)
+        ]
+        self.given_up = {s.key: s for s in suspects if s.deaths >= limit}
+        self.group_of = {s.key: s.group for s in suspects if s.deaths < limit}
+        by_group: dict[int, list[int]] = {}
+        for key, group in self.group_of.items():
+            by_group.setdefault(group, []).append(key)
+        self.groups = list(by_group.values())
+
+    def _is_pending(self, key: int) -> bool:
+        return self.claim.outcomes[self.claim.positions[key]] == Outcome.PENDING
+
+    def give_up(self, run: Run) -> None:
+        """Record the rows that ended too many processes as failures."""
+        self.run = run
+        if not self.given_up:
+            return
+        key = key_of(self.model)
+        query = self.model.select(key, self.model.modified)
+        query = query.where(dialect().among(key, list(self.given_up)))
+        for k, modified in retrying(lambda: list(query.tuples())):
+            suspect = self.given_up[k]
+            times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
+            run.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
 
     def __iter__(self) -> Iterator[Handed]:
-        keys = [
-            key
-            for key, place in self.claim.positions.items()
-            if self.claim.outcomes[place] == Outcome.PENDING
-        ]
-        return self.again(keys)
+        apart = self.given_up.keys() | self.group_of.keys()
+        keys = [k for k in self.claim.positions if self._is_pending(k) and k not in apart]
+        for handed in self.again(keys):
+            place = self.claim.positions[handed.key]  # type: ignore[index]
+            if place >= self.n_handed:
+                self._say_in_hand(keys, place)
+            self.n_given += 1
+            yield handed
+
+    def _say_in_hand(self, keys: list[int], place: int) -> None:
+        """Tell the database how far the task will be for the next seconds, as it goes now."""
+        rate = self.n_given / max(time.monotonic() - self.began, 1e-3)
+        ahead = keys[self.n_given : self.n_given + 1 + int(rate * IN_HAND_S)]
+        self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
+        self._note(n_handed=self.n_handed)
+
+    def enter(self, keys: list[int]) -> None:
+        """A group of suspects is handed over next."""
+        self._note(group=self.group_of.get(keys[0]) if keys else None)
+
+    def _note(self, **values: Any) -> None:
+        query = Attempt.update(values).where(Attempt.pk == self.claim.attempt.pk)
+        try:
+            aside(lambda: retrying(query.execute, bound_s=0))
+        except (AstraError, PeeweeException) as error:
+            log.info("which rows are in hand could not be recorded: %s", error)
 
     def again(self, keys: list[int]) -> Iterator[Handed]:
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
-            yield from retrying(lambda chunk=chunk: self._read(chunk))  # type: ignore[misc]
+            yield from aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+
+    def _read_patiently(self, keys: list[int]) -> list[Handed]:
+        return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
 
     def _read(self, keys: list[int]) -> list[Handed]:
         began = time.perf_counter()
@@ -401,7 +581,7 @@ def _end(
     rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def work() -> None:
-        with database.atomic():
+        with writing():
             Attempt.update(
                 state=state.value,
                 ended=now,
@@ -423,7 +603,13 @@ def _end(
                 n_no_result=claim.outcomes.count(Outcome.NO_RESULT),
             ).where((Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)).execute()
 
-    retrying(work, bound_s=30 if state is AttemptState.INTERRUPTED else None)
+    try:
+        retrying(work, bound_s=5 if state is AttemptState.INTERRUPTED else None)
+    except DatabaseError as error:
+        if state is not AttemptState.INTERRUPTED:
+            raise
+        # Told to end, there is no time to wait: its rows are stored, its word is not needed.
+        log.warning("the end of the attempt could not be recorded: %s", error)
 
 
 # ------------------------------------------------------------------------------------- signals

@@ -13,6 +13,7 @@
     ├── Interrupted            75   told to end; what was yielded is stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
+        └── OutOfMemory             a row, or what came before it, took all memory
 
 The command line catches this tree alone. Anything else is a bug and keeps its traceback.
 The statuses 3 (running) and 4 (needs attention) belong to ``astra status``: see states.py.
@@ -70,6 +71,10 @@ class Superseded(AstraError):
 
 class BrokenElement(AstraError):
     exit_status = 77
+
+
+class OutOfMemory(BrokenElement):
+    pass
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ def run_local(
     pages: list[Page],
     n_processes: int,
     progress: Callable[[int, int], None] = lambda ended, rows: None,
+    row_timeout: float | None = None,
 ) -> Submitted:
     """Run pages in `n_processes` processes at a time, until all have been tried once.
 
@@ -34,6 +35,7 @@ def run_local(
     plan : of which the caller holds the lock only until the intent is made.
     pages : to be run; each is an element of its own.
     progress : is told (rows ended, rows) of the plan now and then.
+    row_timeout : longest time for a row, in seconds; without it the configured one.
 
     Raises
     ------
@@ -46,7 +48,7 @@ def run_local(
         Submission.update(state="submitted").where(Submission.pk == submission.pk).execute()
     logs = run_folder(plan) / "logs"
     check_folder(logs)
-    pool = _Pool(plan, submission, logs)
+    pool = _Pool(plan, submission, logs, row_timeout)
     told = _told_to_end(pool)
     try:
         _drive(plan, pool, elements, n_processes, progress)
@@ -115,8 +117,11 @@ def _ended(plan: Plan) -> tuple[int, int]:
 class _Pool:
     """The element processes that this process started, and no others."""
 
-    def __init__(self, plan: Plan, submission: Submission, logs: Path) -> None:
+    def __init__(
+        self, plan: Plan, submission: Submission, logs: Path, row_timeout: float | None
+    ) -> None:
         self.plan, self.submission, self.logs = plan, submission, logs
+        self.limit = [] if row_timeout is None else ["--row-timeout", f"{row_timeout:g}"]
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = False
         self.bad: dict[int, int] = {}  # element: exit status
@@ -125,11 +130,14 @@ class _Pool:
         log_path = self.logs / f"local-{self.submission.token}_{element}.log"
         command = [
             sys.executable, "-m", "astra", "run-page", "--plan", str(self.plan.pk),
-            "--job", self.submission.token, "--element", str(element),
+            "--job", self.submission.token, "--element", str(element), *self.limit,
         ]  # fmt: skip
         environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}
-        if (path := config.current().path) is not None:
-            environment["ASTRA_CONFIG"] = str(path)
+        settings = config.current()
+        if settings.path is not None:
+            environment["ASTRA_CONFIG"] = str(settings.path)
+        # The process works in the plan's folder: what is relative to this one's must not change.
+        environment["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment.setdefault(name, "1")
         for name in [key for key in environment if key.startswith("SLURM_")]:

@@ -16,7 +16,7 @@ from typing import Any
 from peewee import fn
 
 from astra import config
-from astra.database import connection, database, dialect
+from astra.database import connection, dialect, writing
 from astra.errors import TaskError, UsageError, nearest
 from astra.models.orchestration import Failure, NoResult, Page, Plan
 from astra.models.pipeline import version_number
@@ -80,6 +80,11 @@ def create_plan(
     output_model(function)
     if not hasattr(function, "__astra__"):
         raise TaskError(f"{task_name(function)} is no task: decorate it with @task")
+    if not function.__astra__.keywords.get("write_to_database", True):
+        raise TaskError(
+            f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
+            "never end; take that out, or call the task from a program"
+        )
     values = parse_arguments(function, arguments or {})
     _check_importable(function)
     limit = whole_number("limit", config.current().plan.limit if limit is None else limit)
@@ -101,8 +106,7 @@ def _freeze(
 ) -> Planned:
     name, table, output = task_name(function), model._meta.table_name, output_model(function)
     group_by = function.__astra__.group_by
-    begin = {"lock_type": "IMMEDIATE"} if dialect().name == "sqlite" else {}
-    with connection(), database.atomic(**begin), dialect().lock(f"plan {name} {table}"):
+    with connection(), writing(), dialect().lock(f"plan {name} {table}"):
         pending = pending_rows(model, output, group_by, ids)
         key = key_of(model)
         held = dialect().held(key, name, table, Page, Plan)

@@ -1,8 +1,8 @@
 """Profiles: named sets of Slurm options and set-up commands for one site or kind of job.
 
 ``[profiles.NAME]`` of the configuration holds long options of sbatch in snake case, and astra's
-own keys: ``setup``, ``throttle``, ``pages_per_element``, ``template`` and ``extends``. The
-profiles that are shipped with astra stand behind those of the configuration.
+own keys: ``setup``, ``throttle``, ``pages_per_element``, ``row_timeout``, ``template`` and
+``extends``. The profiles that are shipped with astra stand behind those of the configuration.
 """
 
 import re
@@ -78,7 +78,7 @@ _SIZES = {"mem", "mem_per_cpu", "mem_per_gpu", "tmp"}
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
 _SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
-_OWN = ("setup", "throttle", "pages_per_element", "template", "extends")
+_OWN = ("setup", "throttle", "pages_per_element", "row_timeout", "template", "extends")
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Profile:
     setup: tuple[str, ...] = ()  # lines of shell, run before the element
     throttle: int | None = None  # at most so many elements at once
     pages_per_element: int = 1
+    row_timeout: float | None = None  # seconds; without it [element] row_timeout_s
     template: str = "element.sh.j2"
     chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
 
@@ -215,6 +216,10 @@ def _own(key: str, value: Any) -> Any:
         return value
     if key == "throttle" and (value is False or value is None):
         return None
+    if key == "row_timeout":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise ValueError(f"{value!r} should be a number of seconds, from 0 (no limit)")
+        return float(value)
     if key == "extends":
         raise ValueError("stands in a profile of the configuration; choose that profile instead")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -9,7 +9,7 @@ from typing import Any
 import peewee
 
 from astra import config, log
-from astra.database import database, dialect
+from astra.database import database, dialect, writing
 from astra.dialects import Batch
 from astra.errors import Superseded
 from astra.models.orchestration import Attempt, Failure, NoResult, Page
@@ -61,8 +61,17 @@ class Checkpoint:
     failures: list[Refusal] = field(default_factory=list)
     no_results: list[Handed] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.results or self.failures or self.no_results)
+    n_refused: int = 0  # of the results, once it is written
+
+    def __len__(self) -> int:
+        return len(self.results) + len(self.failures) + len(self.no_results)
+
+    def __add__(self, other: "Checkpoint") -> "Checkpoint":
+        return Checkpoint(
+            self.results + other.results,
+            self.failures + other.failures,
+            self.no_results + other.no_results,
+        )
 
 
 @dataclass
@@ -122,7 +131,7 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
     Superseded
         If another attempt has claimed the page; nothing is written.
     """
-    with database.atomic():
+    with writing():
         if claim is not None:
             _hold(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
@@ -132,6 +141,7 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
         outcomes = _write_progress(claim, stored, failures, checkpoint) if claim else None
     if claim is not None and outcomes is not None:
         claim.outcomes[:] = outcomes
+    checkpoint.n_refused = len(refused)
     for failure in refused:
         log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
     return [yielded.result for yielded in stored]

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from astra.database import connection, database
+from astra import spool
+from astra.database import connection, writing
 from astra.element import reset_rows
 from astra.errors import UsageError, nearest
 from astra.local import run_local
@@ -21,6 +22,7 @@ from astra.submit import (
     recover_intents,
     submit_pages,
 )
+from astra.suspects import forgive
 
 
 def resume(
@@ -47,6 +49,7 @@ def resume(
     wanted = checked_states(only)
     with plan_lock(frozen):
         recover_intents(frozen)
+        spool.recover(frozen)
         pages, skipped = _choose(frozen, failed, wanted, dry_run)
         done = submit_pages(frozen, pages, chosen, dry_run=dry_run)
     return Submitted(**{**vars(done), "skipped": skipped})
@@ -57,6 +60,7 @@ def resume_local(
     n_processes: int = 1,
     failed: bool = False,
     progress: Callable[[int, int], None] = lambda ended, rows: None,
+    row_timeout: float | None = None,
 ) -> Submitted:
     """The same with processes of this machine; without `failed`, as a first submission too."""
     frozen = get_plan(plan)
@@ -65,10 +69,11 @@ def resume_local(
         raise UsageError(f"plan {frozen.pk} was cancelled; its rows can be planned again")
     with plan_lock(frozen):
         recover_intents(frozen)
+        spool.recover(frozen)
         pages, skipped = _choose(frozen, failed, frozenset(), False)
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
-        done = run_local(frozen, pages, n_processes, progress)
+        done = run_local(frozen, pages, n_processes, progress, row_timeout)
     return Submitted(**{**vars(done), "skipped": skipped})
 
 
@@ -102,10 +107,12 @@ def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> b
 
 def _reset(plan: Plan, numbers: list[int]) -> None:
     """Make the failed rows of these pages pending again."""
-    with connection(), database.atomic():
-        for page in Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0)):
-            if page.number in set(numbers):
-                reset_rows(page, (Outcome.FAILURE,))
+    with connection(), writing():
+        failed = Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0))
+        pages = [page for page in failed if page.number in set(numbers)]
+        forgive(pages)
+        for page in pages:
+            reset_rows(page, (Outcome.FAILURE,))
 
 
 def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:

@@ -1,10 +1,14 @@
 """One run of a task: rows are handed over, results taken, timed, and written at checkpoints.
 
 The task computes in the caller's thread. A second thread writes what has waited for
-``write_frequency`` seconds, so that a result is stored while the next row takes hours.
+``write_frequency`` seconds, so that a result is stored while the next row takes hours. The rows of
+a page are all written by that thread: while the database is away the task goes on computing, and
+a transaction that the task left open cannot swallow a checkpoint.
 """
 
 import atexit
+import errno
+import os
 import signal
 import threading
 import time
@@ -16,8 +20,8 @@ from typing import Any
 import peewee
 
 from astra import log
-from astra.database import dialect, in_transaction, retrying
-from astra.errors import BrokenElement, DatabaseError
+from astra.database import aside, dialect, in_transaction, retrying
+from astra.errors import BrokenElement, DatabaseError, OutOfMemory
 from astra.results import (
     Checkpoint,
     Claim,
@@ -42,6 +46,19 @@ class Settings:
     re_raise_exceptions: bool = True
 
 
+#: Batches that may wait while one is written, or while the database is away.
+ROOM = 4
+
+#: Errors of the operating system that no row is to blame for: disk, memory, network, mounts.
+_WORLD = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE,
+        errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ECONNREFUSED,
+        errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO,
+    }
+)  # fmt: skip
+
+
 class Stop:
     """A wish that the run ends: after the row in hand, or now."""
 
@@ -52,6 +69,46 @@ class Stop:
     def ask(self, reason: str) -> None:
         self.reason = self.reason or reason
         self.wanted.set()
+
+
+@dataclass
+class Tally:
+    """How the rows of an element fared: a task that fails them all is not the rows' fault."""
+
+    share: float = 1.0  # of the rows that may fail
+    after: int = 20  # rows; with fewer nothing is concluded
+    n_ended: int = 0
+    n_failed: int = 0
+
+    def check(self, task: str) -> None:
+        """
+        Raises
+        ------
+        BrokenElement
+            If more than the share of rows has failed.
+        """
+        if self.n_ended >= self.after and self.n_failed > self.share * self.n_ended:
+            raise BrokenElement(
+                f"{self.n_failed} of {self.n_ended} rows of this element failed, more than the "
+                f"share of {self.share:g} ([element] max_failures): {task} is taken to be broken, "
+                "not its rows; failures not yet stored are left out, and their rows stay pending"
+            )
+
+
+class NoBoard:
+    """Nobody watches which rows the task has in hand (see supervise.py for who may)."""
+
+    def hand(self, key: int | None) -> None:
+        """The task is given a row."""
+
+    def end(self, key: int | None) -> None:
+        """The task has the row in hand no more."""
+
+    def clear(self) -> None:
+        """The task has no row in hand."""
+
+    def works(self, since: float) -> None:
+        """The task has had the word since then; 0 while it has not."""
 
 
 class Rows:
@@ -84,8 +141,15 @@ class Run:
     claim : of a plan's page; without one, results are not bound to a plan.
     again : reads rows once more by their keys; without it, rows in hand are kept.
     stop : ends the run early when it is asked to.
-    whole : every row has to end: a task that stops asking is started again on the rest.
     n_rows : how many rows there are, where that is known.
+    suspects : rows by their keys that are handed over last, each group by itself, since a
+        process died with them in hand.
+    enters : is told of each group before it is handed over, once all else is written.
+    board : is told which rows the task has in hand.
+    tally : of the element.
+    outer : exceptions that are no row's fault.
+
+    With a claim every row has to end: a task that stops asking is started again on the rest.
     """
 
     def __init__(
@@ -98,22 +162,33 @@ class Run:
         claim: Claim | None = None,
         again: Callable[[list[int]], Iterable[Handed]] | None = None,
         stop: Stop | None = None,
-        whole: bool = False,
         n_rows: int | None = None,
         heartbeat: Callable[[], None] | None = None,
         heartbeat_s: float = 60.0,
+        suspects: Iterable[list[int]] = (),
+        enters: Callable[[list[int]], None] = lambda keys: None,
+        board: NoBoard | None = None,
+        tally: Tally | None = None,
+        outer: tuple[type[BaseException], ...] = (MemoryError,),
+        grace_s: float = 3.0,
     ) -> None:
         self.rows = Rows(rows, again)
         self.call, self.settings, self.target = call, settings, target
-        self.claim, self.stop, self.whole, self.n_rows = claim, stop or Stop(), whole, n_rows
+        self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
+        self.board, self.tally, self.outer = board or NoBoard(), tally or Tally(), outer
+        self.enters, self.grace_s = enters, grace_s
         self.open: dict[int, Handed] = {}  # handed over, not ended: by identity, in order
         self.by_key: dict[int, Handed] = {}
         self.current: Handed | None = None
         self.waiting = Checkpoint()
         self.stored: deque[Any] = deque()
         self.since: float | None = None  # when the oldest waiting result was yielded
-        self.mutex = threading.RLock()  # guards `waiting` and `stored`
+        self.mutex = threading.RLock()  # guards `waiting`, `in_writing` and `stored`
+        self.room = threading.Condition(self.mutex)  # something was written, or cannot be
         self.writing = threading.RLock()  # one checkpoint at a time
+        self.in_writing = Checkpoint()
+        self.behind = claim is not None and self._may_write_behind()
+        self.ending = False  # whatever waits is to be written now
         self.due = threading.Event()
         self.over = threading.Event()
         self.thread: threading.Thread | None = None
@@ -125,7 +200,9 @@ class Run:
         self.mark = 0.0
         self.began = False  # the first row has been asked for in this pass
         self.credited: list[tuple[int, float, Any]] = []  # task_pk, overhead as written, table
-        self.suspects: list[tuple[list[Handed], bool]] = []
+        groups = [[Handed(key, None) for key in group] for group in suspects]
+        self.suspects: list[tuple[list[Handed], bool]] = [(group, True) for group in groups[::-1]]
+        self.careful = bool(groups)  # a process died before: write before what may kill this one
 
     # -- the way through ------------------------------------------------------------------
 
@@ -135,15 +212,19 @@ class Run:
             yield from self._results(self.rows)
             while self.suspects and not self.stop.wanted.is_set():
                 group, halve = self.suspects.pop()
+                if self.careful:
+                    self.write_all()
+                    self.enters([h.key for h in group if h.key is not None])
                 yield from self._results(self._once_more(group), halve)
-            yield from self._flushed()
+            if not self.behind:
+                yield from self._flushed()
         finally:
             try:
-                self.flush()
+                self.write_all()
             finally:
                 self.over.set()
                 self.due.set()
-                if self.thread is not None:
+                if self.thread is not None and not (self.behind and self.unwritten()):
                     self.thread.join()
                 _Guard.leave(self)
             self._correct_overhead()
@@ -160,17 +241,22 @@ class Run:
                 if close is not None:
                     close()
             if error is not None:
+                if self.claim is not None:
+                    self._refuse_outer(error)
+                elif self._is_outer(error):
+                    raise error
                 if self.settings.re_raise_exceptions:
                     self._blame_last(error)
                     raise error
                 self._blame(error, halve)
             else:
                 self._settle()
-                if self.whole and not rows.asked and not self.stop.wanted.is_set():
+                whole = self.claim is not None
+                if whole and not rows.asked and not self.stop.wanted.is_set():
                     raise BrokenElement(
                         f"{self.target.task} ended without asking for a row; its page stays pending"
                     )
-                if not self.whole:
+                if not whole:
                     return
             if rows.exhausted or self.stop.wanted.is_set():
                 return
@@ -178,7 +264,7 @@ class Run:
     def _take(self, generator: Iterator[Any]) -> Generator[Any, None, BaseException | None]:
         """Take results from the task, and pass on those that may be; what the task raised."""
         while True:
-            self.mark = time.perf_counter()
+            self._give_word()
             try:
                 result = next(generator)
             except StopIteration:
@@ -189,6 +275,8 @@ class Run:
                     raise self.trouble from error
                 self._spend(None)
                 return error
+            finally:
+                self.board.works(0.0)
             if result is ...:
                 self._spend(self.current)
             else:
@@ -196,7 +284,9 @@ class Run:
                 self._wait(yielded)
                 if self.settings.live or not self.settings.write_to_database:
                     yield result
-            if len(self.waiting.results) >= self.settings.batch_size or self._is_late():
+            if self.behind:
+                self._hand_to_writer()
+            elif self._is_full() or self._is_late():
                 self.flush()
             if self.trouble is not None:
                 raise self.trouble
@@ -219,9 +309,12 @@ class Run:
         """What the task iterates over: rows, until there are none or the run is to end."""
         while not self.stop.wanted.is_set():
             self._spend(self.current)
+            self.board.works(0.0)
             try:
                 row = next(rows)
             except StopIteration:
+                if self.careful:
+                    self.write_all()
                 break
             except Exception as error:
                 # Not the task's doing, though it comes out through the task.
@@ -235,9 +328,10 @@ class Run:
             if rows.again is not None:
                 handed.row = None
             self.current, self.began = handed, True
-            self.mark = time.perf_counter()
+            self.board.hand(handed.key)
+            self._give_word()
             yield given
-        self.mark = time.perf_counter()
+        self._give_word()
 
     def _handed(self, row: Any) -> Handed:
         data = getattr(row, "__data__", None) or {}
@@ -251,6 +345,10 @@ class Run:
         if self.rows.again is None:
             return Rows(group, None)
         return Rows(self.rows.again([h.key for h in group if h.key is not None]), self.rows.again)
+
+    def _give_word(self) -> None:
+        self.mark = time.perf_counter()
+        self.board.works(self.mark)
 
     def _spend(self, handed: Handed | None) -> None:
         """Credit the time since the task got the word to a row, or to the overhead."""
@@ -271,10 +369,12 @@ class Run:
             handed = self.current if key is None else None
         if handed is not None:
             self.open.pop(id(handed), None)
+            self.board.end(handed.key)
             spent_s += handed.t_spent_s
             handed.t_spent_s = 0.0
             handed.row = None
         self.n_results += 1
+        self.tally.n_ended += 1
         data = getattr(result, "__data__", None)
         if data is not None and "t_elapsed" in result._meta.fields:
             result.t_elapsed = spent_s
@@ -286,8 +386,13 @@ class Run:
         if self.open and self.settings.write_to_database:
             with self.mutex:
                 self.waiting.no_results += self.open.values()
+            self.tally.n_ended += len(self.open)
+        self._drop_hands()
+
+    def _drop_hands(self) -> None:
         self.open.clear()
         self.by_key.clear()
+        self.board.clear()
 
     # -- failures ---------------------------------------------------------------------------
 
@@ -316,14 +421,44 @@ class Run:
         else:
             # Likeliest is the last; the others may have had no result, or have been collected.
             self.suspects += [(group[:-1], True), (group[-1:], True)]
-        self.open.clear()
-        self.by_key.clear()
+        self._drop_hands()
+
+    def _is_outer(self, error: BaseException) -> bool:
+        """Whether an exception is of the world around, such as a full disk, and of no row."""
+        return isinstance(error, self.outer) or (
+            isinstance(error, OSError) and error.errno in _WORLD
+        )
+
+    def _refuse_outer(self, error: BaseException) -> None:
+        """
+        Raises
+        ------
+        BrokenElement
+            If an exception is no row's fault.
+        """
+        if not self._is_outer(error):
+            return
+        said = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError):
+            raise OutOfMemory(f"{self.target.task} ran out of memory ({said})") from error
+        raise BrokenElement(
+            f"{said}: this is taken to be no row's fault ([element] outer_exceptions), and the "
+            "rows stay pending"
+        ) from error
 
     def _fail(self, handed: Handed, error: BaseException) -> None:
         self.open.pop(id(handed), None)
+        self.tally.n_ended += 1
+        self.tally.n_failed += 1
         with self.mutex:
             self.waiting.failures.append(refusal(error, handed.key, handed.modified))
             self.since = self.since or time.monotonic()
+        try:
+            self.tally.check(self.target.task)
+        except BrokenElement:
+            with self.mutex:
+                self.waiting.failures.clear()
+            raise
 
     def fail(self, failure: Refusal) -> None:
         """Record a failure that is known before the task saw the row."""
@@ -340,6 +475,54 @@ class Run:
             if self.since is None:
                 self.since = time.monotonic()
                 self._wake()
+
+    def _is_full(self) -> bool:
+        return len(self.waiting) >= self.settings.batch_size
+
+    def _hand_to_writer(self) -> None:
+        """Have the second thread write a full batch, and go on while there is room for more."""
+        if not self._is_full():
+            return
+        self._wake()
+        with self.room:
+            while len(self.waiting) >= ROOM * self.settings.batch_size and not self._is_stuck():
+                self.room.wait(1.0)
+
+    def _is_stuck(self) -> bool:
+        return self.trouble is not None or self.stop.wanted.is_set()
+
+    def write_all(self) -> None:
+        """Wait until everything that was yielded is stored.
+
+        Told to end while the database is away, it waits a moment only: what is not stored then
+        is :meth:`unwritten`.
+        """
+        if not self.behind:
+            self.flush()
+            return
+        with self.room:
+            if not self.unwritten() or not self.settings.write_to_database:
+                return
+            self.ending = True
+            self._wake()
+            told: float | None = None
+            while self.unwritten() and self.trouble is None:
+                if self.stop.wanted.is_set():
+                    told = told or time.monotonic()
+                    if time.monotonic() - told > self.grace_s:
+                        raise DatabaseError(
+                            "told to end, and the database did not take the last checkpoint within "
+                            f"{self.grace_s:g} s"
+                        )
+                self.room.wait(0.2)
+            self.ending = False
+            if self.trouble is not None:
+                raise self.trouble
+
+    def unwritten(self) -> Checkpoint:
+        """What was yielded and is not known to be stored."""
+        with self.mutex:
+            return self.in_writing + self.waiting
 
     def _is_late(self) -> bool:
         return (
@@ -367,19 +550,14 @@ class Run:
         beat = time.monotonic()
         while not self.over.is_set():
             self.due.clear()
-            with self.mutex:
-                late_s = (
-                    self.since + self.settings.write_frequency - time.monotonic()
-                    if self.since is not None
-                    else None
-                )
-            if self.stop.wanted.is_set() and late_s is not None:
-                late_s = 0.0
+            late_s = self._until_due()
             if late_s is not None and late_s <= 0:
                 try:
                     self.flush(patiently=False)
                 except BaseException as error:
-                    self.trouble = error
+                    with self.room:
+                        self.trouble = error
+                        self.room.notify_all()
                     return
                 beat = time.monotonic()
                 continue
@@ -388,6 +566,17 @@ class Run:
                 self._beat()
                 beat, rest_s = time.monotonic(), self.heartbeat_s
             self.due.wait(rest_s if late_s is None else min(late_s, rest_s))
+
+    def _until_due(self) -> float | None:
+        """Seconds until something has to be written; None while nothing waits."""
+        with self.mutex:
+            if not self.waiting:
+                return None
+            if self.ending or self.stop.wanted.is_set() or (self.behind and self._is_full()):
+                return 0.0
+            if self.since is None:
+                return None
+            return self.since + self.settings.write_frequency - time.monotonic()
 
     def _beat(self) -> None:
         try:
@@ -402,28 +591,28 @@ class Run:
         with self.writing:
             with self.mutex:
                 checkpoint, self.waiting, since = self.waiting, Checkpoint(), self.since
-                self.since = None
+                self.in_writing, self.since = checkpoint, None
             if not checkpoint:
                 return
             began = time.perf_counter()
+            ends = self.stop.wanted if self.behind else None if patiently else self.over
             try:
-                written = retrying(
-                    lambda: write(checkpoint, self.target, self.claim),
-                    waiting=None if patiently else self.over,
-                )
+                written = retrying(lambda: write(checkpoint, self.target, self.claim), waiting=ends)
             except BaseException:
-                with self.mutex:
-                    self.waiting = Checkpoint(
-                        checkpoint.results + self.waiting.results,
-                        checkpoint.failures + self.waiting.failures,
-                        checkpoint.no_results + self.waiting.no_results,
-                    )
+                with self.room:
+                    self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
                     self.since = since
                 raise
             self.t_write_s += time.perf_counter() - began
-            with self.mutex:
-                self.stored.extend(written)
+            with self.room:
+                self.in_writing = Checkpoint()
+                if not self.behind:  # who runs a page does not look at its results
+                    self.stored.extend(written)
+                self.room.notify_all()
             self.credited += ((r.task_pk, r.t_overhead or 0.0, type(r)) for r in written)
+            self.tally.n_failed += checkpoint.n_refused
+            if self.claim is not None:
+                self.tally.check(self.target.task)
 
     def _correct_overhead(self) -> None:
         """The time after the last row is known only now: mend what was written before it."""
@@ -436,9 +625,16 @@ class Run:
                 wrong.setdefault(model, []).append(pk)
         for model, keys in wrong.items():
             clause = dialect().among(model.task_pk, keys)
-            if self.claim is not None:
-                clause &= model.attempt_pk == self.claim.attempt.pk
-            retrying(model.update(t_overhead=share_s).where(clause).execute)
+            if self.claim is None:
+                retrying(model.update(t_overhead=share_s).where(clause).execute)
+                continue
+            clause &= model.attempt_pk == self.claim.attempt.pk
+            work = model.update(t_overhead=share_s).where(clause).execute
+            try:
+                aside(lambda work=work: retrying(work, bound_s=5))  # type: ignore[misc]
+            except (DatabaseError, peewee.PeeweeException) as error:
+                # The results stand; how the overhead is shared out is no reason to fail.
+                log.warning("t_overhead could not be corrected: %s", error)
 
 
 class _Guard:
@@ -447,10 +643,12 @@ class _Guard:
 
     runs: list[Run] = []
     previous: Any = None
+    pid = 0  # of the process that entered: a fork of it has nothing to write
 
     @classmethod
     def enter(cls, run: Run) -> None:
         if not cls.runs:
+            cls.pid = os.getpid()
             atexit.register(cls.flush)
             if (
                 threading.current_thread() is threading.main_thread()
@@ -471,11 +669,28 @@ class _Guard:
 
     @classmethod
     def flush(cls) -> None:
-        for run in list(cls.runs):
-            run.flush()
+        if cls.pid == os.getpid():
+            for run in list(cls.runs):
+                run.write_all()
 
     @classmethod
     def on_sigterm(cls, number: int, frame: object) -> None:
         # Raised where the program stands; the runs' own ends, or the end of the interpreter,
         # write what waits.
         raise SystemExit(128 + number)
+
+
+def _forget_runs() -> None:
+    """In a process that a task forked: the results are its parent's to write."""
+    if not _Guard.runs:
+        return
+    _Guard.runs = []
+    # multiprocessing ends its workers by SIGTERM, which must not wake the parent's handlers.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
+        if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget_runs)

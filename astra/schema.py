@@ -23,6 +23,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE {page} ADD COLUMN retries TEXT",
         "ALTER TABLE {attempt} ADD COLUMN slurm_state TEXT",
         "ALTER TABLE {attempt} ADD COLUMN n_handed INTEGER NOT NULL DEFAULT 0",
+        'ALTER TABLE {attempt} ADD COLUMN "group" INTEGER',
         "ALTER TABLE {attempt} ADD COLUMN n_found INTEGER NOT NULL DEFAULT 0",
     ),
 }

@@ -35,6 +35,7 @@ class ElementScript:
     made_at: str
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
     pages_per_element: int = 1
+    row_timeout: float | None = None  # seconds; without it the configured one
     directives: Iterable[tuple[str, str | None]] = ()  # see profile.directives()
     setup: Iterable[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # exported; no secrets
@@ -43,7 +44,8 @@ class ElementScript:
     def command(self) -> str:
         """The shell command that runs one element."""
         start = [self.python, "-m", "astra", "run-page", "--plan", str(self.plan)]
-        words = " ".join(map(quote, [*start, "--job", self.token]))
+        limit = [] if self.row_timeout is None else ["--row-timeout", f"{self.row_timeout:g}"]
+        words = " ".join(map(quote, [*start, "--job", self.token, *limit]))
         return f"{words} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
 
 

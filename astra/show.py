@@ -268,3 +268,15 @@ def follow(path: str) -> None:
                 sys.stdout.flush()
             else:
                 time.sleep(0.3)
+
+
+def recovered(found: Any) -> None:
+    if not found.files and not found.set_aside:
+        line(f"plan {found.plan}: no spool file, nothing to store")
+        return
+    line(
+        f"plan {found.plan}: {count(found.rows, 'row')} stored from "
+        f"{count(found.files, 'spool file')}, {found.passed_over:,} passed over"
+    )
+    for path in found.set_aside:
+        line(f"  not valid any more, its rows are computed again: {path}")

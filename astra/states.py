@@ -24,6 +24,7 @@ class AttemptState(StrEnum):
     DONE = "done"  # every row of the page has ended
     INTERRUPTED = "interrupted"  # told to end; what was yielded is stored
     BROKEN = "broken"  # the task failed outside of any row
+    DIED = "died"  # its process crashed; the element went on with another attempt
     SUPERSEDED = "superseded"  # another attempt took the page
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from astra import config, log, profile, script, slurm
-from astra.database import connection, database, dialect, url
+from astra import config, log, profile, script, slurm, spool
+from astra.database import connection, dialect, url, writing
 from astra.element import process_began
 from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
 from astra.models.orchestration import Page, Plan, Submission
@@ -102,6 +102,7 @@ def submit(
     chosen = choose_profile(profile_name, options)
     with plan_lock(frozen):
         recover_intents(frozen)
+        spool.recover(frozen)
         with connection():
             pages = waiting_pages(frozen)
         return submit_pages(frozen, pages, chosen, dry_run=dry_run)
@@ -313,7 +314,7 @@ def make_intent(
     """Commit what is about to be submitted, with a token, and give it the pages."""
     token = secrets.token_hex(6)
     pages = list(pages)
-    with connection(), database.atomic():
+    with connection(), writing():
         submission = Submission.create(
             plan=plan.pk,
             token=token,
@@ -362,7 +363,7 @@ def adopt(submission: Submission, found: slurm.JobId) -> None:
 
 def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
     """Take the pages back from a submission that came to nothing."""
-    with connection(), database.atomic():
+    with connection(), writing():
         Submission.update(state=state, message=message).where(
             Submission.pk == submission.pk
         ).execute()
@@ -444,6 +445,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission) -
             array=script.array_spec(piece.indices(), chosen.throttle),
             offset=piece.offset,
             pages_per_element=submission.pages_per_element,
+            row_timeout=chosen.row_timeout,
             directives=tuple(profile.directives(chosen)),
             setup=chosen.setup,
             log_path=script.log_pattern(run_folder(plan) / "logs"),

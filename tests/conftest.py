@@ -89,6 +89,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A folder of the test's own, which is its home too, and no database bound before or after."""
     _strip(monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)  # so that it is below HOME
     monkeypatch.chdir(tmp_path)
     _reset_database()
@@ -141,7 +142,6 @@ def slurm(
 ) -> Iterator[Slurm]:
     """The cluster, a fresh database, and a run directory: what a submission needs."""
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
-    monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield cluster
     cluster.restore()

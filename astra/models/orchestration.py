@@ -121,7 +121,8 @@ class Attempt(BaseModel):
     seen = TimeField(now=True, null=False)  # last word: claim, checkpoint, heartbeat or end
     ended = TimeField(null=True)
     slurm_state = TextField(null=True)  # Slurm's word on its end, once somebody asked
-    n_handed = IntegerField(default=0)  # of the pending rows, in order, that the task may have
+    n_handed = IntegerField(default=0)  # places of its page that the task may have been given
+    group = IntegerField(null=True)  # of suspects, that the task may have been given
     n_done = IntegerField(default=0)  # rows that this attempt ended, by how they ended
     n_failed = IntegerField(default=0)
     n_no_result = IntegerField(default=0)
@@ -145,7 +146,8 @@ class Suspect(BaseModel):
     key = BigIntegerField()
     group = IntegerField()  # rows of one group are handed over together, apart from all others
     deaths = IntegerField(default=0)  # of processes in which it was the only row in hand
-    cause = TextField()  # of the last death: "signal 11"
+    exception = TextField()  # what it is recorded as, if it has to be given up
+    cause = TextField()  # of the last death: "killed its process (signal 11, SIGSEGV)"
 
     class Meta:
         indexes = ((("page", "key"), True),)

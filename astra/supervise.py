@@ -1,0 +1,269 @@
+"""An element's two processes: one runs the task, and may die; the other sees to it.
+
+The task runs in a child. Which rows it has in hand stands on a board in memory that both share, so
+that the parent knows whom a death concerns, without a word to the database for each row. After a
+crash the child is started again and the page goes on; a row that takes longer than the row timeout
+ends its child and is recorded. SIGKILL is not outlived: it comes from a memory limit or a person,
+and what to do then is decided by who resumes the plan.
+"""
+
+import ctypes
+import mmap
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from astra import config, log
+from astra.database import retrying, writing
+from astra.errors import AstraError
+from astra.models.orchestration import Attempt, Page
+from astra.results import clean
+from astra.run import NoBoard
+from astra.states import AttemptState
+from astra.suspects import KILLED, OUT_OF_MEMORY, TIMED_OUT, Death, record_death
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+#: Pages with more rows are watched by their first rows alone; untouched memory costs nothing.
+_PLACES = 1 << 24
+_HEADER = 64
+_PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_HAND, _MEMORY = (8 * i for i in range(6))
+
+
+class Board(NoBoard):
+    """Which rows of which page a task has in hand, in memory that two processes share."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _HEADER + _PLACES)
+        self._positions: dict[int, int] = {}
+
+    # -- the child writes -------------------------------------------------------------------
+
+    def begin(self, page_pk: int, attempt_pk: int, positions: dict[int, int]) -> None:
+        """A page is claimed; nothing of it is in hand."""
+        self.clear()
+        self._positions = positions
+        struct.pack_into("qq", self._memory, _PAGE, page_pk, attempt_pk)
+
+    def hand(self, key: int | None) -> None:
+        self._set(key, 1)
+
+    def end(self, key: int | None) -> None:
+        self._set(key, 0)
+
+    def _set(self, key: int | None, value: int) -> None:
+        place = self._positions.get(key, _PLACES) if key is not None else _PLACES
+        if place < _PLACES and self._memory[_HEADER + place] != value:
+            self._memory[_HEADER + place] = value
+            (n,) = struct.unpack_from("q", self._memory, _IN_HAND)
+            struct.pack_into("q", self._memory, _IN_HAND, n + (1 if value else -1))
+
+    def clear(self) -> None:
+        n = min(len(self._positions), _PLACES)
+        self._memory[_HEADER : _HEADER + n] = bytes(n)
+        struct.pack_into("q", self._memory, _IN_HAND, 0)
+        self.works(0.0)
+
+    def works(self, since: float) -> None:
+        struct.pack_into("d", self._memory, _SINCE, since)
+
+    def finish(self) -> None:
+        """The child ends in good order, whatever its exit status."""
+        self._memory[_FINISHED] = 1
+
+    def out_of_memory(self) -> None:
+        self._memory[_MEMORY] = 1
+
+    # -- the parent reads -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Before a child: it has said nothing yet."""
+        self._memory[:_HEADER] = bytes(_HEADER)
+
+    @property
+    def page_pk(self) -> int:
+        return int(struct.unpack_from("q", self._memory, _PAGE)[0])
+
+    @property
+    def attempt_pk(self) -> int:
+        return int(struct.unpack_from("q", self._memory, _ATTEMPT)[0])
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._memory[_FINISHED])
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        return bool(self._memory[_MEMORY])
+
+    def places(self, n_rows: int) -> list[int]:
+        """Places in the page of the rows in hand."""
+        hands = self._memory[_HEADER : _HEADER + min(n_rows, _PLACES)]
+        return [place for place, value in enumerate(hands) if value]
+
+    def working_s(self) -> float:
+        """Seconds that the task has been at the rows in hand; 0 if it is at none."""
+        (since,) = struct.unpack_from("d", self._memory, _SINCE)
+        return time.perf_counter() - since if since else 0.0
+
+    def n_in_hand(self) -> int:
+        return int(struct.unpack_from("q", self._memory, _IN_HAND)[0])
+
+
+def supervised(work: Callable[[Board], int], row_timeout_s: float = 0.0) -> int:
+    """Do an element's `work` in a child process, again after each crash; its exit status.
+
+    Parameters
+    ----------
+    work : runs the element's pages; its exit status. It is called in the child.
+    row_timeout_s : longest time that a task may take for each row in hand; 0 for no limit.
+    """
+    board = Board()
+    parent = _Parent(board, row_timeout_s)
+    in_vain = 0
+    while True:
+        board.start()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            return _child(work, board)
+        status = parent.wait(pid)
+        if board.finished and not parent.timed_out:
+            return status
+        if (-status if status < 0 else status - 128) == signal.SIGKILL and not parent.timed_out:
+            # Not ours to go on: the memory limit, or whoever ended it, knows why.
+            _note_death(board, parent.death(status), alive=False)
+            return 128 + signal.SIGKILL
+        known = _note_death(board, parent.death(status), alive=True)
+        if parent.told:
+            return 75
+        in_vain = 0 if known else in_vain + 1
+        if in_vain >= config.current().element.max_deaths:
+            _give_up(board, parent.death(status))
+            return 77
+
+
+def _child(work: Callable[[Board], int], board: Board) -> int:
+    """In the child: never left behind by its parent, and known to have ended in order."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(128 + signal.SIGKILL)
+    try:
+        return work(board)
+    finally:
+        if not board.ran_out_of_memory:
+            board.finish()
+
+
+class _Parent:
+    """Waits for a child: passes signals on to it, and ends it when a row takes too long."""
+
+    def __init__(self, board: Board, row_timeout_s: float) -> None:
+        self.board, self.row_timeout_s = board, row_timeout_s
+        self.told = self.timed_out = False
+        self.pid = 0
+
+    def wait(self, pid: int) -> int:
+        """The exit status of the child, minus the signal that ended it."""
+        self.pid, self.timed_out = pid, False
+        handlers = {n: self._pass_on for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        if self.row_timeout_s:
+            handlers[signal.SIGALRM] = self._look
+        previous = {number: signal.signal(number, do) for number, do in handlers.items()}
+        if self.row_timeout_s:
+            every_s = min(max(self.row_timeout_s / 10, 0.05), 1.0)
+            signal.setitimer(signal.ITIMER_REAL, every_s, every_s)
+        try:
+            _, status = os.waitpid(pid, 0)
+        finally:
+            self.pid = 0
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return os.waitstatus_to_exitcode(status)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.told = True
+        if self.pid:
+            os.kill(self.pid, number)
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        n_in_hand = self.board.n_in_hand()
+        working_s = self.board.working_s()
+        if not self.pid or not n_in_hand:
+            return
+        limit_s = self.row_timeout_s * n_in_hand  # a task may collect rows before it computes
+        if working_s > limit_s and not self.timed_out:
+            self.timed_out = True
+            self.limit_s = working_s
+            # What it has yielded is written at this word, if its interpreter still hears it.
+            os.kill(self.pid, signal.SIGTERM)
+        elif self.timed_out and working_s > self.limit_s + config.current().element.grace_s + 2:
+            os.kill(self.pid, signal.SIGKILL)
+
+    limit_s = 0.0
+
+    def death(self, status: int) -> Death:
+        """What ended the child."""
+        if self.timed_out:
+            return Death(
+                TIMED_OUT, f"took longer than the row timeout of {self.row_timeout_s:g} s", True
+            )
+        if self.board.ran_out_of_memory:
+            return Death(OUT_OF_MEMORY, "ran out of memory (MemoryError)")
+        if status >= 0:
+            return Death(KILLED, f"ended its process (exit status {status})")
+        name = signal.Signals(-status).name
+        more = ", as a memory limit does" if -status == signal.SIGKILL else ""
+        return Death(KILLED, f"killed its process (signal {-status}, {name}{more})")
+
+
+#: States of an attempt that its process did not end by itself. One that was told to end by the row
+#: timeout calls itself interrupted.
+_OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
+
+
+def _note_death(board: Board, death: Death, alive: bool) -> bool:
+    """Remember the rows in hand; whether there were any."""
+    if not board.attempt_pk:
+        log.error("the element's process %s before it claimed a page", death.cause)
+        return False
+
+    def work() -> bool:
+        with writing():
+            page = Page.get_by_id(board.page_pk)
+            keys = [page.keys[place] for place in board.places(page.n_rows)]
+            values = {"message": clean(f"a row {death.cause}", 2000), "n_handed": -1}
+            if alive:
+                values["state"] = AttemptState.DIED.value
+            mine = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)
+            if page.attempt_pk == board.attempt_pk and Attempt.update(values).where(mine).execute():
+                record_death(page.pk, keys, death)
+            return bool(keys)
+
+    try:
+        known = retrying(work)
+    except AstraError as error:
+        log.error("which rows were in hand could not be recorded: %s", error)
+        return False
+    log.error("the task %s; rows in hand: %d", death.cause, board.n_in_hand())
+    return known
+
+
+def _give_up(board: Board, death: Death) -> None:
+    """The process died again and again with no row in hand: it is the task, not a row."""
+    message = f"its process died without a row in hand: it {death.cause}"
+    log.error("%s; the page stays pending", message)
+    retrying(
+        lambda: (
+            Attempt.update(state=AttemptState.BROKEN.value, message=message)
+            .where(Attempt.pk == board.attempt_pk)
+            .execute()
+        )
+    )
