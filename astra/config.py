@@ -54,6 +54,21 @@ def _whole(least: int) -> Check:
     return check
 
 
+def _name_of_schema(value: Any) -> str:
+    # peewee writes it into its statements, where a percent sign would stand for a parameter.
+    text = _text(value)
+    if not re.fullmatch(r"[^\W\d][\w$]*", text) or len(text.encode()) > 63:
+        raise ValueError("should be a plain name: letters, digits and _, at most 63 bytes")
+    return text
+
+
+def _mode(value: Any) -> str:
+    text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(r"[02]?7[05][05]", text):
+        raise ValueError('should be "0700", "0750" or "0755": others never write')
+    return text
+
+
 def _key(default: Any, check: Check) -> Any:
     return field(default=default, metadata={"check": check})
 
@@ -64,7 +79,7 @@ _PATH = {"check": _text, "path": True}
 @dataclass(frozen=True)
 class Database:
     url: str = _key("", _text)  # the default is ./astra.db, made absolute when it is resolved
-    schema: str | None = _key(None, _text)  # PostgreSQL schema that holds the tables
+    schema: str | None = _key(None, _name_of_schema)  # PostgreSQL schema that holds the tables
     connect_timeout_s: int = _key(10, _whole(1))
     retry_for_s: float = _key(600.0, _number(0))  # how long a checkpoint waits for the database
 
@@ -72,6 +87,7 @@ class Database:
 @dataclass(frozen=True)
 class Run:
     dir: Path = field(default=Path("astra-runs"), metadata=_PATH)  # scripts and logs
+    mode: str = _key("0700", _mode)  # of the folders that are made in it
     templates: Path | None = field(default=None, metadata=_PATH)  # a site's own templates, first
 
 

@@ -19,6 +19,8 @@ import peewee
 import psycopg2
 from peewee import SQL
 
+from astra.errors import DatabaseError
+
 _dialects: "WeakKeyDictionary[peewee.Database, PostgreSQL | SQLite]" = WeakKeyDictionary()
 
 
@@ -49,6 +51,12 @@ class _Common:
         return self.database.execute_sql(sql, parameters)
 
     def quote(self, name: str) -> str:
+        """A name of a table or column as SQL takes it, whatever characters it holds.
+
+        A percent sign is refused: the driver takes it for a parameter, peewee's statements too.
+        """
+        if not name or "\0" in name or "%" in name or len(name.encode(errors="replace")) > 255:
+            raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
         return '"' + name.replace('"', '""') + '"'
 
     def table(self, model: Any) -> str:
@@ -393,7 +401,16 @@ class SQLite(_Common):
         if self.path == ":memory:":
             yield True
             return
-        with open(f"{self.path}.lock", "a") as file:
+        # Not through a link: the folder may be one where others write too.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(f"{self.path}.lock", flags, 0o666)
+        except OSError as error:
+            raise DatabaseError(
+                f"the lock file {self.path}.lock cannot be opened: {error.strerror}; it must be a "
+                "file, no link, that you may write"
+            ) from error
+        with os.fdopen(descriptor, "a") as file:
             # One byte of the file stands for one name.
             place = sum(name.encode()) * 31 + len(name)
             try:
