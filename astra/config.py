@@ -62,6 +62,12 @@ def _name_of_schema(value: Any) -> str:
     return text
 
 
+def check_schema(schema: str | None) -> None:
+    """Refuse a schema that was given by a program, as the configuration's is."""
+    if schema is not None:
+        _checked(schema, "database.schema", "schema")
+
+
 def _mode(value: Any) -> str:
     text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not re.fullmatch(r"[02]?7[05][05]", text):
@@ -176,6 +182,7 @@ def reset() -> None:
     """Forget the configuration: it is resolved anew when it is next asked for."""
     global _current
     _current = None
+    _known.clear()
 
 
 def load(
@@ -213,6 +220,7 @@ def load(
     sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
     for key, value in values.items():
         sections[key.split(".")[0]][_KEYS[key].name] = value
+    know_url(str(values["database.url"]))
     return Config(
         **{name: kind(**sections[name]) for name, kind in _SECTIONS.items()},
         profiles=profiles,
@@ -326,9 +334,79 @@ _USERINFO = re.compile(
     r"(?P<user>://[^:/?#@]*):(?!\d*/[^@?]*\?[\w.%-]+=).*@(?=[^@]*$|[^@?]*\?[\w.%-]+=)", re.DOTALL
 )
 _IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
+# password=geheim, PGPASSWORD="ge heim", 'password': 'geheim', whatever a shell or Python quotes.
+_VALUE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\,;)}\]&|])+"""
 _IN_WORDS = re.compile(
-    r"(?P<key>\b\w*(?i:passw\w*|secret|token)\s*=\s*)('(?:\\.|[^'\\])*'|[^\s'\"]+)"
+    r"(?P<key>\b\w*(?i:passw\w*|secret|token)(?:\s*=\s*|['\"]\s*:\s*))(?P<value>" + _VALUE + ")",
+    re.DOTALL,
 )
+#: A password shorter than this is not looked for by itself: it may be any word.
+_LEAST_KNOWN = 8
+_known: set[str] = set()
+
+
+def know_secret(text: str | None) -> None:
+    """Have a password of this process hidden wherever it would be shown, by itself too."""
+    if text and len(text) >= _LEAST_KNOWN:
+        _known.update({text, quote(text), quote(text, safe=""), repr(text)[1:-1]})
+
+
+def know_url(url: str) -> None:
+    """Learn the password of a URL, in the form it has there and as it is meant."""
+    for found in [_USERINFO.search(url), *_IN_QUERY.finditer(url)]:
+        if found is None:
+            continue
+        if "user" in found.re.groupindex:
+            value = found[0][len(found["user"]) + 1 : -1]
+        elif _SECRET_NAME.search(unquote(found["key"])):
+            value = found["value"]
+        else:
+            continue
+        know_secret(value)
+        know_secret(unquote(value))
+
+
+def hide(text: str) -> str:
+    """`text` without any password: those of URLs and assignments, and this process's own."""
+    know_secret(os.environ.get("PGPASSWORD"))
+    for secret in sorted(_known, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return hide_password(text)
+
+
+def holds_known(text: str) -> bool:
+    """Whether a password of this process stands in a text."""
+    know_secret(os.environ.get("PGPASSWORD"))
+    return any(secret in text for secret in _known)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a shell line or an option holds a password itself, and not only names its place."""
+    if holds_known(text):
+        return True
+    if any(has_userinfo(found[0]) for found in _URL.finditer(text)):
+        return True
+    # $(cat ~/.token) and ${TOKEN} are no secrets: they say where one is.
+    values = (found["value"].lstrip("\"'") for found in _IN_WORDS.finditer(text))
+    return any(not value.startswith(("$", "`")) for value in values)
+
+
+def has_userinfo(url: str) -> bool:
+    """Whether a URL holds a password, which is not the name of a variable."""
+    found = _USERINFO.search(url)
+    return bool(found and not found[0][len(found["user"]) + 1 :].startswith("$"))
+
+
+def check_quoting(url: str) -> None:
+    """Refuse a URL whose password libpq would take apart, and repeat parts of in its messages."""
+    found = _USERINFO.search(url)
+    password = found[0][len(found["user"]) + 1 : -1] if found else ""
+    if any(c in password for c in "/?#@ ") or re.search(r"%(?![0-9A-Fa-f]{2})", password):
+        raise ConfigError(
+            f"the database URL {hide_password(url)!r}: its password holds characters that a URL "
+            "must quote (@ is %40, / is %2F, ? is %3F, # is %23, % is %25, a blank %20); or leave "
+            "it to ~/.pgpass, which quotes only : and \\"
+        )
 
 
 def hide_password(text: str) -> str:
@@ -365,8 +443,8 @@ def hide_secret(name: str, value: Any) -> str:
     if _SECRET_NAME.search(name):
         return "***"
     if isinstance(value, list | tuple):
-        return "; ".join(hide_password(str(item)) for item in value)
-    return str(value).lower() if isinstance(value, bool) else hide_password(str(value))
+        return "; ".join(hide(str(item)) for item in value)
+    return str(value).lower() if isinstance(value, bool) else hide(str(value))
 
 
 def _shown(key: str, value: Any) -> str:

@@ -406,7 +406,7 @@ def _end(
                 state=state.value,
                 ended=now,
                 seen=now,
-                message=message,
+                message=clean(message, 2000) if message else None,
                 n_found=claim.n_found,
                 max_rss_mb=rss_mb,
                 t_task_s=run.t_task_s if run else 0,

@@ -268,6 +268,11 @@ def parse_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, An
         if name == rows or (name not in parameters and name not in keywords and not takes_any):
             known = [p for p in parameters if p != rows] + list(keywords)
             raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, known)}")
+        if isinstance(value, str) and config.holds_secret(f"{name}={value}"):
+            raise TaskError(
+                f"{name} holds a password: arguments are stored with the plan, where everybody who "
+                "reads the database sees them; have the task read it from a file or the environment"
+            )
         kind = hints.get(name, keywords.get(name, Any))
         values[name] = parse_value(name, value, kind) if isinstance(value, str) else value
     if values.get("write_to_database") is False:

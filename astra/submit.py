@@ -346,7 +346,7 @@ def _describe(chosen: Profile) -> dict[str, Any]:
         "name": chosen.name,
         "options": {k: config.hide_secret(k, v) for k, v in chosen.options.items()},
         "throttle": chosen.throttle,
-        "setup": [config.hide_password(line) for line in chosen.setup],
+        "setup": [config.hide(line) for line in chosen.setup],
     }
 
 
@@ -363,6 +363,7 @@ def adopt(submission: Submission, found: slurm.JobId) -> None:
 
 def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
     """Take the pages back from a submission that came to nothing."""
+    message = config.hide(message) if message else None
     with connection(), database.atomic():
         Submission.update(state=state, message=message).where(
             Submission.pk == submission.pk
