@@ -24,8 +24,8 @@ Check = Callable[[Any], Any]  # gives the value, or raises ValueError("should be
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("should be a text in quotes")
-    if any(c in value for c in "\0\n\r"):
-        raise ValueError("should be one line without control characters")
+    if any(c in value for c in "\0\n\r") or re.search(r"[\ud800-\udfff]", value):
+        raise ValueError("should be one line of UTF-8 without control characters")
     return value
 
 

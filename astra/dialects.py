@@ -66,7 +66,7 @@ class _Common:
         peewee writes names into its statements as they are: what would end one there, or be
         taken for a parameter by the driver, is refused.
         """
-        if not name or any(c in name for c in '\0"%') or len(name.encode(errors="replace")) > 255:
+        if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
             raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
         return f'"{name}"'
 

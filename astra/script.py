@@ -231,7 +231,7 @@ def _place(error: BaseException, template: str) -> str:
 def _whole(text: str, template: str) -> str:
     """`text`, if sbatch will read the directives in it: they end at the first command."""
     head = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.strip() and not line.startswith("#"):
             break
         head.append(line)
