@@ -238,7 +238,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
                     raise
                 raise _Unreachable(error) from error
             # Jitter, so that a thousand elements do not come back in the same instant.
-            nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311
+            nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             log.info("the database is away (%s): again in %.1f s", str(error).strip(), nap_s)
             if waiting is None:
                 time.sleep(nap_s)
