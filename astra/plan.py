@@ -193,8 +193,21 @@ def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], l
         commit=_commit(file.parent),
         created_by=getpass.getuser() if _has_user() else "unknown",
         created_on=socket.gethostname(),
-        cwd=str(Path.cwd()),
+        cwd=_current_folder(),
     )
+
+
+def _current_folder() -> str:
+    """Where elements begin; stored as text, which not every name of a folder is."""
+    folder = str(Path.cwd())
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name of the current folder, {folder!r}, is not UTF-8; rename it, or plan in "
+            "another one"
+        ) from error
+    return folder
 
 
 def _has_user() -> bool:

@@ -334,6 +334,24 @@ class TestDatabase:
             assert (held.plan, held.held) == (None, 3)
         assert task_name(measure) == "tests.tasks.measure"
 
+    def test_the_current_folder(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(3)
+        for name in (b"caf\xe9", b"'; DROP TABLE plan; -- %s", b"a\nb"):
+            folder = os.path.join(os.fsencode(tmp_path), name)
+            os.mkdir(folder)
+            monkeypatch.chdir(os.fsdecode(folder))
+            if arrives(os.fsdecode(folder)):
+                made = create_plan(measure, BossVisitSpectrum)[0]
+                with connection():
+                    plan = Plan.get_by_id(made.plan)
+                    assert os.fsencode(plan.cwd) == folder
+                    plan.delete_instance(recursive=True)
+            else:
+                with pytest.raises(AstraError, match=r"current folder.*not UTF-8"):
+                    create_plan(measure, BossVisitSpectrum)
+
     def test_locks(self, url: str) -> None:
         for name in [v for v in hostile(60, f"lock {dialect().name}") if arrives(v)]:
             with dialect().try_lock(name) as ours:
