@@ -52,6 +52,7 @@ def main(config_path: str | None, verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    _hide_secrets()
     # As for `python -m`: a task of a module in this folder is found.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -62,6 +63,33 @@ def main(config_path: str | None, verbose: bool) -> None:
 
         config.use(config.load(config_path))
         os.environ["ASTRA_CONFIG"] = str(Path(config_path).absolute())
+
+
+class _Hiding(logging.Formatter):
+    """What is logged, tracebacks too, without passwords: logs are kept and shown around."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from astra.config import hide
+
+        return hide(super().format(record))
+
+
+def _hide_secrets() -> None:
+    """Neither the log nor the traceback of a bug shows a password."""
+    import threading
+    import traceback
+
+    from astra.config import hide
+
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_Hiding("%(asctime)s %(levelname)s %(message)s"))
+
+    def show_bug(kind: Any, error: Any, trace: Any) -> None:
+        sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = show_bug
+    threading.excepthook = lambda bug: show_bug(bug.exc_type, bug.exc_value, bug.exc_traceback)
 
 
 def _json(function: Any) -> Any:
@@ -164,15 +192,21 @@ def _slurm_values(
 
 @main.command()
 @click.argument("modules", nargs=-1, metavar="[MODULE]...")
+@click.option(
+    "--grant",
+    multiple=True,
+    metavar="ROLE[:plans|writes|reads]",
+    help="Let a role of PostgreSQL plan, write results, or read; without a word, all three.",
+)
 @_json
-def initdb(modules: tuple[str, ...], as_json: bool) -> None:
+def initdb(modules: tuple[str, ...], grant: tuple[str, ...], as_json: bool) -> None:
     """Make all missing tables, those of your MODULEs too. Can be run again."""
     from astra import show
     from astra.config import hide_password
     from astra.database import url
     from astra.schema import init_database
 
-    new = init_database(modules)
+    new = init_database(modules, grant)
     if as_json:
         show.as_json({"database": hide_password(url()), "new": new})
     else:

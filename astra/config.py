@@ -24,8 +24,8 @@ Check = Callable[[Any], Any]  # gives the value, or raises ValueError("should be
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("should be a text in quotes")
-    if any(c in value for c in "\0\n\r"):
-        raise ValueError("should be one line without control characters")
+    if any(c in value for c in "\0\n\r") or re.search(r"[\ud800-\udfff]", value):
+        raise ValueError("should be one line of UTF-8 without control characters")
     return value
 
 
@@ -74,6 +74,27 @@ OUTER = (
 )
 
 
+def _name_of_schema(value: Any) -> str:
+    # peewee writes it into its statements, where a percent sign would stand for a parameter.
+    text = _text(value)
+    if not re.fullmatch(r"[^\W\d][\w$]*", text) or len(text.encode()) > 63:
+        raise ValueError("should be a plain name: letters, digits and _, at most 63 bytes")
+    return text
+
+
+def check_schema(schema: str | None) -> None:
+    """Refuse a schema that was given by a program, as the configuration's is."""
+    if schema is not None:
+        _checked(schema, "database.schema", "schema")
+
+
+def _mode(value: Any) -> str:
+    text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(r"[02]?7[05][05]", text):
+        raise ValueError('should be "0700", "0750" or "0755": others never write')
+    return text
+
+
 def _key(default: Any, check: Check) -> Any:
     return field(default=default, metadata={"check": check})
 
@@ -84,7 +105,7 @@ _PATH = {"check": _text, "path": True}
 @dataclass(frozen=True)
 class Database:
     url: str = _key("", _text)  # the default is ./astra.db, made absolute when it is resolved
-    schema: str | None = _key(None, _text)  # PostgreSQL schema that holds the tables
+    schema: str | None = _key(None, _name_of_schema)  # PostgreSQL schema that holds the tables
     connect_timeout_s: int = _key(10, _whole(1))
     retry_for_s: float = _key(600.0, _number(0))  # how long a checkpoint waits for the database
 
@@ -92,6 +113,7 @@ class Database:
 @dataclass(frozen=True)
 class Run:
     dir: Path = field(default=Path("astra-runs"), metadata=_PATH)  # scripts and logs
+    mode: str = _key("0700", _mode)  # of the folders that are made in it
     templates: Path | None = field(default=None, metadata=_PATH)  # a site's own templates, first
 
 
@@ -185,6 +207,7 @@ def reset() -> None:
     """Forget the configuration: it is resolved anew when it is next asked for."""
     global _current
     _current = None
+    _known.clear()
 
 
 def load(
@@ -222,6 +245,7 @@ def load(
     sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
     for key, value in values.items():
         sections[key.split(".")[0]][_KEYS[key].name] = value
+    know_url(str(values["database.url"]))
     return Config(
         **{name: kind(**sections[name]) for name, kind in _SECTIONS.items()},
         profiles=profiles,
@@ -335,9 +359,79 @@ _USERINFO = re.compile(
     r"(?P<user>://[^:/?#@]*):(?!\d*/[^@?]*\?[\w.%-]+=).*@(?=[^@]*$|[^@?]*\?[\w.%-]+=)", re.DOTALL
 )
 _IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
+# password=geheim, PGPASSWORD="ge heim", 'password': 'geheim', whatever a shell or Python quotes.
+_VALUE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\,;)}\]&|])+"""
 _IN_WORDS = re.compile(
-    r"(?P<key>\b\w*(?i:passw\w*|secret|token)\s*=\s*)('(?:\\.|[^'\\])*'|[^\s'\"]+)"
+    r"(?P<key>\b\w*(?i:passw\w*|secret|token)(?:\s*=\s*|['\"]\s*:\s*))(?P<value>" + _VALUE + ")",
+    re.DOTALL,
 )
+#: A password shorter than this is not looked for by itself: it may be any word.
+_LEAST_KNOWN = 8
+_known: set[str] = set()
+
+
+def know_secret(text: str | None) -> None:
+    """Have a password of this process hidden wherever it would be shown, by itself too."""
+    if text and len(text) >= _LEAST_KNOWN:
+        _known.update({text, quote(text), quote(text, safe=""), repr(text)[1:-1]})
+
+
+def know_url(url: str) -> None:
+    """Learn the password of a URL, in the form it has there and as it is meant."""
+    for found in [_USERINFO.search(url), *_IN_QUERY.finditer(url)]:
+        if found is None:
+            continue
+        if "user" in found.re.groupindex:
+            value = found[0][len(found["user"]) + 1 : -1]
+        elif _SECRET_NAME.search(unquote(found["key"])):
+            value = found["value"]
+        else:
+            continue
+        know_secret(value)
+        know_secret(unquote(value))
+
+
+def hide(text: str) -> str:
+    """`text` without any password: those of URLs and assignments, and this process's own."""
+    know_secret(os.environ.get("PGPASSWORD"))
+    for secret in sorted(_known, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return hide_password(text)
+
+
+def holds_known(text: str) -> bool:
+    """Whether a password of this process stands in a text."""
+    know_secret(os.environ.get("PGPASSWORD"))
+    return any(secret in text for secret in _known)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a shell line or an option holds a password itself, and not only names its place."""
+    if holds_known(text):
+        return True
+    if any(has_userinfo(found[0]) for found in _URL.finditer(text)):
+        return True
+    # $(cat ~/.token) and ${TOKEN} are no secrets: they say where one is.
+    values = (found["value"].lstrip("\"'") for found in _IN_WORDS.finditer(text))
+    return any(not value.startswith(("$", "`")) for value in values)
+
+
+def has_userinfo(url: str) -> bool:
+    """Whether a URL holds a password, which is not the name of a variable."""
+    found = _USERINFO.search(url)
+    return bool(found and not found[0][len(found["user"]) + 1 :].startswith("$"))
+
+
+def check_quoting(url: str) -> None:
+    """Refuse a URL whose password libpq would take apart, and repeat parts of in its messages."""
+    found = _USERINFO.search(url)
+    password = found[0][len(found["user"]) + 1 : -1] if found else ""
+    if any(c in password for c in "/?#@ ") or re.search(r"%(?![0-9A-Fa-f]{2})", password):
+        raise ConfigError(
+            f"the database URL {hide_password(url)!r}: its password holds characters that a URL "
+            "must quote (@ is %40, / is %2F, ? is %3F, # is %23, % is %25, a blank %20); or leave "
+            "it to ~/.pgpass, which quotes only : and \\"
+        )
 
 
 def hide_password(text: str) -> str:
@@ -374,8 +468,8 @@ def hide_secret(name: str, value: Any) -> str:
     if _SECRET_NAME.search(name):
         return "***"
     if isinstance(value, list | tuple):
-        return "; ".join(hide_password(str(item)) for item in value)
-    return str(value).lower() if isinstance(value, bool) else hide_password(str(value))
+        return "; ".join(hide(str(item)) for item in value)
+    return str(value).lower() if isinstance(value, bool) else hide(str(value))
 
 
 def _shown(key: str, value: Any) -> str:

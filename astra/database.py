@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import peewee
 
 from astra import config, dialects, log
-from astra.errors import ConfigError, DatabaseError
+from astra.errors import ConfigError, DatabaseError, NotAllowed
 
 T = TypeVar("T")
 
@@ -72,6 +73,8 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
             if config.current().source("database.url") == "default" and not _is_file(url):
                 print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
         connection = _open(url, settings.connect_timeout_s)
+        config.know_url(url)
+        config.check_schema(schema)
         if not database_is_unset():
             database.obj.close()
         database.initialize(connection)
@@ -110,6 +113,7 @@ def sqlite_path(url: str) -> str:
 def _open(url: str, connect_timeout_s: int) -> peewee.Database:
     scheme = url.split(":", 1)[0]
     if scheme in ("postgresql", "postgres"):
+        config.check_quoting(url)
         return dialects.PostgreSQL(_libpq_url(url), connect_timeout_s).database
     if scheme == "sqlite":
         return dialects.SQLite(sqlite_path(url)).database
@@ -121,13 +125,11 @@ def _open(url: str, connect_timeout_s: int) -> peewee.Database:
 
 def _libpq_url(url: str) -> str:
     """The same URL without options that libpq would refuse: ``schema`` is ours."""
-    parts = urlsplit(url)
-    query = urlencode([(k, v) for k, v in parse_qsl(parts.query) if k != "schema"])
-    bare = urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
-    # urlunsplit drops the slashes of an empty host, which stands for libpq's defaults.
-    return (
-        bare if bare.startswith("postgresql://") else "postgresql://" + bare[len("postgresql:") :]
-    )
+    _, _, rest = url.partition("://")
+    rest, mark, query = rest.partition("?")
+    # As they are written: libpq quotes otherwise than forms do, where a blank is a "+".
+    kept = [option for option in query.split("&") if option and not option.startswith("schema=")]
+    return f"postgresql://{rest}{'?' if mark and kept else ''}{'&'.join(kept)}"
 
 
 def _set_schema(schema: str | None) -> None:
@@ -150,17 +152,43 @@ def connection() -> Iterator[None]:
     if database_is_unset():
         bind()
     if not database.obj.is_closed():
-        yield
+        with _denied():
+            yield
         return
     try:
         database.obj.connect()
     except peewee.OperationalError as error:
         raise _Unreachable(error) from error
+    except peewee.ProgrammingError:
+        # Its words would repeat parts of the URL.
+        raise ConfigError(
+            f"libpq cannot read the database URL {config.hide(url())!r}; write "
+            "postgresql://user@host:port/database"
+        ) from None
     try:
-        yield
+        with _denied():
+            yield
     finally:
         if not database.obj.is_closed():
             database.obj.close()
+
+
+@contextmanager
+def _denied() -> Iterator[None]:
+    """What the role may not do, said in words that help."""
+    try:
+        yield
+    except peewee.ProgrammingError as error:
+        denied = dialect().denied(error)
+        if denied is None:
+            raise
+        what = f"the role {denied.role!r} {denied.what} of the database {config.hide(url())}"
+        raise NotAllowed(
+            f"{what}; whoever made the tables gives it what it needs: astra initdb --grant "
+            f"{quote(f'{denied.role}:{denied.kind}')}"
+            if denied.kind
+            else f"{what}; only their owner may do this, who made them by astra initdb"
+        ) from error
 
 
 class _Unreachable(DatabaseError):
@@ -219,7 +247,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
                     raise
                 raise _Unreachable(error) from error
             # Jitter, so that a thousand elements do not come back in the same instant.
-            nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311
+            nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             log.info("the database is away (%s): again in %.1f s", str(error).strip(), nap_s)
             if waiting is None or waiting.is_set():
                 time.sleep(nap_s)

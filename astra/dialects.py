@@ -7,6 +7,7 @@ clock, the triggers that keep ``modified``, sets of keys, locks, freezing, and w
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from weakref import WeakKeyDictionary
 import peewee
 import psycopg2
 from peewee import SQL
+
+from astra.errors import DatabaseError
 
 _dialects: "WeakKeyDictionary[peewee.Database, PostgreSQL | SQLite]" = WeakKeyDictionary()
 
@@ -42,6 +45,15 @@ class Batch:
     returning: tuple[str, str]
 
 
+@dataclass(frozen=True)
+class Denied:
+    """What a role may not do, and which kind of role may (see grants.py)."""
+
+    role: str
+    what: str  # "may not INSERT into the table plan"
+    kind: str | None  # None: only the owner
+
+
 class _Common:
     database: peewee.Database
 
@@ -49,7 +61,14 @@ class _Common:
         return self.database.execute_sql(sql, parameters)
 
     def quote(self, name: str) -> str:
-        return '"' + name.replace('"', '""') + '"'
+        """A name of a table or column as SQL takes it, whatever characters it holds.
+
+        peewee writes names into its statements as they are: what would end one there, or be
+        taken for a parameter by the driver, is refused.
+        """
+        if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
+            raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
+        return f'"{name}"'
 
     def table(self, model: Any) -> str:
         """The quoted name of a model's table, with its schema."""
@@ -74,6 +93,32 @@ def _sqlstate(error: BaseException | None) -> str | None:
             return error.pgcode
         error = error.__cause__ or error.__context__
     return None
+
+
+def _driver_error(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, psycopg2.Error):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+#: Whose work a table is, by what is done to it; every other is one of results.
+_PLANNERS = {"plan", "submission", "exclusion"}
+_PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
+
+
+def _kind(words: str, statement: str) -> str | None:
+    """The kind of role (see grants.py) that a refused statement is the work of."""
+    if "must be owner" in words or "to create" in words:
+        return None
+    verb = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER|GRANT|DROP)\b", statement)
+    if verb is None:
+        return "reads"
+    if verb[0] not in ("INSERT", "UPDATE", "DELETE"):
+        return None
+    table = words.rpartition(" ")[2].strip('"').removesuffix("_pk_seq")
+    if table == "page":
+        return "writes" if _PAGE_OF_ELEMENTS.search(statement) else "plans"
+    return "plans" if table in _PLANNERS else "writes"
 
 
 class PostgreSQL(_Common):
@@ -119,11 +164,20 @@ class PostgreSQL(_Common):
             return isinstance(error, ValueError | TypeError | OverflowError | peewee.DataError)
         return code.startswith(_ROWS_FAULT)
 
+    def denied(self, error: BaseException) -> Denied | None:
+        """What the role lacks, if that is what the server says."""
+        if _sqlstate(error) != "42501":
+            return None
+        cause = _driver_error(error)
+        # Not "Nobody": the login is known also where nothing can be asked any more.
+        info = self.database.connection().info
+        statement = getattr(getattr(cause, "cursor", None), "query", None) or b""
+        words = self.message(error)
+        return Denied(info.user, f"may not do this: {words},", _kind(words, statement.decode()))
+
     def message(self, error: BaseException) -> str:
         """The server's own words, without the statement that they quote."""
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, psycopg2.Error):
-            cause = cause.__cause__ or cause.__context__
+        cause = _driver_error(error)
         if isinstance(cause, psycopg2.Error) and cause.diag.message_primary:
             detail = cause.diag.message_detail
             return cause.diag.message_primary + (f" ({detail})" if detail else "")
@@ -154,6 +208,60 @@ class PostgreSQL(_Common):
         exists = self.run("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
         if not exists:
             self.run(f"CREATE SCHEMA IF NOT EXISTS {self.quote(schema)}")
+
+    # -- roles --------------------------------------------------------------------------
+
+    def roles(self) -> list[str]:
+        rows = self.run("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'").fetchall()
+        return [name for (name,) in rows]
+
+    def granted(self, model: Any, privilege: str) -> list[str]:
+        """The roles, but for the owner, that were given this of a table by name."""
+        rows = self.run(
+            """SELECT rolname FROM pg_class, aclexplode(relacl) AS given, pg_roles
+               WHERE pg_class.oid = %s::regclass AND pg_roles.oid = given.grantee
+                 AND given.grantee <> relowner AND privilege_type = %s ORDER BY rolname""",
+            (self.table(model), privilege),
+        ).fetchall()
+        return [name for (name,) in rows]
+
+    def may(self, role: str, model: Any, privilege: str) -> bool:
+        found = self.run(
+            "SELECT has_table_privilege(%s, %s, %s)", (role, self.table(model), privilege)
+        )
+        return bool(found.fetchone()[0])
+
+    def grant_schema(self, role: str, model: Any) -> None:
+        """The schema of a table may be used, and tables made in it later by us be read."""
+        to = self._role(role)
+        schema = self.run(
+            """SELECT quote_ident(nspname), pg_has_role(nspowner, 'USAGE')
+               FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+               WHERE pg_class.oid = %s::regclass""",
+            (self.table(model),),
+        )
+        name, ours = schema.fetchone()
+        name = name.replace("%", "%%")
+        if ours:  # of the schema "public" everybody has it
+            self.run(f"GRANT USAGE ON SCHEMA {name} TO {to}")
+        self.run(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT SELECT ON TABLES TO {to}")
+
+    def grant(self, role: str, model: Any, privilege: str) -> None:
+        """One privilege on a table; with INSERT, the sequence that its keys come from."""
+        to, table = self._role(role), self.table(model)
+        self.run(f"GRANT {privilege} ON TABLE {table} TO {to}")
+        if privilege == "INSERT" and model._meta.primary_key:
+            key = model._meta.primary_key.column_name
+            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, key)).fetchone()
+            if found and found[0]:
+                sequence = found[0].replace("%", "%%")
+                self.run(f"GRANT USAGE ON SEQUENCE {sequence} TO {to}")
+
+    def _role(self, role: str) -> str:
+        """A role's name as SQL takes it, doubled for the driver where it needs that."""
+        return self.run("SELECT quote_ident(%s)", (role,)).fetchone()[0].replace("%", "%%")
+
+    # -- locks --------------------------------------------------------------------------
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -237,7 +345,8 @@ class PostgreSQL(_Common):
                    WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped""",
                 (table,),
             ).fetchall()
-            self._types[table] = dict(rows)
+            # A percent sign in the name of a type would be taken for a parameter.
+            self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
         return self._types[table]
 
     def upsert(self, batch: Batch) -> dict[int, int]:
@@ -359,6 +468,10 @@ class SQLite(_Common):
     def message(self, error: BaseException) -> str:
         return str(error).strip()
 
+    def denied(self, error: BaseException) -> Denied | None:
+        """SQLite has no roles."""
+        return None
+
     def keep_modified(self, model: Any) -> None:
         """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
         compares them as text."""
@@ -393,7 +506,16 @@ class SQLite(_Common):
         if self.path == ":memory:":
             yield True
             return
-        with open(f"{self.path}.lock", "a") as file:
+        # Not through a link: the folder may be one where others write too.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(f"{self.path}.lock", flags, 0o666)
+        except OSError as error:
+            raise DatabaseError(
+                f"the lock file {self.path}.lock cannot be opened: {error.strerror}; it must be a "
+                "file, no link, that you may write"
+            ) from error
+        with os.fdopen(descriptor, "a") as file:
             # One byte of the file stands for one name.
             place = sum(name.encode()) * 31 + len(name)
             try:

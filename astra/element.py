@@ -445,7 +445,7 @@ def _spooled(claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
         path = spool.save(claim, run.unwritten())
-    except OSError as full:
+    except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip
     kept = f"{len(run.unwritten())} rows are kept in {path}" if path else "all of it is stored"
@@ -586,7 +586,7 @@ def _end(
                 state=state.value,
                 ended=now,
                 seen=now,
-                message=message,
+                message=clean(message, 2000) if message else None,
                 n_found=claim.n_found,
                 max_rss_mb=rss_mb,
                 t_task_s=run.t_task_s if run else 0,

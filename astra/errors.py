@@ -6,6 +6,7 @@
     │   ├── TaskError               a task that cannot be found, or used as written
     │   └── ScriptError             a template that cannot be rendered
     ├── DatabaseError           5   no connection, wrong schema version
+    │   └── NotAllowed              the role lacks a privilege
     ├── SlurmError              6   Slurm refused, or a command of its is missing
     │   ├── SlurmRefused            Slurm said no, in its own words (slurm_text.py)
     │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
@@ -47,6 +48,10 @@ class ScriptError(UsageError):
 
 class DatabaseError(AstraError):
     exit_status = 5
+
+
+class NotAllowed(DatabaseError):
+    pass
 
 
 class SlurmError(AstraError):

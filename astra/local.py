@@ -14,8 +14,9 @@ from peewee import fn
 from astra import config
 from astra.database import connection, url
 from astra.errors import Interrupted
+from astra.folders import check_folder, open_to_append, umask_without_write
 from astra.models.orchestration import Page, Plan, Submission
-from astra.submit import Submitted, check_folder, light_pages, make_intent, run_folder
+from astra.submit import Submitted, light_pages, make_intent, run_folder
 
 #: How often the processes are looked at, and progress is told.
 _LOOK_S = 0.1
@@ -143,11 +144,11 @@ class _Pool:
         for name in [key for key in environment if key.startswith("SLURM_")]:
             del environment[name]
         cwd = self.plan.cwd if Path(self.plan.cwd).is_dir() else None
-        with open(log_path, "ab") as log_file:
+        with open_to_append(log_path) as log_file:
             # A session of its own: Ctrl-C reaches this process alone, which passes it on.
             self.running[element] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
-                env=environment, cwd=cwd, start_new_session=True,
+                env=environment, cwd=cwd, start_new_session=True, umask=umask_without_write(),
             )  # fmt: skip
 
     def reap(self) -> None:

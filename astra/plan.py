@@ -197,8 +197,21 @@ def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], l
         commit=_commit(file.parent),
         created_by=getpass.getuser() if _has_user() else "unknown",
         created_on=socket.gethostname(),
-        cwd=str(Path.cwd()),
+        cwd=_current_folder(),
     )
+
+
+def _current_folder() -> str:
+    """Where elements begin; stored as text, which not every name of a folder is."""
+    folder = str(Path.cwd())
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name of the current folder, {folder!r}, is not UTF-8; rename it, or plan in "
+            "another one"
+        ) from error
+    return folder
 
 
 def _has_user() -> bool:
@@ -272,6 +285,11 @@ def parse_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, An
         if name == rows or (name not in parameters and name not in keywords and not takes_any):
             known = [p for p in parameters if p != rows] + list(keywords)
             raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, known)}")
+        if isinstance(value, str) and config.holds_secret(f"{name}={value}"):
+            raise TaskError(
+                f"{name} holds a password: arguments are stored with the plan, where everybody who "
+                "reads the database sees them; have the task read it from a file or the environment"
+            )
         kind = hints.get(name, keywords.get(name, Any))
         values[name] = parse_value(name, value, kind) if isinstance(value, str) else value
     if values.get("write_to_database") is False:

@@ -96,12 +96,19 @@ def _near_tasks(name: str) -> str:
         known |= {
             f"{module_name}.{key}" for key, v in vars(module).items() if hasattr(v, "__astra__")
         }
-    elif module_name and importlib.util.find_spec(module_name.split(".")[0]) is None:
+    elif module_name and _is_missing(module_name.split(".")[0]):
         return (
             f"{nearest(name, known)} A module {module_name.split('.')[0]!r} cannot be imported "
             "from here; is it installed, or in this folder?"
         )
     return nearest(name, known)
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is None
+    except (ImportError, ValueError):  # no name of a module at all
+        return True
 
 
 def task_name(function: Callable[..., Any]) -> str:

@@ -115,7 +115,7 @@ def refusal(error: BaseException, key: int | None, modified: datetime | None = N
 
 def clean(text: str, limit: int) -> str:
     """`text` as it may be stored: no password, no NUL, cut at the front."""
-    text = config.hide_password(text.replace("\0", "\\0"))
+    text = config.hide(text.replace("\0", "\\0"))
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else "… " + text[-limit:]
 

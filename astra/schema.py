@@ -10,6 +10,7 @@ from astra import models as science
 from astra.config import hide_password
 from astra.database import connection, database, dialect, url
 from astra.errors import DatabaseError, UsageError
+from astra.grants import check_grants, give, parse_grants
 from astra.models.base import BaseModel, every_subclass
 from astra.models.orchestration import ORCHESTRATION, RowWithoutResult, Schema
 from astra.models.pipeline import PipelineOutputModel
@@ -31,15 +32,20 @@ _STEPS: dict[int, tuple[str, ...]] = {
 _ABSTRACT = {BaseModel, RowWithoutResult, PipelineOutputModel}
 
 
-def init_database(modules: tuple[str, ...] = ()) -> list[str]:
+def init_database(modules: tuple[str, ...] = (), grant: tuple[str, ...] = ()) -> list[str]:
     """Make all missing tables, those of the named modules too; the names of the new ones.
+
+    Parameters
+    ----------
+    modules : whose tables are made too.
+    grant : roles that are to use the tables, as ``ROLE:plans`` (see grants.py).
 
     Can be run again: tables that exist are completed (indexes, triggers) and kept.
 
     Raises
     ------
     UsageError
-        If a module cannot be imported.
+        If a module cannot be imported, or there is no such role.
     DatabaseError
         If the tables were made by a later astra.
     """
@@ -48,14 +54,18 @@ def init_database(modules: tuple[str, ...] = ()) -> list[str]:
             importlib.import_module(name)
         except ImportError as error:
             raise UsageError(f"the module {name!r} cannot be imported: {error}") from error
+    wanted = parse_grants(grant)
     with connection(), database.atomic(), dialect().lock("initdb"):
+        check_grants(wanted)
         if schema := Schema._meta.schema:
             dialect().create_schema(schema)
         version = _version()
         if version is not None and version > VERSION:
             raise _mismatch(version)
         new = []
-        for model in tables():
+        models = tables()
+        for model in models:
+            _check_names(model)
             if not model.table_exists():
                 new.append(model._meta.table_name)
             model.create_table()
@@ -67,7 +77,16 @@ def init_database(modules: tuple[str, ...] = ()) -> list[str]:
                 for statement in _STEPS[step]:
                     database.execute_sql(statement.format(**names))
             Schema.update(version=VERSION).execute()
+        give(wanted, models)
         return new
+
+
+def _check_names(model: Any) -> None:
+    """Refuse names that peewee would not quote as they are, or PostgreSQL would cut."""
+    for name in (model._meta.table_name, *model._meta.columns):
+        dialect().quote(name)
+        if len(name.encode()) > 63:
+            raise DatabaseError(f"{name!r}, of the model {model.__name__}, exceeds 63 bytes")
 
 
 def tables() -> list[Any]:

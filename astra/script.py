@@ -153,7 +153,18 @@ def _text(value: object) -> str:
         str(value)  # raises, and names it
     if not isinstance(value, str | int | float | Path):
         raise ScriptError(f"{value!r} is neither text nor number")
-    return str(value)
+    text = str(value)
+    if not _is_utf8(text):
+        raise ScriptError(f"{text!r} is not UTF-8, in which scripts are written; rename it")
+    return text
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------ machinery
@@ -191,10 +202,23 @@ def _refuse_secrets(script: ElementScript) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ScriptError(f"{name!r} cannot be the name of an environment variable")
         if config.has_password(value):
-            raise ScriptError(
-                f"{name} holds a password, which must not stand in a script; put it into "
-                "~/.pgpass (mode 600) and take it out of the URL"
-            )
+            raise _secret(name)
+    for name, option in script.directives:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise ScriptError(f"{name!r} cannot be the name of an option of sbatch")
+        if option is not None and config.holds_secret(_text(option)):
+            raise _secret(f"the option --{name}")
+    for number, line in enumerate(script.setup, 1):
+        if config.holds_secret(line):
+            raise _secret(f"line {number} of the set-up")
+
+
+def _secret(where: str) -> ScriptError:
+    return ScriptError(
+        f"{where} holds a password, which must not stand in a script: Slurm keeps it and shows it "
+        "to administrators; put it into ~/.pgpass (mode 600), or read it from a file of your own "
+        'there: export NAME="$(cat ~/.name)"'
+    )
 
 
 def _place(error: BaseException, template: str) -> str:
@@ -209,12 +233,16 @@ def _place(error: BaseException, template: str) -> str:
 def _whole(text: str, template: str) -> str:
     """`text`, if sbatch will read the directives in it: they end at the first command."""
     head = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.strip() and not line.startswith("#"):
             break
         head.append(line)
-    if not text.startswith("#!") or "\0" in text:
-        raise ScriptError(f"template {template}: the script must begin with #! and hold no NUL")
+    if not text.startswith("#!") or "\0" in text or not _is_utf8(text):
+        raise ScriptError(
+            f"template {template}: the script must begin with #! and be UTF-8 without NUL"
+        )
+    if config.holds_known(text):
+        raise _secret(f"what template {template} makes")
     for option in ("--job-name=", "--array=", "--output="):
         if not any(line.startswith(f"#SBATCH {option}") for line in head):
             raise ScriptError(

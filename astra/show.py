@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from astra.config import hide
+
 #: A terminal wraps; what goes to a file or another program keeps its columns.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
@@ -36,16 +38,16 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value
+    return hide(value) if isinstance(value, str) else value
 
 
 def line(text: str) -> None:
-    console.print(escape(text))
+    console.print(escape(hide(text)))
 
 
 def error(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]astra:[/] {escape(text)}"
+        f"[bold red]astra:[/] {escape(hide(text))}"
     )
 
 
@@ -95,7 +97,8 @@ def submitted(done: Any) -> None:
     if done.dry_run:
         for job in done.jobs:
             line(f"# {' '.join(job.command)}   (array {job.array}, {count(job.pages, 'page')})")
-            line(job.text or "")
+            # As it is: a script that held a password would not have been made.
+            console.print(escape(job.text or ""))
         line(f"dry run: nothing was stored or submitted ({count(done.pages, 'page')})")
         return
     for job in done.jobs:
@@ -139,7 +142,7 @@ def status(plan: Any, every_page: bool = False) -> None:
     if plan.refused:
         line(f"  {count(plan.refused, 'further result')} of rows that have one: astra failures")
     for note in plan.notes:
-        console.print(f"  [magenta]note:[/] {escape(note)}")
+        console.print(f"  [magenta]note:[/] {escape(hide(note))}")
     if plan.advice:
         line("next:")
         for advice in plan.advice:
@@ -163,7 +166,7 @@ def _pages(pages: list[Any]) -> None:
         made.add_row(
             str(p.page), coloured(p.state.value), f"{p.rows:,}", f"{p.pending:,}", p.job or "",
             p.node or "", p.slurm_state or "", exit_code,
-            escape(f"{last} {p.message or ''}".strip()),
+            escape(hide(f"{last} {p.message or ''}".strip())),
         )  # fmt: skip
     console.print(made)
 
@@ -192,7 +195,9 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
         return
     for kind in kinds:
         keys = ", ".join(map(str, kind.keys[:10])) + (" ..." if len(kind.keys) > 10 else "")
-        console.print(f"[red]{escape(kind.exception)}[/]: {escape(_first_line(kind.message))}")
+        console.print(
+            f"[red]{escape(kind.exception)}[/]: {escape(hide(_first_line(kind.message)))}"
+        )
         line(f"  {count(kind.rows, 'row')}: {keys}")
         if kind.place:
             line(f"  {kind.place}")
@@ -200,7 +205,7 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
     for row in rows:
         made.add_row(
             str(row.key), str(row.page or ""), escape(row.exception), str(row.times),
-            escape(_first_line(row.message)[:100]),
+            escape(hide(_first_line(row.message))[:100]),
         )  # fmt: skip
     console.print(made)
     if with_traceback:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from astra import config
 from astra.errors import SlurmError, SlurmUnknown
+from astra.folders import umask_without_write
 from astra.script import array_spec
 from astra.slurm_text import (
     SACCT,
@@ -128,6 +129,7 @@ def _run_once(
             errors="replace",
             env=environment,
             timeout=timeout_s,
+            umask=umask_without_write(),  # sbatch hands it on to the element and its log
             check=False,
         )
     except subprocess.TimeoutExpired as late:

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import numpy as np
 from astra import config, log
 from astra.database import connection, dialect, retrying, writing
 from astra.errors import AstraError, Superseded
+from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Attempt, Page, Plan
 from astra.pending import key_of
 from astra.resolve import load
@@ -66,7 +66,7 @@ def save(claim: Claim, checkpoint: Checkpoint) -> Path | None:
 
     Raises
     ------
-    OSError
+    UsageError
         If the file cannot be written.
     """
     lines = list(_lines(checkpoint))
@@ -82,16 +82,9 @@ def save(claim: Claim, checkpoint: Checkpoint) -> Path | None:
         "sha256": hashlib.sha256(body).hexdigest(),
     }
     place = folder(claim.page.plan_pk)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_folder(place)
     path = place / f"page-{claim.page.number}-attempt-{claim.attempt.pk}.spool"
-    part = place / f".{path.name}.{secrets.token_hex(4)}"
-    # A name that nobody could foresee, made anew: no link of another's is followed.
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(json.dumps(header).encode() + b"\n" + body)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    write_whole(path, json.dumps(header).encode() + b"\n" + body)
     return path
 
 

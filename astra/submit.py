@@ -21,6 +21,7 @@ from astra import config, log, profile, script, slurm, spool
 from astra.database import connection, dialect, url, writing
 from astra.element import process_began
 from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
+from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Page, Plan, Submission
 from astra.plan import check_plan_version, get_plan
 from astra.profile import Profile
@@ -346,7 +347,7 @@ def _describe(chosen: Profile) -> dict[str, Any]:
         "name": chosen.name,
         "options": {k: config.hide_secret(k, v) for k, v in chosen.options.items()},
         "throttle": chosen.throttle,
-        "setup": list(chosen.setup),
+        "setup": [config.hide(line) for line in chosen.setup],
     }
 
 
@@ -363,6 +364,7 @@ def adopt(submission: Submission, found: slurm.JobId) -> None:
 
 def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
     """Take the pages back from a submission that came to nothing."""
+    message = config.hide(message) if message else None
     with connection(), writing():
         Submission.update(state=state, message=message).where(
             Submission.pk == submission.pk
@@ -404,27 +406,12 @@ def run_folder(plan: Plan) -> Path:
     return Path(config.current().run.dir) / f"plan-{plan.pk}"
 
 
-def check_folder(folder: Path) -> None:
-    """Make a folder that only its owner reads, or say why it cannot be used."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = folder / f".{secrets.token_hex(4)}"
-        probe.write_text("astra")
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"the run directory {folder} cannot be written: {error.strerror}; set [run] dir or "
-            "ASTRA_RUN_DIR to a folder that the nodes share"
-        ) from error
-
-
 def write_script(submission: Submission, text: str) -> Path:
     folder = run_folder(submission.plan)
     logs = folder / "logs"
     check_folder(logs)
     path = folder / f"{submission.job_name}.sh"
-    path.write_text(text)
-    path.chmod(0o700)
+    write_whole(path, text, 0o700)
     with connection():
         Submission.update(script=str(path), log_folder=str(logs)).where(
             Submission.pk == submission.pk

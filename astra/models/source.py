@@ -29,7 +29,7 @@ class Source(BaseModel):
 
     ra = DoubleField(null=True, help_text="right ascension [deg]")
     dec = DoubleField(null=True, help_text="declination [deg]")
-    l = DoubleField(null=True, help_text="galactic longitude [deg]")  # noqa: E741
+    l = DoubleField(null=True, help_text="galactic longitude [deg]")  # noqa: E741 - its published name
     b = DoubleField(null=True, help_text="galactic latitude [deg]")
     plx = FloatField(null=True, help_text="parallax [mas]")
     e_plx = FloatField(null=True)
