@@ -122,19 +122,21 @@ def _slurm_options(function: Any) -> Any:
         (
             click.option("--profile", "profile_name", metavar="P", help="Slurm options to use."),
             click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
-            click.option("--pages-per-element", type=int, metavar="N"),
+            click.option(
+                "--pages-per-element", type=int, metavar="N", help="Pages that an element runs."
+            ),
             click.option(
                 "--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
                 help="End a row that takes longer, as a failure.",
             ),
             click.option("--time", "walltime", metavar="TIME", help="Time limit of an element."),
             click.option("--mem", metavar="SIZE", help="Memory of an element."),
-            click.option("--partition", metavar="NAME"),
-            click.option("--account", metavar="NAME"),
-            click.option("--qos", metavar="NAME"),
+            click.option("--partition", metavar="NAME", help="Partition of Slurm's."),
+            click.option("--account", metavar="NAME", help="Account to charge."),
+            click.option("--qos", metavar="NAME", help="Quality of service."),
             click.option(
                 "-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
-                help="Any other option of sbatch.",
+                help="Any other option of sbatch; a flag by its NAME alone.",
             ),
             click.option("--dry-run", is_flag=True, help="Show scripts; store and submit nothing."),
             click.option("--local", is_flag=True, help="Run as processes of this machine."),
@@ -152,8 +154,20 @@ def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise UsageError(f"{option} {pair!r}: write NAME=VALUE")
-        found[name.replace("-", "_") if option == "--option" else name] = value
+        found[name] = value
     return found
+
+
+def _slurm_pairs(given: tuple[str, ...]) -> dict[str, Any]:
+    """Options of sbatch, with the types that a configuration file has; a bare name is a flag."""
+    words: dict[str, Any] = {"true": True, "false": False}
+    pairs = _pairs(tuple(word if "=" in word else f"{word}=true" for word in given), "--option")
+    return {
+        name.lstrip("-").replace("-", "_"): int(value)
+        if value.isascii() and value.isdecimal()
+        else words.get(value.lower(), value)
+        for name, value in pairs.items()
+    }
 
 
 def _ids(text: str | None) -> list[int] | None:
@@ -187,7 +201,7 @@ def _slurm_values(
         "account": account, "qos": qos,
     }  # fmt: skip
     given = {key: value for key, value in named.items() if value is not None}
-    return {**given, **_pairs(extra, "--option")}
+    return {**given, **_slurm_pairs(extra)}
 
 
 @main.command()
@@ -286,21 +300,29 @@ def submit(
 
 def _show_submissions(done: Any, as_json: bool, local: bool) -> None:
     from astra import show
-    from astra.status import status as status_of
 
     if as_json:
-        show.as_json(_one([s for _, s in done] or [p for p, _ in done]))
-        return
-    show.planned([p for p, _ in done if p is not None])
-    for _, submission in done:
-        if submission is None:
-            continue
-        if local:
-            if submission.message:
-                show.line(submission.message)
-            show.status(status_of(submission.plan))
-        else:
-            show.submitted(submission)
+        show.as_json(_one([s if s is not None else show.nothing_submitted(p) for p, s in done]))
+    else:
+        show.planned([p for p, _ in done if p is not None])
+    submissions = [s for _, s in done if s is not None]
+    if local:
+        _show_local(submissions, as_json)
+    for submission in [] if as_json else submissions:
+        show.submitted(submission)
+
+
+def _show_local(submissions: list[Any], as_json: bool) -> None:
+    """How plans stand that were run here; the exit status says it, too."""
+    from astra import show
+    from astra.status import status as status_of
+
+    statuses = [status_of(submission.plan) for submission in submissions]
+    for submission, found in [] if as_json else zip(submissions, statuses, strict=True):
+        if submission.message:
+            show.line(submission.message)
+        show.status(found)
+    sys.exit(max((found.state.exit_status for found in statuses), default=0))
 
 
 @main.command()
@@ -373,11 +395,13 @@ def status(plan: int | None, pages: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("plan", type=int)
 @click.option("--failed", is_flag=True, help="Take recorded failures again.")
-@click.option("--only", default="", metavar="STATES", help="OUT_OF_MEMORY,TIMEOUT,...")
+@click.option(
+    "--only", metavar="STATES", help="Only pages that Slurm ended so: OUT_OF_MEMORY,TIMEOUT."
+)
 @_slurm_options
 @_json
 def resume(
-    plan: int, failed: bool, only: str, dry_run: bool, local: bool, jobs: int,
+    plan: int, failed: bool, only: str | None, dry_run: bool, local: bool, jobs: int,
     profile_name: str | None, as_json: bool, **slurm_options: Any,
 ) -> None:  # fmt: skip
     """Submit the pages of PLAN that are not whole and not alive."""
@@ -385,11 +409,23 @@ def resume(
     from astra.compose import resume_plan
 
     done = resume_plan(
-        plan, failed, [word for word in only.split(",") if word], profile_name,
+        plan, failed, _states(only), profile_name,
         _slurm_values(**slurm_options), dry_run, local, jobs,
         None if as_json else show.progress,
     )  # fmt: skip
-    show.as_json(done) if as_json else show.submitted(done)
+    if as_json:
+        show.as_json(done)
+    elif not local or not done.pages:
+        show.submitted(done)
+    if local:
+        _show_local([done], as_json)
+
+
+def _states(only: str | None) -> list[str]:
+    words = [word.strip() for word in (only or "").split(",") if word.strip()]
+    if only is not None and not words:
+        raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
+    return words
 
 
 @main.command()
@@ -399,7 +435,7 @@ def resume(
 @click.pass_context
 def retry(ctx: click.Context, **options: Any) -> None:
     """Take the recorded failures of PLAN again: the same as resume --failed."""
-    ctx.invoke(resume, failed=True, only="", **options)
+    ctx.invoke(resume, failed=True, only=None, **options)
 
 
 @main.command()

@@ -6,19 +6,19 @@ from typing import Any
 
 from astra.database import connection
 from astra.element import new_tally, run_page
-from astra.errors import SlurmError, UsageError
+from astra.errors import AstraError, Interrupted, UsageError
 from astra.local import end_submission, pages_to_run
-from astra.models.orchestration import Page, Plan, Submission
+from astra.models.orchestration import Page, Plan
 from astra.plan import Planned, check_plan_version, create_plan, get_plan
 from astra.resume import resume, resume_local
 from astra.run import Stop
 from astra.schema import check_version
-from astra.slurm import SlurmRefused
 from astra.submit import (
     Submitted,
     check_ready,
     choose_profile,
     make_intent,
+    new_submission,
     plan_lock,
     submit,
     submit_pages,
@@ -41,8 +41,15 @@ def submit_task(
 
     A dry run leaves nothing behind: the plan that it makes is taken back.
     """
-    if task_or_plan.isdigit():
+    if local and dry_run:
+        raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
+    if task_or_plan.isdecimal() and task_or_plan.isascii():
         plan = int(task_or_plan)
+        if given := [name for name, value in planning.items() if value]:
+            raise UsageError(
+                f"plan {plan} is frozen: {', '.join(given)} can be chosen when a task is planned, "
+                "not afterwards; leave it out, or give the task's name"
+            )
         return [(None, _submit(plan, profile_name, options, dry_run, local, n_processes, progress))]
     if not local:
         # What would be refused is refused before anything is stored.
@@ -58,9 +65,11 @@ def submit_task(
             arguments = (profile_name, options, False, local, n_processes, progress)
             try:
                 done.append((planned, _submit(planned.plan, *arguments)))
-            except SlurmRefused as error:
-                again = f"plan {planned.plan} is kept: astra submit {planned.plan}"
-                raise SlurmError(f"{error}; {again}") from error
+            except AstraError as error:
+                if f"resume {planned.plan}" not in str(error):
+                    again = "astra submit " + f"{planned.plan}{' --local' if local else ''}"
+                    error.args = (f"{error}; plan {planned.plan} is kept: {again}",)
+                raise
     return done
 
 
@@ -130,6 +139,10 @@ def resume_plan(
     """Resume a plan, by Slurm or with processes of this machine."""
     if not local:
         return resume(plan, failed, only, profile_name, options, dry_run)
+    if dry_run:
+        raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
+    if only:
+        raise UsageError("--only chooses by what Slurm said; with --local it says nothing")
     with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
         return resume_local(plan, n_processes, failed, tell, options.get("row_timeout"))
 
@@ -142,9 +155,8 @@ def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None
     check_plan_version(plan)
     with plan_lock(plan):
         pages = pages_to_run(plan)
-        submission = make_intent(plan, pages, [p.number for p in pages], 0, 1, "local")
-        with connection():
-            Submission.update(state="submitted").where(Submission.pk == submission.pk).execute()
+        submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
+        make_intent(submission, pages)
     stop, tally = Stop(), new_tally()
     try:
         with _signals(stop):
@@ -154,6 +166,11 @@ def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None
                     break
     finally:
         end_submission(submission)
+    if stop.wanted.is_set():
+        raise Interrupted(
+            f"plan {plan.pk} was interrupted; what was yielded is stored: "
+            f"astra resume {plan.pk} --local"
+        )
 
 
 def last_plan() -> int:

@@ -300,17 +300,33 @@ class PostgreSQL(_Common):
     def unpack_keys(self, value: Any) -> list[int]:
         return list(value)
 
-    def held(self, key: Any, task: str, input_table: str, page: Any, plan: Any) -> Any:
-        """A clause: a live plan of the task still has to end the row of this `key`."""
+    def held(
+        self,
+        key: Any,
+        task: str,
+        input_table: str,
+        version: int,
+        page: Any,
+        plan: Any,
+        attempt: Any,
+    ) -> Any:
+        """A clause: a live plan of the task still has to end the row of this `key`.
+
+        A cancelled plan lives on in the pages that an attempt still runs. `version` is
+        major * 1000 + minor: a plan of another one cannot run.
+        """
         clause = SQL(
             f"""EXISTS (
                 SELECT 1 FROM {self.table(page)} AS hp
                 JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk,
                 unnest(hp.keys) WITH ORDINALITY AS held(key, place)
-                WHERE hl.task = %s AND hl.input_table = %s AND hl.cancelled IS NULL
+                WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
+                  AND (hl.cancelled IS NULL OR EXISTS (
+                       SELECT 1 FROM {self.table(attempt)} AS ha
+                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
                   AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
                   AND get_byte(hp.outcomes, (held.place - 1)::int) = 0 AND held.key = """,
-            (task, input_table),
+            (task, input_table, version),
         )
         return peewee.NodeList((clause, key, SQL(")")))
 
@@ -535,15 +551,27 @@ class SQLite(_Common):
     def unpack_keys(self, value: Any) -> list[int]:
         return json.loads(value)
 
-    def held(self, key: Any, task: str, input_table: str, page: Any, plan: Any) -> Any:
+    def held(
+        self,
+        key: Any,
+        task: str,
+        input_table: str,
+        version: int,
+        page: Any,
+        plan: Any,
+        attempt: Any,
+    ) -> Any:
         clause = SQL(
             f"""EXISTS (
                 SELECT 1 FROM {self.table(page)} AS hp
                 JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk, json_each(hp.keys) AS held
-                WHERE hl.task = ? AND hl.input_table = ? AND hl.cancelled IS NULL
+                WHERE hl.task = ? AND hl.input_table = ? AND hl.v_astra / 1000 = ?
+                  AND (hl.cancelled IS NULL OR EXISTS (
+                       SELECT 1 FROM {self.table(attempt)} AS ha
+                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
                   AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
                   AND substr(hp.outcomes, held.key + 1, 1) = x'00' AND held.value = """,
-            (task, input_table),
+            (task, input_table, version),
         )
         return peewee.NodeList((clause, key, SQL(")")))
 

@@ -35,7 +35,7 @@ from astra.errors import (
 )
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.pending import has_result, key_of, rows_with_source
-from astra.plan import check_plan_version, get_plan, task_of
+from astra.plan import check_plan_version, get_plan, release, task_of
 from astra.resolve import load
 from astra.results import Claim, Handed, Refusal, clean
 from astra.run import Run, Stop, Tally
@@ -65,17 +65,21 @@ class Where:
     log: str | None = None
 
 
-def here() -> Where:
-    """Where this process runs, from Slurm's environment where there is one."""
-    job = os.environ.get("SLURM_ARRAY_JOB_ID")
-    index = os.environ.get("SLURM_ARRAY_TASK_ID")
+def here(kind: str) -> Where:
+    """Where this process runs; for a submission to Slurm, as Slurm's environment says.
+
+    A local run inside somebody's job is no element of that job.
+    """
+    slurms = os.environ if kind == "slurm" else {}
+    job = slurms.get("SLURM_ARRAY_JOB_ID")
+    index = slurms.get("SLURM_ARRAY_TASK_ID")
     return Where(
-        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        host=slurms.get("SLURMD_NODENAME") or socket.gethostname(),
         pid=os.getpid(),
         pid_began=process_began(os.getpid()),
         job_id=int(job) if job else None,
         array_index=int(index) if index else None,
-        restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        restarts=int(slurms.get("SLURM_RESTART_COUNT") or 0),
         log=_own_log(),
     )
 
@@ -167,7 +171,9 @@ def run_page(
     try:
         # What an earlier attempt computed and could not store is not computed again.
         spool.recover(plan, number)
-        claim = retrying(lambda: claim_page(plan, number, submission, element, here()))
+        claim = retrying(
+            lambda: claim_page(plan, number, submission, element, here(submission.kind))
+        )
     except (Superseded, BusyError) as error:
         log.warning("%s", error)
         return PageRun(number, "refused", 0, 0, 0, 0, str(error), error.exit_status)
@@ -234,7 +240,7 @@ def claim_page(
         page = _page(plan, number)
         if page.n_pending == 0:
             return None
-        if Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar() is not None:
+        if is_cancelled(plan.pk):
             raise Superseded(f"plan {plan.pk} was cancelled")
         if page.submission_pk != submission.pk:
             raise Superseded(
@@ -263,7 +269,16 @@ def claim_page(
             raise BusyError(f"page {number} of plan {plan.pk} was claimed by another attempt")
         # Read once more: what the attempt before wrote up to this moment counts.
         page = Page.get_by_id(page.pk)
+    if is_cancelled(plan.pk):
+        # Meanwhile: another plan may have taken the rows before this attempt was seen to run.
+        with writing():
+            release([attempt], "the plan was cancelled as it began")
+        raise Superseded(f"plan {plan.pk} was cancelled")
     return claim_of(page, attempt)
+
+
+def is_cancelled(plan_pk: int) -> bool:
+    return Plan.select(Plan.cancelled).where(Plan.pk == plan_pk).scalar() is not None
 
 
 def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
@@ -389,7 +404,7 @@ def _run_claimed(
         outer=outer,
         grace_s=element.grace_s,
         n_rows=sum(1 for outcome in claim.outcomes if outcome == Outcome.PENDING),
-        heartbeat=lambda: _heartbeat(claim),
+        heartbeat=lambda: _heartbeat(claim, stop),
         heartbeat_s=element.lease_s / 4,
     )
     reader.give_up(run)
@@ -565,7 +580,9 @@ class Reader:
                 self.run.fail(Refusal(k, "InputGone", message))
 
 
-def _heartbeat(claim: Claim) -> None:
+def _heartbeat(claim: Claim, stop: Stop) -> None:
+    if is_cancelled(claim.page.plan_pk):
+        stop.ask("the plan was cancelled")
     Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()
 
 

@@ -11,19 +11,31 @@ from typing import Any
 
 from peewee import fn
 
-from astra import config
-from astra.database import connection, url
-from astra.errors import Interrupted
+from astra import config, log
+from astra.database import connection, retrying, url
+from astra.errors import DatabaseError, Interrupted
 from astra.folders import check_folder, open_to_append, umask_without_write
 from astra.models.orchestration import Page, Plan, Submission
-from astra.submit import Submitted, light_pages, make_intent, run_folder
+from astra.submit import Submitted, light_pages, make_intent, new_submission, run_folder
 
 #: How often the processes are looked at, and progress is told.
 _LOOK_S = 0.1
 
+#: Beyond the grace of a row, how long processes that were told to end may take to store.
+_STORING_S = 20.0
+
+
+def start_local(plan: Plan, pages: list[Page]) -> Submission:
+    """Give pages to this process, which is to run them; the plan is locked."""
+    check_folder(run_folder(plan) / "logs")
+    submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
+    make_intent(submission, pages)
+    return submission
+
 
 def run_local(
     plan: Plan,
+    submission: Submission,
     pages: list[Page],
     n_processes: int,
     progress: Callable[[int, int], None] = lambda ended, rows: None,
@@ -33,7 +45,7 @@ def run_local(
 
     Parameters
     ----------
-    plan : of which the caller holds the lock only until the intent is made.
+    plan, submission : from :func:`start_local`; no lock is held while elements run.
     pages : to be run; each is an element of its own.
     progress : is told (rows ended, rows) of the plan now and then.
     row_timeout : longest time for a row, in seconds; without it the configured one.
@@ -44,11 +56,7 @@ def run_local(
         After Ctrl-C or SIGTERM: the processes have been told to end, and have stored their rows.
     """
     elements = [page.number for page in pages]
-    submission = make_intent(plan, pages, elements, 0, 1, "local")
-    with connection():
-        Submission.update(state="submitted").where(Submission.pk == submission.pk).execute()
     logs = run_folder(plan) / "logs"
-    check_folder(logs)
     pool = _Pool(plan, submission, logs, row_timeout)
     told = _told_to_end(pool)
     try:
@@ -76,8 +84,12 @@ def run_local(
 
 def end_submission(submission: Submission) -> None:
     """Note that no further process will be started for a local submission."""
-    with connection():
-        Submission.update(state="ended").where(Submission.pk == submission.pk).execute()
+    query = Submission.update(state="ended").where(Submission.pk == submission.pk)
+    try:
+        retrying(query.execute, bound_s=30)
+    except DatabaseError as error:
+        # Nothing hangs on it: its processes, and then this one, are seen to be gone.
+        log.warning("the end of the local run could not be recorded: %s", error)
 
 
 def _drive(
@@ -89,30 +101,28 @@ def _drive(
 ) -> None:
     queue = list(elements)
     shown = 0.0
-    while (queue or pool.running) and not (pool.stopped and not pool.running):
+    while (queue or pool.running) and not pool.stopped:
         while queue and len(pool.running) < n_processes and not pool.stopped:
             pool.start(queue.pop(0))
         pool.reap()
         if time.monotonic() - shown > 0.5:
-            progress(*_ended(plan))
+            _tell(plan, progress)
             shown = time.monotonic()
         if pool.running:
             time.sleep(_LOOK_S)
-    progress(*_ended(plan))
+    _tell(plan, progress)
 
 
-def _ended(plan: Plan) -> tuple[int, int]:
-    with connection():
-        row = (
-            Page.select(
-                fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result).alias("ended"),
-                fn.SUM(Page.n_rows).alias("rows"),
-            )
-            .where(Page.plan == plan.pk)
-            .dicts()
-            .get()
-        )
-    return int(row["ended"] or 0), int(row["rows"] or 0)
+def _tell(plan: Plan, progress: Callable[[int, int], None]) -> None:
+    """Say how far the plan is; where the database is away nothing is said, and nothing ends."""
+    ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
+    query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk).tuples()
+    try:
+        n_ended, n_rows = retrying(query.get, bound_s=0)
+    except DatabaseError as error:
+        log.info("progress is not known: %s", error)
+        return
+    progress(int(n_ended or 0), int(n_rows or 0))
 
 
 class _Pool:
@@ -124,7 +134,7 @@ class _Pool:
         self.plan, self.submission, self.logs = plan, submission, logs
         self.limit = [] if row_timeout is None else ["--row-timeout", f"{row_timeout:g}"]
         self.running: dict[int, subprocess.Popen[bytes]] = {}
-        self.stopped = False
+        self.stopped = self.told = self.at_once = False
         self.bad: dict[int, int] = {}  # element: exit status
 
     def start(self, element: int) -> None:
@@ -141,7 +151,7 @@ class _Pool:
         environment["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment.setdefault(name, "1")
-        for name in [key for key in environment if key.startswith("SLURM_")]:
+        for name in [key for key in environment if key.startswith(("SLURM_", "SLURMD_"))]:
             del environment[name]
         cwd = self.plan.cwd if Path(self.plan.cwd).is_dir() else None
         with open_to_append(log_path) as log_file:
@@ -168,18 +178,20 @@ class _Pool:
         """Whatever happened here, no element is left behind."""
         if any(process.poll() is None for process in self.running.values()):
             self.tell_to_end()
-        deadline = time.monotonic() + config.current().element.grace_s + 60
+        deadline = time.monotonic() + config.current().element.grace_s + _STORING_S
+        while self.running and time.monotonic() < deadline and not self.at_once:
+            self.reap()
+            time.sleep(_LOOK_S / 2)
         for process in self.running.values():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
         self.running.clear()
 
 
 def _told_to_end(pool: _Pool) -> dict[int, Any]:
     def on_signal(number: int, frame: Any) -> None:
+        """The first time in good order; the second time at once."""
+        pool.at_once, pool.told = pool.told, True
         pool.tell_to_end()
 
     return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}

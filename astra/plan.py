@@ -10,15 +10,16 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from peewee import fn
+from peewee import SQL, fn
 
 from astra import config
 from astra.database import connection, dialect, writing
 from astra.errors import TaskError, UsageError, nearest
-from astra.models.orchestration import Failure, NoResult, Page, Plan
+from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
 from astra.models.pipeline import version_number
 from astra.pending import checked_ids, key_of, most_recent_first, pending_rows, whole_number
 from astra.resolve import (
@@ -32,6 +33,7 @@ from astra.resolve import (
     task_name,
 )
 from astra.schema import check_version
+from astra.states import AttemptState
 from astra.tasks import bind_call
 
 
@@ -107,9 +109,11 @@ def _freeze(
     name, table, output = task_name(function), model._meta.table_name, output_model(function)
     group_by = function.__astra__.group_by
     with connection(), writing(), dialect().lock(f"plan {name} {table}"):
+        release_silent(name, table)
         pending = pending_rows(model, output, group_by, ids)
         key = key_of(model)
-        held = dialect().held(key, name, table, Page, Plan)
+        version = version_number() // 1000
+        held = dialect().held(key, name, table, version, Page, Plan, Attempt)
         left_out = [] if again else [(m, _ended(m, model, name)) for m in (Failure, NoResult)]
         live = _live_plans(name, table)
         counts = {
@@ -162,16 +166,52 @@ def _ended(kind: Any, model: Any, name: str) -> Any:
     )
 
 
+def release_silent(name: str, table: str) -> None:
+    """Take pages of cancelled plans from attempts that were not heard of for a lease.
+
+    Such an attempt can write no more, should it come back: its rows are free.
+    """
+    silent_since = dialect().now() - timedelta(seconds=config.current().element.lease_s)
+    silent = list(
+        Attempt.select(Attempt.pk, Attempt.page)
+        .join(Page)
+        .join(Plan)
+        .where(
+            (Plan.task == name)
+            & (Plan.input_table == table)
+            & Plan.cancelled.is_null(False)
+            & (Attempt.state == AttemptState.RUNNING.value)
+            & (Attempt.seen < silent_since)
+        )
+    )
+    release(silent, "its plan was cancelled, and it was not heard of since")
+
+
+def release(attempts: Iterable[Attempt], why: str) -> None:
+    """Take their pages from attempts that run no more: they can write nothing from now on."""
+    pks = [attempt.pk for attempt in attempts]
+    if not pks:
+        return
+    Page.update(attempt_pk=None).where(Page.attempt_pk.in_(pks)).execute()
+    Attempt.update(
+        state=AttemptState.SUPERSEDED.value, ended=SQL(dialect().now_sql), message=why
+    ).where(Attempt.pk.in_(pks) & (Attempt.state == AttemptState.RUNNING.value)).execute()
+
+
 def _live_plans(name: str, table: str) -> list[int]:
     """Plans of the task that still have rows to end."""
     ended = Page.n_done + Page.n_failed + Page.n_no_result
+    running = Attempt.select(Attempt.pk).where(
+        (Attempt.pk == Page.attempt_pk) & (Attempt.state == AttemptState.RUNNING.value)
+    )
     query = (
         Plan.select(Plan.pk)
         .join(Page)
         .where(
             (Plan.task == name)
             & (Plan.input_table == table)
-            & Plan.cancelled.is_null()
+            & (Plan.v_astra / 1000 == version_number() // 1000)
+            & (Plan.cancelled.is_null() | fn.EXISTS(running))
             & (ended < Page.n_rows)
         )
         .distinct()

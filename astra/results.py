@@ -12,7 +12,7 @@ from astra import config, log
 from astra.database import database, dialect, writing
 from astra.dialects import Batch
 from astra.errors import Superseded
-from astra.models.orchestration import Attempt, Failure, NoResult, Page
+from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
 from astra.models.pipeline import SOURCE_KEY, SPECTRUM_KEY, version_number
 from astra.states import Outcome
 
@@ -83,6 +83,7 @@ class Claim:
     positions: dict[int, int]  # key -> place in the page
     outcomes: bytearray
     n_found: int = 0  # rows whose result others had written
+    cancelled: bool = False  # the plan, as the last checkpoint found: the attempt is to end
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,13 @@ def _hold(claim: Claim) -> None:
     if dialect().name == "postgresql":
         query = query.for_update()
     holder = query.scalar()
+    plan = Plan.select(Plan.cancelled).where(Plan.pk == claim.page.plan_pk)
+    claim.cancelled = plan.scalar() is not None
+    if holder is None:
+        raise Superseded(
+            f"page {claim.page.number} of plan {claim.page.plan_pk} was taken back: the plan was "
+            "cancelled; nothing more is written"
+        )
     if holder != claim.attempt.pk:
         raise Superseded(
             f"page {claim.page.number} of plan {claim.page.plan_pk} was taken over by attempt "

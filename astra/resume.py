@@ -8,7 +8,7 @@ from astra import spool
 from astra.database import connection, writing
 from astra.element import reset_rows
 from astra.errors import UsageError, nearest
-from astra.local import run_local
+from astra.local import run_local, start_local
 from astra.models.orchestration import Page, Plan
 from astra.plan import check_plan_version, get_plan
 from astra.states import ALIVE, Outcome, PageState, SlurmState
@@ -73,7 +73,8 @@ def resume_local(
         pages, skipped = _choose(frozen, failed, frozenset(), False)
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
-        done = run_local(frozen, pages, n_processes, progress, row_timeout)
+        submission = start_local(frozen, pages)
+    done = run_local(frozen, submission, pages, n_processes, progress, row_timeout)
     return Submitted(**{**vars(done), "skipped": skipped})
 
 

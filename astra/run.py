@@ -612,6 +612,8 @@ class Run:
             self.credited += ((r.task_pk, r.t_overhead or 0.0, type(r)) for r in written)
             self.tally.n_failed += checkpoint.n_refused
             if self.claim is not None:
+                if self.claim.cancelled:
+                    self.stop.ask("the plan was cancelled")
                 self.tally.check(self.target.task)
 
     def _correct_overhead(self) -> None:

@@ -117,13 +117,28 @@ def submitted(done: Any) -> None:
         line(f"  not submitted: {count(done.unsubmitted, 'page')}: {done.message}")
 
 
+def nothing_submitted(planned: Any) -> dict[str, Any]:
+    """As JSON, a task without pending rows looks like a submission of none."""
+    return {"plan": None, "task": planned.task, "pages": 0, "rows": 0, "jobs": []}
+
+
 def cancelled(done: Any) -> None:
+    if done.whole:
+        line(f"plan {done.plan}: every row has ended; there is nothing to cancel")
+        return
     told = [*(f"job {job}" for job in done.jobs), *(f"process {pid}" for pid in done.processes)]
     line(f"plan {done.plan}: {', '.join(told) if told else 'nothing was alive'}")
     if told:
-        line("  told to end; what they yielded is stored")
+        pages = ", ".join(map(str, done.pages))
+        which = f" (page{'s' if len(done.pages) > 1 else ''} {pages})" if done.pages else ""
+        line(f"  told to end{which}; what they yielded is stored")
     if done.rows_freed:
         line(f"  {count(done.rows_freed, 'row')} can be planned again")
+    if done.rows_held:
+        line(
+            f"  {count(done.rows_held, 'row')} in pages whose element has not ended yet: they can "
+            f"be planned when it has; astra cancel {done.plan} looks again"
+        )
 
 
 # ------------------------------------------------------------------------------------- status
@@ -227,6 +242,9 @@ def configuration(settings: Any) -> None:
 
 def page_runs(runs: list[Any]) -> None:
     for run in runs:
+        if run.state == "refused":  # not this element's: what became of it is said elsewhere
+            line(f"page {run.page}: refused; {run.message}")
+            continue
         line(
             f"page {run.page}: {run.state}; {run.done:,} done + {run.failed:,} failed + "
             f"{run.no_result:,} no result of {count(run.rows, 'row')}"

@@ -202,10 +202,13 @@ def expand(job: str) -> list[Key]:
     if not several:
         return [(job_id, int(index) if index else None)]
     indices: list[int] = []
-    for part in several.split(","):
-        span, _, step = part.partition(":")
-        first, _, last = span.partition("-")
-        indices += range(int(first), int(last or first) + 1, int(step or 1))
+    try:
+        for part in several.split(","):
+            span, _, step = part.partition(":")
+            first, _, last = span.partition("-")
+            indices += range(int(first), int(last or first) + 1, int(step or 1))
+    except ValueError as error:
+        raise SlurmUnknown(f"Slurm names a job {job!r}, which astra does not understand") from error
     return [(job_id, i) for i in indices]
 
 

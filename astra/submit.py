@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from astra import config, log, profile, script, slurm, spool
-from astra.database import connection, dialect, url, writing
+from astra.database import connection, dialect, retrying, url, writing
 from astra.element import process_began
 from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
@@ -115,9 +115,10 @@ def check_ready(plan: Plan) -> None:
     if plan.cancelled is not None:
         raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
     if dialect().name != "postgresql":
+        number = plan.pk or "TASK"
         raise UsageError(
             "elements on other machines cannot share a SQLite file: set ASTRA_DATABASE_URL to a "
-            f"PostgreSQL server, or run here: astra submit {plan.pk} --local"
+            f"PostgreSQL server, or run here: astra submit {number} --local"
         )
 
 
@@ -204,9 +205,9 @@ def submit_pages(
     jobs: list[Job] = []
     done: list[Page] = []
     message = None
-    if pages:
-        check_folder(run_folder(plan))
     queue = list(slices(pages, each, slurm.max_array_size() - 1)) if pages else []
+    if queue and not dry_run:
+        check_folder(run_folder(plan) / "logs")
     while queue:
         piece = queue.pop(0)
         if dry_run:
@@ -225,7 +226,7 @@ def submit_pages(
             message = f"{refused}; the rest stays with the plan: astra resume {plan.pk}"
             if len(piece.elements) == 1:
                 break
-            queue = [_half(piece, each)]
+            queue[:0] = _halves(piece, each)
     return Submitted(
         plan.pk, plan.task, len(done), sum(page.n_pending for page in done), tuple(jobs),
         chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
@@ -242,16 +243,26 @@ def slices(pages: list[Page], each: int, most: int) -> Iterator[Slice]:
         yield Slice(tuple(members), tuple(elements), group * most)
 
 
-def _half(piece: Slice, each: int) -> Slice:
-    kept = piece.elements[: len(piece.elements) // 2]
-    pages = tuple(p for p in piece.pages if (p.number - 1) // each + 1 in set(kept))
-    return Slice(pages, kept, piece.offset)
+def _halves(piece: Slice, each: int) -> list[Slice]:
+    middle = len(piece.elements) // 2
+    halves = []
+    for elements in (piece.elements[:middle], piece.elements[middle:]):
+        wanted = set(elements)
+        pages = tuple(p for p in piece.pages if (p.number - 1) // each + 1 in wanted)
+        halves.append(Slice(pages, elements, piece.offset))
+    return halves
 
 
 def _submit_slice(plan: Plan, piece: Slice, chosen: Profile, each: int) -> Job:
-    submission = make_intent(plan, piece.pages, piece.elements, piece.offset, each, "slurm", chosen)
+    submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
+    # What a template or a folder may refuse is refused before an intent is left behind.
     text = _render(plan, piece, chosen, submission)
-    path = write_script(submission, text)
+    make_intent(submission, piece.pages)
+    try:
+        path = write_script(submission, text)
+    except Exception as error:
+        withdraw(submission, "absent", str(error))
+        raise
     try:
         found = _send(submission, path)
     except slurm.SlurmRefused as refused:
@@ -271,14 +282,18 @@ def _send(submission: Submission, path: Path) -> slurm.JobId:
             return slurm.submit(path, [])
         except SlurmUnknown as lost:
             log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
-            found = _look_up(submission)
+            kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
+            try:
+                found = _look_up(submission)
+            except SlurmUnknown as unknown:
+                raise SlurmUnknown(
+                    f"sbatch gave no clear answer ({lost}), and whether it made the job is not "
+                    f"known: {unknown}; {kept}"
+                ) from lost
             if found is not None:
                 return found
             if not again:
-                raise SlurmUnknown(
-                    f"sbatch gave no clear answer twice ({lost}); the pages are kept for it: "
-                    f"astra resume {submission.plan_pk} looks again"
-                ) from lost
+                raise SlurmUnknown(f"sbatch gave no clear answer twice ({lost}); {kept}") from lost
     raise AssertionError("unreachable")
 
 
@@ -303,43 +318,67 @@ def _one_of(submission: Submission, found: list[slurm.JobId]) -> slurm.JobId:
     return kept
 
 
-def make_intent(
+def new_submission(
     plan: Plan,
-    pages: Iterable[Page],
     elements: Iterable[int],
     offset: int,
     each: int,
     kind: str,
     chosen: Profile | None = None,
 ) -> Submission:
-    """Commit what is about to be submitted, with a token, and give it the pages."""
+    """A submission with a token of its own, which is not stored yet."""
     token = secrets.token_hex(6)
-    pages = list(pages)
-    with connection(), writing():
-        submission = Submission.create(
-            plan=plan.pk,
-            token=token,
-            kind=kind,
-            state="intent",
-            job_name=f"astra-{plan.pk}-{token}",
-            host=socket.gethostname(),
-            elements=list(elements),
-            offset=offset,
-            pages_per_element=each,
-            profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
-            created_by=getpass.getuser(),
-            job_id=os.getpid() if kind == "local" else None,
-            pid_began=process_began(os.getpid()) if kind == "local" else None,
-        )
-        numbers = [page.number for page in pages]
-        changed = (
-            Page.update(submission_pk=submission.pk)
-            .where((Page.plan == plan.pk) & dialect().among(Page.number, numbers))
-            .execute()
-        )
-        if changed != len(pages):
-            raise DatabaseError(f"plan {plan.pk} has {changed} of the pages {numbers}")
-    return submission
+    local = kind == "local"
+    return Submission(
+        plan=plan,
+        token=token,
+        kind=kind,
+        state="submitted" if local else "intent",
+        job_name=f"astra-{plan.pk}-{token}",
+        host=socket.gethostname(),
+        elements=list(elements),
+        offset=offset,
+        pages_per_element=each,
+        profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
+        created_by=getpass.getuser(),
+        job_id=os.getpid() if local else None,
+        pid_began=process_began(os.getpid()) if local else None,
+    )
+
+
+def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
+    """Commit what is about to be submitted, and give it the pages.
+
+    Raises
+    ------
+    UsageError
+        If the plan was cancelled meanwhile.
+    """
+    plan, numbers = submission.plan, [page.number for page in pages]
+
+    def work() -> None:
+        with writing():
+            if Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar() is not None:
+                raise UsageError(f"plan {plan.pk} was cancelled meanwhile; nothing is submitted")
+            done = Submission.get_or_none(Submission.token == submission.token)
+            if done is not None:  # only the answer to the commit was lost
+                submission.pk = done.pk
+                return
+            submission.pk = None
+            submission.save(force_insert=True)
+            _give(plan, numbers, submission)
+
+    retrying(work, bound_s=30)
+
+
+def _give(plan: Plan, numbers: list[int], submission: Submission) -> None:
+    changed = (
+        Page.update(submission_pk=submission.pk)
+        .where((Page.plan == plan.pk) & dialect().among(Page.number, numbers))
+        .execute()
+    )
+    if changed != len(numbers):
+        raise DatabaseError(f"plan {plan.pk} has {changed} of the pages {numbers}")
 
 
 def _describe(chosen: Profile) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from astra.models.orchestration import Attempt, Page, Plan
 from astra.plan import create_plan
 from astra.schema import init_database
 from astra.status import all_plans, status
-from astra.submit import make_intent
+from astra.submit import make_intent, new_submission
 from tests.conftest import ROOT
 from tests.servers import Postgres
 from tests.tasks import Measured, fill, measure
@@ -78,7 +78,9 @@ def submitted(of: Url, plan: int) -> str:
     as_role(of, "plans")
     with connection():
         frozen, pages = Plan.get_by_id(plan), list(Page.select().where(Page.plan == plan))
-    return str(make_intent(frozen, pages, [p.number for p in pages], 0, 1, "slurm").token)
+    submission = new_submission(frozen, [p.number for p in pages], 0, 1, "slurm")
+    make_intent(submission, pages)
+    return str(submission.token)
 
 
 def refused(done: subprocess.CompletedProcess[str], kind: str, lacks: str) -> None:
