@@ -2,6 +2,7 @@
 
 import json
 
+import peewee
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +13,7 @@ from astra.database import database, dialect
 from astra.models import BossVisitSpectrum, Source
 from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan, Submission
 from astra.plan import create_plan, get_plan
+from astra.results import Claim
 from astra.resume import resume_local
 from astra.run import Stop
 from astra.verify import CHECKS, verify
@@ -30,6 +32,7 @@ def plan_of(n: int = 0, limit: int = 10, again: bool = False, **arguments) -> in
 def run(plan: int, **arguments) -> int:
     if arguments:
         Plan.update(arguments=json.dumps(arguments)).where(Plan.pk == plan).execute()
+    Page.update(submission_pk=None).where(Page.plan == plan).execute()  # run here what is left
     run_here(plan)
     return plan
 
@@ -165,6 +168,43 @@ def test_a_plan_on_sources(url):
     assert (breach.check, breach.key) == ("result-missing", 2)
 
 
+def test_a_commit_whose_answer_was_lost_counts_once(url, monkeypatch):
+    """The checkpoint is committed, the connection is lost, and the same is written once more."""
+    plan = plan_of(30, raise_every=7, nothing_every=11)
+    advance, calls = Claim.advance, []
+
+    def lost(claim, seen, progress):
+        calls.append(claim)
+        if len(calls) % 2:
+            raise peewee.OperationalError("database is locked")
+        advance(claim, seen, progress)
+
+    monkeypatch.setattr(Claim, "advance", lost)
+    run(plan)
+    assert len(calls) >= 6
+    assert_sound(plan, result=24, failure=4, no_result=2)
+    assert {times for (times,) in Failure.select(Failure.times).tuples()} == {1}
+
+
+def test_rows_found_while_a_checkpoint_is_written(url, monkeypatch):
+    """A row whose result others wrote is found between a checkpoint's beginning and its end."""
+    plan = plan_of(20, limit=20)
+    list(measure(BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk == 1)))
+    seen, calls = Claim.seen, []
+
+    def find_after(claim):
+        found = seen(claim)
+        if not calls:
+            calls.append(claim)
+            claim.find([1])
+        return found
+
+    monkeypatch.setattr(Claim, "seen", find_after)
+    monkeypatch.setattr("astra.element.Reader._note_ended", lambda *found: None)
+    run(plan, batch_size=5)
+    assert_sound(plan, result=20)
+
+
 # ------------------------------------------------------------------------------------ not sound
 
 #: Key 23 stands in page 1, which holds 30 to 21; 27 failed there, and 22 has no result.
@@ -268,7 +308,7 @@ def test_two_attempts_at_once(url):
     plan = run(plan_of(10))
     first = Attempt.get()
     Attempt.insert(
-        page=first.page_id, submission_pk=1, number=0, element=1, state="running", host="h", pid=1
+        page=first.page.pk, submission_pk=1, number=0, element=1, state="running", host="h", pid=1
     ).execute()
     assert [b.check for b in verify(plan).breaches] == ["attempts"]
 
@@ -288,13 +328,14 @@ def test_a_second_attempt_wrote_rows_of_the_first(url):
     plan = run(plan_of(10))
     first = Attempt.get()
     second = Attempt.insert(
-        page=first.page_id, submission_pk=1, number=2, element=1, state="done", host="h", pid=1
+        page=first.page.pk, submission_pk=1, number=2, element=1, state="done", host="h", pid=1
     ).execute()
     Page.update(attempt_pk=second).execute()
     assert verify(plan).sound
     Measured.update(attempt_pk=second).where(Measured.spectrum_pk == 3).execute()
-    (breach,) = verify(plan).breaches
-    assert (breach.check, breach.page) == ("written-unseen", 1) and str(second) in breach.found
+    found = {b.check: b for b in verify(plan).breaches}
+    assert found["read-too-early"].key == 3
+    assert found["written-unseen"].page == 1 and str(second) in found["written-unseen"].found
 
 
 def test_the_list_is_bounded_and_the_count_is_not(url):
