@@ -6,7 +6,7 @@ up, and each row ended in exactly one way. What is found is named by page and ke
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from astra.resolve import load
 from astra.states import AttemptState, Outcome
 
 #: Rows that are looked at together.
-ROWS_AT_ONCE = 50_000
+ROWS_AT_ONCE = 200_000
 
 #: What is checked: what a breach means, and what to do about it.
 CHECKS = {
@@ -324,7 +324,7 @@ class _Ledger:
         place = np.minimum(place, len(self.attempt_pks) - 1)
         return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
 
-    def _results(self, keys: list[int]) -> Iterable[tuple[Any, ...]]:
+    def _results(self, keys: list[int]) -> list[tuple[Any, ...]]:
         """Of each stored result: key, attempt, read before it began, stored before it was read,
         and whether its input was modified since (1) or is gone (2)."""
         output, model = self.output, self.model
@@ -338,7 +338,7 @@ class _Ledger:
             output.input_modified.is_null() & (output.input_read < model.modified)
         )
         input_is = peewee.Case(None, ((key_of(model).is_null(), 2), (newer, 1)), 0)
-        return (
+        return _fetched(
             output.select(
                 key,
                 peewee.fn.COALESCE(output.attempt_pk, 0),
@@ -349,25 +349,20 @@ class _Ledger:
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
             .join(model, peewee.JOIN.LEFT_OUTER, on=(key_of(model) == key))
             .where(where)
-            .tuples()
-            .iterator()
         )
 
-    def _records(self, kind: Any, keys: list[int]) -> Iterable[tuple[Any, ...]]:
+    def _records(self, kind: Any, keys: list[int]) -> list[tuple[Any, ...]]:
         """Of each failure or row without result: key, of this plan, a further result's."""
         if not self.recorded[kind]:
-            return ()
+            return []
         refused = _flag(kind.refused) if kind is Failure else peewee.Value(0)
-        return (
-            kind.select(kind.key, _flag(kind.plan_pk == self.plan.pk), refused)
-            .where(
+        return _fetched(
+            kind.select(kind.key, _flag(kind.plan_pk == self.plan.pk), refused).where(
                 (kind.task == self.plan.task)
                 & (kind.input_table == self.plan.input_table)
                 & (kind.v_astra_major_minor == self.plan.v_astra // 1000)
                 & dialect().among(kind.key, keys)
             )
-            .tuples()
-            .iterator()
         )
 
 
@@ -376,6 +371,11 @@ _COUNTED = {
     "n_failed": Outcome.FAILURE,
     "n_no_result": Outcome.NO_RESULT,
 }
+
+
+def _fetched(query: Any) -> list[tuple[Any, ...]]:
+    """The rows of a query of numbers, as the driver gives them: there are many."""
+    return list(dialect().run(*query.sql()).fetchall())
 
 
 def _flag(clause: Any) -> Any:
@@ -398,8 +398,7 @@ class _Rows:
 class _Stored:
     """What is stored for some of `keys`, as columns beside them; `there` says for which."""
 
-    def __init__(self, found: Iterable[tuple[Any, ...]], keys: Any) -> None:
-        rows = list(found)
+    def __init__(self, rows: list[tuple[Any, ...]], keys: Any) -> None:
         # A row of zeros stands for what is not there.
         table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 5), dtype=np.int64)
         self._table = table[np.argsort(table[:, 0], kind="stable")]
