@@ -243,7 +243,8 @@ class _Ledger:
                 found = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
                 self._say("sums", page.number, None, found)
         pending = page.n_pending
-        if attempts and attempts[-1].state == AttemptState.DONE and pending > self._again(page):
+        again = max(0, self._again(page))
+        if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
             self._say("done-too-early", page.number, None, f"{pending} rows are pending")
 
     def _again(self, page: Page, *names: str) -> int:
