@@ -16,7 +16,7 @@ import peewee
 from astra.database import connection, dialect
 from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
 from astra.pending import key_of
-from astra.plan import get_plan, task_of
+from astra.plan import find_modules, get_plan
 from astra.resolve import load
 from astra.states import AttemptState, Outcome
 
@@ -137,7 +137,7 @@ def verify(plan: int, most: int = 20) -> Verdict:
         If there is no such plan, or its models cannot be imported.
     """
     frozen = get_plan(plan)
-    task_of(frozen)  # its models are found where it was
+    find_modules(frozen)
     with connection(), dialect().snapshot():
         return _Ledger(Plan.get_by_id(frozen.pk), most).checked()
 
