@@ -459,6 +459,23 @@ def recover(plan: int, as_json: bool) -> None:
 
 @main.command()
 @click.argument("plan", type=int)
+@_json
+def verify(plan: int, as_json: bool) -> None:
+    """Check that what PLAN says of its rows agrees with what is stored for them.
+
+    Reads the database alone, and changes nothing; may be called while the plan runs.
+    Exit status: 0 sound, 4 not: every breach is listed by page and key.
+    """
+    from astra import show
+    from astra.verify import verify as verify_plan
+
+    found = verify_plan(plan)
+    show.as_json(found) if as_json else show.verdict(found)
+    sys.exit(found.exit_status)
+
+
+@main.command()
+@click.argument("plan", type=int)
 @click.option("--page", type=int, help="Only the element of this page.")
 @_json
 def cancel(plan: int, page: int | None, as_json: bool) -> None:

@@ -204,6 +204,13 @@ class PostgreSQL(_Common):
             CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE UPDATE ON {table}
             FOR EACH ROW EXECUTE FUNCTION {prefix}astra_keep_modified()""")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that reads, and sees one state of the database throughout."""
+        with self.database.atomic():
+            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
+
     def create_schema(self, schema: str) -> None:
         exists = self.run("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
         if not exists:
@@ -618,6 +625,12 @@ class SQLite(_Common):
         # A row whose stored time of reading is not ours was written by a later attempt.
         read = dict(zip(keys, batch.columns["input_read"], strict=True))
         return {key: primary for key, primary, at in stored if read[key] == at}
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that reads, and sees one state of the database throughout."""
+        with self.database.atomic():
+            yield
 
     def create_schema(self, schema: str) -> None:
         """SQLite has no schemas."""

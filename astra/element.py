@@ -571,9 +571,7 @@ class Reader:
 
     def _note_ended(self, ended: set[int], gone: list[int]) -> None:
         """Rows that have an up-to-date result already, or are no more."""
-        for k in ended:
-            self.claim.outcomes[self.claim.positions[k]] = Outcome.RESULT
-        self.claim.n_found += len(ended)
+        self.claim.find(ended)
         for k in gone:
             if self.run is not None:
                 message = "the input row was deleted after it was planned"

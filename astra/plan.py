@@ -435,9 +435,14 @@ def _version_text(v_astra: int) -> str:
 
 def task_of(plan: Plan) -> Any:
     """The plan's task, imported from where it stood when the plan was made."""
+    find_modules(plan)
+    return load(plan.task_path)
+
+
+def find_modules(plan: Plan) -> None:
+    """Have the modules of the plan's task and models found, from whatever folder."""
     if plan.import_root and plan.import_root not in sys.path:
         sys.path.insert(0, plan.import_root)
-    return load(plan.task_path)
 
 
 def as_json(value: Any) -> Any:

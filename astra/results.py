@@ -1,5 +1,6 @@
 """Checkpoints: one transaction writes a batch of results and the page's progress together."""
 
+import threading
 import traceback as tracebacks
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -83,7 +84,46 @@ class Claim:
     positions: dict[int, int]  # key -> place in the page
     outcomes: bytearray
     n_found: int = 0  # rows whose result others had written
+    mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
     cancelled: bool = False  # the plan, as the last checkpoint found: the attempt is to end
+
+    def find(self, keys: Iterable[int]) -> None:
+        """Rows that turn out to have a result already: the next checkpoint says so."""
+        with self.mutex:
+            for key in keys:
+                place = self.positions[key]
+                if self.outcomes[place] == Outcome.PENDING:
+                    self.outcomes[place] = Outcome.RESULT
+                    self.n_found += 1
+
+    def seen(self) -> "Seen":
+        with self.mutex:
+            return Seen(bytes(self.outcomes), self.n_found)
+
+    def advance(self, seen: "Seen", progress: "Progress") -> None:
+        """A checkpoint was committed. What was found while it was written stays found."""
+        with self.mutex:
+            for place, outcome in enumerate(progress.outcomes):
+                if outcome != seen.outcomes[place]:
+                    self.outcomes[place] = outcome
+        for name, value in progress.counts.items():
+            setattr(self.attempt, name, value)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A page as a checkpoint of it begins."""
+
+    outcomes: bytes
+    n_found: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A page as a checkpoint of it leaves it, and what its attempt has ended up to then."""
+
+    outcomes: bytes
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -137,11 +177,13 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
             _hold(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
         failures = [*checkpoint.failures, *refused]
-        _write_failures(failures, target, claim)
+        _write_failures(failures, target, claim, {y.handed.key for y in stored if y.handed})
         _write_no_results(checkpoint.no_results, target, claim)
-        outcomes = _write_progress(claim, stored, failures, checkpoint) if claim else None
-    if claim is not None and outcomes is not None:
-        claim.outcomes[:] = outcomes
+        if claim is not None:
+            seen = claim.seen()
+            progress = _write_progress(claim, seen, stored, failures, checkpoint)
+    if claim is not None:
+        claim.advance(seen, progress)
     checkpoint.n_refused = len(refused)
     for failure in refused:
         log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
@@ -292,13 +334,13 @@ def _store(
         yielded.result._dirty.clear()
         stored.append(yielded)
     if stored:
-        _forget(target, [row[columns[0]] for _, row in rows])
+        _forget((Failure, NoResult), target, [row[columns[0]] for _, row in rows])
     return stored
 
 
-def _forget(target: Target, keys: list[int]) -> None:
-    """Rows that have a result now are neither failures nor without one."""
-    for model in (Failure, NoResult):
+def _forget(kinds: Iterable[Any], target: Target, keys: list[int]) -> None:
+    """Rows that have ended otherwise now: a row has one end."""
+    for model in kinds if keys else ():
         if not _any_recorded(model, target):
             continue
         model.delete().where(
@@ -335,26 +377,43 @@ def _common(target: Target, claim: Claim | None, key: int, modified: Any) -> dic
 _ONE_PER_ROW = ("task", "input_table", "key", "v_astra_major_minor")
 
 
-def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None) -> None:
+def _write_failures(
+    failures: list[Refusal], target: Target, claim: Claim | None, stored: set[int | None]
+) -> None:
     for failure in failures:
         if failure.key is None:
             log.error("%s: %s: %s", target.task, failure.exception, failure.message)
             continue
+        refused = failure.refused or failure.key in stored or _is_done(claim, failure.key)
         values = {
             **_common(target, claim, failure.key, failure.modified),
             "exception": failure.exception,
             "message": failure.message,
             "place": failure.place,
             "traceback": failure.traceback,
-            "refused": failure.refused,
+            "refused": refused,
         }
-        _upsert_row(Failure, values, {Failure.times: Failure.times + 1})
+        times = Failure.times + 1
+        if claim is not None and not refused:
+            # Written again after an answer that was lost, it is the same failure.
+            same = Failure.attempt_pk == claim.attempt.pk
+            times = peewee.Case(None, ((same, Failure.times),), times)
+        _upsert_row(Failure, values, {Failure.times: times})
+    ended = [f.key for f in failures if f.key is not None and not f.refused]
+    _forget((NoResult,), target, ended)
+
+
+def _is_done(claim: Claim | None, key: int) -> bool:
+    """Whether the row has a result already: what failed is a further one."""
+    place = claim.positions.get(key) if claim is not None else None
+    return claim is not None and place is not None and claim.outcomes[place] == Outcome.RESULT
 
 
 def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -> None:
     for handed in rows:
         if handed.key is not None:
             _upsert_row(NoResult, _common(target, claim, handed.key, handed.modified), {})
+    _forget((Failure,), target, [handed.key for handed in rows if handed.key is not None])
 
 
 def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> None:
@@ -369,10 +428,14 @@ def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> No
 
 
 def _write_progress(
-    claim: Claim, stored: list[Yielded], failures: list[Refusal], checkpoint: Checkpoint
-) -> bytes:
-    """The page's progress, in the same transaction; its outcomes as they are now."""
-    outcomes = bytearray(claim.outcomes)
+    claim: Claim,
+    seen: Seen,
+    stored: list[Yielded],
+    failures: list[Refusal],
+    checkpoint: Checkpoint,
+) -> Progress:
+    """The page's progress, in the same transaction."""
+    outcomes = bytearray(seen.outcomes)
     results = [y.handed.key for y in checkpoint.results if y.handed]
     bad = {f.key for f in failures}
     # A result that a later attempt has already written counts as a result all the same.
@@ -380,24 +443,22 @@ def _write_progress(
     _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
     _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
     _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
-    counts = {
-        "n_done": outcomes.count(Outcome.RESULT),
-        "n_failed": outcomes.count(Outcome.FAILURE),
-        "n_no_result": outcomes.count(Outcome.NO_RESULT),
-    }
+    counts = {name: outcomes.count(outcome) for name, outcome in _COUNTED.items()}
     now = peewee.SQL(dialect().now_sql)
     Page.update(outcomes=bytes(outcomes), modified=now, **counts).where(
         Page.pk == claim.page.pk
     ).execute()
-    # What this attempt ended itself: the attempts of a page add up to the page.
+    # What this attempt ended itself: the attempts of a page add up to the page. As numbers, not
+    # as increments: where the answer to the commit was lost, all this is written once more.
     own = {
-        name: getattr(Attempt, name) + counts[name] - claim.outcomes.count(outcome)
+        name: getattr(claim.attempt, name) + counts[name] - seen.outcomes.count(outcome)
         for name, outcome in _COUNTED.items()
     }
-    Attempt.update(
-        seen=now, n_checkpoints=Attempt.n_checkpoints + 1, n_found=claim.n_found, **own
-    ).where(Attempt.pk == claim.attempt.pk).execute()
-    return bytes(outcomes)
+    own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
+    Attempt.update(seen=now, n_found=seen.n_found, **own).where(
+        Attempt.pk == claim.attempt.pk
+    ).execute()
+    return Progress(bytes(outcomes), own)
 
 
 _COUNTED = {

@@ -164,6 +164,37 @@ def status(plan: Any, every_page: bool = False) -> None:
             line(f"  {advice}")
 
 
+def verdict(found: Any) -> None:
+    from astra.verify import CHECKS
+
+    word = "[bold green]sound[/]" if found.sound else "[bold red]not sound[/]"
+    line(f"plan {found.plan}: {found.task}")
+    rows = " + ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in found.rows.items() if n)
+    sums = f"{rows} of {count(found.n_rows, 'row')}, {count(found.n_pages, 'page')}"
+    console.print(f"  {word}: {sums}, {count(found.n_attempts, 'attempt')}")
+    if not found.whole:
+        line(f"  not whole: {count(found.rows['pending'], 'row')} pending (astra status)")
+    for n, what in (
+        (found.modified_since, "modified since its result: pending again"),
+        (found.of_others, "ended since, or before, in another plan or a direct call"),
+        (found.inputs_gone, "deleted since its result"),
+    ):
+        if n:
+            line(f"  {count(n, 'row')} {what}")
+    for check, n in found.checks.items():
+        meaning, remedy = CHECKS[check]
+        console.print(f"[red]{check}[/]: {count(n, 'breach').replace('breachs', 'breaches')}")
+        line(f"  {meaning}")
+        line(f"  what to do: {remedy.replace('PLAN', str(found.plan))}")
+        shown = [b for b in found.breaches if b.check == check]
+        for breach in shown:
+            where = [f"page {breach.page}"] if breach.page is not None else []
+            where += [f"key {breach.key}"] if breach.key is not None else []
+            line(f"    {', '.join(where) or 'plan'}: {breach.found}")
+        if n > len(shown):
+            line(f"    ... and {n - len(shown):,} more")
+
+
 def _sum(plan: Any) -> str:
     parts = " + ".join(f"{n:,} {coloured(state)}" for state, n in plan.rows.items())
     return f"{parts} = {count(plan.n_rows, 'row')}"

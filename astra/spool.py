@@ -26,6 +26,7 @@ from astra.errors import AstraError, Superseded
 from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Attempt, Page, Plan
 from astra.pending import key_of
+from astra.plan import find_modules
 from astra.resolve import load
 from astra.results import Checkpoint, Claim, Handed, Refusal, Target, Yielded, write
 from astra.states import AttemptState, Outcome
@@ -220,6 +221,7 @@ def recover(plan: Plan, page: int | None = None) -> Recovered:
     aside: list[str] = []
     if not (paths := files(plan.pk, page)):
         return Recovered(plan.pk, 0, 0, 0)
+    find_modules(plan)
     output = load(plan.output_model)
     for path in paths:
         try:
@@ -228,15 +230,23 @@ def recover(plan: Plan, page: int | None = None) -> Recovered:
                 raise BadSpool(f"{path} is of plan {header['plan']}, not {plan.pk}")
             stored = _store(plan, header, checkpoint, output)
         except (BadSpool, Superseded) as error:
-            log.warning("%s; it is set aside", error)
-            kept = path.with_suffix(".aside")
-            os.replace(path, kept)
-            aside.append(str(kept))
+            if path.exists():
+                log.warning("%s; it is set aside", error)
+                aside += _set_aside(path)
             continue
-        path.unlink()
+        path.unlink(missing_ok=True)  # somebody else may have stored it at the same time
         n_files, n_rows = n_files + 1, n_rows + stored
         n_passed += header["rows"] - stored
     return Recovered(plan.pk, n_files, n_rows, n_passed, tuple(aside))
+
+
+def _set_aside(path: Path) -> list[str]:
+    kept = path.with_suffix(".aside")
+    try:
+        os.replace(path, kept)
+    except FileNotFoundError:  # somebody else did, at the same time
+        return []
+    return [str(kept)]
 
 
 def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: Any) -> int:

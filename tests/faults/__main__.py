@@ -1,0 +1,101 @@
+"""``python -m tests.faults``: run seeds, and say what became of each."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+from astra.database import reset
+from tests.faults import bugs, runner
+from tests.faults.scenario import DIRECTED, draw
+from tests.faults.world import SERVER, prepare
+from tests.servers import Postgres, Slurm
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many")
+    parser.add_argument("--first", type=int, default=1, metavar="S")
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="seeds side by side")
+    parser.add_argument("--slurm", action="store_true", help="with elements run by a real Slurm")
+    parser.add_argument("--stop", action="store_true", help="end at the first that fails")
+    parser.add_argument("--keep", action="store_true", help="keep the folder of one that fails")
+    parser.add_argument("--directed", choices=DIRECTED, help="no seeds: one fault by itself")
+    parser.add_argument("--bug", choices=bugs.NAMES, help="with a deliberate bug in astra")
+    parser.add_argument("--step", type=int, default=1, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    logging.getLogger("astra").setLevel(logging.CRITICAL)
+    if given.bug:
+        words = sys.argv[1:]
+        place = next(i for i, word in enumerate(words) if word.startswith("--bug"))
+        del words[place : place + (1 if "=" in words[place] else 2)]
+        done = bugs.run_with(given.bug, words)
+        print(done.stdout + done.stderr)
+        return done.returncode
+    if given.jobs > 1:
+        return side_by_side(given)
+    return one_by_one(given)
+
+
+def side_by_side(given: argparse.Namespace) -> int:
+    """Each with servers of its own, and every J-th seed."""
+    flags = [f"--{name}" for name in ("slurm", "stop", "keep") if getattr(given, name)]
+    started = []
+    for job in range(given.jobs):
+        seeds = len(range(job, given.seeds, given.jobs))
+        words = ["--seeds", seeds, "--first", given.first + job, "--step", given.jobs, *flags]
+        command = [sys.executable, "-m", "tests.faults", *map(str, words)]
+        started.append(subprocess.Popen(command))
+    return max(process.wait() for process in started)
+
+
+def one_by_one(given: argparse.Namespace) -> int:
+    began, failed, reports = time.monotonic(), [], []
+    with ExitStack() as servers:
+        server = servers.enter_context(Postgres(**SERVER))
+        cluster = servers.enter_context(Slurm(cpus=16)) if given.slurm else None
+        if cluster is not None:
+            os.environ["SLURM_CONF"] = str(cluster.conf)
+        prepare(server)
+        for number in range(given.seeds):
+            seed = given.first + number * given.step
+            drawn = DIRECTED[given.directed] if given.directed else draw(seed, given.slurm)
+            report = runner.run(server, drawn, given.keep, cluster)
+            reports.append(report)
+            say(report, given.slurm)
+            if report.breaches:
+                failed.append(seed)
+                if given.stop:
+                    break
+        reset()
+    print(
+        f"{len(reports)} seeds, {sum(len(r.faults) for r in reports)} faults, "
+        f"{sum(r.rows for r in reports)} rows, {sum(r.computed for r in reports)} computed, "
+        f"{sum(r.blamed for r in reports)} given up and taken again, "
+        f"{time.monotonic() - began:.0f} s: "
+        + (f"FAILED: {', '.join(map(str, failed))}" if failed else "no breach"),
+        flush=True,
+    )
+    return 1 if failed else 0
+
+
+def say(report: runner.Report, slurm: bool) -> None:
+    word = "FAILED" if report.breaches else "ok"
+    print(
+        f"seed {report.seed}: {word}: {report.rows} rows, {report.computed} computed, "
+        f"{report.rounds} rounds, {report.took_s:.1f} s; {'; '.join(report.faults)}",
+        flush=True,
+    )
+    for breach in report.breaches:
+        print(f"    {breach}")
+    if report.breaches:
+        more = " --slurm" if slurm else ""
+        print(f"    again: python -m tests.faults --first {report.seed}{more} --keep", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    sys.exit(main())

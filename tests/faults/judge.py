@@ -1,0 +1,130 @@
+"""The judge: what ended how, against a serial run; what was computed again, against the audit."""
+
+from collections import defaultdict
+from typing import Any
+
+from astra.database import database
+from astra.models.orchestration import Page, Plan
+from astra.states import Outcome
+from astra.verify import verify
+from tests.faults.scenario import Scenario
+from tests.faults.tasks import value_of
+from tests.faults.world import World
+
+_POISON = ("exits", "segfaults", "aborts", "hangs")
+_ENDS = {"raises": Outcome.FAILURE, "nothing": Outcome.NO_RESULT}
+_ENDS |= {fate: Outcome.FAILURE for fate in _POISON}
+
+
+def breaches(world: World, plan: int) -> list[str]:
+    """Whatever must not be, of a plan that was run to its end."""
+    found = verify(plan, most=5)
+    database.close()
+    said = [f"verify: {b.check}: page {b.page} key {b.key}: {b.found}" for b in found.breaches]
+    if not found.whole:
+        said.append(f"not whole: {found.rows}")
+    return said + _ends(world, plan) + _values(world) + _again(world) + _overtaken(world)
+
+
+def blamed(world: World, plan: int) -> list[int]:
+    """Rows that were given up, as they were in hand at max_deaths deaths, and are innocent."""
+    rows = world.sql(
+        "SELECT key FROM failure WHERE plan_pk = %s "
+        "AND exception IN ('KilledProcess', 'RowTimeout')", plan,
+    )  # fmt: skip
+    return [key for (key,) in rows if world.scenario.fates.get(key) not in _POISON]
+
+
+def _ends(world: World, plan: int) -> list[str]:
+    said = []
+    for page in Page.select().join(Plan).where(Plan.pk == plan):
+        for key, outcome in zip(page.keys, bytes(page.outcomes), strict=True):
+            fate = world.scenario.fates.get(key)
+            wanted = _ENDS.get(fate or "", Outcome.RESULT)
+            if outcome != wanted:
+                said.append(f"row {key} ({fate}) ended as {Outcome(outcome).name}")
+    database.close()
+    return said[:10]
+
+
+def _values(world: World) -> list[str]:
+    """Every result is that of a version that its row had, the one that it says it read."""
+    said = []
+    for key, value, modified in world.sql(
+        "SELECT spectrum_pk, value, extract(epoch FROM input_modified)::float8 FROM ordeal"
+    ):
+        snr = world.history.get(key, {}).get(round(modified, 6))
+        if snr is None:
+            said.append(f"row {key} was read as of {modified}, which it never was")
+        elif abs(value - value_of(key, snr)) > abs(value) * 1e-6:
+            said.append(f"row {key} is {value}, a serial run has {value_of(key, snr)}")
+    return said[:10]
+
+
+def _again(world: World) -> list[str]:
+    """Rows that were computed after their result was stored, by an attempt that still held
+    its page; and how much was computed again altogether."""
+    stored: dict[tuple[int, float], float] = {}
+    for key, modified, at in world.sql(
+        "SELECT key, extract(epoch FROM input_modified)::float8, "
+        "extract(epoch FROM min(at))::float8 FROM audit GROUP BY 1, 2"
+    ):
+        stored[key, round(modified, 6)] = at
+    overtaken = {pid for (pid,) in world.sql("SELECT pid FROM attempt WHERE state = 'superseded'")}
+    said, lines = [], [line.split() for line in world.computed.read_text().splitlines()]
+    for key, pid, at, modified in lines:
+        done = stored.get((int(key), round(float(modified), 6)))
+        if done is not None and float(at) > done and int(pid) not in overtaken:
+            said.append(f"row {key} was computed {float(at) - done:.3f} s after it was stored")
+    most = _most(world)
+    if len(lines) > most:
+        said.append(f"{len(lines)} rows were computed, {most} at most were expected")
+    return said[:10]
+
+
+def _overtaken(world: World) -> list[str]:
+    """Attempts that lived, and went on computing after another had taken their page.
+
+    Where silence is all that tells (on other nodes), that may happen to one that was silent.
+    """
+    if world.scenario.elsewhere and world.cluster is None:
+        return []
+    taken = dict(
+        world.sql(
+            "SELECT a.pid, extract(epoch FROM b.began)::float8 FROM attempt a JOIN attempt b "
+            "ON b.page_pk = a.page_pk AND b.number = a.number + 1 WHERE a.state = 'superseded'"
+        )
+    )
+    went_on = {
+        pid
+        for _, pid, at, _ in map(str.split, world.computed.read_text().splitlines())
+        if float(at) > taken.get(int(pid), float("inf")) + 0.1
+    }
+    return [f"process {pid} lived when its page was given to another" for pid in went_on]
+
+
+def _most(world: World) -> int:
+    """How many rows may be computed: those there are, and for each attempt that went before
+    another, what it may have had in hand or not yet stored."""
+    s: Scenario = world.scenario
+    attempts: dict[int, int] = defaultdict(int)
+    for page, n in world.sql("SELECT page_pk, count(*) FROM attempt GROUP BY 1"):
+        attempts[page] = n
+    n_modified = sum(len(versions) - 1 for versions in world.history.values())
+    # A row that waits for a checkpoint, one that is in a failing one, and what a zombie goes on with.
+    waits_s = s.write_frequency + 3 + s.lease_s
+    lost = min(s.limit, 5 * s.batch_size + int(waits_s / s.row_s) if s.row_s else s.limit)
+    # Rows without result stay open until the task ends or raises; those are then run once more.
+    n_open = 2 * sum(fate in _ENDS for fate in s.fates.values())
+    return s.rows + n_modified + n_open + sum((n - 1) * lost for n in attempts.values())
+
+
+def state(world: World) -> dict[str, Any]:
+    """What a person wants to see of a seed that failed."""
+    return {
+        "attempts": world.sql(
+            "SELECT number, page_pk, state, pid, n_done, n_failed, n_no_result, n_found, message "
+            "FROM attempt ORDER BY pk"
+        ),
+        "pages": world.sql("SELECT number, n_rows, n_done, n_failed, n_no_result FROM page"),
+    }

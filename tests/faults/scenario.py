@@ -1,0 +1,156 @@
+"""What a seed stands for: a task, its rows and settings, and a schedule of faults."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Faults, and how often each is drawn. "kill" ones make rows in hand suspects: see KILLS_MOST.
+KINDS = {
+    "kill child": 4,  # SIGKILL of the process that runs the task
+    "kill parent": 3,  # SIGKILL of the process that watches it
+    "kill resume": 2,  # SIGKILL of astra resume; its elements go on
+    "signal": 4,  # SIGTERM, SIGINT or SIGUSR1 to an element
+    "stop resume": 1,  # SIGINT or SIGTERM to astra resume
+    "zombie": 3,  # SIGSTOP for longer than the lease, while others take over, then SIGCONT
+    "terminate": 4,  # pg_terminate_backend of all of astra's connections
+    "read-only": 2,  # as after a failover
+    "restart": 2,  # of PostgreSQL, fast
+    "crash": 2,  # kill -9 of PostgreSQL, and recovery
+    "locks": 2,  # another transaction holds the pages, for longer than lock_timeout
+    "deadlock": 2,  # another transaction takes attempt and page in the other order
+    "modify": 4,  # input rows are modified meanwhile
+}
+
+#: Kinds that can happen inside a checkpoint's transaction, which is held open for them.
+INSIDE = {"kill child", "kill parent", "signal", "zombie", "terminate", "restart", "crash"}
+
+#: One row may be in hand at so many deaths, and is still not given up (max_deaths is one more).
+KILLS_MOST = 2
+_KILLS = {"kill child", "kill parent", "zombie"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str
+    after: float  # share of the rows that have been computed when it happens
+    inside: str | None = None  # "results" or "progress": a checkpoint that has just written these
+    lasts_s: float = 0.0
+    number: int = 0  # of the signal
+
+
+@dataclass(frozen=True)
+class Scenario:
+    seed: int
+    rows: int
+    limit: int
+    row_s: float
+    jobs: int
+    batch_size: int
+    write_frequency: float
+    lease_s: float
+    retry_for_s: float
+    grace_s: float
+    row_timeout_s: float
+    elsewhere: bool  # each resume is done on another node, so that silence is all that tells
+    fates: dict[int, str] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+
+
+def draw(seed: int, slurm: bool = False) -> Scenario:
+    dice = random.Random(seed)
+    rows = dice.randint(20, 120)
+    hangs = dice.random() < 0.12
+    fates = _fates(dice, rows, hangs)
+    faults = _faults(dice, hangs, slurm)
+    return Scenario(
+        seed=seed,
+        rows=rows,
+        limit=max(4, rows // dice.randint(1, 5)),
+        row_s=dice.choice([0.0, 0.01, 0.02, 0.04, 0.06]),
+        jobs=dice.randint(1, 3),
+        batch_size=dice.choice([1, 3, 10, 1000]),
+        write_frequency=dice.choice([0.05, 0.2, 0.5, 2.0]),
+        lease_s=dice.choice([1.0, 2.0]),
+        retry_for_s=dice.choice([1.0, 30.0]),
+        grace_s=dice.choice([0.3, 1.0]),
+        row_timeout_s=1.5 if hangs else 0.0,
+        elsewhere=any(f.kind == "zombie" for f in faults) or dice.random() < 0.15,
+        fates=fates,
+        faults=faults,
+    )
+
+
+def _fates(dice: random.Random, rows: int, hangs: bool) -> dict[int, str]:
+    fates = {}
+    raising, nothing = dice.choice([0, 0, 0.05, 0.2]), dice.choice([0, 0, 0.1])
+    for key in range(1, rows + 1):
+        lot = dice.random()
+        if lot < raising:
+            fates[key] = "raises"
+        elif lot < raising + nothing:
+            fates[key] = "nothing"
+    if dice.random() < 0.25:
+        for key in dice.sample(range(1, rows + 1), dice.randint(1, 2)):
+            fates[key] = dice.choice(["exits", "segfaults", "aborts"])
+    if hangs:
+        fates[dice.randint(1, rows)] = "hangs"
+    return fates
+
+
+def _faults(dice: random.Random, hangs: bool, slurm: bool) -> tuple[Fault, ...]:
+    kinds = dict(KINDS)
+    if hangs:  # a process that is stopped looks like one that hangs
+        del kinds["zombie"]
+    if slurm:
+        kinds = {k: n for k, n in kinds.items() if k not in ("kill resume", "stop resume")}
+        kinds |= {"scancel": 5, "requeue": 3, "slurmd": 2, "slurmctld": 2}
+    faults = []
+    for _ in range(dice.randint(1, 4)):
+        n_kills = sum(f.kind in _KILLS for f in faults)
+        may = {k: n for k, n in kinds.items() if not (k in _KILLS and n_kills >= KILLS_MOST)}
+        kind = dice.choices(list(may), list(may.values()))[0]
+        inside = dice.choice([None, "results", "progress"]) if kind in INSIDE else None
+        after, lasts_s = round(dice.uniform(0, 0.9), 2), round(dice.uniform(0.2, 3.0), 2)
+        faults.append(Fault(kind, after, inside, lasts_s, dice.choice([15, 2, 10])))
+    return tuple(sorted(faults, key=lambda fault: fault.after))
+
+
+def _directed(kind: str, inside: str | None = None, lasts_s: float = 0.5, **more: Any) -> Scenario:
+    """One fault, at a page that takes long enough for it to count."""
+    fault = Fault(kind, more.pop("after", 0.3), inside, lasts_s, more.pop("number", 15))
+    settings: dict[str, Any] = {
+        "seed": 0, "rows": 80, "limit": 40, "row_s": 0.05, "jobs": 2, "batch_size": 5,
+        "write_frequency": 0.2, "lease_s": 1.0, "retry_for_s": 30.0, "grace_s": 0.5,
+        "row_timeout_s": 0.0, "elsewhere": kind == "zombie", "faults": (fault,),
+    }  # fmt: skip
+    return Scenario(**{**settings, **more})
+
+
+#: Each fault by itself, and inside of a checkpoint: what is told by a test that fails is plain.
+DIRECTED = {
+    "kill child": _directed("kill child"),
+    "kill child inside results": _directed("kill child", "results"),
+    "kill child inside progress": _directed("kill child", "progress"),
+    "kill parent": _directed("kill parent"),
+    "kill resume": _directed(
+        "kill resume", after=0.05, rows=60, limit=30, row_s=0.3, write_frequency=1.5,
+        batch_size=1000,
+    ),
+    "SIGTERM": _directed("signal"),
+    "SIGINT": _directed("signal", number=2),
+    "SIGUSR1 inside progress": _directed("signal", "progress", number=10),
+    "zombie": _directed("zombie", lasts_s=4.0),
+    "zombie inside results": _directed("zombie", "results", lasts_s=4.0),
+    "suspend": _directed("suspend", lasts_s=3.0, row_timeout_s=1.0),
+    "terminate inside results": _directed("terminate", "results"),
+    "terminate inside progress": _directed("terminate", "progress"),
+    "read-only": _directed("read-only", lasts_s=1.5),
+    "restart": _directed("restart", lasts_s=1.5),
+    "crash inside progress": _directed("crash", "progress"),
+    "away for longer than the bound": _directed("restart", lasts_s=3.0, retry_for_s=0.5),
+    "locks": _directed("locks", lasts_s=1.5),
+    "deadlock": _directed("deadlock", lasts_s=2.0),
+    "modify": _directed("modify", write_frequency=2.0, batch_size=100),
+    "segfault": _directed("modify", fates={11: "segfaults", 50: "raises", 51: "nothing"}),
+    "hang": _directed("modify", fates={11: "hangs"}, row_timeout_s=1.0),
+}  # fmt: skip

@@ -1,0 +1,70 @@
+"""The task that is run while faults happen. What becomes of a row follows from its key alone."""
+
+import ctypes
+import json
+import os
+import time
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from peewee import FloatField
+
+from astra import task
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+
+
+class Ordeal(PipelineOutputModel):
+    value = FloatField()
+
+
+def value_of(key: int, snr: float) -> float:
+    """What a serial run computes: of the row as it was read."""
+    return key * 1000.0 + snr
+
+
+@lru_cache(maxsize=1)
+def fates(path: str) -> dict[int, str]:
+    return {int(key): fate for key, fate in json.loads(Path(path).read_text()).items()}
+
+
+@task
+def endure(
+    spectra: Iterable[BossVisitSpectrum], fates_in: str, computed: str, row_s: float = 0.0
+) -> Iterable[Ordeal]:
+    """A result for each row, but for those whose fate is another; each row is noted first."""
+    known = fates(fates_in)
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        note(computed, key, spectrum.modified)
+        if row_s:
+            time.sleep(row_s)
+        fate = known.get(key)
+        if fate == "nothing":
+            continue
+        suffer(fate)
+        yield Ordeal.from_spectrum(spectrum, value=value_of(key, spectrum.snr))
+
+
+def note(computed: str, key: int, modified: Any) -> None:
+    """One line for each time that a row is computed; appended whole, whoever else appends."""
+    line = f"{key} {os.getpid()} {time.time():.6f} {modified.timestamp():.6f}\n"
+    file = os.open(computed, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def suffer(fate: str | None) -> None:
+    if fate == "raises":
+        raise ValueError("this row is bad")
+    if fate == "exits":
+        os._exit(3)
+    if fate == "segfaults":
+        ctypes.string_at(0)
+    if fate == "aborts":
+        os.abort()
+    if fate == "hangs":
+        time.sleep(3600)

@@ -1,0 +1,33 @@
+"""The judge can fail: each deliberate bug is found by the fault that it does not stand."""
+
+import pytest
+
+from tests.faults import bugs
+
+pytestmark = pytest.mark.postgres
+
+#: The bug, the fault that brings it out, and words of what is found.
+FOUND_BY = {
+    "no-fence": ("zombie", "verify: "),
+    "living-resumed": ("kill resume", "lived when its page was given to another"),
+    "progress-apart": ("kill child inside progress", "written-unseen"),
+    "done-on-return": ("SIGTERM", "no-result-missing"),
+    "read-when-written": ("modify", "a serial run has"),
+    "one-death": ("kill child", "innocent rows were given up"),
+}
+
+
+def test_every_patch_is_tried():
+    assert sorted(FOUND_BY) == bugs.NAMES
+
+
+@pytest.mark.parametrize("name", FOUND_BY)
+def test_a_bug_is_found(name):
+    fault, words = FOUND_BY[name]
+    said = []
+    for _ in range(3):  # a fault may come a moment too late for the bug to matter
+        done = bugs.run_with(name, ["--directed", fault])
+        said.append(done.stdout + done.stderr)
+        if done.returncode:
+            break
+    assert words in said[-1], said

@@ -1,0 +1,34 @@
+"""Each fault by itself: nothing is lost, nothing is done twice, and the plan becomes whole."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from astra.database import reset
+from tests.faults import runner
+from tests.faults.scenario import DIRECTED
+from tests.faults.world import SERVER, prepare
+from tests.servers import Postgres
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Postgres]:
+    """A server that faults may be done to, apart from that of the other tests."""
+    with Postgres(**SERVER) as server:
+        prepare(server)
+        reset()
+        yield server
+        reset()
+
+
+@pytest.mark.parametrize("name", DIRECTED)
+def test_a_fault_by_itself(faulty, name):
+    scenario = DIRECTED[name]
+    report = runner.run(faulty, scenario)
+    assert not report.breaches, (report.breaches, report.faults)
+    assert all("nobody there" not in told for told in report.faults), report.faults
+    assert len(report.faults) == len(scenario.faults) and report.blamed == 0
+    assert os.environ.get("SLURMD_NODENAME") is None

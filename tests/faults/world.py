@@ -1,0 +1,224 @@
+"""Where a scenario takes place: a database, a folder, and the processes that belong to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+import astra
+from astra.database import bind, database
+from astra.plan import create_plan
+from tests.faults.scenario import Scenario
+from tests.faults.tasks import endure
+from tests.servers import Postgres, Slurm
+from tests.tasks import fill
+
+ROOT = Path(astra.__file__).resolve().parent.parent
+
+#: PostgreSQL as on a site, where an acknowledged commit outlives the server. The operating system
+#: lives on, so that fsync may be off.
+SERVER = {"synchronous_commit": "on", "deadlock_timeout": "100ms", "max_connections": "60"}
+
+TEMPLATE = "faults_template"
+
+#: A record of every result that was ever committed, and a way to hold a checkpoint open.
+_TABLES = """
+CREATE TABLE audit (key bigint, attempt_pk bigint, input_modified timestamptz, at timestamptz);
+CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO audit VALUES
+        (NEW.spectrum_pk, NEW.attempt_pk, NEW.input_modified, clock_timestamp());
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit AFTER INSERT OR UPDATE OF value ON ordeal FOR EACH ROW
+    EXECUTE FUNCTION audit();
+CREATE TABLE armed (place text, for_s float);
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE pause_s float; BEGIN
+    SELECT for_s INTO pause_s FROM armed WHERE place = TG_ARGV[0];
+    IF FOUND THEN PERFORM pg_sleep(pause_s); END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER hold AFTER INSERT ON ordeal FOR EACH STATEMENT EXECUTE FUNCTION hold('results');
+CREATE TRIGGER hold AFTER UPDATE OF outcomes ON page FOR EACH STATEMENT
+    EXECUTE FUNCTION hold('progress');
+"""
+
+
+def prepare(server: Postgres) -> None:
+    """Make the database that every scenario's is a copy of."""
+    from astra.schema import init_database
+
+    server.create_database(TEMPLATE)
+    bind(server.url(TEMPLATE))
+    init_database(("tests.faults.tasks",))
+    database.close()
+    server.sql(_TABLES, TEMPLATE)
+
+
+class World:
+    """One scenario's database, folder and processes."""
+
+    def __init__(
+        self, server: Postgres, scenario: Scenario, folder: Path, cluster: Slurm | None = None
+    ) -> None:
+        self.server, self.scenario, self.folder = server, scenario, folder
+        self.cluster = cluster  # that runs the elements; without one, this machine does
+        self.name = f"seed_{scenario.seed}_{os.getpid()}"
+        self.url = server.create_database(self.name, template=TEMPLATE)
+        self.computed = folder / "computed"
+        self.log = folder / "log"
+        self.history: dict[int, dict[float, float]] = {}  # key: modified: snr
+        self.n_rounds = 0
+        self._write_files()
+        bind(self.url)
+        fill(scenario.rows)
+        self.remember(range(1, scenario.rows + 1))
+
+    def _write_files(self) -> None:
+        s = self.scenario
+        (self.folder / "fates.json").write_text(json.dumps(s.fates))
+        self.computed.touch()
+        (self.folder / "astra.toml").write_text(
+            f'[run]\ndir = "{self.folder}/runs"\n'
+            f"[database]\nretry_for_s = {s.retry_for_s}\nconnect_timeout_s = 3\n"
+            f"[element]\nbatch_size = {s.batch_size}\nwrite_frequency = {s.write_frequency}\n"
+            f"lease_s = {s.lease_s}\ngrace_s = {s.grace_s}\nrow_timeout_s = {s.row_timeout_s}\n"
+            "max_failures = 1.0\nmax_deaths = 3\n"
+        )
+
+    def close(self) -> None:
+        database.close()
+        self.server.drop_database(self.name)
+
+    # -- as a user ----------------------------------------------------------------------------
+
+    def plan(self) -> int | None:
+        arguments = {
+            "fates_in": str(self.folder / "fates.json"),
+            "computed": str(self.computed),
+            "row_s": self.scenario.row_s,
+        }
+        (planned,) = create_plan(endure, limit=self.scenario.limit, arguments=arguments)
+        database.close()
+        return planned.plan
+
+    def environment(self) -> dict[str, str]:
+        foreign = ("ASTRA_", "PG", "SLURM", "SBATCH_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        kept |= {
+            "ASTRA_CONFIG": str(self.folder / "astra.toml"),
+            "ASTRA_DATABASE_URL": self.url,
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONFAULTHANDLER": "",
+        }
+        if self.cluster is not None:
+            kept["SLURM_CONF"] = str(self.cluster.conf)
+        elif self.scenario.elsewhere:
+            kept["SLURMD_NODENAME"] = f"node{self.n_rounds}"
+        return kept
+
+    def start(self, *words: object) -> "subprocess.Popen[bytes]":
+        """One of astra's commands, with its output in the log."""
+        with self.log.open("ab") as log:
+            log.write(f"--- {time.time():.3f} astra {' '.join(map(str, words))}\n".encode())
+            log.flush()
+            return subprocess.Popen(
+                [sys.executable, "-m", "astra", *map(str, words)],
+                env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    # -- what happens in it -------------------------------------------------------------------
+
+    def share_computed(self) -> float:
+        """Of the rows, how many lines there are; above one where rows are computed again."""
+        return self.computed.read_bytes().count(b"\n") / self.scenario.rows
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.link() as link, link.cursor() as cursor:
+            link.autocommit = True
+            cursor.execute("SET default_transaction_read_only = off")
+            cursor.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def link(self) -> "closing[Any]":
+        """A connection that is not astra's, and waits for no lock in vain."""
+        return closing(
+            psycopg2.connect(
+                self.url, connect_timeout=3, application_name="nemesis",
+                options="-c lock_timeout=0",
+            )
+        )  # fmt: skip
+
+    def remember(self, keys: Any) -> None:
+        """Note what the rows hold, and their times: each version that there ever is."""
+        found = self.sql(
+            "SELECT spectrum_pk, extract(epoch FROM modified)::float8, snr "
+            "FROM boss_visit_spectrum WHERE spectrum_pk = ANY(%s)", list(keys),
+        )  # fmt: skip
+        for key, modified, snr in found:
+            self.history.setdefault(key, {})[round(modified, 6)] = snr
+
+    def elements(self) -> list[tuple[int, int | None]]:
+        """The processes of elements: (who watches, who runs the task), by pid."""
+        mine = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is(pid)]
+        parent_of = {pid: _parent(pid) for pid in mine}
+        children = {parent: pid for pid, parent in parent_of.items() if parent in mine}
+        return [(pid, children.get(pid)) for pid in mine if parent_of[pid] not in mine]
+
+    def _is(self, pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"run-page" not in words or _state(pid) in "ZX":
+                return False
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return f"ASTRA_DATABASE_URL={self.url}".encode() in environment
+
+    def wait_for_elements(self, bound_s: float) -> bool:
+        """Whether every element has ended in time; those that were stopped go on first."""
+        end = time.monotonic() + bound_s
+        while found := self.elements():
+            if time.monotonic() > end:
+                return False
+            for pid in (p for pair in found for p in pair if p):
+                if _state(pid) == "T":
+                    send(pid, signal.SIGCONT)
+            time.sleep(0.1)
+        return True
+
+    def kill_elements(self) -> None:
+        for pair in self.elements():
+            for pid in filter(None, pair):
+                send(pid, signal.SIGKILL)
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["X", "0"]
+
+
+def _parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _state(pid: int) -> str:
+    return _stat(pid)[0]
+
+
+def send(pid: int, number: int) -> None:
+    """A signal to a process of the scenario's, which may just have ended."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

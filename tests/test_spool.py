@@ -1,0 +1,119 @@
+"""Spool files: stored by whoever comes first, from wherever they are recovered."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from astra import spool
+from astra.compose import run_here
+from astra.element import claim_page, here
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Attempt, Page, Submission
+from astra.plan import create_plan, get_plan
+from astra.results import Checkpoint, Handed, Yielded
+from astra.verify import verify
+from tests.conftest import ROOT
+from tests.tasks import Measured, fill, measure
+
+
+def spooled(n: int = 20, limit: int = 10) -> int:
+    """A plan whose first page's element could not store what it yielded."""
+    fill(n)
+    (planned,) = create_plan(measure, BossVisitSpectrum, limit=limit)
+    page = Page.get(Page.number == 1)
+    submission = Submission.create(
+        plan=planned.plan, token="t", kind="local", state="submitted", job_name="t", host="here",
+        elements=[1], offset=0, pages_per_element=1, profile="{}", created_by="test",
+    )  # fmt: skip
+    Page.update(submission_pk=submission.pk).where(Page.pk == page.pk).execute()
+    claim = claim_page(get_plan(planned.plan), 1, submission, 1, here())
+    results = []
+    for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << page.keys[:6]):
+        handed = Handed(row.spectrum_pk, None, row.modified, Attempt.get().began)
+        results.append(Yielded(Measured.from_spectrum(row, value=-1.0), handed))
+    assert spool.save(claim, Checkpoint(results)) is not None
+    Attempt.update(pid_began="gone").execute()
+    return planned.plan
+
+
+def test_what_was_spooled_is_not_computed_again(url):
+    plan = spooled()
+    Page.update(submission_pk=None).execute()
+    assert spool.recover(get_plan(plan)).rows == 6
+    run_here(plan)
+    found = verify(plan)
+    assert found.sound and found.whole
+    assert Measured.select().where(Measured.value == -1).count() == 6
+    assert spool.files(plan) == []
+
+
+def test_two_who_recover_at_once(url, monkeypatch):
+    """Resume and an element that starts: both read the file before either has stored it."""
+    plan = get_plan(spooled())
+    read, both = spool.load_file, threading.Barrier(2, timeout=10)
+
+    def read_together(path, output):
+        found = read(path, output)
+        both.wait()
+        return found
+
+    monkeypatch.setattr(spool, "load_file", read_together)
+    errors = []
+
+    def recover():
+        try:
+            spool.recover(plan)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=recover) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and spool.files(plan.pk) == []
+    found = verify(plan.pk)
+    assert found.sound and found.rows["result"] == 6
+
+
+_MODULE = """
+from collections.abc import Iterable
+from peewee import FloatField
+from astra import task
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+
+class FarAway(PipelineOutputModel):
+    value = FloatField()
+
+@task
+def far_away(spectra: Iterable[BossVisitSpectrum]) -> Iterable[FarAway]:
+    for spectrum in spectra:
+        yield FarAway.from_spectrum(spectrum, value=1.0)
+"""
+
+
+@pytest.mark.parametrize("command", ["recover", "resume"])
+def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, command):
+    code, elsewhere = tmp_path / "code", tmp_path / "elsewhere"
+    code.mkdir()
+    elsewhere.mkdir()
+    (code / "distant.py").write_text(_MODULE)
+    script = (
+        "import distant, tests.test_spool as t\n"
+        "from astra.schema import init_database\n"
+        "init_database(('distant',))\n"
+        "t.measure, t.Measured = distant.far_away, distant.FarAway\n"
+        "t.spooled()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=code, env=environment, check=True)
+    words = [command, "1", *(["--local"] if command == "resume" else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", *words],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert spool.files(1) == []
