@@ -11,16 +11,22 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import peewee
 import psycopg2
 from peewee import SQL
+from psycopg2.extensions import Binary
+from psycopg2.extras import Json
 
 from astra.errors import DatabaseError
+from astra.values import check as check_value
 
 _dialects: "WeakKeyDictionary[peewee.Database, PostgreSQL | SQLite]" = WeakKeyDictionary()
 
@@ -156,6 +162,10 @@ class PostgreSQL(_Common):
                 not _is_refused_login(str(error))
             )
         return code.startswith(_TRANSIENT)
+
+    def is_lock(self, error: BaseException) -> bool:
+        """Whether another only holds a lock, and the connection is whole."""
+        return False  # the server waits for locks by itself
 
     def is_rows_fault(self, error: BaseException) -> bool:
         """Whether one value is to blame, so that the other rows can be stored."""
@@ -336,6 +346,13 @@ class PostgreSQL(_Common):
 
     # -- writing ------------------------------------------------------------------------
 
+    def checked(self, field: peewee.Field, value: Any) -> Any:
+        """A value in database form; the server itself looks at all but bytes, of which a text
+        would make some."""
+        if field.field_type == "BLOB" and not isinstance(value, _BYTES | Binary):
+            raise TypeError(f"{type(value).__name__} is no bytes")
+        return value
+
     def column_types(self, table: str) -> dict[str, str]:
         if table not in self._types:
             rows = self.run(
@@ -397,19 +414,39 @@ def _array_literal(values: Sequence[Any]) -> str:
     return "{" + ",".join(map(_array_element, values)) + "}"
 
 
-def _array_element(value: Any) -> str:
+_BYTES = bytes | bytearray | memoryview
+#: What has a text that the server reads as the same value.
+_PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta, np.integer, np.floating)
+
+
+def _array_element(value: Any, inner: bool = False) -> str:
+    """A value as it stands in the text of an array.
+
+    A list among them is an array of its own, which travels as a text, and holds lists as they are.
+    """
     if value is None:
         return "NULL"
     kind = type(value)
     if kind is float or kind is int or kind is bool:
         return repr(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | tuple):
-        return _quoted(_array_literal(value))
-    if isinstance(value, bytes | memoryview):
+        literal = "{" + ",".join(_array_element(item, inner=True) for item in value) + "}"
+        return literal if inner else _quoted(literal)
+    if isinstance(value, Json):
+        return _quoted(value.dumps(value.adapted))
+    if isinstance(value, Binary):
+        value = value.adapted
+    if isinstance(value, _BYTES):
         return _quoted("\\x" + bytes(value).hex())
     if isinstance(value, datetime):
         return _quoted(value.isoformat())
-    return _quoted(str(value))
+    if isinstance(value, np.bool_):
+        return repr(bool(value))
+    if isinstance(value, _PLAIN):
+        return _quoted(str(value))
+    raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no form in the database")
 
 
 def _quoted(text: str) -> str:
@@ -457,6 +494,9 @@ class SQLite(_Common):
             "locked" in text or "busy" in text or "disk I/O" in text or "is full" in text
         )
 
+    def is_lock(self, error: BaseException) -> bool:
+        return isinstance(error, peewee.OperationalError) and "locked" in str(error)
+
     def is_rows_fault(self, error: BaseException) -> bool:
         if isinstance(error, peewee.ProgrammingError | peewee.InterfaceError):
             return "binding" in str(error)
@@ -471,6 +511,14 @@ class SQLite(_Common):
     def denied(self, error: BaseException) -> Denied | None:
         """SQLite has no roles."""
         return None
+
+    def checked(self, field: peewee.Field, value: Any) -> Any:
+        """A value in database form; refused is what PostgreSQL would, since any column of SQLite
+        takes any value."""
+        if isinstance(value, peewee.Function) and value.name == "json":
+            (value,) = value.arguments  # a document, which SQLite keeps as text
+        check_value(field, value)
+        return value
 
     def keep_modified(self, model: Any) -> None:
         """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite

@@ -37,7 +37,7 @@ from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.pending import has_result, key_of, rows_with_source
 from astra.plan import check_plan_version, get_plan, task_of
 from astra.resolve import load
-from astra.results import Claim, Handed, Refusal, clean
+from astra.results import Claim, Handed, Refusal, clean, words_of
 from astra.run import Run, Stop, Tally
 from astra.spool import claim_of, target_of
 from astra.states import AttemptState, Outcome, SlurmState
@@ -411,8 +411,9 @@ def _run_claimed(
         _end(claim, _ended_by(error), clean(str(error), 2000), run, reader)
         raise
     except Exception as error:
-        _end(claim, AttemptState.BROKEN, clean(f"{type(error).__name__}: {error}", 2000), run)
-        raise BrokenElement(f"{type(error).__name__}: {error}") from error
+        said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
+        _end(claim, AttemptState.BROKEN, said, run)
+        raise BrokenElement(said) from error
     if Outcome.PENDING.value in claim.outcomes:
         raise _interrupted(claim, run, reader, stop.reason or "the task stopped early")
     _end(claim, AttemptState.DONE, run.note, run, reader)

@@ -2,10 +2,11 @@
 
 import traceback as tracebacks
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import peewee
 
 from astra import config, log
@@ -13,7 +14,12 @@ from astra.database import database, dialect, writing
 from astra.dialects import Batch
 from astra.errors import Superseded
 from astra.models.orchestration import Attempt, Failure, NoResult, Page
-from astra.models.pipeline import SOURCE_KEY, SPECTRUM_KEY, version_number
+from astra.models.pipeline import (
+    SOURCE_KEY,
+    SPECTRUM_KEY,
+    PipelineOutputModel,
+    version_number,
+)
 from astra.states import Outcome
 
 #: Stored tracebacks and messages are cut to so many characters; the end says most.
@@ -30,6 +36,7 @@ class Handed:
     modified: datetime | None = None
     read: datetime | None = None
     t_spent_s: float = 0.0
+    table: str | None = None  # that the row stands in; None for the target's own
 
 
 @dataclass(eq=False, slots=True)
@@ -38,6 +45,7 @@ class Yielded:
 
     result: Any
     handed: Handed | None
+    again: bool = False  # a further result of a row that has one
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Refusal:
     place: str | None = None
     traceback: str | None = None
     refused: bool = False  # a further result of a row that has one
+    table: str | None = None  # that the row stands in; None for the target's own
 
 
 @dataclass
@@ -97,20 +106,29 @@ class Target:
     page: int | None = None
 
 
-def refusal(error: BaseException, key: int | None, modified: datetime | None = None) -> Refusal:
+def refusal(error: BaseException, handed: Handed) -> Refusal:
     """What is kept of an exception that a task raised on a row."""
     frames = tracebacks.extract_tb(error.__traceback__)
     own = [f for f in frames if "/astra/run.py" not in f.filename]
     text = "".join(tracebacks.format_exception(error))
     place = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else None
     return Refusal(
-        key,
+        handed.key,
         type(error).__name__,
-        clean(str(error), MESSAGE_LIMIT),
-        modified,
+        clean(words_of(error), MESSAGE_LIMIT),
+        handed.modified,
         place,
         clean(text, TRACEBACK_LIMIT),
+        table=handed.table,
     )
+
+
+def words_of(error: BaseException) -> str:
+    """The text of an exception, whose own method for it may raise too."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its text cannot be had: {type(another).__name__} in __str__)"
 
 
 def clean(text: str, limit: int) -> str:
@@ -135,7 +153,7 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
         if claim is not None:
             _hold(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
-        failures = [*checkpoint.failures, *refused]
+        failures = _beside_results([*checkpoint.failures, *refused], stored)
         _write_failures(failures, target, claim)
         _write_no_results(checkpoint.no_results, target, claim)
         outcomes = _write_progress(claim, stored, failures, checkpoint) if claim else None
@@ -145,6 +163,12 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
     for failure in refused:
         log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
     return [yielded.result for yielded in stored]
+
+
+def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
+    """A failure of a row whose result is stored is a further result, that was refused."""
+    done = {(y.handed.table, y.handed.key) for y in stored if y.handed}
+    return [replace(f, refused=True) if (f.table, f.key) in done else f for f in failures]
 
 
 def _hold(claim: Claim) -> None:
@@ -189,10 +213,15 @@ def _write_results(
 class _Bad(Exception):
     def __init__(self, yielded: Yielded, kind: str, message: str, refused: bool = False) -> None:
         handed = yielded.handed
-        modified = handed.modified if handed else None
-        # Without a row that it was yielded for, a result is known by the key that it bears.
-        key = handed.key if handed else getattr(yielded.result, "spectrum_pk", None)
-        self.refusal = Refusal(key, kind, message, modified, refused=refused)
+        if handed is None:
+            # Without a row that it was yielded for, a result is known by the key that it bears.
+            key = key_of_result(yielded.result, on_source=False)
+            self.refusal = Refusal(key, kind, message, refused=refused)
+            return
+        refused = refused or yielded.again
+        self.refusal = Refusal(
+            handed.key, kind, message, handed.modified, refused=refused, table=handed.table
+        )
 
 
 def _prepare(
@@ -200,36 +229,72 @@ def _prepare(
 ) -> dict[str, Any]:
     """The columns of a result in database form."""
     result, handed = yielded.result, yielded.handed
-    wanted = target.output
-    if wanted is not None and not isinstance(result, wanted):
-        raise _Bad(
-            yielded, "WrongModel", f"{type(result).__name__} was yielded, not {wanted.__name__}"
-        )
+    _check_model(yielded, target.output)
     key = key_of_result(result, target.on_source)
     if key is None:
-        name = "source_pk" if target.on_source else "spectrum_pk"
-        raise _Bad(yielded, "NoKey", f"the result has no {name}; use from_spectrum()")
+        raise _Bad(yielded, *_no_key(result, target.on_source))
     if claim is not None:
         if key not in claim.positions:
             raise _Bad(yielded, "ForeignRow", f"the result is for {key}, which is not in the page")
         if claim.outcomes[claim.positions[key]] == Outcome.RESULT:
             raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
-    if key in seen:
+    if key in seen or yielded.again:
         raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
     if handed is not None:
         result.__data__["input_read"] = handed.read
         if result.__data__.get("input_modified") is None:
             result.__data__["input_modified"] = handed.modified
     result.__data__["attempt_pk"] = claim.attempt.pk if claim else None
-    fields, row = result._meta.fields, {}
-    try:
-        for name, value in result.__data__.items():
-            field = fields[name]
-            if name not in _BY_DATABASE:
-                row[field.column_name] = field.db_value(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _Bad(yielded, type(error).__name__, f"column {name}: {error}") from error
+    row = _columns(yielded)
     seen.add(key)
+    return row
+
+
+def _check_model(yielded: Yielded, wanted: Any) -> None:
+    """A result is a row of the one table that the task is known to write, at this version."""
+    result = yielded.result
+    name = type(result).__name__
+    if isinstance(result, type):
+        name = f"the class {result.__name__} itself"
+    if wanted is None:
+        good = isinstance(result, PipelineOutputModel) and type(result) is not PipelineOutputModel
+        said = "a row of a subclass of PipelineOutputModel"
+    else:
+        good, said = type(result) is wanted, wanted.__name__
+    if not good:
+        raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {said}")
+    version = result.__data__.get("v_astra")
+    if not isinstance(version, int) or version // 1000 != version_number() // 1000:
+        message = f"v_astra={version!r}: leave it out; it is that of this astra, {version_number()}"
+        raise _Bad(yielded, "WrongVersion", message)
+
+
+def _no_key(result: Any, on_source: bool) -> tuple[str, str]:
+    name = "source_pk" if on_source else "spectrum_pk"
+    given = result.__data__.get(name)
+    if given is None:
+        return (
+            "NoKey",
+            f"the result has no {name}; use from_{'source' if on_source else 'spectrum'}()",
+        )
+    return "BadKey", f"{name}={clean(repr(given), 200)} is no key: a whole number of 64 bits"
+
+
+def _columns(yielded: Yielded) -> dict[str, Any]:
+    """What a result sets, by column, in database form."""
+    fields, row, speaks = yielded.result._meta.fields, {}, dialect()
+    for name, value in yielded.result.__data__.items():
+        if name in _BY_DATABASE:
+            continue
+        field = fields[name]
+        try:
+            value = field.db_value(value)
+            if value is not None:
+                value = speaks.checked(field, value)
+        except Exception as error:  # a field of the user's own may raise anything
+            message = clean(f"column {name}: {words_of(error)}", MESSAGE_LIMIT)
+            raise _Bad(yielded, type(error).__name__, message) from error
+        row[field.column_name] = value
     return row
 
 
@@ -238,9 +303,17 @@ _BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor
 
 
 def key_of_result(result: Any, on_source: bool) -> int | None:
-    """The key of the row that a result is for."""
-    value = getattr(result, "source_pk" if on_source else "spectrum_pk", None)
-    return getattr(value, "pk", value)
+    """The key of the row that a result is for; None where it bears none that could be one."""
+    if not isinstance(result, PipelineOutputModel):
+        return None
+    return as_key(result.__data__.get("source_pk" if on_source else "spectrum_pk"))
+
+
+def as_key(value: Any) -> int | None:
+    """A value as the key of a row: a whole number of 64 bits; None where it is something else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return None
+    return int(value) if -(2**63) <= value < 2**63 else None
 
 
 def _store(
@@ -283,41 +356,47 @@ def _store(
         yielded.result.__data__["task_pk"] = pk
         yielded.result._dirty.clear()
         stored.append(yielded)
-    if stored:
-        _forget(target, [row[columns[0]] for _, row in rows])
+    by_table: dict[str, list[int]] = {}
+    for yielded, row in rows if stored else ():
+        by_table.setdefault(_table_of(yielded.handed, target), []).append(row[columns[0]])
+    for table, keys in by_table.items():
+        _forget(target, table, keys)
     return stored
 
 
-def _forget(target: Target, keys: list[int]) -> None:
+def _table_of(of: Handed | Refusal | None, target: Target) -> str:
+    """The table of a row: that of the target, where the row itself says nothing else."""
+    return (of.table if of is not None else None) or target.input_table
+
+
+def _forget(target: Target, table: str, keys: list[int]) -> None:
     """Rows that have a result now are neither failures nor without one."""
     for model in (Failure, NoResult):
-        if not _any_recorded(model, target):
+        if not _any_recorded(model, target, table):
             continue
         model.delete().where(
             (model.task == target.task)
-            & (model.input_table == target.input_table)
+            & (model.input_table == table)
             & dialect().among(model.key, keys)
             & (model.v_astra_major_minor == version_number() // 1000)
         ).execute()
 
 
-def _any_recorded(model: Any, target: Target) -> bool:
-    query = model.select(model.pk).where(
-        (model.task == target.task) & (model.input_table == target.input_table)
-    )
+def _any_recorded(model: Any, target: Target, table: str) -> bool:
+    query = model.select(model.pk).where((model.task == target.task) & (model.input_table == table))
     return query.limit(1).scalar() is not None
 
 
 # -------------------------------------------------------------------- failures, no results
 
 
-def _common(target: Target, claim: Claim | None, key: int, modified: Any) -> dict[str, Any]:
+def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[str, Any]:
     return {
         "task": target.task,
-        "input_table": target.input_table,
-        "key": key,
+        "input_table": _table_of(row, target),
+        "key": row.key,
         "v_astra_major_minor": version_number() // 1000,
-        "input_modified": modified,
+        "input_modified": row.modified,
         "attempt_pk": claim.attempt.pk if claim else None,
         "plan_pk": target.plan_pk,
         "page": target.page,
@@ -333,7 +412,7 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
             log.error("%s: %s: %s", target.task, failure.exception, failure.message)
             continue
         values = {
-            **_common(target, claim, failure.key, failure.modified),
+            **_common(target, claim, failure),
             "exception": failure.exception,
             "message": failure.message,
             "place": failure.place,
@@ -346,7 +425,7 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
 def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -> None:
     for handed in rows:
         if handed.key is not None:
-            _upsert_row(NoResult, _common(target, claim, handed.key, handed.modified), {})
+            _upsert_row(NoResult, _common(target, claim, handed), {})
 
 
 def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> None:

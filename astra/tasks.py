@@ -12,7 +12,7 @@ from typing import Any
 
 import peewee
 
-from astra.database import dialect, retrying
+from astra.database import dialect, in_transaction, read_aside, retrying
 from astra.errors import TaskError, nearest
 from astra.models.source import Source
 from astra.resolve import (
@@ -206,9 +206,10 @@ def _closing(results: Iterator[Any]) -> Iterator[Any]:
 def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
     if isinstance(rows, peewee.BaseQuery):
         rows = rows.clone()  # one that was executed before would give its old rows
-        if settings.write_to_database and dialect().name == "sqlite":
-            # SQLite reads on while this connection writes: what it would see is not defined.
-            return iter(list(rows))
+        if dialect().name == "sqlite" and settings.write_to_database:
+            # What a cursor of SQLite's sees is not defined while its connection writes.
+            own = dialect().url.endswith(":memory:") or in_transaction()
+            return iter(list(rows)) if own else read_aside(rows)
         return rows.iterator()
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")

@@ -57,6 +57,14 @@ def collect(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Meas
         yield Measured.from_spectrum(row, value=1.0)
 
 
+@task
+def keyed(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """One of its results bears a key that no row can have."""
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        yield Measured(spectrum_pk=2**70 if key == bad else key, value=1.0)
+
+
 @task(group_by=("source_pk",))
 def per_source(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
     for spectrum in spectra:
