@@ -196,15 +196,18 @@ class PostgreSQL(_Common):
     # -- tables -------------------------------------------------------------------------
 
     def keep_modified(self, model: Any) -> None:
-        """A trigger: an update that does not set ``modified`` sets it by the server's clock,
-        and never to the value it had, so that no change can hide behind an equal time."""
+        """A trigger: an update that does not set ``modified`` sets it by the server's clock.
+
+        It never stays, and never goes back: no change can hide behind the time of a row that
+        somebody had loaded before, and saved later.
+        """
         table = self.table(model)
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
         self.run(f"""
             CREATE OR REPLACE FUNCTION {prefix}astra_keep_modified() RETURNS trigger
             LANGUAGE plpgsql AS $$
             BEGIN
-                IF NEW.modified IS NULL OR NEW.modified = OLD.modified THEN
+                IF NEW.modified IS NULL OR NEW.modified <= OLD.modified THEN
                     NEW.modified := greatest(
                         clock_timestamp(), OLD.modified + interval '1 microsecond');
                 END IF;
@@ -525,16 +528,21 @@ class SQLite(_Common):
         compares them as text."""
         table, name = self.table(model), model._meta.table_name
         key = self.quote(model._meta.primary_key.column_name)
-        form = "NEW.modified NOT GLOB '????-??-?? ??:??:??.??????'"
+        pattern = "GLOB '????-??-?? ??:??:??.??????'"
+        form = f"NEW.modified NOT {pattern}"
         later = (
             f"max({self.now_sql}, "
             "strftime('%Y-%m-%d %H:%M:%f', OLD.modified, '+0.001 seconds') || '000')"
         )
         formed = "strftime('%Y-%m-%d %H:%M:%f', NEW.modified) || '000'"
+        # Two times in that form compare as texts; while one is being brought into it, none does.
+        back = f"NEW.modified {pattern} AND OLD.modified {pattern} AND NEW.modified < OLD.modified"
+        kept = f"NEW.modified IS OLD.modified OR ({back})"
+        formed_later = f"CASE WHEN {formed} <= OLD.modified THEN {later} ELSE {formed} END"
         for suffix, event, when, value in (
-            ("update", "UPDATE", "NEW.modified IS OLD.modified", later),
+            ("update", "UPDATE", kept, later),
             ("form_insert", "INSERT", form, formed),
-            ("form_update", "UPDATE", form, formed),
+            ("form_update", "UPDATE", form, formed_later),
         ):
             trigger = self.quote(f"{name}_modified_{suffix}")
             self.run(f"DROP TRIGGER IF EXISTS {trigger}")
