@@ -22,6 +22,7 @@ from typing import Any
 from peewee import SQL, PeeweeException
 
 from astra import config, log, spool
+from astra.arguments import restored
 from astra.database import abandon_transaction, aside, dialect, retrying, writing
 from astra.errors import (
     AstraError,
@@ -359,15 +360,10 @@ def _run_claimed(
     try:
         function, model = task_of(plan), load(plan.input_model)
         output = load(plan.output_model)
-        values = {
-            "write_frequency": element.write_frequency,
-            "batch_size": element.batch_size,
-            **function.__astra__.keywords,
-            # A row that raises costs itself, unless the plan itself says otherwise.
-            "re_raise_exceptions": False,
-            **json.loads(plan.arguments),
-        }
-        settings, bound = bind_call(function, (iter(()),), values)
+        # A row that raises costs itself, unless the plan itself says otherwise.
+        values = {"re_raise_exceptions": False, **restored(function, json.loads(plan.arguments))}
+        defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
+        settings, bound = bind_call(function, (iter(()),), values, defaults)
         outer = outer_exceptions(element.outer_exceptions)
     except AstraError as error:
         _end(claim, AttemptState.BROKEN, str(error), None)
