@@ -4,12 +4,14 @@
 when it is first used, never at import; :func:`bind` sets it by hand.
 """
 
+import queue
 import random
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
@@ -236,7 +238,8 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
         except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
             if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
                 raise
-            drop_connection()
+            if not dialect().is_lock(getattr(error, "error", error)):
+                drop_connection()  # a cursor that is being read would be lost with it
             now = time.monotonic()
             if waiting is not None and waiting.is_set():
                 hurried = hurried or now
@@ -290,10 +293,72 @@ def aside(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="astra aside", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:
+        thread.join()  # a signal came: what was begun is finished, and is not begun twice at once
+        raise
     if failed:
         raise failed[0]
     return done[0]
+
+
+def apart(work: Callable[[], T]) -> T:
+    """`work()`, which writes, where it does not disturb what the caller reads.
+
+    SQLite does not say what a cursor sees whose own connection writes, and refuses the write of
+    a connection whose cursor sees an older state. With a connection aside, the cursor reads on in
+    the state that it began in.
+    """
+    reads = not database_is_unset() and not database.obj.is_closed()
+    if dialect().name == "sqlite" and reads and not in_transaction():
+        return aside(work)
+    return work()
+
+
+#: Rows that a query in a thread of its own is read by, and how many such chunks may wait.
+CHUNK, CHUNKS_AHEAD = 50, 2
+
+
+def read_aside(query: Any) -> Iterator[Any]:
+    """The rows of a query, read as they are wanted, in a thread and on a connection of its own.
+
+    They are as they were when the reading began, whatever is written meanwhile, and the caller's
+    connection is free for everything else.
+    """
+    ready: queue.Queue[tuple[list[Any], BaseException | None]] = queue.Queue(CHUNKS_AHEAD)
+    left = threading.Event()
+
+    def put(chunk: list[Any], error: BaseException | None = None) -> None:
+        while not left.is_set():
+            try:
+                return ready.put((chunk, error), timeout=0.2)
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            with connection():
+                rows = iter(query.iterator())
+                while not left.is_set() and (chunk := list(islice(rows, CHUNK))):
+                    put(chunk)
+            put([])
+        except BaseException as error:
+            put([], error)
+
+    thread = threading.Thread(target=read, name="astra reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            chunk, error = ready.get()
+            if error is not None:
+                raise error
+            if not chunk:
+                return
+            yield from chunk
+    finally:
+        left.set()
+        thread.join()
 
 
 def abandon_transaction() -> bool:

@@ -11,16 +11,22 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import peewee
 import psycopg2
 from peewee import SQL
+from psycopg2.extensions import Binary
+from psycopg2.extras import Json
 
 from astra.errors import DatabaseError
+from astra.values import check as check_value
 
 _dialects: "WeakKeyDictionary[peewee.Database, PostgreSQL | SQLite]" = WeakKeyDictionary()
 
@@ -157,6 +163,10 @@ class PostgreSQL(_Common):
             )
         return code.startswith(_TRANSIENT)
 
+    def is_lock(self, error: BaseException) -> bool:
+        """Whether another only holds a lock, and the connection is whole."""
+        return False  # the server waits for locks by itself
+
     def is_rows_fault(self, error: BaseException) -> bool:
         """Whether one value is to blame, so that the other rows can be stored."""
         code = _sqlstate(error)
@@ -186,15 +196,18 @@ class PostgreSQL(_Common):
     # -- tables -------------------------------------------------------------------------
 
     def keep_modified(self, model: Any) -> None:
-        """A trigger: an update that does not set ``modified`` sets it by the server's clock,
-        and never to the value it had, so that no change can hide behind an equal time."""
+        """A trigger: an update that does not set ``modified`` sets it by the server's clock.
+
+        It never stays, and never goes back: no change can hide behind the time of a row that
+        somebody had loaded before, and saved later.
+        """
         table = self.table(model)
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
         self.run(f"""
             CREATE OR REPLACE FUNCTION {prefix}astra_keep_modified() RETURNS trigger
             LANGUAGE plpgsql AS $$
             BEGIN
-                IF NEW.modified IS NULL OR NEW.modified = OLD.modified THEN
+                IF NEW.modified IS NULL OR NEW.modified <= OLD.modified THEN
                     NEW.modified := greatest(
                         clock_timestamp(), OLD.modified + interval '1 microsecond');
                 END IF;
@@ -359,6 +372,13 @@ class PostgreSQL(_Common):
 
     # -- writing ------------------------------------------------------------------------
 
+    def checked(self, field: peewee.Field, value: Any) -> Any:
+        """A value in database form; the server itself looks at all but bytes, of which a text
+        would make some."""
+        if field.field_type == "BLOB" and not isinstance(value, _BYTES | Binary):
+            raise TypeError(f"{type(value).__name__} is no bytes")
+        return value
+
     def column_types(self, table: str) -> dict[str, str]:
         if table not in self._types:
             rows = self.run(
@@ -420,19 +440,39 @@ def _array_literal(values: Sequence[Any]) -> str:
     return "{" + ",".join(map(_array_element, values)) + "}"
 
 
-def _array_element(value: Any) -> str:
+_BYTES = bytes | bytearray | memoryview
+#: What has a text that the server reads as the same value.
+_PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta, np.integer, np.floating)
+
+
+def _array_element(value: Any, inner: bool = False) -> str:
+    """A value as it stands in the text of an array.
+
+    A list among them is an array of its own, which travels as a text, and holds lists as they are.
+    """
     if value is None:
         return "NULL"
     kind = type(value)
     if kind is float or kind is int or kind is bool:
         return repr(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | tuple):
-        return _quoted(_array_literal(value))
-    if isinstance(value, bytes | memoryview):
+        literal = "{" + ",".join(_array_element(item, inner=True) for item in value) + "}"
+        return literal if inner else _quoted(literal)
+    if isinstance(value, Json):
+        return _quoted(value.dumps(value.adapted))
+    if isinstance(value, Binary):
+        value = value.adapted
+    if isinstance(value, _BYTES):
         return _quoted("\\x" + bytes(value).hex())
     if isinstance(value, datetime):
         return _quoted(value.isoformat())
-    return _quoted(str(value))
+    if isinstance(value, np.bool_):
+        return repr(bool(value))
+    if isinstance(value, _PLAIN):
+        return _quoted(str(value))
+    raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no form in the database")
 
 
 def _quoted(text: str) -> str:
@@ -480,6 +520,9 @@ class SQLite(_Common):
             "locked" in text or "busy" in text or "disk I/O" in text or "is full" in text
         )
 
+    def is_lock(self, error: BaseException) -> bool:
+        return isinstance(error, peewee.OperationalError) and "locked" in str(error)
+
     def is_rows_fault(self, error: BaseException) -> bool:
         if isinstance(error, peewee.ProgrammingError | peewee.InterfaceError):
             return "binding" in str(error)
@@ -495,21 +538,34 @@ class SQLite(_Common):
         """SQLite has no roles."""
         return None
 
+    def checked(self, field: peewee.Field, value: Any) -> Any:
+        """A value in database form; refused is what PostgreSQL would, since any column of SQLite
+        takes any value."""
+        if isinstance(value, peewee.Function) and value.name == "json":
+            (value,) = value.arguments  # a document, which SQLite keeps as text
+        check_value(field, value)
+        return value
+
     def keep_modified(self, model: Any) -> None:
         """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
         compares them as text."""
         table, name = self.table(model), model._meta.table_name
         key = self.quote(model._meta.primary_key.column_name)
-        form = "NEW.modified NOT GLOB '????-??-?? ??:??:??.??????'"
+        pattern = "GLOB '????-??-?? ??:??:??.??????'"
+        form = f"NEW.modified NOT {pattern}"
         later = (
             f"max({self.now_sql}, "
             "strftime('%Y-%m-%d %H:%M:%f', OLD.modified, '+0.001 seconds') || '000')"
         )
         formed = "strftime('%Y-%m-%d %H:%M:%f', NEW.modified) || '000'"
+        # Two times in that form compare as texts; while one is being brought into it, none does.
+        back = f"NEW.modified {pattern} AND OLD.modified {pattern} AND NEW.modified < OLD.modified"
+        kept = f"NEW.modified IS OLD.modified OR ({back})"
+        formed_later = f"CASE WHEN {formed} <= OLD.modified THEN {later} ELSE {formed} END"
         for suffix, event, when, value in (
-            ("update", "UPDATE", "NEW.modified IS OLD.modified", later),
+            ("update", "UPDATE", kept, later),
             ("form_insert", "INSERT", form, formed),
-            ("form_update", "UPDATE", form, formed),
+            ("form_update", "UPDATE", form, formed_later),
         ):
             trigger = self.quote(f"{name}_modified_{suffix}")
             self.run(f"DROP TRIGGER IF EXISTS {trigger}")

@@ -22,6 +22,7 @@ from typing import Any
 from peewee import SQL, PeeweeException
 
 from astra import config, log, spool
+from astra.arguments import restored
 from astra.database import abandon_transaction, aside, dialect, retrying, writing
 from astra.errors import (
     AstraError,
@@ -37,7 +38,7 @@ from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.pending import has_result, key_of, rows_with_source
 from astra.plan import check_plan_version, get_plan, release, task_of
 from astra.resolve import load
-from astra.results import Claim, Handed, Refusal, clean
+from astra.results import Claim, Handed, Refusal, clean, words_of
 from astra.run import Run, Stop, Tally
 from astra.spool import claim_of, target_of
 from astra.states import AttemptState, Outcome, SlurmState
@@ -374,15 +375,10 @@ def _run_claimed(
     try:
         function, model = task_of(plan), load(plan.input_model)
         output = load(plan.output_model)
-        values = {
-            "write_frequency": element.write_frequency,
-            "batch_size": element.batch_size,
-            **function.__astra__.keywords,
-            # A row that raises costs itself, unless the plan itself says otherwise.
-            "re_raise_exceptions": False,
-            **json.loads(plan.arguments),
-        }
-        settings, bound = bind_call(function, (iter(()),), values)
+        # A row that raises costs itself, unless the plan itself says otherwise.
+        values = {"re_raise_exceptions": False, **restored(function, json.loads(plan.arguments))}
+        defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
+        settings, bound = bind_call(function, (iter(()),), values, defaults)
         outer = outer_exceptions(element.outer_exceptions)
     except AstraError as error:
         _end(claim, AttemptState.BROKEN, str(error), None)
@@ -426,8 +422,9 @@ def _run_claimed(
         _end(claim, _ended_by(error), clean(str(error), 2000), run, reader)
         raise
     except Exception as error:
-        _end(claim, AttemptState.BROKEN, clean(f"{type(error).__name__}: {error}", 2000), run)
-        raise BrokenElement(f"{type(error).__name__}: {error}") from error
+        said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
+        _end(claim, AttemptState.BROKEN, said, run)
+        raise BrokenElement(said) from error
     if Outcome.PENDING.value in claim.outcomes:
         raise _interrupted(claim, run, reader, stop.reason or "the task stopped early")
     _end(claim, AttemptState.DONE, run.note, run, reader)

@@ -2,12 +2,9 @@
 
 import getpass
 import inspect
-import json
 import socket
 import subprocess
 import sys
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -17,8 +14,9 @@ from typing import Any
 from peewee import SQL, fn
 
 from astra import config
+from astra.arguments import as_stored, parse_arguments
 from astra.database import connection, dialect, writing
-from astra.errors import TaskError, UsageError, nearest
+from astra.errors import TaskError, UsageError
 from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
 from astra.models.pipeline import version_number
 from astra.pending import checked_ids, key_of, most_recent_first, pending_rows, whole_number
@@ -28,13 +26,10 @@ from astra.resolve import (
     import_path,
     load,
     output_model,
-    rows_parameter,
-    signature_of,
     task_name,
 )
 from astra.schema import check_version
 from astra.states import AttemptState
-from astra.tasks import bind_call
 
 
 @dataclass(frozen=True)
@@ -229,7 +224,7 @@ def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], l
         input_model=import_path(model),
         input_table=model._meta.table_name,
         output_model=import_path(output),
-        arguments=json.dumps(arguments, default=str),
+        arguments=as_stored(arguments),
         limit=limit,
         n_pages=0,
         n_rows=0,
@@ -298,96 +293,6 @@ def _commit(folder: Path) -> str | None:
     if not head:
         return None
     return head + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
-
-
-# ---------------------------------------------------------------------------------- arguments
-
-
-def parse_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a task by name, texts parsed to the annotated types, all checked.
-
-    Raises
-    ------
-    TaskError
-        If the task does not take a name, or a value is not of its type.
-    """
-    inner = function.__astra__.function
-    parameters = inspect.signature(inner).parameters
-    hints = function.__astra__.hints or typing.get_type_hints(inner)
-    keywords: dict[str, Any] = {
-        "live": bool, "batch_size": int, "write_frequency": float,
-        "write_to_database": bool, "re_raise_exceptions": bool,
-    }  # fmt: skip
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    rows = rows_parameter(inner).name
-    values = {}
-    for name, value in arguments.items():
-        if name == rows or (name not in parameters and name not in keywords and not takes_any):
-            known = [p for p in parameters if p != rows] + list(keywords)
-            raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, known)}")
-        if isinstance(value, str) and config.holds_secret(f"{name}={value}"):
-            raise TaskError(
-                f"{name} holds a password: arguments are stored with the plan, where everybody who "
-                "reads the database sees them; have the task read it from a file or the environment"
-            )
-        kind = hints.get(name, keywords.get(name, Any))
-        values[name] = parse_value(name, value, kind) if isinstance(value, str) else value
-    if values.get("write_to_database") is False:
-        raise TaskError("write_to_database=False: a plan is whole when its rows are stored")
-    bind_call(function, ([],), dict(values))
-    return values
-
-
-def parse_value(name: str, text: str, kind: Any) -> Any:
-    """A text as a value of the annotated type.
-
-    >>> parse_value("n", "3", int), parse_value("x", "", str | None)
-    (3, '')
-    """
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _parse_union(name, text, inner)
-    if origin is typing.Literal:
-        for choice in inner:
-            if text == str(choice):
-                return choice
-        raise TaskError(f"{name}={text!r}: choose from {', '.join(map(str, inner))}")
-    if origin in (list, tuple, set) or kind in (list, tuple, set):
-        member = inner[0] if inner else str
-        parts = [part.strip() for part in text.split(",")] if text else []
-        return [parse_value(name, part, member) for part in parts]
-    if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if text.lower() not in words:
-            raise TaskError(f"{name}={text!r}: write true or false")
-        return words[text.lower()]
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError as error:
-            raise TaskError(f"{name}={text!r} is not {_A[kind]}") from error
-    if kind is dict or origin is dict:
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise TaskError(f"{name}={text!r} is not JSON: {error}") from error
-    return text
-
-
-_A = {int: "a whole number", float: "a number"}
-
-
-def _parse_union(name: str, text: str, kinds: tuple[Any, ...]) -> Any:
-    if type(None) in kinds and text.lower() in ("none", "null"):
-        return None
-    errors = []
-    # A text fits str always: the other types are tried first.
-    for kind in sorted((k for k in kinds if k is not type(None)), key=lambda k: k is str):
-        try:
-            return parse_value(name, text, kind)
-        except TaskError as error:
-            errors.append(str(error))
-    raise TaskError("; ".join(errors))
 
 
 # ------------------------------------------------------------------------------------ looking

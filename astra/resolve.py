@@ -184,7 +184,7 @@ def input_models(function: Callable[..., Any]) -> list[Any]:
     from astra.models.spectrum import SpectrumMixin, every_spectrum_model
 
     parameter = rows_parameter(function)
-    annotation = _hints(function).get(parameter.name, inspect.Parameter.empty)
+    annotation = hints_of(function).get(parameter.name, inspect.Parameter.empty)
     wanted = f"write for instance {parameter.name}: Iterable[BossVisitSpectrum]"
     if annotation is inspect.Parameter.empty:
         raise TaskError(f"{signature_of(function)}: no input model is annotated; {wanted}")
@@ -214,7 +214,7 @@ def output_model(function: Callable[..., Any]) -> Any:
     """
     from astra.models.pipeline import PipelineOutputModel
 
-    annotation = _hints(function).get("return", inspect.Parameter.empty)
+    annotation = hints_of(function).get("return", inspect.Parameter.empty)
     wanted = "write for instance -> Iterable[Slam]"
     if annotation is inspect.Parameter.empty:
         raise TaskError(f"{signature_of(function)}: no output model is annotated; {wanted}")
@@ -264,7 +264,8 @@ def hints_where_defined(function: Callable[..., Any], namespace: dict[str, Any])
         return None
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a task's signature is annotated with, names resolved."""
     settings = getattr(function, "__astra__", None)
     if settings is not None and settings.hints is not None:
         return settings.hints

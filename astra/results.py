@@ -3,10 +3,12 @@
 import threading
 import traceback as tracebacks
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import product
 from typing import Any
 
+import numpy as np
 import peewee
 
 from astra import config, log
@@ -14,7 +16,12 @@ from astra.database import database, dialect, writing
 from astra.dialects import Batch
 from astra.errors import Superseded
 from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
-from astra.models.pipeline import SOURCE_KEY, SPECTRUM_KEY, version_number
+from astra.models.pipeline import (
+    SOURCE_KEY,
+    SPECTRUM_KEY,
+    PipelineOutputModel,
+    version_number,
+)
 from astra.states import Outcome
 
 #: Stored tracebacks and messages are cut to so many characters; the end says most.
@@ -31,6 +38,7 @@ class Handed:
     modified: datetime | None = None
     read: datetime | None = None
     t_spent_s: float = 0.0
+    table: str | None = None  # that the row stands in; None for the target's own
 
 
 @dataclass(eq=False, slots=True)
@@ -39,6 +47,7 @@ class Yielded:
 
     result: Any
     handed: Handed | None
+    again: bool = False  # a further result of a row that has one
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Refusal:
     place: str | None = None
     traceback: str | None = None
     refused: bool = False  # a further result of a row that has one
+    table: str | None = None  # that the row stands in; None for the target's own
 
 
 @dataclass
@@ -138,20 +148,29 @@ class Target:
     page: int | None = None
 
 
-def refusal(error: BaseException, key: int | None, modified: datetime | None = None) -> Refusal:
+def refusal(error: BaseException, handed: Handed) -> Refusal:
     """What is kept of an exception that a task raised on a row."""
     frames = tracebacks.extract_tb(error.__traceback__)
     own = [f for f in frames if "/astra/run.py" not in f.filename]
     text = "".join(tracebacks.format_exception(error))
     place = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else None
     return Refusal(
-        key,
+        handed.key,
         type(error).__name__,
-        clean(str(error), MESSAGE_LIMIT),
-        modified,
+        clean(words_of(error), MESSAGE_LIMIT),
+        handed.modified,
         place,
         clean(text, TRACEBACK_LIMIT),
+        table=handed.table,
     )
+
+
+def words_of(error: BaseException) -> str:
+    """The text of an exception, whose own method for it may raise too."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its text cannot be had: {type(another).__name__} in __str__)"
 
 
 def clean(text: str, limit: int) -> str:
@@ -176,8 +195,8 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
         if claim is not None:
             _hold(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
-        failures = [*checkpoint.failures, *refused]
-        _write_failures(failures, target, claim, {y.handed.key for y in stored if y.handed})
+        failures = _beside_results([*checkpoint.failures, *refused], stored)
+        _write_failures(failures, target, claim)
         _write_no_results(checkpoint.no_results, target, claim)
         if claim is not None:
             seen = claim.seen()
@@ -188,6 +207,12 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
     for failure in refused:
         log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
     return [yielded.result for yielded in stored]
+
+
+def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
+    """A failure of a row whose result is stored is a further result, that was refused."""
+    done = {(y.handed.table, y.handed.key) for y in stored if y.handed}
+    return [replace(f, refused=True) if (f.table, f.key) in done else f for f in failures]
 
 
 def _hold(claim: Claim) -> None:
@@ -239,10 +264,15 @@ def _write_results(
 class _Bad(Exception):
     def __init__(self, yielded: Yielded, kind: str, message: str, refused: bool = False) -> None:
         handed = yielded.handed
-        modified = handed.modified if handed else None
-        # Without a row that it was yielded for, a result is known by the key that it bears.
-        key = handed.key if handed else getattr(yielded.result, "spectrum_pk", None)
-        self.refusal = Refusal(key, kind, message, modified, refused=refused)
+        if handed is None:
+            # Without a row that it was yielded for, a result is known by the key that it bears.
+            key = key_of_result(yielded.result, on_source=False)
+            self.refusal = Refusal(key, kind, message, refused=refused)
+            return
+        refused = refused or yielded.again
+        self.refusal = Refusal(
+            handed.key, kind, message, handed.modified, refused=refused, table=handed.table
+        )
 
 
 def _prepare(
@@ -250,36 +280,72 @@ def _prepare(
 ) -> dict[str, Any]:
     """The columns of a result in database form."""
     result, handed = yielded.result, yielded.handed
-    wanted = target.output
-    if wanted is not None and not isinstance(result, wanted):
-        raise _Bad(
-            yielded, "WrongModel", f"{type(result).__name__} was yielded, not {wanted.__name__}"
-        )
+    _check_model(yielded, target.output)
     key = key_of_result(result, target.on_source)
     if key is None:
-        name = "source_pk" if target.on_source else "spectrum_pk"
-        raise _Bad(yielded, "NoKey", f"the result has no {name}; use from_spectrum()")
+        raise _Bad(yielded, *_no_key(result, target.on_source))
     if claim is not None:
         if key not in claim.positions:
             raise _Bad(yielded, "ForeignRow", f"the result is for {key}, which is not in the page")
         if claim.outcomes[claim.positions[key]] == Outcome.RESULT:
             raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
-    if key in seen:
+    if key in seen or yielded.again:
         raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
     if handed is not None:
         result.__data__["input_read"] = handed.read
         if result.__data__.get("input_modified") is None:
             result.__data__["input_modified"] = handed.modified
     result.__data__["attempt_pk"] = claim.attempt.pk if claim else None
-    fields, row = result._meta.fields, {}
-    try:
-        for name, value in result.__data__.items():
-            field = fields[name]
-            if name not in _BY_DATABASE:
-                row[field.column_name] = field.db_value(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _Bad(yielded, type(error).__name__, f"column {name}: {error}") from error
+    row = _columns(yielded)
     seen.add(key)
+    return row
+
+
+def _check_model(yielded: Yielded, wanted: Any) -> None:
+    """A result is a row of the one table that the task is known to write, at this version."""
+    result = yielded.result
+    name = type(result).__name__
+    if isinstance(result, type):
+        name = f"the class {result.__name__} itself"
+    if wanted is None:
+        good = isinstance(result, PipelineOutputModel) and type(result) is not PipelineOutputModel
+        said = "a row of a subclass of PipelineOutputModel"
+    else:
+        good, said = type(result) is wanted, wanted.__name__
+    if not good:
+        raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {said}")
+    version = result.__data__.get("v_astra")
+    if not isinstance(version, int) or version // 1000 != version_number() // 1000:
+        message = f"v_astra={version!r}: leave it out; it is that of this astra, {version_number()}"
+        raise _Bad(yielded, "WrongVersion", message)
+
+
+def _no_key(result: Any, on_source: bool) -> tuple[str, str]:
+    name = "source_pk" if on_source else "spectrum_pk"
+    given = result.__data__.get(name)
+    if given is None:
+        return (
+            "NoKey",
+            f"the result has no {name}; use from_{'source' if on_source else 'spectrum'}()",
+        )
+    return "BadKey", f"{name}={clean(repr(given), 200)} is no key: a whole number of 64 bits"
+
+
+def _columns(yielded: Yielded) -> dict[str, Any]:
+    """What a result sets, by column, in database form."""
+    fields, row, speaks = yielded.result._meta.fields, {}, dialect()
+    for name, value in yielded.result.__data__.items():
+        if name in _BY_DATABASE:
+            continue
+        field = fields[name]
+        try:
+            value = field.db_value(value)
+            if value is not None:
+                value = speaks.checked(field, value)
+        except Exception as error:  # a field of the user's own may raise anything
+            message = clean(f"column {name}: {words_of(error)}", MESSAGE_LIMIT)
+            raise _Bad(yielded, type(error).__name__, message) from error
+        row[field.column_name] = value
     return row
 
 
@@ -288,9 +354,17 @@ _BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor
 
 
 def key_of_result(result: Any, on_source: bool) -> int | None:
-    """The key of the row that a result is for."""
-    value = getattr(result, "source_pk" if on_source else "spectrum_pk", None)
-    return getattr(value, "pk", value)
+    """The key of the row that a result is for; None where it bears none that could be one."""
+    if not isinstance(result, PipelineOutputModel):
+        return None
+    return as_key(result.__data__.get("source_pk" if on_source else "spectrum_pk"))
+
+
+def as_key(value: Any) -> int | None:
+    """A value as the key of a row: a whole number of 64 bits; None where it is something else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return None
+    return int(value) if -(2**63) <= value < 2**63 else None
 
 
 def _store(
@@ -334,40 +408,48 @@ def _store(
         yielded.result._dirty.clear()
         stored.append(yielded)
     if stored:
-        _forget((Failure, NoResult), target, [row[columns[0]] for _, row in rows])
+        places = ((_table_of(y.handed, target), row[columns[0]]) for y, row in rows)
+        _forget((Failure, NoResult), target, places)
     return stored
 
 
-def _forget(kinds: Iterable[Any], target: Target, keys: list[int]) -> None:
-    """Rows that have ended otherwise now: a row has one end."""
-    for model in kinds if keys else ():
-        if not _any_recorded(model, target):
+def _table_of(of: Handed | Refusal | None, target: Target) -> str:
+    """The table of a row: that of the target, where the row itself says nothing else."""
+    return (of.table if of is not None else None) or target.input_table
+
+
+def _forget(kinds: Iterable[Any], target: Target, rows: Iterable[tuple[str, int | None]]) -> None:
+    """Rows, by table and key, that have ended otherwise now: a row has one end."""
+    by_table: dict[str, list[int]] = {}
+    for table, key in rows:
+        if key is not None:
+            by_table.setdefault(table, []).append(key)
+    for model, (table, keys) in product(kinds, by_table.items()):
+        if not _any_recorded(model, target, table):
             continue
         model.delete().where(
             (model.task == target.task)
-            & (model.input_table == target.input_table)
+            & (model.input_table == table)
             & dialect().among(model.key, keys)
             & (model.v_astra_major_minor == version_number() // 1000)
         ).execute()
 
 
-def _any_recorded(model: Any, target: Target) -> bool:
-    query = model.select(model.pk).where(
-        (model.task == target.task) & (model.input_table == target.input_table)
-    )
+def _any_recorded(model: Any, target: Target, table: str) -> bool:
+    query = model.select(model.pk).where((model.task == target.task) & (model.input_table == table))
     return query.limit(1).scalar() is not None
 
 
 # -------------------------------------------------------------------- failures, no results
 
 
-def _common(target: Target, claim: Claim | None, key: int, modified: Any) -> dict[str, Any]:
+def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[str, Any]:
     return {
         "task": target.task,
-        "input_table": target.input_table,
-        "key": key,
+        "input_table": _table_of(row, target),
+        "key": row.key,
         "v_astra_major_minor": version_number() // 1000,
-        "input_modified": modified,
+        "input_modified": row.modified,
         "attempt_pk": claim.attempt.pk if claim else None,
         "plan_pk": target.plan_pk,
         "page": target.page,
@@ -377,16 +459,14 @@ def _common(target: Target, claim: Claim | None, key: int, modified: Any) -> dic
 _ONE_PER_ROW = ("task", "input_table", "key", "v_astra_major_minor")
 
 
-def _write_failures(
-    failures: list[Refusal], target: Target, claim: Claim | None, stored: set[int | None]
-) -> None:
+def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None) -> None:
     for failure in failures:
         if failure.key is None:
             log.error("%s: %s: %s", target.task, failure.exception, failure.message)
             continue
-        refused = failure.refused or failure.key in stored or _is_done(claim, failure.key)
+        refused = failure.refused or _is_done(claim, failure.key)
         values = {
-            **_common(target, claim, failure.key, failure.modified),
+            **_common(target, claim, failure),
             "exception": failure.exception,
             "message": failure.message,
             "place": failure.place,
@@ -399,8 +479,7 @@ def _write_failures(
             same = Failure.attempt_pk == claim.attempt.pk
             times = peewee.Case(None, ((same, Failure.times),), times)
         _upsert_row(Failure, values, {Failure.times: times})
-    ended = [f.key for f in failures if f.key is not None and not f.refused]
-    _forget((NoResult,), target, ended)
+    _forget((NoResult,), target, ((_table_of(f, target), f.key) for f in failures if not f.refused))
 
 
 def _is_done(claim: Claim | None, key: int) -> bool:
@@ -412,8 +491,8 @@ def _is_done(claim: Claim | None, key: int) -> bool:
 def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -> None:
     for handed in rows:
         if handed.key is not None:
-            _upsert_row(NoResult, _common(target, claim, handed.key, handed.modified), {})
-    _forget((Failure,), target, [handed.key for handed in rows if handed.key is not None])
+            _upsert_row(NoResult, _common(target, claim, handed), {})
+    _forget((Failure,), target, ((_table_of(handed, target), handed.key) for handed in rows))
 
 
 def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> None:

@@ -14,14 +14,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peewee
 
 from astra import log
-from astra.database import aside, dialect, in_transaction, retrying
+from astra.database import apart, aside, dialect, in_transaction, retrying
 from astra.errors import BrokenElement, DatabaseError, OutOfMemory
+from astra.models.pipeline import PipelineOutputModel
+from astra.models.source import Source
 from astra.results import (
     Checkpoint,
     Claim,
@@ -29,8 +31,10 @@ from astra.results import (
     Refusal,
     Target,
     Yielded,
+    as_key,
     key_of_result,
     refusal,
+    words_of,
     write,
 )
 
@@ -57,6 +61,10 @@ _WORLD = frozenset(
         errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO,
     }
 )  # fmt: skip
+
+
+class Terminated(SystemExit):
+    """SIGTERM came: the process ends, whatever the task makes of its exceptions."""
 
 
 class Stop:
@@ -264,12 +272,15 @@ class Run:
     def _take(self, generator: Iterator[Any]) -> Generator[Any, None, BaseException | None]:
         """Take results from the task, and pass on those that may be; what the task raised."""
         while True:
+            _Guard.check()
             self._give_word()
             try:
                 result = next(generator)
             except StopIteration:
                 self._spend(None)
                 return None
+            except Terminated:
+                raise
             except (Exception, SystemExit) as error:
                 if self.trouble is not None:
                     raise self.trouble from error
@@ -320,6 +331,8 @@ class Run:
                 # Not the task's doing, though it comes out through the task.
                 self.trouble = error
                 raise
+            if not isinstance(row, Handed) and not self.began and not self.open:
+                self._look_at_first(row)
             handed = row if isinstance(row, Handed) else self._handed(row)
             given = handed.row
             self.open[id(handed)] = handed
@@ -335,8 +348,14 @@ class Run:
 
     def _handed(self, row: Any) -> Handed:
         data = getattr(row, "__data__", None) or {}
-        key = data.get("pk" if self.target.on_source else "spectrum_pk")
-        return Handed(getattr(key, "pk", key), row, data.get("modified"), self.read_at)
+        key = as_key(data.get("pk" if self.target.on_source else "spectrum_pk"))
+        table = getattr(getattr(row, "_meta", None), "table_name", None)
+        return Handed(key, row, data.get("modified"), self.read_at, table=table)
+
+    def _look_at_first(self, row: Any) -> None:
+        """Rows of a generator say only themselves whether they are sources or spectra."""
+        if isinstance(row, peewee.Model):
+            self.target = replace(self.target, on_source=isinstance(row, Source))
 
     #: The database's time at which rows that are handed over as they are were read.
     read_at: Any = None
@@ -363,11 +382,8 @@ class Run:
         """The result with the row that it is for, which has ended with it, and its times."""
         spent_s = time.perf_counter() - self.mark
         self.t_task_s += spent_s
-        key = key_of_result(result, self.target.on_source)
-        handed = self.by_key.pop(key, None) if key is not None else None
-        if handed is None:
-            handed = self.current if key is None else None
-        if handed is not None:
+        handed, again = self._row_of(result)
+        if handed is not None and not again:
             self.open.pop(id(handed), None)
             self.board.end(handed.key)
             spent_s += handed.t_spent_s
@@ -375,11 +391,25 @@ class Run:
             handed.row = None
         self.n_results += 1
         self.tally.n_ended += 1
-        data = getattr(result, "__data__", None)
-        if data is not None and "t_elapsed" in result._meta.fields:
+        if isinstance(result, PipelineOutputModel):
             result.t_elapsed = spent_s
             result.t_overhead = self.t_overhead_s / max(self.n_rows or 0, self.n_results)
-        return Yielded(result, handed)
+        return Yielded(result, handed, again)
+
+    def _row_of(self, result: Any) -> tuple[Handed | None, bool]:
+        """The row that a result is for, and whether that row has ended before.
+
+        A result that bears no key of a row in hand is for the row that was handed over last.
+        """
+        key, last = key_of_result(result, self.target.on_source), self.current
+        if key is not None and key in self.by_key:
+            return self.by_key.pop(key), False
+        if last is not None and (key is None or key == last.key):
+            return last, id(last) not in self.open
+        if last is not None and last.key is None and id(last) in self.open:
+            return last, False
+        # It is of a row that ended, or that was never handed over: nothing is known of it.
+        return (Handed(key, None, None, self.read_at) if self.claim is None else None), False
 
     def _settle(self) -> None:
         """The task has ended in order: it yielded nothing for the rows that are still open."""
@@ -403,16 +433,16 @@ class Run:
 
     def _blame(self, error: BaseException, halve: bool) -> None:
         """Find the row that an exception belongs to, and record it; the others go on."""
-        log.error("%s raised: %s", self.target.task, error, exc_info=error)
+        said = f"{type(error).__name__}: {words_of(error)}"
+        log.error("%s raised %s", self.target.task, said, exc_info=_told(error))
         group = list(self.open.values())
         if not self.began:
             raise BrokenElement(
-                f"{self.target.task} raised before it asked for a row: "
-                f"{type(error).__name__}: {error}"
+                f"{self.target.task} raised before it asked for a row: {said}"
             ) from error
         if not group:
             # Every row in hand has its result: nothing is lost by what came after it.
-            self.note = f"{type(error).__name__} after a result: {error}"
+            self.note = f"{type(error).__name__} after a result: {words_of(error)}"
         elif len(group) == 1:
             self._fail(group[0], error)
         elif halve:
@@ -438,7 +468,7 @@ class Run:
         """
         if not self._is_outer(error):
             return
-        said = f"{type(error).__name__}: {error}"
+        said = f"{type(error).__name__}: {words_of(error)}"
         if isinstance(error, MemoryError):
             raise OutOfMemory(f"{self.target.task} ran out of memory ({said})") from error
         raise BrokenElement(
@@ -451,7 +481,7 @@ class Run:
         self.tally.n_ended += 1
         self.tally.n_failed += 1
         with self.mutex:
-            self.waiting.failures.append(refusal(error, handed.key, handed.modified))
+            self.waiting.failures.append(refusal(error, handed))
             self.since = self.since or time.monotonic()
         try:
             self.tally.check(self.target.task)
@@ -597,7 +627,11 @@ class Run:
             began = time.perf_counter()
             ends = self.stop.wanted if self.behind else None if patiently else self.over
             try:
-                written = retrying(lambda: write(checkpoint, self.target, self.claim), waiting=ends)
+                written = apart(
+                    lambda: retrying(
+                        lambda: write(checkpoint, self.target, self.claim), waiting=ends
+                    )
+                )
             except BaseException:
                 with self.room:
                     self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
@@ -628,7 +662,8 @@ class Run:
         for model, keys in wrong.items():
             clause = dialect().among(model.task_pk, keys)
             if self.claim is None:
-                retrying(model.update(t_overhead=share_s).where(clause).execute)
+                work = model.update(t_overhead=share_s).where(clause).execute
+                apart(lambda work=work: retrying(work))  # type: ignore[misc]
                 continue
             clause &= model.attempt_pk == self.claim.attempt.pk
             work = model.update(t_overhead=share_s).where(clause).execute
@@ -639,6 +674,15 @@ class Run:
                 log.warning("t_overhead could not be corrected: %s", error)
 
 
+def _told(error: BaseException) -> BaseException | None:
+    """An exception as the log can show it: one without a text would end the logging itself."""
+    try:
+        str(error)
+    except Exception:
+        return None
+    return error
+
+
 class _Guard:
     """Runs under way in this process: a SIGTERM that nobody handles, or the end of the
     interpreter, finds their results written."""
@@ -646,11 +690,12 @@ class _Guard:
     runs: list[Run] = []
     previous: Any = None
     pid = 0  # of the process that entered: a fork of it has nothing to write
+    told = 0  # the signal that came
 
     @classmethod
     def enter(cls, run: Run) -> None:
         if not cls.runs:
-            cls.pid = os.getpid()
+            cls.pid, cls.told = os.getpid(), 0
             atexit.register(cls.flush)
             if (
                 threading.current_thread() is threading.main_thread()
@@ -679,7 +724,14 @@ class _Guard:
     def on_sigterm(cls, number: int, frame: object) -> None:
         # Raised where the program stands; the runs' own ends, or the end of the interpreter,
         # write what waits.
-        raise SystemExit(128 + number)
+        cls.told = number
+        raise Terminated(128 + number)
+
+    @classmethod
+    def check(cls) -> None:
+        """End a run whose task has caught the end of its process."""
+        if cls.told:
+            raise Terminated(128 + cls.told)
 
 
 def _forget_runs() -> None:

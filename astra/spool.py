@@ -101,7 +101,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
                     **_handed(yielded.handed),
                 }
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             log.warning("row %s is not spooled: %s", yielded.handed.key, error)
     for failure in checkpoint.failures:
         if failure.key is not None:

@@ -6,13 +6,14 @@ Results that it yields are batched, written to the database at checkpoints, and 
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 import peewee
 
-from astra.database import dialect, retrying
+from astra.database import dialect, in_transaction, read_aside, retrying
 from astra.errors import TaskError, nearest
 from astra.models.source import Source
 from astra.resolve import (
@@ -132,9 +133,15 @@ def check_keywords(keywords: dict[str, Any]) -> None:
 
 
 def bind_call(
-    call: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+    call: Any,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Settings, inspect.BoundArguments]:
     """The settings of a call and the arguments that the function itself is given.
+
+    The order, strongest first: what the call gives, by place or by name; the decorator; a default
+    in the function's own signature; `defaults`, which stand for the built-in ones.
 
     Raises
     ------
@@ -142,20 +149,34 @@ def bind_call(
         If the function does not take an argument; before any row is computed.
     """
     declared: Declared = call.__astra__
-    given = {name: named.pop(name) for name in _KEYWORDS if name in named}
-    own_defaults = _defaults_of(declared)
-    resolved = {**own_defaults, **declared.keywords, **given}
+    signature = inspect.signature(declared.function)
+    placed = _own_by_place(declared, signature, arguments)
+    given = {name: value for name, value in named.items() if name in _KEYWORDS}
+    resolved = {**defaults, **_defaults_of(declared), **declared.keywords, **given, **placed}
     check_keywords(resolved)
     settings = Settings(**resolved)
-    named |= {name: getattr(settings, name) for name in declared.own}
-    signature = inspect.signature(declared.function)
+    passed = {name: value for name, value in named.items() if name not in given}
+    for name in declared.own:
+        if name in given or name not in placed:  # by name and by place: refused by bind()
+            passed[name] = getattr(settings, name)
     try:
-        return settings, signature.bind(*arguments, **named)
+        return settings, signature.bind(*arguments, **passed)
     except TypeError as error:
         known = [*signature.parameters, *_KEYWORDS]
-        wrong = [name for name in named if name not in known]
+        wrong = [name for name in passed if name not in known]
         hint = nearest(wrong[0], known) if wrong else signature_of(declared.function)
         raise TaskError(f"{task_name(call)}: {error}. {hint}") from error
+
+
+def _own_by_place(
+    declared: Declared, signature: inspect.Signature, arguments: tuple[Any, ...]
+) -> dict[str, Any]:
+    """Keywords of @task that the function has as parameters, and that are given by place."""
+    try:
+        found = signature.bind_partial(*arguments).arguments
+    except TypeError:  # too many: said when all are bound
+        return {}
+    return {name: found[name] for name in declared.own if name in found}
 
 
 def _defaults_of(declared: Declared) -> dict[str, Any]:
@@ -206,9 +227,10 @@ def _closing(results: Iterator[Any]) -> Iterator[Any]:
 def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
     if isinstance(rows, peewee.BaseQuery):
         rows = rows.clone()  # one that was executed before would give its old rows
-        if settings.write_to_database and dialect().name == "sqlite":
-            # SQLite reads on while this connection writes: what it would see is not defined.
-            return iter(list(rows))
+        if dialect().name == "sqlite" and settings.write_to_database:
+            # What a cursor of SQLite's sees is not defined while its connection writes.
+            own = dialect().url.endswith(":memory:") or in_transaction()
+            return iter(list(rows)) if own else read_aside(rows)
         return rows.iterator()
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")

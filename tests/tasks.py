@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from peewee import FloatField, IntegerField, SmallIntegerField, TextField
 
@@ -55,6 +56,39 @@ def collect(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Meas
         raise ValueError("one of them")
     for row in rows:
         yield Measured.from_spectrum(row, value=1.0)
+
+
+@task
+def keyed(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """One of its results bears a key that no row can have."""
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        yield Measured(spectrum_pk=2**70 if key == bad else key, value=1.0)
+
+
+@task
+def echo(
+    spectra: Iterable[BossVisitSpectrum],
+    path: Path = Path("."),
+    pair: tuple[int, str] = (0, ""),
+    some: frozenset[int] = frozenset(),
+    either: int | str = 0,
+    **more: float,
+) -> Iterable[Measured]:
+    """Its arguments, as they came."""
+    for spectrum in spectra:
+        text = repr([path, pair, some, either, more])
+        yield Measured.from_spectrum(spectrum, value=1.0, text=text)
+
+
+@task(write_frequency=9.0)
+def own_batches(
+    spectra: Iterable[BossVisitSpectrum], write_frequency: float, batch_size: int = 2
+) -> Iterable[Measured]:
+    """What it was told of two keywords that are its own parameters, too."""
+    for spectrum in spectra:
+        text = f"{batch_size} {write_frequency}"
+        yield Measured.from_spectrum(spectrum, value=1.0, text=text)
 
 
 @task(group_by=("source_pk",))

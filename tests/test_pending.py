@@ -6,6 +6,7 @@ from typing import Optional, Union
 
 import numpy as np
 import pytest
+from peewee import SQL
 
 from astra import generate_queries_for_task, task
 from astra.errors import TaskError
@@ -71,7 +72,7 @@ def test_a_change_during_processing_is_seen_whatever_the_clocks_say(url):
 
 def test_order_is_total(url):
     fill(20)
-    at = datetime(2026, 1, 1, tzinfo=UTC)
+    at = datetime(2100, 1, 1, tzinfo=UTC)
     BossVisitSpectrum.update(modified=at).execute()
     BossVisitSpectrum.update(modified=at + timedelta(days=1)).where(
         BossVisitSpectrum.pk == 4
@@ -201,3 +202,21 @@ def test_unusable_annotations_show_the_signature():
             input_models(function)
     with pytest.raises(TaskError, match="Iterable"):
         output_model(no_output)
+
+
+def test_a_row_that_was_loaded_before_and_saved_after_a_change_hides_none(url):
+    fill(1)
+    loaded = BossVisitSpectrum.get()
+    list(measure([loaded]))
+    BossVisitSpectrum.update(snr=5.0).execute()
+    changed = BossVisitSpectrum.get().modified
+    loaded.snr = 99.0
+    loaded.save()
+    assert BossVisitSpectrum.get().modified > changed
+    assert query_of().count() == 1
+    for text in (changed.isoformat(), "2020-01-02T03:04:05", "2020-01-02 03:04:05.000001"):
+        before = BossVisitSpectrum.get().modified
+        BossVisitSpectrum.update(modified=SQL("'" + text + "'")).execute()
+        assert BossVisitSpectrum.get().modified > before
+    BossVisitSpectrum.update(modified="2100-01-02 03:04:05").execute()
+    assert BossVisitSpectrum.get().modified.year == 2100

@@ -1,0 +1,107 @@
+"""Values that PostgreSQL refuses and SQLite would take: looked at before SQLite gets them.
+
+A task that is tried on SQLite fails there on the rows on which it would fail on PostgreSQL.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from peewee import Field
+
+_BITS = {"SMALLINT": 16, "INT": 32, "AUTO": 32, "BIGINT": 64, "BIGAUTO": 64}
+
+
+def check(field: Field, value: Any) -> None:
+    """Refuse a value, in database form, that is not of its column's type.
+
+    Raises
+    ------
+    ValueError
+        If it is not; TypeError and OverflowError too.
+    """
+    kind = field.field_type
+    if kind in _BITS:
+        _whole(value, kind)
+    elif (checked := _CHECKS.get(kind)) is not None:
+        checked(field, value)
+
+
+def _whole(value: Any, kind: str) -> None:
+    if not isinstance(value, int | np.integer):
+        raise ValueError(f"{value!r} is no whole number")
+    half = 1 << (_BITS[kind] - 1)
+    if not -half <= value < half:
+        raise ValueError(f"{value} is out of range of {_BITS[kind]} bits")
+
+
+def _real(field: Field, value: Any) -> None:
+    if not isinstance(value, int | float | np.number):
+        raise ValueError(f"{value!r} is no number")
+    if math.isnan(value):
+        raise ValueError("SQLite has no NaN, and would store NULL; yield None, or use PostgreSQL")
+    if field.field_type == "FLOAT" and math.isfinite(value):
+        packed = struct.unpack("<f", struct.pack("<f", value))[0]  # OverflowError where it is large
+        if value and not packed:
+            raise ValueError(f"{value!r} is out of range of 32 bits")
+
+
+def _text(field: Field, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    if "\0" in value:
+        raise ValueError("a text with NUL")
+    value.encode()
+    limit = getattr(field, "max_length", None)
+    if limit and len(value.rstrip(" ")) > limit:
+        raise ValueError(f"the text has {len(value)} characters, of at most {limit}")
+
+
+def _bytes(field: Field, value: Any) -> None:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError(f"{type(value).__name__} is no bytes")
+
+
+def _moment(kind: Any) -> Callable[[Field, Any], None]:
+    def checked(field: Field, value: Any) -> None:
+        if isinstance(value, str):
+            kind.fromisoformat(value)
+        elif not isinstance(value, kind):
+            raise ValueError(f"{value!r} is no {kind.__name__}")
+
+    return checked
+
+
+def _uuid(field: Field, value: Any) -> None:
+    UUID(value) if isinstance(value, str) else _bytes(field, value)
+
+
+def _decimal(field: Any, value: Any) -> None:
+    number = value if isinstance(value, Decimal) else Decimal(str(value))
+    if number.is_finite() and abs(number) >= Decimal(10) ** (
+        field.max_digits - field.decimal_places
+    ):
+        raise ValueError(f"{value} is out of range of {field.max_digits} digits")
+
+
+def _json(field: Field, value: Any) -> None:
+    def refuse(word: str) -> None:
+        raise ValueError(f"JSON has no {word}")
+
+    if isinstance(value, str):
+        json.loads(value, parse_constant=refuse)
+
+
+_CHECKS: dict[str, Callable[[Any, Any], None]] = {
+    "FLOAT": _real, "DOUBLE": _real, "DECIMAL": _decimal,
+    "TEXT": _text, "VARCHAR": _text, "CHAR": _text,
+    "BLOB": _bytes, "UUID": _uuid, "UUIDB": _uuid, "JSON": _json,
+    "DATE": _moment(date), "TIME": _moment(time), "DATETIME": _moment(datetime),
+    "MOMENT": _moment(datetime),
+}  # fmt: skip
