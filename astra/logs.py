@@ -5,7 +5,7 @@ from pathlib import Path
 
 from astra.database import connection
 from astra.errors import UsageError
-from astra.models.orchestration import Attempt, Page, Submission
+from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import get_plan
 
 
@@ -14,7 +14,7 @@ class Log:
     """Where one attempt of a page printed to."""
 
     page: int
-    attempt: int
+    attempt: int  # from 1; 0 where the element ended before it claimed the page
     state: str
     job: str | None
     host: str
@@ -44,10 +44,27 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
                 raise UsageError(f"plan {plan} has pages 1 to {frozen.n_pages}, not {page}")
             query = query.where(Page.number == page)
         found = [_log(attempt) for attempt in query]
+        if page is not None and (unclaimed := _unclaimed(frozen, page)):
+            found.append(unclaimed)
     if not found:
         which = f"page {page} of plan {plan}" if page else f"plan {plan}"
         raise UsageError(f"no element has begun {which} yet: astra status {plan}")
     return found
+
+
+def _unclaimed(plan: Plan, number: int) -> Log | None:
+    """The log of an element that has begun, and ended before it claimed its page."""
+    page = Page.get((Page.plan == plan.pk) & (Page.number == number))
+    submission = Submission.get_or_none(Submission.pk == page.submission_pk)
+    claimed = Attempt.select().where(
+        (Attempt.page == page.pk) & (Attempt.submission_pk == page.submission_pk)
+    )
+    if submission is None or submission.log_folder is None or claimed.exists():
+        return None
+    element = (number - 1) // submission.pages_per_element + 1
+    job = f"{submission.job_id}_{element - submission.offset}"
+    path = Path(submission.log_folder) / f"{job}.log"
+    return Log(number, 0, "unclaimed", job, "", str(path)) if path.is_file() else None
 
 
 def _log(attempt: Attempt) -> Log:

@@ -207,11 +207,12 @@ def _pages(pages: list[Any]) -> None:
     for p in pages:
         exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
         last = f"{p.seen:%Y-%m-%d %H:%M:%S}" if p.seen else ""
+        slurm = f"{p.slurm_state} ({p.reason})" if p.reason and p.slurm_state else p.slurm_state
         if p.overdue:
             last += " (overdue)"
         made.add_row(
             str(p.page), coloured(p.state.value), f"{p.rows:,}", f"{p.pending:,}", p.job or "",
-            p.node or "", p.slurm_state or "", exit_code,
+            p.node or "", escape(slurm or ""), exit_code,
             escape(hide(f"{last} {p.message or ''}".strip())),
         )  # fmt: skip
     console.print(made)

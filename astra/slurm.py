@@ -278,7 +278,9 @@ def _elements(ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | 
         parts = [_sacct(part, cluster, env) for part in _chunks(ids)]
     except SlurmError as error:
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
-        return Answer(queued, accounting=False, notes=(note,))
+        silent = frozenset(ids) - {job_id for job_id, _ in queued}
+        unsure = frozenset(job_id for job_id in silent if not _is_gone(job_id, cluster, env))
+        return Answer(queued, accounting=False, unsettled=unsure, notes=(note,))
     booked = {key: e for part in parts for key, e in part.items()}
     known = {job_id for job_id, _ in queued}
     lagging = {
@@ -296,6 +298,17 @@ def _elements(ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | 
         except SlurmError as error:
             return Answer(queued, queue=False, notes=(f"squeue gave no second answer: {error}",))
     return settle(queued, booked)
+
+
+def _is_gone(job_id: int, cluster: str | None, env: Mapping[str, str] | None) -> bool:
+    """Whether Slurm itself says that it has no such job: an empty squeue alone is no proof."""
+    try:
+        run(["scontrol", *_on(cluster), "show", "job", str(job_id)], env=env)
+    except _Failed as failed:
+        return "Invalid job id specified" in failed.words
+    except SlurmError:
+        pass
+    return False
 
 
 def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -37,6 +37,7 @@ class PageStatus:
     slurm_state: str | None = None
     exit_code: int | None = None
     signal: int | None = None
+    reason: str | None = None  # why Slurm lets it wait, or ended it
     attempts: int = 0
     seen: datetime | None = None
     overdue: bool = False
@@ -156,6 +157,7 @@ def _page_status(
         execution.state.value if execution and execution.state else None,
         execution.exit_code if execution else None,
         execution.signal if execution else None,
+        execution.reason if execution else None,
         attempt.number if attempt else 0,
         attempt.seen if attempt else None,
         overdue and state is PageState.RUNNING,
@@ -202,7 +204,8 @@ def _slurm_page_state(
     """What a page that is not whole is, from Slurm's word and the attempt's own."""
     silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
     state = execution.state if execution else None
-    if state is None and answer is not None and answer.queue and not answer.accounting:
+    sure = answer is not None and answer.queue and submission.job_id not in answer.unsettled
+    if state is None and sure and not answer.accounting:
         # Without accounting squeue has the only word, and it does not know the element.
         state = SlurmState.ABSENT
     if state is None:
@@ -231,7 +234,7 @@ def _said(attempt: Attempt | None) -> PageState | None:
     }.get(attempt.state)
 
 
-_SHOWN = {"no_result": "no result"}
+_UNSAID = (PageState.LOST, PageState.INCOMPLETE)
 
 
 def _summary(plan: Plan, pages: list[PageStatus], notes: list[str]) -> PlanStatus:
@@ -273,11 +276,25 @@ def plan_state(pages: list[PageStatus], cancelled: bool = False) -> PlanState:
     if states <= {PageState.DONE}:
         return PlanState.WHOLE
     stuck = states - ALIVE - {PageState.DONE, PageState.CANCELLED}
-    if stuck or PageState.UNKNOWN in states:
+    if stuck or PageState.UNKNOWN in states or any(map(never_starts, pages)):
         return PlanState.ATTENTION
     if states & ALIVE:
         return PlanState.RUNNING
     return PlanState.CANCELLED if cancelled else PlanState.ATTENTION
+
+
+#: Slurm's reasons that no time mends: somebody has to change the job, or let it go.
+_NEVER = frozenset(
+    """AccountNotAllowed AssocMaxWallDurationPerJobLimit BadConstraints DependencyNeverSatisfied
+    InvalidAccount InvalidQOS JobHeldAdmin JobHeldUser PartitionDown PartitionInactive
+    PartitionNodeLimit PartitionTimeLimit QOSMaxWallDurationPerJobLimit QOSNotAllowed
+    launch_failed_requeued_held""".split()
+)
+
+
+def never_starts(page: PageStatus) -> bool:
+    """Whether a page waits for something that does not come by itself."""
+    return page.state is PageState.WAITING and str(page.reason).replace(" ", "_") in _NEVER
 
 
 def _advice(plan: Plan, pages: list[PageStatus], rows: Mapping[str, int]) -> list[str]:
@@ -297,7 +314,21 @@ def _advice(plan: Plan, pages: list[PageStatus], rows: Mapping[str, int]) -> lis
     if PageState.BROKEN in states:
         broken = next(p.page for p in pages if p.state is PageState.BROKEN)
         advice.append(f"astra logs {plan.pk} {broken}   why; mend it, then astra resume {plan.pk}")
-    if PageState.UNKNOWN in states:
+    died = next((p for p in pages if p.state in _UNSAID and p.exit_code), None)
+    if died is not None:
+        advice.append(f"astra logs {plan.pk} {died.page}   what it said (exit {died.exit_code})")
+    held = next((p for p in pages if never_starts(p)), None)
+    if held is not None:
+        advice.append(
+            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): mend that "
+            f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
+        )
+    unknown = [p for p in pages if p.state is PageState.UNKNOWN]
+    if any(p.job is None for p in unknown):
+        advice.append(
+            f"astra resume {plan.pk}   finds out whether the array of an unanswered sbatch exists"
+        )
+    if any(p.job is not None for p in unknown):
         advice.append(f"astra status {plan.pk}   again, when Slurm answers")
     if rows.get("failed"):
         advice.append(f"astra failures {plan.pk}   which rows, and why")

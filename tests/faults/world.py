@@ -121,8 +121,17 @@ class World:
         if self.cluster is not None:
             kept["SLURM_CONF"] = str(self.cluster.conf)
         elif self.scenario.elsewhere:
-            kept["SLURMD_NODENAME"] = f"node{self.n_rounds}"
+            kept["PRETENDED_HOST"] = f"node{self.n_rounds}"
+            kept["PYTHONPATH"] = f"{self._pretence()}:{ROOT}"
         return kept
+
+    def _pretence(self) -> Path:
+        """A folder that makes Python take another name for this machine's."""
+        folder = self.folder / "elsewhere"
+        folder.mkdir(exist_ok=True)
+        told = "import os, socket\nsocket.gethostname = lambda: os.environ['PRETENDED_HOST']\n"
+        (folder / "sitecustomize.py").write_text(told)
+        return folder
 
     def start(self, *words: object) -> "subprocess.Popen[bytes]":
         """One of astra's commands, with its output in the log."""
