@@ -9,7 +9,7 @@ import pytest
 
 from astra import spool
 from astra.compose import run_here
-from astra.element import claim_page, here
+from astra.element import Where, claim_page, here
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Submission
 from astra.plan import create_plan, get_plan
@@ -17,6 +17,11 @@ from astra.results import Checkpoint, Handed, Yielded
 from astra.verify import verify
 from tests.conftest import ROOT
 from tests.tasks import Measured, fill, measure
+
+
+def somewhere() -> Where:
+    """Where an element of another machine runs."""
+    return Where(host="elsewhere", pid=1, pid_began="gone")
 
 
 def spooled(n: int = 20, limit: int = 10) -> int:
