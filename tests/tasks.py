@@ -1,6 +1,7 @@
 """Tasks for the tests, which elements in other processes import as ``tests.tasks``."""
 
 import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -120,3 +121,19 @@ def fill(n: int, model: type = BossVisitSpectrum, sources: int = 5) -> None:
                 for i in range(start, min(n, start + 1000))
             ).execute()
     database.close()
+
+
+@task
+def poisoned(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Of each 1,000 rows: two raise, one or none kills its process, hangs, or eats memory."""
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        if key % 500 == 7:
+            raise ValueError(f"row {key} is bad")
+        if key % 4000 == 11:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if key % 10_000 == 13:
+            time.sleep(3600)
+        if key % 20_000 == 17:
+            bytearray(1 << 60)
+        yield Measured.from_spectrum(spectrum, value=key * 0.5)
