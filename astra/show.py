@@ -252,7 +252,7 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
     for row in rows:
         made.add_row(
             str(row.key), str(row.page or ""), escape(row.exception), str(row.times),
-            escape(hide(_first_line(row.message))[:100]),
+            escape(hide(_first_line(f"{row.since or ''} {row.message}".strip()))[:100]),
         )  # fmt: skip
     console.print(made)
     if with_traceback:

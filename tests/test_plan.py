@@ -205,3 +205,21 @@ def test_time_limits(limit, seconds):
 def test_a_warning_that_would_come_at_once_is_left_out(tmp_path):
     assert choose_profile(None, None).options["signal"] == "B:USR1@120"
     assert not choose_profile(None, {"time": "00:04:00"}).options.get("signal")
+
+
+def test_failures_are_as_many_as_the_status_says(url):
+    fill(20)
+    first = plan_of(limit=20, arguments={"raise_every": "5"})
+    run_here(first.plan)
+    # Two of the four fail again, two have a result now.
+    second = plan_of(limit=20, arguments={"raise_every": "10"}, again=True)
+    run_here(second.plan)
+    assert status(first.plan).rows["failed"] == len(failures(first.plan)) == 4
+    assert {f.key: f.since for f in failures(first.plan)} == {
+        10: f"failed again in plan {second.plan}",
+        20: f"failed again in plan {second.plan}",
+        5: "ended otherwise since: it has a result now, or none",
+        15: "ended otherwise since: it has a result now, or none",
+    }
+    assert {f.key: f.since for f in failures(second.plan)} == {10: None, 20: None}
+    assert CliRunner().invoke(main, ["failures", str(first.plan)]).exit_code == 0
