@@ -103,19 +103,33 @@ def _is_file(url: str) -> bool:
 
 
 def sqlite_path(url: str) -> str:
-    """The file that a ``sqlite:`` URL names; ``:memory:`` where it names none.
+    """The file that a ``sqlite:`` URL names, or ``:memory:``.
 
     >>> sqlite_path("sqlite:///data/a%20b.db"), sqlite_path("sqlite:////abs/x.db")
     ('data/a b.db', '/abs/x.db')
+
+    Raises
+    ------
+    ConfigError
+        If it is not written with three slashes, names no file, or has options.
     """
-    path = unquote(urlsplit(url).path)
-    return path[1:] if path not in ("", "/") else ":memory:"
+    if url == "sqlite://:memory:":
+        return ":memory:"
+    path, mark, _ = url.removeprefix("sqlite:///").partition("?")
+    if not url.startswith("sqlite:///") or not path.strip("/") or mark:
+        raise ConfigError(
+            f"the database URL {config.hide(url)!r} is not understood: write sqlite:///file.db "
+            "for a file in the current folder, sqlite:////folder/file.db for any other; options "
+            "after a ? are not taken (one in the name is %3F)"
+        )
+    return unquote(path)
 
 
 def _open(url: str, connect_timeout_s: int) -> peewee.Database:
     scheme = url.split(":", 1)[0]
     if scheme in ("postgresql", "postgres"):
         config.check_quoting(url)
+        _check_postgresql(url)
         return dialects.PostgreSQL(_libpq_url(url), connect_timeout_s).database
     if scheme == "sqlite":
         return dialects.SQLite(sqlite_path(url)).database
@@ -123,6 +137,21 @@ def _open(url: str, connect_timeout_s: int) -> peewee.Database:
         f"the database URL {config.hide_password(url)!r} begins with {scheme!r}; write "
         "postgresql://user@host:port/database or sqlite:///file"
     )
+
+
+def _check_postgresql(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        if "," not in parts.netloc:  # libpq takes several hosts, each with its port
+            _ = parts.port
+        good = url.startswith(f"{parts.scheme}://")
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(
+            f"the database URL {config.hide(url)!r} is malformed: write "
+            "postgresql://user@host:port/database, an IPv6 address in brackets, a port in digits"
+        )
 
 
 def _libpq_url(url: str) -> str:
@@ -167,6 +196,12 @@ def connection() -> Iterator[None]:
             f"libpq cannot read the database URL {config.hide(url())!r}; write "
             "postgresql://user@host:port/database"
         ) from None
+    except peewee.DatabaseError as error:
+        drop_connection()
+        raise DatabaseError(
+            f"{config.hide(url())} cannot be used: {dialect().message(error)}; name another in "
+            "ASTRA_DATABASE_URL, or [database] url"
+        ) from error
     try:
         with _denied():
             yield
@@ -180,10 +215,12 @@ def _denied() -> Iterator[None]:
     """What the role may not do, said in words that help."""
     try:
         yield
-    except peewee.ProgrammingError as error:
+    except (peewee.ProgrammingError, peewee.OperationalError) as error:
         denied = dialect().denied(error)
         if denied is None:
             raise
+        if denied.kind is None and dialect().name == "sqlite":
+            raise NotAllowed(f"{denied.role} {denied.what}: {config.hide(url())}") from error
         what = f"the role {denied.role!r} {denied.what} of the database {config.hide(url())}"
         raise NotAllowed(
             f"{what}; whoever made the tables gives it what it needs: astra initdb --grant "
@@ -199,7 +236,7 @@ class _Unreachable(DatabaseError):
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         super().__init__(
             f"no connection to the database {config.hide_password(url())}: {first}; "
-            "check that the server runs and ASTRA_DATABASE_URL, or [database] url"
+            f"{dialect().advice(first)}"
         )
 
 

@@ -163,6 +163,18 @@ class PostgreSQL(_Common):
             )
         return code.startswith(_TRANSIENT)
 
+    def advice(self, message: str) -> str:
+        """What to look at when the server gave no connection."""
+        where = "ASTRA_DATABASE_URL, or [database] url"
+        if "does not exist" in message and "database" in message:
+            return f"make it (createdb), or name another in {where}"
+        if _is_refused_login(message):
+            return (
+                f"the server runs, and refused the login: check the user in {where}, and the "
+                "password (~/.pgpass)"
+            )
+        return f"check that the server runs and {where}"
+
     def is_lock(self, error: BaseException) -> bool:
         """Whether another only holds a lock, and the connection is whole."""
         return False  # the server waits for locks by itself
@@ -223,6 +235,31 @@ class PostgreSQL(_Common):
         with self.database.atomic():
             self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield
+
+    def columns(self, model: Any) -> set[str]:
+        """The names of a table's columns; none where there is no such table."""
+        rows = self.run(
+            """SELECT attname FROM pg_attribute
+               WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
+            (self.table(model),),
+        )
+        return {name for (name,) in rows.fetchall()}
+
+    def other_owner(self, model: Any) -> str | None:
+        """The role that a table belongs to, where it is not ours."""
+        found = self.run(
+            """SELECT pg_get_userbyid(relowner) FROM pg_class
+               WHERE oid = to_regclass(%s) AND NOT pg_has_role(relowner, 'USAGE')""",
+            (self.table(model),),
+        ).fetchone()
+        return found[0] if found else None
+
+    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
+        """A column that rows which are there get this value for."""
+        with self.database.connection().cursor() as cursor:
+            literal = cursor.mogrify("%s", (default,)).decode()
+        self._types.pop(self.table(model), None)
+        self.run(_add_column(self, model, field, default, literal.replace("%", "%%")))
 
     def create_schema(self, schema: str) -> None:
         exists = self.run("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
@@ -479,6 +516,15 @@ def _quoted(text: str) -> str:
     return '"' + text.translate(_ARRAY_ESCAPES) + '"'
 
 
+def _add_column(
+    dialect: _Common, model: Any, field: peewee.Field, default: Any, literal: str
+) -> str:
+    context = model._schema._create_context()
+    sql, _ = context.sql(field.ddl(context)).query()
+    value = f" DEFAULT {literal}" if default is not None else ""
+    return f"ALTER TABLE {dialect.table(model)} ADD COLUMN {sql}{value}"
+
+
 def _on_conflict(dialect: _Common, batch: Batch, every: set[str], now_sql: str) -> str:
     kept = {*batch.conflict, batch.returning[1], "created", "modified", "v_astra_major_minor"}
     changed = [dialect.quote(name) for name in sorted(every - kept)]
@@ -520,6 +566,13 @@ class SQLite(_Common):
             "locked" in text or "busy" in text or "disk I/O" in text or "is full" in text
         )
 
+    def advice(self, message: str) -> str:
+        """What to look at when the file cannot be opened."""
+        return (
+            "check that its folder is there, that it is a file that you may read and write, and "
+            "ASTRA_DATABASE_URL, or [database] url"
+        )
+
     def is_lock(self, error: BaseException) -> bool:
         return isinstance(error, peewee.OperationalError) and "locked" in str(error)
 
@@ -535,8 +588,10 @@ class SQLite(_Common):
         return str(error).strip()
 
     def denied(self, error: BaseException) -> Denied | None:
-        """SQLite has no roles."""
-        return None
+        """SQLite has no roles, only files that may not be written."""
+        if "readonly" not in str(error):
+            return None
+        return Denied("you", "may not write this file, or its folder, where its log stands", None)
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """A value in database form; refused is what PostgreSQL would, since any column of SQLite
@@ -687,6 +742,22 @@ class SQLite(_Common):
         """A transaction that reads, and sees one state of the database throughout."""
         with self.database.atomic():
             yield
+
+    def columns(self, model: Any) -> set[str]:
+        """The names of a table's columns; none where there is no such table."""
+        rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (model._meta.table_name,))
+        return {name for (name,) in rows.fetchall()}
+
+    def other_owner(self, model: Any) -> str | None:
+        """SQLite has no roles."""
+        return None
+
+    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
+        """A column that rows which are there get this value for."""
+        value = None if default is None else self.checked(field, default)
+        (literal,) = self.run("SELECT quote(?)", (value,)).fetchone()
+        self._columns.pop(self.table(model), None)
+        self.run(_add_column(self, model, field, default, literal))
 
     def create_schema(self, schema: str) -> None:
         """SQLite has no schemas."""

@@ -77,7 +77,8 @@ def pending_rows(
     """The pending rows of one input model, in their order."""
     query = rows_with_source(model)
     if sdss_ids is not None:
-        query = query.where(dialect().among(Source.sdss_id, sdss_ids))
+        source = model if issubclass(model, Source) else Source
+        query = query.where(dialect().among(source.sdss_id, sdss_ids))
     if group_by:
         query = query.where(~_has_later_in_group(model, group_by))
     return query.where(~has_result(model, output)).order_by(*most_recent_first(model))
@@ -150,12 +151,16 @@ def checked_ids(sdss_ids: Iterable[int]) -> list[int]:
     TaskError
         If the iterable is a text, or holds anything but whole numbers of 64 bits.
     """
-    if isinstance(sdss_ids, str | bytes) or not isinstance(sdss_ids, Iterable):
+    try:
+        values = None if isinstance(sdss_ids, str | bytes) else iter(sdss_ids)
+    except TypeError:  # an array without dimensions says that it can be iterated over
+        values = None
+    if values is None:
         raise TaskError(
             f"sdss_ids={sdss_ids!r}: give an iterable of int, for instance [{_digits(sdss_ids)}]"
         )
     found: dict[int, None] = {}
-    for value in sdss_ids:
+    for value in values:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TaskError(f"sdss_ids holds {value!r}, which is not an int")
         if not -(2**63) <= int(value) < 2**63:
@@ -173,7 +178,10 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int of at least `least`; a TaskError names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise TaskError(f"{name}={value!r}: give a whole number from {least}")
-    return int(value)
+    number = int(value)
+    if number >= 2**63:
+        raise TaskError(f"{name}={value}: give a whole number below 2**63")
+    return number
 
 
 def _checked_window(limit: Any, page: Any) -> tuple[int, int] | None:
@@ -182,4 +190,7 @@ def _checked_window(limit: Any, page: Any) -> tuple[int, int] | None:
             raise TaskError(f"page={page!r} has no meaning without limit, the rows of a page")
         return None
     rows = whole_number("limit", limit)
-    return rows, rows * (whole_number("page", 1 if page is None else page) - 1)
+    number = whole_number("page", 1 if page is None else page)
+    if rows * number >= 2**63:
+        raise TaskError(f"page={page} of {rows} rows: no table has so many; give a smaller one")
+    return rows, rows * (number - 1)

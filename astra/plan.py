@@ -28,7 +28,7 @@ from astra.resolve import (
     output_model,
     task_name,
 )
-from astra.schema import check_version
+from astra.schema import check_tables, check_version
 from astra.states import AttemptState
 
 
@@ -74,7 +74,7 @@ def create_plan(
     """
     function = find_task(task)
     models = choose_model(function, input_model)
-    output_model(function)
+    output = output_model(function)
     if not hasattr(function, "__astra__"):
         raise TaskError(f"{task_name(function)} is no task: decorate it with @task")
     if not function.__astra__.keywords.get("write_to_database", True):
@@ -89,6 +89,8 @@ def create_plan(
         max_rows = whole_number("max_rows", max_rows)
     ids = None if sdss_ids is None else checked_ids(sdss_ids)
     check_version()
+    with connection():
+        check_tables(*models, output)
     return [_freeze(function, model, values, ids, limit, max_rows, again) for model in models]
 
 

@@ -1,11 +1,13 @@
 """Names and annotations: which function is meant, which tables it reads, which it writes."""
 
 import collections.abc
+import functools
 import importlib
 import importlib.util
 import inspect
 import pkgutil
-import sys
+import re
+import traceback as tracebacks
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -38,12 +40,12 @@ def find_task(task: str | Callable[..., Any]) -> Callable[..., Any]:
         If nothing of that name can be imported; near names are listed.
     """
     if callable(task):
-        return task
+        return _checked_task(task, _name(task))
     if not isinstance(task, str):
         raise TaskError(f"a task is a function or its name, not {task!r}")
     for path in _candidates(task):
         if (found := _import(path)) is not None:
-            return found
+            return _checked_task(found, task)
     raise TaskError(f"there is no task {task!r}. {_near_tasks(task)}")
 
 
@@ -61,23 +63,77 @@ def _candidates(name: str) -> Iterator[str]:
         yield f"{module}:{function}"
 
 
+def import_named(name: str) -> types.ModuleType:
+    """The module of a dotted name.
+
+    Raises
+    ------
+    TaskError
+        If the name is none, or its import raises or ends the process.
+    ModuleNotFoundError
+        If it, or a module that it imports, is not there.
+    """
+    if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+        parts = re.split(r"[/\\]", name.removesuffix(".py"))
+        stem = ".".join(part for part in parts if part.strip("."))
+        hint = f": {stem}" if stem else ""
+        raise TaskError(
+            f"{name!r} is no name of a module; write it as in an import, without folders and "
+            f"without .py{hint}"
+        )
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"importing {name} failed: {_import_error(error)}") from error
+
+
+def _import_error(error: BaseException) -> str:
+    """What an import raised, and where."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        said = f"it ends the process (sys.exit({error.code!r})); put that in a function"
+    frames = [
+        frame
+        for frame in tracebacks.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename
+    ]
+    if isinstance(error, SyntaxError) or not frames or frames[-1].filename == __file__:
+        return said
+    return f"{said} ({frames[-1].filename}:{frames[-1].lineno})"
+
+
 def _import(path: str) -> Callable[..., Any] | None:
     """The function at a path; None where there is no such module or name in it."""
     module_name, _, function = path.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        return None
     try:
-        module = importlib.import_module(module_name)
+        module = import_named(module_name)
     except ModuleNotFoundError as error:
         # Missing is the module that was asked for, or one of those that it stands in.
         if error.name and (module_name + ".").startswith(error.name + "."):
             return None
-        raise TaskError(f"importing {module_name} failed: {error}") from error
-    except (ValueError, TypeError):  # an empty or a relative name
-        return None
-    except Exception as error:
-        kind = type(error).__name__
-        raise TaskError(f"importing {module_name} failed: {kind}: {error}") from error
+        raise TaskError(f"importing {module_name} failed: {_import_error(error)}") from error
     found = getattr(module, function, None)
     return found if callable(found) else None
+
+
+def _checked_task(found: Any, name: str) -> Callable[..., Any]:
+    """Refuse what can be called, and is no function that a task could be."""
+    kind = None
+    if isinstance(found, functools.partial):
+        kind = "a functools.partial: give the task, and its arguments at the call or by --set"
+    elif inspect.ismethod(found):
+        kind = "a method: move it to the top level of a module, as a function"
+    elif isinstance(found, type):
+        kind = "a class"
+    elif not inspect.isfunction(found):
+        kind = f"an object of {type(found).__name__}"
+    if kind is not None:
+        raise TaskError(f"{name} is no task, but {kind}; a task is a function with @task")
+    return found
 
 
 def known_tasks() -> list[str]:
@@ -89,19 +145,32 @@ def known_tasks() -> list[str]:
 
 
 def _near_tasks(name: str) -> str:
+    if own := _tasks_in(name):
+        return f"{name} is a module; its tasks: {', '.join(own)}"
     known = set(known_tasks()) | {known.rpartition(".")[2] for known in known_tasks()}
     module_name, _, _ = name.replace(":", ".").rpartition(".")
-    module = sys.modules.get(module_name)
-    if module is not None:
-        known |= {
-            f"{module_name}.{key}" for key, v in vars(module).items() if hasattr(v, "__astra__")
-        }
-    elif module_name and _is_missing(module_name.split(".")[0]):
+    known |= set(_tasks_in(module_name))
+    first = module_name.split(".")[0]
+    if first and first not in known and _is_missing(first):
         return (
-            f"{nearest(name, known)} A module {module_name.split('.')[0]!r} cannot be imported "
+            f"{nearest(name, known)} A module {first!r} cannot be imported "
             "from here; is it installed, or in this folder?"
         )
     return nearest(name, known)
+
+
+def _tasks_in(module_name: str) -> list[str]:
+    """The tasks of a module, by the names that find them; none where it cannot be imported."""
+    found = None
+    if module_name and all(part.isidentifier() for part in module_name.split(".")):
+        for path in (module_name, f"{_PIPELINES}.{module_name}"):
+            try:
+                found = import_named(path)
+                break
+            except ModuleNotFoundError:
+                continue
+    names = vars(found) if found is not None else {}
+    return sorted(f"{module_name}.{key}" for key, v in names.items() if hasattr(v, "__astra__"))
 
 
 def _is_missing(module: str) -> bool:
@@ -137,9 +206,9 @@ def load(path: str) -> Any:
         found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}; "
+            f"{path} cannot be imported: {_import_error(error)}; "
             "it was there when the plan was made"
         ) from error
     return found
@@ -149,8 +218,12 @@ def load(path: str) -> Any:
 
 
 def signature_of(function: Callable[..., Any]) -> str:
+    """A function as its definition begins."""
     name = getattr(function, "__name__", repr(function))
-    return f"def {name}{inspect.signature(function)}"
+    try:
+        return f"def {name}{inspect.signature(function)}"
+    except (TypeError, ValueError):  # of what is not written in Python
+        return name
 
 
 def rows_parameter(function: Callable[..., Any]) -> inspect.Parameter:
@@ -293,7 +366,7 @@ def _parts(annotation: Any) -> Iterator[Any]:
         for argument in arguments:
             if argument is not ...:
                 yield from _parts(argument)
-    elif annotation is not type(None) and annotation is not None:
+    elif annotation not in (type(None), None, ..., types.EllipsisType):
         yield annotation
 
 

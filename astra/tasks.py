@@ -26,6 +26,7 @@ from astra.resolve import (
 )
 from astra.results import Target
 from astra.run import Run, Settings
+from astra.schema import check_tables
 
 _KEYWORDS = tuple(item.name for item in fields(Settings))
 
@@ -78,6 +79,7 @@ def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
 
 
 def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any]) -> Any:
+    _check_function(function)
     if not inspect.isgeneratorfunction(function):
         raise TaskError(
             f"{signature_of(function)} does not yield: a task is a generator function; write "
@@ -109,7 +111,30 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
     return call
 
 
+def _check_function(function: Any) -> None:
+    """Refuse what cannot be imported by its name, or has no rows for a first parameter."""
+    kind = None
+    if isinstance(function, functools.partial):
+        kind = "a functools.partial: decorate the function; give its arguments at the call"
+    elif isinstance(function, staticmethod | classmethod) or inspect.ismethod(function):
+        kind = "a method"
+    elif inspect.isfunction(function):
+        parameters = list(inspect.signature(function).parameters)
+        of_class = "." in function.__qualname__.rpartition("<locals>.")[2]
+        if of_class and parameters[:1] in (["self"], ["cls"]):
+            kind = "a method"
+    if kind == "a method":
+        kind += ": move it out of the class, to the top level of its module"
+    if kind is not None:
+        name = getattr(function, "__qualname__", "partial")
+        raise TaskError(f"@task was given {name}, {kind}; a task is a plain function")
+
+
 def _checked_groups(group_by: Any) -> tuple[str, ...]:
+    if group_by is None:
+        return ()
+    if not isinstance(group_by, Iterable):
+        raise TaskError(f"group_by={group_by!r}: give the names of input columns")
     names = (group_by,) if isinstance(group_by, str) else tuple(group_by)
     for name in names:
         if not isinstance(name, str):
@@ -213,6 +238,8 @@ def _direct(
         n_rows=len(rows) if isinstance(rows, list | tuple) else None,
     )
     if settings.write_to_database:
+        if run.target.output is not None:
+            retrying(lambda: check_tables(run.target.output))
         run.read_at = retrying(lambda: dialect().now())
     yield from _closing(iter(run))
 

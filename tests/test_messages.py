@@ -1,0 +1,288 @@
+"""What a person meets who names a wrong thing: a message that says what to do, no traceback."""
+
+import functools
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from peewee import FloatField
+
+from astra import generate_queries_for_task, task
+from astra.database import bind, database
+from astra.errors import DatabaseError, TaskError
+from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
+from astra.pending import checked_ids
+from astra.plan import create_plan
+from astra.resolve import find_task, input_models, output_model
+from tests.conftest import ROOT
+from tests.tasks import Measured, fill, measure
+
+
+def astra(*words: str, **environ: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "astra", *words], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+    )  # fmt: skip
+
+
+MODULES = {
+    "unparsed": "def f(:",
+    "divided": "1/0",
+    "leaving": "import sys; sys.exit('bye')",
+    "needing": "import nonexistent_dep",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("initdb", "unparsed"), "SyntaxError"),
+        (("initdb", "divided"), "ZeroDivisionError: division by zero"),
+        (("initdb", "leaving"), "ends the process (sys.exit('bye'))"),
+        (("initdb", "needing"), "No module named 'nonexistent_dep'"),
+        (("initdb", ""), "no name of a module"),
+        (("initdb", "./divided"), "without folders and without .py: divided"),
+        (("initdb", "mt.py"), "without .py: mt"),
+        (("initdb", "mt.f"), "astra initdb mt"),
+        (("plan", "unparsed.f"), "SyntaxError"),
+        (("plan", "divided.f"), "divided.py:1"),
+        (("plan", "leaving.f"), "ends the process"),
+        (("plan", "mt"), "its tasks: mt.f, mt.g"),
+        (("plan", "mt.h"), "Did you mean 'mt.g' or 'mt.f'"),
+        (("plan", "slam.slm"), "Did you mean 'slam.slam'"),
+        (("plan", "nowhere.f"), "is it installed, or in this folder"),
+        (("plan", "builtins.int"), "no task, but a class"),
+        (("plan", "mt.f"), "make it: astra initdb mt"),
+        (("plan", "slam", "--limit", str(2**70)), "below 2**63"),
+    ],
+)
+def test_modules_and_tasks(sqlite_url, tmp_path, words, said):
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "mt.py").write_text(
+        "from collections.abc import Iterable\nfrom astra import task\n"
+        "from astra.models import BossVisitSpectrum, PipelineOutputModel\n"
+        "class Out(PipelineOutputModel):\n    pass\n"
+        "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Out]:\n    yield ...\n"
+        "g = f\n"
+    )
+    done = astra(*words)
+    assert done.returncode == (5 if "make it" in said else 2)
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert "is it installed" not in done.stderr or "nowhere" in words[1] or "need" in words[1]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://astra.db", "sqlite:///file.db"),
+        ("sqlite:astra.db", "sqlite:///file.db"),
+        ("sqlite:", "sqlite:///file.db"),
+        ("sqlite:///", "sqlite:///file.db"),
+        ("sqlite:///x.db?mode=ro", "options after a ?"),
+        ("postgresql://[::1/base", "malformed"),
+        ("postgresql://h:abc/base", "malformed"),
+        ("postgresql:/base", "malformed"),
+        ("mysql://x", "begins with 'mysql'"),
+        ("sqlite:///no.db", "file is not a database"),
+        ("sqlite:////", "sqlite:///file.db"),
+        ("sqlite:////proc", "check that its folder is there"),
+    ],
+)
+def test_database_urls(tmp_path, url, said):
+    Path("no.db").write_bytes(b"no database at all " * 300)
+    before = set(tmp_path.iterdir())
+    for words in (("plans",), ("initdb",)):
+        done = astra(*words, ASTRA_DATABASE_URL=url)
+        assert said in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode in (2, 5)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_sqlite_in_memory_is_still_understood():
+    assert bind("sqlite:///:memory:").database == ":memory:"
+
+
+def test_a_refused_login_is_not_a_server_that_does_not_run(postgres):
+    url = postgres.url("postgres", user="astra", password="wrong")
+    done = astra("plans", ASTRA_DATABASE_URL=url)
+    assert "refused the login" in done.stderr and "check that the server runs" not in done.stderr
+    done = astra("plans", ASTRA_DATABASE_URL=postgres.url("nowhere_at_all"))
+    assert "createdb" in done.stderr
+
+
+def test_values_that_are_too_large_or_of_no_kind(sqlite_url):
+    for options in (
+        {"limit": 2**70},
+        {"limit": 10, "page": 2**63},
+        {"limit": 2**40, "page": 2**40},
+    ):
+        with pytest.raises(TaskError, match=r"limit|page"):
+            generate_queries_for_task(measure, **options)
+    for ids in (np.array(5), 5, "123"):
+        with pytest.raises(TaskError, match="give an iterable"):
+            checked_ids(ids)
+    with pytest.raises(TaskError, match="group_by=5"):
+        task(group_by=5)(measure.__wrapped__)
+    assert task(group_by=None)(measure.__wrapped__).__astra__.group_by == ()
+
+
+def test_what_is_no_plain_function(sqlite_url):
+    with pytest.raises(TaskError, match="a method: move it"):
+
+        class Holder:
+            @task
+            def method(self, spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+                yield from ()
+
+    with pytest.raises(TaskError, match=r"functools\.partial: decorate the function"):
+        task(functools.partial(measure.__wrapped__, row_s=0))
+    with pytest.raises(TaskError, match=r"functools\.partial: give the task"):
+        generate_queries_for_task(functools.partial(measure, row_s=0))
+    with pytest.raises(TaskError, match="a class"):
+        find_task(int)
+    with pytest.raises(TaskError, match="a method"):
+        find_task(Path().exists)
+
+
+def test_ellipsis_in_annotations(sqlite_url):
+    @task
+    def one(s: Iterable[BossVisitSpectrum]) -> Iterable[Measured | types.EllipsisType]:
+        yield ...
+
+    @task
+    def two(s: Iterable[BossVisitSpectrum] | None) -> Iterator[Measured | None]:
+        yield ...
+
+    for each in (one, two):
+        assert output_model(each) is Measured and input_models(each) == [BossVisitSpectrum]
+
+
+class Star(Source):
+    extra = FloatField(null=True)
+
+
+class OfStar(PipelineOutputModel):
+    value = FloatField()
+
+
+@task
+def on_stars(stars: Iterable[Star]) -> Iterable[OfStar]:
+    for star in stars:
+        yield OfStar.from_source(star, value=1)
+
+
+def test_an_input_model_that_is_a_source(url):
+    Star.create_table()
+    OfStar.create_table()
+    Star.create(sdss_id=5)
+    Star.create(sdss_id=6)
+    ((_, query),) = generate_queries_for_task(on_stars, sdss_ids=[5])
+    assert [star.sdss_id for star in query] == [5]
+    list(on_stars(query))
+    ((_, query),) = generate_queries_for_task(on_stars)
+    assert [star.sdss_id for star in query] == [6]
+
+
+MODEL = """
+from collections.abc import Iterable
+from peewee import FloatField, IntegerField, TextField
+from astra import task
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+
+class Mine(PipelineOutputModel):
+    value = FloatField()
+{columns}
+
+@task
+def mine(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Mine]:
+    for spectrum in spectra:
+        yield Mine.from_spectrum(spectrum, value=2, {values})
+
+for made in mine(BossVisitSpectrum.select()) if {run} else ():
+    made = Mine.get(task_pk=made.task_pk)
+    print([made.value, {shown}])
+"""
+LATER = {
+    "columns": "    more = FloatField(null=True, index=True)\n    number = IntegerField(default=7)\n"
+    '    text = TextField(default="it\'s 5%")',
+    "values": "more=3",
+    "shown": "made.more, made.number, made.text",
+}
+
+
+def model(run: bool = False, columns: str = "", values: str = "", shown: str = "") -> None:
+    text = MODEL.format(run=run, columns=columns, values=values, shown=shown)
+    Path("mine.py").write_text(text)
+
+
+def run_module() -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", "import mine"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:."},
+    )  # fmt: skip
+
+
+def test_initdb_adds_columns_that_a_model_was_given_later(url):
+    fill(2)
+    model()
+    assert astra("initdb", "mine").returncode == 0
+    model(run=True)
+    assert run_module().stdout.split() == ["[2.0]"] * 2
+    model(run=True, **LATER)
+    done = run_module()
+    assert "has no column 'more', 'number', 'text'" in done.stderr
+    assert "make it: astra initdb mine" in done.stderr
+    model(**LATER)
+    for _ in range(2):
+        done = astra("initdb", "mine")
+        assert done.returncode == 0, done.stderr
+    found = database.execute_sql("SELECT value, more, number, text FROM mine").fetchall()
+    assert found == [(2.0, None, 7, "it's 5%")] * 2
+    model(run=True, **LATER)
+    assert run_module().stdout.splitlines() == ['[2.0, 3.0, 7, "it\'s 5%"]'] * 2
+
+
+def test_a_column_without_a_value_for_old_rows_is_refused(url):
+    model()
+    assert astra("initdb", "mine").returncode == 0
+    model(columns="    must = FloatField()")
+    done = astra("initdb", "mine")
+    assert done.returncode == 5 and "Traceback" not in done.stderr
+    assert "'mine' has no column 'must'" in done.stderr and "null=True" in done.stderr
+
+
+def test_a_missing_table_is_said_before_a_row_is_computed(url):
+    Measured.drop_table()
+    fill(1)
+    with pytest.raises(DatabaseError, match=r"astra initdb tests\.tasks"):
+        list(measure(list(BossVisitSpectrum.select())))
+    with pytest.raises(DatabaseError, match=r"astra initdb tests\.tasks"):
+        create_plan(measure)
+
+
+def test_initdb_by_a_role_that_owns_nothing(postgres, pg_url, monkeypatch, tmp_path):
+    name = urlsplit(pg_url).path[1:]
+    postgres.sql("DROP ROLE IF EXISTS bob")
+    postgres.sql("CREATE ROLE bob LOGIN PASSWORD 'of the tests'")
+    bind(postgres.url(name))
+    for what in ("USAGE, CREATE ON SCHEMA public", "ALL ON ALL TABLES IN SCHEMA public",
+                 "ALL ON ALL SEQUENCES IN SCHEMA public"):  # fmt: skip
+        database.execute_sql(f"GRANT {what} TO bob")
+    (tmp_path / "mine.py").write_text(
+        "from astra.models import PipelineOutputModel\nclass Mine(PipelineOutputModel):\n    pass\n"
+    )
+    url = postgres.url(name, "bob", "of the tests")
+    done = astra("initdb", "mine", ASTRA_DATABASE_URL=url)
+    assert done.returncode == 0 and "1 new table: mine" in done.stdout, done.stderr
+    database.execute_sql("UPDATE astra_schema SET version = 1")
+    done = astra("initdb", ASTRA_DATABASE_URL=url)
+    assert "belongs to the role 'astra'" in done.stderr and "Traceback" not in done.stderr
+    postgres.sql("REASSIGN OWNED BY bob TO astra; DROP OWNED BY bob", name)
+    postgres.sql("DROP ROLE bob")
