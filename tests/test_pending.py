@@ -174,7 +174,7 @@ def test_annotations():
         assert output_model(f) is Measured
 
 
-class Mine(BaseModel, SpectrumMixin):
+class OwnSpectrum(BaseModel, SpectrumMixin):
     """A table of the tests' own."""
 
 
@@ -182,8 +182,8 @@ def test_all_spectrum_models_with_those_of_ones_own():
     def f(rows: Iterable[SpectrumMixin]) -> Measured:
         yield
 
-    assert Mine in input_models(f) and BossVisitSpectrum in input_models(f)
-    assert Mine._meta.table_name == "mine"
+    assert OwnSpectrum in input_models(f) and BossVisitSpectrum in input_models(f)
+    assert OwnSpectrum._meta.table_name == "own_spectrum"
     assert BossVisitSpectrum._meta.table_name == "boss_visit_spectrum"
 
 
