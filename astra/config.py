@@ -31,7 +31,7 @@ def _text(value: Any) -> str:
 
 def _number(least: float, most: float = math.inf, above: bool = False) -> Check:
     said = f"above {least:g}" if above else f"at least {least:g}"
-    said += f" and at most {most:g}" if math.isfinite(most) else ""
+    said += f" and at most {most:g}" if math.isfinite(most) else ", and finite"
 
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -46,9 +46,12 @@ def _number(least: float, most: float = math.inf, above: bool = False) -> Check:
 def _whole(least: int) -> Check:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError("should be a whole number, without quotes")
+            quotes = ", without quotes" if isinstance(value, str) else ""
+            raise ValueError(f"should be a whole number{quotes}")
         if value < least:
             raise ValueError(f"should be at least {least}")
+        if value >= 2**31:
+            raise ValueError(f"should be below {2**31}")
         return value
 
     return check

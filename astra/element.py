@@ -34,6 +34,7 @@ from astra.errors import (
     Superseded,
     UsageError,
 )
+from astra.guard import Guard
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.pending import has_result, key_of, rows_with_source
 from astra.plan import check_plan_version, get_plan, release, task_of
@@ -687,9 +688,7 @@ def _signals(stop: Stop) -> Iterator[None]:
 
 
 def _runs() -> list[Run]:
-    from astra.run import _Guard
-
-    return list(_Guard.runs)
+    return list(Guard.runs)
 
 
 def _in_own_code(frame: FrameType | None) -> bool:

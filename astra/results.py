@@ -48,6 +48,7 @@ class Yielded:
     result: Any
     handed: Handed | None
     again: bool = False  # a further result of a row that has one
+    taken: bool = False  # by a checkpoint: what changes later is not in it
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,7 @@ a page are all written by that thread: while the database is away the task goes 
 a transaction that the task left open cannot swallow a checkpoint.
 """
 
-import atexit
 import errno
-import os
-import signal
 import threading
 import time
 from collections import deque
@@ -20,8 +17,10 @@ from typing import Any
 import peewee
 
 from astra import log
-from astra.database import apart, aside, dialect, in_transaction, retrying
+from astra.corrections import Corrections
+from astra.database import apart, dialect, in_transaction, retrying
 from astra.errors import BrokenElement, DatabaseError, OutOfMemory
+from astra.guard import Guard, Terminated
 from astra.models.pipeline import PipelineOutputModel
 from astra.models.source import Source
 from astra.results import (
@@ -61,10 +60,6 @@ _WORLD = frozenset(
         errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO,
     }
 )  # fmt: skip
-
-
-class Terminated(SystemExit):
-    """SIGTERM came: the process ends, whatever the task makes of its exceptions."""
 
 
 class Stop:
@@ -185,6 +180,7 @@ class Run:
         self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
         self.board, self.tally, self.outer = board or NoBoard(), tally or Tally(), outer
         self.enters, self.grace_s = enters, grace_s
+        _warn_of_transaction(settings)
         self.open: dict[int, Handed] = {}  # handed over, not ended: by identity, in order
         self.by_key: dict[int, Handed] = {}
         self.current: Handed | None = None
@@ -207,7 +203,12 @@ class Run:
         self.t_task_s = self.t_write_s = self.t_overhead_s = 0.0
         self.mark = 0.0
         self.began = False  # the first row has been asked for in this pass
-        self.credited: list[tuple[int, float, Any]] = []  # task_pk, overhead as written, table
+        self.asked = False  # a row, or the end, has been asked for since the last result
+        self.at_end = False  # the task was told that there are no more rows
+        self.after: Yielded | None = None  # the result of the row in hand, once it is yielded
+        # A row that may have to be handed over again, and that nobody reads again, is kept.
+        self.keeps_rows = again is None and not settings.re_raise_exceptions
+        self.corrections = Corrections(claim)
         groups = [[Handed(key, None) for key in group] for group in suspects]
         self.suspects: list[tuple[list[Handed], bool]] = [(group, True) for group in groups[::-1]]
         self.careful = bool(groups)  # a process died before: write before what may kill this one
@@ -215,7 +216,7 @@ class Run:
     # -- the way through ------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        _Guard.enter(self)
+        Guard.enter(self)
         try:
             yield from self._results(self.rows)
             while self.suspects and not self.stop.wanted.is_set():
@@ -234,13 +235,14 @@ class Run:
                 self.due.set()
                 if self.thread is not None and not (self.behind and self.unwritten()):
                     self.thread.join()
-                _Guard.leave(self)
-            self._correct_overhead()
+                Guard.leave(self)
+            self.corrections.write(self.t_overhead_s / max(self.n_results, 1))
 
     def _results(self, rows: Rows, halve: bool = False) -> Iterator[Any]:
         """Run the task until `rows` have ended, again after each row that raised."""
         while True:
             self.began, self.current, rows.asked = False, None, False
+            self.after, self.at_end = None, False
             generator = self.call(self._hand(rows))
             try:
                 error = yield from self._take(generator)
@@ -272,7 +274,7 @@ class Run:
     def _take(self, generator: Iterator[Any]) -> Generator[Any, None, BaseException | None]:
         """Take results from the task, and pass on those that may be; what the task raised."""
         while True:
-            _Guard.check()
+            Guard.check()
             self._give_word()
             try:
                 result = next(generator)
@@ -324,6 +326,7 @@ class Run:
             try:
                 row = next(rows)
             except StopIteration:
+                self.at_end = self.asked = True
                 if self.careful:
                     self.write_all()
                 break
@@ -338,10 +341,12 @@ class Run:
             self.open[id(handed)] = handed
             if handed.key is not None:
                 self.by_key[handed.key] = handed
-            if rows.again is not None:
+            if not self.keeps_rows:
                 handed.row = None
-            self.current, self.began = handed, True
+            self.current, self.after = handed, None
+            self.began = self.asked = True
             self.board.hand(handed.key)
+            del row, handed  # what the task lets go of is not held here, either
             self._give_word()
             yield given
         self._give_word()
@@ -375,8 +380,21 @@ class Run:
         self.t_task_s += spent_s
         if not self.began or handed is None:
             self.t_overhead_s += spent_s
+        elif self.after is not None:
+            self._amend(self.after, spent_s)
         else:
             handed.t_spent_s += spent_s
+
+    def _amend(self, yielded: Yielded, spent_s: float) -> None:
+        """Credit work that a task does on a row after its result was yielded."""
+        result = yielded.result
+        if not isinstance(result, PipelineOutputModel):
+            return
+        with self.mutex:
+            if yielded.taken:
+                self.corrections.longer(result, spent_s)
+            else:
+                result.__data__["t_elapsed"] += spent_s
 
     def _timed(self, result: Any) -> Yielded:
         """The result with the row that it is for, which has ended with it, and its times."""
@@ -384,17 +402,34 @@ class Run:
         self.t_task_s += spent_s
         handed, again = self._row_of(result)
         if handed is not None and not again:
+            spent_s = self._share_out(handed, spent_s)
             self.open.pop(id(handed), None)
             self.board.end(handed.key)
-            spent_s += handed.t_spent_s
-            handed.t_spent_s = 0.0
             handed.row = None
+        self.asked = False
         self.n_results += 1
         self.tally.n_ended += 1
         if isinstance(result, PipelineOutputModel):
             result.t_elapsed = spent_s
             result.t_overhead = self.t_overhead_s / max(self.n_rows or 0, self.n_results)
-        return Yielded(result, handed, again)
+        yielded = Yielded(result, handed, again)
+        if handed is self.current:
+            self.after = yielded
+        return yielded
+
+    def _share_out(self, handed: Handed, spent_s: float) -> float:
+        """The time of a row that has its result now.
+
+        A task that took several rows before its first result has worked on all of them.
+        """
+        if self.asked and (self.at_end or handed is not self.current) and id(handed) in self.open:
+            spent_s /= len(self.open)
+            for other in self.open.values():
+                other.t_spent_s += spent_s
+            spent_s = 0.0
+        spent_s += handed.t_spent_s
+        handed.t_spent_s = 0.0
+        return spent_s
 
     def _row_of(self, result: Any) -> tuple[Handed | None, bool]:
         """The row that a result is for, and whether that row has ended before.
@@ -622,6 +657,8 @@ class Run:
             with self.mutex:
                 checkpoint, self.waiting, since = self.waiting, Checkpoint(), self.since
                 self.in_writing, self.since = checkpoint, None
+                for yielded in checkpoint.results:
+                    yielded.taken = True
             if not checkpoint:
                 return
             began = time.perf_counter()
@@ -643,35 +680,20 @@ class Run:
                 if not self.behind:  # who runs a page does not look at its results
                     self.stored.extend(written)
                 self.room.notify_all()
-            self.credited += ((r.task_pk, r.t_overhead or 0.0, type(r)) for r in written)
+                self.corrections.stored(written)
             self.tally.n_failed += checkpoint.n_refused
             if self.claim is not None:
                 if self.claim.cancelled:
                     self.stop.ask("the plan was cancelled")
                 self.tally.check(self.target.task)
 
-    def _correct_overhead(self) -> None:
-        """The time after the last row is known only now: mend what was written before it."""
-        if not self.credited:
-            return
-        share_s = self.t_overhead_s / max(self.n_results, 1)
-        wrong: dict[Any, list[int]] = {}
-        for pk, written_s, model in self.credited:
-            if abs(written_s - share_s) > 1e-3:
-                wrong.setdefault(model, []).append(pk)
-        for model, keys in wrong.items():
-            clause = dialect().among(model.task_pk, keys)
-            if self.claim is None:
-                work = model.update(t_overhead=share_s).where(clause).execute
-                apart(lambda work=work: retrying(work))  # type: ignore[misc]
-                continue
-            clause &= model.attempt_pk == self.claim.attempt.pk
-            work = model.update(t_overhead=share_s).where(clause).execute
-            try:
-                aside(lambda work=work: retrying(work, bound_s=5))  # type: ignore[misc]
-            except (DatabaseError, peewee.PeeweeException) as error:
-                # The results stand; how the overhead is shared out is no reason to fail.
-                log.warning("t_overhead could not be corrected: %s", error)
+
+def _warn_of_transaction(settings: Settings) -> None:
+    if settings.write_to_database and in_transaction():
+        log.warning(
+            "called within a transaction: results are written when a batch is full, and others "
+            "see them when you commit; write_frequency has no effect"
+        )
 
 
 def _told(error: BaseException) -> BaseException | None:
@@ -681,70 +703,3 @@ def _told(error: BaseException) -> BaseException | None:
     except Exception:
         return None
     return error
-
-
-class _Guard:
-    """Runs under way in this process: a SIGTERM that nobody handles, or the end of the
-    interpreter, finds their results written."""
-
-    runs: list[Run] = []
-    previous: Any = None
-    pid = 0  # of the process that entered: a fork of it has nothing to write
-    told = 0  # the signal that came
-
-    @classmethod
-    def enter(cls, run: Run) -> None:
-        if not cls.runs:
-            cls.pid, cls.told = os.getpid(), 0
-            atexit.register(cls.flush)
-            if (
-                threading.current_thread() is threading.main_thread()
-                and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-            ):
-                cls.previous = signal.signal(signal.SIGTERM, cls.on_sigterm)
-        cls.runs.append(run)
-
-    @classmethod
-    def leave(cls, run: Run) -> None:
-        if run in cls.runs:
-            cls.runs.remove(run)
-        if not cls.runs:
-            atexit.unregister(cls.flush)
-            if cls.previous is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, cls.previous)
-                cls.previous = None
-
-    @classmethod
-    def flush(cls) -> None:
-        if cls.pid == os.getpid():
-            for run in list(cls.runs):
-                run.write_all()
-
-    @classmethod
-    def on_sigterm(cls, number: int, frame: object) -> None:
-        # Raised where the program stands; the runs' own ends, or the end of the interpreter,
-        # write what waits.
-        cls.told = number
-        raise Terminated(128 + number)
-
-    @classmethod
-    def check(cls) -> None:
-        """End a run whose task has caught the end of its process."""
-        if cls.told:
-            raise Terminated(128 + cls.told)
-
-
-def _forget_runs() -> None:
-    """In a process that a task forked: the results are its parent's to write."""
-    if not _Guard.runs:
-        return
-    _Guard.runs = []
-    # multiprocessing ends its workers by SIGTERM, which must not wake the parent's handlers.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
-        if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):
-            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            signal.signal(number, default)
-            signal.set_wakeup_fd(-1)
-
-
-os.register_at_fork(after_in_child=_forget_runs)

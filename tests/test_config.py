@@ -144,6 +144,8 @@ class TestErrors:
             ("[plan]\nlimit = '3'", ["[plan] limit = 3", "without quotes"]),
             ("[plan]\nlimit = true", ["whole number"]),
             ("[plan]\nlimit = 0", ["at least 1"]),
+            ("[plan]\nlimit = 2147483648", ["below 2147483648"]),
+            ("[database]\nretry_for_s = inf", ["finite"]),
             ("[plan]\nlimit = 1.5", ["whole number"]),
             ("[element]\nlease_s = 0", ["lease_s"]),
             ("[element]\nlease_s = nan", ["above 0"]),

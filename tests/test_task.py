@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 
 import pytest
 
 from astra import generate_queries_for_task, task
+from astra.database import database
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Failure, NoResult
@@ -323,3 +325,103 @@ def test_signals_leave_every_yielded_result_written(url, number):
     process.stdout.close()
     assert process.returncode != 0
     assert stored() == [1, 2, 3]
+
+
+def times_of(results: list) -> list[tuple[float, float]]:
+    """The times of results, which their rows in the database agree with."""
+    found = {r.spectrum_pk: (r.t_elapsed, r.t_overhead) for r in results}
+    for m in Measured.select():
+        assert (m.t_elapsed, m.t_overhead) == pytest.approx(found[m.spectrum_pk], abs=0.002)
+    return [found[key] for key in sorted(found)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_work_after_a_yield_belongs_to_that_row(url, batch_size):
+    fill(4)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s in spectra:
+            time.sleep(0.02)
+            yield Measured.from_spectrum(s, value=1)
+            time.sleep(0.05)
+        time.sleep(0.2)
+
+    for elapsed, overhead in times_of(list(analysis(spectra(), batch_size=batch_size))):
+        assert elapsed == pytest.approx(0.07, abs=0.02)
+        assert overhead == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("in_hand", [2, 4])
+def test_work_on_several_rows_is_shared_by_them(url, in_hand):
+    fill(4)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        rows = []
+        for s in spectra:
+            rows.append(s)
+            if len(rows) == in_hand:
+                time.sleep(0.1 * in_hand)
+                for row in rows:
+                    yield Measured.from_spectrum(row, value=1)
+                rows.clear()
+
+    for elapsed, overhead in times_of(list(analysis(spectra()))):
+        assert elapsed == pytest.approx(0.1, abs=0.03) and overhead < 0.02
+
+
+def test_rows_that_a_task_still_holds_are_tried_again(url):
+    """Bright rows have a result at once, faint ones ten at a time."""
+    fill(40)
+
+    @task(re_raise_exceptions=False)
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        faint = []
+        for s in spectra:
+            if s.spectrum_pk < 5:
+                yield Measured.from_spectrum(s, value=1)
+                continue
+            faint.append(s)
+            if len(faint) == 10:
+                yield from fitted(faint)
+                faint.clear()
+        yield from fitted(faint)
+
+    def fitted(rows):
+        if any(row.spectrum_pk == 9 for row in rows):
+            raise ValueError("nine")
+        for row in rows:
+            yield Measured.from_spectrum(row, value=1)
+
+    for rows in (spectra(), iter(spectra())):
+        list(analysis(rows))
+        assert stored() == [k for k in range(1, 41) if k != 9]
+        assert [f.key for f in Failure.select()] == [9]
+        assert NoResult.select().count() == 0
+        Measured.delete().execute()
+        Failure.delete().execute()
+
+
+def test_rows_without_results_are_not_kept(url):
+    fill(50)
+    alive = weakref.WeakSet()
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s in spectra:
+            alive.add(s)
+            assert len(alive) < 5
+        yield from ()
+
+    list(analysis(BossVisitSpectrum.get_by_id(pk) for pk in range(1, 51)))
+
+
+def test_within_a_transaction_of_the_caller_it_is_said_once(url, caplog):
+    fill(20)
+    with database.atomic():
+        list(measure(spectra(), write_frequency=1, batch_size=5))
+    said = [r for r in caplog.records if "write_frequency has no effect" in r.getMessage()]
+    assert len(said) == 1 and len(stored()) == 20
+    list(measure(spectra(), write_frequency=1))
+    assert sum("write_frequency" in r.getMessage() for r in caplog.records) == 1

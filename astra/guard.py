@@ -1,0 +1,78 @@
+"""What is under way in this process is written before the process ends."""
+
+import atexit
+import os
+import signal
+import threading
+from typing import Any
+
+
+class Terminated(SystemExit):
+    """SIGTERM came: the process ends, whatever the task makes of its exceptions."""
+
+
+class Guard:
+    """Runs under way in this process: a SIGTERM that nobody handles, or the end of the
+    interpreter, finds their results written."""
+
+    runs: list[Any] = []  # each can write_all()
+    previous: Any = None
+    pid = 0  # of the process that entered: a fork of it has nothing to write
+    told = 0  # the signal that came
+
+    @classmethod
+    def enter(cls, run: Any) -> None:
+        if not cls.runs:
+            cls.pid, cls.told = os.getpid(), 0
+            atexit.register(cls.flush)
+            if (
+                threading.current_thread() is threading.main_thread()
+                and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            ):
+                cls.previous = signal.signal(signal.SIGTERM, cls.on_sigterm)
+        cls.runs.append(run)
+
+    @classmethod
+    def leave(cls, run: Any) -> None:
+        if run in cls.runs:
+            cls.runs.remove(run)
+        if not cls.runs:
+            atexit.unregister(cls.flush)
+            if cls.previous is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, cls.previous)
+                cls.previous = None
+
+    @classmethod
+    def flush(cls) -> None:
+        if cls.pid == os.getpid():
+            for run in list(cls.runs):
+                run.write_all()
+
+    @classmethod
+    def on_sigterm(cls, number: int, frame: object) -> None:
+        # Raised where the program stands; the runs' own ends, or the end of the interpreter,
+        # write what waits.
+        cls.told = number
+        raise Terminated(128 + number)
+
+    @classmethod
+    def check(cls) -> None:
+        """End a run whose task has caught the end of its process."""
+        if cls.told:
+            raise Terminated(128 + cls.told)
+
+
+def _forget_runs() -> None:
+    """In a process that a task forked: the results are its parent's to write."""
+    if not Guard.runs:
+        return
+    Guard.runs = []
+    # multiprocessing ends its workers by SIGTERM, which must not wake the parent's handlers.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
+        if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget_runs)
