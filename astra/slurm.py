@@ -218,32 +218,41 @@ def max_array_size() -> int:
 
 
 def find(
-    job_name: str, cluster: str | None = None, env: Mapping[str, str] | None = None
+    job_name: str, clusters: str | None = None, env: Mapping[str, str] | None = None
 ) -> list[JobId]:
     """The caller's jobs of exactly that name, ended ones included.
+
+    `clusters` is as sbatch's ``--clusters`` has it: one of these took the job.
 
     Raises
     ------
     SlurmUnknown
         If squeue gives no answer.
     """
-    mine = ["-u", str(os.getuid()), *_on(cluster)]
+    mine = ["-u", str(os.getuid()), *_on(clusters)]
     try:
-        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-o", "%F|%j", *mine], env=env)
+        columns = "ArrayJobID:|,Name:|,Cluster:|"
+        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *mine], env=env)
     except _Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.words}") from None
     if not (found := _named(text, job_name)):
-        period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName"]
+        period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName,Cluster"]
         try:
-            found = _named(run(["sacct", "-n", "-X", "-P", *period, *mine], env=env), job_name)
+            text = run(["sacct", "-n", "-X", "-P", *period, *mine], env=env)
         except SlurmError:
-            pass  # no accounting: squeue has answered, and knows of none
-    return [JobId(job_id, cluster) for job_id in sorted(found)]
+            return []  # no accounting: squeue has answered, and knows of none
+        found = _named(text, job_name)
+    return [JobId(job_id, cluster if clusters else None) for job_id, cluster in sorted(found)]
 
 
-def _named(text: str, job_name: str) -> set[int]:
-    lines = (line.split("|", 1) for line in text.splitlines() if "|" in line)
-    return {int(re.split(r"[_+]", job_id)[0]) for job_id, name in lines if name == job_name}
+def _named(text: str, job_name: str) -> set[tuple[int, str]]:
+    """Jobs of a name, each with its cluster."""
+    lines = (line.split("|") for line in text.splitlines() if line.count("|") >= 2)
+    return {
+        (int(re.split(r"[_+]", job_id)[0]), cluster.strip())
+        for job_id, name, cluster, *_ in lines
+        if name == job_name
+    }
 
 
 def elements(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) -> Answer:

@@ -301,7 +301,7 @@ def _look_up(submission: Submission) -> slurm.JobId | None:
     """The job of a submission by its name; None when it is established that there is none."""
     for pause_s in _LOOK_AGAIN_S:
         time.sleep(pause_s)
-        found = slurm.find(submission.job_name)
+        found = slurm.find(submission.job_name, submission.cluster)
         if found:
             return _one_of(submission, found)
     return None
@@ -312,7 +312,7 @@ def _one_of(submission: Submission, found: list[slurm.JobId]) -> slurm.JobId:
     with connection():
         bound = Submission.get_by_id(submission.pk).job_id
     kept = next((job for job in found if job.job_id == bound), min(found, key=lambda j: j.job_id))
-    others = [job.job_id for job in found if job.job_id != kept.job_id]
+    others = [job for job in found if job != kept]
     if others:
         slurm.cancel(others)
     return kept
@@ -340,6 +340,7 @@ def new_submission(
         offset=offset,
         pages_per_element=each,
         profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
+        cluster=str(chosen.options.get("clusters") or "") or None if chosen else None,
         created_by=getpass.getuser(),
         job_id=os.getpid() if local else None,
         pid_began=process_began(os.getpid()) if local else None,
@@ -427,7 +428,7 @@ def recover_intents(plan: Plan) -> list[Submission]:
     unknown = []
     for submission in intents:
         try:
-            found = slurm.find(submission.job_name)
+            found = slurm.find(submission.job_name, submission.cluster)
         except SlurmUnknown:
             unknown.append(submission)
             continue

@@ -287,7 +287,7 @@ class TestNoAnswer:
         env = commands(
             squeue=f"[ $(grep -c squeue {tmp_path}/calls) -ge 3 ] || "
             "{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }\n"
-            "echo '17|name'"
+            "echo '17|name|test|'"
         )
         assert slurm.find("name", env=env) == [slurm.JobId(17)]
         assert len(pauses) == 2 and 0.25 <= pauses[0] <= 0.75 and 0.5 <= pauses[1] <= 1.5
@@ -334,6 +334,16 @@ class TestNoAnswer:
         assert answer.of(9, 1).state is S.RUNNING
         assert answer.of(9, 2).state is None
         assert slurm.find("name", env=commands(squeue="true")) == []
+
+    @pytest.mark.parametrize("left_memory", [False, True])
+    def test_a_name_is_looked_for_on_every_cluster_that_may_have_taken_it(
+        self, commands: Commands, tmp_path: Path, left_memory: bool
+    ) -> None:
+        queue = r"printf 'CLUSTER: a\n7|other|a|\nCLUSTER: b\n9|name|b|\n9|name|b|\n'"
+        accounts = r"printf '7|other|a\n9_[1-3]|name|b\n9_4|name|b\n'"
+        env = commands(squeue="true" if left_memory else queue, sacct=accounts)
+        assert slurm.find("name", "a,b", env=env) == [slurm.JobId(9, "b")]
+        assert "-M a,b" in (tmp_path / "calls").read_text()
 
     def test_an_id_that_left_memory_is_an_answer(self, commands: Commands) -> None:
         gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
@@ -446,6 +456,7 @@ class TestReal:
         job = slurm.submit(file, [f"--job-name={name}"])
         slurm.submit(file, [f"--job-name={name}x"])
         assert slurm.find(name) == [job]
+        assert slurm.find(name, "test") == [slurm.JobId(job.job_id, "test")]
         assert slurm.find(name + "y") == []
         slurm.cancel([job, *slurm.find(name + "x")])
         assert slurm.find(name) == [job]
