@@ -478,6 +478,28 @@ def test_a_spectrum_with_holes_masks_and_rubbish(model):
     assert columns["snr"] == pytest.approx(60, rel=0.1)
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-17, 1e150])
+def test_the_unit_of_flux_does_not_matter(model, unit):
+    wavelength, flux, ivar = synthetic.spectrum(DWARF, 60, np.random.default_rng(1))
+    plain = label(model, wavelength, flux, ivar)
+    with np.errstate(over="ignore"):
+        scaled = flux * unit, ivar / unit / unit
+    with np.errstate(all="raise", under="ignore"):
+        found = label(model, wavelength, *scaled)
+    if unit == 1e-300:  # its inverse variance is no number
+        assert found["flag_no_valid_pixels"] and found["teff"] is None
+    else:
+        assert (found["teff"], found["snr"]) == pytest.approx((plain["teff"], plain["snr"]))
+
+
+@pytest.mark.parametrize("v_rad", [-299_792.458, 1e300])
+def test_no_star_is_as_fast_as_light(model, v_rad):
+    pixels = synthetic.spectrum(DWARF, 60, np.random.default_rng(1))
+    with np.errstate(all="raise", under="ignore"):
+        found = label(model, *pixels, v_rad=v_rad)
+    assert found["flag_no_valid_pixels"] and found["teff"] is None
+
+
 @pytest.mark.parametrize("v_rad", [-120.0, 300.0])
 def test_a_visit_is_shifted_to_rest(model, v_rad):
     pixels = synthetic.spectrum(DWARF, 60, np.random.default_rng(1), BOSS_WAVELENGTH, v_rad)

@@ -57,6 +57,7 @@ def label(
     wavelength, flux, ivar, flags = _arrays(wavelength, flux, ivar, pixel_flags)
     if v_rad is not None and np.isfinite(v_rad):
         wavelength = at_rest(wavelength, v_rad)
+    flux, ivar = _scaled(flux, ivar, good_pixels(wavelength, flux, ivar, flags))
     good = good_pixels(wavelength, flux, ivar, flags)
     snr = float(np.median(flux[good] * np.sqrt(ivar[good]))) if good.any() else None
 
@@ -75,6 +76,15 @@ def label(
         "flag_bad_chi2": reduced_chi2 is not None and reduced_chi2 > BAD_CHI2,
         "flag_low_snr": snr is not None and snr < LOW_SNR,
     }
+
+
+def _scaled(flux: Array, ivar: Array, good: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """In units of the median flux: squares of what was in W/m^2, or in photons, stay finite."""
+    scale = float(np.median(np.abs(flux[good]))) if good.any() else 0.0
+    if scale == 0.0:
+        return flux, ivar
+    with np.errstate(over="ignore", invalid="ignore"):
+        return flux / scale, ivar * scale * scale
 
 
 def _columns(model: Model, found: Fit) -> dict[str, Any]:

@@ -13,7 +13,9 @@ WIDEST = 3.0
 
 
 def at_rest(wavelength: Array, v_rad: float) -> Array:
-    """Wavelengths in the frame of a star that recedes with `v_rad` [km/s]."""
+    """Wavelengths in the frame of a star that recedes with `v_rad` [km/s]; NaN beyond light's."""
+    if abs(v_rad) >= SPEED_OF_LIGHT_KM_S:
+        return np.full_like(wavelength, np.nan)
     return wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S)
 
 
