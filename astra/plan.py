@@ -30,6 +30,7 @@ from astra.resolve import (
 )
 from astra.schema import check_tables, check_version
 from astra.states import AttemptState
+from astra.suspects import QUARANTINED
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Planned:
     held: int  # pending rows left out: a live plan has them
     failed: int  # left out: ended as a failure, and were not modified since
     no_result: int  # left out: ended without a result, and were not modified since
+    quarantined: int = 0  # of the failed: ended their process
     live_plans: tuple[int, ...] = ()  # who holds the held
 
 
@@ -117,6 +119,7 @@ def _freeze(
             "held": pending.where(held).count() if live else 0,
             "failed": 0,
             "no_result": 0,
+            "quarantined": 0,
         }
         if live:
             pending = pending.where(database_not(held))
@@ -124,6 +127,9 @@ def _freeze(
             if kind.select(kind.pk).where(kind.task == name).limit(1).scalar() is not None:
                 what = "failed" if kind is Failure else "no_result"
                 counts[what] = pending.where(clause).count()
+                if kind is Failure and counts[what]:
+                    deadly = _ended(kind, model, name, QUARANTINED)
+                    counts["quarantined"] = pending.where(deadly).count()
                 pending = pending.where(~clause)
         keys = pending.select(
             key.alias("key"), model.modified.alias("modified"), model._meta.primary_key.alias("pk")
@@ -149,7 +155,7 @@ def database_not(clause: Any) -> Any:
     return NodeList((SQL("NOT"), clause))
 
 
-def _ended(kind: Any, model: Any, name: str) -> Any:
+def _ended(kind: Any, model: Any, name: str, exceptions: tuple[str, ...] = ()) -> Any:
     """A clause: the row ended so at this version, and was not modified since."""
     row = kind.alias("ended")
     return fn.EXISTS(
@@ -159,6 +165,7 @@ def _ended(kind: Any, model: Any, name: str) -> Any:
             & (row.key == key_of(model))
             & (row.v_astra_major_minor == version_number() // 1000)
             & (row.input_modified == model.modified)
+            & (row.exception << exceptions if exceptions else SQL("1 = 1"))
         )
     )
 

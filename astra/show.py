@@ -87,8 +87,9 @@ def planned(plans: list[Any]) -> None:
             which = ", ".join(map(str, plan.live_plans))
             line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")
         if plan.failed or plan.no_result:
+            ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""
             line(
-                f"  left out: {count(plan.failed, 'row')} that failed and "
+                f"  left out: {count(plan.failed, 'row')} that failed{ended} and "
                 f"{plan.no_result:,} without a result, not modified since (--again takes them)"
             )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from astra import config, slurm
+from astra import config, slurm, spool
 from astra.database import connection, dialect
 from astra.element import process_began
 from astra.models.orchestration import Attempt, Failure, Page, Plan, Submission
@@ -80,6 +80,9 @@ def survey(plan: Plan) -> tuple[list[PageStatus], list[str]]:
     with connection():
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
     answer, notes = _ask(slurm_jobs(submissions.values()))
+    if spooled := spool.files(plan.pk):
+        many = "a spool file holds" if len(spooled) == 1 else f"{len(spooled)} spool files hold"
+        notes.append(f"{many} what the database did not take: astra recover {plan.pk}")
     with connection():
         now = dialect().now()
         pages = list(light_pages(plan))

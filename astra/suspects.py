@@ -13,6 +13,7 @@ from astra.models.orchestration import Page, Suspect
 
 #: The exception under which a row is recorded that is given up, by what it did to its process.
 KILLED, OUT_OF_MEMORY, TIMED_OUT = "KilledProcess", "OutOfMemory", "RowTimeout"
+QUARANTINED = (KILLED, OUT_OF_MEMORY, TIMED_OUT)
 
 
 @dataclass(frozen=True)

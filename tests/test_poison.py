@@ -27,5 +27,7 @@ def test_a_poisoned_night(url, n, limit):
     said = {row.exception: row.message for row in failures(planned.plan)}
     assert "SIGSEGV" in said["KilledProcess"] and "row timeout of 1 s" in said["RowTimeout"]
     assert verify(planned.plan).sound
+    (left,) = create_plan(poisoned, BossVisitSpectrum)
+    assert (left.plan, left.failed, left.quarantined) == (None, 7, 3)
     # Each crash costs one process and a search, not a page.
     assert Attempt.select().count() <= n // limit + 3 * 12

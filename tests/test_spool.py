@@ -14,6 +14,7 @@ from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Submission
 from astra.plan import create_plan, get_plan
 from astra.results import Checkpoint, Handed, Yielded
+from astra.status import status
 from astra.verify import verify
 from tests.conftest import ROOT
 from tests.tasks import Measured, fill, measure
@@ -47,6 +48,9 @@ def spooled(n: int = 20, limit: int = 10) -> int:
 def test_what_was_spooled_is_not_computed_again(url):
     plan = spooled()
     Page.update(submission_pk=None).execute()
+    assert f"a spool file holds what the database did not take: astra recover {plan}" in (
+        status(plan).notes
+    )
     assert spool.recover(get_plan(plan)).rows == 6
     run_here(plan)
     found = verify(plan)

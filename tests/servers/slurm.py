@@ -115,7 +115,7 @@ class Slurm(Server):
         cpus: int = 8,
         max_array_size: int = 1001,
         min_job_age: int = 60,
-        kill_wait: int = 5,
+        kill_wait: int = 20,
         requeue_wait_s: int = 10,
         accounting: bool = True,
         extra: Iterable[str] = (),
