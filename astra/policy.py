@@ -255,13 +255,14 @@ def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) ->
     A page that ended badly at two nodes is its own fault. Of a bad node's pages at least half ended
     badly, and at the others less than half as large a share.
     """
-    bad: dict[str, set[int]] = defaultdict(set)
-    seen: dict[str, set[int]] = defaultdict(set)
+    bad: dict[str, set[int]] = {}
+    seen: dict[str, set[int]] = {}
     nodes_of: dict[int, set[str]] = defaultdict(set)
     for page, end, node in ends:
         if node is None or (end is not None and end.state not in _OF_NODES):
             continue
-        seen[node].add(page)
+        seen.setdefault(node, set()).add(page)
+        bad.setdefault(node, set())
         if end is not None:
             bad[node].add(page)
             nodes_of[page].add(node)
