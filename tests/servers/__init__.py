@@ -2,6 +2,7 @@
 
 from tests.servers.keeper import Keeper, KeptProcess
 from tests.servers.postgres import Postgres, shifted_clock
+from tests.servers.proxy import Proxy
 from tests.servers.server import MissingPackage, Server, ServerError, folder, wait_for
 from tests.servers.slurm import Slurm
 
@@ -10,6 +11,7 @@ __all__ = [
     "KeptProcess",
     "MissingPackage",
     "Postgres",
+    "Proxy",
     "Server",
     "ServerError",
     "Slurm",
