@@ -145,7 +145,10 @@ DIRECTED = {
     "SIGUSR1 inside progress": _directed("signal", "progress", number=10),
     "zombie": _directed("zombie", lasts_s=4.0),
     "zombie inside results": _directed("zombie", "results", lasts_s=4.0),
-    "suspend": _directed("suspend", lasts_s=3.0, row_timeout_s=1.0),
+    "suspend": _directed(
+        "suspend", lasts_s=2.5, row_timeout_s=1.0, rows=8, limit=4, row_s=0.8,
+        grace_s=0.1,
+    ),
     "terminate inside results": _directed("terminate", "results"),
     "terminate inside progress": _directed("terminate", "progress"),
     "read-only": _directed("read-only", lasts_s=1.5),
