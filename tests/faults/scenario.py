@@ -58,6 +58,7 @@ class Scenario:
     fates: dict[int, str] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     answer_timeout_s: float = 2.0
+    pooled: bool = False  # by PgBouncer, in transaction mode
 
 
 def draw(seed: int, slurm: bool = False) -> Scenario:
@@ -81,6 +82,7 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
         elsewhere=any(f.kind == "zombie" for f in faults) or dice.random() < 0.15,
         fates=fates,
         faults=faults,
+        pooled=dice.random() < 0.15,
     )
 
 
@@ -158,6 +160,8 @@ DIRECTED = {
     "silence": _directed("silence", lasts_s=1.0),
     "silence inside results": _directed("silence", "results", lasts_s=1.0),
     "silence inside progress": _directed("silence", "progress", lasts_s=1.0),
+    "terminate behind pgbouncer": _directed("terminate", "progress", pooled=True),
+    "restart behind pgbouncer": _directed("restart", lasts_s=1.0, pooled=True),
     "locks": _directed("locks", lasts_s=1.5),
     "deadlock": _directed("deadlock", lasts_s=2.0),
     "modify": _directed("modify", write_frequency=2.0, batch_size=100),

@@ -17,7 +17,7 @@ from astra.database import bind, database
 from astra.plan import create_plan
 from tests.faults.scenario import Scenario
 from tests.faults.tasks import endure
-from tests.servers import Postgres, Proxy, Slurm
+from tests.servers import PgBouncer, Postgres, Proxy, Slurm
 from tests.tasks import fill
 
 ROOT = Path(astra.__file__).resolve().parent.parent
@@ -71,7 +71,9 @@ class World:
         self.cluster = cluster  # that runs the elements; without one, this machine does
         self.name = f"seed_{scenario.seed}_{os.getpid()}"
         self.direct = server.create_database(self.name, template=TEMPLATE)
-        self.proxy = Proxy(server.port)  # astra's way to the server, which may fall silent
+        self.pool = PgBouncer(server) if scenario.pooled else None
+        # astra's way to the server, which may fall silent.
+        self.proxy = Proxy((self.pool or server).port)
         self.url = server.url(self.name, user="astra").replace(
             f":{server.port}/", f":{self.proxy.port}/"
         )
@@ -100,6 +102,8 @@ class World:
     def close(self) -> None:
         database.close()
         self.proxy.close()
+        if self.pool is not None:
+            self.pool.close()
         self.server.drop_database(self.name)
 
     # -- as a user ----------------------------------------------------------------------------
