@@ -26,6 +26,7 @@ from psycopg2.extensions import Binary
 from psycopg2.extras import Json
 
 from astra.errors import DatabaseError
+from astra.patience import PatientCursor
 from astra.values import check as check_value
 
 _dialects: "WeakKeyDictionary[peewee.Database, PostgreSQL | SQLite]" = WeakKeyDictionary()
@@ -127,6 +128,34 @@ def _kind(words: str, statement: str) -> str | None:
     return "plans" if table in _PLANNERS else "writes"
 
 
+class _PostgresqlDatabase(peewee.PostgresqlDatabase):
+    def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
+        """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.
+
+        Its own settings, so that they hold behind pgbouncer too, and in the same message.
+        """
+        if silence_s is None:
+            super().begin(isolation_level)
+            return
+        with peewee.__exception_wrapper__:
+            self.cursor().execute(f"BEGIN; {_ends_after(silence_s)}")
+
+
+def _ends_after(silence_s: float) -> str:
+    """Settings of a transaction whose client may be stopped, or cut off: its locks are freed.
+
+    The first holds between statements; the others where the server waits for, or sends, data.
+    """
+    most_s = max(round(silence_s), 4)
+    return (
+        f"SET LOCAL idle_in_transaction_session_timeout = {max(round(silence_s * 1000), 1)}; "
+        f"SET LOCAL tcp_user_timeout = {most_s * 1000}; "
+        f"SET LOCAL tcp_keepalives_idle = {most_s // 2}; "
+        f"SET LOCAL tcp_keepalives_interval = {max(most_s // 8, 1)}; "
+        "SET LOCAL tcp_keepalives_count = 4"
+    )
+
+
 class PostgreSQL(_Common):
     name = "postgresql"
 
@@ -142,8 +171,10 @@ class PostgreSQL(_Common):
             "tcp_user_timeout": 60_000,
             "application_name": "astra",
         }
-        options = {key: value for key, value in defaults.items() if key not in given}
-        self.database = peewee.PostgresqlDatabase(url, **options)
+        # A server, or a proxy before it, that keeps a connection open and is silent: patience.py.
+        options: dict[str, Any] = {"cursor_factory": PatientCursor}
+        options |= {key: value for key, value in defaults.items() if key not in given}
+        self.database = _PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
         _dialects[self.database] = self
 
@@ -320,6 +351,11 @@ class PostgreSQL(_Common):
 
     # -- locks --------------------------------------------------------------------------
 
+    @staticmethod
+    def begin_to_write(silence_s: float) -> dict[str, Any]:
+        """How ``atomic()`` begins a transaction that takes locks."""
+        return {"silence_s": silence_s}
+
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """One holder at a time, until the end of the transaction that this block is in."""
@@ -335,7 +371,10 @@ class PostgreSQL(_Common):
         holder = psycopg2.connect(self.database.database, **self.database.connect_params)
         try:
             with holder.cursor() as cursor:
-                cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                # It is idle by intent, but not beyond the end of its machine.
+                cursor.execute(
+                    f"{_ends_after(60)}; SET LOCAL idle_in_transaction_session_timeout = 0"
+                )
                 cursor.execute(
                     "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",)
                 )
@@ -628,6 +667,11 @@ class SQLite(_Common):
                 f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
                 f"UPDATE {table} SET modified = {value} WHERE {key} = NEW.{key}; END"
             )
+
+    @staticmethod
+    def begin_to_write(silence_s: float) -> dict[str, Any]:
+        """Its lock is taken at the beginning: one that is read in first cannot wait for it."""
+        return {"lock_type": "IMMEDIATE"}
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:

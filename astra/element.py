@@ -23,7 +23,7 @@ from peewee import SQL, PeeweeException
 
 from astra import config, log, spool
 from astra.arguments import restored
-from astra.database import abandon_transaction, aside, dialect, retrying, writing
+from astra.database import HURRY_S, abandon_transaction, aside, dialect, retrying, writing
 from astra.errors import (
     AstraError,
     BrokenElement,
@@ -36,6 +36,7 @@ from astra.errors import (
 )
 from astra.guard import Guard
 from astra.models.orchestration import Attempt, Page, Plan, Submission
+from astra.patience import hurry
 from astra.pending import has_result, key_of, rows_with_source
 from astra.plan import check_plan_version, get_plan, release, task_of
 from astra.resolve import load
@@ -666,6 +667,7 @@ def _signals(stop: Stop) -> Iterator[None]:
             for number in got:
                 if number in numbers:
                     stop.ask(signal.Signals(number).name)
+                    hurry(max(grace_s, HURRY_S))  # a silent database is waited for no longer
                     for run in _runs():
                         run.due.set()
 
