@@ -1,5 +1,6 @@
 """Results: one row for an input row and a major.minor version."""
 
+from functools import cache
 from typing import Any
 
 from peewee import SQL, BigAutoField, BigIntegerField, FloatField, IntegerField, TextField
@@ -10,6 +11,7 @@ from astra.errors import UsageError, nearest
 from astra.models.base import BaseModel, TimeField
 
 
+@cache
 def version_number(version: str = __version__) -> int:
     """A version as an integer: major * 10**6 + minor * 10**3 + patch.
 

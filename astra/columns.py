@@ -1,0 +1,80 @@
+"""What results set, by column, in database form.
+
+A column at a time where its values are plainly of its type, which most are; else value by value.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import peewee
+
+from astra.database import dialect
+from astra.values import are_in_range
+
+#: Columns that the database fills itself.
+BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"})
+
+#: Fields whose database form of such a value is the value.
+_PLAIN: dict[type, type] = {
+    peewee.FloatField: float, peewee.DoubleField: float,
+    peewee.IntegerField: int, peewee.BigIntegerField: int, peewee.SmallIntegerField: int,
+    peewee.TextField: str, peewee.CharField: str, peewee.BooleanField: bool,
+}  # fmt: skip
+
+
+class BadColumn(Exception):
+    """A value that has no form in the database; what it raised is the cause."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def as_row(result: Any) -> dict[str, Any]:
+    """What a result sets, by column.
+
+    Raises
+    ------
+    BadColumn
+        If a value cannot be stored.
+    """
+    fields, row = result._meta.fields, {}
+    for name, value in result.__data__.items():
+        if name in BY_DATABASE:
+            continue
+        try:
+            row[fields[name].column_name] = _converted(fields[name], value)
+        except Exception as error:  # a field of the user's own may raise anything
+            raise BadColumn(name) from error
+    return row
+
+
+def as_columns(results: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]] | None:
+    """What results of one model set, who all set these names; None where a value is bad."""
+    fields, columns = results[0]._meta.fields, {}
+    every = [result.__data__ for result in results]
+    for name in names:
+        if name in BY_DATABASE:
+            continue
+        field, values = fields[name], [data[name] for data in every]
+        if not _are_plain(field, values):
+            try:
+                values = [_converted(field, value) for value in values]
+            except Exception:  # which it is, and what it raised, is found row by row
+                return None
+        columns[field.column_name] = values
+    return columns
+
+
+def _converted(field: peewee.Field, value: Any) -> Any:
+    value = field.db_value(value)
+    return value if value is None else dialect().checked(field, value)
+
+
+def _are_plain(field: peewee.Field, values: list[Any]) -> bool:
+    kind = _PLAIN.get(type(field))
+    if kind is None:
+        return False
+    types = set(map(type, values))
+    if not types <= {kind, type(None)}:
+        return False
+    return dialect().name == "postgresql" or are_in_range(field, values, types)
