@@ -88,9 +88,8 @@ def fill(n_rows: int, n_done: int = 0) -> None:
     )
     mod = "%%" if postgresql else "%"  # psycopg2's sign of a parameter
     run = database.execute_sql
-    run(
-        f"INSERT INTO source (sdss_id) SELECT i FROM ({numbers}) AS n WHERE i <= {min(n_rows, 1000)}"
-    )
+    n_sources = min(n_rows, 1000)
+    run(f"INSERT INTO source (sdss_id) SELECT i FROM ({numbers}) AS n WHERE i <= {n_sources}")
     run(f"INSERT INTO spectrum (pk, kind) SELECT i, 'boss_visit_spectrum' FROM ({numbers}) AS n")
     modified = (
         f"timestamptz '2026-01-01' + (i::bigint * 7919 {mod} 1000003) * interval '1 second'"
@@ -100,7 +99,7 @@ def fill(n_rows: int, n_done: int = 0) -> None:
     )
     run(
         "INSERT INTO boss_visit_spectrum (spectrum_pk, source_pk, snr, modified, spectrum_flags) "
-        f"SELECT i, i {mod} {min(n_rows, 1000)} + 1, i, {modified}, 0 FROM ({numbers}) AS n"
+        f"SELECT i, i {mod} {n_sources} + 1, i, {modified}, 0 FROM ({numbers}) AS n"
     )
     if n_done:
         # Results of rows spread over all keys, as a night leaves them.

@@ -11,7 +11,8 @@ those of the others are. The least time of three rounds of each, in turn.
 import io
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -27,8 +28,8 @@ from astra.run import Run
 from astra.spool import target_of
 from astra.submit import make_intent, new_submission
 from astra.tasks import bind_call, caller
-from benchmarks.lines import Line, best, bound, main, postgres, say
-from benchmarks.tables import Hundreds, Twenty, fill, hundreds, rows_in_memory, science, twenty
+from benchmarks.lines import Line, bound, main, postgres, say, timed
+from benchmarks.tables import Twenty, fill, hundreds, rows_in_memory, science, twenty
 
 
 def by_batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -37,24 +38,26 @@ def by_batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def empty(*tables: str) -> None:
-    for table in (*tables, "plan", "submission"):
+def empty() -> None:
+    """No results, and no plans."""
+    found = set(database.get_tables())
+    for table in found & {"twenty", "hundreds", "raw", "plan", "submission"}:
         if dialect().name == "postgresql":
             database.execute_sql(f"TRUNCATE {table} CASCADE")
         else:
             database.execute_sql(f"DELETE FROM {table}")
 
 
-class Page_:
+class WholePage:
     """A claimed page of a plan, ready to be run; made anew before each measurement."""
 
-    def __init__(self, task: Any, rows: list[Any], table: str) -> None:
-        self.task, self.rows, self.table = task, rows, table
+    def __init__(self, task: Any, rows: list[Any]) -> None:
+        self.task, self.rows = task, rows
         self.prepare()
 
     def prepare(self) -> None:
         with connection():
-            empty(self.table)
+            empty()
         (made,) = create_plan(self.task, BossVisitSpectrum, limit=len(self.rows))
         self.plan = get_plan(made.plan)
         with connection():
@@ -129,11 +132,6 @@ def executemany_way(path: str, generator: Any, rows: list[Any], batch_size: int)
     raw.close()
 
 
-def whole(row: Any) -> Any:
-    """A row of which the task gives all that astra writes, so that all write as much."""
-    return row
-
-
 def with_astras_columns(generator: Any) -> Any:
     """The same results with values in the columns that astra fills: equal rows for all."""
 
@@ -147,6 +145,18 @@ def with_astras_columns(generator: Any) -> Any:
     return results
 
 
+def _rates(
+    page: WholePage, rounds: int, batch_size: int, *others: Callable[[], None]
+) -> list[float]:
+    """Rows per second of astra and of the others: the least time of each, in turn."""
+    found = [float("inf")] * (1 + len(others))
+    for _ in range(rounds):
+        for i, work in enumerate((partial(page.write, batch_size), *others)):
+            page.prepare()
+            found[i] = min(found[i], timed(work))
+    return [len(page.rows) / seconds for seconds in found]
+
+
 def on_postgresql(n_rows: int, rounds: int) -> Iterator[Line]:
     rows = rows_in_memory(n_rows)
     plain = with_astras_columns(science)
@@ -154,25 +164,17 @@ def on_postgresql(n_rows: int, rounds: int) -> Iterator[Line]:
         with connection():
             fill(n_rows)
             database.execute_sql("CREATE TABLE raw (LIKE twenty INCLUDING ALL)")
-        page = Page_(twenty, rows, "twenty")
+        page = WholePage(twenty, rows)
         for size, most_peewee, most_copy in ((1000, 4, 0.8), (10_000, 6, 0.9)):
             size = min(size, n_rows)
             say(f"writing to PostgreSQL in batches of {size}")
-            found = [float("inf")] * 3
-            for _ in range(rounds):
-                for i, work in enumerate(
-                    (
-                        lambda: page.write(size),
-                        lambda: peewee_way(Twenty, plain, rows, size),
-                        lambda: copy_way("raw", plain, rows, size),
-                    )
-                ):
-                    with connection():
-                        empty("twenty", "raw")
-                    if i == 0:
-                        page.prepare()
-                    found[i] = min(found[i], *best(1, work))
-            ours, theirs, copy = (n_rows / seconds for seconds in found)
+            ours, theirs, copy = _rates(
+                page,
+                rounds,
+                size,
+                partial(peewee_way, Twenty, plain, rows, size),
+                partial(copy_way, "raw", plain, rows, size),
+            )
             what = f"writing {n_rows:,} rows, batches of {size:,}"
             yield Line(what, ours, theirs, "rows/s", f">= {most_peewee}", "peewee insert_many")
             yield Line(what, ours, copy, "rows/s", f">= {most_copy}", "raw COPY")
@@ -186,18 +188,8 @@ def wide(n_rows: int, rounds: int) -> Iterator[Line]:
         with connection():
             fill(n_rows)
             database.execute_sql("CREATE TABLE raw (LIKE hundreds INCLUDING ALL)")
-        page = Page_(hundreds, rows, "hundreds")
-        found = [float("inf")] * 2
-        for _ in range(rounds):
-            for i, work in enumerate(
-                (lambda: page.write(1000), lambda: copy_way("raw", plain, rows, 1000))
-            ):
-                with connection():
-                    empty("hundreds", "raw")
-                if i == 0:
-                    page.prepare()
-                found[i] = min(found[i], *best(1, work))
-        ours, copy = (n_rows / seconds for seconds in found)
+        page = WholePage(hundreds, rows)
+        ours, copy = _rates(page, rounds, 1000, partial(copy_way, "raw", plain, rows, 1000))
         yield Line(f"writing {n_rows:,} rows of 800 columns", ours, copy, "rows/s", "", "raw COPY")
 
 
@@ -210,15 +202,9 @@ def on_sqlite(n_rows: int, rounds: int) -> Iterator[Line]:
         with connection():
             fill(n_rows)
         say("writing to SQLite")
-        page = Page_(twenty, rows, "twenty")
-        found = [float("inf")] * 2
-        for _ in range(rounds):
-            page.prepare()
-            found[0] = min(found[0], *best(1, lambda: page.write(1000)))
-            with connection():
-                empty("twenty")
-            found[1] = min(found[1], *best(1, lambda: executemany_way(path, plain, rows, 1000)))
-        ours, theirs = (n_rows / seconds for seconds in found)
+        page = WholePage(twenty, rows)
+        by_hand = partial(executemany_way, path, plain, rows, 1000)
+        ours, theirs = _rates(page, rounds, 1000, by_hand)
         what = f"writing {n_rows:,} rows to SQLite, batches of 1,000"
         yield Line(what, ours, theirs, "rows/s", ">= 0.7", "executemany")
         database.close()
