@@ -1,7 +1,7 @@
 """Columns of values as PostgreSQL's binary COPY takes them: packed by numpy, no text between.
 
-Of a type that is not known here, or with a value that is not plainly of it, a column travels as
-text, and the server reads that as it reads every text.
+A column of a type that is not known here, or with a value that is not plainly of it, is not packed:
+its batch travels as texts, which the server reads as it reads every text.
 
 The form is that of PostgreSQL's manual, COPY, "Binary Format"; of values, that of the types' own
 functions (float4recv and so on): big-endian numbers, microseconds since 2000.
@@ -29,7 +29,7 @@ class Packed:
 
 
 def pack(kind: str, values: Sequence[Any]) -> Packed | None:
-    """A column in binary form; None where it has to travel as text.
+    """A column in binary form; None where it has none here.
 
     Parameters
     ----------
@@ -40,13 +40,8 @@ def pack(kind: str, values: Sequence[Any]) -> Packed | None:
     return packer(values, set(map(type, values))) if packer else None
 
 
-def pack_texts(values: Sequence[str | None]) -> Packed | None:
-    """Texts; None where one cannot be stored, or is so long that a table of all were too large."""
-    return _bytes_of([None if value is None else _encoded(value) for value in values])
-
-
-def rows(columns: Sequence[Packed]) -> bytes:
-    """Packed columns as the rows of a binary COPY."""
+def rows(columns: Sequence[Packed], order: np.ndarray) -> bytes:
+    """Packed columns as the rows of a binary COPY, in an order: indices, shape (rows,)."""
     n_rows = len(columns[0].cells)
     parts, masks = [_constant(n_rows, struct.pack(">h", len(columns)))], []
     exact = all(column.lengths is None for column in columns)
@@ -64,9 +59,9 @@ def rows(columns: Sequence[Packed]) -> bytes:
                 else np.arange(width) < column.lengths[:, None]
             )
             masks += [np.ones((n_rows, 4), bool), used]
-    table = np.concatenate(parts, axis=1)
+    table = np.concatenate(parts, axis=1)[order]
     if not exact:
-        table = table[np.concatenate([np.ones((n_rows, 2), bool), *masks], axis=1)]
+        table = table[np.concatenate([np.ones((n_rows, 2), bool), *masks], axis=1)[order]]
     return _HEAD + table.tobytes() + _TAIL
 
 
@@ -151,7 +146,9 @@ def _moments(values: Sequence[Any], types: set[type]) -> Packed | None:
 
 
 def _texts(values: Sequence[Any], types: set[type]) -> Packed | None:
-    return pack_texts(values) if types <= {str, _NONE} else None
+    if not types <= {str, _NONE}:
+        return None
+    return _bytes_of([None if value is None else _encoded(value) for value in values])
 
 
 def _encoded(text: str) -> bytes | None:

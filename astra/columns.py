@@ -4,11 +4,13 @@ A column at a time where its values are plainly of its type, which most are; els
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 import peewee
 
 from astra.database import dialect
+from astra.models.base import TimeField
 from astra.values import are_in_range
 
 #: Columns that the database fills itself.
@@ -56,11 +58,15 @@ def as_columns(results: Sequence[Any], names: Iterable[str]) -> dict[str, list[A
         if name in BY_DATABASE:
             continue
         field, values = fields[name], [data[name] for data in every]
-        if not _are_plain(field, values):
-            try:
+        types = set(map(type, values))
+        try:
+            if type(field) is TimeField and types <= {datetime, type(None)}:
+                known = {value: field.db_value(value) for value in set(values)}  # mostly few
+                values = [known[value] for value in values]
+            elif not _are_plain(field, values, types):
                 values = [_converted(field, value) for value in values]
-            except Exception:  # which it is, and what it raised, is found row by row
-                return None
+        except Exception:  # which it is, and what it raised, is found row by row
+            return None
         columns[field.column_name] = values
     return columns
 
@@ -70,11 +76,8 @@ def _converted(field: peewee.Field, value: Any) -> Any:
     return value if value is None else dialect().checked(field, value)
 
 
-def _are_plain(field: peewee.Field, values: list[Any]) -> bool:
+def _are_plain(field: peewee.Field, values: list[Any], types: set[type]) -> bool:
     kind = _PLAIN.get(type(field))
-    if kind is None:
-        return False
-    types = set(map(type, values))
-    if not types <= {kind, type(None)}:
+    if kind is None or not types <= {kind, type(None)}:
         return False
     return dialect().name == "postgresql" or are_in_range(field, values, types)

@@ -211,6 +211,22 @@ def connection() -> Iterator[None]:
 
 
 @contextmanager
+def at_hand(wanted: bool = True) -> Iterator[None]:
+    """One connection for all that is retried within a block, if one can be had just now."""
+    opened = False
+    if wanted:
+        try:
+            opened = database.obj.connect(reuse_if_open=True)
+        except (peewee.DatabaseError, peewee.InterfaceError) as error:
+            log.debug("no connection beforehand: %s", error)
+    try:
+        yield
+    finally:
+        if opened:
+            drop_connection()
+
+
+@contextmanager
 def _denied() -> Iterator[None]:
     """What the role may not do, said in words that help."""
     try:

@@ -147,7 +147,7 @@ class PostgreSQL(_Common):
         options = {key: value for key, value in defaults.items() if key not in given}
         self.database = peewee.PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
-        self._stages: bool | None = None  # whether batches may be staged; None: not looked yet
+        self._sequences: dict[str, str | None] = {}
         _dialects[self.database] = self
 
     timestamp_type = "TIMESTAMPTZ"
@@ -435,42 +435,77 @@ class PostgreSQL(_Common):
     def upsert(self, batch: Batch) -> dict[int, int]:
         """Write a batch; what was written, as {key: primary key}.
 
-        A row is replaced only by one whose input was read later or at the same time. A value that
-        all rows share travels once; the other columns by a staging table, or as one array each
-        where the rows are few.
+        A row is replaced only by one whose input was read later or at the same time. Where no row
+        has a result yet, which is most often so, the batch is copied straight into the table.
+        """
+        try:
+            with self.database.atomic():
+                copied = self._copied(batch)
+        except (peewee.IntegrityError, peewee.DataError):
+            # A row is bad, or another process has just written one: this is found below.
+            copied = None
+        return self._inserted(batch) if copied is None else copied
+
+    def _copied(self, batch: Batch) -> dict[int, int] | None:
+        """A batch by a binary COPY; None where it cannot be, or replaces a row."""
+        keys = batch.columns[batch.returning[0]]
+        if len(keys) < _COPIED_FROM or not self._is_utf8():
+            return None
+        types = self.column_types(batch.table)
+        packed: dict[str, binary.Packed] = {}
+        for name, values in batch.columns.items():
+            schema, _, kind = types[name].rpartition(".")
+            found = binary.pack(kind, values) if schema == "pg_catalog" else None
+            if found is None:
+                return None
+            packed[name] = found
+        sequence = self._sequence(batch.table, batch.returning[1])
+        if sequence is None or self._any_stored(batch):
+            return None
+        drawn = "SELECT nextval(%s::regclass) FROM generate_series(1, %s)"
+        primaries = [pk for (pk,) in self.run(drawn, (sequence, len(keys))).fetchall()]
+        packed[batch.returning[1]] = binary.pack("int8", primaries)  # type: ignore[assignment]
+        # In the order of their keys, so that two who write the same rows do not block each other.
+        order = np.argsort(keys)
+        rows = BytesIO(binary.rows(list(packed.values()), order))
+        names = ", ".join(map(self.quote, packed))
+        with peewee.__exception_wrapper__, self.database.cursor() as cursor:
+            cursor.copy_expert(
+                f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
+            )
+        return dict(zip(keys, primaries, strict=True))
+
+    def _any_stored(self, batch: Batch) -> bool:
+        """Whether one of the rows has a result at this version."""
+        key, of = self.quote(batch.returning[0]), batch.where.replace("WHERE", "AND")
+        keys = "{" + ",".join(map(str, batch.columns[batch.returning[0]])) + "}"
+        found = self.run(
+            f"""SELECT 1 FROM {batch.table} WHERE {key} = ANY(%s::bigint[])
+                AND v_astra_major_minor = %s {of} LIMIT 1""",
+            (keys, batch.columns["v_astra"][0] // 1000),
+        )
+        return found.fetchone() is not None
+
+    def _is_utf8(self) -> bool:
+        return bool(self.database.connection().encoding == "UTF8")
+
+    def _sequence(self, table: str, column: str) -> str | None:
+        """The sequence that a column's values come from."""
+        if table not in self._sequences:
+            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, column))
+            self._sequences[table] = found.fetchone()[0]
+        return self._sequences[table]
+
+    def _inserted(self, batch: Batch) -> dict[int, int]:
+        """A batch in one statement.
+
+        Each column travels as one array literal: one parameter a column, whatever the rows,
+        and no table made or dropped (which would swell the catalogues at every checkpoint).
         """
         types = self.column_types(batch.table)
-        shared = {name: values[0] for name, values in batch.columns.items() if _is_same(values)}
-        shared.pop(batch.returning[0], None)
-        apart = {name: v for name, v in batch.columns.items() if name not in shared}
-        n_rows = len(batch.columns[batch.returning[0]])
-        source = self._staged(batch.table, apart, types) if n_rows >= _STAGED_FROM else None
-        selected, parameters = source or self._unnested(apart, types)
-        values = [f"%s::{types[name]}" for name in shared]
-        texts = [None if value is None else _text_of(value) for value in shared.values()]
-        names = ", ".join(map(self.quote, [*shared, *apart]))
-        key, primary = map(self.quote, batch.returning)
-        order = len(shared) + list(apart).index(batch.returning[0]) + 1
-        head, _, tail = selected.partition(" FROM ")
-        cursor = self.run(
-            f"""INSERT INTO {batch.table} AS stored ({names})
-                SELECT {", ".join([*values, head])} FROM {tail} ORDER BY {order}
-                {self._on_conflict(batch)}
-                RETURNING {key}, {primary}""",
-            [*texts, *parameters],
-        )
-        written = dict(cursor.fetchall())
-        if source:
-            self.run(f"DROP TABLE {_STAGING}")
-        return written
-
-    def _unnested(
-        self, columns: dict[str, list[Any]], types: dict[str, str]
-    ) -> tuple[str, list[str]]:
-        """Columns as one array literal each: one parameter a column, whatever the rows, and no
-        table made or dropped (which would swell the catalogues at every checkpoint)."""
+        names = [self.quote(name) for name in batch.columns]
         arrays, casts = [], []
-        for name, values in columns.items():
+        for name, values in batch.columns.items():
             scalar = not types[name].split(".")[-1].strip('"').startswith("_")
             arrays.append(_array_literal(values))
             kind = types[name] if scalar else "text"
@@ -478,45 +513,16 @@ class PostgreSQL(_Common):
         unnested = ", ".join(array for array, _ in casts)
         selected = ", ".join(f"u.c{i}{cast}" for i, (_, cast) in enumerate(casts))
         aliases = ", ".join(f"c{i}" for i in range(len(casts)))
-        return f"{selected} FROM unnest({unnested}) AS u({aliases})", arrays
-
-    def _staged(
-        self, table: str, columns: dict[str, list[Any]], types: dict[str, str]
-    ) -> tuple[str, list[str]] | None:
-        """Columns copied, in binary form, into a table that is gone with this transaction; None
-        where that cannot be: the role may make none, or the texts are not in UTF-8.
-
-        Of one transaction, it works through pgbouncer, too.
-        """
-        if not self._may_stage():
-            return None
-        packed, made, selected = [], [], []
-        for i, (name, values) in enumerate(columns.items()):
-            schema, _, kind = types[name].rpartition(".")
-            found = binary.pack(kind, values) if schema == "pg_catalog" else None
-            made.append(f"{self.quote(name)} AS c{i}" if found else f"NULL::text AS c{i}")
-            selected.append(f"c{i}" if found else f"c{i}::{types[name]}")
-            found = found or binary.pack_texts(
-                [None if value is None else _text_of(value) for value in values]
-            )
-            if found is None:
-                return None
-            packed.append(found)
-        self.run(
-            f"CREATE TEMPORARY TABLE {_STAGING} ON COMMIT DROP AS "
-            f"SELECT {', '.join(made)} FROM {table} WITH NO DATA"
+        order = list(batch.columns).index(batch.returning[0])
+        key, primary = map(self.quote, batch.returning)
+        cursor = self.run(
+            f"""INSERT INTO {batch.table} AS stored ({", ".join(names)})
+                SELECT {selected} FROM unnest({unnested}) AS u({aliases}) ORDER BY u.c{order}
+                {self._on_conflict(batch)}
+                RETURNING {key}, {primary}""",
+            arrays,
         )
-        rows = BytesIO(binary.rows(packed))
-        with peewee.__exception_wrapper__, self.database.cursor() as cursor:
-            cursor.copy_expert(f"COPY {_STAGING} FROM STDIN (FORMAT binary)", rows, 1 << 20)
-        return f"{', '.join(selected)} FROM {_STAGING}", []
-
-    def _may_stage(self) -> bool:
-        if self._stages is None:
-            utf8 = self.database.connection().encoding == "UTF8"
-            sql = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
-            self._stages = utf8 and bool(self.run(sql).fetchone()[0])
-        return self._stages
+        return dict(cursor.fetchall())
 
     def _on_conflict(self, batch: Batch) -> str:
         return _on_conflict(self, batch, set(self.column_types(batch.table)), self.now_sql)
@@ -532,25 +538,8 @@ def _is_refused_login(message: str) -> bool:
 _ARRAY_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
-#: Rows from which making a staging table costs less than it saves, and its name.
-_STAGED_FROM = 200
-_STAGING = "pg_temp.astra_staged"
-
-
-def _is_same(values: list[Any]) -> bool:
-    """Whether all rows have one value, in this column, that can travel as a parameter."""
-    first = values[0]
-    if first is not None and type(first) not in _SHARED:
-        return False
-    return (
-        first == first
-        and values.count(first) == len(values)
-        and (first is None or all(type(value) is type(first) for value in values))
-    )
-
-
-#: Not float, of which two zeros are equal and not the same.
-_SHARED = {str, int, bool, datetime}
+#: Rows from which the statements around a COPY cost less than it saves.
+_COPIED_FROM = 50
 
 
 def _array_literal(values: Sequence[Any]) -> str:
@@ -563,7 +552,7 @@ _BYTES = bytes | bytearray | memoryview
 _PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta, np.integer, np.floating)
 
 
-def _array_element(value: Any) -> str:
+def _array_element(value: Any, inner: bool = False) -> str:
     """A value as it stands in the text of an array.
 
     A list among them is an array of its own, which travels as a text, and holds lists as they are.
@@ -573,38 +562,24 @@ def _array_element(value: Any) -> str:
     kind = type(value)
     if kind is float or kind is int or kind is bool:
         return repr(value)
-    return _quoted(_text_of(value))
-
-
-def _text_of(value: Any) -> str:
-    """A value as a text that the server reads as the same value."""
-    if isinstance(value, str):
-        return value
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return "{" + ",".join(map(_inner, value)) + "}"
+        literal = "{" + ",".join(_array_element(item, inner=True) for item in value) + "}"
+        return literal if inner else _quoted(literal)
     if isinstance(value, Json):
-        return value.dumps(value.adapted)
+        return _quoted(value.dumps(value.adapted))
     if isinstance(value, Binary):
         value = value.adapted
     if isinstance(value, _BYTES):
-        return "\\x" + bytes(value).hex()
+        return _quoted("\\x" + bytes(value).hex())
     if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, bool | np.bool_):
+        return _quoted(value.isoformat())
+    if isinstance(value, np.bool_):
         return repr(bool(value))
     if isinstance(value, _PLAIN):
-        return repr(value) if type(value) is float else str(value)
-    kind = type(value)
+        return _quoted(str(value))
     raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no form in the database")
-
-
-def _inner(value: Any) -> str:
-    """A value within an array that is a value itself: lists stand there as they are."""
-    if isinstance(value, list | tuple | np.ndarray):
-        return _text_of(value)
-    return _array_element(value)
 
 
 def _quoted(text: str) -> str:

@@ -38,6 +38,7 @@ def passed_on(
     row_s = others_s = overhead_s = 0.0  # not yet in a result: of it, of others in hand, of none
     n_open = n_results = 0  # rows without a result, results
     asked = at_end = False  # for a row since the last result; told that there are no more
+    model: Any = None  # of the results up to now, which is faster to ask than its ancestors
     trouble: Exception | None = None
 
     def hand() -> Iterator[Any]:
@@ -84,9 +85,9 @@ def passed_on(
             n_open -= n_open > 0
             n_results += 1
             asked = False
-            if isinstance(result, PipelineOutputModel):
-                set_times(result, spent_s, overhead_s / max(n_rows or 0, n_results))
-                after = result
+            if type(result) is model or isinstance(result, PipelineOutputModel):
+                set_times(result, spent_s, overhead_s / (n_rows or n_results))
+                after, model = result, type(result)
             if Guard.told:
                 Guard.check()
             yield result

@@ -18,7 +18,7 @@ import peewee
 
 from astra import log
 from astra.corrections import Corrections
-from astra.database import apart, dialect, in_transaction, retrying
+from astra.database import apart, at_hand, dialect, in_transaction, retrying
 from astra.errors import BrokenElement, DatabaseError, OutOfMemory
 from astra.guard import Guard, Terminated
 from astra.models.pipeline import PipelineOutputModel
@@ -51,6 +51,9 @@ class Settings:
 
 #: Batches that may wait while one is written, or while the database is away.
 ROOM = 4
+
+#: Seconds that a task waits for a batch where it would hinder the writing of it.
+TURN_S = 1.0
 
 #: Errors of the operating system that no row is to blame for: disk, memory, network, mounts.
 _WORLD = frozenset(
@@ -192,6 +195,9 @@ class Run:
         self.writing = threading.RLock()  # one checkpoint at a time
         self.in_writing = Checkpoint()
         self.behind = claim is not None and self._may_write_behind()
+        # SQLite's driver lets go of the interpreter's lock at every row: while the task computes,
+        # each row of a batch would wait 5 ms to get it back.
+        self.takes_turns = self.behind and dialect().name == "sqlite"
         self.ending = False  # whatever waits is to be written now
         self.due = threading.Event()
         self.over = threading.Event()
@@ -548,6 +554,8 @@ class Run:
         """Have the second thread write a full batch, and go on while there is room for more."""
         self._wake()
         with self.room:
+            if self.takes_turns:
+                self.room.wait_for(lambda: not self._is_full() and not self.in_writing, TURN_S)
             while len(self.waiting) >= ROOM * self.settings.batch_size and not self._is_stuck():
                 self.room.wait(1.0)
 
@@ -610,13 +618,17 @@ class Run:
         return not dialect().url.endswith(":memory:") and not in_transaction()
 
     def _write_behind(self) -> None:
+        with at_hand(self.takes_turns):  # nobody lacks a connection to a file
+            self._write_until_over()
+
+    def _write_until_over(self) -> None:
         beat = time.monotonic()
         while not self.over.is_set():
             self.due.clear()
             late_s = self._until_due()
             if late_s is not None and late_s <= 0:
                 try:
-                    self.flush(patiently=False)
+                    self._write_due()
                 except BaseException as error:
                     with self.room:
                         self.trouble = error
@@ -629,6 +641,13 @@ class Run:
                 self._beat()
                 beat, rest_s = time.monotonic(), self.heartbeat_s
             self.due.wait(rest_s if late_s is None else min(late_s, rest_s))
+
+    def _write_due(self) -> None:
+        """Write what is due, and on the same connection the batches that became full meanwhile."""
+        with at_hand(self.behind):
+            self.flush(patiently=False)
+            while self.behind and self._is_full():
+                self.flush(patiently=False)
 
     def _until_due(self) -> float | None:
         """Seconds until something has to be written; None while nothing waits."""
@@ -661,8 +680,10 @@ class Run:
                 return
             began = time.perf_counter()
             ends = self.stop.wanted if self.behind else None if patiently else self.over
+            # The second thread has a connection that nobody else reads on.
+            where = _here if threading.current_thread() is self.thread else apart
             try:
-                written = apart(
+                written = where(
                     lambda: retrying(
                         lambda: write(checkpoint, self.target, self.claim), waiting=ends
                     )
@@ -684,6 +705,10 @@ class Run:
                 if self.claim.cancelled:
                     self.stop.ask("the plan was cancelled")
                 self.tally.check(self.target.task)
+
+
+def _here(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def set_times(result: PipelineOutputModel, elapsed_s: float, overhead_s: float) -> None:

@@ -52,6 +52,9 @@ def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
             return False
         inside = (sizes >= _LEAST_FLOAT) & (sizes <= _MOST_FLOAT) | (sizes == 0)
         return kind == "DOUBLE" or bool((inside | np.isinf(sizes)).all())
+    if kind == "TEXT":
+        text = "".join(found)
+        return "\0" not in text and text.isascii()
     return kind == "BOOL"
 
 
