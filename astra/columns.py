@@ -3,7 +3,7 @@
 A column at a time where its values are plainly of its type, which most are; else value by value.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -50,15 +50,18 @@ def as_row(result: Any) -> dict[str, Any]:
     return row
 
 
-def as_columns(results: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]] | None:
-    """What results of one model set, who all set these names; None where a value is bad."""
-    fields, columns = results[0]._meta.fields, {}
-    every = [result.__data__ for result in results]
-    for name in names:
+def as_columns(results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
+    """What results of one model set, who all set the same in one order; None if a value is bad."""
+    fields = results[0]._meta.fields
+    columns: dict[str, Sequence[Any]] = {}
+    every = (result.__data__ for result in results)
+    values: Sequence[Any]
+    for name, values in zip(
+        results[0].__data__, zip(*map(dict.values, every), strict=True), strict=True
+    ):
         if name in BY_DATABASE:
             continue
-        field, values = fields[name], [data[name] for data in every]
-        types = set(map(type, values))
+        field, types = fields[name], set(map(type, values))
         try:
             if type(field) is TimeField and types <= {datetime, type(None)}:
                 known = {value: field.db_value(value) for value in set(values)}  # mostly few
@@ -76,7 +79,7 @@ def _converted(field: peewee.Field, value: Any) -> Any:
     return value if value is None else dialect().checked(field, value)
 
 
-def _are_plain(field: peewee.Field, values: list[Any], types: set[type]) -> bool:
+def _are_plain(field: peewee.Field, values: Sequence[Any], types: set[type]) -> bool:
     kind = _PLAIN.get(type(field))
     if kind is None or not types <= {kind, type(None)}:
         return False

@@ -47,7 +47,7 @@ class Batch:
     """
 
     table: str
-    columns: dict[str, list[Any]]
+    columns: dict[str, Sequence[Any]]
     conflict: tuple[str, ...]
     where: str
     returning: tuple[str, str]

@@ -2,7 +2,7 @@
 
 import threading
 import traceback as tracebacks
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import product
@@ -247,7 +247,7 @@ class _Group:
     """Results of one model that set the same columns, and what they set."""
 
     results: list[Yielded]
-    columns: dict[str, list[Any]]
+    columns: dict[str, Sequence[Any]]
 
     def part(self, begin: int, end: int) -> "_Group":
         columns = {name: values[begin:end] for name, values in self.columns.items()}
@@ -274,24 +274,20 @@ def _write_results(
 def _by_columns(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[_Group] | None:
-    """Results whose values can all be stored, by what they set; None if a value cannot."""
+    """Results whose values can all be stored, by what they set in which order; else None."""
     seen: set[int] = set()
-    groups: dict[tuple[Any, frozenset[str]], list[Yielded]] = {}
-    known: dict[tuple[str, ...], frozenset[str]] = {}  # names in their order, which mostly is one
+    groups: dict[tuple[Any, ...], list[Yielded]] = {}
     for yielded in results:
         try:
             seen.add(_prepare(yielded, target, claim, seen))
         except _Bad as bad:
             refused.append(bad.refusal)
             continue
-        names = tuple(yielded.result.__data__)
-        if names not in known:
-            known[names] = frozenset(names)
-        groups.setdefault((type(yielded.result), known[names]), []).append(yielded)
+        result = yielded.result
+        groups.setdefault((type(result), *result.__data__), []).append(yielded)
     found = []
     for members in groups.values():
-        bare = [yielded.result for yielded in members]
-        columns = as_columns(bare, bare[0].__data__)
+        columns = as_columns([yielded.result for yielded in members])
         if columns is None:
             return None
         found.append(_Group(members, columns))
@@ -303,7 +299,7 @@ def _row_by_row(
 ) -> list[_Group]:
     """The same, less those with a value that cannot be stored."""
     seen: set[int] = set()
-    groups: dict[tuple[Any, frozenset[str]], _Group] = {}
+    groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
     for yielded in results:
         try:
             key = _prepare(yielded, target, claim, seen)
@@ -313,11 +309,11 @@ def _row_by_row(
             continue
         seen.add(key)
         kind = type(yielded.result), frozenset(row)
-        group = groups.setdefault(kind, _Group([], {name: [] for name in row}))
-        group.results.append(yielded)
-        for name, values in group.columns.items():
-            values.append(row[name])
-    return list(groups.values())
+        groups.setdefault(kind, []).append((yielded, row))
+    return [
+        _Group([y for y, _ in members], {n: [row[n] for _, row in members] for n in members[0][1]})
+        for members in groups.values()
+    ]
 
 
 def _row_of(yielded: Yielded) -> dict[str, Any]:

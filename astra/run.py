@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 import peewee
 
@@ -101,8 +102,8 @@ class Tally:
             )
 
 
-class NoBoard:
-    """Nobody watches which rows the task has in hand (see supervise.py for who may)."""
+class Board(Protocol):
+    """What is told which rows the task has in hand (see supervise.py)."""
 
     def hand(self, key: int | None) -> None:
         """The task is given a row."""
@@ -173,15 +174,16 @@ class Run:
         heartbeat_s: float = 60.0,
         suspects: Iterable[list[int]] = (),
         enters: Callable[[list[int]], None] = lambda keys: None,
-        board: NoBoard | None = None,
+        board: Board | None = None,
         tally: Tally | None = None,
         outer: tuple[type[BaseException], ...] = (MemoryError,),
         grace_s: float = 3.0,
     ) -> None:
         self.rows = Rows(rows, again)
         self.call, self.settings, self.target = call, settings, target
+        self.key_name = "source_pk" if target.on_source else "spectrum_pk"
         self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
-        self.board, self.tally, self.outer = board or NoBoard(), tally or Tally(), outer
+        self.board, self.tally, self.outer = board, tally or Tally(), outer
         self.enters, self.grace_s = enters, grace_s
         _warn_of_transaction(settings)
         self.open: dict[int, Handed] = {}  # handed over, not ended: by identity, in order
@@ -295,7 +297,8 @@ class Run:
                 self._spend(None)
                 return error
             finally:
-                self.board.works(0.0)
+                if self.board is not None:
+                    self.board.works(0.0)
             if result is ...:
                 self._spend(self.current)
             else:
@@ -329,7 +332,8 @@ class Run:
         """What the task iterates over: rows, until there are none or the run is to end."""
         while not self.stop.wanted.is_set():
             self._spend(self.current)
-            self.board.works(0.0)
+            if self.board is not None:
+                self.board.works(0.0)
             try:
                 row = next(rows)
             except StopIteration:
@@ -341,9 +345,12 @@ class Run:
                 # Not the task's doing, though it comes out through the task.
                 self.trouble = error
                 raise
-            if not isinstance(row, Handed) and not self.began and not self.open:
-                self._look_at_first(row)
-            handed = row if isinstance(row, Handed) else self._handed(row)
+            if type(row) is Handed:
+                handed = row
+            else:
+                if not self.began and not self.open:
+                    self._look_at_first(row)
+                handed = self._handed(row)
             given = handed.row
             self.open[id(handed)] = handed
             if handed.key is not None:
@@ -352,7 +359,8 @@ class Run:
                 handed.row = None
             self.current, self.after = handed, None
             self.began = self.asked = True
-            self.board.hand(handed.key)
+            if self.board is not None:
+                self.board.hand(handed.key)
             del row, handed  # what the task lets go of is not held here, either
             self._give_word()
             yield given
@@ -368,6 +376,7 @@ class Run:
         """Rows of a generator say only themselves whether they are sources or spectra."""
         if isinstance(row, peewee.Model):
             self.target = replace(self.target, on_source=isinstance(row, Source))
+            self.key_name = "source_pk" if self.target.on_source else "spectrum_pk"
 
     #: The database's time at which rows that are handed over as they are were read.
     read_at: Any = None
@@ -378,12 +387,13 @@ class Run:
         return Rows(self.rows.again([h.key for h in group if h.key is not None]), self.rows.again)
 
     def _give_word(self) -> None:
-        self.mark = time.perf_counter()
-        self.board.works(self.mark)
+        self.mark = perf_counter()
+        if self.board is not None:
+            self.board.works(self.mark)
 
     def _spend(self, handed: Handed | None) -> None:
         """Credit the time since the task got the word to a row, or to the overhead."""
-        spent_s = time.perf_counter() - self.mark
+        spent_s = perf_counter() - self.mark
         self.t_task_s += spent_s
         if not self.began or handed is None:
             self.t_overhead_s += spent_s
@@ -395,7 +405,7 @@ class Run:
     def _amend(self, yielded: Yielded, spent_s: float) -> None:
         """Credit work that a task does on a row after its result was yielded."""
         result = yielded.result
-        if not isinstance(result, PipelineOutputModel):
+        if type(result) is not self.target.output and not isinstance(result, PipelineOutputModel):
             return
         with self.mutex:
             if yielded.taken:
@@ -405,18 +415,19 @@ class Run:
 
     def _timed(self, result: Any) -> Yielded:
         """The result with the row that it is for, which has ended with it, and its times."""
-        spent_s = time.perf_counter() - self.mark
+        spent_s = perf_counter() - self.mark
         self.t_task_s += spent_s
         handed, again = self._row_of(result)
         if handed is not None and not again:
             spent_s = self._share_out(handed, spent_s)
             self.open.pop(id(handed), None)
-            self.board.end(handed.key)
+            if self.board is not None:
+                self.board.end(handed.key)
             handed.row = None
         self.asked = False
         self.n_results += 1
         self.tally.n_ended += 1
-        if isinstance(result, PipelineOutputModel):
+        if type(result) is self.target.output or isinstance(result, PipelineOutputModel):
             set_times(result, spent_s, self.t_overhead_s / max(self.n_rows or 0, self.n_results))
         yielded = Yielded(result, handed, again)
         if handed is self.current:
@@ -442,7 +453,12 @@ class Run:
 
         A result that bears no key of a row in hand is for the row that was handed over last.
         """
-        key, last = key_of_result(result, self.target.on_source), self.current
+        last = self.current
+        if last is not None and type(result) is self.target.output:  # as it mostly is
+            key = result.__data__.get(self.key_name)
+            if key == last.key and type(key) is int and key in self.by_key:
+                return self.by_key.pop(key), False
+        key = key_of_result(result, self.target.on_source)
         if key is not None and key in self.by_key:
             return self.by_key.pop(key), False
         if last is not None and (key is None or key == last.key):
@@ -463,7 +479,8 @@ class Run:
     def _drop_hands(self) -> None:
         self.open.clear()
         self.by_key.clear()
-        self.board.clear()
+        if self.board is not None:
+            self.board.clear()
 
     # -- failures ---------------------------------------------------------------------------
 
@@ -678,7 +695,7 @@ class Run:
                     yielded.taken = True
             if not checkpoint:
                 return
-            began = time.perf_counter()
+            began = perf_counter()
             ends = self.stop.wanted if self.behind else None if patiently else self.over
             # The second thread has a connection that nobody else reads on.
             where = _here if threading.current_thread() is self.thread else apart
@@ -693,7 +710,7 @@ class Run:
                     self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
                     self.since = since
                 raise
-            self.t_write_s += time.perf_counter() - began
+            self.t_write_s += perf_counter() - began
             with self.room:
                 self.in_writing = Checkpoint()
                 if not self.behind:  # who runs a page does not look at its results
