@@ -45,8 +45,7 @@ def run_demo(folder: Path | None, n_rows: int) -> None:
     if planned.plan is None:
         return
     _step(f"astra submit {planned.plan} --local -j 2, and one of its processes is killed")
-    _submit_and_kill(planned.plan)
-    show.status(status(planned.plan))
+    _submit_and_kill(planned.plan)  # it shows how the plan stands at its end
     _step(f"astra resume {planned.plan} --local -j 2")
     with show.progress(f"plan {planned.plan}") as tell:
         resume_local(planned.plan, 2, progress=tell)
@@ -97,7 +96,7 @@ def _submit_and_kill(plan: int) -> None:
 
 
 def _victim(plan: int) -> Any:
-    """An attempt that has begun, once half of the plan's rows have ended."""
+    """The attempt that began last and has stored nothing, once half of the plan's rows ended."""
     with connection():
         pages = list(Page.select().where(Page.plan == plan))
         if sum(p.n_pending for p in pages) * 2 > sum(p.n_rows for p in pages):
@@ -106,6 +105,8 @@ def _victim(plan: int) -> Any:
             Attempt.select(Attempt, Page)
             .join(Page)
             .where((Page.plan == plan) & (Attempt.state == AttemptState.RUNNING.value))
+            .where(Attempt.n_checkpoints == 0)
+            .order_by(Attempt.began.desc())
             .first()
         )
 

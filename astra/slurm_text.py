@@ -295,3 +295,79 @@ def _joined(live: Execution, past: Execution) -> Execution:
         max_rss_mb=past.max_rss_mb,
         elapsed_s=live.elapsed_s if live.elapsed_s is not None else past.elapsed_s,
     )
+
+
+# ------------------------------------------------------------------------------ sizes and limits
+
+
+def time_limit_s(limit: object) -> int | None:
+    """A time limit as sbatch reads it, in seconds; None where it has none.
+
+    >>> time_limit_s(90), time_limit_s("1:30"), time_limit_s("02:00:00"), time_limit_s("1-0")
+    (5400, 90, 7200, 86400)
+    """
+    days, dash, rest = str(limit).rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]):
+        return None
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def size_mb(text: str) -> int | None:
+    """A size as sbatch reads it, in MB; None where it is none, or 0: all of the node's.
+
+    >>> size_mb("2G"), size_mb("512"), size_mb("1500K"), size_mb("0"), size_mb("UNLIMITED")
+    (2048, 512, 2, None, None)
+    """
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        return None
+    kilobytes = int(found[1]) * 1024 ** "KMGT".index(found[2].upper() or "M")
+    return -(-kilobytes // 1024) or None
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the partitions of a job allow it, and their nodes."""
+
+    max_time_s: int | None = None
+    max_mem_mb: int | None = None  # of the largest node too
+    default_mem_mb: int | None = None
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What a partition allows; None for no limit."""
+
+    name: str
+    max_time_s: int | None
+    max_mem_mb: int | None
+    default_mem_mb: int | None  # for a job of one CPU that asks for none
+    is_default: bool
+
+
+def parse_partitions(text: str) -> list[Partition]:
+    """The lines of ``scontrol -o show partition``."""
+    found = []
+    for line in text.splitlines():
+        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "PartitionName" in values:
+            memory = values.get("DefMemPerNode") or values.get("DefMemPerCPU") or ""
+            found.append(
+                Partition(
+                    values["PartitionName"],
+                    time_limit_s(values.get("MaxTime", "")),
+                    size_mb(values.get("MaxMemPerNode", "")),
+                    size_mb(memory),
+                    values.get("Default") == "YES",
+                )
+            )
+    return found
