@@ -1,6 +1,7 @@
 """Tables and tasks of the benchmarks; elements import the tasks from here."""
 
 import random
+import resource
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -119,3 +120,14 @@ def _version() -> int:
     from astra.models.pipeline import version_number
 
     return version_number()
+
+
+@task
+def noting(spectra: Iterable[BossVisitSpectrum], path: str = "") -> Iterable[Twenty]:
+    """Notes when it had its first row in hand, and the memory of its process at each 1,000th."""
+    for n_rows, spectrum in enumerate(spectra, 1):
+        if n_rows == 1 or n_rows % 1000 == 0:
+            size_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with open(path, "a") as file:
+                file.write(f"{time.monotonic()} {n_rows} {size_kb}\n")
+        yield Twenty.from_spectrum(spectrum, c0=float(n_rows))
