@@ -216,7 +216,7 @@ def at_hand(wanted: bool = True) -> Iterator[None]:
     opened = False
     if wanted:
         try:
-            opened = database.obj.connect(reuse_if_open=True)
+            opened = database.bound().connect(reuse_if_open=True)
         except (peewee.DatabaseError, peewee.InterfaceError) as error:
             log.debug("no connection beforehand: %s", error)
     try:
@@ -333,8 +333,13 @@ def aside(work: Callable[[], T]) -> T:
     What a task left open on this thread's connection can neither swallow nor block it. A database
     in memory is known to one connection alone: there, `work` is simply called.
     """
+    return begun_aside(work)()
+
+
+def begun_aside(work: Callable[[], T]) -> Callable[[], T]:
+    """`work()` as :func:`aside`, begun now: what is given back waits for its end."""
     if dialect().url.endswith(":memory:"):
-        return work()
+        return work
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -346,14 +351,18 @@ def aside(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="astra aside", daemon=True)
     thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        thread.join()  # a signal came: what was begun is finished, and is not begun twice at once
-        raise
-    if failed:
-        raise failed[0]
-    return done[0]
+
+    def ended() -> T:
+        try:
+            thread.join()
+        except BaseException:
+            thread.join()  # a signal came: what was begun is finished, and not begun twice at once
+            raise
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    return ended
 
 
 def apart(work: Callable[[], T]) -> T:
