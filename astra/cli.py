@@ -549,6 +549,41 @@ def plans(every: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("plans", type=int, nargs=-1, metavar="[PLAN]...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to; by default plan-N.html here. - is standard output.",
+)
+@_json
+def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
+    """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
+
+    It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
+    network and holds no password.
+    """
+    from astra import show
+    from astra.compose import last_plan
+    from astra.folders import write_whole
+    from astra.report import report_of
+    from astra.report_page import html
+
+    found = report_of(plans or [last_plan()])
+    if as_json:
+        show.as_json(found)
+        return
+    page = html(found)
+    if str(output) == "-":
+        click.echo(page)
+        return
+    file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
+    write_whole(file, page, 0o644)
+    show.reported(found, file, len(page.encode()))
+
+
+@main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
 def demo(folder: Path | None, rows: int) -> None:

@@ -326,6 +326,13 @@ def follow(path: str) -> None:
                 time.sleep(0.3)
 
 
+def reported(report: Any, file: Any, size: int) -> None:
+    console.print(f"{coloured(report.state.value)}: {escape(report.verdict)}")
+    line(f"{file} ({size / 1000:,.0f} kB)")
+    for advice in report.next:
+        line(f"  {advice}")
+
+
 def recovered(found: Any) -> None:
     if not found.files and not found.set_aside:
         line(f"plan {found.plan}: no spool file, nothing to store")

@@ -6,7 +6,7 @@ Slurm called it ended is seen.
 
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -70,16 +70,33 @@ def status(plan: int) -> PlanStatus:
     UsageError
         If there is no such plan.
     """
-    frozen = get_plan(plan)
-    pages, notes = survey(frozen)
-    return _summary(frozen, pages, notes)
+    return statuses([plan])[0]
 
 
-def survey(plan: Plan) -> tuple[list[PageStatus], list[str]]:
+def statuses(plans: Sequence[int]) -> list[PlanStatus]:
+    """How some plans stand; Slurm is asked once, for all of them.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    """
+    frozen = [get_plan(plan) for plan in plans]
+    with connection():
+        submissions = list(Submission.select().where(Submission.plan << list(plans)))
+    asked = _ask(slurm_jobs(submissions))
+    return [_summary(plan, *survey(plan, asked)) for plan in frozen]
+
+
+Asked = tuple[Any, list[str]]  # Slurm's answer, and what it did not answer
+
+
+def survey(plan: Plan, asked: Asked | None = None) -> tuple[list[PageStatus], list[str]]:
     """Every page of a plan as it stands, and what could not be found out."""
     with connection():
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-    answer, notes = _ask(slurm_jobs(submissions.values()))
+    answer, notes = asked or _ask(slurm_jobs(submissions.values()))
+    notes = list(notes)
     if spooled := spool.files(plan.pk):
         many = "a spool file holds" if len(spooled) == 1 else f"{len(spooled)} spool files hold"
         notes.append(f"{many} what the database did not take: astra recover {plan.pk}")
@@ -107,7 +124,7 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[slurm.JobId]:
     return [slurm.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
 
 
-def _ask(jobs: list[slurm.JobId]) -> tuple[Any, list[str]]:
+def _ask(jobs: list[slurm.JobId]) -> Asked:
     """What Slurm says of these jobs: one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
