@@ -419,6 +419,8 @@ def resume(
         show.submitted(done)
     if local:
         _show_local([done], as_json)
+    elif done.left and not done.pages:
+        sys.exit(4)
 
 
 def _states(only: str | None) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from astra import policy
 from astra.errors import ConfigError, nearest
 
 Check = Callable[[Any], Any]  # gives the value, or raises ValueError("should be ...")
@@ -145,6 +146,12 @@ class Slurm:
 
 
 @dataclass(frozen=True)
+class Policy:
+    exclude_after: int = _key(3, _whole(0))  # pages that failed at a node, and not elsewhere
+    exclude_for_s: float = _key(21600.0, _number(0, above=True))  # how long it is left out
+
+
+@dataclass(frozen=True)
 class Data:
     root: Path | None = field(default=None, metadata=_PATH)  # where relative paths of spectra start
 
@@ -155,6 +162,7 @@ _SECTIONS: dict[str, Any] = {
     "element": Element,
     "plan": Plan,
     "slurm": Slurm,
+    "policy": Policy,
     "data": Data,
 }
 _KEYS = {f"{name}.{item.name}": item for name, kind in _SECTIONS.items() for item in fields(kind)}
@@ -170,14 +178,16 @@ class Config:
     element: Element = Element()
     plan: Plan = Plan()
     slurm: Slurm = Slurm()
+    policy: Policy = Policy()
     data: Data = Data()
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [policy.STATE]
     path: Path | None = None  # the file that was read
     sources: Mapping[str, str] = field(default_factory=dict)  # "database.url": where it is from
 
     def source(self, key: str) -> str:
         """Where a value such as ``database.url`` came from: a file, a variable or "default"."""
-        if key.startswith("profiles."):
+        if key.startswith("profiles.") or key not in _KEYS:
             return str(self.path or "default")
         return self.sources.get(key, "default")
 
@@ -186,6 +196,8 @@ class Config:
         values = {key: getattr(getattr(self, key.split(".")[0]), _KEYS[key].name) for key in _KEYS}
         for name, options in self.profiles.items():
             values.update({f"profiles.{name}.{key}": value for key, value in options.items()})
+        for state, rule in self.rules.items():
+            values.update({f"policy.{state}.{key}": value for key, value in rule.items()})
         return [(key, _shown(key, value), self.source(key)) for key, value in values.items()]
 
 
@@ -233,7 +245,7 @@ def load(
     environ = os.environ if environ is None else environ
     folder = Path(cwd or Path.cwd()).absolute()
     file = _find(path, environ, folder)
-    values, profiles = _read(file) if file else ({}, {})
+    values, profiles, rules = _read(file) if file else ({}, {}, {})
     sources = dict.fromkeys(values, str(file))
     for variable, key in _ENVIRONMENT.items():
         if environ.get(variable):  # a variable that is set to nothing counts as unset
@@ -252,6 +264,7 @@ def load(
     return Config(
         **{name: kind(**sections[name]) for name, kind in _SECTIONS.items()},
         profiles=profiles,
+        rules=rules,
         path=file,
         sources=sources,
     )
@@ -280,11 +293,15 @@ def _exists(file: Path) -> bool:
         raise ConfigError(f"{str(file)!r} cannot be looked at: {error}") from error
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
-    """The values and the profiles of a file, checked; paths as they are written."""
+Tables = dict[str, Mapping[str, Any]]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables]:
+    """The values, the profiles and the policy of a file, checked; paths as they are written."""
     values: dict[str, Any] = {}
     tables = _parsed(file)
     profiles = tables.pop("profiles", {})
+    rules = _rules(tables, file)
     for section, table in tables.items():
         if section not in _SECTIONS:
             elsewhere = [key for key in _KEYS if key.split(".")[1] == section]
@@ -300,7 +317,20 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
         raise ConfigError(
             f"{file}: a profile is a section: write [profiles.NAME], then its options"
         )
-    return values, profiles
+    return values, profiles, rules
+
+
+def _rules(tables: dict[str, Any], file: Path) -> Tables:
+    """The sections ``[policy.STATE]``, taken out of ``[policy]``."""
+    table = tables.get("policy")
+    if not isinstance(table, dict):
+        return {}
+    found = {key: value for key, value in table.items() if isinstance(value, dict)}
+    tables["policy"] = {key: value for key, value in table.items() if key not in found}
+    try:
+        return {**policy.checked(found)}
+    except ValueError as error:
+        raise ConfigError(f"{file}: [policy] {error}") from None
 
 
 def _parsed(file: Path) -> dict[str, Any]:

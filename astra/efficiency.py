@@ -14,7 +14,7 @@ from astra import slurm
 from astra.errors import SlurmError
 from astra.history import Runs
 from astra.models.orchestration import Submission
-from astra.slurm_text import Usage, megabytes, walltime_s
+from astra.slurm_text import Usage, size_mb, time_limit_s
 from astra.status import slurm_jobs
 
 N_LISTED = 100  # elements in a table, at most
@@ -89,10 +89,8 @@ def _told(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
     memory, time = [], []
     for (submission, element), seconds in lasted.items():
         options = asked.get(submission, {})
-        memory.append(
-            (peak.get((submission, element)), megabytes(str(options.get("mem", "")), "M"))
-        )
-        time.append((seconds, walltime_s(str(options.get("time", "")))))
+        memory.append((peak.get((submission, element)), size_mb(str(options.get("mem", "")))))
+        time.append((seconds, time_limit_s(options.get("time", ""))))
     gauges = [_gauge("memory", "MB", memory), _gauge("time", "s", time)]
     if not any(gauges):
         return None

@@ -1,8 +1,9 @@
 """Profiles: named sets of Slurm options and set-up commands for one site or kind of job.
 
 ``[profiles.NAME]`` of the configuration holds long options of sbatch in snake case, and astra's
-own keys: ``setup``, ``throttle``, ``pages_per_element``, ``row_timeout``, ``template`` and
-``extends``. The profiles that are shipped with astra stand behind those of the configuration.
+own keys: ``setup``, ``throttle``, ``pages_per_element``, ``row_timeout``, ``template``,
+``policy`` and ``extends``. The profiles that ship with astra stand behind those of the
+configuration.
 """
 
 import re
@@ -13,7 +14,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from astra import resources
+from astra import policy, resources
 from astra.config import Config
 from astra.errors import ConfigError, nearest
 
@@ -78,7 +79,9 @@ _SIZES = {"mem", "mem_per_cpu", "mem_per_gpu", "tmp"}
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
 _SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
-_OWN = ("setup", "throttle", "pages_per_element", "row_timeout", "template", "extends")
+_OWN = (
+    "setup", "throttle", "pages_per_element", "row_timeout", "template", "extends", "policy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Profile:
     pages_per_element: int = 1
     row_timeout: float | None = None  # seconds; without it [element] row_timeout_s
     template: str = "element.sh.j2"
+    policy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # on the [policy]'s
+    given: Mapping[str, Any] = field(default_factory=dict)  # what was changed for one submission
     chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
 
     def with_options(self, **changes: Any) -> "Profile":
@@ -102,7 +107,8 @@ class Profile:
         ConfigError
             If a key or its value would be refused in a file.
         """
-        return _applied(self, changes, f"options given on top of profile {self.name!r}")
+        changed = _applied(self, changes, f"options given on top of profile {self.name!r}")
+        return replace(changed, given={**self.given, **changes})
 
 
 def names(config: Config) -> list[str]:
@@ -191,7 +197,9 @@ def _applied(profile: Profile, keys: Mapping[str, Any], where: str) -> Profile:
     own: dict[str, Any] = {}
     for key, value in keys.items():
         try:
-            if key in _OWN:
+            if key == "policy":
+                own[key] = _on_top(profile.policy, policy.checked(value))
+            elif key in _OWN:
                 own[key] = _own(key, value)
             elif (checked := _option(key, value)) is False:
                 options.pop(key, None)
@@ -200,6 +208,12 @@ def _applied(profile: Profile, keys: Mapping[str, Any], where: str) -> Profile:
         except ValueError as error:
             raise ConfigError(f"{where} {key}: {error}") from None
     return replace(profile, options=MappingProxyType(options), **own)
+
+
+def _on_top(
+    below: Mapping[str, Mapping[str, Any]], rules: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Mapping[str, Any]]:
+    return {state: {**below.get(state, {}), **rules.get(state, {})} for state in {*below, *rules}}
 
 
 def _own(key: str, value: Any) -> Any:

@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from astra import spool
+from astra import policy, spool
 from astra.database import connection, writing
 from astra.element import reset_rows
 from astra.errors import UsageError, nearest
 from astra.local import run_local, start_local
 from astra.models.orchestration import Page, Plan
 from astra.plan import check_plan_version, get_plan
+from astra.retries import Next, exclude_bad_nodes, grouped, next_steps, record
+from astra.slurm_text import SlurmRefused
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status import PageStatus, survey
 from astra.submit import (
+    Left,
     Submitted,
     check_ready,
     choose_profile,
@@ -35,24 +39,77 @@ def resume(
 ) -> Submitted:
     """Submit the pages of a plan that are not whole and not alive.
 
-    Called twice, or while elements run, it starts nothing twice.
+    Called twice, or while elements run, it starts nothing twice. The policy decides, for each page
+    by how its element ended, whether it is submitted again, and with how much more memory or time;
+    pages that it gives up stand in ``left`` of what is returned, with what would take them again.
+    Nodes at which failures gather are left out for a while. Needs nobody in front of it.
 
     Parameters
     ----------
     failed : take rows again that are recorded as failures.
-    only : Slurm states, such as ``OUT_OF_MEMORY``: only pages whose element ended so.
-    profile_name, options, dry_run : as for :func:`astra.submit.submit`.
+    only : Slurm states, such as ``OUT_OF_MEMORY``: only pages whose element ended so, those too
+        that have used up their retries.
+    profile_name, options, dry_run : as for :func:`astra.submit.submit`. Without a name, elements
+        are submitted as those before them were.
     """
     frozen = get_plan(plan)
     check_ready(frozen)
-    chosen = choose_profile(profile_name, options)
+    choose_profile(profile_name, options)  # refused before anything is changed
     wanted = checked_states(only)
     with plan_lock(frozen):
         recover_intents(frozen)
         spool.recover(frozen)
-        pages, skipped = _choose(frozen, failed, wanted, dry_run)
-        done = submit_pages(frozen, pages, chosen, dry_run=dry_run)
-    return Submitted(**{**vars(done), "skipped": skipped})
+        pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run)
+        numbers = {page.number for page in pages}
+        chosen = [
+            replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
+            for s in statuses
+            if s.page in numbers
+        ]
+        steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
+        if not dry_run:
+            exclude_bad_nodes(frozen, statuses, steps)
+        done = _submit_groups(frozen, [n for n in steps if n.step.retry], dry_run)
+        if not dry_run:
+            record(frozen, steps, statuses)
+    left = [n for n in steps if not n.step.retry]
+    skipped.update({"given up": len(left)} if left else {})
+    return replace(done, skipped=skipped, left=_left(frozen, left))
+
+
+def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool) -> Submitted:
+    """Submit pages, those together whose elements have the same options."""
+    groups: dict[str, list[Next]] = {}
+    for n in steps:
+        groups.setdefault(repr(n.profile), []).append(n)
+    done = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
+    waiting = sum(len(group) for group in groups.values())
+    for group in groups.values():
+        if done.message:  # a limit of Slurm's: it holds for the others too
+            break
+        try:
+            new = submit_pages(plan, [n.page for n in group], group[0].profile, dry_run=dry_run)
+        except SlurmRefused as refused:
+            if not done.jobs:
+                raise
+            done = replace(done, message=str(refused))
+            break
+        done = replace(
+            done,
+            pages=done.pages + new.pages,
+            rows=done.rows + new.rows,
+            jobs=done.jobs + new.jobs,
+            profile=new.profile,
+            message=new.message,
+        )
+    return replace(done, unsubmitted=waiting - done.pages)
+
+
+def _left(plan: Plan, steps: list[Next]) -> tuple[Left, ...]:
+    return tuple(
+        Left(tuple(pages), str(state), said, f"astra resume {plan.pk} {policy.remedy(state)}")
+        for (state, _, said), pages in grouped(steps).items()
+    )
 
 
 def resume_local(
@@ -70,7 +127,7 @@ def resume_local(
     with plan_lock(frozen):
         recover_intents(frozen)
         spool.recover(frozen)
-        pages, skipped = _choose(frozen, failed, frozenset(), False)
+        pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
         submission = start_local(frozen, pages)
@@ -80,8 +137,8 @@ def resume_local(
 
 def _choose(
     plan: Plan, failed: bool, only: frozenset[SlurmState], dry_run: bool
-) -> tuple[list[Page], dict[str, int]]:
-    """The pages to submit, and how many are passed over, by state."""
+) -> tuple[list[Page], dict[str, int], list[PageStatus]]:
+    """The pages to submit, how many are passed over, by state, and how all of them stood."""
     statuses, _ = survey(plan)
     chosen: list[int] = []
     skipped: Counter[str] = Counter()
@@ -95,7 +152,7 @@ def _choose(
     numbers = set(chosen)
     with connection():
         pages = [p for p in light_pages(plan) if p.number in numbers]
-    return [p for p in pages if p.n_pending or (failed and dry_run)], dict(skipped)
+    return [p for p in pages if p.n_pending or (failed and dry_run)], dict(skipped), statuses
 
 
 def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> bool:

@@ -104,6 +104,8 @@ def submitted(done: Any) -> None:
         return
     for job in done.jobs:
         line(f"job {job.job_id}: array {job.array}, {count(job.pages, 'page')}, {job.script}")
+    for left in done.left:
+        line(f"{count(len(left.pages), 'page')} {left.state}: {left.said}; {left.remedy}")
     if done.pages:
         line(
             f"plan {done.plan}: {count(done.pages, 'page')} submitted, "
@@ -157,6 +159,8 @@ def status(plan: Any, every_page: bool = False) -> None:
             line(f"  ... and {len(shown) - 20:,} pages more (--pages)")
     if plan.refused:
         line(f"  {count(plan.refused, 'further result')} of rows that have one: astra failures")
+    for step in plan.steps:
+        line(f"  {count(len(step.pages), 'page')} {step.state}: {step.said}")
     for note in plan.notes:
         console.print(f"  [magenta]note:[/] {escape(hide(note))}")
     if plan.advice:

@@ -27,15 +27,18 @@ from astra.slurm_text import (
     Execution,
     JobId,
     Key,
+    Room,
     SlurmRefused,
     Usage,
     parse_max_array_size,
+    parse_partitions,
     parse_sacct,
     parse_squeue,
     parse_submission,
     parse_usage,
     refusal,
     settle,
+    size_mb,
 )
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "elements",
     "find",
     "max_array_size",
+    "room",
     "run",
     "submit",
     "usage",
@@ -70,7 +74,7 @@ class _Failed(SlurmError):
 # SLURM_CLUSTERS goes too: the cluster of a job is written down by the profile, not by a shell.
 _INHERITED = re.compile(r"(SLURM|SLURMD|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO)_")
 _KEPT = re.compile(r"SLURM_(CONF|CONF_SERVER|JWT|SACK_\w+)")
-_READ_ONLY = {"squeue", "sacct", "scontrol"}
+_READ_ONLY = {"squeue", "sacct", "scontrol", "sinfo"}
 _NO_ANSWER = re.compile(
     r"timed out|Unable to contact slurm|Connection (refused|reset)|Zero Bytes|"
     r"Message (send|receive) failure|Communication \w+ failure|Broken pipe|"
@@ -217,6 +221,33 @@ def max_array_size() -> int:
     (``max_array_tasks``): an array that begins with index 1 keeps both.
     """
     return parse_max_array_size(run(["scontrol", "show", "config"]))
+
+
+def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
+    """What a job may ask for in a partition, in the widest of several, or in the default one.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm does not say.
+    """
+    known = parse_partitions(run(["scontrol", "-o", "show", "partition"], env=env))
+    names = set((partition or "").split(",")) - {""} or {p.name for p in known if p.is_default}
+    mine = [p for p in known if p.name in names]
+    lines = run(["sinfo", "-h", "-N", "-o", "%R|%N|%m"], env=env).splitlines()
+    of = [line.split("|") for line in lines if line.split("|")[0] in names]
+    memory = [size for _, _, text in of if (size := size_mb(text.rstrip("+")))]
+    most_mb = _widest([p.max_mem_mb for p in mine])
+    return Room(
+        _widest([p.max_time_s for p in mine]),
+        min((mb for mb in (most_mb, max(memory, default=None)) if mb), default=None),
+        min((p.default_mem_mb for p in mine if p.default_mem_mb), default=None),
+        tuple(sorted({node for _, node, _ in of})),
+    )
+
+
+def _widest(limits: list[int | None]) -> int | None:
+    return None if not limits or None in limits else max(n for n in limits if n is not None)
 
 
 # --------------------------------------------------------------------------------------- looking

@@ -205,7 +205,7 @@ def parse_sacct(text: str) -> dict[Key, Execution]:
     for job, state, code, node, elapsed, limit, rss, reason in _lines(text, len(SACCT)):
         if "." in job:
             key = expand(job.split(".")[0])[0]
-            peak = max(own[key].max_rss_mb or 0, megabytes(rss) or 0) if key in own else 0
+            peak = max(own[key].max_rss_mb or 0, _megabytes(rss) or 0) if key in own else 0
             if peak:
                 own[key] = replace(own[key], max_rss_mb=peak)
             continue
@@ -219,7 +219,7 @@ def parse_sacct(text: str) -> dict[Key, Execution]:
                 exit_code=exit_code,
                 signal=signal,
                 reason=_said(reason) if ended.alive else None,  # why it waited, long ago
-                max_rss_mb=megabytes(rss),
+                max_rss_mb=_megabytes(rss),
                 elapsed_s=int(elapsed) if elapsed.isdigit() else None,
                 time_limit_min=int(limit) if limit.isdigit() else None,
             )
@@ -239,7 +239,7 @@ def parse_usage(text: str) -> list[Usage]:
     for job, state, elapsed, limit, cpus, nodes, tasks, asked, cpu, rss in _lines(text, len(USAGE)):
         key = expand(job.split(".")[0])[0]
         if "." in job:
-            if key in found and (peak := megabytes(rss)) and not found[key].state.alive:
+            if key in found and (peak := _megabytes(rss)) and not found[key].state.alive:
                 peak *= int(tasks or 1)
                 most = max(found[key].mem_used_mb or 0, peak)
                 found[key] = replace(found[key], mem_used_mb=most)
@@ -263,7 +263,7 @@ def parse_usage(text: str) -> list[Usage]:
 
 def _asked_mb(text: str, nodes: int, cpus: int) -> float | None:
     """sacct's ReqMem: ``4G``, before 21.08 ``4Gn`` of a node or ``4Gc`` of a CPU."""
-    asked = megabytes(text.rstrip("nc"))
+    asked = _megabytes(text.rstrip("nc"))
     return asked and asked * {"n": nodes, "c": cpus}.get(text[-1:], 1)
 
 
@@ -272,19 +272,6 @@ def _cpu_seconds(text: str) -> float | None:
     whole, _, part = text.partition(".")
     seconds = _seconds(whole)
     return None if seconds is None else seconds + float(f"0.{part or 0}")
-
-
-def walltime_s(text: str) -> int | None:
-    """Seconds of what ``sbatch --time`` takes: ``90`` (minutes), ``1:30``, ``2-12``, ``1-0:30``."""
-    days, dash, rest = text.rpartition("-")
-    parts = [int(p) for p in rest.split(":")] if re.fullmatch(r"[\d:]*\d", rest) else []
-    if not 1 <= len(parts) <= 3 or (dash and not days.isdigit()):
-        return None
-    if dash:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    else:
-        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def expand(job: str) -> list[Key]:
@@ -352,13 +339,11 @@ def _seconds(text: str) -> int | None:
     return ((int(days or 0) * 24 + int(hours or 0)) * 60 + int(minutes or 0)) * 60 + int(last)
 
 
-def megabytes(text: str, unit: str = "") -> float | None:
-    """Megabytes of Slurm's ``4G``; a number alone is in `unit`, by default bytes."""
-    found = re.fullmatch(r"([\d.]+)([KMGT]?)B?", text)
+def _megabytes(text: str) -> float | None:
+    found = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
     if found is None:
         return None
-    factors = {"": 2.0**-20, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
-    factor = factors[found[2] or unit]
+    factor = {"": 2.0**-20, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}[found[2]]
     return float(found[1]) * factor
 
 
@@ -395,3 +380,79 @@ def _joined(live: Execution, past: Execution) -> Execution:
         max_rss_mb=past.max_rss_mb,
         elapsed_s=live.elapsed_s if live.elapsed_s is not None else past.elapsed_s,
     )
+
+
+# ------------------------------------------------------------------------------ sizes and limits
+
+
+def time_limit_s(limit: object) -> int | None:
+    """A time limit as sbatch reads it, in seconds; None where it has none.
+
+    >>> time_limit_s(90), time_limit_s("1:30"), time_limit_s("02:00:00"), time_limit_s("1-0")
+    (5400, 90, 7200, 86400)
+    """
+    days, dash, rest = str(limit).rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]):
+        return None
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def size_mb(text: str) -> int | None:
+    """A size as sbatch reads it, in MB; None where it is none, or 0: all of the node's.
+
+    >>> size_mb("2G"), size_mb("512"), size_mb("1500K"), size_mb("0"), size_mb("UNLIMITED")
+    (2048, 512, 2, None, None)
+    """
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        return None
+    kilobytes = int(found[1]) * 1024 ** "KMGT".index(found[2].upper() or "M")
+    return -(-kilobytes // 1024) or None
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the partitions of a job allow it, and their nodes."""
+
+    max_time_s: int | None = None
+    max_mem_mb: int | None = None  # of the largest node too
+    default_mem_mb: int | None = None
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What a partition allows; None for no limit."""
+
+    name: str
+    max_time_s: int | None
+    max_mem_mb: int | None
+    default_mem_mb: int | None  # for a job of one CPU that asks for none
+    is_default: bool
+
+
+def parse_partitions(text: str) -> list[Partition]:
+    """The lines of ``scontrol -o show partition``."""
+    found = []
+    for line in text.splitlines():
+        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "PartitionName" in values:
+            memory = values.get("DefMemPerNode") or values.get("DefMemPerCPU") or ""
+            found.append(
+                Partition(
+                    values["PartitionName"],
+                    time_limit_s(values.get("MaxTime", "")),
+                    size_mb(values.get("MaxMemPerNode", "")),
+                    size_mb(memory),
+                    values.get("Default") == "YES",
+                )
+            )
+    return found

@@ -4,20 +4,26 @@ Slurm is asked first and the database read afterwards, so that whatever an eleme
 Slurm called it ended is seen.
 """
 
+import os
+import re
+import signal
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from astra import config, slurm, spool
+from astra import config, policy, slurm, spool
 from astra.database import connection, dialect
 from astra.element import process_began
+from astra.errors import AstraError
 from astra.models.orchestration import Attempt, Failure, Page, Plan, Submission
 from astra.plan import get_plan
+from astra.retries import grouped, next_steps
 from astra.states import ALIVE, AttemptState, PageState, PlanState, SlurmState
-from astra.submit import light_pages
+from astra.submit import excluded_nodes, light_pages
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,16 @@ class PageStatus:
 
 
 @dataclass(frozen=True)
+class NextStep:
+    """Pages of which the policy thinks alike."""
+
+    pages: tuple[int, ...]
+    state: str | None  # what ended their elements
+    retry: bool
+    said: str
+
+
+@dataclass(frozen=True)
 class PlanStatus:
     """A plan: its rows by state add up to `n_rows`, always."""
 
@@ -60,6 +76,7 @@ class PlanStatus:
     notes: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     refused: int = 0  # further results of rows that have one
+    steps: tuple[NextStep, ...] = ()  # what resume does about pages that are not whole
 
 
 def status(plan: int) -> PlanStatus:
@@ -85,7 +102,32 @@ def statuses(plans: Sequence[int]) -> list[PlanStatus]:
     with connection():
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
     asked = _ask(slurm_jobs(submissions))
-    return [_summary(plan, *survey(plan, asked)) for plan in frozen]
+    return [_status(plan, asked) for plan in frozen]
+
+
+def _status(plan: Plan, asked: "Asked") -> PlanStatus:
+    pages, notes = survey(plan, asked)
+    steps, more = _next_steps(plan, pages)
+    return _summary(plan, pages, [*notes, *more], steps)
+
+
+def _next_steps(plan: Plan, pages: list[PageStatus]) -> tuple[list[NextStep], list[str]]:
+    """What the policy does about pages that Slurm ran, and nodes that are left out."""
+    ended = [p for p in pages if p.job and not p.job.startswith("local:")]
+    try:
+        steps = [
+            NextStep(tuple(numbers), state, retry, said)
+            for (state, retry, said), numbers in grouped(next_steps(plan, ended)).items()
+            if state is not None
+        ]
+    except AstraError as error:
+        return [], [f"what becomes of the pages that are not whole is not known: {error}"]
+    notes = [
+        f"node {e.node} is left out until {e.until:%Y-%m-%d %H:%M:%S}: {e.reason}"
+        for e in excluded_nodes().values()
+        if any(page.state is not PageState.DONE for page in pages)
+    ]
+    return steps, notes
 
 
 Asked = tuple[Any, list[str]]  # Slurm's answer, and what it did not answer
@@ -102,20 +144,47 @@ def survey(plan: Plan, asked: Asked | None = None) -> tuple[list[PageStatus], li
         notes.append(f"{many} what the database did not take: astra recover {plan.pk}")
     with connection():
         now = dialect().now()
-        pages = list(light_pages(plan))
-        attempts = {
-            a.pk: a
-            for a in Attempt.select()
-            .join(Page)
-            .where((Page.plan == plan.pk) & (Attempt.pk == Page.attempt_pk))
-        }
+        pages = list(light_pages(plan).namedtuples())  # there are many: no objects of models
+        attempts = {a.pk: a for a in _last_attempts(plan).namedtuples()}
         cancelled = Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar()
     found = []
     for page in pages:
         submission = submissions.get(page.submission_pk)
         attempt = attempts.get(page.attempt_pk)
-        found.append(_page_status(page, submission, attempt, answer, now, cancelled is not None))
+        status = _page_status(page, submission, attempt, answer, now, cancelled is not None)
+        if status.slurm_state == SlurmState.FAILED and status.signal == signal.SIGKILL:
+            if _ran_out_of_memory(submission, status.job):
+                status = replace(status, slurm_state=SlurmState.OUT_OF_MEMORY.value)
+        found.append(status)
     return found, notes
+
+
+def _last_attempts(plan: Plan) -> Any:
+    """The attempt that each page is of, where it is of one."""
+    return (
+        Attempt.select(
+            Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
+            Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message,
+        )
+        .join(Page, on=(Attempt.pk == Page.attempt_pk))
+        .where(Page.plan == plan.pk)
+    )  # fmt: skip
+
+
+#: What slurmstepd writes into the log of a job that it ends for its memory. Where it watches by
+#: polling, and not by control groups, Slurm's state for that is FAILED.
+_MEMORY_LIMIT = re.compile(rb"slurmstepd.*(exceeded memory limit|Exceeded job memory limit|oom)")
+
+
+def _ran_out_of_memory(submission: Submission | None, job: str | None) -> bool:
+    if submission is None or submission.log_folder is None:
+        return False
+    try:
+        with (Path(submission.log_folder) / f"{job}.log").open("rb") as log:
+            log.seek(max(os.fstat(log.fileno()).st_size - 4096, 0))
+            return bool(_MEMORY_LIMIT.search(log.read(4096)))
+    except OSError:
+        return False
 
 
 def slurm_jobs(submissions: Iterable[Submission]) -> list[slurm.JobId]:
@@ -142,6 +211,7 @@ def _page_status(
     now: datetime,
     cancelled: bool,
 ) -> PageStatus:
+    pending = page.n_rows - page.n_done - page.n_failed - page.n_no_result
     element = None
     execution = None
     if submission is not None:
@@ -153,7 +223,7 @@ def _page_status(
     overdue = bool(
         mine and mine.state == AttemptState.RUNNING and (now - mine.seen).total_seconds() > lease_s
     )
-    if page.n_pending == 0:
+    if pending == 0:
         state = PageState.DONE
     elif submission is None:
         state = PageState.UNSUBMITTED
@@ -170,7 +240,7 @@ def _page_status(
         page.n_done,
         page.n_failed,
         page.n_no_result,
-        page.n_pending,
+        pending,
         element,
         _job_name(submission, element),
         (execution.node if execution else None) or (mine.host if mine else None),
@@ -257,7 +327,9 @@ def _said(attempt: Attempt | None) -> PageState | None:
 _UNSAID = (PageState.LOST, PageState.INCOMPLETE)
 
 
-def _summary(plan: Plan, pages: list[PageStatus], notes: list[str]) -> PlanStatus:
+def _summary(
+    plan: Plan, pages: list[PageStatus], notes: list[str], steps: list[NextStep]
+) -> PlanStatus:
     rows: Counter[str] = Counter()
     by_page: Counter[str] = Counter()
     for page in pages:
@@ -285,8 +357,9 @@ def _summary(plan: Plan, pages: list[PageStatus], notes: list[str]) -> PlanStatu
         dict(by_page),
         tuple(pages),
         tuple(notes),
-        tuple(_advice(plan, pages, rows)),
+        tuple(_advice(plan, pages, rows, steps)),
         refused,
+        tuple(steps),
     )
 
 
@@ -317,8 +390,11 @@ def never_starts(page: PageStatus) -> bool:
     return page.state is PageState.WAITING and str(page.reason).replace(" ", "_") in _NEVER
 
 
-def _advice(plan: Plan, pages: list[PageStatus], rows: Mapping[str, int]) -> list[str]:
-    states = {page.state for page in pages}
+def _advice(
+    plan: Plan, pages: list[PageStatus], rows: Mapping[str, int], steps: list[NextStep]
+) -> list[str]:
+    given_up = {number for step in steps if not step.retry for number in step.pages}
+    states = {page.state for page in pages if page.page not in given_up}
     local = any(p.job and p.job.startswith("local:") for p in pages)
     suffix = " --local" if local or dialect().name == "sqlite" else ""
     advice = []
@@ -331,7 +407,9 @@ def _advice(plan: Plan, pages: list[PageStatus], rows: Mapping[str, int]) -> lis
         PageState.UNSUBMITTED,
     }:
         advice.append(f"astra resume {plan.pk}{suffix}   submits what is not whole and not alive")
-    if PageState.BROKEN in states:
+    for state in sorted({str(step.state) for step in steps if not step.retry}):
+        advice.append(f"astra resume {plan.pk} {policy.remedy(state)}   takes them all the same")
+    if any(p.state is PageState.BROKEN for p in pages):
         broken = next(p.page for p in pages if p.state is PageState.BROKEN)
         advice.append(f"astra logs {plan.pk} {broken}   why; mend it, then astra resume {plan.pk}")
     died = next((p for p in pages if p.state in _UNSAID and p.exit_code), None)

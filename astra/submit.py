@@ -13,18 +13,19 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from astra import config, log, profile, script, slurm, spool
+from astra import config, log, policy, profile, script, slurm, spool
 from astra.database import connection, dialect, retrying, url, writing
 from astra.element import process_began
-from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
+from astra.errors import BusyError, DatabaseError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
-from astra.models.orchestration import Page, Plan, Submission
+from astra.models.orchestration import Exclusion, Page, Plan, Submission
 from astra.plan import check_plan_version, get_plan
 from astra.profile import Profile
+from astra.slurm_text import time_limit_s
 
 #: Pauses between looking a job up whose answer was lost: slurmctld may still be at it.
 _LOOK_AGAIN_S = (0.5, 1.0, 2.0, 4.0)
@@ -44,6 +45,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Left:
+    """Pages that the policy does not submit again, and what would."""
+
+    pages: tuple[int, ...]
+    state: str  # what ended their elements
+    said: str  # "3 of 3 retries used up"
+    remedy: str  # "astra resume 1 --only TIMEOUT --time ..."
+
+
+@dataclass(frozen=True)
 class Submitted:
     """What a submission came to."""
 
@@ -55,6 +66,7 @@ class Submitted:
     profile: str | None = None
     unsubmitted: int = 0  # pages left for later: a limit of Slurm's was reached
     skipped: Mapping[str, int] = field(default_factory=dict)  # pages not touched, by state
+    left: tuple[Left, ...] = ()  # pages that are given up
     message: str | None = None
     dry_run: bool = False
 
@@ -139,28 +151,8 @@ def without_early_signal(chosen: Profile) -> Profile:
     _, _, lead = str(signal or "").partition("@")
     if lead.isdigit() and limit and (limit_s := time_limit_s(limit)) is not None:
         if limit_s < 2 * int(lead) + 60:
-            return chosen.with_options(signal=False)
+            return replace(chosen.with_options(signal=False), given=chosen.given)
     return chosen
-
-
-def time_limit_s(limit: object) -> int | None:
-    """A time limit as sbatch reads it, in seconds; None where it has none.
-
-    >>> time_limit_s(90), time_limit_s("1:30"), time_limit_s("02:00:00"), time_limit_s("1-0")
-    (5400, 90, 7200, 86400)
-    """
-    days, dash, rest = str(limit).rpartition("-")
-    parts = rest.split(":")
-    if not all(part.isdigit() for part in [*parts, days or "0"]):
-        return None
-    numbers = [int(part) for part in parts]
-    if dash:
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
-        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def waiting_pages(plan: Plan) -> list[Page]:
@@ -175,7 +167,7 @@ def light_pages(plan: Plan) -> Any:
     return (
         Page.select(
             Page.pk, Page.plan, Page.number, Page.n_rows, Page.n_done, Page.n_failed,
-            Page.n_no_result, Page.submission_pk, Page.attempt_pk,
+            Page.n_no_result, Page.submission_pk, Page.attempt_pk, Page.retries,
         )
         .where(Page.plan == plan.pk)
         .order_by(Page.number)
@@ -202,6 +194,7 @@ def submit_pages(
 ) -> Submitted:
     """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked."""
     each = chosen.pages_per_element or 1
+    away = _away(chosen) if pages else ()
     jobs: list[Job] = []
     done: list[Page] = []
     message = None
@@ -211,11 +204,11 @@ def submit_pages(
     while queue:
         piece = queue.pop(0)
         if dry_run:
-            jobs.append(_dry(plan, piece, chosen, each))
+            jobs.append(_dry(plan, piece, chosen, each, away))
             done += piece.pages
             continue
         try:
-            jobs.append(_submit_slice(plan, piece, chosen, each))
+            jobs.append(_submit_slice(plan, piece, chosen, each, away))
             done += piece.pages
         except slurm.SlurmRefused as refused:
             if not refused.limit:
@@ -253,10 +246,38 @@ def _halves(piece: Slice, each: int) -> list[Slice]:
     return halves
 
 
-def _submit_slice(plan: Plan, piece: Slice, chosen: Profile, each: int) -> Job:
+def excluded_nodes() -> dict[str, Exclusion]:
+    """Nodes that are left out at present."""
+    with connection():
+        return {e.node: e for e in Exclusion.select().where(Exclusion.until > dialect().now())}
+
+
+def _away(chosen: Profile) -> tuple[str, ...]:
+    """Nodes to keep away from: none that Slurm does not know, and never all of a partition."""
+    bad = excluded_nodes()
+    if not bad or "nodelist" in chosen.options:
+        return ()
+    try:
+        room = slurm.room(str(chosen.options.get("partition") or "") or None)
+    except SlurmError as error:
+        log.warning("which nodes there are is not known, so that none is left out: %s", error)
+        return ()
+    return tuple(policy.to_exclude(bad, room.nodes))
+
+
+def _without(chosen: Profile, away: tuple[str, ...]) -> Profile:
+    if not away:
+        return chosen
+    own = str(chosen.options.get("exclude") or "")
+    return chosen.with_options(exclude=",".join(filter(None, [own, *away])))
+
+
+def _submit_slice(
+    plan: Plan, piece: Slice, chosen: Profile, each: int, away: tuple[str, ...]
+) -> Job:
     submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
     # What a template or a folder may refuse is refused before an intent is left behind.
-    text = _render(plan, piece, chosen, submission)
+    text = _render(plan, piece, _without(chosen, away), submission)
     make_intent(submission, piece.pages)
     try:
         path = write_script(submission, text)
@@ -386,6 +407,7 @@ def _describe(chosen: Profile) -> dict[str, Any]:
     return {
         "name": chosen.name,
         "options": {k: config.hide_secret(k, v) for k, v in chosen.options.items()},
+        "given": {k: v for k, v in chosen.given.items() if "***" not in config.hide_secret(k, v)},
         "throttle": chosen.throttle,
         "setup": [config.hide(line) for line in chosen.setup],
     }
@@ -501,7 +523,7 @@ def _environment() -> dict[str, str]:
     return found
 
 
-def _dry(plan: Plan, piece: Slice, chosen: Profile, each: int) -> Job:
+def _dry(plan: Plan, piece: Slice, chosen: Profile, each: int, away: tuple[str, ...]) -> Job:
     """The script and the command as they would be, of a submission that is not stored."""
     submission = Submission(
         plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
@@ -509,6 +531,6 @@ def _dry(plan: Plan, piece: Slice, chosen: Profile, each: int) -> Job:
     path = run_folder(plan) / f"{submission.job_name}.sh"
     return Job(
         None, script.array_spec(piece.indices(), chosen.throttle), piece.offset,
-        len(piece.pages), str(path), _render(plan, piece, chosen, submission),
+        len(piece.pages), str(path), _render(plan, piece, _without(chosen, away), submission),
         ("sbatch", "--parsable", str(path)),
     )  # fmt: skip
