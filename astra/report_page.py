@@ -19,7 +19,8 @@ from astra.config import hide
 from astra.history import N_BINS, Over
 from astra.report import Report
 
-_FOLDER = Path(__file__).resolve().parent / "page_of_report"
+#: Its template, style and script.
+FOLDER = Path(__file__).resolve().parent / "page_of_report"
 
 _WORDS = {
     "whole": "Whole",
@@ -41,7 +42,7 @@ def html(report: Report) -> str:
     """The page of a report."""
     style, script = (_text(name) for name in ("report.css", "report.js"))
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_finalize,
@@ -60,7 +61,7 @@ def html(report: Report) -> str:
 
 
 def _text(name: str) -> str:
-    return (_FOLDER / name).read_text()
+    return (FOLDER / name).read_text()
 
 
 def _sha256(text: str) -> str:

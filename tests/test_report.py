@@ -1,6 +1,11 @@
 """The report: its numbers, its page in a real browser, and what Slurm's accounting says."""
 
+import os
+import shutil
+import signal
+import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,8 @@ from astra.report import earlier_of, report_of
 from astra.report_page import duration, html
 from astra.slurm_text import Usage, parse_usage
 from astra.states import PlanState, SlurmState
+from astra.submit import submit
+from tests.servers import wait_for
 from tests.tasks import fill, measure
 
 SECRET = "geheim-9731"
@@ -292,3 +299,83 @@ def test_100_000_pages(pg_url, browser, tmp_path):
     assert opened_s < 2 and not page.errors
     assert page.evaluate("document.documentElement.scrollWidth") == 1400
     page.close()
+
+
+# ------------------------------------------------------------------------------------- on Slurm
+
+
+def busy(slurm, plan: int) -> list[Attempt]:
+    """The attempts of a plan, once two have written."""
+    wait_for(lambda: Attempt.select().where(Attempt.n_checkpoints > 0).count() >= 2, "attempts", 60)
+    return list(Attempt.select().where(Attempt.state == "running"))
+
+
+def calls(tmp_path: Path, monkeypatch) -> Path:
+    """A file to which every call of squeue and sacct adds a line."""
+    folder = tmp_path / "counted"
+    folder.mkdir()
+    for name in ("squeue", "sacct", "scontrol"):
+        script = folder / name
+        script.write_text(
+            f'#!/bin/sh\necho {name} >>{folder}/calls\nexec {shutil.which(name)} "$@"\n'
+        )
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    (folder / "calls").touch()
+    return folder / "calls"
+
+
+def number(text: str) -> float:
+    """What reportseff says; three dashes where that is nothing."""
+    return 0.0 if text.strip() == "---" else float(text)
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
+    fill(400)
+    (planned,) = create_plan(
+        measure, "BossVisitSpectrum", limit=100,
+        arguments={"spin_s": 0.03, "raise_every": 50, "write_frequency": 0.5},
+    )  # fmt: skip
+    options = {"time": "00:02:00", "mem": "200M", "cpus_per_task": 2}
+    (job,) = submit(planned.plan, options=options).jobs
+    os.kill(busy(slurm, planned.plan)[0].pid, signal.SIGKILL)
+    wait_for(slurm.idle, "the end of the array", 90)
+    wait_for(
+        lambda: (
+            len(slurm.accounted(job.job_id)) == 4
+            and not {"RUNNING", "PENDING"} & set(slurm.accounted(job.job_id).values())
+        ),
+        "the accounting",
+        60,
+    )
+    counted = calls(tmp_path, monkeypatch)
+    report = report_of([planned.plan])
+    # Of a plan that is not whole: what lives, what ended, and what was used.
+    assert Counter(counted.read_text().split())["squeue"] == 1
+    found = {u.job: u for u in report.efficiency.elements}
+    assert report.efficiency.source == "Slurm's accounting" and len(found) == 4
+    columns = "JobID,State,CPUEff,MemEff,TimeEff"
+    told = subprocess.run(
+        ["reportseff", "--no-color", "--parsable", "--format", columns, str(job.job_id)],
+        env=slurm.env(), capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    lines = [line.split("|") for line in told.splitlines() if line.startswith(str(job.job_id))]
+    assert len(lines) == 4, told
+    for name, state, cpu, mem, limit in lines:
+        mine = found[name.strip()]
+        assert mine.state == state.strip()
+        # reportseff counts whole seconds of CPU time only.
+        second = 100 / (mine.elapsed_s * mine.cpus)
+        assert -0.1 <= mine.cpu_share * 100 - number(cpu) <= second + 0.1, told
+        assert mine.time_share * 100 == pytest.approx(number(limit), abs=0.06), told
+        if mine.mem_share is None:
+            assert number(mem) == 0, told
+        else:
+            assert mine.mem_share * 100 == pytest.approx(number(mem), abs=0.06), told
+    assert max(number(line[2]) for line in lines) > 5, told  # one that did spin is compared
+    memory = next(g for g in report.efficiency.gauges if g.name == "memory")
+    assert 0 < memory.most < 1 and memory.asked == 200
+    assert report.state is PlanState.ATTENTION and report.n_attention == 1
+    assert report.attention[0][1].state == "lost"
