@@ -377,8 +377,18 @@ def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None
 @main.command()
 @click.argument("plan", type=int, required=False)
 @click.option("--pages", is_flag=True, help="Show every page.")
+@click.option("--watch", "live", is_flag=True, help="Show it live, until nothing of it lives.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: how often to look.",
+)
 @_json
-def status(plan: int | None, pages: bool, as_json: bool) -> None:
+def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: bool) -> None:
     """Show how PLAN, or the last one, stands.
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention.
@@ -386,8 +396,12 @@ def status(plan: int | None, pages: bool, as_json: bool) -> None:
     from astra import show
     from astra.compose import last_plan
     from astra.status import status as status_of
+    from astra.watch import watch
 
-    found = status_of(last_plan() if plan is None else plan)
+    if live and as_json:
+        raise UsageError("--watch shows, --json prints once: leave one of them out")
+    plan = last_plan() if plan is None else plan
+    found = show.watched(watch(plan, every_s)) if live else status_of(plan)
     show.as_json(found) if as_json else show.status(found, pages)
     sys.exit(found.state.exit_status)
 

@@ -291,13 +291,15 @@ def _named(text: str, job_name: str) -> set[tuple[int, str]]:
     }
 
 
-def elements(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) -> Answer:
+def elements(
+    jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None, again: bool = True
+) -> Answer:
     """What Slurm says of all elements of some jobs: one squeue, one sacct for each cluster.
 
     squeue decides what lives. What has left its memory is taken from sacct, which may lag: an
-    element that sacct calls alive and squeue, asked again, does not know is unknown.
+    element that sacct calls alive and squeue, asked `again`, does not know is unknown.
     """
-    answers = [_elements(ids, cluster, env) for cluster, ids in _by_cluster(jobs)]
+    answers = [_elements(ids, cluster, env, again) for cluster, ids in _by_cluster(jobs)]
     return Answer(
         executions={key: e for answer in answers for key, e in answer.executions.items()},
         queue=all(answer.queue for answer in answers),
@@ -315,7 +317,9 @@ def _by_cluster(jobs: Iterable[int | JobId]) -> list[tuple[str | None, list[int]
     return [(cluster, sorted(ids)) for cluster, ids in found.items()]
 
 
-def _elements(ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None) -> Answer:
+def _elements(
+    ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None, again: bool
+) -> Answer:
     def queue(some: Sequence[int]) -> dict[Key, Execution]:
         return {k: e for part in _chunks(some) for k, e in _squeue(part, cluster, env).items()}
 
@@ -341,7 +345,7 @@ def _elements(ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | 
         # An entry without index is the array as a whole, before its elements have theirs.
         and (index is not None or job_id not in known)
     }
-    if lagging:
+    if lagging and again:
         try:
             queued = queue(sorted(lagging)) | queued
         except SlurmError as error:

@@ -79,18 +79,21 @@ class PlanStatus:
     steps: tuple[NextStep, ...] = ()  # what resume does about pages that are not whole
 
 
-def status(plan: int) -> PlanStatus:
+def status(plan: int, ask_again: bool = True) -> PlanStatus:
     """How a plan stands.
+
+    Where the accounting is behind, squeue is asked a second time; without `ask_again` such elements
+    are unknown, until the next time that somebody asks.
 
     Raises
     ------
     UsageError
         If there is no such plan.
     """
-    return statuses([plan])[0]
+    return statuses([plan], ask_again)[0]
 
 
-def statuses(plans: Sequence[int]) -> list[PlanStatus]:
+def statuses(plans: Sequence[int], ask_again: bool = True) -> list[PlanStatus]:
     """How some plans stand; Slurm is asked once, for all of them.
 
     Raises
@@ -101,7 +104,7 @@ def statuses(plans: Sequence[int]) -> list[PlanStatus]:
     frozen = [get_plan(plan) for plan in plans]
     with connection():
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
-    asked = _ask(slurm_jobs(submissions))
+    asked = _ask(slurm_jobs(submissions), ask_again)
     return [_status(plan, asked) for plan in frozen]
 
 
@@ -193,13 +196,13 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[slurm.JobId]:
     return [slurm.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
 
 
-def _ask(jobs: list[slurm.JobId]) -> Asked:
+def _ask(jobs: list[slurm.JobId], again: bool = True) -> Asked:
     """What Slurm says of these jobs: one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
     if not slurm.available():
         return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
-    answer = slurm.elements(jobs)
+    answer = slurm.elements(jobs, again=again)
     return answer, list(answer.notes)
 
 
