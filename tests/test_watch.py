@@ -16,8 +16,9 @@ import time
 import pytest
 
 from astra.compose import run_here
-from astra.models.orchestration import Attempt
+from astra.models.orchestration import Attempt, Page, Submission
 from astra.plan import create_plan
+from astra.resume import resume
 from astra.submit import submit
 from tests.conftest import ROOT
 from tests.servers import wait_for
@@ -97,11 +98,12 @@ def test_a_terminal_is_left_as_it_was(slurm, how):
 @pytest.mark.postgres
 def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch):
     """A plan in several arrays; not in a terminal, a line for each change."""
-    plan = planned(80, 10, row_s=0.3)
-    for pages in (4, 4):
-        slurm.set_max_submit(pages if pages == 4 else None)
-        submit(plan)
-        slurm.set_max_submit(None)
+    plan = planned(80, 10, row_s=2.0)
+    slurm.set_max_submit(3)
+    submit(plan)
+    slurm.set_max_submit(None)
+    resume(plan)
+    assert len({s.job_id for s in Submission.select().where(Submission.state == "submitted")}) > 1
     counted = tmp_path / "counted"
     counted.mkdir()
     for name in ("squeue", "sacct", "scontrol"):
@@ -146,10 +148,11 @@ def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
     from astra.show import _watched
     from astra.watch import watch
 
-    plan = planned(300, 3)  # 100 pages, none of them submitted
+    plan = planned(300, 3)
+    Page.update(n_done=1).where(Page.number % 2 == 0).execute()
     (look,) = watch(plan, 1)
     for columns, rows in ((40, 12), (80, 24), (200, 60)):
         own = Console(file=StringIO(), width=columns, height=rows, force_terminal=True)
         own.print(_watched(look, own))
         lines = own.file.getvalue().splitlines()
-        assert len(lines) <= rows
+        assert 6 < len(lines) <= rows
