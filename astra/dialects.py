@@ -131,6 +131,13 @@ def _kind(words: str, statement: str) -> str | None:
 
 
 class _PostgresqlDatabase(peewee.PostgresqlDatabase):
+    was_open = False  # a connection was made once: whoever is refused now was not refused then
+
+    def _connect(self) -> Any:
+        made = super()._connect()
+        self.was_open = True
+        return made
+
     def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
         """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.
 
@@ -193,7 +200,7 @@ class PostgreSQL(_Common):
         code = _sqlstate(error)
         if code is None:  # libpq's own: the connection failed, or was lost
             return isinstance(error, peewee.OperationalError | peewee.InterfaceError) and (
-                not _is_refused_login(str(error))
+                self.database.was_open or not _is_refused_login(str(error))
             )
         return code.startswith(_TRANSIENT)
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from astra.database import reset
 from tests.faults import bugs, runner
 from tests.faults.scenario import DIRECTED, draw
-from tests.faults.world import SERVER, prepare
+from tests.faults.world import SERVER, SMALL_DISK_MB, prepare
 from tests.servers import Postgres, Slurm
 
 
@@ -55,7 +55,7 @@ def side_by_side(given: argparse.Namespace) -> int:
 def one_by_one(given: argparse.Namespace) -> int:
     began, failed, reports = time.monotonic(), [], []
     with ExitStack() as servers:
-        server = servers.enter_context(Postgres(**SERVER))
+        server = servers.enter_context(Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER))
         cluster = servers.enter_context(Slurm(cpus=16)) if given.slurm else None
         if cluster is not None:
             os.environ["SLURM_CONF"] = str(cluster.conf)

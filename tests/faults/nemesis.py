@@ -228,6 +228,84 @@ class Nemesis(threading.Thread):
         self.world.proxy.heal()
         return f"{n_open} connections, and new ones for {fault.lasts_s} s"
 
+    def _refuse(self, fault: Fault) -> str:
+        name, server = self.world.name, self.world.server
+        server.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            n_ended = len(self._end_backends())
+            self.over.wait(fault.lasts_s)
+        finally:
+            self._patiently(lambda: server.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+        return f"{n_ended} connections ended, no new ones for {fault.lasts_s} s"
+
+    def _pg_hba(self, fault: Fault) -> str:
+        with self.world.server.locked_out("astra"):
+            n_ended = len(self._end_backends())
+            self.over.wait(fault.lasts_s)
+        return f"{n_ended} connections ended, no new ones for {fault.lasts_s} s"
+
+    def _too_many(self, fault: Fault) -> str:
+        self.world.sql("ALTER ROLE astra CONNECTION LIMIT 0")
+        try:
+            n_ended = len(self._end_backends())
+            self.over.wait(fault.lasts_s)
+        finally:
+            self._patiently(lambda: self.world.sql("ALTER ROLE astra CONNECTION LIMIT -1"))
+        return f"{n_ended} connections ended, no new ones for {fault.lasts_s} s"
+
+    def _end_backends(self) -> list[Any]:
+        return self.world.server.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            f"WHERE datname = '{self.world.name}' AND usename = 'astra'"
+        )
+
+    def _slow(self, fault: Fault) -> str:
+        self.world.sql("INSERT INTO armed VALUES ('results', 0.7)")
+        try:
+            self.over.wait(fault.lasts_s)
+        finally:
+            self._patiently(lambda: self.world.sql("DELETE FROM armed"))
+        return f"checkpoints of more than 0.7 s for {fault.lasts_s} s"
+
+    def _statement_timeout(self, fault: Fault) -> str:
+        before = self.world.server.logged("due to statement timeout")
+        self.world.sql("INSERT INTO armed VALUES ('results', 0.5)")
+        try:
+            self._set("statement_timeout = '200ms'", fault.lasts_s)
+        finally:
+            self._patiently(lambda: self.world.sql("DELETE FROM armed"))
+        n = self.world.server.logged("due to statement timeout") - before
+        return f"{n} statements" if n else "nobody there"
+
+    def _serialisation(self, fault: Fault) -> str:
+        before = self.world.server.logged("could not serialize access")
+        name = self.world.name
+        self.world.sql(
+            f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+        )
+        try:
+            end = time.monotonic() + fault.lasts_s
+            while time.monotonic() < end and not self.over.is_set():
+                with self.world.link() as link, link, link.cursor() as cursor:
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                    cursor.execute("UPDATE attempt SET message = message")
+                    self.over.wait(0.1)
+        finally:
+            self._patiently(lambda: self.world.sql(f"ALTER DATABASE {name} RESET ALL"))
+        n = self.world.server.logged("could not serialize access") - before
+        return f"{n} failures" if n else "nobody there"
+
+    def _disk_full(self, fault: Fault) -> str:
+        before = self.world.server.logged("No space left on device")
+        size = self.world.server.fill_disk()
+        try:
+            self.over.wait(fault.lasts_s)
+        finally:
+            self.world.server.clear_disk()
+        n = self.world.server.logged("No space left on device") - before
+        told = f"{n} statements failed" if n else "nobody there"
+        return f"by {size / 1e6:.0f} MB for {fault.lasts_s} s: {told}"
+
     def _locks(self, fault: Fault) -> str:
         name = self.world.name
         self.world.sql(f"ALTER DATABASE {name} SET lock_timeout = '150ms'")

@@ -17,6 +17,12 @@ KINDS = {
     "restart": 2,  # of PostgreSQL, fast
     "crash": 2,  # kill -9 of PostgreSQL, and recovery
     "silence": 3,  # the link to PostgreSQL stays open, and nothing passes
+    "refuse": 1,  # the database does not accept connections
+    "pg_hba": 1,  # the role is not let in
+    "too many": 1,  # connections of the role
+    "slow": 2,  # each checkpoint takes long
+    "statement timeout": 1,  # of the server, shorter than a checkpoint
+    "serialisation": 1,  # failures: others write what a checkpoint writes
     "locks": 2,  # another transaction holds the pages, for longer than lock_timeout
     "deadlock": 2,  # another transaction takes attempt and page in the other order
     "modify": 4,  # input rows are modified meanwhile
@@ -58,6 +64,7 @@ class Scenario:
     fates: dict[int, str] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     answer_timeout_s: float = 2.0
+    small_disk: bool = False  # its database lies on a disk that can be filled
     pooled: bool = False  # by PgBouncer, in transaction mode
 
 
@@ -162,6 +169,17 @@ DIRECTED = {
     "silence inside progress": _directed("silence", "progress", lasts_s=1.0),
     "terminate behind pgbouncer": _directed("terminate", "progress", pooled=True),
     "restart behind pgbouncer": _directed("restart", lasts_s=1.0, pooled=True),
+    "refuse": _directed("refuse", lasts_s=1.0),
+    "pg_hba": _directed("pg_hba", lasts_s=1.0),
+    "too many": _directed("too many", lasts_s=1.0),
+    "slow": _directed("slow", lasts_s=1.5),
+    "slower than the answer timeout": _directed("slow", lasts_s=2.5, answer_timeout_s=0.3),
+    "statement timeout": _directed("statement timeout", lasts_s=1.5),
+    "serialisation": _directed("serialisation", lasts_s=2.0),
+    "disk full": _directed("disk full", after=0.05, lasts_s=1.5, small_disk=True),
+    "disk full for longer than the bound": _directed(
+        "disk full", after=0.05, lasts_s=2.5, small_disk=True, retry_for_s=0.5
+    ),
     "locks": _directed("locks", lasts_s=1.5),
     "deadlock": _directed("deadlock", lasts_s=2.0),
     "modify": _directed("modify", write_frequency=2.0, batch_size=100),

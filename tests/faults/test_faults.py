@@ -8,7 +8,7 @@ import pytest
 from astra.database import reset
 from tests.faults import runner
 from tests.faults.scenario import DIRECTED
-from tests.faults.world import SERVER, prepare
+from tests.faults.world import SERVER, SMALL_DISK_MB, prepare
 from tests.servers import Postgres
 
 pytestmark = pytest.mark.postgres
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.postgres
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[Postgres]:
     """A server that faults may be done to, apart from that of the other tests."""
-    with Postgres(**SERVER) as server:
+    with Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER) as server:
         prepare(server)
         reset()
         yield server

@@ -26,6 +26,9 @@ ROOT = Path(astra.__file__).resolve().parent.parent
 #: lives on, so that fsync may be off.
 SERVER = {"synchronous_commit": "on", "deadlock_timeout": "100ms", "max_connections": "60"}
 
+#: Of the disk that may be filled, in MB: three copies of the template.
+SMALL_DISK_MB = 40
+
 TEMPLATE = "faults_template"
 
 #: A record of every result that was ever committed, and a way to hold a checkpoint open.
@@ -70,7 +73,8 @@ class World:
         self.server, self.scenario, self.folder = server, scenario, folder
         self.cluster = cluster  # that runs the elements; without one, this machine does
         self.name = f"seed_{scenario.seed}_{os.getpid()}"
-        self.direct = server.create_database(self.name, template=TEMPLATE)
+        place = "small" if scenario.small_disk else "pg_default"
+        self.direct = server.create_database(self.name, TEMPLATE, place)
         self.pool = PgBouncer(server) if scenario.pooled else None
         # astra's way to the server, which may fall silent.
         self.proxy = Proxy((self.pool or server).port)

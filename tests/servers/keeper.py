@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_CLONE_NEWNS = 0x00020000  # linux/sched.h
 _END_S = 15.0
 
 
@@ -182,6 +183,16 @@ class _Kept:
         self.running[process.pid] = (process, last_signal)
         return process.pid
 
+    def mount(self, folder: str, megabytes: int) -> None:
+        """A small disk, seen by the processes that are started later, and gone with the last."""
+        if ctypes.CDLL(None).unshare(_CLONE_NEWNS) != 0:
+            raise PermissionError("no mounts of its own are allowed here")
+        for words in (
+            ["--make-rprivate", "/"],
+            ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder],
+        ):
+            subprocess.run(["mount", *words], check=True, capture_output=True)
+
     def poll(self, pid: int) -> int | None:
         return None if pid in self.running else self.ended[pid]
 
@@ -259,6 +270,9 @@ def _main(folder: str) -> int:
             _serve(kept)
     finally:
         left: dict[int, str] | str = kept.end_all()
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if (place := line.split()[1]).startswith(f"{folder}/"):
+                subprocess.run(["umount", "-l", place], check=False)
         shutil.rmtree(folder, ignore_errors=True)
         left = left or (folder if Path(folder).exists() else "")
     if left:

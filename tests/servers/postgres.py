@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -53,6 +53,8 @@ class Postgres(Server):
     folder : where to live; a folder that does not exist yet. Without one, under /tmp.
     env : more environment for the server, such as that of :func:`shifted_clock`.
     password : of the role `astra`, so that a test can look for it where it must not be.
+    small_disk_mb : size of a disk of its own for the tablespace ``small``, which :meth:`fill_disk`
+        fills. Where this machine lets nobody mount one, there is no such tablespace.
     settings : PostgreSQL's parameters, such as ``max_connections=20``.
     """
 
@@ -61,6 +63,7 @@ class Postgres(Server):
         folder: Path | None = None,
         env: Mapping[str, str] | None = None,
         password: str = _PASSWORD,
+        small_disk_mb: int = 0,
         **settings: object,
     ) -> None:
         self.bin = _newest_binaries()
@@ -75,8 +78,12 @@ class Postgres(Server):
         try:
             self.port = self.ports.one()
             self._init()
+            self.small_disk = self._mount(small_disk_mb) if small_disk_mb else None
             self.start()
             self.sql(f"CREATE ROLE astra LOGIN PASSWORD {_literal(password)}")
+            if self.small_disk:
+                self.sql(f"CREATE TABLESPACE small LOCATION {_literal(str(self.small_disk))}")
+                self.sql("GRANT CREATE ON TABLESPACE small TO astra")
         except BaseException:
             self.close()
             raise
@@ -90,6 +97,34 @@ class Postgres(Server):
         started = self.keeper.start(words, bare_environment(LC_ALL="C"), self._log, self.owner)
         if started.wait() != 0:
             raise ServerError(f"initdb failed:\n{tail(self._log)}")
+
+    def _mount(self, megabytes: int) -> Path | None:
+        disk = self.folder / "disk"
+        disk.mkdir()
+        try:
+            self.keeper.ask("mount", folder=str(disk), megabytes=megabytes)
+        except RuntimeError:
+            return None
+        words = ["install", "-d", "-m", "700", "-o", self.owner or str(os.geteuid()), disk / "ts"]
+        if self.keeper.start(words, bare_environment(), self._log).wait() != 0:
+            raise ServerError(tail(self._log))
+        return disk / "ts"
+
+    def fill_disk(self) -> int:
+        """Fill the small disk to its last byte; how many that took."""
+        assert self.process is not None and self.small_disk is not None
+        size = 0
+        with self._filler().open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                size += file.write(bytes(4096))
+        return size
+
+    def clear_disk(self) -> None:
+        self._filler().unlink(missing_ok=True)
+
+    def _filler(self) -> Path:
+        # The disk is mounted for the server alone, and seen through one of its processes.
+        return Path(f"/proc/{self.process.pid}/root{self.folder}/disk/filler")
 
     def start(self) -> None:
         words = [self.bin / "postgres", "-D", self._data, "-p", self.port, "-k", self.folder]
@@ -133,6 +168,23 @@ class Postgres(Server):
             lines = (self._data / "postmaster.pid").read_text().splitlines()
             subprocess.run(["ipcrm", "-m", lines[6].split()[1]], capture_output=True, check=False)
 
+    @contextlib.contextmanager
+    def locked_out(self, role: str) -> Iterator[None]:
+        """No connection of this role over TCP is let in, as pg_hba.conf says."""
+        file = self._data / "pg_hba.conf"
+        before = file.read_text()
+        file.write_text(f"host all {role} all reject\n{before}")
+        try:
+            self.sql("SELECT pg_reload_conf()")
+            yield
+        finally:
+            file.write_text(before)
+            self.sql("SELECT pg_reload_conf()")
+
+    def logged(self, words: str) -> int:
+        """How often the server's log has said so."""
+        return self._log.read_text(errors="replace").count(words)
+
     def answers(self) -> bool:
         try:
             self.sql("SELECT 1")
@@ -158,10 +210,14 @@ class Postgres(Server):
         finally:
             connection.close()
 
-    def create_database(self, name: str, template: str = "template1") -> str:
+    def create_database(
+        self, name: str, template: str = "template1", tablespace: str = "pg_default"
+    ) -> str:
         """A new database, of the role `astra`, and its URL for the superuser."""
-        _check_name(name, template)
-        self.sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER astra')
+        _check_name(name, template, tablespace)
+        self.sql(
+            f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER astra TABLESPACE "{tablespace}"'
+        )
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
