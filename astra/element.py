@@ -7,7 +7,6 @@ read, and a checkpoint written, each in a connection of its own.
 import importlib
 import json
 import os
-import resource
 import signal
 import socket
 import threading
@@ -44,6 +43,7 @@ from astra.errors import (
     UsageError,
 )
 from astra.guard import Guard
+from astra.measures import now_s, peak_mb
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.models.spectrum import pixel_columns
 from astra.patience import hurry
@@ -182,6 +182,8 @@ def run_page(
     tally: Tally | None = None,
 ) -> PageRun:
     """Claim a page and run the task over the rows that it still needs."""
+    # Of an element's first page, what its process took to get here counts as start-up, too.
+    since_s, began_s = board.take_birth() if board else None, now_s()
     try:
         # What an earlier attempt computed and could not store is not computed again.
         spool.recover(plan, number)
@@ -197,19 +199,21 @@ def run_page(
         return _page_run(page, AttemptState.DONE)
     if board is not None:
         board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
+    meter = Meter(began_s if since_s is None else since_s, board)
+    claim.measures = meter.read
     try:
-        state, message, status = _run_claimed(plan, claim, stop, board, tally or new_tally())
+        state, message, status = _run_claimed(plan, claim, meter, stop, board, tally or new_tally())
     except OutOfMemory as error:
         if board is not None:  # the other process starts this one anew, and takes it from there
             board.out_of_memory()
         else:
-            _end(claim, AttemptState.BROKEN, clean(str(error), 2000), None)
+            _end(claim, AttemptState.BROKEN, clean(str(error), 2000))
         state, message, status = AttemptState.BROKEN, str(error), error.exit_status
     except AstraError as error:
         state, message, status = _ended_by(error), str(error), error.exit_status
     except BaseException as error:
         text = f"{type(error).__name__}: {error}"
-        _end(claim, AttemptState.BROKEN, clean(text, 2000), None)
+        _end(claim, AttemptState.BROKEN, clean(text, 2000))
         raise
     try:
         page = retrying(lambda: _page(plan, number), waiting=stop.wanted)
@@ -382,8 +386,40 @@ def _suspect(page: Page, old: Attempt) -> None:
 # ------------------------------------------------------------------------------------- running
 
 
+class Meter:
+    """What an attempt has measured of itself: written with each checkpoint, and at its end."""
+
+    def __init__(self, since_s: float, board: Board | None) -> None:
+        self.since_s, self.board = since_s, board  # when what leads to the first row began
+        self.first_s: float | None = None  # when the task was given its first row
+        self.run: Run | None = None
+        self.reader: Reader | None = None
+
+    def first_row(self) -> None:
+        """The task is about to be given a row, its first or a later one."""
+        if self.first_s is None:
+            self.first_s = now_s()
+            if self.board is not None:  # should the process die before a checkpoint
+                self.board.started(self.first_s - self.since_s)
+
+    def read(self) -> dict[str, Any]:
+        """Columns of the attempt, as of now."""
+        found: dict[str, Any] = {"max_rss_mb": peak_mb()}
+        if self.run is not None and self.reader is not None:
+            found |= {
+                "t_task_s": self.run.t_task_s,
+                "t_write_s": self.run.t_write_s,
+                "t_read_s": self.reader.t_read_s,
+                "row_times": str(self.run.row_times) or None,
+            }
+        if self.first_s is not None:
+            found["t_start_s"] = self.first_s - self.since_s
+            found["t_rows_s"] = now_s() - self.first_s
+        return found
+
+
 def _run_claimed(
-    plan: Plan, claim: Claim, stop: Stop, board: Board | None, tally: Tally
+    plan: Plan, claim: Claim, meter: Meter, stop: Stop, board: Board | None, tally: Tally
 ) -> tuple[AttemptState, str | None, int]:
     element = config.current().element
     try:
@@ -395,10 +431,10 @@ def _run_claimed(
         settings, bound = bind_call(function, (iter(()),), values, defaults)
         outer = outer_exceptions(element.outer_exceptions)
     except AstraError as error:
-        _end(claim, AttemptState.BROKEN, str(error), None)
+        _end(claim, AttemptState.BROKEN, str(error))
         raise BrokenElement(str(error)) from error
     target = target_of(plan, model, output, claim.page.number)
-    reader = Reader(model, output, claim, stop)
+    reader = Reader(model, output, claim, stop, meter)
     run = Run(
         reader,
         caller(function, bound),
@@ -417,6 +453,7 @@ def _run_claimed(
         heartbeat=lambda: _heartbeat(claim, stop),
         heartbeat_s=element.lease_s / 4,
     )
+    meter.run, meter.reader = run, reader
     reader.give_up(run)
     run.start_heartbeat()
     try:
@@ -427,21 +464,21 @@ def _run_claimed(
             if abandon_transaction():
                 log.warning("%s left a transaction open: it was rolled back", plan.task)
     except Forced as forced:
-        raise _interrupted(claim, run, reader, forced.reason) from None
+        raise _interrupted(claim, forced.reason) from None
     except OutOfMemory:
         raise
     except DatabaseError as error:
         raise _spooled(claim, run, error) from error
     except AstraError as error:
-        _end(claim, _ended_by(error), clean(str(error), 2000), run, reader)
+        _end(claim, _ended_by(error), clean(str(error), 2000))
         raise
     except Exception as error:
         said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
-        _end(claim, AttemptState.BROKEN, said, run)
+        _end(claim, AttemptState.BROKEN, said)
         raise BrokenElement(said) from error
     if Outcome.PENDING.value in claim.outcomes:
-        raise _interrupted(claim, run, reader, stop.reason or "the task stopped early")
-    _end(claim, AttemptState.DONE, run.note, run, reader)
+        raise _interrupted(claim, stop.reason or "the task stopped early")
+    _end(claim, AttemptState.DONE, run.note)
     return AttemptState.DONE, run.note, 0
 
 
@@ -478,10 +515,10 @@ def _spooled(claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
     return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
 
 
-def _interrupted(claim: Claim, run: Run, reader: "Reader", reason: str) -> Interrupted:
+def _interrupted(claim: Claim, reason: str) -> Interrupted:
     left = claim.outcomes.count(Outcome.PENDING)
     message = f"told to end ({reason}); all that was yielded is stored, {left} rows are left"
-    _end(claim, AttemptState.INTERRUPTED, message, run, reader)
+    _end(claim, AttemptState.INTERRUPTED, message)
     return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 
 
@@ -491,8 +528,9 @@ class Reader:
     Suspects come last, each group by itself; those that have been given up are failures.
     """
 
-    def __init__(self, model: Any, output: Any, claim: Claim, stop: Stop) -> None:
+    def __init__(self, model: Any, output: Any, claim: Claim, stop: Stop, meter: Meter) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
+        self.meter = meter
         self.run: Run | None = None
         self.t_read_s = 0.0
         self.pixels = [field.name for field in pixel_columns(model)]
@@ -562,6 +600,8 @@ class Reader:
         while chunk:
             rows, chunk = ahead(), []
             self._choose_chunk(rows)
+            if rows:
+                self.meter.first_row()
             begin_at = len(rows) - 1 - len(rows) // 8
             for i, handed in enumerate(rows or [None]):
                 if i >= begin_at and not chunk and keys:
@@ -614,16 +654,10 @@ def _heartbeat(claim: Claim, stop: Stop) -> None:
     Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()
 
 
-def _end(
-    claim: Claim,
-    state: AttemptState,
-    message: str | None,
-    run: Run | None,
-    reader: Reader | None = None,
-) -> None:
+def _end(claim: Claim, state: AttemptState, message: str | None) -> None:
     """Record how the attempt ended, and what it found of the page."""
     now = SQL(dialect().now_sql)
-    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    measured = claim.measures()
 
     def work() -> None:
         with writing():
@@ -633,10 +667,7 @@ def _end(
                 seen=now,
                 message=clean(message, 2000) if message else None,
                 n_found=claim.n_found,
-                max_rss_mb=rss_mb,
-                t_task_s=run.t_task_s if run else 0,
-                t_write_s=run.t_write_s if run else 0,
-                t_read_s=reader.t_read_s if reader else 0,
+                **measured,
             ).where(
                 (Attempt.pk == claim.attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
             ).execute()

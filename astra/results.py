@@ -2,7 +2,7 @@
 
 import threading
 import traceback as tracebacks
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import product
@@ -98,6 +98,7 @@ class Claim:
     n_found: int = 0  # rows whose result others had written
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
     cancelled: bool = False  # the plan, as the last checkpoint found: the attempt is to end
+    measures: Callable[[], dict[str, Any]] = dict  # columns of the attempt, as of now
 
     def find(self, keys: Iterable[int]) -> None:
         """Rows that turn out to have a result already: the next checkpoint says so."""
@@ -573,7 +574,7 @@ def _write_progress(
         for name, outcome in _COUNTED.items()
     }
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    Attempt.update(seen=now, n_found=seen.n_found, **own).where(
+    Attempt.update(seen=now, n_found=seen.n_found, **own, **claim.measures()).where(
         Attempt.pk == claim.attempt.pk
     ).execute()
     return Progress(bytes(outcomes), own)

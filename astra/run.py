@@ -22,6 +22,7 @@ from astra.corrections import Corrections
 from astra.database import apart, at_hand, dialect, in_transaction, retrying
 from astra.errors import BrokenElement, DatabaseError, OutOfMemory
 from astra.guard import Guard, Terminated
+from astra.measures import RowTimes
 from astra.models.pipeline import PipelineOutputModel
 from astra.models.source import Source
 from astra.results import (
@@ -209,6 +210,7 @@ class Run:
         self.note: str | None = None
         self.n_results = 0
         self.t_task_s = self.t_write_s = self.t_overhead_s = 0.0
+        self.row_times = RowTimes()
         self.mark = 0.0
         self.began = False  # the first row has been asked for in this pass
         self.asked = False  # a row, or the end, has been asked for since the last result
@@ -267,6 +269,7 @@ class Run:
                     self._blame_last(error)
                     raise error
                 self._blame(error, halve)
+                error = None  # its traceback holds all that the task has loaded
             else:
                 self._settle()
                 whole = self.claim is not None
@@ -294,7 +297,7 @@ class Run:
             except (Exception, SystemExit) as error:
                 if self.trouble is not None:
                     raise self.trouble from error
-                self._spend(None)
+                self._spend(self.current)
                 return error
             finally:
                 if self.board is not None:
@@ -423,6 +426,7 @@ class Run:
             self.open.pop(id(handed), None)
             if self.board is not None:
                 self.board.end(handed.key)
+            self.row_times.add(spent_s)
             handed.row = None
         self.asked = False
         self.n_results += 1
@@ -474,6 +478,8 @@ class Run:
             with self.mutex:
                 self.waiting.no_results += self.open.values()
             self.tally.n_ended += len(self.open)
+            for handed in self.open.values():
+                self.row_times.add(handed.t_spent_s)
         self._drop_hands()
 
     def _drop_hands(self) -> None:
@@ -536,6 +542,7 @@ class Run:
 
     def _fail(self, handed: Handed, error: BaseException) -> None:
         self.open.pop(id(handed), None)
+        self.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.n_failed += 1
         with self.mutex:

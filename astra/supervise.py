@@ -20,6 +20,7 @@ from types import FrameType
 from astra import config, log
 from astra.database import retrying, writing
 from astra.errors import AstraError
+from astra.measures import born_s, now_s
 from astra.models.orchestration import Attempt, Page
 from astra.results import clean
 from astra.states import AttemptState
@@ -30,7 +31,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 #: Pages with more rows are watched by their first rows alone; untouched memory costs nothing.
 _PLACES = 1 << 24
 _HEADER = 64
-_PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_HAND, _MEMORY = (8 * i for i in range(6))
+_PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_HAND, _MEMORY, _START = (8 * i for i in range(7))
 
 
 class Board:
@@ -39,12 +40,19 @@ class Board:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _HEADER + _PLACES)
         self._positions: dict[int, int] = {}
+        self._birth_s: float | None = None
 
     # -- the child writes -------------------------------------------------------------------
+
+    def take_birth(self) -> float | None:
+        """When the process began that runs the element's first page; None for later pages."""
+        birth_s, self._birth_s = self._birth_s, None
+        return birth_s
 
     def begin(self, page_pk: int, attempt_pk: int, positions: dict[int, int]) -> None:
         """A page is claimed; nothing of it is in hand."""
         self.clear()
+        self.started(0.0)
         self._positions = positions
         struct.pack_into("qq", self._memory, _PAGE, page_pk, attempt_pk)
 
@@ -70,6 +78,10 @@ class Board:
     def works(self, since: float) -> None:
         struct.pack_into("d", self._memory, _SINCE, since)
 
+    def started(self, start_s: float) -> None:
+        """It took so long until the task was given its first row; 0: it was given none yet."""
+        struct.pack_into("d", self._memory, _START, start_s)
+
     def finish(self) -> None:
         """The child ends in good order, whatever its exit status."""
         self._memory[_FINISHED] = 1
@@ -79,9 +91,10 @@ class Board:
 
     # -- the parent reads -------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Before a child: it has said nothing yet."""
+    def start(self, birth_s: float) -> None:
+        """Before a child, which begins at `birth_s`: it has said nothing yet."""
         self._memory[:_HEADER] = bytes(_HEADER)
+        self._birth_s = birth_s
 
     @property
     def page_pk(self) -> int:
@@ -98,6 +111,10 @@ class Board:
     @property
     def ran_out_of_memory(self) -> bool:
         return bool(self._memory[_MEMORY])
+
+    @property
+    def start_s(self) -> float | None:
+        return float(struct.unpack_from("d", self._memory, _START)[0]) or None
 
     def places(self, n_rows: int) -> list[int]:
         """Places in the page of the rows in hand."""
@@ -123,21 +140,23 @@ def supervised(work: Callable[[Board], int], row_timeout_s: float = 0.0) -> int:
     board = Board()
     parent = _Parent(board, row_timeout_s)
     in_vain = 0
+    birth_s = born_s()
     while True:
-        board.start()
+        board.start(birth_s)
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             return _child(work, board)
         status = parent.wait(pid)
+        birth_s = now_s()
         if board.finished and not parent.timed_out:
             return status
         if (-status if status < 0 else status - 128) == signal.SIGKILL and not parent.timed_out:
             # Not ours to go on: the memory limit, or whoever ended it, knows why.
-            _note_death(board, parent.death(status), alive=False)
+            _note_death(board, parent.death(status), parent.peak_mb, alive=False)
             return 128 + signal.SIGKILL
-        known = _note_death(board, parent.death(status), alive=True)
+        known = _note_death(board, parent.death(status), parent.peak_mb, alive=True)
         if parent.told:
             return 75
         in_vain = 0 if known else in_vain + 1
@@ -201,7 +220,8 @@ class _Parent:
         if self.row_timeout_s:
             signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
         try:
-            _, status = os.waitpid(pid, 0)
+            _, status, used = os.wait4(pid, 0)
+            self.peak_mb = used.ru_maxrss / 1024
         finally:
             self.pid = 0
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -229,6 +249,7 @@ class _Parent:
             os.kill(self.pid, signal.SIGKILL)
 
     limit_s = 0.0
+    peak_mb = 0.0  # of the child that ended last
 
     def death(self, status: int) -> Death:
         """What ended the child."""
@@ -250,7 +271,7 @@ class _Parent:
 _OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
 
 
-def _note_death(board: Board, death: Death, alive: bool) -> bool:
+def _note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
     """Remember the rows in hand; whether there were any."""
     if not board.attempt_pk:
         log.error("the element's process %s before it claimed a page", death.cause)
@@ -260,7 +281,12 @@ def _note_death(board: Board, death: Death, alive: bool) -> bool:
         with writing():
             page = Page.get_by_id(board.page_pk)
             keys = [page.keys[place] for place in board.places(page.n_rows)]
-            values = {"message": clean(f"a row {death.cause}", 2000), "n_handed": -1}
+            values = {
+                "message": clean(f"a row {death.cause}", 2000),
+                "n_handed": -1,
+                "max_rss_mb": peak_mb,
+                "t_start_s": board.start_s,
+            }
             if alive:
                 values["state"] = AttemptState.DIED.value
             mine = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)

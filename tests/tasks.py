@@ -54,6 +54,31 @@ def measure(
 
 
 @task
+def costly(
+    spectra: Iterable[BossVisitSpectrum],
+    row_s: float = 0.0,
+    load_s: float = 0.0,
+    mb: int = 0,
+    raise_every: int = 0,
+    nothing_every: int = 0,
+    kill_at: int = 0,
+) -> Iterable[Measured]:
+    """A task of known cost: time to load, time and memory for its rows."""
+    time.sleep(load_s)
+    held = b"x" * (mb << 20)
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        time.sleep(row_s)
+        if key == kill_at:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if raise_every and key % raise_every == 0:
+            raise ValueError(f"row {key} is bad")
+        if nothing_every and key % nothing_every == 0:
+            continue
+        yield Measured.from_spectrum(spectrum, value=float(len(held)))
+
+
+@task
 def collect(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
     """Takes all its rows before it yields: nobody can see which row it stumbled on."""
     rows = list(spectra)

@@ -131,7 +131,10 @@ class Attempt(BaseModel):
     t_task_s = FloatField(default=0.0)
     t_read_s = FloatField(default=0.0)
     t_write_s = FloatField(default=0.0)
-    max_rss_mb = FloatField(null=True)
+    t_start_s = FloatField(null=True)  # from the start of the process to the first row
+    t_rows_s = FloatField(null=True)  # from the first row on
+    row_times = TextField(null=True)  # measures.RowTimes: how many rows took how long
+    max_rss_mb = FloatField(null=True)  # of the process that ran the task, up to then
     message = TextField(null=True)
 
     class Meta:
