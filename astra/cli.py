@@ -551,6 +551,35 @@ def plans(every: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("name")
+@click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
+@click.option(
+    "--continue", "night", type=int, metavar="NIGHT", help="Look after NIGHT once, as its job does."
+)
+@click.option("--job", "token", hidden=True)
+@_json
+def nightly(name: str, quiet: bool, night: int | None, token: str | None, as_json: bool) -> None:
+    """Process what is new for the night NAME, and see to its end.
+
+    Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
+    and closes the night.
+    """
+    from astra import show
+    from astra.nightly import nightly as begin
+    from astra.nightly import proceed
+
+    done = begin(name) if night is None else proceed(name, night, token)
+    if as_json:
+        show.as_json(done)
+    elif not quiet:
+        show.nightly(done)
+    for problem in done.problems:
+        show.error(problem)
+    if done.problems:
+        sys.exit(6)
+
+
+@main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
 def demo(folder: Path | None, rows: int) -> None:

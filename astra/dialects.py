@@ -108,7 +108,7 @@ def _driver_error(error: BaseException | None) -> BaseException | None:
 
 
 #: Whose work a table is, by what is done to it; every other is one of results.
-_PLANNERS = {"plan", "submission", "exclusion"}
+_PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "night_holder"}
 _PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
 
 
@@ -332,9 +332,14 @@ class PostgreSQL(_Common):
 
         A transaction on a connection of its own holds it, so that it works through pgbouncer.
         """
-        holder = psycopg2.connect(self.database.database, **self.database.connect_params)
+        try:
+            holder = psycopg2.connect(self.database.database, **self.database.connect_params)
+        except psycopg2.OperationalError as error:
+            raise peewee.OperationalError(str(error)) from error
         try:
             with holder.cursor() as cursor:
+                cursor.execute("SET LOCAL tcp_keepalives_idle = 30")  # of a host that is no more
+                cursor.execute("SET LOCAL tcp_keepalives_interval = 10")
                 cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 cursor.execute(
                     "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",)

@@ -266,6 +266,21 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
             line(row.traceback or "no traceback: the result was refused by the database")
 
 
+def nightly(done: Any) -> None:
+    what = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
+    parts = [f"{what}: {done.state}"]
+    if done.plans:
+        numbers = ", ".join(map(str, done.plans))
+        parts.append(
+            f"plan{'s' if len(done.plans) > 1 else ''} {numbers}, {count(done.rows, 'row')}"
+        )
+    if done.finalizer and done.state in ("begun", "joined", "running"):
+        parts.append(f"finalizer {done.finalizer}")
+    line("; ".join(parts))
+    if done.message:
+        line(f"  {done.message}")
+
+
 def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
