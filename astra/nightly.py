@@ -52,7 +52,7 @@ from astra.slurm import JobId
 from astra.slurm_text import SlurmRefused, time_limit_s
 from astra.states import ALIVE, PageState
 from astra.status import survey
-from astra.submit import check_ready, choose_profile, submit
+from astra.submit import check_ready, choose_profile, plan_lock, recover_intents, submit
 
 T = TypeVar("T")
 
@@ -368,7 +368,7 @@ def _start(night: Night, settings: NightSettings, look: _Look, again: bool = Fal
     """
     asked: set[tuple[str, str | None]] = set()
     while True:
-        entries = _refreshed(night)
+        entries = refreshed(night)
         due = [
             task
             for task in settings.tasks
@@ -498,6 +498,8 @@ def _tend(entry: NightPlan, settings: NightSettings, look: _Look, allowed: bool)
     if plan is None or plan.cancelled is not None:
         return
     task = _task_of(entry, settings)
+    with plan_lock(plan):
+        recover_intents(plan)  # of a process that died before sbatch answered
     pages, notes = survey(plan)
     states = {page.state for page in pages}
     if PageState.UNKNOWN in states:
@@ -569,7 +571,7 @@ def _retries(plans: list[int]) -> int:
     return sum(end["state"] not in policy.FREE for end in ends)
 
 
-def _refreshed(night: Night) -> list[NightPlan]:
+def refreshed(night: Night) -> list[NightPlan]:
     """The plans of a night with their sums as they are now, stored where they changed."""
     entries = _entries(night)
     for entry in entries:
@@ -608,7 +610,7 @@ def _refreshed(night: Night) -> list[NightPlan]:
 
 def _sum(night: Night) -> list[NightPlan]:
     """Store the sums of a night's plans with it."""
-    entries = _refreshed(night)
+    entries = refreshed(night)
     columns = ("n_rows", "n_done", "n_failed", "n_no_result", "n_retries", "task_s")
     sums = {name: sum(getattr(entry, name) for entry in entries) for name in columns}
     with connection():
