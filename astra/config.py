@@ -111,6 +111,7 @@ class Database:
     url: str = _key("", _text)  # the default is ./astra.db, made absolute when it is resolved
     schema: str | None = _key(None, _name_of_schema)  # PostgreSQL schema that holds the tables
     connect_timeout_s: int = _key(10, _whole(1))
+    answer_timeout_s: float = _key(60.0, _number(0, above=True))  # longest wait for an answer
     retry_for_s: float = _key(600.0, _number(0))  # how long a checkpoint waits for the database
 
 
@@ -307,7 +308,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables, dict[str, night.N
     try:
         nights = night.checked(tables.pop("nights", {}))
     except ValueError as error:
-        raise ConfigError(f"{file}: [nights] {error}") from None
+        raise ConfigError(f"{file}: [nights] {hide(str(error))}") from None
     profiles = tables.pop("profiles", {})
     rules = _rules(tables, file)
     for section, table in tables.items():

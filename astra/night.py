@@ -4,9 +4,11 @@ A night is a list of tasks, planned and submitted together as often as cron says
 bounds, and closed when nothing of it lives any more. Texts alone: nothing here asks the database.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from astra.errors import nearest
 from astra.slurm_text import time_limit_s
@@ -49,6 +51,32 @@ def _time(value: Any) -> str:
     return value
 
 
+def _mail(value: Any) -> tuple[str, ...]:
+    names = _names(value)
+    if not all("@" in name and not any(c in name for c in " \r\n") for name in names):
+        raise ValueError('should be addresses, such as ["me@example.org"]')
+    return names
+
+
+def _url(*schemes: str) -> Any:
+    def check(value: Any) -> str:
+        parts = urlsplit(_line(value))
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"should be a URL that begins with {'://, '.join(schemes)}://")
+        if parts.password:
+            raise ValueError("should hold no password: that stands in ~/.netrc")
+        return str(value)
+
+    return check
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    words = tuple(shlex.split(value)) if isinstance(value, str) else _names(value)
+    if not words:
+        raise ValueError('should be a command, such as "notify --quiet"')
+    return words
+
+
 def _arguments(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("should be arguments by their names: { name = value }")
@@ -74,6 +102,24 @@ class NightTask:
 
 
 @dataclass(frozen=True)
+class Tell:
+    """Who is told how a night ended: by each of these ways."""
+
+    mail: tuple[str, ...] = _key((), _mail)
+    sender: str | None = _key(None, _line)
+    smtp: str | None = _key(None, _url("smtp", "smtps", "starttls"))  # without it, sendmail
+    webhook: str | None = _key(None, _url("http", "https"))  # that of Slack, Mattermost or a site
+    command: tuple[str, ...] = _key((), _command)  # gets the night as JSON
+
+    def rows(self) -> list[tuple[str, Any]]:
+        """(key, value) of all; a webhook's path is as good as a password."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.webhook:
+            given["webhook"] = "{0.scheme}://{0.netloc}/***".format(urlsplit(self.webhook))
+        return [(f"tell.{key}", value) for key, value in given.items() if value]
+
+
+@dataclass(frozen=True)
 class NightSettings:
     """A night as it is configured."""
 
@@ -88,6 +134,7 @@ class NightSettings:
     running: str = _key("join", _one_of("join", "leave"))  # the night before, if it still runs
     finalizer_profile: str | None = _key(None, _line)
     finalizer_time: str = _key("12:00:00", _time)  # how long a finalizer may wait for answers
+    tell: Tell = Tell()
 
     def rows(self) -> list[tuple[str, Any]]:
         """(key, value) of all that was configured."""
@@ -95,8 +142,11 @@ class NightSettings:
         for number, task in enumerate(self.tasks, 1):
             given = {f.name: getattr(task, f.name) for f in fields(task)}
             told += [(f"tasks.{number}.{key}", v) for key, v in given.items() if v]
-        keys = [f.name for f in fields(self) if f.name not in ("name", "tasks")]
-        return [*told, *((key, getattr(self, key)) for key in keys)]
+        keys = [f.name for f in fields(self) if f.name not in _PARTS]
+        return [*told, *((key, getattr(self, key)) for key in keys), *self.tell.rows()]
+
+
+_PARTS = ("name", "tasks", "tell")
 
 
 def checked(tables: Any) -> dict[str, NightSettings]:
@@ -127,9 +177,14 @@ def _night(name: str, table: Any) -> NightSettings:
         )
     tasks = [_task(f"{name}.tasks", entry) for entry in given]
     _check_order(name, tasks)
-    rest = {key: value for key, value in table.items() if key != "tasks"}
-    known = [f for f in fields(NightSettings) if f.name not in ("name", "tasks")]
-    return NightSettings(name=name, tasks=tuple(tasks), **_values(name, rest, known, ["tasks"]))
+    told = table.get("tell", {})
+    if not isinstance(told, dict):
+        raise ValueError(f"{name}.tell: should be a section: write [nights.{name}.tell]")
+    tell = Tell(**_values(f"{name}.tell", told, fields(Tell)))
+    rest = {key: value for key, value in table.items() if key not in ("tasks", "tell")}
+    known = [f for f in fields(NightSettings) if f.name not in _PARTS]
+    values = _values(name, rest, known, ["tasks", "tell"])
+    return NightSettings(name=name, tasks=tuple(tasks), tell=tell, **values)
 
 
 def _task(where: str, entry: Any) -> NightTask:

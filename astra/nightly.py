@@ -117,6 +117,7 @@ def _nightly(settings: NightSettings) -> Nightly:
     check_version()
     _check(settings)
     with night_lock(settings.name):
+        _tell_of_earlier(settings)
         night = open_night(settings.name)
         joined = night is not None
         if night is not None and settings.running == "leave":
@@ -627,7 +628,25 @@ def _close(night: Night, settings: NightSettings, look: _Look, allowed: bool) ->
         Night.update(ended=SQL(dialect().now_sql), whole=whole, message=message).where(
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
+    _tell(night, settings)
     return _said(night, "whole" if whole else "not whole", look, message)
+
+
+def _tell(night: Night, settings: NightSettings) -> None:
+    from astra.tell import tell  # which reads nights, as this module writes them
+
+    tell(night, settings)
+
+
+def _tell_of_earlier(settings: NightSettings) -> None:
+    """Tell of nights that were closed by a finalizer that died before it had told."""
+    with connection():
+        untold = Night.select().where(
+            (Night.name == settings.name) & Night.ended.is_null(False) & Night.told.is_null()
+        )
+        found = list(untold.order_by(Night.pk.desc()).limit(3))
+    for night in found:
+        _tell(night, settings)
 
 
 def _missing(entries: list[NightPlan], settings: NightSettings, allowed: bool) -> list[str]:

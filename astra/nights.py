@@ -1,5 +1,6 @@
 """Nights as they went: the last ones in a line each, and all of one."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -151,8 +152,13 @@ def _status(night: Night, state: str, entries: list[NightPlan] | None = None) ->
     return NightStatus(
         night.pk, night.name, night.date, state, night.began, night.ended, pending=pending,
         rounds=night.round, host=night.host, by=night.created_by, finalizer=night.finalizer_job,
-        message=night.message, plans=plans, **sums,
+        message=night.message, told=_told(night), plans=plans, **sums,
     )  # fmt: skip
+
+
+def _told(night: Night) -> dict[str, str]:
+    ways = json.loads(night.told or "{}")
+    return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways.items()}
 
 
 def _plan(entry: NightPlan) -> PlanOfNight:

@@ -223,6 +223,7 @@ class Night(BaseModel):
     finalizer_job = BigIntegerField(null=True)  # None: sbatch has not answered
     finalizer_cluster = TextField(null=True)
     message = TextField(null=True)  # what is not whole, and what to do
+    told = TextField(null=True)  # JSON: by way, what was told, and what became of it
     cwd = TextField()
     host = TextField()
     created_by = TextField()
