@@ -606,6 +606,62 @@ def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("name")
+@click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
+@click.option(
+    "--continue", "night", type=int, metavar="NIGHT", help="Look after NIGHT once, as its job does."
+)
+@click.option("--job", "token", hidden=True)
+@_json
+def nightly(name: str, quiet: bool, night: int | None, token: str | None, as_json: bool) -> None:
+    """Process what is new for the night NAME, and see to its end.
+
+    Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
+    and closes the night.
+    """
+    from astra import show
+    from astra.nightly import nightly as begin
+    from astra.nightly import proceed
+
+    done = begin(name) if night is None else proceed(name, night, token)
+    if as_json:
+        show.as_json(done)
+    elif not quiet:
+        show.nightly(done)
+    for problem in done.problems:
+        show.error(problem)
+    if done.problems:
+        sys.exit(6)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.argument("date", required=False)
+@click.option("--heal", is_flag=True, help="Replace finalizers that died.")
+@_json
+def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> None:
+    """List the last nights, those of NAME, or show all of the one that began on DATE.
+
+    Exit status with DATE: 0 whole, 3 running, 4 needs attention.
+    """
+    from astra import show
+    from astra.nightly import heal_all
+    from astra.nights import night_of
+    from astra.nights import nights as last_nights
+
+    if heal:
+        healed = heal_all(name)
+        show.as_json(healed) if as_json else show.healed(healed)
+    elif name is not None and date is not None:
+        found = night_of(name, date)
+        show.as_json(found) if as_json else show.night(found)
+        sys.exit(found.exit_status)
+    else:
+        listed = last_nights(name)
+        show.as_json(listed) if as_json else show.nights(listed)
+
+
+@main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
 def demo(folder: Path | None, rows: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from astra import policy
+from astra import night, policy
 from astra.errors import ConfigError, nearest
 
 Check = Callable[[Any], Any]  # gives the value, or raises ValueError("should be ...")
@@ -183,12 +183,13 @@ class Config:
     data: Data = Data()
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [policy.STATE]
+    nights: Mapping[str, night.NightSettings] = field(default_factory=dict)  # [nights.NAME]
     path: Path | None = None  # the file that was read
     sources: Mapping[str, str] = field(default_factory=dict)  # "database.url": where it is from
 
     def source(self, key: str) -> str:
         """Where a value such as ``database.url`` came from: a file, a variable or "default"."""
-        if key.startswith("profiles.") or key not in _KEYS:
+        if key.startswith(("profiles.", "nights.")) or key not in _KEYS:
             return str(self.path or "default")
         return self.sources.get(key, "default")
 
@@ -199,6 +200,8 @@ class Config:
             values.update({f"profiles.{name}.{key}": value for key, value in options.items()})
         for state, rule in self.rules.items():
             values.update({f"policy.{state}.{key}": value for key, value in rule.items()})
+        for name, plan in self.nights.items():
+            values.update({f"nights.{name}.{key}": value for key, value in plan.rows()})
         return [(key, _shown(key, value), self.source(key)) for key, value in values.items()]
 
 
@@ -246,7 +249,7 @@ def load(
     environ = os.environ if environ is None else environ
     folder = Path(cwd or Path.cwd()).absolute()
     file = _find(path, environ, folder)
-    values, profiles, rules = _read(file) if file else ({}, {}, {})
+    values, profiles, rules, nights = _read(file) if file else ({}, {}, {}, {})
     sources = dict.fromkeys(values, str(file))
     for variable, key in _ENVIRONMENT.items():
         if environ.get(variable):  # a variable that is set to nothing counts as unset
@@ -266,6 +269,7 @@ def load(
         **{name: kind(**sections[name]) for name, kind in _SECTIONS.items()},
         profiles=profiles,
         rules=rules,
+        nights=nights,
         path=file,
         sources=sources,
     )
@@ -297,10 +301,14 @@ def _exists(file: Path) -> bool:
 Tables = dict[str, Mapping[str, Any]]
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables]:
-    """The values, the profiles and the policy of a file, checked; paths as they are written."""
+def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables, dict[str, night.NightSettings]]:
+    """Values, profiles, policy and nights of a file, checked; paths as they are written."""
     values: dict[str, Any] = {}
     tables = _parsed(file)
+    try:
+        nights = night.checked(tables.pop("nights", {}))
+    except ValueError as error:
+        raise ConfigError(f"{file}: [nights] {hide(str(error))}") from None
     profiles = tables.pop("profiles", {})
     rules = _rules(tables, file)
     for section, table in tables.items():
@@ -308,7 +316,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables]:
             elsewhere = [key for key in _KEYS if key.split(".")[1] == section]
             hint = " or ".join(f"[{key.split('.')[0]}] {section}" for key in elsewhere)
             hint = f"It belongs below its section: {hint}" if hint else ""
-            hint = hint or nearest(section, [*_SECTIONS, "profiles"])
+            hint = hint or nearest(section, [*_SECTIONS, "profiles", "nights"])
             raise ConfigError(f"{file}: [{section}] is no section of the configuration. {hint}")
         if not isinstance(table, dict):
             raise ConfigError(f"{file}: {section} is a section: write [{section}], then its keys")
@@ -318,7 +326,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables]:
         raise ConfigError(
             f"{file}: a profile is a section: write [profiles.NAME], then its options"
         )
-    return values, profiles, rules
+    return values, profiles, rules, nights
 
 
 def _rules(tables: dict[str, Any], file: Path) -> Tables:

@@ -262,6 +262,13 @@ class _Unreachable(DatabaseError):
         )
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the database cannot be reached now, and may be again."""
+    error = error.error if isinstance(error, _Unreachable) else error
+    ours = isinstance(error, peewee.DatabaseError | peewee.InterfaceError)
+    return ours and dialect().is_transient(error)
+
+
 def url() -> str:
     """The URL of the bound database, as configured (it may hold a password)."""
     return dialect().url

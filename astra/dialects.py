@@ -111,7 +111,7 @@ def _driver_error(error: BaseException | None) -> BaseException | None:
 
 
 #: Whose work a table is, by what is done to it; every other is one of results.
-_PLANNERS = {"plan", "submission", "exclusion"}
+_PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "night_holder"}
 _PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
 
 
@@ -378,7 +378,10 @@ class PostgreSQL(_Common):
 
         A transaction on a connection of its own holds it, so that it works through pgbouncer.
         """
-        holder = psycopg2.connect(self.database.database, **self.database.connect_params)
+        try:
+            holder = psycopg2.connect(self.database.database, **self.database.connect_params)
+        except psycopg2.OperationalError as error:
+            raise peewee.OperationalError(str(error)) from error
         try:
             with holder.cursor() as cursor:
                 # It is idle by intent, but not beyond the end of its machine.

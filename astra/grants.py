@@ -14,6 +14,9 @@ from astra.models.orchestration import (
     Attempt,
     Exclusion,
     Failure,
+    Night,
+    NightHolder,
+    NightPlan,
     NoResult,
     Page,
     Plan,
@@ -126,7 +129,7 @@ def _privileges(kind: str, model: Any) -> list[str]:
 
 
 def _of_planners(model: Any) -> list[str]:
-    if model in (Plan, Page, Submission, Exclusion, Suspect):
+    if model in (Plan, Page, Submission, Exclusion, Suspect, Night, NightPlan, NightHolder):
         return ["INSERT", "UPDATE", "DELETE"]
     # What Slurm said of an attempt's end, and rows that are to be tried once more.
     return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])

@@ -202,7 +202,7 @@ def _grown(
     for key, measure, written, factor, bounds, default in (
         (per_what, size_mb, _size, rule.mem_growth,
          (size_mb(rule.max_mem or ""), room.max_mem_mb if whole else None), default_mb),
-        ("time", time_limit_s, _time, rule.time_growth,
+        ("time", time_limit_s, written_time, rule.time_growth,
          (time_limit_s(rule.max_time or ""), room.max_time_s), None),
     ):  # fmt: skip
         had = measure(str(used.get(key, ""))) or default
@@ -229,7 +229,8 @@ def _size(mb: int) -> str:
     return f"{mb // 1024}G" if mb % 1024 == 0 else f"{mb}M"
 
 
-def _time(seconds: int) -> str:
+def written_time(seconds: int) -> str:
+    """A time limit as Slurm writes it; minutes are rounded up."""
     minutes = math.ceil(seconds / 60)
     days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
     return (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:00"

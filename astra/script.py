@@ -49,7 +49,31 @@ class ElementScript:
         return f"{words} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
 
 
-def render(template: str, script: ElementScript, site: Path | None = None) -> str:
+@dataclass(frozen=True)
+class FinalizerScript:
+    """What the script of a night's finalizer is made of."""
+
+    night: int
+    name: str  # of the night, in the configuration
+    token: str
+    job_name: str
+    log_path: str
+    chdir: str | Path
+    python: str
+    made_by: str
+    made_at: str
+    directives: Iterable[tuple[str, str | None]] = ()
+    setup: Iterable[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """The shell command that looks after the night."""
+        words = [self.python, "-m", "astra", "nightly", self.name]
+        return " ".join(map(quote, [*words, "--continue", str(self.night), "--job", self.token]))
+
+
+def render(template: str, script: ElementScript | FinalizerScript, site: Path | None = None) -> str:
     """The text of a batch script.
 
     Parameters
@@ -78,7 +102,8 @@ def render(template: str, script: ElementScript, site: Path | None = None) -> st
         raise ScriptError(f"no template {error.name!r} in {_folders(site)}. {hint}") from error
     except Exception as error:  # a template is a program: it can fail in any way
         raise ScriptError(f"{_place(error, template)}: {error}") from error
-    return _whole(re.sub(r"\n{3,}", "\n\n", text), template)
+    needed = ["--job-name=", "--output=", *(["--array="] if "array" in context else [])]
+    return _whole(re.sub(r"\n{3,}", "\n\n", text), template, needed)
 
 
 def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
@@ -197,7 +222,7 @@ def _with_append(options: Iterable[tuple[str, str | None]]) -> list[tuple[str, s
     return listed if named else [*listed, ("open-mode", "append")]
 
 
-def _refuse_secrets(script: ElementScript) -> None:
+def _refuse_secrets(script: ElementScript | FinalizerScript) -> None:
     for name, value in script.environment.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ScriptError(f"{name!r} cannot be the name of an environment variable")
@@ -230,7 +255,7 @@ def _place(error: BaseException, template: str) -> str:
     return f"template {template}"
 
 
-def _whole(text: str, template: str) -> str:
+def _whole(text: str, template: str, needed: Iterable[str]) -> str:
     """`text`, if sbatch will read the directives in it: they end at the first command."""
     head = []
     for line in text.split("\n"):
@@ -243,7 +268,7 @@ def _whole(text: str, template: str) -> str:
         )
     if config.holds_known(text):
         raise _secret(f"what template {template} makes")
-    for option in ("--job-name=", "--array=", "--output="):
+    for option in needed:
         if not any(line.startswith(f"#SBATCH {option}") for line in head):
             raise ScriptError(
                 f"template {template}: no #SBATCH {option} before the first command; keep the "

@@ -23,7 +23,8 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 _COLOURS = {
     "done": "green", "whole": "bold green", "running": "cyan", "waiting": "blue",
     "failed": "red", "lost": "bold red", "incomplete": "bold red", "broken": "bold red",
-    "attention": "bold red", "interrupted": "yellow", "unsubmitted": "yellow", "unknown": "magenta",
+    "attention": "bold red", "not whole": "bold red", "without a finalizer": "bold red",
+    "interrupted": "yellow", "unsubmitted": "yellow", "unknown": "magenta",
 }  # fmt: skip
 
 
@@ -374,6 +375,78 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
         for row in rows:
             console.rule(f"{row.key}")
             line(row.traceback or "no traceback: the result was refused by the database")
+
+
+def nightly(done: Any) -> None:
+    what = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
+    parts = [f"{what}: {done.state}"]
+    if done.plans:
+        numbers = ", ".join(map(str, done.plans))
+        parts.append(
+            f"plan{'s' if len(done.plans) > 1 else ''} {numbers}, {count(done.rows, 'row')}"
+        )
+    if done.finalizer and done.state in ("begun", "joined", "running"):
+        parts.append(f"finalizer {done.finalizer}")
+    line("; ".join(parts))
+    if done.message:
+        line(f"  {done.message}")
+
+
+def healed(done: list[Any]) -> None:
+    if not done:
+        line("every night that is open has a finalizer")
+    for one in done:
+        line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
+
+
+def nights(found: list[Any]) -> None:
+    if not found:
+        line("no night was begun yet: astra nightly NAME")
+        return
+    made = table(
+        "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",
+        "no result>", "left>", "retries>", "task hours>",
+    )  # fmt: skip
+    for n in found:
+        made.add_row(
+            str(n.night), n.name, coloured(n.state), _moment(n.began), _moment(n.ended),
+            f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
+            f"{n.pending:,}", f"{n.retries:,}", f"{n.task_h:,.2f}",
+        )  # fmt: skip
+    console.print(made)
+
+
+def _moment(time: Any) -> str:
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
+
+
+def night(found: Any) -> None:
+    console.print(
+        f"night {found.night} of {escape(found.name)}, {_moment(found.began)} to "
+        f"{_moment(found.ended) or 'now'}: {coloured(found.state)}"
+    )
+    line(
+        f"  {found.results:,} results + {found.failures:,} failed + {found.no_result:,} no result "
+        f"+ {found.pending:,} left = {count(found.rows, 'row')}; {found.retries:,} retries in "
+        f"{count(found.rounds, 'round')}; {found.task_h:,.2f} task hours"
+    )
+    made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "")
+    for p in found.plans:
+        said = p.message or ("whole" if p.whole else "not whole")
+        gone = "" if p.kept or p.plan is None else "cleaned away"
+        made.add_row(
+            str(p.plan or ""), escape(p.task), f"{p.rows:,}", f"{p.results:,}", f"{p.failures:,}",
+            f"{p.no_result:,}", f"{p.pending:,}", escape(said),
+            "of an earlier night" if p.leftover else gone,
+        )  # fmt: skip
+    console.print(made)
+    for way, said in found.told.items():
+        line(f"  told by {way}: {said}")
+    if found.message:
+        for part in found.message.split("; "):
+            line(f"  {part}")
+    if found.state == "without a finalizer":
+        line(f"next:\n  astra nights {found.name} --heal")
 
 
 def _first_line(text: str) -> str:

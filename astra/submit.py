@@ -11,9 +11,10 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,35 +298,53 @@ def _submit_slice(
 
 
 def _send(submission: Submission, path: Path) -> slurm.JobId:
-    """Call sbatch; look the job up where its answer was lost; send again only what is absent."""
+    kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
+    return send(path, submission.job_name, submission.cluster, kept, partial(_one_of, submission))
+
+
+def send(
+    path: Path,
+    job_name: str,
+    cluster: str | None,
+    kept: str,
+    choose: Callable[[list[slurm.JobId]], slurm.JobId],
+    args: Sequence[str] = (),
+) -> slurm.JobId:
+    """Call sbatch; look the job up where its answer was lost; send again only what is absent.
+
+    Parameters
+    ----------
+    job_name, cluster : by which the job is found; no other has the name.
+    kept : what becomes of it if it is not found out whether the job exists.
+    choose : one of several jobs of the name.
+    args : further arguments of sbatch.
+    """
     for again in (True, False):
         try:
-            return slurm.submit(path, [])
+            return slurm.submit(path, args)
         except SlurmUnknown as lost:
             log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
-            kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
             try:
-                found = _look_up(submission)
+                found = _look_up(job_name, cluster)
             except SlurmUnknown as unknown:
                 raise SlurmUnknown(
                     f"sbatch gave no clear answer ({lost}), and whether it made the job is not "
                     f"known: {unknown}; {kept}"
                 ) from lost
-            if found is not None:
-                return found
+            if found:
+                return choose(found)
             if not again:
                 raise SlurmUnknown(f"sbatch gave no clear answer twice ({lost}); {kept}") from lost
     raise AssertionError("unreachable")
 
 
-def _look_up(submission: Submission) -> slurm.JobId | None:
-    """The job of a submission by its name; None when it is established that there is none."""
+def _look_up(job_name: str, cluster: str | None) -> list[slurm.JobId]:
+    """The jobs of a name; none when it is established that there is none."""
     for pause_s in _LOOK_AGAIN_S:
         time.sleep(pause_s)
-        found = slurm.find(submission.job_name, submission.cluster)
-        if found:
-            return _one_of(submission, found)
-    return None
+        if found := slurm.find(job_name, cluster):
+            return found
+    return []
 
 
 def _one_of(submission: Submission, found: list[slurm.JobId]) -> slurm.JobId:
@@ -500,15 +519,15 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission) -
             log_path=script.log_pattern(run_folder(plan) / "logs"),
             chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
             python=sys.executable,
-            environment=_environment(),
+            environment=environment(),
             made_by=f"{getpass.getuser()} on {socket.gethostname()}",
             made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         ),
     )  # fmt: skip
 
 
-def _environment() -> dict[str, str]:
-    """What an element needs to find the same configuration; never a secret."""
+def environment() -> dict[str, str]:
+    """What a job needs to find the same configuration; never a secret."""
     found: dict[str, str] = {}
     settings = config.current()
     if settings.path:
