@@ -374,7 +374,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
             assert number(mem) == 0, told
         else:
             assert mine.mem_share * 100 == pytest.approx(number(mem), abs=0.06), told
-    assert max(number(line[2]) for line in lines) > 5, told  # one that did spin is compared
+    assert max(number(line[2]) for line in lines) > 1, told  # one that did spin is compared
     memory = next(g for g in report.efficiency.gauges if g.name == "memory")
     assert 0 < memory.most < 1 and memory.asked == 200
     assert report.state is PlanState.ATTENTION and report.n_attention == 1
