@@ -25,13 +25,17 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except AstraError as error:
-            from astra import show
-
-            show.error(str(error))
+            _show_error(error)
             ctx.exit(error.exit_status)
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
+
+
+def _show_error(error: AstraError) -> None:
+    from astra import show
+
+    show.error(str(error))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -357,7 +361,7 @@ def run(task: str, as_json: bool, **options: Any) -> None:
 @click.option("--row-timeout", "row_timeout_s", type=click.FloatRange(0), metavar="SECONDS")
 def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None) -> None:
     """Run one element: what the array's script calls."""
-    from astra import config, show
+    from astra import config
     from astra.element import run_element
     from astra.supervise import Board, supervised
 
@@ -365,8 +369,10 @@ def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None
         try:
             runs = run_element(plan_pk, element, token, board=board)
         except AstraError as error:
-            show.error(str(error))
+            _show_error(error)
             return error.exit_status
+        from astra import show  # afterwards: the task need not wait for rich
+
         show.page_runs(runs)
         return max((r.exit_status for r in runs), default=0)
 

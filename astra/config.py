@@ -111,6 +111,7 @@ class Database:
     url: str = _key("", _text)  # the default is ./astra.db, made absolute when it is resolved
     schema: str | None = _key(None, _name_of_schema)  # PostgreSQL schema that holds the tables
     connect_timeout_s: int = _key(10, _whole(1))
+    answer_timeout_s: float = _key(60.0, _number(0, above=True))  # longest wait for an answer
     retry_for_s: float = _key(600.0, _number(0))  # how long a checkpoint waits for the database
 
 

@@ -21,6 +21,7 @@ import peewee
 
 from astra import config, dialects, log
 from astra.errors import ConfigError, DatabaseError, NotAllowed
+from astra.patience import bounded
 
 T = TypeVar("T")
 
@@ -177,6 +178,11 @@ def dialect() -> "dialects.PostgreSQL | dialects.SQLite":
     return dialects.of(database.obj)
 
 
+#: What a verb does outside of :func:`retrying`, such as freezing a plan, may take so much longer
+#: than a statement of an element.
+LONG = 10
+
+
 @contextmanager
 def connection() -> Iterator[None]:
     """A connection for the length of a block: the one that is open, or one opened and closed."""
@@ -203,11 +209,27 @@ def connection() -> Iterator[None]:
             "ASTRA_DATABASE_URL, or [database] url"
         ) from error
     try:
-        with _denied():
+        with bounded(LONG * config.current().database.answer_timeout_s), _denied():
             yield
     finally:
         if not database.obj.is_closed():
             database.obj.close()
+
+
+@contextmanager
+def at_hand(wanted: bool = True) -> Iterator[None]:
+    """One connection for all that is retried within a block, if one can be had just now."""
+    opened = False
+    if wanted:
+        try:
+            opened = database.bound().connect(reuse_if_open=True)
+        except (peewee.DatabaseError, peewee.InterfaceError) as error:
+            log.debug("no connection beforehand: %s", error)
+    try:
+        yield
+    finally:
+        if opened:
+            drop_connection()
 
 
 @contextmanager
@@ -270,7 +292,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
     hurried = 0.0
     while True:
         try:
-            with connection():
+            with bounded(_patience_s(bound_s - (time.monotonic() - began))), connection():
                 return work()
         except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
             if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
@@ -296,12 +318,18 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
             pause_s = min(pause_s * 1.6, 15.0)
 
 
+def _patience_s(left_s: float) -> float:
+    """How long each statement of a unit may take, of which so much time is left."""
+    return min(config.current().database.answer_timeout_s, max(left_s, HURRY_S))
+
+
 def writing() -> Any:
     """A transaction that writes, as a context manager.
 
-    SQLite's takes its lock at the beginning: one that is read in first cannot wait for it later.
+    It holds locks that others wait for: a server that hears no more of it than this ends it.
     """
-    return database.atomic(**({"lock_type": "IMMEDIATE"} if dialect().name == "sqlite" else {}))
+    silence_s = config.current().database.answer_timeout_s
+    return database.atomic(**dialect().begin_to_write(silence_s))
 
 
 def in_transaction() -> bool:
@@ -317,8 +345,13 @@ def aside(work: Callable[[], T]) -> T:
     What a task left open on this thread's connection can neither swallow nor block it. A database
     in memory is known to one connection alone: there, `work` is simply called.
     """
+    return begun_aside(work)()
+
+
+def begun_aside(work: Callable[[], T]) -> Callable[[], T]:
+    """`work()` as :func:`aside`, begun now: what is given back waits for its end."""
     if dialect().url.endswith(":memory:"):
-        return work()
+        return work
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -330,14 +363,18 @@ def aside(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="astra aside", daemon=True)
     thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        thread.join()  # a signal came: what was begun is finished, and is not begun twice at once
-        raise
-    if failed:
-        raise failed[0]
-    return done[0]
+
+    def ended() -> T:
+        try:
+            thread.join()
+        except BaseException:
+            thread.join()  # a signal came: what was begun is finished, and not begun twice at once
+            raise
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    return ended
 
 
 def apart(work: Callable[[], T]) -> T:

@@ -51,7 +51,8 @@ def html(report: Report) -> str:
     )
     environment.filters.update(
         advice=_advice, amount=_amount, by_state=_by_state, count=_count, cpu_time=_cpu_time,
-        duration=_duration, first_line=_first_line, megabytes=_megabytes, percent=_percent, short=_short,
+        duration=_duration, first_line=_first_line, megabytes=_megabytes, percent=_percent,
+        short=_short,
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(
         r=report, version=__version__, words=_WORDS, n_bins=N_BINS, kind=_kind, parts=_parts,
@@ -178,8 +179,6 @@ def _megabytes(size: float | None) -> str:
         return ""
     words = f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
     return words.replace(" ", _NO_BREAK)
-        " ", _NO_BREAK
-    )
 
 
 def _short(value: float) -> str:

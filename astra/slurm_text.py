@@ -62,6 +62,10 @@ class Answer:
         known = self.executions.get((job_id, index))
         if known is not None:
             return known
+        whole = self.executions.get((job_id, None))
+        if whole is not None and whole.state is not None and not whole.state.alive:
+            # An array that ended before any element began has no elements in Slurm's words.
+            return replace(whole, index=index)
         sure = self.queue and self.accounting and job_id not in self.unsettled
         return Execution(job_id, index, SlurmState.ABSENT if sure else None)
 

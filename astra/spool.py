@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from astra import config, log
-from astra.database import connection, dialect, retrying, writing
+from astra.database import dialect, retrying, writing
 from astra.errors import AstraError, Superseded
 from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Attempt, Page, Plan
@@ -251,9 +251,9 @@ def _set_aside(path: Path) -> list[str]:
 
 def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: Any) -> int:
     """Store one file's rows as its attempt would have; their number."""
-    with connection():
-        page = Page.get_or_none((Page.plan == plan.pk) & (Page.number == header["page"]))
-        attempt = Attempt.get_or_none(Attempt.pk == header["attempt"])
+    this = (Page.plan == plan.pk) & (Page.number == header["page"])
+    page = retrying(lambda: Page.get_or_none(this))
+    attempt = retrying(lambda: Attempt.get_or_none(Attempt.pk == header["attempt"]))
     if page is None or attempt is None or page.attempt_pk != attempt.pk:
         raise Superseded(
             f"page {header['page']} of plan {plan.pk} was taken over by a later attempt: what "
@@ -303,11 +303,10 @@ def _valid(model: Any, claim: Claim, checkpoint: Checkpoint) -> Checkpoint:
 
     keys = [y.handed.key for y in checkpoint.results if y.handed]
     keys += [f.key for f in checkpoint.failures] + [h.key for h in checkpoint.no_results]
-    with connection():
-        query = model.select(key, model.modified).where(
-            dialect().among(key, [k for k in keys if k is not None and is_open(k)])
-        )
-        modified = dict(query.tuples())
+    query = model.select(key, model.modified).where(
+        dialect().among(key, [k for k in keys if k is not None and is_open(k)])
+    )
+    modified = retrying(lambda: dict(query.tuples()))
 
     def stands(k: int | None, at: Any) -> bool:
         return is_open(k) and k in modified and (at is None or modified[k] == at)

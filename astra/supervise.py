@@ -22,7 +22,6 @@ from astra.database import retrying, writing
 from astra.errors import AstraError
 from astra.models.orchestration import Attempt, Page
 from astra.results import clean
-from astra.run import NoBoard
 from astra.states import AttemptState
 from astra.suspects import KILLED, OUT_OF_MEMORY, TIMED_OUT, Death, record_death
 
@@ -34,7 +33,7 @@ _HEADER = 64
 _PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_HAND, _MEMORY = (8 * i for i in range(6))
 
 
-class Board(NoBoard):
+class Board:
     """Which rows of which page a task has in hand, in memory that two processes share."""
 
     def __init__(self) -> None:
@@ -105,10 +104,9 @@ class Board(NoBoard):
         hands = self._memory[_HEADER : _HEADER + min(n_rows, _PLACES)]
         return [place for place, value in enumerate(hands) if value]
 
-    def working_s(self) -> float:
-        """Seconds that the task has been at the rows in hand; 0 if it is at none."""
-        (since,) = struct.unpack_from("d", self._memory, _SINCE)
-        return time.perf_counter() - since if since else 0.0
+    def works_since(self) -> float:
+        """When the task was given the word, as perf_counter says it; 0 while it has not."""
+        return float(struct.unpack_from("d", self._memory, _SINCE)[0])
 
     def n_in_hand(self) -> int:
         return int(struct.unpack_from("q", self._memory, _IN_HAND)[0])
@@ -161,6 +159,28 @@ def _child(work: Callable[[Board], int], board: Board) -> int:
             board.finish()
 
 
+class _Stopwatch:
+    """How long a task has been at its rows, as far as this process was awake to see it.
+
+    An element that Slurm suspends, or a machine that sleeps, stands still as a whole: what the
+    clock went on meanwhile is nobody's computing.
+    """
+
+    def __init__(self, most_s: float) -> None:
+        self.most_s = most_s  # that one look may add
+        self.since = self.seen = self.worked_s = 0.0
+
+    def read(self, since: float) -> float:
+        """Seconds since the task was given the word at `since`; 0 if it does not have it."""
+        now = time.perf_counter()
+        if since != self.since:
+            self.since, self.worked_s, self.seen = since, 0.0, since
+        if since:
+            self.worked_s += min(now - self.seen, self.most_s)
+        self.seen = now
+        return self.worked_s
+
+
 class _Parent:
     """Waits for a child: passes signals on to it, and ends it when a row takes too long."""
 
@@ -168,6 +188,8 @@ class _Parent:
         self.board, self.row_timeout_s = board, row_timeout_s
         self.told = self.timed_out = False
         self.pid = 0
+        self.every_s = min(max(row_timeout_s / 10, 0.05), 1.0)  # between two looks
+        self.stopwatch = _Stopwatch(2 * self.every_s)
 
     def wait(self, pid: int) -> int:
         """The exit status of the child, minus the signal that ended it."""
@@ -177,8 +199,7 @@ class _Parent:
             handlers[signal.SIGALRM] = self._look
         previous = {number: signal.signal(number, do) for number, do in handlers.items()}
         if self.row_timeout_s:
-            every_s = min(max(self.row_timeout_s / 10, 0.05), 1.0)
-            signal.setitimer(signal.ITIMER_REAL, every_s, every_s)
+            signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
         try:
             _, status = os.waitpid(pid, 0)
         finally:
@@ -195,7 +216,7 @@ class _Parent:
 
     def _look(self, number: int, frame: FrameType | None) -> None:
         n_in_hand = self.board.n_in_hand()
-        working_s = self.board.working_s()
+        working_s = self.stopwatch.read(self.board.works_since())
         if not self.pid or not n_in_hand:
             return
         limit_s = self.row_timeout_s * n_in_hand  # a task may collect rows before it computes

@@ -141,3 +141,18 @@ def poisoned(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         if key % 20_000 == 17:
             bytearray(1 << 60)
         yield Measured.from_spectrum(spectrum, value=key * 0.5)
+
+
+@task
+def hungry(
+    spectra: Iterable[BossVisitSpectrum], mb: int = 0, at: int = 0, die_on: str = ""
+) -> Iterable[Measured]:
+    """One row takes so much memory; at one node the element is killed whatever it does."""
+    for spectrum in spectra:
+        if die_on and os.environ.get("SLURMD_NODENAME") == die_on:
+            os.kill(os.getppid(), signal.SIGKILL)
+        if spectrum.spectrum_pk == at:
+            taken = b"x" * (mb << 20)
+            time.sleep(4)  # Slurm looks every second
+            del taken
+        yield Measured.from_spectrum(spectrum, value=1.0)

@@ -222,6 +222,12 @@ class Nemesis(threading.Thread):
         time.sleep(fault.lasts_s)
         self.world.server.start()
 
+    def _silence(self, fault: Fault) -> str:
+        n_open = self.world.proxy.silence()
+        self.over.wait(fault.lasts_s)
+        self.world.proxy.heal()
+        return f"{n_open} connections, and new ones for {fault.lasts_s} s"
+
     def _locks(self, fault: Fault) -> str:
         name = self.world.name
         self.world.sql(f"ALTER DATABASE {name} SET lock_timeout = '150ms'")

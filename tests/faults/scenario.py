@@ -16,13 +16,16 @@ KINDS = {
     "read-only": 2,  # as after a failover
     "restart": 2,  # of PostgreSQL, fast
     "crash": 2,  # kill -9 of PostgreSQL, and recovery
+    "silence": 3,  # the link to PostgreSQL stays open, and nothing passes
     "locks": 2,  # another transaction holds the pages, for longer than lock_timeout
     "deadlock": 2,  # another transaction takes attempt and page in the other order
     "modify": 4,  # input rows are modified meanwhile
 }
 
 #: Kinds that can happen inside a checkpoint's transaction, which is held open for them.
-INSIDE = {"kill child", "kill parent", "signal", "zombie", "terminate", "restart", "crash"}
+INSIDE = {
+    "kill child", "kill parent", "signal", "zombie", "terminate", "restart", "crash", "silence"
+}  # fmt: skip
 
 #: One row may be in hand at so many deaths, and is still not given up (max_deaths is one more).
 KILLS_MOST = 2
@@ -54,6 +57,8 @@ class Scenario:
     elsewhere: bool  # each resume is done on another node, so that silence is all that tells
     fates: dict[int, str] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+    answer_timeout_s: float = 2.0
+    pooled: bool = False  # by PgBouncer, in transaction mode
 
 
 def draw(seed: int, slurm: bool = False) -> Scenario:
@@ -77,6 +82,7 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
         elsewhere=any(f.kind == "zombie" for f in faults) or dice.random() < 0.15,
         fates=fates,
         faults=faults,
+        pooled=dice.random() < 0.15,
     )
 
 
@@ -141,13 +147,21 @@ DIRECTED = {
     "SIGUSR1 inside progress": _directed("signal", "progress", number=10),
     "zombie": _directed("zombie", lasts_s=4.0),
     "zombie inside results": _directed("zombie", "results", lasts_s=4.0),
-    "suspend": _directed("suspend", lasts_s=3.0, row_timeout_s=1.0),
+    "suspend": _directed(
+        "suspend", lasts_s=2.5, row_timeout_s=1.0, rows=8, limit=4, row_s=0.8,
+        grace_s=0.1,
+    ),
     "terminate inside results": _directed("terminate", "results"),
     "terminate inside progress": _directed("terminate", "progress"),
     "read-only": _directed("read-only", lasts_s=1.5),
     "restart": _directed("restart", lasts_s=1.5),
     "crash inside progress": _directed("crash", "progress"),
     "away for longer than the bound": _directed("restart", lasts_s=3.0, retry_for_s=0.5),
+    "silence": _directed("silence", lasts_s=1.0),
+    "silence inside results": _directed("silence", "results", lasts_s=1.0),
+    "silence inside progress": _directed("silence", "progress", lasts_s=1.0),
+    "terminate behind pgbouncer": _directed("terminate", "progress", pooled=True),
+    "restart behind pgbouncer": _directed("restart", lasts_s=1.0, pooled=True),
     "locks": _directed("locks", lasts_s=1.5),
     "deadlock": _directed("deadlock", lasts_s=2.0),
     "modify": _directed("modify", write_frequency=2.0, batch_size=100),

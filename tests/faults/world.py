@@ -17,7 +17,7 @@ from astra.database import bind, database
 from astra.plan import create_plan
 from tests.faults.scenario import Scenario
 from tests.faults.tasks import endure
-from tests.servers import Postgres, Slurm
+from tests.servers import PgBouncer, Postgres, Proxy, Slurm
 from tests.tasks import fill
 
 ROOT = Path(astra.__file__).resolve().parent.parent
@@ -55,10 +55,10 @@ def prepare(server: Postgres) -> None:
     from astra.schema import init_database
 
     server.create_database(TEMPLATE)
-    bind(server.url(TEMPLATE))
+    bind(server.url(TEMPLATE, user="astra"))
     init_database(("tests.faults.tasks",))
+    database.execute_sql(_TABLES)
     database.close()
-    server.sql(_TABLES, TEMPLATE)
 
 
 class World:
@@ -70,13 +70,19 @@ class World:
         self.server, self.scenario, self.folder = server, scenario, folder
         self.cluster = cluster  # that runs the elements; without one, this machine does
         self.name = f"seed_{scenario.seed}_{os.getpid()}"
-        self.url = server.create_database(self.name, template=TEMPLATE)
+        self.direct = server.create_database(self.name, template=TEMPLATE)
+        self.pool = PgBouncer(server) if scenario.pooled else None
+        # astra's way to the server, which may fall silent.
+        self.proxy = Proxy((self.pool or server).port)
+        self.url = server.url(self.name, user="astra").replace(
+            f":{server.port}/", f":{self.proxy.port}/"
+        )
         self.computed = folder / "computed"
         self.log = folder / "log"
         self.history: dict[int, dict[float, float]] = {}  # key: modified: snr
         self.n_rounds = 0
         self._write_files()
-        bind(self.url)
+        bind(self.direct)
         fill(scenario.rows)
         self.remember(range(1, scenario.rows + 1))
 
@@ -87,6 +93,7 @@ class World:
         (self.folder / "astra.toml").write_text(
             f'[run]\ndir = "{self.folder}/runs"\n'
             f"[database]\nretry_for_s = {s.retry_for_s}\nconnect_timeout_s = 3\n"
+            f"answer_timeout_s = {s.answer_timeout_s}\n"
             f"[element]\nbatch_size = {s.batch_size}\nwrite_frequency = {s.write_frequency}\n"
             f"lease_s = {s.lease_s}\ngrace_s = {s.grace_s}\nrow_timeout_s = {s.row_timeout_s}\n"
             "max_failures = 1.0\nmax_deaths = 3\n"
@@ -94,6 +101,9 @@ class World:
 
     def close(self) -> None:
         database.close()
+        self.proxy.close()
+        if self.pool is not None:
+            self.pool.close()
         self.server.drop_database(self.name)
 
     # -- as a user ----------------------------------------------------------------------------
@@ -161,7 +171,7 @@ class World:
         """A connection that is not astra's, and waits for no lock in vain."""
         return closing(
             psycopg2.connect(
-                self.url, connect_timeout=3, application_name="nemesis",
+                self.direct, connect_timeout=3, application_name="nemesis",
                 options="-c lock_timeout=0",
             )
         )  # fmt: skip

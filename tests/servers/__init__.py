@@ -1,7 +1,9 @@
 """Servers of the tests' own: private ports and folders, and nothing left of them afterwards."""
 
 from tests.servers.keeper import Keeper, KeptProcess
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres, shifted_clock
+from tests.servers.proxy import Proxy
 from tests.servers.server import MissingPackage, Server, ServerError, folder, wait_for
 from tests.servers.slurm import Slurm
 
@@ -9,7 +11,9 @@ __all__ = [
     "Keeper",
     "KeptProcess",
     "MissingPackage",
+    "PgBouncer",
     "Postgres",
+    "Proxy",
     "Server",
     "ServerError",
     "Slurm",

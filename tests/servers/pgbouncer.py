@@ -1,0 +1,49 @@
+"""A PgBouncer of the tests' own, in transaction mode: a connection is another at each transaction."""
+
+import os
+import shutil
+import socket
+
+from tests.servers.postgres import Postgres
+from tests.servers.server import Server, bare_environment, program
+
+_INI = """\
+[databases]
+* = host=127.0.0.1 port={to} user=astra password={password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 4
+server_login_retry = 0.2
+max_client_conn = 200
+"""
+
+
+class PgBouncer(Server):
+    """Before a server of the tests; every client is the role ``astra`` there."""
+
+    def __init__(self, server: Postgres) -> None:
+        super().__init__(None)
+        owner = "postgres" if os.geteuid() == 0 else None
+        try:
+            self.port = self.ports.one()
+            ini = self.folder / "pgbouncer.ini"
+            ini.touch(0o600)
+            ini.write_text(_INI.format(to=server.port, password=server.password, port=self.port))
+            if owner:
+                shutil.chown(ini, owner)
+                shutil.chown(self.folder, owner)
+            log = self.folder / "log"
+            words = [program("pgbouncer", "pgbouncer"), ini]
+            process = self.keeper.start(words, bare_environment(LC_ALL="C"), log, owner)
+            self.await_start(process, self._listens, "PgBouncer", log)
+        except BaseException:
+            self.close()
+            raise
+
+    def _listens(self) -> bool:
+        with socket.socket() as link:
+            return link.connect_ex(("127.0.0.1", self.port)) == 0
