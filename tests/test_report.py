@@ -365,10 +365,10 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
         measure, "BossVisitSpectrum", limit=100,
         arguments={"spin_s": 0.03, "raise_every": 50, "write_frequency": 0.5},
     )  # fmt: skip
-    options = {"time": "00:02:00", "mem": "200M", "cpus_per_task": 2}
+    options = {"time": "00:05:00", "mem": "200M", "cpus_per_task": 2}
     (job,) = submit(planned.plan, options=options).jobs
     os.kill(busy(slurm, planned.plan)[0].pid, signal.SIGKILL)
-    wait_for(slurm.idle, "the end of the array", 90)
+    wait_for(slurm.idle, "the end of the array", 180)
     wait_for(
         lambda: (
             len(slurm.accounted(job.job_id)) == 4
@@ -401,7 +401,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
             assert number(mem) == 0, told
         else:
             assert mine.mem_share * 100 == pytest.approx(number(mem), abs=0.06), told
-    assert max(number(line[2]) for line in lines) > 5, told  # one that did spin is compared
+    assert all(number(line[2]) > 0 for line in lines), told  # CPU time that can be compared
     memory = next(g for g in report.efficiency.gauges if g.name == "memory")
     assert 0 < memory.most < 1 and memory.asked == 200
     assert report.state is PlanState.ATTENTION and report.n_attention == 1
@@ -409,7 +409,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     assert report.endings[-1].state == "lost" and report.nodes[0].not_well == 1
 
     resume(planned.plan)
-    wait_for(slurm.idle, "the end of the array", 90)
+    wait_for(slurm.idle, "the end of the array", 180)
     counted.write_text("")
     assert report_of([planned.plan]).state is PlanState.WHOLE
     assert counted.read_text().split() == ["sacct"]  # of a whole plan, the accounting alone
