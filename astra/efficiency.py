@@ -25,7 +25,7 @@ class Gauge:
     """One resource, over all elements of which it is known."""
 
     name: str  # "CPU", "memory", "time"
-    unit: str  # of used and asked: "CPU h", "MB", "s"
+    unit: str  # of used and asked: "CPU s", "MB", "s"
     share: float  # of CPU all elements' together, of memory and time the largest
     median: float
     most: float
@@ -72,8 +72,8 @@ def _accounted(usage: list[Usage]) -> Efficiency:
         _gauge("memory", "MB", [(u.mem_used_mb, u.mem_asked_mb) for u in ended]),
         _gauge("time", "s", [(u.elapsed_s, u.time_limit_s) for u in ended]),
     ]
-    if cpu := _gauge("CPU", "CPU h", [(u.cpu_s, u.elapsed_s * u.cpus) for u in ended]):
-        whole = dict(share=used_s / had_s, used=used_s / 3600, asked=had_s / 3600)
+    if cpu := _gauge("CPU", "CPU s", [(u.cpu_s, u.elapsed_s * u.cpus) for u in ended]):
+        whole = dict(share=used_s / had_s, used=used_s, asked=had_s)
         gauges.insert(0, Gauge(**{**vars(cpu), **whole}))
     nearest = sorted(ended, key=lambda u: -max(u.mem_share or 0, u.time_share or 0))
     cpu_hours = sum(u.elapsed_s * u.cpus for u in usage) / 3600

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +102,16 @@ class _Run(NamedTuple):
     max_rss_mb: float | None
 
 
+#: An attempt that calls itself running, and of which nothing lives.
+_LOST = "lost"
+_WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
+
+
+def _said_or_lost(run: _Run, alive: set[tuple[int, int]]) -> _Run:
+    lost = run.state == AttemptState.RUNNING and (run.plan, run.page) not in alive
+    return run._replace(state=_LOST) if lost else run
+
+
 class Runs:
     """The attempts of some plans, as columns."""
 
@@ -117,18 +128,16 @@ class Runs:
             .where(Page.plan << list(plans))
             .order_by(Page.plan, Page.number, Attempt.number)
         )  # fmt: skip
-        runs = [_Run(*values) for values in query.tuples()]
         alive = {
             (s.plan, p.page) for s in found for p in s.elements if p.state is PageState.RUNNING
         }
+        runs = [_said_or_lost(_Run(*values), alive) for values in query.tuples()]
         self.plans, self.runs, self.n, self.now = list(plans), runs, len(runs), now
         self.whole = {(s.plan, p.page) for s in found for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in found)
         self.at = np.array([run.began.timestamp() for run in runs])
         until = [
-            now if run.state == AttemptState.RUNNING and (run.plan, run.page) in alive
-            else run.ended or run.seen
-            for run in runs
+            now if run.state == AttemptState.RUNNING else run.ended or run.seen for run in runs
         ]  # fmt: skip
         self.until = np.maximum(np.array([u.timestamp() for u in until]), self.at)
         self.number = np.array([run.number for run in runs], dtype=int)
@@ -153,14 +162,17 @@ class Runs:
         first_of = np.array([i == 0 or ids[i] != ids[i - 1] for i in range(self.n)])
         last_of = np.append(first_of[1:], True)
         done = last_of & np.array([page in self.whole for page in ids])
-        stopped = ~done & (self.until < t1)
+        # An element that goes on with another attempt at its page has not stopped.
+        same = [one.submission == other.submission for one, other in pairwise(self.runs)]
+        until = np.where(~last_of & np.append(same, False), following, self.until)
+        stopped = ~done & (until < t1)
         gone_on = np.minimum(np.where(last_of, t1, following), t1)
         never = self.n_pages - int(first_of.sum())
         begins = np.append(self.at[first_of], np.full(never, t1))
         series = {
-            "done": mean_over(self.until[done], np.full(int(done.sum()), t1), edges),
-            "running": mean_over(self.at, np.minimum(self.until, gone_on), edges),
-            "stopped": mean_over(self.until[stopped], gone_on[stopped], edges),
+            "done": mean_over(until[done], np.full(int(done.sum()), t1), edges),
+            "running": mean_over(self.at, np.minimum(until, gone_on), edges),
+            "stopped": mean_over(until[stopped], gone_on[stopped], edges),
             "not begun": mean_over(np.full(len(begins), t0), begins, edges),
         }
         return Over(over.began, over.ended, series)
@@ -223,17 +235,12 @@ class Runs:
             Node(
                 host, len(places), int(self.rows[places].sum()), float(lasted[places].sum()),
                 sum(self.runs[i].failed for i in places),
-                sum(self._not_well(self.runs[i]) for i in places),
+                sum(self.runs[i].state not in _WELL for i in places),
                 max((m for i in places if (m := self.runs[i].max_rss_mb)), default=None),
             )
             for host, places in of_node.items()
         ]  # fmt: skip
         return sorted(found, key=lambda node: (-node.not_well, node.node))
-
-    def _not_well(self, run: _Run) -> bool:
-        return run.state not in (AttemptState.DONE, AttemptState.RUNNING) or (
-            run.state == AttemptState.RUNNING and run.ended is not None
-        )
 
     def endings(self) -> list[Ending]:
         """How attempts ended, those that ended well first."""
@@ -247,7 +254,7 @@ class Runs:
                     .join(Page)
                     .where(
                         (Page.plan << self.plans)
-                        & (Attempt.state == state)
+                        & (Attempt.state == (AttemptState.RUNNING if state == _LOST else state))
                         & Attempt.message.is_null(False)
                     )
                     .limit(1)

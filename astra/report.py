@@ -166,7 +166,7 @@ def report_of(
     """
     if not plans:
         raise UsageError("a report is of one plan or of several: none was named")
-    found = statuses(plans)
+    found = statuses(plans, ask_of_whole=False)
     with connection():
         frozen = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
@@ -196,10 +196,10 @@ def report_of(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in found),
         made=now,
         state=state,
-        verdict=_verdict(state, rows, sum(s.n_rows for s in found), len(attention)),
+        verdict=_verdict(state, rows, pages, len(attention)),
         plans=tuple(replace(status, elements=()) for status in found),
-        rows=rows,
-        pages=pages,
+        rows=dict(rows),
+        pages=dict(pages),
         n_rows=sum(s.n_rows for s in found),
         n_pages=sum(s.n_pages for s in found),
         n_attempts=runs.n,
@@ -243,20 +243,23 @@ def _state(found: Sequence[PlanStatus]) -> PlanState:
     return PlanState.WHOLE
 
 
-def _verdict(state: PlanState, rows: Mapping[str, int], n_rows: int, n_attention: int) -> str:
-    ended = sum(rows.get(name, 0) for name in ("done", "failed", "no result"))
-    left = n_rows - ended
-    all_of = f"all {n_rows:,} rows have ended" if n_rows > 1 else "its one row has ended"
-    but = f", {rows['failed']:,} of them as failures" if rows.get("failed") else ""
+def _verdict(
+    state: PlanState, rows: Mapping[str, int], pages: Mapping[str, int], n_attention: int
+) -> str:
+    n_rows = sum(rows.values())
+    left = n_rows - sum(rows.get(name, 0) for name in ("done", "failed", "no result"))
     if state is PlanState.WHOLE:
-        return f"{all_of[0].upper()}{all_of[1:]}{but}."
+        all_of = f"All {n_rows:,} rows have ended" if n_rows > 1 else "Its one row has ended"
+        return all_of + (f", {rows['failed']:,} of them as failures." if rows["failed"] else ".")
     some = f"{left:,} of {n_rows:,} rows have not ended"
     if state is PlanState.RUNNING:
         return f"{some}; what runs, or waits, goes on by itself."
     if state is PlanState.CANCELLED:
         return f"{some}: it was given up."
-    pages = f"{n_attention:,} page{'s' if n_attention != 1 else ''}"
-    return f"{some}; {pages} will not end without somebody."
+    stuck = f"{n_attention:,} page{'s' if n_attention != 1 else ''} will not end without somebody"
+    if alive := pages.get("running", 0) + pages.get("waiting", 0):
+        return f"{some}; {stuck}, {alive:,} run or wait."
+    return f"{some}; {stuck}."
 
 
 def _goes_on(page: PageStatus) -> bool:

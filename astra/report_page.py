@@ -33,7 +33,7 @@ _WORDS = {
 _KINDS = {
     "done": "done", "rows per second": "done", "failed": "failed", "no result": "none",
     "running": "running", "waiting": "waiting", "not begun": "waiting", "unsubmitted": "waiting",
-    "cancelled": "waiting", "unknown": "unknown", "interrupted": "stopped", "stopped": "stopped",
+    "cancelled": "waiting", "unknown": "unknown", "interrupted": "told", "stopped": "stopped",
     "lost": "stopped", "incomplete": "stopped", "broken": "stopped",
 }  # fmt: skip
 
@@ -50,8 +50,9 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        advice=_advice, amount=_amount, by_state=_by_state, count=_count, duration=duration,
-        first_line=_first_line, megabytes=_megabytes, percent=_percent, short=_short,
+        advice=_advice, amount=_amount, by_state=_by_state, count=_count, cpu_time=_cpu_time,
+        duration=_duration, first_line=_first_line, megabytes=_megabytes, percent=_percent,
+        short=_short,
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(
         r=report, version=__version__, words=_WORDS, n_bins=N_BINS, kind=_kind, parts=_parts,
@@ -133,6 +134,9 @@ def _parts(counts: Mapping[str, int], total: int) -> Iterable[Bar]:
 # --------------------------------------------------------------------------------------- words
 
 
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
 def _by_state(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     order = list(_KINDS)
     known = [(state, n) for state, n in counts.items() if n]
@@ -150,7 +154,16 @@ def _first_line(text: str) -> str:
 
 
 def _amount(value: float, unit: str) -> str:
-    return {"MB": _megabytes, "s": duration}.get(unit, lambda v: f"{_short(v)} {unit}")(value)
+    return {"MB": _megabytes, "s": _duration, "CPU s": _cpu_time}[unit](value)
+
+
+def _cpu_time(seconds: float) -> str:
+    hours = f"{seconds / 3600:,.1f}{_NO_BREAK}h" if seconds >= 3600 else _duration(seconds)
+    return f"{hours} of CPU"
+
+
+def _duration(seconds: float) -> str:
+    return duration(seconds).replace(" ", _NO_BREAK)
 
 
 def _count(n: float) -> str:
@@ -158,13 +171,14 @@ def _count(n: float) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share * 100:.1f} %"
+    return "" if share is None else f"{share * 100:.1f}{_NO_BREAK}%"
 
 
 def _megabytes(size: float | None) -> str:
     if size is None:
         return ""
-    return f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
+    words = f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
+    return words.replace(" ", _NO_BREAK)
 
 
 def _short(value: float) -> str:

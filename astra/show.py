@@ -251,13 +251,15 @@ def _watched(look: Any, own: Console) -> Group:
     foot += [Text(f"next: {hide(advice)}") for advice in found.advice]
     at = f"{datetime.fromtimestamp(look.at):%H:%M:%S}"
     foot.append(Text(f"{at}  Ctrl-C leaves; the plan goes on", style="dim"))
-    room = own.height - len(parts) - len(foot) - 3
-    shown = [p for p in found.elements if p.state.value not in ("done", "unsubmitted", "waiting")]
+    room = own.height - len(parts) - len(foot) - 4
+    quiet = ("done", "unsubmitted", "waiting")
+    shown = [page for page in found.elements if page.state.value not in quiet]
+    shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first
     if room > 0 and shown:
-        parts.append(_page_table(shown[:room]))
+        parts.append(_page_table(shown[:room], own.width))
         if len(shown) > room:
             parts.append(Text(f"... and {len(shown) - room:,} pages more", style="dim"))
-    for part in [*parts, *foot]:
+    for part in [parts[0], *parts[2:], *foot]:  # the sum of the rows may take two lines
         if isinstance(part, Text):
             part.no_wrap, part.overflow = True, "ellipsis"
     return Group(*parts, *foot)
@@ -316,7 +318,8 @@ def _pages(pages: list[Any]) -> None:
     console.print(_page_table(pages))
 
 
-def _page_table(pages: list[Any]) -> Table:
+def _page_table(pages: list[Any], width: int | None = None) -> Table:
+    """A line for each page; with a `width`, one line of it and no more: the last word is cut."""
     made = table(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word"
     )
@@ -329,8 +332,13 @@ def _page_table(pages: list[Any]) -> Table:
         made.add_row(
             str(p.page), coloured(p.state.value), f"{p.rows:,}", f"{p.pending:,}", p.job or "",
             p.node or "", escape(slurm or ""), exit_code,
-            escape(hide(f"{last} {p.message or ''}".strip())),
+            Text(hide(f"{last} {p.message or ''}".strip()), no_wrap=True if width else None,
+                 overflow="ellipsis"),
         )  # fmt: skip
+    for column in made.columns[:-1] if width else ():
+        column.no_wrap = True
+    if width:
+        made.columns[-1].max_width = max(width - 60, 20)
     return made
 
 

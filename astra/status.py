@@ -93,8 +93,13 @@ def status(plan: int, ask_again: bool = True) -> PlanStatus:
     return statuses([plan], ask_again)[0]
 
 
-def statuses(plans: Sequence[int], ask_again: bool = True) -> list[PlanStatus]:
+def statuses(
+    plans: Sequence[int], ask_again: bool = True, ask_of_whole: bool = True
+) -> list[PlanStatus]:
     """How some plans stand; Slurm is asked once, for all of them.
+
+    Where every row has ended, its word adds only how elements ended; without `ask_of_whole` it is
+    not asked then.
 
     Raises
     ------
@@ -104,7 +109,11 @@ def statuses(plans: Sequence[int], ask_again: bool = True) -> list[PlanStatus]:
     frozen = [get_plan(plan) for plan in plans]
     with connection():
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
-    asked = _ask(slurm_jobs(submissions), ask_again)
+        ended = Page.n_done + Page.n_failed + Page.n_no_result
+        pending = Page.select().where((Page.plan << list(plans)) & (ended < Page.n_rows)).exists()
+    asked: Asked = (None, [])
+    if pending or ask_of_whole:
+        asked = _ask(slurm_jobs(submissions), ask_again)
     return [_status(plan, asked) for plan in frozen]
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from astra.compose import run_here
 from astra.models.orchestration import Attempt, Page, Submission
 from astra.plan import create_plan
 from astra.resume import resume
+from astra.states import PageState
 from astra.submit import submit
 from tests.conftest import ROOT
 from tests.servers import wait_for
@@ -151,8 +153,16 @@ def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
     plan = planned(300, 3)
     Page.update(n_done=1).where(Page.number % 2 == 0).execute()
     (look,) = watch(plan, 1)
+    stuck = [
+        replace(
+            page, state=PageState.LOST if page.page > 50 else PageState.RUNNING, message="x " * 200
+        )
+        for page in look.status.elements
+    ]
+    look = replace(look, status=replace(look.status, elements=tuple(stuck)))
     for columns, rows in ((40, 12), (80, 24), (200, 60)):
         own = Console(file=StringIO(), width=columns, height=rows, force_terminal=True)
         own.print(_watched(look, own))
         lines = own.file.getvalue().splitlines()
-        assert 6 < len(lines) <= rows
+        assert 6 < len(lines) <= rows and "Ctrl-C leaves" in lines[-1]
+        assert rows < 24 or "lost" in lines[8]  # what is stuck comes first
