@@ -217,6 +217,22 @@ def connection() -> Iterator[None]:
 
 
 @contextmanager
+def at_hand(wanted: bool = True) -> Iterator[None]:
+    """One connection for all that is retried within a block, if one can be had just now."""
+    opened = False
+    if wanted:
+        try:
+            opened = database.bound().connect(reuse_if_open=True)
+        except (peewee.DatabaseError, peewee.InterfaceError) as error:
+            log.debug("no connection beforehand: %s", error)
+    try:
+        yield
+    finally:
+        if opened:
+            drop_connection()
+
+
+@contextmanager
 def _denied() -> Iterator[None]:
     """What the role may not do, said in words that help."""
     try:
@@ -329,8 +345,13 @@ def aside(work: Callable[[], T]) -> T:
     What a task left open on this thread's connection can neither swallow nor block it. A database
     in memory is known to one connection alone: there, `work` is simply called.
     """
+    return begun_aside(work)()
+
+
+def begun_aside(work: Callable[[], T]) -> Callable[[], T]:
+    """`work()` as :func:`aside`, begun now: what is given back waits for its end."""
     if dialect().url.endswith(":memory:"):
-        return work()
+        return work
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -342,14 +363,18 @@ def aside(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="astra aside", daemon=True)
     thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        thread.join()  # a signal came: what was begun is finished, and is not begun twice at once
-        raise
-    if failed:
-        raise failed[0]
-    return done[0]
+
+    def ended() -> T:
+        try:
+            thread.join()
+        except BaseException:
+            thread.join()  # a signal came: what was begun is finished, and not begun twice at once
+            raise
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    return ended
 
 
 def apart(work: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -25,6 +26,7 @@ from peewee import SQL
 from psycopg2.extensions import Binary
 from psycopg2.extras import Json
 
+from astra import binary
 from astra.errors import DatabaseError
 from astra.patience import PatientCursor
 from astra.values import check as check_value
@@ -46,7 +48,7 @@ class Batch:
     """
 
     table: str
-    columns: dict[str, list[Any]]
+    columns: dict[str, Sequence[Any]]
     conflict: tuple[str, ...]
     where: str
     returning: tuple[str, str]
@@ -183,6 +185,7 @@ class PostgreSQL(_Common):
         options |= {key: value for key, value in defaults.items() if key not in given}
         self.database = _PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
+        self._sequences: dict[str, str | None] = {}
         _dialects[self.database] = self
 
     timestamp_type = "TIMESTAMPTZ"
@@ -476,9 +479,72 @@ class PostgreSQL(_Common):
         return self._types[table]
 
     def upsert(self, batch: Batch) -> dict[int, int]:
-        """Write a batch in one statement; what was written, as {key: primary key}.
+        """Write a batch; what was written, as {key: primary key}.
 
-        A row is replaced only by one whose input was read later or at the same time.
+        A row is replaced only by one whose input was read later or at the same time. Where no row
+        has a result yet, which is most often so, the batch is copied straight into the table.
+        """
+        try:
+            with self.database.atomic():
+                copied = self._copied(batch)
+        except (peewee.IntegrityError, peewee.DataError):
+            # A row is bad, or another process has just written one: this is found below.
+            copied = None
+        return self._inserted(batch) if copied is None else copied
+
+    def _copied(self, batch: Batch) -> dict[int, int] | None:
+        """A batch by a binary COPY; None where it cannot be, or replaces a row."""
+        keys = batch.columns[batch.returning[0]]
+        if len(keys) < _COPIED_FROM or not self._is_utf8():
+            return None
+        types = self.column_types(batch.table)
+        packed: dict[str, binary.Packed] = {}
+        for name, values in batch.columns.items():
+            schema, _, kind = types[name].rpartition(".")
+            found = binary.pack(kind, values) if schema == "pg_catalog" else None
+            if found is None:
+                return None
+            packed[name] = found
+        sequence = self._sequence(batch.table, batch.returning[1])
+        if sequence is None or self._any_stored(batch):
+            return None
+        drawn = "SELECT nextval(%s::regclass) FROM generate_series(1, %s)"
+        primaries = [pk for (pk,) in self.run(drawn, (sequence, len(keys))).fetchall()]
+        packed[batch.returning[1]] = binary.pack("int8", primaries)  # type: ignore[assignment]
+        # In the order of their keys, so that two who write the same rows do not block each other.
+        order = np.argsort(keys)
+        rows = BytesIO(binary.rows(list(packed.values()), order))
+        names = ", ".join(map(self.quote, packed))
+        with peewee.__exception_wrapper__, self.database.cursor() as cursor:
+            cursor.copy_expert(
+                f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
+            )
+        return dict(zip(keys, primaries, strict=True))
+
+    def _any_stored(self, batch: Batch) -> bool:
+        """Whether one of the rows has a result at this version."""
+        key, of = self.quote(batch.returning[0]), batch.where.replace("WHERE", "AND")
+        keys = "{" + ",".join(map(str, batch.columns[batch.returning[0]])) + "}"
+        found = self.run(
+            f"""SELECT 1 FROM {batch.table} WHERE {key} = ANY(%s::bigint[])
+                AND v_astra_major_minor = %s {of} LIMIT 1""",
+            (keys, batch.columns["v_astra"][0] // 1000),
+        )
+        return found.fetchone() is not None
+
+    def _is_utf8(self) -> bool:
+        return bool(self.database.connection().encoding == "UTF8")
+
+    def _sequence(self, table: str, column: str) -> str | None:
+        """The sequence that a column's values come from."""
+        if table not in self._sequences:
+            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, column))
+            self._sequences[table] = found.fetchone()[0]
+        return self._sequences[table]
+
+    def _inserted(self, batch: Batch) -> dict[int, int]:
+        """A batch in one statement.
+
         Each column travels as one array literal: one parameter a column, whatever the rows,
         and no table made or dropped (which would swell the catalogues at every checkpoint).
         """
@@ -516,6 +582,10 @@ def _is_refused_login(message: str) -> bool:
 
 
 _ARRAY_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
+
+
+#: Rows from which the statements around a COPY cost less than it saves.
+_COPIED_FROM = 50
 
 
 def _array_literal(values: Sequence[Any]) -> str:

@@ -23,7 +23,16 @@ from peewee import SQL, PeeweeException
 
 from astra import config, log, spool
 from astra.arguments import restored
-from astra.database import HURRY_S, abandon_transaction, aside, dialect, retrying, writing
+from astra.database import (
+    HURRY_S,
+    abandon_transaction,
+    aside,
+    at_hand,
+    begun_aside,
+    dialect,
+    retrying,
+    writing,
+)
 from astra.errors import (
     AstraError,
     BrokenElement,
@@ -36,6 +45,7 @@ from astra.errors import (
 )
 from astra.guard import Guard
 from astra.models.orchestration import Attempt, Page, Plan, Submission
+from astra.models.spectrum import pixel_columns
 from astra.patience import hurry
 from astra.pending import has_result, key_of, rows_with_source
 from astra.plan import check_plan_version, get_plan, release, task_of
@@ -48,8 +58,8 @@ from astra.supervise import Board
 from astra.suspects import CERTAIN, KILLED, OUT_OF_MEMORY, Death, record_death, suspects_of
 from astra.tasks import bind_call, caller
 
-#: Rows that are read at a time, at most.
-CHUNK = 500
+#: Rows that are read at a time, at most; bytes of arrays in them; rows before their size is known.
+CHUNK, CHUNK_BYTES, FIRST_CHUNK = 500, 4_000_000, 32
 #: Rows that a new attempt is taken to have in hand, until it says more, and seconds of work that
 #: it says beforehand: what is looked through when it ends without a word.
 FIRST_IN_HAND, IN_HAND_S = 64, 5.0
@@ -139,9 +149,10 @@ def run_element(
     """
     stop = stop or Stop()
     with _signals(stop):
-        plan = retrying(lambda: get_plan(plan_pk))
-        check_plan_version(plan)
-        submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
+        with at_hand():
+            plan = retrying(lambda: get_plan(plan_pk))
+            check_plan_version(plan)
+            submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
         if submission is None or submission.plan_pk != plan.pk:
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
         each = submission.pages_per_element
@@ -174,9 +185,10 @@ def run_page(
     try:
         # What an earlier attempt computed and could not store is not computed again.
         spool.recover(plan, number)
-        claim = retrying(
-            lambda: claim_page(plan, number, submission, element, here(submission.kind))
-        )
+        with at_hand():
+            claim = retrying(
+                lambda: claim_page(plan, number, submission, element, here(submission.kind))
+            )
     except (Superseded, BusyError) as error:
         log.warning("%s", error)
         return PageRun(number, "refused", 0, 0, 0, 0, str(error), error.exit_status)
@@ -483,6 +495,8 @@ class Reader:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.run: Run | None = None
         self.t_read_s = 0.0
+        self.pixels = [field.name for field in pixel_columns(model)]
+        self.n_chunk = FIRST_CHUNK if self.pixels else CHUNK
         self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
         self.began = time.monotonic()
         self.n_given = 0
@@ -542,9 +556,26 @@ class Reader:
             log.info("which rows are in hand could not be recorded: %s", error)
 
     def again(self, keys: list[int]) -> Iterator[Handed]:
-        for start in range(0, len(keys), CHUNK):
-            chunk = keys[start : start + CHUNK]
-            yield from aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+        """Rows by their keys, by chunks; the next is read while the task is at the last of one."""
+        chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
+        ahead = begun_aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+        while chunk:
+            rows, chunk = ahead(), []
+            self._choose_chunk(rows)
+            begin_at = len(rows) - 1 - len(rows) // 8
+            for i, handed in enumerate(rows or [None]):
+                if i >= begin_at and not chunk and keys:
+                    chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
+                    ahead = begun_aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+                if handed is not None:
+                    yield handed
+
+    def _choose_chunk(self, rows: list[Handed]) -> None:
+        """Read no more at a time than rows of this size fit into :data:`CHUNK_BYTES`."""
+        arrays = ([getattr(h.row, name) for name in self.pixels] for h in rows)
+        sizes = [sum(array.nbytes for array in found if array is not None) for found in arrays]
+        if sizes:
+            self.n_chunk = min(max(CHUNK_BYTES // max(*sizes, 1), 1), CHUNK)
 
     def _read_patiently(self, keys: list[int]) -> list[Handed]:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)

@@ -21,7 +21,6 @@ The statuses 3 (running) and 4 (needs attention) belong to ``astra status``: see
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class AstraError(Exception):
@@ -91,6 +90,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'Known: a, b.'
     """
     known = sorted(known)
+    from difflib import get_close_matches  # only where something is wrong
+
     near = get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"Did you mean {' or '.join(map(repr, near))}?"

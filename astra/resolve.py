@@ -11,7 +11,6 @@ import traceback as tracebacks
 import types
 import typing
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
 from typing import Any
 
 import peewee
@@ -54,13 +53,21 @@ def _candidates(name: str) -> Iterator[str]:
     if ":" in name:
         yield name
         return
-    registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    registered = _registered()
     if name in registered:
         yield registered[name]
     module, _, function = name.rpartition(".")
     yield f"{_PIPELINES}.{module or name}:{function or name}"
     if module:
         yield f"{module}:{function}"
+
+
+def _registered() -> dict[str, str]:
+    """Tasks that installed packages offer: paths, by name."""
+    # Takes as long to import as peewee; elements know the path of their task.
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
 def import_named(name: str) -> types.ModuleType:
@@ -138,7 +145,7 @@ def _checked_task(found: Any, name: str) -> Callable[..., Any]:
 
 def known_tasks() -> list[str]:
     """The names of registered tasks and of astra's own pipelines."""
-    names = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    names = set(_registered())
     for module in pkgutil.iter_modules(importlib.import_module(_PIPELINES).__path__):
         names.add(f"{module.name}.{module.name}")
     return sorted(names)

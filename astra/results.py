@@ -2,7 +2,7 @@
 
 import threading
 import traceback as tracebacks
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import product
@@ -12,6 +12,7 @@ import numpy as np
 import peewee
 
 from astra import config, log
+from astra.columns import BadColumn, as_columns, as_row
 from astra.database import database, dialect, writing
 from astra.dialects import Batch
 from astra.errors import Superseded
@@ -114,9 +115,9 @@ class Claim:
     def advance(self, seen: "Seen", progress: "Progress") -> None:
         """A checkpoint was committed. What was found while it was written stays found."""
         with self.mutex:
-            for place, outcome in enumerate(progress.outcomes):
-                if outcome != seen.outcomes[place]:
-                    self.outcomes[place] = outcome
+            before, after = (np.frombuffer(o, np.uint8) for o in (seen.outcomes, progress.outcomes))
+            for place in np.flatnonzero(before != after).tolist():
+                self.outcomes[place] = progress.outcomes[place]
         for name, value in progress.counts.items():
             setattr(self.attempt, name, value)
 
@@ -212,6 +213,8 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
 
 def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
     """A failure of a row whose result is stored is a further result, that was refused."""
+    if not failures:
+        return []
     done = {(y.handed.table, y.handed.key) for y in stored if y.handed}
     return [replace(f, refused=True) if (f.table, f.key) in done else f for f in failures]
 
@@ -239,27 +242,87 @@ def _hold(claim: Claim) -> None:
 # ----------------------------------------------------------------------------------- results
 
 
+@dataclass
+class _Group:
+    """Results of one model that set the same columns, and what they set."""
+
+    results: list[Yielded]
+    columns: dict[str, Sequence[Any]]
+
+    def part(self, begin: int, end: int) -> "_Group":
+        columns = {name: values[begin:end] for name, values in self.columns.items()}
+        return _Group(self.results[begin:end], columns)
+
+
 def _write_results(
     results: list[Yielded], target: Target, claim: Claim | None
 ) -> tuple[list[Yielded], list[Refusal]]:
     refused: list[Refusal] = []
-    groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
-    seen: set[int] = set()
-    for yielded in results:
-        try:
-            row = _prepare(yielded, target, claim, seen)
-        except _Bad as bad:
-            refused.append(bad.refusal)
-            continue
-        key = type(yielded.result), frozenset(row)
-        groups.setdefault(key, []).append((yielded, row))
+    groups = _by_columns(results, target, claim, refused)
+    if groups is None:
+        refused.clear()
+        groups = _row_by_row(results, target, claim, refused)
     stored: list[Yielded] = []
-    for (model, _), rows in groups.items():
-        stored += _store(model, rows, target, refused)
+    for group in groups:
+        stored += _store(group, target, refused)
     if len(groups) > 1:
         order = {id(yielded): i for i, yielded in enumerate(results)}
         stored.sort(key=lambda yielded: order[id(yielded)])
     return stored, refused
+
+
+def _by_columns(
+    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[_Group] | None:
+    """Results whose values can all be stored, by what they set in which order; else None."""
+    seen: set[int] = set()
+    groups: dict[tuple[Any, ...], list[Yielded]] = {}
+    for yielded in results:
+        try:
+            seen.add(_prepare(yielded, target, claim, seen))
+        except _Bad as bad:
+            refused.append(bad.refusal)
+            continue
+        result = yielded.result
+        groups.setdefault((type(result), *result.__data__), []).append(yielded)
+    found = []
+    for members in groups.values():
+        columns = as_columns([yielded.result for yielded in members])
+        if columns is None:
+            return None
+        found.append(_Group(members, columns))
+    return found
+
+
+def _row_by_row(
+    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[_Group]:
+    """The same, less those with a value that cannot be stored."""
+    seen: set[int] = set()
+    groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
+    for yielded in results:
+        try:
+            key = _prepare(yielded, target, claim, seen)
+            row = _row_of(yielded)
+        except _Bad as bad:
+            refused.append(bad.refusal)
+            continue
+        seen.add(key)
+        kind = type(yielded.result), frozenset(row)
+        groups.setdefault(kind, []).append((yielded, row))
+    return [
+        _Group([y for y, _ in members], {n: [row[n] for _, row in members] for n in members[0][1]})
+        for members in groups.values()
+    ]
+
+
+def _row_of(yielded: Yielded) -> dict[str, Any]:
+    try:
+        return as_row(yielded.result)
+    except BadColumn as bad:
+        error = bad.__cause__ or bad
+        message = clean(f"column {bad.name}: {words_of(error)}", MESSAGE_LIMIT)
+        raise _Bad(yielded, type(error).__name__, message) from error
 
 
 class _Bad(Exception):
@@ -276,10 +339,8 @@ class _Bad(Exception):
         )
 
 
-def _prepare(
-    yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]
-) -> dict[str, Any]:
-    """The columns of a result in database form."""
+def _prepare(yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]) -> int:
+    """The key of a result that may be stored; it is told which reading of its row it is of."""
     result, handed = yielded.result, yielded.handed
     _check_model(yielded, target.output)
     key = key_of_result(result, target.on_source)
@@ -297,14 +358,14 @@ def _prepare(
         if result.__data__.get("input_modified") is None:
             result.__data__["input_modified"] = handed.modified
     result.__data__["attempt_pk"] = claim.attempt.pk if claim else None
-    row = _columns(yielded)
-    seen.add(key)
-    return row
+    return key
 
 
 def _check_model(yielded: Yielded, wanted: Any) -> None:
     """A result is a row of the one table that the task is known to write, at this version."""
     result = yielded.result
+    if type(result) is wanted and result.__data__.get("v_astra") == version_number():
+        return
     name = type(result).__name__
     if isinstance(result, type):
         name = f"the class {result.__name__} itself"
@@ -332,28 +393,6 @@ def _no_key(result: Any, on_source: bool) -> tuple[str, str]:
     return "BadKey", f"{name}={clean(repr(given), 200)} is no key: a whole number of 64 bits"
 
 
-def _columns(yielded: Yielded) -> dict[str, Any]:
-    """What a result sets, by column, in database form."""
-    fields, row, speaks = yielded.result._meta.fields, {}, dialect()
-    for name, value in yielded.result.__data__.items():
-        if name in _BY_DATABASE:
-            continue
-        field = fields[name]
-        try:
-            value = field.db_value(value)
-            if value is not None:
-                value = speaks.checked(field, value)
-        except Exception as error:  # a field of the user's own may raise anything
-            message = clean(f"column {name}: {words_of(error)}", MESSAGE_LIMIT)
-            raise _Bad(yielded, type(error).__name__, message) from error
-        row[field.column_name] = value
-    return row
-
-
-#: Columns that the database fills itself.
-_BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"})
-
-
 def key_of_result(result: Any, on_source: bool) -> int | None:
     """The key of the row that a result is for; None where it bears none that could be one."""
     if not isinstance(result, PipelineOutputModel):
@@ -363,25 +402,23 @@ def key_of_result(result: Any, on_source: bool) -> int | None:
 
 def as_key(value: Any) -> int | None:
     """A value as the key of a row: a whole number of 64 bits; None where it is something else."""
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return None
     return int(value) if -(2**63) <= value < 2**63 else None
 
 
-def _store(
-    model: Any,
-    rows: list[tuple[Yielded, dict[str, Any]]],
-    target: Target,
-    refused: list[Refusal],
-) -> list[Yielded]:
+def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
     """Write rows that set the same columns; on an error halve them until the bad one is alone."""
-    columns, where = SOURCE_KEY if target.on_source else SPECTRUM_KEY
+    conflict, where = SOURCE_KEY if target.on_source else SPECTRUM_KEY
+    model = type(group.results[0].result)
     batch = Batch(
         dialect().table(model),
-        {name: [row[name] for _, row in rows] for name in rows[0][1]},
-        columns,
+        group.columns,
+        conflict,
         where,
-        (columns[0], model._meta.primary_key.column_name),
+        (conflict[0], model._meta.primary_key.column_name),
     )
     try:
         with database.atomic():
@@ -389,28 +426,29 @@ def _store(
     except Exception as error:
         if not dialect().is_rows_fault(error):
             raise
-        if len(rows) == 1:
+        if len(group.results) == 1:
             kind = type(error.__cause__ or error).__name__
             message = clean(dialect().message(error), MESSAGE_LIMIT)
-            refused.append(_Bad(rows[0][0], kind, message).refusal)
+            refused.append(_Bad(group.results[0], kind, message).refusal)
             return []
-        half = len(rows) // 2
+        half = len(group.results) // 2
         return [
-            *_store(model, rows[:half], target, refused),
-            *_store(model, rows[half:], target, refused),
+            *_store(group.part(0, half), target, refused),
+            *_store(group.part(half, len(group.results)), target, refused),
         ]
     stored = []
-    for yielded, row in rows:
+    keys = group.columns[conflict[0]]
+    for yielded, key in zip(group.results, keys, strict=True):
         # Absent is a row that a later attempt has already written: that one stands.
-        if (pk := written.get(row[columns[0]])) is None:
-            log.warning("%s %s: a later result stands", target.task, row[columns[0]])
+        if (pk := written.get(key)) is None:
+            log.warning("%s %s: a later result stands", target.task, key)
             continue
         yielded.result.__data__["task_pk"] = pk
         yielded.result._dirty.clear()
         stored.append(yielded)
     if stored:
-        places = ((_table_of(y.handed, target), row[columns[0]]) for y, row in rows)
-        _forget((Failure, NoResult), target, places)
+        tables = (_table_of(yielded.handed, target) for yielded in group.results)
+        _forget((Failure, NoResult), target, zip(tables, keys, strict=True))
     return stored
 
 

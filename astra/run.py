@@ -12,13 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 import peewee
 
 from astra import log
 from astra.corrections import Corrections
-from astra.database import apart, dialect, in_transaction, retrying
+from astra.database import apart, at_hand, dialect, in_transaction, retrying
 from astra.errors import BrokenElement, DatabaseError, OutOfMemory
 from astra.guard import Guard, Terminated
 from astra.models.pipeline import PipelineOutputModel
@@ -51,6 +52,9 @@ class Settings:
 
 #: Batches that may wait while one is written, or while the database is away.
 ROOM = 4
+
+#: Seconds that a task waits for a batch where it would hinder the writing of it.
+TURN_S = 1.0
 
 #: Errors of the operating system that no row is to blame for: disk, memory, network, mounts.
 _WORLD = frozenset(
@@ -98,8 +102,8 @@ class Tally:
             )
 
 
-class NoBoard:
-    """Nobody watches which rows the task has in hand (see supervise.py for who may)."""
+class Board(Protocol):
+    """What is told which rows the task has in hand (see supervise.py)."""
 
     def hand(self, key: int | None) -> None:
         """The task is given a row."""
@@ -170,15 +174,16 @@ class Run:
         heartbeat_s: float = 60.0,
         suspects: Iterable[list[int]] = (),
         enters: Callable[[list[int]], None] = lambda keys: None,
-        board: NoBoard | None = None,
+        board: Board | None = None,
         tally: Tally | None = None,
         outer: tuple[type[BaseException], ...] = (MemoryError,),
         grace_s: float = 3.0,
     ) -> None:
         self.rows = Rows(rows, again)
         self.call, self.settings, self.target = call, settings, target
+        self.key_name = "source_pk" if target.on_source else "spectrum_pk"
         self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
-        self.board, self.tally, self.outer = board or NoBoard(), tally or Tally(), outer
+        self.board, self.tally, self.outer = board, tally or Tally(), outer
         self.enters, self.grace_s = enters, grace_s
         _warn_of_transaction(settings)
         self.open: dict[int, Handed] = {}  # handed over, not ended: by identity, in order
@@ -192,6 +197,9 @@ class Run:
         self.writing = threading.RLock()  # one checkpoint at a time
         self.in_writing = Checkpoint()
         self.behind = claim is not None and self._may_write_behind()
+        # SQLite's driver lets go of the interpreter's lock at every row: while the task computes,
+        # each row of a batch would wait 5 ms to get it back.
+        self.takes_turns = self.behind and dialect().name == "sqlite"
         self.ending = False  # whatever waits is to be written now
         self.due = threading.Event()
         self.over = threading.Event()
@@ -289,7 +297,8 @@ class Run:
                 self._spend(None)
                 return error
             finally:
-                self.board.works(0.0)
+                if self.board is not None:
+                    self.board.works(0.0)
             if result is ...:
                 self._spend(self.current)
             else:
@@ -298,7 +307,8 @@ class Run:
                 if self.settings.live or not self.settings.write_to_database:
                     yield result
             if self.behind:
-                self._hand_to_writer()
+                if self._is_full():
+                    self._hand_to_writer()
             elif self._is_full() or self._is_late():
                 self.flush()
             if self.trouble is not None:
@@ -322,7 +332,8 @@ class Run:
         """What the task iterates over: rows, until there are none or the run is to end."""
         while not self.stop.wanted.is_set():
             self._spend(self.current)
-            self.board.works(0.0)
+            if self.board is not None:
+                self.board.works(0.0)
             try:
                 row = next(rows)
             except StopIteration:
@@ -334,9 +345,12 @@ class Run:
                 # Not the task's doing, though it comes out through the task.
                 self.trouble = error
                 raise
-            if not isinstance(row, Handed) and not self.began and not self.open:
-                self._look_at_first(row)
-            handed = row if isinstance(row, Handed) else self._handed(row)
+            if type(row) is Handed:
+                handed = row
+            else:
+                if not self.began and not self.open:
+                    self._look_at_first(row)
+                handed = self._handed(row)
             given = handed.row
             self.open[id(handed)] = handed
             if handed.key is not None:
@@ -345,7 +359,8 @@ class Run:
                 handed.row = None
             self.current, self.after = handed, None
             self.began = self.asked = True
-            self.board.hand(handed.key)
+            if self.board is not None:
+                self.board.hand(handed.key)
             del row, handed  # what the task lets go of is not held here, either
             self._give_word()
             yield given
@@ -361,6 +376,7 @@ class Run:
         """Rows of a generator say only themselves whether they are sources or spectra."""
         if isinstance(row, peewee.Model):
             self.target = replace(self.target, on_source=isinstance(row, Source))
+            self.key_name = "source_pk" if self.target.on_source else "spectrum_pk"
 
     #: The database's time at which rows that are handed over as they are were read.
     read_at: Any = None
@@ -371,12 +387,13 @@ class Run:
         return Rows(self.rows.again([h.key for h in group if h.key is not None]), self.rows.again)
 
     def _give_word(self) -> None:
-        self.mark = time.perf_counter()
-        self.board.works(self.mark)
+        self.mark = perf_counter()
+        if self.board is not None:
+            self.board.works(self.mark)
 
     def _spend(self, handed: Handed | None) -> None:
         """Credit the time since the task got the word to a row, or to the overhead."""
-        spent_s = time.perf_counter() - self.mark
+        spent_s = perf_counter() - self.mark
         self.t_task_s += spent_s
         if not self.began or handed is None:
             self.t_overhead_s += spent_s
@@ -388,7 +405,7 @@ class Run:
     def _amend(self, yielded: Yielded, spent_s: float) -> None:
         """Credit work that a task does on a row after its result was yielded."""
         result = yielded.result
-        if not isinstance(result, PipelineOutputModel):
+        if type(result) is not self.target.output and not isinstance(result, PipelineOutputModel):
             return
         with self.mutex:
             if yielded.taken:
@@ -398,20 +415,20 @@ class Run:
 
     def _timed(self, result: Any) -> Yielded:
         """The result with the row that it is for, which has ended with it, and its times."""
-        spent_s = time.perf_counter() - self.mark
+        spent_s = perf_counter() - self.mark
         self.t_task_s += spent_s
         handed, again = self._row_of(result)
         if handed is not None and not again:
             spent_s = self._share_out(handed, spent_s)
             self.open.pop(id(handed), None)
-            self.board.end(handed.key)
+            if self.board is not None:
+                self.board.end(handed.key)
             handed.row = None
         self.asked = False
         self.n_results += 1
         self.tally.n_ended += 1
-        if isinstance(result, PipelineOutputModel):
-            result.t_elapsed = spent_s
-            result.t_overhead = self.t_overhead_s / max(self.n_rows or 0, self.n_results)
+        if type(result) is self.target.output or isinstance(result, PipelineOutputModel):
+            set_times(result, spent_s, self.t_overhead_s / max(self.n_rows or 0, self.n_results))
         yielded = Yielded(result, handed, again)
         if handed is self.current:
             self.after = yielded
@@ -436,7 +453,12 @@ class Run:
 
         A result that bears no key of a row in hand is for the row that was handed over last.
         """
-        key, last = key_of_result(result, self.target.on_source), self.current
+        last = self.current
+        if last is not None and type(result) is self.target.output:  # as it mostly is
+            key = result.__data__.get(self.key_name)
+            if key == last.key and type(key) is int and key in self.by_key:
+                return self.by_key.pop(key), False
+        key = key_of_result(result, self.target.on_source)
         if key is not None and key in self.by_key:
             return self.by_key.pop(key), False
         if last is not None and (key is None or key == last.key):
@@ -457,7 +479,8 @@ class Run:
     def _drop_hands(self) -> None:
         self.open.clear()
         self.by_key.clear()
-        self.board.clear()
+        if self.board is not None:
+            self.board.clear()
 
     # -- failures ---------------------------------------------------------------------------
 
@@ -546,10 +569,10 @@ class Run:
 
     def _hand_to_writer(self) -> None:
         """Have the second thread write a full batch, and go on while there is room for more."""
-        if not self._is_full():
-            return
         self._wake()
         with self.room:
+            if self.takes_turns:
+                self.room.wait_for(lambda: not self._is_full() and not self.in_writing, TURN_S)
             while len(self.waiting) >= ROOM * self.settings.batch_size and not self._is_stuck():
                 self.room.wait(1.0)
 
@@ -612,13 +635,17 @@ class Run:
         return not dialect().url.endswith(":memory:") and not in_transaction()
 
     def _write_behind(self) -> None:
+        with at_hand(self.takes_turns):  # nobody lacks a connection to a file
+            self._write_until_over()
+
+    def _write_until_over(self) -> None:
         beat = time.monotonic()
         while not self.over.is_set():
             self.due.clear()
             late_s = self._until_due()
             if late_s is not None and late_s <= 0:
                 try:
-                    self.flush(patiently=False)
+                    self._write_due()
                 except BaseException as error:
                     with self.room:
                         self.trouble = error
@@ -631,6 +658,13 @@ class Run:
                 self._beat()
                 beat, rest_s = time.monotonic(), self.heartbeat_s
             self.due.wait(rest_s if late_s is None else min(late_s, rest_s))
+
+    def _write_due(self) -> None:
+        """Write what is due, and on the same connection the batches that became full meanwhile."""
+        with at_hand(self.behind):
+            self.flush(patiently=False)
+            while self.behind and self._is_full():
+                self.flush(patiently=False)
 
     def _until_due(self) -> float | None:
         """Seconds until something has to be written; None while nothing waits."""
@@ -661,10 +695,12 @@ class Run:
                     yielded.taken = True
             if not checkpoint:
                 return
-            began = time.perf_counter()
+            began = perf_counter()
             ends = self.stop.wanted if self.behind else None if patiently else self.over
+            # The second thread has a connection that nobody else reads on.
+            where = _here if threading.current_thread() is self.thread else apart
             try:
-                written = apart(
+                written = where(
                     lambda: retrying(
                         lambda: write(checkpoint, self.target, self.claim), waiting=ends
                     )
@@ -674,7 +710,7 @@ class Run:
                     self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
                     self.since = since
                 raise
-            self.t_write_s += time.perf_counter() - began
+            self.t_write_s += perf_counter() - began
             with self.room:
                 self.in_writing = Checkpoint()
                 if not self.behind:  # who runs a page does not look at its results
@@ -686,6 +722,18 @@ class Run:
                 if self.claim.cancelled:
                     self.stop.ask("the plan was cancelled")
                 self.tally.check(self.target.task)
+
+
+def _here(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def set_times(result: PipelineOutputModel, elapsed_s: float, overhead_s: float) -> None:
+    """As by assignment, which takes four times as long."""
+    data, dirty = result.__data__, result._dirty
+    data["t_elapsed"], data["t_overhead"] = elapsed_s, overhead_s
+    dirty.add("t_elapsed")
+    dirty.add("t_overhead")
 
 
 def _warn_of_transaction(settings: Settings) -> None:

@@ -22,7 +22,6 @@ from astra.database import retrying, writing
 from astra.errors import AstraError
 from astra.models.orchestration import Attempt, Page
 from astra.results import clean
-from astra.run import NoBoard
 from astra.states import AttemptState
 from astra.suspects import KILLED, OUT_OF_MEMORY, TIMED_OUT, Death, record_death
 
@@ -34,7 +33,7 @@ _HEADER = 64
 _PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_HAND, _MEMORY = (8 * i for i in range(6))
 
 
-class Board(NoBoard):
+class Board:
     """Which rows of which page a task has in hand, in memory that two processes share."""
 
     def __init__(self) -> None:

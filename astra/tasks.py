@@ -16,6 +16,7 @@ import peewee
 from astra.database import dialect, in_transaction, read_aside, retrying
 from astra.errors import TaskError, nearest
 from astra.models.source import Source
+from astra.passing import passed_on
 from astra.resolve import (
     hints_where_defined,
     input_models,
@@ -105,7 +106,10 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
     def call(*arguments: Any, **named: Any) -> Iterator[Any]:
         settings, bound = bind_call(call, arguments, named)
         rows = bound.arguments.pop(rows_parameter(function).name)
-        return _direct(call, rows, bound, settings)
+        if settings.write_to_database or not settings.re_raise_exceptions:
+            return _direct(call, rows, bound, settings)
+        n_rows = len(rows) if isinstance(rows, list | tuple) else None
+        return passed_on(lambda: _rows_of(rows, settings), caller(call, bound), n_rows)
 
     call.__astra__ = declared  # type: ignore[attr-defined]
     return call

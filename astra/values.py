@@ -6,7 +6,7 @@ A task that is tried on SQLite fails there on the rows on which it would fail on
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -31,6 +31,34 @@ def check(field: Field, value: Any) -> None:
         _whole(value, kind)
     elif (checked := _CHECKS.get(kind)) is not None:
         checked(field, value)
+
+
+def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
+    """Whether all values of a column, which are None or plainly of its type, pass :func:`check`.
+
+    False where that is not known: each is to be looked at.
+    """
+    if types == {type(None)}:
+        return True
+    kind, found = field.field_type, values
+    if type(None) in types:
+        found = [value for value in values if value is not None]
+    if kind in _BITS:
+        half = 1 << (_BITS[kind] - 1)
+        return -half <= min(found) and max(found) < half
+    if kind in ("FLOAT", "DOUBLE"):
+        sizes = np.abs(np.array(found, float))
+        if np.isnan(sizes).any():
+            return False
+        inside = (sizes >= _LEAST_FLOAT) & (sizes <= _MOST_FLOAT) | (sizes == 0)
+        return kind == "DOUBLE" or bool((inside | np.isinf(sizes)).all())
+    if kind == "TEXT":
+        text = "".join(found)
+        return "\0" not in text and text.isascii()
+    return kind == "BOOL"
+
+
+_LEAST_FLOAT, _MOST_FLOAT = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 def _whole(value: Any, kind: str) -> None:

@@ -32,6 +32,7 @@ def measure(
     null_every: int = 0,
     nothing_every: int = 0,
     computed: str | None = None,
+    spin_s: float = 0.0,
 ) -> Iterable[Measured]:
     """A value for each spectrum; raises, refuses and yields nothing where it is told to."""
     for spectrum in spectra:
@@ -41,6 +42,9 @@ def measure(
                 file.write(f"{key}\n")
         if row_s:
             time.sleep(row_s)
+        until = time.process_time() + spin_s
+        while time.process_time() < until:
+            pass
         if raise_every and key % raise_every == 0:
             raise ValueError(f"row {key} is bad")
         if nothing_every and key % nothing_every == 0:
@@ -137,3 +141,18 @@ def poisoned(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         if key % 20_000 == 17:
             bytearray(1 << 60)
         yield Measured.from_spectrum(spectrum, value=key * 0.5)
+
+
+@task
+def hungry(
+    spectra: Iterable[BossVisitSpectrum], mb: int = 0, at: int = 0, die_on: str = ""
+) -> Iterable[Measured]:
+    """One row takes so much memory; at one node the element is killed whatever it does."""
+    for spectrum in spectra:
+        if die_on and os.environ.get("SLURMD_NODENAME") == die_on:
+            os.kill(os.getppid(), signal.SIGKILL)
+        if spectrum.spectrum_pk == at:
+            taken = b"x" * (mb << 20)
+            time.sleep(4)  # Slurm looks every second
+            del taken
+        yield Measured.from_spectrum(spectrum, value=1.0)

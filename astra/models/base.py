@@ -43,7 +43,8 @@ class TimeField(peewee.DateTimeField):
     def db_value(self, value: Any) -> Any:
         value = self.adapt(value)
         if isinstance(value, datetime) and dialect().name == "sqlite":
-            return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+            # Not strftime, which takes twenty times as long.
+            return value.replace(tzinfo=None).isoformat(" ", "microseconds")
         return value
 
     def python_value(self, value: Any) -> Any:

@@ -1,8 +1,19 @@
 """Results: one row for an input row and a major.minor version."""
 
+from functools import cache
+from inspect import getattr_static
 from typing import Any
 
-from peewee import SQL, BigAutoField, BigIntegerField, FloatField, IntegerField, TextField
+from peewee import (
+    SQL,
+    BigAutoField,
+    BigIntegerField,
+    FieldAccessor,
+    FloatField,
+    IntegerField,
+    Model,
+    TextField,
+)
 
 from astra import __version__
 from astra.database import dialect
@@ -10,6 +21,7 @@ from astra.errors import UsageError, nearest
 from astra.models.base import BaseModel, TimeField
 
 
+@cache
 def version_number(version: str = __version__) -> int:
     """A version as an integer: major * 10**6 + minor * 10**3 + patch.
 
@@ -23,6 +35,15 @@ def version_number(version: str = __version__) -> int:
 #: The unique constraint of results, by what the task is on: columns, and the part of the table.
 SPECTRUM_KEY = ("spectrum_pk", "v_astra_major_minor"), ""
 SOURCE_KEY = ("source_pk", "v_astra_major_minor"), "WHERE spectrum_pk IS NULL"
+
+
+@cache
+def _plainly_set(model: Any) -> frozenset[str]:
+    """The columns of a model for which setting one only stores the value."""
+    if model.__init__ is not Model.__init__ or model.__setattr__ is not object.__setattr__:
+        return frozenset()
+    names = model._meta.fields
+    return frozenset(n for n in names if type(getattr_static(model, n)) is FieldAccessor)
 
 
 class PipelineOutputModel(BaseModel):
@@ -74,21 +95,36 @@ class PipelineOutputModel(BaseModel):
             If a name in `values` is no column of this table.
         """
         cls._check(values)
-        return cls(
-            source_pk=spectrum.source_pk,
-            spectrum_pk=spectrum.spectrum_pk,
-            input_modified=spectrum.modified,
-            **values,
+        return cls._of(
+            {
+                "source_pk": spectrum.source_pk,
+                "spectrum_pk": spectrum.spectrum_pk,
+                "input_modified": spectrum.modified,
+                **values,
+            }
         )
 
     @classmethod
     def from_source(cls, source: Any, **values: Any) -> Any:
         """A result for a source as a whole, not saved yet: as :meth:`from_spectrum`."""
         cls._check(values)
-        return cls(source_pk=source.pk, input_modified=source.modified, **values)
+        return cls._of({"source_pk": source.pk, "input_modified": source.modified, **values})
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> Any:
+        """A row of these values, as ``cls(**values)``; where no column is set in a way of its
+        own, all at once, which takes a third of the time."""
+        if not values.keys() <= _plainly_set(cls):
+            return cls(**values)
+        result = cls()
+        result.__data__.update(values)
+        result._dirty.update(values)
+        return result
 
     @classmethod
     def _check(cls, values: dict[str, Any]) -> None:
+        if values.keys() <= cls._meta.fields.keys():
+            return
         for name in values:
             if not hasattr(cls, name):
                 raise UsageError(

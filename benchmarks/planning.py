@@ -1,0 +1,198 @@
+"""Finding pending rows, freezing them, and reading pages back, beside the same SQL by hand.
+
+    python -m benchmarks.planning [--quick]
+
+4,000,000 spectra, of which half have an up-to-date result of 20 columns; then 99 in a hundred.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from astra import generate_queries_for_task
+from astra.database import connection, database, dialect
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Page
+from astra.models.pipeline import version_number
+from astra.pending import key_of, rows_with_source
+from astra.plan import create_plan, get_plan
+from benchmarks.lines import Line, best, main, postgres, say, timed
+from benchmarks.tables import fill, twenty
+
+#: As wide as astra's own, by hand. `result` and `modified` stand for what a person would compare.
+ANTI_JOIN = """
+    FROM boss_visit_spectrum s WHERE NOT EXISTS (
+        SELECT 1 FROM twenty r WHERE r.spectrum_pk = s.spectrum_pk
+          AND r.v_astra_major_minor = {version}
+          AND (r.input_modified = s.modified
+               OR (r.input_modified IS NULL AND r.input_read >= s.modified)))"""
+
+
+def run(sql: str, parameters: Any = None) -> Any:
+    with connection():
+        cursor = database.execute_sql(sql, parameters)
+        return cursor.fetchall() if cursor.description else None
+
+
+def shape(sql: str, parameters: Any = None) -> list[str]:
+    """The nodes of a statement's plan, without their costs and names."""
+    rows = run("EXPLAIN (COSTS OFF) " + sql, parameters)
+    nodes = [row for (row,) in rows if "->" in row or not row.startswith(" ")]
+    return [
+        re.sub(r"\b(r|s|t1|result)\b", "", row.split("->")[-1]).split("(")[0].strip()
+        for row in nodes
+    ]
+
+
+def counting(n_rows: int, n_done: int) -> Iterator[Line]:
+    by_hand = "SELECT count(*)" + ANTI_JOIN.format(version=version_number() // 1000)
+    ((_, query),) = generate_queries_for_task(twenty, BossVisitSpectrum)
+
+    def count() -> None:
+        with connection():
+            assert query.count() == n_rows - n_done
+
+    say("counting pending rows")
+    count()
+    ours, theirs = best(3, count, lambda: run(by_hand))
+    statements: list[tuple[str, Any]] = []
+    with connection():
+        execute = database.obj.execute_sql
+        database.obj.execute_sql = lambda sql, parameters=None: (
+            statements.append((sql, parameters)), execute(sql, parameters))[1]  # fmt: skip
+        try:
+            query.count()
+        finally:
+            del database.obj.execute_sql
+    ours_, theirs_ = shape(*statements[0]), shape(by_hand)
+    if ours_[0] == "Limit":  # peewee's scalar(): of the one row that a count has
+        del ours_[0]
+    note = "the same plan by EXPLAIN" if ours_ == theirs_ else f"another plan: {ours_}, {theirs_}"
+    what = f"counting {n_rows - n_done:,} pending of {n_rows:,}"
+    yield Line(what, ours, theirs, "s", "<= 1.1", "anti-join by hand", note=note)
+
+
+def freezing(n_rows: int, n_done: int, limit: int) -> Iterator[Line]:
+    say("freezing")
+    bare = (
+        "CREATE TEMPORARY TABLE frozen ON COMMIT DROP AS SELECT s.spectrum_pk"
+        + ANTI_JOIN.format(version=version_number() // 1000)
+    )
+    plans: list[Any] = []
+
+    def freeze() -> None:
+        plans[:] = create_plan(twenty, BossVisitSpectrum, limit=limit)
+
+    found = [float("inf")] * 2
+    for _ in range(2):
+        run("TRUNCATE plan CASCADE")
+        found[0] = min(found[0], timed(freeze))
+        found[1] = min(found[1], timed(lambda: run(bare)))
+    (made,) = plans
+    assert made.rows == n_rows - n_done
+    what = f"freezing {made.rows:,} pending rows into {made.pages:,} pages"
+    yield Line(what, *found, "s", "<= 3", "bare anti-join into a temporary table")
+    yield from reading(made.plan, made.pages, limit)
+
+
+def reading(plan_pk: int, n_pages: int, limit: int) -> Iterator[Line]:
+    """What one element does to read its page, beside a window of the pending query."""
+    say("reading pages")
+    plan = get_plan(plan_pk)
+    key = key_of(BossVisitSpectrum)
+
+    def read(number: int) -> float:
+        """Seconds in the database: the page, and its rows with their sources."""
+
+        def work() -> None:
+            page = Page.get((Page.plan == plan.pk) & (Page.number == number))
+            query = rows_with_source(BossVisitSpectrum)
+            query = query.where(dialect().among(key, page.keys))
+            sql, parameters = query.sql()
+            rows = database.execute_sql(sql, parameters).fetchall()
+            assert len(rows) == page.n_rows
+
+        with connection():
+            work()
+            return best(7, work)[0]
+
+    def window(number: int) -> float:
+        query = next(generate_queries_for_task(twenty, BossVisitSpectrum, limit=limit, page=number))
+        sql, parameters = query[1].sql()
+        return timed(lambda: run(sql, parameters))
+
+    sample = sorted(
+        {1, max(n_pages // 4, 1), max(n_pages // 2, 1), max(n_pages * 3 // 4, 1), n_pages}
+    )
+    frozen = {number: read(number) for number in sample}
+    live = {number: window(number) for number in sample}
+    ours = sum(frozen.values()) / len(sample) * n_pages
+    theirs = sum(live.values()) / len(sample) * n_pages
+    yield Line(
+        f"reading all {n_pages:,} pages", ours, theirs, "s", ">= 250", "LIMIT/OFFSET",
+        ratio=theirs / ours, note=f"both from pages {', '.join(map(str, sample))}",
+    )  # fmt: skip
+    middle = max(n_pages // 2, 1)
+    three = {number: frozen[number] * 1e3 for number in (1, middle, n_pages)}
+    slowest, fastest = max(three.values()), min(three.values())
+    what = f"reading page 1, {middle:,} or {n_pages:,}"
+    yield Line(what, slowest, fastest, "ms", "<= 1.5", "the fastest of them")
+
+
+def planning_nodes(sql: str, parameters: Any) -> list[str]:
+    return [row.strip() for (row,) in run("EXPLAIN (COSTS OFF) " + sql, parameters)]
+
+
+def few(n_rows: int) -> Iterator[Line]:
+    """One row in a hundred is pending: the archive is passed once, and nothing is sorted by it."""
+    say("one row in a hundred is pending")
+    run("TRUNCATE plan CASCADE")
+    # The results of all others, as a night leaves them.
+    run(
+        "INSERT INTO twenty (spectrum_pk, source_pk, v_astra, tag, input_modified, input_read, c0) "
+        "SELECT s.spectrum_pk, s.source_pk, %s, '', s.modified, s.modified, 1 "
+        "FROM boss_visit_spectrum s WHERE s.spectrum_pk %% 100 <> 0 "
+        "ON CONFLICT DO NOTHING",
+        (version_number(),),
+    )
+    run("DELETE FROM twenty WHERE spectrum_pk %% 100 = 0", ())
+    run("COMMIT")
+    run("VACUUM ANALYZE twenty")
+    joined = (
+        "SELECT count(*) FROM boss_visit_spectrum s "
+        "LEFT JOIN twenty r ON r.spectrum_pk = s.spectrum_pk"
+    )
+    ((_, query),) = generate_queries_for_task(twenty, BossVisitSpectrum)
+    sql, parameters = query.select(BossVisitSpectrum.spectrum_pk).sql()
+    nodes = planning_nodes(sql, parameters)
+    plans: list[Any] = []
+
+    def freeze() -> None:
+        plans[:] = create_plan(twenty, BossVisitSpectrum, limit=1000)
+
+    found = [float("inf")] * 2
+    for _ in range(2):
+        run("TRUNCATE plan CASCADE")
+        found[0] = min(found[0], timed(freeze))
+        found[1] = min(found[1], timed(lambda: run(joined)))
+    rows = plans[0].rows
+    assert rows == n_rows // 100
+    yield Line(
+        f"planning {rows:,} pending of {n_rows:,}", found[0], found[1], "s", "<= 2",
+        "one join of both tables", note=f"{'; '.join(nodes)}",
+    )  # fmt: skip
+
+
+def measure(quick: bool) -> Iterator[Line]:
+    n_rows = 20_000 if quick else 4_000_000
+    with postgres(shared_buffers="512MB", work_mem="64MB", max_wal_size="8GB") as _:
+        say(f"filling {n_rows:,} rows")
+        with connection():
+            fill(n_rows, n_rows // 2)
+        yield from counting(n_rows, n_rows // 2)
+        yield from freezing(n_rows, n_rows // 2, 100 if quick else 1000)
+        yield from few(n_rows)
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)

@@ -1,0 +1,91 @@
+"""How long an element takes until its task has the first row, and what importing astra costs.
+
+    python -m benchmarks.start [--quick]
+
+Each is a process of its own, from before it is started; the least of several rounds, in turn. The
+files that Python compiled are there, as they are once astra is installed.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from astra.database import connection
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Page
+from astra.plan import create_plan, get_plan
+from astra.submit import make_intent, new_submission
+from benchmarks.lines import ROOT, Line, best, main, postgres, say
+from benchmarks.tables import fill, noting
+
+
+def environment() -> dict[str, str]:
+    """This one, but that Python keeps what it compiled."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {
+        "PYTHONPATH": str(ROOT)
+    }
+
+
+def python(*words: str) -> None:
+    subprocess.run(
+        [sys.executable, *words], env=environment(), check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def first_row_s(plan: int, token: str, elements: Iterator[int], note: Path) -> float:
+    """Seconds from the start of an element's process to its task's first row."""
+    note.unlink(missing_ok=True)
+    began = time.monotonic()
+    words = ["-m", "astra", "run-page", "--plan", str(plan), "--job", token]
+    python(*words, "--element", str(next(elements)))
+    return float(note.read_text().split()[0]) - began
+
+
+def measure(quick: bool) -> Iterator[Line]:
+    rounds = 2 if quick else 15
+    imports = "import peewee, psycopg2, numpy"
+    say("imports")
+    bare, orm, theirs, ours, help_ = best(
+        rounds,
+        partial(python, "-c", ""),
+        partial(python, "-c", "import peewee, psycopg2"),
+        partial(python, "-c", imports),
+        partial(python, "-c", "import astra"),
+        partial(python, "-m", "astra", "--help"),
+    )
+    with postgres(), tempfile.TemporaryDirectory() as folder:
+        say("elements")
+        with connection():
+            fill(1000)
+        note = Path(folder) / "note"
+        (made,) = create_plan(
+            noting, BossVisitSpectrum, limit=1, max_rows=rounds, arguments={"path": str(note)}
+        )
+        plan = get_plan(made.plan)
+        with connection():
+            pages = list(Page.select().where(Page.plan == plan.pk))
+        submission = new_submission(plan, range(1, rounds + 1), 0, 1, "local")
+        make_intent(submission, pages)
+        elements = iter(range(1, rounds + 1))
+        element = theirs = float("inf")
+        for _ in range(rounds):
+            element = min(element, first_row_s(plan.pk, submission.token, elements, note))
+            theirs = min(theirs, best(1, partial(python, "-c", imports))[0])
+    yield Line(
+        "start of an element to its first row", element, theirs, "s", "<= 0.35",
+        f'python -c "{imports}"', ratio=element - theirs, note="the ratio is the difference in s",
+    )  # fmt: skip
+    yield Line("import astra", ours, orm, "s", "<= 1.3", "import peewee, psycopg2")
+    yield Line(
+        "astra --help", help_, bare, "s", "<= 0.2", "python -c ''", ratio=help_ - bare,
+        note="the ratio is the difference in s",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)

@@ -1,0 +1,133 @@
+"""Tables and tasks of the benchmarks; elements import the tasks from here."""
+
+import random
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from peewee import FloatField
+
+from astra import task
+from astra.database import database, dialect
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+
+COLUMNS = [f"c{i}" for i in range(20)]
+MANY = [f"c{i}" for i in range(800)]
+
+
+class Twenty(PipelineOutputModel):
+    """A result of 20 float columns."""
+
+    for _name in COLUMNS:
+        locals()[_name] = FloatField(null=True)
+
+
+class Hundreds(PipelineOutputModel):
+    """A result of 800 float columns."""
+
+    for _name in MANY:
+        locals()[_name] = FloatField(null=True)
+
+
+_random = random.Random(7)
+_VALUES = [{name: _random.gauss(5000, 800) for name in COLUMNS} for _ in range(1000)]
+_WIDE = [{name: _random.gauss(5000, 800) for name in MANY} for _ in range(20)]
+
+
+def science(spectra: Iterable[BossVisitSpectrum]) -> Iterator[Twenty]:
+    """A result for each row, at no cost but that of making it."""
+    for spectrum in spectra:
+        yield Twenty.from_spectrum(spectrum, **_VALUES[spectrum.spectrum_pk % 1000])
+
+
+@task
+def twenty(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Twenty]:
+    yield from science(spectra)
+
+
+@task
+def hundreds(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Hundreds]:
+    for spectrum in spectra:
+        yield Hundreds.from_spectrum(spectrum, **_WIDE[spectrum.spectrum_pk % 20])
+
+
+@task
+def waiting(spectra: Iterable[BossVisitSpectrum], row_s: float = 0.001) -> Iterable[Twenty]:
+    """Science that keeps a core busy for `row_s` a row."""
+    for spectrum in spectra:
+        until = time.perf_counter() + row_s
+        while time.perf_counter() < until:
+            pass
+        yield Twenty.from_spectrum(spectrum, c0=1.0)
+
+
+class Row:
+    """A row in memory, of which a task reads these."""
+
+    def __init__(self, key: int, modified: datetime) -> None:
+        self.source_pk, self.spectrum_pk, self.modified = 1, key, modified
+
+
+def rows_in_memory(n_rows: int) -> list[Any]:
+    now = datetime.now(UTC)
+    return [Row(key, now) for key in range(1, n_rows + 1)]
+
+
+def fill(n_rows: int, n_done: int = 0) -> None:
+    """Spectra by SQL, each modified at a time of its own in no order of their keys.
+
+    The first `n_done` of them have an up-to-date result in the table of :class:`Twenty`.
+    """
+    postgresql = dialect().name == "postgresql"
+    numbers = (
+        f"SELECT i FROM generate_series(1, {n_rows}) AS s(i)"
+        if postgresql
+        else f"WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < {n_rows}) "
+        "SELECT i FROM s"
+    )
+    mod = "%%" if postgresql else "%"  # psycopg2's sign of a parameter
+    run = database.execute_sql
+    n_sources = min(n_rows, 1000)
+    run(f"INSERT INTO source (sdss_id) SELECT i FROM ({numbers}) AS n WHERE i <= {n_sources}")
+    run(f"INSERT INTO spectrum (pk, kind) SELECT i, 'boss_visit_spectrum' FROM ({numbers}) AS n")
+    modified = (
+        f"timestamptz '2026-01-01' + (i::bigint * 7919 {mod} 1000003) * interval '1 second'"
+        if postgresql
+        else "strftime('%Y-%m-%d %H:%M:%f', '2026-01-01', (i * 7919 % 1000003) || ' seconds')"
+        " || '000'"
+    )
+    run(
+        "INSERT INTO boss_visit_spectrum (spectrum_pk, source_pk, snr, modified, spectrum_flags) "
+        f"SELECT i, i {mod} {n_sources} + 1, i, {modified}, 0 FROM ({numbers}) AS n"
+    )
+    if n_done:
+        # Results of rows spread over all keys, as a night leaves them.
+        run(
+            "INSERT INTO twenty (spectrum_pk, source_pk, v_astra, tag, input_modified, input_read,"
+            " c0) SELECT spectrum_pk, source_pk, "
+            f"{_version()}, '', modified, modified, 1 FROM boss_visit_spectrum "
+            f"WHERE spectrum_pk * 7919 {mod} {n_rows} < {n_done}"
+        )
+    if postgresql:
+        run("VACUUM ANALYZE")
+    else:
+        run("ANALYZE")
+
+
+def _version() -> int:
+    from astra.models.pipeline import version_number
+
+    return version_number()
+
+
+@task
+def noting(spectra: Iterable[BossVisitSpectrum], path: str = "") -> Iterable[Twenty]:
+    """Notes when it had its first row in hand, and the memory of its process at each 1,000th."""
+    for n_rows, spectrum in enumerate(spectra, 1):
+        if n_rows == 1 or n_rows % 1000 == 0:
+            size_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with open(path, "a") as file:
+                file.write(f"{time.monotonic()} {n_rows} {size_kb}\n")
+        yield Twenty.from_spectrum(spectrum, c0=float(n_rows))

@@ -1,0 +1,221 @@
+"""How fast `@task` writes results, beside what one would write by hand.
+
+    python -m benchmarks.write [--quick]
+
+The same generator makes the same results for all; peewee and COPY write them in the same batches,
+each batch a transaction. astra writes a page of a plan: the unique constraint, a failure told
+apart from its batch, the page's progress in the same transaction. Its input rows are in memory, as
+those of the others are. The least time of three rounds of each, in turn.
+"""
+
+import io
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from astra.database import connection, database, dialect
+from astra.element import claim_page, here
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Page
+from astra.models.pipeline import PipelineOutputModel
+from astra.plan import create_plan, get_plan
+from astra.resolve import load
+from astra.results import Handed
+from astra.run import Run
+from astra.spool import target_of
+from astra.submit import make_intent, new_submission
+from astra.tasks import bind_call, caller
+from benchmarks.lines import Line, bound, main, postgres, say, timed
+from benchmarks.tables import Twenty, fill, hundreds, rows_in_memory, science, twenty
+
+
+def by_batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def empty() -> None:
+    """No results, and no plans."""
+    found = set(database.get_tables())
+    for table in found & {"twenty", "hundreds", "raw", "plan", "submission"}:
+        if dialect().name == "postgresql":
+            database.execute_sql(f"TRUNCATE {table} CASCADE")
+        else:
+            database.execute_sql(f"DELETE FROM {table}")
+
+
+class WholePage:
+    """A claimed page of a plan, ready to be run; made anew before each measurement."""
+
+    def __init__(self, task: Any, rows: list[Any]) -> None:
+        self.task, self.rows = task, rows
+        self.prepare()
+
+    def prepare(self) -> None:
+        with connection():
+            empty()
+        (made,) = create_plan(self.task, BossVisitSpectrum, limit=len(self.rows))
+        self.plan = get_plan(made.plan)
+        with connection():
+            pages = list(Page.select().where(Page.plan == self.plan.pk))
+            submission = new_submission(self.plan, [1], 0, 1, "local")
+            make_intent(submission, pages)
+            self.claim = claim_page(self.plan, 1, submission, 1, here("local"))
+            self.read = dialect().now()
+
+    def write(self, batch_size: int) -> None:
+        settings, bound_ = bind_call(
+            self.task, (iter(()),), {"batch_size": batch_size, "re_raise_exceptions": False}
+        )
+        output = load(self.plan.output_model)
+        run = Run(
+            (Handed(row.spectrum_pk, row, row.modified, self.read) for row in self.rows),
+            caller(self.task, bound_),
+            settings,
+            target_of(self.plan, BossVisitSpectrum, output, 1),
+            claim=self.claim,
+            again=lambda keys: (),
+            n_rows=len(self.rows),
+        )
+        for _ in run:
+            pass
+        if self.claim.outcomes.count(1) != len(self.rows):
+            raise SystemExit("not every row has its result")
+
+
+def peewee_way(model: Any, generator: Any, rows: list[Any], batch_size: int) -> None:
+    key = [model.spectrum_pk, model.v_astra_major_minor]
+    kept = [f for f in model._meta.sorted_fields if f.name not in
+            ("task_pk", "created", "modified", "v_astra_major_minor")]  # fmt: skip
+    with connection():
+        for batch in by_batches(generator(rows), batch_size):
+            with database.atomic():
+                query = model.insert_many(result.__data__ for result in batch)
+                query = query.on_conflict(conflict_target=key, preserve=kept)
+                list(query.returning(model.task_pk).tuples().execute())
+
+
+def copy_way(table: str, generator: Any, rows: list[Any], batch_size: int) -> None:
+    with connection():
+        raw = database.connection()
+        for batch in by_batches(generator(rows), batch_size):
+            names = list(batch[0].__data__)
+            text = "".join("\t".join(map(str, result.__data__.values())) + "\n" for result in batch)
+            with raw.cursor() as cursor:
+                columns = ", ".join(f'"{name}"' for name in names)
+                cursor.copy_expert(f"COPY {table} ({columns}) FROM STDIN", io.StringIO(text))
+            raw.commit()
+
+
+def executemany_way(path: str, generator: Any, rows: list[Any], batch_size: int) -> None:
+    raw = sqlite3.connect(path, isolation_level=None)
+    raw.execute("PRAGMA synchronous = 1")
+    sql = None
+    for batch in by_batches(generator(rows), batch_size):
+        values = [result.__data__ for result in batch]
+        for row in values:
+            row["input_modified"] = row["input_modified"].isoformat(" ")[:26]
+        if sql is None:
+            names = list(values[0])
+            sql = (
+                f"INSERT INTO twenty ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
+                "ON CONFLICT (spectrum_pk, v_astra_major_minor) DO UPDATE SET "
+                + ", ".join(f"{name} = excluded.{name}" for name in names)
+            )
+        raw.execute("BEGIN IMMEDIATE")
+        raw.executemany(sql, [tuple(row.values()) for row in values])
+        raw.execute("COMMIT")
+    raw.close()
+
+
+def with_astras_columns(generator: Any) -> Any:
+    """The same results with values in the columns that astra fills: equal rows for all."""
+
+    def results(rows: Iterable[Any]) -> Iterator[PipelineOutputModel]:
+        for result in generator(rows):
+            data = result.__data__
+            data["input_read"] = data["input_modified"]
+            data["attempt_pk"], data["t_elapsed"], data["t_overhead"] = 1, 1e-4, 0.0
+            yield result
+
+    return results
+
+
+def _rates(
+    page: WholePage, rounds: int, batch_size: int, *others: Callable[[], None]
+) -> list[float]:
+    """Rows per second of astra and of the others: the least time of each, in turn."""
+    found = [float("inf")] * (1 + len(others))
+    for _ in range(rounds):
+        for i, work in enumerate((partial(page.write, batch_size), *others)):
+            page.prepare()
+            found[i] = min(found[i], timed(work))
+    return [len(page.rows) / seconds for seconds in found]
+
+
+def on_postgresql(n_rows: int, rounds: int) -> Iterator[Line]:
+    rows = rows_in_memory(n_rows)
+    plain = with_astras_columns(science)
+    with postgres():
+        with connection():
+            fill(n_rows)
+            database.execute_sql("CREATE TABLE raw (LIKE twenty INCLUDING ALL)")
+        page = WholePage(twenty, rows)
+        for size, most_peewee, most_copy in ((1000, 4, 0.8), (10_000, 6, 0.9)):
+            size = min(size, n_rows)
+            say(f"writing to PostgreSQL in batches of {size}")
+            ours, theirs, copy = _rates(
+                page,
+                rounds,
+                size,
+                partial(peewee_way, Twenty, plain, rows, size),
+                partial(copy_way, "raw", plain, rows, size),
+            )
+            what = f"writing {n_rows:,} rows, batches of {size:,}"
+            yield Line(what, ours, theirs, "rows/s", f">= {most_peewee}", "peewee insert_many")
+            yield Line(what, ours, copy, "rows/s", f">= {most_copy}", "raw COPY")
+
+
+def wide(n_rows: int, rounds: int) -> Iterator[Line]:
+    """Results of 800 columns, which are told in docs/scaling.md."""
+    rows = rows_in_memory(n_rows)
+    plain = with_astras_columns(hundreds.__astra__.function)
+    with postgres():
+        with connection():
+            fill(n_rows)
+            database.execute_sql("CREATE TABLE raw (LIKE hundreds INCLUDING ALL)")
+        page = WholePage(hundreds, rows)
+        ours, copy = _rates(page, rounds, 1000, partial(copy_way, "raw", plain, rows, 1000))
+        yield Line(f"writing {n_rows:,} rows of 800 columns", ours, copy, "rows/s", "", "raw COPY")
+
+
+def on_sqlite(n_rows: int, rounds: int) -> Iterator[Line]:
+    rows = rows_in_memory(n_rows)
+    plain = with_astras_columns(science)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/astra.db"
+        bound(f"sqlite:///{path}")
+        with connection():
+            fill(n_rows)
+        say("writing to SQLite")
+        page = WholePage(twenty, rows)
+        by_hand = partial(executemany_way, path, plain, rows, 1000)
+        ours, theirs = _rates(page, rounds, 1000, by_hand)
+        what = f"writing {n_rows:,} rows to SQLite, batches of 1,000"
+        yield Line(what, ours, theirs, "rows/s", ">= 0.7", "executemany")
+        database.close()
+
+
+def measure(quick: bool) -> Iterator[Line]:
+    n_rows, rounds = (2_000, 1) if quick else (100_000, 3)
+    yield from on_postgresql(n_rows, rounds)
+    yield from on_sqlite(n_rows, rounds)
+    yield from wide(200 if quick else 5_000, rounds)
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)

@@ -1,0 +1,55 @@
+"""Every benchmark still runs, and says both sides of what it compares.
+
+Speed itself is not asserted here: the machine is shared, and the tables are small. What would
+catch a collapse is: nothing is a hundred times worse than it is to be.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.all import SCRIPTS
+from benchmarks.lines import Line
+from tests.conftest import ROOT
+
+
+def lines(name: str) -> list[Line]:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [Line(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_says_both_sides(name):
+    found = lines(name)
+    assert found
+    for line in found:
+        assert line.ours > 0 and math.isfinite(line.ours), line
+        assert math.isfinite(line.value), line
+        assert (line.against > 0) == bool(line.against_what), line
+        assert line.markdown().count("|") == 8, line
+        if line.wanted:
+            sign, bound = line.wanted.split()
+            if sign == ">=":
+                assert line.value > float(bound) / 100, line
+
+
+def test_every_script_is_in_the_table():
+    folder = Path(ROOT) / "benchmarks"
+    ended_by_main = {
+        p.stem for p in folder.glob("*.py") if "main(measure, __doc__)" in p.read_text()
+    }
+    assert ended_by_main == set(SCRIPTS)
