@@ -39,8 +39,12 @@ def check_folder(folder: Path) -> None:
         for part in _below(root, folder):
             _private(part)
         probe = folder / f".{secrets.token_hex(8)}"
-        os.close(_new(probe, 0o600))
-        probe.unlink()
+        try:
+            # A full disk makes files, and takes nothing into them.
+            with os.fdopen(_new(probe, 0o600), "wb") as file:
+                file.write(b"astra\n")
+        finally:
+            probe.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"the run directory {folder} cannot be written: {_why(error)}; set [run] dir or "

@@ -71,7 +71,7 @@ def _again(world: World) -> list[str]:
     ):
         stored[key, round(modified, 6)] = at
     overtaken = {pid for (pid,) in world.sql("SELECT pid FROM attempt WHERE state = 'superseded'")}
-    said, lines = [], [line.split() for line in world.computed.read_text().splitlines()]
+    said, lines = [], world.computings()
     for key, pid, at, modified in lines:
         done = stored.get((int(key), round(float(modified), 6)))
         if done is not None and float(at) > done and int(pid) not in overtaken:
@@ -97,7 +97,7 @@ def _overtaken(world: World) -> list[str]:
     )
     went_on = {
         pid
-        for _, pid, at, _ in map(str.split, world.computed.read_text().splitlines())
+        for _, pid, at, _ in world.computings()
         if float(at) > taken.get(int(pid), float("inf")) + 0.1
     }
     return [f"process {pid} lived when its page was given to another" for pid in went_on]

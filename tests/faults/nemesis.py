@@ -340,6 +340,12 @@ class Nemesis(threading.Thread):
                 time.sleep(0.1)
         work()
 
+    def _clock(self, fault: Fault) -> str:
+        hours = -2.0 if fault.number == signal.SIGINT else 2.0
+        self.world.set_clock(hours)
+        heard = "" if self.world.scenario.clock_h is not None else ", which nobody looks at"
+        return f"by {hours:+g} h{heard}"
+
     # -- faults: the rows ---------------------------------------------------------------------
 
     def _modify(self, fault: Fault) -> str:

@@ -25,6 +25,7 @@ KINDS = {
     "serialisation": 1,  # failures: others write what a checkpoint writes
     "locks": 2,  # another transaction holds the pages, for longer than lock_timeout
     "deadlock": 2,  # another transaction takes attempt and page in the other order
+    "clock": 1,  # jumps by hours, where it is not the machine's
     "modify": 4,  # input rows are modified meanwhile
 }
 
@@ -64,6 +65,7 @@ class Scenario:
     fates: dict[int, str] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     answer_timeout_s: float = 2.0
+    clock_h: float | None = None  # by how much astra's clock is ahead of the database's
     small_disk: bool = False  # its database lies on a disk that can be filled
     pooled: bool = False  # by PgBouncer, in transaction mode
 
@@ -90,6 +92,7 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
         fates=fates,
         faults=faults,
         pooled=dice.random() < 0.15,
+        clock_h=dice.choice([None, None, None, None, 0.0, -1.0, 1.0]) if not slurm else None,
     )
 
 
@@ -180,6 +183,10 @@ DIRECTED = {
     "disk full for longer than the bound": _directed(
         "disk full", after=0.05, lasts_s=2.5, small_disk=True, retry_for_s=0.5
     ),
+    "clock ahead": _directed("modify", clock_h=1.0, write_frequency=1.0),
+    "clock behind": _directed("modify", clock_h=-1.0, write_frequency=1.0),
+    "clock jumps back": _directed("clock", clock_h=0.0, write_frequency=1.0, number=2),
+    "clock jumps ahead": _directed("clock", clock_h=0.0, write_frequency=1.0),
     "locks": _directed("locks", lasts_s=1.5),
     "deadlock": _directed("deadlock", lasts_s=2.0),
     "modify": _directed("modify", write_frequency=2.0, batch_size=100),

@@ -48,8 +48,11 @@ def endure(
 
 
 def note(computed: str, key: int, modified: Any) -> None:
-    """One line for each time that a row is computed; appended whole, whoever else appends."""
-    line = f"{key} {os.getpid()} {time.time():.6f} {modified.timestamp():.6f}\n"
+    """One line for each time that a row is computed; appended whole, whoever else appends.
+
+    The monotonic clock is one for all processes, whatever they are told of the time of day.
+    """
+    line = f"{key} {os.getpid()} {time.monotonic():.6f} {modified.timestamp():.6f}\n"
     file = os.open(computed, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(file, line.encode())

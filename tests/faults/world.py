@@ -17,7 +17,7 @@ from astra.database import bind, database
 from astra.plan import create_plan
 from tests.faults.scenario import Scenario
 from tests.faults.tasks import endure
-from tests.servers import PgBouncer, Postgres, Proxy, Slurm
+from tests.servers import PgBouncer, Postgres, Proxy, Slurm, shifted_clock
 from tests.tasks import fill
 
 ROOT = Path(astra.__file__).resolve().parent.parent
@@ -94,6 +94,7 @@ class World:
         s = self.scenario
         (self.folder / "fates.json").write_text(json.dumps(s.fates))
         self.computed.touch()
+        self.set_clock(s.clock_h or 0)
         (self.folder / "astra.toml").write_text(
             f'[run]\ndir = "{self.folder}/runs"\n'
             f"[database]\nretry_for_s = {s.retry_for_s}\nconnect_timeout_s = 3\n"
@@ -132,18 +133,33 @@ class World:
             "PYTHONPATH": str(ROOT),
             "PYTHONFAULTHANDLER": "",
         }
+        if self.scenario.clock_h is not None:
+            kept |= shifted_clock(0)
+            del kept["FAKETIME"]
+            kept |= {
+                "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
+                "FAKETIME_NO_CACHE": "1",
+            }
         if self.cluster is not None:
             kept["SLURM_CONF"] = str(self.cluster.conf)
         elif self.scenario.elsewhere:
             kept["PRETENDED_HOST"] = f"node{self.n_rounds}"
+        if "PRETENDED_HOST" in kept or "FAKETIME_TIMESTAMP_FILE" in kept:
             kept["PYTHONPATH"] = f"{self._pretence()}:{ROOT}"
         return kept
 
     def _pretence(self) -> Path:
-        """A folder that makes Python take another name for this machine's."""
+        """A folder whose code Python runs first: another name for this machine, and a sleep that
+        libfaketime does not refuse, as it does clock_nanosleep with the time of the end."""
         folder = self.folder / "elsewhere"
         folder.mkdir(exist_ok=True)
-        told = "import os, socket\nsocket.gethostname = lambda: os.environ['PRETENDED_HOST']\n"
+        told = (
+            "import os, select, socket, time\n"
+            "if 'PRETENDED_HOST' in os.environ:\n"
+            "    socket.gethostname = lambda: os.environ['PRETENDED_HOST']\n"
+            "if 'FAKETIME_TIMESTAMP_FILE' in os.environ:\n"
+            "    time.sleep = lambda seconds: select.select([], [], [], seconds)\n"
+        )
         (folder / "sitecustomize.py").write_text(told)
         return folder
 
@@ -159,6 +175,18 @@ class World:
             )  # fmt: skip
 
     # -- what happens in it -------------------------------------------------------------------
+
+    def set_clock(self, hours: float) -> None:
+        """How far the clocks of all that is astra's are ahead of the database's."""
+        write = self.folder / "clock.new"
+        write.write_text(f"{hours:+g}h")
+        write.rename(self.folder / "clock")
+
+    def computings(self) -> list[tuple[str, str, str, str]]:
+        """Each computing of a row: key, process, when by the clock of the database, modified."""
+        ahead = time.time() - time.monotonic()
+        lines = map(str.split, self.computed.read_text().splitlines())
+        return [(key, pid, f"{float(at) + ahead:.6f}", made) for key, pid, at, made in lines]
 
     def share_computed(self) -> float:
         """Of the rows, how many lines there are; above one where rows are computed again."""

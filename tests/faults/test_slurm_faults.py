@@ -1,0 +1,181 @@
+"""Faults of Slurm itself, each by itself, on a cluster of their own that keeps no accounts."""
+
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from astra.element import Where, claim_page
+from astra.errors import SlurmError, Superseded
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Attempt, Page, Submission
+from astra.plan import create_plan, get_plan
+from astra.results import Checkpoint, Handed, Target, Yielded, write
+from astra.resume import resume
+from astra.status import status
+from astra.submit import submit
+from astra.verify import verify
+from tests.conftest import ROOT
+from tests.servers import Slurm, wait_for
+from tests.tasks import Measured, fill, measure
+
+pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Slurm]:
+    """Without accounting: squeue and the database have to do."""
+    with Slurm(nodes=2, accounting=False, extra=["SlurmdTimeout=10"]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def faulty(plain, pg_url, monkeypatch, tmp_path) -> Iterator[Slurm]:
+    monkeypatch.setenv("SLURM_CONF", str(plain.conf))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "astra.toml").write_text(
+        "[slurm]\ntimeout_s = 5\nretries = 0\n[element]\nwrite_frequency = 0.3\nlease_s = 2\n"
+    )
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    yield plain
+    plain.restore()
+
+
+def plan_of(n: int, limit: int, **arguments) -> int:
+    fill(n)
+    (planned, *_) = create_plan(measure, BossVisitSpectrum, limit=limit, arguments=arguments)
+    return planned.plan
+
+
+def at_work(n: int) -> list[Attempt]:
+    found: list[Attempt] = []
+
+    def are_there() -> bool:
+        found[:] = Attempt.select().where(
+            (Attempt.state == "running") & (Attempt.n_checkpoints > 0)
+        )
+        return len(found) >= n
+
+    wait_for(are_there, f"{n} attempts at work", 90)
+    return found[:n]
+
+
+def run_out(cluster: Slurm) -> None:
+    wait_for(cluster.idle, "the end of the arrays", 120)
+
+
+def computed_once(path: Path, rows: int) -> bool:
+    counts = Counter(path.read_text().split())
+    return len(counts) == rows and set(counts.values()) == {1}
+
+
+def ended_well(plan: int) -> bool:
+    found = verify(plan)
+    return found.sound and found.whole
+
+
+def test_slurmctld_is_down(faulty, tmp_path):
+    """During submit, status and resume: said so, and one array when it is back."""
+    computed = tmp_path / "computed"
+    plan = plan_of(20, 10, computed=str(computed))
+    faulty.stop_controller()
+    with pytest.raises(SlurmError, match=r"squeue|scontrol|sbatch"):
+        submit(plan)
+    found = status(plan)
+    assert sum(found.rows.values()) == 20 and found.state != "whole"
+    with pytest.raises(SlurmError, match=r"squeue|scontrol|sbatch"):
+        resume(plan)
+    faulty.start_controller()
+    assert resume(plan).pages == 2 and resume(plan).pages == 0
+    run_out(faulty)
+    assert computed_once(computed, 20) and ended_well(plan)
+
+
+def test_slurmctld_forgets_everything(faulty, tmp_path):
+    """Its state is lost while elements run: they are ended or go on, and the plan becomes whole."""
+    computed = tmp_path / "computed"
+    plan = plan_of(120, 60, row_s=0.1, computed=str(computed))
+    submit(plan)
+    at_work(2)
+    faulty.stop_controller()
+    for file in (faulty.folder / "state").iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    faulty.start_controller()
+    wait_for(lambda: (resume(plan), status(plan).state == "whole")[1], "the whole plan", 120)
+    assert ended_well(plan)
+    rows_again = len(computed.read_text().split()) - 120
+    assert 0 <= rows_again <= 2 * 20  # what two killed elements had not stored yet
+
+
+def test_without_accounting_it_is_said(faulty):
+    plan = plan_of(60, 60, row_s=0.1)
+    submit(plan)
+    (attempt,) = at_work(1)
+    os.kill(attempt.pid, signal.SIGKILL)
+    run_out(faulty)
+    found = status(plan)
+    assert found.pages == {"lost": 1} and sum(found.rows.values()) == 60
+    assert any("sacct gave no answer" in note for note in found.notes)
+
+
+def test_a_requeued_elements_old_attempt_cannot_write(faulty):
+    """Its process is on a node that no longer answers, and lives."""
+    plan = plan_of(4, 4)
+    submission = Submission.create(
+        plan=plan, token="t", kind="slurm", state="submitted", job_name="t", host="here", job_id=7,
+        elements=[1], offset=0, pages_per_element=1, profile="{}", created_by="test",
+    )  # fmt: skip
+    Page.update(submission_pk=submission.pk).execute()
+    old, new = (
+        claim_page(get_plan(plan), 1, submission, 1, Where(f"n{n}", n, "began", 7, 1, n))
+        for n in (0, 1)
+    )
+    assert old is not None and new is not None
+    row = BossVisitSpectrum.get()
+    handed = Handed(row.spectrum_pk, None, row.modified, Attempt.get().began)
+    late = Checkpoint([Yielded(Measured.from_spectrum(row, value=1.0), handed)])
+    target = Target(get_plan(plan).task, "boss_visit_spectrum", False, Measured, plan, 1)
+    with pytest.raises(Superseded):
+        write(late, target, old)
+    assert Measured.select().count() == 0 and verify(plan).sound
+
+
+def test_a_node_fails(faulty, tmp_path):
+    """Its slurmd is killed and the node set down; its elements' processes live on."""
+    computed = tmp_path / "computed"
+    plan = plan_of(80, 80, row_s=0.15, computed=str(computed))
+    submit(plan)
+    (attempt,) = at_work(1)
+    faulty.kill_slurmd(attempt.host)
+    faulty.run("scontrol", "update", f"nodename={attempt.host}", "state=down", "reason=test")
+    wait_for(lambda: (resume(plan), status(plan).state == "whole")[1], "the whole plan", 150)
+    assert ended_well(plan)
+
+
+def test_an_element_is_suspended_longer_than_its_lease(faulty, tmp_path):
+    """By scontrol suspend: nobody takes it over, and no row is called too slow."""
+    computed = tmp_path / "computed"
+    plan = plan_of(16, 16, row_s=0.5, computed=str(computed))
+    submit(plan, options={"row_timeout": 1.5})
+    (attempt,) = at_work(1)
+    job = f"{attempt.job_id}_{attempt.array_index}"
+    faulty.run("scontrol", "suspend", job)
+    stopped = Path(f"/proc/{attempt.pid}/stat")
+    wait_for(lambda: stopped.read_text().rpartition(")")[2].split()[0] == "T", "the stop")
+    wait_for(lambda: _silent_s(attempt) > 3, "its lease to run out", 60)
+    assert resume(plan).pages == 0
+    faulty.run("scontrol", "resume", job)
+    run_out(faulty)
+    assert computed_once(computed, 16) and ended_well(plan)
+    assert status(plan).rows.get("failed", 0) == 0
+
+
+def _silent_s(attempt: Attempt) -> float:
+    from astra.database import connection, dialect
+
+    with connection():
+        return (dialect().now() - Attempt.get_by_id(attempt.pk).seen).total_seconds()
