@@ -146,8 +146,7 @@ def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
     from astra.show import _watched
     from astra.watch import watch
 
-    plan = planned(300, 3)
-    Attempt  # the plan has 100 pages, none of them submitted
+    plan = planned(300, 3)  # 100 pages, none of them submitted
     (look,) = watch(plan, 1)
     for columns, rows in ((40, 12), (80, 24), (200, 60)):
         own = Console(file=StringIO(), width=columns, height=rows, force_terminal=True)
