@@ -2,7 +2,7 @@
 
 ``@task`` makes a generator function a task; ``generate_queries_for_task`` finds the input rows
 that have no up-to-date result. Plans, Slurm arrays and the morning's status are built on these
-two: see ``astra --help``.
+two: see ``astra --help``, and ``astra.api`` for the same from programs.
 """
 
 import importlib

@@ -245,16 +245,85 @@ def config_command(as_json: bool) -> None:
         show.configuration(settings)
 
 
+class _Duration(click.ParamType):
+    """2h, 90min, or as sbatch reads a time; in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        from astra.slurm_text import duration_s, time_limit_s
+
+        seconds = duration_s(value) or time_limit_s(value)
+        if not seconds:
+            self.fail(f"{value!r} is no time; write 2h, 90min, or 02:00:00", param, ctx)
+        return float(seconds)
+
+
+@main.command("estimate")
+@click.argument("task")
+@click.option(
+    "--time",
+    "element_time",
+    type=_Duration(),
+    default="1h",
+    show_default=True,
+    metavar="TIME",
+    help="How long an element should take.",
+)
+@click.option("--input-model", metavar="M", help="One of the task's input models.")
+@click.option("--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument.")
+@click.option("--profile", "profile_name", metavar="P", help="Whose partition bounds the limits.")
+@click.option("--partition", metavar="NAME", help="Partition of Slurm's.")
+@click.option("--probe", is_flag=True, help="Run 20 rows here first, if nothing is known.")
+@_json
+def estimate_command(
+    task: str, element_time: float, input_model: str | None, arguments: tuple[str, ...],
+    profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Choose rows per page, memory and time limits for TASK, from what its attempts took."""
+    from astra import show
+    from astra.estimate import estimate
+    from astra.submit import choose_profile
+
+    chosen = choose_profile(profile_name, {"partition": partition})
+    found = estimate(
+        task, input_model, element_time, _pairs(arguments, "--set"), chosen, probe
+    )  # fmt: skip
+    show.as_json(_one(found)) if as_json else show.estimated(found)
+
+
 @main.command()
 @click.argument("task")
 @_plan_options
+@click.option(
+    "--time",
+    "--element-time",
+    "element_time",
+    type=_Duration(),
+    metavar="TIME",
+    help="As many rows in a page as make an element take about so long.",
+)
+@click.option("--profile", "profile_name", metavar="P", help="With --time: bounds the limits.")
 @_json
-def plan(task: str, as_json: bool, **options: Any) -> None:
+def plan(
+    task: str, as_json: bool, element_time: float | None, profile_name: str | None, **options: Any
+) -> None:
     """Freeze the pending rows of TASK into pages."""
     from astra import show
 
-    plans = _create(task, **options)
-    show.as_json(_one(plans)) if as_json else show.planned(plans)
+    if element_time is None:
+        plans = _create(task, **options)
+        show.as_json(_one(plans)) if as_json else show.planned(plans)
+        return
+    from astra.compose import plan_sized
+    from astra.submit import choose_profile
+
+    sized = plan_sized(task, _planning(**options), element_time, choose_profile(profile_name, None))
+    if as_json:
+        show.as_json(_one([p for p, _ in sized]))
+    else:
+        show.planned([p for p, _ in sized])
+        show.sized(sized)
 
 
 def _create(
@@ -264,8 +333,18 @@ def _create(
     from astra.plan import create_plan
 
     return create_plan(
-        task, input_model, _ids(sdss_ids), limit, max_rows, _pairs(arguments, "--set"), again
-    )
+        task, **_planning(input_model, sdss_ids, limit, max_rows, arguments, again)
+    )  # fmt: skip
+
+
+def _planning(
+    input_model: str | None, sdss_ids: str | None, limit: int | None, max_rows: int | None,
+    arguments: tuple[str, ...], again: bool,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "input_model": input_model, "sdss_ids": _ids(sdss_ids), "limit": limit,
+        "max_rows": max_rows, "arguments": _pairs(arguments, "--set"), "again": again,
+    }  # fmt: skip
 
 
 def _one(found: list[Any]) -> Any:
@@ -276,28 +355,33 @@ def _one(found: list[Any]) -> Any:
 @main.command()
 @click.argument("task_or_plan")
 @_plan_options
+@click.option(
+    "--element-time",
+    type=_Duration(),
+    metavar="TIME",
+    help="Choose rows per page, and --time and --mem if not given, by experience.",
+)
 @_slurm_options
 @_json
 def submit(
     task_or_plan: str, dry_run: bool, local: bool, jobs: int, profile_name: str | None,
     as_json: bool, input_model: str | None, sdss_ids: str | None, limit: int | None,
-    max_rows: int | None, arguments: tuple[str, ...], again: bool, **slurm_options: Any,
+    max_rows: int | None, arguments: tuple[str, ...], again: bool, element_time: float | None,
+    **slurm_options: Any,
 ) -> None:  # fmt: skip
     """Submit TASK, planned first, or a PLAN by its number, as Slurm job arrays.
 
-    On a plan that was submitted before, only pages that never were are submitted.
+    On a plan that was submitted before, only pages that never were are submitted. --time is
+    sbatch's time limit; --element-time how long an element is to take.
     """
     from astra import show
     from astra.compose import submit_task
 
     done = submit_task(
         task_or_plan,
-        {
-            "input_model": input_model, "sdss_ids": _ids(sdss_ids), "limit": limit,
-            "max_rows": max_rows, "arguments": _pairs(arguments, "--set"), "again": again,
-        },
+        _planning(input_model, sdss_ids, limit, max_rows, arguments, again),
         profile_name, _slurm_values(**slurm_options), dry_run, local, jobs,
-        None if as_json else show.progress,
+        None if as_json else show.progress, element_time,
     )  # fmt: skip
     _show_submissions(done, as_json, local)
 

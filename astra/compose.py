@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from astra import log
 from astra.database import connection
 from astra.element import new_tally, run_page
 from astra.errors import AstraError, Interrupted, UsageError
+from astra.estimate import Estimate, estimate, options_of
 from astra.local import end_submission, pages_to_run
 from astra.models.orchestration import Page, Plan
 from astra.plan import Planned, check_plan_version, create_plan, get_plan
+from astra.profile import Profile
 from astra.resume import resume, resume_local
 from astra.run import Stop
 from astra.schema import check_version
@@ -36,8 +39,12 @@ def submit_task(
     local: bool = False,
     n_processes: int = 1,
     progress: Progress | None = None,
+    element_time_s: float | None = None,
 ) -> list[tuple[Planned | None, Submitted | None]]:
     """Plan a task and submit it, or submit a plan by its number; each plan with its submission.
+
+    With `element_time_s`, rows per page, memory and time limits are chosen by experience, such that
+    an element takes about so long; memory and time that are given stay as they are.
 
     A dry run leaves nothing behind: the plan that it makes is taken back.
     """
@@ -45,7 +52,8 @@ def submit_task(
         raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
     if task_or_plan.isdecimal() and task_or_plan.isascii():
         plan = int(task_or_plan)
-        if given := [name for name, value in planning.items() if value]:
+        chosen = {**planning, "element_time": element_time_s}
+        if given := [name for name, value in chosen.items() if value]:
             raise UsageError(
                 f"plan {plan} is frozen: {', '.join(given)} can be chosen when a task is planned, "
                 "not afterwards; leave it out, or give the task's name"
@@ -56,13 +64,15 @@ def submit_task(
         choose_profile(profile_name, options)
         _check_database()
     if dry_run:
-        return _dry_run(task_or_plan, planning, profile_name, options)
+        return _dry_run(task_or_plan, planning, profile_name, options, element_time_s)
     done: list[tuple[Planned | None, Submitted | None]] = []
-    for planned in create_plan(task_or_plan, **planning):
+    for planned, sized in _planned(
+        task_or_plan, planning, element_time_s, profile_name, options, local
+    ):
         if planned.plan is None:
             done.append((planned, None))
         else:
-            arguments = (profile_name, options, False, local, n_processes, progress)
+            arguments = (profile_name, sized, False, local, n_processes, progress)
             try:
                 done.append((planned, _submit(planned.plan, *arguments)))
             except AstraError as error:
@@ -71,6 +81,46 @@ def submit_task(
                     error.args = (f"{error}; plan {planned.plan} is kept: {again}",)
                 raise
     return done
+
+
+def _planned(
+    task: str,
+    planning: Mapping[str, Any],
+    element_time_s: float | None,
+    profile_name: str | None,
+    options: Mapping[str, Any] | None,
+    local: bool = False,
+) -> list[tuple[Planned, Mapping[str, Any] | None]]:
+    """Plans of a task, each with the options that it is to be submitted with."""
+    if element_time_s is None:
+        return [(planned, options) for planned in create_plan(task, **planning)]
+    chosen = None if local else choose_profile(profile_name, options)
+    return [
+        (planned, options_of(found, options or {}))
+        for planned, found in plan_sized(task, planning, element_time_s, chosen)
+    ]
+
+
+def plan_sized(
+    task: Any, planning: Mapping[str, Any], element_time_s: float, chosen: Profile | None = None
+) -> list[tuple[Planned, Estimate]]:
+    """Plan a task with as many rows in a page as make an element take about so long, in s.
+
+    Raises
+    ------
+    UsageError
+        If `planning` names a ``limit``, too.
+    """
+    if planning.get("limit") is not None:
+        raise UsageError("--limit says how many rows a page has, the time of an element chooses it")
+    model, arguments = planning.get("input_model"), planning.get("arguments")
+    made = []
+    for found in estimate(task, model, element_time_s, arguments, chosen):
+        for note in found.notes:
+            log.warning("%s: %s", found.task, note)
+        wanted = {**planning, "input_model": found.input_model, "limit": found.limit}
+        made += [(planned, found) for planned in create_plan(task, **wanted)]
+    return made
 
 
 def _check_database() -> None:
@@ -106,10 +156,11 @@ def _dry_run(
     planning: Mapping[str, Any],
     profile_name: str | None,
     options: Mapping[str, Any] | None,
+    element_time_s: float | None,
 ) -> list[tuple[Planned | None, Submitted | None]]:
-    chosen = choose_profile(profile_name, options)
     done: list[tuple[Planned | None, Submitted | None]] = []
-    for planned in create_plan(task, **planning):
+    for planned, sized in _planned(task, planning, element_time_s, profile_name, options):
+        chosen = choose_profile(profile_name, sized)
         if planned.plan is None:
             done.append((planned, None))
             continue

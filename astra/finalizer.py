@@ -20,10 +20,9 @@ from astra.errors import AstraError, SlurmUnknown, Superseded
 from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Night
 from astra.night import NightSettings
-from astra.policy import written_time
 from astra.profile import Profile
 from astra.slurm import JobId
-from astra.slurm_text import time_limit_s
+from astra.slurm_text import time_limit_s, written_time
 from astra.submit import choose_profile, environment, send
 
 #: Options of a profile that say where a job may run and who pays; its size is the finalizer's own.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from astra.errors import nearest
-from astra.slurm_text import Room, size_mb, time_limit_s
+from astra.slurm_text import Room, size_mb, time_limit_s, written_size, written_time
 from astra.states import PageState
 
 
@@ -200,7 +200,7 @@ def _grown(
     whole = per_what == "mem"
     default_mb = room.default_mem_mb if whole else None
     for key, measure, written, factor, bounds, default in (
-        (per_what, size_mb, _size, rule.mem_growth,
+        (per_what, size_mb, written_size, rule.mem_growth,
          (size_mb(rule.max_mem or ""), room.max_mem_mb if whole else None), default_mb),
         ("time", time_limit_s, written_time, rule.time_growth,
          (time_limit_s(rule.max_time or ""), room.max_time_s), None),
@@ -223,17 +223,6 @@ def _grown(
             options.append((key, written(int(value))))
     return _Growth(("with " if not stuck else "") + " and ".join(said) if said else "",
                    tuple(options), stuck)  # fmt: skip
-
-
-def _size(mb: int) -> str:
-    return f"{mb // 1024}G" if mb % 1024 == 0 else f"{mb}M"
-
-
-def written_time(seconds: int) -> str:
-    """A time limit as Slurm writes it; minutes are rounded up."""
-    minutes = math.ceil(seconds / 60)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    return (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:00"
 
 
 def remedy(state: str | None) -> str:

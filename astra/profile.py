@@ -6,6 +6,7 @@ own keys: ``setup``, ``throttle``, ``pages_per_element``, ``row_timeout``, ``tem
 configuration.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 from astra import policy, resources
 from astra.config import Config
 from astra.errors import ConfigError, nearest
+from astra.slurm_text import duration_s, written_time
 
 Value = str | int | float | bool
 
@@ -294,11 +296,7 @@ def _well_formed(key: str, value: Value) -> Value:
 
 def _time_instead(text: str) -> str:
     """What to write for a time such as ``2h`` or ``1d12h``."""
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?", text.replace(" ", "").lower())
-    if not text or found is None:
+    seconds = duration_s(text)
+    if seconds is None:
         return 'write minutes as 120, "02:00:00", or "1-12:00:00" for a day and 12 hours'
-    days, hours, minutes = (int(part or 0) for part in found.groups())
-    total_min = (days * 24 + hours) * 60 + minutes
-    days, hours, minutes = total_min // 1440, total_min // 60 % 24, total_min % 60
-    clock = (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:00"
-    return f'write "{clock}" or {total_min} (minutes)'
+    return f'write "{written_time(seconds)}" or {math.ceil(seconds / 60)} (minutes)'

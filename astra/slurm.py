@@ -27,9 +27,11 @@ from astra.slurm_text import (
     Execution,
     JobId,
     Key,
+    Reservation,
     Room,
     SlurmRefused,
     Usage,
+    parse_maintenance,
     parse_max_array_size,
     parse_partitions,
     parse_sacct,
@@ -244,6 +246,22 @@ def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
         min((p.default_mem_mb for p in mine if p.default_mem_mb), default=None),
         tuple(sorted({node for _, node, _ in of})),
     )
+
+
+def maintenance(env: Mapping[str, str] | None = None) -> list[Reservation]:
+    """Reservations for maintenance that are ahead, or have begun.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm does not say.
+    """
+    text = run(["scontrol", "-o", "show", "reservation"], env=env)
+    found = []
+    for name, begins, ends, nodes in parse_maintenance(text):
+        names = run(["scontrol", "show", "hostnames", nodes], env=env).split() if nodes else []
+        found.append(Reservation(name, begins, ends, tuple(names)))
+    return found
 
 
 def _widest(limits: list[int | None]) -> int | None:

@@ -3,9 +3,11 @@
 The texts that were read to write this are those of Slurm 22.05; the tests hold samples.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from astra.errors import SlurmError, SlurmUnknown
 from astra.states import SlurmState, slurm_state
@@ -409,6 +411,43 @@ def time_limit_s(limit: object) -> int | None:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
+
+
+def duration_s(text: str) -> int | None:
+    """A time as people write it, ``2h`` or ``1d12h``, in seconds; None where it is none.
+
+    >>> duration_s("2h"), duration_s("1h 30min"), duration_s("45s"), duration_s("two hours")
+    (7200, 5400, 45, None)
+    """
+    text = text.replace(" ", "").lower()
+    found = _DURATION.fullmatch(text)
+    if not text or found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def written_time(seconds: float) -> str:
+    """A time as sbatch reads it, in whole minutes, rounded up.
+
+    >>> written_time(7200), written_time(90061)
+    ('02:00:00', '1-01:02:00')
+    """
+    minutes = math.ceil(seconds / 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    return (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:00"
+
+
+def written_size(mb: int) -> str:
+    """A size as sbatch reads it.
+
+    >>> written_size(2048), written_size(1500)
+    ('2G', '1500M')
+    """
+    return f"{mb // 1024}G" if mb % 1024 == 0 else f"{mb}M"
+
+
 def size_mb(text: str) -> int | None:
     """A size as sbatch reads it, in MB; None where it is none, or 0: all of the node's.
 
@@ -459,4 +498,30 @@ def parse_partitions(text: str) -> list[Partition]:
                     values.get("Default") == "YES",
                 )
             )
+    return found
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A reservation of nodes for maintenance."""
+
+    name: str
+    begins: float  # seconds since the epoch
+    ends: float
+    nodes: tuple[str, ...]
+
+
+def parse_maintenance(text: str) -> list[tuple[str, float, float, str]]:
+    """Of ``scontrol -o show reservation``: (name, begin, end, nodes) of those for maintenance.
+
+    Times are the machine's own, in seconds since the epoch; nodes as Slurm folds them.
+    """
+    found = []
+    for line in text.splitlines():
+        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "MAINT" in values.get("Flags", "").split(","):
+            begins, ends = (
+                datetime.fromisoformat(values[key]).timestamp() for key in ("StartTime", "EndTime")
+            )
+            found.append((values["ReservationName"], begins, ends, values.get("Nodes", "")))
     return found

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from astra import config, log, policy, profile, script, slurm, spool
+from astra.bounds import warn
 from astra.database import connection, dialect, retrying, url, writing
 from astra.element import process_began
 from astra.errors import BusyError, DatabaseError, SlurmError, SlurmUnknown, UsageError
@@ -119,6 +120,8 @@ def submit(
         spool.recover(frozen)
         with connection():
             pages = waiting_pages(frozen)
+        if pages:
+            warn(chosen)
         return submit_pages(frozen, pages, chosen, dry_run=dry_run)
 
 

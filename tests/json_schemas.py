@@ -1,0 +1,119 @@
+"""Writes the schemas of --json, from the dataclasses that are printed: astra/schemas/COMMAND.json.
+
+``python -m tests.json_schemas`` after a change of these; a test says when that is due.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from astra.cancel import Cancelled
+from astra.estimate import Estimate
+from astra.failures import FailedRow
+from astra.logs import Log
+from astra.plan import Planned
+from astra.report import Report
+from astra.spool import Recovered
+from astra.status import PlanStatus
+from astra.submit import Submitted
+from astra.verify import Verdict
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "astra" / "schemas"
+
+
+@dataclass
+class Tables:
+    database: str
+    new: list[str]
+
+
+@dataclass
+class Value:
+    key: str
+    value: Any
+    source: str
+
+
+@dataclass
+class NothingSubmitted:
+    """Nothing was pending: no plan was made."""
+
+    plan: None
+    task: str
+    pages: int
+    rows: int
+    jobs: list[Any]
+
+
+@dataclass
+class PlanLine:
+    plan: int
+    task: str
+    input_model: str
+    created: str
+    by: str
+    pages: int
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    pending: int
+    cancelled: bool
+
+
+#: What each command prints: one where a task reads one table, else a list.
+PRINTED: dict[str, Any] = {
+    "cancel": Cancelled,
+    "config": list[Value],
+    "estimate": Estimate | list[Estimate],
+    "failures": list[FailedRow],
+    "initdb": Tables,
+    "logs": list[Log],
+    "plan": Planned | list[Planned],
+    "plans": list[PlanLine],
+    "recover": Recovered,
+    "report": Report,
+    "resume": Submitted,
+    "retry": Submitted,
+    "run": PlanStatus | Planned | list[PlanStatus] | list[Planned],
+    "status": PlanStatus,
+    "submit": Submitted | NothingSubmitted | list[Submitted | NothingSubmitted],
+    "verify": Verdict,
+}
+
+
+def schema(command: str) -> dict[str, Any]:
+    made = _plain(TypeAdapter(PRINTED[command]).json_schema(mode="serialization"))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"astra {command} --json",
+        **made,
+    }
+
+
+def _plain(part: Any) -> Any:
+    """A schema without titles and defaults that say nothing: every key is always printed."""
+    if isinstance(part, list):
+        return [_plain(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    made = {k: _plain(v) for k, v in part.items() if k != "default"}
+    if "properties" in made:
+        for value in made["properties"].values():
+            value.pop("title", None)
+        made["required"] = list(made["properties"])
+    return made
+
+
+def text(command: str) -> str:
+    return json.dumps(schema(command), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in PRINTED:
+        (FOLDER / f"{name}.json").write_text(text(name))
+    print(f"{len(PRINTED)} schemas in {FOLDER}")

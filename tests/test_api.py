@@ -1,0 +1,144 @@
+"""The functions for programs, and what --json prints against its published schemas."""
+
+import importlib.resources
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+
+import astra.api
+from astra.api import create_plan, resume_local, status, submit, verify, wait
+from astra.cli import main
+from astra.errors import UsageError
+from tests.conftest import ROOT
+from tests.json_schemas import PRINTED, text
+from tests.tasks import fill, measure
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def test_names_are_documented_and_the_package_stays_light():
+    for name in astra.api.__all__:
+        assert getattr(astra.api, name).__doc__, name
+    code = "import astra, sys; print('astra.api' in sys.modules, 'peewee' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_plan_submit_wait(slurm):
+    fill(40)
+    plans = create_plan(measure, limit=10)
+    assert [p.plan is None for p in plans] == [False, True]  # it reads two tables, one is empty
+    submissions = submit(plans, profile="debug", mem="300M")
+    assert [s.pages for s in submissions] == [4] and submissions[0].profile == "debug"
+    looks: list[str] = []
+    (found,) = wait(submissions, timeout_s=240, every_s=5, tell=lambda s: looks.append(s.state))
+    assert found.state == "whole" and found.rows == {"done": 40} and looks[-1] == "whole"
+    assert wait(submissions[0]) == wait(plans[0].plan) == status(plans[0].plan)
+    assert verify(found.plan).sound
+    with pytest.raises(UsageError, match="nothing is pending"):
+        submit(plans[1])
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_waiting_is_bounded(slurm):
+    fill(5)
+    plan, _ = create_plan(measure)
+    submission = submit(plan, begin="now+1hour")
+    with pytest.raises(TimeoutError, match=f"astra status {plan.plan}"):
+        wait(submission, timeout_s=0.1, every_s=0.05)
+    astra.api.cancel(submission.plan)
+    assert wait(submission, timeout_s=60).state == "cancelled"
+
+
+# ---------------------------------------------------------------------------------------- --json
+
+
+def schema(command: str) -> dict:
+    folder = importlib.resources.files("astra") / "schemas"
+    return json.loads((folder / f"{command}.json").read_text())
+
+
+def strict(part):
+    """As published, without room for keys that the schema does not name."""
+    if isinstance(part, list):
+        return [strict(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    made = {key: strict(value) for key, value in part.items()}
+    return {**made, "additionalProperties": False} if "properties" in made else made
+
+
+def printed(*words: str):
+    done = CliRunner().invoke(main, [*words, "--json"], catch_exceptions=False)
+    assert done.exit_code in (0, 4), done.output
+    found = json.loads(done.stdout)
+    jsonschema.Draft202012Validator(strict(schema(words[0]))).validate(found)
+    return found
+
+
+def test_every_json_has_a_schema_that_is_up_to_date():
+    commands = {
+        name
+        for name, command in main.commands.items()
+        if any("--json" in option.opts for option in command.params)
+    }
+    assert commands == PRINTED.keys(), "say in tests/json_schemas.py what these print"
+    for name in PRINTED:
+        published = importlib.resources.files("astra") / "schemas" / f"{name}.json"
+        assert published.read_text() == text(name), "python -m tests.json_schemas"
+        jsonschema.Draft202012Validator.check_schema(schema(name))
+
+
+def test_what_is_printed_fits(sqlite_url):
+    fill(30)
+    task = ("tests.tasks.costly", "--set", "raise_every=10")
+    assert printed("initdb")["new"] == []
+    printed("config")
+    printed("estimate", *task)
+    plan = str(printed("plan", *task, "--limit", "10", "--max-rows", "20")["plan"])
+    assert printed("status", plan)["rows"]["unsubmitted"] == 20
+    printed("submit", plan, "--local")
+    assert printed("run", *task)["rows"] == {"done": 9, "failed": 1}
+    assert printed("run", *task)["plan"] is None
+    assert printed("submit", *task, "--local")["plan"] is None
+    assert printed("estimate", *task)["experience"]["rows"] == 30
+    assert len(printed("failures", plan)) == 2
+    printed("resume", plan, "--local")
+    printed("retry", plan, "--local")
+    printed("recover", plan)
+    assert printed("verify", plan)["sound"]
+    printed("cancel", plan)
+    assert {row["state"] for row in printed("logs", plan)} == {"done"}
+    assert [row["failed"] for row in printed("plans")] == [1, 2]
+    printed("report", plan)
+    assert isinstance(printed("plan", "tests.tasks.measure"), list)
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_what_slurm_adds_fits(slurm):
+    fill(20)
+    done = printed("submit", "tests.tasks.costly", "--limit", "10", "--profile", "debug")
+    (job,) = done["jobs"]
+    assert job["pages"] == 2 and job["job_id"]
+    wait(done["plan"], timeout_s=240)
+    pages = printed("status", str(done["plan"]))["elements"]
+    assert [page["slurm_state"] for page in pages] == ["COMPLETED"] * 2
+    printed("report", str(done["plan"]))
+
+
+def test_local_runs_for_programs(sqlite_url):
+    fill(10)
+    plan, _ = create_plan(measure)
+    resume_local(plan.plan)
+    assert wait(plan).state == "whole"
