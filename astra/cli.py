@@ -563,17 +563,23 @@ def plans(every: bool, as_json: bool) -> None:
     "--continue", "night", type=int, metavar="NIGHT", help="Look after NIGHT once, as its job does."
 )
 @click.option("--job", "token", hidden=True)
+@click.option("--check", is_flag=True, help="Try all but the beginning, and say what is missing.")
 @_json
-def nightly(name: str, quiet: bool, night: int | None, token: str | None, as_json: bool) -> None:
+def nightly(
+    name: str, quiet: bool, night: int | None, token: str | None, check: bool, as_json: bool
+) -> None:
     """Process what is new for the night NAME, and see to its end.
 
     Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
     and closes the night.
     """
     from astra import show
+    from astra.nightly import check_night, proceed
     from astra.nightly import nightly as begin
-    from astra.nightly import proceed
 
+    if check:
+        show.line(check_night(name))
+        return
     done = begin(name) if night is None else proceed(name, night, token)
     if as_json:
         show.as_json(done)
@@ -610,6 +616,38 @@ def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> Non
     else:
         listed = last_nights(name)
         show.as_json(listed) if as_json else show.nights(listed)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--at", metavar="TIMES", help='When to begin, as cron has it: "0 20 * * *".')
+@click.option("--install", is_flag=True, help="Put the entry into your crontab.")
+@click.option("--remove", is_flag=True, help="Take it out; all other lines stay.")
+@click.option("--check", is_flag=True, help="Try it in an environment as bare as cron's.")
+@click.option("--scron", is_flag=True, help="For scrontab, where the cluster has it.")
+@click.option("--mailto", metavar="ADDRESS", help="Who gets cron's mail; by default you.")
+def cron(
+    name: str, at: str | None, install: bool, remove: bool, check: bool, scron: bool,
+    mailto: str | None,
+) -> None:  # fmt: skip
+    """Print, install, remove or check the crontab entry that begins the night NAME."""
+    from astra import cron as of_cron
+    from astra import show
+
+    if (at is not None) == (remove or check):
+        raise UsageError(
+            'say when: --at "0 20 * * *" (with --install or not), or --remove, --check'
+        )
+    if check:
+        show.line(of_cron.check(name))
+    elif remove:
+        gone = of_cron.remove(name, scron)
+        show.line(f"night {name}: {'its entry was taken out' if gone else 'there was no entry'}")
+    elif at is not None:
+        made = of_cron.entry(name, at, mailto, scron)
+        if install:
+            of_cron.install(made, scron)
+        click.echo(made.text, nl=False)
 
 
 @main.command()
