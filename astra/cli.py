@@ -651,6 +651,22 @@ def cron(
 
 
 @main.command()
+@click.option("--yes", is_flag=True, help="Remove it; without this it is only shown.")
+@click.option("--keep-days", type=click.FloatRange(0), metavar="N", help="Instead of [clean]'s.")
+@_json
+def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
+    """Show, or remove, old plans that are whole or cancelled, with their logs and scripts.
+
+    Results are never touched, nor plans that are not whole.
+    """
+    from astra import show
+    from astra.clean import clean as clean_up
+
+    done = clean_up(keep_days, not yes)
+    show.as_json(done) if as_json else show.cleaned(done)
+
+
+@main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
 def demo(folder: Path | None, rows: int) -> None:

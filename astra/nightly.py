@@ -205,7 +205,8 @@ def heal_all(name: str | None = None) -> list[Nightly]:
     healed = []
     for night in _open_nights(name):
         settings = settings_of(night.name)
-        with night_lock(night.name):
+        # Who works on it at this moment will leave it with a finalizer, or is healed next time.
+        with suppress(BusyError), night_lock(night.name):
             fresh = open_night(night.name)
             if fresh is not None and heal(fresh, settings):
                 healed.append(_said(fresh, "running", _Look(), "it has a new finalizer"))
