@@ -383,8 +383,18 @@ def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None
 @main.command()
 @click.argument("plan", type=int, required=False)
 @click.option("--pages", is_flag=True, help="Show every page.")
+@click.option("--watch", "live", is_flag=True, help="Show it live, until nothing of it lives.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: how often to look.",
+)
 @_json
-def status(plan: int | None, pages: bool, as_json: bool) -> None:
+def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: bool) -> None:
     """Show how PLAN, or the last one, stands.
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention.
@@ -392,8 +402,12 @@ def status(plan: int | None, pages: bool, as_json: bool) -> None:
     from astra import show
     from astra.compose import last_plan
     from astra.status import status as status_of
+    from astra.watch import watch
 
-    found = status_of(last_plan() if plan is None else plan)
+    if live and as_json:
+        raise UsageError("--watch shows, --json prints once: leave one of them out")
+    plan = last_plan() if plan is None else plan
+    found = show.watched(watch(plan, every_s)) if live else status_of(plan)
     show.as_json(found) if as_json else show.status(found, pages)
     sys.exit(found.state.exit_status)
 
@@ -664,6 +678,41 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
 
     done = clean_up(keep_days, not yes)
     show.as_json(done) if as_json else show.cleaned(done)
+
+
+@main.command()
+@click.argument("plans", type=int, nargs=-1, metavar="[PLAN]...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to; by default plan-N.html here. - is standard output.",
+)
+@_json
+def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
+    """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
+
+    It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
+    network and holds no password.
+    """
+    from astra import show
+    from astra.compose import last_plan
+    from astra.folders import write_whole
+    from astra.report import report_of
+    from astra.report_page import html
+
+    found = report_of(plans or [last_plan()])
+    if as_json:
+        show.as_json(found)
+        return
+    page = html(found)
+    if str(output) == "-":
+        click.echo(page)
+        return
+    file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
+    write_whole(file, page, 0o644)
+    show.reported(found, file, len(page.encode()))
 
 
 @main.command()

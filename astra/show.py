@@ -1,16 +1,19 @@
 """What a person sees: the one module that prints, and that knows of rich."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from astra.config import hide
 
@@ -170,6 +173,109 @@ def status(plan: Any, every_page: bool = False) -> None:
             line(f"  {advice}")
 
 
+def watched(looks: Iterator[Any]) -> Any:
+    """Show each look at a plan until there are no more, or Ctrl-C; the last one.
+
+    In a terminal on a screen of its own, which leaves what was there as it was; elsewhere a line
+    whenever something has changed.
+    """
+    last, said = None, None
+    try:
+        with _told_to_end(), _screen() as draw:
+            for look in looks:
+                last = look
+                if draw is not None:
+                    draw(look)
+                elif (now := _watched_line(look)) != said:
+                    said = now
+                    line(f"{datetime.fromtimestamp(look.at):%H:%M:%S} {now}")
+    except KeyboardInterrupt:
+        if last is None:
+            sys.exit(130)
+    return last.status if last else None
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM ends as Ctrl-C does: the terminal is left as it was."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[Any], None] | None]:
+    """What draws a look; None where there is no terminal."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    from rich.live import Live
+
+    own = Console(highlight=False)
+    with Live(console=own, screen=True, auto_refresh=False, transient=True) as live:
+        yield lambda look: live.update(_watched(look, own), refresh=True)
+
+
+def _watched_line(look: Any) -> str:
+    found = look.status
+    rows = " + ".join(f"{n:,} {state}" for state, n in found.rows.items())
+    return f"plan {found.plan} {found.state.value}: {rows} = {count(found.n_rows, 'row')}"
+
+
+def _watched(look: Any, own: Console) -> Group:
+    """One look as a screen: it is as high as the terminal, and no higher."""
+    found, width = look.status, own.width
+    rate = "" if look.rows_per_s is None else f"{look.rows_per_s:,.1f} rows/s"
+    left = "" if look.left_s is None else f", {timedelta(seconds=round(look.left_s))} to go"
+    parts: list[Any] = [
+        Text.from_markup(
+            f"[bold]plan {found.plan}: {escape(found.task)}[/] on {found.input_model}"
+        ),
+        Text.from_markup(f"{coloured(found.state.value)}: {_sum(found)}"),
+        _bar(found.rows, found.n_rows, width),
+        Text.from_markup(
+            "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(found.pages.items()))
+        ),
+        _bar(found.pages, found.n_pages, width),
+        Text(f"{rate}{left}"),
+    ]
+    foot: list[Any] = [
+        Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in found.notes
+    ]
+    foot += [Text(f"next: {hide(advice)}") for advice in found.advice]
+    at = f"{datetime.fromtimestamp(look.at):%H:%M:%S}"
+    foot.append(Text(f"{at}  Ctrl-C leaves; the plan goes on", style="dim"))
+    room = own.height - len(parts) - len(foot) - 3
+    shown = [p for p in found.elements if p.state.value not in ("done", "unsubmitted", "waiting")]
+    if room > 0 and shown:
+        parts.append(_page_table(shown[:room]))
+        if len(shown) > room:
+            parts.append(Text(f"... and {len(shown) - room:,} pages more", style="dim"))
+    for part in [*parts, *foot]:
+        if isinstance(part, Text):
+            part.no_wrap, part.overflow = True, "ellipsis"
+    return Group(*parts, *foot)
+
+
+def _bar(counts: Mapping[str, int], total: int, width: int) -> Text:
+    """A bar of that width, divided by state; no state is left out."""
+    bar, at = Text(), 0
+    known = sorted((s for s, n in counts.items() if n), key=lambda s: (s != "done", s))
+    for place, state in enumerate(known):
+        ahead = len(known) - place - 1
+        share = round(counts[state] / max(total, 1) * width)
+        n = width - at if not ahead else min(max(share, 1), width - at - ahead)
+        bar.append("█" * n, style=_COLOURS.get(state, "white"))
+        at += n
+    return bar
+
+
 def verdict(found: Any) -> None:
     from astra.verify import CHECKS
 
@@ -207,6 +313,10 @@ def _sum(plan: Any) -> str:
 
 
 def _pages(pages: list[Any]) -> None:
+    console.print(_page_table(pages))
+
+
+def _page_table(pages: list[Any]) -> Table:
     made = table(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word"
     )
@@ -221,7 +331,7 @@ def _pages(pages: list[Any]) -> None:
             p.node or "", escape(slurm or ""), exit_code,
             escape(hide(f"{last} {p.message or ''}".strip())),
         )  # fmt: skip
-    console.print(made)
+    return made
 
 
 def plans(found: list[dict[str, Any]]) -> None:
@@ -414,6 +524,13 @@ def follow(path: str) -> None:
                 sys.stdout.flush()
             else:
                 time.sleep(0.3)
+
+
+def reported(report: Any, file: Any, size: int) -> None:
+    console.print(f"{coloured(report.state.value)}: {escape(report.verdict)}")
+    line(f"{file} ({size / 1000:,.0f} kB)")
+    for advice in report.next:
+        line(f"  {advice}")
 
 
 def recovered(found: Any) -> None:

@@ -22,17 +22,20 @@ from astra.script import array_spec
 from astra.slurm_text import (
     SACCT,
     SQUEUE,
+    USAGE,
     Answer,
     Execution,
     JobId,
     Key,
     Room,
     SlurmRefused,
+    Usage,
     parse_max_array_size,
     parse_partitions,
     parse_sacct,
     parse_squeue,
     parse_submission,
+    parse_usage,
     refusal,
     settle,
     size_mb,
@@ -44,6 +47,7 @@ __all__ = [
     "JobId",
     "Key",
     "SlurmRefused",
+    "Usage",
     "available",
     "cancel",
     "elements",
@@ -52,6 +56,7 @@ __all__ = [
     "room",
     "run",
     "submit",
+    "usage",
 ]
 
 
@@ -286,17 +291,15 @@ def _named(text: str, job_name: str) -> set[tuple[int, str]]:
     }
 
 
-def elements(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) -> Answer:
+def elements(
+    jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None, again: bool = True
+) -> Answer:
     """What Slurm says of all elements of some jobs: one squeue, one sacct for each cluster.
 
     squeue decides what lives. What has left its memory is taken from sacct, which may lag: an
-    element that sacct calls alive and squeue, asked again, does not know is unknown.
+    element that sacct calls alive and squeue, asked `again`, does not know is unknown.
     """
-    of_cluster: dict[str | None, set[int]] = {}
-    for job in jobs:
-        job = job if isinstance(job, JobId) else JobId(job)
-        of_cluster.setdefault(job.cluster, set()).add(job.job_id)
-    answers = [_elements(sorted(ids), cluster, env) for cluster, ids in of_cluster.items()]
+    answers = [_elements(ids, cluster, env, again) for cluster, ids in _by_cluster(jobs)]
     return Answer(
         executions={key: e for answer in answers for key, e in answer.executions.items()},
         queue=all(answer.queue for answer in answers),
@@ -306,7 +309,17 @@ def elements(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) 
     )
 
 
-def _elements(ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None) -> Answer:
+def _by_cluster(jobs: Iterable[int | JobId]) -> list[tuple[str | None, list[int]]]:
+    found: dict[str | None, set[int]] = {}
+    for job in jobs:
+        job = job if isinstance(job, JobId) else JobId(job)
+        found.setdefault(job.cluster, set()).add(job.job_id)
+    return [(cluster, sorted(ids)) for cluster, ids in found.items()]
+
+
+def _elements(
+    ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None, again: bool
+) -> Answer:
     def queue(some: Sequence[int]) -> dict[Key, Execution]:
         return {k: e for part in _chunks(some) for k, e in _squeue(part, cluster, env).items()}
 
@@ -332,7 +345,7 @@ def _elements(ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | 
         # An entry without index is the array as a whole, before its elements have theirs.
         and (index is not None or job_id not in known)
     }
-    if lagging:
+    if lagging and again:
         try:
             queued = queue(sorted(lagging)) | queued
         except SlurmError as error:
@@ -384,6 +397,23 @@ def _sacct(
     # -D: also the earlier executions of a requeued element; -S: sacct looks at today only.
     args = ["sacct", "-n", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids), "-o", ",".join(SACCT)]
     return parse_sacct(run([*args, *_on(cluster)], env=env))
+
+
+def usage(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) -> list[Usage]:
+    """What the elements of some jobs used of what they had asked for: one sacct for each cluster.
+
+    Raises
+    ------
+    SlurmError
+        If there is no accounting, or it gives no answer.
+    """
+    found: list[Usage] = []
+    for cluster, ids in _by_cluster(jobs):
+        for part in _chunks(ids):
+            args = ["sacct", "-n", "-P", "-S", "2000-01-01", "-j", _list(part)]
+            text = run([*args, "-o", ",".join(USAGE), *_on(cluster)], env=env)
+            found += parse_usage(text)
+    return found
 
 
 # ------------------------------------------------------------------------------------ cancelling

@@ -70,6 +70,43 @@ class Answer:
         return Execution(job_id, index, SlurmState.ABSENT if sure else None)
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What the last execution of one element used of what it had asked for.
+
+    The shares are those of `seff` and `reportseff`: None where the accounting does not know.
+    """
+
+    job_id: int
+    index: int | None
+    state: SlurmState
+    elapsed_s: int
+    time_limit_s: int | None  # None where there is none
+    cpus: int
+    cpu_s: float | None  # None while it runs
+    mem_asked_mb: float | None
+    mem_used_mb: float | None
+
+    @property
+    def job(self) -> str:
+        return f"{self.job_id}" if self.index is None else f"{self.job_id}_{self.index}"
+
+    @property
+    def cpu_share(self) -> float | None:
+        had_s = self.elapsed_s * self.cpus
+        return self.cpu_s / had_s if had_s and self.cpu_s is not None else None
+
+    @property
+    def mem_share(self) -> float | None:
+        if not self.mem_asked_mb or self.mem_used_mb is None:
+            return None
+        return self.mem_used_mb / self.mem_asked_mb
+
+    @property
+    def time_share(self) -> float | None:
+        return self.elapsed_s / self.time_limit_s if self.time_limit_s else None
+
+
 # -------------------------------------------------------------------------------------- submitting
 
 
@@ -191,6 +228,54 @@ def parse_sacct(text: str) -> dict[Key, Execution]:
                 time_limit_min=int(limit) if limit.isdigit() else None,
             )
     return folded | own
+
+
+#: The columns to ask for, for :func:`parse_usage`.
+USAGE = "JobID State ElapsedRaw TimelimitRaw AllocCPUS NNodes NTasks ReqMem TotalCPU MaxRSS".split()
+
+
+def parse_usage(text: str) -> list[Usage]:
+    """Elements that have begun, in lines of ``sacct -n -P``, with the peak of their steps.
+
+    The memory of a step is its largest task's times the number of its tasks, as reportseff has it.
+    """
+    found: dict[Key, Usage] = {}
+    for job, state, elapsed, limit, cpus, nodes, tasks, asked, cpu, rss in _lines(text, len(USAGE)):
+        key = expand(job.split(".")[0])[0]
+        if "." in job:
+            if key in found and (peak := _megabytes(rss)) and not found[key].state.alive:
+                peak *= int(tasks or 1)
+                most = max(found[key].mem_used_mb or 0, peak)
+                found[key] = replace(found[key], mem_used_mb=most)
+            continue
+        word = slurm_state(state)
+        if "[" in job or word is SlurmState.PENDING or not int(elapsed or 0):
+            continue
+        n_cpus = int(cpus or 0)
+        found[key] = Usage(
+            *key,
+            state=word,
+            elapsed_s=int(elapsed),
+            time_limit_s=int(limit) * 60 if limit.isdigit() else None,
+            cpus=n_cpus,
+            cpu_s=None if word.alive else _cpu_seconds(cpu),
+            mem_asked_mb=_asked_mb(asked, int(nodes or 1), n_cpus),
+            mem_used_mb=None,
+        )
+    return list(found.values())
+
+
+def _asked_mb(text: str, nodes: int, cpus: int) -> float | None:
+    """sacct's ReqMem: ``4G``, before 21.08 ``4Gn`` of a node or ``4Gc`` of a CPU."""
+    asked = _megabytes(text.rstrip("nc"))
+    return asked and asked * {"n": nodes, "c": cpus}.get(text[-1:], 1)
+
+
+def _cpu_seconds(text: str) -> float | None:
+    """Seconds of sacct's ``1-02:03:04``, ``02:03:04`` or ``03:04.567``."""
+    whole, _, part = text.partition(".")
+    seconds = _seconds(whole)
+    return None if seconds is None else seconds + float(f"0.{part or 0}")
 
 
 def expand(job: str) -> list[Key]:

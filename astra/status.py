@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -79,18 +79,39 @@ class PlanStatus:
     steps: tuple[NextStep, ...] = ()  # what resume does about pages that are not whole
 
 
-def status(plan: int) -> PlanStatus:
+def status(plan: int, ask_again: bool = True) -> PlanStatus:
     """How a plan stands.
+
+    Where the accounting is behind, squeue is asked a second time; without `ask_again` such elements
+    are unknown, until the next time that somebody asks.
 
     Raises
     ------
     UsageError
         If there is no such plan.
     """
-    frozen = get_plan(plan)
-    pages, notes = survey(frozen)
-    steps, more = _next_steps(frozen, pages)
-    return _summary(frozen, pages, [*notes, *more], steps)
+    return statuses([plan], ask_again)[0]
+
+
+def statuses(plans: Sequence[int], ask_again: bool = True) -> list[PlanStatus]:
+    """How some plans stand; Slurm is asked once, for all of them.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    """
+    frozen = [get_plan(plan) for plan in plans]
+    with connection():
+        submissions = list(Submission.select().where(Submission.plan << list(plans)))
+    asked = _ask(slurm_jobs(submissions), ask_again)
+    return [_status(plan, asked) for plan in frozen]
+
+
+def _status(plan: Plan, asked: "Asked") -> PlanStatus:
+    pages, notes = survey(plan, asked)
+    steps, more = _next_steps(plan, pages)
+    return _summary(plan, pages, [*notes, *more], steps)
 
 
 def _next_steps(plan: Plan, pages: list[PageStatus]) -> tuple[list[NextStep], list[str]]:
@@ -112,23 +133,22 @@ def _next_steps(plan: Plan, pages: list[PageStatus]) -> tuple[list[NextStep], li
     return steps, notes
 
 
-def survey(plan: Plan) -> tuple[list[PageStatus], list[str]]:
+Asked = tuple[Any, list[str]]  # Slurm's answer, and what it did not answer
+
+
+def survey(plan: Plan, asked: Asked | None = None) -> tuple[list[PageStatus], list[str]]:
     """Every page of a plan as it stands, and what could not be found out."""
     with connection():
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-    answer, notes = _ask(slurm_jobs(submissions.values()))
+    answer, notes = asked or _ask(slurm_jobs(submissions.values()))
+    notes = list(notes)
     if spooled := spool.files(plan.pk):
         many = "a spool file holds" if len(spooled) == 1 else f"{len(spooled)} spool files hold"
         notes.append(f"{many} what the database did not take: astra recover {plan.pk}")
     with connection():
         now = dialect().now()
-        pages = list(light_pages(plan))
-        attempts = {
-            a.pk: a
-            for a in Attempt.select()
-            .join(Page)
-            .where((Page.plan == plan.pk) & (Attempt.pk == Page.attempt_pk))
-        }
+        pages = list(light_pages(plan).namedtuples())  # there are many: no objects of models
+        attempts = {a.pk: a for a in _last_attempts(plan).namedtuples()}
         cancelled = Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar()
     found = []
     for page in pages:
@@ -140,6 +160,18 @@ def survey(plan: Plan) -> tuple[list[PageStatus], list[str]]:
                 status = replace(status, slurm_state=SlurmState.OUT_OF_MEMORY.value)
         found.append(status)
     return found, notes
+
+
+def _last_attempts(plan: Plan) -> Any:
+    """The attempt that each page is of, where it is of one."""
+    return (
+        Attempt.select(
+            Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
+            Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message,
+        )
+        .join(Page, on=(Attempt.pk == Page.attempt_pk))
+        .where(Page.plan == plan.pk)
+    )  # fmt: skip
 
 
 #: What slurmstepd writes into the log of a job that it ends for its memory. Where it watches by
@@ -164,13 +196,13 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[slurm.JobId]:
     return [slurm.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
 
 
-def _ask(jobs: list[slurm.JobId]) -> tuple[Any, list[str]]:
+def _ask(jobs: list[slurm.JobId], again: bool = True) -> Asked:
     """What Slurm says of these jobs: one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
     if not slurm.available():
         return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
-    answer = slurm.elements(jobs)
+    answer = slurm.elements(jobs, again=again)
     return answer, list(answer.notes)
 
 
@@ -182,6 +214,7 @@ def _page_status(
     now: datetime,
     cancelled: bool,
 ) -> PageStatus:
+    pending = page.n_rows - page.n_done - page.n_failed - page.n_no_result
     element = None
     execution = None
     if submission is not None:
@@ -193,7 +226,7 @@ def _page_status(
     overdue = bool(
         mine and mine.state == AttemptState.RUNNING and (now - mine.seen).total_seconds() > lease_s
     )
-    if page.n_pending == 0:
+    if pending == 0:
         state = PageState.DONE
     elif submission is None:
         state = PageState.UNSUBMITTED
@@ -210,7 +243,7 @@ def _page_status(
         page.n_done,
         page.n_failed,
         page.n_no_result,
-        page.n_pending,
+        pending,
         element,
         _job_name(submission, element),
         (execution.node if execution else None) or (mine.host if mine else None),

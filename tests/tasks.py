@@ -32,6 +32,7 @@ def measure(
     null_every: int = 0,
     nothing_every: int = 0,
     computed: str | None = None,
+    spin_s: float = 0.0,
 ) -> Iterable[Measured]:
     """A value for each spectrum; raises, refuses and yields nothing where it is told to."""
     for spectrum in spectra:
@@ -41,6 +42,9 @@ def measure(
                 file.write(f"{key}\n")
         if row_s:
             time.sleep(row_s)
+        until = time.process_time() + spin_s
+        while time.process_time() < until:
+            pass
         if raise_every and key % raise_every == 0:
             raise ValueError(f"row {key} is bad")
         if nothing_every and key % nothing_every == 0:

@@ -30,7 +30,8 @@ def test_a_wheel_and_a_checkout_both_find_templates_and_profiles(tmp_path):
         archive.extractall(tmp_path / "site")
     find = "from astra.resources import *; import astra.pipelines.slam.model as m; " + (
         "assert (templates_dir() / 'base.sh.j2').is_file() and m.SHIPPED.is_file(); "
-        "assert (config_dir() / 'profiles.toml').is_file(); print(templates_dir())"
+        "assert (config_dir() / 'profiles.toml').is_file(); "
+        "import astra.report_page as p; assert (p.FOLDER / 'report.html.j2').is_file(); print(templates_dir())"
     )
     done = subprocess.run(
         [sys.executable, "-c", find], cwd=tmp_path / "site",

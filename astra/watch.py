@@ -1,0 +1,57 @@
+"""Watching a plan: its status again and again, until nothing of it lives."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from astra.states import ALIVE
+from astra.status import PlanStatus, never_starts, status
+
+_RATE_OVER_S = 120.0  # rows per second are those of so long
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A plan as it stands at one moment."""
+
+    status: PlanStatus
+    at: float  # seconds since the epoch, by this machine
+    rows_per_s: float | None  # of the last two minutes; None before there is a second look
+    left_s: float | None  # at that rate
+
+    @property
+    def ended(self) -> int:
+        return sum(self.status.rows.get(name, 0) for name in ("done", "failed", "no result"))
+
+
+def watch(plan: int, every_s: float) -> Iterator[Watched]:
+    """How a plan stands, every `every_s` seconds; the last is of a plan of which nothing lives.
+
+    Each look is one squeue and one sacct, whatever the number of arrays.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    """
+    seen: deque[tuple[float, int]] = deque()
+    while True:
+        began = time.monotonic()
+        found = status(plan, ask_again=False)
+        ended = sum(found.rows.get(name, 0) for name in ("done", "failed", "no result"))
+        seen.append((began, ended))
+        while began - seen[0][0] > _RATE_OVER_S:
+            seen.popleft()
+        lasted_s = began - seen[0][0]
+        rate = (ended - seen[0][1]) / lasted_s if lasted_s else None
+        left = found.n_rows - ended
+        yield Watched(found, time.time(), rate, left / rate if rate and rate > 0 else None)
+        if not lives(found):
+            return
+        time.sleep(max(0.0, every_s - (time.monotonic() - began)))
+
+
+def lives(found: PlanStatus) -> bool:
+    """Whether something of a plan will go on by itself, or may."""
+    return any(page.state in ALIVE and not never_starts(page) for page in found.elements)
