@@ -655,58 +655,29 @@ def plans(every: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("plans", type=int, nargs=-1, metavar="[PLAN]...")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where to; by default plan-N.html here. - is standard output.",
-)
-@_json
-def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
-    """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
-
-    It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
-    network and holds no password.
-    """
-    from astra import show
-    from astra.compose import last_plan
-    from astra.folders import write_whole
-    from astra.report import report_of
-    from astra.report_page import html
-
-    found = report_of(plans or [last_plan()])
-    if as_json:
-        show.as_json(found)
-        return
-    page = html(found)
-    if str(output) == "-":
-        click.echo(page)
-        return
-    file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
-    write_whole(file, page, 0o644)
-    show.reported(found, file, len(page.encode()))
-
-
-@main.command()
 @click.argument("name")
 @click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
 @click.option(
     "--continue", "night", type=int, metavar="NIGHT", help="Look after NIGHT once, as its job does."
 )
 @click.option("--job", "token", hidden=True)
+@click.option("--check", is_flag=True, help="Try all but the beginning, and say what is missing.")
 @_json
-def nightly(name: str, quiet: bool, night: int | None, token: str | None, as_json: bool) -> None:
+def nightly(
+    name: str, quiet: bool, night: int | None, token: str | None, check: bool, as_json: bool
+) -> None:
     """Process what is new for the night NAME, and see to its end.
 
     Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
     and closes the night.
     """
     from astra import show
+    from astra.nightly import check_night, proceed
     from astra.nightly import nightly as begin
-    from astra.nightly import proceed
 
+    if check:
+        show.line(check_night(name))
+        return
     done = begin(name) if night is None else proceed(name, night, token)
     if as_json:
         show.as_json(done)
@@ -743,6 +714,89 @@ def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> Non
     else:
         listed = last_nights(name)
         show.as_json(listed) if as_json else show.nights(listed)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--at", metavar="TIMES", help='When to begin, as cron has it: "0 20 * * *".')
+@click.option("--install", is_flag=True, help="Put the entry into your crontab.")
+@click.option("--remove", is_flag=True, help="Take it out; all other lines stay.")
+@click.option("--check", is_flag=True, help="Try it in an environment as bare as cron's.")
+@click.option("--scron", is_flag=True, help="For scrontab, where the cluster has it.")
+@click.option("--mailto", metavar="ADDRESS", help="Who gets cron's mail; by default you.")
+def cron(
+    name: str, at: str | None, install: bool, remove: bool, check: bool, scron: bool,
+    mailto: str | None,
+) -> None:  # fmt: skip
+    """Print, install, remove or check the crontab entry that begins the night NAME."""
+    from astra import cron as of_cron
+    from astra import show
+
+    if (at is not None) == (remove or check):
+        raise UsageError(
+            'say when: --at "0 20 * * *" (with --install or not), or --remove, --check'
+        )
+    if check:
+        show.line(of_cron.check(name))
+    elif remove:
+        gone = of_cron.remove(name, scron)
+        show.line(f"night {name}: {'its entry was taken out' if gone else 'there was no entry'}")
+    elif at is not None:
+        made = of_cron.entry(name, at, mailto, scron)
+        if install:
+            of_cron.install(made, scron)
+        click.echo(made.text, nl=False)
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Remove it; without this it is only shown.")
+@click.option("--keep-days", type=click.FloatRange(0), metavar="N", help="Instead of [clean]'s.")
+@_json
+def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
+    """Show, or remove, old plans that are whole or cancelled, with their logs and scripts.
+
+    Results are never touched, nor plans that are not whole.
+    """
+    from astra import show
+    from astra.clean import clean as clean_up
+
+    done = clean_up(keep_days, not yes)
+    show.as_json(done) if as_json else show.cleaned(done)
+
+
+@main.command()
+@click.argument("plans", type=int, nargs=-1, metavar="[PLAN]...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to; by default plan-N.html here. - is standard output.",
+)
+@_json
+def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
+    """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
+
+    It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
+    network and holds no password.
+    """
+    from astra import show
+    from astra.compose import last_plan
+    from astra.folders import write_whole
+    from astra.report import report_of
+    from astra.report_page import html
+
+    found = report_of(plans or [last_plan()])
+    if as_json:
+        show.as_json(found)
+        return
+    page = html(found)
+    if str(output) == "-":
+        click.echo(page)
+        return
+    file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
+    write_whole(file, page, 0o644)
+    show.reported(found, file, len(page.encode()))
 
 
 @main.command()

@@ -153,6 +153,12 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Clean:
+    keep_days: float = _key(90.0, _number(0))  # plans, logs and scripts, of which nothing was heard
+    keep_nights_days: float = _key(1000.0, _number(0))  # the lines of nights
+
+
+@dataclass(frozen=True)
 class Data:
     root: Path | None = field(default=None, metadata=_PATH)  # where relative paths of spectra start
 
@@ -164,6 +170,7 @@ _SECTIONS: dict[str, Any] = {
     "plan": Plan,
     "slurm": Slurm,
     "policy": Policy,
+    "clean": Clean,
     "data": Data,
 }
 _KEYS = {f"{name}.{item.name}": item for name, kind in _SECTIONS.items() for item in fields(kind)}
@@ -180,6 +187,7 @@ class Config:
     plan: Plan = Plan()
     slurm: Slurm = Slurm()
     policy: Policy = Policy()
+    clean: Clean = Clean()
     data: Data = Data()
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [policy.STATE]

@@ -28,11 +28,13 @@ from astra.errors import (
     AstraError,
     BusyError,
     ConfigError,
+    SlurmError,
     SlurmUnknown,
     Superseded,
     UsageError,
     nearest,
 )
+from astra.folders import check_folder
 from astra.models.orchestration import (
     Attempt,
     Night,
@@ -45,10 +47,10 @@ from astra.models.orchestration import (
 from astra.models.pipeline import version_number
 from astra.night import NightSettings, NightTask
 from astra.plan import create_plan
-from astra.resolve import choose_model, find_task
+from astra.resolve import choose_model, find_task, output_model
 from astra.resume import resume
-from astra.schema import check_version
-from astra.slurm import JobId
+from astra.schema import check_tables, check_version
+from astra.slurm import JobId, available, max_array_size
 from astra.slurm_text import SlurmRefused, time_limit_s
 from astra.states import ALIVE, PageState
 from astra.status import survey
@@ -203,7 +205,8 @@ def heal_all(name: str | None = None) -> list[Nightly]:
     healed = []
     for night in _open_nights(name):
         settings = settings_of(night.name)
-        with night_lock(night.name):
+        # Who works on it at this moment will leave it with a finalizer, or is healed next time.
+        with suppress(BusyError), night_lock(night.name):
             fresh = open_night(night.name)
             if fresh is not None and heal(fresh, settings):
                 healed.append(_said(fresh, "running", _Look(), "it has a new finalizer"))
@@ -242,6 +245,31 @@ def _check(settings: NightSettings) -> None:
         except UsageError as error:
             error.args = (f"[nights.{settings.name}] {task.task}: {error}",)
             raise
+
+
+def check_night(name: str) -> str:
+    """Try all but the beginning of a night; what it found.
+
+    Raises
+    ------
+    AstraError
+        It says what is missing.
+    """
+    settings = settings_of(name)
+    check_version()
+    if not available():
+        raise SlurmError(
+            "there is no Slurm here: sbatch is not on PATH, or SLURM_CONF names no file; load its "
+            "module, or call this where jobs can be submitted"
+        )
+    _check(settings)
+    for task in settings.tasks:
+        function = find_task(task.task)
+        with connection():
+            check_tables(*choose_model(function, task.input_model), output_model(function))
+    check_folder(Path(config.current().run.dir) / "cron")
+    n = max_array_size()
+    return f"night {name}: ready; the database and Slurm (MaxArraySize {n}) answer"
 
 
 def _how(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, Any]]:

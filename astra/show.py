@@ -458,6 +458,19 @@ def nightly(done: Any) -> None:
         line(f"  {done.message}")
 
 
+def cleaned(done: Any) -> None:
+    what = (
+        f"{count(len(done.plans), 'plan')} ({count(done.pages, 'page')}, "
+        f"{count(done.attempts, 'attempt')}), {count(len(done.nights), 'night')}, "
+        f"{count(len(done.folders), 'folder')} of {done.mb:,.1f} MB"
+    )
+    line(f"of before {_moment(done.before)}: {what} {'would go' if done.dry_run else 'are gone'}")
+    for said in done.kept:
+        line(f"  kept: {said}")
+    if done.dry_run and (done.plans or done.nights or done.folders):
+        line("nothing was removed: astra clean --yes")
+
+
 def healed(done: list[Any]) -> None:
     if not done:
         line("every night that is open has a finalizer")

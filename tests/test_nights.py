@@ -18,6 +18,7 @@ from astra.nights import night_of
 from tests.conftest import ROOT
 from tests.servers import wait_for
 from tests.tasks import Measured, OfSource, fill
+from tests.test_docs import blocks, commands
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
@@ -196,3 +197,20 @@ def test_a_wrong_night_is_said_with_its_place(tmp_path, text, words):
     with pytest.raises(ConfigError, match=r"\[nights\]") as error:
         config.load(tmp_path / "astra.toml")
     assert words in str(error.value)
+
+
+def test_the_page_about_nights_runs_from_top_to_bottom(slurm, tmp_path, monkeypatch):
+    """Its configuration, with tasks of the tests in place of its own, and its commands."""
+    page = ROOT / "docs" / "nights.md"
+    (toml,) = blocks(page, "toml")
+    toml = toml.replace("slam.slam", "tests.tasks.measure")
+    write(tmp_path, toml.replace("mytasks.quality", "tests.tasks.on_sources"), monkeypatch)
+    fill(20)
+    run = [words for program, *words in commands(page) if program == "astra"]
+    for words in run[:4]:
+        astra(*words)
+    assert closed(slurm).whole
+    for words in run[4:]:
+        if words[0] != "cron":  # test_cron.py has a crontab of its own
+            astra(*(last().date if word == "2026-11-24" else word for word in words))
+    assert Plan.select().count() == 2  # of today: kept

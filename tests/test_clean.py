@@ -1,0 +1,110 @@
+"""Cleaning: what is old and ended goes, and nothing that is needed; the database stays flat."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from astra import config
+from astra.clean import clean
+from astra.compose import run_here
+from astra.database import connection, database
+from astra.models.orchestration import Attempt, Failure, Night, NightPlan, Page, Plan
+from astra.plan import create_plan
+from tests.conftest import ROOT
+from tests.tasks import Measured, fill, measure
+
+
+def plan_of(**arguments) -> int:
+    (planned,) = create_plan(measure, "BossVisitSpectrum", limit=10, arguments=arguments)
+    return planned.plan
+
+
+def test_old_and_whole_plans_go_and_nothing_else(url):
+    fill(30)
+    whole = plan_of(raise_every=7)
+    run_here(whole)
+    fill(10)
+    unfinished = plan_of()
+    logs = Path(config.current().run.dir) / f"plan-{whole}" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "1_1.log").write_text("x" * 1000)
+    later = datetime.now(UTC) + timedelta(days=91)
+    assert clean().plans == ()  # it is of today
+    shown = clean(now=later)
+    assert shown.plans == (whole,) and shown.pages == 3 and shown.dry_run and shown.mb > 0
+    assert "not whole" in shown.kept[0] and str(unfinished) in shown.kept[0]
+    with connection():
+        assert Plan.select().count() == 2 and logs.is_dir()
+        Night.create(name="n", date="2026-01-01", cwd="/", host="h", created_by="u")
+        NightPlan.create(night=1, task="t", plan_pk=whole)
+    assert "open" in clean(now=later).kept[0]  # a night still needs it
+    with connection():
+        Night.update(ended="2026-01-02 00:00:00", whole=True).execute()
+    results = Measured.select().count()
+    assert clean(now=later, dry_run=False).plans == (whole,)
+    with connection():
+        assert [p.pk for p in Plan.select()] == [unfinished] and not logs.parent.exists()
+        assert Measured.select().count() == results == 26 and Failure.select().count() == 4
+        assert not Attempt.select().exists() and Page.select().count() == 1
+        assert Night.select().count() == 1  # its line stays
+    database.close()
+    (planned,) = create_plan(measure, "BossVisitSpectrum")
+    assert planned.plan is None and planned.failed == 4 and planned.held == 10
+
+
+def test_the_command_shows_before_it_removes(sqlite_url):
+    fill(5)
+    run_here(plan_of())
+    words = [sys.executable, "-m", "astra", "clean", "--json", "--keep-days", "0"]
+    for more, dry in (([], True), (["--yes"], False)):
+        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        assert found["plans"] == [1] and found["dry_run"] is dry
+    assert not Plan.select().exists() and Measured.select().count() == 5
+
+
+_PLAN = {
+    "task": "t", "task_path": "t", "input_model": "m", "input_table": "m", "output_model": "o",
+    "arguments": "{}", "limit": 500, "n_pages": 10, "n_rows": 5000, "v_astra": 8001,
+    "created_by": "u", "created_on": "h", "cwd": "/",
+}  # fmt: skip
+_ATTEMPT = {"submission_pk": 1, "number": 1, "state": "done", "host": "h", "pid": 1}
+_NIGHT = {"name": "n", "whole": True, "n_rows": 5000, "cwd": "/", "host": "h", "created_by": "u"}
+
+
+def a_night_went_by(number: int, at: datetime) -> None:
+    """What a night of 10 pages leaves behind."""
+    plan = Plan.insert(created=at, **_PLAN).execute()
+    first = number * 5000
+    pages = [
+        {"plan": plan, "number": n, "n_rows": 500, "n_done": 500, "outcomes": b"\1" * 500,
+         "keys": list(range(first + n * 500, first + n * 500 + 500)), "modified": at}
+        for n in range(1, 11)
+    ]  # fmt: skip
+    made = [page.pk for page in Page.insert_many(pages).returning(Page.pk).execute()]
+    times = {"began": at, "seen": at, "ended": at}
+    Attempt.insert_many([{"page": pk, "element": pk, **times, **_ATTEMPT} for pk in made]).execute()
+    night = Night.insert(date=f"{at:%Y-%m-%d}", began=at, ended=at, **_NIGHT).execute()
+    NightPlan.insert(night=night, task="t", plan_pk=plan, n_rows=5000, whole=True).execute()
+
+
+def test_the_database_stays_flat_over_a_year(pg_url, postgres):
+    """365 nights, cleaned each fifteenth night."""
+    began, sizes = datetime(2025, 1, 1, 20, tzinfo=UTC), {}
+    with connection():
+        ((name,),) = database.execute_sql("SELECT current_database()").fetchall()
+        for number in range(1, 366):
+            at = began + timedelta(days=number)
+            with database.atomic():
+                a_night_went_by(number, at)
+            if number % 15 == 0 or number == 365:
+                clean(30, dry_run=False, now=at)
+                postgres.sql("VACUUM page", name)
+                postgres.sql("VACUUM attempt", name)
+            if number in (120, 365):
+                ((sizes[number],),) = postgres.sql(f"SELECT pg_database_size('{name}')")
+        assert Plan.select().count() == 31  # of the last 30 days, and the day itself
+        assert Night.select().count() == 365
+    assert sizes[365] < 1.05 * sizes[120], sizes
