@@ -755,11 +755,15 @@ def _runs() -> list[Run]:
     return list(Guard.runs)
 
 
+#: What ends by itself, within a bound, once the process was told to end; cut, it would lose rows.
+_UNCUT = {Run.write_all.__code__, Run.flush.__code__}
+_UNCUT_MODULES = {"astra.database", "astra.results", "astra.dialects", "astra.spool"}
+
+
 def _in_own_code(frame: FrameType | None) -> bool:
-    """Whether a checkpoint or a read is under way: it ends by itself, and is not cut."""
+    """Whether rows are being read, written, waited for to be written, or spooled."""
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name in ("astra.database", "astra.results", "astra.dialects"):
+        if frame.f_code in _UNCUT or frame.f_globals.get("__name__") in _UNCUT_MODULES:
             return True
         frame = frame.f_back
     return False
