@@ -15,6 +15,7 @@ from astra.cli import main
 from astra.errors import UsageError
 from tests.conftest import ROOT
 from tests.json_schemas import PRINTED, text
+from tests.servers import wait_for
 from tests.tasks import fill, measure
 
 
@@ -42,7 +43,8 @@ def test_plan_submit_wait(slurm):
     looks: list[str] = []
     (found,) = wait(submissions, timeout_s=240, every_s=5, tell=lambda s: looks.append(s.state))
     assert found.state == "whole" and found.rows == {"done": 40} and looks[-1] == "whole"
-    assert wait(submissions[0]) == wait(plans[0].plan) == status(plans[0].plan)
+    for one in (submissions[0], plans[0], plans[0].plan):
+        assert wait(one).rows == found.rows == status(found.plan).rows
     assert verify(found.plan).sound
     with pytest.raises(UsageError, match="nothing is pending"):
         submit(plans[1])
@@ -131,7 +133,8 @@ def test_what_slurm_adds_fits(slurm):
     done = printed("submit", "tests.tasks.costly", "--limit", "10", "--profile", "debug")
     (job,) = done["jobs"]
     assert job["pages"] == 2 and job["job_id"]
-    wait(done["plan"], timeout_s=240)
+    assert wait(done["plan"], timeout_s=240).state == "whole"
+    wait_for(slurm.idle, "the end of the array", 60)
     pages = printed("status", str(done["plan"]))["elements"]
     assert [page["slurm_state"] for page in pages] == ["COMPLETED"] * 2
     printed("report", str(done["plan"]))
