@@ -764,18 +764,26 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
     show.as_json(done) if as_json else show.cleaned(done)
 
 
+def _plan_number(word: str) -> int:
+    if not word.isdigit():
+        raise UsageError(f"{word!r} is no number of a plan: astra plans lists them")
+    return int(word)
+
+
 @main.command()
-@click.argument("plans", type=int, nargs=-1, metavar="[PLAN]...")
+@click.argument("which", nargs=-1, metavar="[PLAN]... | [NIGHT [DATE]]")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where to; by default plan-N.html here. - is standard output.",
+    help="Where to; by default plan-N.html, or night-N.html, here. - is standard output.",
 )
 @_json
-def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
+def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
+
+    Of a NIGHT by its name, it is the last one, or that of a DATE.
 
     It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
     network and holds no password.
@@ -783,10 +791,17 @@ def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
     from astra import show
     from astra.compose import last_plan
     from astra.folders import write_whole
-    from astra.report import report_of
+    from astra.report import report_of, report_of_night
     from astra.report_page import html
 
-    found = report_of(plans or [last_plan()])
+    if which and not which[0].isdigit():
+        if len(which) > 2:
+            raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
+        night, found = report_of_night(*which)
+        file = output or Path(f"night-{night}.html")
+    else:
+        found = report_of([_plan_number(word) for word in which] or [last_plan()])
+        file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
     if as_json:
         show.as_json(found)
         return
@@ -794,7 +809,6 @@ def report(plans: tuple[int, ...], output: Path | None, as_json: bool) -> None:
     if str(output) == "-":
         click.echo(page)
         return
-    file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
     write_whole(file, page, 0o644)
     show.reported(found, file, len(page.encode()))
 

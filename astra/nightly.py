@@ -34,7 +34,7 @@ from astra.errors import (
     UsageError,
     nearest,
 )
-from astra.folders import check_folder
+from astra.folders import check_folder, write_whole
 from astra.models.orchestration import (
     Attempt,
     Night,
@@ -656,8 +656,23 @@ def _close(night: Night, settings: NightSettings, look: _Look, allowed: bool) ->
         Night.update(ended=SQL(dialect().now_sql), whole=whole, message=message).where(
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
+    _report(night)
     _tell(night, settings)
     return _said(night, "whole" if whole else "not whole", look, message)
+
+
+def _report(night: Night) -> None:
+    """Write the night's report into the run directory; without it the night is no less whole."""
+    from astra.report import report_of_night
+    from astra.report_page import html
+
+    folder = Path(config.current().run.dir).absolute() / "nights"
+    try:
+        check_folder(folder)
+        _, found = report_of_night(night.name, str(night.pk))
+        write_whole(folder / f"{night.name}-{night.pk}.html", html(found))
+    except (AstraError, OSError, peewee.PeeweeException) as error:
+        log.warning("the report of the night %s is not written: %s", night.pk, error)
 
 
 def _tell(night: Night, settings: NightSettings) -> None:
@@ -667,14 +682,14 @@ def _tell(night: Night, settings: NightSettings) -> None:
 
 
 def _tell_of_earlier(settings: NightSettings) -> None:
-    """Tell of nights that were closed by a finalizer that died before it had told."""
+    """Tell of nights whose finalizer died before it had told, or could not tell."""
     with connection():
-        untold = Night.select().where(
-            (Night.name == settings.name) & Night.ended.is_null(False) & Night.told.is_null()
-        )
-        found = list(untold.order_by(Night.pk.desc()).limit(3))
+        closed = Night.select().where((Night.name == settings.name) & Night.ended.is_null(False))
+        found = list(closed.order_by(Night.pk.desc()).limit(3))
     for night in found:
-        _tell(night, settings)
+        ways = json.loads(night.told or "null")
+        if ways is None or any(way["result"] != "told" for way in ways.values()):
+            _tell(night, settings)
 
 
 def _missing(entries: list[NightPlan], settings: NightSettings, allowed: bool) -> list[str]:

@@ -21,6 +21,7 @@ from astra.errors import UsageError
 from astra.history import Ending, Histogram, Node, Over, Runs, SlowPage, histogram
 from astra.models.orchestration import Attempt, Failure, Page, Plan, Submission
 from astra.models.source import Source
+from astra.nights import NightStatus, night_of, nights
 from astra.plan import find_modules
 from astra.resolve import load
 from astra.states import PageState, PlanState
@@ -145,6 +146,37 @@ class Report:
     @property
     def n_ended(self) -> int:
         return sum(self.rows.get(name, 0) for name in ("done", "failed", "no result"))
+
+
+def report_of_night(name: str, date: str | None = None) -> tuple[int, "Report"]:
+    """The number of a night, and the report of its plans; that of its last one without a date.
+
+    Raises
+    ------
+    UsageError
+        If there is no such night, or nothing of it is left.
+    """
+    night = night_of(name, date)
+    plans = [p.plan for p in night.plans if p.plan is not None and p.kept]
+    if not plans:
+        raise UsageError(
+            f"no plan of the night {name} of {night.date} is left: astra nights {name}"
+        )
+    title = f"night {name} of {night.date}"
+    return night.night, report_of(plans, title, _earlier_nights(night))
+
+
+def _earlier_nights(night: NightStatus) -> list["Earlier"]:
+    """The ones of its name before it, as far as their plans are there, the latest first."""
+    found = []
+    for other in nights(night.name, 8):
+        if other.night >= night.night:
+            continue
+        all_of = night_of(other.name, str(other.night))
+        plans = [p.plan for p in all_of.plans if p.plan is not None and p.kept]
+        if plans and (earlier := earlier_of(plans, all_of.date)):
+            found.append(earlier)
+    return found
 
 
 def report_of(

@@ -10,9 +10,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from astra.cancel import Cancelled
+from astra.clean import Cleaned
 from astra.estimate import Estimate
 from astra.failures import FailedRow
 from astra.logs import Log
+from astra.nightly import Nightly
+from astra.nights import NightStatus
 from astra.plan import Planned
 from astra.report import Report
 from astra.spool import Recovered
@@ -67,11 +70,14 @@ class PlanLine:
 #: What each command prints: one where a task reads one table, else a list.
 PRINTED: dict[str, Any] = {
     "cancel": Cancelled,
+    "clean": Cleaned,
     "config": list[Value],
     "estimate": Estimate | list[Estimate],
     "failures": list[FailedRow],
     "initdb": Tables,
     "logs": list[Log],
+    "nightly": Nightly,
+    "nights": NightStatus | list[NightStatus] | list[Nightly],
     "plan": Planned | list[Planned],
     "plans": list[PlanLine],
     "recover": Recovered,

@@ -94,6 +94,11 @@ def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
     assert found.exit_status == 0 and [p.rows for p in found.plans] == [300, 5]
     assert "300 results" not in astra("nights") and "whole" in astra("nights", "survey")
     assert "305 results + 0 failed" in astra("nights", "survey", night.date)
+    (page,) = (tmp_path / "runs" / "nights").glob(f"survey-{night.pk}.html")
+    assert f"night survey of {night.date}" in page.read_text()
+    told = json.loads(astra("report", "survey", night.date, "--json"))
+    assert [p["plan"] for p in told["plans"]] == [p.plan for p in found.plans]
+    assert "no night" in astra("report", "servey", status=2)
 
 
 def test_two_at_once_are_one_night_and_a_dead_finalizer_is_replaced(slurm, tmp_path, monkeypatch):
