@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from benchmarks.lines import HEAD, ROOT, Line, say
 
-SCRIPTS = ("write", "decorator")
+SCRIPTS = ("write", "decorator", "planning", "start", "memory")
 
 
 def lines_of(name: str, quick: bool) -> list[Line]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -145,3 +145,32 @@ def slurm(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield cluster
     cluster.restore()
+
+
+#: Hostile strings that a whole run sends through astra, at least, over all its workers.
+_HOSTILE = 100_000
+_tried: list[int] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    hostile = sys.modules.get("tests.test_hostile")
+    tried = sum(hostile.TRIED.values()) if hostile is not None else 0
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["tried"] = tried
+        return
+    _tried.append(tried)
+    narrowed = config.option.file_or_dir or config.option.keyword or config.option.markexpr
+    if not narrowed and session.exitstatus == 0 and sum(_tried) < _HOSTILE:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The end of a worker of pytest-xdist."""
+    _tried.append(getattr(node, "workeroutput", {}).get("tried", 0))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if sum(_tried):
+        terminalreporter.write_line(f"hostile strings tried: {sum(_tried):,}")

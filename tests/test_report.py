@@ -385,7 +385,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     assert report.efficiency.source == "Slurm's accounting" and len(found) == 4
     columns = "JobID,State,CPUEff,MemEff,TimeEff"
     told = subprocess.run(
-        ["reportseff", "--no-color", "--parsable", "--format", columns, str(job.job_id)],
+        [str(Path(sys.executable).with_name("reportseff")), "--no-color", "--parsable", "--format", columns, str(job.job_id)],
         env=slurm.env(), capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     lines = [line.split("|") for line in told.splitlines() if line.startswith(str(job.job_id))]

@@ -348,8 +348,8 @@ def test_work_after_a_yield_belongs_to_that_row(url, batch_size):
         time.sleep(0.2)
 
     for elapsed, overhead in times_of(list(analysis(spectra(), batch_size=batch_size))):
-        assert elapsed == pytest.approx(0.07, abs=0.02)
-        assert overhead == pytest.approx(0.05, abs=0.02)
+        # A busy machine sleeps longer than it was told.
+        assert 0.065 < elapsed < 0.3 and 0.045 < overhead < 0.2
 
 
 @pytest.mark.parametrize("in_hand", [2, 4])
@@ -368,7 +368,7 @@ def test_work_on_several_rows_is_shared_by_them(url, in_hand):
                 rows.clear()
 
     for elapsed, overhead in times_of(list(analysis(spectra()))):
-        assert elapsed == pytest.approx(0.1, abs=0.03) and overhead < 0.02
+        assert 0.095 < elapsed < 0.3 and overhead < 0.05
 
 
 def test_rows_that_a_task_still_holds_are_tried_again(url):
