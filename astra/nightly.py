@@ -109,10 +109,11 @@ def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
     ConfigError
         If there is no such night, or it names what does not exist; nothing is stored then.
     BusyError
-        If another process works on this night; it says which, and since when.
+        If another process begins this night; it says which, and since when. A finalizer's step is
+        waited for.
     """
     settings = settings_of(name)
-    return _patiently(lambda: _nightly(settings), patience_s)
+    return _in_turn(lambda: _nightly(settings), patience_s, StepAtWork)
 
 
 def _nightly(settings: NightSettings) -> Nightly:
@@ -150,14 +151,8 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
         calls by hand, and the next finalizer takes the place of the one that was queued.
     """
     settings = settings_of(name)
-    began = time.monotonic()
-    while True:
-        try:
-            return _patiently(lambda: _proceed(settings, pk, token), _bound_s(settings))
-        except BusyError:
-            if token is None or time.monotonic() - began > PATIENCE_S:
-                raise
-            time.sleep(2)
+    waits_for = StepAtWork if token is None else BusyError
+    return _in_turn(lambda: _proceed(settings, pk, token), _bound_s(settings), waits_for)
 
 
 def _bound_s(settings: NightSettings) -> float:
@@ -166,7 +161,7 @@ def _bound_s(settings: NightSettings) -> float:
 
 def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
     check_version()
-    with night_lock(settings.name):
+    with night_lock(settings.name, step=True):
         with connection():
             night = Night.get_or_none((Night.pk == pk) & (Night.name == settings.name))
         if night is None:
@@ -289,9 +284,17 @@ def _said(night: Night, state: str, look: _Look, message: str | None = None) -> 
 # ------------------------------------------------------------------------------------- the lock
 
 
+class StepAtWork(BusyError):
+    """A finalizer is at its step of the night, which ends by itself and soon."""
+
+
 @contextmanager
-def night_lock(name: str) -> Iterator[None]:
+def night_lock(name: str, step: bool = False) -> Iterator[None]:
     """One process at a time works on a night, from whatever host; freed when it dies.
+
+    Parameters
+    ----------
+    step : whether this is a finalizer's step, for whose end others may wait.
 
     Raises
     ------
@@ -300,8 +303,9 @@ def night_lock(name: str) -> Iterator[None]:
     """
     with dialect().try_lock(f"night {name}") as ours:
         if not ours:
-            raise BusyError(f"{_holder(name)} works on the night {name!r}; see astra nights {name}")
+            raise _busy(name)
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser()}
+        mine |= {"step": step}
         with connection(), writing():
             NightHolder.delete().where(NightHolder.name == name).execute()
             NightHolder.create(name=name, **mine)
@@ -312,15 +316,29 @@ def night_lock(name: str) -> Iterator[None]:
                 NightHolder.delete().where(NightHolder.name == name).execute()
 
 
-def _holder(name: str) -> str:
+def _busy(name: str) -> BusyError:
     for _ in range(10):  # it holds the lock a moment before its name is there
         with connection():
             holder = NightHolder.get_or_none(NightHolder.name == name)
         if holder is not None:
             since = holder.since.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            return f"process {holder.pid} of {holder.user} on {holder.host}, since {since},"
+            who = f"process {holder.pid} of {holder.user} on {holder.host}, since {since},"
+            kind = StepAtWork if holder.step else BusyError
+            return kind(f"{who} works on the night {name!r}; see astra nights {name}")
         time.sleep(0.1)
-    return "another process"
+    return StepAtWork(f"another process works on the night {name!r}; see astra nights {name}")
+
+
+def _in_turn(work: Callable[[], T], bound_s: float, waits_for: type[BusyError]) -> T:
+    """`work()`, patiently, and once others have let go of the night, where these end soon."""
+    end = time.monotonic() + min(bound_s, PATIENCE_S)
+    while True:
+        try:
+            return _patiently(work, bound_s)
+        except waits_for:
+            if time.monotonic() > end:
+                raise
+            time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
 def _patiently(work: Callable[[], T], bound_s: float) -> T:

@@ -14,6 +14,7 @@ from astra import config
 from astra.database import connection
 from astra.errors import ConfigError
 from astra.models.orchestration import Attempt, Night, Plan
+from astra.nightly import night_lock
 from astra.nights import night_of
 from tests.conftest import ROOT
 from tests.servers import wait_for
@@ -145,6 +146,17 @@ def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monk
     assert json.loads(astra("nightly", "survey", "--json"))["state"] == "joined"
     assert closed(slurm).whole and Measured.select().count() == 60
     assert Plan.select().count() == 2 and Night.select().count() == 1
+
+
+def test_a_finalizers_step_is_waited_for(slurm, tmp_path, monkeypatch):
+    """Cron may begin a night just as the last one is being told of."""
+    write(tmp_path, TWO.format(more=""), monkeypatch)
+    words = [sys.executable, "-m", "astra", "nightly", "survey"]
+    with night_lock("survey", step=True):
+        waits = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waits.wait(3)
+    assert waits.communicate(timeout=60)[0].strip() == "night survey: nothing new"
 
 
 def test_what_a_night_leaves_is_taken_up_by_the_next(slurm, tmp_path, monkeypatch):

@@ -267,6 +267,7 @@ class NightHolder(BaseModel):
     pid = IntegerField()
     user = TextField()
     since = TimeField(now=True, null=False)
+    step = BooleanField(default=False)  # a finalizer's step: it ends soon, and is waited for
 
 
 #: Tables in the order in which they are made.
