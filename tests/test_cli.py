@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from astra import slurm_text
-from astra.cli import _slurm_pairs, main
+from astra.cli import main
+from astra.cli.options import slurm_pairs
 from astra.errors import SlurmUnknown
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Plan
@@ -65,7 +66,7 @@ def test_nothing_pending_looks_like_a_submission_of_nothing(url):
 
 def test_options_of_sbatch_have_the_types_of_a_configuration():
     given = ("exclusive", "requeue=false", "nice=100", "comment=a b", "mail-user=x@y")
-    assert _slurm_pairs(given) == {
+    assert slurm_pairs(given) == {
         "exclusive": True, "requeue": False, "nice": 100, "comment": "a b", "mail_user": "x@y",
     }  # fmt: skip
 
@@ -95,3 +96,9 @@ def page(state: PageState, reason: str | None = None) -> PageStatus:
 )
 def test_what_waits_for_ever_needs_attention(reason, state):
     assert plan_state([page(PageState.WAITING, reason)]) is state
+
+
+def test_the_help_shows_every_command():
+    shown = astra("--help").output
+    for name, command in main.commands.items():
+        assert (f"\n  {name} " in shown) is not command.hidden, name

@@ -1,0 +1,9 @@
+"""The command line: named parameters, one call each.
+
+``group`` holds what all commands share; the others hold the commands, in the order of a night.
+"""
+
+from astra.cli import afterwards, begin, nights, work
+from astra.cli.group import main
+
+__all__ = ["afterwards", "begin", "main", "nights", "work"]

@@ -1,0 +1,55 @@
+"""Before the first plan: the database, the configuration, the demonstration."""
+
+from pathlib import Path
+
+import click
+
+from astra.cli.group import main
+from astra.cli.options import json_option
+
+
+@main.command()
+@click.argument("modules", nargs=-1, metavar="[MODULE]...")
+@click.option(
+    "--grant",
+    multiple=True,
+    metavar="ROLE[:plans|writes|reads]",
+    help="Let a role of PostgreSQL plan, write results, or read; without a word, all three.",
+)
+@json_option
+def initdb(modules: tuple[str, ...], grant: tuple[str, ...], as_json: bool) -> None:
+    """Make all missing tables, those of your MODULEs too. Can be run again."""
+    from astra import show
+    from astra.config import hide_password
+    from astra.database import url
+    from astra.schema import init_database
+
+    new = init_database(modules, grant)
+    if as_json:
+        show.as_json({"database": hide_password(url()), "new": new})
+    else:
+        what = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
+        show.line(f"{hide_password(url())}: {what}")
+
+
+@main.command("config")
+@json_option
+def config_command(as_json: bool) -> None:
+    """Show every value and where it came from; secrets are hidden."""
+    from astra import config, show
+
+    settings = config.current()
+    if as_json:
+        show.as_json([{"key": k, "value": v, "source": s} for k, v, s in settings.rows()])
+    else:
+        show.configuration(settings)
+
+
+@main.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
+def demo(folder: Path | None, rows: int) -> None:
+    """Show it all on SQLite: plan, run, a process killed, resume, results."""
+    from astra.demo import run_demo
+
+    run_demo(folder, rows)

@@ -1,0 +1,118 @@
+"""The group of commands: its own options, and what it says of errors."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from astra import __version__
+from astra.errors import AstraError, nearest
+
+
+#: The modules of commands, as ``astra --help`` shows them, in the order of their use.
+_PARTS = {
+    "begin": "To begin",
+    "work": "Plan and run",
+    "afterwards": "Afterwards",
+    "nights": "Nights",
+}
+
+
+class _Commands(click.Group):
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = {name: c for name, c in self.commands.items() if not c.hidden}
+        width = max(map(len, shown))
+        for part, heading in _PARTS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), command.get_short_help_str(limit=100))
+                        for name, command in shown.items()
+                        if getattr(command.callback, "__module__", "").endswith(f".{part}")
+                    ]
+                )
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args and args[0] not in self.commands:
+                hint = nearest(args[0], self.commands)
+                raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AstraError as error:
+            show_error(error)
+            ctx.exit(error.exit_status)
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(1)
+
+
+def show_error(error: AstraError) -> None:
+    from astra import show
+
+    show.error(str(error))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="astra")
+@click.option("--config", "config_path", metavar="FILE", help="Configuration to use.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+def main(config_path: str | None, verbose: bool) -> None:
+    """Process every row of an archive that has no up-to-date result, and know that it is done.
+
+    \b
+    pending -> plan -> script -> submit -> element -> results -> status / resume
+    """
+    import warnings
+
+    warnings.simplefilter("default" if verbose else "ignore", ResourceWarning)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    _hide_secrets()
+    # As for `python -m`: a task of a module in this folder is found.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    if config_path is not None:
+        import os
+
+        from astra import config
+
+        config.use(config.load(config_path))
+        os.environ["ASTRA_CONFIG"] = str(Path(config_path).absolute())
+
+
+class _Hiding(logging.Formatter):
+    """What is logged, tracebacks too, without passwords: logs are kept and shown around."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from astra.config import hide
+
+        return hide(super().format(record))
+
+
+def _hide_secrets() -> None:
+    """Neither the log nor the traceback of a bug shows a password."""
+    import threading
+    import traceback
+
+    from astra.config import hide
+
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_Hiding("%(asctime)s %(levelname)s %(message)s"))
+
+    def show_bug(kind: Any, error: Any, trace: Any) -> None:
+        sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = show_bug
+    threading.excepthook = lambda bug: show_bug(bug.exc_type, bug.exc_value, bug.exc_traceback)

@@ -1,0 +1,103 @@
+"""Nights: begun, looked after, listed, and put into the crontab."""
+
+import sys
+
+import click
+
+from astra.cli.group import main
+from astra.cli.options import json_option
+from astra.errors import UsageError
+
+
+@main.command()
+@click.argument("name")
+@click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
+@click.option(
+    "--continue", "night", type=int, metavar="NIGHT", help="Look after NIGHT once, as its job does."
+)
+@click.option("--job", "token", hidden=True)
+@click.option("--check", is_flag=True, help="Try all but the beginning, and say what is missing.")
+@json_option
+def nightly(
+    name: str, quiet: bool, night: int | None, token: str | None, check: bool, as_json: bool
+) -> None:
+    """Process what is new for the night NAME, and see to its end.
+
+    Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
+    and closes the night.
+    """
+    from astra import show
+    from astra.nightly import check_night, proceed
+    from astra.nightly import nightly as begin
+
+    if check:
+        show.line(check_night(name))
+        return
+    done = begin(name) if night is None else proceed(name, night, token)
+    if as_json:
+        show.as_json(done)
+    elif not quiet:
+        show.nightly(done)
+    for problem in done.problems:
+        show.error(problem)
+    if done.problems:
+        sys.exit(6)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.argument("date", required=False)
+@click.option("--heal", is_flag=True, help="Replace finalizers that died.")
+@json_option
+def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> None:
+    """List the last nights, those of NAME, or show all of the one that began on DATE.
+
+    Exit status with DATE: 0 whole, 3 running, 4 needs attention.
+    """
+    from astra import show
+    from astra.nightly import heal_all
+    from astra.nights import night_of
+    from astra.nights import nights as last_nights
+
+    if heal:
+        healed = heal_all(name)
+        show.as_json(healed) if as_json else show.healed(healed)
+    elif name is not None and date is not None:
+        found = night_of(name, date)
+        show.as_json(found) if as_json else show.night(found)
+        sys.exit(found.exit_status)
+    else:
+        listed = last_nights(name)
+        show.as_json(listed) if as_json else show.nights(listed)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--at", metavar="TIMES", help='When to begin, as cron has it: "0 20 * * *".')
+@click.option("--install", is_flag=True, help="Put the entry into your crontab.")
+@click.option("--remove", is_flag=True, help="Take it out; all other lines stay.")
+@click.option("--check", is_flag=True, help="Try it in an environment as bare as cron's.")
+@click.option("--scron", is_flag=True, help="For scrontab, where the cluster has it.")
+@click.option("--mailto", metavar="ADDRESS", help="Who gets cron's mail; by default you.")
+def cron(
+    name: str, at: str | None, install: bool, remove: bool, check: bool, scron: bool,
+    mailto: str | None,
+) -> None:  # fmt: skip
+    """Print, install, remove or check the crontab entry that begins the night NAME."""
+    from astra import cron as of_cron
+    from astra import show
+
+    if (at is not None) == (remove or check):
+        raise UsageError(
+            'say when: --at "0 20 * * *" (with --install or not), or --remove, --check'
+        )
+    if check:
+        show.line(of_cron.check(name))
+    elif remove:
+        gone = of_cron.remove(name, scron)
+        show.line(f"night {name}: {'its entry was taken out' if gone else 'there was no entry'}")
+    elif at is not None:
+        made = of_cron.entry(name, at, mailto, scron)
+        if install:
+            of_cron.install(made, scron)
+        click.echo(made.text, nl=False)

@@ -1,0 +1,149 @@
+"""Options that several commands take, and the values that they stand for."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from astra.errors import UsageError
+
+
+def json_option(function: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def plan_options(function: Any) -> Any:
+    for option in reversed(
+        (
+            click.option("--input-model", metavar="M", help="One of the task's input models."),
+            click.option(
+                "--sdss-ids", metavar="FILE|LIST", help="Only these sources: 1,2,3 or a file."
+            ),
+            click.option("--limit", type=int, metavar="N", help="Rows per page."),
+            click.option("--max-rows", type=int, metavar="N", help="At most so many rows."),
+            click.option(
+                "--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument."
+            ),
+            click.option(
+                "--again", is_flag=True, help="Also rows that ended as failed or without result."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def slurm_options(function: Any) -> Any:
+    for option in reversed(
+        (
+            click.option("--profile", "profile_name", metavar="P", help="Slurm options to use."),
+            click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
+            click.option(
+                "--pages-per-element", type=int, metavar="N", help="Pages that an element runs."
+            ),
+            click.option(
+                "--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
+                help="End a row that takes longer, as a failure.",
+            ),
+            click.option("--time", "walltime", metavar="TIME", help="Time limit of an element."),
+            click.option("--mem", metavar="SIZE", help="Memory of an element."),
+            click.option("--partition", metavar="NAME", help="Partition of Slurm's."),
+            click.option("--account", metavar="NAME", help="Account to charge."),
+            click.option("--qos", metavar="NAME", help="Quality of service."),
+            click.option(
+                "-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
+                help="Any other option of sbatch; a flag by its NAME alone.",
+            ),
+            click.option("--dry-run", is_flag=True, help="Show scripts; store and submit nothing."),
+            click.option("--local", is_flag=True, help="Run as processes of this machine."),
+            click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N",
+                         help="With --local: processes at once."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+class Duration(click.ParamType):
+    """2h, 90min, or as sbatch reads a time; in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        from astra.slurm_text import duration_s, time_limit_s
+
+        seconds = duration_s(value) or time_limit_s(value)
+        if not seconds:
+            self.fail(f"{value!r} is no time; write 2h, 90min, or 02:00:00", param, ctx)
+        return float(seconds)
+
+
+def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
+    found = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} {pair!r}: write NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def slurm_pairs(given: tuple[str, ...]) -> dict[str, Any]:
+    """Options of sbatch, with the types that a configuration file has; a bare name is a flag."""
+    words: dict[str, Any] = {"true": True, "false": False}
+    named = pairs(tuple(word if "=" in word else f"{word}=true" for word in given), "--option")
+    return {
+        name.lstrip("-").replace("-", "_"): int(value)
+        if value.isascii() and value.isdecimal()
+        else words.get(value.lower(), value)
+        for name, value in named.items()
+    }
+
+
+def slurm_values(
+    throttle: int | None, pages_per_element: int | None, row_timeout: float | None,
+    walltime: str | None, mem: str | None,
+    partition: str | None, account: str | None, qos: str | None, extra: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
+    named = {
+        "throttle": throttle, "pages_per_element": pages_per_element,
+        "row_timeout": row_timeout, "time": walltime, "mem": mem, "partition": partition,
+        "account": account, "qos": qos,
+    }  # fmt: skip
+    given = {key: value for key, value in named.items() if value is not None}
+    return {**given, **slurm_pairs(extra)}
+
+
+def ids_of(text: str | None) -> list[int] | None:
+    """Identifiers from a list, or from a file with one or more to a line."""
+    if text is None:
+        return None
+    words = text
+    if not all(c.isdigit() or c in ", -\n" for c in text):
+        try:
+            words = Path(text).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--sdss-ids {text}: neither a list nor a readable file") from error
+    ids = []
+    for number, row in enumerate(words.splitlines(), 1):
+        for word in row.split("#")[0].replace(",", " ").split():
+            try:
+                ids.append(int(word))
+            except ValueError as error:
+                raise UsageError(f"--sdss-ids: {word!r} in line {number} is no id") from error
+    return ids
+
+
+def planning(
+    input_model: str | None, sdss_ids: str | None, limit: int | None, max_rows: int | None,
+    arguments: tuple[str, ...], again: bool,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "input_model": input_model, "sdss_ids": ids_of(sdss_ids), "limit": limit,
+        "max_rows": max_rows, "arguments": pairs(arguments, "--set"), "again": again,
+    }  # fmt: skip
+
+
+def one(found: list[Any]) -> Any:
+    """One thing as itself: most tasks read one table."""
+    return found[0] if len(found) == 1 else found

@@ -1,0 +1,209 @@
+"""From pending rows to results: estimate, plan, submit, run."""
+
+import sys
+from typing import Any
+
+import click
+
+from astra.cli.group import main, show_error
+from astra.cli.options import (
+    Duration,
+    json_option,
+    one,
+    pairs,
+    plan_options,
+    planning,
+    slurm_options,
+    slurm_values,
+)
+from astra.errors import AstraError
+
+
+@main.command("estimate")
+@click.argument("task")
+@click.option(
+    "--time",
+    "element_time",
+    type=Duration(),
+    default="1h",
+    show_default=True,
+    metavar="TIME",
+    help="How long an element should take.",
+)
+@click.option("--input-model", metavar="M", help="One of the task's input models.")
+@click.option("--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument.")
+@click.option("--profile", "profile_name", metavar="P", help="Whose partition bounds the limits.")
+@click.option("--partition", metavar="NAME", help="Partition of Slurm's.")
+@click.option("--probe", is_flag=True, help="Run 20 rows here first, if nothing is known.")
+@json_option
+def estimate_command(
+    task: str, element_time: float, input_model: str | None, arguments: tuple[str, ...],
+    profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Choose rows per page, memory and time limits for TASK, from what its attempts took."""
+    from astra import show
+    from astra.estimate import estimate
+    from astra.submit import choose_profile
+
+    chosen = choose_profile(profile_name, {"partition": partition})
+    found = estimate(
+        task, input_model, element_time, pairs(arguments, "--set"), chosen, probe
+    )  # fmt: skip
+    show.as_json(one(found)) if as_json else show.estimated(found)
+
+
+@main.command()
+@click.argument("task")
+@plan_options
+@click.option(
+    "--time",
+    "--element-time",
+    "element_time",
+    type=Duration(),
+    metavar="TIME",
+    help="As many rows in a page as make an element take about so long.",
+)
+@click.option("--profile", "profile_name", metavar="P", help="With --time: bounds the limits.")
+@json_option
+def plan(
+    task: str, as_json: bool, element_time: float | None, profile_name: str | None, **options: Any
+) -> None:
+    """Freeze the pending rows of TASK into pages."""
+    from astra import show
+
+    if element_time is None:
+        plans = _create(task, **options)
+        show.as_json(one(plans)) if as_json else show.planned(plans)
+        return
+    from astra.compose import plan_sized
+    from astra.submit import choose_profile
+
+    sized = plan_sized(task, planning(**options), element_time, choose_profile(profile_name, None))
+    if as_json:
+        show.as_json(one([p for p, _ in sized]))
+    else:
+        show.planned([p for p, _ in sized])
+        show.sized(sized)
+
+
+def _create(
+    task: str, input_model: str | None, sdss_ids: str | None, limit: int | None,
+    max_rows: int | None, arguments: tuple[str, ...], again: bool,
+) -> list[Any]:  # fmt: skip
+    from astra.plan import create_plan
+
+    return create_plan(
+        task, **planning(input_model, sdss_ids, limit, max_rows, arguments, again)
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("task_or_plan")
+@plan_options
+@click.option(
+    "--element-time",
+    type=Duration(),
+    metavar="TIME",
+    help="Choose rows per page, and --time and --mem if not given, by experience.",
+)
+@slurm_options
+@json_option
+def submit(
+    task_or_plan: str, dry_run: bool, local: bool, jobs: int, profile_name: str | None,
+    as_json: bool, input_model: str | None, sdss_ids: str | None, limit: int | None,
+    max_rows: int | None, arguments: tuple[str, ...], again: bool, element_time: float | None,
+    **slurm_options: Any,
+) -> None:  # fmt: skip
+    """Submit TASK, planned first, or a PLAN by its number, as Slurm job arrays.
+
+    On a plan that was submitted before, only pages that never were are submitted. --time is
+    sbatch's time limit; --element-time how long an element is to take.
+    """
+    from astra import show
+    from astra.compose import submit_task
+
+    done = submit_task(
+        task_or_plan,
+        planning(input_model, sdss_ids, limit, max_rows, arguments, again),
+        profile_name, slurm_values(**slurm_options), dry_run, local, jobs,
+        None if as_json else show.progress, element_time,
+    )  # fmt: skip
+    _show_submissions(done, as_json, local)
+
+
+def _show_submissions(done: Any, as_json: bool, local: bool) -> None:
+    from astra import show
+
+    if as_json:
+        show.as_json(one([s if s is not None else show.nothing_submitted(p) for p, s in done]))
+    else:
+        show.planned([p for p, _ in done if p is not None])
+    submissions = [s for _, s in done if s is not None]
+    if local:
+        show_local(submissions, as_json)
+    for submission in [] if as_json else submissions:
+        show.submitted(submission)
+
+
+def show_local(submissions: list[Any], as_json: bool) -> None:
+    """How plans stand that were run here; the exit status says it, too."""
+    from astra import show
+    from astra.status import status as status_of
+
+    statuses = [status_of(submission.plan) for submission in submissions]
+    for submission, found in [] if as_json else zip(submissions, statuses, strict=True):
+        if submission.message:
+            show.line(submission.message)
+        show.status(found)
+    sys.exit(max((found.state.exit_status for found in statuses), default=0))
+
+
+@main.command()
+@click.argument("task")
+@plan_options
+@json_option
+def run(task: str, as_json: bool, **options: Any) -> None:
+    """Plan TASK and run it here and now, in this process."""
+    from astra import show
+    from astra.compose import run_here
+    from astra.status import status as status_of
+
+    plans = _create(task, **options)
+    if not as_json:
+        show.planned(plans)
+    statuses = []
+    for made in plans:
+        if made.plan is not None:
+            run_here(made.plan, lambda runs: None if as_json else show.page_runs(runs))
+            statuses.append(status_of(made.plan))
+            if not as_json:
+                show.status(statuses[-1])
+    if as_json:
+        show.as_json(one(statuses or plans))
+    sys.exit(max((s.state.exit_status for s in statuses), default=0))
+
+
+@main.command("run-page", hidden=True)
+@click.option("--plan", "plan_pk", type=int, required=True)
+@click.option("--job", "token", required=True)
+@click.option("--element", type=int, required=True)
+@click.option("--row-timeout", "row_timeout_s", type=click.FloatRange(0), metavar="SECONDS")
+def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None) -> None:
+    """Run one element: what the array's script calls."""
+    from astra import config
+    from astra.element import run_element
+    from astra.supervise import Board, supervised
+
+    def work(board: Board) -> int:
+        try:
+            runs = run_element(plan_pk, element, token, board=board)
+        except AstraError as error:
+            show_error(error)
+            return error.exit_status
+        from astra import show  # afterwards: the task need not wait for rich
+
+        show.page_runs(runs)
+        return max((r.exit_status for r in runs), default=0)
+
+    limit_s = config.current().element.row_timeout_s if row_timeout_s is None else row_timeout_s
+    sys.exit(supervised(work, limit_s))
