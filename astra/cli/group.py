@@ -10,7 +10,6 @@ import click
 from astra import __version__
 from astra.errors import AstraError, nearest
 
-
 #: The modules of commands, as ``astra --help`` shows them, in the order of their use.
 _PARTS = {
     "begin": "To begin",
