@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from peewee import SQL
 
 from astra import config, slurm
+from astra.claim import process_began
 from astra.database import connection, dialect, retrying, writing
-from astra.element import process_began
 from astra.errors import BusyError, SlurmError, SlurmUnknown, UsageError
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import get_plan, release

@@ -200,7 +200,7 @@ def resume_plan(
 
 def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None) -> None:
     """Run every page of a plan in this process, one after the other."""
-    from astra.element import _signals
+    from astra.signals import heard
 
     plan = get_plan(plan_pk)
     check_plan_version(plan)
@@ -210,7 +210,7 @@ def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None
         make_intent(submission, pages)
     stop, tally = Stop(), new_tally()
     try:
-        with _signals(stop):
+        with heard(stop):
             for page in pages:
                 tell([run_page(plan, page.number, submission, page.number, stop, tally=tally)])
                 if stop.wanted.is_set():

@@ -15,7 +15,7 @@ from astra import config, log
 from astra.columns import BadColumn, as_columns, as_row
 from astra.database import database, dialect, writing
 from astra.dialects import Batch
-from astra.errors import Superseded
+from astra.errors import DatabaseError, Superseded
 from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
 from astra.models.pipeline import (
     SOURCE_KEY,
@@ -193,10 +193,13 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
     ------
     Superseded
         If another attempt has claimed the page; nothing is written.
+    DatabaseError
+        If the database has lost what it had acknowledged; nothing is written.
     """
     with writing():
         if claim is not None:
             _hold(claim)
+            check_memory(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
         failures = _beside_results([*checkpoint.failures, *refused], stored)
         _write_failures(failures, target, claim)
@@ -237,6 +240,26 @@ def _hold(claim: Claim) -> None:
         raise Superseded(
             f"page {claim.page.number} of plan {claim.page.plan_pk} was taken over by attempt "
             f"{holder}; this one (attempt {claim.attempt.pk}) writes nothing more"
+        )
+
+
+def check_memory(claim: Claim) -> None:
+    """Make sure that every checkpoint that was acknowledged is there.
+
+    A standby that became the primary, or a backup that was restored, may stand at an earlier
+    moment: what this process knows of the page is not true there, and must not be written.
+
+    Raises
+    ------
+    DatabaseError
+        If a checkpoint is missing.
+    """
+    query = Attempt.select(Attempt.n_checkpoints).where(Attempt.pk == claim.attempt.pk)
+    missing = claim.attempt.n_checkpoints - (query.scalar() or 0)
+    if missing > 0:
+        raise DatabaseError(
+            f"the database has lost {missing} checkpoints that it had acknowledged, as after a "
+            "failover or a restored backup; their rows are pending again"
         )
 
 

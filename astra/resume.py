@@ -7,7 +7,6 @@ from typing import Any
 
 from astra import policy, spool
 from astra.database import connection, writing
-from astra.element import reset_rows
 from astra.errors import UsageError, nearest
 from astra.local import run_local, start_local
 from astra.models.orchestration import Page, Plan
@@ -170,7 +169,14 @@ def _reset(plan: Plan, numbers: list[int]) -> None:
         pages = [page for page in failed if page.number in set(numbers)]
         forgive(pages)
         for page in pages:
-            reset_rows(page, (Outcome.FAILURE,))
+            _reset_failures(page)
+
+
+def _reset_failures(page: Page) -> None:
+    outcomes = bytes(page.outcomes).replace(bytes([Outcome.FAILURE]), bytes([Outcome.PENDING]))
+    Page.update(outcomes=outcomes, n_failed=0).where(
+        (Page.pk == page.pk) & (Page.outcomes == page.outcomes)
+    ).execute()
 
 
 def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:

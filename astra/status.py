@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from astra import config, policy, slurm, spool
+from astra.claim import process_began
 from astra.database import connection, dialect
-from astra.element import process_began
 from astra.errors import AstraError
 from astra.models.orchestration import Attempt, Failure, Page, Plan, Submission
 from astra.plan import get_plan

@@ -20,8 +20,8 @@ from typing import Any
 
 from astra import config, log, policy, profile, script, slurm, spool
 from astra.bounds import warn
+from astra.claim import process_began
 from astra.database import connection, dialect, retrying, url, writing
-from astra.element import process_began
 from astra.errors import BusyError, DatabaseError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Exclusion, Page, Plan, Submission

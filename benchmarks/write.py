@@ -16,8 +16,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from astra.claim import claim_page, here
 from astra.database import connection, database, dialect
-from astra.element import claim_page, here
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Page
 from astra.models.pipeline import PipelineOutputModel

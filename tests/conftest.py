@@ -24,8 +24,10 @@ _TEMPLATE = "astra_template"
 
 S = TypeVar("S", bound=Server)
 
-#: What would make astra, libpq or Slurm's commands behave as the person who runs the tests likes.
+#: What would make astra, libpq or Slurm's commands behave as the person who runs the tests likes,
+#: and what makes each of the many processes that the tests start compile astra anew.
 _FOREIGN = ("ASTRA_", "PG", "SLURM_", "SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_")
+_FOREIGN += ("PYTHONDONTWRITEBYTECODE",)
 
 
 def prepare_template(url: str) -> None:

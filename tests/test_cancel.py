@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from astra.cancel import cancel
+from astra.claim import claim_page
 from astra.cli import main
-from astra.element import claim_page
 from astra.errors import Superseded, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Plan, Submission

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from astra import spool
+from astra.claim import Where, claim_page, here
 from astra.compose import run_here
-from astra.element import Where, claim_page, here
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Submission
 from astra.plan import create_plan, get_plan

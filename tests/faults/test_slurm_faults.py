@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from astra.element import Where, claim_page
+from astra.claim import Where, claim_page
 from astra.errors import SlurmError, Superseded
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Submission

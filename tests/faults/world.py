@@ -124,7 +124,8 @@ class World:
         return planned.plan
 
     def environment(self) -> dict[str, str]:
-        foreign = ("ASTRA_", "PG", "SLURM", "SBATCH_")
+        # The last makes each process compile astra anew, which takes longer than all else it does.
+        foreign = ("ASTRA_", "PG", "SLURM", "SBATCH_", "PYTHONDONTWRITEBYTECODE")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
         kept |= {
             "ASTRA_CONFIG": str(self.folder / "astra.toml"),

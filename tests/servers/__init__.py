@@ -2,7 +2,7 @@
 
 from tests.servers.keeper import Keeper, KeptProcess
 from tests.servers.pgbouncer import PgBouncer
-from tests.servers.postgres import Postgres, shifted_clock
+from tests.servers.postgres import Postgres, Standby, shifted_clock
 from tests.servers.proxy import Proxy
 from tests.servers.server import MissingPackage, Server, ServerError, folder, wait_for
 from tests.servers.slurm import Slurm
@@ -17,6 +17,7 @@ __all__ = [
     "Server",
     "ServerError",
     "Slurm",
+    "Standby",
     "folder",
     "shifted_clock",
     "wait_for",

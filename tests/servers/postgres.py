@@ -77,26 +77,32 @@ class Postgres(Server):
         self._data = self.folder / "data"
         try:
             self.port = self.ports.one()
+            self.folder.chmod(0o700)
+            if self.owner:
+                shutil.chown(self.folder, self.owner)
             self._init()
             self.small_disk = self._mount(small_disk_mb) if small_disk_mb else None
             self.start()
-            self.sql(f"CREATE ROLE astra LOGIN PASSWORD {_literal(password)}")
-            if self.small_disk:
-                self.sql(f"CREATE TABLESPACE small LOCATION {_literal(str(self.small_disk))}")
-                self.sql("GRANT CREATE ON TABLESPACE small TO astra")
+            self._make_role()
         except BaseException:
             self.close()
             raise
 
     def _init(self) -> None:
-        self.folder.chmod(0o700)
-        if self.owner:
-            shutil.chown(self.folder, self.owner)
         words = [self.bin / "initdb", "-D", self._data, "-U", "postgres", "-E", "UTF8"]
         words += ["--locale=C", "--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256"]
+        self._run(words)
+
+    def _run(self, words: list[object]) -> None:
         started = self.keeper.start(words, bare_environment(LC_ALL="C"), self._log, self.owner)
         if started.wait() != 0:
-            raise ServerError(f"initdb failed:\n{tail(self._log)}")
+            raise ServerError(f"{words[0]} failed:\n{tail(self._log)}")
+
+    def _make_role(self) -> None:
+        self.sql(f"CREATE ROLE astra LOGIN PASSWORD {_literal(self.password)}")
+        if self.small_disk:
+            self.sql(f"CREATE TABLESPACE small LOCATION {_literal(str(self.small_disk))}")
+            self.sql("GRANT CREATE ON TABLESPACE small TO astra")
 
     def _mount(self, megabytes: int) -> Path | None:
         disk = self.folder / "disk"
@@ -224,6 +230,33 @@ class Postgres(Server):
         """Drop a database, whoever is connected to it."""
         _check_name(name)
         self.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+class Standby(Postgres):
+    """A copy of another server, which follows it until :meth:`promote`."""
+
+    def __init__(self, primary: Postgres) -> None:
+        self.primary = primary
+        super().__init__(password=primary.password, **primary.settings)
+
+    def _init(self) -> None:
+        words = [self.bin / "pg_basebackup", "-D", self._data, "-h", self.primary.folder]
+        words += ["-p", self.primary.port, "-U", "postgres", "-R", "-c", "fast", "--no-sync"]
+        self._run(words)
+
+    def _make_role(self) -> None:
+        """It is there: a standby has what its primary has."""
+
+    def leave_behind(self) -> None:
+        """It hears no more of its primary."""
+        self.sql("ALTER SYSTEM SET primary_conninfo = ''")
+        self.sql("SELECT pg_reload_conf()")
+        gone = "SELECT count(*) FROM pg_stat_wal_receiver"
+        wait_for(lambda: self.sql(gone) == [(0,)], "the end of the replication", 60)
+
+    def promote(self) -> None:
+        """Make it the primary, whatever the other one does."""
+        assert self.sql("SELECT pg_promote(true, 60)") == [(True,)]
 
 
 def shifted_clock(hours: float) -> dict[str, str]:

@@ -1,0 +1,151 @@
+"""The rows of a page, read for the task by chunks, and only those that have not ended."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from peewee import PeeweeException
+
+from astra import config, log
+from astra.database import aside, begun_aside, dialect, retrying
+from astra.errors import AstraError
+from astra.models.orchestration import Attempt
+from astra.models.spectrum import pixel_columns
+from astra.pending import has_result, key_of, rows_with_source
+from astra.results import Claim, Handed, Refusal
+from astra.run import Run, Stop
+from astra.states import Outcome
+from astra.suspects import CERTAIN, suspects_of
+
+#: Rows that are read at a time, at most; bytes of arrays in them; rows before their size is known.
+CHUNK, CHUNK_BYTES, FIRST_CHUNK = 500, 4_000_000, 32
+#: Seconds of work for which an attempt says beforehand which rows it will have in hand.
+IN_HAND_S = 5.0
+
+
+class Reader:
+    """The rows of a page that still need the task, read by chunks, in the page's order.
+
+    Suspects come last, each group by itself; those that have been given up are failures.
+    """
+
+    def __init__(
+        self, model: Any, output: Any, claim: Claim, stop: Stop, first_row: Callable[[], None]
+    ) -> None:
+        self.model, self.output, self.claim, self.stop = model, output, claim, stop
+        self.first_row = first_row  # is told before the task is given a row
+        self.run: Run | None = None
+        self.t_read_s = 0.0
+        self.pixels = [field.name for field in pixel_columns(model)]
+        self.n_chunk = FIRST_CHUNK if self.pixels else CHUNK
+        self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
+        self.began = time.monotonic()
+        self.n_given = 0
+        limit = config.current().element.max_deaths
+        suspects = [
+            s for s in retrying(lambda: suspects_of(claim.page.pk)) if self._is_pending(s.key)
+        ]
+        self.given_up = {s.key: s for s in suspects if s.deaths >= limit}
+        self.group_of = {s.key: s.group for s in suspects if s.deaths < limit}
+        by_group: dict[int, list[int]] = {}
+        for key, group in self.group_of.items():
+            by_group.setdefault(group, []).append(key)
+        self.groups = list(by_group.values())
+
+    def _is_pending(self, key: int) -> bool:
+        return self.claim.outcomes[self.claim.positions[key]] == Outcome.PENDING
+
+    def give_up(self, run: Run) -> None:
+        """Record the rows that ended too many processes as failures."""
+        self.run = run
+        if not self.given_up:
+            return
+        key = key_of(self.model)
+        query = self.model.select(key, self.model.modified)
+        query = query.where(dialect().among(key, list(self.given_up)))
+        for k, modified in retrying(lambda: list(query.tuples())):
+            suspect = self.given_up[k]
+            times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
+            run.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
+
+    def __iter__(self) -> Iterator[Handed]:
+        apart = self.given_up.keys() | self.group_of.keys()
+        keys = [k for k in self.claim.positions if self._is_pending(k) and k not in apart]
+        for handed in self.again(keys):
+            place = self.claim.positions[handed.key]  # type: ignore[index]
+            if place >= self.n_handed:
+                self._say_in_hand(keys, place)
+            self.n_given += 1
+            yield handed
+
+    def _say_in_hand(self, keys: list[int], place: int) -> None:
+        """Tell the database how far the task will be for the next seconds, as it goes now."""
+        rate = self.n_given / max(time.monotonic() - self.began, 1e-3)
+        ahead = keys[self.n_given : self.n_given + 1 + int(rate * IN_HAND_S)]
+        self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
+        self._note(n_handed=self.n_handed)
+
+    def enter(self, keys: list[int]) -> None:
+        """A group of suspects is handed over next."""
+        self._note(group=self.group_of.get(keys[0]) if keys else None)
+
+    def _note(self, **values: Any) -> None:
+        query = Attempt.update(values).where(Attempt.pk == self.claim.attempt.pk)
+        try:
+            aside(lambda: retrying(query.execute, bound_s=0))
+        except (AstraError, PeeweeException) as error:
+            log.info("which rows are in hand could not be recorded: %s", error)
+
+    def again(self, keys: list[int]) -> Iterator[Handed]:
+        """Rows by their keys, by chunks; the next is read while the task is at the last of one."""
+        chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
+        ahead = begun_aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+        while chunk:
+            rows, chunk = ahead(), []
+            self._choose_chunk(rows)
+            if rows:
+                self.first_row()
+            begin_at = len(rows) - 1 - len(rows) // 8
+            for i, handed in enumerate(rows or [None]):
+                if i >= begin_at and not chunk and keys:
+                    chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
+                    ahead = begun_aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+                if handed is not None:
+                    yield handed
+
+    def _choose_chunk(self, rows: list[Handed]) -> None:
+        """Read no more at a time than rows of this size fit into :data:`CHUNK_BYTES`."""
+        arrays = ([getattr(h.row, name) for name in self.pixels] for h in rows)
+        sizes = [sum(array.nbytes for array in found if array is not None) for found in arrays]
+        if sizes:
+            self.n_chunk = min(max(CHUNK_BYTES // max(*sizes, 1), 1), CHUNK)
+
+    def _read_patiently(self, keys: list[int]) -> list[Handed]:
+        return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
+
+    def _read(self, keys: list[int]) -> list[Handed]:
+        began = time.perf_counter()
+        key = key_of(self.model)
+        # The clock first: the rows are at least as recent as it says.
+        now = dialect().now()
+        query = rows_with_source(self.model).where(dialect().among(key, keys))
+        rows = {getattr(row, key.name): row for row in query}
+        ended = {
+            k
+            for (k,) in self.model.select(key)
+            .where(dialect().among(key, keys) & has_result(self.model, self.output))
+            .tuples()
+        }
+        self.t_read_s += time.perf_counter() - began
+        self._note_ended(ended, [k for k in keys if k not in rows])
+        return [
+            Handed(k, rows[k], rows[k].modified, now) for k in keys if k in rows and k not in ended
+        ]
+
+    def _note_ended(self, ended: set[int], gone: list[int]) -> None:
+        """Rows that have an up-to-date result already, or are no more."""
+        self.claim.find(ended)
+        for k in gone:
+            if self.run is not None:
+                message = "the input row was deleted after it was planned"
+                self.run.fail(Refusal(k, "InputGone", message))
