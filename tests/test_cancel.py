@@ -116,7 +116,7 @@ def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
     )  # fmt: skip
     try:
         wait_for(
-            lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 30
+            lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 120
         )
         done = cancel(plan)
         assert len(done.processes) == 2 and done.rows_held == 0
@@ -134,7 +134,7 @@ def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path):
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait_for(
-        lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 30
+        lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 120
     )
     began = time.monotonic()
     runner.send_signal(signal.SIGINT)
