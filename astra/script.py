@@ -10,6 +10,7 @@ import shlex
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -117,10 +118,19 @@ def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
         raise ValueError("an array needs indices, none of them below 0")
     if throttle is not None and throttle < 1:
         raise ValueError(f"throttle is {throttle}: at least 1 element must be allowed to run")
-    starts = [i for k, i in enumerate(ordered) if k == 0 or ordered[k - 1] != i - 1]
-    ends = [i for k, i in enumerate(ordered) if k + 1 == len(ordered) or ordered[k + 1] != i + 1]
+    if ordered[-1] - ordered[0] == len(ordered) - 1:  # as it mostly is, of thousands
+        starts, ends = ordered[:1], ordered[-1:]
+    else:
+        starts, ends = _runs(ordered)
     runs = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
     return ",".join(runs) + (f"%{throttle}" if throttle else "")
+
+
+def _runs(ordered: list[int]) -> tuple[list[int], list[int]]:
+    """Where runs of numbers that follow each other begin and end."""
+    starts = [i for k, i in enumerate(ordered) if k == 0 or ordered[k - 1] != i - 1]
+    ends = [i for k, i in enumerate(ordered) if k + 1 == len(ordered) or ordered[k + 1] != i + 1]
+    return starts, ends
 
 
 def log_pattern(folder: str | Path, name: str = "%A_%a.log") -> str:
@@ -195,6 +205,7 @@ def _is_utf8(text: str) -> bool:
 # ------------------------------------------------------------------------------------ machinery
 
 
+@cache
 def _environment(site: Path | None) -> jinja2.Environment:
     shipped = jinja2.FileSystemLoader(resources.templates_dir())
     places: list[jinja2.BaseLoader] = [shipped, jinja2.PrefixLoader({"astra": shipped})]

@@ -3,11 +3,12 @@
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from astra.config import hide
+from astra.states import PageState
 
 #: A terminal wraps; what goes to a file or another program keeps its columns.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -35,12 +37,12 @@ def as_json(value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
@@ -214,11 +216,13 @@ def status(plan: Any, every_page: bool = False) -> None:
     console.print(f"  {coloured(plan.state.value)}: {_sum(plan)}")
     states = ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(plan.pages.items()))
     console.print(f"  pages: {states} of {plan.n_pages:,}")
-    shown = [p for p in plan.elements if every_page or p.state.value not in ("done", "unsubmitted")]
-    if shown:
-        _pages(shown if every_page else shown[:20])
-        if len(shown) > 20 and not every_page:
-            line(f"  ... and {len(shown) - 20:,} pages more (--pages)")
+    if every_page:
+        _pages(plan.elements)
+    elif n_shown := sum(n for s, n in plan.pages.items() if s not in ("done", "unsubmitted")):
+        told = set(PageState) - {PageState.DONE, PageState.UNSUBMITTED}
+        _pages(islice(plan.in_states(told), 20))
+        if n_shown > 20:
+            line(f"  ... and {n_shown - 20:,} pages more (--pages)")
     if plan.refused:
         line(f"  {count(plan.refused, 'further result')} of rows that have one: astra failures")
     for step in plan.steps:
@@ -310,8 +314,8 @@ def _watched(look: Any, own: Console) -> Group:
     at = f"{datetime.fromtimestamp(look.at):%H:%M:%S}"
     foot.append(Text(f"{at}  Ctrl-C leaves; the plan goes on", style="dim"))
     room = own.height - len(parts) - len(foot) - 4
-    quiet = ("done", "unsubmitted", "waiting")
-    shown = [page for page in found.elements if page.state.value not in quiet]
+    quiet = {PageState.DONE, PageState.UNSUBMITTED, PageState.WAITING}
+    shown = list(found.in_states(set(PageState) - quiet))
     shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first
     if room > 0 and shown:
         parts.append(_page_table(shown[:room], own.width))
@@ -372,11 +376,11 @@ def _sum(plan: Any) -> str:
     return f"{parts} = {count(plan.n_rows, 'row')}"
 
 
-def _pages(pages: list[Any]) -> None:
+def _pages(pages: Iterable[Any]) -> None:
     console.print(_page_table(pages))
 
 
-def _page_table(pages: list[Any], width: int | None = None) -> Table:
+def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
     """A line for each page; with a `width`, one line of it and no more: the last word is cut."""
     made = table(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word"

@@ -399,7 +399,8 @@ def _squeue(
     ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None
 ) -> dict[Key, Execution]:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
-    args = ["squeue", "-h", "-r", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
+    # Without -r: elements of an array that wait are one line, "17_[2-1000%50]".
+    args = ["squeue", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
     try:
         return parse_squeue(run(args, env=env))
     except _Failed as failed:

@@ -29,12 +29,10 @@ class JobId:
     cluster: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Execution:
-    """What Slurm says of the last execution of one element."""
+    """What Slurm says of the last execution of one element, or of several in one line."""
 
-    job_id: int
-    index: int | None  # None for a job that is not an array
     state: SlurmState | None  # None: not known
     node: str | None = None
     exit_code: int | None = None  # sacct shows 128 and more less 128: 143 as 15
@@ -46,7 +44,9 @@ class Execution:
     time_limit_min: int | None = None  # None where there is none
 
 
-Key = tuple[int, int | None]
+_ABSENT, _UNKNOWN = Execution(SlurmState.ABSENT), Execution(None)
+
+Key = tuple[int, int | None]  # of an array and an element; None for a job that is not an array
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Answer:
         whole = self.executions.get((job_id, None))
         if whole is not None and whole.state is not None and not whole.state.alive:
             # An array that ended before any element began has no elements in Slurm's words.
-            return replace(whole, index=index)
+            return whole
         sure = self.queue and self.accounting and job_id not in self.unsettled
-        return Execution(job_id, index, SlurmState.ABSENT if sure else None)
+        return _ABSENT if sure else _UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -180,23 +180,22 @@ SACCT = "JobID State ExitCode NodeList ElapsedRaw TimelimitRaw MaxRSS Reason".sp
 
 
 def parse_squeue(text: str) -> dict[Key, Execution]:
-    """Elements in lines of ``squeue -h -r -O``, columns divided by ``|``."""
+    """Elements in lines of ``squeue -h -O``, columns divided by ``|``."""
     found = {}
     for job, state, code, restarts, node, used, limit, reason in _lines(text, len(SQUEUE)):
         ended = slurm_state(state)
         exit_code, signal = (None, None) if ended.alive else _wait_status(code)
-        for key in expand(job):
-            found[key] = Execution(
-                *key,
-                state=ended,
-                node=node or None,
-                exit_code=exit_code,
-                signal=signal,
-                reason=_said(reason),
-                restarts=int(restarts) if restarts.isdigit() else None,
-                elapsed_s=_seconds(used),
-                time_limit_min=None if (s := _seconds(limit)) is None else s // 60,
-            )
+        execution = Execution(
+            ended,
+            node=node or None,
+            exit_code=exit_code,
+            signal=signal,
+            reason=_said(reason),
+            restarts=int(restarts) if restarts.isdigit() else None,
+            elapsed_s=_seconds(used),
+            time_limit_min=None if (s := _seconds(limit)) is None else s // 60,
+        )
+        found.update(dict.fromkeys(expand(job), execution))
     return found
 
 
@@ -217,19 +216,18 @@ def parse_sacct(text: str) -> dict[Key, Execution]:
             continue
         ended = slurm_state(state)
         exit_code, signal = (None, None) if ended.alive else _exit_code(code)
-        for key in expand(job):
-            (folded if "[" in job else own)[key] = Execution(
-                *key,
-                state=ended,
-                node=node if node != "None assigned" else None,
-                exit_code=exit_code,
-                signal=signal,
-                reason=_said(reason) if ended.alive else None,  # why it waited, long ago
-                max_rss_mb=_megabytes(rss),
-                elapsed_s=int(elapsed) if elapsed.isdigit() else None,
-                time_limit_min=int(limit) if limit.isdigit() else None,
-            )
-    return folded | own
+        execution = Execution(
+            ended,
+            node=node if node != "None assigned" else None,
+            exit_code=exit_code,
+            signal=signal,
+            reason=_said(reason) if ended.alive else None,  # why it waited, long ago
+            max_rss_mb=_megabytes(rss),
+            elapsed_s=int(elapsed) if elapsed.isdigit() else None,
+            time_limit_min=int(limit) if limit.isdigit() else None,
+        )
+        (folded if "[" in job else own).update(dict.fromkeys(expand(job), execution))
+    return folded | own if folded else own
 
 
 #: The columns to ask for, for :func:`parse_usage`.
@@ -355,24 +353,28 @@ def _megabytes(text: str) -> float | None:
 
 def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
     """One answer from what squeue and sacct say: the first decides, the second adds."""
-    executions: dict[Key, Execution] = {}
+    executions = dict(queued)
     unsettled: set[int] = set()
-    arrays = {job_id for job_id, index in [*queued, *booked] if index is not None}
-    for key, entry in booked.items():
-        if key not in queued and (entry.state is None or entry.state.alive):
-            word = f"sacct calls it {entry.state}" if entry.state else "sacct is behind"
+    for key, past in booked.items():
+        live = queued.get(key)
+        if live is not None:
+            if past.state is live.state:
+                executions[key] = _joined(live, past)
+        elif past.state is None or past.state.alive:
+            word = f"sacct calls it {past.state}" if past.state else "sacct is behind"
             executions[key] = replace(
-                entry, state=None, reason=f"{word}, squeue does not know it (any more)"
+                past, state=None, reason=f"{word}, squeue does not know it (any more)"
             )
             if key[1] is None:
                 unsettled.add(key[0])
         else:
-            executions[key] = entry
-    for key, live in queued.items():
-        past = booked.get(key)
-        executions[key] = _joined(live, past) if past and past.state is live.state else live
-    for job_id in arrays:  # an array as a whole: sacct's entry before its elements have theirs
-        executions.pop((job_id, None), None)
+            executions[key] = past
+    # An array as a whole: sacct's entry before its elements have theirs.
+    if wholes := [key for key in executions if key[1] is None]:
+        arrays = {job_id for job_id, index in executions if index is not None}
+        for key in wholes:
+            if key[0] in arrays:
+                del executions[key]
     return Answer(executions, unsettled=frozenset(unsettled))
 
 
@@ -381,11 +383,10 @@ def _joined(live: Execution, past: Execution) -> Execution:
 
     The exit code stays squeue's: sacct shows a status of 128 or more less 128 (22.05).
     """
-    return replace(
-        live,
-        max_rss_mb=past.max_rss_mb,
-        elapsed_s=live.elapsed_s if live.elapsed_s is not None else past.elapsed_s,
-    )
+    elapsed_s = live.elapsed_s if live.elapsed_s is not None else past.elapsed_s
+    if (past.max_rss_mb, elapsed_s) == (live.max_rss_mb, live.elapsed_s):
+        return live
+    return replace(live, max_rss_mb=past.max_rss_mb, elapsed_s=elapsed_s)
 
 
 # ------------------------------------------------------------------------------ sizes and limits

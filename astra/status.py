@@ -9,24 +9,25 @@ import re
 import signal
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from astra import config, policy, slurm, spool
 from astra.claim import process_began
-from astra.database import connection, dialect
+from astra.database import connection, database, dialect
 from astra.errors import AstraError
 from astra.models.orchestration import Attempt, Failure, Page, Plan, Submission
 from astra.plan import get_plan
 from astra.retries import grouped, next_steps
 from astra.states import ALIVE, AttemptState, PageState, PlanState, SlurmState
-from astra.submit import excluded_nodes, light_pages
+from astra.submit import excluded_nodes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PageStatus:
     """One page, from both sides."""
 
@@ -72,60 +73,66 @@ class PlanStatus:
     n_rows: int
     rows: Mapping[str, int]  # by state: done, failed, no result, running, waiting, lost ...
     pages: Mapping[str, int]
-    elements: tuple[PageStatus, ...] = field(repr=False, default=())
+    elements: Sequence[PageStatus] = field(repr=False, default=())
     notes: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     refused: int = 0  # further results of rows that have one
     steps: tuple[NextStep, ...] = ()  # what resume does about pages that are not whole
 
+    def in_states(self, states: Collection[PageState]) -> Iterator[PageStatus]:
+        """The pages that are in one of these states."""
+        return in_states(self.elements, states)
 
-def status(plan: int, ask_again: bool = True) -> PlanStatus:
+
+def status(plan: int, ask_again: bool = True, of_whole: bool = True) -> PlanStatus:
     """How a plan stands.
 
     Where the accounting is behind, squeue is asked a second time; without `ask_again` such elements
-    are unknown, until the next time that somebody asks.
+    are unknown, until the next time that somebody asks. Of pages whose rows have all ended, Slurm
+    and the attempts add only how that came about: without `of_whole` they are not asked for it.
 
     Raises
     ------
     UsageError
         If there is no such plan.
     """
-    return statuses([plan], ask_again)[0]
+    return statuses([plan], ask_again, of_whole)[0]
 
 
 def statuses(
-    plans: Sequence[int], ask_again: bool = True, ask_of_whole: bool = True
+    plans: Sequence[int], ask_again: bool = True, of_whole: bool = True
 ) -> list[PlanStatus]:
-    """How some plans stand; Slurm is asked once, for all of them.
-
-    Where every row has ended, its word adds only how elements ended; without `ask_of_whole` it is
-    not asked then.
+    """How some plans stand; Slurm is asked once, for all of them. As :func:`status`.
 
     Raises
     ------
     UsageError
         If there is no such plan.
     """
-    frozen = [get_plan(plan) for plan in plans]
-    with connection():
-        submissions = list(Submission.select().where(Submission.plan << list(plans)))
-        ended = Page.n_done + Page.n_failed + Page.n_no_result
-        pending = Page.select().where((Page.plan << list(plans)) & (ended < Page.n_rows)).exists()
-    asked: Asked = (None, [])
-    if pending or ask_of_whole:
-        asked = _ask(slurm_jobs(submissions), ask_again)
-    return [_status(plan, asked) for plan in frozen]
+    found = [_read(get_plan(plan), of_whole) for plan in plans]
+    jobs = slurm_jobs(s for stored in found for s in stored.asked_about(of_whole))
+    answer, notes = _ask(jobs, ask_again)
+    return [_status(stored, answer, notes, of_whole) for stored in found]
 
 
-def _status(plan: Plan, asked: "Asked") -> PlanStatus:
-    pages, notes = survey(plan, asked)
+def _status(stored: "Stored", answer: Any, notes: list[str], of_whole: bool) -> PlanStatus:
+    """From what the database said before Slurm was asked, or, where that may be old, says now.
+
+    It is good enough of pages that were whole, and of elements that live. Of one that has ended
+    meanwhile the last checkpoint is to be seen.
+    """
+    plan = stored.plan
+    pages = Pages(stored, answer, plan.cancelled is not None)
+    if pages.any_ended:
+        pages = _pages(plan, answer, of_whole)
     steps, more = _next_steps(plan, pages)
-    return _summary(plan, pages, [*notes, *more], steps)
+    return _summary(plan, pages, [*notes, *_spooled(plan), *more], steps)
 
 
-def _next_steps(plan: Plan, pages: list[PageStatus]) -> tuple[list[NextStep], list[str]]:
+def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
     """What the policy does about pages that Slurm ran, and nodes that are left out."""
-    ended = [p for p in pages if p.job and not p.job.startswith("local:")]
+    stuck = in_states(pages, set(PageState) - ALIVE - {PageState.DONE})
+    ended = [p for p in stuck if p.job and not p.job.startswith("local:")]
     try:
         steps = [
             NextStep(tuple(numbers), state, retry, said)
@@ -137,50 +144,201 @@ def _next_steps(plan: Plan, pages: list[PageStatus]) -> tuple[list[NextStep], li
     notes = [
         f"node {e.node} is left out until {e.until:%Y-%m-%d %H:%M:%S}: {e.reason}"
         for e in excluded_nodes().values()
-        if any(page.state is not PageState.DONE for page in pages)
+        if set(pages.states) - {PageState.DONE}
     ]
     return steps, notes
 
 
-Asked = tuple[Any, list[str]]  # Slurm's answer, and what it did not answer
+# ------------------------------------------------------------------------------------- reading
 
 
-def survey(plan: Plan, asked: Asked | None = None) -> tuple[list[PageStatus], list[str]]:
-    """Every page of a plan as it stands, and what could not be found out."""
-    with connection():
-        submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-    answer, notes = asked or _ask(slurm_jobs(submissions.values()))
-    notes = list(notes)
-    if spooled := spool.files(plan.pk):
-        many = "a spool file holds" if len(spooled) == 1 else f"{len(spooled)} spool files hold"
-        notes.append(f"{many} what the database did not take: astra recover {plan.pk}")
-    with connection():
-        now = dialect().now()
-        pages = list(light_pages(plan).namedtuples())  # there are many: no objects of models
-        attempts = {a.pk: a for a in _last_attempts(plan).namedtuples()}
-        cancelled = Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar()
-    found = []
-    for page in pages:
-        submission = submissions.get(page.submission_pk)
-        attempt = attempts.get(page.attempt_pk)
-        status = _page_status(page, submission, attempt, answer, now, cancelled is not None)
-        if status.slurm_state == SlurmState.FAILED and status.signal == signal.SIGKILL:
-            if _ran_out_of_memory(submission, status.job):
-                status = replace(status, slurm_state=SlurmState.OUT_OF_MEMORY.value)
-        found.append(status)
-    return found, notes
+@dataclass(frozen=True)
+class Stored:
+    """What the database says of a plan's pages; of whole ones their attempts only if asked."""
+
+    plan: Plan
+    submissions: Mapping[int, Submission]
+    rows: Sequence[tuple[Any, ...]]  # see _ROW; there may be 100,000, and more
+    attempts: Mapping[int, Any]
+    now: datetime
+
+    def asked_about(self, of_whole: bool) -> list[Submission]:
+        """The submissions that Slurm has a say in."""
+        if of_whole:
+            return list(self.submissions.values())
+        pending = {row[5] for row in self.rows if _n_pending(row)}
+        return [s for pk, s in self.submissions.items() if pk in pending]
 
 
-def _last_attempts(plan: Plan) -> Any:
-    """The attempt that each page is of, where it is of one."""
-    return (
+#: The columns of a page that its status is made of.
+_ROW = (
+    Page.number, Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result,
+    Page.submission_pk, Page.attempt_pk,
+)  # fmt: skip
+
+
+def _n_pending(row: tuple[Any, ...]) -> int:
+    _, n_rows, n_done, n_failed, n_no_result, *_ = row
+    return int(n_rows - n_done - n_failed - n_no_result)
+
+
+def _read(plan: Plan, of_whole: bool) -> Stored:
+    ended = Page.n_done + Page.n_failed + Page.n_no_result
+    attempts = (
         Attempt.select(
             Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
             Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message,
         )
         .join(Page, on=(Attempt.pk == Page.attempt_pk))
-        .where(Page.plan == plan.pk)
+        .where((Page.plan == plan.pk) & (True if of_whole else ended < Page.n_rows))
     )  # fmt: skip
+    with connection():
+        now = dialect().now()
+        submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
+        # The numbers as the driver gives them: peewee looks at each once more.
+        query = Page.select(*_ROW).where(Page.plan == plan.pk).order_by(Page.number)
+        rows = database.execute(query).fetchall()
+        last = {attempt.pk: attempt for attempt in attempts.namedtuples()}
+    return Stored(plan, submissions, rows, last, now)
+
+
+class Pages(Sequence[PageStatus]):
+    """The pages of a plan as they stand: their states at once, all else of one when it is read.
+
+    Attributes
+    ----------
+    states : of the pages, in their order.
+    held : places of those that wait for something that does not come by itself.
+    any_ended : Slurm does not call an element alive whose page has rows left.
+    """
+
+    def __init__(self, stored: Stored, answer: Any, cancelled: bool) -> None:
+        self.stored, self.answer, self.cancelled = stored, answer, cancelled
+        self._arrays = {
+            pk: (s.job_id, s.pages_per_element, s.offset)
+            for pk, s in stored.submissions.items()
+            if s.kind == "slurm" and s.job_id and answer is not None
+        }
+        self.states: list[PageState] = []
+        self.held: list[int] = []
+        self.any_ended = False
+        alike: dict[tuple[Any, ...], PageState] = {}
+        for row in stored.rows:
+            if not _n_pending(row):
+                self.states.append(PageState.DONE)
+                continue
+            execution, attempt = self._execution(row), stored.attempts.get(row[6])
+            # Pages of an array that no attempt has begun, and that Slurm says the same of, are
+            # alike.
+            key = row[5], row[6], id(execution)
+            if (state := alike.get(key)) is None:
+                state = alike[key] = self._state(row[5], attempt, execution)
+            if execution is not None:
+                self.any_ended |= execution.state is None or not execution.state.alive
+                if state is PageState.WAITING and _is_never(execution.reason):
+                    self.held.append(len(self.states))
+            self.states.append(state)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @overload
+    def __getitem__(self, place: int) -> PageStatus: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[PageStatus]: ...
+    def __getitem__(self, place: int | slice) -> PageStatus | list[PageStatus]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        return self._page(self.stored.rows[place], self.states[place])
+
+    def any_local(self) -> bool:
+        """Whether a page was last given to processes of one machine."""
+        local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
+        return any(row[5] in local for row in self.stored.rows)
+
+    def _execution(self, row: tuple[Any, ...]) -> Any:
+        """What Slurm says of the element that a page was given to."""
+        array = self._arrays.get(row[5])
+        if array is None:
+            return None
+        job_id, each, offset = array
+        key = job_id, (row[0] - 1) // each + 1 - offset
+        return self.answer.executions.get(key) or self.answer.of(*key)
+
+    def _state(self, submission_pk: int | None, attempt: Any, execution: Any) -> PageState:
+        submission = self.stored.submissions.get(submission_pk or 0)
+        mine, overdue = self._mine(submission, attempt)
+        if submission is None:
+            state = PageState.UNSUBMITTED
+        elif submission.kind == "local":
+            state = _local_state(submission, mine, overdue)
+        else:
+            lease_s = config.current().element.lease_s
+            now = self.stored.now
+            state = _slurm_page_state(submission, mine, execution, self.answer, now, lease_s)
+        return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
+
+    def _mine(self, submission: Submission | None, attempt: Any) -> tuple[Any, bool]:
+        """The attempt, if it is of this submission, and whether it was not heard of for long."""
+        if attempt is None or submission is None or attempt.submission_pk != submission.pk:
+            return None, False
+        silent_s = (self.stored.now - attempt.seen).total_seconds()
+        lease_s = config.current().element.lease_s
+        return attempt, attempt.state == AttemptState.RUNNING and silent_s > lease_s
+
+    def _page(self, row: tuple[Any, ...], state: PageState) -> PageStatus:
+        number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk = row
+        attempt = self.stored.attempts.get(attempt_pk)
+        submission = self.stored.submissions.get(submission_pk)
+        execution, element = self._execution(row), None
+        if submission is not None:
+            element = (number - 1) // submission.pages_per_element + 1
+        mine, overdue = self._mine(submission, attempt)
+        job = _job_name(submission, element)
+        word = execution.state.value if execution and execution.state else None
+        if word == SlurmState.FAILED and execution.signal == signal.SIGKILL:
+            if _ran_out_of_memory(submission, job):
+                word = SlurmState.OUT_OF_MEMORY.value
+        return PageStatus(
+            number, state, n_rows, n_done, n_failed, n_no_result, _n_pending(row), element, job,
+            (execution.node if execution else None) or (mine.host if mine else None),
+            word,
+            execution.exit_code if execution else None,
+            execution.signal if execution else None,
+            execution.reason if execution else None,
+            attempt.number if attempt else 0,
+            attempt.seen if attempt else None,
+            overdue and state is PageState.RUNNING,
+            attempt.message if attempt else None,
+        )  # fmt: skip
+
+
+def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Iterator[PageStatus]:
+    """The pages that are in one of these states; the others are not even made."""
+    known = pages.states if isinstance(pages, Pages) else [page.state for page in pages]
+    return (pages[i] for i, state in enumerate(known) if state in states)
+
+
+def survey(plan: Plan) -> tuple[Pages, list[str]]:
+    """Every page of a plan as it stands, and what could not be found out."""
+    with connection():
+        submissions = list(Submission.select().where(Submission.plan == plan.pk))
+    answer, notes = _ask(slurm_jobs(submissions))
+    return _pages(plan, answer, True), [*notes, *_spooled(plan)]
+
+
+def _pages(plan: Plan, answer: Any, of_whole: bool) -> Pages:
+    """The pages as the database has them now, after Slurm was asked."""
+    with connection():
+        now = Plan.get_or_none(Plan.pk == plan.pk) or plan
+    return Pages(_read(now, of_whole), answer, now.cancelled is not None)
+
+
+def _spooled(plan: Plan) -> list[str]:
+    if not (files := spool.files(plan.pk)):
+        return []
+    many = "a spool file holds" if len(files) == 1 else f"{len(files)} spool files hold"
+    return [f"{many} what the database did not take: astra recover {plan.pk}"]
 
 
 #: What slurmstepd writes into the log of a job that it ends for its memory. Where it watches by
@@ -205,7 +363,7 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[slurm.JobId]:
     return [slurm.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
 
 
-def _ask(jobs: list[slurm.JobId], again: bool = True) -> Asked:
+def _ask(jobs: list[slurm.JobId], again: bool = True) -> tuple[Any, list[str]]:
     """What Slurm says of these jobs: one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
@@ -213,58 +371,6 @@ def _ask(jobs: list[slurm.JobId], again: bool = True) -> Asked:
         return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
     answer = slurm.elements(jobs, again=again)
     return answer, list(answer.notes)
-
-
-def _page_status(
-    page: Page,
-    submission: Submission | None,
-    attempt: Attempt | None,
-    answer: Any,
-    now: datetime,
-    cancelled: bool,
-) -> PageStatus:
-    pending = page.n_rows - page.n_done - page.n_failed - page.n_no_result
-    element = None
-    execution = None
-    if submission is not None:
-        element = (page.number - 1) // submission.pages_per_element + 1
-        if submission.kind == "slurm" and submission.job_id and answer is not None:
-            execution = answer.of(submission.job_id, element - submission.offset)
-    mine = attempt if attempt and submission and attempt.submission_pk == submission.pk else None
-    lease_s = config.current().element.lease_s
-    overdue = bool(
-        mine and mine.state == AttemptState.RUNNING and (now - mine.seen).total_seconds() > lease_s
-    )
-    if pending == 0:
-        state = PageState.DONE
-    elif submission is None:
-        state = PageState.UNSUBMITTED
-    elif submission.kind == "local":
-        state = _local_state(submission, mine, overdue)
-    else:
-        state = _slurm_page_state(submission, mine, execution, answer, now, lease_s)
-    if cancelled and state not in ALIVE and state is not PageState.DONE:
-        state = PageState.CANCELLED
-    return PageStatus(
-        page.number,
-        state,
-        page.n_rows,
-        page.n_done,
-        page.n_failed,
-        page.n_no_result,
-        pending,
-        element,
-        _job_name(submission, element),
-        (execution.node if execution else None) or (mine.host if mine else None),
-        execution.state.value if execution and execution.state else None,
-        execution.exit_code if execution else None,
-        execution.signal if execution else None,
-        execution.reason if execution else None,
-        attempt.number if attempt else 0,
-        attempt.seen if attempt else None,
-        overdue and state is PageState.RUNNING,
-        attempt.message if attempt else None,
-    )
 
 
 def _job_name(submission: Submission | None, element: int | None) -> str | None:
@@ -339,22 +445,17 @@ def _said(attempt: Attempt | None) -> PageState | None:
 _UNSAID = (PageState.LOST, PageState.INCOMPLETE)
 
 
-def _summary(
-    plan: Plan, pages: list[PageStatus], notes: list[str], steps: list[NextStep]
-) -> PlanStatus:
-    rows: Counter[str] = Counter()
-    by_page: Counter[str] = Counter()
-    for page in pages:
-        rows["done"] += page.done
-        rows["failed"] += page.failed
-        rows["no result"] += page.no_result
-        if page.pending:
-            rows[page.state.value] += page.pending
-        by_page[page.state.value] += 1
+def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
+    rows = Counter({"done": 0, "failed": 0, "no result": 0})
+    for name, column in (("done", 2), ("failed", 3), ("no result", 4)):
+        rows[name] = sum(row[column] for row in pages.stored.rows)
+    for row, at in zip(pages.stored.rows, pages.states, strict=True):
+        if at is not PageState.DONE:
+            rows[at.value] += _n_pending(row)
+    by_page = {at.value: n for at, n in Counter(pages.states).items()}
     with connection():
         refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()
-        cancelled = Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar()
-    state = plan_state(pages, cancelled is not None)
+    state = plan_state(set(pages.states), bool(pages.held), pages.cancelled)
     if sum(rows.values()) != plan.n_rows:
         notes = [*notes, f"the rows add up to {sum(rows.values())}, not {plan.n_rows}"]
         state = PlanState.ATTENTION
@@ -366,8 +467,8 @@ def _summary(
         plan.n_pages,
         plan.n_rows,
         {key: value for key, value in rows.items() if value or key == "done"},
-        dict(by_page),
-        tuple(pages),
+        by_page,
+        pages,
         tuple(notes),
         tuple(_advice(plan, pages, rows, steps)),
         refused,
@@ -375,13 +476,15 @@ def _summary(
     )
 
 
-def plan_state(pages: list[PageStatus], cancelled: bool = False) -> PlanState:
+def plan_state(
+    states: Collection[PageState], any_held: bool = False, cancelled: bool = False
+) -> PlanState:
     """A plan is whole when every row has ended; needs attention when a page is stuck."""
-    states = {page.state for page in pages}
+    states = set(states)
     if states <= {PageState.DONE}:
         return PlanState.WHOLE
     stuck = states - ALIVE - {PageState.DONE, PageState.CANCELLED}
-    if stuck or PageState.UNKNOWN in states or any(map(never_starts, pages)):
+    if stuck or PageState.UNKNOWN in states or any_held:
         return PlanState.ATTENTION
     if states & ALIVE:
         return PlanState.RUNNING
@@ -399,16 +502,18 @@ _NEVER = frozenset(
 
 def never_starts(page: PageStatus) -> bool:
     """Whether a page waits for something that does not come by itself."""
-    return page.state is PageState.WAITING and str(page.reason).replace(" ", "_") in _NEVER
+    return page.state is PageState.WAITING and _is_never(page.reason)
 
 
-def _advice(
-    plan: Plan, pages: list[PageStatus], rows: Mapping[str, int], steps: list[NextStep]
-) -> list[str]:
+def _is_never(reason: str | None) -> bool:
+    return str(reason).replace(" ", "_") in _NEVER
+
+
+def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextStep]) -> list[str]:
     given_up = {number for step in steps if not step.retry for number in step.pages}
-    states = {page.state for page in pages if page.page not in given_up}
-    local = any(p.job and p.job.startswith("local:") for p in pages)
-    suffix = " --local" if local or dialect().name == "sqlite" else ""
+    numbers = zip(pages.stored.rows, pages.states, strict=True)
+    states = {at for row, at in numbers if row[0] not in given_up}
+    suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []
     if states == {PageState.UNSUBMITTED}:
         advice.append(f"astra submit {plan.pk}{suffix}")
@@ -421,24 +526,24 @@ def _advice(
         advice.append(f"astra resume {plan.pk}{suffix}   submits what is not whole and not alive")
     for state in sorted({str(step.state) for step in steps if not step.retry}):
         advice.append(f"astra resume {plan.pk} {policy.remedy(state)}   takes them all the same")
-    if any(p.state is PageState.BROKEN for p in pages):
-        broken = next(p.page for p in pages if p.state is PageState.BROKEN)
-        advice.append(f"astra logs {plan.pk} {broken}   why; mend it, then astra resume {plan.pk}")
-    died = next((p for p in pages if p.state in _UNSAID and p.exit_code), None)
+    for broken in islice(in_states(pages, {PageState.BROKEN}), 1):
+        advice.append(
+            f"astra logs {plan.pk} {broken.page}   why; mend it, then astra resume {plan.pk}"
+        )
+    died = next((p for p in in_states(pages, _UNSAID) if p.exit_code), None)
     if died is not None:
         advice.append(f"astra logs {plan.pk} {died.page}   what it said (exit {died.exit_code})")
-    held = next((p for p in pages if never_starts(p)), None)
-    if held is not None:
+    for held in map(pages.__getitem__, pages.held[:1]):
         advice.append(
             f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): mend that "
             f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
         )
-    unknown = [p for p in pages if p.state is PageState.UNKNOWN]
-    if any(p.job is None for p in unknown):
+    unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
+    if False in unknown:
         advice.append(
             f"astra resume {plan.pk}   finds out whether the array of an unanswered sbatch exists"
         )
-    if any(p.job is not None for p in unknown):
+    if True in unknown:
         advice.append(f"astra status {plan.pk}   again, when Slurm answers")
     if rows.get("failed"):
         advice.append(f"astra failures {plan.pk}   which rows, and why")

@@ -16,12 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from peewee import fn
 
 from astra import config, log, policy, profile, script, slurm, spool
 from astra.bounds import warn
 from astra.claim import process_began
-from astra.database import connection, dialect, retrying, url, writing
+from astra.database import at_hand, connection, database, dialect, retrying, url, writing
 from astra.errors import BusyError, DatabaseError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Exclusion, Page, Plan, Submission
@@ -115,7 +117,7 @@ def submit(
     frozen = get_plan(plan)
     check_ready(frozen)
     chosen = choose_profile(profile_name, options)
-    with plan_lock(frozen):
+    with plan_lock(frozen), at_hand():
         recover_intents(frozen)
         spool.recover(frozen)
         with connection():
@@ -159,11 +161,22 @@ def without_early_signal(chosen: Profile) -> Profile:
     return chosen
 
 
-def waiting_pages(plan: Plan) -> list[Page]:
+class Waiting(NamedTuple):
+    """A page, as far as submitting needs to know it: there may be 100,000."""
+
+    number: int
+    n_pending: int
+
+
+def waiting_pages(plan: Plan) -> list[Waiting]:
     """Pages that have rows left and were given to no submission."""
-    ended = Page.n_done + Page.n_failed + Page.n_no_result
-    query = light_pages(plan).where(Page.submission_pk.is_null() & (ended < Page.n_rows))
-    return list(query)
+    left = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
+    query = (
+        Page.select(Page.number, left)
+        .where((Page.plan == plan.pk) & Page.submission_pk.is_null() & (left > 0))
+        .order_by(Page.number)
+    )
+    return list(map(Waiting._make, database.execute(query).fetchall()))
 
 
 def light_pages(plan: Plan) -> Any:
@@ -185,7 +198,7 @@ def light_pages(plan: Plan) -> Any:
 class Slice:
     """The part of a submission that one array serves."""
 
-    pages: tuple[Page, ...]
+    pages: tuple[Any, ...]  # Page or Waiting
     elements: tuple[int, ...]
     offset: int
 
@@ -194,13 +207,13 @@ class Slice:
 
 
 def submit_pages(
-    plan: Plan, pages: list[Page], chosen: Profile, dry_run: bool = False
+    plan: Plan, pages: Sequence[Page | Waiting], chosen: Profile, dry_run: bool = False
 ) -> Submitted:
     """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked."""
     each = chosen.pages_per_element or 1
     away = _away(chosen) if pages else ()
     jobs: list[Job] = []
-    done: list[Page] = []
+    done: list[Page | Waiting] = []
     message = None
     queue = list(slices(pages, each, slurm.max_array_size() - 1)) if pages else []
     if queue and not dry_run:
@@ -230,9 +243,9 @@ def submit_pages(
     )  # fmt: skip
 
 
-def slices(pages: list[Page], each: int, most: int) -> Iterator[Slice]:
+def slices(pages: Iterable[Page | Waiting], each: int, most: int) -> Iterator[Slice]:
     """Cut pages by the array that their elements belong to: indices 1 to `most`, and an offset."""
-    groups: dict[int, list[Page]] = {}
+    groups: dict[int, list[Page | Waiting]] = {}
     for page in pages:
         groups.setdefault(((page.number - 1) // each) // most, []).append(page)
     for group, members in sorted(groups.items()):
@@ -282,6 +295,9 @@ def _submit_slice(
     submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
     # What a template or a folder may refuse is refused before an intent is left behind.
     text = _render(plan, piece, _without(chosen, away), submission)
+    folder = run_folder(plan)
+    submission.script = str(folder / f"{submission.job_name}.sh")
+    submission.log_folder = str(folder / "logs")
     make_intent(submission, piece.pages)
     try:
         path = write_script(submission, text)
@@ -390,7 +406,7 @@ def new_submission(
     )
 
 
-def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
+def make_intent(submission: Submission, pages: Iterable[Page | Waiting]) -> None:
     """Commit what is about to be submitted, and give it the pages.
 
     Raises
@@ -416,10 +432,12 @@ def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
 
 
 def _give(plan: Plan, numbers: list[int], submission: Submission) -> None:
+    first, last = min(numbers, default=1), max(numbers, default=0)
+    given = Page.number.between(first, last)  # which an index finds, whatever their number
+    if len(numbers) <= last - first:
+        given &= dialect().among(Page.number, numbers)
     changed = (
-        Page.update(submission_pk=submission.pk)
-        .where((Page.plan == plan.pk) & dialect().among(Page.number, numbers))
-        .execute()
+        Page.update(submission_pk=submission.pk).where((Page.plan == plan.pk) & given).execute()
     )
     if changed != len(numbers):
         raise DatabaseError(f"plan {plan.pk} has {changed} of the pages {numbers}")
@@ -437,23 +455,23 @@ def _describe(chosen: Profile) -> dict[str, Any]:
 
 def adopt(submission: Submission, found: slurm.JobId) -> None:
     """The submission is this job, if it is not bound to another yet."""
-    with connection():
-        Submission.update(state="submitted", cluster=found.cluster).where(
-            Submission.pk == submission.pk
-        ).execute()
-        Submission.update(job_id=found.job_id).where(
-            (Submission.pk == submission.pk) & Submission.job_id.is_null()
-        ).execute()
+    job_id = fn.COALESCE(Submission.job_id, found.job_id)
+    query = Submission.update(state="submitted", cluster=found.cluster, job_id=job_id)
+    retrying(query.where(Submission.pk == submission.pk).execute, bound_s=30)
 
 
 def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
     """Take the pages back from a submission that came to nothing."""
     message = config.hide(message) if message else None
-    with connection(), writing():
-        Submission.update(state=state, message=message).where(
-            Submission.pk == submission.pk
-        ).execute()
-        Page.update(submission_pk=None).where(Page.submission_pk == submission.pk).execute()
+
+    def work() -> None:
+        with writing():
+            Submission.update(state=state, message=message).where(
+                Submission.pk == submission.pk
+            ).execute()
+            Page.update(submission_pk=None).where(Page.submission_pk == submission.pk).execute()
+
+    retrying(work, bound_s=30)
 
 
 def recover_intents(plan: Plan) -> list[Submission]:
@@ -491,15 +509,8 @@ def run_folder(plan: Plan) -> Path:
 
 
 def write_script(submission: Submission, text: str) -> Path:
-    folder = run_folder(submission.plan)
-    logs = folder / "logs"
-    check_folder(logs)
-    path = folder / f"{submission.job_name}.sh"
+    path = Path(submission.script)
     write_whole(path, text, 0o700)
-    with connection():
-        Submission.update(script=str(path), log_folder=str(logs)).where(
-            Submission.pk == submission.pk
-        ).execute()
     return path
 
 

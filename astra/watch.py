@@ -38,7 +38,7 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
     seen: deque[tuple[float, int]] = deque()
     while True:
         began = time.monotonic()
-        found = status(plan, ask_again=False)
+        found = status(plan, ask_again=False, of_whole=False)
         ended = sum(found.rows.get(name, 0) for name in ("done", "failed", "no result"))
         seen.append((began, ended))
         while began - seen[0][0] > _RATE_OVER_S:
@@ -54,4 +54,4 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
 
 def lives(found: PlanStatus) -> bool:
     """Whether something of a plan will go on by itself, or may."""
-    return any(page.state in ALIVE and not never_starts(page) for page in found.elements)
+    return any(not never_starts(page) for page in found.in_states(ALIVE))

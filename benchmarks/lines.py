@@ -99,12 +99,15 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def postgres(name: str = "benchmark", **settings: object) -> Iterator[Any]:
-    """A PostgreSQL of its own, with astra's tables in a database that astra is bound to."""
+def postgres(name: str = "benchmark", user: str = "postgres", **settings: object) -> Iterator[Any]:
+    """A PostgreSQL of its own, with astra's tables in a database that astra is bound to.
+
+    Everybody comes in by the socket, without a password.
+    """
     from tests.servers import Postgres
 
     with Postgres(**settings) as server:
-        bound(server.create_database(name))
+        bound(server.create_database(name).replace("//postgres@", f"//{user}@"))
         try:
             yield server
         finally:

@@ -63,6 +63,14 @@ def waiting(spectra: Iterable[BossVisitSpectrum], row_s: float = 0.001) -> Itera
         yield Twenty.from_spectrum(spectrum, c0=1.0)
 
 
+@task(write_frequency=1)
+def sleeping(spectra: Iterable[BossVisitSpectrum], row_s: float = 1.0) -> Iterable[Twenty]:
+    """Science that is done elsewhere; a checkpoint every second."""
+    for spectrum in spectra:
+        time.sleep(row_s)
+        yield Twenty.from_spectrum(spectrum, c0=1.0)
+
+
 class Row:
     """A row in memory, of which a task reads these."""
 

@@ -13,7 +13,7 @@ from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Plan
 from astra.plan import create_plan
 from astra.states import PageState, PlanState
-from astra.status import PageStatus, plan_state
+from astra.status import PageStatus, never_starts, plan_state
 from tests.tasks import fill, measure
 
 TASK = "tests.tasks.measure"
@@ -95,7 +95,8 @@ def page(state: PageState, reason: str | None = None) -> PageStatus:
     ],
 )
 def test_what_waits_for_ever_needs_attention(reason, state):
-    assert plan_state([page(PageState.WAITING, reason)]) is state
+    waits = page(PageState.WAITING, reason)
+    assert plan_state({waits.state}, never_starts(waits)) is state
 
 
 def test_the_help_shows_every_command():

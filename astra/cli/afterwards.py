@@ -39,7 +39,10 @@ def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: b
     if live and as_json:
         raise UsageError("--watch shows, --json prints once: leave one of them out")
     plan = last_plan() if plan is None else plan
-    found = show.watched(watch(plan, every_s)) if live else status_of(plan)
+    if live:
+        found = show.watched(watch(plan, every_s))
+    else:
+        found = status_of(plan, of_whole=pages or as_json)
     show.as_json(found) if as_json else show.status(found, pages)
     sys.exit(found.state.exit_status)
 

@@ -11,6 +11,7 @@ from peewee import (
     TextField,
 )
 
+from astra.database import dialect
 from astra.models.base import BaseModel, KeysField, TimeField
 
 
@@ -80,7 +81,9 @@ class Page(BaseModel):
     """Up to ``limit`` rows of a plan. One byte per row says how it ended (states.Outcome)."""
 
     pk = BigAutoField()
-    plan = ForeignKeyField(Plan, column_name="plan_pk", on_delete="CASCADE", backref="pages")
+    plan = ForeignKeyField(  # its index is the one below
+        Plan, column_name="plan_pk", on_delete="CASCADE", backref="pages", index=False
+    )
     number = IntegerField()
     n_rows = IntegerField()
     keys = KeysField()
@@ -96,6 +99,12 @@ class Page(BaseModel):
     class Meta:
         indexes = ((("plan", "number"), True),)
 
+    @classmethod
+    def complete_table(cls) -> None:
+        """Its rows change at each checkpoint, and none of its indexes with them."""
+        super().complete_table()
+        dialect().leave_room(cls)
+
     @property
     def n_pending(self) -> int:
         return self.n_rows - self.n_done - self.n_failed - self.n_no_result
@@ -105,7 +114,9 @@ class Attempt(BaseModel):
     """One execution of one page: where, when, which job id, how it ended."""
 
     pk = BigAutoField()
-    page = ForeignKeyField(Page, column_name="page_pk", on_delete="CASCADE", backref="attempts")
+    page = ForeignKeyField(
+        Page, column_name="page_pk", on_delete="CASCADE", backref="attempts", index=False
+    )
     submission_pk = BigIntegerField(index=True)
     number = IntegerField()  # from 1, for each page
     element = IntegerField()
@@ -140,12 +151,20 @@ class Attempt(BaseModel):
     class Meta:
         indexes = ((("page", "number"), True),)
 
+    @classmethod
+    def complete_table(cls) -> None:
+        """As that of a page."""
+        super().complete_table()
+        dialect().leave_room(cls)
+
 
 class Suspect(BaseModel):
     """A row that was in the task's hands when its process died."""
 
     pk = BigAutoField()
-    page = ForeignKeyField(Page, column_name="page_pk", on_delete="CASCADE", backref="suspects")
+    page = ForeignKeyField(
+        Page, column_name="page_pk", on_delete="CASCADE", backref="suspects", index=False
+    )
     key = BigIntegerField()
     group = IntegerField()  # rows of one group are handed over together, apart from all others
     deaths = IntegerField(default=0)  # of processes in which it was the only row in hand

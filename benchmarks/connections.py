@@ -1,0 +1,150 @@
+"""500 elements that checkpoint every second, on a PostgreSQL with room for 100 connections.
+
+    python -m benchmarks.connections [--quick]
+
+The elements are forked from one process, to share its memory: they stand in for as many nodes. A
+row is a sleep, so that 500 elements and 50 yield the same rows per second. What a checkpoint takes
+is what its attempt has measured: from the wish to write to the answer to the commit.
+"""
+
+import os
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from astra.database import connection, database, drop_connection
+from astra.element import run_element
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Attempt, Page
+from astra.plan import create_plan, get_plan
+from astra.submit import make_intent, new_submission
+from benchmarks.lines import Line, main, postgres, say
+from benchmarks.tables import fill, sleeping
+
+
+class Sampler:
+    """The most connections of elements at any moment, by the server's word."""
+
+    def __init__(self, server: Any) -> None:
+        self.server, self.most, self.over = server, 0, threading.Event()
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "Sampler":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _sample(self) -> None:
+        import psycopg2
+
+        link = psycopg2.connect(self.server.url("postgres"))
+        link.autocommit = True
+        with link.cursor() as cursor:
+            while not self.over.wait(0.05):
+                cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = 'benchmark'")
+                self.most = max(self.most, cursor.fetchone()[0])
+        link.close()
+
+
+def in_a_fork(plan: int, element: int, token: str) -> int:
+    """Run an element as a process of its own; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        runs = run_element(plan, element, token)
+        status = max(run.exit_status for run in runs)
+    finally:
+        os._exit(status)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What so many elements at once came to."""
+
+    checkpoint_s: float  # the median
+    per_s: float  # checkpoints
+    client_ms: float  # processor time of a checkpoint in the element, its start shared out
+    server_ms: float
+    connections: int  # the most
+
+
+def processor_s(server: Any) -> tuple[float, float]:
+    """Of the processes that have ended: those of this one, and of the server."""
+    mine = resource.getrusage(resource.RUSAGE_CHILDREN)
+    stat = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(stat[13]) + int(stat[14])  # proc(5): cutime and cstime
+    return mine.ru_utime + mine.ru_stime, ticks / os.sysconf("SC_CLK_TCK")
+
+
+def elements(n_elements: int, rows_per_s: float, lasts_s: float, server: Any) -> Found:
+    """Run so many elements at once, all started in the same moment."""
+    n_rows = round(rows_per_s * lasts_s / n_elements)
+    with connection():
+        database.execute_sql("TRUNCATE plan, twenty CASCADE")
+    (made,) = create_plan(
+        sleeping, BossVisitSpectrum, limit=n_rows, max_rows=n_rows * n_elements,
+        arguments={"row_s": n_elements / rows_per_s},
+    )  # fmt: skip
+    plan = get_plan(made.plan)
+    with connection():
+        pages = list(Page.select().where(Page.plan == plan.pk))
+    submission = new_submission(plan, range(1, n_elements + 1), 0, 1, "local")
+    make_intent(submission, pages)
+    drop_connection()
+    before, began = processor_s(server), time.monotonic()
+    with Sampler(server) as sampler:
+        pids = [in_a_fork(plan.pk, i, submission.token) for i in range(1, n_elements + 1)]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    lasted_s, after = time.monotonic() - began, processor_s(server)
+    if any(statuses):
+        raise SystemExit(f"elements ended with {sorted(set(statuses))}")
+    with connection():
+        attempts = list(Attempt.select())
+    done, n = sum(a.n_done for a in attempts), sum(a.n_checkpoints for a in attempts)
+    if done != made.rows or len(attempts) != n_elements:
+        raise SystemExit(f"{done} of {made.rows} rows are stored, by {len(attempts)} attempts")
+    return Found(
+        statistics.median(a.t_write_s / a.n_checkpoints for a in attempts), n / lasted_s,
+        (after[0] - before[0]) / n * 1e3, (after[1] - before[1]) / n * 1e3, sampler.most,
+    )  # fmt: skip
+
+
+def measure(quick: bool) -> Iterator[Line]:
+    many, few, rows_per_s, lasts_s, budget = (
+        (30, 3, 60.0, 3.0, 20) if quick else (500, 50, 1000.0, 10.0, 60)
+    )
+    with postgres(user="astra", max_connections=100) as server:
+        server.sql(f"ALTER ROLE astra CONNECTION LIMIT {budget}")
+        with connection():
+            fill(round(rows_per_s * lasts_s))
+        say(f"{few} elements")
+        theirs = elements(few, rows_per_s, lasts_s, server)
+        say(f"{many} elements")
+        ours = elements(many, rows_per_s, lasts_s, server)
+    yield Line(
+        f"median checkpoint of {many} elements, one a second each",
+        ours.checkpoint_s * 1e3, theirs.checkpoint_s * 1e3, "ms",
+        "<= 3", f"{few} elements, the same {rows_per_s:,.0f} rows/s",
+        note=f"all whole; {ours.per_s:,.0f} checkpoints/s of a processor time of "
+        f"{ours.client_ms:.1f} ms in the element and {ours.server_ms:.1f} ms in the server each; "
+        f"{few} elements: {theirs.per_s:,.0f}/s of {theirs.client_ms:.1f} and "
+        f"{theirs.server_ms:.1f} ms",
+    )  # fmt: skip
+    yield Line(
+        f"connections of {many} elements, most at any moment", ours.connections, budget, "",
+        "<= 1", "the budget, of max_connections=100", note="ALTER ROLE astra CONNECTION LIMIT",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)

@@ -1,0 +1,111 @@
+"""A whole night on a Slurm cluster: 200,000 rows of 1 ms in pages of 1,000, and where time goes.
+
+    python -m benchmarks.night [--quick]
+
+A slot is a node with one CPU of Slurm's, one for each core of this machine, which PostgreSQL and
+Slurm have to share with the science. The night lasts from the start of `astra submit` until Slurm
+has no job any more; the slots' time is that times their number. A row is a loop of 1 ms.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from astra.database import connection, database
+from astra.models import BossVisitSpectrum
+from astra.models.orchestration import Attempt, Page
+from astra.plan import create_plan
+from benchmarks.lines import Line, main, postgres, say
+from benchmarks.start import environment
+from benchmarks.tables import fill, waiting
+
+ROW_S = 0.001
+
+
+def by_element() -> dict[int, list[Attempt]]:
+    """The attempts of each element, in the order of its pages."""
+    found: dict[int, list[Attempt]] = defaultdict(list)
+    with connection():
+        n_pages = Page.select().count()
+        for attempt in Attempt.select().join(Page).order_by(Page.number):
+            found[attempt.element].append(attempt)
+    if sum(len(pages) for pages in found.values()) != n_pages:
+        raise SystemExit("not every page has its one attempt")
+    return found
+
+
+def spent(pages: list[Attempt]) -> dict[str, float]:
+    """Seconds of one element, by what they went to."""
+    first, last = pages[0], pages[-1]
+    began_s = first.ended.timestamp() - first.t_rows_s - first.t_start_s
+    rows_s = sum(page.t_rows_s for page in pages)
+    science_s = sum(page.n_done for page in pages) * ROW_S
+    return {
+        "science": science_s,
+        "imports, claim and first read of an element": first.t_start_s,
+        "rows handed over, taken and written": rows_s - science_s,
+        "from page to page: end, claim, first read": (
+            last.ended.timestamp() - began_s - first.t_start_s - rows_s
+        ),
+    }
+
+
+def night(cluster: Any, n_rows: int, limit: int, each: int) -> tuple[dict[str, float], float]:
+    """Seconds of one slot by what they went to, summed over all slots; and those of the night."""
+    (made,) = create_plan(
+        waiting, BossVisitSpectrum, limit=limit, max_rows=n_rows, arguments={"row_s": ROW_S}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        env = environment() | cluster.env() | {"ASTRA_RUN_DIR": folder}
+        words = [sys.executable, "-m", "astra", "submit", str(made.plan)]
+        words += ["--pages-per-element", str(each)]
+        began = time.time()
+        subprocess.run(words, env=env, check=True, stdout=subprocess.DEVNULL)
+        submitted_s = time.time() - began
+        while not cluster.idle():
+            time.sleep(0.1)
+        lasted_s = time.time() - began
+    elements = by_element()
+    if sum(a.n_done for pages in elements.values() for a in pages) != n_rows:
+        raise SystemExit("the plan is not whole")
+    found: dict[str, float] = defaultdict(float)
+    for pages in elements.values():
+        for what, seconds in spent(pages).items():
+            found[what] += seconds
+    slots = len(cluster.nodes)
+    found["astra submit, sbatch in it"] = submitted_s * slots
+    found["Slurm: until elements start, between them, at the end"] = lasted_s * slots - sum(
+        found.values()
+    )
+    return found, lasted_s
+
+
+def measure(quick: bool) -> Iterator[Line]:
+    from tests.servers import Slurm
+
+    n_rows, limit, each = (2_000, 250, 4) if quick else (200_000, 1000, 25)
+    slots = os.cpu_count() or 1
+    with postgres() as _, Slurm(nodes=slots, cpus=1) as cluster:
+        with connection():
+            fill(n_rows)
+            database.execute_sql("ANALYZE")
+        say(f"a night of {n_rows:,} rows")
+        found, lasted_s = night(cluster, n_rows, limit, each)
+    every_s = sum(found.values())
+    yield Line(
+        f"a night of {n_rows:,} rows of 1 ms, {n_rows // limit} pages of {limit:,}, "
+        f"{each} for each element", found["science"], every_s, "s", ">= 0.8",
+        f"{slots} slots for {lasted_s:.1f} s",
+    )  # fmt: skip
+    for what, seconds in sorted(found.items(), key=lambda item: -item[1]):
+        if what != "science":
+            yield Line(f"the night's rest: {what}", seconds, every_s, "s", "", "the slots' time")
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)
