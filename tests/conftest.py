@@ -102,6 +102,8 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def _reset_database() -> None:
     if "astra.database" in sys.modules:
         importlib.import_module("astra.database").reset()
+    if "astra.slurm" in sys.modules:  # what another test's cluster said
+        importlib.import_module("astra.slurm").max_array_size.cache_clear()
 
 
 _numbers = itertools.count(1)
