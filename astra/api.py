@@ -25,7 +25,7 @@ from astra.failures import FailedRow, failures
 from astra.plan import Planned, create_plan
 from astra.resume import resume, resume_local
 from astra.states import PlanState
-from astra.status import PlanStatus, status
+from astra.status import PlanStatus, status, statuses
 from astra.submit import Submitted
 from astra.submit import submit as submit_plan
 from astra.verify import Verdict, verify
@@ -46,6 +46,7 @@ __all__ = [
     "resume",
     "resume_local",
     "status",
+    "statuses",
     "submit",
     "verify",
     "wait",

@@ -4,8 +4,11 @@ Results are never touched, nor are failures and rows without a result, which say
 are not pending. What a night came to stays with the night, for longer.
 """
 
+import secrets
 import shutil
+import tarfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +18,7 @@ from peewee import JOIN, fn
 from astra import config, spool
 from astra.database import connection, dialect, writing
 from astra.errors import BusyError, UsageError
+from astra.folders import new_file
 from astra.models.orchestration import Attempt, Exclusion, Night, NightPlan, Page, Plan
 from astra.schema import check_version
 from astra.states import AttemptState
@@ -32,6 +36,7 @@ class Cleaned:
     nights: tuple[int, ...]  # whose lines go
     folders: tuple[str, ...]  # of scripts and logs
     mb: float  # of those folders
+    compressed: tuple[str, ...] = ()  # folders of plans that stay, which are packed
     kept: tuple[str, ...] = ()  # old ones that stay, and why
     dry_run: bool = True
 
@@ -63,8 +68,9 @@ def clean(
         pages = Page.select().where(Page.plan.in_(old or [0])).count()
         attempts = Attempt.select().join(Page).where(Page.plan.in_(old or [0])).count()
     root = Path(config.current().run.dir)
-    folders = [run_folder(Plan(pk=pk)) for pk in old] + [root / f"night-{pk}" for pk in nights]
-    folders = [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
+    folders = [place for pk in old for place in _places(pk)]
+    folders = _there([*folders, *(root / f"night-{pk}" for pk in nights)])
+    packed = _to_pack(now, settings.compress_days, {*old})
     size = sum(map(_size, folders))
     done = []
     if not dry_run:
@@ -73,14 +79,51 @@ def clean(
                 kept.append(said)
             else:
                 done.append(pk)
+        for pk in packed:
+            _pack(pk)
         _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
         with connection(), writing():
             Night.delete().where(Night.pk.in_(lines or [0])).execute()
             Exclusion.delete().where(Exclusion.until < before).execute()
     return Cleaned(
         before, tuple(old if dry_run else done), pages, attempts, tuple(lines),
-        tuple(map(str, folders)), round(size / 1e6, 3), tuple(kept), dry_run,
+        tuple(map(str, folders)), round(size / 1e6, 3),
+        tuple(str(run_folder(Plan(pk=pk))) for pk in packed), tuple(kept), dry_run,
     )  # fmt: skip
+
+
+def _places(pk: int) -> list[Path]:
+    """Where scripts and logs of a plan lie: its folder, and what that was packed into."""
+    folder = run_folder(Plan(pk=pk))
+    return [folder, folder.with_name(f"{folder.name}.tar.gz")]
+
+
+def _there(places: Iterable[Path]) -> list[Path]:
+    return [place for place in places if place.exists() and not place.is_symlink()]
+
+
+def _to_pack(now: datetime, days: float, removed: set[int]) -> list[int]:
+    """Plans that ended so many days ago and whose folders are not packed yet."""
+    if not days:
+        return []
+    with connection():
+        ended, _ = _old_plans(now - timedelta(days=days))
+    return [pk for pk in ended if pk not in removed and _there([run_folder(Plan(pk=pk))])]
+
+
+def _pack(pk: int) -> None:
+    """Pack a plan's folder; it goes once all of it is in the archive."""
+    folder, archive = _places(pk)
+    with suppress(BusyError), plan_lock(Plan(pk=pk)):
+        unfinished = archive.with_name(f".{secrets.token_hex(8)}")
+        try:
+            with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+                tar.add(folder, folder.name)
+            unfinished.rename(archive)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UsageError(f"{folder} cannot be packed: {error}; it is kept") from error
+        _remove_folders([folder])
 
 
 def _old_plans(before: datetime) -> tuple[list[int], list[str]]:
@@ -143,7 +186,7 @@ def _remove(pk: int) -> str | None:
         return None
     try:
         with plan_lock(plan):
-            _remove_folders([run_folder(plan)])
+            _remove_folders(_places(pk))
             with connection(), writing():
                 Plan.delete().where(Plan.pk == pk).execute()  # pages, attempts and all go with it
     except BusyError as busy:
@@ -153,9 +196,9 @@ def _remove(pk: int) -> str | None:
 
 def _remove_folders(folders: Iterable[Path]) -> None:
     for folder in folders:
-        if folder.is_dir() and not folder.is_symlink():
+        if _there([folder]):
             try:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
             except OSError as error:
                 raise UsageError(
                     f"{folder} cannot be removed: {error}; its plan is kept"
@@ -163,4 +206,4 @@ def _remove_folders(folders: Iterable[Path]) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.lstat().st_size for file in folder.rglob("*"))
+    return sum(file.lstat().st_size for file in [folder, *folder.rglob("*")])

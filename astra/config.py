@@ -144,6 +144,8 @@ class Plan:
 class Slurm:
     timeout_s: float = _key(30.0, _number(0, above=True))  # for one of Slurm's commands
     retries: int = _key(3, _whole(0))  # of a query that had no answer
+    recent_s: float = _key(5.0, _number(0))  # an answer of so long ago is shown again; 0: asked
+    pause_s: float = _key(0.2, _number(0))  # between two calls of sbatch
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,9 @@ class Policy:
 @dataclass(frozen=True)
 class Clean:
     keep_days: float = _key(90.0, _number(0))  # plans, logs and scripts, of which nothing was heard
+    compress_days: float = _key(
+        0.0, _number(0)
+    )  # until their scripts and logs are packed; 0: never
     keep_nights_days: float = _key(1000.0, _number(0))  # the lines of nights
 
 

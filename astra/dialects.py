@@ -195,6 +195,20 @@ class PostgreSQL(_Common):
     def now(self) -> datetime:
         return self.run("SELECT clock_timestamp()").fetchone()[0].astimezone(UTC)
 
+    def connections_for(self, headroom: int) -> int:
+        """How many connections the server has for this role, less some for others."""
+        (most,) = self.run(
+            """
+            SELECT least(
+                current_setting('max_connections')::int
+                    - current_setting('superuser_reserved_connections')::int
+                    - coalesce(current_setting('reserved_connections', true), '0')::int,
+                (SELECT nullif(datconnlimit, -1) FROM pg_database
+                 WHERE datname = current_database()),
+                (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user))"""
+        ).fetchone()
+        return max(int(most) - headroom, 0)
+
     def is_transient(self, error: BaseException) -> bool:
         """Whether the same work may succeed in a moment."""
         code = _sqlstate(error)
@@ -444,8 +458,13 @@ class PostgreSQL(_Common):
         )
         return peewee.NodeList((clause, key, SQL(")")))
 
-    def freeze(self, query: Any, page: Any, plan_pk: int, limit: int) -> tuple[int, int]:
-        """Cut the keys of `query` (columns key, modified, pk, in their order) into pages."""
+    def freeze(
+        self, query: Any, page: Any, plan_pk: int, limit: int, new_first: bool = False
+    ) -> tuple[int, int]:
+        """Cut the keys of `query` (columns key, modified, pk, in their order) into pages.
+
+        With `new_first` it has a column known, too: rows that are not known come first.
+        """
         sql, parameters = query.sql()
         cursor = self.run(
             f"""
@@ -454,7 +473,7 @@ class PostgreSQL(_Common):
                     (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
                 SELECT %s, (place - 1) / %s + 1, count(*), array_agg(key ORDER BY place),
                        decode(repeat('00', count(*)::int), 'hex'), 0, 0, 0
-                FROM (SELECT key, row_number() OVER (ORDER BY modified DESC, pk DESC) AS place
+                FROM (SELECT key, row_number() OVER (ORDER BY {_order(new_first)}) AS place
                       FROM ({sql}) AS pending) AS numbered
                 GROUP BY 2
                 RETURNING n_rows)
@@ -596,6 +615,11 @@ _ARRAY_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
 _COPIED_FROM = 50
 
 
+def _order(new_first: bool) -> str:
+    """The order of rows in a plan: total, so that they are cut into the same pages again."""
+    return ("known, " if new_first else "") + "modified DESC, pk DESC"
+
+
 def _array_literal(values: Sequence[Any]) -> str:
     """Values as the text of a PostgreSQL array."""
     return "{" + ",".join(map(_array_element, values)) + "}"
@@ -683,6 +707,10 @@ class SQLite(_Common):
     def now(self) -> datetime:
         text = self.run(f"SELECT {self.now_sql}").fetchone()[0]
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+    def connections_for(self, headroom: int) -> int:
+        """A file has no bound of its own."""
+        return 1000
 
     def is_transient(self, error: BaseException) -> bool:
         text = str(error)
@@ -822,7 +850,9 @@ class SQLite(_Common):
         )
         return peewee.NodeList((clause, key, SQL(")")))
 
-    def freeze(self, query: Any, page: Any, plan_pk: int, limit: int) -> tuple[int, int]:
+    def freeze(
+        self, query: Any, page: Any, plan_pk: int, limit: int, new_first: bool = False
+    ) -> tuple[int, int]:
         sql, parameters = query.sql()
         self.run(
             f"""
@@ -830,7 +860,7 @@ class SQLite(_Common):
                 (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
             SELECT ?, (place - 1) / ? + 1, count(*), json_group_array(key), zeroblob(count(*)),
                    0, 0, 0
-            FROM (SELECT key, row_number() OVER (ORDER BY modified DESC, pk DESC) AS place
+            FROM (SELECT key, row_number() OVER (ORDER BY {_order(new_first)}) AS place
                   FROM ({sql}) ORDER BY place)
             GROUP BY 2""",
             (plan_pk, limit, *parameters),

@@ -11,6 +11,7 @@
     │   ├── SlurmRefused            Slurm said no, in its own words (slurm_text.py)
     │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
     ├── BusyError               7   another process is at work on the same plan
+    ├── OutOfHours             74   the hours of a night are over: an element begins nothing
     ├── Interrupted            75   told to end; what was yielded is stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
@@ -63,6 +64,10 @@ class SlurmUnknown(SlurmError):
 
 class BusyError(AstraError):
     exit_status = 7
+
+
+class OutOfHours(AstraError):
+    exit_status = 74
 
 
 class Interrupted(AstraError):

@@ -16,7 +16,7 @@ from typing import Any
 
 from astra import config, profile, script, slurm
 from astra.database import connection
-from astra.errors import AstraError, SlurmUnknown, Superseded
+from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
 from astra.folders import check_folder, write_whole
 from astra.models.orchestration import Night
 from astra.night import NightSettings
@@ -50,10 +50,12 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     Superseded
         If another process gave the night a finalizer meanwhile.
     SlurmRefused, SlurmUnknown
-        If there is none now, or it is not known; :func:`lives` finds out.
+        If it was not taken, or that is not known: the night has the finalizer that it had. A job
+        that exists all the same has a token that is good for nothing.
     """
     chosen = _profile(settings)
     cluster = str(chosen.options.get("clusters") or "") or None
+    had = night.finalizer, night.finalizer_job, night.finalizer_cluster
     before, token = night.finalizer, secrets.token_hex(6)
     night.finalizer, night.finalizer_job, night.finalizer_cluster = token, None, cluster
     folder = Path(config.current().run.dir) / f"night-{night.pk}"
@@ -71,8 +73,22 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     path = folder / f"{job_name(night)}.sh"
     write_whole(path, text, 0o700)
     kept = f"the night is kept for it: astra nights {night.name} --heal"
-    found = send(path, job_name(night), cluster, kept, min, _arguments(behind, cluster, wait_s))
+    try:
+        found = send(path, job_name(night), cluster, kept, min, _arguments(behind, cluster, wait_s))
+    except SlurmError:
+        _give_back(night, *had)
+        raise
     _adopt(night, found)
+
+
+def _give_back(night: Night, token: str | None, job: int | None, cluster: str | None) -> None:
+    """The night's finalizer is the one before: who calls may try again, and is still its own."""
+    mine = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
+    with connection():
+        Night.update(finalizer=token, finalizer_job=job, finalizer_cluster=cluster).where(
+            mine
+        ).execute()
+    night.finalizer, night.finalizer_job, night.finalizer_cluster = token, job, cluster
 
 
 def _arguments(behind: Iterable[JobId], cluster: str | None, wait_s: int) -> list[str]:

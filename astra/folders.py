@@ -116,6 +116,11 @@ def _new(path: Path, mode: int) -> int:
     return os.open(path, flags, mode)
 
 
+def new_file(path: Path) -> IO[bytes]:
+    """A file of the user's alone, to write to, that was not there before."""
+    return os.fdopen(_new(path, 0o600), "wb")
+
+
 def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     """Write a file that appears under its name only when all of it is on the disk.
 

@@ -4,6 +4,7 @@ A night is a list of tasks, planned and submitted together as often as cron says
 bounds, and closed when nothing of it lives any more. Texts alone: nothing here asks the database.
 """
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -48,6 +49,12 @@ def _names(value: Any) -> tuple[str, ...]:
 def _time(value: Any) -> str:
     if not isinstance(value, str) or not time_limit_s(value):
         raise ValueError('should be a time limit, such as "12:00:00"')
+    return value
+
+
+def _clock(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", value):
+        raise ValueError('should be a time of day, such as "06:30"')
     return value
 
 
@@ -97,7 +104,7 @@ class NightTask:
     profile: str | None = _key(None, _line)
     limit: int | None = _key(None, _whole(1))  # rows per page
     max_rows: int | None = _key(None, _whole(1))
-    throttle: int | None = _key(None, _whole(1))
+    throttle: int | None = _key(None, _whole(1))  # at most, of the night's
     set: Mapping[str, Any] = field(default_factory=dict, metadata={"check": _arguments})
 
 
@@ -128,7 +135,12 @@ class NightSettings:
     profile: str | None = _key(None, _line)
     limit: int | None = _key(None, _whole(1))
     max_rows: int | None = _key(None, _whole(1))  # of each task
-    throttle: int | None = _key(None, _whole(1))  # of each array
+    priority: str = _key("new", _one_of("new", "recent"))  # rows without a result first, or not
+    throttle: int | None = _key(None, _whole(1))  # elements at once, of all arrays together
+    connections: int | None = _key(None, _whole(2))  # to the database, of all elements together
+    headroom: int = _key(20, _whole(0))  # connections left to others where that is not set
+    start_until: str | None = _key(None, _clock)  # no element begins after this time of day
+    drain_by: str | None = _key(None, _clock)  # those that run have ended by then
     rounds: int = _key(10, _whole(0))  # in which pages are submitted again
     leftovers: str = _key("take", _one_of("take", "leave"))  # rows that earlier nights left
     running: str = _key("join", _one_of("join", "leave"))  # the night before, if it still runs

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from astra import slurm
+from astra import config, slurm
 from astra.database import connection
 from astra.errors import SlurmError, UsageError, nearest
 from astra.models.orchestration import Night, NightPlan, Plan
-from astra.nightly import refreshed
 from astra.schema import check_version
 from astra.slurm import JobId
+from astra.sums import refreshed
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class PlanOfNight:
     pending: int
     retries: int
     task_h: float
+    cpu_h: float
     whole: bool
     made: datetime
     kept: bool  # the plan is still in the database
@@ -53,6 +54,7 @@ class NightStatus:
     retries: int  # elements that ended too early, and were followed by another
     rounds: int  # in which pages were submitted again
     task_h: float  # hours spent in tasks, over all attempts
+    cpu_h: float  # hours that these held processors for, times how many
     host: str
     by: str
     finalizer: int | None = None  # its last one's job
@@ -120,7 +122,7 @@ def _states(found: list[Night]) -> dict[int, str]:
     looked_after = [n for n in found if n.ended is None]
     jobs = [JobId(n.finalizer_job, n.finalizer_cluster) for n in looked_after if n.finalizer_job]
     try:
-        answer = slurm.elements(jobs) if jobs else None
+        answer = slurm.elements(jobs, recent_s=config.current().slurm.recent_s) if jobs else None
     except SlurmError:
         return {**dict.fromkeys([n.pk for n in looked_after], "running"), **states}
     for night in looked_after:
@@ -140,13 +142,13 @@ def _status(night: Night, state: str, entries: list[NightPlan] | None = None) ->
     if entries:  # of a night that is open, as they are at this moment
         sums = {
             name: sum(getattr(p, name) for p in plans)
-            for name in ("rows", "results", "failures", "no_result", "retries", "task_h")
+            for name in ("rows", "results", "failures", "no_result", "retries", "task_h", "cpu_h")
         }
     else:
         sums = {
             "rows": night.n_rows, "results": night.n_done, "failures": night.n_failed,
             "no_result": night.n_no_result, "retries": night.n_retries,
-            "task_h": round(night.task_s / 3600, 4),
+            "task_h": round(night.task_s / 3600, 4), "cpu_h": round(night.cpu_s / 3600, 4),
         }  # fmt: skip
     pending = sums["rows"] - sums["results"] - sums["failures"] - sums["no_result"]
     return NightStatus(
@@ -168,5 +170,6 @@ def _plan(entry: NightPlan) -> PlanOfNight:
         entry.task, entry.input_model, entry.plan_pk, entry.leftover, entry.n_rows, entry.n_done,
         entry.n_failed, entry.n_no_result,
         entry.n_rows - entry.n_done - entry.n_failed - entry.n_no_result, entry.n_retries,
-        round(entry.task_s / 3600, 4), entry.whole, entry.began, kept, entry.message,
+        round(entry.task_s / 3600, 4), round(entry.cpu_s / 3600, 4), entry.whole, entry.began,
+        kept, entry.message,
     )  # fmt: skip

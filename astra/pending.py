@@ -109,16 +109,24 @@ def has_result(model: Any, output: Any) -> Any:
     no clock, and finds even a change that was committed after, but begun before, the reading.
     """
     result = output.alias("result")
-    same_version = result.v_astra_major_minor == version_number() // 1000
-    if issubclass(model, Source):
-        same_row = (result.source_pk == model.pk) & result.spectrum_pk.is_null()
-    else:
-        same_row = result.spectrum_pk == model.spectrum_pk
     up_to_date = (result.input_modified == model.modified) | (
         # A result that was not written by a task counts as read when it was written.
         result.input_modified.is_null() & (result.input_read >= model.modified)
     )
-    return fn.EXISTS(result.select(1).where(same_row & same_version & up_to_date))
+    return fn.EXISTS(result.select(1).where(_is_of(result, model) & up_to_date))
+
+
+def has_old_result(model: Any, output: Any) -> Any:
+    """A clause: the row has a result at the current version, which may be out of date."""
+    result = output.alias("result")
+    return fn.EXISTS(result.select(1).where(_is_of(result, model)))
+
+
+def _is_of(result: Any, model: Any) -> Any:
+    same_version = result.v_astra_major_minor == version_number() // 1000
+    if issubclass(model, Source):
+        return (result.source_pk == model.pk) & result.spectrum_pk.is_null() & same_version
+    return (result.spectrum_pk == model.spectrum_pk) & same_version
 
 
 def _has_later_in_group(model: Any, group_by: Iterable[str]) -> Any:

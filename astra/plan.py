@@ -19,7 +19,14 @@ from astra.database import connection, dialect, writing
 from astra.errors import TaskError, UsageError
 from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
 from astra.models.pipeline import version_number
-from astra.pending import checked_ids, key_of, most_recent_first, pending_rows, whole_number
+from astra.pending import (
+    checked_ids,
+    has_old_result,
+    key_of,
+    most_recent_first,
+    pending_rows,
+    whole_number,
+)
 from astra.resolve import (
     choose_model,
     find_task,
@@ -58,6 +65,7 @@ def create_plan(
     max_rows: int | None = None,
     arguments: Mapping[str, Any] | None = None,
     again: bool = False,
+    new_first: bool = False,
 ) -> list[Planned]:
     """Freeze the pending rows of a task: one plan for each of its input models that has any.
 
@@ -65,9 +73,11 @@ def create_plan(
     ----------
     task, input_model, sdss_ids : as for :func:`astra.generate_queries_for_task`.
     limit : rows per page; by default the configured ``[plan] limit``.
-    max_rows : at most so many rows, the most recently modified.
+    max_rows : at most so many rows, the first in their order.
     arguments : of the task, by name; values of the annotated types, or texts that are parsed.
     again : take rows too that ended as a failure or without a result.
+    new_first : rows without any result come before those that were modified since theirs; else,
+        and within these two, the most recently modified come first.
 
     Raises
     ------
@@ -93,7 +103,9 @@ def create_plan(
     check_version()
     with connection():
         check_tables(*models, output)
-    return [_freeze(function, model, values, ids, limit, max_rows, again) for model in models]
+    return [
+        _freeze(function, model, values, ids, limit, max_rows, again, new_first) for model in models
+    ]
 
 
 def _freeze(
@@ -104,6 +116,7 @@ def _freeze(
     limit: int,
     max_rows: int | None,
     again: bool,
+    new_first: bool,
 ) -> Planned:
     name, table, output = task_name(function), model._meta.table_name, output_model(function)
     group_by = function.__astra__.group_by
@@ -131,13 +144,17 @@ def _freeze(
                     deadly = _ended(kind, model, name, QUARANTINED)
                     counts["quarantined"] = pending.where(deadly).count()
                 pending = pending.where(~clause)
-        keys = pending.select(
-            key.alias("key"), model.modified.alias("modified"), model._meta.primary_key.alias("pk")
-        ).order_by(*most_recent_first(model))
+        columns = [key.alias("key"), model.modified.alias("modified"),
+                   model._meta.primary_key.alias("pk")]  # fmt: skip
+        order: tuple[Any, ...] = most_recent_first(model)
+        if new_first:
+            columns.append(known := has_old_result(model, output).alias("known"))
+            order = (known, *order)
+        keys = pending.select(*columns).order_by(*order)
         if max_rows is not None:
             keys = keys.limit(max_rows)
         plan = _record(function, model, output, arguments, limit)
-        pages, rows = dialect().freeze(keys, Page, plan.pk, limit)
+        pages, rows = dialect().freeze(keys, Page, plan.pk, limit, new_first)
         if not rows:
             plan.delete_instance()
         else:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from astra.errors import nearest
+from astra.errors import OutOfHours, nearest
 from astra.slurm_text import Room, size_mb, time_limit_s, written_size, written_time
 from astra.states import PageState
 
@@ -43,10 +43,12 @@ RULES: Mapping[str, Rule] = {
     "FAILED": Rule(),
 }
 #: Ends that say nothing of the page: they use up no retry.
-FREE = frozenset({"PREEMPTED", "OUTAGE"})
+FREE = frozenset({"PREEMPTED", "OUTAGE", "HOURS"})
 #: Ends that may be a node's fault.
 _OF_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 _TEMPORARY_FAILURE = 75  # an element that was told to end, or that the database kept waiting
+#: Ends that lie with the world around, which have no rule: what kept the element from its rows.
+_AROUND = {"OUTAGE": "the database was away", "HOURS": "the hours of the night were over"}
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,14 @@ def end_of(
 
     An element that ended in order before its page was whole had been warned of its time limit,
     unless Slurm says otherwise; one that ended with status 75 and without a word in the database
-    could not reach that.
+    could not reach that; one with status 74 was out of its night's hours.
     """
     if page in (PageState.UNSUBMITTED, PageState.CANCELLED, PageState.DONE):
         return None
     state = slurm_state if slurm_state is not None and slurm_state in RULES else "FAILED"
-    if state == "FAILED" and page is PageState.INTERRUPTED:
+    if state == "FAILED" and exit_code == OutOfHours.exit_status:
+        state = "HOURS"
+    elif state == "FAILED" and page is PageState.INTERRUPTED:
         state = "TIMEOUT"
     elif state == "FAILED" and page is PageState.LOST and exit_code == _TEMPORARY_FAILURE:
         state = "OUTAGE"
@@ -165,8 +169,9 @@ def next_step(
     """
     if last is None:
         return Step(None, True, "not submitted yet")
-    if last.state == "OUTAGE":
-        return Step(last.state, True, "next as before: the database was away (uses up no retry)")
+    if last.state in _AROUND:
+        why = _AROUND[last.state]
+        return Step(last.state, True, f"next as before: {why} (uses up no retry)")
     this = rule[last.state]
     tries = sum(end.in_vain for end in earlier if end.state == last.state)
     free = last.state in FREE or not last.in_vain

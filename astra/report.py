@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from peewee import Case, fn
 
+from astra import config
 from astra.database import connection, dialect
 from astra.efficiency import Efficiency, efficiency
 from astra.errors import UsageError
@@ -198,7 +199,7 @@ def report_of(
     """
     if not plans:
         raise UsageError("a report is of one plan or of several: none was named")
-    found = statuses(plans, of_whole=False)
+    found = statuses(plans, of_whole=False, recent_s=config.current().slurm.recent_s)
     with connection():
         frozen = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
         submissions = list(Submission.select().where(Submission.plan << list(plans)))

@@ -8,13 +8,14 @@ from typing import Any
 from astra import policy, spool
 from astra.database import connection, writing
 from astra.errors import UsageError, nearest
+from astra.hours import ALWAYS, Hours
 from astra.local import run_local, start_local
 from astra.models.orchestration import Page, Plan
 from astra.plan import check_plan_version, get_plan
 from astra.retries import Next, exclude_bad_nodes, grouped, next_steps, record
 from astra.slurm_text import SlurmRefused
 from astra.states import ALIVE, Outcome, PageState, SlurmState
-from astra.status import PageStatus, survey
+from astra.status import Asked, PageStatus, survey
 from astra.submit import (
     Left,
     Submitted,
@@ -23,6 +24,7 @@ from astra.submit import (
     light_pages,
     plan_lock,
     recover_intents,
+    shares,
     submit_pages,
 )
 from astra.suspects import forgive
@@ -35,6 +37,8 @@ def resume(
     profile_name: str | None = None,
     options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
+    hours: Hours = ALWAYS,
+    asked: Asked | None = None,
 ) -> Submitted:
     """Submit the pages of a plan that are not whole and not alive.
 
@@ -48,8 +52,9 @@ def resume(
     failed : take rows again that are recorded as failures.
     only : Slurm states, such as ``OUT_OF_MEMORY``: only pages whose element ended so, those too
         that have used up their retries.
-    profile_name, options, dry_run : as for :func:`astra.submit.submit`. Without a name, elements
-        are submitted as those before them were.
+    profile_name, options, dry_run, hours : as for :func:`astra.submit.submit`. Without a name,
+        elements are submitted as those before them were.
+    asked : what Slurm said of the plan just now; without it, it is asked.
     """
     frozen = get_plan(plan)
     check_ready(frozen)
@@ -58,7 +63,7 @@ def resume(
     with plan_lock(frozen):
         recover_intents(frozen)
         spool.recover(frozen)
-        pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run)
+        pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, asked)
         numbers = {page.number for page in pages}
         chosen = [
             replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
@@ -68,7 +73,7 @@ def resume(
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
         if not dry_run:
             exclude_bad_nodes(frozen, statuses, steps)
-        done = _submit_groups(frozen, [n for n in steps if n.step.retry], dry_run)
+        done = _submit_groups(frozen, [n for n in steps if n.step.retry], dry_run, hours)
         if not dry_run:
             record(frozen, steps, statuses)
     left = [n for n in steps if not n.step.retry]
@@ -76,18 +81,31 @@ def resume(
     return replace(done, skipped=skipped, left=_left(frozen, left))
 
 
-def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool) -> Submitted:
-    """Submit pages, those together whose elements have the same options."""
+def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -> Submitted:
+    """Submit pages, those together whose elements have the same options.
+
+    These share the throttle, too.
+    """
     groups: dict[str, list[Next]] = {}
     for n in steps:
         groups.setdefault(repr(n.profile), []).append(n)
     done = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
     waiting = sum(len(group) for group in groups.values())
-    for group in groups.values():
+    least = min((n.profile.throttle for n in steps if n.profile.throttle), default=None)
+    throttles = shares(least, [len(group) for group in groups.values()])
+    for place, group in enumerate(groups.values()):
         if done.message:  # a limit of Slurm's: it holds for the others too
             break
+        if throttles and place >= len(throttles):
+            done = replace(
+                done, message=f"the throttle of {least} is used up: the rest comes later"
+            )
+            break
+        chosen = group[0].profile
+        if throttles:
+            chosen = replace(chosen, throttle=throttles[place])
         try:
-            new = submit_pages(plan, [n.page for n in group], group[0].profile, dry_run=dry_run)
+            new = submit_pages(plan, [n.page for n in group], chosen, dry_run, hours)
         except SlurmRefused as refused:
             if not done.jobs:
                 raise
@@ -135,10 +153,14 @@ def resume_local(
 
 
 def _choose(
-    plan: Plan, failed: bool, only: frozenset[SlurmState], dry_run: bool
+    plan: Plan,
+    failed: bool,
+    only: frozenset[SlurmState],
+    dry_run: bool,
+    asked: Asked | None = None,
 ) -> tuple[list[Page], dict[str, int], Sequence[PageStatus]]:
     """The pages to submit, how many are passed over, by state, and how all of them stood."""
-    statuses, _ = survey(plan)
+    statuses, _ = survey(plan, asked)
     chosen: list[int] = []
     skipped: Counter[str] = Counter()
     for page in statuses:

@@ -16,7 +16,7 @@ from astra.models.pipeline import PipelineOutputModel
 from astra.resolve import import_named, import_path
 
 #: The version of astra's own tables. A change of them raises it and adds a step to _STEPS.
-VERSION = 3
+VERSION = 4
 
 #: version -> SQL statements that bring tables of the version before up to it.
 _STEPS: dict[int, tuple[str, ...]] = {
@@ -31,6 +31,13 @@ _STEPS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE {attempt} ADD COLUMN t_start_s REAL",
         "ALTER TABLE {attempt} ADD COLUMN t_rows_s REAL",
         "ALTER TABLE {attempt} ADD COLUMN row_times TEXT",
+    ),
+    4: (
+        "ALTER TABLE {night} ADD COLUMN start_until BIGINT",
+        "ALTER TABLE {night} ADD COLUMN drain_by BIGINT",
+        "ALTER TABLE {night} ADD COLUMN cpu_s REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE {night_plan} ADD COLUMN cpu_s REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE {night_holder} ADD COLUMN step BOOLEAN NOT NULL DEFAULT FALSE",
     ),
 }
 
@@ -71,7 +78,7 @@ def init_database(modules: tuple[str, ...] = (), grant: tuple[str, ...] = ()) ->
                 f"{' or '.join(map(repr, owners))} is, who alone may complete them and give of "
                 "them: have astra initdb run by that role"
             )
-        _upgrade(version)
+        _upgrade(version, new)
         give(wanted, ours)
         return new
 
@@ -95,14 +102,16 @@ def _make_tables(version: int | None) -> tuple[list[str], list[Any], list[str]]:
     return new, ours, sorted(owners)
 
 
-def _upgrade(version: int | None) -> None:
-    """Bring astra's own tables from a version to this one's."""
+def _upgrade(version: int | None, new: list[str]) -> None:
+    """Bring astra's own tables, but those that are new, from a version to this one's."""
     if version is None:
         Schema.create(version=VERSION)
     elif version < VERSION:
         names = {m._meta.table_name: dialect().table(m) for m in ORCHESTRATION}
         for step in range(version + 1, VERSION + 1):
             for statement in _STEPS[step]:
+                if any(f"{{{name}}}" in statement for name in new):
+                    continue
                 database.execute_sql(statement.format(**names))
         Schema.update(version=VERSION).execute()
 

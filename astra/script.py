@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import jinja2
@@ -37,6 +38,8 @@ class ElementScript:
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
     pages_per_element: int = 1
     row_timeout: float | None = None  # seconds; without it the configured one
+    start_until: int | None = None  # an element that begins later begins nothing
+    tell_at: int | None = None  # when an element that runs is told to end
     directives: Iterable[tuple[str, str | None]] = ()  # see profile.directives()
     setup: Iterable[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # exported; no secrets
@@ -45,8 +48,15 @@ class ElementScript:
     def command(self) -> str:
         """The shell command that runs one element."""
         start = [self.python, "-m", "astra", "run-page", "--plan", str(self.plan)]
-        limit = [] if self.row_timeout is None else ["--row-timeout", f"{self.row_timeout:g}"]
-        words = " ".join(map(quote, [*start, "--job", self.token, *limit]))
+        limits = [
+            (f"--{name}", f"{value:.15g}")
+            for name, value in (
+                ("row-timeout", self.row_timeout), ("start-until", self.start_until),
+                ("tell-at", self.tell_at),
+            )
+            if value is not None
+        ]  # fmt: skip
+        words = " ".join(map(quote, [*start, "--job", self.token, *chain(*limits)]))
         return f"{words} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
 
 

@@ -471,8 +471,11 @@ def cleaned(done: Any) -> None:
     line(f"of before {_moment(done.before)}: {what} {'would go' if done.dry_run else 'are gone'}")
     for said in done.kept:
         line(f"  kept: {said}")
-    if done.dry_run and (done.plans or done.nights or done.folders):
-        line("nothing was removed: astra clean --yes")
+    if done.compressed:
+        packed = count(len(done.compressed), "folder")
+        line(f"{packed} of plans that stay {'would be' if done.dry_run else 'are'} packed")
+    if done.dry_run and (done.plans or done.nights or done.folders or done.compressed):
+        line("nothing was changed: astra clean --yes")
 
 
 def healed(done: list[Any]) -> None:
@@ -488,13 +491,13 @@ def nights(found: list[Any]) -> None:
         return
     made = table(
         "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",
-        "no result>", "left>", "retries>", "task hours>",
+        "no result>", "left>", "retries>", "CPU hours>",
     )  # fmt: skip
     for n in found:
         made.add_row(
             str(n.night), n.name, coloured(n.state), _moment(n.began), _moment(n.ended),
             f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
-            f"{n.pending:,}", f"{n.retries:,}", f"{n.task_h:,.2f}",
+            f"{n.pending:,}", f"{n.retries:,}", f"{n.cpu_h:,.2f}",
         )  # fmt: skip
     console.print(made)
 
@@ -511,7 +514,7 @@ def night(found: Any) -> None:
     line(
         f"  {found.results:,} results + {found.failures:,} failed + {found.no_result:,} no result "
         f"+ {found.pending:,} left = {count(found.rows, 'row')}; {found.retries:,} retries in "
-        f"{count(found.rounds, 'round')}; {found.task_h:,.2f} task hours"
+        f"{count(found.rounds, 'round')}; {found.cpu_h:,.2f} CPU hours"
     )
     made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "")
     for p in found.plans:

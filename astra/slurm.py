@@ -11,11 +11,12 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
-from astra import config
+from astra import answers, config
 from astra.errors import SlurmError, SlurmUnknown
 from astra.folders import umask_without_write
 from astra.script import array_spec
@@ -87,7 +88,11 @@ _LONGEST_ARGUMENT = 100_000  # characters; Linux takes 131,072 in one argument
 
 
 def run(
-    args: Sequence[str], *, input: str | None = None, env: Mapping[str, str] | None = None
+    args: Sequence[str],
+    *,
+    input: str | None = None,
+    env: Mapping[str, str] | None = None,
+    recent_s: float = 0.0,
 ) -> str:
     """Run one of Slurm's commands and give what it prints.
 
@@ -99,6 +104,7 @@ def run(
     input : text for its standard input.
     env : environment, in place of that of the process; variables of a surrounding job are left
         out of either.
+    recent_s : an answer that this user had to the same query within so many seconds will do.
 
     Raises
     ------
@@ -107,6 +113,13 @@ def run(
     SlurmUnknown
         If there was no answer: nothing is known about what it did.
     """
+    if args[0] not in _READ_ONLY:
+        answers.forget_all()
+    where = str((os.environ if env is None else env).get("SLURM_CONF"))
+    return answers.kept(args, where, recent_s, lambda: _run_patiently(args, input, env))
+
+
+def _run_patiently(args: Sequence[str], input: str | None, env: Mapping[str, str] | None) -> str:
     settings = config.current().slurm
     tries = 1 + (settings.retries if args[0] in _READ_ONLY else 0)
     for left in reversed(range(tries)):
@@ -205,7 +218,7 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
         If it is not known whether the job exists: look for it with :func:`find`.
     """
     try:
-        output = run(["sbatch", "--parsable", *args, str(script)], env=env)
+        output = _apart(lambda: run(["sbatch", "--parsable", *args, str(script)], env=env))
     except _Failed as failed:
         if made := parse_submission(failed.output):
             return made  # it complained, and made the job all the same
@@ -213,6 +226,22 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
     if made := parse_submission(output):
         return made
     raise SlurmUnknown(f"sbatch ended well, but printed {output.strip()[:200]!r} and no job id")
+
+
+_next_sbatch = 0.0  # no sooner than this, by the monotonic clock
+
+
+def _apart(call: Callable[[], str]) -> str:
+    """`call()`, some time after the one before it: more where slurmctld takes long to answer."""
+    global _next_sbatch
+    time.sleep(max(_next_sbatch - time.monotonic(), 0.0))
+    began = time.monotonic()
+    try:
+        return call()
+    finally:
+        ended = time.monotonic()
+        pause_s = max(config.current().slurm.pause_s, (ended - began) / 2)
+        _next_sbatch = ended + pause_s * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
 
 
 @cache
@@ -225,6 +254,28 @@ def max_array_size() -> int:
     return parse_max_array_size(run(["scontrol", "show", "config"]))
 
 
+_site: dict[tuple[str, ...], str] | None = None
+
+
+@contextmanager
+def one_site() -> Iterator[None]:
+    """Within it, what Slurm says of partitions, nodes and reservations is asked once."""
+    global _site
+    before, _site = _site, {} if _site is None else _site
+    try:
+        yield
+    finally:
+        _site = before
+
+
+def _of_site(args: Sequence[str], env: Mapping[str, str] | None) -> str:
+    if _site is None:
+        return run(args, env=env)
+    if tuple(args) not in _site:
+        _site[tuple(args)] = run(args, env=env)
+    return _site[tuple(args)]
+
+
 def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
     """What a job may ask for in a partition, in the widest of several, or in the default one.
 
@@ -233,10 +284,11 @@ def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
     SlurmError
         If Slurm does not say.
     """
-    known = parse_partitions(run(["scontrol", "-o", "show", "partition"], env=env))
+    asked = partial(_of_site, env=env)
+    known = parse_partitions(asked(["scontrol", "-o", "show", "partition"]))
     names = set((partition or "").split(",")) - {""} or {p.name for p in known if p.is_default}
     mine = [p for p in known if p.name in names]
-    lines = run(["sinfo", "-h", "-N", "-o", "%R|%N|%m"], env=env).splitlines()
+    lines = asked(["sinfo", "-h", "-N", "-o", "%R|%N|%m"]).splitlines()
     of = [line.split("|") for line in lines if line.split("|")[0] in names]
     memory = [size for _, _, text in of if (size := size_mb(text.rstrip("+")))]
     most_mb = _widest([p.max_mem_mb for p in mine])
@@ -256,10 +308,11 @@ def maintenance(env: Mapping[str, str] | None = None) -> list[Reservation]:
     SlurmError
         If Slurm does not say.
     """
-    text = run(["scontrol", "-o", "show", "reservation"], env=env)
+    asked = partial(_of_site, env=env)
+    text = asked(["scontrol", "-o", "show", "reservation"])
     found = []
     for name, begins, ends, nodes in parse_maintenance(text):
-        names = run(["scontrol", "show", "hostnames", nodes], env=env).split() if nodes else []
+        names = asked(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
         found.append(Reservation(name, begins, ends, tuple(names)))
     return found
 
@@ -310,20 +363,28 @@ def _named(text: str, job_name: str) -> set[tuple[int, str]]:
 
 
 def elements(
-    jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None, again: bool = True
+    jobs: Iterable[int | JobId],
+    env: Mapping[str, str] | None = None,
+    again: bool = True,
+    recent_s: float = 0.0,
 ) -> Answer:
     """What Slurm says of all elements of some jobs: one squeue, one sacct for each cluster.
 
     squeue decides what lives. What has left its memory is taken from sacct, which may lag: an
     element that sacct calls alive and squeue, asked `again`, does not know is unknown.
+
+    Those who only look take answers that are `recent_s` seconds old; who acts upon them does not.
     """
-    answers = [_elements(ids, cluster, env, again) for cluster, ids in _by_cluster(jobs)]
+    parts = _by_cluster(jobs)
+    asks = partial(run, env=env, recent_s=recent_s)
+    found = [_elements(ids, cluster, asks, again) for cluster, ids in parts]
     return Answer(
-        executions={key: e for answer in answers for key, e in answer.executions.items()},
-        queue=all(answer.queue for answer in answers),
-        accounting=all(answer.accounting for answer in answers),
-        unsettled=frozenset().union(*(answer.unsettled for answer in answers)),
-        notes=tuple(note for answer in answers for note in answer.notes),
+        executions={key: e for answer in found for key, e in answer.executions.items()},
+        queue=all(answer.queue for answer in found),
+        accounting=all(answer.accounting for answer in found),
+        unsettled=frozenset().union(*(answer.unsettled for answer in found)),
+        notes=tuple(note for answer in found for note in answer.notes),
+        jobs=frozenset(job_id for _, ids in parts for job_id in ids),
     )
 
 
@@ -335,22 +396,27 @@ def _by_cluster(jobs: Iterable[int | JobId]) -> list[tuple[str | None, list[int]
     return [(cluster, sorted(ids)) for cluster, ids in found.items()]
 
 
-def _elements(
-    ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None, again: bool
-) -> Answer:
+#: Runs one of Slurm's commands.
+Asks = Callable[[Sequence[str]], str]
+
+
+def _elements(ids: Sequence[int], cluster: str | None, asks: Asks, again: bool) -> Answer:
     def queue(some: Sequence[int]) -> dict[Key, Execution]:
-        return {k: e for part in _chunks(some) for k, e in _squeue(part, cluster, env).items()}
+        return {k: e for part in _chunks(some) for k, e in _squeue(part, cluster, asks).items()}
 
     try:
         queued = queue(ids)
     except SlurmError as error:
         return Answer(queue=False, notes=(f"squeue gave no answer, nothing is known: {error}",))
     try:
-        parts = [_sacct(part, cluster, env) for part in _chunks(ids)]
+        parts = [_sacct(part, cluster, asks) for part in _chunks(ids)]
     except SlurmError as error:
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
         silent = frozenset(ids) - {job_id for job_id, _ in queued}
-        unsure = frozenset(job_id for job_id in silent if not _is_gone(job_id, cluster, env))
+        # A squeue that says nothing is no proof by itself. Of one of them Slurm is asked for its
+        # word, which then stands for all: never one call for each.
+        gone = not silent or _is_gone(max(silent), cluster, asks)
+        unsure = frozenset() if gone else silent
         return Answer(queued, accounting=False, unsettled=unsure, notes=(note,))
     booked = {key: e for part in parts for key, e in part.items()}
     known = {job_id for job_id, _ in queued}
@@ -371,10 +437,10 @@ def _elements(
     return settle(queued, booked)
 
 
-def _is_gone(job_id: int, cluster: str | None, env: Mapping[str, str] | None) -> bool:
-    """Whether Slurm itself says that it has no such job: an empty squeue alone is no proof."""
+def _is_gone(job_id: int, cluster: str | None, asks: Asks) -> bool:
+    """Whether Slurm itself says that it has no such job."""
     try:
-        run(["scontrol", *_on(cluster), "show", "job", str(job_id)], env=env)
+        asks(["scontrol", *_on(cluster), "show", "job", str(job_id)])
     except _Failed as failed:
         return "Invalid job id specified" in failed.words
     except SlurmError:
@@ -395,14 +461,12 @@ def _list(ids: Iterable[int]) -> str:
     return ",".join(map(str, ids))
 
 
-def _squeue(
-    ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None
-) -> dict[Key, Execution]:
+def _squeue(ids: Sequence[int], cluster: str | None, asks: Asks) -> dict[Key, Execution]:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
     # Without -r: elements of an array that wait are one line, "17_[2-1000%50]".
     args = ["squeue", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
     try:
-        return parse_squeue(run(args, env=env))
+        return parse_squeue(asks(args))
     except _Failed as failed:
         # Said of a single id that has left squeue's memory; of several, unknown ones are skipped.
         if "Invalid job id specified" in failed.words:
@@ -410,15 +474,15 @@ def _squeue(
         raise
 
 
-def _sacct(
-    ids: Sequence[int], cluster: str | None, env: Mapping[str, str] | None
-) -> dict[Key, Execution]:
+def _sacct(ids: Sequence[int], cluster: str | None, asks: Asks) -> dict[Key, Execution]:
     # -D: also the earlier executions of a requeued element; -S: sacct looks at today only.
     args = ["sacct", "-n", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids), "-o", ",".join(SACCT)]
-    return parse_sacct(run([*args, *_on(cluster)], env=env))
+    return parse_sacct(asks([*args, *_on(cluster)]))
 
 
-def usage(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) -> list[Usage]:
+def usage(
+    jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None, recent_s: float = 0.0
+) -> list[Usage]:
     """What the elements of some jobs used of what they had asked for: one sacct for each cluster.
 
     Raises
@@ -430,7 +494,8 @@ def usage(jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None) -> 
     for cluster, ids in _by_cluster(jobs):
         for part in _chunks(ids):
             args = ["sacct", "-n", "-P", "-S", "2000-01-01", "-j", _list(part)]
-            text = run([*args, "-o", ",".join(USAGE), *_on(cluster)], env=env)
+            args += ["-o", ",".join(USAGE), *_on(cluster)]
+            text = run(args, env=env, recent_s=recent_s)
             found += parse_usage(text)
     return found
 
@@ -469,6 +534,11 @@ def cancel(
     for where, names in words.items():
         for start in range(0, len(names), 500):
             _scancel([*_on(where), *names[start : start + 500]], env)
+
+
+def cancel_waiting(job_id: int, env: Mapping[str, str] | None = None) -> None:
+    """End those elements of an array that have not begun."""
+    _scancel(["--state=PENDING", str(job_id)], env)
 
 
 _GONE = re.compile(r"Invalid job id specified|already completing or completed")

@@ -58,9 +58,12 @@ class Answer:
     accounting: bool = True  # sacct answered
     unsettled: frozenset[int] = frozenset()  # jobs that accounting does not tell apart yet
     notes: tuple[str, ...] = ()  # for people: what was not answered, and why
+    jobs: frozenset[int] | None = None  # that were asked about; None: whatever job
 
     def of(self, job_id: int, index: int | None) -> Execution:
         """One element: state ABSENT if both answered and neither knows it, None if unknown."""
+        if self.jobs is not None and job_id not in self.jobs:
+            return _UNKNOWN
         known = self.executions.get((job_id, index))
         if known is not None:
             return known

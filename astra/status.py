@@ -84,23 +84,26 @@ class PlanStatus:
         return in_states(self.elements, states)
 
 
-def status(plan: int, ask_again: bool = True, of_whole: bool = True) -> PlanStatus:
+def status(
+    plan: int, ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
+) -> PlanStatus:
     """How a plan stands.
 
     Where the accounting is behind, squeue is asked a second time; without `ask_again` such elements
     are unknown, until the next time that somebody asks. Of pages whose rows have all ended, Slurm
     and the attempts add only how that came about: without `of_whole` they are not asked for it.
+    What Slurm told this user within the last `recent_s` seconds is not asked again.
 
     Raises
     ------
     UsageError
         If there is no such plan.
     """
-    return statuses([plan], ask_again, of_whole)[0]
+    return statuses([plan], ask_again, of_whole, recent_s)[0]
 
 
 def statuses(
-    plans: Sequence[int], ask_again: bool = True, of_whole: bool = True
+    plans: Sequence[int], ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
 ) -> list[PlanStatus]:
     """How some plans stand; Slurm is asked once, for all of them. As :func:`status`.
 
@@ -111,7 +114,7 @@ def statuses(
     """
     found = [_read(get_plan(plan), of_whole) for plan in plans]
     jobs = slurm_jobs(s for stored in found for s in stored.asked_about(of_whole))
-    answer, notes = _ask(jobs, ask_again)
+    answer, notes = _ask(jobs, ask_again, recent_s)
     return [_status(stored, answer, notes, of_whole) for stored in found]
 
 
@@ -319,11 +322,13 @@ def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Ite
     return (pages[i] for i, state in enumerate(known) if state in states)
 
 
-def survey(plan: Plan) -> tuple[Pages, list[str]]:
+#: Slurm's answer, and what it did not answer.
+Asked = tuple[Any, list[str]]
+
+
+def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
     """Every page of a plan as it stands, and what could not be found out."""
-    with connection():
-        submissions = list(Submission.select().where(Submission.plan == plan.pk))
-    answer, notes = _ask(slurm_jobs(submissions))
+    answer, notes = asked or ask([plan])
     return _pages(plan, answer, True), [*notes, *_spooled(plan)]
 
 
@@ -363,13 +368,21 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[slurm.JobId]:
     return [slurm.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
 
 
-def _ask(jobs: list[slurm.JobId], again: bool = True) -> tuple[Any, list[str]]:
+def ask(plans: Iterable[Plan]) -> Asked:
+    """What Slurm says of the arrays of some plans, all at once."""
+    pks = [plan.pk for plan in plans]
+    with connection():
+        found = list(Submission.select().where(Submission.plan.in_(pks or [0])))
+    return _ask(slurm_jobs(found))
+
+
+def _ask(jobs: list[slurm.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:
     """What Slurm says of these jobs: one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
     if not slurm.available():
         return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
-    answer = slurm.elements(jobs, again=again)
+    answer = slurm.elements(jobs, again=again, recent_s=recent_s)
     return answer, list(answer.notes)
 
 

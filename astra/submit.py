@@ -26,6 +26,7 @@ from astra.claim import process_began
 from astra.database import at_hand, connection, database, dialect, retrying, url, writing
 from astra.errors import BusyError, DatabaseError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
+from astra.hours import ALWAYS, Hours
 from astra.models.orchestration import Exclusion, Page, Plan, Submission
 from astra.plan import check_plan_version, get_plan
 from astra.profile import Profile
@@ -98,6 +99,7 @@ def submit(
     profile_name: str | None = None,
     options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
+    hours: Hours = ALWAYS,
 ) -> Submitted:
     """Submit those pages of a plan that were not submitted yet, as Slurm arrays.
 
@@ -108,6 +110,7 @@ def submit(
     options : ``sbatch`` options in snake case, ``throttle`` and ``pages_per_element``, which
         override the profile's.
     dry_run : render the scripts, store and submit nothing.
+    hours : in which elements may begin and run.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def submit(
             pages = waiting_pages(frozen)
         if pages:
             warn(chosen)
-        return submit_pages(frozen, pages, chosen, dry_run=dry_run)
+        return submit_pages(frozen, pages, chosen, dry_run, hours)
 
 
 def check_ready(plan: Plan) -> None:
@@ -207,9 +210,17 @@ class Slice:
 
 
 def submit_pages(
-    plan: Plan, pages: Sequence[Page | Waiting], chosen: Profile, dry_run: bool = False
+    plan: Plan,
+    pages: Sequence[Page | Waiting],
+    chosen: Profile,
+    dry_run: bool = False,
+    hours: Hours = ALWAYS,
 ) -> Submitted:
-    """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked."""
+    """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked.
+
+    The throttle is that of all of them together: each has a share of it, and those for which none
+    is left wait for one of those before them.
+    """
     each = chosen.pages_per_element or 1
     away = _away(chosen) if pages else ()
     jobs: list[Job] = []
@@ -218,14 +229,20 @@ def submit_pages(
     queue = list(slices(pages, each, slurm.max_array_size() - 1)) if pages else []
     if queue and not dry_run:
         check_folder(run_folder(plan) / "logs")
+    lanes = shares(chosen.throttle, [len(piece.elements) for piece in queue])
     while queue:
         piece = queue.pop(0)
+        mine, n = chosen, len(jobs)
+        if lanes:
+            mine = replace(chosen, throttle=lanes[n % len(lanes)])
+        behind = jobs[n - len(lanes)] if lanes and n >= len(lanes) else None
+        sent = _as_sent(mine, away, behind)
         if dry_run:
-            jobs.append(_dry(plan, piece, chosen, each, away))
+            jobs.append(_dry(plan, piece, sent, hours))
             done += piece.pages
             continue
         try:
-            jobs.append(_submit_slice(plan, piece, chosen, each, away))
+            jobs.append(_submit_slice(plan, piece, mine, sent, hours))
             done += piece.pages
         except slurm.SlurmRefused as refused:
             if not refused.limit:
@@ -241,6 +258,26 @@ def submit_pages(
         plan.pk, plan.task, len(done), sum(page.n_pending for page in done), tuple(jobs),
         chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
     )  # fmt: skip
+
+
+def shares(total: int | None, weights: Sequence[int]) -> list[int]:
+    """A throttle divided by weight, at least 1 each; fewer shares than weights if it is small.
+
+    >>> shares(10, [600, 300, 100]), shares(2, [5, 5, 5]), shares(None, [7])
+    ([6, 3, 1], [1, 1], [])
+    """
+    if total is None or not weights:
+        return []
+    taken = list(weights[:total])
+    exact = [total * weight / sum(taken) for weight in taken]
+    found = [max(int(part), 1) for part in exact]
+    while (over := sum(found) - total) != 0:
+        wrong = [n - part for n, part in zip(found, exact, strict=True)]
+        if over > 0:
+            found[max((i for i, n in enumerate(found) if n > 1), key=lambda i: wrong[i])] -= 1
+        else:
+            found[min(range(len(found)), key=lambda i: wrong[i])] += 1
+    return found
 
 
 def slices(pages: Iterable[Page | Waiting], each: int, most: int) -> Iterator[Slice]:
@@ -282,19 +319,25 @@ def _away(chosen: Profile) -> tuple[str, ...]:
     return tuple(policy.to_exclude(bad, room.nodes))
 
 
-def _without(chosen: Profile, away: tuple[str, ...]) -> Profile:
-    if not away:
-        return chosen
-    own = str(chosen.options.get("exclude") or "")
-    return chosen.with_options(exclude=",".join(filter(None, [own, *away])))
+def _as_sent(chosen: Profile, away: tuple[str, ...], behind: Job | None) -> Profile:
+    """The profile of one array: away from bad nodes, and behind the one whose share it takes."""
+    more = {
+        "exclude": away,
+        "dependency": (f"afterany:{behind.job_id}",) if behind and behind.job_id else (),
+    }
+    added = {
+        key: ",".join(filter(None, [str(chosen.options.get(key) or ""), *words]))
+        for key, words in more.items()
+        if words
+    }
+    return chosen.with_options(**added) if added else chosen
 
 
-def _submit_slice(
-    plan: Plan, piece: Slice, chosen: Profile, each: int, away: tuple[str, ...]
-) -> Job:
+def _submit_slice(plan: Plan, piece: Slice, chosen: Profile, sent: Profile, hours: Hours) -> Job:
+    each = chosen.pages_per_element or 1
     submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
     # What a template or a folder may refuse is refused before an intent is left behind.
-    text = _render(plan, piece, _without(chosen, away), submission)
+    text = _render(plan, piece, sent, submission, hours)
     folder = run_folder(plan)
     submission.script = str(folder / f"{submission.job_name}.sh")
     submission.log_folder = str(folder / "logs")
@@ -514,7 +557,7 @@ def write_script(submission: Submission, text: str) -> Path:
     return path
 
 
-def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission) -> str:
+def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, hours: Hours) -> str:
     numbers = [page.number for page in piece.pages]
     return script.render(
         chosen.template,
@@ -528,6 +571,8 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission) -
             offset=piece.offset,
             pages_per_element=submission.pages_per_element,
             row_timeout=chosen.row_timeout,
+            start_until=hours.start_until,
+            tell_at=hours.tell_at,
             directives=tuple(profile.directives(chosen)),
             setup=chosen.setup,
             log_path=script.log_pattern(run_folder(plan) / "logs"),
@@ -556,14 +601,15 @@ def environment() -> dict[str, str]:
     return found
 
 
-def _dry(plan: Plan, piece: Slice, chosen: Profile, each: int, away: tuple[str, ...]) -> Job:
+def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
     """The script and the command as they would be, of a submission that is not stored."""
+    each = chosen.pages_per_element or 1
     submission = Submission(
         plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
     )
     path = run_folder(plan) / f"{submission.job_name}.sh"
     return Job(
         None, script.array_spec(piece.indices(), chosen.throttle), piece.offset,
-        len(piece.pages), str(path), _render(plan, piece, _without(chosen, away), submission),
+        len(piece.pages), str(path), _render(plan, piece, chosen, submission, hours),
         ("sbatch", "--parsable", str(path)),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from types import FrameType
 
 from astra import config, log
 from astra.database import retrying, writing
-from astra.errors import AstraError
+from astra.errors import AstraError, OutOfHours
 from astra.measures import born_s, now_s
 from astra.models.orchestration import Attempt, Page
 from astra.results import clean
@@ -129,16 +129,19 @@ class Board:
         return int(struct.unpack_from("q", self._memory, _IN_HAND)[0])
 
 
-def supervised(work: Callable[[Board], int], row_timeout_s: float = 0.0) -> int:
+def supervised(
+    work: Callable[[Board], int], row_timeout_s: float = 0.0, tell_at: float | None = None
+) -> int:
     """Do an element's `work` in a child process, again after each crash; its exit status.
 
     Parameters
     ----------
     work : runs the element's pages; its exit status. It is called in the child.
     row_timeout_s : longest time that a task may take for each row in hand; 0 for no limit.
+    tell_at : when the element is told to end, in seconds since the epoch.
     """
     board = Board()
-    parent = _Parent(board, row_timeout_s)
+    parent = _Parent(board, row_timeout_s, tell_at)
     in_vain = 0
     birth_s = born_s()
     while True:
@@ -151,14 +154,14 @@ def supervised(work: Callable[[Board], int], row_timeout_s: float = 0.0) -> int:
         status = parent.wait(pid)
         birth_s = now_s()
         if board.finished and not parent.timed_out:
-            return status
+            return OutOfHours.exit_status if parent.over and status == 75 else status
         if (-status if status < 0 else status - 128) == signal.SIGKILL and not parent.timed_out:
             # Not ours to go on: the memory limit, or whoever ended it, knows why.
             _note_death(board, parent.death(status), parent.peak_mb, alive=False)
             return 128 + signal.SIGKILL
         known = _note_death(board, parent.death(status), parent.peak_mb, alive=True)
         if parent.told:
-            return 75
+            return OutOfHours.exit_status if parent.over else 75
         in_vain = 0 if known else in_vain + 1
         if in_vain >= config.current().element.max_deaths:
             _give_up(board, parent.death(status))
@@ -201,23 +204,28 @@ class _Stopwatch:
 
 
 class _Parent:
-    """Waits for a child: passes signals on to it, and ends it when a row takes too long."""
+    """Waits for a child: passes signals on to it, and ends it when a row takes too long.
 
-    def __init__(self, board: Board, row_timeout_s: float) -> None:
-        self.board, self.row_timeout_s = board, row_timeout_s
-        self.told = self.timed_out = False
+    When the hours of its night are `over`, it is told to end, as Slurm would.
+    """
+
+    def __init__(self, board: Board, row_timeout_s: float, tell_at: float | None = None) -> None:
+        self.board, self.row_timeout_s, self.tell_at = board, row_timeout_s, tell_at
+        self.told = self.timed_out = self.over = False
         self.pid = 0
-        self.every_s = min(max(row_timeout_s / 10, 0.05), 1.0)  # between two looks
+        # between two looks
+        self.every_s = min(max(row_timeout_s / 10, 0.05), 1.0) if row_timeout_s else 1.0
         self.stopwatch = _Stopwatch(2 * self.every_s)
 
     def wait(self, pid: int) -> int:
         """The exit status of the child, minus the signal that ended it."""
         self.pid, self.timed_out = pid, False
         handlers = {n: self._pass_on for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-        if self.row_timeout_s:
+        looks = bool(self.row_timeout_s or self.tell_at)
+        if looks:
             handlers[signal.SIGALRM] = self._look
         previous = {number: signal.signal(number, do) for number, do in handlers.items()}
-        if self.row_timeout_s:
+        if looks:
             signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
         try:
             _, status, used = os.wait4(pid, 0)
@@ -235,6 +243,12 @@ class _Parent:
             os.kill(self.pid, number)
 
     def _look(self, number: int, frame: FrameType | None) -> None:
+        if self.tell_at is not None and time.time() >= self.tell_at and not self.over:
+            self.over = True
+            log.warning("the hours of the night are over: what was yielded is stored")
+            self._pass_on(signal.SIGTERM, None)
+        if not self.row_timeout_s:
+            return
         n_in_hand = self.board.n_in_hand()
         working_s = self.stopwatch.read(self.board.works_since())
         if not self.pid or not n_in_hand:

@@ -64,8 +64,8 @@ def words(night: NightStatus) -> tuple[str, str]:
     lines = [f"{subject} (night {night.night}).", numbers]
     if night.ended:
         began, ended = (t.astimezone() for t in (night.began, night.ended))
-        lines.append(f"From {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M}, "
-                     f"{night.retries:,} retries, {night.task_h:,.2f} task hours.")  # fmt: skip
+        lines.append(f"It ran from {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M}, "
+                     f"{night.retries:,} retries, {night.cpu_h:,.2f} CPU hours.")  # fmt: skip
     lines += (night.message or "").split("; ") if night.message else []
     lines += [f"astra failures {plan.plan}" for plan in night.plans if plan.failures and plan.plan]
     return subject, config.hide("\n".join([*lines, f"astra nights {night.name} {night.night}"]))

@@ -1,10 +1,12 @@
 """Watching a plan: its status again and again, until nothing of it lives."""
 
+import random
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from astra import config
 from astra.states import ALIVE
 from astra.status import PlanStatus, never_starts, status
 
@@ -28,7 +30,8 @@ class Watched:
 def watch(plan: int, every_s: float) -> Iterator[Watched]:
     """How a plan stands, every `every_s` seconds; the last is of a plan of which nothing lives.
 
-    Each look is one squeue and one sacct, whatever the number of arrays.
+    Each look is one squeue and one sacct, whatever the number of arrays; fewer where this user has
+    just asked.
 
     Raises
     ------
@@ -38,7 +41,8 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
     seen: deque[tuple[float, int]] = deque()
     while True:
         began = time.monotonic()
-        found = status(plan, ask_again=False, of_whole=False)
+        recent_s = min(config.current().slurm.recent_s, every_s / 2)
+        found = status(plan, ask_again=False, of_whole=False, recent_s=recent_s)
         ended = sum(found.rows.get(name, 0) for name in ("done", "failed", "no result"))
         seen.append((began, ended))
         while began - seen[0][0] > _RATE_OVER_S:
@@ -49,7 +53,9 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
         yield Watched(found, time.time(), rate, left / rate if rate and rate > 0 else None)
         if not lives(found):
             return
-        time.sleep(max(0.0, every_s - (time.monotonic() - began)))
+        took_s = time.monotonic() - began
+        # Where Slurm takes long, it is asked less often, and not by all at the same moment.
+        time.sleep(max(every_s - took_s, took_s * random.uniform(0.5, 1.5)))  # noqa: S311
 
 
 def lives(found: PlanStatus) -> bool:

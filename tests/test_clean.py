@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -103,8 +104,32 @@ def test_the_database_stays_flat_over_a_year(pg_url, postgres):
                 clean(30, dry_run=False, now=at)
                 postgres.sql("VACUUM page", name)
                 postgres.sql("VACUUM attempt", name)
-            if number in (120, 365):
+            if number in (60, 120, 240, 365):
                 ((sizes[number],),) = postgres.sql(f"SELECT pg_database_size('{name}')")
         assert Plan.select().count() == 31  # of the last 30 days, and the day itself
         assert Night.select().count() == 365
+    print("database after nights:", {n: f"{size / 1e6:.2f} MB" for n, size in sizes.items()})
     assert sizes[365] < 1.05 * sizes[120], sizes
+
+
+def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
+    fill(5)
+    plan = plan_of()
+    run_here(plan)
+    runs = Path(config.current().run.dir)
+    (runs / f"plan-{plan}" / "logs").mkdir(parents=True)
+    (runs / f"plan-{plan}" / "logs" / "1_1.log").write_text("what it said")
+    (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
+    config.use(config.load(tmp_path / "astra.toml"))
+    week, month = (datetime.now(UTC) + timedelta(days=days) for days in (7, 30))
+    assert clean(now=week).compressed == () and clean(now=month).plans == ()
+    (shown,) = clean(now=month).compressed
+    assert Path(shown).is_dir()
+    assert clean(now=month, dry_run=False).compressed == (shown,)
+    archive = Path(f"{shown}.tar.gz")
+    assert not Path(shown).exists() and archive.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(archive) as tar:
+        assert tar.extractfile(f"plan-{plan}/logs/1_1.log").read() == b"what it said"
+    assert clean(now=month, dry_run=False).compressed == ()
+    later = datetime.now(UTC) + timedelta(days=100)
+    assert clean(now=later, dry_run=False).folders == (str(archive),) and not archive.exists()

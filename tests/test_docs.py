@@ -10,6 +10,8 @@ import click
 import pytest
 
 from astra.cli import main
+from astra.errors import AstraError
+from astra.states import PlanState
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,6 +44,15 @@ def test_python_compiles_and_links_resolve(page):
         compile(text, page.name, "exec")
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_every_exit_status_is_documented_in_one_place():
+    def below(kind: type) -> set[int]:
+        return {kind.exit_status}.union(*(below(other) for other in kind.__subclasses__()))
+
+    page = (ROOT / "docs" / "exit-statuses.md").read_text()
+    told = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert told == below(AstraError) | {state.exit_status for state in PlanState}
 
 
 def test_every_command_is_documented():

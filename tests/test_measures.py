@@ -117,6 +117,8 @@ def test_an_older_database_gets_the_columns(url):
     resume_local(plan_of(5, 5))
     for name in ("t_start_s", "t_rows_s", "row_times"):
         database.execute_sql(f"ALTER TABLE attempt DROP COLUMN {name}")
+    for table in ("night_plan", "night", "night_holder"):
+        database.execute_sql(f"DROP TABLE {table}")
     database.execute_sql("UPDATE astra_schema SET version = 2")
     init_database()
     (attempt,) = attempts()

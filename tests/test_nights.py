@@ -14,8 +14,8 @@ from astra import config
 from astra.database import connection
 from astra.errors import ConfigError
 from astra.models.orchestration import Attempt, Night, Plan
-from astra.nightly import night_lock
 from astra.nights import night_of
+from astra.turns import night_lock
 from tests.conftest import ROOT
 from tests.servers import wait_for
 from tests.tasks import Measured, OfSource, fill

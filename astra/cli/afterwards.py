@@ -31,7 +31,7 @@ def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: b
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention.
     """
-    from astra import show
+    from astra import config, show
     from astra.compose import last_plan
     from astra.status import status as status_of
     from astra.watch import watch
@@ -42,7 +42,8 @@ def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: b
     if live:
         found = show.watched(watch(plan, every_s))
     else:
-        found = status_of(plan, of_whole=pages or as_json)
+        recent_s = config.current().slurm.recent_s
+        found = status_of(plan, of_whole=pages or as_json, recent_s=recent_s)
     show.as_json(found) if as_json else show.status(found, pages)
     sys.exit(found.state.exit_status)
 

@@ -1,5 +1,6 @@
 """Nights: begun, looked after, listed, and put into the crontab."""
 
+import logging
 import sys
 
 import click
@@ -30,8 +31,12 @@ def nightly(
     from astra.nightly import check_night, proceed
     from astra.nightly import nightly as begin
 
+    if quiet:  # what was got over is no news; what was not is an error
+        logging.getLogger().setLevel(logging.ERROR)
     if check:
-        show.line(check_night(name))
+        ready = check_night(name)
+        if not quiet:
+            show.line(ready)
         return
     done = begin(name) if night is None else proceed(name, night, token)
     if as_json:

@@ -188,11 +188,21 @@ def run(task: str, as_json: bool, **options: Any) -> None:
 @click.option("--job", "token", required=True)
 @click.option("--element", type=int, required=True)
 @click.option("--row-timeout", "row_timeout_s", type=click.FloatRange(0), metavar="SECONDS")
-def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None) -> None:
+@click.option("--start-until", type=int, metavar="EPOCH")
+@click.option("--tell-at", type=int, metavar="EPOCH")
+def run_page(
+    plan_pk: int, token: str, element: int, row_timeout_s: float | None, start_until: int | None,
+    tell_at: int | None,
+) -> None:  # fmt: skip
     """Run one element: what the array's script calls."""
     from astra import config
     from astra.element import run_element
     from astra.supervise import Board, supervised
+
+    if start_until is not None:
+        from astra.hours import begin
+
+        begin(start_until, token)
 
     def work(board: Board) -> int:
         try:
@@ -206,4 +216,4 @@ def run_page(plan_pk: int, token: str, element: int, row_timeout_s: float | None
         return max((r.exit_status for r in runs), default=0)
 
     limit_s = config.current().element.row_timeout_s if row_timeout_s is None else row_timeout_s
-    sys.exit(supervised(work, limit_s))
+    sys.exit(supervised(work, limit_s, tell_at))

@@ -241,6 +241,9 @@ class Night(BaseModel):
     n_no_result = BigIntegerField(default=0)
     n_retries = BigIntegerField(default=0)
     task_s = FloatField(default=0.0)  # spent in tasks, over all attempts
+    cpu_s = FloatField(default=0.0)  # that these held processors for, times how many
+    start_until = BigIntegerField(null=True)  # its hours, in seconds since the epoch (hours.py)
+    drain_by = BigIntegerField(null=True)
     finalizer = TextField(null=True)  # the token of its finalizer
     finalizer_job = BigIntegerField(null=True)  # None: sbatch has not answered
     finalizer_cluster = TextField(null=True)
@@ -274,6 +277,7 @@ class NightPlan(BaseModel):
     n_no_result = BigIntegerField(default=0)
     n_retries = BigIntegerField(default=0)
     task_s = FloatField(default=0.0)
+    cpu_s = FloatField(default=0.0)
     whole = BooleanField(default=False)
     message = TextField(null=True)
 
