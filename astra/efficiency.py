@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from astra import slurm
+from astra import config, slurm
 from astra.errors import SlurmError
 from astra.history import Runs
 from astra.models.orchestration import Submission
@@ -31,7 +31,7 @@ class Gauge:
     most: float
     n: int  # elements
     counts: tuple[int, ...]  # by share: 20 steps of 5 %, and one for 100 % and more
-    used: float  # of CPU all, of memory and time the most
+    used: float  # of CPU all, of memory and time that of the element nearest to its limit
     asked: float
 
 
@@ -55,7 +55,7 @@ def efficiency(
     why = "there is no Slurm on this machine"
     if slurm.available():
         try:
-            if usage := slurm.usage(jobs):
+            if usage := slurm.usage(jobs, recent_s=config.current().slurm.recent_s):
                 return _accounted(usage), ()
             why = "the accounting does not know these jobs"
         except SlurmError as error:
@@ -107,7 +107,8 @@ def _gauge(
     # 100 % and more share the last step.
     counts = np.bincount(np.clip((shares * 20).astype(int), 0, 20), minlength=21)
     most = float(shares.max())
+    used, asked = known[int(shares.argmax())]
     return Gauge(
         name, unit, most, float(np.median(shares)), most, len(known), tuple(counts.tolist()),
-        float(known[:, 0].max()), float(known[:, 1].max()),
+        float(used), float(asked),
     )  # fmt: skip

@@ -112,6 +112,14 @@ def _said_or_lost(run: _Run, alive: set[tuple[int, int]]) -> _Run:
     return run._replace(state=_LOST) if lost else run
 
 
+def _last_word(run: _Run, now: datetime) -> datetime:
+    """Until when an attempt was at work; what took it over ended it later than it had died."""
+    if run.state == AttemptState.RUNNING:
+        return now
+    died = run.state == AttemptState.SUPERSEDED
+    return run.seen if died or run.ended is None else run.ended
+
+
 class Runs:
     """The attempts of some plans, as columns."""
 
@@ -136,9 +144,7 @@ class Runs:
         self.whole = {(s.plan, p.page) for s in found for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in found)
         self.at = np.array([run.began.timestamp() for run in runs])
-        until = [
-            now if run.state == AttemptState.RUNNING else run.ended or run.seen for run in runs
-        ]  # fmt: skip
+        until = [_last_word(run, now) for run in runs]
         self.until = np.maximum(np.array([u.timestamp() for u in until]), self.at)
         self.number = np.array([run.number for run in runs], dtype=int)
         self.rows = np.array([run.rows for run in runs], dtype=float)
@@ -163,7 +169,10 @@ class Runs:
         last_of = np.append(first_of[1:], True)
         done = last_of & np.array([page in self.whole for page in ids])
         # An element that goes on with another attempt at its page has not stopped.
-        same = [one.submission == other.submission for one, other in pairwise(self.runs)]
+        same = [
+            one.submission == other.submission and one.state != AttemptState.SUPERSEDED
+            for one, other in pairwise(self.runs)
+        ]
         until = np.where(~last_of & np.append(same, False), following, self.until)
         stopped = ~done & (until < t1)
         gone_on = np.minimum(np.where(last_of, t1, following), t1)
