@@ -20,15 +20,19 @@ class Corrections:
 
     def __init__(self, claim: Claim | None) -> None:
         self.claim = claim
-        self.overheads: list[tuple[int, float, Any, Any]] = []  # task_pk, as written, table, result
+        self.overheads: dict[tuple[Any, float], list[int]] = {}  # task_pk, by table and as written
+        self.kept: list[tuple[float, Any]] = []  # as written, and the result, if somebody has it
         self.elapsed: dict[tuple[Any, int], float] = {}  # of (table, task_pk)
         self.unwritten: list[Any] = []  # results that are being written, with a longer time
 
     def stored(self, results: Iterable[Any]) -> None:
         """These were written, as they are."""
-        self.overheads += (
-            (r.task_pk, r.t_overhead or 0.0, type(r), weakref.ref(r)) for r in results
-        )
+        for result in results:
+            data = result.__data__  # of attributes, each would take as long as all this
+            overhead_s = data.get("t_overhead") or 0.0
+            self.overheads.setdefault((type(result), overhead_s), []).append(data["task_pk"])
+            if self.claim is None:  # who runs a page does not look at its results
+                self.kept.append((overhead_s, weakref.ref(result)))
         written, self.unwritten = self.unwritten, []
         for result in written:
             self._note(result)
@@ -51,11 +55,12 @@ class Corrections:
         self.stored(())
         changes = [(m, [pk], {"t_elapsed": t}) for (m, pk), t in self.elapsed.items()]
         wrong: dict[Any, list[int]] = {}
-        for pk, written_s, model, result in self.overheads:
+        for (model, written_s), pks in self.overheads.items():
             if abs(written_s - overhead_s) > NEGLIGIBLE_S:
-                wrong.setdefault(model, []).append(pk)
-                if (found := result()) is not None:
-                    found.__data__["t_overhead"] = overhead_s
+                wrong.setdefault(model, []).extend(pks)
+        for written_s, result in self.kept:
+            if abs(written_s - overhead_s) > NEGLIGIBLE_S and (found := result()) is not None:
+                found.__data__["t_overhead"] = overhead_s
         changes += [(model, keys, {"t_overhead": overhead_s}) for model, keys in wrong.items()]
         if not changes:
             return

@@ -881,17 +881,21 @@ class SQLite(_Common):
         marks = ", ".join("?" for _ in names)
         sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
                   VALUES ({marks}) {conflict}"""
+        key, primary = map(self.quote, batch.returning)
+        keys = batch.columns[batch.returning[0]]
+        of_batch = f"""FROM {batch.table}
+            WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
+            {"AND spectrum_pk IS NULL" if batch.where else ""}"""
+        which = json.dumps(keys), batch.columns["v_astra"][0] // 1000
+        are_new = self.run(f"SELECT 1 {of_batch} LIMIT 1", which).fetchone() is None
         with _peewee_errors():
             cursor = self.database.cursor()
             cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
-        key, primary = map(self.quote, batch.returning)
-        keys = batch.columns[batch.returning[0]]
-        stored = self.run(
-            f"""SELECT {key}, {primary}, input_read FROM {batch.table}
-                WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
-                  {"AND spectrum_pk IS NULL" if batch.where else ""}""",
-            (json.dumps(keys), batch.columns["v_astra"][0] // 1000),
-        ).fetchall()
+        if are_new and cursor.rowcount == len(set(keys)) == len(keys):
+            # Nobody else can write meanwhile: their keys follow each other, up to the last.
+            (last,) = self.run("SELECT last_insert_rowid()").fetchone()
+            return dict(zip(keys, range(last - len(keys) + 1, last + 1), strict=True))
+        stored = self.run(f"SELECT {key}, {primary}, input_read {of_batch}", which).fetchall()
         # A row whose stored time of reading is not ours was written by a later attempt.
         read = dict(zip(keys, batch.columns["input_read"], strict=True))
         return {key: primary for key, primary, at in stored if read[key] == at}

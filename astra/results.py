@@ -366,30 +366,33 @@ class _Bad(Exception):
 def _prepare(yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]) -> int:
     """The key of a result that may be stored; it is told which reading of its row it is of."""
     result, handed = yielded.result, yielded.handed
-    _check_model(yielded, target.output)
-    key = key_of_result(result, target.on_source)
+    if type(result) is not target.output or result.__data__.get("v_astra") != version_number():
+        _check_model(yielded, target.output)
+    data = result.__data__
+    key = data.get("source_pk" if target.on_source else "spectrum_pk")
+    if type(key) is not int or not -(2**63) <= key < 2**63:
+        key = key_of_result(result, target.on_source)
     if key is None:
         raise _Bad(yielded, *_no_key(result, target.on_source))
     if claim is not None:
-        if key not in claim.positions:
+        place = claim.positions.get(key)
+        if place is None:
             raise _Bad(yielded, "ForeignRow", f"the result is for {key}, which is not in the page")
-        if claim.outcomes[claim.positions[key]] == Outcome.RESULT:
+        if claim.outcomes[place] == Outcome.RESULT.value:
             raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
     if key in seen or yielded.again:
         raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
     if handed is not None:
-        result.__data__["input_read"] = handed.read
-        if result.__data__.get("input_modified") is None:
-            result.__data__["input_modified"] = handed.modified
-    result.__data__["attempt_pk"] = claim.attempt.pk if claim else None
+        data["input_read"] = handed.read
+        if data.get("input_modified") is None:
+            data["input_modified"] = handed.modified
+    data["attempt_pk"] = claim.attempt.pk if claim is not None else None
     return key
 
 
 def _check_model(yielded: Yielded, wanted: Any) -> None:
     """A result is a row of the one table that the task is known to write, at this version."""
     result = yielded.result
-    if type(result) is wanted and result.__data__.get("v_astra") == version_number():
-        return
     name = type(result).__name__
     if isinstance(result, type):
         name = f"the class {result.__name__} itself"
@@ -460,7 +463,7 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
             *_store(group.part(0, half), target, refused),
             *_store(group.part(half, len(group.results)), target, refused),
         ]
-    stored = []
+    stored: list[Yielded] = []
     keys = group.columns[conflict[0]]
     for yielded, key in zip(group.results, keys, strict=True):
         # Absent is a row that a later attempt has already written: that one stands.
@@ -471,8 +474,8 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         yielded.result._dirty.clear()
         stored.append(yielded)
     if stored:
-        tables = (_table_of(yielded.handed, target) for yielded in group.results)
-        _forget((Failure, NoResult), target, zip(tables, keys, strict=True))
+        ended = ((_table_of(y.handed, target), k) for y, k in zip(group.results, keys, strict=True))
+        _forget((Failure, NoResult), target, ended)
     return stored
 
 
@@ -483,13 +486,12 @@ def _table_of(of: Handed | Refusal | None, target: Target) -> str:
 
 def _forget(kinds: Iterable[Any], target: Target, rows: Iterable[tuple[str, int | None]]) -> None:
     """Rows, by table and key, that have ended otherwise now: a row has one end."""
+    kinds = [model for model in kinds if _any_recorded(model, target)]
     by_table: dict[str, list[int]] = {}
-    for table, key in rows:
+    for table, key in rows if kinds else ():  # mostly nothing was ever recorded of the task
         if key is not None:
             by_table.setdefault(table, []).append(key)
     for model, (table, keys) in product(kinds, by_table.items()):
-        if not _any_recorded(model, target, table):
-            continue
         model.delete().where(
             (model.task == target.task)
             & (model.input_table == table)
@@ -498,8 +500,8 @@ def _forget(kinds: Iterable[Any], target: Target, rows: Iterable[tuple[str, int 
         ).execute()
 
 
-def _any_recorded(model: Any, target: Target, table: str) -> bool:
-    query = model.select(model.pk).where((model.task == target.task) & (model.input_table == table))
+def _any_recorded(model: Any, target: Target) -> bool:
+    query = model.select(model.pk).where(model.task == target.task)
     return query.limit(1).scalar() is not None
 
 
@@ -582,7 +584,8 @@ def _write_progress(
     bad = {f.key for f in failures}
     # A result that a later attempt has already written counts as a result all the same.
     _mark(outcomes, claim, (k for k in results if k not in bad), Outcome.RESULT)
-    _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
+    if bad:  # of a row that has a result, a further one may have failed
+        _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
     _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
     _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
     counts = {name: outcomes.count(outcome) for name, outcome in _COUNTED.items()}

@@ -20,7 +20,7 @@ from benchmarks.lines import HEAD, ROOT, Line, say
 
 SCRIPTS = (
     "write", "decorator", "planning", "start", "memory", "status", "submit", "connections",
-    "throughput", "night",
+    "throughput", "night", "simulation",
 )  # fmt: skip
 
 
