@@ -39,10 +39,14 @@ def by_element() -> dict[int, list[Attempt]]:
     return found
 
 
+def began_s(first: Attempt) -> float:
+    """When an element's process began."""
+    return float(first.ended.timestamp() - first.t_rows_s - first.t_start_s)
+
+
 def spent(pages: list[Attempt]) -> dict[str, float]:
     """Seconds of one element, by what they went to."""
     first, last = pages[0], pages[-1]
-    began_s = first.ended.timestamp() - first.t_rows_s - first.t_start_s
     rows_s = sum(page.t_rows_s for page in pages)
     science_s = sum(page.n_done for page in pages) * ROW_S
     return {
@@ -50,7 +54,7 @@ def spent(pages: list[Attempt]) -> dict[str, float]:
         "imports, claim and first read of an element": first.t_start_s,
         "rows handed over, taken and written": rows_s - science_s,
         "from page to page: end, claim, first read": (
-            last.ended.timestamp() - began_s - first.t_start_s - rows_s
+            last.ended.timestamp() - began_s(first) - first.t_start_s - rows_s
         ),
     }
 
@@ -78,7 +82,9 @@ def night(cluster: Any, n_rows: int, limit: int, each: int) -> tuple[dict[str, f
         for what, seconds in spent(pages).items():
             found[what] += seconds
     slots = len(cluster.nodes)
-    found["astra submit, sbatch in it"] = submitted_s * slots
+    # Elements may begin before the command has ended.
+    alone_s = min(submitted_s, min(began_s(pages[0]) for pages in elements.values()) - began)
+    found["astra submit, sbatch in it"] = alone_s * slots
     found["Slurm: until elements start, between them, at the end"] = lasted_s * slots - sum(
         found.values()
     )
