@@ -71,15 +71,23 @@ def run_local(
             f"plan {plan.pk} was interrupted; what was yielded is stored: "
             f"astra resume {plan.pk} --local"
         )
-    message = None
-    if pool.bad:
-        page, status = next(iter(pool.bad.items()))
-        message = (
-            f"{len(pool.bad)} elements did not end well (page {page} with status {status}): "
-            f"{logs}/local-{submission.token}_{page}.log"
-        )
+    message = _what_went_ill(pool.bad, f"{logs}/local-{submission.token}") if pool.bad else None
     rows = sum(page.n_pending for page in pages)
     return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
+
+
+def _what_went_ill(statuses: dict[int, int], log_path: str) -> str:
+    """
+    >>> _what_went_ill({3: 77}, "logs/local-a1")
+    '1 element did not end well: page 3 (exit status 77); see logs/local-a1_3.log'
+    >>> _what_went_ill({3: -9, 4: 77}, "logs/local-a1")
+    '2 elements did not end well, first page 3 (killed by SIGKILL); see logs/local-a1_3.log'
+    """
+    page, status = next(iter(statuses.items()))
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    number = "1 element" if len(statuses) == 1 else f"{len(statuses)} elements"
+    which = ":" if len(statuses) == 1 else ", first"
+    return f"{number} did not end well{which} page {page} ({how}); see {log_path}_{page}.log"
 
 
 def end_submission(submission: Submission) -> None:

@@ -340,7 +340,7 @@ def get_plan(pk: int) -> Plan:
         last = [p for (p,) in Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(5).tuples()]
     raise UsageError(
         f"there is no plan {pk}; "
-        + (f"the last are {', '.join(map(str, last))} (astra plans)" if last else "none was made")
+        + (f"the latest: {', '.join(map(str, last))} (astra plans)" if last else "none was made")
     )
 
 

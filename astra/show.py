@@ -96,10 +96,9 @@ def planned(plans: list[Any]) -> None:
             line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")
         if plan.failed or plan.no_result:
             ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""
-            line(
-                f"  left out: {count(plan.failed, 'row')} that failed{ended} and "
-                f"{plan.no_result:,} without a result, not modified since (--again takes them)"
-            )
+            parts = [f"{count(plan.failed, 'row')} that failed{ended}"] if plan.failed else []
+            parts += [f"{count(plan.no_result, 'row')} without a result"] if plan.no_result else []
+            line(f"  left out: {' and '.join(parts)}, not modified since (--again takes them)")
 
 
 def estimated(found: list[Any]) -> None:
@@ -345,7 +344,12 @@ def verdict(found: Any) -> None:
 
     word = "[bold green]sound[/]" if found.sound else "[bold red]not sound[/]"
     line(f"plan {found.plan}: {found.task}")
-    rows = " + ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in found.rows.items() if n)
+    words = {
+        "result": "done",
+        "failure": "failed",
+        "no_result": "no result",
+    }  # as the status has it
+    rows = " + ".join(f"{n:,} {words.get(name, name)}" for name, n in found.rows.items() if n)
     sums = f"{rows} of {count(found.n_rows, 'row')}, {count(found.n_pages, 'page')}"
     console.print(f"  {word}: {sums}, {count(found.n_attempts, 'attempt')}")
     if not found.whole:

@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
@@ -118,6 +119,11 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
 def _check_function(function: Any) -> None:
     """Refuse what cannot be imported by its name, or has no rows for a first parameter."""
     kind = None
+    if hasattr(function, "__astra__"):
+        raise TaskError(
+            f"{task_name(function)} is a task already; to change its keywords for another use, "
+            "give them at the call"
+        )
     if isinstance(function, functools.partial):
         kind = "a functools.partial: decorate the function; give its arguments at the call"
     elif isinstance(function, staticmethod | classmethod) or inspect.ismethod(function):
@@ -152,11 +158,11 @@ def check_keywords(keywords: dict[str, Any]) -> None:
         if name in ("live", "write_to_database", "re_raise_exceptions"):
             good, wanted = isinstance(value, bool), "True or False"
         elif name == "batch_size":
-            good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            good = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
             wanted = "a whole number from 1"
         else:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            good, wanted = is_number and 0 <= value < float("inf"), "seconds, from 0"
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            good, wanted = is_number and 0 <= float(value) < float("inf"), "seconds, from 0"
         if not good:
             raise TaskError(f"{name}={value!r}: give {wanted}")
 

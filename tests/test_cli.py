@@ -9,6 +9,7 @@ from astra import slurm_text
 from astra.cli import main
 from astra.cli.options import slurm_pairs
 from astra.errors import SlurmUnknown
+from astra.local import _what_went_ill
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Plan
 from astra.plan import create_plan
@@ -97,6 +98,14 @@ def page(state: PageState, reason: str | None = None) -> PageStatus:
 def test_what_waits_for_ever_needs_attention(reason, state):
     waits = page(PageState.WAITING, reason)
     assert plan_state({waits.state}, never_starts(waits)) is state
+
+
+def test_elements_that_did_not_end_well_are_told_in_words():
+    told = _what_went_ill({3: 77}, "logs/local-a1")
+    assert told == "1 element did not end well: page 3 (exit status 77); see logs/local-a1_3.log"
+    assert "2 elements did not end well, first page 3 (killed by SIGKILL)" in _what_went_ill(
+        {3: -9, 4: 77}, "logs/local-a1"
+    )
 
 
 def test_the_help_shows_every_command():

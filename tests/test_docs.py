@@ -13,6 +13,8 @@ from astra.cli import main
 from astra.errors import AstraError
 from astra.states import PlanState
 from tests.conftest import ROOT
+from tests.servers import wait_for
+from tests.tasks import fill
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -61,18 +63,50 @@ def test_every_command_is_documented():
         assert command.hidden or f"astra {name}" in told or f"`{name}`" in told, name
 
 
+def _typed(console: str) -> list[str]:
+    """What is typed in a console; the rest of it is what was answered."""
+    return [line[2:] for line in console.splitlines() if line.startswith("$ ")]
+
+
+def _run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    program, *words = shlex.split(line)
+    start = [sys.executable, "-m", "astra"] if program == "astra" else [sys.executable]
+    return subprocess.run([*start, *words], cwd=folder, capture_output=True, text=True)
+
+
 def test_the_first_night_runs_from_top_to_bottom(tmp_path):
     page = ROOT / "docs" / "first-night.md"
     for kind, text in _BLOCK.findall(page.read_text()):
         if kind == "python":
             name = text.splitlines()[0].removeprefix("# file: ")
             (tmp_path / name).write_text(text)
-        for line in text.splitlines() if kind == "console" else []:
-            program, *words = shlex.split(line.removeprefix("$ "))
-            start = [sys.executable, "-m", "astra"] if program == "astra" else [sys.executable]
-            done = subprocess.run([*start, *words], cwd=tmp_path, capture_output=True, text=True)
+        for line in _typed(text) if kind == "console" else []:
+            done = _run(line, tmp_path)
             assert done.returncode == 0, (line, done.stdout, done.stderr)
     assert "whole: 999 done + 1 failed = 1,000 rows" in subprocess.run(
         [sys.executable, "-m", "astra", "status", "1"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_the_night_of_the_readme_and_the_profile_of_the_docs_run_on_a_cluster(slurm, tmp_path):
+    readme, profiles = ROOT / "README.md", ROOT / "docs" / "profiles-and-templates.md"
+    (tmp_path / "mytasks.py").write_text(blocks(readme, "python")[0])
+    (tmp_path / "astra.toml").write_text(blocks(profiles, "toml")[0] + '[run]\ntemplates = "own"\n')
+    (tmp_path / "own").mkdir()
+    site = blocks(profiles, "jinja")[0].replace("/archive", str(tmp_path))
+    (tmp_path / "own" / "mounted.sh.j2").write_text(site)
+    fill(20)
+    for line in _typed("".join(blocks(readme, "console"))):
+        done = _run(line, tmp_path)
+        assert done.returncode in ((0, 3) if "status" in line else (0,)), (line, done.stderr)
+    wait_for(slurm.idle, "the end of the array", 120)
+    assert "whole: 20 done = 20 rows" in _run("astra status 1", tmp_path).stdout
+    fill(5)
+    (dry_run,) = (line for line in commands(profiles) if "--dry-run" in line)
+    template = ["-o", "template=mounted.sh.j2"]
+    shown = _run(shlex.join([*dry_run, *template]), tmp_path)
+    assert "#SBATCH --partition=long" in shown.stdout and "does not see" in shown.stdout, shown
+    assert "plan 2" not in _run("astra plans", tmp_path).stdout

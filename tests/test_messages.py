@@ -141,6 +141,8 @@ def test_what_is_no_plain_function(sqlite_url):
             def method(self, spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
                 yield from ()
 
+    with pytest.raises(TaskError, match="measure is a task already"):
+        task(batch_size=5)(measure)
     with pytest.raises(TaskError, match=r"functools\.partial: decorate the function"):
         task(functools.partial(measure.__wrapped__, row_s=0))
     with pytest.raises(TaskError, match=r"functools\.partial: give the task"):

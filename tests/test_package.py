@@ -44,3 +44,11 @@ def test_importing_the_package_does_not_wait_for_the_database_driver():
     find = "import sys, astra; print('psycopg2' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_database_may_be_used_before_the_models_are_imported(tmp_path):
+    code = "from astra.database import database; print(database.execute_sql('select 7').fetchone())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "(7,)\n"

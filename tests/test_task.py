@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 
 from astra import generate_queries_for_task, task
@@ -120,6 +121,11 @@ def test_wrong_values_are_refused_before_a_row_is_computed(sqlite_url, keywords,
         measure(spectra(), **keywords)
     with pytest.raises(TaskError, match=words):
         task(**keywords)(measure.__wrapped__)
+
+
+def test_numbers_of_numpy_are_numbers(sqlite_url):
+    fill(3)
+    assert len(list(measure(spectra(), batch_size=np.int64(2), write_frequency=np.int32(9)))) == 3
 
 
 def test_a_function_that_does_not_yield_is_refused():

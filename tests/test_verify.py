@@ -348,7 +348,7 @@ def test_the_list_is_bounded_and_the_count_is_not(url):
 def test_the_command(url):
     plan = run(plan_of(20, raise_every=9))
     done = CliRunner().invoke(main, ["verify", str(plan)])
-    assert done.exit_code == 0 and "sound: 18 result + 2 failure of 20 rows" in done.stdout
+    assert done.exit_code == 0 and "sound: 18 done + 2 failed of 20 rows" in done.stdout
     Measured.delete().where(Measured.spectrum_pk << [3, 11]).execute()
     done = CliRunner().invoke(main, ["verify", str(plan)])
     assert done.exit_code == 4 and "not sound" in done.stdout

@@ -91,7 +91,10 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     def validate_model(cls) -> None:
         # Called by peewee when the class is made: a table defined after the database was
         # bound stands in the same schema as the others.
-        if not database_is_unset() and (siblings := BaseModel.__subclasses__()):
+        is_root = (
+            cls.__base__ is peewee.Model
+        )  # made as the first thing after the database was bound
+        if not is_root and not database_is_unset() and (siblings := BaseModel.__subclasses__()):
             cls._meta.schema = siblings[0]._meta.schema
 
     @classmethod
