@@ -218,8 +218,8 @@ def _suspect(page: Page, old: Attempt) -> None:
         )
     ]
     if old.slurm_state == SlurmState.OUT_OF_MEMORY:
-        death = Death(OUT_OF_MEMORY, "its process ran out of memory (Slurm: OUT_OF_MEMORY)")
+        death = Death(OUT_OF_MEMORY, "ran out of memory (Slurm: OUT_OF_MEMORY)")
     else:
         word = f" (Slurm: {old.slurm_state})" if old.slurm_state else ""
-        death = Death(KILLED, f"its process ended without a word{word}")
+        death = Death(KILLED, f"was in hand when its process ended without a word{word}")
     record_death(page.pk, keys, death)

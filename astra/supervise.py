@@ -269,15 +269,17 @@ class _Parent:
         """What ended the child."""
         if self.timed_out:
             return Death(
-                TIMED_OUT, f"it took longer than the row timeout of {self.row_timeout_s:g} s", True
+                TIMED_OUT, f"took longer than the row timeout of {self.row_timeout_s:g} s", True
             )
         if self.board.ran_out_of_memory:
-            return Death(OUT_OF_MEMORY, "its process ran out of memory (MemoryError)")
+            return Death(OUT_OF_MEMORY, "ran out of memory (MemoryError)")
         if status >= 0:
-            return Death(KILLED, f"its process ended (exit status {status})")
+            return Death(KILLED, f"ended its process (exit status {status})")
         name = signal.Signals(-status).name
-        by = ", by a memory limit or from outside" if -status == signal.SIGKILL else ""
-        return Death(KILLED, f"its process was killed (signal {-status}, {name}){by}")
+        if -status == signal.SIGKILL:
+            word = "was in hand when its process was killed (signal 9, SIGKILL), by a memory limit"
+            return Death(KILLED, f"{word} or from outside")
+        return Death(KILLED, f"killed its process (signal {-status}, {name})")
 
 
 #: States of an attempt that its process did not end by itself. One that was told to end by the row
@@ -288,7 +290,7 @@ _OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
 def _note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
     """Remember the rows in hand; whether there were any."""
     if not board.attempt_pk:
-        log.error("%s before it claimed a page", death.cause)
+        log.error("the element's process %s before it claimed a page", death.cause)
         return False
 
     def work() -> bool:
@@ -296,7 +298,7 @@ def _note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool
             page = Page.get_by_id(board.page_pk)
             keys = [page.keys[place] for place in board.places(page.n_rows)]
             values = {
-                "message": clean(f"with {_rows(len(keys))} in hand {death.cause}", 2000),
+                "message": clean(f"a row {death.cause}", 2000),
                 "n_handed": -1,
                 "max_rss_mb": peak_mb,
                 "t_start_s": board.start_s,
@@ -313,17 +315,13 @@ def _note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool
     except AstraError as error:
         log.error("which rows were in hand could not be recorded: %s", error)
         return False
-    log.error("%s; rows in hand: %d", death.cause, board.n_in_hand())
+    log.error("the task %s; rows in hand: %d", death.cause, board.n_in_hand())
     return known
-
-
-def _rows(n: int) -> str:
-    return "1 row" if n == 1 else f"{n or 'no'} rows"
 
 
 def _give_up(board: Board, death: Death) -> None:
     """The process died again and again with no row in hand: it is the task, not a row."""
-    message = f"again and again with no row in hand {death.cause}"
+    message = f"its process died without a row in hand: it {death.cause}"
     log.error("%s; the page stays pending", message)
     retrying(
         lambda: (

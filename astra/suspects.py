@@ -21,7 +21,7 @@ class Death:
     """What ended a process, in the words of the failure that a row may become of it."""
 
     exception: str
-    cause: str  # "its process was killed (signal 11, SIGSEGV)"
+    cause: str  # "killed its process (signal 11, SIGSEGV)"
     certain: bool = False  # a row that is alone in hand is to blame, at the first time
 
 

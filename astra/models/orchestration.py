@@ -169,7 +169,7 @@ class Suspect(BaseModel):
     group = IntegerField()  # rows of one group are handed over together, apart from all others
     deaths = IntegerField(default=0)  # of processes in which it was the only row in hand
     exception = TextField()  # what it is recorded as, if it has to be given up
-    cause = TextField()  # of the last death: "its process was killed (signal 11, ...)"
+    cause = TextField()  # of the last death: "killed its process (signal 11, SIGSEGV)"
 
     class Meta:
         indexes = ((("page", "key"), True),)
