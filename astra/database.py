@@ -341,9 +341,9 @@ def writing() -> Any:
 
 def in_transaction() -> bool:
     """Whether the caller stands in a transaction of its own, which a retry cannot repeat."""
-    return (
-        not database_is_unset() and not database.obj.is_closed() and database.obj.in_transaction()
-    )
+    if database_is_unset() or database.obj.is_closed():
+        return False
+    return bool(database.obj.in_transaction()) or dialect().in_transaction()
 
 
 def aside(work: Callable[[], T]) -> T:
@@ -451,7 +451,7 @@ def abandon_transaction() -> bool:
         connection_.rollback()
     except (peewee.DatabaseError, peewee.InterfaceError):
         log.debug("a transaction could not be rolled back in order", exc_info=True)
-    while connection_.in_transaction():
+    while connection_.in_transaction():  # as peewee counts them
         connection_.pop_transaction()
     drop_connection()
     return True

@@ -23,7 +23,11 @@ import numpy as np
 import peewee
 import psycopg2
 from peewee import SQL
-from psycopg2.extensions import Binary
+from psycopg2.extensions import (
+    TRANSACTION_STATUS_INERROR,
+    TRANSACTION_STATUS_INTRANS,
+    Binary,
+)
 from psycopg2.extras import Json
 
 from astra import binary
@@ -379,6 +383,11 @@ class PostgreSQL(_Common):
         return self.run("SELECT quote_ident(%s)", (role,)).fetchone()[0].replace("%", "%%")
 
     # -- locks --------------------------------------------------------------------------
+
+    def in_transaction(self) -> bool:
+        """Whether this thread's connection is in a transaction, however it was begun."""
+        status = self.database.connection().info.transaction_status
+        return status in (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
 
     @staticmethod
     def begin_to_write(silence_s: float) -> dict[str, Any]:
@@ -780,6 +789,10 @@ class SQLite(_Common):
                 f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
                 f"UPDATE {table} SET modified = {value} WHERE {key} = NEW.{key}; END"
             )
+
+    def in_transaction(self) -> bool:
+        """Whether this thread's connection is in a transaction, however it was begun."""
+        return bool(self.database.connection().in_transaction)
 
     @staticmethod
     def begin_to_write(silence_s: float) -> dict[str, Any]:

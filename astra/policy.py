@@ -44,6 +44,9 @@ RULES: Mapping[str, Rule] = {
 }
 #: Ends that say nothing of the page: they use up no retry.
 FREE = frozenset({"PREEMPTED", "OUTAGE", "HOURS"})
+#: Ends that a row may bring about. Where it is being looked for, each end halves those it can be:
+#: that is no retry in vain, and comes to an end by itself.
+OF_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
 #: Ends that may be a node's fault.
 _OF_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 _TEMPORARY_FAILURE = 75  # an element that was told to end, or that the database kept waiting

@@ -54,17 +54,19 @@ def next_steps(
     with connection():
         pages = [page for page in light_pages(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-        gained = _gained(plan)
+        gained, searched = _gained(plan), _searched(plan)
     # The same for all pages of an array: not worked out for each of thousands.
     chosen = cache(lambda pk: _profile(submissions.get(pk), profile_name, options))
     room = cache(_room)
     found = []
     for page in pages:
         status, base = wanted[page.number], chosen(page.submission_pk)
-        in_vain = not gained.get((page.pk, page.submission_pk), 0)
+        last = page.pk, page.submission_pk
         end = policy.end_of(
-            status.state, status.slurm_state, status.exit_code, in_vain, status.node
+            status.state, status.slurm_state, status.exit_code, not gained.get(last, 0), status.node
         )
+        if end is not None and end.state in policy.OF_ROWS and last in searched:
+            end = replace(end, in_vain=False)
         step = _step(end, page, base, submissions.get(page.submission_pk), options, room, asked)
         given = options or {}
         grown = {key: value for key, value in step.options if given.get(key) is None}
@@ -84,6 +86,16 @@ def _gained(plan: Plan) -> dict[tuple[int, int], int]:
         .group_by(Attempt.page, Attempt.submission_pk)
     )
     return {(page, submission): int(rows or 0) for page, submission, rows in query.tuples()}
+
+
+def _searched(plan: Plan) -> set[tuple[int, int]]:
+    """Where suspects were handed over, by page and submission: their number is halved by now."""
+    query = (
+        Attempt.select(Attempt.page, Attempt.submission_pk)
+        .join(Page)
+        .where((Page.plan == plan.pk) & Attempt.group.is_null(False))
+    )
+    return set(query.tuples())
 
 
 def _step(

@@ -50,10 +50,10 @@ class Board:
         return birth_s
 
     def begin(self, page_pk: int, attempt_pk: int, positions: dict[int, int]) -> None:
-        """A page is claimed; nothing of it is in hand."""
+        """A page is claimed; nothing of it is in hand, whatever a process before this one had."""
+        self._positions = positions
         self.clear()
         self.started(0.0)
-        self._positions = positions
         struct.pack_into("qq", self._memory, _PAGE, page_pk, attempt_pk)
 
     def hand(self, key: int | None) -> None:

@@ -89,6 +89,15 @@ def collect(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Meas
 
 
 @task
+def collect_and_hang(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """The same, with a row that it never comes to an end with."""
+    for row in list(spectra):
+        if row.spectrum_pk == bad:
+            time.sleep(3600)
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+@task
 def keyed(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
     """One of its results bears a key that no row can have."""
     for spectrum in spectra:
@@ -180,4 +189,14 @@ def hungry(
             taken = b"x" * (mb << 20)
             time.sleep(4)  # Slurm looks every second
             del taken
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task
+def deadly(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """One row ends the whole element, as a memory limit does: nobody is left to say so."""
+    for spectrum in spectra:
+        if spectrum.spectrum_pk == bad:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
         yield Measured.from_spectrum(spectrum, value=1.0)

@@ -1,5 +1,7 @@
 """What astra itself remembers: plans, pages, submissions, attempts, and rows without a result."""
 
+from typing import Any
+
 from peewee import (
     BigAutoField,
     BigIntegerField,
@@ -77,6 +79,13 @@ class Submission(BaseModel):
     created_by = TextField()
 
 
+class OutcomesField(BlobField):
+    """A byte for each row, as bytes: of a driver's memoryview no item equals a number."""
+
+    def python_value(self, value: Any) -> bytes | None:
+        return None if value is None else bytes(value)
+
+
 class Page(BaseModel):
     """Up to ``limit`` rows of a plan. One byte per row says how it ended (states.Outcome)."""
 
@@ -87,7 +96,7 @@ class Page(BaseModel):
     number = IntegerField()
     n_rows = IntegerField()
     keys = KeysField()
-    outcomes = BlobField()
+    outcomes = OutcomesField()
     n_done = IntegerField(default=0)
     n_failed = IntegerField(default=0)
     n_no_result = IntegerField(default=0)

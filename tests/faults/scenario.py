@@ -87,7 +87,7 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
         lease_s=dice.choice([1.0, 2.0]),
         retry_for_s=dice.choice([1.0, 30.0]),
         grace_s=dice.choice([0.3, 1.0]),
-        row_timeout_s=1.5 if hangs else 0.0,
+        row_timeout_s=3.0 if hangs else 0.0,
         elsewhere=any(f.kind == "zombie" for f in faults) or dice.random() < 0.15,
         fates=fates,
         faults=faults,

@@ -78,6 +78,7 @@ class Proxy:
                     for end in (near, far):
                         with contextlib.suppress(OSError):
                             end.shutdown(socket.SHUT_RDWR)
+                        end.close()  # select takes no descriptor above 1,023
                     return
         # Neither end is told that the other left; what they send fills their kernels' buffers.
         self._over.wait()
