@@ -162,8 +162,11 @@ def fill(n: int, model: type = BossVisitSpectrum, sources: int = 5) -> None:
 
 
 @task
-def poisoned(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
-    """Of each 1,000 rows: two raise, one or none kills its process, hangs, or eats memory."""
+def poisoned(spectra: Iterable[BossVisitSpectrum], eat_mb: int = 0) -> Iterable[Measured]:
+    """Of each 1,000 rows: two raise, one or none kills its process, hangs, or eats memory.
+
+    With `eat_mb` it takes so much and holds it, until Slurm ends the element for it.
+    """
     for spectrum in spectra:
         key = spectrum.spectrum_pk
         if key % 500 == 7:
@@ -173,7 +176,9 @@ def poisoned(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         if key % 10_000 == 13:
             time.sleep(3600)
         if key % 20_000 == 17:
-            bytearray(1 << 60)
+            taken = bytearray(1 << 60) if not eat_mb else b"x" * (eat_mb << 20)
+            time.sleep(60)
+            del taken
         yield Measured.from_spectrum(spectrum, value=key * 0.5)
 
 
