@@ -200,9 +200,15 @@ class Nemesis(threading.Thread):
         self._set("default_transaction_read_only = on", fault.lasts_s)
         return f"for {fault.lasts_s} s"
 
-    def _set(self, setting: str, lasts_s: float) -> None:
+    def _idle_timeouts(self, fault: Fault) -> str:
+        limits = ("idle_session_timeout = '50ms'", "idle_in_transaction_session_timeout = '50ms'")
+        self._set(limits[0], fault.lasts_s, *limits[1:])
+        return f"of 50 ms for {fault.lasts_s} s"
+
+    def _set(self, setting: str, lasts_s: float, *more: str) -> None:
         name = self.world.name
-        self.world.sql(f"ALTER DATABASE {name} SET {setting}")
+        for each in (setting, *more):
+            self.world.sql(f"ALTER DATABASE {name} SET {each}")
         try:
             self.over.wait(lasts_s)
         finally:

@@ -178,6 +178,8 @@ DIRECTED = {
     "slow": _directed("slow", lasts_s=1.5),
     "slower than the answer timeout": _directed("slow", lasts_s=2.5, answer_timeout_s=0.3),
     "statement timeout": _directed("statement timeout", lasts_s=1.5),
+    "idle timeouts": _directed("idle timeouts", lasts_s=1.5),
+    "idle timeouts behind pgbouncer": _directed("idle timeouts", lasts_s=1.5, pooled=True),
     "serialisation": _directed("serialisation", lasts_s=2.0),
     "disk full": _directed("disk full", after=0.05, lasts_s=1.5, small_disk=True),
     "disk full for longer than the bound": _directed(

@@ -5,11 +5,13 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from astra.claim import Where, claim_page
+from astra.database import database
 from astra.errors import SlurmError, Superseded
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Submission
@@ -93,6 +95,86 @@ def test_slurmctld_is_down(faulty, tmp_path):
     assert resume(plan).pages == 2 and resume(plan).pages == 0
     run_out(faulty)
     assert computed_once(computed, 20) and ended_well(plan)
+
+
+def test_slurmctld_is_slow(faulty, tmp_path, monkeypatch):
+    """It makes the array when nobody waits for its answer any more: that one is found."""
+    computed, pid = tmp_path / "computed", faulty.controller_pid
+    plan = plan_of(20, 10, computed=str(computed))
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f"#!/bin/sh\nkill -STOP {pid}\n"
+        f"(sleep 8; kill -CONT {pid}) </dev/null >/dev/null 2>&1 &\n"
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    with suppress(SlurmError):
+        submit(plan)
+    shutil.rmtree(wrapper.parent)
+
+    def went_on() -> bool:
+        with suppress(SlurmError):
+            resume(plan)
+        return status(plan).state == "whole"
+
+    wait_for(went_on, "the whole plan", 120)
+    assert computed_once(computed, 20) and ended_well(plan)
+    assert {attempt.job_id for attempt in Attempt.select()} == {Attempt.get().job_id}
+
+
+#: What holds each checkpoint open while there is a row in `held`.
+_HOLD = """
+CREATE TABLE held (for_s float);
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(for_s) FROM held;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER hold AFTER INSERT ON measured FOR EACH STATEMENT EXECUTE FUNCTION hold();
+"""
+
+
+@pytest.mark.parametrize("moment", ["while a row computes", "while it writes"])
+def test_signals_of_scancel(faulty, tmp_path, moment):
+    """All that was yielded is stored, and the exit status says interrupted."""
+    computed = tmp_path / "computed"
+    plan = plan_of(150, 50, row_s=0.1, computed=str(computed))
+    database.execute_sql(_HOLD)
+    submit(plan)
+    at_work(3)
+    if moment == "while it writes":
+        database.execute_sql("INSERT INTO held VALUES (1.5)")
+        held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        wait_for(lambda: database.execute_sql(held).fetchone() == (3,), "three checkpoints", 60)
+    job = Attempt.get().job_id
+    for index, name in enumerate(("TERM", "INT", "USR1"), 1):
+        faulty.run("scancel", "--batch", f"--signal={name}", f"{job}_{index}")
+    run_out(faulty)
+    ends = faulty.run("scontrol", "-o", "show", "job", job).splitlines()
+    assert ["ExitCode=75:0" in line for line in ends] == [True] * 3, ends
+    found = status(plan)
+    assert found.pages == {"interrupted": 3}
+    assert found.rows["done"] == len(computed.read_text().split()) < 150
+    database.execute_sql("DELETE FROM held")
+    assert resume(plan).pages == 3
+    run_out(faulty)
+    assert computed_once(computed, 150) and ended_well(plan)
+
+
+def test_the_time_limit(faulty, tmp_path):
+    """Of one minute, for longer work: drained as Slurm ends it, and resumed where it stood."""
+    computed = tmp_path / "computed"
+    plan = plan_of(9, 9, row_s=10, computed=str(computed))
+    submit(plan, options={"time": "1"})
+    run_out(faulty)
+    n_done = status(plan).rows["done"]
+    assert 3 <= n_done < 9 and status(plan).pages == {"interrupted": 1}
+    (step,) = status(plan).steps
+    assert step.state == "TIMEOUT" and "time 00:02:00 instead of 00:01:00" in step.said
+    assert resume(plan).pages == 1
+    run_out(faulty)
+    assert ended_well(plan) and len(computed.read_text().split()) <= 9 + 1  # the row that was cut
 
 
 def test_slurmctld_forgets_everything(faulty, tmp_path):

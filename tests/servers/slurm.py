@@ -264,6 +264,10 @@ class Slurm(Server):
         """Stop slurmctld, which saves its state."""
         self._end("slurmctld", signal.SIGTERM)
 
+    @property
+    def controller_pid(self) -> int:
+        return self._daemons["slurmctld"].pid
+
     def start_controller(self) -> None:
         self._start("slurmctld", ["slurmctld", "-D", "-f", self.conf])
         self._await("slurmctld", lambda: "is UP" in self.run("scontrol", "ping"))
