@@ -152,13 +152,25 @@ def kill_node(cluster: Slurm) -> None:
             return list(query)
 
     wait(lambda: bool(at_work()), "elements are at work")
-    node = at_work()[0].host
+    there: list[int] = []
+    while not there:  # who is at work may end before it is stopped
+        node = at_work()[0].host if at_work() else "n1"
+        chains = [chain_of(a.pid) for a in at_work() if a.host == node]
+        # Stopped first, so that they live when their slurmd dies.
+        there = [pid for chain in chains for pid in chain if sent(pid, signal.SIGSTOP)]
     cluster.kill_slurmd(node)
-    for attempt in at_work():
-        if attempt.host == node:
-            for pid in chain_of(attempt.pid):
-                os.kill(pid, signal.SIGKILL)
+    for pid in there:
+        sent(pid, signal.SIGKILL)
     say(f"node {node} has died")
+
+
+def sent(pid: int, number: int) -> bool:
+    """Whether the process was there to be signalled."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def chain_of(pid: int) -> list[int]:

@@ -10,9 +10,10 @@ from contextlib import ExitStack
 
 from astra.database import reset
 from tests.faults import bugs, runner
+from tests.faults.cluster import Cluster, served
 from tests.faults.scenario import DIRECTED, draw
 from tests.faults.world import SERVER, SMALL_DISK_MB, prepare
-from tests.servers import Postgres, Slurm
+from tests.servers import Postgres
 
 
 def main() -> int:
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder of one that fails")
     parser.add_argument("--directed", choices=DIRECTED, help="no seeds: one fault by itself")
     parser.add_argument("--bug", choices=bugs.NAMES, help="with a deliberate bug in astra")
+    parser.add_argument("--cluster", help=argparse.SUPPRESS)  # of the process that began it
     parser.add_argument("--step", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
     logging.getLogger("astra").setLevel(logging.CRITICAL)
@@ -35,18 +37,20 @@ def main() -> int:
         done = bugs.run_with(given.bug, words)
         print(done.stdout + done.stderr)
         return done.returncode
-    if given.jobs > 1:
-        return side_by_side(given)
-    return one_by_one(given)
+    if given.slurm and not given.cluster:
+        with served() as given.cluster:
+            return side_by_side(given)
+    return side_by_side(given) if given.jobs > 1 else one_by_one(given)
 
 
 def side_by_side(given: argparse.Namespace) -> int:
-    """Each with servers of its own, and every J-th seed."""
+    """Each with a PostgreSQL of its own, and every J-th seed; on one cluster, where there is one."""
     flags = [f"--{name}" for name in ("slurm", "stop", "keep") if getattr(given, name)]
     started = []
     for job in range(given.jobs):
         seeds = len(range(job, given.seeds, given.jobs))
         words = ["--seeds", seeds, "--first", given.first + job, "--step", given.jobs, *flags]
+        words += ["--cluster", given.cluster] if given.slurm else []
         command = [sys.executable, "-m", "tests.faults", *map(str, words)]
         started.append(subprocess.Popen(command))
     return max(process.wait() for process in started)
@@ -56,7 +60,7 @@ def one_by_one(given: argparse.Namespace) -> int:
     began, failed, reports = time.monotonic(), [], []
     with ExitStack() as servers:
         server = servers.enter_context(Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER))
-        cluster = servers.enter_context(Slurm(cpus=16)) if given.slurm else None
+        cluster = Cluster(given.cluster) if given.slurm else None
         if cluster is not None:
             os.environ["SLURM_CONF"] = str(cluster.conf)
         prepare(server)

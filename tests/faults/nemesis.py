@@ -10,9 +10,10 @@ from typing import Any
 
 import psycopg2
 
+from tests.faults.cluster import Cluster
 from tests.faults.scenario import Fault
 from tests.faults.world import World, send
-from tests.servers import ServerError, Slurm
+from tests.servers import ServerError
 
 #: Longest wait for a fault's moment, for a checkpoint to be inside of, and for an element.
 _MOMENT_S, _CHECKPOINT_S, _ELEMENT_S = 20.0, 3.0, 2.0
@@ -152,11 +153,11 @@ class Nemesis(threading.Thread):
 
     def _job(self) -> str | None:
         """An element that runs, in Slurm's words."""
-        lines = self._cluster.run("squeue", "-h", "-r", "-t", "R", "-o", "%i").split()
-        return self.dice.choice(lines) if lines else None
+        running = self._cluster.jobs(self.world.folder, "-t", "R")
+        return self.dice.choice(running) if running else None
 
     @property
-    def _cluster(self) -> Slurm:
+    def _cluster(self) -> Cluster:
         assert self.world.cluster is not None
         return self.world.cluster
 
@@ -176,15 +177,11 @@ class Nemesis(threading.Thread):
 
     def _slurmd(self, fault: Fault) -> str:
         node = self.dice.choice(self._cluster.nodes)
-        self._cluster.kill_slurmd(node)
-        time.sleep(fault.lasts_s)
-        self._cluster.start_slurmd(node)
+        self._cluster.daemons.slurmd_away(node, fault.lasts_s)
         return f"{node} away for {fault.lasts_s} s"
 
     def _slurmctld(self, fault: Fault) -> str:
-        self._cluster.stop_controller()
-        time.sleep(fault.lasts_s)
-        self._cluster.start_controller()
+        self._cluster.daemons.slurmctld_away(fault.lasts_s)
         return f"away for {fault.lasts_s} s"
 
     # -- faults: the database -----------------------------------------------------------------

@@ -13,10 +13,11 @@ from astra.database import database, drop_connection
 from astra.errors import AstraError
 from astra.verify import verify
 from tests.faults import judge
+from tests.faults.cluster import Cluster
 from tests.faults.nemesis import Nemesis
 from tests.faults.scenario import Scenario
 from tests.faults.world import World, send
-from tests.servers import Postgres, ServerError, Slurm
+from tests.servers import Postgres, ServerError
 
 #: A plan has to be whole after so long, and so many calls of astra resume; elements that are told
 #: to end, or have nothing to do, have to end. Nothing takes so long but on a machine that others
@@ -43,7 +44,7 @@ class Report:
 
 
 def run(
-    server: Postgres, scenario: Scenario, keep: bool = False, cluster: Slurm | None = None
+    server: Postgres, scenario: Scenario, keep: bool = False, cluster: Cluster | None = None
 ) -> Report:
     """Run a scenario; its report. With `keep`, the folder of one that failed is kept."""
     began = time.monotonic()
@@ -59,7 +60,7 @@ def run(
             return report
         finally:
             if cluster is not None:
-                cluster.restore()
+                cluster.restore(world.folder)
             world.kill_elements()
             world.close()
 
@@ -144,10 +145,9 @@ class Drive:
             f"while it ran: {b.check}: {b.page} {b.key}: {b.found}" for b in found.breaches
         }
 
-    @staticmethod
-    def _is_idle(cluster: Slurm) -> bool:
+    def _is_idle(self, cluster: Cluster) -> bool:
         try:
-            return cluster.idle()
+            return not cluster.jobs(self.world.folder)
         except ServerError:  # slurmctld is down
             return False
 

@@ -15,9 +15,10 @@ import psycopg2
 import astra
 from astra.database import bind, database
 from astra.plan import create_plan
+from tests.faults.cluster import Cluster
 from tests.faults.scenario import Scenario
 from tests.faults.tasks import endure
-from tests.servers import PgBouncer, Postgres, Proxy, Slurm, shifted_clock
+from tests.servers import PgBouncer, Postgres, Proxy, shifted_clock
 from tests.tasks import fill
 
 ROOT = Path(astra.__file__).resolve().parent.parent
@@ -68,7 +69,7 @@ class World:
     """One scenario's database, folder and processes."""
 
     def __init__(
-        self, server: Postgres, scenario: Scenario, folder: Path, cluster: Slurm | None = None
+        self, server: Postgres, scenario: Scenario, folder: Path, cluster: Cluster | None = None
     ) -> None:
         self.server, self.scenario, self.folder = server, scenario, folder
         self.cluster = cluster  # that runs the elements; without one, this machine does
