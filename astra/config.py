@@ -157,9 +157,7 @@ class Policy:
 @dataclass(frozen=True)
 class Clean:
     keep_days: float = _key(90.0, _number(0))  # plans, logs and scripts, of which nothing was heard
-    compress_days: float = _key(
-        0.0, _number(0)
-    )  # until their scripts and logs are packed; 0: never
+    compress_days: float = _key(0.0, _number(0))  # until scripts and logs are packed; 0: never
     keep_nights_days: float = _key(1000.0, _number(0))  # the lines of nights
 
 

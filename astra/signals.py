@@ -38,8 +38,6 @@ def heard(stop: Stop) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         stop.ask(signal.Signals(number).name)
-        if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
-            signal.setitimer(signal.ITIMER_REAL, grace_s)
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if _in_own_code(frame):
@@ -54,6 +52,10 @@ def heard(stop: Stop) -> Iterator[None]:
             for number in got:
                 if number in numbers:
                     stop.ask(signal.Signals(number).name)
+                    # Here, and not in the handler: a signal that comes just before the main
+                    # thread begins to sleep is handled when it has slept, unless another wakes it.
+                    if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
+                        signal.setitimer(signal.ITIMER_REAL, grace_s)
                     hurry(max(grace_s, HURRY_S))  # a silent database is waited for no longer
                     for run in list(Guard.runs):
                         run.due.set()
@@ -67,11 +69,12 @@ def heard(stop: Stop) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        os.write(write, b"\0")
+        thread.join()
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the thread may just have set it
         signal.set_wakeup_fd(waker)
         for number, handler in previous.items():
             signal.signal(number, handler)
-        os.write(write, b"\0")
-        thread.join()
         os.close(read)
         os.close(write)
 

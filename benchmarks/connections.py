@@ -10,61 +10,22 @@ is what its attempt has measured: from the wish to write to the answer to the co
 import os
 import resource
 import statistics
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra.database import connection, database, drop_connection
-from astra.element import run_element
+from astra.database import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page
-from astra.plan import create_plan, get_plan
-from astra.submit import make_intent, new_submission
+from astra.models.orchestration import Attempt
+from astra.plan import create_plan
+from benchmarks.elements import activity, forked, submitted
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.tables import fill, sleeping
 
-
-class Sampler:
-    """The most connections of elements at any moment, by the server's word."""
-
-    def __init__(self, server: Any) -> None:
-        self.server, self.most, self.over = server, 0, threading.Event()
-        self.thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "Sampler":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _sample(self) -> None:
-        import psycopg2
-
-        link = psycopg2.connect(self.server.url("postgres"))
-        link.autocommit = True
-        with link.cursor() as cursor:
-            while not self.over.wait(0.05):
-                cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = 'benchmark'")
-                self.most = max(self.most, cursor.fetchone()[0])
-        link.close()
-
-
-def in_a_fork(plan: int, element: int, token: str) -> int:
-    """Run an element as a process of its own; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        runs = run_element(plan, element, token)
-        status = max(run.exit_status for run in runs)
-    finally:
-        os._exit(status)
+#: Those of the elements, by the server's word.
+_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'benchmark'"
 
 
 @dataclass(frozen=True)
@@ -95,16 +56,11 @@ def elements(n_elements: int, rows_per_s: float, lasts_s: float, server: Any) ->
         sleeping, BossVisitSpectrum, limit=n_rows, max_rows=n_rows * n_elements,
         arguments={"row_s": n_elements / rows_per_s},
     )  # fmt: skip
-    plan = get_plan(made.plan)
-    with connection():
-        pages = list(Page.select().where(Page.plan == plan.pk))
-    submission = new_submission(plan, range(1, n_elements + 1), 0, 1, "local")
-    make_intent(submission, pages)
-    drop_connection()
+    submission = submitted(made, n_elements)
     before, began = processor_s(server), time.monotonic()
-    with Sampler(server) as sampler:
-        pids = [in_a_fork(plan.pk, i, submission.token) for i in range(1, n_elements + 1)]
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    seen: list[int] = []
+    with activity(server, _CONNECTIONS, lambda rows: seen.append(rows[0][0]), 0.05):
+        statuses = forked(submission, n_elements)
     lasted_s, after = time.monotonic() - began, processor_s(server)
     if any(statuses):
         raise SystemExit(f"elements ended with {sorted(set(statuses))}")
@@ -115,7 +71,7 @@ def elements(n_elements: int, rows_per_s: float, lasts_s: float, server: Any) ->
         raise SystemExit(f"{done} of {made.rows} rows are stored, by {len(attempts)} attempts")
     return Found(
         statistics.median(a.t_write_s / a.n_checkpoints for a in attempts), n / lasted_s,
-        (after[0] - before[0]) / n * 1e3, (after[1] - before[1]) / n * 1e3, sampler.most,
+        (after[0] - before[0]) / n * 1e3, (after[1] - before[1]) / n * 1e3, max(seen, default=0),
     )  # fmt: skip
 
 

@@ -15,9 +15,8 @@ import numpy as np
 
 from astra.database import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Page
-from astra.plan import create_plan, get_plan
-from astra.submit import make_intent, new_submission
+from astra.plan import create_plan
+from benchmarks.elements import submitted
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.start import python
 from benchmarks.tables import fill, noting
@@ -33,12 +32,8 @@ def most_mb(folder: str, n_rows: int) -> float:
     (made,) = create_plan(
         noting, BossVisitSpectrum, limit=n_rows, max_rows=n_rows, arguments={"path": str(note)}
     )
-    plan = get_plan(made.plan)
-    with connection():
-        pages = list(Page.select().where(Page.plan == plan.pk))
-    submission = new_submission(plan, [1], 0, 1, "local")
-    make_intent(submission, pages)
-    words = ["--plan", str(plan.pk), "--job", submission.token, "--element", "1"]
+    submission = submitted(made, 1)
+    words = ["--plan", str(made.plan), "--job", submission.token, "--element", "1"]
     python("-m", "astra", "run-page", *words)
     return float(note.read_text().split()[-1]) / 1024
 

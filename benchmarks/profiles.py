@@ -20,9 +20,8 @@ from typing import Any
 from astra.database import connection, database
 from astra.element import run_element
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Page
-from astra.plan import create_plan, get_plan
-from astra.submit import make_intent, new_submission
+from astra.plan import create_plan
+from benchmarks.elements import sampled, submitted
 from benchmarks.lines import ROOT, postgres, timed
 from benchmarks.tables import fill, twenty
 
@@ -45,27 +44,12 @@ IDLE = {("threading.py", "wait"), ("threading.py", "_wait_for_tstate_lock"),
 Stack = tuple[tuple[str, str], ...]
 
 
-class Sampler:
-    """The stacks of all threads but its own, outermost first."""
-
-    def __init__(self) -> None:
-        self.seen, self.over = Counter[Stack](), threading.Event()
-        self.thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "Sampler":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _sample(self) -> None:
-        mine = threading.get_ident()
-        while not self.over.wait(0.002):
-            for ident, frame in sys._current_frames().items():
-                if ident != mine and (stack := stack_of(frame))[-1] not in IDLE:
-                    self.seen[stack] += 1
+def count_stacks(seen: Counter[Stack]) -> None:
+    """Count the stack of each thread that works, outermost first; not of the one that looks."""
+    mine = threading.get_ident()
+    for ident, frame in sys._current_frames().items():
+        if ident != mine and (stack := stack_of(frame))[-1] not in IDLE:
+            seen[stack] += 1
 
 
 def stack_of(frame: Any) -> Stack:
@@ -122,18 +106,15 @@ def flames(seen: Counter[Stack], width: int = 1200, height: int = 15) -> str:
 
 def element(n_rows: int) -> None:
     (made,) = create_plan(twenty, BossVisitSpectrum, limit=1000)
-    plan = get_plan(made.plan)
-    with connection():
-        pages = list(Page.select().where(Page.plan == plan.pk))
-    submission = new_submission(plan, [1], 0, len(pages), "local")
-    make_intent(submission, pages)
+    submission = submitted(made, 1, made.pages)
+    seen = Counter[Stack]()
     began = time.perf_counter()
-    with Sampler() as sampler:
-        run_element(plan.pk, 1, submission.token)
+    with sampled(lambda: count_stacks(seen), 0.002):
+        run_element(submission.plan_pk, 1, submission.token)
     lasted_s = time.perf_counter() - began
-    SVG.write_text(flames(sampler.seen))
-    print(f"an element: {n_rows:,} rows in {len(pages)} pages, {lasted_s:.2f} s; of its work")
-    for part, share in by_part(sampler.seen):
+    SVG.write_text(flames(seen))
+    print(f"an element: {n_rows:,} rows in {made.pages} pages, {lasted_s:.2f} s; of its work")
+    for part, share in by_part(seen):
         print(f"  {share:5.1%}  {part}")
     print(f"  flame graph: {SVG.relative_to(ROOT)}")
 

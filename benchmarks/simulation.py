@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from astra.database import connection, database, drop_connection
+from astra.database import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page
-from astra.plan import create_plan, get_plan
-from astra.submit import make_intent, new_submission
-from benchmarks.connections import in_a_fork, processor_s
+from astra.models.orchestration import Attempt
+from astra.plan import create_plan
+from benchmarks.connections import processor_s
+from benchmarks.elements import forked, submitted
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.tables import fill, often, sleeping, twenty
 
@@ -148,15 +148,9 @@ def run(task: Any, case: Case, server: Any) -> tuple[float, float, float, int]:
         task, BossVisitSpectrum, limit=case.rows,
         max_rows=case.rows * case.pages * case.n_elements, arguments=arguments,
     )  # fmt: skip
-    plan = get_plan(made.plan)
-    with connection():
-        pages = list(Page.select().where(Page.plan == plan.pk))
-    submission = new_submission(plan, range(1, case.n_elements + 1), 0, case.pages, "local")
-    make_intent(submission, pages)
-    drop_connection()
+    submission = submitted(made, case.n_elements, case.pages)
     before, began = processor_s(server), time.monotonic()
-    pids = [in_a_fork(plan.pk, i, submission.token) for i in range(1, case.n_elements + 1)]
-    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+    statuses = forked(submission, case.n_elements)
     lasted_s, after = time.monotonic() - began, processor_s(server)
     with connection():
         attempts = list(Attempt.select())

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from astra.database import connection
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Page
-from astra.plan import create_plan, get_plan
-from astra.submit import make_intent, new_submission
+from astra.plan import create_plan
+from benchmarks.elements import submitted
 from benchmarks.lines import ROOT, Line, best, main, postgres, say
 from benchmarks.tables import fill, noting
 
@@ -66,15 +65,11 @@ def measure(quick: bool) -> Iterator[Line]:
         (made,) = create_plan(
             noting, BossVisitSpectrum, limit=1, max_rows=rounds, arguments={"path": str(note)}
         )
-        plan = get_plan(made.plan)
-        with connection():
-            pages = list(Page.select().where(Page.plan == plan.pk))
-        submission = new_submission(plan, range(1, rounds + 1), 0, 1, "local")
-        make_intent(submission, pages)
+        submission = submitted(made, rounds)
         elements = iter(range(1, rounds + 1))
         element = theirs = float("inf")
         for _ in range(rounds):
-            element = min(element, first_row_s(plan.pk, submission.token, elements, note))
+            element = min(element, first_row_s(made.plan, submission.token, elements, note))
             theirs = min(theirs, best(1, partial(python, "-c", imports))[0])
     yield Line(
         "start of an element to its first row", element, theirs, "s", "<= 0.35",

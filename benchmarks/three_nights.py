@@ -24,7 +24,7 @@ from aiosmtpd.controller import Controller
 from astra.database import connection, database
 from astra.models import BossVisitSpectrum, Source
 from astra.models.orchestration import Attempt, Failure, Night, Plan
-from tests.servers import Postgres, Slurm
+from tests.servers import Postgres, Slurm, cron_daemon, wait_for
 from tests.servers.server import Ports
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,18 +88,6 @@ mail = ["observers@example.org"]
 smtp = "smtp://127.0.0.1:{smtp}"
 """
 
-_CRON = """
-mount -t tmpfs -o mode=1730 cron /var/spool/cron/crontabs
-chgrp crontab /var/spool/cron/crontabs 2>/dev/null
-mount -t tmpfs cron /etc/cron.d
-mount --bind /dev/null /etc/crontab
-mount -t tmpfs run /run
-{python} -m astra cron survey --at '* * * * *' --install || exit 1
-cron -f & daemon=$!
-while [ ! -e {folder}/stop ] && kill -0 $PPID; do sleep 0.5; done
-kill $daemon
-"""
-
 
 class Inbox:
     def __init__(self) -> None:
@@ -116,12 +104,8 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-def wait(condition: Callable[[], bool], what: str, bound_s: float = 900) -> None:
-    end = time.monotonic() + bound_s
-    while not condition():
-        if time.monotonic() > end:
-            raise SystemExit(f"gave up waiting for {what}")
-        time.sleep(1)
+def wait(condition: Callable[[], bool], what: str) -> None:
+    wait_for(condition, what, 900)
     say(what)
 
 
@@ -237,20 +221,13 @@ def main() -> None:
             "PYTHONPATH": f"{ROOT}:{folder}",
         }  # fmt: skip
         subprocess.run([sys.executable, "-m", "astra", "initdb", "archive"], cwd=folder, check=True)
-        (folder / "cron.sh").write_text(_CRON.format(python=sys.executable, folder=folder))
-        daemon = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", str(folder / "cron.sh")],
-            cwd=folder,
-        )
-        try:
+        before = f"{sys.executable} -m astra cron survey --at '* * * * *' --install"
+        with cron_daemon(folder, before, cwd=folder):
             for number in (1, 2, 3):
                 new_rows(third=number == 3)
                 if number == 2:
                     kill_node(cluster)
                 wait(lambda n=number: ended() >= n, f"night {number} is over and told")  # type: ignore[misc]
-        finally:
-            (folder / "stop").touch()
-            daemon.wait(60)
         show(folder, inbox)
     mail.stop()
     ports.release()

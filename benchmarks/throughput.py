@@ -9,57 +9,23 @@ the cores are is the kernel's word: what of these is full is the limit.
 """
 
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg2
-
-from astra.database import connection, database, drop_connection
+from astra.database import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page
-from astra.plan import create_plan, get_plan
-from astra.submit import make_intent, new_submission
-from benchmarks.connections import in_a_fork, processor_s
+from astra.models.orchestration import Attempt
+from astra.plan import create_plan
+from benchmarks.connections import processor_s
+from benchmarks.elements import activity, forked, submitted
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.tables import fill, waiting
 
-
-class Waits:
-    """What the server's processes were at, from samples."""
-
-    def __init__(self, server: Any) -> None:
-        self.server, self.seen, self.n_samples = server, Counter[str](), 0
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "Waits":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _sample(self) -> None:
-        link = psycopg2.connect(self.server.url("postgres"))
-        link.autocommit = True
-        with link.cursor() as cursor:
-            while not self.over.wait(0.02):
-                cursor.execute(
-                    "SELECT coalesce(wait_event_type || ': ' || wait_event, 'running') "
-                    "FROM pg_stat_activity WHERE datname = 'benchmark' AND state <> 'idle'"
-                )
-                self.n_samples += 1
-                self.seen.update(event for (event,) in cursor.fetchall())
-        link.close()
-
-    def told(self) -> str:
-        """How many of the server's processes were, at a moment, at what."""
-        n = max(self.n_samples, 1)
-        return ", ".join(f"{event} {k / n:.2f}" for event, k in self.seen.most_common(4))
+#: What the server's processes are at: each a row.
+_WAITS = """SELECT coalesce(wait_event_type || ': ' || wait_event, 'running')
+            FROM pg_stat_activity WHERE datname = 'benchmark' AND state <> 'idle'"""
 
 
 def busy_s() -> tuple[float, float]:
@@ -89,18 +55,13 @@ def at_once(n_elements: int, n_rows: int, row_s: float, server: Any) -> tuple[fl
         waiting, BossVisitSpectrum, limit=n_rows, max_rows=n_rows * n_elements,
         arguments={"row_s": row_s},
     )  # fmt: skip
-    plan = get_plan(made.plan)
-    with connection():
-        pages = list(Page.select().where(Page.plan == plan.pk))
-    submission = new_submission(plan, range(1, n_elements + 1), 0, 1, "local")
-    make_intent(submission, pages)
-    drop_connection()
+    submission = submitted(made, n_elements)
     server.sql("SELECT pg_stat_statements_reset()", "benchmark")
     (_, server_s), (work_s, every_s) = processor_s(server), busy_s()
     began = time.monotonic()
-    with Waits(server) as waits:
-        pids = [in_a_fork(plan.pk, i, submission.token) for i in range(1, n_elements + 1)]
-        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+    seen: list[list[str]] = []
+    with activity(server, _WAITS, lambda rows: seen.append([event for (event,) in rows]), 0.02):
+        statuses = forked(submission, n_elements)
     lasted_s = time.monotonic() - began
     server_s = processor_s(server)[1] - server_s
     work_s, every_s = busy_s()[0] - work_s, busy_s()[1] - every_s
@@ -108,9 +69,11 @@ def at_once(n_elements: int, n_rows: int, row_s: float, server: Any) -> tuple[fl
         done = sum(n for (n,) in Attempt.select(Attempt.n_done).tuples())
     if any(statuses) or done != made.rows:
         raise SystemExit(f"{done} of {made.rows} rows are stored; {statuses}")
+    events = Counter(event for sample in seen for event in sample).most_common(4)
+    waits = ", ".join(f"{event} {n / len(seen):.2f}" for event, n in events)
     told = (
         f"cores {work_s / every_s:.0%} busy, {server_s / lasted_s:.2f} of them with PostgreSQL; "
-        f"its processes at a moment: {waits.told()}; most for {most_expensive(server)}"
+        f"its processes at a moment: {waits}; most for {most_expensive(server)}"
     )
     return done / lasted_s, told
 

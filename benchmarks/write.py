@@ -19,15 +19,14 @@ from typing import Any
 from astra.claim import claim_page, here
 from astra.database import connection, database, dialect
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Page
 from astra.models.pipeline import PipelineOutputModel
 from astra.plan import create_plan, get_plan
 from astra.resolve import load
 from astra.results import Handed
 from astra.run import Run
 from astra.spool import target_of
-from astra.submit import make_intent, new_submission
 from astra.tasks import bind_call, caller
+from benchmarks.elements import submitted
 from benchmarks.lines import Line, bound, main, postgres, say, timed
 from benchmarks.tables import Twenty, fill, hundreds, rows_in_memory, science, twenty
 
@@ -60,10 +59,8 @@ class WholePage:
             empty()
         (made,) = create_plan(self.task, BossVisitSpectrum, limit=len(self.rows))
         self.plan = get_plan(made.plan)
+        submission = submitted(made, 1)
         with connection():
-            pages = list(Page.select().where(Page.plan == self.plan.pk))
-            submission = new_submission(self.plan, [1], 0, 1, "local")
-            make_intent(submission, pages)
             self.claim = claim_page(self.plan, 1, submission, 1, here("local"))
             self.read = dialect().now()
 

@@ -16,7 +16,7 @@ from astra.database import connection, reset
 from astra.errors import UsageError
 from astra.models.orchestration import Night
 from tests.conftest import ROOT
-from tests.servers import wait_for
+from tests.servers import cron_daemon, wait_for
 from tests.tasks import Measured, fill
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
@@ -92,19 +92,13 @@ def test_other_lines_stay_as_they_are(night, monkeypatch):
         entry("survey", "@daily", "a\nb")
 
 
-_CRON = """
-mount -t tmpfs -o mode=1730 cron /var/spool/cron/crontabs
-chgrp crontab /var/spool/cron/crontabs 2>/dev/null
-mount -t tmpfs cron /etc/cron.d
-mount --bind /dev/null /etc/crontab
-mount -t tmpfs run /run
+_BEFORE = """
 echo '# mine' | crontab -
-{python} -m astra cron survey --at '* * * * *' --install >{out}/printed || exit 1
-{python} -m astra cron survey --at '*/1 * * * *' --install >{out}/printed || exit 1
+{python} -m astra cron survey --at '* * * * *' --install >{out}/printed &&
+{python} -m astra cron survey --at '*/1 * * * *' --install >{out}/printed &&
 crontab -l >{out}/installed
-cron -f & daemon=$!
-while [ ! -e {out}/stop ] && kill -0 $PPID; do sleep 0.5; done
-kill $daemon
+"""
+_AFTER = """
 {python} -m astra cron survey --remove >{out}/removed
 crontab -l >{out}/left
 """
@@ -112,12 +106,9 @@ crontab -l >{out}/left
 
 @needs_cron
 def test_debians_cron_runs_a_night_to_its_end(night, slurm, tmp_path):
-    """The real daemon, which sees no crontab but ours: its folders are its own (unshare)."""
     fill(60)
-    (tmp_path / "cron.sh").write_text(_CRON.format(python=sys.executable, out=tmp_path))
-    words = ["unshare", "--mount", "--propagation", "private", "sh", str(tmp_path / "cron.sh")]
-    daemon = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
+    before, after = (s.format(python=sys.executable, out=tmp_path) for s in (_BEFORE, _AFTER))
+    with cron_daemon(tmp_path, before, after, cwd=ROOT) as daemon:
 
         def ended() -> bool:
             time.sleep(0.5)
@@ -126,9 +117,6 @@ def test_debians_cron_runs_a_night_to_its_end(night, slurm, tmp_path):
                 return Night.select().where(Night.ended.is_null(False)).exists()
 
         wait_for(ended, "the night that cron began", 200)
-    finally:
-        (tmp_path / "stop").touch()
-        daemon.communicate(timeout=60)
     with connection():
         night_ = Night.select().get()
         assert night_.whole and Measured.select().count() == 60

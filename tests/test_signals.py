@@ -3,9 +3,13 @@
 import signal
 import sys
 import threading
+import time
 
+import pytest
+
+from astra import config
 from astra.run import Stop
-from astra.signals import heard
+from astra.signals import Forced, heard
 
 
 def test_a_signal_at_the_very_end_does_not_keep_the_process():
@@ -31,3 +35,19 @@ def test_a_signal_at_the_very_end_does_not_keep_the_process():
         sys.setswitchinterval(before)
         watch.cancel()
         signal.signal(signal.SIGPROF, previous)
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_is_heard():
+    """As one that comes between the interpreter's last look at its signals and a long sleep."""
+    config.use(config.Config(element=config.Element(grace_s=0.2)))
+    stop = Stop()
+
+    def knock_elsewhere() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    elsewhere = threading.Timer(0.2, knock_elsewhere)
+    began = time.monotonic()
+    with pytest.raises(Forced), heard(stop):
+        elsewhere.start()
+        time.sleep(20)
+    assert time.monotonic() - began < 10 and "SIGTERM" in stop.reason

@@ -312,8 +312,8 @@ from astra.models import BossVisitSpectrum
 fill(5)
 for r in measure(BossVisitSpectrum.select(), live=True):
     print(r.spectrum_pk, flush=True)
-    if r.spectrum_pk == 3:
-        time.sleep(60)
+    while r.spectrum_pk == 3:
+        time.sleep(0.1)  # a signal just before one long sleep would be handled after it
 """
 
 

@@ -1,5 +1,6 @@
 """Servers of the tests' own: private ports and folders, and nothing left of them afterwards."""
 
+from tests.servers.cron import cron_daemon
 from tests.servers.keeper import Keeper, KeptProcess
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres, Standby, shifted_clock
@@ -18,6 +19,7 @@ __all__ = [
     "ServerError",
     "Slurm",
     "Standby",
+    "cron_daemon",
     "folder",
     "shifted_clock",
     "wait_for",

@@ -373,13 +373,14 @@ class Slurm(Server):
 
     def _create_mariadb(self) -> None:
         data = self.folder / "mysql"
-        data.mkdir()
-        data.chmod(0o700)
-        shutil.chown(data, "mysql")
+        # Temporary files of its own as well: servers that start together clash in /tmp.
+        for path in (data, self.folder / "mysql-tmp"):
+            path.mkdir(mode=0o700)
+            shutil.chown(path, "mysql")
         # Its root comes in by the socket, as the machine's root: no other user of the machine does.
         command(
             program("mariadb-install-db", "mariadb-server"), "--no-defaults", "--user=mysql",
-            f"--datadir={data}", "--auth-root-authentication-method=socket", "--skip-test-db",
+            f"--datadir={data}", f"--tmpdir={data}-tmp", "--auth-root-authentication-method=socket", "--skip-test-db",
         )  # fmt: skip
         self._start_mariadb()
         self._mariadb(
@@ -392,7 +393,7 @@ class Slurm(Server):
         data = self.folder / "mysql"
         self._start(
             "mariadbd",
-            ["mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}",
+            ["mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}", f"--tmpdir={data}-tmp",
              f"--socket={data}/mysql.sock", f"--port={self._sql_port}", "--bind-address=127.0.0.1",
              f"--pid-file={data}/mysql.pid", "--innodb-buffer-pool-size=64M",
              "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0",
