@@ -220,13 +220,12 @@ class _Parent:
     def wait(self, pid: int) -> int:
         """The exit status of the child, minus the signal that ended it."""
         self.pid, self.timed_out = pid, False
-        handlers = {n: self._pass_on for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-        looks = bool(self.row_timeout_s or self.tell_at)
-        if looks:
-            handlers[signal.SIGALRM] = self._look
+        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), self._pass_on)
+        handlers[signal.SIGALRM] = self._look
         previous = {number: signal.signal(number, do) for number, do in handlers.items()}
-        if looks:
-            signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
+        # Also with nothing to look at: a signal that comes just before the wait begins is handled
+        # at the next one.
+        signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
         try:
             _, status, used = os.wait4(pid, 0)
             self.peak_mb = used.ru_maxrss / 1024
