@@ -6,7 +6,7 @@ died without a word, the rows that it had in hand become suspects.
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peewee import SQL
@@ -81,9 +81,16 @@ def _own_log() -> str | None:
 
 
 def claim_page(
-    plan: Plan, number: int, submission: Submission, element: int, where: Where
+    plan: Plan,
+    number: int,
+    submission: Submission,
+    element: int,
+    where: Where,
+    in_hand: int = FIRST_IN_HAND,
 ) -> Claim | None:
     """Make this process the one attempt that may write the page; None if the page is whole.
+
+    The attempt is taken to have so many rows `in_hand` until it says more.
 
     Raises
     ------
@@ -105,7 +112,7 @@ def claim_page(
                 f"since this one ({submission.pk}) was submitted; nothing is done here"
             )
         _supersede(page, submission, where)
-        suspected = {s.key for s in suspects_of(page.pk)}
+        suspects = suspects_of(page.pk)
         last = Attempt.select(Attempt.number).where(Attempt.page == page.pk)
         attempt = Attempt.create(
             page=page.pk,
@@ -113,7 +120,7 @@ def claim_page(
             number=(last.order_by(Attempt.number.desc()).limit(1).scalar() or 0) + 1,
             element=element,
             state=AttemptState.RUNNING.value,
-            n_handed=_place_after(page, suspected, FIRST_IN_HAND),
+            n_handed=_place_after(page, {s.key for s in suspects}, in_hand),
             **{k: getattr(where, k) for k in where.__dataclass_fields__},
         )
         seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
@@ -131,7 +138,7 @@ def claim_page(
         with writing():
             release([attempt], "the plan was cancelled as it began")
         raise Superseded(f"plan {plan.pk} was cancelled")
-    return claim_of(page, attempt)
+    return replace(claim_of(page, attempt), suspects=suspects)
 
 
 def page_of(plan: Plan, number: int) -> Page:

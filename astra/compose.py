@@ -6,7 +6,7 @@ from typing import Any
 
 from astra import log
 from astra.database import connection
-from astra.element import new_tally, run_page
+from astra.element import Element
 from astra.errors import AstraError, Interrupted, UsageError
 from astra.estimate import Estimate, estimate, options_of
 from astra.local import end_submission, pages_to_run
@@ -208,11 +208,11 @@ def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None
         pages = pages_to_run(plan)
         submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
         make_intent(submission, pages)
-    stop, tally = Stop(), new_tally()
+    stop = Stop()
     try:
-        with heard(stop):
+        with heard(stop), Element(plan, submission, stop) as this:
             for page in pages:
-                tell([run_page(plan, page.number, submission, page.number, stop, tally=tally)])
+                tell([this.run_page(page.number, page.number)])
                 if stop.wanted.is_set():
                     break
     finally:

@@ -219,17 +219,21 @@ def connection() -> Iterator[None]:
 @contextmanager
 def at_hand(wanted: bool = True) -> Iterator[None]:
     """One connection for all that is retried within a block, if one can be had just now."""
-    opened = False
-    if wanted:
-        try:
-            opened = database.bound().connect(reuse_if_open=True)
-        except (peewee.DatabaseError, peewee.InterfaceError) as error:
-            log.debug("no connection beforehand: %s", error)
+    opened = wanted and connected()
     try:
         yield
     finally:
         if opened:
             drop_connection()
+
+
+def connected() -> bool:
+    """Open this thread's connection, if one can be had just now; whether it had none before."""
+    try:
+        return bool(database.bound().connect(reuse_if_open=True))
+    except (peewee.DatabaseError, peewee.InterfaceError) as error:
+        log.debug("no connection beforehand: %s", error)
+        return False
 
 
 @contextmanager

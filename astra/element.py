@@ -14,8 +14,16 @@ from peewee import SQL
 
 from astra import config, log, spool
 from astra.arguments import restored
-from astra.claim import claim_page, here, is_cancelled, page_of
-from astra.database import abandon_transaction, at_hand, dialect, retrying, writing
+from astra.claim import FIRST_IN_HAND, claim_page, here, is_cancelled, page_of
+from astra.database import (
+    abandon_transaction,
+    at_hand,
+    connected,
+    dialect,
+    drop_connection,
+    retrying,
+    writing,
+)
 from astra.errors import (
     AstraError,
     BrokenElement,
@@ -54,108 +62,6 @@ class PageRun:
     exit_status: int = 0
 
 
-def run_element(
-    plan_pk: int,
-    element: int,
-    token: str,
-    stop: Stop | None = None,
-    board: Board | None = None,
-) -> list[PageRun]:
-    """Run the pages of one element of a submission, each until its rows have ended.
-
-    Raises
-    ------
-    UsageError
-        If the plan is of another version, or the submission is not of this plan.
-    """
-    stop = stop or Stop()
-    with heard(stop):
-        with at_hand():
-            plan = retrying(lambda: get_plan(plan_pk))
-            check_plan_version(plan)
-            submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
-        if submission is None or submission.plan_pk != plan.pk:
-            raise UsageError(f"plan {plan_pk} has no submission {token!r}")
-        each = submission.pages_per_element
-        first = (element - 1) * each + 1
-        runs = []
-        tally = new_tally()
-        for number in range(first, min(first + each, plan.n_pages + 1)):
-            runs.append(run_page(plan, number, submission, element, stop, board, tally))
-            if stop.wanted.is_set():
-                break
-        return runs
-
-
-def new_tally() -> Tally:
-    """The count of one element's rows."""
-    element = config.current().element
-    return Tally(element.max_failures, element.max_failures_after)
-
-
-def run_page(
-    plan: Plan,
-    number: int,
-    submission: Submission,
-    element: int,
-    stop: Stop,
-    board: Board | None = None,
-    tally: Tally | None = None,
-) -> PageRun:
-    """Claim a page and run the task over the rows that it still needs."""
-    # Of an element's first page, what its process took to get here counts as start-up, too.
-    since_s, began_s = board.take_birth() if board else None, now_s()
-    try:
-        # What an earlier attempt computed and could not store is not computed again.
-        spool.recover(plan, number)
-        with at_hand():
-            claim = retrying(
-                lambda: claim_page(plan, number, submission, element, here(submission.kind))
-            )
-    except (Superseded, BusyError) as error:
-        log.warning("%s", error)
-        return PageRun(number, "refused", 0, 0, 0, 0, str(error), error.exit_status)
-    if claim is None:
-        page = retrying(lambda: page_of(plan, number))
-        return _page_run(page, AttemptState.DONE)
-    if board is not None:
-        board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
-    meter = Meter(began_s if since_s is None else since_s, board)
-    claim.measures = meter.read
-    try:
-        state, message, status = _run_claimed(plan, claim, meter, stop, board, tally or new_tally())
-    except OutOfMemory as error:
-        if board is not None:  # the other process starts this one anew, and takes it from there
-            board.out_of_memory()
-        else:
-            _end(claim, AttemptState.BROKEN, clean(str(error), 2000))
-        state, message, status = AttemptState.BROKEN, str(error), error.exit_status
-    except AstraError as error:
-        state, message, status = _ended_by(error), str(error), error.exit_status
-    except BaseException as error:
-        text = f"{type(error).__name__}: {error}"
-        _end(claim, AttemptState.BROKEN, clean(text, 2000))
-        raise
-    try:
-        page = retrying(lambda: page_of(plan, number), waiting=stop.wanted)
-    except DatabaseError:
-        page = claim.page
-    return _page_run(page, state, message, status)
-
-
-def _ended_by(error: AstraError) -> AttemptState:
-    if isinstance(error, Superseded):
-        return AttemptState.SUPERSEDED
-    return AttemptState.INTERRUPTED if isinstance(error, Interrupted) else AttemptState.BROKEN
-
-
-def _page_run(page: Page, state: str, message: str | None = None, status: int = 0) -> PageRun:
-    return PageRun(
-        page.number, state, page.n_rows, page.n_done, page.n_failed, page.n_no_result,
-        message, status,
-    )  # fmt: skip
-
-
 class Meter:
     """What an attempt has measured of itself: written with each checkpoint, and at its end."""
 
@@ -188,71 +94,197 @@ class Meter:
         return found
 
 
-def _run_claimed(
-    plan: Plan, claim: Claim, meter: Meter, stop: Stop, board: Board | None, tally: Tally
-) -> tuple[AttemptState, str | None, int]:
-    element = config.current().element
-    try:
-        function, model = task_of(plan), load(plan.input_model)
-        output = load(plan.output_model)
-        # A row that raises costs itself, unless the plan itself says otherwise.
-        values = {"re_raise_exceptions": False, **restored(function, json.loads(plan.arguments))}
-        defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
-        settings, bound = bind_call(function, (iter(()),), values, defaults)
-        outer = outer_exceptions(element.outer_exceptions)
-    except AstraError as error:
-        _end(claim, AttemptState.BROKEN, str(error))
-        raise BrokenElement(str(error)) from error
-    target = target_of(plan, model, output, claim.page.number)
-    reader = Reader(model, output, claim, stop, meter.first_row)
-    run = Run(
-        reader,
-        caller(function, bound),
-        settings,
-        target,
-        claim=claim,
-        again=reader.again,
-        stop=stop,
-        suspects=reader.groups,
-        enters=reader.enter,
-        board=board,
-        tally=tally,
-        outer=outer,
-        grace_s=element.grace_s,
-        n_rows=sum(1 for outcome in claim.outcomes if outcome == Outcome.PENDING),
-        heartbeat=lambda: _heartbeat(claim, stop),
-        heartbeat_s=element.lease_s / 4,
-    )
-    meter.run, meter.reader = run, reader
-    reader.give_up(run)
-    run.start_heartbeat()
-    try:
+def run_element(
+    plan_pk: int,
+    element: int,
+    token: str,
+    stop: Stop | None = None,
+    board: Board | None = None,
+) -> list[PageRun]:
+    """Run the pages of one element of a submission, each until its rows have ended.
+
+    Raises
+    ------
+    UsageError
+        If the plan is of another version, or the submission is not of this plan.
+    """
+    stop = stop or Stop()
+    with heard(stop):
+        with at_hand():
+            plan = retrying(lambda: get_plan(plan_pk))
+            check_plan_version(plan)
+            submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
+        if submission is None or submission.plan_pk != plan.pk:
+            raise UsageError(f"plan {plan_pk} has no submission {token!r}")
+        each = submission.pages_per_element
+        first = (element - 1) * each + 1
+        runs = []
+        with Element(plan, submission, stop, board) as this:
+            for number in range(first, min(first + each, plan.n_pages + 1)):
+                runs.append(this.run_page(number, element))
+                if stop.wanted.is_set():
+                    break
+        return runs
+
+
+class Element:
+    """What runs pages in this process, one after the other.
+
+    One connection serves from the end of a page to the first row of the next; none is held while
+    the task computes.
+    """
+
+    def __init__(
+        self, plan: Plan, submission: Submission, stop: Stop, board: Board | None = None
+    ) -> None:
+        self.plan, self.submission, self.stop, self.board = plan, submission, stop, board
+        element = config.current().element
+        self.tally = Tally(element.max_failures, element.max_failures_after)
+        self.in_hand = FIRST_IN_HAND  # rows that an attempt is taken to have in hand at first
+        self.is_linked = False
+
+    def __enter__(self) -> "Element":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unlink()
+
+    def _link(self) -> None:
+        self.is_linked = connected() or self.is_linked
+
+    def _unlink(self) -> None:
+        if self.is_linked:
+            drop_connection()
+            self.is_linked = False
+
+    def run_page(self, number: int, element: int) -> PageRun:
+        """Claim a page and run the task over the rows that it still needs."""
+        board, plan = self.board, self.plan
+        # Of an element's first page, what its process took to get here counts as start-up, too.
+        since_s, began_s = board.take_birth() if board else None, now_s()
         try:
-            for _ in run:
-                pass
-        finally:
-            if abandon_transaction():
-                log.warning("%s left a transaction open: it was rolled back", plan.task)
-    except Forced as forced:
-        raise _interrupted(claim, forced.reason) from None
-    except OutOfMemory:
-        raise
-    except DatabaseError as error:
-        raise _spooled(claim, run, error) from error
-    except AstraError as error:
-        _end(claim, _ended_by(error), clean(str(error), 2000))
-        raise
-    except Exception as error:
-        said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
-        _end(claim, AttemptState.BROKEN, said)
-        raise BrokenElement(said) from error
-    if Outcome.PENDING.value in claim.outcomes:
-        raise _interrupted(claim, stop.reason or "the task stopped early")
-    try:
-        _end(claim, AttemptState.DONE, run.note)
-    except DatabaseError as error:
-        raise _spooled(claim, run, error) from error
-    return AttemptState.DONE, run.note, 0
+            # What an earlier attempt computed and could not store is not computed again.
+            spool.recover(plan, number)
+            self._link()
+            claim = retrying(lambda: self._claim(number, element))
+        except (Superseded, BusyError) as error:
+            log.warning("%s", error)
+            return PageRun(number, "refused", 0, 0, 0, 0, str(error), error.exit_status)
+        if claim is None:
+            return _page_run(retrying(lambda: page_of(plan, number)), AttemptState.DONE)
+        if board is not None:
+            board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
+        meter = Meter(began_s if since_s is None else since_s, board)
+        claim.measures = meter.read
+        try:
+            note = self._run_claimed(claim, meter)
+        except OutOfMemory as error:
+            if board is not None:  # the other process starts this one anew, and takes it from there
+                board.out_of_memory()
+            else:
+                _end(claim, AttemptState.BROKEN, clean(str(error), 2000))
+            state, message, status = AttemptState.BROKEN, str(error), error.exit_status
+        except AstraError as error:
+            state, message, status = _ended_by(error), str(error), error.exit_status
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+            _end(claim, AttemptState.BROKEN, clean(text, 2000))
+            raise
+        else:
+            return _page_run(_counted(claim), AttemptState.DONE, note)
+        try:
+            page = retrying(lambda: page_of(plan, number), waiting=self.stop.wanted)
+        except DatabaseError:
+            page = claim.page
+        return _page_run(page, state, message, status)
+
+    def _claim(self, number: int, element: int) -> Claim | None:
+        where = here(self.submission.kind)
+        return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
+
+    def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
+        """Run the task until every row of the page has ended; what is to be noted of it."""
+        element, plan, stop = config.current().element, self.plan, self.stop
+        try:
+            function, model = task_of(plan), load(plan.input_model)
+            output = load(plan.output_model)
+            # A row that raises costs itself, unless the plan itself says otherwise.
+            given = restored(function, json.loads(plan.arguments))
+            values = {"re_raise_exceptions": False, **given}
+            defaults = {
+                "write_frequency": element.write_frequency, "batch_size": element.batch_size
+            }  # fmt: skip
+            settings, bound = bind_call(function, (iter(()),), values, defaults)
+            outer = outer_exceptions(element.outer_exceptions)
+        except AstraError as error:
+            _end(claim, AttemptState.BROKEN, str(error))
+            raise BrokenElement(str(error)) from error
+        target = target_of(plan, model, output, claim.page.number)
+        reader = Reader(model, output, claim, stop, meter.first_row)
+        run = Run(
+            reader,
+            caller(function, bound),
+            settings,
+            target,
+            claim=claim,
+            again=reader.again,
+            stop=stop,
+            suspects=reader.groups,
+            enters=reader.enter,
+            board=self.board,
+            tally=self.tally,
+            outer=outer,
+            grace_s=element.grace_s,
+            n_rows=sum(1 for outcome in claim.outcomes if outcome == Outcome.PENDING),
+            heartbeat=lambda: _heartbeat(claim, stop),
+            heartbeat_s=element.lease_s / 4,
+        )
+        meter.run, meter.reader = run, reader
+        run.start_heartbeat()
+        try:
+            reader.begin(run)
+            self._unlink()
+            try:
+                for _ in run:
+                    pass
+            finally:
+                if abandon_transaction():
+                    log.warning("%s left a transaction open: it was rolled back", plan.task)
+        except Forced as forced:
+            raise _interrupted(claim, forced.reason) from None
+        except OutOfMemory:
+            raise
+        except DatabaseError as error:
+            raise _spooled(claim, run, error) from error
+        except AstraError as error:
+            _end(claim, _ended_by(error), clean(str(error), 2000))
+            raise
+        except Exception as error:
+            said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
+            _end(claim, AttemptState.BROKEN, said)
+            raise BrokenElement(said) from error
+        if Outcome.PENDING.value in claim.outcomes:
+            raise _interrupted(claim, stop.reason or "the task stopped early")
+        self.in_hand = max(FIRST_IN_HAND, reader.soon())
+        self._link()
+        try:
+            _end(claim, AttemptState.DONE, run.note)
+        except DatabaseError as error:
+            raise _spooled(claim, run, error) from error
+        return run.note
+
+
+def _ended_by(error: AstraError) -> AttemptState:
+    if isinstance(error, Superseded):
+        return AttemptState.SUPERSEDED
+    return AttemptState.INTERRUPTED if isinstance(error, Interrupted) else AttemptState.BROKEN
+
+
+def _page_run(page: Page, state: str, message: str | None = None, status: int = 0) -> PageRun:
+    return PageRun(
+        page.number, state, page.n_rows, page.n_done, page.n_failed, page.n_no_result,
+        message, status,
+    )  # fmt: skip
 
 
 def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
@@ -295,6 +327,22 @@ def _interrupted(claim: Claim, reason: str) -> Interrupted:
     return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 
 
+def _counts(claim: Claim) -> dict[str, int]:
+    count = claim.outcomes.count
+    return {
+        "n_done": count(Outcome.RESULT),
+        "n_failed": count(Outcome.FAILURE),
+        "n_no_result": count(Outcome.NO_RESULT),
+    }
+
+
+def _counted(claim: Claim) -> Page:
+    """The page, as it was written with its end."""
+    for name, n in _counts(claim).items():
+        setattr(claim.page, name, n)
+    return claim.page
+
+
 def _heartbeat(claim: Claim, stop: Stop) -> None:
     if is_cancelled(claim.page.plan_pk):
         stop.ask("the plan was cancelled")
@@ -320,12 +368,9 @@ def _end(claim: Claim, state: AttemptState, message: str | None) -> None:
                 (Attempt.pk == claim.attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
             ).execute()
             # Rows whose result was found, and not written, are in no checkpoint.
-            Page.update(
-                outcomes=bytes(claim.outcomes),
-                n_done=claim.outcomes.count(Outcome.RESULT),
-                n_failed=claim.outcomes.count(Outcome.FAILURE),
-                n_no_result=claim.outcomes.count(Outcome.NO_RESULT),
-            ).where((Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)).execute()
+            Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
+                (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)
+            ).execute()
 
     try:
         retrying(work, bound_s=5 if state is AttemptState.INTERRUPTED else None)

@@ -16,10 +16,10 @@ from astra.results import Claim, Handed, Refusal
 from astra.rows import read_rows
 from astra.run import Run, Stop
 from astra.states import Outcome
-from astra.suspects import CERTAIN, suspects_of
+from astra.suspects import CERTAIN
 
 #: Rows that are read at a time, at most; bytes of arrays in them; rows before their size is known.
-CHUNK, CHUNK_BYTES, FIRST_CHUNK = 500, 4_000_000, 32
+CHUNK, CHUNK_BYTES, FIRST_CHUNK = 1000, 4_000_000, 32
 #: Seconds of work for which an attempt says beforehand which rows it will have in hand.
 IN_HAND_S = 5.0
 
@@ -43,9 +43,9 @@ class Reader:
         self.began = time.monotonic()
         self.n_given = 0
         limit = config.current().element.max_deaths
-        suspects = [
-            s for s in retrying(lambda: suspects_of(claim.page.pk)) if self._is_pending(s.key)
-        ]
+        self.keys: list[int] = []  # of the rows that come first, once it is known which
+        self.first: list[Handed] | None = None
+        suspects = [s for s in claim.suspects if self._is_pending(s.key)]
         self.given_up = {s.key: s for s in suspects if s.deaths >= limit}
         self.group_of = {s.key: s.group for s in suspects if s.deaths < limit}
         by_group: dict[int, list[int]] = {}
@@ -56,9 +56,16 @@ class Reader:
     def _is_pending(self, key: int) -> bool:
         return self.claim.outcomes[self.claim.positions[key]] == Outcome.PENDING
 
-    def give_up(self, run: Run) -> None:
-        """Record the rows that ended too many processes as failures."""
+    def begin(self, run: Run) -> None:
+        """Read the first rows, before the task can have left anything open on the connection."""
         self.run = run
+        self._give_up(run)
+        apart = self.given_up.keys() | self.group_of.keys()
+        self.keys = [k for k in self.claim.positions if self._is_pending(k) and k not in apart]
+        self.first = self._read_patiently(self.keys[: self.n_chunk])
+
+    def _give_up(self, run: Run) -> None:
+        """Record the rows that ended too many processes as failures."""
         if not self.given_up:
             return
         key = key_of(self.model)
@@ -70,19 +77,22 @@ class Reader:
             run.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
 
     def __iter__(self) -> Iterator[Handed]:
-        apart = self.given_up.keys() | self.group_of.keys()
-        keys = [k for k in self.claim.positions if self._is_pending(k) and k not in apart]
-        for handed in self.again(keys):
+        self.began = time.monotonic()
+        first, self.first = self.first, None
+        for handed in self._by_chunks(self.keys, first):
             place = self.claim.positions[handed.key]  # type: ignore[index]
             if place >= self.n_handed:
-                self._say_in_hand(keys, place)
+                self._say_in_hand(place)
             self.n_given += 1
             yield handed
 
-    def _say_in_hand(self, keys: list[int], place: int) -> None:
-        """Tell the database how far the task will be for the next seconds, as it goes now."""
-        rate = self.n_given / max(time.monotonic() - self.began, 1e-3)
-        ahead = keys[self.n_given : self.n_given + 1 + int(rate * IN_HAND_S)]
+    def soon(self) -> int:
+        """The rows that the task is handed in the next seconds, as it goes now."""
+        return int(IN_HAND_S * self.n_given / max(time.monotonic() - self.began, 1e-3))
+
+    def _say_in_hand(self, place: int) -> None:
+        """Tell the database how far the task will be."""
+        ahead = self.keys[self.n_given : self.n_given + 1 + self.soon()]
         self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
         self._note(n_handed=self.n_handed)
 
@@ -98,9 +108,13 @@ class Reader:
             log.info("which rows are in hand could not be recorded: %s", error)
 
     def again(self, keys: list[int]) -> Iterator[Handed]:
-        """Rows by their keys, by chunks; the next is read while the task is at the last of one."""
+        """Rows by their keys, some of them once more."""
+        return self._by_chunks(keys)
+
+    def _by_chunks(self, keys: list[int], first: list[Handed] | None = None) -> Iterator[Handed]:
+        """Rows by their keys; a chunk is read while the task is at the last rows of another."""
         chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
-        ahead = begun_aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+        ahead = self._ahead(chunk) if first is None else lambda: first
         while chunk:
             rows, chunk = ahead(), []
             self._choose_chunk(rows)
@@ -110,9 +124,12 @@ class Reader:
             for i, handed in enumerate(rows or [None]):
                 if i >= begin_at and not chunk and keys:
                     chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
-                    ahead = begun_aside(lambda chunk=chunk: self._read_patiently(chunk))  # type: ignore[misc]
+                    ahead = self._ahead(chunk)
                 if handed is not None:
                     yield handed
+
+    def _ahead(self, keys: list[int]) -> Callable[[], list[Handed]]:
+        return begun_aside(lambda: self._read_patiently(keys))
 
     def _choose_chunk(self, rows: list[Handed]) -> None:
         """Read no more at a time than rows of this size fit into :data:`CHUNK_BYTES`."""

@@ -16,7 +16,7 @@ from astra.columns import BadColumn, as_columns, as_row
 from astra.database import database, dialect, writing
 from astra.dialects import Batch
 from astra.errors import DatabaseError, Superseded
-from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan
+from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan, Suspect
 from astra.models.pipeline import (
     SOURCE_KEY,
     SPECTRUM_KEY,
@@ -96,6 +96,7 @@ class Claim:
     positions: dict[int, int]  # key -> place in the page
     outcomes: bytearray
     n_found: int = 0  # rows whose result others had written
+    suspects: Sequence[Suspect] = ()  # of the page, as it was claimed
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
     cancelled: bool = False  # the plan, as the last checkpoint found: the attempt is to end
     measures: Callable[[], dict[str, Any]] = dict  # columns of the attempt, as of now

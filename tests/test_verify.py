@@ -10,6 +10,7 @@ from astra.cancel import cancel
 from astra.cli import main
 from astra.compose import run_here
 from astra.database import database, dialect
+from astra.element import Element
 from astra.models import BossVisitSpectrum, Source
 from astra.models.orchestration import Attempt, Failure, NoResult, Page, Plan, Submission
 from astra.plan import create_plan, get_plan
@@ -92,8 +93,6 @@ def test_failed_rows_that_are_taken_again(url):
 
 def test_a_plan_that_was_told_to_end_and_goes_on(url, tmp_path):
     plan = plan_of(30, row_s=0.01)
-    from astra.element import run_page
-
     page = Page.get(Page.number == 1)
     submission = Submission.create(
         plan=plan, token="t", kind="local", state="submitted", job_name="t", host="here",
@@ -103,7 +102,8 @@ def test_a_plan_that_was_told_to_end_and_goes_on(url, tmp_path):
     database.close()
     stop = Stop()
     stop.ask("test")
-    run_page(get_plan(plan), 1, submission, 1, stop)
+    with Element(get_plan(plan), submission, stop) as element:
+        element.run_page(1, 1)
     found = verify(plan)
     assert found.sound and not found.whole
     run(plan)
