@@ -5,6 +5,7 @@ never taken for an answer: :class:`~astra.errors.SlurmUnknown` where it is not k
 exists, a state of None where it is not known whether an element lives.
 """
 
+import math
 import os
 import random
 import re
@@ -218,7 +219,8 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
         If it is not known whether the job exists: look for it with :func:`find`.
     """
     try:
-        output = _apart(lambda: run(["sbatch", "--parsable", *args, str(script)], env=env))
+        words = ["sbatch", "--parsable", *args, str(script)]
+        output = _pace.call(script.parent, lambda: run(words, env=env))
     except _Failed as failed:
         if made := parse_submission(failed.output):
             return made  # it complained, and made the job all the same
@@ -228,20 +230,33 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
     raise SlurmUnknown(f"sbatch ended well, but printed {output.strip()[:200]!r} and no job id")
 
 
-_next_sbatch = 0.0  # no sooner than this, by the monotonic clock
+class _Pace:
+    """sbatch is called with pauses, which slurmctld uses for others.
+
+    The arrays of one plan, whose scripts lie in one folder, follow one another closely where it
+    answers at once; a call that takes a second is followed by a pause of one, and a call that
+    takes two by one of four.
+    """
+
+    next_s = -math.inf  # by the monotonic clock: the next call is not to begin sooner
+    floor_s = -math.inf  # the same for a script of another folder
+    folder: Path | None = None
+
+    def call(self, folder: Path, work: Callable[[], str]) -> str:
+        next_s = self.next_s if folder == self.folder else max(self.next_s, self.floor_s)
+        time.sleep(max(next_s - time.monotonic(), 0.0))
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            ended = time.monotonic()
+            took_s, jitter = ended - began, random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+            self.folder = folder
+            self.next_s = ended + min(took_s * max(took_s, 0.1), 30.0) * jitter
+            self.floor_s = ended + config.current().slurm.pause_s * jitter
 
 
-def _apart(call: Callable[[], str]) -> str:
-    """`call()`, some time after the one before it: more where slurmctld takes long to answer."""
-    global _next_sbatch
-    time.sleep(max(_next_sbatch - time.monotonic(), 0.0))
-    began = time.monotonic()
-    try:
-        return call()
-    finally:
-        ended = time.monotonic()
-        pause_s = max(config.current().slurm.pause_s, (ended - began) / 2)
-        _next_sbatch = ended + pause_s * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+_pace = _Pace()
 
 
 @cache

@@ -198,12 +198,24 @@ def test_nobody_else_can_lie_about_jobs(monkeypatch, tmp_path):
 
 
 def test_sbatch_is_called_with_pauses(monkeypatch):
+    """Those of one plan are as long as slurmctld makes them; between two plans there is one."""
     from astra import slurm
 
-    paused: list[float] = []
-    monkeypatch.setattr("astra.slurm.time.sleep", paused.append)
+    now, pauses = [100.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+
+    def sbatch(lasts_s):
+        now[0] += lasts_s
+        return "1"
+
+    monkeypatch.setattr("astra.slurm.time.sleep", sleep)
+    monkeypatch.setattr("astra.slurm.time.monotonic", lambda: now[0])
     config.use(config.Config(slurm=config.Slurm(pause_s=10.0)))
-    monkeypatch.setattr("astra.slurm._next_sbatch", 0.0)
-    slurm._apart(lambda: "1")
-    slurm._apart(lambda: "2")
-    assert paused[0] == 0 and 4 < paused[1] <= 15
+    pace, one, other = slurm._Pace(), Path("plan-1"), Path("plan-2")
+    for folder, lasts_s in ((one, 0.01), (one, 0.01), (other, 3.0), (other, 90.0), (other, 0.0)):
+        pace.call(folder, lambda lasts_s=lasts_s: sbatch(lasts_s))
+    assert pauses[0] == 0 and 0 < pauses[1] < 0.002
+    assert 5 <= pauses[2] <= 15 and 4.5 <= pauses[3] <= 13.5 and 15 <= pauses[4] <= 45
