@@ -1,5 +1,6 @@
 """Logs: the right file of the right attempt."""
 
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,28 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
         which = f"page {page} of plan {plan}" if page else f"plan {plan}"
         raise UsageError(f"no element has begun {which} yet: astra status {plan}")
     return found
+
+
+def text_of(log: Log) -> str:
+    """What an attempt printed; also where its plan's folder is packed by now.
+
+    Raises
+    ------
+    UsageError
+        If the file is not on this machine.
+    """
+    path = Path(log.path) if log.path else None
+    if path is not None and path.is_file():
+        return path.read_text(errors="replace")
+    if path is not None and len(path.parents) > 2:
+        folder = path.parent.parent  # of the plan
+        try:
+            with tarfile.open(folder.with_name(f"{folder.name}.tar.gz")) as tar:
+                if file := tar.extractfile(str(path.relative_to(folder.parent))):
+                    return file.read().decode(errors="replace")
+        except (OSError, KeyError, tarfile.TarError):
+            pass  # there is no such archive, or it has no such file
+    raise UsageError(f"the log of page {log.page} is not here: {path or 'none was written'}")
 
 
 def _unclaimed(plan: Plan, number: int) -> Log | None:

@@ -7,8 +7,11 @@ import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from click.testing import CliRunner
+
 from astra import config
 from astra.clean import clean
+from astra.cli import main
 from astra.compose import run_here
 from astra.database import connection, database
 from astra.models.orchestration import Attempt, Failure, Night, NightPlan, Page, Plan
@@ -117,8 +120,12 @@ def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
     plan = plan_of()
     run_here(plan)
     runs = Path(config.current().run.dir)
-    (runs / f"plan-{plan}" / "logs").mkdir(parents=True)
-    (runs / f"plan-{plan}" / "logs" / "1_1.log").write_text("what it said")
+    log = runs / f"plan-{plan}" / "logs" / "1_1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("what it said")
+    Attempt.update(log=str(log)).execute()
+    printed = CliRunner().invoke(main, ["logs", str(plan), "1"]).output
+    assert printed == "what it said"
     (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
     config.use(config.load(tmp_path / "astra.toml"))
     week, month = (datetime.now(UTC) + timedelta(days=days) for days in (7, 30))
@@ -128,6 +135,12 @@ def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
     assert clean(now=month, dry_run=False).compressed == (shown,)
     archive = Path(f"{shown}.tar.gz")
     assert not Path(shown).exists() and archive.stat().st_mode & 0o777 == 0o600
+    assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == printed
+    assert CliRunner().invoke(main, ["logs", str(plan), "1", "--follow"]).output == printed
+    archive.rename(tmp_path / "elsewhere")
+    gone = CliRunner().invoke(main, ["logs", str(plan), "1"])
+    assert gone.exit_code == 2 and f"is not here: {log}" in " ".join(gone.stderr.split())
+    (tmp_path / "elsewhere").rename(archive)
     with tarfile.open(archive) as tar:
         assert tar.extractfile(f"plan-{plan}/logs/1_1.log").read() == b"what it said"
     assert clean(now=month, dry_run=False).compressed == ()

@@ -119,16 +119,21 @@ def test_a_requeued_element_goes_on(slurm):
 
 
 def test_what_fails_is_told_apart(slurm):
-    plan = plan_of(1000, 250, raise_every=97, null_every=50, nothing_every=10)
+    plan = plan_of(1000, 250, raise_every=97, null_every=49, nothing_every=10)
     submit(plan)
     run_out(slurm)
     raised = {k for k in range(1, 1001) if k % 97 == 0}
     nothing = {k for k in range(1, 1001) if k % 10 == 0} - raised
+    refused = {k for k in range(1, 1001) if k % 49 == 0} - raised - nothing
+    bad = raised | refused
     found = status(plan)
     assert found.rows == {
-        "done": 1000 - len(raised | nothing), "failed": len(raised), "no result": len(nothing)
+        "done": 1000 - len(bad | nothing), "failed": len(bad), "no result": len(nothing)
     }  # fmt: skip
-    assert {f.key for f in failures(plan)} == raised
+    told = {f.key: f for f in failures(plan)}
+    assert told.keys() == bad
+    assert all("is bad" in told[key].message for key in raised)
+    assert all("null value in column" in told[key].message for key in refused)
     assert found.state == "whole"
 
 

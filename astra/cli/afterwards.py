@@ -1,6 +1,7 @@
 """What became of a plan, and what is to be done about it."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def logs(plan: int, page: int | None, follow: bool, as_json: bool) -> None:
     """Print the log of the last attempt of PAGE, or list those of PLAN."""
     from astra import show
     from astra.logs import logs as logs_of
+    from astra.logs import text_of
 
     found = logs_of(plan, page)
     if as_json:
@@ -166,16 +168,12 @@ def logs(plan: int, page: int | None, follow: bool, as_json: bool) -> None:
             )
         show.console.print(made)
     else:
-        path = found[-1].path
-        if path is None or not Path(path).is_file():
-            raise UsageError(f"the log of page {page} is not here: {path or 'none was written'}")
-        if follow:
-            try:
-                show.follow(path)
-            except KeyboardInterrupt:
-                return
-        else:
-            click.echo(Path(path).read_text(errors="replace"), nl=False)
+        text, path = text_of(found[-1]), found[-1].path
+        if not follow or path is None or not Path(path).is_file():
+            click.echo(text, nl=False)
+            return
+        with suppress(KeyboardInterrupt):
+            show.follow(path)
 
 
 @main.command()
