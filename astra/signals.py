@@ -81,13 +81,14 @@ def heard(stop: Stop) -> Iterator[None]:
 
 #: What ends by itself, within a bound, once the process was told to end; cut, it would lose rows.
 _UNCUT = {Run.write_all.__code__, Run.flush.__code__}
-_UNCUT_MODULES = {"astra.database", "astra.results", "astra.dialects", "astra.spool"}
+_UNCUT_MODULES = ("astra.database", "astra.results", "astra.dialects", "astra.spool")
 
 
 def _in_own_code(frame: FrameType | None) -> bool:
     """Whether rows are being read, written, waited for to be written, or spooled."""
     while frame is not None:
-        if frame.f_code in _UNCUT or frame.f_globals.get("__name__") in _UNCUT_MODULES:
+        name = str(frame.f_globals.get("__name__"))
+        if frame.f_code in _UNCUT or name.startswith(_UNCUT_MODULES):
             return True
         frame = frame.f_back
     return False

@@ -1,96 +1,31 @@
-"""All that differs between PostgreSQL and SQLite: this module, and no other.
+"""PostgreSQL: its SQL, its errors, its roles, and COPY."""
 
-A dialect makes the connection, and says in its own SQL what peewee cannot say for both: the
-clock, the triggers that keep ``modified``, sets of keys, locks, freezing, and writing a batch.
-"""
-
-import fcntl
-import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
-from uuid import UUID
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import peewee
 import psycopg2
 from peewee import SQL
-from psycopg2.extensions import (
-    TRANSACTION_STATUS_INERROR,
-    TRANSACTION_STATUS_INTRANS,
-    Binary,
-)
-from psycopg2.extras import Json
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS, Binary
 
 from astra import binary
-from astra.errors import DatabaseError
+from astra.dialects.arrays import BYTES, array_literal
+from astra.dialects.common import (
+    Batch,
+    Common,
+    Denied,
+    adding_column,
+    dialects,
+    on_conflict,
+    order_of_rows,
+)
 from astra.patience import PatientCursor
-from astra.values import check as check_value
-
-_dialects: "WeakKeyDictionary[peewee.Database, PostgreSQL | SQLite]" = WeakKeyDictionary()
-
-
-def of(database: peewee.Database) -> "PostgreSQL | SQLite":
-    """The dialect that speaks for `database`."""
-    return _dialects[getattr(database, "obj", database)]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one table that set the same columns.
-
-    ``columns`` maps a column name to its values in database form; ``conflict`` names the columns
-    of the unique constraint; ``where`` completes it where the index is partial.
-    """
-
-    table: str
-    columns: dict[str, Sequence[Any]]
-    conflict: tuple[str, ...]
-    where: str
-    returning: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Denied:
-    """What a role may not do, and which kind of role may (see grants.py)."""
-
-    role: str
-    what: str  # "may not INSERT into the table plan"
-    kind: str | None  # None: only the owner
-
-
-class _Common:
-    database: peewee.Database
-
-    def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
-        return self.database.execute_sql(sql, parameters)
-
-    def quote(self, name: str) -> str:
-        """A name of a table or column as SQL takes it, whatever characters it holds.
-
-        peewee writes names into its statements as they are: what would end one there, or be
-        taken for a parameter by the driver, is refused.
-        """
-        if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
-            raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
-        return f'"{name}"'
-
-    def table(self, model: Any) -> str:
-        """The quoted name of a model's table, with its schema."""
-        meta = model._meta
-        parts = [meta.schema, meta.table_name] if meta.schema else [meta.table_name]
-        return ".".join(map(self.quote, parts))
-
-
-# ------------------------------------------------------------------------------- PostgreSQL
 
 #: SQLSTATEs of a world that may be better in a moment: connection, resources, shutdown,
 #: rollbacks by serialisation or deadlock, lock and idle timeouts, a server that recovers or
@@ -169,7 +104,11 @@ def _ends_after(silence_s: float) -> str:
     )
 
 
-class PostgreSQL(_Common):
+#: Rows from which the statements around a COPY cost less than it saves.
+_COPIED_FROM = 50
+
+
+class PostgreSQL(Common):
     name = "postgresql"
 
     def __init__(self, url: str, connect_timeout_s: int) -> None:
@@ -190,7 +129,7 @@ class PostgreSQL(_Common):
         self.database = _PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
         self._sequences: dict[str, str | None] = {}
-        _dialects[self.database] = self
+        dialects[self.database] = self
 
     timestamp_type = "TIMESTAMPTZ"
     keys_type = "BIGINT[]"
@@ -318,7 +257,7 @@ class PostgreSQL(_Common):
         with self.database.connection().cursor() as cursor:
             literal = cursor.mogrify("%s", (default,)).decode()
         self._types.pop(self.table(model), None)
-        self.run(_add_column(self, model, field, default, literal.replace("%", "%%")))
+        self.run(adding_column(self, model, field, default, literal.replace("%", "%%")))
 
     def leave_room(self, model: Any) -> None:
         """Half of each block is left to later versions of its rows, which then stay in it: an
@@ -482,7 +421,7 @@ class PostgreSQL(_Common):
                     (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
                 SELECT %s, (place - 1) / %s + 1, count(*), array_agg(key ORDER BY place),
                        decode(repeat('00', count(*)::int), 'hex'), 0, 0, 0
-                FROM (SELECT key, row_number() OVER (ORDER BY {_order(new_first)}) AS place
+                FROM (SELECT key, row_number() OVER (ORDER BY {order_of_rows(new_first)}) AS place
                       FROM ({sql}) AS pending) AS numbered
                 GROUP BY 2
                 RETURNING n_rows)
@@ -497,7 +436,7 @@ class PostgreSQL(_Common):
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """A value in database form; the server itself looks at all but bytes, of which a text
         would make some."""
-        if field.field_type == "BLOB" and not isinstance(value, _BYTES | Binary):
+        if field.field_type == "BLOB" and not isinstance(value, BYTES | Binary):
             raise TypeError(f"{type(value).__name__} is no bytes")
         return value
 
@@ -589,7 +528,7 @@ class PostgreSQL(_Common):
         arrays, casts = [], []
         for name, values in batch.columns.items():
             scalar = not types[name].split(".")[-1].strip('"').startswith("_")
-            arrays.append(_array_literal(values))
+            arrays.append(array_literal(values))
             kind = types[name] if scalar else "text"
             casts.append((f"%s::{kind}[]", "" if scalar else f"::{types[name]}"))
         unnested = ", ".join(array for array, _ in casts)
@@ -607,7 +546,7 @@ class PostgreSQL(_Common):
         return dict(cursor.fetchall())
 
     def _on_conflict(self, batch: Batch) -> str:
-        return _on_conflict(self, batch, set(self.column_types(batch.table)), self.now_sql)
+        return on_conflict(self, batch, set(self.column_types(batch.table)), self.now_sql)
 
 
 def _is_refused_login(message: str) -> bool:
@@ -615,335 +554,3 @@ def _is_refused_login(message: str) -> bool:
         words in message
         for words in ("password authentication failed", "no password supplied", "pg_hba.conf")
     ) or ("FATAL" in message and "does not exist" in message)
-
-
-_ARRAY_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
-
-
-#: Rows from which the statements around a COPY cost less than it saves.
-_COPIED_FROM = 50
-
-
-def _order(new_first: bool) -> str:
-    """The order of rows in a plan: total, so that they are cut into the same pages again."""
-    return ("known, " if new_first else "") + "modified DESC, pk DESC"
-
-
-def _array_literal(values: Sequence[Any]) -> str:
-    """Values as the text of a PostgreSQL array."""
-    return "{" + ",".join(map(_array_element, values)) + "}"
-
-
-_BYTES = bytes | bytearray | memoryview
-#: What has a text that the server reads as the same value.
-_PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta, np.integer, np.floating)
-
-
-def _array_element(value: Any, inner: bool = False) -> str:
-    """A value as it stands in the text of an array.
-
-    A list among them is an array of its own, which travels as a text, and holds lists as they are.
-    """
-    if value is None:
-        return "NULL"
-    kind = type(value)
-    if kind is float or kind is int or kind is bool:
-        return repr(value)
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        literal = "{" + ",".join(_array_element(item, inner=True) for item in value) + "}"
-        return literal if inner else _quoted(literal)
-    if isinstance(value, Json):
-        return _quoted(value.dumps(value.adapted))
-    if isinstance(value, Binary):
-        value = value.adapted
-    if isinstance(value, _BYTES):
-        return _quoted("\\x" + bytes(value).hex())
-    if isinstance(value, datetime):
-        return _quoted(value.isoformat())
-    if isinstance(value, np.bool_):
-        return repr(bool(value))
-    if isinstance(value, _PLAIN):
-        return _quoted(str(value))
-    raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no form in the database")
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.translate(_ARRAY_ESCAPES) + '"'
-
-
-def _add_column(
-    dialect: _Common, model: Any, field: peewee.Field, default: Any, literal: str
-) -> str:
-    context = model._schema._create_context()
-    sql, _ = context.sql(field.ddl(context)).query()
-    value = f" DEFAULT {literal}" if default is not None else ""
-    return f"ALTER TABLE {dialect.table(model)} ADD COLUMN {sql}{value}"
-
-
-def _on_conflict(dialect: _Common, batch: Batch, every: set[str], now_sql: str) -> str:
-    kept = {*batch.conflict, batch.returning[1], "created", "modified", "v_astra_major_minor"}
-    changed = [dialect.quote(name) for name in sorted(every - kept)]
-    sets = ", ".join(f"{name} = excluded.{name}" for name in changed)
-    target = ", ".join(map(dialect.quote, batch.conflict))
-    return f"""ON CONFLICT ({target}) {batch.where}
-        DO UPDATE SET {sets}, "modified" = {now_sql}
-        WHERE stored."input_read" IS NULL OR excluded."input_read" >= stored."input_read" """
-
-
-# ----------------------------------------------------------------------------------- SQLite
-
-
-class SQLite(_Common):
-    name = "sqlite"
-    timestamp_type = "TEXT"
-    keys_type = "TEXT"
-    # Microseconds in form, milliseconds in fact: the form is the one that times are compared in.
-    now_sql = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
-
-    def __init__(self, path: str) -> None:
-        self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
-        self.url = "sqlite:///" + self.path
-        self.database = peewee.SqliteDatabase(
-            self.path,
-            pragmas={"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1},
-            timeout=30,
-        )
-        self._columns: dict[str, set[str]] = {}
-        _dialects[self.database] = self
-
-    def now(self) -> datetime:
-        text = self.run(f"SELECT {self.now_sql}").fetchone()[0]
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-    def connections_for(self, headroom: int) -> int:
-        """A file has no bound of its own."""
-        return 1000
-
-    def is_transient(self, error: BaseException) -> bool:
-        text = str(error)
-        return isinstance(error, peewee.OperationalError) and (
-            "locked" in text or "busy" in text or "disk I/O" in text or "is full" in text
-        )
-
-    def advice(self, message: str) -> str:
-        """What to look at when the file cannot be opened."""
-        return (
-            "check that its folder is there, that it is a file that you may read and write, and "
-            "ASTRA_DATABASE_URL, or [database] url"
-        )
-
-    def is_lock(self, error: BaseException) -> bool:
-        return isinstance(error, peewee.OperationalError) and "locked" in str(error)
-
-    def is_rows_fault(self, error: BaseException) -> bool:
-        if isinstance(error, peewee.ProgrammingError | peewee.InterfaceError):
-            return "binding" in str(error)
-        return isinstance(
-            error,
-            peewee.IntegrityError | peewee.DataError | ValueError | TypeError | OverflowError,
-        )
-
-    def message(self, error: BaseException) -> str:
-        return str(error).strip()
-
-    def denied(self, error: BaseException) -> Denied | None:
-        """SQLite has no roles, only files that may not be written."""
-        if "readonly" not in str(error):
-            return None
-        return Denied("you", "may not write this file, or its folder, where its log stands", None)
-
-    def checked(self, field: peewee.Field, value: Any) -> Any:
-        """A value in database form; refused is what PostgreSQL would, since any column of SQLite
-        takes any value."""
-        if isinstance(value, peewee.Function) and value.name == "json":
-            (value,) = value.arguments  # a document, which SQLite keeps as text
-        check_value(field, value)
-        return value
-
-    def keep_modified(self, model: Any) -> None:
-        """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
-        compares them as text."""
-        table, name = self.table(model), model._meta.table_name
-        key = self.quote(model._meta.primary_key.column_name)
-        pattern = "GLOB '????-??-?? ??:??:??.??????'"
-        form = f"NEW.modified NOT {pattern}"
-        later = (
-            f"max({self.now_sql}, "
-            "strftime('%Y-%m-%d %H:%M:%f', OLD.modified, '+0.001 seconds') || '000')"
-        )
-        formed = "strftime('%Y-%m-%d %H:%M:%f', NEW.modified) || '000'"
-        # Two times in that form compare as texts; while one is being brought into it, none does.
-        back = f"NEW.modified {pattern} AND OLD.modified {pattern} AND NEW.modified < OLD.modified"
-        kept = f"NEW.modified IS OLD.modified OR ({back})"
-        formed_later = f"CASE WHEN {formed} <= OLD.modified THEN {later} ELSE {formed} END"
-        for suffix, event, when, value in (
-            ("update", "UPDATE", kept, later),
-            ("form_insert", "INSERT", form, formed),
-            ("form_update", "UPDATE", form, formed_later),
-        ):
-            trigger = self.quote(f"{name}_modified_{suffix}")
-            self.run(f"DROP TRIGGER IF EXISTS {trigger}")
-            self.run(
-                f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
-                f"UPDATE {table} SET modified = {value} WHERE {key} = NEW.{key}; END"
-            )
-
-    def in_transaction(self) -> bool:
-        """Whether this thread's connection is in a transaction, however it was begun."""
-        return bool(self.database.connection().in_transaction)
-
-    @staticmethod
-    def begin_to_write(silence_s: float) -> dict[str, Any]:
-        """Its lock is taken at the beginning: one that is read in first cannot wait for it."""
-        return {"lock_type": "IMMEDIATE"}
-
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """The transaction is the only one that writes: SQLite has no finer lock."""
-        yield
-
-    @contextmanager
-    def try_lock(self, name: str) -> Iterator[bool]:
-        """Whether the lock is ours, for the block; freed when its holder dies."""
-        if self.path == ":memory:":
-            yield True
-            return
-        # Not through a link: the folder may be one where others write too.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(f"{self.path}.lock", flags, 0o666)
-        except OSError as error:
-            raise DatabaseError(
-                f"the lock file {self.path}.lock cannot be opened: {error.strerror}; it must be a "
-                "file, no link, that you may write"
-            ) from error
-        with os.fdopen(descriptor, "a") as file:
-            # One byte of the file stands for one name.
-            place = sum(name.encode()) * 31 + len(name)
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-            except OSError:
-                yield False
-                return
-            yield True
-
-    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
-        literal = json.dumps(list(map(int, keys)))
-        return peewee.Expression(field, "IN", SQL("(SELECT value FROM json_each(?))", (literal,)))
-
-    def pack_keys(self, keys: Sequence[int]) -> Any:
-        return json.dumps(list(keys))
-
-    def unpack_keys(self, value: Any) -> list[int]:
-        return json.loads(value)
-
-    def held(
-        self,
-        key: Any,
-        task: str,
-        input_table: str,
-        version: int,
-        page: Any,
-        plan: Any,
-        attempt: Any,
-    ) -> Any:
-        clause = SQL(
-            f"""EXISTS (
-                SELECT 1 FROM {self.table(page)} AS hp
-                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk, json_each(hp.keys) AS held
-                WHERE hl.task = ? AND hl.input_table = ? AND hl.v_astra / 1000 = ?
-                  AND (hl.cancelled IS NULL OR EXISTS (
-                       SELECT 1 FROM {self.table(attempt)} AS ha
-                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
-                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
-                  AND substr(hp.outcomes, held.key + 1, 1) = x'00' AND held.value = """,
-            (task, input_table, version),
-        )
-        return peewee.NodeList((clause, key, SQL(")")))
-
-    def freeze(
-        self, query: Any, page: Any, plan_pk: int, limit: int, new_first: bool = False
-    ) -> tuple[int, int]:
-        sql, parameters = query.sql()
-        self.run(
-            f"""
-            INSERT INTO {self.table(page)}
-                (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
-            SELECT ?, (place - 1) / ? + 1, count(*), json_group_array(key), zeroblob(count(*)),
-                   0, 0, 0
-            FROM (SELECT key, row_number() OVER (ORDER BY {_order(new_first)}) AS place
-                  FROM ({sql}) ORDER BY place)
-            GROUP BY 2""",
-            (plan_pk, limit, *parameters),
-        )
-        cursor = self.run(
-            f"SELECT count(*), coalesce(sum(n_rows), 0) FROM {self.table(page)} WHERE plan_pk = ?",
-            (plan_pk,),
-        )
-        pages, rows = cursor.fetchone()
-        return int(pages), int(rows)
-
-    def upsert(self, batch: Batch) -> dict[int, int]:
-        names = list(batch.columns)
-        if batch.table not in self._columns:
-            rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (batch.table.strip('"'),))
-            self._columns[batch.table] = {row[0] for row in rows.fetchall()}
-        conflict = _on_conflict(self, batch, self._columns[batch.table], self.now_sql)
-        marks = ", ".join("?" for _ in names)
-        sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
-                  VALUES ({marks}) {conflict}"""
-        key, primary = map(self.quote, batch.returning)
-        keys = batch.columns[batch.returning[0]]
-        of_batch = f"""FROM {batch.table}
-            WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
-            {"AND spectrum_pk IS NULL" if batch.where else ""}"""
-        which = json.dumps(keys), batch.columns["v_astra"][0] // 1000
-        are_new = self.run(f"SELECT 1 {of_batch} LIMIT 1", which).fetchone() is None
-        with _peewee_errors():
-            cursor = self.database.cursor()
-            cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
-        if are_new and cursor.rowcount == len(set(keys)) == len(keys):
-            # Nobody else can write meanwhile: their keys follow each other, up to the last.
-            (last,) = self.run("SELECT last_insert_rowid()").fetchone()
-            return dict(zip(keys, range(last - len(keys) + 1, last + 1), strict=True))
-        stored = self.run(f"SELECT {key}, {primary}, input_read {of_batch}", which).fetchall()
-        # A row whose stored time of reading is not ours was written by a later attempt.
-        read = dict(zip(keys, batch.columns["input_read"], strict=True))
-        return {key: primary for key, primary, at in stored if read[key] == at}
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """A transaction that reads, and sees one state of the database throughout."""
-        with self.database.atomic():
-            yield
-
-    def columns(self, model: Any) -> set[str]:
-        """The names of a table's columns; none where there is no such table."""
-        rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (model._meta.table_name,))
-        return {name for (name,) in rows.fetchall()}
-
-    def other_owner(self, model: Any) -> str | None:
-        """SQLite has no roles."""
-        return None
-
-    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
-        """A column that rows which are there get this value for."""
-        value = None if default is None else self.checked(field, default)
-        (literal,) = self.run("SELECT quote(?)", (value,)).fetchone()
-        self._columns.pop(self.table(model), None)
-        self.run(_add_column(self, model, field, default, literal))
-
-    def leave_room(self, model: Any) -> None:
-        """SQLite changes rows in place."""
-
-    def create_schema(self, schema: str) -> None:
-        """SQLite has no schemas."""
-
-
-@contextmanager
-def _peewee_errors() -> Iterator[None]:
-    """Errors of the driver as peewee's, for the calls that peewee has no name for."""
-    with peewee.__exception_wrapper__:
-        yield

@@ -1,0 +1,95 @@
+"""What both dialects share."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import peewee
+
+from astra.errors import DatabaseError
+
+#: Each database's own.
+dialects: WeakKeyDictionary[peewee.Database, Any] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one table that set the same columns.
+
+    ``columns`` maps a column name to its values in database form; ``conflict`` names the columns
+    of the unique constraint; ``where`` completes it where the index is partial.
+    """
+
+    table: str
+    columns: dict[str, Sequence[Any]]
+    conflict: tuple[str, ...]
+    where: str
+    returning: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Denied:
+    """What a role may not do, and which kind of role may (see grants.py)."""
+
+    role: str
+    what: str  # "may not INSERT into the table plan"
+    kind: str | None  # None: only the owner
+
+
+class Common:
+    database: peewee.Database
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        return self.database.execute_sql(sql, parameters)
+
+    def quote(self, name: str) -> str:
+        """A name of a table or column as SQL takes it, whatever characters it holds.
+
+        peewee writes names into its statements as they are: what would end one there, or be
+        taken for a parameter by the driver, is refused.
+        """
+        if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
+            raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
+        return f'"{name}"'
+
+    def table(self, model: Any) -> str:
+        """The quoted name of a model's table, with its schema."""
+        meta = model._meta
+        parts = [meta.schema, meta.table_name] if meta.schema else [meta.table_name]
+        return ".".join(map(self.quote, parts))
+
+
+def order_of_rows(new_first: bool) -> str:
+    """The order of rows in a plan: total, so that they are cut into the same pages again."""
+    return ("known, " if new_first else "") + "modified DESC, pk DESC"
+
+
+def adding_column(
+    dialect: Common, model: Any, field: peewee.Field, default: Any, literal: str
+) -> str:
+    """The statement that adds a column to a table; rows that are there get the literal."""
+    context = model._schema._create_context()
+    sql, _ = context.sql(field.ddl(context)).query()
+    value = f" DEFAULT {literal}" if default is not None else ""
+    return f"ALTER TABLE {dialect.table(model)} ADD COLUMN {sql}{value}"
+
+
+def on_conflict(dialect: Common, batch: Batch, every: set[str], now_sql: str) -> str:
+    """What becomes of a row that has a result: the one that was read later stands."""
+    kept = {*batch.conflict, batch.returning[1], "created", "modified", "v_astra_major_minor"}
+    changed = [dialect.quote(name) for name in sorted(every - kept)]
+    sets = ", ".join(f"{name} = excluded.{name}" for name in changed)
+    target = ", ".join(map(dialect.quote, batch.conflict))
+    return f"""ON CONFLICT ({target}) {batch.where}
+        DO UPDATE SET {sets}, "modified" = {now_sql}
+        WHERE stored."input_read" IS NULL OR excluded."input_read" >= stored."input_read" """
+
+
+@contextmanager
+def peewee_errors() -> Iterator[None]:
+    """Errors of the driver as peewee's, for the calls that peewee has no name for."""
+    with peewee.__exception_wrapper__:
+        yield
