@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra.database import connection, database
+from astra.database import bind, connection, database, drop_connection
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt
 from astra.plan import create_plan
@@ -76,8 +76,10 @@ def elements(n_elements: int, rows_per_s: float, lasts_s: float, server: Any) ->
 
 
 def measure(quick: bool) -> Iterator[Line]:
-    many, few, rows_per_s, lasts_s, budget = (
-        (30, 3, 60.0, 3.0, 20) if quick else (500, 50, 1000.0, 10.0, 60)
+    from tests.servers import PgBouncer
+
+    many, few, rows_per_s, lasts_s, budget, pool_size = (
+        (30, 3, 60.0, 3.0, 20, 4) if quick else (500, 50, 1000.0, 10.0, 60, 8)
     )
     with postgres(user="astra", max_connections=100) as server:
         server.sql(f"ALTER ROLE astra CONNECTION LIMIT {budget}")
@@ -87,18 +89,35 @@ def measure(quick: bool) -> Iterator[Line]:
         theirs = elements(few, rows_per_s, lasts_s, server)
         say(f"{many} elements")
         ours = elements(many, rows_per_s, lasts_s, server)
-    yield Line(
-        f"median checkpoint of {many} elements, one a second each",
-        ours.checkpoint_s * 1e3, theirs.checkpoint_s * 1e3, "ms",
-        "<= 3", f"{few} elements, the same {rows_per_s:,.0f} rows/s",
-        note=f"all whole; {ours.per_s:,.0f} checkpoints/s of a processor time of "
-        f"{ours.client_ms:.1f} ms in the element and {ours.server_ms:.1f} ms in the server each; "
-        f"{few} elements: {theirs.per_s:,.0f}/s of {theirs.client_ms:.1f} and "
-        f"{theirs.server_ms:.1f} ms",
-    )  # fmt: skip
+        say(f"{few} and {many} elements behind PgBouncer")
+        with PgBouncer(server, pool_size, 2 * many) as bouncer:
+            bind(f"postgresql://astra@127.0.0.1:{bouncer.port}/benchmark")
+            pooled = [elements(n, rows_per_s, lasts_s, server) for n in (few, many)]
+            drop_connection()
+    yield _median(many, few, rows_per_s, ours, theirs, "")
+    yield _median(many, few, rows_per_s, pooled[1], pooled[0], ", behind PgBouncer")
     yield Line(
         f"connections of {many} elements, most at any moment", ours.connections, budget, "",
         "<= 1", "the budget, of max_connections=100", note="ALTER ROLE astra CONNECTION LIMIT",
+    )  # fmt: skip
+    yield Line(
+        f"the same, behind PgBouncer with a pool of {pool_size}", pooled[1].connections, budget,
+        "", "<= 1", "the budget",
+    )  # fmt: skip
+
+
+def _median(many: int, few: int, rows_per_s: float, ours: Found, theirs: Found, where: str) -> Line:
+    def told(found: Found) -> str:
+        # The server's processes behind PgBouncer live on, so that theirs is not known.
+        server = "" if where else f" and {found.server_ms:.1f} ms in the server"
+        return f"{found.per_s:,.0f}/s, each {found.client_ms:.1f} ms in the element{server}"
+
+    return Line(
+        f"median checkpoint of {many} elements, one a second each{where}",
+        ours.checkpoint_s * 1e3, theirs.checkpoint_s * 1e3, "ms",
+        "<= 3", f"{few} elements, the same {rows_per_s:,.0f} rows/s",
+        note=f"all whole; processor time of a checkpoint: {told(ours)}; "
+        f"{few} elements: {told(theirs)}",
     )  # fmt: skip
 
 

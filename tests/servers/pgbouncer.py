@@ -16,23 +16,27 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-default_pool_size = 4
+default_pool_size = {pool_size}
 server_login_retry = 0.2
-max_client_conn = 200
+max_client_conn = {clients}
 """
 
 
 class PgBouncer(Server):
     """Before a server of the tests; every client is the role ``astra`` there."""
 
-    def __init__(self, server: Postgres) -> None:
+    def __init__(self, server: Postgres, pool_size: int = 4, clients: int = 200) -> None:
         super().__init__(None)
         owner = "postgres" if os.geteuid() == 0 else None
         try:
             self.port = self.ports.one()
             ini = self.folder / "pgbouncer.ini"
             ini.touch(0o600)
-            ini.write_text(_INI.format(to=server.port, password=server.password, port=self.port))
+            text = _INI.format(
+                to=server.port, password=server.password, port=self.port,
+                pool_size=pool_size, clients=clients,
+            )  # fmt: skip
+            ini.write_text(text)
             if owner:
                 shutil.chown(ini, owner)
                 shutil.chown(self.folder, owner)
