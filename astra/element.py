@@ -1,7 +1,7 @@
 """One element: claims its pages, one after the other, and runs the task over their rows.
 
 No connection to the database is held while the task computes: a page is claimed, a chunk of rows
-read, and a checkpoint written, each in a connection of its own.
+read, and a checkpoint written, each in a short one; what lies between two pages shares one.
 """
 
 import importlib
@@ -221,6 +221,11 @@ class Element:
             raise BrokenElement(str(error)) from error
         target = target_of(plan, model, output, claim.page.number)
         reader = Reader(model, output, claim, stop, meter.first_row)
+
+        def begin(run: Run) -> None:
+            reader.begin(run)
+            self._unlink()
+
         run = Run(
             reader,
             caller(function, bound),
@@ -230,6 +235,7 @@ class Element:
             again=reader.again,
             stop=stop,
             suspects=reader.groups,
+            begins=begin,
             enters=reader.enter,
             board=self.board,
             tally=self.tally,
@@ -242,8 +248,6 @@ class Element:
         meter.run, meter.reader = run, reader
         run.start_heartbeat()
         try:
-            reader.begin(run)
-            self._unlink()
             try:
                 for _ in run:
                     pass
@@ -266,7 +270,8 @@ class Element:
         if Outcome.PENDING.value in claim.outcomes:
             raise _interrupted(claim, stop.reason or "the task stopped early")
         self.in_hand = max(FIRST_IN_HAND, reader.soon())
-        self._link()
+        if not stop.wanted.is_set():
+            self._link()
         try:
             _end(claim, AttemptState.DONE, run.note)
         except DatabaseError as error:

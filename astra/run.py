@@ -152,6 +152,7 @@ class Run:
     n_rows : how many rows there are, where that is known.
     suspects : rows by their keys that are handed over last, each group by itself, since a
         process died with them in hand.
+    begins : is told of the run before the task is called.
     enters : is told of each group before it is handed over, once all else is written.
     board : is told which rows the task has in hand.
     tally : of the element.
@@ -174,6 +175,7 @@ class Run:
         heartbeat: Callable[[], None] | None = None,
         heartbeat_s: float = 60.0,
         suspects: Iterable[list[int]] = (),
+        begins: Callable[["Run"], None] = lambda run: None,
         enters: Callable[[list[int]], None] = lambda keys: None,
         board: Board | None = None,
         tally: Tally | None = None,
@@ -185,7 +187,7 @@ class Run:
         self.key_name = "source_pk" if target.on_source else "spectrum_pk"
         self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
         self.board, self.tally, self.outer = board, tally or Tally(), outer
-        self.enters, self.grace_s = enters, grace_s
+        self.begins, self.enters, self.grace_s = begins, enters, grace_s
         _warn_of_transaction(settings)
         self.open: dict[int, Handed] = {}  # handed over, not ended: by identity, in order
         self.by_key: dict[int, Handed] = {}
@@ -228,6 +230,7 @@ class Run:
     def __iter__(self) -> Iterator[Any]:
         Guard.enter(self)
         try:
+            self.begins(self)
             yield from self._results(self.rows)
             while self.suspects and not self.stop.wanted.is_set():
                 group, halve = self.suspects.pop()
