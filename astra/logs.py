@@ -61,18 +61,25 @@ def text_of(log: Log) -> str:
     UsageError
         If the file is not on this machine.
     """
-    path = Path(log.path) if log.path else None
-    if path is not None and path.is_file():
-        return path.read_text(errors="replace")
-    if path is not None and len(path.parents) > 2:
-        folder = path.parent.parent  # of the plan
-        try:
-            with tarfile.open(folder.with_name(f"{folder.name}.tar.gz")) as tar:
-                if file := tar.extractfile(str(path.relative_to(folder.parent))):
-                    return file.read().decode(errors="replace")
-        except (OSError, KeyError, tarfile.TarError):
-            pass  # there is no such archive, or it has no such file
-    raise UsageError(f"the log of page {log.page} is not here: {path or 'none was written'}")
+    if log.path is not None:
+        path = Path(log.path)
+        if path.is_file():
+            return path.read_text(errors="replace")
+        if (text := _packed(path)) is not None:
+            return text
+    raise UsageError(f"the log of page {log.page} is not here: {log.path or 'none was written'}")
+
+
+def _packed(path: Path) -> str | None:
+    """What a file holds that lay in a plan's folder, in the archive of it (see clean.py)."""
+    folder = path.parent.parent
+    archive = folder.with_name(f"{folder.name}.tar.gz") if folder.name else folder
+    if not archive.is_file():
+        return None
+    with tarfile.open(archive) as tar:
+        name = str(path.relative_to(folder.parent))
+        file = tar.extractfile(name) if name in tar.getnames() else None
+        return file.read().decode(errors="replace") if file else None
 
 
 def _unclaimed(plan: Plan, number: int) -> Log | None:
