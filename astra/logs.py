@@ -76,10 +76,13 @@ def _packed(path: Path) -> str | None:
     archive = folder.with_name(f"{folder.name}.tar.gz") if folder.name else folder
     if not archive.is_file():
         return None
-    with tarfile.open(archive) as tar:
-        name = str(path.relative_to(folder.parent))
-        file = tar.extractfile(name) if name in tar.getnames() else None
-        return file.read().decode(errors="replace") if file else None
+    name = str(path.relative_to(folder.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            file = tar.extractfile(name) if name in tar.getnames() else None
+            return file.read().decode(errors="replace") if file else None
+    except (OSError, tarfile.TarError) as error:
+        raise UsageError(f"{archive} cannot be read: {error}") from error
 
 
 def _unclaimed(plan: Plan, number: int) -> Log | None:
