@@ -131,7 +131,7 @@ class Element:
     """What runs pages in this process, one after the other.
 
     One connection serves from the end of a page to the first row of the next; none is held while
-    the task computes.
+    the task is imported, or computes.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Element:
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.in_hand = FIRST_IN_HAND  # rows that an attempt is taken to have in hand at first
-        self.is_linked = False
+        self.is_linked = self.has_loaded = False
 
     def __enter__(self) -> "Element":
         return self
@@ -205,6 +205,8 @@ class Element:
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
         """Run the task until every row of the page has ended; what is to be noted of it."""
         element, plan, stop = config.current().element, self.plan, self.stop
+        if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
+            self._unlink()
         try:
             function, model = task_of(plan), load(plan.input_model)
             output = load(plan.output_model)
@@ -219,6 +221,7 @@ class Element:
         except AstraError as error:
             _end(claim, AttemptState.BROKEN, str(error))
             raise BrokenElement(str(error)) from error
+        self.has_loaded = True
         target = target_of(plan, model, output, claim.page.number)
         reader = Reader(model, output, claim, stop, meter.first_row)
 
