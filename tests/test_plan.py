@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from astra.cli import main
 from astra.compose import run_here
+from astra.database import connection, database
 from astra.errors import TaskError, UsageError
 from astra.failures import failures
 from astra.models import BossVisitSpectrum
@@ -19,7 +20,7 @@ from astra.models.orchestration import Page, Plan
 from astra.plan import create_plan, get_plan
 from astra.resume import resume_local
 from astra.status import status
-from astra.submit import choose_profile, time_limit_s
+from astra.submit import choose_profile, make_intent, new_submission, time_limit_s
 from tests.conftest import ROOT
 from tests.tasks import Measured, fill, measure
 
@@ -167,6 +168,70 @@ def test_interrupted_elements_compute_nothing_twice(url, tmp_path):
     resume_local(planned.plan, 2)
     assert status(planned.plan).rows == {"done": 200}
     assert len(computed.read_text().split()) == 200
+
+
+_HELD = """
+import os, time
+from collections.abc import Iterable
+import psycopg2
+from astra import task
+from astra.models import BossVisitSpectrum
+from tests.tasks import Measured
+
+
+def note(where: str) -> None:
+    link = psycopg2.connect(os.environ["ASTRA_DATABASE_URL"])
+    link.autocommit = True
+    end, held = time.monotonic() + 5, 1
+    while held and time.monotonic() < end:  # a backend may outlive its client by a moment
+        with link.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+            (held,) = cursor.fetchone()
+    link.close()
+    with open(os.environ["NOTED"], "a") as file:
+        file.write(f"{where} {held}\\n")
+
+
+note("import")
+
+
+@task
+def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    note("begin")
+    for spectrum in spectra:
+        note("row")
+        yield Measured.from_spectrum(spectrum, value=1.0)
+"""
+
+
+def test_no_connection_is_held_while_a_task_is_imported_or_computes(pg_url, tmp_path, monkeypatch):
+    """On each of three pages of one process."""
+    fill(6)
+    database.close()
+    (tmp_path / "holding.py").write_text(_HELD)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("NOTED", str(tmp_path / "noted"))
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "plan", "holding.analysis", "--limit", "2", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (tmp_path / "noted").unlink()
+    plan = get_plan(json.loads(done.stdout)["plan"])
+    submission = new_submission(plan, [1], 0, 3, "local")
+    with connection():
+        pages = list(Page.select().where(Page.plan == plan.pk))
+    make_intent(submission, pages)
+    words = ["--plan", str(plan.pk), "--job", submission.token, "--element", "1"]
+    subprocess.run(
+        [sys.executable, "-m", "astra", "run-page", *words], cwd=tmp_path, check=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    noted = (tmp_path / "noted").read_text().splitlines()
+    assert noted == ["import 0", *["begin 0", "row 0", "row 0"] * 3]
+    assert status(plan.pk).state == "whole"
 
 
 def test_commands_say_what_is_wrong(url):
