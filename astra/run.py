@@ -67,6 +67,10 @@ _WORLD = frozenset(
 )  # fmt: skip
 
 
+#: In the place of a row, when there are no more.
+_END = object()
+
+
 class Stop:
     """A wish that the run ends: after the row in hand, or now."""
 
@@ -341,16 +345,13 @@ class Run:
             if self.board is not None:
                 self.board.works(0.0)
             try:
-                row = next(rows)
-            except StopIteration:
-                self.at_end = self.asked = True
-                if self.careful:
-                    self.write_all()
-                break
+                row = self._next(rows)
             except Exception as error:
                 # Not the task's doing, though it comes out through the task.
                 self.trouble = error
                 raise
+            if row is _END:
+                break
             if type(row) is Handed:
                 handed = row
             else:
@@ -371,6 +372,16 @@ class Run:
             self._give_word()
             yield given
         self._give_word()
+
+    def _next(self, rows: Rows) -> Any:
+        """The next row, or the end: there all is written, if what comes next may be deadly."""
+        try:
+            return next(rows)
+        except StopIteration:
+            self.at_end = self.asked = True
+        if self.careful:
+            self.write_all()
+        return _END
 
     def _handed(self, row: Any) -> Handed:
         data = getattr(row, "__data__", None) or {}

@@ -4,17 +4,24 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 
+import psycopg2
 import pytest
 
-from astra import spool
+from astra import config, spool, task
 from astra.claim import Where, claim_page, here
 from astra.compose import run_here
+from astra.database import database
+from astra.element import Element
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page, Submission
+from astra.models.orchestration import Attempt, Failure, Page, Submission, Suspect
 from astra.plan import create_plan, get_plan
 from astra.results import Checkpoint, Handed, Yielded
+from astra.resume import resume_local
+from astra.run import Stop
 from astra.status import status
+from astra.submit import make_intent, new_submission
 from astra.verify import verify
 from tests.conftest import ROOT
 from tests.tasks import Measured, fill, measure
@@ -86,6 +93,49 @@ def test_two_who_recover_at_once(url, monkeypatch):
     assert errors == [] and spool.files(plan.pk) == []
     found = verify(plan.pk)
     assert found.sound and found.rows["result"] == 6
+
+
+_held: list = []
+
+
+@task
+def hold_the_page(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """From the fifth row on others hold the page; the last row but one has no result."""
+    for place, spectrum in enumerate(spectra):
+        if place == 4:
+            url, stop = _held
+            link = psycopg2.connect(url)
+            link.cursor().execute("SELECT pk FROM page FOR UPDATE")
+            _held.append(link)
+            threading.Timer(0.5, stop.ask, ("the test",)).start()
+        else:
+            yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def test_told_to_end_while_rows_are_written_before_a_suspect(pg_url, tmp_path):
+    """The page is locked by others until it is too late: that is no row's fault."""
+    fill(6)
+    (planned,) = create_plan(hold_the_page, BossVisitSpectrum, limit=6)
+    page = Page.get()
+    Suspect.create(
+        page=page.pk, key=page.keys[-1], group=1, deaths=1, exception="KilledProcess", cause="died"
+    )
+    plan = get_plan(planned.plan)
+    submission = new_submission(plan, [1], 0, 1, "local")
+    make_intent(submission, [page])
+    database.close()
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.3\n")
+    config.use(config.load(tmp_path / "astra.toml"))
+    stop = Stop()
+    _held[:] = [pg_url, stop]
+    with Element(plan, submission, stop) as element:
+        found = element.run_page(1, 1)
+    _held[-1].close()
+    assert found.state == "interrupted" and "4 rows are kept in" in found.message
+    assert Failure.select().count() == 0
+    Attempt.update(pid_began="gone").execute()
+    resume_local(plan.pk, 1)
+    assert status(plan.pk).rows == {"done": 6} and verify(plan.pk).sound
 
 
 _MODULE = """
