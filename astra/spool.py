@@ -251,31 +251,32 @@ def _set_aside(path: Path) -> list[str]:
 
 def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: Any) -> int:
     """Store one file's rows as its attempt would have; their number."""
-    this = (Page.plan == plan.pk) & (Page.number == header["page"])
-    page = retrying(lambda: Page.get_or_none(this))
-    attempt = retrying(lambda: Attempt.get_or_none(Attempt.pk == header["attempt"]))
-    if page is None or attempt is None or page.attempt_pk != attempt.pk:
-        raise Superseded(
-            f"page {header['page']} of plan {plan.pk} was taken over by a later attempt: what "
-            f"attempt {header['attempt']} spooled is not valid any more"
-        )
-    claim = claim_of(page, attempt)
     model = load(plan.input_model)
-    valid = _valid(model, claim, checkpoint)
-    target = target_of(plan, model, output, page.number)
+    query = Page.select().where((Page.plan == plan.pk) & (Page.number == header["page"]))
+    if dialect().name == "postgresql":
+        query = query.for_update()  # somebody else may be storing the same file
 
-    def work() -> None:
+    def work() -> int:
         with writing():
-            write(valid, target, claim)
+            page = query.clone().first()
+            attempt = Attempt.get_or_none(Attempt.pk == header["attempt"])
+            if page is None or attempt is None or page.attempt_pk != attempt.pk:
+                raise Superseded(
+                    f"page {header['page']} of plan {plan.pk} was taken over by a later attempt: "
+                    f"what attempt {header['attempt']} spooled is not valid any more"
+                )
+            claim = claim_of(page, attempt)
+            valid = _valid(model, claim, checkpoint)
+            write(valid, target_of(plan, model, output, page.number), claim)
             Attempt.update(
                 state=AttemptState.INTERRUPTED.value,
                 message="what the database did not take at its end was spooled and stored later",
             ).where(
                 (Attempt.pk == attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
             ).execute()
+            return len(valid)
 
-    retrying(work)
-    return len(valid)
+    return retrying(work)
 
 
 def claim_of(page: Page, attempt: Attempt) -> Claim:
@@ -306,7 +307,7 @@ def _valid(model: Any, claim: Claim, checkpoint: Checkpoint) -> Checkpoint:
     query = model.select(key, model.modified).where(
         dialect().among(key, [k for k in keys if k is not None and is_open(k)])
     )
-    modified = retrying(lambda: dict(query.tuples()))
+    modified = dict(query.tuples())
 
     def stands(k: int | None, at: Any) -> bool:
         return is_open(k) and k in modified and (at is None or modified[k] == at)
