@@ -37,7 +37,8 @@ def heard(stop: Stop) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.ask(signal.Signals(number).name)
+        """Nothing: an event that is set here would wait for itself when a second signal comes
+        meanwhile, as from Slurm and from the parent. The thread that reads the pipe sets it."""
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if _in_own_code(frame):
