@@ -96,10 +96,10 @@ class Claim:
     positions: dict[int, int]  # key -> place in the page
     outcomes: bytearray
     n_found: int = 0  # rows whose result others had written
-    suspects: Sequence[Suspect] = ()  # of the page, as it was claimed
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
     cancelled: bool = False  # the plan, as the last checkpoint found: the attempt is to end
     measures: Callable[[], dict[str, Any]] = dict  # columns of the attempt, as of now
+    suspects: Sequence[Suspect] = ()  # of the page, as it was claimed
 
     def find(self, keys: Iterable[int]) -> None:
         """Rows that turn out to have a result already: the next checkpoint says so."""

@@ -168,12 +168,12 @@ def logs(plan: int, page: int | None, follow: bool, as_json: bool) -> None:
             )
         show.console.print(made)
     else:
-        text, path = text_of(found[-1]), found[-1].path
-        if not follow or path is None or not Path(path).is_file():
-            click.echo(text, nl=False)
-            return
-        with suppress(KeyboardInterrupt):
-            show.follow(path)
+        path = found[-1].path
+        if follow and path is not None and Path(path).is_file():
+            with suppress(KeyboardInterrupt):
+                show.follow(path)
+        else:
+            click.echo(text_of(found[-1]), nl=False)
 
 
 @main.command()
