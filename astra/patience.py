@@ -69,14 +69,15 @@ class _Watch:
                 for statement, (end, connection) in list(self.waiting.items()):
                     if end <= now:
                         del self.waiting[statement]
-                        _shut(connection)
+                        shut(connection)
                 ends = (end for end, _ in self.waiting.values())
                 self.looks_at = min(ends, default=float("inf"))
                 # An idle process is woken now and then for nothing: as rarely as a lock can wait.
                 self.lock.wait(min(self.looks_at - time.monotonic(), 3600.0))
 
 
-def _shut(connection: Any) -> None:
+def shut(connection: Any) -> None:
+    """Whoever waits for the server at this connection finds it lost."""
     try:
         with socket.socket(fileno=os.dup(connection.fileno())) as link:
             link.shutdown(socket.SHUT_RDWR)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ from peewee import fn
 from astra import config, log, policy, profile, script, slurm, spool
 from astra.bounds import warn
 from astra.claim import process_began
-from astra.database import at_hand, connection, database, dialect, retrying, url, writing
-from astra.errors import BusyError, DatabaseError, SlurmError, SlurmUnknown, UsageError
+from astra.database import at_hand, connection, database, dialect, retrying, try_lock, url, writing
+from astra.errors import BusyError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
 from astra.hours import ALWAYS, Hours
 from astra.models.orchestration import Exclusion, Page, Plan, Submission
@@ -85,7 +86,7 @@ def plan_lock(plan: Plan) -> Iterator[None]:
     BusyError
         If another one is at it.
     """
-    with dialect().try_lock(f"plan {plan.pk}") as ours:
+    with try_lock(f"plan {plan.pk}") as ours:
         if not ours:
             raise BusyError(
                 f"another process is submitting or cancelling plan {plan.pk} at this moment; "
@@ -169,6 +170,7 @@ class Waiting(NamedTuple):
 
     number: int
     n_pending: int
+    submission_pk: None = None
 
 
 def waiting_pages(plan: Plan) -> list[Waiting]:
@@ -179,7 +181,7 @@ def waiting_pages(plan: Plan) -> list[Waiting]:
         .where((Page.plan == plan.pk) & Page.submission_pk.is_null() & (left > 0))
         .order_by(Page.number)
     )
-    return list(map(Waiting._make, database.execute(query).fetchall()))
+    return list(starmap(Waiting, database.execute(query).fetchall()))
 
 
 def light_pages(plan: Plan) -> Any:
@@ -456,8 +458,12 @@ def make_intent(submission: Submission, pages: Iterable[Page | Waiting]) -> None
     ------
     UsageError
         If the plan was cancelled meanwhile.
+    BusyError
+        If another process submitted one of them meanwhile: this one no longer held the plan.
     """
+    pages = list(pages)
     plan, numbers = submission.plan, [page.number for page in pages]
+    before = {page.submission_pk for page in pages}
 
     def work() -> None:
         with writing():
@@ -469,21 +475,30 @@ def make_intent(submission: Submission, pages: Iterable[Page | Waiting]) -> None
                 return
             submission.pk = None
             submission.save(force_insert=True)
-            _give(plan, numbers, submission)
+            _give(plan, numbers, before, submission)
 
     retrying(work, bound_s=30)
 
 
-def _give(plan: Plan, numbers: list[int], submission: Submission) -> None:
+def _give(plan: Plan, numbers: list[int], before: set[int | None], submission: Submission) -> None:
+    """Pages whose submission was one of `before` are this one's now."""
     first, last = min(numbers, default=1), max(numbers, default=0)
     given = Page.number.between(first, last)  # which an index finds, whatever their number
     if len(numbers) <= last - first:
         given &= dialect().among(Page.number, numbers)
+    as_seen = Page.submission_pk.in_([pk for pk in before if pk is not None])
+    if None in before:
+        as_seen |= Page.submission_pk.is_null()
     changed = (
-        Page.update(submission_pk=submission.pk).where((Page.plan == plan.pk) & given).execute()
+        Page.update(submission_pk=submission.pk)
+        .where((Page.plan == plan.pk) & given & as_seen)
+        .execute()
     )
     if changed != len(numbers):
-        raise DatabaseError(f"plan {plan.pk} has {changed} of the pages {numbers}")
+        raise BusyError(
+            f"another process submitted {len(numbers) - changed} of these pages of plan {plan.pk} "
+            f"meanwhile, and this one submits none of them; see astra status {plan.pk}"
+        )
 
 
 def _describe(chosen: Profile) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import peewee
 
 from astra import log
-from astra.database import connection, dialect, drop_connection, is_away, writing
+from astra.database import connection, drop_connection, is_away, try_lock, writing
 from astra.errors import AstraError, BusyError, SlurmUnknown
 from astra.models.orchestration import NightHolder
 from astra.slurm_text import SlurmRefused
@@ -41,7 +41,7 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
     BusyError
         If another one does; it says which, and since when.
     """
-    with dialect().try_lock(f"night {name}") as ours:
+    with try_lock(f"night {name}") as ours:
         if not ours:
             raise _busy(name)
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser()}

@@ -19,7 +19,7 @@ import pytest
 
 from astra import config, profile, script
 from astra.arguments import parse_arguments
-from astra.database import bind, connection, database, dialect
+from astra.database import bind, connection, database, dialect, try_lock
 from astra.errors import AstraError, ConfigError, DatabaseError, ScriptError, TaskError
 from astra.folders import check_folder, write_whole
 from astra.models import BossVisitSpectrum
@@ -354,7 +354,7 @@ class TestDatabase:
 
     def test_locks(self, url: str) -> None:
         for name in [v for v in hostile(60, f"lock {dialect().name}") if arrives(v)]:
-            with dialect().try_lock(name) as ours:
+            with try_lock(name) as ours:
                 assert ours
 
     def test_names_of_tables_and_columns(self, url: str) -> None:

@@ -68,7 +68,7 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
         pid=1,
     )  # fmt: skip
     Page.update(attempt_pk=1).where(Page.number == 2).execute()
-    make_intent(second, pages)
+    make_intent(second, list(Page.select().order_by(Page.number)))
     ends = json.dumps([{"state": "TIMEOUT", "node": None, "in_vain": True}])
     Page.update(retries=ends).where(Page.number == 2).execute()
     Attempt.create(

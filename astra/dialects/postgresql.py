@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +16,7 @@ from peewee import SQL
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS, Binary
 
 from astra import binary
+from astra.dialects.advisory import AdvisoryLock
 from astra.dialects.arrays import BYTES, array_literal
 from astra.dialects.common import (
     Batch,
@@ -24,6 +26,7 @@ from astra.dialects.common import (
     dialects,
     on_conflict,
     order_of_rows,
+    peewee_errors,
 )
 from astra.patience import PatientCursor
 
@@ -340,28 +343,17 @@ class PostgreSQL(Common):
         yield
 
     @contextmanager
-    def try_lock(self, name: str) -> Iterator[bool]:
-        """Whether the lock is ours, for the block; freed when its holder dies.
-
-        A transaction on a connection of its own holds it, so that it works through pgbouncer.
-        """
+    def try_lock(self, name: str, silence_s: float) -> Iterator[bool]:
+        """Whether the lock is ours, for the block; freed when its holder dies, or is silent."""
+        silence_s = max(silence_s, 4.0)
+        connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)
+        held = AdvisoryLock(connect, name, _ends_after(silence_s), silence_s)
+        with peewee_errors():
+            ours = held.take()
         try:
-            holder = psycopg2.connect(self.database.database, **self.database.connect_params)
-        except psycopg2.OperationalError as error:
-            raise peewee.OperationalError(str(error)) from error
-        try:
-            with holder.cursor() as cursor:
-                # It is idle by intent, but not beyond the end of its machine.
-                cursor.execute(
-                    f"{_ends_after(60)}; SET LOCAL idle_in_transaction_session_timeout = 0"
-                )
-                cursor.execute(
-                    "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",)
-                )
-                answer = cursor.fetchone()
-            yield bool(answer and answer[0])
+            yield ours
         finally:
-            holder.close()
+            held.release()
 
     # -- sets of keys -------------------------------------------------------------------
 

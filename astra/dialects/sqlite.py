@@ -135,7 +135,7 @@ class SQLite(Common):
         yield
 
     @contextmanager
-    def try_lock(self, name: str) -> Iterator[bool]:
+    def try_lock(self, name: str, silence_s: float) -> Iterator[bool]:
         """Whether the lock is ours, for the block; freed when its holder dies."""
         if self.path == ":memory:":
             yield True
