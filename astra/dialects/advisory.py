@@ -75,7 +75,7 @@ class AdvisoryLock:
     def _keep(self) -> None:
         try:
             while not self._over.wait(self._silence_s / 4):
-                if not self._is_held() and not self._again():
+                if not self._is_held() and (self._over.is_set() or not self._again()):
                     return
         finally:
             if self._connection is not None:
