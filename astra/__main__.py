@@ -1,5 +1,15 @@
 """``python -m astra`` is the ``astra`` command."""
 
-from astra.cli import main
+from astra.garbage import collect_seldom
 
-main()
+
+def run() -> None:
+    """Do what the command line says, and exit."""
+    collect_seldom()  # before the imports
+    from astra.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    run()

@@ -34,6 +34,7 @@ from astra.errors import (
     Superseded,
     UsageError,
 )
+from astra.garbage import collect_as_usual
 from astra.measures import now_s, peak_mb
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import check_plan_version, get_plan, task_of
@@ -221,7 +222,9 @@ class Element:
         except AstraError as error:
             _end(claim, AttemptState.BROKEN, str(error))
             raise BrokenElement(str(error)) from error
-        self.has_loaded = True
+        if not self.has_loaded:
+            self.has_loaded = True
+            collect_as_usual()
         target = target_of(plan, model, output, claim.page.number)
         reader = Reader(model, output, claim, stop, meter.first_row)
 

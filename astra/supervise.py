@@ -8,6 +8,7 @@ and what to do then is decided by who resumes the plan.
 """
 
 import ctypes
+import gc
 import mmap
 import os
 import signal
@@ -148,6 +149,7 @@ def supervised(
         board.start(birth_s)
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.freeze()  # the child would write to each page that it looks for garbage in
         pid = os.fork()
         if pid == 0:
             return _child(work, board)
