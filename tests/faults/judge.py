@@ -23,7 +23,8 @@ def breaches(world: World, plan: int) -> list[str]:
     said = [f"verify: {b.check}: page {b.page} key {b.key}: {b.found}" for b in found.breaches]
     if not found.whole:
         said.append(f"not whole: {found.rows}")
-    return said + _ends(world, plan) + _values(world) + _again(world) + _overtaken(world)
+    said += _ends(world, plan) + _values(world) + _again(world)
+    return said + _overtaken(world) + _late(world)
 
 
 def blamed(world: World, plan: int) -> list[int]:
@@ -101,6 +102,21 @@ def _overtaken(world: World) -> list[str]:
         if float(at) > taken.get(int(pid), float("inf")) + 0.1
     }
     return [f"process {pid} lived when its page was given to another" for pid in went_on]
+
+
+def _late(world: World) -> list[str]:
+    """Checkpoints that an attempt wrote although another had taken its page.
+
+    Both times are of the database's clock, with the page locked: they are in the order of what
+    was committed.
+    """
+    return [
+        f"attempt {old} wrote a checkpoint after attempt {new} had taken its page"
+        for old, new in world.sql(
+            "SELECT DISTINCT w.attempt_pk, c.attempt_pk FROM written w JOIN claimed c "
+            "ON c.page_pk = w.page_pk AND c.attempt_pk > w.attempt_pk AND c.at < w.at"
+        )
+    ]
 
 
 def _most(world: World) -> int:

@@ -32,7 +32,8 @@ SMALL_DISK_MB = 40
 
 TEMPLATE = "faults_template"
 
-#: A record of every result that was ever committed, and a way to hold a checkpoint open.
+#: A record of every result, claim and checkpoint that was ever committed, and a way to hold a
+#: checkpoint open.
 _TABLES = """
 CREATE TABLE audit (key bigint, attempt_pk bigint, input_modified timestamptz, at timestamptz);
 CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -42,6 +43,20 @@ CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 END $$;
 CREATE TRIGGER audit AFTER INSERT OR UPDATE OF value ON ordeal FOR EACH ROW
     EXECUTE FUNCTION audit();
+CREATE TABLE claimed (page_pk bigint, attempt_pk bigint, at timestamptz);
+CREATE FUNCTION claimed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO claimed VALUES (NEW.pk, NEW.attempt_pk, clock_timestamp());
+    RETURN NULL;
+END $$;
+CREATE TRIGGER claimed AFTER UPDATE OF attempt_pk ON page FOR EACH ROW
+    WHEN (NEW.attempt_pk <> OLD.attempt_pk OR OLD.attempt_pk IS NULL) EXECUTE FUNCTION claimed();
+CREATE TABLE written (page_pk bigint, attempt_pk bigint, at timestamptz);
+CREATE FUNCTION written() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO written VALUES (NEW.page_pk, NEW.pk, clock_timestamp());
+    RETURN NULL;
+END $$;
+CREATE TRIGGER written AFTER UPDATE OF n_checkpoints ON attempt FOR EACH ROW
+    WHEN (NEW.n_checkpoints > OLD.n_checkpoints) EXECUTE FUNCTION written();
 CREATE TABLE armed (place text, for_s float);
 CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE pause_s float; BEGIN
     SELECT for_s INTO pause_s FROM armed WHERE place = TG_ARGV[0];
