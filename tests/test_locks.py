@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Page, Plan, Submission
 from astra.plan import create_plan
 from astra.submit import make_intent, new_submission
-from tests.servers import Postgres, Proxy
+from tests.servers import Postgres, Proxy, wait_for
 from tests.tasks import fill, measure
 
 SILENCE_S = 1.0
@@ -32,16 +31,9 @@ def lock(url: str) -> AdvisoryLock:
 def through(proxy: Proxy, postgres: Postgres, url: str) -> str:
     """The address of a test's database by way of a proxy."""
     name = urlsplit(url).path.strip("/")
-    far = postgres.url(name, user="astra").replace(f":{postgres.port}/", f":{proxy.port}/")
+    far = proxy.way(postgres.url(name, user="astra"))
     assert str(proxy.port) in far
     return far
-
-
-def comes(true: Callable[[], bool], bound_s: float = 20.0) -> bool:
-    end = time.monotonic() + bound_s
-    while not (found := true()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return found
 
 
 def holder(postgres: Postgres) -> list[Any]:
@@ -78,11 +70,11 @@ def test_whoever_is_cut_off_holds_it_no_longer(postgres, pg_url, elsewhere, capl
         assert not elsewhere.take()
         proxy.silence()
         began = time.monotonic()
-        assert comes(elsewhere.take), "the lock of one that is cut off stays"
+        wait_for(elsewhere.take, "the lock of one that is cut off", 20)
         assert time.monotonic() - began < 3 * SILENCE_S + 1
         with caplog.at_level(logging.WARNING):
             proxy.heal()
-            assert comes(lambda: "another has it" in caplog.text), "its holder does not notice"
+            wait_for(lambda: "another has it" in caplog.text, "its holder to notice", 20)
         held.release()
         elsewhere.release()
 
@@ -92,7 +84,7 @@ def test_it_is_taken_again_where_only_the_connection_was_lost(postgres, pg_url, 
     assert held.take()
     ((before,),) = holder(postgres)
     postgres.sql(f"SELECT pg_terminate_backend({before})")
-    assert comes(lambda: bool(now := holder(postgres)) and now != [(before,)]), "it is not taken"
+    wait_for(lambda: holder(postgres) not in ([], [(before,)]), "another connection to hold it", 20)
     assert not elsewhere.take()
     held.release()
     assert not holder(postgres)

@@ -1,15 +1,13 @@
 """A lock of PostgreSQL's that one process holds, and that is free again when it falls silent."""
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg2
 
+from astra import log
 from astra.patience import PatientCursor, bounded, shut
-
-log = logging.getLogger(__name__)
 
 
 class AdvisoryLock:

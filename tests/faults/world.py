@@ -94,9 +94,7 @@ class World:
         self.pool = PgBouncer(server) if scenario.pooled else None
         # astra's way to the server, which may fall silent.
         self.proxy = Proxy((self.pool or server).port)
-        self.url = server.url(self.name, user="astra").replace(
-            f":{server.port}/", f":{self.proxy.port}/"
-        )
+        self.url = self.proxy.way(server.url(self.name, user="astra"))
         self.computed = folder / "computed"
         self.log = folder / "log"
         self.history: dict[int, dict[float, float]] = {}  # key: modified: snr

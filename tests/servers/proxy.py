@@ -1,6 +1,7 @@
 """A TCP proxy on loopback that can fall silent: its connections stay open, and nothing passes."""
 
 import contextlib
+import re
 import select
 import socket
 import threading
@@ -23,6 +24,10 @@ class Proxy:
         self._links: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    def way(self, url: str) -> str:
+        """The address of a database, by way of this proxy."""
+        return re.sub(r":\d+/", f":{self.port}/", url, count=1)
 
     def silence(self) -> int:
         """Nothing passes any more; the number of connections that were open."""
