@@ -1,7 +1,7 @@
 """What a seed stands for: a task, its rows and settings, and a schedule of faults."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: Faults, and how often each is drawn. "kill" ones make rows in hand suspects: see KILLS_MOST.
@@ -76,24 +76,33 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
     hangs = dice.random() < 0.12
     fates = _fates(dice, rows, hangs)
     faults = _faults(dice, hangs, slurm)
-    return Scenario(
-        seed=seed,
-        rows=rows,
-        limit=max(4, rows // dice.randint(1, 5)),
-        row_s=dice.choice([0.0, 0.01, 0.02, 0.04, 0.06]),
-        jobs=dice.randint(1, 3),
-        batch_size=dice.choice([1, 3, 10, 1000]),
-        write_frequency=dice.choice([0.05, 0.2, 0.5, 2.0]),
-        lease_s=dice.choice([1.0, 2.0]),
-        retry_for_s=dice.choice([1.0, 30.0]),
-        grace_s=dice.choice([0.3, 1.0]),
-        row_timeout_s=3.0 if hangs else 0.0,
-        elsewhere=any(f.kind == "zombie" for f in faults) or dice.random() < 0.15,
-        fates=fates,
-        faults=faults,
-        pooled=dice.random() < 0.15,
-        clock_h=dice.choice([None, None, None, None, 0.0, -1.0, 1.0]) if not slurm else None,
-    )
+    zombie = any(fault.kind == "zombie" for fault in faults)
+    settings: dict[str, Any] = {
+        "limit": max(4, rows // dice.randint(1, 5)),
+        "row_s": dice.choice([0.0, 0.01, 0.02, 0.04, 0.06]),
+        "jobs": dice.randint(1, 3),
+        "batch_size": dice.choice([1, 3, 10, 1000]),
+        "write_frequency": dice.choice([0.05, 0.2, 0.5, 2.0]),
+        "lease_s": dice.choice([1.0, 2.0]),
+        "retry_for_s": dice.choice([1.0, 30.0]),
+        "grace_s": dice.choice([0.3, 1.0]),
+        "row_timeout_s": 3.0 if hangs else 0.0,
+        "elsewhere": zombie or dice.random() < 0.15,
+        "pooled": dice.random() < 0.15,
+        "clock_h": dice.choice([None, None, None, None, 0.0, -1.0, 1.0]) if not slurm else None,
+    }
+    if zombie and dice.random() < 0.75:  # it has much to write when it wakes, and time to try
+        settings |= {
+            "limit": rows, "row_s": 0.06, "batch_size": dice.choice([1, 3, 10]),
+            "write_frequency": 0.05, "lease_s": 1.0, "retry_for_s": 30.0,
+        }  # fmt: skip
+        faults = tuple(_early(fault) if fault.kind == "zombie" else fault for fault in faults)
+    return Scenario(seed=seed, rows=rows, fates=fates, faults=faults, **settings)
+
+
+def _early(fault: Fault) -> Fault:
+    """A fault for which rows are left, and that lasts until others have taken the page over."""
+    return replace(fault, after=round(fault.after / 3, 2), lasts_s=fault.lasts_s + 1)
 
 
 def _fates(dice: random.Random, rows: int, hangs: bool) -> dict[int, str]:
