@@ -96,13 +96,24 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
             "limit": rows, "row_s": 0.06, "batch_size": dice.choice([1, 3, 10]),
             "write_frequency": 0.05, "lease_s": 1.0, "retry_for_s": 30.0,
         }  # fmt: skip
-        faults = tuple(_early(fault) if fault.kind == "zombie" else fault for fault in faults)
+        faults = _early("zombie", faults, longer_s=1.0)
+    elif any(fault.kind == "kill resume" for fault in faults) and dice.random() < 0.75:
+        # Its elements have long to go, and do not look at the database meanwhile.
+        settings |= {
+            "limit": rows, "row_s": 0.3, "batch_size": 1000, "write_frequency": 2.0,
+            "elsewhere": False,
+        }  # fmt: skip
+        faults = _early("kill resume", faults)
     return Scenario(seed=seed, rows=rows, fates=fates, faults=faults, **settings)
 
 
-def _early(fault: Fault) -> Fault:
-    """A fault for which rows are left, and that lasts until others have taken the page over."""
-    return replace(fault, after=round(fault.after / 3, 2), lasts_s=fault.lasts_s + 1)
+def _early(kind: str, faults: tuple[Fault, ...], longer_s: float = 0.0) -> tuple[Fault, ...]:
+    """The same with faults of a kind in the first third, where rows are left to be lost."""
+    return tuple(
+        replace(f, after=round(f.after / 3, 2), lasts_s=f.lasts_s + longer_s)
+        if f.kind == kind else f
+        for f in faults
+    )  # fmt: skip
 
 
 def _fates(dice: random.Random, rows: int, hangs: bool) -> dict[int, str]:
