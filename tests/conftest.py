@@ -7,6 +7,7 @@ its own: they share no port and no folder, so that nothing need be agreed upon.
 import importlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +49,9 @@ def prepare_template(url: str) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _no_foreign_environment() -> Iterator[None]:
     """For the servers, which start before a test's own fixtures run."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell starts what it puts into the background; all processes of the tests inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         _strip(patch)
         yield

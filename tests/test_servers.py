@@ -99,8 +99,9 @@ class TestPostgres:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_nothing_is_left_when_the_tests_are_ended(self, number: int) -> None:
         program = (
-            "import signal; from tests.servers import Postgres; server = Postgres();"
-            "print(server.folder, *server.keeper.processes(), flush=True); signal.pause()"
+            "import time; from tests.servers import Postgres; server = Postgres();"
+            "print(server.folder, *server.keeper.processes(), flush=True)\n"
+            "while True: time.sleep(0.05)"  # one long wait can miss a signal that comes just before
         )
         with subprocess.Popen(
             [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
