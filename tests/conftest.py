@@ -7,7 +7,6 @@ its own: they share no port and no folder, so that nothing need be agreed upon.
 import importlib
 import itertools
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.servers import Postgres, Server, ServerError, Slurm
+from tests.servers import Postgres, Server, ServerError, Slurm, hear_interrupts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,9 +48,7 @@ def prepare_template(url: str) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _no_foreign_environment() -> Iterator[None]:
     """For the servers, which start before a test's own fixtures run."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As a shell starts what it puts into the background; all processes of the tests inherit it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hear_interrupts()
     with pytest.MonkeyPatch.context() as patch:
         _strip(patch)
         yield

@@ -13,7 +13,7 @@ from tests.faults import bugs, runner
 from tests.faults.cluster import Cluster, served
 from tests.faults.scenario import DIRECTED, draw
 from tests.faults.world import SERVER, SMALL_DISK_MB, prepare
-from tests.servers import Postgres
+from tests.servers import Postgres, hear_interrupts
 
 
 def main() -> int:
@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--step", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
     logging.getLogger("astra").setLevel(logging.CRITICAL)
+    hear_interrupts()
     if given.bug:
         words = sys.argv[1:]
         place = next(i for i, word in enumerate(words) if word.startswith("--bug"))

@@ -76,7 +76,7 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
     hangs = dice.random() < 0.12
     fates = _fates(dice, rows, hangs)
     faults = _faults(dice, hangs, slurm)
-    zombie = any(fault.kind == "zombie" for fault in faults)
+    kinds = {fault.kind for fault in faults}
     settings: dict[str, Any] = {
         "limit": max(4, rows // dice.randint(1, 5)),
         "row_s": dice.choice([0.0, 0.01, 0.02, 0.04, 0.06]),
@@ -87,17 +87,19 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
         "retry_for_s": dice.choice([1.0, 30.0]),
         "grace_s": dice.choice([0.3, 1.0]),
         "row_timeout_s": 3.0 if hangs else 0.0,
-        "elsewhere": zombie or dice.random() < 0.15,
+        "elsewhere": "zombie" in kinds or dice.random() < 0.15,
         "pooled": dice.random() < 0.15,
         "clock_h": dice.choice([None, None, None, None, 0.0, -1.0, 1.0]) if not slurm else None,
     }
-    if zombie and dice.random() < 0.75:  # it has much to write when it wakes, and time to try
+    if (
+        "zombie" in kinds and dice.random() < 0.75
+    ):  # it has much to write when it wakes, and time to try
         settings |= {
             "limit": rows, "row_s": 0.06, "batch_size": dice.choice([1, 3, 10]),
             "write_frequency": 0.05, "lease_s": 1.0, "retry_for_s": 30.0,
         }  # fmt: skip
         faults = _early("zombie", faults, longer_s=1.0)
-    elif any(fault.kind == "kill resume" for fault in faults) and dice.random() < 0.75:
+    elif "kill resume" in kinds and dice.random() < 0.75:
         # Its elements have long to go, and do not look at the database meanwhile.
         settings |= {
             "limit": rows, "row_s": 0.3, "batch_size": 1000, "write_frequency": 2.0,

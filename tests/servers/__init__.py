@@ -5,7 +5,14 @@ from tests.servers.keeper import Keeper, KeptProcess
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres, Standby, shifted_clock
 from tests.servers.proxy import Proxy
-from tests.servers.server import MissingPackage, Server, ServerError, folder, wait_for
+from tests.servers.server import (
+    MissingPackage,
+    Server,
+    ServerError,
+    folder,
+    hear_interrupts,
+    wait_for,
+)
 from tests.servers.slurm import Slurm
 
 __all__ = [
@@ -21,6 +28,7 @@ __all__ = [
     "Standby",
     "cron_daemon",
     "folder",
+    "hear_interrupts",
     "shifted_clock",
     "wait_for",
 ]

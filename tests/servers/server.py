@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -177,6 +178,15 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 30) 
         if time.monotonic() > end:
             raise TimeoutError(f"gave up waiting for {what} after {timeout_s:g} s")
         time.sleep(0.03)
+
+
+def hear_interrupts() -> None:
+    """Have SIGINT do to this process, and to those that it starts, what it does in a terminal.
+
+    Whatever a shell puts into the background ignores it, and so does all that this starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
