@@ -49,12 +49,17 @@ class Line:
             f"{self.against_what}: {number(self.against)} {self.unit}" if self.against_what else "",
             number(self.value), self.wanted, verdict, self.note,
         )  # fmt: skip
-        return f"| {' | '.join(cells)} |"
+        return f"| {' | '.join(in_cell(cell) for cell in cells)} |"
 
 
 HEAD = """\
 | what | astra | against | ratio | wanted | reached | note |
 | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def in_cell(text: str) -> str:
+    """A text as a cell of a table holds it: a query of a note may have ``||`` in it."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def number(value: float) -> str:

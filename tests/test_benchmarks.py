@@ -7,6 +7,7 @@ catch a collapse is: nothing is a hundred times worse than it is to be.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.all import SCRIPTS
-from benchmarks.lines import Line
+from benchmarks.lines import HEAD, Line
 from tests.conftest import ROOT
+
+N_COLUMNS = len(HEAD.splitlines()[0].strip("| ").split(" | "))
+
+
+def cells(line: Line) -> list[str]:
+    """What a reader of the table sees in its columns (GitHub Flavored Markdown, section 4.10)."""
+    return re.split(r"(?<!\\)\|", line.markdown())[1:-1]
 
 
 def lines(name: str) -> list[Line]:
@@ -40,11 +48,21 @@ def test_a_benchmark_says_both_sides(name):
         assert line.ours > 0 and math.isfinite(line.ours), line
         assert math.isfinite(line.value), line
         assert (line.against > 0) == bool(line.against_what), line
-        assert line.markdown().count("|") == 8, line
+        assert len(cells(line)) == N_COLUMNS, line
         if line.wanted:
             sign, bound = line.wanted.split()
             if sign == ">=":
                 assert line.value > float(bound) / 100, line
+
+
+def test_a_note_stays_in_its_cell():
+    query = "SELECT attname, quote_ident(nspname) ||\n  '.' || relname"
+    found = cells(Line("a|b", 1, 2, "s", note=f"most for {query}"))
+    assert len(found) == N_COLUMNS
+    assert found[0].strip() == r"a\|b"
+    assert (
+        found[-1].strip() == r"most for SELECT attname, quote_ident(nspname) \|\| '.' \|\| relname"
+    )
 
 
 def test_every_script_is_in_the_table():
