@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import peewee
@@ -408,6 +408,59 @@ def apart(work: Callable[[], T]) -> T:
     if dialect().name == "sqlite" and reads and not in_transaction():
         return aside(work)
     return work()
+
+
+#: Seconds that a :class:`Beside` waits for another who writes.
+AT_ONCE_S = 1.0
+
+
+class Beside:
+    """A connection to SQLite beside the one that this thread may be using.
+
+    What a task left open on its own can neither swallow nor block what is written by this one.
+    peewee knows one connection of a thread: its own is laid aside meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def at_once(self, work: Callable[[], T]) -> T:
+        """`work()`, which writes, if the file is free.
+
+        Raises
+        ------
+        DatabaseError, or peewee's exceptions
+            If it is not; nothing is tried again.
+        """
+        with self._in_its_place():
+            if database.obj.is_closed():
+                database.obj.connect()
+                cast("dialects.SQLite", dialect()).wait_for_lock(AT_ONCE_S)
+            try:
+                with connection():
+                    return work()
+            except BaseException:
+                drop_connection()
+                raise
+
+    def close(self) -> None:
+        if self.state:
+            with self._in_its_place():
+                drop_connection()
+
+    @contextmanager
+    def _in_its_place(self) -> Iterator[None]:
+        of_thread = vars(database.bound()._state)  # of a threading.local: what this thread sees
+        theirs = dict(of_thread)
+        if self.state:
+            of_thread.update(self.state)
+        else:
+            database.obj._state.reset()
+        try:
+            yield
+        finally:
+            self.state = dict(of_thread)
+            of_thread.update(theirs)
 
 
 #: Rows that a query in a thread of its own is read by, and how many such chunks may wait.

@@ -10,6 +10,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterable
+from math import floor, log2
 from pathlib import Path
 
 #: Bins to an octave (a factor of two) of time.
@@ -34,7 +35,8 @@ class RowTimes:
 
     def add(self, row_s: float, n_rows: int = 1) -> None:
         """Count rows that took so long."""
-        self.bins[math.floor(math.log2(max(row_s, _SHORTEST_S)) * _BINS)] += n_rows
+        place = floor(log2(row_s if row_s > _SHORTEST_S else _SHORTEST_S) * _BINS)
+        self.bins[place] += n_rows
 
     @classmethod
     def parse(cls, text: str | None) -> "RowTimes":

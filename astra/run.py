@@ -19,7 +19,7 @@ import peewee
 
 from astra import log
 from astra.corrections import Corrections
-from astra.database import apart, at_hand, dialect, in_transaction, retrying
+from astra.database import Beside, apart, at_hand, dialect, in_transaction, retrying
 from astra.errors import BrokenElement, DatabaseError, OutOfMemory
 from astra.guard import Guard, Terminated
 from astra.measures import RowTimes
@@ -53,9 +53,6 @@ class Settings:
 
 #: Batches that may wait while one is written, or while the database is away.
 ROOM = 4
-
-#: Seconds that a task waits for a batch where it would hinder the writing of it.
-TURN_S = 1.0
 
 #: Errors of the operating system that no row is to blame for: disk, memory, network, mounts.
 _WORLD = frozenset(
@@ -132,14 +129,6 @@ class Rows:
         self.exhausted = False
         self.asked = False
 
-    def __next__(self) -> Any:
-        self.asked = True
-        try:
-            return next(self.rows)
-        except StopIteration:
-            self.exhausted = True
-            raise
-
 
 class Run:
     """One run of a task over rows; iterate over it to get the results.
@@ -193,8 +182,8 @@ class Run:
         self.board, self.tally, self.outer = board, tally or Tally(), outer
         self.begins, self.enters, self.grace_s = begins, enters, grace_s
         _warn_of_transaction(settings)
-        self.open: dict[int, Handed] = {}  # handed over, not ended: by identity, in order
-        self.by_key: dict[int, Handed] = {}
+        # Handed over, not ended, in order: by key; a row without one, or one of two, by itself.
+        self.open: dict[Any, Handed] = {}
         self.current: Handed | None = None
         self.waiting = Checkpoint()
         self.stored: deque[Any] = deque()
@@ -204,9 +193,14 @@ class Run:
         self.writing = threading.RLock()  # one checkpoint at a time
         self.in_writing = Checkpoint()
         self.behind = claim is not None and self._may_write_behind()
-        # SQLite's driver lets go of the interpreter's lock at every row: while the task computes,
-        # each row of a batch would wait 5 ms to get it back.
-        self.takes_turns = self.behind and dialect().name == "sqlite"
+        # SQLite's driver lets go of the interpreter's lock at every row: beside a task that
+        # computes, each row of a batch would wait 5 ms to get it back. And what one core has made
+        # need not go over to another.
+        self.writes_here = self.behind and dialect().name == "sqlite"
+        self.beside = Beside()
+        self.is_left = (
+            False  # to the second thread, which waits for the file while the task goes on
+        )
         self.ending = False  # whatever waits is to be written now
         self.due = threading.Event()
         self.over = threading.Event()
@@ -248,6 +242,7 @@ class Run:
             try:
                 self.write_all()
             finally:
+                self.beside.close()
                 self.over.set()
                 self.due.set()
                 if self.thread is not None and not (self.behind and self.unwritten()):
@@ -291,8 +286,12 @@ class Run:
 
     def _take(self, generator: Iterator[Any]) -> Generator[Any, None, BaseException | None]:
         """Take results from the task, and pass on those that may be; what the task raised."""
+        writes, board = self.settings.write_to_database, self.board
+        passes_on = self.settings.live or not writes
+        is_over, is_full = self.stop.wanted.is_set, self._is_full
         while True:
-            Guard.check()
+            if Guard.told:
+                Guard.check()
             self._give_word()
             try:
                 result = next(generator)
@@ -307,25 +306,28 @@ class Run:
                 self._spend(self.current)
                 return error
             finally:
-                if self.board is not None:
-                    self.board.works(0.0)
+                if board is not None:
+                    board.works(0.0)
             if result is ...:
                 self._spend(self.current)
             else:
                 yielded = self._timed(result)
-                self._wait(yielded)
-                if self.settings.live or not self.settings.write_to_database:
+                if writes:
+                    self._wait(yielded)
+                if passes_on:
                     yield result
-            if self.behind:
-                if self._is_full():
-                    self._hand_to_writer()
-            elif self._is_full() or self._is_late():
+            if is_full():
+                if self.behind:
+                    self._hand_on()
+                else:
+                    self.flush()
+            elif not self.behind and self._is_late():
                 self.flush()
             if self.trouble is not None:
                 raise self.trouble
             if self.stored:
                 yield from self._flushed(write_first=False)
-            if self.stop.wanted.is_set() and not self.open:
+            if not self.open and is_over():
                 return None
 
     def _flushed(self, write_first: bool = True) -> Iterator[Any]:
@@ -340,48 +342,45 @@ class Run:
 
     def _hand(self, rows: Rows) -> Iterator[Any]:
         """What the task iterates over: rows, until there are none or the run is to end."""
-        while not self.stop.wanted.is_set():
+        rows.asked = True
+        is_over, open_, board = self.stop.wanted.is_set, self.open, self.board
+        while not is_over():
             self._spend(self.current)
-            if self.board is not None:
-                self.board.works(0.0)
+            if board is not None:
+                board.works(0.0)
             try:
-                row = self._next(rows)
+                row = next(rows.rows, _END)
+                if row is _END:
+                    self._no_more(rows)
+                    break
             except Exception as error:
                 # Not the task's doing, though it comes out through the task.
                 self.trouble = error
                 raise
-            if row is _END:
-                break
             if type(row) is Handed:
                 handed = row
             else:
-                if not self.began and not self.open:
+                if not self.began and not open_:
                     self._look_at_first(row)
                 handed = self._handed(row)
-            given = handed.row
-            self.open[id(handed)] = handed
-            if handed.key is not None:
-                self.by_key[handed.key] = handed
+            given, key = handed.row, handed.key
+            open_[handed if key is None or key in open_ else key] = handed
             if not self.keeps_rows:
                 handed.row = None
             self.current, self.after = handed, None
             self.began = self.asked = True
-            if self.board is not None:
-                self.board.hand(handed.key)
+            if board is not None:
+                board.hand(key)
             del row, handed  # what the task lets go of is not held here, either
             self._give_word()
             yield given
         self._give_word()
 
-    def _next(self, rows: Rows) -> Any:
-        """The next row, or the end: there all is written, if what comes next may be deadly."""
-        try:
-            return next(rows)
-        except StopIteration:
-            self.at_end = self.asked = True
+    def _no_more(self, rows: Rows) -> None:
+        """At the end of the rows all is written, if what comes next may be deadly."""
+        rows.exhausted = self.at_end = self.asked = True
         if self.careful:
             self.write_all()
-        return _END
 
     def _handed(self, row: Any) -> Handed:
         data = getattr(row, "__data__", None) or {}
@@ -436,12 +435,14 @@ class Run:
         self.t_task_s += spent_s
         handed, again = self._row_of(result)
         if handed is not None and not again:
-            spent_s = self._share_out(handed, spent_s)
-            self.open.pop(id(handed), None)
+            if self.open and self.asked and (self.at_end or handed is not self.current):
+                self._share_out(handed, spent_s)
+            else:
+                handed.t_spent_s += spent_s
+            spent_s, handed.t_spent_s, handed.row = handed.t_spent_s, 0.0, None
             if self.board is not None:
                 self.board.end(handed.key)
             self.row_times.add(spent_s)
-            handed.row = None
         self.asked = False
         self.n_results += 1
         self.tally.n_ended += 1
@@ -452,39 +453,38 @@ class Run:
             self.after = yielded
         return yielded
 
-    def _share_out(self, handed: Handed, spent_s: float) -> float:
-        """The time of a row that has its result now.
-
-        A task that took several rows before its first result has worked on all of them.
-        """
-        if self.asked and (self.at_end or handed is not self.current) and id(handed) in self.open:
-            spent_s /= len(self.open)
-            for other in self.open.values():
-                other.t_spent_s += spent_s
-            spent_s = 0.0
-        spent_s += handed.t_spent_s
-        handed.t_spent_s = 0.0
-        return spent_s
+    def _share_out(self, handed: Handed, spent_s: float) -> None:
+        """A task that took several rows before its first result has worked on all of them."""
+        each = [handed, *self.open.values()]
+        for worked_on in each:
+            worked_on.t_spent_s += spent_s / len(each)
 
     def _row_of(self, result: Any) -> tuple[Handed | None, bool]:
-        """The row that a result is for, and whether that row has ended before.
+        """The row that a result is for, which is open no more, and whether it had ended before.
 
         A result that bears no key of a row in hand is for the row that was handed over last.
         """
         last = self.current
         if last is not None and type(result) is self.target.output:  # as it mostly is
             key = result.__data__.get(self.key_name)
-            if key == last.key and type(key) is int and key in self.by_key:
-                return self.by_key.pop(key), False
+            if key == last.key and type(key) is int and key in self.open:
+                return self.open.pop(key), False
         key = key_of_result(result, self.target.on_source)
-        if key is not None and key in self.by_key:
-            return self.by_key.pop(key), False
+        if key is not None and key in self.open:
+            return self.open.pop(key), False
         if last is not None and (key is None or key == last.key):
-            return last, id(last) not in self.open
-        if last is not None and last.key is None and id(last) in self.open:
+            return last, not self._close(last)
+        if last is not None and last.key is None and self._close(last):
             return last, False
         # It is of a row that ended, or that was never handed over: nothing is known of it.
         return (Handed(key, None, None, self.read_at) if self.claim is None else None), False
+
+    def _close(self, handed: Handed) -> bool:
+        """The row is open no more; whether it was."""
+        if self.open.get(handed.key) is handed:
+            del self.open[handed.key]
+            return True
+        return self.open.pop(handed, None) is not None
 
     def _settle(self) -> None:
         """The task has ended in order: it yielded nothing for the rows that are still open."""
@@ -498,7 +498,6 @@ class Run:
 
     def _drop_hands(self) -> None:
         self.open.clear()
-        self.by_key.clear()
         if self.board is not None:
             self.board.clear()
 
@@ -555,7 +554,7 @@ class Run:
         ) from error
 
     def _fail(self, handed: Handed, error: BaseException) -> None:
-        self.open.pop(id(handed), None)
+        self._close(handed)
         self.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.n_failed += 1
@@ -577,8 +576,6 @@ class Run:
     # -- checkpoints ------------------------------------------------------------------------
 
     def _wait(self, yielded: Yielded) -> None:
-        if not self.settings.write_to_database:
-            return
         with self.mutex:
             self.waiting.results.append(yielded)
             if self.since is None:
@@ -586,16 +583,28 @@ class Run:
                 self._wake()
 
     def _is_full(self) -> bool:
-        return len(self.waiting) >= self.settings.batch_size
+        w = self.waiting
+        n_waiting = len(w.results) + len(w.failures) + len(w.no_results)
+        return n_waiting >= self.settings.batch_size
 
-    def _hand_to_writer(self) -> None:
-        """Have the second thread write a full batch, and go on while there is room for more."""
+    def _hand_on(self) -> None:
+        """Have a full batch written, and go on while there is room for more."""
+        if self.writes_here and not self.is_left and not self.in_writing and self._write_here():
+            return
         self._wake()
         with self.room:
-            if self.takes_turns:
-                self.room.wait_for(lambda: not self._is_full() and not self.in_writing, TURN_S)
             while len(self.waiting) >= ROOM * self.settings.batch_size and not self._is_stuck():
                 self.room.wait(1.0)
+
+    def _write_here(self) -> bool:
+        """Write all that waits while the task waits; whether it could be done at once."""
+        try:
+            self.flush(self.beside.at_once)
+        except (DatabaseError, peewee.PeeweeException) as error:
+            log.debug("not written at once: %s", error)
+            self.is_left = True
+            return False
+        return True
 
     def _is_stuck(self) -> bool:
         return self.trouble is not None or self.stop.wanted.is_set()
@@ -633,6 +642,14 @@ class Run:
         with self.mutex:
             return self.in_writing + self.waiting
 
+    def _patiently(self, work: Callable[[], Any]) -> Any:
+        """`work()`, which writes, again while the database is away."""
+        if threading.current_thread() is self.thread:
+            # It has a connection that nobody else reads on.
+            return retrying(work, waiting=self.stop.wanted if self.behind else self.over)
+        ends = self.stop.wanted if self.behind else None
+        return apart(lambda: retrying(work, waiting=ends))
+
     def _is_late(self) -> bool:
         return (
             self.since is not None
@@ -656,7 +673,7 @@ class Run:
         return not dialect().url.endswith(":memory:") and not in_transaction()
 
     def _write_behind(self) -> None:
-        with at_hand(self.takes_turns):  # nobody lacks a connection to a file
+        with at_hand(self.writes_here):  # nobody lacks a connection to a file
             self._write_until_over()
 
     def _write_until_over(self) -> None:
@@ -683,9 +700,10 @@ class Run:
     def _write_due(self) -> None:
         """Write what is due, and on the same connection the batches that became full meanwhile."""
         with at_hand(self.behind):
-            self.flush(patiently=False)
+            self.flush()
             while self.behind and self._is_full():
-                self.flush(patiently=False)
+                self.flush()
+        self.is_left = False
 
     def _until_due(self) -> float | None:
         """Seconds until something has to be written; None while nothing waits."""
@@ -704,7 +722,7 @@ class Run:
         except (DatabaseError, peewee.PeeweeException) as error:
             log.warning("no heartbeat: %s", error)
 
-    def flush(self, patiently: bool = True) -> None:
+    def flush(self, way: Callable[[Callable[[], Any]], Any] | None = None) -> None:
         """Write all that waits, as one checkpoint; nothing is dropped if that fails."""
         if not self.settings.write_to_database:
             return
@@ -712,20 +730,14 @@ class Run:
             with self.mutex:
                 checkpoint, self.waiting, since = self.waiting, Checkpoint(), self.since
                 self.in_writing, self.since = checkpoint, None
-                for yielded in checkpoint.results:
-                    yielded.taken = True
+                if self.after is not None:
+                    self.after.taken = True
             if not checkpoint:
                 return
             began = perf_counter()
-            ends = self.stop.wanted if self.behind else None if patiently else self.over
-            # The second thread has a connection that nobody else reads on.
-            where = _here if threading.current_thread() is self.thread else apart
+            way = way or self._patiently
             try:
-                written = where(
-                    lambda: retrying(
-                        lambda: write(checkpoint, self.target, self.claim), waiting=ends
-                    )
-                )
+                written = way(lambda: write(checkpoint, self.target, self.claim))
             except BaseException:
                 with self.room:
                     self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
@@ -743,10 +755,6 @@ class Run:
                 if self.claim.cancelled:
                     self.stop.ask("the plan was cancelled")
                 self.tally.check(self.target.task)
-
-
-def _here(work: Callable[[], Any]) -> Any:
-    return work()
 
 
 def set_times(result: PipelineOutputModel, elapsed_s: float, overhead_s: float) -> None:

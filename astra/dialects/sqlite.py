@@ -129,6 +129,10 @@ class SQLite(Common):
         """Its lock is taken at the beginning: one that is read in first cannot wait for it."""
         return {"lock_type": "IMMEDIATE"}
 
+    def wait_for_lock(self, most_s: float) -> None:
+        """How long this thread's connection waits for another that writes."""
+        self.run(f"PRAGMA busy_timeout = {round(most_s * 1000)}")
+
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """The transaction is the only one that writes: SQLite has no finer lock."""
@@ -226,19 +230,21 @@ class SQLite(Common):
                   VALUES ({marks}) {conflict}"""
         key, primary = map(self.quote, batch.returning)
         keys = batch.columns[batch.returning[0]]
-        of_batch = f"""FROM {batch.table}
-            WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
-            {"AND spectrum_pk IS NULL" if batch.where else ""}"""
-        which = json.dumps(keys), batch.columns["v_astra"][0] // 1000
-        are_new = self.run(f"SELECT 1 {of_batch} LIMIT 1", which).fetchone() is None
+        newest = f"SELECT coalesce(max({primary}), 0) FROM {batch.table}"
+        (before,) = self.run(newest).fetchone()
         with peewee_errors():
             cursor = self.database.cursor()
             cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
-        if are_new and cursor.rowcount == len(set(keys)) == len(keys):
-            # Nobody else can write meanwhile: their keys follow each other, up to the last.
-            (last,) = self.run("SELECT last_insert_rowid()").fetchone()
-            return dict(zip(keys, range(last - len(keys) + 1, last + 1), strict=True))
-        stored = self.run(f"SELECT {key}, {primary}, input_read {of_batch}", which).fetchall()
+        (last,) = self.run(newest).fetchone()
+        if last - before == len(keys):
+            # Nobody else writes meanwhile: all of them are new, and their keys follow each other.
+            return dict(zip(keys, range(before + 1, last + 1), strict=True))
+        stored = self.run(
+            f"""SELECT {key}, {primary}, input_read FROM {batch.table}
+                WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
+                {"AND spectrum_pk IS NULL" if batch.where else ""}""",
+            (json.dumps(keys), batch.columns["v_astra"][0] // 1000),
+        ).fetchall()
         # A row whose stored time of reading is not ours was written by a later attempt.
         read = dict(zip(keys, batch.columns["input_read"], strict=True))
         return {key: primary for key, primary, at in stored if read[key] == at}
