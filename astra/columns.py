@@ -5,6 +5,7 @@ A column at a time where its values are plainly of its type, which most are; els
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import peewee
@@ -52,16 +53,15 @@ def as_row(result: Any) -> dict[str, Any]:
 
 def as_columns(results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
     """What results of one model set, who all set the same in one order; None if a value is bad."""
-    fields = results[0]._meta.fields
+    fields, names = results[0]._meta.fields, list(results[0].__data__)
     columns: dict[str, Sequence[Any]] = {}
-    every = (result.__data__ for result in results)
-    values: Sequence[Any]
-    for name, values in zip(
-        results[0].__data__, zip(*map(dict.values, every), strict=True), strict=True
-    ):
+    # Row by row, as they lie in memory, is twice as fast as a step on in each row for each column.
+    every = list(chain.from_iterable(result.__data__.values() for result in results))
+    for place, name in enumerate(names):
         if name in BY_DATABASE:
             continue
-        field, types = fields[name], set(map(type, values))
+        values = every[place :: len(names)]
+        field, types = fields[name], {type(value) for value in values}
         try:
             if type(field) is TimeField and types <= {datetime, type(None)}:
                 known = {value: field.db_value(value) for value in set(values)}  # mostly few

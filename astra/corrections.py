@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import peewee
@@ -13,6 +14,10 @@ from astra.results import Claim
 
 #: A difference that is not worth a statement [s].
 NEGLIGIBLE_S = 1e-3
+
+
+def _model_and_overhead(result: Any) -> tuple[Any, float]:
+    return type(result), result.__data__.get("t_overhead") or 0.0
 
 
 class Corrections:
@@ -27,12 +32,12 @@ class Corrections:
 
     def stored(self, results: Iterable[Any]) -> None:
         """These were written, as they are."""
-        for result in results:
-            data = result.__data__  # of attributes, each would take as long as all this
-            overhead_s = data.get("t_overhead") or 0.0
-            self.overheads.setdefault((type(result), overhead_s), []).append(data["task_pk"])
+        for (model, overhead_s), group in groupby(results, _model_and_overhead):
+            alike = list(group)
+            keys = [result.__data__["task_pk"] for result in alike]
+            self.overheads.setdefault((model, overhead_s), []).extend(keys)
             if self.claim is None:  # who runs a page does not look at its results
-                self.kept.append((overhead_s, weakref.ref(result)))
+                self.kept += [(overhead_s, weakref.ref(result)) for result in alike]
         written, self.unwritten = self.unwritten, []
         for result in written:
             self._note(result)

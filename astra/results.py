@@ -5,6 +5,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -101,6 +102,20 @@ class Claim:
     measures: Callable[[], dict[str, Any]] = dict  # columns of the attempt, as of now
     suspects: Sequence[Suspect] = ()  # of the page, as it was claimed
 
+    @cached_property
+    def standing(self) -> tuple[str, Any]:
+        """The query, and its parameters, for who holds the page, whether the plan was cancelled,
+        and how many checkpoints of the attempt are there; it locks the page."""
+        query = (
+            Page.select(Page.attempt_pk, Plan.cancelled, Attempt.n_checkpoints)
+            .join(Plan, on=Plan.pk == Page.plan_pk)
+            .join(Attempt, peewee.JOIN.LEFT_OUTER, on=Attempt.pk == self.attempt.pk)
+            .where(Page.pk == self.page.pk)
+        )
+        if dialect().name == "postgresql":
+            query = query.for_update(of=Page)
+        return query.sql()
+
     def find(self, keys: Iterable[int]) -> None:
         """Rows that turn out to have a result already: the next checkpoint says so."""
         with self.mutex:
@@ -117,9 +132,11 @@ class Claim:
     def advance(self, seen: "Seen", progress: "Progress") -> None:
         """A checkpoint was committed. What was found while it was written stays found."""
         with self.mutex:
-            before, after = (np.frombuffer(o, np.uint8) for o in (seen.outcomes, progress.outcomes))
-            for place in np.flatnonzero(before != after).tolist():
-                self.outcomes[place] = progress.outcomes[place]
+            before, after, now = (
+                np.frombuffer(o, np.uint8)
+                for o in (seen.outcomes, progress.outcomes, self.outcomes)
+            )
+            np.copyto(now, after, where=before != after)
         for name, value in progress.counts.items():
             setattr(self.attempt, name, value)
 
@@ -200,9 +217,9 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
     with writing():
         if claim is not None:
             _hold(claim)
-            check_memory(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
         failures = _beside_results([*checkpoint.failures, *refused], stored)
+        _forget_other_ends(target, stored, failures, checkpoint.no_results)
         _write_failures(failures, target, claim)
         _write_no_results(checkpoint.no_results, target, claim)
         if claim is not None:
@@ -226,12 +243,10 @@ def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refu
 
 def _hold(claim: Claim) -> None:
     """Make sure that the page is still ours, and stays so until the transaction ends."""
-    query = Page.select(Page.attempt_pk).where(Page.pk == claim.page.pk)
-    if dialect().name == "postgresql":
-        query = query.for_update()
-    holder = query.scalar()
-    plan = Plan.select(Plan.cancelled).where(Plan.pk == claim.page.plan_pk)
-    claim.cancelled = plan.scalar() is not None
+    sql, parameters = claim.standing
+    found = database.execute_sql(sql, parameters).fetchone()
+    holder, cancelled, n_checkpoints = found or (None, None, None)
+    claim.cancelled = cancelled is not None
     if holder is None:
         raise Superseded(
             f"page {claim.page.number} of plan {claim.page.plan_pk} was taken back: the plan was "
@@ -242,6 +257,7 @@ def _hold(claim: Claim) -> None:
             f"page {claim.page.number} of plan {claim.page.plan_pk} was taken over by attempt "
             f"{holder}; this one (attempt {claim.attempt.pk}) writes nothing more"
         )
+    _check_memory(claim, n_checkpoints)
 
 
 def check_memory(claim: Claim) -> None:
@@ -256,7 +272,11 @@ def check_memory(claim: Claim) -> None:
         If a checkpoint is missing.
     """
     query = Attempt.select(Attempt.n_checkpoints).where(Attempt.pk == claim.attempt.pk)
-    missing = claim.attempt.n_checkpoints - (query.scalar() or 0)
+    _check_memory(claim, query.scalar())
+
+
+def _check_memory(claim: Claim, n_checkpoints: int | None) -> None:
+    missing = claim.attempt.n_checkpoints - (n_checkpoints or 0)
     if missing > 0:
         raise DatabaseError(
             f"the database has lost {missing} checkpoints that it had acknowledged, as after a "
@@ -300,23 +320,28 @@ def _by_columns(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[_Group] | None:
     """Results whose values can all be stored, by what they set in which order; else None."""
-    seen: set[int] = set()
-    groups: dict[tuple[Any, ...], list[Yielded]] = {}
+    if not _all_may_be_stored(results, target, claim):
+        results = _that_may_be_stored(results, target, claim, refused)
     for yielded in results:
-        try:
-            seen.add(_prepare(yielded, target, claim, seen))
-        except _Bad as bad:
-            refused.append(bad.refusal)
-            continue
-        result = yielded.result
-        groups.setdefault((type(result), *result.__data__), []).append(yielded)
+        _complete(yielded, claim)
     found = []
-    for members in groups.values():
+    for members in _alike(results):
         columns = as_columns([yielded.result for yielded in members])
         if columns is None:
             return None
         found.append(_Group(members, columns))
     return found
+
+
+def _alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
+    """Results of one model that set the same columns in one order together."""
+    kinds = ((type(yielded.result), list(yielded.result.__data__)) for yielded in results)
+    if (first := next(kinds, None)) is not None and all(kind == first for kind in kinds):
+        return [results]  # mostly; and hashing all names takes twice as long
+    groups: dict[tuple[Any, ...], list[Yielded]] = {}
+    for yielded in results:
+        groups.setdefault((type(yielded.result), *yielded.result.__data__), []).append(yielded)
+    return groups.values()
 
 
 def _row_by_row(
@@ -327,7 +352,8 @@ def _row_by_row(
     groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
     for yielded in results:
         try:
-            key = _prepare(yielded, target, claim, seen)
+            key = _key_to_store(yielded, target, claim, seen)
+            _complete(yielded, claim)
             row = _row_of(yielded)
         except _Bad as bad:
             refused.append(bad.refusal)
@@ -339,6 +365,44 @@ def _row_by_row(
         _Group([y for y, _ in members], {n: [row[n] for _, row in members] for n in members[0][1]})
         for members in groups.values()
     ]
+
+
+def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | None) -> bool:
+    """Whether :func:`_key_to_store` would refuse none of them; False where that is not plain."""
+    if {type(yielded.result) for yielded in results} != {target.output}:
+        return False
+    rows = [yielded.result.__data__ for yielded in results]
+    name = "source_pk" if target.on_source else "spectrum_pk"
+    keys, versions = [row.get(name) for row in rows], [row.get("v_astra") for row in rows]
+    return (
+        {type(number) for number in versions} == {type(number) for number in keys} == {int}
+        and set(versions) == {version_number()}
+        and -(2**63) <= min(keys) <= max(keys) < 2**63
+        and len(set(keys)) == len(keys)
+        and not any(yielded.again for yielded in results)
+        and (claim is None or _are_pending(keys, claim))
+    )
+
+
+def _are_pending(keys: list[int], claim: Claim) -> bool:
+    places, outcomes = [claim.positions.get(key) for key in keys], claim.outcomes
+    found = {None if place is None else outcomes[place] for place in places}
+    return found.isdisjoint({None, Outcome.RESULT.value})
+
+
+def _that_may_be_stored(
+    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[Yielded]:
+    seen: set[int] = set()
+    good = []
+    for yielded in results:
+        try:
+            seen.add(_key_to_store(yielded, target, claim, seen))
+        except _Bad as bad:
+            refused.append(bad.refusal)
+        else:
+            good.append(yielded)
+    return good
 
 
 def _row_of(yielded: Yielded) -> dict[str, Any]:
@@ -364,9 +428,15 @@ class _Bad(Exception):
         )
 
 
-def _prepare(yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]) -> int:
-    """The key of a result that may be stored; it is told which reading of its row it is of."""
-    result, handed = yielded.result, yielded.handed
+def _key_to_store(yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]) -> int:
+    """The key of a result that may be stored.
+
+    Raises
+    ------
+    _Bad
+        If it may not.
+    """
+    result = yielded.result
     if type(result) is not target.output or result.__data__.get("v_astra") != version_number():
         _check_model(yielded, target.output)
     data = result.__data__
@@ -383,12 +453,17 @@ def _prepare(yielded: Yielded, target: Target, claim: Claim | None, seen: set[in
             raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
     if key in seen or yielded.again:
         raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
+    return key
+
+
+def _complete(yielded: Yielded, claim: Claim | None) -> None:
+    """Tell a result which reading of its row it is of, and which attempt stores it."""
+    data, handed = yielded.result.__data__, yielded.handed
     if handed is not None:
         data["input_read"] = handed.read
         if data.get("input_modified") is None:
             data["input_modified"] = handed.modified
     data["attempt_pk"] = claim.attempt.pk if claim is not None else None
-    return key
 
 
 def _check_model(yielded: Yielded, wanted: Any) -> None:
@@ -474,9 +549,6 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         yielded.result.__data__["task_pk"] = pk
         yielded.result._dirty.clear()
         stored.append(yielded)
-    if stored:
-        ended = ((_table_of(y.handed, target), k) for y, k in zip(group.results, keys, strict=True))
-        _forget((Failure, NoResult), target, ended)
     return stored
 
 
@@ -485,11 +557,41 @@ def _table_of(of: Handed | Refusal | None, target: Target) -> str:
     return (of.table if of is not None else None) or target.input_table
 
 
-def _forget(kinds: Iterable[Any], target: Target, rows: Iterable[tuple[str, int | None]]) -> None:
-    """Rows, by table and key, that have ended otherwise now: a row has one end."""
-    kinds = [model for model in kinds if _any_recorded(model, target)]
+def _forget_other_ends(
+    target: Target, stored: list[Yielded], failures: list[Refusal], no_results: list[Handed]
+) -> None:
+    """What was recorded of rows that end otherwise now: a row has one end."""
+    kinds = _recorded(target)
+    if not kinds:  # mostly nothing was ever recorded of the task
+        return
+    done = [
+        (_table_of(y.handed, target), key_of_result(y.result, target.on_source)) for y in stored
+    ]
+    failed = [(_table_of(f, target), f.key) for f in failures if not f.refused]
+    _forget(kinds & {Failure, NoResult}, target, done)
+    _forget(kinds & {NoResult}, target, failed)
+    _forget(kinds & {Failure}, target, [(_table_of(h, target), h.key) for h in no_results])
+
+
+def _recorded(target: Target) -> set[Any]:
+    """Of failures and rows without a result, the kinds of which the task has any."""
+    found = database.execute_sql(*_query_of_recorded(dialect(), target.task)).fetchone()
+    return {kind for kind, any_ in zip(_KINDS, found, strict=True) if any_}
+
+
+_KINDS = (Failure, NoResult)
+
+
+@lru_cache(maxsize=16)
+def _query_of_recorded(bound: Any, task: str) -> tuple[str, Any]:
+    """Kept, since peewee takes as long to write it as a database to answer it."""
+    ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
+    return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(database).sql()
+
+
+def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, int | None]]) -> None:
     by_table: dict[str, list[int]] = {}
-    for table, key in rows if kinds else ():  # mostly nothing was ever recorded of the task
+    for table, key in rows if kinds else ():
         if key is not None:
             by_table.setdefault(table, []).append(key)
     for model, (table, keys) in product(kinds, by_table.items()):
@@ -499,11 +601,6 @@ def _forget(kinds: Iterable[Any], target: Target, rows: Iterable[tuple[str, int 
             & dialect().among(model.key, keys)
             & (model.v_astra_major_minor == version_number() // 1000)
         ).execute()
-
-
-def _any_recorded(model: Any, target: Target) -> bool:
-    query = model.select(model.pk).where(model.task == target.task)
-    return query.limit(1).scalar() is not None
 
 
 # -------------------------------------------------------------------- failures, no results
@@ -545,7 +642,6 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
             same = Failure.attempt_pk == claim.attempt.pk
             times = peewee.Case(None, ((same, Failure.times),), times)
         _upsert_row(Failure, values, {Failure.times: times})
-    _forget((NoResult,), target, ((_table_of(f, target), f.key) for f in failures if not f.refused))
 
 
 def _is_done(claim: Claim | None, key: int) -> bool:
@@ -558,7 +654,6 @@ def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -
     for handed in rows:
         if handed.key is not None:
             _upsert_row(NoResult, _common(target, claim, handed), {})
-    _forget((Failure,), target, ((_table_of(handed, target), handed.key) for handed in rows))
 
 
 def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> None:
@@ -615,8 +710,9 @@ _COUNTED = {
 
 
 def _mark(outcomes: bytearray, claim: Claim, keys: Iterable[int | None], outcome: Outcome) -> None:
+    value, result = outcome.value, Outcome.RESULT.value
     for key in keys:
         place = claim.positions.get(key) if key is not None else None
         # A stored result is never taken back by a later failure of the same row.
-        if place is not None and outcomes[place] != Outcome.RESULT:
-            outcomes[place] = outcome
+        if place is not None and outcomes[place] != result:
+            outcomes[place] = value
