@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Any
 
 import peewee
@@ -14,10 +13,6 @@ from astra.results import Claim
 
 #: A difference that is not worth a statement [s].
 NEGLIGIBLE_S = 1e-3
-
-
-def _model_and_overhead(result: Any) -> tuple[Any, float]:
-    return type(result), result.__data__.get("t_overhead") or 0.0
 
 
 class Corrections:
@@ -32,12 +27,12 @@ class Corrections:
 
     def stored(self, results: Iterable[Any]) -> None:
         """These were written, as they are."""
-        for (model, overhead_s), group in groupby(results, _model_and_overhead):
-            alike = list(group)
-            keys = [result.__data__["task_pk"] for result in alike]
-            self.overheads.setdefault((model, overhead_s), []).extend(keys)
+        for result in results:
+            data = result.__data__  # of attributes, each would take as long as all this
+            overhead_s = data.get("t_overhead") or 0.0
+            self.overheads.setdefault((type(result), overhead_s), []).append(data["task_pk"])
             if self.claim is None:  # who runs a page does not look at its results
-                self.kept += [(overhead_s, weakref.ref(result)) for result in alike]
+                self.kept.append((overhead_s, weakref.ref(result)))
         written, self.unwritten = self.unwritten, []
         for result in written:
             self._note(result)

@@ -433,8 +433,7 @@ class Beside:
             If it is not; nothing is tried again.
         """
         with self._in_its_place():
-            if database.obj.is_closed():
-                database.obj.connect()
+            if connected():
                 cast("dialects.SQLite", dialect()).wait_for_lock(AT_ONCE_S)
             try:
                 with connection():

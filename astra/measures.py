@@ -4,13 +4,12 @@ The times of rows are kept as counts in bins that grow by a twelfth of an octave
 any length takes some hundred bytes, pages can be added up, and a quantile is right within 3 %.
 """
 
-import math
 import os
 import resource
 import time
 from collections import Counter
 from collections.abc import Iterable
-from math import floor, log2
+from math import floor, log2, sqrt
 from pathlib import Path
 
 #: Bins to an octave (a factor of two) of time.
@@ -33,10 +32,10 @@ class RowTimes:
         for row_s in seconds:
             self.add(row_s)
 
-    def add(self, row_s: float, n_rows: int = 1) -> None:
-        """Count rows that took so long."""
+    def add(self, row_s: float) -> None:
+        """Count a row that took so long."""
         place = floor(log2(row_s if row_s > _SHORTEST_S else _SHORTEST_S) * _BINS)
-        self.bins[place] += n_rows
+        self.bins[place] += 1
 
     @classmethod
     def parse(cls, text: str | None) -> "RowTimes":
@@ -76,7 +75,7 @@ class RowTimes:
         """The standard deviation in s."""
         mean = self.mean()
         squares = sum(n * (_middle_s(b) - mean) ** 2 for b, n in self.bins.items())
-        return math.sqrt(squares / max(self.n_rows, 1))
+        return sqrt(squares / max(self.n_rows, 1))
 
 
 def _middle_s(place: int) -> float:

@@ -168,6 +168,11 @@ class Target:
     plan_pk: int | None = None
     page: int | None = None
 
+    @property
+    def key_name(self) -> str:
+        """The column of a result that names its row."""
+        return "source_pk" if self.on_source else "spectrum_pk"
+
 
 def refusal(error: BaseException, handed: Handed) -> Refusal:
     """What is kept of an exception that a task raised on a row."""
@@ -372,8 +377,8 @@ def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | No
     if {type(yielded.result) for yielded in results} != {target.output}:
         return False
     rows = [yielded.result.__data__ for yielded in results]
-    name = "source_pk" if target.on_source else "spectrum_pk"
-    keys, versions = [row.get(name) for row in rows], [row.get("v_astra") for row in rows]
+    keys = [row.get(target.key_name) for row in rows]
+    versions = [row.get("v_astra") for row in rows]
     return (
         {type(number) for number in versions} == {type(number) for number in keys} == {int}
         and set(versions) == {version_number()}
@@ -440,7 +445,7 @@ def _key_to_store(yielded: Yielded, target: Target, claim: Claim | None, seen: s
     if type(result) is not target.output or result.__data__.get("v_astra") != version_number():
         _check_model(yielded, target.output)
     data = result.__data__
-    key = data.get("source_pk" if target.on_source else "spectrum_pk")
+    key = data.get(target.key_name)
     if type(key) is not int or not -(2**63) <= key < 2**63:
         key = key_of_result(result, target.on_source)
     if key is None:
@@ -586,7 +591,7 @@ _KINDS = (Failure, NoResult)
 def _query_of_recorded(bound: Any, task: str) -> tuple[str, Any]:
     """Kept, since peewee takes as long to write it as a database to answer it."""
     ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
-    return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(database).sql()
+    return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(bound.database).sql()
 
 
 def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, int | None]]) -> None:

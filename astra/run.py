@@ -177,7 +177,7 @@ class Run:
     ) -> None:
         self.rows = Rows(rows, again)
         self.call, self.settings, self.target = call, settings, target
-        self.key_name = "source_pk" if target.on_source else "spectrum_pk"
+        self.key_name = target.key_name
         self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
         self.board, self.tally, self.outer = board, tally or Tally(), outer
         self.begins, self.enters, self.grace_s = begins, enters, grace_s
@@ -392,7 +392,7 @@ class Run:
         """Rows of a generator say only themselves whether they are sources or spectra."""
         if isinstance(row, peewee.Model):
             self.target = replace(self.target, on_source=isinstance(row, Source))
-            self.key_name = "source_pk" if self.target.on_source else "spectrum_pk"
+            self.key_name = self.target.key_name
 
     #: The database's time at which rows that are handed over as they are were read.
     read_at: Any = None
@@ -583,9 +583,7 @@ class Run:
                 self._wake()
 
     def _is_full(self) -> bool:
-        w = self.waiting
-        n_waiting = len(w.results) + len(w.failures) + len(w.no_results)
-        return n_waiting >= self.settings.batch_size
+        return len(self.waiting) >= self.settings.batch_size
 
     def _hand_on(self) -> None:
         """Have a full batch written, and go on while there is room for more."""

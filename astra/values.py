@@ -47,7 +47,7 @@ def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
         half = 1 << (_BITS[kind] - 1)
         return -half <= min(found) and max(found) < half
     if kind in ("FLOAT", "DOUBLE"):
-        # Three times as fast as np.array(found).
+        # In less than half the time of np.array(found).
         sizes = np.abs(np.frombuffer(struct.pack(f"{len(found)}d", *found)))
         if sizes.min() >= _LEAST_FLOAT and sizes.max() <= _MOST_FLOAT:
             return True

@@ -12,11 +12,11 @@ from astra import task
 from astra.database import database, in_transaction
 from astra.element import Element
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page
+from astra.models.orchestration import Attempt
 from astra.plan import create_plan, get_plan
 from astra.run import Stop
-from astra.submit import make_intent, new_submission
 from astra.verify import verify
+from benchmarks.elements import submitted
 from tests.tasks import Measured, fill
 
 _path: list[str] = []
@@ -71,10 +71,7 @@ def run_page_of(generator: Any, n_rows: int) -> int:
     """Run a plan of one page by an element in this process; the plan."""
     fill(n_rows)
     (planned,) = create_plan(generator, BossVisitSpectrum, limit=n_rows)
-    plan = get_plan(planned.plan)
-    submission = new_submission(plan, [1], 0, 1, "local")
-    make_intent(submission, [Page.get()])
-    database.close()
+    plan, submission = get_plan(planned.plan), submitted(planned, 1)
     with Element(plan, submission, Stop()) as element:
         assert element.run_page(1, 1).state == "done"
     return int(plan.pk)

@@ -91,9 +91,8 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
         "pooled": dice.random() < 0.15,
         "clock_h": dice.choice([None, None, None, None, 0.0, -1.0, 1.0]) if not slurm else None,
     }
-    if (
-        "zombie" in kinds and dice.random() < 0.75
-    ):  # it has much to write when it wakes, and time to try
+    if "zombie" in kinds and dice.random() < 0.75:
+        # It has much to write when it wakes, and time to try.
         settings |= {
             "limit": rows, "row_s": 0.06, "batch_size": dice.choice([1, 3, 10]),
             "write_frequency": 0.05, "lease_s": 1.0, "retry_for_s": 30.0,
