@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import chain
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from astra import config, resources
 from astra.errors import ScriptError, nearest
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def render(template: str, script: ElementScript | FinalizerScript, site: Path | 
     ScriptError
         If the template is missing or faulty, or a value cannot stand in a script.
     """
+    import jinja2
+
     _refuse_secrets(script)
     site = site or config.current().run.templates
     environment = _environment(site)
@@ -194,9 +198,8 @@ def comment(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, jinja2.Undefined):
-        str(value)  # raises, and names it
     if not isinstance(value, str | int | float | Path):
+        str(value)  # of a name that a template does not know: raises, and names it
         raise ScriptError(f"{value!r} is neither text nor number")
     text = str(value)
     if not _is_utf8(text):
@@ -216,7 +219,9 @@ def _is_utf8(text: str) -> bool:
 
 
 @cache
-def _environment(site: Path | None) -> jinja2.Environment:
+def _environment(site: Path | None) -> "Environment":
+    import jinja2  # here, as few commands render a script
+
     shipped = jinja2.FileSystemLoader(resources.templates_dir())
     places: list[jinja2.BaseLoader] = [shipped, jinja2.PrefixLoader({"astra": shipped})]
     if site:

@@ -394,13 +394,21 @@ def elements(
     asks = partial(run, env=env, recent_s=recent_s)
     found = [_elements(ids, cluster, asks, again) for cluster, ids in parts]
     return Answer(
-        executions={key: e for answer in found for key, e in answer.executions.items()},
+        executions=_merged(answer.executions for answer in found),
         queue=all(answer.queue for answer in found),
         accounting=all(answer.accounting for answer in found),
         unsettled=frozenset().union(*(answer.unsettled for answer in found)),
         notes=tuple(note for answer in found for note in answer.notes),
         jobs=frozenset(job_id for _, ids in parts for job_id in ids),
     )
+
+
+def _merged(parts: Iterable[Mapping[Key, Execution]]) -> Mapping[Key, Execution]:
+    """Of several arrays' elements one mapping: there may be 100,000, and mostly one part."""
+    first, *others = [*parts] or [{}]
+    for part in others:
+        first = {**first, **part}
+    return first
 
 
 def _by_cluster(jobs: Iterable[int | JobId]) -> list[tuple[str | None, list[int]]]:
@@ -416,15 +424,15 @@ Asks = Callable[[Sequence[str]], str]
 
 
 def _elements(ids: Sequence[int], cluster: str | None, asks: Asks, again: bool) -> Answer:
-    def queue(some: Sequence[int]) -> dict[Key, Execution]:
-        return {k: e for part in _chunks(some) for k, e in _squeue(part, cluster, asks).items()}
+    def queue(some: Sequence[int]) -> Mapping[Key, Execution]:
+        return _merged(_squeue(part, cluster, asks) for part in _chunks(some))
 
     try:
         queued = queue(ids)
     except SlurmError as error:
         return Answer(queue=False, notes=(f"squeue gave no answer, nothing is known: {error}",))
     try:
-        parts = [_sacct(part, cluster, asks) for part in _chunks(ids)]
+        booked = _merged([_sacct(part, cluster, asks) for part in _chunks(ids)])
     except SlurmError as error:
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
         silent = frozenset(ids) - {job_id for job_id, _ in queued}
@@ -433,20 +441,18 @@ def _elements(ids: Sequence[int], cluster: str | None, asks: Asks, again: bool) 
         gone = not silent or _is_gone(max(silent), cluster, asks)
         unsure = frozenset() if gone else silent
         return Answer(queued, accounting=False, unsettled=unsure, notes=(note,))
-    booked = {key: e for part in parts for key, e in part.items()}
     known = {job_id for job_id, _ in queued}
     lagging = {
         job_id
-        for (job_id, index), entry in booked.items()
-        if entry.state
-        and entry.state.alive
-        and (job_id, index) not in queued
+        for job_id, index in booked.keys() - queued.keys()
+        if (state := booked[job_id, index].state)
+        and state.alive
         # An entry without index is the array as a whole, before its elements have theirs.
         and (index is not None or job_id not in known)
     }
     if lagging and again:
         try:
-            queued = queue(sorted(lagging)) | queued
+            queued = {**queue(sorted(lagging)), **queued}
         except SlurmError as error:
             return Answer(queued, queue=False, notes=(f"squeue gave no second answer: {error}",))
     return settle(queued, booked)

@@ -358,11 +358,15 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
     """One answer from what squeue and sacct say: the first decides, the second adds."""
     executions = dict(queued)
     unsettled: set[int] = set()
+    # Of elements in one line, which may be thousands, both say the same.
+    both: dict[tuple[int, int], Execution] = {}
     for key, past in booked.items():
         live = queued.get(key)
         if live is not None:
-            if past.state is live.state:
-                executions[key] = _joined(live, past)
+            pair = id(live), id(past)
+            if (joined := both.get(pair)) is None:
+                joined = both[pair] = _joined(live, past)
+            executions[key] = joined
         elif past.state is None or past.state.alive:
             word = f"sacct calls it {past.state}" if past.state else "sacct is behind"
             executions[key] = replace(
@@ -386,6 +390,8 @@ def _joined(live: Execution, past: Execution) -> Execution:
 
     The exit code stays squeue's: sacct shows a status of 128 or more less 128 (22.05).
     """
+    if past.state is not live.state:
+        return live
     elapsed_s = live.elapsed_s if live.elapsed_s is not None else past.elapsed_s
     if (past.max_rss_mb, elapsed_s) == (live.max_rss_mb, live.elapsed_s):
         return live

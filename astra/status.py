@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import socket
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -147,7 +147,7 @@ def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
     notes = [
         f"node {e.node} is left out until {e.until:%Y-%m-%d %H:%M:%S}: {e.reason}"
         for e in excluded_nodes().values()
-        if set(pages.states) - {PageState.DONE}
+        if pages.tally.keys() - {PageState.DONE}
     ]
     return steps, notes
 
@@ -169,35 +169,35 @@ class Stored:
         """The submissions that Slurm has a say in."""
         if of_whole:
             return list(self.submissions.values())
-        pending = {row[5] for row in self.rows if _n_pending(row)}
+        pending = {row[5] for row in self.rows if row[7]}
         return [s for pk, s in self.submissions.items() if pk in pending]
 
+
+_LEFT = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
 
 #: The columns of a page that its status is made of.
 _ROW = (
     Page.number, Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result,
-    Page.submission_pk, Page.attempt_pk,
+    Page.submission_pk, Page.attempt_pk, _LEFT,
 )  # fmt: skip
 
-
-def _n_pending(row: tuple[Any, ...]) -> int:
-    _, n_rows, n_done, n_failed, n_no_result, *_ = row
-    return int(n_rows - n_done - n_failed - n_no_result)
+#: Of a submission all but its elements, of which an array may have thousands.
+_SUBMISSION = [field for field in Submission._meta.sorted_fields if field.name != "elements"]
 
 
 def _read(plan: Plan, of_whole: bool) -> Stored:
-    ended = Page.n_done + Page.n_failed + Page.n_no_result
     attempts = (
         Attempt.select(
             Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
             Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message,
         )
         .join(Page, on=(Attempt.pk == Page.attempt_pk))
-        .where((Page.plan == plan.pk) & (True if of_whole else ended < Page.n_rows))
+        .where((Page.plan == plan.pk) & (True if of_whole else _LEFT > 0))
     )  # fmt: skip
     with connection():
         now = dialect().now()
-        submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
+        of_plan = Submission.select(*_SUBMISSION).where(Submission.plan == plan.pk)
+        submissions = {s.pk: s for s in of_plan}
         # The numbers as the driver gives them: peewee looks at each once more.
         query = Page.select(*_ROW).where(Page.plan == plan.pk).order_by(Page.number)
         rows = database.execute(query).fetchall()
@@ -211,6 +211,7 @@ class Pages(Sequence[PageStatus]):
     Attributes
     ----------
     states : of the pages, in their order.
+    tally : how many pages are in each state, and how many rows of theirs have not ended.
     held : places of those that wait for something that does not come by itself.
     any_ended : Slurm does not call an element alive whose page has rows left.
     """
@@ -222,25 +223,32 @@ class Pages(Sequence[PageStatus]):
             for pk, s in stored.submissions.items()
             if s.kind == "slurm" and s.job_id and answer is not None
         }
-        self.states: list[PageState] = []
+        self.states = [PageState.DONE] * len(stored.rows)
         self.held: list[int] = []
         self.any_ended = False
-        alike: dict[tuple[Any, ...], PageState] = {}
-        for row in stored.rows:
-            if not _n_pending(row):
-                self.states.append(PageState.DONE)
+        counts: defaultdict[PageState, list[int]] = defaultdict(lambda: [0, 0])
+        alike: dict[tuple[Any, ...], tuple[PageState, list[int], bool]] = {}
+        for place, row in enumerate(stored.rows):
+            if not (left := row[7]):
                 continue
-            execution, attempt = self._execution(row), stored.attempts.get(row[6])
+            execution = self._execution(row)
             # Pages of an array that no attempt has begun, and that Slurm says the same of, are
             # alike.
             key = row[5], row[6], id(execution)
-            if (state := alike.get(key)) is None:
-                state = alike[key] = self._state(row[5], attempt, execution)
-            if execution is not None:
-                self.any_ended |= execution.state is None or not execution.state.alive
-                if state is PageState.WAITING and _is_never(execution.reason):
-                    self.held.append(len(self.states))
-            self.states.append(state)
+            if (kind := alike.get(key)) is None:
+                state = self._state(row[5], stored.attempts.get(row[6]), execution)
+                held = state is PageState.WAITING and execution and _is_never(execution.reason)
+                kind = alike[key] = state, counts[state], bool(held)
+                if execution is not None:
+                    self.any_ended |= execution.state is None or not execution.state.alive
+            self.states[place], count, held = kind
+            count[0] += 1
+            count[1] += left
+            if held:
+                self.held.append(place)
+        if n_whole := len(stored.rows) - sum(n for n, _ in counts.values()):
+            counts[PageState.DONE] = [n_whole, 0]
+        self.tally = {state: (n, left) for state, (n, left) in counts.items()}
 
     def __len__(self) -> int:
         return len(self.states)
@@ -290,7 +298,7 @@ class Pages(Sequence[PageStatus]):
         return attempt, attempt.state == AttemptState.RUNNING and silent_s > lease_s
 
     def _page(self, row: tuple[Any, ...], state: PageState) -> PageStatus:
-        number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk = row
+        number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk, left = row
         attempt = self.stored.attempts.get(attempt_pk)
         submission = self.stored.submissions.get(submission_pk)
         execution, element = self._execution(row), None
@@ -303,7 +311,7 @@ class Pages(Sequence[PageStatus]):
             if _ran_out_of_memory(submission, job):
                 word = SlurmState.OUT_OF_MEMORY.value
         return PageStatus(
-            number, state, n_rows, n_done, n_failed, n_no_result, _n_pending(row), element, job,
+            number, state, n_rows, n_done, n_failed, n_no_result, left, element, job,
             (execution.node if execution else None) or (mine.host if mine else None),
             word,
             execution.exit_code if execution else None,
@@ -318,8 +326,11 @@ class Pages(Sequence[PageStatus]):
 
 def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Iterator[PageStatus]:
     """The pages that are in one of these states; the others are not even made."""
-    known = pages.states if isinstance(pages, Pages) else [page.state for page in pages]
-    return (pages[i] for i, state in enumerate(known) if state in states)
+    if not isinstance(pages, Pages):
+        return (page for page in pages if page.state in states)
+    if pages.tally.keys().isdisjoint(states):
+        return iter(())
+    return (pages[i] for i, state in enumerate(pages.states) if state in states)
 
 
 #: Slurm's answer, and what it did not answer.
@@ -462,13 +473,12 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
     rows = Counter({"done": 0, "failed": 0, "no result": 0})
     for name, column in (("done", 2), ("failed", 3), ("no result", 4)):
         rows[name] = sum(row[column] for row in pages.stored.rows)
-    for row, at in zip(pages.stored.rows, pages.states, strict=True):
-        if at is not PageState.DONE:
-            rows[at.value] += _n_pending(row)
-    by_page = {at.value: n for at, n in Counter(pages.states).items()}
+    for at, (_, left) in pages.tally.items():
+        rows[at.value] += left
+    by_page = {at.value: n for at, (n, _) in pages.tally.items()}
     with connection():
         refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()
-    state = plan_state(set(pages.states), bool(pages.held), pages.cancelled)
+    state = plan_state(pages.tally.keys(), bool(pages.held), pages.cancelled)
     if sum(rows.values()) != plan.n_rows:
         notes = [*notes, f"the rows add up to {sum(rows.values())}, not {plan.n_rows}"]
         state = PlanState.ATTENTION
@@ -523,9 +533,10 @@ def _is_never(reason: str | None) -> bool:
 
 
 def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextStep]) -> list[str]:
-    given_up = {number for step in steps if not step.retry for number in step.pages}
-    numbers = zip(pages.stored.rows, pages.states, strict=True)
-    states = {at for row, at in numbers if row[0] not in given_up}
+    states = set(pages.tally)
+    if given_up := {number for step in steps if not step.retry for number in step.pages}:
+        numbers = zip(pages.stored.rows, pages.states, strict=True)
+        states = {at for row, at in numbers if row[0] not in given_up}
     suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []
     if states == {PageState.UNSUBMITTED}:

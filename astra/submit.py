@@ -11,11 +11,12 @@ import secrets
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import starmap
+from itertools import count, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -284,11 +285,12 @@ def shares(total: int | None, weights: Sequence[int]) -> list[int]:
 
 def slices(pages: Iterable[Page | Waiting], each: int, most: int) -> Iterator[Slice]:
     """Cut pages by the array that their elements belong to: indices 1 to `most`, and an offset."""
-    groups: dict[int, list[Page | Waiting]] = {}
+    groups: defaultdict[int, list[Page | Waiting]] = defaultdict(list)
+    of_array = each * most
     for page in pages:
-        groups.setdefault(((page.number - 1) // each) // most, []).append(page)
+        groups[(page.number - 1) // of_array].append(page)
     for group, members in sorted(groups.items()):
-        elements = dict.fromkeys((page.number - 1) // each + 1 for page in members)
+        elements = dict.fromkeys([(page.number - 1) // each + 1 for page in members])
         yield Slice(tuple(members), tuple(elements), group * most)
 
 
@@ -464,15 +466,17 @@ def make_intent(submission: Submission, pages: Iterable[Page | Waiting]) -> None
     pages = list(pages)
     plan, numbers = submission.plan, [page.number for page in pages]
     before = {page.submission_pk for page in pages}
+    tries = count()
 
     def work() -> None:
         with writing():
             if Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar() is not None:
                 raise UsageError(f"plan {plan.pk} was cancelled meanwhile; nothing is submitted")
-            done = Submission.get_or_none(Submission.token == submission.token)
-            if done is not None:  # only the answer to the commit was lost
-                submission.pk = done.pk
-                return
+            if next(tries):
+                known = Submission.select(Submission.pk).where(Submission.token == submission.token)
+                if (pk := known.scalar()) is not None:  # only the answer to the commit was lost
+                    submission.pk = pk
+                    return
             submission.pk = None
             submission.save(force_insert=True)
             _give(plan, numbers, before, submission)

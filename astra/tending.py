@@ -286,7 +286,7 @@ def tend(
     asked = ask(plans)
     for plan in plans:
         pages, notes = survey(plan, asked)
-        states = Counter(pages.states)
+        states = Counter({state: n for state, (n, _) in pages.tally.items()})
         if states[PageState.UNKNOWN]:
             raise SlurmUnknown(f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}")
         entry = of_plan[plan.pk]
@@ -324,7 +324,7 @@ def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
             if n := len(elements.get(str(s.job_id), ())):
                 look.jobs.add(JobId(s.job_id, s.cluster))
                 look.used += min(json.loads(s.profile).get("throttle") or n, n)
-    lives = not ALIVE.isdisjoint(pages.states)
+    lives = not ALIVE.isdisjoint(pages.tally)
     look.lives |= lives
     return lives
 

@@ -274,5 +274,8 @@ class SQLite(Common):
     def leave_room(self, model: Any) -> None:
         """SQLite changes rows in place."""
 
+    def compress_quickly(self, model: Any, field: peewee.Field) -> None:
+        """SQLite compresses nothing."""
+
     def create_schema(self, schema: str) -> None:
         """SQLite has no schemas."""

@@ -106,6 +106,9 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     @classmethod
     def complete_table(cls) -> None:
         """What peewee cannot declare for both databases; can be run again."""
+        for field in cls._meta.sorted_fields:
+            if isinstance(field, KeysField):
+                dialect().compress_quickly(cls, field)
         if cls.is_input:
             keep_inputs_in_order(cls)
 
