@@ -112,7 +112,10 @@ class Reader:
         return self._by_chunks(keys)
 
     def _by_chunks(self, keys: list[int], first: list[Handed] | None = None) -> Iterator[Handed]:
-        """Rows by their keys; a chunk is read while the task is at the last rows of another."""
+        """Rows by their keys; a chunk is read while the task is at the last rows of another.
+
+        These are an eighth of the other, and all of a small one, as the first of a page may be.
+        """
         chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
         ahead = self._ahead(chunk) if first is None else lambda: first
         while chunk:
@@ -120,7 +123,7 @@ class Reader:
             self._choose_chunk(rows)
             if rows:
                 self.first_row()
-            begin_at = len(rows) - 1 - len(rows) // 8
+            begin_at = len(rows) - 1 - max(len(rows) // 8, FIRST_CHUNK)
             for i, handed in enumerate(rows or [None]):
                 if i >= begin_at and not chunk and keys:
                     chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
