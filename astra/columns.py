@@ -61,7 +61,7 @@ def as_columns(results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
         if name in BY_DATABASE:
             continue
         values = every[place :: len(names)]
-        field, types = fields[name], {type(value) for value in values}
+        field, types = fields[name], set(map(type, values))
         try:
             if type(field) is TimeField and types <= {datetime, type(None)}:
                 known = {value: field.db_value(value) for value in set(values)}  # mostly few

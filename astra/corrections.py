@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import peewee
@@ -13,6 +14,11 @@ from astra.results import Claim
 
 #: A difference that is not worth a statement [s].
 NEGLIGIBLE_S = 1e-3
+
+
+def _as_written(result: Any) -> tuple[Any, float]:
+    """The table of a result, and the overhead that it was written with."""
+    return type(result), result.__data__.get("t_overhead") or 0.0
 
 
 class Corrections:
@@ -27,12 +33,12 @@ class Corrections:
 
     def stored(self, results: Iterable[Any]) -> None:
         """These were written, as they are."""
-        for result in results:
-            data = result.__data__  # of attributes, each would take as long as all this
-            overhead_s = data.get("t_overhead") or 0.0
-            self.overheads.setdefault((type(result), overhead_s), []).append(data["task_pk"])
+        for (model, overhead_s), alike in groupby(results, _as_written):
+            some = list(alike)
+            pks = self.overheads.setdefault((model, overhead_s), [])
+            pks += [result.__data__["task_pk"] for result in some]
             if self.claim is None:  # who runs a page does not look at its results
-                self.kept.append((overhead_s, weakref.ref(result)))
+                self.kept += [(overhead_s, weakref.ref(result)) for result in some]
         written, self.unwritten = self.unwritten, []
         for result in written:
             self._note(result)

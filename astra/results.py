@@ -327,8 +327,7 @@ def _by_columns(
     """Results whose values can all be stored, by what they set in which order; else None."""
     if not _all_may_be_stored(results, target, claim):
         results = _that_may_be_stored(results, target, claim, refused)
-    for yielded in results:
-        _complete(yielded, claim)
+    _complete(results, claim)
     found = []
     for members in _alike(results):
         columns = as_columns([yielded.result for yielded in members])
@@ -358,7 +357,7 @@ def _row_by_row(
     for yielded in results:
         try:
             key = _key_to_store(yielded, target, claim, seen)
-            _complete(yielded, claim)
+            _complete([yielded], claim)
             row = _row_of(yielded)
         except _Bad as bad:
             refused.append(bad.refusal)
@@ -380,7 +379,7 @@ def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | No
     keys = [row.get(target.key_name) for row in rows]
     versions = [row.get("v_astra") for row in rows]
     return (
-        {type(number) for number in versions} == {type(number) for number in keys} == {int}
+        set(map(type, versions)) == set(map(type, keys)) == {int}
         and set(versions) == {version_number()}
         and -(2**63) <= min(keys) <= max(keys) < 2**63
         and len(set(keys)) == len(keys)
@@ -390,9 +389,9 @@ def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | No
 
 
 def _are_pending(keys: list[int], claim: Claim) -> bool:
-    places, outcomes = [claim.positions.get(key) for key in keys], claim.outcomes
-    found = {None if place is None else outcomes[place] for place in places}
-    return found.isdisjoint({None, Outcome.RESULT.value})
+    places = [place for place in map(claim.positions.get, keys) if place is not None]
+    ended = {claim.outcomes[place] for place in places}
+    return len(places) == len(keys) and Outcome.RESULT.value not in ended
 
 
 def _that_may_be_stored(
@@ -461,14 +460,16 @@ def _key_to_store(yielded: Yielded, target: Target, claim: Claim | None, seen: s
     return key
 
 
-def _complete(yielded: Yielded, claim: Claim | None) -> None:
-    """Tell a result which reading of its row it is of, and which attempt stores it."""
-    data, handed = yielded.result.__data__, yielded.handed
-    if handed is not None:
-        data["input_read"] = handed.read
-        if data.get("input_modified") is None:
-            data["input_modified"] = handed.modified
-    data["attempt_pk"] = claim.attempt.pk if claim is not None else None
+def _complete(results: Iterable[Yielded], claim: Claim | None) -> None:
+    """Tell results which reading of its row each is of, and which attempt stores them."""
+    attempt_pk = claim.attempt.pk if claim is not None else None
+    for yielded in results:
+        data, handed = yielded.result.__data__, yielded.handed
+        if handed is not None:
+            data["input_read"] = handed.read
+            if data.get("input_modified") is None:
+                data["input_modified"] = handed.modified
+        data["attempt_pk"] = attempt_pk
 
 
 def _check_model(yielded: Yielded, wanted: Any) -> None:
@@ -546,13 +547,14 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         ]
     stored: list[Yielded] = []
     keys = group.columns[conflict[0]]
-    for yielded, key in zip(group.results, keys, strict=True):
+    for yielded, pk, key in zip(group.results, map(written.get, keys), keys, strict=True):
         # Absent is a row that a later attempt has already written: that one stands.
-        if (pk := written.get(key)) is None:
+        if pk is None:
             log.warning("%s %s: a later result stands", target.task, key)
             continue
-        yielded.result.__data__["task_pk"] = pk
-        yielded.result._dirty.clear()
+        result = yielded.result
+        result.__data__["task_pk"] = pk
+        result._dirty.clear()
         stored.append(yielded)
     return stored
 
@@ -684,7 +686,7 @@ def _write_progress(
     results = [y.handed.key for y in checkpoint.results if y.handed]
     bad = {f.key for f in failures}
     # A result that a later attempt has already written counts as a result all the same.
-    _mark(outcomes, claim, (k for k in results if k not in bad), Outcome.RESULT)
+    _mark(outcomes, claim, [k for k in results if k not in bad], Outcome.RESULT)
     if bad:  # of a row that has a result, a further one may have failed
         _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
     _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
@@ -716,8 +718,7 @@ _COUNTED = {
 
 def _mark(outcomes: bytearray, claim: Claim, keys: Iterable[int | None], outcome: Outcome) -> None:
     value, result = outcome.value, Outcome.RESULT.value
-    for key in keys:
-        place = claim.positions.get(key) if key is not None else None
+    for place in map(claim.positions.get, keys):  # type: ignore[arg-type]
         # A stored result is never taken back by a later failure of the same row.
         if place is not None and outcomes[place] != result:
             outcomes[place] = value

@@ -12,7 +12,6 @@ import gc
 import mmap
 import os
 import signal
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -32,14 +31,17 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 #: Pages with more rows are watched by their first rows alone; untouched memory costs nothing.
 _PLACES = 1 << 24
 _HEADER = 64
-_PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_HAND, _MEMORY, _START = (8 * i for i in range(7))
+#: Places in the header, of eight bytes each.
+_PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_HAND, _MEMORY, _START = range(7)
 
 
 class Board:
     """Which rows of which page a task has in hand, in memory that two processes share."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _HEADER + _PLACES)
+        memory = memoryview(mmap.mmap(-1, _HEADER + _PLACES))
+        self._header, self._hands = memory[:_HEADER], memory[_HEADER:]
+        self._numbers, self._times = self._header.cast("q"), self._header.cast("d")
         self._positions: dict[int, int] = {}
         self._birth_s: float | None = None
 
@@ -55,7 +57,7 @@ class Board:
         self._positions = positions
         self.clear()
         self.started(0.0)
-        struct.pack_into("qq", self._memory, _PAGE, page_pk, attempt_pk)
+        self._numbers[_PAGE], self._numbers[_ATTEMPT] = page_pk, attempt_pk
 
     def hand(self, key: int | None) -> None:
         self._set(key, 1)
@@ -65,69 +67,67 @@ class Board:
 
     def _set(self, key: int | None, value: int) -> None:
         place = self._positions.get(key, _PLACES) if key is not None else _PLACES
-        if place < _PLACES and self._memory[_HEADER + place] != value:
-            self._memory[_HEADER + place] = value
-            (n,) = struct.unpack_from("q", self._memory, _IN_HAND)
-            struct.pack_into("q", self._memory, _IN_HAND, n + (1 if value else -1))
+        if place < _PLACES and self._hands[place] != value:
+            self._hands[place] = value
+            self._numbers[_IN_HAND] += 1 if value else -1
 
     def clear(self) -> None:
         n = min(len(self._positions), _PLACES)
-        self._memory[_HEADER : _HEADER + n] = bytes(n)
-        struct.pack_into("q", self._memory, _IN_HAND, 0)
+        self._hands[:n] = bytes(n)
+        self._numbers[_IN_HAND] = 0
         self.works(0.0)
 
     def works(self, since: float) -> None:
-        struct.pack_into("d", self._memory, _SINCE, since)
+        self._times[_SINCE] = since
 
     def started(self, start_s: float) -> None:
         """It took so long until the task was given its first row; 0: it was given none yet."""
-        struct.pack_into("d", self._memory, _START, start_s)
+        self._times[_START] = start_s
 
     def finish(self) -> None:
         """The child ends in good order, whatever its exit status."""
-        self._memory[_FINISHED] = 1
+        self._numbers[_FINISHED] = 1
 
     def out_of_memory(self) -> None:
-        self._memory[_MEMORY] = 1
+        self._numbers[_MEMORY] = 1
 
     # -- the parent reads -------------------------------------------------------------------
 
     def start(self, birth_s: float) -> None:
         """Before a child, which begins at `birth_s`: it has said nothing yet."""
-        self._memory[:_HEADER] = bytes(_HEADER)
+        self._header[:] = bytes(_HEADER)
         self._birth_s = birth_s
 
     @property
     def page_pk(self) -> int:
-        return int(struct.unpack_from("q", self._memory, _PAGE)[0])
+        return self._numbers[_PAGE]
 
     @property
     def attempt_pk(self) -> int:
-        return int(struct.unpack_from("q", self._memory, _ATTEMPT)[0])
+        return self._numbers[_ATTEMPT]
 
     @property
     def finished(self) -> bool:
-        return bool(self._memory[_FINISHED])
+        return bool(self._numbers[_FINISHED])
 
     @property
     def ran_out_of_memory(self) -> bool:
-        return bool(self._memory[_MEMORY])
+        return bool(self._numbers[_MEMORY])
 
     @property
     def start_s(self) -> float | None:
-        return float(struct.unpack_from("d", self._memory, _START)[0]) or None
+        return self._times[_START] or None
 
     def places(self, n_rows: int) -> list[int]:
         """Places in the page of the rows in hand."""
-        hands = self._memory[_HEADER : _HEADER + min(n_rows, _PLACES)]
-        return [place for place, value in enumerate(hands) if value]
+        return [place for place, value in enumerate(self._hands[:n_rows]) if value]
 
     def works_since(self) -> float:
         """When the task was given the word, as perf_counter says it; 0 while it has not."""
-        return float(struct.unpack_from("d", self._memory, _SINCE)[0])
+        return self._times[_SINCE]
 
     def n_in_hand(self) -> int:
-        return int(struct.unpack_from("q", self._memory, _IN_HAND)[0])
+        return self._numbers[_IN_HAND]
 
 
 def supervised(
