@@ -692,10 +692,7 @@ def _write_progress(
     _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
     _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
     counts = {name: outcomes.count(outcome) for name, outcome in _COUNTED.items()}
-    now = peewee.SQL(dialect().now_sql)
-    Page.update(outcomes=bytes(outcomes), modified=now, **counts).where(
-        Page.pk == claim.page.pk
-    ).execute()
+    dialect().set_at(Page, claim.page.pk, Page.modified, {"outcomes": bytes(outcomes), **counts})
     # What this attempt ended itself: the attempts of a page add up to the page. As numbers, not
     # as increments: where the answer to the commit was lost, all this is written once more.
     own = {
@@ -703,9 +700,8 @@ def _write_progress(
         for name, outcome in _COUNTED.items()
     }
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    Attempt.update(seen=now, n_found=seen.n_found, **own, **claim.measures()).where(
-        Attempt.pk == claim.attempt.pk
-    ).execute()
+    known = {"n_found": seen.n_found, **own, **claim.measures()}
+    dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, known)
     return Progress(bytes(outcomes), own)
 
 

@@ -7,14 +7,18 @@ row is a sleep, so that 500 elements and 50 yield the same rows per second. What
 is what its attempt has measured: from the wish to write to the answer to the commit.
 """
 
+import multiprocessing
 import os
 import resource
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psycopg2
 
 from astra.database import bind, connection, database, drop_connection
 from astra.models import BossVisitSpectrum
@@ -75,6 +79,34 @@ def elements(n_elements: int, rows_per_s: float, lasts_s: float, server: Any) ->
     )  # fmt: skip
 
 
+def bare_per_s(url: str, n_rows: int, lasts_s: float) -> float:
+    """The least that a checkpoint could be, as often as this machine can do it: a connection, one
+    INSERT of two rows, COMMIT; by two processes for each core."""
+    many = 2 * (os.cpu_count() or 1)
+    counted, until = multiprocessing.Queue(), time.monotonic() + lasts_s
+
+    def work(first: int) -> None:
+        n, step = 0, 2 * many
+        while time.monotonic() < until:
+            keys = [1 + (first + n * step + i) % n_rows for i in range(2)]
+            with closing(psycopg2.connect(url)) as link, link, link.cursor() as cursor:
+                cursor.execute(
+                    "INSERT INTO twenty (spectrum_pk, source_pk, v_astra, tag, c0) "
+                    "VALUES (%s, 1, 1, '', 1), (%s, 1, 1, '', 1) ON CONFLICT DO NOTHING", keys
+                )  # fmt: skip
+            n += 1
+        counted.put(n)
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=work, args=(2 * i,)) for i in range(many)]
+    for process in processes:
+        process.start()
+    n = sum(counted.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return n / lasts_s
+
+
 def measure(quick: bool) -> Iterator[Line]:
     from tests.servers import PgBouncer
 
@@ -91,9 +123,14 @@ def measure(quick: bool) -> Iterator[Line]:
         ours = elements(many, rows_per_s, lasts_s, server)
         say(f"{few} and {many} elements behind PgBouncer")
         with PgBouncer(server, pool_size, 2 * many) as bouncer:
-            bind(f"postgresql://astra@127.0.0.1:{bouncer.port}/benchmark")
+            pooled_url = f"postgresql://astra@127.0.0.1:{bouncer.port}/benchmark"
+            bind(pooled_url)
             pooled = [elements(n, rows_per_s, lasts_s, server) for n in (few, many)]
             drop_connection()
+            bare = [
+                bare_per_s(url, round(rows_per_s * lasts_s), lasts_s / 2)
+                for url in (server.url("benchmark"), pooled_url)
+            ]
     yield _median(many, few, rows_per_s, ours, theirs, "")
     yield _median(many, few, rows_per_s, pooled[1], pooled[0], ", behind PgBouncer")
     yield Line(
@@ -104,6 +141,11 @@ def measure(quick: bool) -> Iterator[Line]:
         f"the same, behind PgBouncer with a pool of {pool_size}", pooled[1].connections, budget,
         "", "<= 1", "the budget",
     )  # fmt: skip
+    for per_s, where in zip(bare, ("", ", behind PgBouncer"), strict=True):
+        yield Line(
+            f"a bare connection, INSERT of two rows, COMMIT, as often as can be{where}", per_s,
+            many, "/s", "", f"a checkpoint a second of {many} elements",
+        )  # fmt: skip
 
 
 def _median(many: int, few: int, rows_per_s: float, ours: Found, theirs: Found, where: str) -> Line:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,6 +42,7 @@ class Denied:
 
 class Common:
     database: peewee.Database
+    now_sql: str  # the database's clock
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.database.execute_sql(sql, parameters)
@@ -51,15 +53,34 @@ class Common:
         peewee writes names into its statements as they are: what would end one there, or be
         taken for a parameter by the driver, is refused.
         """
-        if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
-            raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
-        return f'"{name}"'
+        return _quoted(name)
 
     def table(self, model: Any) -> str:
         """The quoted name of a model's table, with its schema."""
         meta = model._meta
         parts = [meta.schema, meta.table_name] if meta.schema else [meta.table_name]
         return ".".join(map(self.quote, parts))
+
+    def set_at(self, model: Any, pk: int, moment: peewee.Field, values: dict[str, Any]) -> None:
+        """Set columns of one row, and a moment to now.
+
+        For what is done at each checkpoint: peewee takes longer to write such a statement than a
+        database to obey it.
+        """
+        key, mark = model._meta.primary_key.column_name, self.database.param
+        sets = [f"{self.quote(name)} = {mark}" for name in values]
+        sets.append(f"{self.quote(moment.column_name)} = {self.now_sql}")
+        self.run(
+            f"UPDATE {self.table(model)} SET {', '.join(sets)} WHERE {self.quote(key)} = {mark}",
+            (*values.values(), pk),
+        )
+
+
+@lru_cache(maxsize=4096)  # each checkpoint names every column several times
+def _quoted(name: str) -> str:
+    if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
+        raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
+    return f'"{name}"'
 
 
 def order_of_rows(new_first: bool) -> str:
@@ -77,14 +98,14 @@ def adding_column(
     return f"ALTER TABLE {dialect.table(model)} ADD COLUMN {sql}{value}"
 
 
-def on_conflict(dialect: Common, batch: Batch, every: set[str], now_sql: str) -> str:
+def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
     """What becomes of a row that has a result: the one that was read later stands."""
     kept = {*batch.conflict, batch.returning[1], "created", "modified", "v_astra_major_minor"}
     changed = [dialect.quote(name) for name in sorted(every - kept)]
     sets = ", ".join(f"{name} = excluded.{name}" for name in changed)
     target = ", ".join(map(dialect.quote, batch.conflict))
     return f"""ON CONFLICT ({target}) {batch.where}
-        DO UPDATE SET {sets}, "modified" = {now_sql}
+        DO UPDATE SET {sets}, "modified" = {dialect.now_sql}
         WHERE stored."input_read" IS NULL OR excluded."input_read" >= stored."input_read" """
 
 

@@ -463,6 +463,8 @@ class PostgreSQL(Common):
         A row is replaced only by one whose input was read later or at the same time. Where no row
         has a result yet, which is most often so, the batch is copied straight into the table.
         """
+        if len(batch.columns[batch.returning[0]]) < _COPIED_FROM:
+            return self._inserted(batch)
         try:
             with self.database.atomic():
                 copied = self._copied(batch)
@@ -474,7 +476,7 @@ class PostgreSQL(Common):
     def _copied(self, batch: Batch) -> dict[int, int] | None:
         """A batch by a binary COPY; None where it cannot be, or replaces a row."""
         keys = batch.columns[batch.returning[0]]
-        if len(keys) < _COPIED_FROM or not self._is_utf8():
+        if not self._is_utf8():
             return None
         types = self.column_types(batch.table)
         packed: dict[str, binary.Packed] = {}
@@ -550,7 +552,7 @@ class PostgreSQL(Common):
         return dict(cursor.fetchall())
 
     def _on_conflict(self, batch: Batch) -> str:
-        return on_conflict(self, batch, set(self.column_types(batch.table)), self.now_sql)
+        return on_conflict(self, batch, set(self.column_types(batch.table)))
 
 
 def _is_refused_login(message: str) -> bool:

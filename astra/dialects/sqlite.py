@@ -224,7 +224,7 @@ class SQLite(Common):
         if batch.table not in self._columns:
             rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (batch.table.strip('"'),))
             self._columns[batch.table] = {row[0] for row in rows.fetchall()}
-        conflict = on_conflict(self, batch, self._columns[batch.table], self.now_sql)
+        conflict = on_conflict(self, batch, self._columns[batch.table])
         marks = ", ".join("?" for _ in names)
         sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
                   VALUES ({marks}) {conflict}"""
