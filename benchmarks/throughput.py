@@ -5,7 +5,8 @@
 A row is 2 ms of a busy core, and a result of 20 columns, written in batches of 1,000 rows. The
 elements are forked from one process. What the server's processes wait for while most elements run
 is sampled from pg_stat_activity, its time by statement is that of pg_stat_statements, and how busy
-the cores are is the kernel's word: what of these is full is the limit.
+the cores are is the kernel's word: what of these is full is the limit. An element has 400 rows at
+least: of fewer, what is measured is how elements start.
 """
 
 import os
@@ -80,16 +81,16 @@ def at_once(n_elements: int, n_rows: int, row_s: float, server: Any) -> tuple[fl
 
 def measure(quick: bool) -> Iterator[Line]:
     counts = (1, 2, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
-    n_rows, row_s = (200, 0.002) if quick else (8_000, 0.002)
+    n_rows, least, row_s = (200, 50, 0.002) if quick else (8_000, 400, 0.002)
     cores = os.cpu_count() or 1
     with postgres(shared_preload_libraries="pg_stat_statements") as server:
         server.sql("CREATE EXTENSION pg_stat_statements", "benchmark")
         with connection():
-            fill(n_rows)
+            fill(max(n_rows, least * counts[-1]))
         alone = 0.0
         for n in counts:
             say(f"{n} elements")
-            rate, told = at_once(n, max(n_rows // n, 1), row_s, server)
+            rate, told = at_once(n, max(n_rows // n, least), row_s, server)
             alone = alone or rate
             # Beyond the cores there is nothing to grow by: 0.8 of theirs is to be kept.
             wanted = f">= {0.8 * min(n, cores):g}" if n > 1 else ""

@@ -19,6 +19,7 @@ from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Page, Plan
 from astra.plan import create_plan, get_plan
 from astra.resume import resume_local
+from astra.schema import init_database
 from astra.status import status
 from astra.submit import choose_profile, make_intent, new_submission, time_limit_s
 from tests.conftest import ROOT
@@ -288,3 +289,25 @@ def test_failures_are_as_many_as_the_status_says(url):
     }
     assert {f.key: f.since for f in failures(second.plan)} == {10: None, 20: None}
     assert CliRunner().invoke(main, ["failures", str(first.plan)]).exit_code == 0
+
+
+def test_lists_of_keys_are_compressed_with_lz4_in_old_tables_too(pg_url):
+    columns = [("page", "keys"), ("submission", "elements")]
+
+    def methods() -> list[str]:
+        query = (
+            "SELECT attcompression FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"
+        )
+        return [database.execute_sql(query, column).fetchone()[0] for column in columns]
+
+    fill(4_000)
+    assert methods() == ["l", "l"]
+    for table, column in columns:
+        database.execute_sql(f"ALTER TABLE {table} ALTER {column} SET COMPRESSION pglz")
+    plan_of(limit=4_000)
+    init_database()
+    assert methods() == ["l", "l"]
+    database.execute_sql("UPDATE plan SET cancelled = now()")
+    plan_of(limit=4_000)
+    found = "SELECT pg_column_compression(keys), cardinality(keys) FROM page ORDER BY pk"
+    assert database.execute_sql(found).fetchall() == [("pglz", 4_000), ("lz4", 4_000)]
