@@ -27,18 +27,25 @@ IN_HAND_S = 5.0
 class Reader:
     """The rows of a page that still need the task, read by chunks, in the page's order.
 
-    Suspects come last, each group by itself; those that have been given up are failures.
+    Suspects come last, each group by itself; those that have been given up are failures. Where the
+    size of rows is known from another page, `n_chunk` of them are read at a time from the start.
     """
 
     def __init__(
-        self, model: Any, output: Any, claim: Claim, stop: Stop, first_row: Callable[[], None]
+        self,
+        model: Any,
+        output: Any,
+        claim: Claim,
+        stop: Stop,
+        first_row: Callable[[], None],
+        n_chunk: int | None = None,
     ) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.first_row = first_row  # is told before the task is given a row
         self.run: Run | None = None
         self.t_read_s = 0.0
         self.pixels = [field.name for field in pixel_columns(model)]
-        self.n_chunk = FIRST_CHUNK if self.pixels else CHUNK
+        self.n_chunk = n_chunk or (FIRST_CHUNK if self.pixels else CHUNK)
         self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
         self.began = time.monotonic()
         self.n_given = 0
