@@ -13,11 +13,14 @@ from click.testing import CliRunner
 from astra.cli import main
 from astra.compose import run_here
 from astra.database import connection, database
+from astra.element import run_element
 from astra.errors import TaskError, UsageError
 from astra.failures import failures
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Page, Plan
+from astra.models.orchestration import Page, Plan, Submission
 from astra.plan import create_plan, get_plan
+from astra.reader import Reader
+from astra.results import Handed
 from astra.resume import resume_local
 from astra.schema import init_database
 from astra.status import status
@@ -208,6 +211,14 @@ def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 """
 
 
+def submitted_to_one(plan: Plan) -> Submission:
+    """All pages of a plan, given to one element."""
+    submission = new_submission(plan, [1], 0, plan.n_pages, "local")
+    with connection():
+        make_intent(submission, list(Page.select().where(Page.plan == plan.pk)))
+    return submission
+
+
 def test_no_connection_is_held_while_a_task_is_imported_or_computes(pg_url, tmp_path, monkeypatch):
     """On each of three pages of one process."""
     fill(6)
@@ -221,10 +232,7 @@ def test_no_connection_is_held_while_a_task_is_imported_or_computes(pg_url, tmp_
     )  # fmt: skip
     (tmp_path / "noted").unlink()
     plan = get_plan(json.loads(done.stdout)["plan"])
-    submission = new_submission(plan, [1], 0, 3, "local")
-    with connection():
-        pages = list(Page.select().where(Page.plan == plan.pk))
-    make_intent(submission, pages)
+    submission = submitted_to_one(plan)
     words = ["--plan", str(plan.pk), "--job", submission.token, "--element", "1"]
     subprocess.run(
         [sys.executable, "-m", "astra", "run-page", *words], cwd=tmp_path, check=True,
@@ -311,3 +319,20 @@ def test_lists_of_keys_are_compressed_with_lz4_in_old_tables_too(pg_url):
     plan_of(limit=4_000)
     found = "SELECT pg_column_compression(keys), cardinality(keys) FROM page ORDER BY pk"
     assert database.execute_sql(found).fetchall() == [("pglz", 4_000), ("lz4", 4_000)]
+
+
+def test_an_element_learns_from_its_first_page_how_many_rows_it_can_read(url, monkeypatch):
+    """The first 32 rows say how large rows are; of later pages all is read at once."""
+    fill(300)
+    plan = get_plan(plan_of(limit=100).plan)
+    read, sizes = Reader._read, []
+
+    def counted(self: Reader, keys: list[int]) -> list[Handed]:
+        sizes.append((self.claim.page.number, len(keys)))
+        return read(self, keys)
+
+    monkeypatch.setattr(Reader, "_read", counted)
+    submission = submitted_to_one(plan)
+    assert [run.state for run in run_element(plan.pk, 1, submission.token)] == ["done"] * 3
+    assert sizes == [(1, 32), (1, 68), (2, 100), (3, 100)]
+    assert status(plan.pk).rows == {"done": 300}
