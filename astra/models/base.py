@@ -48,6 +48,8 @@ class TimeField(peewee.DateTimeField):
         return value
 
     def python_value(self, value: Any) -> Any:
+        if type(value) is datetime and value.tzinfo is UTC:  # as PostgreSQL's driver gives it
+            return value
         return self.adapt(value)
 
 
