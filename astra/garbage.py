@@ -9,7 +9,7 @@ import atexit
 import gc
 
 _USUAL = gc.get_threshold()
-_SELDOM = (50_000, *_USUAL[1:])
+_SELDOM = (100_000, *_USUAL[1:])
 
 
 def collect_seldom() -> None:

@@ -405,10 +405,10 @@ def elements(
 
 def _merged(parts: Iterable[Mapping[Key, Execution]]) -> Mapping[Key, Execution]:
     """Of several arrays' elements one mapping: there may be 100,000, and mostly one part."""
-    first, *others = [*parts] or [{}]
-    for part in others:
-        first = {**first, **part}
-    return first
+    found: Mapping[Key, Execution] = {}
+    for part in parts:
+        found = {**found, **part} if found else part
+    return found
 
 
 def _by_cluster(jobs: Iterable[int | JobId]) -> list[tuple[str | None, list[int]]]:

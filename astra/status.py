@@ -20,7 +20,7 @@ from astra import config, policy, slurm, spool
 from astra.claim import process_began
 from astra.database import connection, database, dialect
 from astra.errors import AstraError
-from astra.models.orchestration import Attempt, Failure, Page, Plan, Submission
+from astra.models.orchestration import N_PENDING, Attempt, Failure, Page, Plan, Submission
 from astra.plan import get_plan
 from astra.retries import grouped, next_steps
 from astra.states import ALIVE, AttemptState, PageState, PlanState, SlurmState
@@ -173,12 +173,10 @@ class Stored:
         return [s for pk, s in self.submissions.items() if pk in pending]
 
 
-_LEFT = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
-
 #: The columns of a page that its status is made of.
 _ROW = (
     Page.number, Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result,
-    Page.submission_pk, Page.attempt_pk, _LEFT,
+    Page.submission_pk, Page.attempt_pk, N_PENDING,
 )  # fmt: skip
 
 #: Of a submission all but its elements, of which an array may have thousands.
@@ -192,7 +190,7 @@ def _read(plan: Plan, of_whole: bool) -> Stored:
             Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message,
         )
         .join(Page, on=(Attempt.pk == Page.attempt_pk))
-        .where((Page.plan == plan.pk) & (True if of_whole else _LEFT > 0))
+        .where((Page.plan == plan.pk) & (True if of_whole else N_PENDING > 0))
     )  # fmt: skip
     with connection():
         now = dialect().now()

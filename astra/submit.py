@@ -29,7 +29,7 @@ from astra.database import at_hand, connection, database, dialect, retrying, try
 from astra.errors import BusyError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
 from astra.hours import ALWAYS, Hours
-from astra.models.orchestration import Exclusion, Page, Plan, Submission
+from astra.models.orchestration import N_PENDING, Exclusion, Page, Plan, Submission
 from astra.plan import check_plan_version, get_plan
 from astra.profile import Profile
 from astra.slurm_text import time_limit_s
@@ -176,10 +176,9 @@ class Waiting(NamedTuple):
 
 def waiting_pages(plan: Plan) -> list[Waiting]:
     """Pages that have rows left and were given to no submission."""
-    left = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
     query = (
-        Page.select(Page.number, left)
-        .where((Page.plan == plan.pk) & Page.submission_pk.is_null() & (left > 0))
+        Page.select(Page.number, N_PENDING)
+        .where((Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0))
         .order_by(Page.number)
     )
     return list(starmap(Waiting, database.execute(query).fetchall()))

@@ -8,7 +8,7 @@ from peewee import SQL, fn
 
 from astra import policy
 from astra.database import connection
-from astra.models.orchestration import Attempt, Night, NightPlan, Page, Plan, Submission
+from astra.models.orchestration import N_PENDING, Attempt, Night, NightPlan, Page, Plan, Submission
 
 
 def entries_of(night: Night) -> list[NightPlan]:
@@ -21,7 +21,7 @@ def plan_pks(night: Night) -> list[int]:
 
 
 def pending(plan: int) -> int:
-    left = fn.SUM(Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result)
+    left = fn.SUM(N_PENDING)
     with connection():
         return int(Page.select(left).where(Page.plan == plan).scalar() or 0)
 

@@ -119,6 +119,10 @@ class Page(BaseModel):
         return self.n_rows - self.n_done - self.n_failed - self.n_no_result
 
 
+#: The same of a page in a query.
+N_PENDING = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
+
+
 class Attempt(BaseModel):
     """One execution of one page: where, when, which job id, how it ended."""
 
