@@ -25,8 +25,18 @@ from peewee import fn
 from astra import config, log, policy, profile, script, slurm, spool
 from astra.bounds import warn
 from astra.claim import process_began
-from astra.database import at_hand, connection, database, dialect, retrying, try_lock, url, writing
-from astra.errors import BusyError, SlurmError, SlurmUnknown, UsageError
+from astra.database import (
+    at_hand,
+    begun_aside,
+    connection,
+    database,
+    dialect,
+    retrying,
+    try_lock,
+    url,
+    writing,
+)  # fmt: skip
+from astra.errors import AstraError, BusyError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
 from astra.hours import ALWAYS, Hours
 from astra.models.orchestration import N_PENDING, Exclusion, Page, Plan, Submission
@@ -223,43 +233,79 @@ def submit_pages(
     The throttle is that of all of them together: each has a share of it, and those for which none
     is left wait for one of those before them.
     """
-    each = chosen.pages_per_element or 1
     away = _away(chosen) if pages else ()
-    jobs: list[Job] = []
-    done: list[Page | Waiting] = []
-    message = None
+    each = chosen.pages_per_element or 1
     queue = list(slices(pages, each, slurm.max_array_size() - 1)) if pages else []
-    if queue and not dry_run:
-        check_folder(run_folder(plan) / "logs")
     lanes = shares(chosen.throttle, [len(piece.elements) for piece in queue])
-    while queue:
-        piece = queue.pop(0)
-        mine, n = chosen, len(jobs)
-        if lanes:
-            mine = replace(chosen, throttle=lanes[n % len(lanes)])
-        behind = jobs[n - len(lanes)] if lanes and n >= len(lanes) else None
-        sent = _as_sent(mine, away, behind)
-        if dry_run:
-            jobs.append(_dry(plan, piece, sent, hours))
-            done += piece.pages
-            continue
-        try:
-            jobs.append(_submit_slice(plan, piece, mine, sent, hours))
-            done += piece.pages
-        except slurm.SlurmRefused as refused:
-            if not refused.limit:
-                if not jobs:
-                    raise
-                message = str(refused)
-                break
-            message = f"{refused}; the rest stays with the plan: astra resume {plan.pk}"
-            if len(piece.elements) == 1:
-                break
-            queue[:0] = _halves(piece, each)
+    if dry_run:
+        jobs = [
+            _dry(plan, piece, _as_sent(_in_lane(chosen, lanes, n), away, None), hours)
+            for n, piece in enumerate(queue)
+        ]
+        done, message = list(pages), None
+    else:
+        if queue:
+            check_folder(run_folder(plan) / "logs")
+        jobs, done, message = _submit_slices(plan, queue, chosen, lanes, away, hours)
     return Submitted(
         plan.pk, plan.task, len(done), sum(page.n_pending for page in done), tuple(jobs),
         chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
     )  # fmt: skip
+
+
+def _submit_slices(
+    plan: Plan,
+    queue: list[Slice],
+    chosen: Profile,
+    lanes: list[int],
+    away: tuple[str, ...],
+    hours: Hours,
+) -> tuple[list[Job], list[Page | Waiting], str | None]:
+    """Call sbatch for one slice after the other; while it runs, the next intent is made.
+
+    Returns the jobs, their pages, and what Slurm said where it took no more.
+    """
+    jobs: list[Job] = []
+    done: list[Page | Waiting] = []
+    sending: tuple[_Intent, Callable[[], slurm.JobId]] | None = None
+    try:
+        while queue or sending:
+            coming = None
+            n = len(jobs) + bool(sending)
+            behind = n - len(lanes) if lanes else -1  # the job whose share of the throttle it takes
+            if queue and behind < len(jobs):
+                mine = _in_lane(chosen, lanes, n)
+                sent = _as_sent(mine, away, jobs[behind] if behind >= 0 else None)
+                coming = _intend(plan, queue[0], mine, sent, hours)
+            if sending:
+                (intent, answer), sending = sending, None
+                try:
+                    jobs.append(_bind(intent, answer))
+                    done += intent.piece.pages
+                except AstraError as error:
+                    if coming:
+                        withdraw(coming.submission, "absent", f"not sent after: {error}")
+                    if not isinstance(error, slurm.SlurmRefused) or not (error.limit or jobs):
+                        raise
+                    if not error.limit:
+                        return jobs, done, str(error)
+                    if len(intent.piece.elements) == 1:
+                        rest = f"the rest stays with the plan: astra resume {plan.pk}"
+                        return jobs, done, f"{error}; {rest}"
+                    queue[:0] = _halves(intent.piece, chosen.pages_per_element or 1)
+                    continue
+            if coming:
+                del queue[0]
+                sending = coming, begun_aside(coming.call)
+    finally:
+        if sending:  # the next intent could not be made
+            _bind(*sending)
+    return jobs, done, None
+
+
+def _in_lane(chosen: Profile, lanes: list[int], n: int) -> Profile:
+    """The profile of the n-th array, with its share of the throttle."""
+    return replace(chosen, throttle=lanes[n % len(lanes)]) if lanes else chosen
 
 
 def shares(total: int | None, weights: Sequence[int]) -> list[int]:
@@ -336,7 +382,20 @@ def _as_sent(chosen: Profile, away: tuple[str, ...], behind: Job | None) -> Prof
     return chosen.with_options(**added) if added else chosen
 
 
-def _submit_slice(plan: Plan, piece: Slice, chosen: Profile, sent: Profile, hours: Hours) -> Job:
+@dataclass(frozen=True)
+class _Intent:
+    """An array that is committed to the database, and was not given to sbatch yet."""
+
+    piece: Slice
+    submission: Submission
+    text: str  # of the script
+    array: str
+
+    def call(self) -> slurm.JobId:
+        return slurm.submit(write_script(self.submission, self.text))
+
+
+def _intend(plan: Plan, piece: Slice, chosen: Profile, sent: Profile, hours: Hours) -> _Intent:
     each = chosen.pages_per_element or 1
     submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
     # What a template or a folder may refuse is refused before an intent is left behind.
@@ -345,26 +404,23 @@ def _submit_slice(plan: Plan, piece: Slice, chosen: Profile, sent: Profile, hour
     submission.script = str(folder / f"{submission.job_name}.sh")
     submission.log_folder = str(folder / "logs")
     make_intent(submission, piece.pages)
+    return _Intent(piece, submission, text, script.array_spec(piece.indices(), chosen.throttle))
+
+
+def _bind(intent: _Intent, answer: Callable[[], slurm.JobId]) -> Job:
+    """The job that sbatch made of an intent, bound to its submission."""
+    submission, piece = intent.submission, intent.piece
+    kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
+    choose = partial(_one_of, submission)
+    path = Path(submission.script)
     try:
-        path = write_script(submission, text)
-    except Exception as error:
-        withdraw(submission, "absent", str(error))
-        raise
-    try:
-        found = _send(submission, path)
-    except slurm.SlurmRefused as refused:
-        withdraw(submission, "refused", str(refused))
+        found = send(path, submission.job_name, submission.cluster, kept, choose, begun=answer)
+    except (slurm.SlurmRefused, UsageError) as error:  # the latter: no script could be written
+        refused = isinstance(error, slurm.SlurmRefused)
+        withdraw(submission, "refused" if refused else "absent", str(error))
         raise
     adopt(submission, found)
-    return Job(
-        found.job_id, script.array_spec(piece.indices(), chosen.throttle), piece.offset,
-        len(piece.pages), str(path),
-    )  # fmt: skip
-
-
-def _send(submission: Submission, path: Path) -> slurm.JobId:
-    kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
-    return send(path, submission.job_name, submission.cluster, kept, partial(_one_of, submission))
+    return Job(found.job_id, intent.array, piece.offset, len(piece.pages), str(path))
 
 
 def send(
@@ -374,6 +430,7 @@ def send(
     kept: str,
     choose: Callable[[list[slurm.JobId]], slurm.JobId],
     args: Sequence[str] = (),
+    begun: Callable[[], slurm.JobId] | None = None,
 ) -> slurm.JobId:
     """Call sbatch; look the job up where its answer was lost; send again only what is absent.
 
@@ -383,10 +440,12 @@ def send(
     kept : what becomes of it if it is not found out whether the job exists.
     choose : one of several jobs of the name.
     args : further arguments of sbatch.
+    begun : waits for the answer of an sbatch that was called before.
     """
-    for again in (True, False):
+    now = partial(slurm.submit, path, args)
+    for call, again in ((begun or now, True), (now, False)):
         try:
-            return slurm.submit(path, args)
+            return call()
         except SlurmUnknown as lost:
             log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
             try:
