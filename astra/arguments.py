@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-
 from astra import config
 from astra.errors import TaskError, nearest
 from astra.resolve import hints_of, rows_parameter, signature_of
@@ -214,6 +212,8 @@ def fit(name: str, value: Any, kind: Any) -> Any:
     TaskError
         If it is not of that type.
     """
+    import numpy as np  # here, as few commands touch an array
+
     kind = _bare(kind)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, np.generic):
@@ -309,6 +309,8 @@ def _plain_already(name: str, value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain_already(name, v) for v in value]
+    import numpy as np
+
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):

@@ -9,7 +9,6 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
-import numpy as np
 import peewee
 
 from astra import config, log
@@ -131,6 +130,8 @@ class Claim:
 
     def advance(self, seen: "Seen", progress: "Progress") -> None:
         """A checkpoint was committed. What was found while it was written stays found."""
+        import numpy as np  # here, as few commands write results
+
         with self.mutex:
             before, after, now = (
                 np.frombuffer(o, np.uint8)
@@ -513,6 +514,8 @@ def as_key(value: Any) -> int | None:
     """A value as the key of a row: a whole number of 64 bits; None where it is something else."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
+    import numpy as np
+
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return None
     return int(value) if -(2**63) <= value < 2**63 else None

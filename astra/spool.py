@@ -18,8 +18,6 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from astra import config, log
 from astra.database import dialect, retrying, writing
 from astra.errors import AstraError, Superseded
@@ -122,6 +120,8 @@ def _handed(handed: Handed) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it; what JSON has no form for stands under its kind."""
+    import numpy as np  # here, as few commands touch an array
+
     if value is None or isinstance(value, str | bool | int | float):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.generic):

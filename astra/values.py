@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import numpy as np
 from peewee import Field
 
 _BITS = {"SMALLINT": 16, "INT": 32, "AUTO": 32, "BIGINT": 64, "BIGAUTO": 64}
@@ -47,6 +46,8 @@ def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
         half = 1 << (_BITS[kind] - 1)
         return -half <= min(found) and max(found) < half
     if kind in ("FLOAT", "DOUBLE"):
+        import numpy as np
+
         # In less than half the time of np.array(found).
         sizes = np.abs(np.frombuffer(struct.pack(f"{len(found)}d", *found)))
         if sizes.min() >= _LEAST_FLOAT and sizes.max() <= _MOST_FLOAT:
@@ -61,10 +62,13 @@ def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
     return kind == "BOOL"
 
 
-_LEAST_FLOAT, _MOST_FLOAT = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+#: The least and the greatest number that 32 bits hold as others: IEEE 754.
+_LEAST_FLOAT, _MOST_FLOAT = 2.0**-126, 2.0**128 - 2.0**104
 
 
 def _whole(value: Any, kind: str) -> None:
+    import numpy as np
+
     if not isinstance(value, int | np.integer):
         raise ValueError(f"{value!r} is no whole number")
     half = 1 << (_BITS[kind] - 1)
@@ -73,6 +77,8 @@ def _whole(value: Any, kind: str) -> None:
 
 
 def _real(field: Field, value: Any) -> None:
+    import numpy as np
+
     if not isinstance(value, int | float | np.number):
         raise ValueError(f"{value!r} is no number")
     if math.isnan(value):

@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import numpy as np
 from psycopg2.extensions import Binary
 from psycopg2.extras import Json
 
@@ -20,7 +19,7 @@ def array_literal(values: Sequence[Any]) -> str:
 
 BYTES = bytes | bytearray | memoryview
 #: What has a text that the server reads as the same value.
-_PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta, np.integer, np.floating)
+_PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta)
 
 
 def _array_element(value: Any, inner: bool = False) -> str:
@@ -33,6 +32,8 @@ def _array_element(value: Any, inner: bool = False) -> str:
     kind = type(value)
     if kind is float or kind is int or kind is bool:
         return repr(value)
+    import numpy as np  # here, as few commands touch an array
+
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
@@ -48,7 +49,7 @@ def _array_element(value: Any, inner: bool = False) -> str:
         return _quoted(value.isoformat())
     if isinstance(value, np.bool_):
         return repr(bool(value))
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN) or isinstance(value, np.integer | np.floating):
         return _quoted(str(value))
     raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no form in the database")
 

@@ -9,13 +9,11 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import peewee
 import psycopg2
 from peewee import SQL
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS, Binary
 
-from astra import binary
 from astra.dialects.advisory import AdvisoryLock
 from astra.dialects.arrays import BYTES, array_literal
 from astra.dialects.common import (
@@ -478,6 +476,10 @@ class PostgreSQL(Common):
         keys = batch.columns[batch.returning[0]]
         if not self._is_utf8():
             return None
+        import numpy as np  # here, as few commands write results
+
+        from astra import binary
+
         types = self.column_types(batch.table)
         packed: dict[str, binary.Packed] = {}
         for name, values in batch.columns.items():

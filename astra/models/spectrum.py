@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from peewee import (
     BigAutoField,
     BlobField,
@@ -23,6 +22,9 @@ from astra.errors import UsageError
 from astra.models.base import BaseModel, TimeField, every_subclass
 from astra.models.source import Source
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 class ArrayField(BlobField):
     """A numpy array in the row itself, in numpy's own ``.npy`` form; no pickles."""
@@ -30,13 +32,17 @@ class ArrayField(BlobField):
     def db_value(self, value: Any) -> Any:
         if value is None:
             return None
+        import numpy as np  # here, as few commands touch an array
+
         buffer = BytesIO()
         np.save(buffer, np.asarray(value), allow_pickle=False)
         return super().db_value(buffer.getvalue())
 
-    def python_value(self, value: Any) -> np.ndarray | None:
+    def python_value(self, value: Any) -> "np.ndarray | None":
         if value is None:
             return None
+        import numpy as np
+
         return np.load(BytesIO(bytes(value)), allow_pickle=False)
 
 
@@ -98,7 +104,7 @@ class SpectrumMixin:
     # -- pixels -------------------------------------------------------------------------
 
     @property
-    def wavelength(self) -> np.ndarray | None:
+    def wavelength(self) -> "np.ndarray | None":
         """Vacuum wavelengths [Angstrom], shape (P,)."""
         return self._array("wavelength")
 
@@ -107,7 +113,7 @@ class SpectrumMixin:
         self.stored_wavelength = value
 
     @property
-    def flux(self) -> np.ndarray | None:
+    def flux(self) -> "np.ndarray | None":
         """Flux [1e-17 erg/s/cm^2/A, or normalised], shape (P,)."""
         return self._array("flux")
 
@@ -116,7 +122,7 @@ class SpectrumMixin:
         self.stored_flux = value
 
     @property
-    def ivar(self) -> np.ndarray | None:
+    def ivar(self) -> "np.ndarray | None":
         """Inverse variance of the flux [its unit to the power -2], shape (P,); 0 is no datum."""
         return self._array("ivar")
 
@@ -125,7 +131,7 @@ class SpectrumMixin:
         self.stored_ivar = value
 
     @property
-    def pixel_flags(self) -> np.ndarray | None:
+    def pixel_flags(self) -> "np.ndarray | None":
         """Bits of what is wrong with each pixel, shape (P,); None where nothing is known."""
         return self._array("pixel_flags")
 
@@ -133,19 +139,19 @@ class SpectrumMixin:
     def pixel_flags(self, value: Any) -> None:
         self.stored_pixel_flags = value
 
-    def _array(self, name: str) -> np.ndarray | None:
+    def _array(self, name: str) -> "np.ndarray | None":
         stored = getattr(self, f"stored_{name}")
         return self._file.get(name) if stored is None and self.path else stored
 
     @cached_property
-    def _file(self) -> dict[str, np.ndarray]:
+    def _file(self) -> "dict[str, np.ndarray]":
         path = Path(self.path)
         if not path.is_absolute() and (root := config.current().data.root):
             path = Path(root) / path
         return read_pixels(path)
 
 
-def read_pixels(path: Path) -> dict[str, np.ndarray]:
+def read_pixels(path: Path) -> "dict[str, np.ndarray]":
     """The arrays of a spectrum's file: ``wavelength``, ``flux``, ``ivar``, ``pixel_flags``.
 
     An ``.npz`` holds them by these names. A ``.fits`` is read as the BOSS pipeline writes it:
@@ -159,6 +165,8 @@ def read_pixels(path: Path) -> dict[str, np.ndarray]:
     OSError
         If it cannot be read.
     """
+    import numpy as np
+
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -167,7 +175,9 @@ def read_pixels(path: Path) -> dict[str, np.ndarray]:
     raise UsageError(f"{path}: a spectrum is an .npz or a .fits file, not {path.suffix!r}")
 
 
-def _read_fits(path: Path) -> dict[str, np.ndarray]:
+def _read_fits(path: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+
     try:
         from astropy.io import fits
     except ImportError as error:
