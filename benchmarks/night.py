@@ -71,6 +71,8 @@ def night(cluster: Any, n_rows: int, limit: int, each: int) -> tuple[dict[str, f
         began = time.time()
         subprocess.run(words, env=env, check=True, stdout=subprocess.DEVNULL)
         submitted_s = time.time() - began
+        # squeue would take time of the slots, and before this the night cannot be over.
+        time.sleep(max(n_rows * ROW_S / len(cluster.nodes) - submitted_s, 0.0))
         while not cluster.idle():
             time.sleep(0.1)
         lasted_s = time.time() - began
