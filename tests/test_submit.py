@@ -1,0 +1,165 @@
+"""Several arrays of one plan: the next intent is made while sbatch runs, whatever comes of it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from astra.database import connection
+from astra.errors import UsageError
+from astra.models.orchestration import Page, Plan, Submission
+from astra.resume import resume
+from astra.status import status
+from astra.submit import submit
+from tests.conftest import ROOT
+from tests.servers import wait_for
+from tests.test_slurm_nights import counts, plan_of, run_out
+
+pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
+
+
+@pytest.fixture
+def small_arrays(monkeypatch):
+    """Arrays of four elements at most."""
+    monkeypatch.setattr("astra.slurm.max_array_size", cache(lambda: 5))
+
+
+def wrap(folder: Path, monkeypatch, **commands: str) -> None:
+    """Commands of Slurm's that do something else; ``$REAL`` is what they would be."""
+    folder.mkdir()
+    for name, what in commands.items():
+        script = folder / name
+        script.write_text(f"#!/bin/sh\nREAL={shutil.which(name)}\n{what}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def states() -> list[str]:
+    with connection():
+        return [s.state for s in Submission.select().order_by(Submission.pk)]
+
+
+def given() -> dict[int, int]:
+    """How many submissions stand in a page's place: pages by their number."""
+    with connection():
+        return {p.number: p.submission_pk for p in Page.select().order_by(Page.number)}
+
+
+def test_one_sbatch_at_a_time_and_each_after_its_intent(
+    slurm, small_arrays, tmp_path, monkeypatch, pg_url
+):
+    """What stands in the database as sbatch begins: its own intent, and no array twice."""
+    seen = tmp_path / "seen"
+    name = '$(sed -n "s/^#SBATCH --job-name=//p" "$2")'
+    ask = f"psql -qAt -d '{pg_url}' -c \"SELECT state FROM submission WHERE job_name = '{name}'\""
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        sbatch=f"echo begins $({ask}) >>{seen}\n$REAL \"$@\"\necho ends >>{seen}",
+    )  # fmt: skip
+    plan = plan_of(60, 5)
+    done = submit(plan)
+    assert [(job.pages, job.offset) for job in done.jobs] == [(4, 0), (4, 4), (4, 8)]
+    assert seen.read_text().split() == ["begins", "intent", "ends"] * 3
+    assert states() == ["submitted"] * 3
+    run_out(slurm)
+    assert counts() == (60, 60) and status(plan).state == "whole"
+
+
+def test_the_next_intent_is_committed_while_sbatch_runs(
+    slurm, small_arrays, tmp_path, monkeypatch, pg_url
+):
+    """sbatch answers when two submissions stand in the database, and not before."""
+    count = f"$(psql -qAt -d '{pg_url}' -c 'SELECT count(*) FROM submission')"
+    wrap(tmp_path / "bin", monkeypatch, sbatch=f'until [ {count} = 2 ]; do :; done\n$REAL "$@"')
+    plan = plan_of(40, 5)
+    assert [job.pages for job in submit(plan).jobs] == [4, 4]
+    run_out(slurm)
+    assert counts() == (40, 40)
+
+
+def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
+    """Room for 6 elements: of the second array a half is taken, the third is not tried."""
+    plan = plan_of(60, 5)
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=6")
+    try:
+        done = submit(plan, options={"hold": True})
+    finally:
+        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    assert done.pages == 6 and done.unsubmitted == 6 and "resume" in done.message
+    assert "intent" not in states()
+    mine = {s.pk for s in Submission.select() if s.state == "submitted"}
+    assert [n for n, pk in given().items() if pk is not None] == [1, 2, 3, 4, 5, 6]
+    assert set(given().values()) == mine | {None}
+    assert resume(plan).pages == 6
+    for job in done.jobs:
+        slurm.run("scontrol", "release", str(job.job_id))
+    run_out(slurm)
+    assert counts() == (60, 60) and status(plan).state == "whole"
+
+
+def test_a_refusal_of_a_later_array_takes_the_next_intent_back(
+    slurm, small_arrays, tmp_path, monkeypatch
+):
+    calls = tmp_path / "calls"
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        sbatch=f"echo x >>{calls}\n[ $(wc -l <{calls}) = 2 ] || exec $REAL \"$@\"\n"
+        "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2\nexit 1",
+    )  # fmt: skip
+    plan = plan_of(80, 5)
+    done = submit(plan)
+    assert done.pages == 4 and done.unsubmitted == 12 and "Invalid account" in done.message
+    assert calls.read_text().split() == ["x"] * 2  # the third was not tried
+    assert states() == ["submitted", "refused", "absent"]
+    assert [pk is not None for pk in given().values()] == [True] * 4 + [False] * 12
+    assert submit(plan).pages == 12
+    run_out(slurm)
+    assert counts() == (80, 80)
+
+
+def test_an_array_that_is_sent_is_bound_though_the_next_cannot_be(
+    slurm, small_arrays, tmp_path, monkeypatch, pg_url
+):
+    """The plan is cancelled by another as the first array is sent."""
+    cancel = f"psql -q -d '{pg_url}' -c 'UPDATE plan SET cancelled = now()'"
+    wrap(tmp_path / "bin", monkeypatch, sbatch=f'{cancel}\nexec $REAL "$@"')
+    plan = plan_of(100, 5)
+    with pytest.raises(UsageError, match="cancelled meanwhile"):
+        submit(plan, options={"hold": True})
+    with connection():
+        sent = list(Submission.select())
+    # The second intent may have come before or after the cancelling; no third can.
+    assert 1 <= len(sent) <= 2 and all(s.state == "submitted" and s.job_id for s in sent)
+    held = set(slurm.run("squeue", "-h", "-o", "%F").split())
+    assert held == {str(s.job_id) for s in sent}
+
+
+def test_killed_while_sbatch_runs_and_the_next_intent_is_made(slurm, tmp_path, monkeypatch):
+    """The array that was sent is found, the other is not: each page is submitted once."""
+    computed, plan = tmp_path / "computed", None
+    answered = tmp_path / "answered"
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 5/"',
+        sbatch=f'$REAL "$@" >>{answered}\nexec sleep 60',
+    )  # fmt: skip
+    plan = plan_of(60, 5, computed=str(computed))
+    words = [sys.executable, "-m", "astra", "submit", str(plan)]
+    with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as sender:
+        wait_for(lambda: states() == ["intent"] * 2, "two intents")
+        wait_for(lambda: answered.exists() and answered.read_text(), "the answer of sbatch")
+        os.killpg(sender.pid, signal.SIGKILL)
+    monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
+    assert resume(plan).pages == 8
+    with connection():
+        first, second, *_ = Submission.select().order_by(Submission.pk)
+        assert str(first.job_id) == answered.read_text().strip() and first.state == "submitted"
+        assert second.state == "absent" and Plan.get().cancelled is None
+    run_out(slurm)
+    assert len(computed.read_text().split()) == 60 and counts() == (60, 60)
+    assert status(plan).state == "whole"
