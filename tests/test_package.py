@@ -52,6 +52,12 @@ def test_importing_the_package_does_not_wait_for_the_database_driver():
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_commands_that_touch_no_array_do_without_numpy():
+    find = "import sys, astra.cli.work, astra.compose, astra.show; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_the_database_may_be_used_before_the_models_are_imported(tmp_path):
     code = "from astra.database import database; print(database.execute_sql('select 7').fetchone())"
     done = subprocess.run(

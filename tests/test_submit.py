@@ -29,12 +29,27 @@ def small_arrays(monkeypatch):
     monkeypatch.setattr("astra.slurm.max_array_size", cache(lambda: 5))
 
 
+_SQL = """
+import sys, psycopg2
+with psycopg2.connect(sys.argv[1]) as link, link.cursor() as cursor:
+    cursor.execute(sys.argv[2])
+    if cursor.description:
+        print(cursor.fetchone()[0])
+"""
+
+
 def wrap(folder: Path, monkeypatch, **commands: str) -> None:
-    """Commands of Slurm's that do something else; ``$REAL`` is what they would be."""
+    """Commands of Slurm's that do something else.
+
+    In them, ``$REAL`` is what they would be, and ``sql`` asks the database of the test.
+    """
     folder.mkdir()
+    (folder / "sql.py").write_text(_SQL)
+    url = os.environ["ASTRA_DATABASE_URL"]
+    ask = f"sql() {{ {sys.executable} {folder}/sql.py '{url}' \"$1\"; }}"
     for name, what in commands.items():
         script = folder / name
-        script.write_text(f"#!/bin/sh\nREAL={shutil.which(name)}\n{what}\n")
+        script.write_text(f"#!/bin/sh\nREAL={shutil.which(name)}\n{ask}\n{what}\n")
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
@@ -44,19 +59,17 @@ def states() -> list[str]:
         return [s.state for s in Submission.select().order_by(Submission.pk)]
 
 
-def given() -> dict[int, int]:
-    """How many submissions stand in a page's place: pages by their number."""
+def given() -> dict[int, int | None]:
+    """The submission of each page, by the page's number."""
     with connection():
         return {p.number: p.submission_pk for p in Page.select().order_by(Page.number)}
 
 
-def test_one_sbatch_at_a_time_and_each_after_its_intent(
-    slurm, small_arrays, tmp_path, monkeypatch, pg_url
-):
-    """What stands in the database as sbatch begins: its own intent, and no array twice."""
+def test_one_sbatch_at_a_time_and_each_after_its_intent(slurm, small_arrays, tmp_path, monkeypatch):
+    """Its own intent stands in the database as sbatch begins, and no array is sent twice."""
     seen = tmp_path / "seen"
     name = '$(sed -n "s/^#SBATCH --job-name=//p" "$2")'
-    ask = f"psql -qAt -d '{pg_url}' -c \"SELECT state FROM submission WHERE job_name = '{name}'\""
+    ask = f"sql \"SELECT state FROM submission WHERE job_name = '{name}'\""
     wrap(
         tmp_path / "bin", monkeypatch,
         sbatch=f"echo begins $({ask}) >>{seen}\n$REAL \"$@\"\necho ends >>{seen}",
@@ -70,11 +83,9 @@ def test_one_sbatch_at_a_time_and_each_after_its_intent(
     assert counts() == (60, 60) and status(plan).state == "whole"
 
 
-def test_the_next_intent_is_committed_while_sbatch_runs(
-    slurm, small_arrays, tmp_path, monkeypatch, pg_url
-):
+def test_the_next_intent_is_committed_while_sbatch_runs(slurm, small_arrays, tmp_path, monkeypatch):
     """sbatch answers when two submissions stand in the database, and not before."""
-    count = f"$(psql -qAt -d '{pg_url}' -c 'SELECT count(*) FROM submission')"
+    count = '$(sql "SELECT count(*) FROM submission")'
     wrap(tmp_path / "bin", monkeypatch, sbatch=f'until [ {count} = 2 ]; do :; done\n$REAL "$@"')
     plan = plan_of(40, 5)
     assert [job.pages for job in submit(plan).jobs] == [4, 4]
@@ -123,10 +134,10 @@ def test_a_refusal_of_a_later_array_takes_the_next_intent_back(
 
 
 def test_an_array_that_is_sent_is_bound_though_the_next_cannot_be(
-    slurm, small_arrays, tmp_path, monkeypatch, pg_url
+    slurm, small_arrays, tmp_path, monkeypatch
 ):
     """The plan is cancelled by another as the first array is sent."""
-    cancel = f"psql -q -d '{pg_url}' -c 'UPDATE plan SET cancelled = now()'"
+    cancel = 'sql "UPDATE plan SET cancelled = now()"'
     wrap(tmp_path / "bin", monkeypatch, sbatch=f'{cancel}\nexec $REAL "$@"')
     plan = plan_of(100, 5)
     with pytest.raises(UsageError, match="cancelled meanwhile"):
@@ -141,8 +152,7 @@ def test_an_array_that_is_sent_is_bound_though_the_next_cannot_be(
 
 def test_killed_while_sbatch_runs_and_the_next_intent_is_made(slurm, tmp_path, monkeypatch):
     """The array that was sent is found, the other is not: each page is submitted once."""
-    computed, plan = tmp_path / "computed", None
-    answered = tmp_path / "answered"
+    computed, answered = tmp_path / "computed", tmp_path / "answered"
     wrap(
         tmp_path / "bin", monkeypatch,
         scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 5/"',
