@@ -142,7 +142,6 @@ class Element:
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.in_hand = FIRST_IN_HAND  # rows that an attempt is taken to have in hand at first
-        self.n_chunk: int | None = None  # rows that are read at a time, once their size is known
         self.is_linked = self.has_loaded = False
 
     def __enter__(self) -> "Element":
@@ -227,7 +226,7 @@ class Element:
             self.has_loaded = True
             collect_as_usual()
         target = target_of(plan, model, output, claim.page.number)
-        reader = Reader(model, output, claim, stop, meter.first_row, self.n_chunk)
+        reader = Reader(model, output, claim, stop, meter.first_row)
 
         def begin(run: Run) -> None:
             reader.begin(run)
@@ -276,7 +275,7 @@ class Element:
             raise BrokenElement(said) from error
         if Outcome.PENDING.value in claim.outcomes:
             raise _interrupted(claim, stop.reason or "the task stopped early")
-        self.in_hand, self.n_chunk = max(FIRST_IN_HAND, reader.soon()), reader.n_chunk
+        self.in_hand = max(FIRST_IN_HAND, reader.soon())
         if not stop.wanted.is_set():
             self._link()
         try:

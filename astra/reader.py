@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import add
 from typing import Any
 
-from peewee import PeeweeException
+from peewee import PeeweeException, fn
 
 from astra import config, log
 from astra.database import aside, begun_aside, dialect, retrying
@@ -18,17 +20,20 @@ from astra.run import Run, Stop
 from astra.states import Outcome
 from astra.suspects import CERTAIN
 
-#: Rows that are read at a time, at most; bytes of arrays in them; rows before their size is known.
-CHUNK, CHUNK_BYTES, FIRST_CHUNK = 1000, 4_000_000, 32
+#: Rows that are read at a time, at most, and bytes of arrays in them; rows that the task still has
+#: when the next are read, at least.
+CHUNK, CHUNK_BYTES, LAST_ROWS = 1000, 4_000_000, 32
 #: Seconds of work for which an attempt says beforehand which rows it will have in hand.
 IN_HAND_S = 5.0
+
+#: Rows that were read together, and the keys of those that are left.
+Chunk = tuple[list[Handed], list[int]]
 
 
 class Reader:
     """The rows of a page that still need the task, read by chunks, in the page's order.
 
-    Suspects come last, each group by itself; those that have been given up are failures. Where the
-    size of rows is known from another page, `n_chunk` of them are read at a time from the start.
+    Suspects come last, each group by itself; those that have been given up are failures.
     """
 
     def __init__(
@@ -38,20 +43,18 @@ class Reader:
         claim: Claim,
         stop: Stop,
         first_row: Callable[[], None],
-        n_chunk: int | None = None,
     ) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.first_row = first_row  # is told before the task is given a row
         self.run: Run | None = None
         self.t_read_s = 0.0
-        self.pixels = [field.name for field in pixel_columns(model)]
-        self.n_chunk = n_chunk or (FIRST_CHUNK if self.pixels else CHUNK)
+        self.n_bytes: dict[int, int] = {}  # of the arrays of rows, by key
         self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
         self.began = time.monotonic()
         self.n_given = 0
         limit = config.current().element.max_deaths
         self.keys: list[int] = []  # of the rows that come first, once it is known which
-        self.first: list[Handed] | None = None
+        self.first: Chunk | None = None
         suspects = [s for s in claim.suspects if self._is_pending(s.key)]
         self.given_up = {s.key: s for s in suspects if s.deaths >= limit}
         self.group_of = {s.key: s.group for s in suspects if s.deaths < limit}
@@ -69,7 +72,7 @@ class Reader:
         self._give_up(run)
         apart = self.given_up.keys() | self.group_of.keys()
         self.keys = [k for k in self.claim.positions if self._is_pending(k) and k not in apart]
-        self.first = self._read_patiently(self.keys[: self.n_chunk])
+        self.first = self._read_patiently(self.keys)
 
     def _give_up(self, run: Run) -> None:
         """Record the rows that ended too many processes as failures."""
@@ -118,41 +121,30 @@ class Reader:
         """Rows by their keys, some of them once more."""
         return self._by_chunks(keys)
 
-    def _by_chunks(self, keys: list[int], first: list[Handed] | None = None) -> Iterator[Handed]:
-        """Rows by their keys; a chunk is read while the task is at the last rows of another.
-
-        These are an eighth of the other, and all of a small one, as the first of a page may be.
-        """
-        chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
-        ahead = self._ahead(chunk) if first is None else lambda: first
-        while chunk:
-            rows, chunk = ahead(), []
-            self._choose_chunk(rows)
+    def _by_chunks(self, keys: list[int], first: Chunk | None = None) -> Iterator[Handed]:
+        """Rows by their keys; a chunk is read while the task is at the last eighth of another."""
+        ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
+        while ahead is not None:
+            (rows, keys), ahead = ahead(), None
             if rows:
                 self.first_row()
-            begin_at = len(rows) - 1 - max(len(rows) // 8, FIRST_CHUNK)
+            begin_at = len(rows) - 1 - max(len(rows) // 8, LAST_ROWS)
             for i, handed in enumerate(rows or [None]):
-                if i >= begin_at and not chunk and keys:
-                    chunk, keys = keys[: self.n_chunk], keys[self.n_chunk :]
-                    ahead = self._ahead(chunk)
+                if i >= begin_at and ahead is None and keys:
+                    ahead = self._ahead(keys)
                 if handed is not None:
                     yield handed
 
-    def _ahead(self, keys: list[int]) -> Callable[[], list[Handed]]:
+    def _ahead(self, keys: list[int]) -> Callable[[], Chunk]:
         return begun_aside(lambda: self._read_patiently(keys))
 
-    def _choose_chunk(self, rows: list[Handed]) -> None:
-        """Read no more at a time than rows of this size fit into :data:`CHUNK_BYTES`."""
-        arrays = ([getattr(h.row, name) for name in self.pixels] for h in rows)
-        sizes = [sum(array.nbytes for array in found if array is not None) for found in arrays]
-        if sizes:
-            self.n_chunk = min(max(CHUNK_BYTES // max(*sizes, 1), 1), CHUNK)
-
-    def _read_patiently(self, keys: list[int]) -> list[Handed]:
+    def _read_patiently(self, keys: list[int]) -> Chunk:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
 
-    def _read(self, keys: list[int]) -> list[Handed]:
+    def _read(self, keys: list[int]) -> Chunk:
+        """The first rows of `keys`: as many as are read at a time."""
         began = time.perf_counter()
+        keys, left = self._cut(keys)
         key = key_of(self.model)
         # The clock first: the rows are at least as recent as it says.
         now = dialect().now()
@@ -166,9 +158,29 @@ class Reader:
         }
         self.t_read_s += time.perf_counter() - began
         self._note_ended(ended, [k for k in keys if k not in rows])
-        return [
+        handed = [
             Handed(k, rows[k], rows[k].modified, now) for k in keys if k in rows and k not in ended
         ]
+        return handed, left
+
+    def _cut(self, keys: list[int]) -> tuple[list[int], list[int]]:
+        """The keys of a chunk, and of what is left: no more than :data:`CHUNK_BYTES` of arrays."""
+        chunk, n_bytes = keys[:CHUNK], 0
+        if arrays := pixel_columns(self.model):
+            for n, k in enumerate(chunk):
+                if k not in self.n_bytes:
+                    self.n_bytes = self._sizes(arrays, keys[n : n + CHUNK])
+                n_bytes += self.n_bytes[k]
+                if n and n_bytes > CHUNK_BYTES:
+                    return keys[:n], keys[n:]
+        return chunk, keys[CHUNK:]
+
+    def _sizes(self, arrays: list[Any], keys: list[int]) -> dict[int, int]:
+        """Bytes of the arrays of rows, by key, which the database knows without reading them."""
+        key = key_of(self.model)
+        n_bytes = reduce(add, (fn.COALESCE(fn.LENGTH(array), 0) for array in arrays))
+        query = self.model.select(key, n_bytes).where(dialect().among(key, keys))
+        return dict.fromkeys(keys, 0) | dict(query.tuples())
 
     def _note_ended(self, ended: set[int], gone: list[int]) -> None:
         """Rows that have an up-to-date result already, or are no more."""

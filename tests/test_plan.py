@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -19,8 +20,7 @@ from astra.failures import failures
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Page, Plan, Submission
 from astra.plan import create_plan, get_plan
-from astra.reader import Reader
-from astra.results import Handed
+from astra.reader import Chunk, Reader
 from astra.resume import resume_local
 from astra.schema import init_database
 from astra.status import status
@@ -321,18 +321,27 @@ def test_lists_of_keys_are_compressed_with_lz4_in_old_tables_too(pg_url):
     assert database.execute_sql(found).fetchall() == [("pglz", 4_000), ("lz4", 4_000)]
 
 
-def test_an_element_learns_from_its_first_page_how_many_rows_it_can_read(url, monkeypatch):
-    """The first 32 rows say how large rows are; of later pages all is read at once."""
+def test_no_more_rows_are_read_at_a_time_than_their_arrays_allow(url, monkeypatch):
+    """Three large spectra fit into a chunk, wherever they stand; small rows are read at once."""
     fill(300)
     plan = get_plan(plan_of(limit=100).plan)
-    read, sizes = Reader._read, []
+    (second,) = Page.select().where(Page.number == 2)
+    spectrum = BossVisitSpectrum
+    for place in (50, 51, 52, 90, 91, 92, 93, 94, 95):
+        flux = np.ones(125_000)
+        spectrum.update(stored_flux=flux).where(
+            spectrum.spectrum_pk == second.keys[place]
+        ).execute()
+    read, chunks = Reader._read, []
 
-    def counted(self: Reader, keys: list[int]) -> list[Handed]:
-        sizes.append((self.claim.page.number, len(keys)))
-        return read(self, keys)
+    def counted(self: Reader, keys: list[int]) -> Chunk:
+        rows, left = read(self, keys)
+        chunks.append((self.claim.page.number, len(rows)))
+        return rows, left
 
     monkeypatch.setattr(Reader, "_read", counted)
     submission = submitted_to_one(plan)
     assert [run.state for run in run_element(plan.pk, 1, submission.token)] == ["done"] * 3
-    assert sizes == [(1, 32), (1, 68), (2, 100), (3, 100)]
+    # 1 MB and a header each: a fourth is more than 4 MB.
+    assert chunks == [(1, 100), (2, 90), (2, 3), (2, 7), (3, 100)]
     assert status(plan.pk).rows == {"done": 300}
