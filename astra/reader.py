@@ -9,7 +9,7 @@ from typing import Any
 from peewee import PeeweeException, fn
 
 from astra import config, log
-from astra.database import aside, begun_aside, dialect, retrying
+from astra.database import aside, begun_aside, database, dialect, retrying
 from astra.errors import AstraError
 from astra.models.orchestration import Attempt
 from astra.models.spectrum import pixel_columns
@@ -179,8 +179,9 @@ class Reader:
         """Bytes of the arrays of rows, by key, which the database knows without reading them."""
         key = key_of(self.model)
         n_bytes = reduce(add, (fn.COALESCE(fn.LENGTH(array), 0) for array in arrays))
-        query = self.model.select(key, n_bytes).where(dialect().among(key, keys))
-        return dict.fromkeys(keys, 0) | dict(query.tuples())
+        among = dialect().among(key, keys)
+        query = self.model.select(key, n_bytes).where(among & (n_bytes > 0))
+        return dict.fromkeys(keys, 0) | dict(database.execute(query).fetchall())
 
     def _note_ended(self, ended: set[int], gone: list[int]) -> None:
         """Rows that have an up-to-date result already, or are no more."""
