@@ -297,9 +297,10 @@ def _submit_slices(
             if coming:
                 del queue[0]
                 sending = coming, begun_aside(coming.call)
-    finally:
+    except BaseException:
         if sending:  # the next intent could not be made
-            _bind(*sending)
+            _bind_if_answered(*sending)
+        raise
     return jobs, done, None
 
 
@@ -421,6 +422,15 @@ def _bind(intent: _Intent, answer: Callable[[], slurm.JobId]) -> Job:
         raise
     adopt(submission, found)
     return Job(found.job_id, intent.array, piece.offset, len(piece.pages), str(path))
+
+
+def _bind_if_answered(intent: _Intent, answer: Callable[[], slurm.JobId]) -> None:
+    """As the command ends early: what sbatch did is taken down, and not asked for again."""
+    try:
+        adopt(intent.submission, answer())
+    except AstraError as error:
+        plan = intent.submission.plan_pk
+        log.warning("the last array: %s; astra resume %d looks for it by its name", error, plan)
 
 
 def send(

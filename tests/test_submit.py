@@ -5,12 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
+import psycopg2
 import pytest
 
-from astra.database import connection
+from astra.database import connection, database
 from astra.errors import UsageError
 from astra.models.orchestration import Page, Plan, Submission
 from astra.resume import resume
@@ -173,3 +175,33 @@ def test_killed_while_sbatch_runs_and_the_next_intent_is_made(slurm, tmp_path, m
     run_out(slurm)
     assert len(computed.read_text().split()) == 60 and counts() == (60, 60)
     assert status(plan).state == "whole"
+
+
+def test_ctrl_c_while_sbatch_runs_sends_nothing_again(slurm, tmp_path, monkeypatch, pg_url):
+    """The next intent waits for a lock; a terminal's SIGINT reaches sbatch, too."""
+    calls = tmp_path / "calls"
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 5/"',
+        sbatch=f"echo x >>{calls}\nexec sleep 60",
+    )  # fmt: skip
+    plan = plan_of(40, 5)
+    words = [sys.executable, "-m", "astra", "submit", str(plan)]
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with (
+        closing(psycopg2.connect(pg_url)) as link,
+        link.cursor() as cursor,
+        subprocess.Popen(words, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE) as sender,
+    ):
+        cursor.execute("SELECT 1 FROM page WHERE number = 5 FOR UPDATE")
+        wait_for(lambda: database.execute_sql(waits).fetchone()[0], "the second intent")
+        wait_for(calls.exists, "sbatch")
+        os.killpg(sender.pid, signal.SIGINT)
+        link.rollback()  # the driver hears of a signal when it has its answer
+        told = sender.communicate(timeout=20)[1].decode()
+    assert "looks for it by its name" in told and "Aborted!" in told and "Traceback" not in told
+    assert calls.read_text().split() == ["x"] and states() == ["intent"]
+    monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
+    assert resume(plan).pages == 8
+    run_out(slurm)
+    assert counts() == (40, 40)
