@@ -35,7 +35,7 @@ from astra.database import (
     try_lock,
     url,
     writing,
-)  # fmt: skip
+)
 from astra.errors import AstraError, BusyError, SlurmError, SlurmUnknown, UsageError
 from astra.folders import check_folder, write_whole
 from astra.hours import ALWAYS, Hours
