@@ -5,28 +5,34 @@ that have no up-to-date result. Plans, Slurm arrays and the morning's status are
 two: see ``astra --help``, and ``astra.api`` for the same from programs.
 """
 
-import importlib
-import logging
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.8.1"
 
-#: The log of the package: ``astra`` and its children, set up by the program that uses it.
-log = logging.getLogger("astra")
-
+TYPE_CHECKING = False  # but for who checks types: all that is imported here delays every command
 if TYPE_CHECKING:
+    from logging import Logger
+
     from astra.pending import generate_queries_for_task
     from astra.tasks import task
+
+    #: The log of the package: ``astra`` and its children, set up by the program that uses it.
+    log: Logger
 
 __all__ = ["__version__", "generate_queries_for_task", "log", "task"]
 
 _HOME_OF = {"task": "astra.tasks", "generate_queries_for_task": "astra.pending"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Imported on first use, so that `astra --help` does not wait for the database driver.
+    if name == "log":
+        import logging
+
+        globals()["log"] = found = logging.getLogger("astra")
+        return found
     if name not in _HOME_OF:
         raise AttributeError(f"module 'astra' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_HOME_OF[name]), name)
 
 
