@@ -61,7 +61,7 @@ def rounds(n_pages: int, n_rounds: int, folder: Path, cluster: Any) -> list[floa
 def measure(quick: bool) -> Iterator[Line]:
     from tests.servers import Slurm
 
-    n_pages, size, n_rounds = (60, 21, 1) if quick else (100_000, 2001, 2)
+    n_pages, size, n_rounds = (60, 21, 1) if quick else (100_000, 2001, 6)
     n_arrays = -(-n_pages // (size - 1))
     with postgres(), tempfile.TemporaryDirectory() as folder:
         say(f"filling {n_pages:,} rows")
