@@ -12,7 +12,7 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
-from tests.servers import Slurm, wait_for
+from tests.servers import ServerError, Slurm, wait_for
 from tests.servers.server import command
 
 _KEY = b"of the tests alone"
@@ -83,9 +83,17 @@ class Cluster:
 
     def jobs(self, folder: Path, *words: str) -> list[str]:
         """Elements whose logs are in a folder, by the options of squeue that choose."""
-        lines = self.run(
-            "squeue", "-h", "-r", *words, "-O", "JobArrayID:40,STDOUT:400"
-        ).splitlines()
+        ask = ("squeue", "-h", "-r", *words, "-O", "JobArrayID:40,STDOUT:400")
+        lines: list[str] = []
+
+        def answered() -> bool:
+            try:
+                lines[:] = self.run(*ask).splitlines()
+            except ServerError:  # a seed beside this one has taken slurmctld down
+                return False
+            return True
+
+        wait_for(answered, "an answer of squeue", 60)
         return [line.split()[0] for line in lines if f" {folder}/" in line]
 
     def restore(self, folder: Path) -> None:
