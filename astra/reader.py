@@ -37,12 +37,7 @@ class Reader:
     """
 
     def __init__(
-        self,
-        model: Any,
-        output: Any,
-        claim: Claim,
-        stop: Stop,
-        first_row: Callable[[], None],
+        self, model: Any, output: Any, claim: Claim, stop: Stop, first_row: Callable[[], None]
     ) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.first_row = first_row  # is told before the task is given a row

@@ -49,7 +49,7 @@ def _array_element(value: Any, inner: bool = False) -> str:
         return _quoted(value.isoformat())
     if isinstance(value, np.bool_):
         return repr(bool(value))
-    if isinstance(value, _PLAIN) or isinstance(value, np.integer | np.floating):
+    if isinstance(value, (*_PLAIN, np.integer, np.floating)):
         return _quoted(str(value))
     raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no form in the database")
 
