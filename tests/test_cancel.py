@@ -142,3 +142,25 @@ def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path):
     runner.send_signal(signal.SIGINT)
     assert runner.wait(20) == 75
     assert time.monotonic() - began < 3
+
+
+def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
+    """It comes when all has ended, and the message is on its way."""
+    plan = planned(400, 200, row_s=0.02, computed=str(tmp_path / "computed"))
+    again = "os.kill(os.getpid(), signal.SIGINT)"
+    code = (
+        "import os, signal\nfrom astra import show\nsay = show.error\n"
+        f"def error(text):\n    {again}\n    say(text)\n    {again}\n"
+        "show.error = error\nfrom astra.__main__ import run\nrun()"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code, "submit", str(plan), "--local", "-j", "2"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(
+        lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 120
+    )
+    runner.send_signal(signal.SIGINT)
+    said = runner.communicate(timeout=60)[1]
+    assert runner.returncode == 75
+    assert f"plan {plan} was interrupted; what was yielded is stored" in said

@@ -1,6 +1,7 @@
 """The group of commands: its own options, and what it says of errors."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import click
 
 from astra import __version__
-from astra.errors import AstraError, nearest
+from astra.errors import AstraError, Interrupted, nearest
 
 #: The modules of commands, as ``astra --help`` shows them, in the order of their use.
 _PARTS = {
@@ -46,6 +47,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except AstraError as error:
+            if isinstance(error, Interrupted):
+                # It ends already: a second Ctrl-C would only take its last words away.
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
             show_error(error)
             ctx.exit(error.exit_status)
         except BrokenPipeError:
