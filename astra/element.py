@@ -131,8 +131,8 @@ def run_element(
 class Element:
     """What runs pages in this process, one after the other.
 
-    One connection serves from the end of a page to the first row of the next; none is held while
-    the task is imported, or computes.
+    One connection serves from the last checkpoint of a page to the first row of the next; none is
+    held while the task is imported, or computes.
     """
 
     def __init__(
@@ -150,8 +150,11 @@ class Element:
     def __exit__(self, *_: object) -> None:
         self._unlink()
 
-    def _link(self) -> None:
-        self.is_linked = connected() or self.is_linked
+    def _link(self) -> bool:
+        """Open the connection, if one can be had just now; whether it is new."""
+        is_new = connected()
+        self.is_linked = is_new or self.is_linked
+        return is_new
 
     def _unlink(self) -> None:
         if self.is_linked:
@@ -199,6 +202,10 @@ class Element:
             page = claim.page
         return _page_run(page, state, message, status)
 
+    def _abandon(self) -> None:
+        if abandon_transaction():
+            log.warning("%s left a transaction open: it was rolled back", self.plan.task)
+
     def _claim(self, number: int, element: int) -> Claim | None:
         where = here(self.submission.kind)
         return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
@@ -232,6 +239,10 @@ class Element:
             reader.begin(run)
             self._unlink()
 
+        def end() -> bool:
+            self._abandon()
+            return dialect().name == "postgresql" and self._link()
+
         run = Run(
             reader,
             caller(function, bound),
@@ -242,6 +253,7 @@ class Element:
             stop=stop,
             suspects=reader.groups,
             begins=begin,
+            ends=end,
             enters=reader.enter,
             board=self.board,
             tally=self.tally,
@@ -258,8 +270,7 @@ class Element:
                 for _ in run:
                     pass
             finally:
-                if abandon_transaction():
-                    log.warning("%s left a transaction open: it was rolled back", plan.task)
+                self._abandon()
         except Forced as forced:
             raise _interrupted(claim, forced.reason) from None
         except OutOfMemory:

@@ -43,6 +43,9 @@ class Reader:
         self.first_row = first_row  # is told before the task is given a row
         self.run: Run | None = None
         self.t_read_s = 0.0
+        self.arrays = pixel_columns(model)
+        # The arrays of rows, before they are read: mostly there are none, and one statement does.
+        self.measures = False
         self.n_bytes: dict[int, int] = {}  # of the arrays of rows, by key
         self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
         self.began = time.monotonic()
@@ -139,49 +142,61 @@ class Reader:
     def _read(self, keys: list[int]) -> Chunk:
         """The first rows of `keys`: as many as are read at a time."""
         began = time.perf_counter()
-        keys, left = self._cut(keys)
-        key = key_of(self.model)
         # The clock first: the rows are at least as recent as it says.
         now = dialect().now()
-        query = rows_with_source(self.model).where(dialect().among(key, keys))
-        rows = {getattr(row, key.name): row for row in read_rows(query)}
-        ended = {
-            k
-            for (k,) in self.model.select(key)
-            .where(dialect().among(key, keys) & has_result(self.model, self.output))
-            .tuples()
-        }
+        chunk, left = self._cut(keys)
+        rows = self._rows(chunk)
+        if len(rows) < len(chunk) and self.arrays and not self.measures:
+            self.measures = True
+            chunk, left = self._cut(keys)
+            rows = self._rows(chunk)
+        left = self._note_missing([k for k in chunk if k not in rows]) + left
         self.t_read_s += time.perf_counter() - began
-        self._note_ended(ended, [k for k in keys if k not in rows])
-        handed = [
-            Handed(k, rows[k], rows[k].modified, now) for k in keys if k in rows and k not in ended
-        ]
-        return handed, left
+        return [Handed(k, rows[k], rows[k].modified, now) for k in chunk if k in rows], left
+
+    def _rows(self, keys: list[int]) -> dict[int, Any]:
+        """Rows without a result, by key; those without arrays, until these are measured."""
+        key = key_of(self.model)
+        wanted = dialect().among(key, keys) & ~self._has_result()
+        if self.arrays and not self.measures:
+            wanted &= self._size() == 0
+        query = rows_with_source(self.model).where(wanted)
+        return {getattr(row, key.name): row for row in read_rows(query)}
+
+    def _has_result(self) -> Any:
+        return has_result(self.model, self.output, by_index=True)
+
+    def _note_missing(self, keys: list[int]) -> list[int]:
+        """Rows that have an up-to-date result already, or are no more, are noted; the others."""
+        if not keys:
+            return keys
+        key = key_of(self.model)
+        query = self.model.select(key, self._has_result()).where(dialect().among(key, keys))
+        has = dict(database.execute(query).fetchall())
+        self.claim.find(k for k in keys if has.get(k))
+        for k in keys:
+            if k not in has and self.run is not None:
+                message = "the input row was deleted after it was planned"
+                self.run.fail(Refusal(k, "InputGone", message))
+        return [k for k in keys if k in has and not has[k]]
 
     def _cut(self, keys: list[int]) -> tuple[list[int], list[int]]:
         """The keys of a chunk, and of what is left: no more than :data:`CHUNK_BYTES` of arrays."""
         chunk, n_bytes = keys[:CHUNK], 0
-        if arrays := pixel_columns(self.model):
-            for n, k in enumerate(chunk):
-                if k not in self.n_bytes:
-                    self.n_bytes = self._sizes(arrays, keys[n : n + CHUNK])
-                n_bytes += self.n_bytes[k]
-                if n and n_bytes > CHUNK_BYTES:
-                    return keys[:n], keys[n:]
+        for n, k in enumerate(chunk if self.measures else ()):
+            if k not in self.n_bytes:
+                self.n_bytes = self._sizes(keys[n : n + CHUNK])
+            n_bytes += self.n_bytes[k]
+            if n and n_bytes > CHUNK_BYTES:
+                return keys[:n], keys[n:]
         return chunk, keys[CHUNK:]
 
-    def _sizes(self, arrays: list[Any], keys: list[int]) -> dict[int, int]:
+    def _sizes(self, keys: list[int]) -> dict[int, int]:
         """Bytes of the arrays of rows, by key, which the database knows without reading them."""
         key = key_of(self.model)
-        n_bytes = reduce(add, (fn.COALESCE(fn.LENGTH(array), 0) for array in arrays))
-        among = dialect().among(key, keys)
-        query = self.model.select(key, n_bytes).where(among & (n_bytes > 0))
+        wanted = dialect().among(key, keys) & (self._size() > 0)
+        query = self.model.select(key, self._size()).where(wanted)
         return dict.fromkeys(keys, 0) | dict(database.execute(query).fetchall())
 
-    def _note_ended(self, ended: set[int], gone: list[int]) -> None:
-        """Rows that have an up-to-date result already, or are no more."""
-        self.claim.find(ended)
-        for k in gone:
-            if self.run is not None:
-                message = "the input row was deleted after it was planned"
-                self.run.fail(Refusal(k, "InputGone", message))
+    def _size(self) -> Any:
+        return reduce(add, (fn.COALESCE(fn.LENGTH(array), 0) for array in self.arrays))

@@ -146,6 +146,8 @@ class Run:
     suspects : rows by their keys that are handed over last, each group by itself, since a
         process died with them in hand.
     begins : is told of the run before the task is called.
+    ends : asked when all rows have ended: whether the last checkpoint may be written on this
+        thread's connection, which the task has left alone.
     enters : is told of each group before it is handed over, once all else is written.
     board : is told which rows the task has in hand.
     tally : of the element.
@@ -169,6 +171,7 @@ class Run:
         heartbeat_s: float = 60.0,
         suspects: Iterable[list[int]] = (),
         begins: Callable[["Run"], None] = lambda run: None,
+        ends: Callable[[], bool] = lambda: False,
         enters: Callable[[list[int]], None] = lambda keys: None,
         board: Board | None = None,
         tally: Tally | None = None,
@@ -180,7 +183,7 @@ class Run:
         self.key_name = target.key_name
         self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
         self.board, self.tally, self.outer = board, tally or Tally(), outer
-        self.begins, self.enters, self.grace_s = begins, enters, grace_s
+        self.begins, self.ends, self.enters, self.grace_s = begins, ends, enters, grace_s
         _warn_of_transaction(settings)
         # Handed over, not ended, in order: by key; a row without one, or one of two, by itself.
         self.open: dict[Any, Handed] = {}
@@ -238,6 +241,8 @@ class Run:
                 yield from self._results(self._once_more(group), halve)
             if not self.behind:
                 yield from self._flushed()
+            elif not self._is_stuck() and self.ends():
+                self._write_last()
         finally:
             try:
                 self.write_all()
@@ -589,6 +594,8 @@ class Run:
         """Have a full batch written, and go on while there is room for more."""
         if self.writes_here and not self.is_left and not self.in_writing and self._write_here():
             return
+        if self.n_results == self.n_rows:
+            return  # of the last row, as it seems: what comes next is the end, which writes it
         self._wake()
         with self.room:
             while len(self.waiting) >= ROOM * self.settings.batch_size and not self._is_stuck():
@@ -603,6 +610,14 @@ class Run:
             self.is_left = True
             return False
         return True
+
+    def _write_last(self) -> None:
+        """Write what is left of the page on the connection that this thread goes on with."""
+        try:
+            self.flush()
+        except Exception as error:
+            self.trouble = error  # it was tried for as long as anything is
+            raise
 
     def _is_stuck(self) -> bool:
         return self.trouble is not None or self.stop.wanted.is_set()

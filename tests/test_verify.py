@@ -200,7 +200,7 @@ def test_rows_found_while_a_checkpoint_is_written(url, monkeypatch):
         return found
 
     monkeypatch.setattr(Claim, "seen", find_after)
-    monkeypatch.setattr("astra.reader.Reader._note_ended", lambda *found: None)
+    monkeypatch.setattr("astra.reader.Reader._note_missing", lambda *missing: [])
     run(plan, batch_size=5)
     assert_sound(plan, result=20)
 

@@ -488,11 +488,9 @@ class PostgreSQL(Common):
             if found is None:
                 return None
             packed[name] = found
-        sequence = self._sequence(batch.table, batch.returning[1])
-        if sequence is None or self._any_stored(batch):
+        primaries = self._drawn(batch)
+        if not primaries:
             return None
-        drawn = "SELECT nextval(%s::regclass) FROM generate_series(1, %s)"
-        primaries = [pk for (pk,) in self.run(drawn, (sequence, len(keys))).fetchall()]
         packed[batch.returning[1]] = binary.pack("int8", primaries)  # type: ignore[assignment]
         # In the order of their keys, so that two who write the same rows do not block each other.
         order = np.argsort(keys)
@@ -504,16 +502,25 @@ class PostgreSQL(Common):
             )
         return dict(zip(keys, primaries, strict=True))
 
-    def _any_stored(self, batch: Batch) -> bool:
-        """Whether one of the rows has a result at this version."""
+    def _drawn(self, batch: Batch) -> list[int]:
+        """Primary keys for the rows of a batch; none if one of them has a result at this version.
+
+        By a LIMIT within, each row is looked up in the index: a table that was not analysed since
+        it was empty would be gone through from end to end.
+        """
+        sequence = self._sequence(batch.table, batch.returning[1])
+        if sequence is None:
+            return []
         key, of = self.quote(batch.returning[0]), batch.where.replace("WHERE", "AND")
-        keys = "{" + ",".join(map(str, batch.columns[batch.returning[0]])) + "}"
-        found = self.run(
-            f"""SELECT 1 FROM {batch.table} WHERE {key} = ANY(%s::bigint[])
-                AND v_astra_major_minor = %s {of} LIMIT 1""",
-            (keys, batch.columns["v_astra"][0] // 1000),
+        keys = batch.columns[batch.returning[0]]
+        drawn = self.run(
+            f"""SELECT nextval(%s::regclass) FROM generate_series(1, %s) WHERE NOT EXISTS (
+                SELECT 1 FROM unnest(%s::bigint[]) AS wanted(key), LATERAL (
+                    SELECT 1 FROM {batch.table} WHERE {key} = wanted.key
+                    AND v_astra_major_minor = %s {of} LIMIT 1) AS stored)""",
+            (sequence, len(keys), self.pack_keys(keys), batch.columns["v_astra"][0] // 1000),
         )
-        return found.fetchone() is not None
+        return [pk for (pk,) in drawn.fetchall()]
 
     def _is_utf8(self) -> bool:
         return bool(self.database.connection().encoding == "UTF8")
