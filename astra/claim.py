@@ -124,15 +124,21 @@ def claim_page(
             **{k: getattr(where, k) for k in where.__dataclass_fields__},
         )
         seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
-        changed = (
+        # What the attempt before wrote up to this moment counts.
+        now = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
+        changed = list(
             Page.update(attempt_pk=attempt.pk)
             .where((Page.pk == page.pk) & seen & (Page.submission_pk == submission.pk))
+            .returning(*now)
             .execute()
         )
-        if changed != 1:
+        if not changed:
             raise BusyError(f"page {number} of plan {plan.pk} was claimed by another attempt")
-        # Read once more: what the attempt before wrote up to this moment counts.
-        page = Page.get_by_id(page.pk)
+        for field in now:
+            setattr(page, field.name, getattr(changed[0], field.name))
+        page.attempt_pk = attempt.pk
+    if where.job_id is not None:
+        submission.job_id = where.job_id
     if is_cancelled(plan.pk):
         # Meanwhile: another plan may have taken the rows before this attempt was seen to run.
         with writing():
@@ -161,7 +167,7 @@ def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
 
 def _bind_array(submission: Submission, where: Where) -> None:
     """The first array to start is the one of its submission: a second one does nothing."""
-    if where.job_id is None:
+    if where.job_id is None or submission.job_id == where.job_id:  # once it is so, it stays so
         return
     Submission.update(job_id=where.job_id, state="submitted").where(
         (Submission.pk == submission.pk) & Submission.job_id.is_null()

@@ -159,7 +159,7 @@ class Reader:
         key = key_of(self.model)
         wanted = dialect().among(key, keys) & ~self._has_result()
         if self.arrays and not self.measures:
-            wanted &= self._size() == 0
+            wanted &= self._size() < 1  # by "= 0" the planner would expect next to none
         query = rows_with_source(self.model).where(wanted)
         return {getattr(row, key.name): row for row in read_rows(query)}
 
