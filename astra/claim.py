@@ -8,8 +8,9 @@ import os
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from peewee import SQL
+from peewee import SQL, fn
 
 from astra import config
 from astra.database import dialect, writing
@@ -101,10 +102,10 @@ def claim_page(
     """
     with writing():
         _bind_array(submission, where)
-        page = page_of(plan, number)
+        page = _page_to_claim(plan, number)
         if page.n_pending == 0:
             return None
-        if is_cancelled(plan.pk):
+        if page.cancelled is not None:
             raise Superseded(f"plan {plan.pk} was cancelled")
         if page.submission_pk != submission.pk:
             raise Superseded(
@@ -113,11 +114,10 @@ def claim_page(
             )
         _supersede(page, submission, where)
         suspects = suspects_of(page.pk)
-        last = Attempt.select(Attempt.number).where(Attempt.page == page.pk)
         attempt = Attempt.create(
             page=page.pk,
             submission_pk=submission.pk,
-            number=(last.order_by(Attempt.number.desc()).limit(1).scalar() or 0) + 1,
+            number=(page.last_number or 0) + 1,
             element=element,
             state=AttemptState.RUNNING.value,
             n_handed=_place_after(page, {s.key for s in suspects}, in_hand),
@@ -149,6 +149,14 @@ def claim_page(
 
 def page_of(plan: Plan, number: int) -> Page:
     return Page.get((Page.plan == plan.pk) & (Page.number == number))
+
+
+def _page_to_claim(plan: Plan, number: int) -> Any:
+    """The page, since when its plan is `cancelled`, and the `last_number` of its attempts."""
+    cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
+    last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
+    query = Page.select(Page, cancelled.alias("cancelled"), last.alias("last_number"))
+    return query.where((Page.plan == plan.pk) & (Page.number == number)).get()
 
 
 def is_cancelled(plan_pk: int) -> bool:

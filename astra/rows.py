@@ -32,36 +32,35 @@ def read_rows(query: Any) -> list[Any]:
         return list(query)
     with peewee.__exception_wrapper__:
         found = database.execute(query).fetchall()
-    width = len(model._meta.sorted_fields)
+    make = _maker(model)
     if on_source:
-        return [_made(model, row) for row in found]
+        return [make(row) for row in found]
+    width, make_source, key_place = len(model._meta.sorted_fields), _maker(Source), _key_place()
     rows = []
     for values in found:
-        row = _made(model, values[:width])
-        source = values[width:]
+        row, source = make(values[:width]), values[width:]
         # The source of a row that has none, and is not asked for again when it is looked up.
-        row.__rel__["source"] = None if source[_key_place()] is None else _made(Source, source)
+        row.__rel__["source"] = None if source[key_place] is None else make_source(source)
         rows.append(row)
     return rows
 
 
-def _made(model: Any, values: Sequence[Any]) -> Any:
-    made = model(__no_default__=True)
-    names, converters = _columns(model)
-    made.__data__ = data = dict(zip(names, values, strict=True))
-    for name, convert in converters:
-        if data[name] is not None:
-            data[name] = convert(data[name])
-    return made
+def _maker(model: Any) -> Callable[[Sequence[Any]], Any]:
+    """Makes an object of the values of a row, in the order of SELECT, as peewee's own does."""
+    new, fields = model.__new__, model._meta.sorted_fields
+    names = [f.name for f in fields]
+    converters = [(f.name, f.python_value) for f in fields if type(_referred(f)) not in _PLAIN]
 
+    def make(values: Sequence[Any]) -> Any:
+        made = new(model)
+        made.__data__ = data = dict(zip(names, values, strict=True))
+        made._dirty, made.__rel__ = set(), {}
+        for name, convert in converters:
+            if data[name] is not None:
+                data[name] = convert(data[name])
+        return made
 
-@cache
-def _columns(model: Any) -> tuple[list[str], list[tuple[str, Callable[[Any], Any]]]]:
-    """The names of a model's columns, in the order of SELECT, and how some are converted."""
-    fields = model._meta.sorted_fields
-    return [f.name for f in fields], [
-        (f.name, f.python_value) for f in fields if type(_referred(f)) not in _PLAIN
-    ]
+    return make
 
 
 @cache

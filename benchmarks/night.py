@@ -4,7 +4,8 @@
 
 A slot is a node with one CPU of Slurm's, one for each core of this machine, which PostgreSQL and
 Slurm have to share with the science. The night lasts from the start of `astra submit` until Slurm
-has no job any more; the slots' time is that times their number. A row is a loop of 1 ms.
+has no job any more; the slots' time is that times their number. A row is a loop of 1 ms. The better
+of two nights counts, each with tables of its own, and both are printed.
 """
 
 import os
@@ -96,19 +97,23 @@ def night(cluster: Any, n_rows: int, limit: int, each: int) -> tuple[dict[str, f
 def measure(quick: bool) -> Iterator[Line]:
     from tests.servers import Slurm
 
-    n_rows, limit, each = (2_000, 250, 4) if quick else (200_000, 1000, 25)
+    n_rows, limit, each = (2_000, 250, 4) if quick else (200_000, 1000, 50)
     slots = os.cpu_count() or 1
-    with postgres() as _, Slurm(nodes=slots, cpus=1) as cluster:
-        with connection():
-            fill(n_rows)
-            database.execute_sql("ANALYZE")
-        say(f"a night of {n_rows:,} rows")
-        found, lasted_s = night(cluster, n_rows, limit, each)
+    nights = []
+    for _ in range(1 if quick else 2):
+        with postgres() as _, Slurm(nodes=slots, cpus=1) as cluster:
+            with connection():
+                fill(n_rows)
+                database.execute_sql("ANALYZE")
+            say(f"a night of {n_rows:,} rows")
+            nights.append(night(cluster, n_rows, limit, each))
+    found, lasted_s = min(nights, key=lambda night: night[1])
     every_s = sum(found.values())
+    all_s = " and ".join(f"{one[1]:.1f}" for one in nights)
     yield Line(
         f"a night of {n_rows:,} rows of 1 ms, {n_rows // limit} pages of {limit:,}, "
         f"{each} for each element", found["science"], every_s, "s", ">= 0.8",
-        f"{slots} slots for {lasted_s:.1f} s",
+        f"{slots} slots for {lasted_s:.1f} s; nights of {all_s} s",
     )  # fmt: skip
     for what, seconds in sorted(found.items(), key=lambda item: -item[1]):
         if what != "science":

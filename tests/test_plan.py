@@ -19,6 +19,7 @@ from astra.errors import TaskError, UsageError
 from astra.failures import failures
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Page, Plan, Submission
+from astra.models.pipeline import version_number
 from astra.plan import create_plan, get_plan
 from astra.reader import Chunk, Reader
 from astra.resume import resume_local
@@ -26,6 +27,7 @@ from astra.schema import init_database
 from astra.status import status
 from astra.submit import choose_profile, make_intent, new_submission, time_limit_s
 from tests.conftest import ROOT
+from tests.servers import wait_for
 from tests.tasks import Measured, fill, measure
 
 
@@ -345,3 +347,30 @@ def test_no_more_rows_are_read_at_a_time_than_their_arrays_allow(url, monkeypatc
     # 1 MB and a header each: a fourth is more than 4 MB.
     assert chunks == [(1, 100), (2, 90), (2, 3), (2, 7), (3, 100)]
     assert status(plan.pk).rows == {"done": 300}
+
+
+def test_no_page_goes_through_all_results(pg_url):
+    """Not even where the table was not analysed since it was empty, as in a first night."""
+    database.execute_sql("ALTER TABLE measured SET (autovacuum_enabled = false)")
+    fill(20_000)
+    database.execute_sql(
+        "INSERT INTO measured (spectrum_pk, v_astra, input_modified, value, tag)"
+        " SELECT spectrum_pk, %s, modified, 1, '' FROM boss_visit_spectrum"
+        " WHERE spectrum_pk > 2000",
+        (version_number(),),
+    )
+    plan = get_plan(plan_of(limit=1000).plan)
+    submission = submitted_to_one(plan)
+
+    def n_read() -> int:
+        database.close()  # what a connection has read is told when it ends
+        (found,) = database.execute_sql(
+            "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'measured'"
+        ).fetchone()
+        return found
+
+    before = n_read()
+    assert [run.state for run in run_element(plan.pk, 1, submission.token)] == ["done"] * 2
+    assert Measured.select().count() == 20_000  # which is read from end to end
+    wait_for(lambda: n_read() >= before + 20_000, "the server's statistics", 10)
+    assert n_read() < before + 40_000
