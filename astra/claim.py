@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peewee import SQL, fn
+from peewee import SQL, IntegrityError, fn
 
 from astra import config
 from astra.database import dialect, writing
@@ -114,15 +114,19 @@ def claim_page(
             )
         _supersede(page, submission, where)
         suspects = suspects_of(page.pk)
-        attempt = Attempt.create(
-            page=page.pk,
-            submission_pk=submission.pk,
-            number=(page.last_number or 0) + 1,
-            element=element,
-            state=AttemptState.RUNNING.value,
-            n_handed=_place_after(page, {s.key for s in suspects}, in_hand),
-            **{k: getattr(where, k) for k in where.__dataclass_fields__},
-        )
+        taken = f"page {number} of plan {plan.pk} was claimed by another attempt"
+        try:
+            attempt = Attempt.create(
+                page=page.pk,
+                submission_pk=submission.pk,
+                number=(page.last_number or 0) + 1,
+                element=element,
+                state=AttemptState.RUNNING.value,
+                n_handed=_place_after(page, {s.key for s in suspects}, in_hand),
+                **{k: getattr(where, k) for k in where.__dataclass_fields__},
+            )
+        except IntegrityError as error:  # of the same number, in the same moment
+            raise BusyError(taken) from error
         seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
         # What the attempt before wrote up to this moment counts.
         now = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
@@ -133,7 +137,7 @@ def claim_page(
             .execute()
         )
         if not changed:
-            raise BusyError(f"page {number} of plan {plan.pk} was claimed by another attempt")
+            raise BusyError(taken)
         for field in now:
             setattr(page, field.name, getattr(changed[0], field.name))
         page.attempt_pk = attempt.pk

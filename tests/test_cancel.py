@@ -3,15 +3,18 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.testing import CliRunner
 
 from astra.cancel import cancel
-from astra.claim import claim_page
+from astra.claim import claim_page, here
 from astra.cli import main
-from astra.errors import Superseded, UsageError
+from astra.database import connection
+from astra.errors import BusyError, Superseded, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import create_plan, get_plan
@@ -164,3 +167,26 @@ def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
     said = runner.communicate(timeout=60)[1]
     assert runner.returncode == 75
     assert f"plan {plan} was interrupted; what was yielded is stored" in said
+
+
+def test_of_those_who_claim_a_page_at_once_one_has_it(url):
+    """As when Slurm starts an element anew while the one before still begins."""
+    plan = get_plan(planned(60, 10))
+    pages = list(Page.select().where(Page.plan == plan.pk).order_by(Page.number))
+    submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
+    make_intent(submission, pages)
+    together = threading.Barrier(6)
+
+    def claim(number: int) -> str:
+        with connection():
+            together.wait()
+            try:
+                return claim_page(plan, number, submission, number, here("local")) and "claimed"
+            except BusyError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(6) as claimants:
+        for page in pages:
+            said = list(claimants.map(claim, [page.number] * 6))
+            assert said.count("claimed") == 1, said
+    assert Attempt.select().count() == len(pages)
