@@ -389,8 +389,6 @@ def _end(claim: Claim, state: AttemptState, message: str | None) -> None:
             ).where(
                 (Attempt.pk == claim.attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
             ).execute()
-            if claim.n_found == claim.attempt.n_found:
-                return
             # Rows whose result was found, and not written, are in no checkpoint.
             Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
                 (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)

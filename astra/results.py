@@ -702,8 +702,9 @@ def _write_progress(
         name: getattr(claim.attempt, name) + counts[name] - seen.outcomes.count(outcome)
         for name, outcome in _COUNTED.items()
     }
-    own |= {"n_found": seen.n_found, "n_checkpoints": claim.attempt.n_checkpoints + 1}
-    dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, {**own, **claim.measures()})
+    own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
+    known = {"n_found": seen.n_found, **own, **claim.measures()}
+    dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, known)
     return Progress(bytes(outcomes), own)
 
 
