@@ -129,16 +129,16 @@ def claim_page(
             raise BusyError(taken) from error
         seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
         # What the attempt before wrote up to this moment counts.
-        now = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
+        progress = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
         changed = list(
             Page.update(attempt_pk=attempt.pk)
             .where((Page.pk == page.pk) & seen & (Page.submission_pk == submission.pk))
-            .returning(*now)
+            .returning(*progress)
             .execute()
         )
         if not changed:
             raise BusyError(taken)
-        for field in now:
+        for field in progress:
             setattr(page, field.name, getattr(changed[0], field.name))
         page.attempt_pk = attempt.pk
     if where.job_id is not None:

@@ -44,8 +44,9 @@ class Reader:
         self.run: Run | None = None
         self.t_read_s = 0.0
         self.arrays = pixel_columns(model)
-        # The arrays of rows, before they are read: mostly there are none, and one statement does.
-        self.measures = False
+        # How large arrays are is not asked for until a row has some: mostly none has, and one
+        # statement does.
+        self.unmeasured = bool(self.arrays)
         self.n_bytes: dict[int, int] = {}  # of the arrays of rows, by key
         self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
         self.began = time.monotonic()
@@ -146,8 +147,8 @@ class Reader:
         now = dialect().now()
         chunk, left = self._cut(keys)
         rows = self._rows(chunk)
-        if len(rows) < len(chunk) and self.arrays and not self.measures:
-            self.measures = True
+        if self.unmeasured and len(rows) < len(chunk):
+            self.unmeasured = False
             chunk, left = self._cut(keys)
             rows = self._rows(chunk)
         left = self._note_missing([k for k in chunk if k not in rows]) + left
@@ -158,7 +159,7 @@ class Reader:
         """Rows without a result, by key; those without arrays, until these are measured."""
         key = key_of(self.model)
         wanted = dialect().among(key, keys) & ~self._has_result()
-        if self.arrays and not self.measures:
+        if self.unmeasured:
             wanted &= self._size() < 1  # by "= 0" the planner would expect next to none
         query = rows_with_source(self.model).where(wanted)
         return {getattr(row, key.name): row for row in read_rows(query)}
@@ -183,7 +184,8 @@ class Reader:
     def _cut(self, keys: list[int]) -> tuple[list[int], list[int]]:
         """The keys of a chunk, and of what is left: no more than :data:`CHUNK_BYTES` of arrays."""
         chunk, n_bytes = keys[:CHUNK], 0
-        for n, k in enumerate(chunk if self.measures else ()):
+        measured = self.arrays and not self.unmeasured
+        for n, k in enumerate(chunk if measured else ()):
             if k not in self.n_bytes:
                 self.n_bytes = self._sizes(keys[n : n + CHUNK])
             n_bytes += self.n_bytes[k]

@@ -107,7 +107,7 @@ def measure(quick: bool) -> Iterator[Line]:
                 database.execute_sql("ANALYZE")
             say(f"a night of {n_rows:,} rows")
             nights.append(night(cluster, n_rows, limit, each))
-    found, lasted_s = min(nights, key=lambda night: night[1])
+    found, lasted_s = min(nights, key=lambda one: one[1])
     every_s = sum(found.values())
     all_s = " and ".join(f"{one[1]:.1f}" for one in nights)
     yield Line(
