@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import peewee
 import pytest
 
 from astra.database import bind, connection, database
@@ -222,3 +223,28 @@ class TestRefused:
     def test_sqlite_has_no_roles(self, sqlite_url: str) -> None:
         with pytest.raises(UsageError, match="SQLite file has no roles"):
             init_database((), ("me:reads",))
+
+
+def test_a_planner_without_temporary_tables_freezes_the_same_pages(
+    of: Url, postgres: Postgres
+) -> None:
+    """They let the server plan with several processes. Two plans may share a transaction."""
+    name = urlsplit(of("plans")).path[1:]
+
+    def frozen() -> list[tuple[int, int, list[int], str]]:
+        as_role(of, "plans")
+        with connection(), database.atomic() as transaction:
+            made = [create_plan(measure, BossVisitSpectrum, limit=15)[0] for _ in range(2)]
+            assert [(plan.rows, plan.held) for plan in made] == [(40, 0), (0, 40)]
+            found = database.execute_sql(
+                "SELECT number, n_rows, keys, outcomes FROM page ORDER BY number"
+            ).fetchall()
+            transaction.rollback()
+        return [(number, n_rows, keys, bytes(outcomes)) for number, n_rows, keys, outcomes in found]
+
+    with_them = frozen()
+    assert [(number, len(keys)) for number, _, keys, _ in with_them] == [(1, 15), (2, 15), (3, 10)]
+    postgres.sql(f'REVOKE TEMPORARY ON DATABASE "{name}" FROM PUBLIC')
+    assert frozen() == with_them
+    with connection(), pytest.raises(peewee.ProgrammingError, match="temporary"):
+        database.execute_sql("CREATE TEMPORARY TABLE tried AS SELECT 1")

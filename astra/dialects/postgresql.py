@@ -416,22 +416,49 @@ class PostgreSQL(Common):
         With `new_first` it has a column known, too: rows that are not known come first.
         """
         sql, parameters = query.sql()
-        cursor = self.run(
-            f"""
-            WITH frozen AS (
-                INSERT INTO {self.table(page)}
-                    (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
-                SELECT %s, (place - 1) / %s + 1, count(*), array_agg(key ORDER BY place),
-                       decode(repeat('00', count(*)::int), 'hex'), 0, 0, 0
-                FROM (SELECT key, row_number() OVER (ORDER BY {order_of_rows(new_first)}) AS place
-                      FROM ({sql}) AS pending) AS numbered
-                GROUP BY 2
-                RETURNING n_rows)
-            SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen""",
-            (plan_pk, limit, *parameters),
+        cut = f"""
+            SELECT (place - 1) / %s + 1 AS number, count(*) AS n_rows,
+                   array_agg(key ORDER BY place) AS keys
+            FROM (SELECT key, row_number() OVER (ORDER BY {order_of_rows(new_first)}) AS place
+                  FROM ({sql}) AS pending) AS numbered
+            GROUP BY 1"""
+        with self._evaluated(cut, (limit, *parameters)) as (pages, values):
+            cursor = self.run(
+                f"""
+                WITH frozen AS (
+                    INSERT INTO {self.table(page)}
+                        (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
+                    SELECT %s, number, n_rows, keys, decode(repeat('00', n_rows::int), 'hex'),
+                           0, 0, 0
+                    FROM {pages} AS pages
+                    RETURNING n_rows)
+                SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen""",
+                (plan_pk, *values),
+            )
+            n_pages, n_rows = cursor.fetchone()
+        return int(n_pages), int(n_rows)
+
+    @contextmanager
+    def _evaluated(
+        self, sql: str, parameters: tuple[Any, ...]
+    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """What stands for a SELECT in the transaction's next statement, and its parameters.
+
+        A temporary table, as PostgreSQL fills one with several processes, but runs an INSERT ...
+        SELECT in one; the SELECT itself for a role that may make none.
+        """
+        may = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
+        if not self.run(may).fetchone()[0]:
+            yield f"({sql})", parameters
+            return
+        # A compressed list is stored on as it is.
+        self.run(
+            """SELECT set_config(name, 'lz4', true) FROM pg_settings
+               WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)"""
         )
-        pages, rows = cursor.fetchone()
-        return int(pages), int(rows)
+        self.run(f"CREATE TEMPORARY TABLE astra_evaluated ON COMMIT DROP AS {sql}", parameters)
+        yield "pg_temp.astra_evaluated", ()
+        self.run("DROP TABLE pg_temp.astra_evaluated")  # there may be another in the transaction
 
     # -- writing ------------------------------------------------------------------------
 
