@@ -1,20 +1,19 @@
-"""Verbs that look at several stages: plan and submit, plan and run."""
+"""Verbs that look at several stages: plan and submit, plan and run.
+
+A stage is imported by the verb that goes through it: submitting a plan, which begins a night, needs
+neither experience nor elements.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astra import log
 from astra.database import connection
-from astra.element import Element
 from astra.errors import AstraError, Interrupted, UsageError
-from astra.estimate import Estimate, estimate, options_of
-from astra.local import end_submission, pages_to_run
 from astra.models.orchestration import Page, Plan
 from astra.plan import Planned, check_plan_version, create_plan, get_plan
 from astra.profile import Profile
-from astra.resume import resume, resume_local
-from astra.run import Stop
 from astra.schema import check_version
 from astra.submit import (
     Submitted,
@@ -25,7 +24,11 @@ from astra.submit import (
     plan_lock,
     submit,
     submit_pages,
+    waiting_pages,
 )
+
+if TYPE_CHECKING:
+    from astra.estimate import Estimate
 
 Progress = Callable[[str], Any]
 
@@ -94,6 +97,8 @@ def _planned(
     """Plans of a task, each with the options that it is to be submitted with."""
     if element_time_s is None:
         return [(planned, options) for planned in create_plan(task, **planning)]
+    from astra.estimate import options_of
+
     chosen = None if local else choose_profile(profile_name, options)
     return [
         (planned, options_of(found, options or {}))
@@ -103,7 +108,7 @@ def _planned(
 
 def plan_sized(
     task: Any, planning: Mapping[str, Any], element_time_s: float, chosen: Profile | None = None
-) -> list[tuple[Planned, Estimate]]:
+) -> list[tuple[Planned, "Estimate"]]:
     """Plan a task with as many rows in a page as make an element take about so long, in s.
 
     Raises
@@ -111,6 +116,8 @@ def plan_sized(
     UsageError
         If `planning` names a ``limit``, too.
     """
+    from astra.estimate import estimate
+
     if planning.get("limit") is not None:
         raise UsageError("--limit says how many rows a page has, the time of an element chooses it")
     model, arguments = planning.get("input_model"), planning.get("arguments")
@@ -145,6 +152,8 @@ def _submit(
 ) -> Submitted:
     if not local:
         return submit(plan, profile_name, options, dry_run)
+    from astra.resume import resume_local
+
     title = f"plan {plan}"
     limit = (options or {}).get("row_timeout")
     with progress(title) if progress else nullcontext(lambda ended, rows: None) as tell:
@@ -167,8 +176,8 @@ def _dry_run(
         plan = get_plan(planned.plan)
         try:
             with connection():
-                pages = pages_to_run(plan)
-            done.append((planned, submit_pages(plan, pages, chosen, dry_run=True)))
+                pages = waiting_pages(plan)
+            done.append((planned, submit_pages(plan, pages, {None}, chosen, dry_run=True)))
         finally:
             with connection():
                 Page.delete().where(Page.plan == plan.pk).execute()
@@ -188,6 +197,8 @@ def resume_plan(
     progress: Progress | None,
 ) -> Submitted:
     """Resume a plan, by Slurm or with processes of this machine."""
+    from astra.resume import resume, resume_local
+
     if not local:
         return resume(plan, failed, only, profile_name, options, dry_run)
     if dry_run:
@@ -200,6 +211,9 @@ def resume_plan(
 
 def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None) -> None:
     """Run every page of a plan in this process, one after the other."""
+    from astra.element import Element
+    from astra.local import end_submission, pages_to_run
+    from astra.run import Stop
     from astra.signals import heard
 
     plan = get_plan(plan_pk)

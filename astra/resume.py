@@ -105,7 +105,9 @@ def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -
         if throttles:
             chosen = replace(chosen, throttle=throttles[place])
         try:
-            new = submit_pages(plan, [n.page for n in group], chosen, dry_run, hours)
+            pages = {n.page.number: n.page.n_pending for n in group}
+            holders = {n.page.submission_pk for n in group}
+            new = submit_pages(plan, pages, holders, chosen, dry_run, hours)
         except SlurmRefused as refused:
             if not done.jobs:
                 raise

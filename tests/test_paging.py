@@ -1,7 +1,5 @@
 """Property tests: however rows are cut, each stands in one page, and each page in one array."""
 
-from types import SimpleNamespace
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +8,7 @@ from astra.models.orchestration import Page, Plan
 from astra.plan import create_plan
 from astra.resume import checked_states
 from astra.states import SlurmState
-from astra.submit import slices
+from astra.submit import halves, slices
 from tests.tasks import fill, measure
 
 
@@ -20,17 +18,21 @@ from tests.tasks import fill, measure
     most=st.integers(1, 1000),
 )
 def test_every_page_is_in_one_array_at_an_index_that_it_takes(numbers, each, most):
-    pages = [SimpleNamespace(number=n) for n in sorted(numbers)]
-    found = list(slices(pages, each, most))
-    assert sorted(p.number for piece in found for p in piece.pages) == sorted(numbers)
+    found = list(slices(numbers, each, most))
+    assert [page for piece in found for page in piece.pages] == sorted(numbers)
     elements = [e for piece in found for e in piece.elements]
     assert len(elements) == len(set(elements))
     for piece in found:
         assert all(1 <= index <= most for index in piece.indices())
         for page in piece.pages:
-            element = (page.number - 1) // each + 1
+            element = (page - 1) // each + 1
             assert element in piece.elements
             assert element - piece.offset in piece.indices()
+        if len(piece.elements) > 1:  # as where Slurm takes no more at once
+            first, second = halves(piece, each)
+            assert first.pages + second.pages == piece.pages
+            assert first.elements + second.elements == piece.elements
+            assert len(second.elements) - len(first.elements) in (0, 1)
 
 
 def test_a_plan_holds_each_pending_row_once(sqlite_url):
