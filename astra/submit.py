@@ -178,12 +178,12 @@ def without_early_signal(chosen: Profile) -> Profile:
 
 def waiting_pages(plan: Plan) -> dict[int, int]:
     """Pages that were given to no submission, and how many rows each has left, if any."""
-    query = (
-        Page.select(Page.number, N_PENDING)
-        .where((Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0))
-        .order_by(Page.number)
+    # As two arrays: of 100,000 rows, each would cost more than the page that it tells of.
+    query = Page.select(fn.ARRAY_AGG(Page.number), fn.ARRAY_AGG(N_PENDING)).where(
+        (Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0)
     )
-    return dict(database.execute(query).fetchall())  # of 100,000, in a tenth of peewee's time
+    numbers, n_pending = database.execute(query).fetchone()
+    return dict(sorted(zip(numbers or (), n_pending or (), strict=True)))
 
 
 def light_pages(plan: Plan) -> Any:
@@ -552,8 +552,6 @@ def _commit_intent(submission: Submission, pages: list[int], holders: Set[int | 
 
     def work() -> None:
         with writing():
-            if Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar() is not None:
-                raise UsageError(f"plan {plan.pk} was cancelled meanwhile; nothing is submitted")
             if next(tries):
                 known = Submission.select(Submission.pk).where(Submission.token == submission.token)
                 if (pk := known.scalar()) is not None:  # only the answer to the commit was lost
@@ -575,12 +573,15 @@ def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Su
     as_seen = Page.submission_pk.in_([pk for pk in holders if pk is not None])
     if None in holders:
         as_seen |= Page.submission_pk.is_null()
+    live = fn.EXISTS(Plan.select(1).where((Plan.pk == plan.pk) & Plan.cancelled.is_null()))
     changed = (
         Page.update(submission_pk=submission.pk)
-        .where((Page.plan == plan.pk) & given & as_seen)
+        .where((Page.plan == plan.pk) & given & as_seen & live)
         .execute()
     )
     if changed != len(pages):
+        if Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar() is not None:
+            raise UsageError(f"plan {plan.pk} was cancelled meanwhile; nothing is submitted")
         raise BusyError(
             f"another process submitted {len(pages) - changed} of these pages of plan {plan.pk} "
             f"meanwhile, and this one submits none of them; see astra status {plan.pk}"
