@@ -17,11 +17,12 @@ from astra import config, slurm
 from astra.claim import process_began
 from astra.database import connection, dialect, retrying, writing
 from astra.errors import BusyError, SlurmError, SlurmUnknown, UsageError
+from astra.intent import plan_lock, recover_intents
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import get_plan, release
 from astra.states import ALIVE, AttemptState
 from astra.status import PageStatus, slurm_jobs, survey
-from astra.submit import light_pages, plan_lock, recover_intents
+from astra.submit import light_pages
 
 #: Beyond the grace that a row has, how long elements may take to end; and the submitter.
 _PATIENCE_S, _LOCK_S = 5.0, 30.0

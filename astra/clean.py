@@ -19,10 +19,11 @@ from astra import config, spool
 from astra.database import connection, dialect, writing
 from astra.errors import BusyError, UsageError
 from astra.folders import new_file
+from astra.intent import plan_lock
 from astra.models.orchestration import Attempt, Exclusion, Night, NightPlan, Page, Plan
 from astra.schema import check_version
 from astra.states import AttemptState
-from astra.submit import plan_lock, run_folder
+from astra.submit import run_folder
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from astra import log
 from astra.database import connection
 from astra.errors import AstraError, Interrupted, UsageError
+from astra.intent import make_intent, new_submission, plan_lock
 from astra.models.orchestration import Page, Plan
 from astra.plan import Planned, check_plan_version, create_plan, get_plan
 from astra.profile import Profile
@@ -19,9 +20,6 @@ from astra.submit import (
     Submitted,
     check_ready,
     choose_profile,
-    make_intent,
-    new_submission,
-    plan_lock,
     submit,
     submit_pages,
     waiting_pages,

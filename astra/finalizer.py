@@ -18,12 +18,13 @@ from astra import config, profile, script, slurm
 from astra.database import connection
 from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
 from astra.folders import check_folder, write_whole
+from astra.intent import send
 from astra.models.orchestration import Night
 from astra.night import NightSettings
 from astra.profile import Profile
 from astra.slurm import JobId
 from astra.slurm_text import time_limit_s, written_time
-from astra.submit import choose_profile, environment, send
+from astra.submit import choose_profile, environment
 
 #: Options of a profile that say where a job may run and who pays; its size is the finalizer's own.
 _WHERE = {

@@ -15,8 +15,9 @@ from astra import config, log
 from astra.database import connection, retrying, url
 from astra.errors import DatabaseError, Interrupted
 from astra.folders import check_folder, open_to_append, umask_without_write
+from astra.intent import make_intent, new_submission
 from astra.models.orchestration import Page, Plan, Submission
-from astra.submit import Submitted, light_pages, make_intent, new_submission, run_folder
+from astra.submit import Submitted, light_pages, run_folder
 
 #: How often the processes are looked at, and progress is told.
 _LOOK_S = 0.1

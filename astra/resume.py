@@ -9,6 +9,7 @@ from astra import policy, spool
 from astra.database import connection, writing
 from astra.errors import UsageError, nearest
 from astra.hours import ALWAYS, Hours
+from astra.intent import plan_lock, recover_intents
 from astra.local import run_local, start_local
 from astra.models.orchestration import Page, Plan
 from astra.plan import check_plan_version, get_plan
@@ -22,8 +23,6 @@ from astra.submit import (
     check_ready,
     choose_profile,
     light_pages,
-    plan_lock,
-    recover_intents,
     shares,
     submit_pages,
 )

@@ -14,6 +14,7 @@ from astra import finalizer, slurm
 from astra.database import connection, dialect, writing
 from astra.errors import SlurmUnknown, UsageError
 from astra.hours import Hours
+from astra.intent import plan_lock, recover_intents
 from astra.models.orchestration import Night, NightPlan, Plan, Submission
 from astra.models.pipeline import version_number
 from astra.night import NightSettings, NightTask
@@ -23,7 +24,7 @@ from astra.slurm import JobId
 from astra.slurm_text import SlurmRefused
 from astra.states import ALIVE, PageState
 from astra.status import Asked, Pages, ask, in_states, survey
-from astra.submit import choose_profile, plan_lock, recover_intents, shares, submit
+from astra.submit import choose_profile, shares, submit
 from astra.sums import pending, plan_pks, refreshed, retries_of
 
 #: How soon a finalizer looks again at elements that live although their arrays had ended.

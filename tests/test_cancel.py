@@ -15,12 +15,12 @@ from astra.claim import claim_page, here
 from astra.cli import main
 from astra.database import connection
 from astra.errors import BusyError, Superseded, UsageError
+from astra.intent import make_intent, new_submission
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Plan, Submission
 from astra.plan import create_plan, get_plan
 from astra.results import Checkpoint, Handed, Yielded, write
 from astra.spool import target_of
-from astra.submit import make_intent, new_submission
 from tests.conftest import ROOT
 from tests.servers import wait_for
 from tests.tasks import Measured, fill, measure

@@ -12,10 +12,10 @@ import pytest
 
 from astra import answers, config
 from astra.database import connection
+from astra.intent import make_intent, new_submission
 from astra.models.orchestration import Attempt, Night, Page, Submission
 from astra.plan import create_plan, get_plan
 from astra.schema import init_database
-from astra.submit import make_intent, new_submission
 from tests.conftest import ROOT
 from tests.tasks import Measured, fill, measure
 from tests.test_nights import astra, closed, write

@@ -12,6 +12,7 @@ import pytest
 from astra.database import connection, database
 from astra.errors import OutOfHours
 from astra.hours import Hours, begin, next_hours
+from astra.intent import make_intent, new_submission
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Submission
 from astra.night import checked
@@ -21,7 +22,7 @@ from astra.resume import resume
 from astra.slurm_text import Room
 from astra.states import PageState
 from astra.status import status
-from astra.submit import make_intent, new_submission, shares, submit
+from astra.submit import shares, submit
 from astra.tending import at_once
 from tests.conftest import ROOT
 from tests.servers import wait_for

@@ -13,10 +13,10 @@ from astra.database import connection, try_lock
 from astra.dialects.advisory import AdvisoryLock
 from astra.dialects.postgresql import _ends_after
 from astra.errors import BusyError
+from astra.intent import make_intent, new_submission
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Page, Plan, Submission
 from astra.plan import create_plan
-from astra.submit import make_intent, new_submission
 from tests.servers import Postgres, Proxy, wait_for
 from tests.tasks import fill, measure
 

@@ -17,6 +17,7 @@ from astra.database import connection, database
 from astra.element import run_element
 from astra.errors import TaskError, UsageError
 from astra.failures import failures
+from astra.intent import make_intent, new_submission
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Page, Plan, Submission
 from astra.models.pipeline import version_number
@@ -25,7 +26,7 @@ from astra.reader import Chunk, Reader
 from astra.resume import resume_local
 from astra.schema import init_database
 from astra.status import status
-from astra.submit import choose_profile, make_intent, new_submission, time_limit_s
+from astra.submit import choose_profile, time_limit_s
 from tests.conftest import ROOT
 from tests.servers import wait_for
 from tests.tasks import Measured, fill, measure

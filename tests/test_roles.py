@@ -13,12 +13,12 @@ import pytest
 from astra.database import bind, connection, database
 from astra.errors import NotAllowed, UsageError
 from astra.failures import failures
+from astra.intent import make_intent, new_submission
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Page, Plan
 from astra.plan import create_plan
 from astra.schema import init_database
 from astra.status import all_plans, status
-from astra.submit import make_intent, new_submission
 from tests.conftest import ROOT
 from tests.servers import Postgres
 from tests.tasks import Measured, fill, measure

@@ -16,8 +16,8 @@ from astra import config, profile, script
 from astra.arguments import parse_arguments
 from astra.database import bind, connection, reset
 from astra.errors import AstraError, ConfigError, ScriptError, TaskError
+from astra.intent import _describe
 from astra.plan import create_plan
-from astra.submit import _describe
 from tests.conftest import ROOT, prepare_template
 from tests.servers import Postgres, Slurm, wait_for
 from tests.tasks import fill, measure

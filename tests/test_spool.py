@@ -14,6 +14,7 @@ from astra.claim import Where, claim_page, here
 from astra.compose import run_here
 from astra.database import database
 from astra.element import Element
+from astra.intent import make_intent, new_submission
 from astra.models import BossVisitSpectrum
 from astra.models.orchestration import Attempt, Failure, Page, Submission, Suspect
 from astra.plan import create_plan, get_plan
@@ -21,7 +22,6 @@ from astra.results import Checkpoint, Handed, Yielded
 from astra.resume import resume_local
 from astra.run import Stop
 from astra.status import status
-from astra.submit import make_intent, new_submission
 from astra.verify import verify
 from tests.conftest import ROOT
 from tests.tasks import Measured, fill, measure

@@ -106,9 +106,9 @@ def recover(plan: int, as_json: bool) -> None:
     resume and submit do this by themselves.
     """
     from astra import show
+    from astra.intent import plan_lock
     from astra.plan import get_plan
     from astra.spool import recover as recover_spool
-    from astra.submit import plan_lock
 
     frozen = get_plan(plan)
     with plan_lock(frozen):
