@@ -263,6 +263,7 @@ def _submit_slices(
                         rest = f"the rest stays with the plan: astra resume {plan.pk}"
                         return jobs, done, f"{error}; {rest}"
                     queue[:0] = halves(intent.piece, chosen.pages_per_element)
+                    holders = {*holders, None}  # what was taken back belongs to nobody
                     continue
             if coming:
                 del queue[0]

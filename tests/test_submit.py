@@ -115,6 +115,25 @@ def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
     assert counts() == (60, 60) and status(plan).state == "whole"
 
 
+def test_a_resumed_plan_reaches_a_limit(slurm, small_arrays):
+    """Pages that belonged to a submission before are taken back, halved and given anew."""
+    plan = plan_of(60, 5)
+    for job in submit(plan, options={"hold": True}).jobs:
+        slurm.run("scancel", str(job.job_id))
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=6")
+    try:
+        done = resume(plan, only=["CANCELLED"], options={"hold": True})
+    finally:
+        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    assert done.pages == 6 and done.unsubmitted == 6 and "resume" in done.message
+    assert "intent" not in states()
+    for job in done.jobs:
+        slurm.run("scontrol", "release", str(job.job_id))
+    assert resume(plan).pages == 6
+    run_out(slurm)
+    assert counts() == (60, 60) and status(plan).state == "whole"
+
+
 def test_a_refusal_of_a_later_array_takes_the_next_intent_back(
     slurm, small_arrays, tmp_path, monkeypatch
 ):
