@@ -85,7 +85,7 @@ class Meter:
         if self.run is not None and self.reader is not None:
             found |= {
                 "t_task_s": self.run.t_task_s,
-                "t_write_s": self.run.t_write_s,
+                "t_write_s": self.run.writer.t_write_s,
                 "t_read_s": self.reader.t_read_s,
                 "row_times": str(self.run.row_times) or None,
             }
@@ -264,7 +264,7 @@ class Element:
             heartbeat_s=element.lease_s / 4,
         )
         meter.run, meter.reader = run, reader
-        run.start_heartbeat()
+        run.writer.wake()  # it has the heartbeat, too
         try:
             try:
                 for _ in run:
@@ -334,11 +334,13 @@ def _spooled(claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
     """The database stayed away: keep what it did not take in a file."""
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
-        path = spool.save(claim, run.unwritten())
+        path = spool.save(claim, run.writer.unwritten())
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip
-    kept = f"{len(run.unwritten())} rows are kept in {path}" if path else "all of it is stored"
+    kept = (
+        f"{len(run.writer.unwritten())} rows are kept in {path}" if path else "all of it is stored"
+    )
     return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
 
 

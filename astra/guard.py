@@ -12,17 +12,17 @@ class Terminated(SystemExit):
 
 
 class Guard:
-    """Runs under way in this process: a SIGTERM that nobody handles, or the end of the
-    interpreter, finds their results written."""
+    """Writers of the runs under way in this process: a SIGTERM that nobody handles, or the end of
+    the interpreter, finds their results written."""
 
-    runs: list[Any] = []  # each can write_all()
+    writers: list[Any] = []  # each can write_all()
     previous: Any = None
     pid = 0  # of the process that entered: a fork of it has nothing to write
     told = 0  # the signal that came
 
     @classmethod
-    def enter(cls, run: Any) -> None:
-        if not cls.runs:
+    def enter(cls, writer: Any) -> None:
+        if not cls.writers:
             cls.pid, cls.told = os.getpid(), 0
             atexit.register(cls.flush)
             if (
@@ -30,13 +30,13 @@ class Guard:
                 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             ):
                 cls.previous = signal.signal(signal.SIGTERM, cls.on_sigterm)
-        cls.runs.append(run)
+        cls.writers.append(writer)
 
     @classmethod
-    def leave(cls, run: Any) -> None:
-        if run in cls.runs:
-            cls.runs.remove(run)
-        if not cls.runs:
+    def leave(cls, writer: Any) -> None:
+        if writer in cls.writers:
+            cls.writers.remove(writer)
+        if not cls.writers:
             atexit.unregister(cls.flush)
             if cls.previous is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, cls.previous)
@@ -45,8 +45,8 @@ class Guard:
     @classmethod
     def flush(cls) -> None:
         if cls.pid == os.getpid():
-            for run in list(cls.runs):
-                run.write_all()
+            for writer in list(cls.writers):
+                writer.write_all()
 
     @classmethod
     def on_sigterm(cls, number: int, frame: object) -> None:
@@ -64,9 +64,9 @@ class Guard:
 
 def _forget_runs() -> None:
     """In a process that a task forked: the results are its parent's to write."""
-    if not Guard.runs:
+    if not Guard.writers:
         return
-    Guard.runs = []
+    Guard.writers = []
     # multiprocessing ends its workers by SIGTERM, which must not wake the parent's handlers.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
         if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):

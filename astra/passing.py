@@ -13,7 +13,7 @@ from astra.run import set_times
 
 
 class _Nothing:
-    """A run that the end of the process finds nothing to write of."""
+    """The writer of a run that the end of the process finds nothing to write of."""
 
     def write_all(self) -> None:
         """There is nothing."""

@@ -83,7 +83,7 @@ class Reader:
         for k, modified in retrying(lambda: list(query.tuples())):
             suspect = self.given_up[k]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
-            run.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
+            run.writer.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
 
     def __iter__(self) -> Iterator[Handed]:
         self.began = time.monotonic()
@@ -178,7 +178,7 @@ class Reader:
         for k in keys:
             if k not in has and self.run is not None:
                 message = "the input row was deleted after it was planned"
-                self.run.fail(Refusal(k, "InputGone", message))
+                self.run.writer.fail(Refusal(k, "InputGone", message))
         return [k for k in keys if k in has and not has[k]]
 
     def _cut(self, keys: list[int]) -> tuple[list[int], list[int]]:

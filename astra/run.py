@@ -1,15 +1,10 @@
-"""One run of a task: rows are handed over, results taken, timed, and written at checkpoints.
+"""One run of a task: rows are handed over, results taken, timed, and left to the writer.
 
-The task computes in the caller's thread. A second thread writes what has waited for
-``write_frequency`` seconds, so that a result is stored while the next row takes hours. The rows of
-a page are all written by that thread: while the database is away the task goes on computing, and
-a transaction that the task left open cannot swallow a checkpoint.
+The task computes in the caller's thread; :mod:`astra.writer` has a second one.
 """
 
 import errno
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -18,26 +13,23 @@ from typing import Any, Protocol
 import peewee
 
 from astra import log
-from astra.corrections import Corrections
-from astra.database import Beside, apart, at_hand, dialect, in_transaction, retrying
-from astra.errors import BrokenElement, DatabaseError, OutOfMemory
+from astra.database import in_transaction
+from astra.errors import BrokenElement, OutOfMemory
 from astra.guard import Guard, Terminated
 from astra.measures import RowTimes
 from astra.models.pipeline import PipelineOutputModel
 from astra.models.source import Source
 from astra.results import (
-    Checkpoint,
     Claim,
     Handed,
-    Refusal,
     Target,
     Yielded,
     as_key,
     key_of_result,
     refusal,
     words_of,
-    write,
 )
+from astra.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -50,9 +42,6 @@ class Settings:
     write_to_database: bool = True
     re_raise_exceptions: bool = True
 
-
-#: Batches that may wait while one is written, or while the database is away.
-ROOM = 4
 
 #: Errors of the operating system that no row is to blame for: disk, memory, network, mounts.
 _WORLD = frozenset(
@@ -183,36 +172,17 @@ class Run:
         self.key_name = target.key_name
         self.claim, self.stop, self.n_rows = claim, stop or Stop(), n_rows
         self.board, self.tally, self.outer = board, tally or Tally(), outer
-        self.begins, self.ends, self.enters, self.grace_s = begins, ends, enters, grace_s
+        self.begins, self.ends, self.enters = begins, ends, enters
         _warn_of_transaction(settings)
+        self.writer = Writer(
+            settings, target, claim, self.stop, self.tally, heartbeat, heartbeat_s, grace_s
+        )
         # Handed over, not ended, in order: by key; a row without one, or one of two, by itself.
         self.open: dict[Any, Handed] = {}
         self.current: Handed | None = None
-        self.waiting = Checkpoint()
-        self.stored: deque[Any] = deque()
-        self.since: float | None = None  # when the oldest waiting result was yielded
-        self.mutex = threading.RLock()  # guards `waiting`, `in_writing` and `stored`
-        self.room = threading.Condition(self.mutex)  # something was written, or cannot be
-        self.writing = threading.RLock()  # one checkpoint at a time
-        self.in_writing = Checkpoint()
-        self.behind = claim is not None and self._may_write_behind()
-        # SQLite's driver lets go of the interpreter's lock at every row: beside a task that
-        # computes, each row of a batch would wait 5 ms to get it back. And what one core has made
-        # need not go over to another.
-        self.writes_here = self.behind and dialect().name == "sqlite"
-        self.beside = Beside()
-        self.is_left = (
-            False  # to the second thread, which waits for the file while the task goes on
-        )
-        self.ending = False  # whatever waits is to be written now
-        self.due = threading.Event()
-        self.over = threading.Event()
-        self.thread: threading.Thread | None = None
-        self.trouble: BaseException | None = None
-        self.heartbeat, self.heartbeat_s = heartbeat, heartbeat_s
         self.note: str | None = None
         self.n_results = 0
-        self.t_task_s = self.t_write_s = self.t_overhead_s = 0.0
+        self.t_task_s = self.t_overhead_s = 0.0
         self.row_times = RowTimes()
         self.mark = 0.0
         self.began = False  # the first row has been asked for in this pass
@@ -221,7 +191,6 @@ class Run:
         self.after: Yielded | None = None  # the result of the row in hand, once it is yielded
         # A row that may have to be handed over again, and that nobody reads again, is kept.
         self.keeps_rows = again is None and not settings.re_raise_exceptions
-        self.corrections = Corrections(claim)
         groups = [[Handed(key, None) for key in group] for group in suspects]
         self.suspects: list[tuple[list[Handed], bool]] = [(group, True) for group in groups[::-1]]
         self.careful = bool(groups)  # a process died before: write before what may kill this one
@@ -229,31 +198,27 @@ class Run:
     # -- the way through ------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        Guard.enter(self)
+        Guard.enter(self.writer)
         try:
             self.begins(self)
             yield from self._results(self.rows)
             while self.suspects and not self.stop.wanted.is_set():
                 group, halve = self.suspects.pop()
                 if self.careful:
-                    self.write_all()
+                    self.writer.write_all()
                     self.enters([h.key for h in group if h.key is not None])
                 yield from self._results(self._once_more(group), halve)
-            if not self.behind:
+            if not self.writer.behind:
                 yield from self._flushed()
-            elif not self._is_stuck() and self.ends():
-                self._write_last()
+            elif not self.writer.is_stuck() and self.ends():
+                self.writer.write_last()
         finally:
             try:
-                self.write_all()
+                self.writer.write_all()
             finally:
-                self.beside.close()
-                self.over.set()
-                self.due.set()
-                if self.thread is not None and not (self.behind and self.unwritten()):
-                    self.thread.join()
-                Guard.leave(self)
-            self.corrections.write(self.t_overhead_s / max(self.n_results, 1))
+                self.writer.close()
+                Guard.leave(self.writer)
+            self.writer.corrections.write(self.t_overhead_s / max(self.n_results, 1))
 
     def _results(self, rows: Rows, halve: bool = False) -> Iterator[Any]:
         """Run the task until `rows` have ended, again after each row that raised."""
@@ -293,7 +258,7 @@ class Run:
         """Take results from the task, and pass on those that may be; what the task raised."""
         writes, board = self.settings.write_to_database, self.board
         passes_on = self.settings.live or not writes
-        is_over, is_full = self.stop.wanted.is_set, self._is_full
+        writer, is_over, is_full = self.writer, self.stop.wanted.is_set, self.writer.is_full
         while True:
             if Guard.told:
                 Guard.check()
@@ -306,8 +271,8 @@ class Run:
             except Terminated:
                 raise
             except (Exception, SystemExit) as error:
-                if self.trouble is not None:
-                    raise self.trouble from error
+                if writer.trouble is not None:
+                    raise writer.trouble from error
                 self._spend(self.current)
                 return error
             finally:
@@ -318,28 +283,28 @@ class Run:
             else:
                 yielded = self._timed(result)
                 if writes:
-                    self._wait(yielded)
+                    writer.add(yielded)
                 if passes_on:
                     yield result
             if is_full():
-                if self.behind:
-                    self._hand_on()
+                if writer.behind:
+                    writer.hand_on(is_last=self.n_results == self.n_rows)
                 else:
-                    self.flush()
-            elif not self.behind and self._is_late():
-                self.flush()
-            if self.trouble is not None:
-                raise self.trouble
-            if self.stored:
+                    writer.flush()
+            elif not writer.behind and writer.is_late():
+                writer.flush()
+            if writer.trouble is not None:
+                raise writer.trouble
+            if writer.stored:
                 yield from self._flushed(write_first=False)
             if not self.open and is_over():
                 return None
 
     def _flushed(self, write_first: bool = True) -> Iterator[Any]:
         if write_first:
-            self.flush()
-        while self.stored:
-            result = self.stored.popleft()
+            self.writer.flush()
+        while self.writer.stored:
+            result = self.writer.stored.popleft()
             if not self.settings.live:
                 yield result
 
@@ -360,7 +325,7 @@ class Run:
                     break
             except Exception as error:
                 # Not the task's doing, though it comes out through the task.
-                self.trouble = error
+                self.writer.trouble = error
                 raise
             if type(row) is Handed:
                 handed = row
@@ -385,7 +350,7 @@ class Run:
         """At the end of the rows all is written, if what comes next may be deadly."""
         rows.exhausted = self.at_end = self.asked = True
         if self.careful:
-            self.write_all()
+            self.writer.write_all()
 
     def _handed(self, row: Any) -> Handed:
         data = getattr(row, "__data__", None) or {}
@@ -397,6 +362,7 @@ class Run:
         """Rows of a generator say only themselves whether they are sources or spectra."""
         if isinstance(row, peewee.Model):
             self.target = replace(self.target, on_source=isinstance(row, Source))
+            self.writer.target = self.target
             self.key_name = self.target.key_name
 
     #: The database's time at which rows that are handed over as they are were read.
@@ -419,20 +385,13 @@ class Run:
         if not self.began or handed is None:
             self.t_overhead_s += spent_s
         elif self.after is not None:
-            self._amend(self.after, spent_s)
+            if self._is_timed(self.after.result):
+                self.writer.amend(self.after, spent_s)
         else:
             handed.t_spent_s += spent_s
 
-    def _amend(self, yielded: Yielded, spent_s: float) -> None:
-        """Credit work that a task does on a row after its result was yielded."""
-        result = yielded.result
-        if type(result) is not self.target.output and not isinstance(result, PipelineOutputModel):
-            return
-        with self.mutex:
-            if yielded.taken:
-                self.corrections.longer(result, spent_s)
-            else:
-                result.__data__["t_elapsed"] += spent_s
+    def _is_timed(self, result: Any) -> bool:
+        return type(result) is self.target.output or isinstance(result, PipelineOutputModel)
 
     def _timed(self, result: Any) -> Yielded:
         """The result with the row that it is for, which has ended with it, and its times."""
@@ -451,7 +410,7 @@ class Run:
         self.asked = False
         self.n_results += 1
         self.tally.n_ended += 1
-        if type(result) is self.target.output or isinstance(result, PipelineOutputModel):
+        if self._is_timed(result):
             set_times(result, spent_s, self.t_overhead_s / max(self.n_rows or 0, self.n_results))
         yielded = Yielded(result, handed, again)
         if handed is self.current:
@@ -494,8 +453,7 @@ class Run:
     def _settle(self) -> None:
         """The task has ended in order: it yielded nothing for the rows that are still open."""
         if self.open and self.settings.write_to_database:
-            with self.mutex:
-                self.waiting.no_results += self.open.values()
+            self.writer.add_no_results(self.open.values())
             self.tally.n_ended += len(self.open)
             for handed in self.open.values():
                 self.row_times.add(handed.t_spent_s)
@@ -563,211 +521,12 @@ class Run:
         self.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.n_failed += 1
-        with self.mutex:
-            self.waiting.failures.append(refusal(error, handed))
-            self.since = self.since or time.monotonic()
+        self.writer.fail(refusal(error, handed))
         try:
             self.tally.check(self.target.task)
         except BrokenElement:
-            with self.mutex:
-                self.waiting.failures.clear()
+            self.writer.forget_failures()
             raise
-
-    def fail(self, failure: Refusal) -> None:
-        """Record a failure that is known before the task saw the row."""
-        with self.mutex:
-            self.waiting.failures.append(failure)
-
-    # -- checkpoints ------------------------------------------------------------------------
-
-    def _wait(self, yielded: Yielded) -> None:
-        with self.mutex:
-            self.waiting.results.append(yielded)
-            if self.since is None:
-                self.since = time.monotonic()
-                self._wake()
-
-    def _is_full(self) -> bool:
-        return len(self.waiting) >= self.settings.batch_size
-
-    def _hand_on(self) -> None:
-        """Have a full batch written, and go on while there is room for more."""
-        if self.writes_here and not self.is_left and not self.in_writing and self._write_here():
-            return
-        if self.n_results == self.n_rows:
-            return  # of the last row, as it seems: what comes next is the end, which writes it
-        self._wake()
-        with self.room:
-            while len(self.waiting) >= ROOM * self.settings.batch_size and not self._is_stuck():
-                self.room.wait(1.0)
-
-    def _write_here(self) -> bool:
-        """Write all that waits while the task waits; whether it could be done at once."""
-        try:
-            self.flush(self.beside.at_once)
-        except (DatabaseError, peewee.PeeweeException) as error:
-            log.debug("not written at once: %s", error)
-            self.is_left = True
-            return False
-        return True
-
-    def _write_last(self) -> None:
-        """Write what is left of the page on the connection that this thread goes on with."""
-        try:
-            self.flush()
-        except Exception as error:
-            self.trouble = error  # it was tried for as long as anything is
-            raise
-
-    def _is_stuck(self) -> bool:
-        return self.trouble is not None or self.stop.wanted.is_set()
-
-    def write_all(self) -> None:
-        """Wait until everything that was yielded is stored.
-
-        Told to end while the database is away, it waits a moment only: what is not stored then
-        is :meth:`unwritten`.
-        """
-        if not self.behind:
-            self.flush()
-            return
-        with self.room:
-            if not self.unwritten() or not self.settings.write_to_database:
-                return
-            self.ending = True
-            self._wake()
-            told: float | None = None
-            while self.unwritten() and self.trouble is None:
-                if self.stop.wanted.is_set():
-                    told = told or time.monotonic()
-                    if time.monotonic() - told > self.grace_s:
-                        raise DatabaseError(
-                            "told to end, and the database did not take the last checkpoint within "
-                            f"{self.grace_s:g} s"
-                        )
-                self.room.wait(0.2)
-            self.ending = False
-            if self.trouble is not None:
-                raise self.trouble
-
-    def unwritten(self) -> Checkpoint:
-        """What was yielded and is not known to be stored."""
-        with self.mutex:
-            return self.in_writing + self.waiting
-
-    def _patiently(self, work: Callable[[], Any]) -> Any:
-        """`work()`, which writes, again while the database is away."""
-        if threading.current_thread() is self.thread:
-            # It has a connection that nobody else reads on.
-            return retrying(work, waiting=self.stop.wanted if self.behind else self.over)
-        ends = self.stop.wanted if self.behind else None
-        return apart(lambda: retrying(work, waiting=ends))
-
-    def _is_late(self) -> bool:
-        return (
-            self.since is not None
-            and time.monotonic() - self.since >= self.settings.write_frequency
-        )
-
-    def _wake(self) -> None:
-        """Have the second thread look at the clock again."""
-        if self.thread is None and self._may_write_behind():
-            self.thread = threading.Thread(target=self._write_behind, name="astra", daemon=True)
-            self.thread.start()
-        self.due.set()
-
-    def start_heartbeat(self) -> None:
-        self._wake()
-
-    @staticmethod
-    def _may_write_behind() -> bool:
-        # A database in memory belongs to one connection, and a transaction that the caller
-        # holds open belongs to the caller's: nobody else could see, or get past, it.
-        return not dialect().url.endswith(":memory:") and not in_transaction()
-
-    def _write_behind(self) -> None:
-        with at_hand(self.writes_here):  # nobody lacks a connection to a file
-            self._write_until_over()
-
-    def _write_until_over(self) -> None:
-        beat = time.monotonic()
-        while not self.over.is_set():
-            self.due.clear()
-            late_s = self._until_due()
-            if late_s is not None and late_s <= 0:
-                try:
-                    self._write_due()
-                except BaseException as error:
-                    with self.room:
-                        self.trouble = error
-                        self.room.notify_all()
-                    return
-                beat = time.monotonic()
-                continue
-            rest_s = self.heartbeat_s - (time.monotonic() - beat)
-            if self.heartbeat is not None and rest_s <= 0:
-                self._beat()
-                beat, rest_s = time.monotonic(), self.heartbeat_s
-            self.due.wait(rest_s if late_s is None else min(late_s, rest_s))
-
-    def _write_due(self) -> None:
-        """Write what is due, and on the same connection the batches that became full meanwhile."""
-        with at_hand(self.behind):
-            self.flush()
-            while self.behind and self._is_full():
-                self.flush()
-        self.is_left = False
-
-    def _until_due(self) -> float | None:
-        """Seconds until something has to be written; None while nothing waits."""
-        with self.mutex:
-            if not self.waiting:
-                return None
-            if self.ending or self.stop.wanted.is_set() or (self.behind and self._is_full()):
-                return 0.0
-            if self.since is None:
-                return None
-            return self.since + self.settings.write_frequency - time.monotonic()
-
-    def _beat(self) -> None:
-        try:
-            retrying(self.heartbeat or (lambda: None), bound_s=5)
-        except (DatabaseError, peewee.PeeweeException) as error:
-            log.warning("no heartbeat: %s", error)
-
-    def flush(self, way: Callable[[Callable[[], Any]], Any] | None = None) -> None:
-        """Write all that waits, as one checkpoint; nothing is dropped if that fails."""
-        if not self.settings.write_to_database:
-            return
-        with self.writing:
-            with self.mutex:
-                checkpoint, self.waiting, since = self.waiting, Checkpoint(), self.since
-                self.in_writing, self.since = checkpoint, None
-                if self.after is not None:
-                    self.after.taken = True
-            if not checkpoint:
-                return
-            began = perf_counter()
-            way = way or self._patiently
-            try:
-                written = way(lambda: write(checkpoint, self.target, self.claim))
-            except BaseException:
-                with self.room:
-                    self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
-                    self.since = since
-                raise
-            self.t_write_s += perf_counter() - began
-            with self.room:
-                self.in_writing = Checkpoint()
-                if not self.behind:  # who runs a page does not look at its results
-                    self.stored.extend(written)
-                self.room.notify_all()
-                self.corrections.stored(written)
-            self.tally.n_failed += checkpoint.n_refused
-            if self.claim is not None:
-                if self.claim.cancelled:
-                    self.stop.ask("the plan was cancelled")
-                self.tally.check(self.target.task)
 
 
 def set_times(result: PipelineOutputModel, elapsed_s: float, overhead_s: float) -> None:

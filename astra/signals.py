@@ -11,7 +11,8 @@ from astra import config
 from astra.database import HURRY_S
 from astra.guard import Guard
 from astra.patience import hurry
-from astra.run import Run, Stop
+from astra.run import Stop
+from astra.writer import Writer
 
 
 class Forced(BaseException):
@@ -58,8 +59,8 @@ def heard(stop: Stop) -> Iterator[None]:
                     if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
                         signal.setitimer(signal.ITIMER_REAL, grace_s)
                     hurry(max(grace_s, HURRY_S))  # a silent database is waited for no longer
-                    for run in list(Guard.runs):
-                        run.due.set()
+                    for writer in list(Guard.writers):
+                        writer.due.set()
 
     previous = {n: signal.signal(n, on_signal) for n in numbers}
     previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
@@ -81,7 +82,7 @@ def heard(stop: Stop) -> Iterator[None]:
 
 
 #: What ends by itself, within a bound, once the process was told to end; cut, it would lose rows.
-_UNCUT = {Run.write_all.__code__, Run.flush.__code__}
+_UNCUT = {Writer.write_all.__code__, Writer.flush.__code__}
 _UNCUT_MODULES = ("astra.database", "astra.results", "astra.dialects", "astra.spool")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from peewee import FloatField, IntegerField, SmallIntegerField, TextField
 
 from astra import task
-from astra.database import database
+from astra.database import connection, database
 from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel, Source
 
 
@@ -76,6 +76,21 @@ def costly(
         if nothing_every and key % nothing_every == 0:
             continue
         yield Measured.from_spectrum(spectrum, value=float(len(held)))
+
+
+@task
+def bad_then_patient(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Raises at key 3; at key 1 it waits until all see the result of key 2, and says how long."""
+    for spectrum in spectra:
+        key, began = spectrum.spectrum_pk, time.monotonic()
+        if key == 3:
+            raise ValueError("row 3 is bad")
+        while key == 1 and time.monotonic() - began < 20:
+            with connection():
+                if Measured.select().where(Measured.spectrum_pk == 2).exists():
+                    break
+            time.sleep(0.01)
+        yield Measured.from_spectrum(spectrum, value=time.monotonic() - began)
 
 
 @task

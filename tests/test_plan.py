@@ -29,7 +29,7 @@ from astra.status import status
 from astra.submit import choose_profile, time_limit_s
 from tests.conftest import ROOT
 from tests.servers import wait_for
-from tests.tasks import Measured, fill, measure
+from tests.tasks import Measured, bad_then_patient, fill, measure
 
 
 def plan_of(**options):
@@ -300,6 +300,16 @@ def test_failures_are_as_many_as_the_status_says(url):
     }
     assert {f.key: f.since for f in failures(second.plan)} == {10: None, 20: None}
     assert CliRunner().invoke(main, ["failures", str(first.plan)]).exit_code == 0
+
+
+def test_a_result_after_a_failure_is_stored_while_the_next_row_is_computed(url):
+    """What waits first is a failure: the clock of what comes after it runs all the same."""
+    fill(3)
+    arguments = {"write_frequency": 0.1}
+    (planned,) = create_plan(bad_then_patient, BossVisitSpectrum, arguments=arguments)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 2, "failed": 1}
+    assert Measured.get(Measured.spectrum_pk == 1).value < 10
 
 
 def test_lists_of_keys_are_compressed_with_lz4_in_old_tables_too(pg_url):
