@@ -103,6 +103,7 @@ def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
 
 
 def commit_intent(submission: Submission, pages: list[int], holders: Set[int | None]) -> None:
+    """As :func:`make_intent`, of pages by their numbers, which were seen with one of `holders`."""
     plan, tries = submission.plan, count()
 
     def work() -> None:
