@@ -331,10 +331,11 @@ def test_100_000_pages(pg_url, browser, tmp_path):
 # ------------------------------------------------------------------------------------- on Slurm
 
 
-def busy(slurm, plan: int) -> list[Attempt]:
-    """The attempts of a plan, once two have written."""
-    wait_for(lambda: Attempt.select().where(Attempt.n_checkpoints > 0).count() >= 2, "attempts", 60)
-    return list(Attempt.select().where(Attempt.state == "running"))
+def busy() -> Attempt:
+    """An attempt that runs, and has used more than a second of CPU time: 40 rows of 30 ms."""
+    query = Attempt.select().where((Attempt.state == "running") & (Attempt.n_done >= 40))
+    wait_for(query.exists, "an attempt with 40 rows", 60)
+    return query.get()
 
 
 def calls(tmp_path: Path, monkeypatch) -> Path:
@@ -367,7 +368,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     )  # fmt: skip
     options = {"time": "00:05:00", "mem": "200M", "cpus_per_task": 2}
     (job,) = submit(planned.plan, options=options).jobs
-    os.kill(busy(slurm, planned.plan)[0].pid, signal.SIGKILL)
+    os.kill(busy().pid, signal.SIGKILL)
     wait_for(slurm.idle, "the end of the array", 180)
     wait_for(
         lambda: (

@@ -170,7 +170,7 @@ DIRECTED = {
     "kill child inside progress": _directed("kill child", "progress"),
     "kill parent": _directed("kill parent"),
     "kill resume": _directed(
-        "kill resume", after=0.05, rows=60, limit=30, row_s=0.3, write_frequency=1.5,
+        "kill resume", after=0.05, rows=60, limit=30, row_s=0.3, write_frequency=5.0,
         batch_size=1000,
     ),
     "SIGTERM": _directed("signal"),
