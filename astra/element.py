@@ -334,13 +334,12 @@ def _spooled(claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
     """The database stayed away: keep what it did not take in a file."""
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
-        path = spool.save(claim, run.writer.unwritten())
+        unwritten = run.writer.unwritten()
+        path = spool.save(claim, unwritten)
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip
-    kept = (
-        f"{len(run.writer.unwritten())} rows are kept in {path}" if path else "all of it is stored"
-    )
+    kept = f"{len(unwritten)} rows are kept in {path}" if path else "all of it is stored"
     return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from peewee import fn
 
 from astra import config, log, slurm
-from astra.claim import process_began
+from astra.claim import is_cancelled, process_began
 from astra.database import connection, dialect, retrying, try_lock, writing
 from astra.errors import BusyError, SlurmUnknown, UsageError
 from astra.models.orchestration import Page, Plan, Submission
@@ -136,7 +136,7 @@ def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Su
         .execute()
     )
     if changed != len(pages):
-        if Plan.select(Plan.cancelled).where(Plan.pk == plan.pk).scalar() is not None:
+        if is_cancelled(plan.pk):
             raise UsageError(f"plan {plan.pk} was cancelled meanwhile; nothing is submitted")
         raise BusyError(
             f"another process submitted {len(pages) - changed} of these pages of plan {plan.pk} "

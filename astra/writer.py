@@ -84,8 +84,7 @@ class Writer:
     def add(self, yielded: Yielded) -> None:
         with self.mutex:
             self.waiting.results.append(yielded)
-            if self.since is None:
-                self._start_clock()
+            self._start_clock()
 
     def add_no_results(self, rows: Iterable[Handed]) -> None:
         with self.mutex:

@@ -231,7 +231,7 @@ def test_a_planner_without_temporary_tables_freezes_the_same_pages(
     """They let the server plan with several processes. Two plans may share a transaction."""
     name = urlsplit(of("plans")).path[1:]
 
-    def frozen() -> list[tuple[int, int, list[int], str]]:
+    def frozen() -> list[tuple[int, int, list[int], bytes]]:
         as_role(of, "plans")
         with connection(), database.atomic() as transaction:
             made = [create_plan(measure, BossVisitSpectrum, limit=15)[0] for _ in range(2)]
