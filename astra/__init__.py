@@ -11,15 +11,15 @@ TYPE_CHECKING = False  # but for who checks types: all that is imported here del
 if TYPE_CHECKING:
     from logging import Logger
 
-    from astra.pending import generate_queries_for_task
-    from astra.tasks import task
+    from astra.plan.pending import generate_queries_for_task
+    from astra.tasks.decorator import task
 
     #: The log of the package: ``astra`` and its children, set up by the program that uses it.
     log: Logger
 
 __all__ = ["__version__", "generate_queries_for_task", "log", "task"]
 
-_HOME_OF = {"task": "astra.tasks", "generate_queries_for_task": "astra.pending"}
+_HOME_OF = {"task": "astra.tasks.decorator", "generate_queries_for_task": "astra.plan.pending"}
 
 
 def __getattr__(name: str) -> object:

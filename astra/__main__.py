@@ -1,12 +1,12 @@
 """``python -m astra`` is the ``astra`` command."""
 
-from astra.garbage import collect_seldom
+from astra.processes import collect_seldom
 
 
 def run() -> None:
     """Do what the command line says, and exit."""
     collect_seldom()  # before the imports
-    from astra.cli import main
+    from astra.cli.group import main
 
     main()
 

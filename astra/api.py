@@ -14,21 +14,33 @@ their items, or a plan's number, is taken just as well. Errors are those of :mod
 each message says what to do next.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, overload
 
-from astra.cancel import Cancelled, cancel
-from astra.errors import UsageError
-from astra.estimate import Estimate, estimate
-from astra.failures import FailedRow, failures
-from astra.plan import Planned, create_plan
-from astra.resume import resume, resume_local
+from astra.config.profiles import Profile, choose_profile
+from astra.database.connection import connection
+from astra.errors import AstraError, Interrupted, UsageError
+from astra.models.plans import Page, Plan
+from astra.models.schema import check_version
+from astra.plan.lookup import check_plan_version, get_plan
+from astra.plan.pages import waiting_pages
+from astra.plan.plan import Planned, create_plan
+from astra.plan.sizes import Estimate, estimate
+from astra.resume.cancel import Cancelled, cancel
+from astra.resume.resume import resume, resume_local
 from astra.states import PlanState
-from astra.status import PlanStatus, status, statuses
-from astra.submit import Submitted
-from astra.submit import submit as submit_plan
-from astra.verify import Verdict, verify
+from astra.status.failures import FailedRow, failures
+from astra.status.status import PlanStatus, status, statuses
+from astra.status.verify import Verdict, verify
+from astra.submit.intent import make_intent, new_submission, plan_lock
+from astra.submit.submit import Submitted, check_ready, submit_pages
+from astra.submit.submit import submit as submit_plan
+
+log = logging.getLogger(__name__)
+
 
 __all__ = [
     "Cancelled",
@@ -164,3 +176,227 @@ def _number(plan: int | Planned | Submitted) -> int:
     if plan.plan is None:
         raise UsageError(f"nothing is pending for {plan.task}: there is no plan")
     return plan.plan
+
+
+Progress = Callable[[str], Any]
+
+
+def submit_task(
+    task_or_plan: str,
+    planning: Mapping[str, Any],
+    profile_name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    local: bool = False,
+    n_processes: int = 1,
+    progress: Progress | None = None,
+    element_time_s: float | None = None,
+) -> list[tuple[Planned | None, Submitted | None]]:
+    """Plan a task and submit it, or submit a plan by its number; each plan with its submission.
+
+    With `element_time_s`, rows per page, memory and time limits are chosen by experience, such that
+    an element takes about so long; memory and time that are given stay as they are.
+
+    A dry run leaves nothing behind: the plan that it makes is taken back.
+    """
+    if local and dry_run:
+        raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
+    if task_or_plan.isdecimal() and task_or_plan.isascii():
+        plan = int(task_or_plan)
+        chosen = {**planning, "element_time": element_time_s}
+        if given := [name for name, value in chosen.items() if value]:
+            raise UsageError(
+                f"plan {plan} is frozen: {', '.join(given)} can be chosen when a task is planned, "
+                "not afterwards; leave it out, or give the task's name"
+            )
+        return [(None, _submit(plan, profile_name, options, dry_run, local, n_processes, progress))]
+    if not local:
+        # What would be refused is refused before anything is stored.
+        choose_profile(profile_name, options)
+        _check_database()
+    if dry_run:
+        return _dry_run(task_or_plan, planning, profile_name, options, element_time_s)
+    done: list[tuple[Planned | None, Submitted | None]] = []
+    for planned, sized in _planned(
+        task_or_plan, planning, element_time_s, profile_name, options, local
+    ):
+        if planned.plan is None:
+            done.append((planned, None))
+        else:
+            arguments = (profile_name, sized, False, local, n_processes, progress)
+            try:
+                done.append((planned, _submit(planned.plan, *arguments)))
+            except AstraError as error:
+                if f"resume {planned.plan}" not in str(error):
+                    again = "astra submit " + f"{planned.plan}{' --local' if local else ''}"
+                    error.args = (f"{error}; plan {planned.plan} is kept: {again}",)
+                raise
+    return done
+
+
+def _planned(
+    task: str,
+    planning: Mapping[str, Any],
+    element_time_s: float | None,
+    profile_name: str | None,
+    options: Mapping[str, Any] | None,
+    local: bool = False,
+) -> list[tuple[Planned, Mapping[str, Any] | None]]:
+    """Plans of a task, each with the options that it is to be submitted with."""
+    if element_time_s is None:
+        return [(planned, options) for planned in create_plan(task, **planning)]
+    from astra.plan.sizes import options_of
+
+    chosen = None if local else choose_profile(profile_name, options)
+    return [
+        (planned, options_of(found, options or {}))
+        for planned, found in plan_sized(task, planning, element_time_s, chosen)
+    ]
+
+
+def plan_sized(
+    task: Any, planning: Mapping[str, Any], element_time_s: float, chosen: Profile | None = None
+) -> list[tuple[Planned, "Estimate"]]:
+    """Plan a task with as many rows in a page as make an element take about so long, in s.
+
+    Raises
+    ------
+    UsageError
+        If `planning` names a ``limit``, too.
+    """
+    from astra.plan.sizes import estimate
+
+    if planning.get("limit") is not None:
+        raise UsageError("--limit says how many rows a page has, the time of an element chooses it")
+    model, arguments = planning.get("input_model"), planning.get("arguments")
+    made = []
+    for found in estimate(task, model, element_time_s, arguments, chosen):
+        for note in found.notes:
+            log.warning("%s: %s", found.task, note)
+        wanted = {**planning, "input_model": found.input_model, "limit": found.limit}
+        made += [(planned, found) for planned in create_plan(task, **wanted)]
+    return made
+
+
+def _check_database() -> None:
+    check_version()
+    check_ready(Plan(pk=0, v_astra=_current_version(), cancelled=None))
+
+
+def _current_version() -> int:
+    from astra.models.pipeline import version_number
+
+    return version_number()
+
+
+def _submit(
+    plan: int,
+    profile_name: str | None,
+    options: Mapping[str, Any] | None,
+    dry_run: bool,
+    local: bool,
+    n_processes: int,
+    progress: Progress | None,
+) -> Submitted:
+    if not local:
+        return submit_plan(plan, profile_name, options, dry_run)
+    from astra.resume.resume import resume_local
+
+    title = f"plan {plan}"
+    limit = (options or {}).get("row_timeout")
+    with progress(title) if progress else nullcontext(lambda ended, rows: None) as tell:
+        return resume_local(plan, n_processes, progress=tell, row_timeout=limit)
+
+
+def _dry_run(
+    task: str,
+    planning: Mapping[str, Any],
+    profile_name: str | None,
+    options: Mapping[str, Any] | None,
+    element_time_s: float | None,
+) -> list[tuple[Planned | None, Submitted | None]]:
+    done: list[tuple[Planned | None, Submitted | None]] = []
+    for planned, sized in _planned(task, planning, element_time_s, profile_name, options):
+        chosen = choose_profile(profile_name, sized)
+        if planned.plan is None:
+            done.append((planned, None))
+            continue
+        plan = get_plan(planned.plan)
+        try:
+            with connection():
+                pages = waiting_pages(plan)
+            done.append((planned, submit_pages(plan, pages, {None}, chosen, dry_run=True)))
+        finally:
+            with connection():
+                Page.delete().where(Page.plan == plan.pk).execute()
+                plan.delete_instance()
+    return done
+
+
+def resume_plan(
+    plan: int,
+    failed: bool,
+    only: list[str],
+    profile_name: str | None,
+    options: Mapping[str, Any],
+    dry_run: bool,
+    local: bool,
+    n_processes: int,
+    progress: Progress | None,
+) -> Submitted:
+    """Resume a plan, by Slurm or with processes of this machine."""
+    from astra.resume.resume import resume, resume_local
+
+    if not local:
+        return resume(plan, failed, only, profile_name, options, dry_run)
+    if dry_run:
+        raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
+    if only:
+        raise UsageError("--only chooses by what Slurm said; with --local it says nothing")
+    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
+        return resume_local(plan, n_processes, failed, tell, options.get("row_timeout"))
+
+
+def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None) -> None:
+    """Run every page of a plan in this process, one after the other."""
+    from astra.element.element import Element
+    from astra.element.signals import heard
+    from astra.results.stopping import Stop
+    from astra.submit.local import end_submission, pages_to_run
+
+    plan = get_plan(plan_pk)
+    check_plan_version(plan)
+    with plan_lock(plan):
+        pages = pages_to_run(plan)
+        submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
+        make_intent(submission, pages)
+    stop = Stop()
+    try:
+        with heard(stop), Element(plan, submission, stop) as this:
+            for page in pages:
+                tell([this.run_page(page.number, page.number)])
+                if stop.wanted.is_set():
+                    break
+    finally:
+        end_submission(submission)
+    if stop.wanted.is_set():
+        raise Interrupted(
+            f"plan {plan.pk} was interrupted; what was yielded is stored: "
+            f"astra resume {plan.pk} --local"
+        )
+
+
+def last_plan() -> int:
+    """The number of the last plan.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    check_version()
+    with connection():
+        last = Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(1).scalar()
+    if last is None:
+        raise UsageError("no plan was made yet: astra plan TASK")
+    return int(last)

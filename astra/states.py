@@ -5,8 +5,6 @@ Slurm's own words are mapped in one function, :func:`slurm_state`; an unknown wo
 
 from enum import IntEnum, StrEnum
 
-from astra.errors import SlurmError
-
 
 class Outcome(IntEnum):
     """How one row of a plan ended: one byte per row, stored with its page."""
@@ -81,37 +79,7 @@ class SlurmState(StrEnum):
         return self in (SlurmState.PENDING, SlurmState.RUNNING)
 
 
-# squeue(1), JOB STATE CODES, and sacct(1): the transient ones count as what they lead to.
-_SLURM_WORDS = {
-    **{state.value: state for state in SlurmState if state is not SlurmState.ABSENT},
-    "CONFIGURING": SlurmState.RUNNING,
-    "COMPLETING": SlurmState.RUNNING,
-    "SUSPENDED": SlurmState.RUNNING,
-    "STOPPED": SlurmState.RUNNING,
-    "SIGNALING": SlurmState.RUNNING,
-    "STAGE_OUT": SlurmState.RUNNING,
-    "RESIZING": SlurmState.RUNNING,
-    "REQUEUED": SlurmState.PENDING,
-    "REQUEUE_FED": SlurmState.PENDING,
-    "REQUEUE_HOLD": SlurmState.PENDING,
-    "SPECIAL_EXIT": SlurmState.PENDING,
-    "RESV_DEL_HOLD": SlurmState.PENDING,
-    "REVOKED": SlurmState.CANCELLED,
-}
+#: The exception under which a row is recorded that is given up, by what it did to its process.
+KILLED, OUT_OF_MEMORY, TIMED_OUT = "KilledProcess", "OutOfMemory", "RowTimeout"
 
-
-def slurm_state(word: str) -> SlurmState:
-    """Slurm's word for a state, with the text that sacct puts behind it.
-
-    >>> slurm_state("CANCELLED by 0")
-    <SlurmState.CANCELLED: 'CANCELLED'>
-
-    Raises
-    ------
-    SlurmError
-        If the word is not one of Slurm's: nothing is concluded from it.
-    """
-    first = word.split()[0].rstrip("+") if word.strip() else ""
-    if first not in _SLURM_WORDS:
-        raise SlurmError(f"Slurm state {word!r} is not known to astra; nothing follows from it")
-    return _SLURM_WORDS[first]
+QUARANTINED = (KILLED, OUT_OF_MEMORY, TIMED_OUT)

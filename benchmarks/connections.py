@@ -21,10 +21,10 @@ from typing import Any
 
 import psycopg2
 
-from astra.database import bind, connection, database, drop_connection
+from astra.database.connection import bind, connection, database, drop_connection
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt
-from astra.plan import create_plan
+from astra.models.plans import Attempt
+from astra.plan.plan import create_plan
 from benchmarks.elements import activity, forked, submitted
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.tables import fill, sleeping

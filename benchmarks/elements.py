@@ -8,11 +8,12 @@ from typing import Any
 
 import psycopg2
 
-from astra.database import connection, drop_connection
-from astra.element import run_element
-from astra.intent import make_intent, new_submission
-from astra.models.orchestration import Page, Submission
-from astra.plan import Planned, get_plan
+from astra.database.connection import connection, drop_connection
+from astra.element.element import run_element
+from astra.models.plans import Page, Submission
+from astra.plan.lookup import get_plan
+from astra.plan.plan import Planned
+from astra.submit.intent import make_intent, new_submission
 
 
 def submitted(made: Planned, n_elements: int, pages_per_element: int = 1) -> Submission:

@@ -116,7 +116,7 @@ def postgres(name: str = "benchmark", user: str = "postgres", **settings: object
         try:
             yield server
         finally:
-            from astra.database import reset
+            from astra.database.connection import reset
 
             reset()
 
@@ -124,8 +124,8 @@ def postgres(name: str = "benchmark", user: str = "postgres", **settings: object
 def bound(url: str) -> str:
     """Bind astra, and the processes that are started, to a database, and make its tables."""
     os.environ["ASTRA_DATABASE_URL"] = url
-    from astra.database import bind
-    from astra.schema import init_database
+    from astra.database.connection import bind
+    from astra.models.schema import init_database
 
     bind(url)
     init_database(("benchmarks.tables",))

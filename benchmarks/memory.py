@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from astra.database import connection, database
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from astra.plan import create_plan
+from astra.plan.plan import create_plan
 from benchmarks.elements import submitted
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.start import python

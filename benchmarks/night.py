@@ -17,10 +17,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from astra.database import connection, database
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page
-from astra.plan import create_plan
+from astra.models.plans import Attempt, Page
+from astra.plan.plan import create_plan
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.start import environment
 from benchmarks.tables import fill, waiting

@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 from astra import generate_queries_for_task
-from astra.database import connection, database, dialect
+from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Page
 from astra.models.pipeline import version_number
-from astra.pending import key_of, rows_with_source
-from astra.plan import create_plan, get_plan
+from astra.models.plans import Page
+from astra.plan.lookup import get_plan
+from astra.plan.pending import key_of, rows_with_source
+from astra.plan.plan import create_plan
 from benchmarks.lines import Line, best, main, postgres, say, timed
 from benchmarks.tables import fill, twenty
 

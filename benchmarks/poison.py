@@ -19,13 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from astra.failures import failures  # noqa: E402
-from astra.models.orchestration import Attempt  # noqa: E402
-from astra.status import status  # noqa: E402
-from astra.verify import verify  # noqa: E402
+from astra.models.plans import Attempt  # noqa: E402
+from astra.status.failures import failures  # noqa: E402
+from astra.status.status import status  # noqa: E402
+from astra.status.verify import verify  # noqa: E402
 from tests.conftest import prepare_template  # noqa: E402
 from tests.servers import Postgres, Slurm, wait_for  # noqa: E402
-from tests.tasks import Measured, fill  # noqa: E402
+from tests.sample_tasks import Measured, fill  # noqa: E402
 
 #: A cluster that ends what takes more memory than it asked for.
 _STRICT = ("SelectTypeParameters=CR_CPU_Memory", "JobAcctGatherParams=OverMemoryKill")
@@ -47,7 +47,7 @@ def astra(*words: object) -> int:
 
 def night(cluster: Slurm, n_rows: int, limit: int) -> bool:
     fill(n_rows)
-    astra("plan", "tests.tasks.poisoned", "--limit", limit, "--set", "eat_mb=600")
+    astra("plan", "tests.sample_tasks.poisoned", "--limit", limit, "--set", "eat_mb=600")
     began, n_resumed = time.monotonic(), 0
     astra("submit", 1, "--profile", "night")
     while True:

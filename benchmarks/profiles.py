@@ -17,10 +17,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from astra.database import connection, database
-from astra.element import run_element
+from astra.database.connection import connection, database
+from astra.element.element import run_element
 from astra.models import BossVisitSpectrum
-from astra.plan import create_plan
+from astra.plan.plan import create_plan
 from benchmarks.elements import sampled, submitted
 from benchmarks.lines import ROOT, postgres, timed
 from benchmarks.tables import fill, twenty

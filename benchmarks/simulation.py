@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from astra.database import connection, database
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt
-from astra.plan import create_plan
+from astra.models.plans import Attempt
+from astra.plan.plan import create_plan
 from benchmarks.connections import processor_s
 from benchmarks.elements import forked, submitted
 from benchmarks.lines import Line, main, postgres, say

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from astra.database import connection
+from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
-from astra.plan import create_plan
+from astra.plan.plan import create_plan
 from benchmarks.elements import submitted
 from benchmarks.lines import ROOT, Line, best, main, postgres, say
 from benchmarks.tables import fill, noting

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from astra.database import connection, database
+from astra.database.connection import connection, database
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.start import environment
 

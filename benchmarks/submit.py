@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from astra.database import connection, database
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from astra.plan import create_plan
+from astra.plan.plan import create_plan
 from benchmarks.lines import Line, main, postgres, say, timed
 from benchmarks.start import environment
 from benchmarks.tables import fill, twenty

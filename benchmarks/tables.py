@@ -10,7 +10,7 @@ from typing import Any
 from peewee import FloatField
 
 from astra import task
-from astra.database import database, dialect
+from astra.database.connection import database, dialect
 from astra.models import BossVisitSpectrum, PipelineOutputModel
 
 COLUMNS = [f"c{i}" for i in range(20)]

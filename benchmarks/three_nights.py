@@ -21,9 +21,10 @@ from pathlib import Path
 
 from aiosmtpd.controller import Controller
 
-from astra.database import connection, database
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum, Source
-from astra.models.orchestration import Attempt, Failure, Night, Plan
+from astra.models.nights import Night
+from astra.models.plans import Attempt, Failure, Plan
 from tests.servers import Postgres, Slurm, cron_daemon, wait_for
 from tests.servers.server import Ports
 

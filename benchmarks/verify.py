@@ -17,13 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from astra.database import bind, database, dialect  # noqa: E402
+from astra.database.connection import bind, database, dialect  # noqa: E402
 from astra.models import BossVisitSpectrum  # noqa: E402
-from astra.plan import create_plan  # noqa: E402
-from astra.schema import init_database  # noqa: E402
-from astra.verify import verify  # noqa: E402
+from astra.models.schema import init_database  # noqa: E402
+from astra.plan.plan import create_plan  # noqa: E402
+from astra.status.verify import verify  # noqa: E402
 from tests.servers import Postgres  # noqa: E402
-from tests.tasks import fill, measure  # noqa: E402
+from tests.sample_tasks import fill, measure  # noqa: E402
 
 
 def fill_many(n_rows: int) -> None:
@@ -81,7 +81,7 @@ def end(plan: int) -> None:
     database.execute_sql(
         "INSERT INTO failure (task, input_table, key, v_astra_major_minor, exception, message, "
         "times, refused, plan_pk, page, attempt_pk, input_modified) SELECT "
-        f"'tests.tasks.measure', 'boss_visit_spectrum', {key}, 8, 'ValueError', 'bad', 1, false, "
+        f"'tests.sample_tasks.measure', 'boss_visit_spectrum', {key}, 8, 'ValueError', 'bad', 1, false, "
         f"{plan}, p.number, p.attempt_pk, {now} FROM page p, {keys} "
         f"WHERE {place} >= p.n_rows - p.n_rows / 100"
     )
@@ -89,7 +89,7 @@ def end(plan: int) -> None:
 
 
 def measured(n_rows: int, limit: int) -> bool:
-    init_database(("tests.tasks",))
+    init_database(("tests.sample_tasks",))
     fill_many(n_rows)
     (planned,) = create_plan(measure, BossVisitSpectrum, limit=limit)
     assert planned.plan is not None

@@ -17,16 +17,16 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from astra.claim import claim_page, here
-from astra.database import connection, database, dialect
+from astra.database.connection import connection, database, dialect
+from astra.element.claim import claim_page, here
 from astra.models import BossVisitSpectrum
+from astra.models.importing import load
 from astra.models.pipeline import PipelineOutputModel
-from astra.plan import create_plan, get_plan
-from astra.resolve import load
-from astra.results import Handed
-from astra.run import Run
-from astra.spool import target_of
-from astra.tasks import bind_call, caller
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.results.rows import Handed, target_of
+from astra.tasks.declared import bind_call, caller
+from astra.tasks.run import Run
 from benchmarks.elements import submitted
 from benchmarks.lines import Line, bound, main, postgres, say, timed
 from benchmarks.tables import Twenty, fill, hundreds, rows_in_memory, science, twenty

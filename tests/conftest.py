@@ -33,7 +33,7 @@ _FOREIGN += ("PYTHONDONTWRITEBYTECODE",)
 def prepare_template(url: str) -> None:
     """Fill the database that every test's database is a copy of."""
     done = subprocess.run(
-        [sys.executable, "-m", "astra", "initdb", "tests.tasks"],
+        [sys.executable, "-m", "astra", "initdb", "tests.sample_tasks"],
         cwd=ROOT,
         env={**os.environ, "ASTRA_DATABASE_URL": url},
         stdin=subprocess.DEVNULL,
@@ -101,10 +101,10 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def _reset_database() -> None:
-    if "astra.database" in sys.modules:
-        importlib.import_module("astra.database").reset()
-    if "astra.slurm" in sys.modules:  # what another test's cluster said
-        importlib.import_module("astra.slurm").max_array_size.cache_clear()
+    if "astra.database.connection" in sys.modules:
+        importlib.import_module("astra.database.connection").reset()
+    if "astra.slurm.client" in sys.modules:  # what another test's cluster said
+        importlib.import_module("astra.slurm.client").max_array_size.cache_clear()
 
 
 _numbers = itertools.count(1)
@@ -128,9 +128,9 @@ def sqlite_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh SQLite file with astra's tables, configured as astra's."""
     url = f"sqlite:///{tmp_path}/astra.db"
     monkeypatch.setenv("ASTRA_DATABASE_URL", url)
-    from astra.schema import init_database
+    from astra.models.schema import init_database
 
-    init_database(("tests.tasks",))
+    init_database(("tests.sample_tasks",))
     return url
 
 

@@ -9,19 +9,19 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from astra.cancel import Cancelled
-from astra.clean import Cleaned
-from astra.estimate import Estimate
-from astra.failures import FailedRow
-from astra.logs import Log
-from astra.nightly import Nightly
-from astra.nights import NightStatus
-from astra.plan import Planned
-from astra.report import Report
-from astra.spool import Recovered
-from astra.status import PlanStatus
-from astra.submit import Submitted
-from astra.verify import Verdict
+from astra.element.spool import Recovered
+from astra.night.clean import Cleaned
+from astra.night.history import NightStatus
+from astra.night.nightly import Nightly
+from astra.plan.plan import Planned
+from astra.plan.sizes import Estimate
+from astra.report.report import Report
+from astra.resume.cancel import Cancelled
+from astra.status.failures import FailedRow
+from astra.status.logs import Log
+from astra.status.status import PlanStatus
+from astra.status.verify import Verdict
+from astra.submit.submit import Submitted
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "astra" / "schemas"

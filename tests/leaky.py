@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterable
 
 from astra import task
-from astra.database import database, url
+from astra.database.connection import database, url
 from astra.models import BossVisitSpectrum
-from tests.tasks import Measured
+from tests.sample_tasks import Measured
 
 
 @task

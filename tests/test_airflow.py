@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from astra.states import PlanState
-from astra.status import status
+from astra.status.status import status
 from tests.conftest import ROOT
-from tests.tasks import Measured, fill
+from tests.sample_tasks import Measured, fill
 
 PYTHON = Path(os.environ.get("ASTRA_AIRFLOW", ROOT / ".venv-airflow")) / "bin" / "python"
 
@@ -70,13 +70,13 @@ def run(workflow: Path, task: str, **arguments) -> str:
 
 def test_a_workflow_submits_and_waits(airflow):
     fill(30)
-    said = run(airflow, "tests.tasks.measure", row_s=0.2)  # so that the sensor has to be deferred
+    said = run(airflow, "tests.sample_tasks.measure", row_s=0.2)  # so that the sensor has to be deferred
     assert '{"submit": "success", "whole": "success"}' in said, said[-5000:]
     assert "deferr" in said.lower() and Measured.select().count() == 30
     assert status(1).state is PlanState.WHOLE
     # Where nothing is pending, nothing is submitted, and nothing is waited for.
-    assert '"whole": "success"' in run(airflow, "tests.tasks.measure")
+    assert '"whole": "success"' in run(airflow, "tests.sample_tasks.measure")
     # What is not whole fails the sensor, with what to type.
     fill(10)
-    said = run(airflow, "tests.tasks.broken")
+    said = run(airflow, "tests.sample_tasks.broken")
     assert '"whole": "failed"' in said and "mend it, then astra resume" in said, said[-5000:]

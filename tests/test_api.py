@@ -11,12 +11,12 @@ from click.testing import CliRunner
 
 import astra.api
 from astra.api import create_plan, resume_local, status, submit, verify, wait
-from astra.cli import main
+from astra.cli.group import main
 from astra.errors import UsageError
 from tests.conftest import ROOT
 from tests.json_schemas import PRINTED, text
 from tests.servers import wait_for
-from tests.tasks import fill, measure
+from tests.sample_tasks import fill, measure
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_every_json_has_a_schema_that_is_up_to_date():
 
 def test_what_is_printed_fits(sqlite_url):
     fill(30)
-    task = ("tests.tasks.costly", "--set", "raise_every=10")
+    task = ("tests.sample_tasks.costly", "--set", "raise_every=10")
     assert printed("initdb")["new"] == []
     printed("config")
     printed("estimate", *task)
@@ -123,14 +123,14 @@ def test_what_is_printed_fits(sqlite_url):
     assert {row["state"] for row in printed("logs", plan)} == {"done"}
     assert [row["failed"] for row in printed("plans")] == [1, 2]
     printed("report", plan)
-    assert isinstance(printed("plan", "tests.tasks.measure"), list)
+    assert isinstance(printed("plan", "tests.sample_tasks.measure"), list)
 
 
 @pytest.mark.slurm
 @pytest.mark.postgres
 def test_what_slurm_adds_fits(slurm):
     fill(20)
-    done = printed("submit", "tests.tasks.costly", "--limit", "10", "--profile", "debug")
+    done = printed("submit", "tests.sample_tasks.costly", "--limit", "10", "--profile", "debug")
     (job,) = done["jobs"]
     assert job["pages"] == 2 and job["job_id"]
     assert wait(done["plan"], timeout_s=240).state == "whole"

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 import pytest
 
-from astra.cli import main
+from astra.cli.group import main
 from astra.errors import AstraError
 from astra.states import PlanState
 from tests.conftest import ROOT
 from tests.servers import wait_for
-from tests.tasks import fill
+from tests.sample_tasks import fill
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -17,20 +17,22 @@ from pathlib import Path
 
 import pytest
 
-from astra import config, profile, script
-from astra.arguments import parse_arguments
-from astra.database import bind, connection, database, dialect, try_lock
+from astra.config import profiles, secrets, settings
+from astra.config.run_folder import check_folder, write_whole
+from astra.database.connection import bind, connection, database, dialect, try_lock
 from astra.errors import AstraError, ConfigError, DatabaseError, ScriptError, TaskError
-from astra.folders import check_folder, write_whole
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Failure, Page, Plan
-from astra.pending import generate_queries_for_task, group_column
-from astra.plan import create_plan
-from astra.resolve import choose_model, find_task, task_name
-from astra.results import Checkpoint, Handed, Refusal, Target, Yielded, write
+from astra.models.plans import Failure, Page, Plan
+from astra.plan.pending import generate_queries_for_task, group_column
+from astra.plan.plan import create_plan
+from astra.results.checkpoint import write
+from astra.results.rows import Checkpoint, Handed, Refusal, Target, Yielded
+from astra.slurm import script
+from astra.tasks.arguments import parse_arguments
+from astra.tasks.signature import choose_model, find_task, task_name
 from tests.servers import Slurm
-from tests.tasks import Measured, fill, measure
-from tests.test_script import SCRIPT, sbatch_reads
+from tests.sample_tasks import Measured, fill, measure
+from tests.slurm.test_script import SCRIPT, sbatch_reads
 
 _PIECES = [
     "'", '"', "`", "\\", "\n", "\r", "\t", " ", "\0", "\x1b[2J", "\x7f", "\x85", "\u2028", "\ufeff",
@@ -103,7 +105,7 @@ class TestBash:
 
     def test_every_value_of_a_rendered_script(self, tmp_path: Path) -> None:
         values = [v for v in hostile(8_000, "environment") if arrives(v)]
-        good = [v for v in values if not config.has_password(v)]
+        good = [v for v in values if not secrets.has_password(v)]
         names = [f"V{i}" for i in range(len(good))]
         show = [f"printf '%s\\0' \"${name}\"" for name in names]
         text = script.render(
@@ -129,9 +131,9 @@ class TestBash:
         scripts, places = [], []
         for i, name in enumerate(hostile(300, "folder", least=1)):
             place = tmp_path / str(i) / name.replace("/", "_")[:80]
-            if config.has_password(str(place)):
+            if secrets.has_password(str(place)):
                 continue
-            config.use(config.Config(run=config.Run(dir=place)))
+            settings.use(settings.Config(run=settings.Run(dir=place)))
 
             def render(place: Path = place) -> str:
                 check_folder(place / "plan-1")
@@ -177,17 +179,17 @@ class TestSbatch:
                 assert sbatch_reads(str(text)) == [value]
 
     def test_every_option_of_a_profile(self) -> None:
-        general = profile.get("general", config.Config())
-        keys, good = sorted(profile.OPTIONS), []
+        general = profiles.get("general", settings.Config())
+        keys, good = sorted(profiles.OPTIONS), []
         for i, value in enumerate(hostile(9_000, "profile")):
             key = keys[i % len(keys)]
             given = refused_or(value, partial(general.with_options, **{key: value}))
             if given is not None:
                 option = key.replace("_", "-")
-                assert dict(profile.directives(given))[option] == value  # type: ignore[arg-type]
+                assert dict(profiles.directives(given))[option] == value  # type: ignore[arg-type]
                 if refused_or(value, partial(script.directive, value), ScriptError) is None:
                     assert not value.isprintable() or not arrives(value)
-                elif not config.holds_secret(value):
+                elif not secrets.holds_secret(value):
                     good.append((option, value))
         lines = _rendered(good).split("\n")
         lines = lines[lines.index("#SBATCH --output=/runs/logs/%A_%a.log") + 1 :][: len(good)]
@@ -195,7 +197,7 @@ class TestSbatch:
         assert [(name, *sbatch_reads(text)) for name, _, text in options] == good
 
     def test_every_name_of_an_option(self) -> None:
-        general = profile.get("general", config.Config())
+        general = profiles.get("general", settings.Config())
         for name in hostile(2_000, "option"):
             with pytest.raises(ConfigError):
                 general.with_options(**{name: "x"})
@@ -257,7 +259,7 @@ class TestNames:
         for value in hostile(5_000, "--set"):
             found = refused_or(value, partial(parse_arguments, measure, {"computed": value}))
             if found is None:
-                assert config.holds_secret(f"computed={value}")
+                assert secrets.holds_secret(f"computed={value}")
             elif value.lower() not in ("none", "null"):
                 assert json.loads(json.dumps(found)) == {"computed": value}
             refused_or(value, partial(parse_arguments, measure, {"raise_every": value}), TaskError)
@@ -266,12 +268,12 @@ class TestNames:
         for value in hostile(3_000, "configuration"):
             for variable in ("ASTRA_RUN_DIR", "ASTRA_DATABASE_URL"):
                 environ = {variable: value}
-                found = refused_or(value, partial(config.load, None, environ, tmp_path))
+                found = refused_or(value, partial(settings.load, None, environ, tmp_path))
                 if found is not None and value and variable == "ASTRA_RUN_DIR":
                     dir = found.run.dir  # type: ignore[attr-defined]
                     home = value.split("/")[0].startswith("~")
                     assert home or dir == Path(os.path.normpath(tmp_path / value))
-            schema = refused_or(value, partial(config._checked, value, "database.schema", "x"))
+            schema = refused_or(value, partial(settings._checked, value, "database.schema", "x"))
             assert schema is None or re.fullmatch(r"\w[\w$]*", str(schema))
 
 
@@ -307,7 +309,7 @@ class TestDatabase:
     def test_failures(self, url: str) -> None:
         """Messages and tracebacks are whatever a task raises; task names whatever it is called."""
         values = hostile(600, f"failure {dialect().name}")
-        plain = [v for v in values if arrives(v) and config.hide(v) == v and len(v) < 2000]
+        plain = [v for v in values if arrives(v) and secrets.hide(v) == v and len(v) < 2000]
         target = Target("'; DROP TABLE plan; -- %s", '"%(x)s', False, Measured)
         refusals = [Refusal(i, "E", v, None, v, v) for i, v in enumerate(plain)]
         with connection():
@@ -320,11 +322,11 @@ class TestDatabase:
         fill(3)
         names = hostile(100, f"plan {dialect().name}")
         for name in [v for v in dict.fromkeys(names) if arrives(v)]:
-            monkeypatch.setattr("astra.plan.task_name", lambda function, name=name: name)
+            monkeypatch.setattr("astra.plan.plan.task_name", lambda function, name=name: name)
             made = refused_or(name, partial(create_plan, measure, BossVisitSpectrum,
                                             arguments={"computed": name}))  # fmt: skip
             if made is None:
-                assert config.holds_secret(f"computed={name}")
+                assert secrets.holds_secret(f"computed={name}")
                 continue
             with connection():
                 plan = Plan.get_by_id(made[0].plan)  # type: ignore[index]
@@ -332,7 +334,7 @@ class TestDatabase:
                 assert Page.get(Page.plan == plan.pk).keys == [3, 2, 1]
             held = create_plan(measure, BossVisitSpectrum)[0]
             assert (held.plan, held.held) == (None, 3)
-        assert task_name(measure) == "tests.tasks.measure"
+        assert task_name(measure) == "tests.sample_tasks.measure"
 
     def test_the_current_folder(
         self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,14 +14,14 @@ import pytest
 from peewee import FloatField
 
 from astra import generate_queries_for_task, task
-from astra.database import bind, database
+from astra.database.connection import bind, database
 from astra.errors import DatabaseError, TaskError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
-from astra.pending import checked_ids
-from astra.plan import create_plan
-from astra.resolve import find_task, input_models, output_model
+from astra.plan.pending import checked_ids
+from astra.plan.plan import create_plan
+from astra.tasks.signature import find_task, input_models, output_model
 from tests.conftest import ROOT
-from tests.tasks import Measured, fill, measure
+from tests.sample_tasks import Measured, fill, measure
 
 
 def astra(*words: str, **environ: str) -> subprocess.CompletedProcess:

@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import astra
+from astra.config.resources import config_dir, templates_dir
 from astra.models.pipeline import PipelineOutputModel, version_number
-from astra.resources import config_dir, templates_dir
 from tests.conftest import ROOT
 
 

@@ -19,10 +19,10 @@ from astra.cli.options import json_option
 @json_option
 def initdb(modules: tuple[str, ...], grant: tuple[str, ...], as_json: bool) -> None:
     """Make all missing tables, those of your MODULEs too. Can be run again."""
-    from astra import show
-    from astra.config import hide_password
-    from astra.database import url
-    from astra.schema import init_database
+    from astra.cli import show
+    from astra.config.secrets import hide_password
+    from astra.database.connection import url
+    from astra.models.schema import init_database
 
     new = init_database(modules, grant)
     if as_json:
@@ -36,7 +36,8 @@ def initdb(modules: tuple[str, ...], grant: tuple[str, ...], as_json: bool) -> N
 @json_option
 def config_command(as_json: bool) -> None:
     """Show every value and where it came from; secrets are hidden."""
-    from astra import config, show
+    from astra.cli import show
+    from astra.config import settings as config
 
     settings = config.current()
     if as_json:
@@ -50,6 +51,6 @@ def config_command(as_json: bool) -> None:
 @click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
 def demo(folder: Path | None, rows: int) -> None:
     """Show it all on SQLite: plan, run, a process killed, resume, results."""
-    from astra.demo import run_demo
+    from astra.cli.demo import run_demo
 
     run_demo(folder, rows)

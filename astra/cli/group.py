@@ -15,7 +15,7 @@ from astra.errors import AstraError, Interrupted, nearest
 _PARTS = {
     "begin": "To begin",
     "work": "Plan and run",
-    "afterwards": "Afterwards",
+    "progress": "Progress",
     "nights": "Nights",
 }
 
@@ -59,7 +59,7 @@ class _Commands(click.Group):
 
 
 def show_error(error: AstraError) -> None:
-    from astra import show
+    from astra.cli import show
 
     show.error(str(error))
 
@@ -89,9 +89,9 @@ def main(config_path: str | None, verbose: bool) -> None:
     if config_path is not None:
         import os
 
-        from astra import config
+        from astra.config import settings
 
-        config.use(config.load(config_path))
+        settings.use(settings.load(config_path))
         os.environ["ASTRA_CONFIG"] = str(Path(config_path).absolute())
 
 
@@ -99,7 +99,7 @@ class _Hiding(logging.Formatter):
     """What is logged, tracebacks too, without passwords: logs are kept and shown around."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from astra.config import hide
+        from astra.config.secrets import hide
 
         return hide(super().format(record))
 
@@ -109,7 +109,7 @@ def _hide_secrets() -> None:
     import threading
     import traceback
 
-    from astra.config import hide
+    from astra.config.secrets import hide
 
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:

@@ -27,9 +27,9 @@ def nightly(
     Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
     and closes the night.
     """
-    from astra import show
-    from astra.nightly import check_night, proceed
-    from astra.nightly import nightly as begin
+    from astra.cli import show
+    from astra.night.nightly import check_night, proceed
+    from astra.night.nightly import nightly as begin
 
     if quiet:  # what was got over is no news; what was not is an error
         logging.getLogger().setLevel(logging.ERROR)
@@ -59,10 +59,10 @@ def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> Non
 
     Exit status with DATE: 0 whole, 3 running, 4 needs attention.
     """
-    from astra import show
-    from astra.nightly import heal_all
-    from astra.nights import night_of
-    from astra.nights import nights as last_nights
+    from astra.cli import show
+    from astra.night.history import night_of
+    from astra.night.history import nights as last_nights
+    from astra.night.nightly import heal_all
 
     if heal:
         healed = heal_all(name)
@@ -89,8 +89,8 @@ def cron(
     mailto: str | None,
 ) -> None:  # fmt: skip
     """Print, install, remove or check the crontab entry that begins the night NAME."""
-    from astra import cron as of_cron
-    from astra import show
+    from astra.cli import show
+    from astra.night import cron as of_cron
 
     if (at is not None) == (remove or check):
         raise UsageError(

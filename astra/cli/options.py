@@ -70,7 +70,7 @@ class Duration(click.ParamType):
     name = "time"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        from astra.slurm_text import duration_s, time_limit_s
+        from astra.config.units import duration_s, time_limit_s
 
         seconds = duration_s(value) or time_limit_s(value)
         if not seconds:

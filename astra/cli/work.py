@@ -41,9 +41,9 @@ def estimate_command(
     profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose rows per page, memory and time limits for TASK, from what its attempts took."""
-    from astra import show
-    from astra.estimate import estimate
-    from astra.submit import choose_profile
+    from astra.cli import show
+    from astra.config.profiles import choose_profile
+    from astra.plan.sizes import estimate
 
     chosen = choose_profile(profile_name, {"partition": partition})
     found = estimate(
@@ -69,14 +69,14 @@ def plan(
     task: str, as_json: bool, element_time: float | None, profile_name: str | None, **options: Any
 ) -> None:
     """Freeze the pending rows of TASK into pages."""
-    from astra import show
+    from astra.cli import show
 
     if element_time is None:
         plans = _create(task, **options)
         show.as_json(one(plans)) if as_json else show.planned(plans)
         return
-    from astra.compose import plan_sized
-    from astra.submit import choose_profile
+    from astra.api import plan_sized
+    from astra.config.profiles import choose_profile
 
     sized = plan_sized(task, planning(**options), element_time, choose_profile(profile_name, None))
     if as_json:
@@ -90,7 +90,7 @@ def _create(
     task: str, input_model: str | None, sdss_ids: str | None, limit: int | None,
     max_rows: int | None, arguments: tuple[str, ...], again: bool,
 ) -> list[Any]:  # fmt: skip
-    from astra.plan import create_plan
+    from astra.plan.plan import create_plan
 
     return create_plan(
         task, **planning(input_model, sdss_ids, limit, max_rows, arguments, again)
@@ -119,8 +119,8 @@ def submit(
     On a plan that was submitted before, only pages that never were are submitted. --time is
     sbatch's time limit; --element-time how long an element is to take.
     """
-    from astra import show
-    from astra.compose import submit_task
+    from astra.api import submit_task
+    from astra.cli import show
 
     done = submit_task(
         task_or_plan,
@@ -132,7 +132,7 @@ def submit(
 
 
 def _show_submissions(done: Any, as_json: bool, local: bool) -> None:
-    from astra import show
+    from astra.cli import show
 
     if as_json:
         show.as_json(one([s if s is not None else show.nothing_submitted(p) for p, s in done]))
@@ -147,8 +147,8 @@ def _show_submissions(done: Any, as_json: bool, local: bool) -> None:
 
 def show_local(submissions: list[Any], as_json: bool) -> None:
     """How plans stand that were run here; the exit status says it, too."""
-    from astra import show
-    from astra.status import status as status_of
+    from astra.cli import show
+    from astra.status.status import status as status_of
 
     statuses = [status_of(submission.plan) for submission in submissions]
     for submission, found in [] if as_json else zip(submissions, statuses, strict=True):
@@ -164,9 +164,9 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
 @json_option
 def run(task: str, as_json: bool, **options: Any) -> None:
     """Plan TASK and run it here and now, in this process."""
-    from astra import show
-    from astra.compose import run_here
-    from astra.status import status as status_of
+    from astra.api import run_here
+    from astra.cli import show
+    from astra.status.status import status as status_of
 
     plans = _create(task, **options)
     if not as_json:
@@ -195,12 +195,12 @@ def run_page(
     tell_at: int | None,
 ) -> None:  # fmt: skip
     """Run one element: what the array's script calls."""
-    from astra import config
-    from astra.element import run_element
-    from astra.supervise import Board, supervised
+    from astra.config import settings
+    from astra.element.element import run_element
+    from astra.element.supervisor import Board, supervised
 
     if start_until is not None:
-        from astra.hours import begin
+        from astra.submit.hours import begin
 
         begin(start_until, token)
 
@@ -210,10 +210,10 @@ def run_page(
         except AstraError as error:
             show_error(error)
             return error.exit_status
-        from astra import show  # afterwards: the task need not wait for rich
+        from astra.cli import show  # afterwards: the task need not wait for rich
 
         show.page_runs(runs)
         return max((r.exit_status for r in runs), default=0)
 
-    limit_s = config.current().element.row_timeout_s if row_timeout_s is None else row_timeout_s
+    limit_s = settings.current().element.row_timeout_s if row_timeout_s is None else row_timeout_s
     sys.exit(supervised(work, limit_s, tell_at))

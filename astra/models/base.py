@@ -8,7 +8,7 @@ from typing import Any
 import peewee
 from peewee import SQL, Field, ModelBase
 
-from astra.database import database, database_is_unset, dialect
+from astra.database.connection import database, database_is_unset, dialect
 
 
 class TimeField(peewee.DateTimeField):

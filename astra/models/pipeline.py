@@ -16,7 +16,7 @@ from peewee import (
 )
 
 from astra import __version__
-from astra.database import dialect
+from astra.database.connection import dialect
 from astra.errors import UsageError, nearest
 from astra.models.base import BaseModel, TimeField
 
@@ -34,6 +34,7 @@ def version_number(version: str = __version__) -> int:
 
 #: The unique constraint of results, by what the task is on: columns, and the part of the table.
 SPECTRUM_KEY = ("spectrum_pk", "v_astra_major_minor"), ""
+
 SOURCE_KEY = ("source_pk", "v_astra_major_minor"), "WHERE spectrum_pk IS NULL"
 
 

@@ -16,8 +16,8 @@ from peewee import (
     TextField,
 )
 
-from astra import config
-from astra.database import database
+from astra.config import settings
+from astra.database.connection import database
 from astra.errors import UsageError
 from astra.models.base import BaseModel, TimeField, every_subclass
 from astra.models.source import Source
@@ -146,7 +146,7 @@ class SpectrumMixin:
     @cached_property
     def _file(self) -> "dict[str, np.ndarray]":
         path = Path(self.path)
-        if not path.is_absolute() and (root := config.current().data.root):
+        if not path.is_absolute() and (root := settings.current().data.root):
             path = Path(root) / path
         return read_pixels(path)
 

@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 
-from astra.database import reset
+from astra.database.connection import reset
 from tests.faults import bugs, runner
 from tests.faults.cluster import Cluster, served
 from tests.faults.scenario import DIRECTED, draw

@@ -3,10 +3,10 @@
 from collections import defaultdict
 from typing import Any
 
-from astra.database import database
-from astra.models.orchestration import Page, Plan
+from astra.database.connection import database
+from astra.models.plans import Page, Plan
 from astra.states import Outcome
-from astra.verify import verify
+from astra.status.verify import verify
 from tests.faults.scenario import Scenario
 from tests.faults.tasks import value_of
 from tests.faults.world import World

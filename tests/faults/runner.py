@@ -9,9 +9,9 @@ from pathlib import Path
 import peewee
 import psycopg2
 
-from astra.database import database, drop_connection
+from astra.database.connection import database, drop_connection
 from astra.errors import AstraError
-from astra.verify import verify
+from astra.status.verify import verify
 from tests.faults import judge
 from tests.faults.cluster import Cluster
 from tests.faults.nemesis import Nemesis

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from astra.database import reset
-from astra.failures import failures
+from astra.database.connection import reset
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page
-from astra.plan import create_plan
-from astra.resume import resume_local
+from astra.models.plans import Attempt, Page
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
 from astra.states import Outcome
-from astra.status import status
-from astra.verify import verify
+from astra.status.failures import failures
+from astra.status.status import status
+from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.faults.unruly import LEFT_BEHIND, PLACE, ROWS, WAYS, hopeless, misbehave
 from tests.servers import Postgres
-from tests.tasks import Measured, fill
+from tests.sample_tasks import Measured, fill
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ _MODULE = """
 from collections.abc import Iterable
 from astra import task
 from astra.models import BossVisitSpectrum
-from tests.tasks import Measured
+from tests.sample_tasks import Measured
 
 @task
 def fragile(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:

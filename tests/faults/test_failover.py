@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from astra.database import reset
+from astra.database.connection import reset
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt
-from astra.plan import create_plan
-from astra.verify import verify
+from astra.models.plans import Attempt
+from astra.plan.plan import create_plan
+from astra.status.verify import verify
 from tests.conftest import ROOT, prepare_template
 from tests.servers import Postgres, Standby, wait_for
-from tests.tasks import Measured, fill, measure
+from tests.sample_tasks import Measured, fill, measure
 
 pytestmark = pytest.mark.postgres
 

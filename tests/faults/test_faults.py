@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from astra.database import reset
+from astra.database.connection import reset
 from tests.faults import runner
 from tests.faults.scenario import DIRECTED
 from tests.faults.world import SERVER, SMALL_DISK_MB, prepare

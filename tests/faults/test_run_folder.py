@@ -11,11 +11,11 @@ import sys
 import pytest
 
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Submission
-from astra.plan import create_plan
-from astra.verify import verify
+from astra.models.plans import Submission
+from astra.plan.plan import create_plan
+from astra.status.verify import verify
 from tests.conftest import ROOT
-from tests.tasks import fill, measure
+from tests.sample_tasks import fill, measure
 
 pytestmark = [
     pytest.mark.postgres,

@@ -10,20 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from astra.claim import Where, claim_page
-from astra.database import database
+from astra.database.connection import database
+from astra.element.claim import Where, claim_page
 from astra.errors import SlurmError, Superseded
 from astra.models import BossVisitSpectrum
-from astra.models.orchestration import Attempt, Page, Submission
-from astra.plan import create_plan, get_plan
-from astra.results import Checkpoint, Handed, Target, Yielded, write
-from astra.resume import resume
-from astra.status import status
-from astra.submit import submit
-from astra.verify import verify
+from astra.models.plans import Attempt, Page, Submission
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.results.checkpoint import write
+from astra.results.rows import Checkpoint, Handed, Target, Yielded
+from astra.resume.resume import resume
+from astra.status.status import status
+from astra.status.verify import verify
+from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.servers import Slurm, wait_for
-from tests.tasks import Measured, fill, measure
+from tests.sample_tasks import Measured, fill, measure
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
@@ -257,7 +259,7 @@ def test_an_element_is_suspended_longer_than_its_lease(faulty, tmp_path):
 
 
 def _silent_s(attempt: Attempt) -> float:
-    from astra.database import connection, dialect
+    from astra.database.connection import connection, dialect
 
     with connection():
         return (dialect().now() - Attempt.get_by_id(attempt.pk).seen).total_seconds()

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterable
 
 from astra import task
-from astra.database import database
+from astra.database.connection import database
 from astra.models import BossVisitSpectrum
-from tests.tasks import Measured
+from tests.sample_tasks import Measured
 
 #: Rows of a page; the row of the page, counted from 0, that it misbehaves in.
 ROWS, PLACE = 6, 3

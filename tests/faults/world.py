@@ -13,13 +13,13 @@ from typing import Any
 import psycopg2
 
 import astra
-from astra.database import bind, database
-from astra.plan import create_plan
+from astra.database.connection import bind, database
+from astra.plan.plan import create_plan
 from tests.faults.cluster import Cluster
 from tests.faults.scenario import Scenario
 from tests.faults.tasks import endure
 from tests.servers import PgBouncer, Postgres, Proxy, shifted_clock
-from tests.tasks import fill
+from tests.sample_tasks import fill
 
 ROOT = Path(astra.__file__).resolve().parent.parent
 
@@ -71,7 +71,7 @@ CREATE TRIGGER hold AFTER UPDATE OF outcomes ON page FOR EACH STATEMENT
 
 def prepare(server: Postgres) -> None:
     """Make the database that every scenario's is a copy of."""
-    from astra.schema import init_database
+    from astra.models.schema import init_database
 
     server.create_database(TEMPLATE)
     bind(server.url(TEMPLATE, user="astra"))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 MAX_ITERATIONS = 50
+
 #: Pixels count alike above this signal-to-noise ratio, and less below it.
 FAINT = 5.0
 

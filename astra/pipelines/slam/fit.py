@@ -17,12 +17,16 @@ from astra.pipelines.slam.model import Model
 Array = NDArray[np.float64]
 
 MAX_ITERATIONS = 60
+
 #: No step is longer than this share of a label's range.
 LONGEST_STEP = 0.2
+
 #: A fit has converged when a full step would lower chi2 by less than this: by 0.01 of the errors.
 TOLERANCE = 1e-4
+
 #: A fit in which no step of such a damping helps is given up.
 MOST_DAMPING = 1e8
+
 #: A label is at an edge if it is within this share of the label's range of it.
 EDGE = 1e-3
 

@@ -16,7 +16,9 @@ Array = NDArray[np.float64]
 #: Flagged: data for less than this share of the model's pixels; a larger reduced chi2; a lower
 #: signal-to-noise ratio.
 FEW_PIXELS = 0.5
+
 BAD_CHI2 = 3.0
+
 LOW_SNR = 10.0
 
 

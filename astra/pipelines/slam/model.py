@@ -18,7 +18,9 @@ Array = NDArray[np.float64]
 
 #: What a model file says of itself; the version grows when the arrays in it change meaning.
 FORMAT = "astra-slam"
+
 FORMAT_VERSION = 1
+
 #: The model that ships with the package, trained on the grid of synthetic.py.
 SHIPPED = Path(__file__).with_name("slam_small.npz")
 

@@ -6,8 +6,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SPEED_OF_LIGHT_KM_S = 299_792.458
+
 #: A pixel of the model has a datum where good pixels cover at least this share of it.
 LEAST_COVERAGE = 0.5
+
 #: A pixel next to a gap is no wider than this many times the median (in log wavelength).
 WIDEST = 3.0
 

@@ -28,18 +28,23 @@ Array = NDArray[np.float64]
 
 #: The labels, in the order of every array of labels.
 LABELS = ("teff", "logg", "fe_h", "alpha_fe")
+
 #: Least and greatest of each label in the grid: K, log10(cm/s^2), dex, dex.
 LOWER = np.array([2800.0, 4.0, -1.0, -0.1])
+
 UPPER = np.array([4500.0, 5.5, 0.5, 0.4])
 
 #: Pixels of BOSS lie at multiples of 1e-4 in log10 of the vacuum wavelength [Angstrom].
 BOSS_STEP = 1e-4
+
 #: Pixels of the model: each is four of BOSS, 5000 to 9000 Angstrom; shape (638,).
 WAVELENGTH: Array = np.power(10.0, 3.69915 + 4 * BOSS_STEP * np.arange(638))
+
 #: The same range in the pixels of BOSS; shape (2552,).
 BOSS_WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(4 * 638))
 
 RESOLUTION = 2000.0
+
 #: Pixels are averaged over points that are so far apart in log10: a pixel of the model is exactly
 #: the mean of its four of BOSS.
 POINT_STEP = BOSS_STEP / 2

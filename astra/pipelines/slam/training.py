@@ -14,7 +14,9 @@ Array = NDArray[np.float64]
 
 #: Widths of the kernel and ridges among which training chooses, for labels of unit variance.
 GAMMAS = tuple(2.0 ** np.arange(-9, 0))
+
 RIDGES = tuple(10.0 ** np.arange(-8, 1))
+
 CONTINUUM_DEGREE = 4
 
 

@@ -1,0 +1,136 @@
+"""``astra demo``: the whole way, on SQLite, with a process killed half-way."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+
+from astra.cli import show
+from astra.database.connection import bind, connection, database, reset
+from astra.models import BossVisitSpectrum, Slam, Source
+from astra.models.plans import Attempt, Page
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.states import AttemptState
+from astra.status.status import status
+
+
+def run_demo(folder: Path | None, n_rows: int) -> None:
+    """Make synthetic spectra, plan, run on two processes, kill one, resume, and show."""
+    folder = (folder or Path(tempfile.mkdtemp(prefix="astra-demo-"))).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["ASTRA_DATABASE_URL"] = f"sqlite:///{folder}/astra.db"
+    os.environ["ASTRA_RUN_DIR"] = str(folder / "runs")
+    os.chdir(folder)
+    # A checkpoint every second: a killed process then loses that much, of a run of seconds.
+    (folder / "astra.toml").write_text("[element]\nwrite_frequency = 1\n")
+    reset()
+    bind()
+    began = time.monotonic()
+    _step(f"{n_rows} synthetic spectra of M dwarfs, in {folder}/astra.db")
+    init_database()
+    make_spectra(n_rows)
+    limit = max(n_rows // 8, 5)
+    _step(f"astra plan slam.slam --input-model BossVisitSpectrum --limit {limit}")
+    (planned,) = create_plan("slam.slam", BossVisitSpectrum, limit=limit)
+    show.planned([planned])
+    if planned.plan is None:
+        return
+    _step(f"astra submit {planned.plan} --local -j 2, and one of its processes is killed")
+    _submit_and_kill(planned.plan)  # it shows how the plan stands at its end
+    _step(f"astra resume {planned.plan} --local -j 2")
+    with show.progress(f"plan {planned.plan}") as tell:
+        resume_local(planned.plan, 2, progress=tell)
+    show.status(status(planned.plan))
+    _step("results")
+    _show_results()
+    show.line(f"\nall in {time.monotonic() - began:.0f} s; what to type next:")
+    show.line(f"  cd {quote(str(folder))}")
+    astra = quote(str(Path(sys.executable).with_name("astra")))
+    for words in (f"status {planned.plan} --pages", f"logs {planned.plan} 1", "plan slam.slam"):
+        show.line(f"  {astra} {words}")
+
+
+def _step(text: str) -> None:
+    prompt = "$ " if text.startswith("astra ") else ""
+    show.console.print(f"\n[bold]{prompt}{text}[/]")
+
+
+def make_spectra(n_rows: int, seed: int = 8) -> None:
+    """`n_rows` spectra of M dwarfs at S/N 30 to 100, each of a source of its own."""
+    from astra.pipelines.slam import synthetic
+
+    rng = np.random.default_rng(seed)
+    labels = synthetic.random_labels(rng, n_rows, margin=0.1)
+    with connection(), database.atomic():
+        first = Source.select().count()
+        for i, star in enumerate(labels):
+            source = Source.create(sdss_id=first + i + 1)
+            snr = float(rng.uniform(30, 100))
+            wavelength, flux, ivar = synthetic.spectrum(star, snr, rng)
+            BossVisitSpectrum.create(
+                source=source.pk, snr=snr, wavelength=wavelength,
+                flux=flux.astype(np.float32), ivar=ivar.astype(np.float32),
+            )  # fmt: skip
+
+
+def _submit_and_kill(plan: int) -> None:
+    """Run the plan in another process, and SIGKILL an element that has work in hand."""
+    command = [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"]
+    runner = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    killed = None
+    while runner.poll() is None:
+        if killed is None and (victim := _victim(plan)) is not None:
+            os.kill(victim.pid, signal.SIGKILL)
+            killed = victim
+            show.line(f"kill -9 {victim.pid}   (page {victim.page.number})")
+        time.sleep(0.02)
+
+
+def _victim(plan: int) -> Any:
+    """The attempt that began last and has stored nothing, once half of the plan's rows ended."""
+    with connection():
+        pages = list(Page.select().where(Page.plan == plan))
+        if sum(p.n_pending for p in pages) * 2 > sum(p.n_rows for p in pages):
+            return None
+        return (
+            Attempt.select(Attempt, Page)
+            .join(Page)
+            .where((Page.plan == plan) & (Attempt.state == AttemptState.RUNNING.value))
+            .where(Attempt.n_checkpoints == 0)
+            .order_by(Attempt.began.desc())
+            .first()
+        )
+
+
+def _show_results() -> None:
+    made = show.table("spectrum_pk>", "S/N>", "teff>", "+-", "logg>", "fe_h>", "alpha_fe>", "chi2>")
+    with connection():
+        rows = list(Slam.select().order_by(Slam.spectrum_pk).limit(8))
+        n = Slam.select().count()
+        snr = {s.spectrum_pk: s.snr for s in BossVisitSpectrum.select()}
+    for r in rows:
+        made.add_row(
+            str(r.spectrum_pk),
+            f"{snr[r.spectrum_pk]:.0f}",
+            _number(r.teff, 0),
+            _number(r.e_teff, 0),
+            _number(r.logg, 2),
+            _number(r.fe_h, 2),
+            _number(r.alpha_fe, 2),
+            _number(r.reduced_chi2, 2),
+        )
+    show.console.print(made)
+    show.line(f"... {show.count(n, 'result')} in the table slam, each spectrum once")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

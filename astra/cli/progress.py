@@ -1,0 +1,271 @@
+"""What became of a plan, and what is to be done about it."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from astra.cli.group import main
+from astra.cli.options import json_option, slurm_options, slurm_values
+from astra.cli.work import show_local
+from astra.errors import UsageError
+
+
+@main.command()
+@click.argument("plan", type=int, required=False)
+@click.option("--pages", is_flag=True, help="Show every page.")
+@click.option("--watch", "live", is_flag=True, help="Show it live, until nothing of it lives.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: how often to look.",
+)
+@json_option
+def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: bool) -> None:
+    """Show how PLAN, or the last one, stands.
+
+    Exit status: 0 whole (or cancelled), 3 running, 4 needs attention.
+    """
+    from astra.api import last_plan
+    from astra.cli import show
+    from astra.config import settings
+    from astra.status.status import status as status_of
+    from astra.status.watch import watch
+
+    if live and as_json:
+        raise UsageError("--watch shows, --json prints once: leave one of them out")
+    plan = last_plan() if plan is None else plan
+    if live:
+        found = show.watched(watch(plan, every_s))
+    else:
+        recent_s = settings.current().slurm.recent_s
+        found = status_of(plan, of_whole=pages or as_json, recent_s=recent_s)
+    show.as_json(found) if as_json else show.status(found, pages)
+    sys.exit(found.state.exit_status)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.option("--failed", is_flag=True, help="Take recorded failures again.")
+@click.option(
+    "--only", metavar="STATES", help="Only pages that Slurm ended so: OUT_OF_MEMORY,TIMEOUT."
+)
+@slurm_options
+@json_option
+def resume(
+    plan: int, failed: bool, only: str | None, dry_run: bool, local: bool, jobs: int,
+    profile_name: str | None, as_json: bool, **slurm_options: Any,
+) -> None:  # fmt: skip
+    """Submit the pages of PLAN that are not whole and not alive."""
+    from astra.api import resume_plan
+    from astra.cli import show
+
+    done = resume_plan(
+        plan, failed, _states(only), profile_name,
+        slurm_values(**slurm_options), dry_run, local, jobs,
+        None if as_json else show.progress,
+    )  # fmt: skip
+    if as_json:
+        show.as_json(done)
+    elif not local or not done.pages:
+        show.submitted(done)
+    if local:
+        show_local([done], as_json)
+    elif done.left and not done.pages:
+        sys.exit(4)
+
+
+def _states(only: str | None) -> list[str]:
+    words = [word.strip() for word in (only or "").split(",") if word.strip()]
+    if only is not None and not words:
+        raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
+    return words
+
+
+@main.command()
+@click.argument("plan", type=int)
+@slurm_options
+@json_option
+@click.pass_context
+def retry(ctx: click.Context, **options: Any) -> None:
+    """Take the recorded failures of PLAN again: the same as resume --failed."""
+    ctx.invoke(resume, failed=True, only=None, **options)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@json_option
+def recover(plan: int, as_json: bool) -> None:
+    """Store what elements of PLAN had to leave in spool files, without computing it again.
+
+    resume and submit do this by themselves.
+    """
+    from astra.cli import show
+    from astra.element.spool import recover as recover_spool
+    from astra.plan.lookup import get_plan
+    from astra.submit.intent import plan_lock
+
+    frozen = get_plan(plan)
+    with plan_lock(frozen):
+        found = recover_spool(frozen)
+    show.as_json(found) if as_json else show.recovered(found)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@json_option
+def verify(plan: int, as_json: bool) -> None:
+    """Check that what PLAN says of its rows agrees with what is stored for them.
+
+    Reads the database alone, and changes nothing; may be called while the plan runs.
+    Exit status: 0 sound, 4 not: every breach is listed by page and key.
+    """
+    from astra.cli import show
+    from astra.status.verify import verify as verify_plan
+
+    found = verify_plan(plan)
+    show.as_json(found) if as_json else show.verdict(found)
+    sys.exit(found.exit_status)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.option("--page", type=int, help="Only the element of this page.")
+@json_option
+def cancel(plan: int, page: int | None, as_json: bool) -> None:
+    """Tell the elements of PLAN to end, and give its rows free."""
+    from astra.cli import show
+    from astra.resume.cancel import cancel as cancel_plan
+
+    done = cancel_plan(plan, page)
+    show.as_json(done) if as_json else show.cancelled(done)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.argument("page", type=int, required=False)
+@click.option("-f", "--follow", is_flag=True, help="Print on as it grows.")
+@json_option
+def logs(plan: int, page: int | None, follow: bool, as_json: bool) -> None:
+    """Print the log of the last attempt of PAGE, or list those of PLAN."""
+    from astra.cli import show
+    from astra.status.logs import logs as logs_of
+    from astra.status.logs import text_of
+
+    found = logs_of(plan, page)
+    if as_json:
+        show.as_json(found)
+    elif page is None:
+        made = show.table("page>", "attempt>", "state", "element", "node", "log")
+        for log in found:
+            made.add_row(
+                str(log.page), str(log.attempt), log.state, log.job or "", log.host, log.path or ""
+            )
+        show.console.print(made)
+    else:
+        path = found[-1].path
+        if follow and path is not None and Path(path).is_file():
+            with suppress(KeyboardInterrupt):
+                show.follow(path)
+        else:
+            click.echo(text_of(found[-1]), nl=False)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.option("--traceback", "with_traceback", is_flag=True, help="With their tracebacks.")
+@json_option
+def failures(plan: int, with_traceback: bool, as_json: bool) -> None:
+    """List the rows of PLAN that failed, and why."""
+    from astra.cli import show
+    from astra.status.failures import failures as failures_of
+    from astra.status.failures import kinds
+
+    rows = failures_of(plan)
+    show.as_json(rows) if as_json else show.failures(kinds(rows), rows, with_traceback)
+
+
+@main.command()
+@click.option("--all", "every", is_flag=True, help="Not only the last 20.")
+@json_option
+def plans(every: bool, as_json: bool) -> None:
+    """List plans, the latest first."""
+    from astra.cli import show
+    from astra.models.schema import check_version
+    from astra.status.status import all_plans
+
+    check_version()
+    found = all_plans(None if every else 20)
+    show.as_json(found) if as_json else show.plans(found)
+
+
+def _plan_number(word: str) -> int:
+    if not word.isdigit():
+        raise UsageError(f"{word!r} is no number of a plan: astra plans lists them")
+    return int(word)
+
+
+@main.command()
+@click.argument("which", nargs=-1, metavar="[PLAN]... | [NIGHT [DATE]]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to; by default plan-N.html, or night-N.html, here. - is standard output.",
+)
+@json_option
+def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
+    """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
+
+    Of a NIGHT by its name, it is the last one, or that of a DATE.
+
+    It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
+    network and holds no password.
+    """
+    from astra.api import last_plan
+    from astra.cli import show
+    from astra.config.run_folder import write_whole
+    from astra.night.report import report_of_night
+    from astra.report.page import html
+    from astra.report.report import report_of
+
+    if which and not which[0].isdigit():
+        if len(which) > 2:
+            raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
+        night, found = report_of_night(*which)
+        file = output or Path(f"night-{night}.html")
+    else:
+        found = report_of([_plan_number(word) for word in which] or [last_plan()])
+        file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
+    if as_json:
+        show.as_json(found)
+        return
+    page = html(found)
+    if str(output) == "-":
+        click.echo(page)
+        return
+    write_whole(file, page, 0o644)
+    show.reported(found, file, len(page.encode()))
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Remove it; without this it is only shown.")
+@click.option("--keep-days", type=click.FloatRange(0), metavar="N", help="Instead of [clean]'s.")
+@json_option
+def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
+    """Show, or remove, old plans that are whole or cancelled, with their logs and scripts.
+
+    Results are never touched, nor plans that are not whole.
+    """
+    from astra.cli import show
+    from astra.night.clean import clean as clean_up
+
+    done = clean_up(keep_days, not yes)
+    show.as_json(done) if as_json else show.cleaned(done)

@@ -1,0 +1,616 @@
+"""What a person sees: the one module that prints, and that knows of rich."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from itertools import islice
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from astra.config.secrets import hide
+from astra.states import PageState
+
+#: A terminal wraps; what goes to a file or another program keeps its columns.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+
+_COLOURS = {
+    "done": "green", "whole": "bold green", "running": "cyan", "waiting": "blue",
+    "failed": "red", "lost": "bold red", "incomplete": "bold red", "broken": "bold red",
+    "attention": "bold red", "not whole": "bold red", "without a finalizer": "bold red",
+    "interrupted": "yellow", "unsubmitted": "yellow", "unknown": "magenta",
+}  # fmt: skip
+
+
+def as_json(value: Any) -> None:
+    """A dataclass, or a list of them, as JSON on standard output."""
+    print(json.dumps(_plain(value), default=str, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return hide(value) if isinstance(value, str) else value
+
+
+def line(text: str) -> None:
+    console.print(escape(hide(text)))
+
+
+def error(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]astra:[/] {escape(hide(text))}"
+    )
+
+
+def coloured(state: str) -> str:
+    colour = _COLOURS.get(state)
+    return f"[{colour}]{state}[/]" if colour else state
+
+
+def count(n: int, word: str) -> str:
+    """
+    >>> count(1, "row"), count(20000, "page")
+    ('1 row', '20,000 pages')
+    """
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def table(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
+    return made
+
+
+def planned(plans: list[Any]) -> None:
+    for plan in plans:
+        if plan.plan is None:
+            line(f"{plan.task}: nothing is pending in {plan.input_model}; no plan was made")
+        else:
+            line(
+                f"plan {plan.plan}: {plan.task} on {plan.input_model}, "
+                f"{count(plan.rows, 'row')} in {count(plan.pages, 'page')} of {plan.limit:,}"
+            )
+        if plan.held:
+            which = ", ".join(map(str, plan.live_plans))
+            line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")
+        if plan.failed or plan.no_result:
+            ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""
+            parts = [f"{count(plan.failed, 'row')} that failed{ended}"] if plan.failed else []
+            parts += [f"{count(plan.no_result, 'row')} without a result"] if plan.no_result else []
+            line(f"  left out: {' and '.join(parts)}, not modified since (--again takes them)")
+
+
+def estimated(found: list[Any]) -> None:
+    for one in found:
+        line(f"{one.task} on {one.input_model}: for elements of about {_duration(one.target_s)}")
+        each = f" x {one.pages_per_element} pages" if one.pages_per_element > 1 else ""
+        expected = "" if one.element_s is None else f", expected {_duration(one.element_s)} each"
+        line(
+            f"  rows per page  {one.limit:,}{each}: {count(one.pending, 'row')} pending in "
+            f"{count(one.pages, 'page')}, {count(one.elements, 'element')}{expected}"
+        )
+        if had := one.experience:
+            line(
+                f"  --time         {one.time}: 1.25 x (start {_duration(had.start_s_upper)} + "
+                f"{_duration(had.row_s_upper)} a row, 95 % of pages are below, + the slowest row "
+                f"of 1,000, {_duration(had.row_s_p999)})"
+            )
+            line(
+                f"  --mem          {one.mem}: 1.25 x {had.mem_mb_upper:,.0f} MB, 95 % of processes "
+                "are below, + 64 MB"
+            )
+            plans = ", ".join(map(str, had.plans[-5:]))
+            line(
+                f"  from           {one.source}: {count(had.attempts, 'attempt')} of plan {plans}, "
+                f"{count(had.rows, 'row')}"
+            )
+            line(
+                f"  a row          {_duration(had.row_s)} (the task: median "
+                f"{_duration(had.row_s_p50)}, 95 % {_duration(had.row_s_p95)}; reading "
+                f"{_duration(had.read_s)}, writing {_duration(had.write_s)})"
+            )
+            line(f"  a start        {_duration(had.start_s)}")
+        else:
+            line("  --time, --mem  as the profile has them")
+        for note in one.notes:
+            line(f"  note: {note}")
+
+
+def sized(plans: list[Any]) -> None:
+    """What to type to submit plans whose sizes were chosen."""
+    for plan, found in plans:
+        if plan.plan is not None:
+            options = [f"--time {found.time}", f"--mem {found.mem}"] if found.time else []
+            line(f"  {' '.join(['astra submit', str(plan.plan), *options])}")
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(0.00012), _duration(0.25), _duration(12.34), _duration(5400), _duration(200000)
+    ('120 us', '250 ms', '12.3 s', '1 h 30 min', '55 h 33 min')
+    """
+    for bound, factor, unit in ((1e-3, 1e6, "us"), (1, 1e3, "ms"), (120, 1, "s")):
+        if seconds < bound:
+            return f"{seconds * factor:.3g} {unit}"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def submitted(done: Any) -> None:
+    if done.dry_run:
+        for job in done.jobs:
+            line(f"# {' '.join(job.command)}   (array {job.array}, {count(job.pages, 'page')})")
+            # As it is: a script that held a password would not have been made.
+            console.print(escape(job.text or ""))
+        line(f"dry run: nothing was stored or submitted ({count(done.pages, 'page')})")
+        return
+    for job in done.jobs:
+        line(f"job {job.job_id}: array {job.array}, {count(job.pages, 'page')}, {job.script}")
+    for left in done.left:
+        line(f"{count(len(left.pages), 'page')} {left.state}: {left.said}; {left.remedy}")
+    if done.pages:
+        line(
+            f"plan {done.plan}: {count(done.pages, 'page')} submitted, "
+            f"{count(done.rows, 'row')} pending; astra status {done.plan}"
+        )
+    else:
+        line(f"plan {done.plan}: nothing to submit")
+    if done.skipped:
+        states = ", ".join(f"{n:,} {state}" for state, n in sorted(done.skipped.items()))
+        line(f"  not touched: {states}")
+    if done.unsubmitted:
+        line(f"  not submitted: {count(done.unsubmitted, 'page')}: {done.message}")
+
+
+def nothing_submitted(planned: Any) -> dict[str, Any]:
+    """As JSON, a task without pending rows looks like a submission of none."""
+    return {"plan": None, "task": planned.task, "pages": 0, "rows": 0, "jobs": []}
+
+
+def cancelled(done: Any) -> None:
+    if done.whole:
+        line(f"plan {done.plan}: every row has ended; there is nothing to cancel")
+        return
+    told = [*(f"job {job}" for job in done.jobs), *(f"process {pid}" for pid in done.processes)]
+    line(f"plan {done.plan}: {', '.join(told) if told else 'nothing was alive'}")
+    if told:
+        pages = ", ".join(map(str, done.pages))
+        which = f" (page{'s' if len(done.pages) > 1 else ''} {pages})" if done.pages else ""
+        line(f"  told to end{which}; what they yielded is stored")
+    if done.rows_freed:
+        line(f"  {count(done.rows_freed, 'row')} can be planned again")
+    if done.rows_held:
+        line(
+            f"  {count(done.rows_held, 'row')} in pages whose element has not ended yet: they can "
+            f"be planned when it has; astra cancel {done.plan} looks again"
+        )
+
+
+def status(plan: Any, every_page: bool = False) -> None:
+    line(f"plan {plan.plan}: {plan.task} on {plan.input_model}")
+    console.print(f"  {coloured(plan.state.value)}: {_sum(plan)}")
+    states = ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(plan.pages.items()))
+    console.print(f"  pages: {states} of {plan.n_pages:,}")
+    if every_page:
+        _pages(plan.elements)
+    elif n_shown := sum(n for s, n in plan.pages.items() if s not in ("done", "unsubmitted")):
+        told = set(PageState) - {PageState.DONE, PageState.UNSUBMITTED}
+        _pages(islice(plan.in_states(told), 20))
+        if n_shown > 20:
+            line(f"  ... and {n_shown - 20:,} pages more (--pages)")
+    if plan.refused:
+        line(f"  {count(plan.refused, 'further result')} of rows that have one: astra failures")
+    for step in plan.steps:
+        line(f"  {count(len(step.pages), 'page')} {step.state}: {step.said}")
+    for note in plan.notes:
+        console.print(f"  [magenta]note:[/] {escape(hide(note))}")
+    if plan.advice:
+        line("next:")
+        for advice in plan.advice:
+            line(f"  {advice}")
+
+
+def watched(looks: Iterator[Any]) -> Any:
+    """Show each look at a plan until there are no more, or Ctrl-C; the last one.
+
+    In a terminal on a screen of its own, which leaves what was there as it was; elsewhere a line
+    whenever something has changed.
+    """
+    last, said = None, None
+    try:
+        with _told_to_end(), _screen() as draw:
+            for look in looks:
+                last = look
+                if draw is not None:
+                    draw(look)
+                elif (now := _watched_line(look)) != said:
+                    said = now
+                    line(f"{datetime.fromtimestamp(look.at):%H:%M:%S} {now}")
+    except KeyboardInterrupt:
+        if last is None:
+            sys.exit(130)
+    return last.status if last else None
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM ends as Ctrl-C does: the terminal is left as it was."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[Any], None] | None]:
+    """What draws a look; None where there is no terminal."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    from rich.live import Live
+
+    own = Console(highlight=False)
+    with Live(console=own, screen=True, auto_refresh=False, transient=True) as live:
+        yield lambda look: live.update(_watched(look, own), refresh=True)
+
+
+def _watched_line(look: Any) -> str:
+    found = look.status
+    rows = " + ".join(f"{n:,} {state}" for state, n in found.rows.items())
+    return f"plan {found.plan} {found.state.value}: {rows} = {count(found.n_rows, 'row')}"
+
+
+def _watched(look: Any, own: Console) -> Group:
+    """One look as a screen: it is as high as the terminal, and no higher."""
+    found, width = look.status, own.width
+    rate = "" if look.rows_per_s is None else f"{look.rows_per_s:,.1f} rows/s"
+    left = "" if look.left_s is None else f", {timedelta(seconds=round(look.left_s))} to go"
+    parts: list[Any] = [
+        Text.from_markup(
+            f"[bold]plan {found.plan}: {escape(found.task)}[/] on {found.input_model}"
+        ),
+        Text.from_markup(f"{coloured(found.state.value)}: {_sum(found)}"),
+        _bar(found.rows, found.n_rows, width),
+        Text.from_markup(
+            "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(found.pages.items()))
+        ),
+        _bar(found.pages, found.n_pages, width),
+        Text(f"{rate}{left}"),
+    ]
+    foot: list[Any] = [
+        Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in found.notes
+    ]
+    foot += [Text(f"next: {hide(advice)}") for advice in found.advice]
+    at = f"{datetime.fromtimestamp(look.at):%H:%M:%S}"
+    foot.append(Text(f"{at}  Ctrl-C leaves; the plan goes on", style="dim"))
+    room = own.height - len(parts) - len(foot) - 4
+    quiet = {PageState.DONE, PageState.UNSUBMITTED, PageState.WAITING}
+    shown = list(found.in_states(set(PageState) - quiet))
+    shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first
+    if room > 0 and shown:
+        parts.append(_page_table(shown[:room], own.width))
+        if len(shown) > room:
+            parts.append(Text(f"... and {len(shown) - room:,} pages more", style="dim"))
+    for part in [parts[0], *parts[2:], *foot]:  # the sum of the rows may take two lines
+        if isinstance(part, Text):
+            part.no_wrap, part.overflow = True, "ellipsis"
+    return Group(*parts, *foot)
+
+
+def _bar(counts: Mapping[str, int], total: int, width: int) -> Text:
+    """A bar of that width, divided by state; no state is left out."""
+    bar, at = Text(), 0
+    known = sorted((s for s, n in counts.items() if n), key=lambda s: (s != "done", s))
+    for place, state in enumerate(known):
+        ahead = len(known) - place - 1
+        share = round(counts[state] / max(total, 1) * width)
+        n = width - at if not ahead else min(max(share, 1), width - at - ahead)
+        bar.append("█" * n, style=_COLOURS.get(state, "white"))
+        at += n
+    return bar
+
+
+def verdict(found: Any) -> None:
+    from astra.status.verify import CHECKS
+
+    word = "[bold green]sound[/]" if found.sound else "[bold red]not sound[/]"
+    line(f"plan {found.plan}: {found.task}")
+    words = {
+        "result": "done",
+        "failure": "failed",
+        "no_result": "no result",
+    }  # as the status has it
+    rows = " + ".join(f"{n:,} {words.get(name, name)}" for name, n in found.rows.items() if n)
+    sums = f"{rows} of {count(found.n_rows, 'row')}, {count(found.n_pages, 'page')}"
+    console.print(f"  {word}: {sums}, {count(found.n_attempts, 'attempt')}")
+    if not found.whole:
+        line(f"  not whole: {count(found.rows['pending'], 'row')} pending (astra status)")
+    for n, what in (
+        (found.modified_since, "modified since its result: pending again"),
+        (found.of_others, "ended since, or before, in another plan or a direct call"),
+        (found.inputs_gone, "deleted since its result"),
+    ):
+        if n:
+            line(f"  {count(n, 'row')} {what}")
+    for check, n in found.checks.items():
+        meaning, remedy = CHECKS[check]
+        console.print(f"[red]{check}[/]: {count(n, 'breach').replace('breachs', 'breaches')}")
+        line(f"  {meaning}")
+        line(f"  what to do: {remedy.replace('PLAN', str(found.plan))}")
+        shown = [b for b in found.breaches if b.check == check]
+        for breach in shown:
+            where = [f"page {breach.page}"] if breach.page is not None else []
+            where += [f"key {breach.key}"] if breach.key is not None else []
+            line(f"    {', '.join(where) or 'plan'}: {breach.found}")
+        if n > len(shown):
+            line(f"    ... and {n - len(shown):,} more")
+
+
+def _sum(plan: Any) -> str:
+    parts = " + ".join(f"{n:,} {coloured(state)}" for state, n in plan.rows.items())
+    return f"{parts} = {count(plan.n_rows, 'row')}"
+
+
+def _pages(pages: Iterable[Any]) -> None:
+    console.print(_page_table(pages))
+
+
+def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
+    """A line for each page; with a `width`, one line of it and no more: the last word is cut."""
+    made = table(
+        "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word"
+    )
+    for p in pages:
+        exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
+        last = f"{p.seen:%Y-%m-%d %H:%M:%S}" if p.seen else ""
+        slurm = f"{p.slurm_state} ({p.reason})" if p.reason and p.slurm_state else p.slurm_state
+        if p.overdue:
+            last += " (overdue)"
+        made.add_row(
+            str(p.page), coloured(p.state.value), f"{p.rows:,}", f"{p.pending:,}", p.job or "",
+            p.node or "", escape(slurm or ""), exit_code,
+            Text(hide(f"{last} {p.message or ''}".strip()), no_wrap=True if width else None,
+                 overflow="ellipsis"),
+        )  # fmt: skip
+    for column in made.columns[:-1] if width else ():
+        column.no_wrap = True
+    if width:
+        made.columns[-1].max_width = max(width - 60, 20)
+    return made
+
+
+def plans(found: list[dict[str, Any]]) -> None:
+    if not found:
+        line("no plan was made yet: astra plan TASK")
+        return
+    made = table(
+        "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",
+        "no result>", "left>", "",
+    )  # fmt: skip
+    for p in found:
+        made.add_row(
+            str(p["plan"]), escape(p["task"]), p["input_model"], f"{p['created']:%Y-%m-%d %H:%M}",
+            escape(p["by"]), f"{p['pages']:,}", f"{p['rows']:,}", f"{p['done']:,}",
+            f"{p['failed']:,}", f"{p['no_result']:,}", f"{p['pending']:,}",
+            "cancelled" if p["cancelled"] else "",
+        )  # fmt: skip
+    console.print(made)
+
+
+def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
+    if not rows:
+        line("no row failed")
+        return
+    for kind in kinds:
+        keys = ", ".join(map(str, kind.keys[:10])) + (" ..." if len(kind.keys) > 10 else "")
+        console.print(
+            f"[red]{escape(kind.exception)}[/]: {escape(hide(_first_line(kind.message)))}"
+        )
+        line(f"  {count(kind.rows, 'row')}: {keys}")
+        if kind.place:
+            line(f"  {kind.place}")
+    made = table("key>", "page>", "exception", "times>", "message")
+    for row in rows:
+        made.add_row(
+            str(row.key), str(row.page or ""), escape(row.exception), str(row.times),
+            escape(hide(_first_line(f"{row.since or ''} {row.message}".strip()))[:100]),
+        )  # fmt: skip
+    console.print(made)
+    if with_traceback:
+        for row in rows:
+            console.rule(f"{row.key}")
+            line(row.traceback or "no traceback: the result was refused by the database")
+
+
+def nightly(done: Any) -> None:
+    what = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
+    parts = [f"{what}: {done.state}"]
+    if done.plans:
+        numbers = ", ".join(map(str, done.plans))
+        parts.append(
+            f"plan{'s' if len(done.plans) > 1 else ''} {numbers}, {count(done.rows, 'row')}"
+        )
+    if done.finalizer and done.state in ("begun", "joined", "running"):
+        parts.append(f"finalizer {done.finalizer}")
+    line("; ".join(parts))
+    if done.message:
+        line(f"  {done.message}")
+
+
+def cleaned(done: Any) -> None:
+    what = (
+        f"{count(len(done.plans), 'plan')} ({count(done.pages, 'page')}, "
+        f"{count(done.attempts, 'attempt')}), {count(len(done.nights), 'night')}, "
+        f"{count(len(done.folders), 'folder')} of {done.mb:,.1f} MB"
+    )
+    line(f"of before {_moment(done.before)}: {what} {'would go' if done.dry_run else 'are gone'}")
+    for said in done.kept:
+        line(f"  kept: {said}")
+    if done.compressed:
+        packed = count(len(done.compressed), "folder")
+        line(f"{packed} of plans that stay {'would be' if done.dry_run else 'are'} packed")
+    if done.dry_run and (done.plans or done.nights or done.folders or done.compressed):
+        line("nothing was changed: astra clean --yes")
+
+
+def healed(done: list[Any]) -> None:
+    if not done:
+        line("every night that is open has a finalizer")
+    for one in done:
+        line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
+
+
+def nights(found: list[Any]) -> None:
+    if not found:
+        line("no night was begun yet: astra nightly NAME")
+        return
+    made = table(
+        "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",
+        "no result>", "left>", "retries>", "CPU hours>",
+    )  # fmt: skip
+    for n in found:
+        made.add_row(
+            str(n.night), n.name, coloured(n.state), _moment(n.began), _moment(n.ended),
+            f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
+            f"{n.pending:,}", f"{n.retries:,}", f"{n.cpu_h:,.2f}",
+        )  # fmt: skip
+    console.print(made)
+
+
+def _moment(time: Any) -> str:
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
+
+
+def night(found: Any) -> None:
+    console.print(
+        f"night {found.night} of {escape(found.name)}, {_moment(found.began)} to "
+        f"{_moment(found.ended) or 'now'}: {coloured(found.state)}"
+    )
+    line(
+        f"  {found.results:,} results + {found.failures:,} failed + {found.no_result:,} no result "
+        f"+ {found.pending:,} left = {count(found.rows, 'row')}; {found.retries:,} retries in "
+        f"{count(found.rounds, 'round')}; {found.cpu_h:,.2f} CPU hours"
+    )
+    made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "")
+    for p in found.plans:
+        said = p.message or ("whole" if p.whole else "not whole")
+        gone = "" if p.kept or p.plan is None else "cleaned away"
+        made.add_row(
+            str(p.plan or ""), escape(p.task), f"{p.rows:,}", f"{p.results:,}", f"{p.failures:,}",
+            f"{p.no_result:,}", f"{p.pending:,}", escape(said),
+            "of an earlier night" if p.leftover else gone,
+        )  # fmt: skip
+    console.print(made)
+    for way, said in found.told.items():
+        line(f"  told by {way}: {said}")
+    if found.message:
+        for part in found.message.split("; "):
+            line(f"  {part}")
+    if found.state == "without a finalizer":
+        line(f"next:\n  astra nights {found.name} --heal")
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
+
+
+def configuration(settings: Any) -> None:
+    made = table("key", "value", "from")
+    for key, value, source in settings.rows():
+        made.add_row(escape(key), escape(str(value)), escape(source))
+    console.print(made)
+
+
+def page_runs(runs: list[Any]) -> None:
+    for run in runs:
+        if run.state == "refused":  # not this element's: what became of it is said elsewhere
+            line(f"page {run.page}: refused; {run.message}")
+            continue
+        line(
+            f"page {run.page}: {run.state}; {run.done:,} done + {run.failed:,} failed + "
+            f"{run.no_result:,} no result of {count(run.rows, 'row')}"
+        )
+        if run.message:
+            line(f"  {run.message}")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar where somebody looks, lines where the output goes to a file."""
+    if not console.is_terminal:
+        yield _line_progress(title)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda ended, rows: bar.update(task, completed=ended, total=rows)
+
+
+def _line_progress(title: str) -> Callable[[int, int], None]:
+    last = [-1]
+
+    def tell(ended: int, rows: int) -> None:
+        tenth = ended * 10 // rows if rows else 10
+        if tenth != last[0]:
+            last[0] = tenth
+            print(f"{title}: {ended:,} of {rows:,} rows", flush=True)
+
+    return tell
+
+
+def follow(path: str) -> None:
+    """Print a file as it grows, until Ctrl-C."""
+    import time
+
+    with open(path, errors="replace") as file:
+        while True:
+            text = file.read()
+            if text:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                time.sleep(0.3)
+
+
+def reported(report: Any, file: Any, size: int) -> None:
+    console.print(f"{coloured(report.state.value)}: {escape(report.verdict)}")
+    line(f"{file} ({size / 1000:,.0f} kB)")
+    for advice in report.next:
+        line(f"  {advice}")
+
+
+def recovered(found: Any) -> None:
+    if not found.files and not found.set_aside:
+        line(f"plan {found.plan}: no spool file, nothing to store")
+        return
+    line(
+        f"plan {found.plan}: {count(found.rows, 'row')} stored from "
+        f"{count(found.files, 'spool file')}, {found.passed_over:,} passed over"
+    )
+    for path in found.set_aside:
+        line(f"  not valid any more, its rows are computed again: {path}")

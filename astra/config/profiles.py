@@ -1,0 +1,330 @@
+"""Profiles: named sets of Slurm options and set-up commands for one site or kind of job.
+
+``[profiles.NAME]`` of the configuration holds long options of sbatch in snake case, and astra's
+own keys: ``setup``, ``throttle``, ``pages_per_element``, ``row_timeout``, ``template``,
+``policy`` and ``extends``. The profiles that ship with astra stand behind those of the
+configuration.
+"""
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from astra.config import resources, retry_rules, settings
+from astra.config.settings import Config
+from astra.config.units import duration_s, time_limit_s, written_time
+from astra.errors import ConfigError, nearest
+
+Value = str | int | float | bool
+
+# sbatch(1) of Slurm 22.05, and what was added up to 25.11.
+_WITH_VALUE = frozenset(
+    """
+    account acctg_freq batch bb bbf begin cluster_constraint clusters comment constraint container
+    container_id core_spec cores_per_socket cpu_freq cpus_per_gpu cpus_per_task deadline delay_boot
+    dependency distribution exclude export export_file extra extra_node_info gpu_bind gpu_freq gpus
+    gpus_per_node gpus_per_socket gpus_per_task gres gres_flags hint kill_on_invalid_dep licenses
+    mail_type mail_user mcs_label mem mem_bind mem_per_cpu mem_per_gpu mincpus network nodefile
+    nodelist nodes ntasks ntasks_per_core ntasks_per_gpu ntasks_per_node ntasks_per_socket open_mode
+    partition power prefer priority profile qos reservation segment signal sockets_per_node switches
+    thread_spec threads_per_core time time_min tmp tres_bind tres_per_task wait_all_nodes wckey
+    """.split()
+)
+
+_FLAGS = frozenset(
+    """
+    consolidate_segments contiguous hold ignore_pbs no_requeue overcommit oversubscribe reboot
+    requeue spread_job spread_segments stepmgr use_min_nodes
+    """.split()
+)
+
+_FLAG_OR_VALUE = frozenset(
+    "exclusive get_user_env nice no_kill oom_kill_step propagate resv_ports".split()
+)
+
+OPTIONS = _WITH_VALUE | _FLAGS | _FLAG_OR_VALUE
+
+_COMMA_LISTS = frozenset(
+    """
+    acctg_freq clusters dependency exclude export gpu_bind gres licenses mail_type nodelist
+    partition power profile propagate reservation tres_bind tres_per_task gpus_per_node
+    gpus_per_task gres_flags
+    """.split()
+)
+
+_THROTTLE = "astra writes the array itself; set throttle for at most so many elements at once"
+
+_LOGS = "astra gives every element a log of its own below the run directory, [run] dir"
+
+_ANSWER = "astra reads sbatch's answer"
+
+REFUSED: Mapping[str, str] = {
+    "array": _THROTTLE,
+    "job_name": "astra finds lost submissions by the name it gives",
+    "output": _LOGS,
+    "error": _LOGS,
+    "input": "an element reads no input",
+    "chdir": "astra runs elements in the run directory, [run] dir",
+    "wrap": "astra writes the script; commands that come first go into setup",
+    "parsable": _ANSWER,
+    "quiet": _ANSWER,
+    "verbose": _ANSWER,
+    "help": _ANSWER,
+    "usage": _ANSWER,
+    "version": _ANSWER,
+    "test_only": "nothing would run; astra shows a script without submitting it",
+    "wait": "astra does not wait for its elements; see astra status",
+    "uid": "elements run as the user who submits them",
+    "gid": "elements run as the user who submits them",
+}
+
+_TIMES = {"time", "time_min"}
+
+_SIZES = {"mem", "mem_per_cpu", "mem_per_gpu", "tmp"}
+
+_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+
+_SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
+
+_SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
+
+_OWN = (
+    "setup", "throttle", "pages_per_element", "row_timeout", "template", "extends", "policy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile, what it extends included."""
+
+    name: str
+    options: Mapping[str, Value] = field(default_factory=dict)  # snake case; False is left out
+    setup: tuple[str, ...] = ()  # lines of shell, run before the element
+    throttle: int | None = None  # at most so many elements at once
+    pages_per_element: int = 1
+    row_timeout: float | None = None  # seconds; without it [element] row_timeout_s
+    template: str = "element.sh.j2"
+    policy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # on the [policy]'s
+    given: Mapping[str, Any] = field(default_factory=dict)  # what was changed for one submission
+    chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
+
+    def with_options(self, **changes: Any) -> "Profile":
+        """This profile with some keys changed; ``False`` or None takes an option out.
+
+        Raises
+        ------
+        ConfigError
+            If a key or its value would be refused in a file.
+        """
+        changed = _applied(self, changes, f"options given on top of profile {self.name!r}")
+        return replace(changed, given={**self.given, **changes})
+
+
+def names(config: Config) -> list[str]:
+    """The profiles that can be used: those of the configuration, and the shipped ones."""
+    return sorted({*config.profiles, *_shipped()})
+
+
+def get(name: str | None, config: Config) -> Profile:
+    """The profile of a name; without one ``default``, or the shipped ``general``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such profile, or one of its keys is refused.
+    """
+    if name is None:
+        name = "default" if "default" in config.profiles else "general"
+    layers = _layers(name, config)
+    profile = Profile(name, chain=tuple(layer for layer, _, _ in layers))
+    for layer, table, where in reversed(layers):
+        keys = {key: value for key, value in table.items() if key != "extends"}
+        profile = _applied(profile, keys, f"{where}: [profiles.{layer}]")
+    return profile
+
+
+def directives(profile: Profile) -> list[tuple[str, str | None]]:
+    """(long option, value) of every option of a profile; None for a bare flag."""
+    return [
+        (key.replace("_", "-"), None if value is True else str(value))
+        for key, value in profile.options.items()
+    ]
+
+
+Layer = tuple[str, Mapping[str, Any], str]  # name, keys, the file it stands in
+
+
+def _layers(name: str, config: Config) -> list[Layer]:
+    """The profile and what it extends, nearest first."""
+    layers: list[Layer] = []
+    wanted: str | None = name
+    seen: list[tuple[str, str]] = []
+    while wanted is not None:
+        # A profile that extends its own name means the shipped one, which it stands before.
+        own = layers and layers[-1][0] == wanted and wanted in config.profiles
+        layer = _layer(wanted, config, shipped=bool(own), asked_by=layers[-1] if layers else None)
+        if (wanted, layer[2]) in seen:
+            circle = " -> ".join([*(n for n, _ in seen), wanted])
+            raise ConfigError(f"{layer[2]}: profiles extend each other in a circle: {circle}")
+        seen.append((wanted, layer[2]))
+        layers.append(layer)
+        wanted = layer[1].get("extends")
+        if wanted is not None and not isinstance(wanted, str):
+            raise ConfigError(
+                f"{layer[2]}: [profiles.{layer[0]}] extends = {wanted!r}: should be the name of "
+                'one profile, such as "general"'
+            )
+    return layers
+
+
+def _layer(name: str, config: Config, shipped: bool, asked_by: Layer | None) -> Layer:
+    if name in config.profiles and not shipped:
+        return name, config.profiles[name], str(config.path or "configuration")
+    if name in _shipped():
+        return name, _shipped()[name], str(resources.config_dir() / "profiles.toml")
+    whose = f"{asked_by[2]}: [profiles.{asked_by[0]}] extends {name!r}: " if asked_by else ""
+    raise ConfigError(f"{whose}no profile {name!r}. {nearest(name, names(config))}")
+
+
+@cache
+def _shipped() -> Mapping[str, Mapping[str, Any]]:
+    file = resources.config_dir() / "profiles.toml"
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}; install astra again") from error
+    return MappingProxyType(tables["profiles"])
+
+
+def _applied(profile: Profile, keys: Mapping[str, Any], where: str) -> Profile:
+    options: dict[str, Value] = dict(profile.options)
+    own: dict[str, Any] = {}
+    for key, value in keys.items():
+        try:
+            if key == "policy":
+                own[key] = _on_top(profile.policy, retry_rules.checked(value))
+            elif key in _OWN:
+                own[key] = _own(key, value)
+            elif (checked := _option(key, value)) is False:
+                options.pop(key, None)
+            else:
+                options[key] = checked
+        except ValueError as error:
+            raise ConfigError(f"{where} {key}: {error}") from None
+    return replace(profile, options=MappingProxyType(options), **own)
+
+
+def _on_top(
+    below: Mapping[str, Mapping[str, Any]], rules: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Mapping[str, Any]]:
+    return {state: {**below.get(state, {}), **rules.get(state, {})} for state in {*below, *rules}}
+
+
+def _own(key: str, value: Any) -> Any:
+    if key == "setup":
+        lines = [value] if isinstance(value, str) else value
+        if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+            raise ValueError('should be a list of shell lines, such as ["module load python"]')
+        if any("\0" in line for line in lines):
+            raise ValueError("a line holds a NUL")
+        return tuple(lines)
+    if key == "template":
+        if not isinstance(value, str) or not value:
+            raise ValueError('should be the name of a template, such as "element.sh.j2"')
+        return value
+    if key == "throttle" and (value is False or value is None):
+        return None
+    if key == "row_timeout":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise ValueError(f"{value!r} should be a number of seconds, from 0 (no limit)")
+        return float(value)
+    if key == "extends":
+        raise ValueError("stands in a profile of the configuration; choose that profile instead")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} should be a whole number of at least 1")
+    return value
+
+
+def _option(key: str, value: Any) -> Value:
+    """The checked value of an sbatch option; False for an option that is not to be there."""
+    if key in REFUSED:
+        raise ValueError(f"cannot be set in a profile: {REFUSED[key]}")
+    if key not in OPTIONS:
+        if key.replace("-", "_") in OPTIONS:
+            raise ValueError(f"options are written in snake case: {key.replace('-', '_')}")
+        raise ValueError(f"no such option of sbatch. {nearest(key, {*OPTIONS, *_OWN})}")
+    if value is False or value is None:
+        return False
+    if value is True:
+        if key in _WITH_VALUE:
+            raise ValueError("true stands for a bare flag, but sbatch wants a value here")
+        return True
+    if key in _FLAGS:
+        raise ValueError(f"{value!r} should be true or false: sbatch takes no value here")
+    if isinstance(value, list | tuple):
+        value = _joined(key, value)
+    if not isinstance(value, str | int | float):
+        raise ValueError(f'{value!s} should be a text: write {key} = "{value!s}"')
+    text = str(value)
+    if not text or any(c in text for c in "\0\n\r"):
+        raise ValueError(f"{value!r} should be one line of text, not empty")
+    return _well_formed(key, value)
+
+
+def _joined(key: str, value: Any) -> str:
+    if key not in _COMMA_LISTS:
+        raise ValueError("sbatch takes no list here; write one value")
+    if not value or not all(isinstance(item, str | int) and item is not True for item in value):
+        raise ValueError(f"{value!r} should be a list of texts")
+    return ",".join(map(str, value))
+
+
+def _well_formed(key: str, value: Value) -> Value:
+    """`value`, if sbatch can read it: the mistakes that are easily made are named here."""
+    text = str(value)
+    if key in _TIMES and not _TIME.fullmatch(text):
+        raise ValueError(f"{value!r} is not a time of Slurm's; {_time_instead(text)}")
+    if key in _SIZES and not _SIZE.fullmatch(text):
+        raise ValueError(f'{value!r} is not a size of Slurm\'s; write "8G", "512M", or MB as 8000')
+    if key == "signal" and not (
+        (found := _SIGNAL.fullmatch(text)) and "B" in (found[1] or "").upper()
+    ):
+        raise ValueError(
+            f'{value!r} would not reach the element, which runs in the batch shell; write "B:'
+            f'{text.rpartition(":")[2]}"'
+        )
+    return value
+
+
+def _time_instead(text: str) -> str:
+    """What to write for a time such as ``2h`` or ``1d12h``."""
+    seconds = duration_s(text)
+    if seconds is None:
+        return 'write minutes as 120, "02:00:00", or "1-12:00:00" for a day and 12 hours'
+    return f'write "{written_time(seconds)}" or {math.ceil(seconds / 60)} (minutes)'
+
+
+def choose_profile(name: str | None, options: Mapping[str, Any] | None) -> Profile:
+    """The profile of a name, with options that override its own."""
+    found = get(name, settings.current())
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    return without_early_signal(found.with_options(**given) if given else found)
+
+
+def without_early_signal(chosen: Profile) -> Profile:
+    """The profile without its warning signal where that would come as the element begins.
+
+    Slurm may send it up to a minute early (sbatch(1), --signal). The SIGTERM at the time limit,
+    KillWait before SIGKILL, still has what was yielded stored.
+    """
+    signal, limit = chosen.options.get("signal"), chosen.options.get("time")
+    _, _, lead = str(signal or "").partition("@")
+    if lead.isdigit() and limit and (limit_s := time_limit_s(limit)) is not None:
+        if limit_s < 2 * int(lead) + 60:
+            return replace(chosen.with_options(signal=False), given=chosen.given)
+    return chosen

@@ -1,0 +1,196 @@
+"""Folders and files of the run directory: private, whole, and never through another user's link.
+
+Who could write where scripts stand could run commands as their owner; who could read logs would
+see what tasks print. So a folder of another owner, or one that others may write to, is refused.
+"""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import IO
+
+from astra.config import settings
+from astra.errors import UsageError
+from astra.models.plans import Plan
+
+#: Never given to a file or folder here, whatever the umask: others do not write.
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder of the run directory, or say why it cannot be used.
+
+    Folders from ``[run] dir`` downwards get the configured ``[run] mode``, 0700 by default, also
+    where they were there before; the run directory itself keeps its own if somebody made it.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written, belongs to somebody else, or others may write to it.
+    """
+    root = Path(settings.current().run.dir)
+    try:
+        _refuse_foreign_links(root)
+        made = not root.exists()
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_owner(root, root.stat())
+        if made:
+            _set_mode(root)
+        for part in _below(root, folder):
+            _private(part)
+        probe = folder / f".{secrets.token_hex(8)}"
+        try:
+            # A full disk makes files, and takes nothing into them.
+            with os.fdopen(_new(probe, 0o600), "wb") as file:
+                file.write(b"astra\n")
+        finally:
+            probe.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"the run directory {folder} cannot be written: {_why(error)}; set [run] dir or "
+            "ASTRA_RUN_DIR to a folder that the nodes share"
+        ) from error
+
+
+def _below(root: Path, folder: Path) -> list[Path]:
+    """The folders from `root` (left out) down to `folder`."""
+    parts = folder.relative_to(root).parts
+    return [root.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+
+
+def _private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            raise UsageError(
+                f"{folder} is a link, which may lead anywhere; remove it, or set [run] dir or "
+                "ASTRA_RUN_DIR to another folder"
+            ) from None
+        _check_owner(folder, found)
+    _set_mode(folder)
+
+
+def _check_owner(folder: Path, found: os.stat_result) -> None:
+    instead = "or set [run] dir or ASTRA_RUN_DIR to a folder of your own"
+    if not stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"the run directory {folder} is no folder; remove it, {instead}")
+    if found.st_uid != os.geteuid():
+        raise UsageError(
+            f"the run directory {folder} belongs to the user {found.st_uid}, not to you "
+            f"({os.geteuid()}), who could change scripts before they run; have it given to you, "
+            f"{instead}"
+        )
+    if found.st_mode & _OTHERS_WRITE:
+        raise UsageError(
+            f"others may write to the run directory {folder} (mode "
+            f"{stat.S_IMODE(found.st_mode):04o}), and could change scripts before they run: "
+            f"chmod go-w {folder}, {instead}"
+        )
+
+
+def _set_mode(folder: Path) -> None:
+    wanted = int(settings.current().run.mode, 8)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != wanted:
+            os.fchmod(descriptor, wanted)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_foreign_links(folder: Path) -> None:
+    """A link on the way to the run directory may be the user's own or the administrator's."""
+    for part in (*reversed(folder.absolute().parents), folder.absolute()):
+        if part.is_symlink() and (owner := part.lstat().st_uid) not in (0, os.geteuid()):
+            raise UsageError(
+                f"{part}, on the way to the run directory {folder}, is a link of the user {owner}, "
+                "who could turn it elsewhere; set [run] dir or ASTRA_RUN_DIR to another folder"
+            )
+
+
+def _new(path: Path, mode: int) -> int:
+    """A descriptor of a file that was not there before."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, mode)
+
+
+def new_file(path: Path) -> IO[bytes]:
+    """A file of the user's alone, to write to, that was not there before."""
+    return os.fdopen(_new(path, 0o600), "wb")
+
+
+def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+    """Write a file that appears under its name only when all of it is on the disk.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written; nothing of it is left then.
+    """
+    content = content if isinstance(content, bytes) else content.encode()
+    unfinished = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(_new(unfinished, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode & ~_OTHERS_WRITE)
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {_why(error)}") from error
+
+
+def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:
+    """A file to write to at its end: made if it is missing, never somebody else's or a link.
+
+    Raises
+    ------
+    UsageError
+        If it is one of these, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, mode)
+    except OSError as error:
+        link = f"{path} is a link; remove it" if path.is_symlink() else None
+        raise UsageError(link or f"{path} cannot be written: {_why(error)}") from error
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise UsageError(
+            f"{path} is no file of yours (user {os.geteuid()}) but of the user {found.st_uid}; "
+            "remove it"
+        )
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "ab")
+
+
+def umask_without_write() -> int:
+    """The umask of this process, and others may not write in any case."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask | _OTHERS_WRITE
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def spool_folder(plan_pk: int) -> Path:
+    return Path(settings.current().run.dir).absolute() / f"plan-{plan_pk}" / "spool"
+
+
+def spool_files(plan_pk: int, page: int | None = None) -> list[Path]:
+    """The spool files of a plan, or of one of its pages, oldest attempt first."""
+    pattern = f"page-{page if page is not None else '*'}-attempt-*.spool"
+    return sorted(
+        spool_folder(plan_pk).glob(pattern), key=lambda path: int(path.stem.split("-")[-1])
+    )
+
+
+def run_folder(plan: Plan) -> Path:
+    return Path(settings.current().run.dir) / f"plan-{plan.pk}"

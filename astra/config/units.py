@@ -1,0 +1,74 @@
+"""TODO."""
+
+import math
+import re
+
+
+def time_limit_s(limit: object) -> int | None:
+    """A time limit as sbatch reads it, in seconds; None where it has none.
+
+    >>> time_limit_s(90), time_limit_s("1:30"), time_limit_s("02:00:00"), time_limit_s("1-0")
+    (5400, 90, 7200, 86400)
+    """
+    days, dash, rest = str(limit).rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]):
+        return None
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
+
+
+def duration_s(text: str) -> int | None:
+    """A time as people write it, ``2h`` or ``1d12h``, in seconds; None where it is none.
+
+    >>> duration_s("2h"), duration_s("1h 30min"), duration_s("45s"), duration_s("two hours")
+    (7200, 5400, 45, None)
+    """
+    text = text.replace(" ", "").lower()
+    found = _DURATION.fullmatch(text)
+    if not text or found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def written_time(seconds: float) -> str:
+    """A time as sbatch reads it, in whole minutes, rounded up.
+
+    >>> written_time(7200), written_time(90061)
+    ('02:00:00', '1-01:02:00')
+    """
+    minutes = math.ceil(seconds / 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    return (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:00"
+
+
+def written_size(mb: int) -> str:
+    """A size as sbatch reads it.
+
+    >>> written_size(2048), written_size(1500)
+    ('2G', '1500M')
+    """
+    return f"{mb // 1024}G" if mb % 1024 == 0 else f"{mb}M"
+
+
+def size_mb(text: str) -> int | None:
+    """A size as sbatch reads it, in MB; None where it is none, or 0: all of the node's.
+
+    >>> size_mb("2G"), size_mb("512"), size_mb("1500K"), size_mb("0"), size_mb("UNLIMITED")
+    (2048, 512, 2, None, None)
+    """
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        return None
+    kilobytes = int(found[1]) * 1024 ** "KMGT".index(found[2].upper() or "M")
+    return -(-kilobytes // 1024) or None

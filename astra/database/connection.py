@@ -1,0 +1,397 @@
+"""The connection: which database, opened when, for how long, and tried again how often.
+
+``database`` stands for the one database of the process. It is resolved from the configuration
+when it is first used, never at import; :func:`bind` sets it by hand.
+"""
+
+import logging
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import peewee
+
+from astra.config import secrets
+from astra.config import settings as config
+from astra.database import postgresql, sqlite
+from astra.database.dialect import dialects
+from astra.database.postgresql import PostgreSQL
+from astra.database.sqlite import SQLite
+from astra.database.timeouts import bounded
+from astra.errors import ConfigError, DatabaseError, NotAllowed
+
+log = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+class LazyDatabase(peewee.DatabaseProxy):
+    """A proxy that looks up the configured database when it is first asked for anything."""
+
+    __slots__ = peewee.DatabaseProxy.__slots__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # somebody only looks what kind of object this is
+        if self.obj is None:
+            bind()
+        return getattr(self.obj, name)
+
+    def __enter__(self) -> Any:
+        return self.bound().__enter__()
+
+    def __exit__(self, *error: object) -> Any:
+        return self.bound().__exit__(*error)
+
+    def bound(self) -> peewee.Database:
+        """The database itself."""
+        return bind() if self.obj is None else self.obj
+
+
+database = LazyDatabase()
+
+_binding = threading.RLock()
+
+
+def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
+    """Make `url` the database of this process.
+
+    Parameters
+    ----------
+    url : ``postgresql://[user@][host][:port]/[database][?options]``, which libpq reads, so that
+        ``~/.pgpass``, ``PGSERVICE`` and its environment count; or ``sqlite:///path``. Without
+        one, the configuration's.
+    schema : PostgreSQL schema that holds the tables. Without one, the configuration's; the
+        server's ``search_path`` where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is of neither kind.
+    """
+    with _binding:
+        settings = config.current().database
+        if url is None:
+            url, schema = settings.url, schema or settings.schema
+            if config.current().source("database.url") == "default" and not _is_file(url):
+                print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
+        connection = _open(url, settings.connect_timeout_s)
+        secrets.know_url(url)
+        config.check_schema(schema)
+        if not database_is_unset():
+            database.obj.close()
+        database.initialize(connection)
+        _set_schema(schema if of(connection).name == "postgresql" else None)
+        return connection
+
+
+def reset() -> None:
+    """Forget the database and the configuration of this process: both are looked up anew."""
+    with _binding:
+        if not database_is_unset():
+            database.obj.close()
+        database.initialize(None)
+        _set_schema(None)
+        config.reset()
+
+
+def database_is_unset() -> bool:
+    return database.obj is None
+
+
+def _is_file(url: str) -> bool:
+    return Path(sqlite_path(url)).exists() if url.startswith("sqlite:") else False
+
+
+def sqlite_path(url: str) -> str:
+    """The file that a ``sqlite:`` URL names, or ``:memory:``.
+
+    >>> sqlite_path("sqlite:///data/a%20b.db"), sqlite_path("sqlite:////abs/x.db")
+    ('data/a b.db', '/abs/x.db')
+
+    Raises
+    ------
+    ConfigError
+        If it is not written with three slashes, names no file, or has options.
+    """
+    if url == "sqlite://:memory:":
+        return ":memory:"
+    path, mark, _ = url.removeprefix("sqlite:///").partition("?")
+    if not url.startswith("sqlite:///") or not path.strip("/") or mark:
+        raise ConfigError(
+            f"the database URL {secrets.hide(url)!r} is not understood: write sqlite:///file.db "
+            "for a file in the current folder, sqlite:////folder/file.db for any other; options "
+            "after a ? are not taken (one in the name is %3F)"
+        )
+    return unquote(path)
+
+
+def _open(url: str, connect_timeout_s: int) -> peewee.Database:
+    scheme = url.split(":", 1)[0]
+    if scheme in ("postgresql", "postgres"):
+        secrets.check_quoting(url)
+        _check_postgresql(url)
+        return postgresql.PostgreSQL(_libpq_url(url), connect_timeout_s).database
+    if scheme == "sqlite":
+        return sqlite.SQLite(sqlite_path(url)).database
+    raise ConfigError(
+        f"the database URL {secrets.hide_password(url)!r} begins with {scheme!r}; write "
+        "postgresql://user@host:port/database or sqlite:///file"
+    )
+
+
+def _check_postgresql(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        if "," not in parts.netloc:  # libpq takes several hosts, each with its port
+            _ = parts.port
+        good = url.startswith(f"{parts.scheme}://")
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(
+            f"the database URL {secrets.hide(url)!r} is malformed: write "
+            "postgresql://user@host:port/database, an IPv6 address in brackets, a port in digits"
+        )
+
+
+def _libpq_url(url: str) -> str:
+    """The same URL without options that libpq would refuse: ``schema`` is ours."""
+    _, _, rest = url.partition("://")
+    rest, mark, query = rest.partition("?")
+    # As they are written: libpq quotes otherwise than forms do, where a blank is a "+".
+    kept = [option for option in query.split("&") if option and not option.startswith("schema=")]
+    return f"postgresql://{rest}{'?' if mark and kept else ''}{'&'.join(kept)}"
+
+
+def _set_schema(schema: str | None) -> None:
+    from astra.models.base import BaseModel, every_subclass
+
+    for model in every_subclass(BaseModel):
+        model._meta.schema = schema
+
+
+def dialect() -> PostgreSQL | SQLite:
+    """The dialect of the bound database."""
+    if database_is_unset():
+        bind()
+    return of(database.obj)
+
+
+#: What a verb does outside of :func:`retrying`, such as freezing a plan, may take so much longer
+#: than a statement of an element.
+LONG = 10
+
+
+@contextmanager
+def connection() -> Iterator[None]:
+    """A connection for the length of a block: the one that is open, or one opened and closed."""
+    if database_is_unset():
+        bind()
+    if not database.obj.is_closed():
+        with _denied():
+            yield
+        return
+    try:
+        database.obj.connect()
+    except peewee.OperationalError as error:
+        raise _Unreachable(error) from error
+    except peewee.ProgrammingError:
+        # Its words would repeat parts of the URL.
+        raise ConfigError(
+            f"libpq cannot read the database URL {secrets.hide(url())!r}; write "
+            "postgresql://user@host:port/database"
+        ) from None
+    except peewee.DatabaseError as error:
+        drop_connection()
+        raise DatabaseError(
+            f"{secrets.hide(url())} cannot be used: {dialect().message(error)}; name another in "
+            "ASTRA_DATABASE_URL, or [database] url"
+        ) from error
+    try:
+        with bounded(LONG * config.current().database.answer_timeout_s), _denied():
+            yield
+    finally:
+        if not database.obj.is_closed():
+            database.obj.close()
+
+
+@contextmanager
+def at_hand(wanted: bool = True) -> Iterator[None]:
+    """One connection for all that is retried within a block, if one can be had just now."""
+    opened = wanted and connected()
+    try:
+        yield
+    finally:
+        if opened:
+            drop_connection()
+
+
+def connected() -> bool:
+    """Open this thread's connection, if one can be had just now; whether it had none before."""
+    try:
+        return bool(database.bound().connect(reuse_if_open=True))
+    except (peewee.DatabaseError, peewee.InterfaceError) as error:
+        log.debug("no connection beforehand: %s", error)
+        return False
+
+
+@contextmanager
+def _denied() -> Iterator[None]:
+    """What the role may not do, said in words that help."""
+    try:
+        yield
+    except (peewee.ProgrammingError, peewee.OperationalError) as error:
+        denied = dialect().denied(error)
+        if denied is None:
+            raise
+        if denied.kind is None and dialect().name == "sqlite":
+            raise NotAllowed(f"{denied.role} {denied.what}: {secrets.hide(url())}") from error
+        what = f"the role {denied.role!r} {denied.what} of the database {secrets.hide(url())}"
+        raise NotAllowed(
+            f"{what}; whoever made the tables gives it what it needs: astra initdb --grant "
+            f"{quote(f'{denied.role}:{denied.kind}')}"
+            if denied.kind
+            else f"{what}; only their owner may do this, who made them by astra initdb"
+        ) from error
+
+
+class _Unreachable(DatabaseError):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        super().__init__(
+            f"no connection to the database {secrets.hide_password(url())}: {first}; "
+            f"{dialect().advice(first)}"
+        )
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the database cannot be reached now, and may be again."""
+    error = error.error if isinstance(error, _Unreachable) else error
+    ours = isinstance(error, peewee.DatabaseError | peewee.InterfaceError)
+    return ours and dialect().is_transient(error)
+
+
+def url() -> str:
+    """The URL of the bound database, as configured (it may hold a password)."""
+    return dialect().url
+
+
+#: Seconds for trying again once a process was told to end: less than Slurm's KillWait leaves.
+HURRY_S = 2.0
+
+
+def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any = None) -> T:
+    """`work()` in a connection of its own, again with growing pauses while the database is away.
+
+    Parameters
+    ----------
+    work : a unit that can be repeated: one transaction.
+    bound_s : seconds after which the last error is raised; without it, the configured
+        ``[database] retry_for_s``.
+    waiting : a ``threading.Event`` that, once set, leaves :data:`HURRY_S` for the trying.
+
+    Raises
+    ------
+    DatabaseError
+        If the database stayed away for longer than the bound.
+    """
+    if bound_s is None:
+        bound_s = config.current().database.retry_for_s
+    began, pause_s = time.monotonic(), 0.1
+    hurried = 0.0
+    while True:
+        try:
+            with bounded(_patience_s(bound_s - (time.monotonic() - began))), connection():
+                return work()
+        except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
+            if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
+                raise
+            if not dialect().is_lock(getattr(error, "error", error)):
+                drop_connection()  # a cursor that is being read would be lost with it
+            now = time.monotonic()
+            if waiting is not None and waiting.is_set():
+                hurried = hurried or now
+                bound_s = min(bound_s, hurried - began + HURRY_S)
+            left_s = bound_s - (now - began)
+            if left_s <= 0:
+                if isinstance(error, _Unreachable):
+                    raise
+                raise _Unreachable(error) from error
+            # Jitter, so that a thousand elements do not come back in the same instant.
+            nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            log.info("the database is away (%s): again in %.1f s", str(error).strip(), nap_s)
+            if waiting is None or waiting.is_set():
+                time.sleep(nap_s)
+            else:
+                waiting.wait(nap_s)
+            pause_s = min(pause_s * 1.6, 15.0)
+
+
+def _patience_s(left_s: float) -> float:
+    """How long each statement of a unit may take, of which so much time is left."""
+    return min(config.current().database.answer_timeout_s, max(left_s, HURRY_S))
+
+
+def writing() -> Any:
+    """A transaction that writes, as a context manager.
+
+    It holds locks that others wait for: a server that hears no more of it than this ends it.
+    """
+    silence_s = config.current().database.answer_timeout_s
+    return database.atomic(**dialect().begin_to_write(silence_s))
+
+
+def try_lock(name: str) -> AbstractContextManager[bool]:
+    """Whether the lock of a name is ours, for the block; freed when its holder dies.
+
+    Where the server hears nothing more of its holder, it is freed after as long as of a
+    transaction that writes.
+    """
+    return dialect().try_lock(name, config.current().database.answer_timeout_s)
+
+
+def in_transaction() -> bool:
+    """Whether the caller stands in a transaction of its own, which a retry cannot repeat."""
+    if database_is_unset() or database.obj.is_closed():
+        return False
+    return bool(database.obj.in_transaction()) or dialect().in_transaction()
+
+
+def abandon_transaction() -> bool:
+    """Roll back what was left open on this thread's connection; whether there was anything."""
+    if not in_transaction():
+        return False
+    connection_ = database.obj
+    try:
+        connection_.rollback()
+    except (peewee.DatabaseError, peewee.InterfaceError):
+        log.debug("a transaction could not be rolled back in order", exc_info=True)
+    while connection_.in_transaction():  # as peewee counts them
+        connection_.pop_transaction()
+    drop_connection()
+    return True
+
+
+def drop_connection() -> None:
+    """Close this thread's connection, whatever state it is in."""
+    try:
+        if not database.obj.is_closed():
+            database.obj.close()
+    except (peewee.DatabaseError, peewee.InterfaceError):
+        log.debug("a broken connection could not be closed in order", exc_info=True)
+
+
+def of(database: peewee.Database) -> PostgreSQL | SQLite:
+    """The dialect that speaks for `database`."""
+    found: PostgreSQL | SQLite = dialects[getattr(database, "obj", database)]
+    return found

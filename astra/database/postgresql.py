@@ -1,0 +1,599 @@
+"""PostgreSQL: its SQL, its errors, its roles, and COPY."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from io import BytesIO
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import peewee
+import psycopg2
+from peewee import SQL
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS, Binary
+
+from astra.database.array_text import BYTES, array_literal
+from astra.database.dialect import (
+    Batch,
+    Common,
+    Denied,
+    adding_column,
+    dialects,
+    on_conflict,
+    order_of_rows,
+    peewee_errors,
+)
+from astra.database.locks import AdvisoryLock
+from astra.database.timeouts import PatientCursor
+
+#: SQLSTATEs of a world that may be better in a moment: connection, resources, shutdown,
+#: rollbacks by serialisation or deadlock, lock and idle timeouts, a server that recovers or
+#: has become read-only after a failover (PostgreSQL manual, appendix A).
+_TRANSIENT = ("08", "40", "53", "57", "25P03", "25006", "55P03")
+
+#: SQLSTATEs that are a value's own fault: data, integrity, raised by a trigger.
+_ROWS_FAULT = ("22", "23", "P0001", "54")
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    while error is not None:
+        if isinstance(error, psycopg2.Error):
+            return error.pgcode
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _driver_error(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, psycopg2.Error):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+#: Whose work a table is, by what is done to it; every other is one of results.
+_PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "night_holder"}
+
+_PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
+
+
+def _kind(words: str, statement: str) -> str | None:
+    """The kind of role (see grants.py) that a refused statement is the work of."""
+    if "must be owner" in words or "to create" in words:
+        return None
+    verb = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER|GRANT|DROP)\b", statement)
+    if verb is None:
+        return "reads"
+    if verb[0] not in ("INSERT", "UPDATE", "DELETE"):
+        return None
+    table = words.rpartition(" ")[2].strip('"').removesuffix("_pk_seq")
+    if table == "page":
+        return "writes" if _PAGE_OF_ELEMENTS.search(statement) else "plans"
+    return "plans" if table in _PLANNERS else "writes"
+
+
+class _PostgresqlDatabase(peewee.PostgresqlDatabase):
+    was_open = False  # a connection was made once: whoever is refused now was not refused then
+
+    def _connect(self) -> Any:
+        made = super()._connect()
+        self.was_open = True
+        return made
+
+    def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
+        """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.
+
+        Its own settings, so that they hold behind pgbouncer too, and in the same message.
+        """
+        if silence_s is None:
+            super().begin(isolation_level)
+            return
+        with peewee.__exception_wrapper__:
+            self.cursor().execute(f"BEGIN; {_ends_after(silence_s)}")
+
+
+def _ends_after(silence_s: float) -> str:
+    """Settings of a transaction whose client may be stopped, or cut off: its locks are freed.
+
+    The first holds between statements; the others where the server waits for, or sends, data.
+    """
+    most_s = max(round(silence_s), 4)
+    return (
+        f"SET LOCAL idle_in_transaction_session_timeout = {max(round(silence_s * 1000), 1)}; "
+        f"SET LOCAL tcp_user_timeout = {most_s * 1000}; "
+        f"SET LOCAL tcp_keepalives_idle = {most_s // 2}; "
+        f"SET LOCAL tcp_keepalives_interval = {max(most_s // 8, 1)}; "
+        "SET LOCAL tcp_keepalives_count = 4"
+    )
+
+
+#: Rows from which the statements around a COPY cost less than it saves.
+_COPIED_FROM = 50
+
+
+class PostgreSQL(Common):
+    name = "postgresql"
+
+    def __init__(self, url: str, connect_timeout_s: int) -> None:
+        self.url = url
+        given = parse_qs(urlsplit(url).query)
+        # Half-open connections are noticed in about a minute instead of two hours.
+        defaults = {
+            "connect_timeout": connect_timeout_s,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,
+            "application_name": "astra",
+        }
+        # A server, or a proxy before it, that keeps a connection open and is silent: patience.py.
+        options: dict[str, Any] = {"cursor_factory": PatientCursor}
+        options |= {key: value for key, value in defaults.items() if key not in given}
+        self.database = _PostgresqlDatabase(url, **options)
+        self._types: dict[str, dict[str, str]] = {}
+        self._sequences: dict[str, str | None] = {}
+        dialects[self.database] = self
+
+    timestamp_type = "TIMESTAMPTZ"
+    keys_type = "BIGINT[]"
+    now_sql = "clock_timestamp()"
+
+    def now(self) -> datetime:
+        return self.run("SELECT clock_timestamp()").fetchone()[0].astimezone(UTC)
+
+    def connections_for(self, headroom: int) -> int:
+        """How many connections the server has for this role, less some for others."""
+        (most,) = self.run(
+            """
+            SELECT least(
+                current_setting('max_connections')::int
+                    - current_setting('superuser_reserved_connections')::int
+                    - coalesce(current_setting('reserved_connections', true), '0')::int,
+                (SELECT nullif(datconnlimit, -1) FROM pg_database
+                 WHERE datname = current_database()),
+                (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user))"""
+        ).fetchone()
+        return max(int(most) - headroom, 0)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether the same work may succeed in a moment."""
+        code = _sqlstate(error)
+        if code is None:  # libpq's own: the connection failed, or was lost
+            return isinstance(error, peewee.OperationalError | peewee.InterfaceError) and (
+                self.database.was_open or not _is_refused_login(str(error))
+            )
+        return code.startswith(_TRANSIENT)
+
+    def advice(self, message: str) -> str:
+        """What to look at when the server gave no connection."""
+        where = "ASTRA_DATABASE_URL, or [database] url"
+        if "does not exist" in message and "database" in message:
+            return f"make it (createdb), or name another in {where}"
+        if _is_refused_login(message):
+            return (
+                f"the server runs, and refused the login: check the user in {where}, and the "
+                "password (~/.pgpass)"
+            )
+        return f"check that the server runs and {where}"
+
+    def is_lock(self, error: BaseException) -> bool:
+        """Whether another only holds a lock, and the connection is whole."""
+        return False  # the server waits for locks by itself
+
+    def is_rows_fault(self, error: BaseException) -> bool:
+        """Whether one value is to blame, so that the other rows can be stored."""
+        code = _sqlstate(error)
+        if code is None:
+            return isinstance(error, ValueError | TypeError | OverflowError | peewee.DataError)
+        return code.startswith(_ROWS_FAULT)
+
+    def denied(self, error: BaseException) -> Denied | None:
+        """What the role lacks, if that is what the server says."""
+        if _sqlstate(error) != "42501":
+            return None
+        cause = _driver_error(error)
+        # Not "Nobody": the login is known also where nothing can be asked any more.
+        info = self.database.connection().info
+        statement = getattr(getattr(cause, "cursor", None), "query", None) or b""
+        words = self.message(error)
+        return Denied(info.user, f"may not do this: {words},", _kind(words, statement.decode()))
+
+    def message(self, error: BaseException) -> str:
+        """The server's own words, without the statement that they quote."""
+        cause = _driver_error(error)
+        if isinstance(cause, psycopg2.Error) and cause.diag.message_primary:
+            detail = cause.diag.message_detail
+            return cause.diag.message_primary + (f" ({detail})" if detail else "")
+        return str(error).strip()
+
+    # -- tables -------------------------------------------------------------------------
+
+    def keep_modified(self, model: Any) -> None:
+        """A trigger: an update that does not set ``modified`` sets it by the server's clock.
+
+        It never stays, and never goes back: no change can hide behind the time of a row that
+        somebody had loaded before, and saved later.
+        """
+        table = self.table(model)
+        prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
+        self.run(f"""
+            CREATE OR REPLACE FUNCTION {prefix}astra_keep_modified() RETURNS trigger
+            LANGUAGE plpgsql AS $$
+            BEGIN
+                IF NEW.modified IS NULL OR NEW.modified <= OLD.modified THEN
+                    NEW.modified := greatest(
+                        clock_timestamp(), OLD.modified + interval '1 microsecond');
+                END IF;
+                RETURN NEW;
+            END $$""")
+        self.run(f"""
+            CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE UPDATE ON {table}
+            FOR EACH ROW EXECUTE FUNCTION {prefix}astra_keep_modified()""")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that reads, and sees one state of the database throughout."""
+        with self.database.atomic():
+            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
+
+    def columns(self, model: Any) -> set[str]:
+        """The names of a table's columns; none where there is no such table."""
+        rows = self.run(
+            """SELECT attname FROM pg_attribute
+               WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
+            (self.table(model),),
+        )
+        return {name for (name,) in rows.fetchall()}
+
+    def other_owner(self, model: Any) -> str | None:
+        """The role that a table belongs to, where it is not ours."""
+        found = self.run(
+            """SELECT pg_get_userbyid(relowner) FROM pg_class
+               WHERE oid = to_regclass(%s) AND NOT pg_has_role(relowner, 'USAGE')""",
+            (self.table(model),),
+        ).fetchone()
+        return found[0] if found else None
+
+    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
+        """A column that rows which are there get this value for."""
+        with self.database.connection().cursor() as cursor:
+            literal = cursor.mogrify("%s", (default,)).decode()
+        self._types.pop(self.table(model), None)
+        self.run(adding_column(self, model, field, default, literal.replace("%", "%%")))
+
+    def leave_room(self, model: Any) -> None:
+        """Half of each block is left to later versions of its rows, which then stay in it: an
+        update writes to no index."""
+        self.run(f"ALTER TABLE {self.table(model)} SET (fillfactor = 50)")
+
+    def compress_quickly(self, model: Any, field: peewee.Field) -> None:
+        """Lists of keys are long enough to be compressed: with LZ4, where the server has it."""
+        table, column = self.table(model), field.column_name
+        known = "SELECT 'lz4' = ANY(enumvals) FROM pg_settings WHERE name = %s"
+        has_lz4 = self.run(known, ("default_toast_compression",)).fetchone()
+        if not has_lz4 or not has_lz4[0]:
+            return
+        set_so = """SELECT attcompression = 'l' FROM pg_attribute
+                    WHERE attrelid = %s::regclass AND attname = %s"""
+        if not self.run(set_so, (table, column)).fetchone()[0]:
+            self.run(f"ALTER TABLE {table} ALTER {self.quote(column)} SET COMPRESSION lz4")
+
+    def create_schema(self, schema: str) -> None:
+        exists = self.run("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
+        if not exists:
+            self.run(f"CREATE SCHEMA IF NOT EXISTS {self.quote(schema)}")
+
+    # -- roles --------------------------------------------------------------------------
+
+    def roles(self) -> list[str]:
+        rows = self.run("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'").fetchall()
+        return [name for (name,) in rows]
+
+    def granted(self, model: Any, privilege: str) -> list[str]:
+        """The roles, but for the owner, that were given this of a table by name."""
+        rows = self.run(
+            """SELECT rolname FROM pg_class, aclexplode(relacl) AS given, pg_roles
+               WHERE pg_class.oid = %s::regclass AND pg_roles.oid = given.grantee
+                 AND given.grantee <> relowner AND privilege_type = %s ORDER BY rolname""",
+            (self.table(model), privilege),
+        ).fetchall()
+        return [name for (name,) in rows]
+
+    def may(self, role: str, model: Any, privilege: str) -> bool:
+        found = self.run(
+            "SELECT has_table_privilege(%s, %s, %s)", (role, self.table(model), privilege)
+        )
+        return bool(found.fetchone()[0])
+
+    def grant_schema(self, role: str, model: Any) -> None:
+        """The schema of a table may be used, and tables made in it later by us be read."""
+        to = self._role(role)
+        schema = self.run(
+            """SELECT quote_ident(nspname), pg_has_role(nspowner, 'USAGE')
+               FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+               WHERE pg_class.oid = %s::regclass""",
+            (self.table(model),),
+        )
+        name, ours = schema.fetchone()
+        name = name.replace("%", "%%")
+        if ours:  # of the schema "public" everybody has it
+            self.run(f"GRANT USAGE ON SCHEMA {name} TO {to}")
+        self.run(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT SELECT ON TABLES TO {to}")
+
+    def grant(self, role: str, model: Any, privilege: str) -> None:
+        """One privilege on a table; with INSERT, the sequence that its keys come from."""
+        to, table = self._role(role), self.table(model)
+        self.run(f"GRANT {privilege} ON TABLE {table} TO {to}")
+        if privilege == "INSERT" and model._meta.primary_key:
+            key = model._meta.primary_key.column_name
+            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, key)).fetchone()
+            if found and found[0]:
+                sequence = found[0].replace("%", "%%")
+                self.run(f"GRANT USAGE ON SEQUENCE {sequence} TO {to}")
+
+    def _role(self, role: str) -> str:
+        """A role's name as SQL takes it, doubled for the driver where it needs that."""
+        return self.run("SELECT quote_ident(%s)", (role,)).fetchone()[0].replace("%", "%%")
+
+    # -- locks --------------------------------------------------------------------------
+
+    def in_transaction(self) -> bool:
+        """Whether this thread's connection is in a transaction, however it was begun."""
+        status = self.database.connection().info.transaction_status
+        return status in (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
+
+    @staticmethod
+    def begin_to_write(silence_s: float) -> dict[str, Any]:
+        """How ``atomic()`` begins a transaction that takes locks."""
+        return {"silence_s": silence_s}
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """One holder at a time, until the end of the transaction that this block is in."""
+        self.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",))
+        yield
+
+    @contextmanager
+    def try_lock(self, name: str, silence_s: float) -> Iterator[bool]:
+        """Whether the lock is ours, for the block; freed when its holder dies, or is silent."""
+        silence_s = max(silence_s, 4.0)
+        connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)
+        held = AdvisoryLock(connect, name, _ends_after(silence_s), silence_s)
+        with peewee_errors():
+            ours = held.take()
+        try:
+            yield ours
+        finally:
+            held.release()
+
+    # -- sets of keys -------------------------------------------------------------------
+
+    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
+        """`field` is one of `keys`: one parameter, whatever their number."""
+        return peewee.Expression(field, "=", SQL("ANY(%s::bigint[])", (self.pack_keys(keys),)))
+
+    def pack_keys(self, keys: Iterable[int]) -> Any:
+        return "{" + ",".join(map(str, map(int, keys))) + "}"  # a third of the time of a list
+
+    def unpack_keys(self, value: Any) -> list[int]:
+        return list(value)
+
+    def held(
+        self,
+        key: Any,
+        task: str,
+        input_table: str,
+        version: int,
+        page: Any,
+        plan: Any,
+        attempt: Any,
+    ) -> Any:
+        """A clause: a live plan of the task still has to end the row of this `key`.
+
+        A cancelled plan lives on in the pages that an attempt still runs. `version` is
+        major * 1000 + minor: a plan of another one cannot run.
+        """
+        clause = SQL(
+            f"""EXISTS (
+                SELECT 1 FROM {self.table(page)} AS hp
+                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk,
+                unnest(hp.keys) WITH ORDINALITY AS held(key, place)
+                WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
+                  AND (hl.cancelled IS NULL OR EXISTS (
+                       SELECT 1 FROM {self.table(attempt)} AS ha
+                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
+                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
+                  AND get_byte(hp.outcomes, (held.place - 1)::int) = 0 AND held.key = """,
+            (task, input_table, version),
+        )
+        return peewee.NodeList((clause, key, SQL(")")))
+
+    def freeze(
+        self, query: Any, page: Any, plan_pk: int, limit: int, new_first: bool = False
+    ) -> tuple[int, int]:
+        """Cut the keys of `query` (columns key, modified, pk, in their order) into pages.
+
+        With `new_first` it has a column known, too: rows that are not known come first.
+        """
+        sql, parameters = query.sql()
+        cut = f"""
+            SELECT (place - 1) / %s + 1 AS number, count(*) AS n_rows,
+                   array_agg(key ORDER BY place) AS keys
+            FROM (SELECT key, row_number() OVER (ORDER BY {order_of_rows(new_first)}) AS place
+                  FROM ({sql}) AS pending) AS numbered
+            GROUP BY 1"""
+        with self._evaluated(cut, (limit, *parameters)) as (pages, values):
+            cursor = self.run(
+                f"""
+                WITH frozen AS (
+                    INSERT INTO {self.table(page)}
+                        (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
+                    SELECT %s, number, n_rows, keys, decode(repeat('00', n_rows::int), 'hex'),
+                           0, 0, 0
+                    FROM {pages} AS pages
+                    RETURNING n_rows)
+                SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen""",
+                (plan_pk, *values),
+            )
+            n_pages, n_rows = cursor.fetchone()
+        return int(n_pages), int(n_rows)
+
+    @contextmanager
+    def _evaluated(
+        self, sql: str, parameters: tuple[Any, ...]
+    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """What stands for a SELECT in the transaction's next statement, and its parameters.
+
+        A temporary table, as PostgreSQL fills one with several processes, but runs an INSERT ...
+        SELECT in one; the SELECT itself for a role that may make none.
+        """
+        may = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
+        if not self.run(may).fetchone()[0]:
+            yield f"({sql})", parameters
+            return
+        # A compressed list is stored on as it is.
+        self.run(
+            """SELECT set_config(name, 'lz4', true) FROM pg_settings
+               WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)"""
+        )
+        self.run(f"CREATE TEMPORARY TABLE astra_evaluated ON COMMIT DROP AS {sql}", parameters)
+        yield "pg_temp.astra_evaluated", ()
+        self.run("DROP TABLE pg_temp.astra_evaluated")  # there may be another in the transaction
+
+    # -- writing ------------------------------------------------------------------------
+
+    def checked(self, field: peewee.Field, value: Any) -> Any:
+        """A value in database form; the server itself looks at all but bytes, of which a text
+        would make some."""
+        if field.field_type == "BLOB" and not isinstance(value, BYTES | Binary):
+            raise TypeError(f"{type(value).__name__} is no bytes")
+        return value
+
+    def column_types(self, table: str) -> dict[str, str]:
+        if table not in self._types:
+            rows = self.run(
+                """SELECT attname, quote_ident(nspname) || '.' || quote_ident(typname)
+                   FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+                   JOIN pg_namespace ON pg_namespace.oid = typnamespace
+                   WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped""",
+                (table,),
+            ).fetchall()
+            # A percent sign in the name of a type would be taken for a parameter.
+            self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
+        return self._types[table]
+
+    def upsert(self, batch: Batch) -> dict[int, int]:
+        """Write a batch; what was written, as {key: primary key}.
+
+        A row is replaced only by one whose input was read later or at the same time. Where no row
+        has a result yet, which is most often so, the batch is copied straight into the table.
+        """
+        if len(batch.columns[batch.returning[0]]) < _COPIED_FROM:
+            return self._inserted(batch)
+        try:
+            with self.database.atomic():
+                copied = self._copied(batch)
+        except (peewee.IntegrityError, peewee.DataError):
+            # A row is bad, or another process has just written one: this is found below.
+            copied = None
+        return self._inserted(batch) if copied is None else copied
+
+    def _copied(self, batch: Batch) -> dict[int, int] | None:
+        """A batch by a binary COPY; None where it cannot be, or replaces a row."""
+        keys = batch.columns[batch.returning[0]]
+        if not self._is_utf8():
+            return None
+        import numpy as np  # here, as few commands write results
+
+        from astra.database import binary_copy
+
+        types = self.column_types(batch.table)
+        packed: dict[str, binary_copy.Packed] = {}
+        for name, values in batch.columns.items():
+            schema, _, kind = types[name].rpartition(".")
+            found = binary_copy.pack(kind, values) if schema == "pg_catalog" else None
+            if found is None:
+                return None
+            packed[name] = found
+        primaries = self._drawn(batch)
+        if not primaries:
+            return None
+        packed[batch.returning[1]] = binary_copy.pack("int8", primaries)  # type: ignore[assignment]
+        # In the order of their keys, so that two who write the same rows do not block each other.
+        order = np.argsort(keys)
+        rows = BytesIO(binary_copy.rows(list(packed.values()), order))
+        names = ", ".join(map(self.quote, packed))
+        with peewee.__exception_wrapper__, self.database.cursor() as cursor:
+            cursor.copy_expert(
+                f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
+            )
+        return dict(zip(keys, primaries, strict=True))
+
+    def _drawn(self, batch: Batch) -> list[int]:
+        """Primary keys for the rows of a batch; none if one of them has a result at this version.
+
+        By a LIMIT within, each row is looked up in the index: a table that was not analysed since
+        it was empty would be gone through from end to end.
+        """
+        sequence = self._sequence(batch.table, batch.returning[1])
+        if sequence is None:
+            return []
+        key, of = self.quote(batch.returning[0]), batch.where.replace("WHERE", "AND")
+        keys = batch.columns[batch.returning[0]]
+        drawn = self.run(
+            f"""SELECT nextval(%s::regclass) FROM generate_series(1, %s) WHERE NOT EXISTS (
+                SELECT 1 FROM unnest(%s::bigint[]) AS wanted(key), LATERAL (
+                    SELECT 1 FROM {batch.table} WHERE {key} = wanted.key
+                    AND v_astra_major_minor = %s {of} LIMIT 1) AS stored)""",
+            (sequence, len(keys), self.pack_keys(keys), batch.columns["v_astra"][0] // 1000),
+        )
+        return [pk for (pk,) in drawn.fetchall()]
+
+    def _is_utf8(self) -> bool:
+        return bool(self.database.connection().encoding == "UTF8")
+
+    def _sequence(self, table: str, column: str) -> str | None:
+        """The sequence that a column's values come from."""
+        if table not in self._sequences:
+            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, column))
+            self._sequences[table] = found.fetchone()[0]
+        return self._sequences[table]
+
+    def _inserted(self, batch: Batch) -> dict[int, int]:
+        """A batch in one statement.
+
+        Each column travels as one array literal: one parameter a column, whatever the rows,
+        and no table made or dropped (which would swell the catalogues at every checkpoint).
+        """
+        types = self.column_types(batch.table)
+        names = [self.quote(name) for name in batch.columns]
+        arrays, casts = [], []
+        for name, values in batch.columns.items():
+            scalar = not types[name].split(".")[-1].strip('"').startswith("_")
+            arrays.append(array_literal(values))
+            kind = types[name] if scalar else "text"
+            casts.append((f"%s::{kind}[]", "" if scalar else f"::{types[name]}"))
+        unnested = ", ".join(array for array, _ in casts)
+        selected = ", ".join(f"u.c{i}{cast}" for i, (_, cast) in enumerate(casts))
+        aliases = ", ".join(f"c{i}" for i in range(len(casts)))
+        order = list(batch.columns).index(batch.returning[0])
+        key, primary = map(self.quote, batch.returning)
+        cursor = self.run(
+            f"""INSERT INTO {batch.table} AS stored ({", ".join(names)})
+                SELECT {selected} FROM unnest({unnested}) AS u({aliases}) ORDER BY u.c{order}
+                {self._on_conflict(batch)}
+                RETURNING {key}, {primary}""",
+            arrays,
+        )
+        return dict(cursor.fetchall())
+
+    def _on_conflict(self, batch: Batch) -> str:
+        return on_conflict(self, batch, set(self.column_types(batch.table)))
+
+
+def _is_refused_login(message: str) -> bool:
+    return any(
+        words in message
+        for words in ("password authentication failed", "no password supplied", "pg_hba.conf")
+    ) or ("FATAL" in message and "does not exist" in message)

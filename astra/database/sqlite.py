@@ -1,0 +1,281 @@
+"""SQLite: a file, or memory, with one writer at a time."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import peewee
+from peewee import SQL
+
+from astra.database.dialect import (
+    Batch,
+    Common,
+    Denied,
+    adding_column,
+    dialects,
+    on_conflict,
+    order_of_rows,
+    peewee_errors,
+)
+from astra.database.values import check as check_value
+from astra.errors import DatabaseError
+
+
+class SQLite(Common):
+    name = "sqlite"
+    timestamp_type = "TEXT"
+    keys_type = "TEXT"
+    # Microseconds in form, milliseconds in fact: the form is the one that times are compared in.
+    now_sql = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+    def __init__(self, path: str) -> None:
+        self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
+        self.url = "sqlite:///" + self.path
+        self.database = peewee.SqliteDatabase(
+            self.path,
+            pragmas={"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1},
+            timeout=30,
+        )
+        self._columns: dict[str, set[str]] = {}
+        dialects[self.database] = self
+
+    def now(self) -> datetime:
+        text = self.run(f"SELECT {self.now_sql}").fetchone()[0]
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+    def connections_for(self, headroom: int) -> int:
+        """A file has no bound of its own."""
+        return 1000
+
+    def is_transient(self, error: BaseException) -> bool:
+        text = str(error)
+        return isinstance(error, peewee.OperationalError) and (
+            "locked" in text or "busy" in text or "disk I/O" in text or "is full" in text
+        )
+
+    def advice(self, message: str) -> str:
+        """What to look at when the file cannot be opened."""
+        return (
+            "check that its folder is there, that it is a file that you may read and write, and "
+            "ASTRA_DATABASE_URL, or [database] url"
+        )
+
+    def is_lock(self, error: BaseException) -> bool:
+        return isinstance(error, peewee.OperationalError) and "locked" in str(error)
+
+    def is_rows_fault(self, error: BaseException) -> bool:
+        if isinstance(error, peewee.ProgrammingError | peewee.InterfaceError):
+            return "binding" in str(error)
+        return isinstance(
+            error,
+            peewee.IntegrityError | peewee.DataError | ValueError | TypeError | OverflowError,
+        )
+
+    def message(self, error: BaseException) -> str:
+        return str(error).strip()
+
+    def denied(self, error: BaseException) -> Denied | None:
+        """SQLite has no roles, only files that may not be written."""
+        if "readonly" not in str(error):
+            return None
+        return Denied("you", "may not write this file, or its folder, where its log stands", None)
+
+    def checked(self, field: peewee.Field, value: Any) -> Any:
+        """A value in database form; refused is what PostgreSQL would, since any column of SQLite
+        takes any value."""
+        if isinstance(value, peewee.Function) and value.name == "json":
+            (value,) = value.arguments  # a document, which SQLite keeps as text
+        check_value(field, value)
+        return value
+
+    def keep_modified(self, model: Any) -> None:
+        """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
+        compares them as text."""
+        table, name = self.table(model), model._meta.table_name
+        key = self.quote(model._meta.primary_key.column_name)
+        pattern = "GLOB '????-??-?? ??:??:??.??????'"
+        form = f"NEW.modified NOT {pattern}"
+        later = (
+            f"max({self.now_sql}, "
+            "strftime('%Y-%m-%d %H:%M:%f', OLD.modified, '+0.001 seconds') || '000')"
+        )
+        formed = "strftime('%Y-%m-%d %H:%M:%f', NEW.modified) || '000'"
+        # Two times in that form compare as texts; while one is being brought into it, none does.
+        back = f"NEW.modified {pattern} AND OLD.modified {pattern} AND NEW.modified < OLD.modified"
+        kept = f"NEW.modified IS OLD.modified OR ({back})"
+        formed_later = f"CASE WHEN {formed} <= OLD.modified THEN {later} ELSE {formed} END"
+        for suffix, event, when, value in (
+            ("update", "UPDATE", kept, later),
+            ("form_insert", "INSERT", form, formed),
+            ("form_update", "UPDATE", form, formed_later),
+        ):
+            trigger = self.quote(f"{name}_modified_{suffix}")
+            self.run(f"DROP TRIGGER IF EXISTS {trigger}")
+            self.run(
+                f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
+                f"UPDATE {table} SET modified = {value} WHERE {key} = NEW.{key}; END"
+            )
+
+    def in_transaction(self) -> bool:
+        """Whether this thread's connection is in a transaction, however it was begun."""
+        return bool(self.database.connection().in_transaction)
+
+    @staticmethod
+    def begin_to_write(silence_s: float) -> dict[str, Any]:
+        """Its lock is taken at the beginning: one that is read in first cannot wait for it."""
+        return {"lock_type": "IMMEDIATE"}
+
+    def wait_for_lock(self, most_s: float) -> None:
+        """How long this thread's connection waits for another that writes."""
+        self.run(f"PRAGMA busy_timeout = {round(most_s * 1000)}")
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """The transaction is the only one that writes: SQLite has no finer lock."""
+        yield
+
+    @contextmanager
+    def try_lock(self, name: str, silence_s: float) -> Iterator[bool]:
+        """Whether the lock is ours, for the block; freed when its holder dies."""
+        if self.path == ":memory:":
+            yield True
+            return
+        # Not through a link: the folder may be one where others write too.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(f"{self.path}.lock", flags, 0o666)
+        except OSError as error:
+            raise DatabaseError(
+                f"the lock file {self.path}.lock cannot be opened: {error.strerror}; it must be a "
+                "file, no link, that you may write"
+            ) from error
+        with os.fdopen(descriptor, "a") as file:
+            # One byte of the file stands for one name.
+            place = sum(name.encode()) * 31 + len(name)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
+        literal = json.dumps(list(map(int, keys)))
+        return peewee.Expression(field, "IN", SQL("(SELECT value FROM json_each(?))", (literal,)))
+
+    def pack_keys(self, keys: Sequence[int]) -> Any:
+        return json.dumps(list(keys))
+
+    def unpack_keys(self, value: Any) -> list[int]:
+        return json.loads(value)
+
+    def held(
+        self,
+        key: Any,
+        task: str,
+        input_table: str,
+        version: int,
+        page: Any,
+        plan: Any,
+        attempt: Any,
+    ) -> Any:
+        clause = SQL(
+            f"""EXISTS (
+                SELECT 1 FROM {self.table(page)} AS hp
+                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk, json_each(hp.keys) AS held
+                WHERE hl.task = ? AND hl.input_table = ? AND hl.v_astra / 1000 = ?
+                  AND (hl.cancelled IS NULL OR EXISTS (
+                       SELECT 1 FROM {self.table(attempt)} AS ha
+                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
+                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
+                  AND substr(hp.outcomes, held.key + 1, 1) = x'00' AND held.value = """,
+            (task, input_table, version),
+        )
+        return peewee.NodeList((clause, key, SQL(")")))
+
+    def freeze(
+        self, query: Any, page: Any, plan_pk: int, limit: int, new_first: bool = False
+    ) -> tuple[int, int]:
+        sql, parameters = query.sql()
+        self.run(
+            f"""
+            INSERT INTO {self.table(page)}
+                (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
+            SELECT ?, (place - 1) / ? + 1, count(*), json_group_array(key), zeroblob(count(*)),
+                   0, 0, 0
+            FROM (SELECT key, row_number() OVER (ORDER BY {order_of_rows(new_first)}) AS place
+                  FROM ({sql}) ORDER BY place)
+            GROUP BY 2""",
+            (plan_pk, limit, *parameters),
+        )
+        cursor = self.run(
+            f"SELECT count(*), coalesce(sum(n_rows), 0) FROM {self.table(page)} WHERE plan_pk = ?",
+            (plan_pk,),
+        )
+        pages, rows = cursor.fetchone()
+        return int(pages), int(rows)
+
+    def upsert(self, batch: Batch) -> dict[int, int]:
+        names = list(batch.columns)
+        if batch.table not in self._columns:
+            rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (batch.table.strip('"'),))
+            self._columns[batch.table] = {row[0] for row in rows.fetchall()}
+        conflict = on_conflict(self, batch, self._columns[batch.table])
+        marks = ", ".join("?" for _ in names)
+        sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
+                  VALUES ({marks}) {conflict}"""
+        key, primary = map(self.quote, batch.returning)
+        keys = batch.columns[batch.returning[0]]
+        newest = f"SELECT coalesce(max({primary}), 0) FROM {batch.table}"
+        (before,) = self.run(newest).fetchone()
+        with peewee_errors():
+            cursor = self.database.cursor()
+            cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
+        (last,) = self.run(newest).fetchone()
+        if last - before == len(keys):
+            # Nobody else writes meanwhile: all of them are new, and their keys follow each other.
+            return dict(zip(keys, range(before + 1, last + 1), strict=True))
+        stored = self.run(
+            f"""SELECT {key}, {primary}, input_read FROM {batch.table}
+                WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
+                {"AND spectrum_pk IS NULL" if batch.where else ""}""",
+            (json.dumps(keys), batch.columns["v_astra"][0] // 1000),
+        ).fetchall()
+        # A row whose stored time of reading is not ours was written by a later attempt.
+        read = dict(zip(keys, batch.columns["input_read"], strict=True))
+        return {key: primary for key, primary, at in stored if read[key] == at}
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that reads, and sees one state of the database throughout."""
+        with self.database.atomic():
+            yield
+
+    def columns(self, model: Any) -> set[str]:
+        """The names of a table's columns; none where there is no such table."""
+        rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (model._meta.table_name,))
+        return {name for (name,) in rows.fetchall()}
+
+    def other_owner(self, model: Any) -> str | None:
+        """SQLite has no roles."""
+        return None
+
+    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
+        """A column that rows which are there get this value for."""
+        value = None if default is None else self.checked(field, default)
+        (literal,) = self.run("SELECT quote(?)", (value,)).fetchone()
+        self._columns.pop(self.table(model), None)
+        self.run(adding_column(self, model, field, default, literal))
+
+    def leave_room(self, model: Any) -> None:
+        """SQLite changes rows in place."""
+
+    def compress_quickly(self, model: Any, field: peewee.Field) -> None:
+        """SQLite compresses nothing."""
+
+    def create_schema(self, schema: str) -> None:
+        """SQLite has no schemas."""

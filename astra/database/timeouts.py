@@ -1,0 +1,149 @@
+"""How long a statement may wait for the server's answer, before its connection is given up.
+
+A link can be open and silent: a proxy that hangs, a firewall that forgot it. The kernel's
+keepalives find out only where nothing on the way answers for the server, and libpq itself waits for
+ever. A thread of astra's own looks at the clock, and shuts the socket of a statement that waited
+too long: libpq then reports a lost connection, which is tried again like any other.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import cursor as Cursor  # noqa: N812
+
+
+class _Own(threading.local):
+    """What the statements of this thread may take, in seconds."""
+
+    bound_s: float | None = None
+
+
+_own = _Own()
+
+
+class _Watch:
+    """The statements that wait for an answer, and the thread that looks at them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.waiting: dict[object, tuple[float, Any]] = {}  # by statement: until when, connection
+        self.most_s = float("inf")  # of every statement, once the process was told to end
+        self.looks_at = float("inf")
+        self.thread: threading.Thread | None = None
+
+    def enter(self, statement: object, connection: Any, bound_s: float) -> None:
+        with self.lock:
+            until = time.monotonic() + min(bound_s, self.most_s)
+            self.waiting[statement] = until, connection
+            if self.thread is None:
+                self.thread = threading.Thread(
+                    target=self._look, name="astra patience", daemon=True
+                )
+                self.thread.start()
+            elif until < self.looks_at:
+                self.lock.notify()
+
+    def leave(self, statement: object) -> bool:
+        """Whether the statement was in time."""
+        with self.lock:
+            return self.waiting.pop(statement, None) is not None
+
+    def hurry(self, most_s: float) -> None:
+        with self.lock:
+            self.most_s = most_s
+            until = time.monotonic() + most_s
+            for statement, (end, connection) in self.waiting.items():
+                self.waiting[statement] = min(end, until), connection
+            self.lock.notify()
+
+    def _look(self) -> None:
+        with self.lock:
+            while True:
+                now = time.monotonic()
+                for statement, (end, connection) in list(self.waiting.items()):
+                    if end <= now:
+                        del self.waiting[statement]
+                        shut(connection)
+                ends = (end for end, _ in self.waiting.values())
+                self.looks_at = min(ends, default=float("inf"))
+                # An idle process is woken now and then for nothing: as rarely as a lock can wait.
+                self.lock.wait(min(self.looks_at - time.monotonic(), 3600.0))
+
+
+def shut(connection: Any) -> None:
+    """Whoever waits for the server at this connection finds it lost."""
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as link:
+            link.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg2.Error):
+        pass  # it has ended by itself
+
+
+_watch = _Watch()
+
+
+def _start_anew() -> None:
+    """In a fork there is no such thread, and the connections are its parent's."""
+    global _watch
+    _watch = _Watch()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+@contextmanager
+def bounded(bound_s: float) -> Iterator[None]:
+    """Give each statement of this thread `bound_s` seconds, and no more than before."""
+    before = _own.bound_s
+    _own.bound_s = bound_s if before is None else min(bound_s, before)
+    try:
+        yield
+    finally:
+        _own.bound_s = before
+
+
+def hurry(most_s: float) -> None:
+    """The process is to end: no statement, not even one under way, takes longer than this now."""
+    _watch.hurry(most_s)
+
+
+class PatientCursor(Cursor):
+    """A cursor whose statements wait for their answer within the thread's bound."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        with self._bounded():
+            super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        with self._bounded():
+            super().executemany(query, vars_list)
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        with self._bounded():
+            super().copy_expert(sql, file, size)
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        bound_s = _own.bound_s
+        if bound_s is None:
+            yield
+            return
+        statement = object()
+        _watch.enter(statement, self.connection, bound_s)
+        try:
+            yield
+        except psycopg2.Error as error:
+            if not _watch.leave(statement):
+                raise psycopg2.OperationalError(
+                    f"the database did not answer within {min(bound_s, _watch.most_s):g} s "
+                    "([database] answer_timeout_s): the connection is given up"
+                ) from error
+            raise
+        finally:
+            _watch.leave(statement)

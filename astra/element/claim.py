@@ -1,0 +1,228 @@
+"""Claiming: one process becomes the one attempt that may write a page.
+
+It is one conditional update. What the attempt before left behind is ended with it, and if that one
+died without a word, the rows that it had in hand become suspects.
+"""
+
+import os
+import socket
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peewee import SQL, IntegrityError, fn
+
+from astra.config import settings
+from astra.database.connection import dialect, writing
+from astra.element.suspects import Death, record_death, suspects_of
+from astra.errors import BusyError, Superseded
+from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.plan.pages import is_cancelled, release
+from astra.processes import process_began
+from astra.results.claim import Claim, claim_of
+from astra.states import KILLED, OUT_OF_MEMORY, AttemptState, Outcome, SlurmState
+
+#: Rows that a new attempt is taken to have in hand, until it says more: what is looked through
+#: when it ends without a word.
+FIRST_IN_HAND = 64
+
+
+@dataclass(frozen=True)
+class Where:
+    """The process and the Slurm element that an attempt runs in."""
+
+    host: str
+    pid: int
+    pid_began: str | None
+    job_id: int | None = None
+    array_index: int | None = None
+    restarts: int = 0
+    log: str | None = None
+
+
+def here(kind: str) -> Where:
+    """Where this process runs; for a submission to Slurm, as Slurm's environment says.
+
+    A local run inside somebody's job is no element of that job.
+    """
+    slurms = os.environ if kind == "slurm" else {}
+    job = slurms.get("SLURM_ARRAY_JOB_ID")
+    index = slurms.get("SLURM_ARRAY_TASK_ID")
+    return Where(
+        host=slurms.get("SLURMD_NODENAME") or socket.gethostname(),
+        pid=os.getpid(),
+        pid_began=process_began(os.getpid()),
+        job_id=int(job) if job else None,
+        array_index=int(index) if index else None,
+        restarts=int(slurms.get("SLURM_RESTART_COUNT") or 0),
+        log=_own_log(),
+    )
+
+
+def _own_log() -> str | None:
+    """The file that this process prints to, if it is one."""
+    try:
+        target = os.readlink("/proc/self/fd/1")
+    except OSError:
+        return None
+    return target if target.startswith("/") and os.path.isfile(target) else None
+
+
+def claim_page(
+    plan: Plan,
+    number: int,
+    submission: Submission,
+    element: int,
+    where: Where,
+    in_hand: int = FIRST_IN_HAND,
+) -> Claim | None:
+    """Make this process the one attempt that may write the page; None if the page is whole.
+
+    The attempt is taken to have so many rows `in_hand` until it says more.
+
+    Raises
+    ------
+    Superseded
+        If the page belongs to another submission, or to the first array of this one.
+    BusyError
+        If another attempt of the same submission lives.
+    """
+    with writing():
+        _bind_array(submission, where)
+        page = _page_to_claim(plan, number)
+        if page.n_pending == 0:
+            return None
+        if page.cancelled is not None:
+            raise Superseded(f"plan {plan.pk} was cancelled")
+        if page.submission_pk != submission.pk:
+            raise Superseded(
+                f"page {number} of plan {plan.pk} was given to submission {page.submission_pk} "
+                f"since this one ({submission.pk}) was submitted; nothing is done here"
+            )
+        _supersede(page, submission, where)
+        suspects = suspects_of(page.pk)
+        taken = f"page {number} of plan {plan.pk} was claimed by another attempt"
+        try:
+            attempt = Attempt.create(
+                page=page.pk,
+                submission_pk=submission.pk,
+                number=(page.last_number or 0) + 1,
+                element=element,
+                state=AttemptState.RUNNING.value,
+                n_handed=_place_after(page, {s.key for s in suspects}, in_hand),
+                **{k: getattr(where, k) for k in where.__dataclass_fields__},
+            )
+        except IntegrityError as error:  # of the same number, in the same moment
+            raise BusyError(taken) from error
+        seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
+        # What the attempt before wrote up to this moment counts.
+        progress = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
+        changed = list(
+            Page.update(attempt_pk=attempt.pk)
+            .where((Page.pk == page.pk) & seen & (Page.submission_pk == submission.pk))
+            .returning(*progress)
+            .execute()
+        )
+        if not changed:
+            raise BusyError(taken)
+        for field in progress:
+            setattr(page, field.name, getattr(changed[0], field.name))
+        page.attempt_pk = attempt.pk
+    if where.job_id is not None:
+        submission.job_id = where.job_id
+    if is_cancelled(plan.pk):
+        # Meanwhile: another plan may have taken the rows before this attempt was seen to run.
+        with writing():
+            release([attempt], "the plan was cancelled as it began")
+        raise Superseded(f"plan {plan.pk} was cancelled")
+    return replace(claim_of(page, attempt), suspects=suspects)
+
+
+def _page_to_claim(plan: Plan, number: int) -> Any:
+    """The page, since when its plan is `cancelled`, and the `last_number` of its attempts."""
+    cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
+    last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
+    query = Page.select(Page, cancelled.alias("cancelled"), last.alias("last_number"))
+    return query.where((Page.plan == plan.pk) & (Page.number == number)).get()
+
+
+def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
+    """The place behind the first `n_rows` of a page that are to be handed over."""
+    for place, outcome in enumerate(page.outcomes):
+        if outcome == Outcome.PENDING and page.keys[place] not in suspected:
+            n_rows -= 1
+            if n_rows < 0:
+                return place
+    return int(page.n_rows)
+
+
+def _bind_array(submission: Submission, where: Where) -> None:
+    """The first array to start is the one of its submission: a second one does nothing."""
+    if where.job_id is None or submission.job_id == where.job_id:  # once it is so, it stays so
+        return
+    Submission.update(job_id=where.job_id, state="submitted").where(
+        (Submission.pk == submission.pk) & Submission.job_id.is_null()
+    ).execute()
+    job_id = Submission.select(Submission.job_id).where(Submission.pk == submission.pk).scalar()
+    if job_id != where.job_id:
+        raise Superseded(
+            f"job {where.job_id} is a second array for the pages of job {job_id}; nothing is done "
+            f"here: scancel {where.job_id}"
+        )
+
+
+def _supersede(page: Page, submission: Submission, where: Where) -> None:
+    """End the attempt that still stands as running, if it may be ended."""
+    old = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
+    if old is None or old.state != AttemptState.RUNNING:
+        return
+    same_submission = old.submission_pk == submission.pk
+    requeued = (
+        where.job_id is not None
+        and (old.job_id, old.array_index) == (where.job_id, where.array_index)
+        and where.restarts > old.restarts
+    )
+    silent_s = (dialect().now() - old.seen).total_seconds()
+    dead_here = old.host == where.host and process_began(old.pid) != old.pid_began
+    overdue = silent_s > settings.current().element.lease_s
+    if same_submission and not (requeued or overdue or dead_here):
+        raise BusyError(
+            f"page {page.number} of plan {page.plan_pk} is run by attempt {old.number} "
+            f"(process {old.pid} on {old.host}), last heard of {silent_s:.0f} s ago"
+        )
+    if not requeued:
+        _suspect(page, old)
+    Attempt.update(
+        state=AttemptState.SUPERSEDED.value,
+        ended=SQL(dialect().now_sql),
+        message="taken over by a later attempt",
+    ).where(Attempt.pk == old.pk).execute()
+
+
+#: Slurm's words for ends that no row brought about.
+_NO_ROWS_DOING = frozenset(
+    {
+        SlurmState.NODE_FAIL.value, SlurmState.BOOT_FAIL.value, SlurmState.PREEMPTED.value,
+        SlurmState.CANCELLED.value, SlurmState.DEADLINE.value,
+    }
+)  # fmt: skip
+
+
+def _suspect(page: Page, old: Attempt) -> None:
+    """An attempt ended without a word: remember the rows that its task may have had in hand."""
+    if old.n_handed < 0 or old.slurm_state in _NO_ROWS_DOING:
+        return
+    known = {s.key: s.group for s in suspects_of(page.pk)}
+    keys = [
+        key
+        for place, key in enumerate(page.keys)
+        if page.outcomes[place] == Outcome.PENDING
+        and (
+            known.get(key) == old.group if old.group else place < old.n_handed and key not in known
+        )
+    ]
+    if old.slurm_state == SlurmState.OUT_OF_MEMORY:
+        death = Death(OUT_OF_MEMORY, "ran out of memory (Slurm: OUT_OF_MEMORY)")
+    else:
+        word = f" (Slurm: {old.slurm_state})" if old.slurm_state else ""
+        death = Death(KILLED, f"was in hand when its process ended without a word{word}")
+    record_death(page.pk, keys, death)

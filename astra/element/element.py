@@ -1,0 +1,409 @@
+"""One element: claims its pages, one after the other, and runs the task over their rows.
+
+No connection to the database is held while the task computes: a page is claimed, a chunk of rows
+read, and a checkpoint written, each in a short one; what lies between two pages shares one.
+"""
+
+import importlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from peewee import SQL
+
+from astra.config import settings as config
+from astra.database.connection import (
+    abandon_transaction,
+    at_hand,
+    connected,
+    dialect,
+    drop_connection,
+    retrying,
+    writing,
+)
+from astra.element import spool
+from astra.element.claim import FIRST_IN_HAND, claim_page, here
+from astra.element.reader import Reader
+from astra.element.signals import Forced, heard
+from astra.element.supervisor import Board
+from astra.errors import (
+    AstraError,
+    BrokenElement,
+    BusyError,
+    DatabaseError,
+    Interrupted,
+    OutOfMemory,
+    Superseded,
+    UsageError,
+)
+from astra.models.importing import load
+from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.plan.lookup import check_plan_version, get_plan, task_of
+from astra.plan.pages import is_cancelled, page_of
+from astra.processes import collect_as_usual, now_s, peak_mb
+from astra.results.claim import Claim, check_memory
+from astra.results.rows import clean, target_of, words_of
+from astra.results.stopping import Stop, Tally
+from astra.states import AttemptState, Outcome
+from astra.tasks.arguments import restored
+from astra.tasks.declared import bind_call, caller
+from astra.tasks.run import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """How one page fared in this element."""
+
+    page: int
+    state: str
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    message: str | None = None
+    exit_status: int = 0
+
+
+class Meter:
+    """What an attempt has measured of itself: written with each checkpoint, and at its end."""
+
+    def __init__(self, since_s: float, board: Board | None) -> None:
+        self.since_s, self.board = since_s, board  # when what leads to the first row began
+        self.first_s: float | None = None  # when the task was given its first row
+        self.run: Run | None = None
+        self.reader: Reader | None = None
+
+    def first_row(self) -> None:
+        """The task is about to be given a row, its first or a later one."""
+        if self.first_s is None:
+            self.first_s = now_s()
+            if self.board is not None:  # should the process die before a checkpoint
+                self.board.started(self.first_s - self.since_s)
+
+    def read(self) -> dict[str, Any]:
+        """Columns of the attempt, as of now."""
+        found: dict[str, Any] = {"max_rss_mb": peak_mb()}
+        if self.run is not None and self.reader is not None:
+            found |= {
+                "t_task_s": self.run.t_task_s,
+                "t_write_s": self.run.writer.t_write_s,
+                "t_read_s": self.reader.t_read_s,
+                "row_times": str(self.run.row_times) or None,
+            }
+        if self.first_s is not None:
+            found["t_start_s"] = self.first_s - self.since_s
+            found["t_rows_s"] = now_s() - self.first_s
+        return found
+
+
+def run_element(
+    plan_pk: int,
+    element: int,
+    token: str,
+    stop: Stop | None = None,
+    board: Board | None = None,
+) -> list[PageRun]:
+    """Run the pages of one element of a submission, each until its rows have ended.
+
+    Raises
+    ------
+    UsageError
+        If the plan is of another version, or the submission is not of this plan.
+    """
+    stop = stop or Stop()
+    with heard(stop):
+        with at_hand():
+            plan = retrying(lambda: get_plan(plan_pk))
+            check_plan_version(plan)
+            submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
+        if submission is None or submission.plan_pk != plan.pk:
+            raise UsageError(f"plan {plan_pk} has no submission {token!r}")
+        each = submission.pages_per_element
+        first = (element - 1) * each + 1
+        runs = []
+        with Element(plan, submission, stop, board) as this:
+            for number in range(first, min(first + each, plan.n_pages + 1)):
+                runs.append(this.run_page(number, element))
+                if stop.wanted.is_set():
+                    break
+        return runs
+
+
+class Element:
+    """What runs pages in this process, one after the other.
+
+    One connection serves from the last checkpoint of a page to the first row of the next; none is
+    held while the task is imported, or computes.
+    """
+
+    def __init__(
+        self, plan: Plan, submission: Submission, stop: Stop, board: Board | None = None
+    ) -> None:
+        self.plan, self.submission, self.stop, self.board = plan, submission, stop, board
+        element = config.current().element
+        self.tally = Tally(element.max_failures, element.max_failures_after)
+        self.in_hand = FIRST_IN_HAND  # rows that an attempt is taken to have in hand at first
+        self.is_linked = self.has_loaded = False
+
+    def __enter__(self) -> "Element":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unlink()
+
+    def _link(self) -> bool:
+        """Open the connection, if one can be had just now; whether it is new."""
+        is_new = connected()
+        self.is_linked = is_new or self.is_linked
+        return is_new
+
+    def _unlink(self) -> None:
+        if self.is_linked:
+            drop_connection()
+            self.is_linked = False
+
+    def run_page(self, number: int, element: int) -> PageRun:
+        """Claim a page and run the task over the rows that it still needs."""
+        board, plan = self.board, self.plan
+        # Of an element's first page, what its process took to get here counts as start-up, too.
+        since_s, began_s = board.take_birth() if board else None, now_s()
+        try:
+            # What an earlier attempt computed and could not store is not computed again.
+            spool.recover(plan, number)
+            self._link()
+            claim = retrying(lambda: self._claim(number, element))
+        except (Superseded, BusyError) as error:
+            log.warning("%s", error)
+            return PageRun(number, "refused", 0, 0, 0, 0, str(error), error.exit_status)
+        if claim is None:
+            return _page_run(retrying(lambda: page_of(plan, number)), AttemptState.DONE)
+        if board is not None:
+            board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
+        meter = Meter(began_s if since_s is None else since_s, board)
+        claim.measures = meter.read
+        try:
+            note = self._run_claimed(claim, meter)
+        except OutOfMemory as error:
+            if board is not None:  # the other process starts this one anew, and takes it from there
+                board.out_of_memory()
+            else:
+                _end(claim, AttemptState.BROKEN, clean(str(error), 2000))
+            state, message, status = AttemptState.BROKEN, str(error), error.exit_status
+        except AstraError as error:
+            state, message, status = _ended_by(error), str(error), error.exit_status
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+            _end(claim, AttemptState.BROKEN, clean(text, 2000))
+            raise
+        else:
+            return _page_run(_counted(claim), AttemptState.DONE, note)
+        try:
+            page = retrying(lambda: page_of(plan, number), waiting=self.stop.wanted)
+        except DatabaseError:
+            page = claim.page
+        return _page_run(page, state, message, status)
+
+    def _abandon(self) -> None:
+        if abandon_transaction():
+            log.warning("%s left a transaction open: it was rolled back", self.plan.task)
+
+    def _claim(self, number: int, element: int) -> Claim | None:
+        where = here(self.submission.kind)
+        return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
+
+    def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
+        """Run the task until every row of the page has ended; what is to be noted of it."""
+        element, plan, stop = config.current().element, self.plan, self.stop
+        if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
+            self._unlink()
+        try:
+            function, model = task_of(plan), load(plan.input_model)
+            output = load(plan.output_model)
+            # A row that raises costs itself, unless the plan itself says otherwise.
+            given = restored(function, json.loads(plan.arguments))
+            values = {"re_raise_exceptions": False, **given}
+            defaults = {
+                "write_frequency": element.write_frequency, "batch_size": element.batch_size
+            }  # fmt: skip
+            settings, bound = bind_call(function, (iter(()),), values, defaults)
+            outer = outer_exceptions(element.outer_exceptions)
+        except AstraError as error:
+            _end(claim, AttemptState.BROKEN, str(error))
+            raise BrokenElement(str(error)) from error
+        if not self.has_loaded:
+            self.has_loaded = True
+            collect_as_usual()
+        target = target_of(plan, model, output, claim.page.number)
+        reader = Reader(model, output, claim, stop, meter.first_row)
+
+        def begin(run: Run) -> None:
+            reader.begin(run)
+            self._unlink()
+
+        def end() -> bool:
+            self._abandon()
+            return dialect().name == "postgresql" and self._link()
+
+        run = Run(
+            reader,
+            caller(function, bound),
+            settings,
+            target,
+            claim=claim,
+            again=reader.again,
+            stop=stop,
+            suspects=reader.groups,
+            begins=begin,
+            ends=end,
+            enters=reader.enter,
+            board=self.board,
+            tally=self.tally,
+            outer=outer,
+            grace_s=element.grace_s,
+            n_rows=sum(1 for outcome in claim.outcomes if outcome == Outcome.PENDING),
+            heartbeat=lambda: _heartbeat(claim, stop),
+            heartbeat_s=element.lease_s / 4,
+        )
+        meter.run, meter.reader = run, reader
+        run.writer.wake()  # it has the heartbeat, too
+        try:
+            try:
+                for _ in run:
+                    pass
+            finally:
+                self._abandon()
+        except Forced as forced:
+            raise _interrupted(claim, forced.reason) from None
+        except OutOfMemory:
+            raise
+        except DatabaseError as error:
+            raise _spooled(claim, run, error) from error
+        except AstraError as error:
+            _end(claim, _ended_by(error), clean(str(error), 2000))
+            raise
+        except Exception as error:
+            said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
+            _end(claim, AttemptState.BROKEN, said)
+            raise BrokenElement(said) from error
+        if Outcome.PENDING.value in claim.outcomes:
+            raise _interrupted(claim, stop.reason or "the task stopped early")
+        self.in_hand = max(FIRST_IN_HAND, reader.soon())
+        if not stop.wanted.is_set():
+            self._link()
+        try:
+            _end(claim, AttemptState.DONE, run.note)
+        except DatabaseError as error:
+            raise _spooled(claim, run, error) from error
+        return run.note
+
+
+def _ended_by(error: AstraError) -> AttemptState:
+    if isinstance(error, Superseded):
+        return AttemptState.SUPERSEDED
+    return AttemptState.INTERRUPTED if isinstance(error, Interrupted) else AttemptState.BROKEN
+
+
+def _page_run(page: Page, state: str, message: str | None = None, status: int = 0) -> PageRun:
+    return PageRun(
+        page.number, state, page.n_rows, page.n_done, page.n_failed, page.n_no_result,
+        message, status,
+    )  # fmt: skip
+
+
+def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
+    """The classes of ``[element] outer_exceptions``; of modules that are never imported, none.
+
+    Raises
+    ------
+    UsageError
+        If a path names no exception.
+    """
+    found = []
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module or "builtins"), name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"[element] outer_exceptions: {path}: {error}") from error
+        if not isinstance(kind, type) or not issubclass(kind, BaseException):
+            raise UsageError(f"[element] outer_exceptions: {path} is no class of exceptions")
+        found.append(kind)
+    return tuple(found)
+
+
+def _spooled(claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
+    """The database stayed away: keep what it did not take in a file."""
+    page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
+    try:
+        unwritten = run.writer.unwritten()
+        path = spool.save(claim, unwritten)
+    except UsageError as full:
+        return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
+                           f"again: the spool file cannot be written: {full}")  # fmt: skip
+    kept = f"{len(unwritten)} rows are kept in {path}" if path else "all of it is stored"
+    return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
+
+
+def _interrupted(claim: Claim, reason: str) -> Interrupted:
+    left = claim.outcomes.count(Outcome.PENDING)
+    message = f"told to end ({reason}); all that was yielded is stored, {left} rows are left"
+    _end(claim, AttemptState.INTERRUPTED, message)
+    return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
+
+
+def _counts(claim: Claim) -> dict[str, int]:
+    count = claim.outcomes.count
+    return {
+        "n_done": count(Outcome.RESULT),
+        "n_failed": count(Outcome.FAILURE),
+        "n_no_result": count(Outcome.NO_RESULT),
+    }
+
+
+def _counted(claim: Claim) -> Page:
+    """The page, as it was written with its end."""
+    for name, n in _counts(claim).items():
+        setattr(claim.page, name, n)
+    return claim.page
+
+
+def _heartbeat(claim: Claim, stop: Stop) -> None:
+    if is_cancelled(claim.page.plan_pk):
+        stop.ask("the plan was cancelled")
+    Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()
+
+
+def _end(claim: Claim, state: AttemptState, message: str | None) -> None:
+    """Record how the attempt ended, and what it found of the page."""
+    now = SQL(dialect().now_sql)
+    measured = claim.measures()
+
+    def work() -> None:
+        with writing():
+            check_memory(claim)
+            Attempt.update(
+                state=state.value,
+                ended=now,
+                seen=now,
+                message=clean(message, 2000) if message else None,
+                n_found=claim.n_found,
+                **measured,
+            ).where(
+                (Attempt.pk == claim.attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
+            ).execute()
+            # Rows whose result was found, and not written, are in no checkpoint.
+            Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
+                (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)
+            ).execute()
+
+    try:
+        retrying(work, bound_s=5 if state is AttemptState.INTERRUPTED else None)
+    except DatabaseError as error:
+        if state is not AttemptState.INTERRUPTED:
+            raise
+        # Told to end, there is no time to wait: its rows are stored, its word is not needed.
+        log.warning("the end of the attempt could not be recorded: %s", error)

@@ -1,0 +1,76 @@
+"""TODO."""
+
+import importlib.util
+import re
+import traceback as tracebacks
+import types
+from typing import Any
+
+from astra.errors import TaskError
+
+
+def import_named(name: str) -> types.ModuleType:
+    """The module of a dotted name.
+
+    Raises
+    ------
+    TaskError
+        If the name is none, or its import raises or ends the process.
+    ModuleNotFoundError
+        If it, or a module that it imports, is not there.
+    """
+    if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+        parts = re.split(r"[/\\]", name.removesuffix(".py"))
+        stem = ".".join(part for part in parts if part.strip("."))
+        hint = f": {stem}" if stem else ""
+        raise TaskError(
+            f"{name!r} is no name of a module; write it as in an import, without folders and "
+            f"without .py{hint}"
+        )
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"importing {name} failed: {_import_error(error)}") from error
+
+
+def _import_error(error: BaseException) -> str:
+    """What an import raised, and where."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        said = f"it ends the process (sys.exit({error.code!r})); put that in a function"
+    frames = [
+        frame
+        for frame in tracebacks.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename
+    ]
+    if isinstance(error, SyntaxError) or not frames or frames[-1].filename == __file__:
+        return said
+    return f"{said} ({frames[-1].filename}:{frames[-1].lineno})"
+
+
+def import_path(thing: Any) -> str:
+    """Where a function or class can be imported from again: ``module:qualified.name``."""
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def load(path: str) -> Any:
+    """What stands at an import path.
+
+    Raises
+    ------
+    TaskError
+        If it is not there any more.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:
+        raise TaskError(
+            f"{path} cannot be imported: {_import_error(error)}; "
+            "it was there when the plan was made"
+        ) from error
+    return found

@@ -1,0 +1,85 @@
+"""TODO."""
+
+from peewee import (
+    BigAutoField,
+    BigIntegerField,
+    BooleanField,
+    FloatField,
+    ForeignKeyField,
+    IntegerField,
+    TextField,
+)
+
+from astra.models.base import BaseModel, TimeField
+
+
+class Night(BaseModel):
+    """One run of a configured night, from its first plan until nothing of it lives any more.
+
+    The finalizer is the job that looks after it. Its token is committed before sbatch is called,
+    and a job with another token does nothing.
+    """
+
+    pk = BigAutoField()
+    name = TextField()
+    date = TextField()  # on which it began, where it was begun: "2026-11-24"
+    began = TimeField(now=True, null=False)
+    ended = TimeField(null=True)  # without it, the night is open
+    whole = BooleanField(default=False)
+    round = IntegerField(default=0)  # in which pages were submitted again
+    n_rows = BigIntegerField(default=0)  # the sums of its plans, from its last look
+    n_done = BigIntegerField(default=0)
+    n_failed = BigIntegerField(default=0)
+    n_no_result = BigIntegerField(default=0)
+    n_retries = BigIntegerField(default=0)
+    task_s = FloatField(default=0.0)  # spent in tasks, over all attempts
+    cpu_s = FloatField(default=0.0)  # that these held processors for, times how many
+    start_until = BigIntegerField(null=True)  # its hours, in seconds since the epoch (hours.py)
+    drain_by = BigIntegerField(null=True)
+    finalizer = TextField(null=True)  # the token of its finalizer
+    finalizer_job = BigIntegerField(null=True)  # None: sbatch has not answered
+    finalizer_cluster = TextField(null=True)
+    message = TextField(null=True)  # what is not whole, and what to do
+    told = TextField(null=True)  # JSON: by way, what was told, and what became of it
+    cwd = TextField()
+    host = TextField()
+    created_by = TextField()
+
+    class Meta:
+        indexes = ((("name", "began"), False),)
+
+
+class NightPlan(BaseModel):
+    """A plan of a night, or the word that there was nothing to plan for a task.
+
+    Its sums outlast the plan, which may be cleaned away.
+    """
+
+    pk = BigAutoField()
+    night = ForeignKeyField(Night, column_name="night_pk", on_delete="CASCADE", backref="plans")
+    task = TextField()
+    input_model = TextField(null=True)
+    plan_pk = BigIntegerField(null=True, index=True)  # None: nothing was pending, or an error
+    leftover = BooleanField(default=False)  # planned by an earlier night
+    retries_before = IntegerField(default=0)  # those of earlier nights
+    began = TimeField(now=True, null=False)
+    n_rows = BigIntegerField(default=0)
+    n_done = BigIntegerField(default=0)
+    n_failed = BigIntegerField(default=0)
+    n_no_result = BigIntegerField(default=0)
+    n_retries = BigIntegerField(default=0)
+    task_s = FloatField(default=0.0)
+    cpu_s = FloatField(default=0.0)
+    whole = BooleanField(default=False)
+    message = TextField(null=True)
+
+
+class NightHolder(BaseModel):
+    """Who is at work on a night: tells the second caller; the lock itself is the database's."""
+
+    name = TextField(primary_key=True)
+    host = TextField()
+    pid = IntegerField()
+    user = TextField()
+    since = TimeField(now=True, null=False)
+    step = BooleanField(default=False)  # a finalizer's step: it ends soon, and is waited for

@@ -1,0 +1,248 @@
+"""What astra itself remembers: plans, pages, submissions, attempts, and rows without a result."""
+
+from typing import Any
+
+from peewee import (
+    BigAutoField,
+    BigIntegerField,
+    BlobField,
+    BooleanField,
+    FloatField,
+    ForeignKeyField,
+    IntegerField,
+    TextField,
+)
+
+from astra.database.connection import connection, dialect
+from astra.models.base import BaseModel, KeysField, TimeField
+from astra.models.nights import Night, NightHolder, NightPlan
+
+
+class Schema(BaseModel):
+    """The version of the tables: one row."""
+
+    version = IntegerField()
+
+    class Meta:
+        table_name = "astra_schema"
+
+
+class Plan(BaseModel):
+    """The pending rows of one task and input model, frozen, cut into pages."""
+
+    pk = BigAutoField()
+    task = TextField()  # its name: "slam.slam"
+    task_path = TextField()  # where it is imported from: "astra.pipelines.slam:slam"
+    import_root = TextField(null=True)  # the folder that the import began at, if not installed
+    input_model = TextField()  # "astra.models.spectrum:BossVisitSpectrum"
+    input_table = TextField()
+    output_model = TextField()
+    arguments = TextField()  # JSON: what the task is called with
+    limit = IntegerField()  # rows per page
+    n_pages = IntegerField()
+    n_rows = BigIntegerField()
+    v_astra = IntegerField()
+    commit = TextField(null=True)  # of the task's code, with "+" where it was modified
+    created = TimeField(now=True, null=False)
+    created_by = TextField()
+    created_on = TextField()  # the host
+    cwd = TextField()
+    cancelled = TimeField(null=True)
+
+    class Meta:
+        indexes = ((("task", "input_table"), False),)
+
+
+class Submission(BaseModel):
+    """One Slurm array, or one batch of local processes, and the pages that it is for.
+
+    The intent is committed, with its token, before sbatch is called.
+    """
+
+    pk = BigAutoField()
+    plan = ForeignKeyField(Plan, column_name="plan_pk", on_delete="CASCADE", backref="submissions")
+    token = TextField(unique=True)
+    kind = TextField()  # "slurm" or "local"
+    state = TextField()  # intent, submitted, refused, absent
+    job_id = BigIntegerField(null=True, index=True)  # of the array; for local ones the pid
+    cluster = TextField(null=True)
+    pid_began = TextField(null=True)  # of local ones: tells the process from a later namesake
+    job_name = TextField()
+    host = TextField()  # from where it was submitted
+    elements = KeysField()  # numbers of its elements, from 1 over the whole plan
+    offset = IntegerField()  # element = array index + offset
+    pages_per_element = IntegerField()
+    profile = TextField()  # JSON: the name, options and set-up that were used
+    script = TextField(null=True)
+    log_folder = TextField(null=True)
+    message = TextField(null=True)  # Slurm's own words, when it refused
+    created = TimeField(now=True, null=False)
+    created_by = TextField()
+
+
+class OutcomesField(BlobField):
+    """A byte for each row, as bytes: of a driver's memoryview no item equals a number."""
+
+    def python_value(self, value: Any) -> bytes | None:
+        return None if value is None else bytes(value)
+
+
+class Page(BaseModel):
+    """Up to ``limit`` rows of a plan. One byte per row says how it ended (states.Outcome)."""
+
+    pk = BigAutoField()
+    plan = ForeignKeyField(  # its index is the one below
+        Plan, column_name="plan_pk", on_delete="CASCADE", backref="pages", index=False
+    )
+    number = IntegerField()
+    n_rows = IntegerField()
+    keys = KeysField()
+    outcomes = OutcomesField()
+    n_done = IntegerField(default=0)
+    n_failed = IntegerField(default=0)
+    n_no_result = IntegerField(default=0)
+    submission_pk = BigIntegerField(null=True)  # whose elements may claim it
+    attempt_pk = BigIntegerField(null=True)  # who alone may write
+    retries = TextField(null=True)  # JSON: how often it was retried after which Slurm state
+    modified = TimeField(now=True, null=False)
+
+    class Meta:
+        indexes = ((("plan", "number"), True),)
+
+    @classmethod
+    def complete_table(cls) -> None:
+        """Its rows change at each checkpoint, and none of its indexes with them."""
+        super().complete_table()
+        dialect().leave_room(cls)
+
+    @property
+    def n_pending(self) -> int:
+        return self.n_rows - self.n_done - self.n_failed - self.n_no_result
+
+
+#: The same of a page in a query.
+N_PENDING = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
+
+
+class Attempt(BaseModel):
+    """One execution of one page: where, when, which job id, how it ended."""
+
+    pk = BigAutoField()
+    page = ForeignKeyField(
+        Page, column_name="page_pk", on_delete="CASCADE", backref="attempts", index=False
+    )
+    submission_pk = BigIntegerField(index=True)
+    number = IntegerField()  # from 1, for each page
+    element = IntegerField()
+    state = TextField()
+    job_id = BigIntegerField(null=True)  # the array's
+    array_index = IntegerField(null=True)
+    restarts = IntegerField(default=0)  # SLURM_RESTART_COUNT
+    host = TextField()
+    pid = IntegerField()
+    pid_began = TextField(null=True)  # from /proc, to know the process from a later namesake
+    log = TextField(null=True)
+    began = TimeField(now=True, null=False)
+    seen = TimeField(now=True, null=False)  # last word: claim, checkpoint, heartbeat or end
+    ended = TimeField(null=True)
+    slurm_state = TextField(null=True)  # Slurm's word on its end, once somebody asked
+    n_handed = IntegerField(default=0)  # places of its page that the task may have been given
+    group = IntegerField(null=True)  # of suspects, that the task may have been given
+    n_done = IntegerField(default=0)  # rows that this attempt ended, by how they ended
+    n_failed = IntegerField(default=0)
+    n_no_result = IntegerField(default=0)
+    n_found = IntegerField(default=0)  # rows whose result others had written
+    n_checkpoints = IntegerField(default=0)
+    t_task_s = FloatField(default=0.0)
+    t_read_s = FloatField(default=0.0)
+    t_write_s = FloatField(default=0.0)
+    t_start_s = FloatField(null=True)  # from the start of the process to the first row
+    t_rows_s = FloatField(null=True)  # from the first row on
+    row_times = TextField(null=True)  # measures.RowTimes: how many rows took how long
+    max_rss_mb = FloatField(null=True)  # of the process that ran the task, up to then
+    message = TextField(null=True)
+
+    class Meta:
+        indexes = ((("page", "number"), True),)
+
+    @classmethod
+    def complete_table(cls) -> None:
+        """As that of a page."""
+        super().complete_table()
+        dialect().leave_room(cls)
+
+
+class Suspect(BaseModel):
+    """A row that was in the task's hands when its process died."""
+
+    pk = BigAutoField()
+    page = ForeignKeyField(
+        Page, column_name="page_pk", on_delete="CASCADE", backref="suspects", index=False
+    )
+    key = BigIntegerField()
+    group = IntegerField()  # rows of one group are handed over together, apart from all others
+    deaths = IntegerField(default=0)  # of processes in which it was the only row in hand
+    exception = TextField()  # what it is recorded as, if it has to be given up
+    cause = TextField()  # of the last death: "killed its process (signal 11, SIGSEGV)"
+
+    class Meta:
+        indexes = ((("page", "key"), True),)
+
+
+class Exclusion(BaseModel):
+    """A node that elements keep away from for a while, since failures gathered there."""
+
+    pk = BigAutoField()
+    node = TextField(unique=True)
+    reason = TextField()
+    since = TimeField(now=True, null=False)
+    until = TimeField(null=False)
+
+
+class RowWithoutResult(BaseModel):
+    """The columns of a row that ended, at a version, without a result."""
+
+    pk = BigAutoField()
+    task = TextField()
+    input_table = TextField()
+    key = BigIntegerField()
+    v_astra_major_minor = IntegerField()
+    input_modified = TimeField(null=True)
+    attempt_pk = BigIntegerField(null=True)
+    plan_pk = BigIntegerField(null=True, index=True)
+    page = IntegerField(null=True)
+    modified = TimeField(now=True, null=False)
+
+
+class Failure(RowWithoutResult):
+    """One input row whose processing raised: its key, attempt and traceback."""
+
+    exception = TextField()  # its class
+    message = TextField()
+    place = TextField(null=True)  # file:line in the task's own code
+    traceback = TextField(null=True)
+    times = IntegerField(default=1)
+    refused = BooleanField(default=False)  # a further result of a row that has one
+
+    class Meta:
+        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
+
+
+class NoResult(RowWithoutResult):
+    """One input row for which the task yielded nothing."""
+
+    class Meta:
+        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
+
+
+#: Tables in the order in which they are made.
+ORCHESTRATION = (
+    Schema, Plan, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
+    Night, NightPlan, NightHolder,
+)  # fmt: skip
+
+
+def excluded_nodes() -> dict[str, Exclusion]:
+    """Nodes that are left out at present."""
+    with connection():
+        return {e.node: e for e in Exclusion.select().where(Exclusion.until > dialect().now())}

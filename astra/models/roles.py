@@ -1,0 +1,159 @@
+"""Roles of PostgreSQL: who plans, who writes results, and who only reads.
+
+The owner of the tables, who ran ``astra initdb``, gives; nothing is ever taken away here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from astra.database.connection import database, dialect
+from astra.database.postgresql import PostgreSQL
+from astra.errors import DatabaseError, UsageError, nearest
+from astra.models import Spectrum
+from astra.models.nights import Night, NightHolder, NightPlan
+from astra.models.pipeline import PipelineOutputModel
+from astra.models.plans import (
+    Attempt,
+    Exclusion,
+    Failure,
+    NoResult,
+    Page,
+    Plan,
+    Submission,
+    Suspect,
+)
+
+#: What each kind of role is for.
+KINDS = {
+    "plans": "plans, submits, resumes and cancels; reads all",
+    "writes": "runs elements: writes results, failures and the progress of pages; reads all",
+    "reads": "status, failures, plans; changes nothing",
+}
+
+#: Columns that planning has frozen: an element changes all others of its page and submission.
+_FROZEN = {
+    Page: {"pk", "plan_pk", "number", "n_rows", "keys", "submission_pk"},
+    Submission: {
+        "pk", "plan_pk", "token", "kind", "job_name", "elements", "offset", "pages_per_element",
+        "profile", "script", "log_folder", "created", "created_by", "host",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A role, and what it is for."""
+
+    role: str
+    kind: str
+
+
+def parse_grants(words: tuple[str, ...]) -> list[Grant]:
+    """``ROLE:plans``, ``ROLE:writes`` or ``ROLE:reads``; ``ROLE`` alone is all three.
+
+    Raises
+    ------
+    UsageError
+        If what stands after the colon is none of these.
+    """
+    found = []
+    for word in words:
+        role, colon, kind = word.rpartition(":") if ":" in word else (word, "", "")
+        if not role or (colon and kind not in KINDS):
+            raise UsageError(
+                f"--grant {word!r}: write ROLE, or ROLE:plans, ROLE:writes, ROLE:reads. "
+                f"{nearest(kind, KINDS)}"
+            )
+        found += [Grant(role, kind)] if colon else [Grant(role, each) for each in KINDS]
+    return found
+
+
+def check_grants(grants: list[Grant]) -> None:
+    """Refuse what cannot be given, before a table is made.
+
+    Raises
+    ------
+    UsageError
+        If the database is SQLite, or has no such role.
+    """
+    if not grants:
+        return
+    speaks = dialect()
+    if not isinstance(speaks, PostgreSQL):
+        raise UsageError(
+            "--grant: a SQLite file has no roles; who may read or write it is said by the file's "
+            "owner and mode (chmod). Roles need PostgreSQL: ASTRA_DATABASE_URL"
+        )
+    known = speaks.roles()
+    for grant in grants:
+        if grant.role not in known:
+            raise UsageError(
+                f"--grant: the server has no role {grant.role!r}. {nearest(grant.role, known)} "
+                "A superuser makes one: CREATE ROLE name LOGIN"
+            )
+
+
+def give(grants: list[Grant], models: list[Any]) -> None:
+    """Give the roles what they need of these tables, and of later ones of the same owner.
+
+    Roles that were given something before get the same of tables that are new since.
+    """
+    speaks = dialect()
+    if not isinstance(speaks, PostgreSQL):
+        return
+    everybody = dict.fromkeys([*_given_before(speaks), *grants])
+    for grant in everybody:
+        speaks.grant_schema(grant.role, Plan)
+        for model in models:
+            for privileges in _privileges(grant.kind, model):
+                speaks.grant(grant.role, model, privileges)
+    for grant in grants:
+        _check_given(speaks, grant)
+
+
+def _given_before(speaks: PostgreSQL) -> list[Grant]:
+    marks = {"plans": (Plan, "INSERT"), "writes": (Failure, "INSERT"), "reads": (Plan, "SELECT")}
+    return [
+        Grant(role, kind)
+        for kind, (model, privilege) in marks.items()
+        for role in speaks.granted(model, privilege)
+    ]
+
+
+def _privileges(kind: str, model: Any) -> list[str]:
+    """What a kind of role may do to a table, as it stands before ON in a GRANT."""
+    own = {"plans": _of_planners, "writes": _of_writers, "reads": lambda model: []}[kind]
+    return ["SELECT", *own(model)]
+
+
+def _of_planners(model: Any) -> list[str]:
+    if model in (Plan, Page, Submission, Exclusion, Suspect, Night, NightPlan, NightHolder):
+        return ["INSERT", "UPDATE", "DELETE"]
+    # What Slurm said of an attempt's end, and rows that are to be tried once more.
+    return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])
+
+
+def _of_writers(model: Any) -> list[str]:
+    if model in (Attempt, Suspect, Failure, NoResult):
+        return ["INSERT", "UPDATE", "DELETE"]
+    if model in _FROZEN:
+        columns = [c.column_name for c in model._meta.sorted_fields]
+        names = [dialect().quote(c) for c in columns if c not in _FROZEN[model]]
+        return [f"UPDATE ({', '.join(names)})"]
+    if issubclass(model, PipelineOutputModel):
+        return ["INSERT", "UPDATE"]
+    # A result that is a spectrum itself is entered in the register of spectra.
+    return ["INSERT"] if model is Spectrum else []
+
+
+def _check_given(speaks: PostgreSQL, grant: Grant) -> None:
+    """PostgreSQL only warns where the giver has nothing to give."""
+    model, privilege = {"plans": (Plan, "INSERT"), "writes": (Failure, "INSERT")}.get(
+        grant.kind, (Plan, "SELECT")
+    )
+    if not speaks.may(grant.role, model, privilege):
+        name = database.obj.connection().info.user
+        raise DatabaseError(
+            f"--grant {grant.role}: the role {name!r} does not own the tables, and cannot give "
+            "what it was not given itself; run astra initdb --grant as their owner"
+        )

@@ -1,0 +1,255 @@
+"""The tables of a database: made, completed, and known by a version."""
+
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from astra import models as science
+from astra.config.secrets import hide_password
+from astra.database.connection import connection, database, dialect, url
+from astra.errors import DatabaseError, NotAllowed, UsageError
+from astra.models.base import BaseModel, every_subclass
+from astra.models.importing import import_named, import_path
+from astra.models.pipeline import PipelineOutputModel
+from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
+from astra.models.roles import check_grants, give, parse_grants
+
+#: The version of astra's own tables. A change of them raises it and adds a step to _STEPS.
+VERSION = 4
+
+#: version -> SQL statements that bring tables of the version before up to it.
+_STEPS: dict[int, tuple[str, ...]] = {
+    2: (
+        "ALTER TABLE {page} ADD COLUMN retries TEXT",
+        "ALTER TABLE {attempt} ADD COLUMN slurm_state TEXT",
+        "ALTER TABLE {attempt} ADD COLUMN n_handed INTEGER NOT NULL DEFAULT 0",
+        'ALTER TABLE {attempt} ADD COLUMN "group" INTEGER',
+        "ALTER TABLE {attempt} ADD COLUMN n_found INTEGER NOT NULL DEFAULT 0",
+    ),
+    3: (
+        "ALTER TABLE {attempt} ADD COLUMN t_start_s REAL",
+        "ALTER TABLE {attempt} ADD COLUMN t_rows_s REAL",
+        "ALTER TABLE {attempt} ADD COLUMN row_times TEXT",
+    ),
+    4: (
+        "ALTER TABLE {night} ADD COLUMN start_until BIGINT",
+        "ALTER TABLE {night} ADD COLUMN drain_by BIGINT",
+        "ALTER TABLE {night} ADD COLUMN cpu_s REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE {night_plan} ADD COLUMN cpu_s REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE {night_holder} ADD COLUMN step BOOLEAN NOT NULL DEFAULT FALSE",
+    ),
+}
+
+_ABSTRACT = {BaseModel, RowWithoutResult, PipelineOutputModel}
+
+
+def init_database(modules: tuple[str, ...] = (), grant: tuple[str, ...] = ()) -> list[str]:
+    """Make all missing tables, those of the named modules too; the names of the new ones.
+
+    Parameters
+    ----------
+    modules : whose tables are made too.
+    grant : roles that are to use the tables, as ``ROLE:plans`` (see grants.py).
+
+    Can be run again: tables that exist are completed (indexes, triggers) and kept.
+
+    Raises
+    ------
+    UsageError
+        If a module cannot be imported, or there is no such role.
+    DatabaseError
+        If the tables were made by a later astra.
+    """
+    for name in modules:
+        _import(name)
+    wanted = parse_grants(grant)
+    with connection(), database.atomic(), dialect().lock("initdb"):
+        check_grants(wanted)
+        if schema := Schema._meta.schema:
+            dialect().create_schema(schema)
+        version = _version()
+        if version is not None and version > VERSION:
+            raise _mismatch(version)
+        new, ours, owners = _make_tables(version)
+        if owners and (wanted or not new):
+            raise NotAllowed(
+                f"the role {database.obj.connection().info.user!r} is not the owner of the tables, "
+                f"{' or '.join(map(repr, owners))} is, who alone may complete them and give of "
+                "them: have astra initdb run by that role"
+            )
+        _upgrade(version, new)
+        give(wanted, ours)
+        return new
+
+
+def _make_tables(version: int | None) -> tuple[list[str], list[Any], list[str]]:
+    """Make or complete every table: names of the new ones, models of ours, owners of others."""
+    new, ours, owners = [], [], set()
+    for model in tables():
+        _check_names(model)
+        have = dialect().columns(model)
+        if not have:
+            new.append(model._meta.table_name)
+        elif owner := dialect().other_owner(model):
+            _check_others_table(model, have, owner, version)
+            owners.add(owner)
+            continue
+        elif model not in ORCHESTRATION:
+            _add_columns(model, have)
+        model.create_table()
+        ours.append(model)
+    return new, ours, sorted(owners)
+
+
+def _upgrade(version: int | None, new: list[str]) -> None:
+    """Bring astra's own tables, but those that are new, from a version to this one's."""
+    if version is None:
+        Schema.create(version=VERSION)
+    elif version < VERSION:
+        names = {m._meta.table_name: dialect().table(m) for m in ORCHESTRATION}
+        for step in range(version + 1, VERSION + 1):
+            for statement in _STEPS[step]:
+                if any(f"{{{name}}}" in statement for name in new):
+                    continue
+                database.execute_sql(statement.format(**names))
+        Schema.update(version=VERSION).execute()
+
+
+def _import(name: str) -> None:
+    try:
+        import_named(name)
+    except ModuleNotFoundError as error:
+        package = name.rpartition(".")[0]
+        hint = "is it installed, or in this folder?"
+        if package and error.name == name and "is not a package" in str(error):
+            hint = f"give the module alone: astra initdb {package}"
+        raise UsageError(f"the module {name!r} cannot be imported: {error}; {hint}") from error
+
+
+def _add_columns(model: Any, have: set[str]) -> None:
+    """Columns that a model was given after its table was made.
+
+    Raises
+    ------
+    DatabaseError
+        If rows that are there would have no value for one.
+    """
+    table = model._meta.table_name
+    for field in model._meta.sorted_fields:
+        if field.column_name in have:
+            continue
+        default = field.default() if callable(field.default) else field.default
+        if (default is None and not field.null) or field.primary_key:
+            raise DatabaseError(
+                f"the table {table!r} has no column {field.column_name!r}, and its rows would have "
+                f"no value for it: give {model.__name__}.{field.name} null=True or a default and "
+                f"run astra initdb {model.__module__} again, or add the column by hand"
+            )
+        dialect().add_column(model, field, field.db_value(default))
+
+
+def _check_others_table(model: Any, have: set[str], owner: str, version: int | None) -> None:
+    """A table of another role is used as it is; what only its owner could do is asked of him."""
+    missing = _missing(model, have)
+    if missing or version != VERSION:
+        lacks = f"lacks the column {missing[0]!r}" if missing else "is of another version of astra"
+        raise NotAllowed(
+            f"the table {model._meta.table_name!r} {lacks}, and belongs to the role {owner!r}, who "
+            f"alone may change it: have {owner} run {_command(model)}"
+        )
+
+
+def _missing(model: Any, have: set[str]) -> list[str]:
+    return [f.column_name for f in model._meta.sorted_fields if f.column_name not in have]
+
+
+def _command(model: Any) -> str:
+    module = model.__module__
+    return "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
+
+
+def check_tables(*models: Any) -> None:
+    """Refuse to work on tables that are missing, or lack a column.
+
+    Raises
+    ------
+    DatabaseError
+        It says what to type.
+    """
+    for model in models:
+        have = dialect().columns(model)
+        if have and not _missing(model, have):
+            continue
+        what = f"no table {model._meta.table_name!r}"
+        if have:
+            missing = ", ".join(map(repr, _missing(model, have)))
+            what = f"no column {missing} in the table {model._meta.table_name!r}"
+        raise DatabaseError(
+            f"the database {hide_password(url())} has {what}, which {import_path(model)} has; "
+            f"make it: {_command(model)}"
+        )
+
+
+def _check_names(model: Any) -> None:
+    """Refuse names that peewee would not quote as they are, or PostgreSQL would cut."""
+    for name in (model._meta.table_name, *model._meta.columns):
+        dialect().quote(name)
+        if len(name.encode()) > 63:
+            raise DatabaseError(f"{name!r}, of the model {model.__name__}, exceeds 63 bytes")
+
+
+def tables() -> list[Any]:
+    """Every table, each after those that it refers to."""
+    found = [*ORCHESTRATION, *(getattr(science, name) for name in science.__all__)]
+    found += every_subclass(BaseModel)
+    concrete = [m for m in dict.fromkeys(found) if _is_table(m)]
+    return peewee.sort_models(concrete)
+
+
+def _is_table(model: Any) -> bool:
+    return (
+        isinstance(model, type)
+        and issubclass(model, BaseModel)
+        and model not in _ABSTRACT
+        and not getattr(model._meta, "abstract", False)
+    )
+
+
+def check_version() -> None:
+    """Refuse to work on tables that are not this astra's.
+
+    Raises
+    ------
+    DatabaseError
+        If the tables are missing, older or newer; it says what to type.
+    """
+    version = None
+    if not _is_missing_file():  # to look must not make one
+        with connection():
+            version = _version()
+    if version is None:
+        raise DatabaseError(
+            f"the database {hide_password(url())} has no tables of astra; make them: astra initdb"
+        )
+    if version != VERSION:
+        raise _mismatch(version)
+
+
+def _is_missing_file() -> bool:
+    path = getattr(dialect(), "path", ":memory:")
+    return path != ":memory:" and not Path(path).exists()
+
+
+def _version() -> int | None:
+    if not Schema.table_exists():
+        return None
+    return Schema.select(peewee.fn.max(Schema.version)).scalar()
+
+
+def _mismatch(version: int) -> DatabaseError:
+    what = "upgrade astra" if version > VERSION else "bring them up to date: astra initdb"
+    return DatabaseError(
+        f"the tables of {hide_password(url())} are of version {version}, this astra works with "
+        f"{VERSION}; {what}"
+    )

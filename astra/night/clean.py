@@ -1,0 +1,210 @@
+"""Cleaning up: plans that are whole or cancelled and old, with their logs and scripts.
+
+Results are never touched, nor are failures and rows without a result, which say that their rows
+are not pending. What a night came to stays with the night, for longer.
+"""
+
+import secrets
+import shutil
+import tarfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from peewee import JOIN, fn
+
+from astra.config import settings as config
+from astra.config.run_folder import new_file, run_folder, spool_files
+from astra.database.connection import connection, dialect, writing
+from astra.errors import BusyError, UsageError
+from astra.models.nights import Night, NightPlan
+from astra.models.plans import Attempt, Exclusion, Page, Plan
+from astra.models.schema import check_version
+from astra.states import AttemptState
+from astra.submit.intent import plan_lock
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What was removed, or would be."""
+
+    before: datetime  # plans that nothing was heard of since
+    plans: tuple[int, ...]
+    pages: int
+    attempts: int
+    nights: tuple[int, ...]  # whose lines go
+    folders: tuple[str, ...]  # of scripts and logs
+    mb: float  # of those folders
+    compressed: tuple[str, ...] = ()  # folders of plans that stay, which are packed
+    kept: tuple[str, ...] = ()  # old ones that stay, and why
+    dry_run: bool = True
+
+
+def clean(
+    keep_days: float | None = None, dry_run: bool = True, now: datetime | None = None
+) -> Cleaned:
+    """Remove what is old and not needed any more.
+
+    Parameters
+    ----------
+    keep_days : by default the configured ``[clean] keep_days``.
+    dry_run : only say what would be removed.
+    now : by default the database's clock.
+
+    Raises
+    ------
+    UsageError
+        If a folder cannot be removed; its plan is kept, and the next call goes on.
+    """
+    check_version()
+    settings = config.current().clean
+    with connection():
+        now = now or dialect().now()
+        before = now - timedelta(days=settings.keep_days if keep_days is None else keep_days)
+        old, kept = _old_plans(before)
+        nights = _old_nights(before)
+        lines = _old_nights(now - timedelta(days=settings.keep_nights_days))
+        pages = Page.select().where(Page.plan.in_(old or [0])).count()
+        attempts = Attempt.select().join(Page).where(Page.plan.in_(old or [0])).count()
+    root = Path(config.current().run.dir)
+    folders = [place for pk in old for place in _places(pk)]
+    folders = _there([*folders, *(root / f"night-{pk}" for pk in nights)])
+    packed = _to_pack(now, settings.compress_days, {*old})
+    size = sum(map(_size, folders))
+    done = []
+    if not dry_run:
+        for pk in old:
+            if said := _remove(pk):
+                kept.append(said)
+            else:
+                done.append(pk)
+        for pk in packed:
+            _pack(pk)
+        _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
+        with connection(), writing():
+            Night.delete().where(Night.pk.in_(lines or [0])).execute()
+            Exclusion.delete().where(Exclusion.until < before).execute()
+    return Cleaned(
+        before, tuple(old if dry_run else done), pages, attempts, tuple(lines),
+        tuple(map(str, folders)), round(size / 1e6, 3),
+        tuple(str(run_folder(Plan(pk=pk))) for pk in packed), tuple(kept), dry_run,
+    )  # fmt: skip
+
+
+def _places(pk: int) -> list[Path]:
+    """Where scripts and logs of a plan lie: its folder, and what that was packed into."""
+    folder = run_folder(Plan(pk=pk))
+    return [folder, folder.with_name(f"{folder.name}.tar.gz")]
+
+
+def _there(places: Iterable[Path]) -> list[Path]:
+    return [place for place in places if place.exists() and not place.is_symlink()]
+
+
+def _to_pack(now: datetime, days: float, removed: set[int]) -> list[int]:
+    """Plans that ended so many days ago and whose folders are not packed yet."""
+    if not days:
+        return []
+    with connection():
+        ended, _ = _old_plans(now - timedelta(days=days))
+    return [pk for pk in ended if pk not in removed and _there([run_folder(Plan(pk=pk))])]
+
+
+def _pack(pk: int) -> None:
+    """Pack a plan's folder; it goes once all of it is in the archive."""
+    folder, archive = _places(pk)
+    with suppress(BusyError), plan_lock(Plan(pk=pk)):
+        unfinished = archive.with_name(f".{secrets.token_hex(8)}")
+        try:
+            with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+                tar.add(folder, folder.name)
+            unfinished.rename(archive)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UsageError(f"{folder} cannot be packed: {error}; it is kept") from error
+        _remove_folders([folder])
+
+
+def _old_plans(before: datetime) -> tuple[list[int], list[str]]:
+    """Plans that are old and ended, and those that are old and stay."""
+    ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
+    in_open_night = (
+        NightPlan.select(NightPlan.plan_pk)
+        .join(Night)
+        .where(Night.ended.is_null() & NightPlan.plan_pk.is_null(False))
+    )
+    needed = {pk for (pk,) in in_open_night.tuples()}
+    query = (
+        Plan.select(Plan.pk, Plan.cancelled, Plan.n_rows, ended, fn.MAX(Page.modified))
+        .join(Page, JOIN.LEFT_OUTER)
+        .where(Plan.created < before)
+        .group_by(Plan.pk, Plan.cancelled, Plan.n_rows)
+        .order_by(Plan.pk)
+    )
+    heard = {
+        plan: (seen, running)
+        for plan, seen, running in Attempt.select(
+            Page.plan, fn.MAX(Attempt.seen),
+            fn.SUM((Attempt.state == AttemptState.RUNNING.value).cast("integer")),
+        ).join(Page).group_by(Page.plan).tuples()
+    }  # fmt: skip
+    old, kept = [], []
+    for pk, cancelled, n_rows, n_ended, modified in query.tuples():
+        seen, running = heard.get(pk, (None, 0))
+        if any(_moment(moment) >= before for moment in (modified, seen) if moment is not None):
+            continue
+        if cancelled is None and (n_ended or 0) < n_rows:
+            kept.append(f"plan {pk} is not whole: astra status {pk}")
+        elif running:
+            kept.append(f"plan {pk} has an attempt that did not end: astra status {pk}")
+        elif pk in needed:
+            kept.append(f"plan {pk} is part of a night that is open: astra nights")
+        elif spool_files(pk):
+            kept.append(f"plan {pk} has spool files: astra recover {pk}")
+        else:
+            old.append(pk)
+    return old, kept
+
+
+def _moment(value: object) -> datetime:
+    found = Page.modified.python_value(value)
+    assert isinstance(found, datetime)  # noqa: S101 - of a column of times
+    return found
+
+
+def _old_nights(before: datetime) -> list[int]:
+    query = Night.select(Night.pk).where(Night.ended.is_null(False) & (Night.ended < before))
+    return [pk for (pk,) in query.order_by(Night.pk).tuples()]
+
+
+def _remove(pk: int) -> str | None:
+    """Remove a plan, its files first: what dies in between is found again. Why it stays, if so."""
+    with connection():
+        plan = Plan.get_or_none(Plan.pk == pk)
+    if plan is None:
+        return None
+    try:
+        with plan_lock(plan):
+            _remove_folders(_places(pk))
+            with connection(), writing():
+                Plan.delete().where(Plan.pk == pk).execute()  # pages, attempts and all go with it
+    except BusyError as busy:
+        return str(busy)
+    return None
+
+
+def _remove_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if _there([folder]):
+            try:
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+            except OSError as error:
+                raise UsageError(
+                    f"{folder} cannot be removed: {error}; its plan is kept"
+                ) from error
+
+
+def _size(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in [folder, *folder.rglob("*")])

@@ -1,0 +1,198 @@
+"""Entries for cron and scrontab that begin a night in the environment that these give: almost none.
+
+All that the command needs stands in the entry itself: absolute paths, PATH, Slurm's and astra's
+configuration, the log. Standard output goes to the log alone, what is wrong there and into the
+mail.
+"""
+
+import getpass
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from astra.config import secrets
+from astra.config import settings as config
+from astra.config.run_folder import check_folder
+from astra.config.settings import settings_of
+from astra.database.connection import url
+from astra.errors import AstraError, ConfigError, UsageError
+from astra.slurm.script import quote
+from astra.submit.render import environment
+
+_FIELD = r"[0-9A-Za-z*/,~-]+"
+
+_AT = re.compile(
+    rf"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|{_FIELD}( {_FIELD}){{4}}"
+)
+
+#: Of Slurm's commands and of libpq, that a shell may have set and cron has not.
+_PASSED_ON = ("SLURM_CONF", "SLURM_CONF_SERVER", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE")
+
+#: What cron gives to a command (crontab(5)).
+_BARE = {"SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}
+
+_LONGEST = 998  # Debian's cron takes no longer command
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Lines for a crontab or a scrontab, between marks."""
+
+    name: str
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        begin, end = _marks(self.name)
+        return "\n".join([begin, *self.lines, end]) + "\n"
+
+
+def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) -> Entry:
+    """The entry that begins the night `name` at the times `at`.
+
+    Raises
+    ------
+    UsageError
+        If `at` is no time of cron's, or the entry would hold a password.
+    """
+    at = " ".join(at.split())
+    if not _AT.fullmatch(at):
+        raise UsageError(
+            f"--at {at!r}: write five fields (minute hour day month weekday), such as "
+            '"0 20 * * *" for every day at 20:00, or @daily'
+        )
+    settings = settings_of(name)
+    command = command_of(name)
+    if scron:
+        return Entry(name, (*_scron_lines(name, settings.profile), f"{at} {command}"))
+    escaped = command.replace("%", "\\%")
+    if len(escaped) > _LONGEST:
+        raise UsageError(
+            f"the entry would be of {len(escaped)} characters, and cron takes {_LONGEST}: keep the "
+            "configuration and the run directory under shorter paths"
+        )
+    to = mailto if mailto is not None else getpass.getuser()
+    if not re.fullmatch(r"[\w.@+,-]*", to):
+        raise UsageError(f"--mailto {to!r}: should be one address or several, with commas")
+    return Entry(name, (f"MAILTO={to}", f"{at} {escaped}"))
+
+
+def command_of(name: str, *options: str) -> str:
+    """The shell command that begins a night from nothing, and its log."""
+    given = {**environment(), "PATH": _path()}
+    given |= {key: os.environ[key] for key in _PASSED_ON if os.environ.get(key)}
+    if config.current().source("database.url") == "ASTRA_DATABASE_URL":
+        if secrets.has_password(url()):
+            raise ConfigError(
+                "ASTRA_DATABASE_URL holds a password, which must not stand in a crontab: write the "
+                "URL without it into [database] url, and the password into ~/.pgpass (mode 600)"
+            )
+    pairs = " ".join(f"{key}={quote(value)}" for key, value in sorted(given.items()))
+    log = Path(config.current().run.dir).absolute() / "cron" / f"{name}.log"
+    check_folder(log.parent)
+    words = " ".join(map(quote, [sys.executable, "-m", "astra", "nightly", name, *options]))
+    begin = f"cd {quote(str(Path.cwd()))} && env {pairs} {words}"
+    return f"{{ {{ {begin}; }} 2>&1 >&3 | tee -a {quote(str(log))} >&2; }} 3>>{quote(str(log))}"
+
+
+def _path() -> str:
+    """Python, Slurm's commands, and the system's own."""
+    found = [Path(sys.executable).parent]
+    found += [Path(p).parent for p in (shutil.which("sbatch"), shutil.which("sendmail")) if p]
+    return ":".join(dict.fromkeys([*map(str, found), "/usr/local/bin", "/usr/bin", "/bin"]))
+
+
+def _scron_lines(name: str, profile_name: str | None) -> list[str]:
+    """Where the job runs that begins the night: where its tasks do."""
+    from astra.config.profiles import choose_profile
+
+    options = choose_profile(profile_name, None).options
+    where = [(k, options[k]) for k in ("partition", "account", "qos") if k in options]
+    fixed = [("job-name", f"astra-cron-{name}"), ("time", "00:30:00"), ("mem", "1G")]
+    return [f"#SCRON --{key}={value}" for key, value in [*fixed, *where]]
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return (
+        f"# astra night {name}: begin (astra cron {name} --remove)",
+        f"# astra night {name}: end",
+    )
+
+
+def install(made: Entry, scron: bool = False) -> None:
+    """Put an entry into the user's table, in place of an earlier one of the same night."""
+    program = _program(scron)
+    table = without(_table(program), made.name)
+    # At the end: what its lines set holds for those that follow.
+    _write(program, f"{table}{'' if not table or table.endswith(chr(10)) else chr(10)}{made.text}")
+
+
+def remove(name: str, scron: bool = False) -> bool:
+    """Take a night's entry out, and leave all other lines; whether there was one."""
+    program = _program(scron)
+    table = _table(program)
+    rest = without(table, name)
+    if rest == table:
+        return False
+    _write(program, rest)
+    return True
+
+
+def without(table: str, name: str) -> str:
+    """A table without the entry of a night."""
+    begin, end = map(re.escape, _marks(name))
+    return re.sub(rf"^{begin}\n.*?^{end}\n?", "", table, flags=re.MULTILINE | re.DOTALL)
+
+
+def _program(scron: bool) -> str:
+    name = "scrontab" if scron else "crontab"
+    found = shutil.which(name)
+    if found is None:
+        other = "" if scron else "; where the cluster has scrontab: --scron"
+        raise UsageError(f"there is no {name} here{other}; without --install the entry is printed")
+    return found
+
+
+def _run(words: Iterable[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(words), input=text, capture_output=True, text=True, check=False)
+
+
+def _table(program: str) -> str:
+    done = _run([program, "-l"])
+    if done.returncode and "no crontab" not in (done.stdout + done.stderr).lower():
+        raise UsageError(f"{program} -l: {(done.stderr or done.stdout).strip()}")
+    return "" if done.returncode else done.stdout
+
+
+def _write(program: str, table: str) -> None:
+    done = _run([program, "-"], table) if table.strip() else _run([program, "-r"])
+    if done.returncode:
+        raise UsageError(
+            f"{program} did not take it, and nothing was changed: {done.stderr.strip()}"
+        )
+
+
+def check(name: str) -> str:
+    """Try all but the beginning of a night in an environment as bare as cron's.
+
+    Raises
+    ------
+    AstraError
+        It says what is missing there.
+    """
+    settings_of(name)
+    user = {"HOME": os.environ.get("HOME", "/"), "LOGNAME": getpass.getuser()}
+    command = command_of(name, "--check").partition("2>&1 >&3")[0].strip().removeprefix("{ ")
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], env={**_BARE, **user}, cwd=user["HOME"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = done.stderr.strip().removeprefix("astra:").strip()
+        raise AstraError(f"begun by cron, it would end with status {done.returncode}: {said}")
+    return done.stdout.strip()

@@ -1,0 +1,176 @@
+"""The finalizer of a night: a small job behind its arrays, which looks what became of them.
+
+There is one at a time. Its token is committed with the night before sbatch is called and stands in
+the job's name: a lost answer is looked up by it, and a job of an earlier token does nothing.
+"""
+
+import getpass
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from astra.config import profiles
+from astra.config import settings as config
+from astra.config.nights import NightSettings
+from astra.config.profiles import Profile, choose_profile
+from astra.config.run_folder import check_folder, write_whole
+from astra.config.units import time_limit_s, written_time
+from astra.database.connection import connection
+from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
+from astra.models.nights import Night
+from astra.slurm import client, script
+from astra.slurm.parse import JobId
+from astra.submit.intent import send
+from astra.submit.render import environment
+
+#: Options of a profile that say where a job may run and who pays; its size is the finalizer's own.
+_WHERE = {
+    "account", "clusters", "constraint", "exclude", "nodelist", "partition", "prefer", "qos",
+    "reservation", "wckey",
+}  # fmt: skip
+
+_SIZE = {"ntasks": 1, "cpus_per_task": 1, "mem": "1G"}
+
+
+def job_name(night: Night) -> str:
+    return f"astra-night-{night.pk}-{night.finalizer}"
+
+
+def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s: int = 0) -> None:
+    """Submit the next finalizer of a night; the night's lock is held.
+
+    Parameters
+    ----------
+    behind : arrays that have to end before.
+    wait_s : begin no earlier than in so many seconds.
+
+    Raises
+    ------
+    Superseded
+        If another process gave the night a finalizer meanwhile.
+    SlurmRefused, SlurmUnknown
+        If it was not taken, or that is not known: the night has the finalizer that it had. A job
+        that exists all the same has a token that is good for nothing.
+    """
+    chosen = _profile(settings)
+    cluster = str(chosen.options.get("clusters") or "") or None
+    had = night.finalizer, night.finalizer_job, night.finalizer_cluster
+    before, token = night.finalizer, secrets.token_hex(6)
+    night.finalizer, night.finalizer_job, night.finalizer_cluster = token, None, cluster
+    folder = Path(config.current().run.dir) / f"night-{night.pk}"
+    check_folder(folder / "logs")
+    text = _render(night, chosen, folder)
+    mine = Night.finalizer.is_null() if before is None else Night.finalizer == before
+    with connection():
+        changed = (
+            Night.update(finalizer=token, finalizer_job=None, finalizer_cluster=cluster)
+            .where((Night.pk == night.pk) & mine & Night.ended.is_null())
+            .execute()
+        )
+    if not changed:
+        raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
+    path = folder / f"{job_name(night)}.sh"
+    write_whole(path, text, 0o700)
+    kept = f"the night is kept for it: astra nights {night.name} --heal"
+    try:
+        found = send(path, job_name(night), cluster, kept, min, _arguments(behind, cluster, wait_s))
+    except SlurmError:
+        _give_back(night, *had)
+        raise
+    _adopt(night, found)
+
+
+def _give_back(night: Night, token: str | None, job: int | None, cluster: str | None) -> None:
+    """The night's finalizer is the one before: who calls may try again, and is still its own."""
+    mine = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
+    with connection():
+        Night.update(finalizer=token, finalizer_job=job, finalizer_cluster=cluster).where(
+            mine
+        ).execute()
+    night.finalizer, night.finalizer_job, night.finalizer_cluster = token, job, cluster
+
+
+def _arguments(behind: Iterable[JobId], cluster: str | None, wait_s: int) -> list[str]:
+    jobs = list(behind)
+    near = sorted({job.job_id for job in jobs if job.cluster == cluster})
+    if len(near) < len({*jobs}):  # Slurm knows no dependency on another cluster's jobs
+        wait_s = max(wait_s, 300)
+    words = [f"--dependency=afterany:{':'.join(map(str, near))}"] if near else []
+    return [*words, *([f"--begin=now+{wait_s}"] if wait_s else [])]
+
+
+def _adopt(night: Night, found: JobId) -> None:
+    night.finalizer_job, night.finalizer_cluster = found.job_id, found.cluster
+    with connection():
+        Night.update(finalizer_job=found.job_id, finalizer_cluster=found.cluster).where(
+            (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
+        ).execute()
+
+
+def lives(night: Night) -> bool:
+    """Whether a night has a finalizer that is queued or at work.
+
+    Raises
+    ------
+    SlurmUnknown
+        If Slurm does not say.
+    """
+    if night.finalizer is None:
+        return False
+    if night.finalizer_job is None:
+        found = client.find(job_name(night), night.finalizer_cluster)
+        if not found:
+            return False
+        _adopt(night, min(found))
+    answer = client.elements([JobId(night.finalizer_job, night.finalizer_cluster)])
+    state = answer.of(night.finalizer_job, None).state
+    if state is not None:
+        return state.alive
+    if answer.queue and not answer.accounting and night.finalizer_job not in answer.unsettled:
+        return False  # without accounting squeue has the only word
+    raise SlurmUnknown(
+        f"whether the finalizer of the night {night.pk} (job {night.finalizer_job}) lives is not "
+        f"known: {'; '.join(answer.notes) or 'Slurm does not say'}"
+    )
+
+
+def _profile(settings: NightSettings) -> Profile:
+    """Where the finalizer runs: where the tasks do, unless it has a profile of its own."""
+    own = settings.finalizer_profile
+    found = choose_profile(own or settings.profile, None)
+    kept: dict[str, Any] = {k: v for k, v in found.options.items() if own or k in _WHERE}
+    limit_s = time_limit_s(settings.finalizer_time)
+    try:
+        most_s = client.room(str(kept.get("partition") or "") or None).max_time_s
+    except AstraError:
+        most_s = None  # sbatch has the last word
+    if limit_s and most_s:
+        limit_s = min(limit_s, most_s)
+    kept = {**_SIZE, **kept, "time": written_time(limit_s or 3600)}
+    kept.pop("signal", None)
+    return replace(found, options=kept)
+
+
+def _render(night: Night, chosen: Profile, folder: Path) -> str:
+    return script.render(
+        "finalizer.sh.j2",
+        script.FinalizerScript(
+            night=night.pk,
+            name=night.name,
+            token=night.finalizer,
+            job_name=job_name(night),
+            log_path=script.log_pattern(folder / "logs", "%j.log"),
+            chdir=night.cwd if Path(night.cwd).is_dir() else str(Path.cwd()),
+            python=sys.executable,
+            made_by=f"{getpass.getuser()} on {socket.gethostname()}",
+            made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            directives=tuple(profiles.directives(chosen)),
+            setup=chosen.setup,
+            environment=environment(),
+        ),
+    )

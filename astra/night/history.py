@@ -1,0 +1,177 @@
+"""Nights as they went: the last ones in a line each, and all of one."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from astra.config import settings
+from astra.database.connection import connection
+from astra.errors import SlurmError, UsageError, nearest
+from astra.models.nights import Night, NightPlan
+from astra.models.plans import Plan
+from astra.models.schema import check_version
+from astra.night.totals import refreshed
+from astra.slurm import client
+from astra.slurm.parse import JobId
+
+
+@dataclass(frozen=True)
+class PlanOfNight:
+    """One plan of a night, or a task that had nothing to plan."""
+
+    task: str
+    input_model: str | None
+    plan: int | None
+    leftover: bool  # planned by an earlier night
+    rows: int
+    results: int
+    failures: int
+    no_result: int
+    pending: int
+    retries: int
+    task_h: float
+    cpu_h: float
+    whole: bool
+    made: datetime
+    kept: bool  # the plan is still in the database
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class NightStatus:
+    """A night: `rows` is the sum of results, failures, no_result and pending."""
+
+    night: int
+    name: str
+    date: str  # on which it began
+    state: str  # whole, not whole, running; "without a finalizer": it needs astra nights --heal
+    began: datetime
+    ended: datetime | None
+    rows: int
+    results: int
+    failures: int
+    no_result: int
+    pending: int
+    retries: int  # elements that ended too early, and were followed by another
+    rounds: int  # in which pages were submitted again
+    task_h: float  # hours spent in tasks, over all attempts
+    cpu_h: float  # hours that these held processors for, times how many
+    host: str
+    by: str
+    finalizer: int | None = None  # its last one's job
+    message: str | None = None
+    told: Mapping[str, str] = field(default_factory=dict)  # by way: what became of the telling
+    plans: tuple[PlanOfNight, ...] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """As that of ``astra status``: 0 whole, 3 running, 4 needs attention."""
+        return {"whole": 0, "running": 3}.get(self.state, 4)
+
+
+def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
+    """The last nights, or those of a name, the latest first, without their plans."""
+    check_version()
+    query = Night.select().order_by(Night.pk.desc()).limit(last)
+    with connection():
+        found = list(query.where(Night.name == name) if name else query)
+    if name and not found:
+        raise _unknown(name)
+    states = _states(found)
+    return [_status(night, states[night.pk]) for night in found]
+
+
+def night_of(name: str, date: str | None = None) -> NightStatus:
+    """All of one night: the last of a name, or the last that began on a day.
+
+    Parameters
+    ----------
+    date : ``YYYY-MM-DD``, or the number of the night.
+
+    Raises
+    ------
+    UsageError
+        If there is none; it says which there are.
+    """
+    check_version()
+    mine = Night.name == name
+    with connection():
+        query = Night.select().where(mine).order_by(Night.pk.desc())
+        if date is not None:
+            of_pk = (Night.pk == int(date)) if date.isdecimal() else (Night.date == date)
+            query = query.where(of_pk)
+        night = query.first()
+        dates = [d for (d,) in Night.select(Night.date).where(mine).distinct().tuples()]
+    if night is None:
+        if not dates:
+            raise _unknown(name)
+        raise UsageError(f"no night {name} began on {date}. {nearest(str(date), dates)}")
+    return _status(night, _states([night])[night.pk], refreshed(night))
+
+
+def _unknown(name: str) -> UsageError:
+    with connection():
+        known = [n for (n,) in Night.select(Night.name).distinct().tuples()]
+    return UsageError(
+        f"there was no night {name!r} yet: astra nightly {name}. {nearest(name, known)}"
+    )
+
+
+def _states(found: list[Night]) -> dict[int, str]:
+    """How nights stand; Slurm is asked once about the finalizers of all that are open."""
+    states = {n.pk: "whole" if n.whole else "not whole" for n in found if n.ended is not None}
+    looked_after = [n for n in found if n.ended is None]
+    jobs = [JobId(n.finalizer_job, n.finalizer_cluster) for n in looked_after if n.finalizer_job]
+    try:
+        answer = client.elements(jobs, recent_s=settings.current().slurm.recent_s) if jobs else None
+    except SlurmError:
+        return {**dict.fromkeys([n.pk for n in looked_after], "running"), **states}
+    for night in looked_after:
+        state = None
+        if night.finalizer is None:
+            states[night.pk] = "without a finalizer"
+            continue
+        if night.finalizer_job and answer is not None:
+            state = answer.of(night.finalizer_job, None).state
+        dead = state is not None and not state.alive
+        states[night.pk] = "without a finalizer" if dead else "running"
+    return states
+
+
+def _status(night: Night, state: str, entries: list[NightPlan] | None = None) -> NightStatus:
+    plans = tuple(map(_plan, entries or ()))
+    if entries:  # of a night that is open, as they are at this moment
+        sums = {
+            name: sum(getattr(p, name) for p in plans)
+            for name in ("rows", "results", "failures", "no_result", "retries", "task_h", "cpu_h")
+        }
+    else:
+        sums = {
+            "rows": night.n_rows, "results": night.n_done, "failures": night.n_failed,
+            "no_result": night.n_no_result, "retries": night.n_retries,
+            "task_h": round(night.task_s / 3600, 4), "cpu_h": round(night.cpu_s / 3600, 4),
+        }  # fmt: skip
+    pending = sums["rows"] - sums["results"] - sums["failures"] - sums["no_result"]
+    return NightStatus(
+        night.pk, night.name, night.date, state, night.began, night.ended, pending=pending,
+        rounds=night.round, host=night.host, by=night.created_by, finalizer=night.finalizer_job,
+        message=night.message, told=_told(night), plans=plans, **sums,
+    )  # fmt: skip
+
+
+def _told(night: Night) -> dict[str, str]:
+    ways = json.loads(night.told or "{}")
+    return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways.items()}
+
+
+def _plan(entry: NightPlan) -> PlanOfNight:
+    with connection():
+        kept = Plan.select().where(Plan.pk == (entry.plan_pk or 0)).exists()
+    return PlanOfNight(
+        entry.task, entry.input_model, entry.plan_pk, entry.leftover, entry.n_rows, entry.n_done,
+        entry.n_failed, entry.n_no_result,
+        entry.n_rows - entry.n_done - entry.n_failed - entry.n_no_result, entry.n_retries,
+        round(entry.task_s / 3600, 4), round(entry.cpu_s / 3600, 4), entry.whole, entry.began,
+        kept, entry.message,
+    )  # fmt: skip

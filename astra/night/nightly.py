@@ -1,0 +1,337 @@
+"""A night: what is new is planned and submitted, looked after until it is whole, and closed.
+
+``astra nightly NAME`` begins it, and the finalizer, a job behind the arrays, goes on: each step
+looks at the database and does what is missing, so that any of them may die and be done again. One
+process at a time works on a night (turns.py); its plans are begun and looked after in tending.py;
+what it says of a plan is said by the plan itself.
+"""
+
+import getpass
+import json
+import logging
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import peewee
+from peewee import SQL
+
+from astra.config import settings as config
+from astra.config.nights import NightSettings
+from astra.config.profiles import choose_profile
+from astra.config.run_folder import check_folder, write_whole
+from astra.config.settings import settings_of
+from astra.config.units import time_limit_s
+from astra.database.connection import connection, dialect
+from astra.errors import AstraError, BusyError, SlurmError, Superseded, UsageError
+from astra.models.nights import Night, NightPlan
+from astra.models.pipeline import version_number
+from astra.models.plans import Plan
+from astra.models.schema import check_tables, check_version
+from astra.night import finalizer as finalizer_module
+from astra.night.lock import PATIENCE_S, StepAtWork, in_turn, night_lock
+from astra.night.plans import (
+    AGAIN_S,
+    Look,
+    begin_tasks,
+    hours_of,
+    how,
+    living,
+    queue_finalizer,
+    submit_due,
+    take_leftovers,
+    tend,
+)
+from astra.night.totals import entries_of, plan_pks, retries_of, store_sums
+from astra.slurm.client import available, max_array_size
+from astra.submit.hours import next_hours
+from astra.submit.submit import check_ready
+from astra.tasks.arguments import parse_arguments
+from astra.tasks.signature import choose_model, find_task, output_model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Nightly:
+    """What a call came to."""
+
+    name: str
+    state: str  # "nothing new", "begun", "joined", "running", "whole", "not whole"
+    night: int | None = None
+    plans: tuple[int, ...] = ()  # that this call made or took up
+    rows: int = 0  # pending rows of those
+    finalizer: int | None = None  # its job
+    message: str | None = None
+    problems: tuple[str, ...] = ()  # what this call could not do
+
+
+def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
+    """Begin a night, or join the one that runs; needs nobody in front of it.
+
+    Parameters
+    ----------
+    name : of ``[nights.NAME]``.
+    patience_s : how long to wait for a Slurm or a database that does not answer.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such night, or it names what does not exist; nothing is stored then.
+    BusyError
+        If another process begins this night; it says which, and since when. A finalizer's step is
+        waited for.
+    """
+    settings = settings_of(name)
+    return in_turn(lambda: _nightly(settings), patience_s, StepAtWork)
+
+
+def _nightly(settings: NightSettings) -> Nightly:
+    check_version()
+    _check(settings)
+    with night_lock(settings.name):
+        _tell_of_earlier(settings)
+        night = open_night(settings.name)
+        joined = night is not None
+        if night is not None and settings.running == "leave":
+            heal(night, settings)
+            return _said(night, "running", Look(), "it was left as it is: running = 'leave'")
+        night = night or _begin(settings.name)
+        _set_hours(night, settings)
+        look = living(night) if joined else Look()
+        if settings.leftovers == "take":
+            take_leftovers(night, settings, look)
+        begin_tasks(night, settings, look, again=True)
+        submit_due(night, settings, look)
+        if not joined and not look.new:
+            with connection():
+                night.delete_instance(recursive=True)
+            return Nightly(settings.name, "nothing new", problems=tuple(look.problems))
+        if joined and finalizer_module.lives(night):
+            return _said(night, "joined", look)
+        queue_finalizer(night, settings, look)
+        return _said(night, "joined" if joined else "begun", look)
+
+
+def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
+    """Look after a night once, as its finalizer does: resume, start what was waiting, or close.
+
+    Parameters
+    ----------
+    token : of the finalizer that this is; another one's night is left alone. Without it, somebody
+        calls by hand, and the next finalizer takes the place of the one that was queued.
+    """
+    settings = settings_of(name)
+    waits_for = StepAtWork if token is None else BusyError
+    return in_turn(lambda: _proceed(settings, pk, token), _bound_s(settings), waits_for)
+
+
+def _bound_s(settings: NightSettings) -> float:
+    return float(time_limit_s(settings.finalizer_time) or PATIENCE_S)
+
+
+def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
+    check_version()
+    with night_lock(settings.name, step=True):
+        with connection():
+            night = Night.get_or_none((Night.pk == pk) & (Night.name == settings.name))
+        if night is None:
+            raise UsageError(f"there is no night {pk} of {settings.name}: astra nights")
+        if night.ended is not None:
+            return _said(night, "whole" if night.whole else "not whole", Look(), night.message)
+        if token is not None and night.finalizer != token:
+            raise Superseded(f"the night {pk} has another finalizer: this one does nothing")
+        before = retries_of(plan_pks(night))
+        rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
+        look = Look()
+        tend(entries_of(night), settings, look, begins, rounds_left)
+        if begins:
+            begin_tasks(night, settings, look)
+        submit_due(night, settings, look)
+        if retries_of(plan_pks(night)) > before:
+            with connection():
+                Night.update(round=Night.round + 1).where(Night.pk == pk).execute()
+        store_sums(night)
+        if look.open:
+            queue_finalizer(night, settings, look, 0 if look.new or look.jobs else AGAIN_S)
+            return _said(night, "running", look)
+        return _close(night, settings, look, rounds_left)
+
+
+def heal(night: Night, settings: NightSettings) -> bool:
+    """Give an open night a finalizer if it has none that lives; whether it got one."""
+    if finalizer_module.lives(night):
+        return False
+    queue_finalizer(night, settings, living(night))
+    return True
+
+
+def heal_all(name: str | None = None) -> list[Nightly]:
+    """The same for all open nights, or those of a name."""
+    check_version()
+    healed = []
+    for night in _open_nights(name):
+        settings = settings_of(night.name)
+        # Who works on it at this moment will leave it with a finalizer, or is healed next time.
+        with suppress(BusyError), night_lock(night.name):
+            fresh = open_night(night.name)
+            if fresh is not None and heal(fresh, settings):
+                healed.append(_said(fresh, "running", Look(), "it has a new finalizer"))
+    return healed
+
+
+def _check(settings: NightSettings) -> None:
+    """Refuse what could not be planned or submitted, before anything is stored."""
+    check_ready(Plan(pk=0, v_astra=version_number(), cancelled=None))
+    finalizer_profile = settings.finalizer_profile or settings.profile
+    choose_profile(finalizer_profile, None)
+    for task in settings.tasks:
+        try:
+            function = find_task(task.task)
+            choose_model(function, task.input_model)
+            parse_arguments(function, task.set)
+            choose_profile(*how(task, settings))
+        except UsageError as error:
+            error.args = (f"[nights.{settings.name}] {task.task}: {error}",)
+            raise
+
+
+def check_night(name: str) -> str:
+    """Try all but the beginning of a night; what it found.
+
+    Raises
+    ------
+    AstraError
+        It says what is missing.
+    """
+    settings = settings_of(name)
+    check_version()
+    if not available():
+        raise SlurmError(
+            "there is no Slurm here: sbatch is not on PATH, or SLURM_CONF names no file; load its "
+            "module, or call this where jobs can be submitted"
+        )
+    _check(settings)
+    for task in settings.tasks:
+        function = find_task(task.task)
+        with connection():
+            check_tables(*choose_model(function, task.input_model), output_model(function))
+    check_folder(Path(config.current().run.dir) / "cron")
+    n = max_array_size()
+    return f"night {name}: ready; the database and Slurm (MaxArraySize {n}) answer"
+
+
+def _said(night: Night, state: str, look: Look, message: str | None = None) -> Nightly:
+    return Nightly(
+        night.name, state, night.pk, tuple(plan for plan, _ in look.new),
+        sum(rows for _, rows in look.new), night.finalizer_job,
+        message, tuple(look.problems),
+    )  # fmt: skip
+
+
+def open_night(name: str) -> Night | None:
+    """The night of a name that is not closed."""
+    found = _open_nights(name)
+    return found[-1] if found else None
+
+
+def _open_nights(name: str | None = None) -> list[Night]:
+    query = Night.select().where(Night.ended.is_null())
+    with connection():
+        return list((query.where(Night.name == name) if name else query).order_by(Night.pk))
+
+
+def _begin(name: str) -> Night:
+    with connection():
+        made = Night.create(
+            name=name,
+            date=datetime.now().strftime("%Y-%m-%d"),  # as people here count days
+            cwd=str(Path.cwd()),
+            host=socket.gethostname(),
+            created_by=getpass.getuser(),
+        )
+        return Night.get_by_id(made.pk)
+
+
+def _set_hours(night: Night, settings: NightSettings) -> None:
+    """Fix the hours of a night that begins, or of one that is joined in a later evening."""
+    if night.start_until is not None and hours_of(night).open():
+        return
+    hours = next_hours(settings.start_until, settings.drain_by, datetime.now())
+    night.start_until, night.drain_by = hours.start_until, hours.drain_by
+    with connection():
+        Night.update(start_until=hours.start_until, drain_by=hours.drain_by).where(
+            Night.pk == night.pk
+        ).execute()
+
+
+def _close(night: Night, settings: NightSettings, look: Look, rounds_left: bool) -> Nightly:
+    entries = store_sums(night)
+    why = "" if rounds_left else f" after {settings.rounds} rounds"
+    if not hours_of(night).open():
+        why = f" as nothing begins after {settings.start_until or settings.drain_by}"
+    missing = [*look.problems, *_missing(entries, settings, why)]
+    whole = not missing
+    message = "; ".join(missing) or None
+    with connection():
+        Night.update(ended=SQL(dialect().now_sql), whole=whole, message=message).where(
+            (Night.pk == night.pk) & Night.ended.is_null()
+        ).execute()
+    _report(night)
+    _tell(night, settings)
+    return _said(night, "whole" if whole else "not whole", look, message)
+
+
+def _report(night: Night) -> None:
+    """Write the night's report into the run directory; without it the night is no less whole."""
+    from astra.night.report import report_of_night
+    from astra.report.page import html
+
+    folder = Path(config.current().run.dir).absolute() / "nights"
+    try:
+        check_folder(folder)
+        _, found = report_of_night(night.name, str(night.pk))
+        write_whole(folder / f"{night.name}-{night.pk}.html", html(found))
+    except (AstraError, OSError, peewee.PeeweeException) as error:
+        log.warning("the report of the night %s is not written: %s", night.pk, error)
+
+
+def _tell(night: Night, settings: NightSettings) -> None:
+    from astra.night.notify import tell  # which reads nights, as this module writes them
+
+    tell(night, settings)
+
+
+def _tell_of_earlier(settings: NightSettings) -> None:
+    """Tell of nights whose finalizer died before it had told, or could not tell."""
+    with connection():
+        closed = Night.select().where((Night.name == settings.name) & Night.ended.is_null(False))
+        found = list(closed.order_by(Night.pk.desc()).limit(3))
+    for night in found:
+        ways = json.loads(night.told or "null")
+        if ways is None or any(way["result"] != "told" for way in ways.values()):
+            _tell(night, settings)
+
+
+def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> list[str]:
+    """What is not whole, what kept it from that, and what to type."""
+    said = []
+    for entry in entries:
+        if entry.plan_pk is None and not entry.whole:
+            said.append(f"{entry.task} could not be planned: {entry.message}")
+        elif not entry.whole:
+            left = entry.n_rows - entry.n_done - entry.n_failed - entry.n_no_result
+            why = " (it was cancelled)" if entry.message else ""
+            what = "astra status" if not why else "astra plans"
+            said.append(
+                f"plan {entry.plan_pk} of {entry.task}: {left:,} rows are left{bound}{why}: "
+                f"{what} {entry.plan_pk if not why else ''}".rstrip()
+            )
+    there = {(entry.task, entry.input_model) for entry in entries}
+    for task in settings.tasks:
+        if (task.task, task.input_model) not in there:
+            waits = f": it waits for {', '.join(task.after)}" if task.after else ""
+            said.append(f"{task.task} was not begun{bound if not waits else waits}")
+    return said

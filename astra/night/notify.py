@@ -1,0 +1,159 @@
+"""Telling people how a night ended: by mail, to a webhook, to a command.
+
+Each way is told once of a state, and once more when that changes, or where it could not be told.
+A failure to tell is kept with the night, and fails nothing.
+"""
+
+import json
+import logging
+import netrc
+import os
+import shutil
+import smtplib
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict
+from email.message import EmailMessage
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import peewee
+
+from astra.config import secrets
+from astra.config.nights import NightSettings, Tell
+from astra.database.connection import connection
+from astra.errors import AstraError
+from astra.models.nights import Night
+from astra.night.history import NightStatus, night_of
+
+log = logging.getLogger(__name__)
+
+
+_TIMEOUT_S = 30
+
+TOLD = "told"
+
+
+def tell(night: Night, settings: NightSettings) -> dict[str, str]:
+    """Tell of a night that is closed, by all ways that do not know yet; what became of each."""
+    try:
+        found = night_of(night.name, str(night.pk))
+        subject, text = words(found)
+        with connection():
+            stored = Night.select(Night.told).where(Night.pk == night.pk).scalar()
+        told: dict[str, dict[str, str]] = json.loads(stored or "{}")
+        for way, send in _ways(settings.tell, found, subject, text).items():
+            if told.get(way, {}).get("of") == subject and told[way]["result"] == TOLD:
+                continue
+            moment = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            told[way] = {"of": subject, "at": moment, "result": _tried(send)}
+        with connection():
+            Night.update(told=json.dumps(told)).where(Night.pk == night.pk).execute()
+    except (AstraError, peewee.PeeweeException) as error:
+        log.warning("nobody was told of the night %s: %s", night.pk, error)
+        return {}
+    return {way: entry["result"] for way, entry in told.items()}
+
+
+def words(night: NightStatus) -> tuple[str, str]:
+    """What people read of a night: one line, and some more."""
+    subject = f"astra: night {night.name} of {night.date} is {night.state}"
+    numbers = (
+        f"{night.results:,} results + {night.failures:,} failed + {night.no_result:,} no result "
+        f"+ {night.pending:,} left = {night.rows:,} rows"
+    )
+    lines = [f"{subject} (night {night.night}).", numbers]
+    if night.ended:
+        began, ended = (t.astimezone() for t in (night.began, night.ended))
+        lines.append(f"It ran from {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M}, "
+                     f"{night.retries:,} retries, {night.cpu_h:,.2f} CPU hours.")  # fmt: skip
+    lines += (night.message or "").split("; ") if night.message else []
+    lines += [f"astra failures {plan.plan}" for plan in night.plans if plan.failures and plan.plan]
+    return subject, secrets.hide("\n".join([*lines, f"astra nights {night.name} {night.night}"]))
+
+
+def _ways(
+    ways: Tell, night: NightStatus, subject: str, text: str
+) -> dict[str, Callable[[], object]]:
+    found: dict[str, Callable[[], object]] = {}
+    if ways.mail:
+        found["mail"] = partial(_mail, ways, subject, text)
+    if ways.webhook:
+        found["webhook"] = partial(_webhook, ways.webhook, night, text)
+    if ways.command:
+        found["command"] = partial(_command, ways.command, night)
+    return found
+
+
+def _tried(send: Callable[[], object]) -> str:
+    try:
+        send()
+    except Exception as error:  # whatever a mail server, a network or a script may do
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        log.warning("somebody could not be told: %s", said)
+        return secrets.hide(said)
+    return TOLD
+
+
+def _mail(ways: Tell, subject: str, text: str) -> None:
+    message = EmailMessage()
+    message["Subject"] = subject
+    message["From"] = ways.sender or f"astra@{socket.getfqdn()}"
+    message["To"] = ", ".join(ways.mail)
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(text + "\n")
+    if ways.smtp is None:
+        _sendmail(message)
+    else:
+        _smtp(ways.smtp, message)
+
+
+def _sendmail(message: EmailMessage) -> None:
+    # Not on the PATH of cron or of a node.
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib"
+    program = shutil.which("sendmail", path=path)
+    if program is None:
+        raise FileNotFoundError("there is no sendmail here: set smtp in [nights.NAME.tell]")
+    subprocess.run(
+        [program, "-i", "-t"], input=message.as_bytes(), timeout=_TIMEOUT_S, check=True,
+        capture_output=True,
+    )  # fmt: skip
+
+
+def _smtp(url: str, message: EmailMessage) -> None:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
+    with kind(host, parts.port or 0, timeout=_TIMEOUT_S) as server:
+        if parts.scheme == "starttls":
+            server.starttls()
+        if parts.username:
+            known = netrc.netrc().authenticators(host)
+            if known is None:
+                raise LookupError(f"~/.netrc has no password for {host}")
+            server.login(parts.username, known[2] or "")
+        server.send_message(message)
+
+
+def _webhook(url: str, night: NightStatus, text: str) -> None:
+    # Slack and Mattermost show "text"; a site's own program reads "night".
+    body = json.dumps({"text": text, "night": asdict(night)}, default=str).encode()
+    request = urllib.request.Request(  # noqa: S310 - the configuration takes http alone
+        url, body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+        pass
+
+
+def _command(command: tuple[str, ...], night: NightStatus) -> None:
+    done = subprocess.run(
+        command, input=json.dumps(asdict(night), default=str), text=True, timeout=_TIMEOUT_S,
+        capture_output=True, env={**os.environ, "ASTRA_NIGHT_STATE": night.state}, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said: Any = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise RuntimeError(f"status {done.returncode}{': ' + said[0] if said else ''}")

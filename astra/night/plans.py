@@ -1,0 +1,353 @@
+"""The plans of a night: begun, looked after, and submitted within the night's bounds.
+
+A look finds what is due, plan by plan, and notes what lives; what is due is submitted afterwards,
+all together, since the throttle and the connections to the database are those of the whole night.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from astra.config.nights import NightSettings, NightTask
+from astra.config.profiles import choose_profile
+from astra.database.connection import connection, dialect, writing
+from astra.errors import SlurmUnknown, UsageError
+from astra.models.nights import Night, NightPlan
+from astra.models.pipeline import version_number
+from astra.models.plans import Plan, Submission
+from astra.night import finalizer
+from astra.night.totals import pending, plan_pks, refreshed, retries_of
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume
+from astra.slurm import client
+from astra.slurm.parse import JobId, SlurmRefused
+from astra.states import ALIVE, PageState
+from astra.status.pages import Asked, Pages, ask, in_states, survey
+from astra.submit.arrays import shares
+from astra.submit.hours import Hours
+from astra.submit.intent import plan_lock, recover_intents
+from astra.submit.submit import submit
+
+#: How soon a finalizer looks again at elements that live although their arrays had ended.
+AGAIN_S = 30
+
+#: Connections that an element holds at once, at most: it writes while it reads ahead.
+PER_ELEMENT = 2
+
+
+@dataclass(frozen=True)
+class Due:
+    """A plan that has pages to submit, for the first time or again."""
+
+    plan: int
+    task: NightTask
+    fresh: int  # pages that never were submitted
+    ended: int = 0  # pages whose elements ended before they were whole
+    taken: NightPlan | None = None  # of an earlier night, and not yet a part of this one
+    asked: Asked | None = None  # what Slurm said of it
+
+    @property
+    def pages(self) -> int:
+        return self.fresh + self.ended
+
+
+@dataclass
+class Look:
+    """What a look at a night found, and did."""
+
+    jobs: set[JobId] = field(default_factory=set)  # arrays that live
+    used: int = 0  # elements that they may run at once
+    lives: bool = False  # something lives, which need not be an array
+    due: list[Due] = field(default_factory=list)
+    new: list[tuple[int, int]] = field(default_factory=list)  # plans and rows that were begun
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def open(self) -> bool:
+        return bool(self.jobs or self.lives)
+
+
+def hours_of(night: Night) -> Hours:
+    return Hours(night.start_until, night.drain_by)
+
+
+def begin_tasks(night: Night, settings: NightSettings, look: Look, again: bool = False) -> None:
+    """Plan the tasks whose turn it is, until there is none.
+
+    A task's turn is once in a night, when all before it are whole, and once more after something
+    was added to these. With `again`, those that wait for none are asked once more what is new.
+    """
+    asked: set[tuple[str, str | None]] = set()
+    while True:
+        entries = refreshed(night)
+        due = [
+            task
+            for task in settings.tasks
+            if (task.task, task.input_model) not in asked
+            and (_is_due(task, entries) or (again and not task.after))
+        ]
+        if not due:
+            return
+        asked.add((due[0].task, due[0].input_model))
+        _plan(night, due[0], settings, look)
+
+
+def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
+    mine = [
+        e.pk for e in entries
+        if (e.task, e.input_model) == (task.task, task.input_model) and not e.leftover
+    ]  # fmt: skip
+    before = [e for e in entries if e.task in task.after]
+    if {e.task for e in before if not e.leftover} < set(task.after):
+        return False
+    ready = all(e.whole for e in before)
+    return ready and (not mine or max((e.pk for e in before), default=0) > max(mine))
+
+
+def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) -> None:
+    """Freeze what is pending for a task, as a part of the night."""
+    this = {"night": night.pk, "task": task.task, "input_model": task.input_model}
+    try:
+        # One transaction: there is no plan of a night that the night does not know.
+        with connection(), writing():
+            planned = [
+                p for p in create_plan(
+                    task.task, task.input_model, None, task.limit or settings.limit,
+                    task.max_rows or settings.max_rows, task.set,
+                    new_first=settings.priority == "new",
+                ) if p.plan is not None
+            ]  # fmt: skip
+            for p in planned:
+                NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **this)
+            if not planned and not _has_entry(night, task):
+                NightPlan.create(whole=True, message="nothing was pending", **this)
+    except UsageError as error:
+        look.problems.append(f"{task.task} cannot be planned: {error}")
+        with connection():
+            NightPlan.create(message=str(error), **this)
+        return
+    for p in planned:
+        look.new.append((int(p.plan or 0), p.rows))
+        look.due.append(Due(int(p.plan or 0), task, p.pages))
+
+
+def _has_entry(night: Night, task: NightTask) -> bool:
+    same = (NightPlan.night == night.pk) & (NightPlan.task == task.task)
+    model = NightPlan.input_model
+    same &= model.is_null() if task.input_model is None else model == task.input_model
+    return bool(NightPlan.select().where(same & ~NightPlan.leftover).exists())
+
+
+def how(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, Any]]:
+    """The profile of a task's elements, and what is changed of it."""
+    throttle = task.throttle or settings.throttle
+    return task.profile or settings.profile, {"throttle": throttle} if throttle else {}
+
+
+def at_once(settings: NightSettings) -> int:
+    """How many elements of a night may run at once: its throttle, and what the database takes."""
+    connections = settings.connections
+    if connections is None:
+        connections = dialect().connections_for(settings.headroom)
+    most = max(connections // PER_ELEMENT, 1)
+    return min(most, settings.throttle or most)
+
+
+def submit_due(night: Night, settings: NightSettings, look: Look) -> None:
+    """Submit what a look found due, each plan with its share of what the night may run at once.
+
+    Plans for which no share is left wait for a later look.
+    """
+    if not look.due:
+        return
+    with connection():
+        free = max(at_once(settings) - look.used, 0)
+    throttles = shares(free, [due.pages for due in look.due])
+    with client.one_site():
+        for place, due in enumerate(look.due):
+            if place < len(throttles):
+                share = min(throttles[place], due.pages)
+                if began := _submit(due, share, night, settings, look):
+                    look.used += share
+            else:
+                began = look.lives = True
+            if due.taken is not None and began:
+                with connection():
+                    due.taken.save(force_insert=True)
+                look.new.append((due.plan, pending(due.plan)))
+    look.due.clear()
+
+
+def _submit(due: Due, share: int, night: Night, settings: NightSettings, look: Look) -> bool:
+    """Submit the pages of one plan; a limit of Slurm's leaves the rest to a later look.
+
+    Returns whether something of it lives now, or will.
+    """
+    profile, _ = how(due.task, settings)
+    own = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
+    parts = shares(min(share, own or share), [n for n in (due.fresh, due.ended) if n])
+    hours, began = hours_of(night), False
+    try:
+        if due.fresh:
+            options = {"throttle": parts.pop(0)}
+            began |= _note(submit(due.plan, profile, options, hours=hours), look)
+        if due.ended and parts:
+            options = {"throttle": parts.pop(0)}
+            again = resume(due.plan, options=options, hours=hours, asked=due.asked)
+            began |= _note(again, look)
+        elif due.ended:
+            began = look.lives = True
+    except SlurmRefused as refused:
+        if refused.limit:
+            raise
+        look.problems.append(f"plan {due.plan} of {due.task.task}: {refused}")
+    except UsageError as error:
+        look.problems.append(f"plan {due.plan}: {error}")
+    return began
+
+
+def _note(done: Any, look: Look) -> bool:
+    """Note what a submission came to: its arrays, and whether something waits for a later look."""
+    pks = [job.job_id for job in done.jobs if job.job_id is not None]
+    if pks:
+        with connection():
+            found = Submission.select().where(
+                Submission.job_id.in_(pks), Submission.plan == done.plan
+            )
+            look.jobs |= {JobId(s.job_id, s.cluster) for s in found}
+    later = bool(done.unsubmitted or done.message)
+    look.lives |= later or bool(done.pages)
+    return later or bool(done.pages)
+
+
+def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
+    """Go on with what earlier nights of the name planned and left, as far as the policy does."""
+    here = set(plan_pks(night))
+    earlier = (
+        NightPlan.select()
+        .join(Night)
+        .where((Night.name == night.name) & (Night.pk < night.pk) & ~NightPlan.whole)
+        .order_by(NightPlan.pk.desc())
+    )
+    with connection():
+        found = {e.plan_pk: e for e in earlier if e.plan_pk is not None and e.plan_pk not in here}
+        live = {
+            plan.pk for plan in Plan.select().where(
+                Plan.pk.in_(list(found)) & Plan.cancelled.is_null()
+            ) if plan.v_astra // 1000 == version_number() // 1000
+        }  # fmt: skip
+    taken = [
+        NightPlan(
+            night=night.pk, task=entry.task, input_model=entry.input_model, plan_pk=plan,
+            leftover=True, retries_before=retries_of([plan]),
+        )
+        for plan, entry in sorted(found.items())
+        if plan in live
+    ]  # fmt: skip
+    for entry in tend(taken, settings, look):  # of these, elements live
+        with connection():
+            entry.save(force_insert=True)
+        look.new.append((entry.plan_pk, pending(entry.plan_pk)))
+    submit_due(night, settings, look)  # before what is new: they have waited longer
+
+
+def tend(
+    entries: Iterable[NightPlan],
+    settings: NightSettings,
+    look: Look,
+    begins: bool = True,
+    retries: bool = True,
+) -> list[NightPlan]:
+    """Note what of some plans lives, and what of them is due; those of which something lives.
+
+    Slurm is asked once, and only where the database has rows that have not ended.
+
+    Parameters
+    ----------
+    begins, retries : whether anything may be submitted at all, and again.
+
+    Raises
+    ------
+    SlurmUnknown
+        If Slurm does not say what lives.
+    """
+    of_plan = {e.plan_pk: e for e in entries if e.plan_pk is not None and pending(e.plan_pk)}
+    plans = _not_cancelled(of_plan)
+    for plan in plans:
+        with plan_lock(plan):
+            recover_intents(plan)  # of a process that died before sbatch answered
+    alive = []
+    asked = ask(plans)
+    for plan in plans:
+        pages, notes = survey(plan, asked)
+        states = Counter({state: n for state, (n, _) in pages.tally.items()})
+        if states[PageState.UNKNOWN]:
+            raise SlurmUnknown(f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}")
+        entry = of_plan[plan.pk]
+        if _note_alive(plan, pages, look):
+            alive.append(entry)
+        fresh = states[PageState.UNSUBMITTED]
+        ended = sum(n for state, n in states.items() if state not in _NOT_ENDED)
+        if begins and (fresh or (ended and retries)):
+            taken = entry if entry.pk is None and entry not in alive else None
+            task = _task_of(entry, settings)
+            look.due.append(Due(plan.pk, task, fresh, ended if retries else 0, taken, asked))
+    return alive
+
+
+_NOT_ENDED = ALIVE | {PageState.DONE, PageState.UNSUBMITTED}
+
+
+def _not_cancelled(pks: Iterable[int]) -> list[Plan]:
+    with connection():
+        query = Plan.select().where(Plan.pk.in_(list(pks)) & Plan.cancelled.is_null())
+        return list(query.order_by(Plan.pk))
+
+
+def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
+    """Note the arrays of a plan that live, and how many elements they may run at once."""
+    elements: dict[str, set[int | None]] = {}
+    for page in in_states(pages, ALIVE):
+        if page.job:
+            elements.setdefault(page.job.partition("_")[0], set()).add(page.element)
+    with connection():
+        submissions = Submission.select().where(
+            (Submission.plan == plan.pk) & (Submission.kind == "slurm")
+        )
+        for s in submissions:
+            if n := len(elements.get(str(s.job_id), ())):
+                look.jobs.add(JobId(s.job_id, s.cluster))
+                look.used += min(json.loads(s.profile).get("throttle") or n, n)
+    lives = not ALIVE.isdisjoint(pages.tally)
+    look.lives |= lives
+    return lives
+
+
+def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
+    """The task of a plan as it is configured now; one that was taken out as the night has it."""
+    of_name = [task for task in settings.tasks if task.task == entry.task]
+    return next(
+        (task for task in of_name if task.input_model == entry.input_model), NightTask(entry.task)
+    )
+
+
+def living(night: Night) -> Look:
+    """What of a night lives; changes nothing."""
+    look = Look()
+    plans = _not_cancelled(pk for pk in plan_pks(night) if pending(pk))
+    asked = ask(plans)
+    for plan in plans:
+        pages, _ = survey(plan, asked)
+        _note_alive(plan, pages, look)
+    return look
+
+
+def queue_finalizer(night: Night, settings: NightSettings, look: Look, wait_s: int = 0) -> None:
+    try:
+        finalizer.queue(night, settings, look.jobs, wait_s)
+    except SlurmRefused as refused:
+        if "depend" not in str(refused).lower():
+            raise
+        finalizer.queue(night, settings, (), AGAIN_S)  # an array has left Slurm's memory

@@ -1,0 +1,69 @@
+"""TODO."""
+
+import getpass
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from astra.errors import TaskError, UsageError
+from astra.models.importing import import_path, load
+from astra.tasks.signature import task_name
+
+
+def _current_folder() -> str:
+    """Where elements begin; stored as text, which not every name of a folder is."""
+    folder = str(Path.cwd())
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name of the current folder, {folder!r}, is not UTF-8; rename it, or plan in "
+            "another one"
+        ) from error
+    return folder
+
+
+def _has_user() -> bool:
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        return False
+    return True
+
+
+def import_root(function: Any, file: Path) -> str | None:
+    """The folder that has to be on ``sys.path`` to import the task; None where it is installed."""
+    depth = function.__module__.count(".") + (1 if file.name == "__init__.py" else 0)
+    root = file.parents[depth] if depth < len(file.parents) else file.parent
+    return None if "site-packages" in root.parts else str(root)
+
+
+def _check_importable(function: Any) -> None:
+    """Elements import the task anew: it must stand in a module, by its name."""
+    path = import_path(function)
+    if function.__module__ == "__main__" or "<locals>" in path:
+        raise TaskError(
+            f"{task_name(function)} cannot be imported by other processes: move it to the top "
+            "level of a module, and name it module.function"
+        )
+    if load(path) is not function:
+        raise TaskError(f"{path} is another object than the task that was given")
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit that the task's code stands at, with "+" where files were changed since."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True, text=True, timeout=10, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    if not head:
+        return None
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")

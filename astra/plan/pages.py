@@ -1,0 +1,74 @@
+"""TODO."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from peewee import SQL, fn
+
+from astra.config import settings
+from astra.database.connection import database, dialect
+from astra.models.plans import N_PENDING, Attempt, Page, Plan
+from astra.states import AttemptState
+
+
+def page_of(plan: Plan, number: int) -> Page:
+    return Page.get((Page.plan == plan.pk) & (Page.number == number))
+
+
+def is_cancelled(plan_pk: int) -> bool:
+    return Plan.select(Plan.cancelled).where(Plan.pk == plan_pk).scalar() is not None
+
+
+def release_silent(name: str, table: str) -> None:
+    """Take pages of cancelled plans from attempts that were not heard of for a lease.
+
+    Such an attempt can write no more, should it come back: its rows are free.
+    """
+    silent_since = dialect().now() - timedelta(seconds=settings.current().element.lease_s)
+    silent = list(
+        Attempt.select(Attempt.pk, Attempt.page)
+        .join(Page)
+        .join(Plan)
+        .where(
+            (Plan.task == name)
+            & (Plan.input_table == table)
+            & Plan.cancelled.is_null(False)
+            & (Attempt.state == AttemptState.RUNNING.value)
+            & (Attempt.seen < silent_since)
+        )
+    )
+    release(silent, "its plan was cancelled, and it was not heard of since")
+
+
+def release(attempts: Iterable[Attempt], why: str) -> None:
+    """Take their pages from attempts that run no more: they can write nothing from now on."""
+    pks = [attempt.pk for attempt in attempts]
+    if not pks:
+        return
+    Page.update(attempt_pk=None).where(Page.attempt_pk.in_(pks)).execute()
+    Attempt.update(
+        state=AttemptState.SUPERSEDED.value, ended=SQL(dialect().now_sql), message=why
+    ).where(Attempt.pk.in_(pks) & (Attempt.state == AttemptState.RUNNING.value)).execute()
+
+
+def waiting_pages(plan: Plan) -> dict[int, int]:
+    """Pages that were given to no submission, and how many rows each has left, if any."""
+    # As two arrays: of 100,000 rows, each would cost more than the page that it tells of.
+    query = Page.select(fn.ARRAY_AGG(Page.number), fn.ARRAY_AGG(N_PENDING)).where(
+        (Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0)
+    )
+    numbers, n_pending = database.execute(query).fetchone()
+    return dict(sorted(zip(numbers or (), n_pending or (), strict=True)))
+
+
+def light_pages(plan: Plan) -> Any:
+    """The pages of a plan in order, without their keys."""
+    return (
+        Page.select(
+            Page.pk, Page.plan, Page.number, Page.n_rows, Page.n_done, Page.n_failed,
+            Page.n_no_result, Page.submission_pk, Page.attempt_pk, Page.retries,
+        )
+        .where(Page.plan == plan.pk)
+        .order_by(Page.number)
+    )  # fmt: skip

@@ -1,0 +1,208 @@
+"""Pending rows: input rows with no result at the current version, or modified since it."""
+
+import numbers
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from peewee import JOIN, ModelSelect, fn
+
+from astra.database.connection import dialect
+from astra.errors import TaskError, nearest
+from astra.models.pipeline import version_number
+from astra.models.source import Source
+from astra.tasks.signature import choose_model, find_task, output_model
+
+
+def generate_queries_for_task(
+    task: str | Callable[..., Any],
+    input_model: Any = None,
+    sdss_ids: Iterable[int] | None = None,
+    limit: int | None = None,
+    page: int | None = None,
+) -> Iterator[tuple[Any, ModelSelect]]:
+    """Queries for the rows that a task has no up-to-date result for.
+
+    The order is total: ``modified``, most recent first, ties broken by key. Left out are rows
+    that have a result at the current major.minor version, unless the row was modified since that
+    result read it. Rows carry ``.source``, loaded in the same query.
+
+    With a task's ``group_by`` only the most recently modified row of each group counts; a row
+    whose group is NULL stands alone.
+
+    Parameters
+    ----------
+    task : a function; or the name of a pipeline, a registered task, or a dotted path.
+    input_model : one of the input models that the task expects, or its name; default all.
+    sdss_ids : only rows of these sources; none at all if empty.
+    limit : at most so many rows for each input model.
+    page : from 1: the `page`-th window of `limit` rows. Pages of a live query slide while
+        others write results: rows move up, and later pages miss them. To share work out,
+        freeze a plan (:func:`astra.plan.plan.create_plan`), whose pages stay as they are.
+
+    Yields
+    ------
+    (input_model, query) : the class, and a peewee ``ModelSelect`` that can be counted, iterated
+        again, and narrowed with ``.where``.
+
+    Raises
+    ------
+    TaskError
+        If the task, a model or a value cannot be used.
+
+    Examples
+    --------
+    >>> for input_model, query in generate_queries_for_task("slam.slam", limit=100):
+    ...     print(f"{input_model}: {query.count()} spectra to process")  # doctest: +SKIP
+    """
+    function = find_task(task)
+    models = choose_model(function, input_model)
+    output = output_model(function)
+    groups = getattr(getattr(function, "__astra__", None), "group_by", ())
+    ids = None if sdss_ids is None else checked_ids(sdss_ids)
+    window = _checked_window(limit, page)
+
+    def queries() -> Iterator[tuple[Any, ModelSelect]]:
+        for model in models:
+            query = pending_rows(model, output, groups, ids)
+            if window:
+                query = query.limit(window[0]).offset(window[1])
+            yield model, query
+
+    return queries()
+
+
+def pending_rows(
+    model: Any, output: Any, group_by: Iterable[str] = (), sdss_ids: list[int] | None = None
+) -> ModelSelect:
+    """The pending rows of one input model, in their order."""
+    query = rows_with_source(model)
+    if sdss_ids is not None:
+        source = model if issubclass(model, Source) else Source
+        query = query.where(dialect().among(source.sdss_id, sdss_ids))
+    if group_by:
+        query = query.where(~_has_later_in_group(model, group_by))
+    return query.where(~has_result(model, output)).order_by(*most_recent_first(model))
+
+
+def rows_with_source(model: Any) -> ModelSelect:
+    """All rows of an input model; spectra carry their ``.source``."""
+    if issubclass(model, Source):
+        return model.select()
+    return model.select(model, Source).join(
+        Source, JOIN.LEFT_OUTER, on=(model.source == Source.pk), attr="source"
+    )
+
+
+def most_recent_first(model: Any) -> tuple[Any, Any]:
+    return model.modified.desc(), model._meta.primary_key.desc()
+
+
+def key_of(model: Any) -> Any:
+    """The column that names a row of `model` in results: ``spectrum_pk``, or a source's pk."""
+    return model.pk if issubclass(model, Source) else model.spectrum_pk
+
+
+def has_result(model: Any, output: Any, by_index: bool = False) -> Any:
+    """A clause: the row has an up-to-date result at the current major.minor version.
+
+    A result is up to date while its input has the ``modified`` that was read with it. That needs
+    no clock, and finds even a change that was committed after, but begun before, the reading.
+
+    With `by_index`, for few rows, each is looked up in the index: of a table that was not analysed
+    since it was empty, PostgreSQL would go through all results. An OFFSET keeps it from a join.
+    """
+    result = output.alias("result")
+    up_to_date = (result.input_modified == model.modified) | (
+        # A result that was not written by a task counts as read when it was written.
+        result.input_modified.is_null() & (result.input_read >= model.modified)
+    )
+    found = result.select(1).where(_is_of(result, model) & up_to_date)
+    return fn.EXISTS(found.offset(0) if by_index else found)
+
+
+def has_old_result(model: Any, output: Any) -> Any:
+    """A clause: the row has a result at the current version, which may be out of date."""
+    result = output.alias("result")
+    return fn.EXISTS(result.select(1).where(_is_of(result, model)))
+
+
+def _is_of(result: Any, model: Any) -> Any:
+    same_version = result.v_astra_major_minor == version_number() // 1000
+    if issubclass(model, Source):
+        return (result.source_pk == model.pk) & result.spectrum_pk.is_null() & same_version
+    return (result.spectrum_pk == model.spectrum_pk) & same_version
+
+
+def _has_later_in_group(model: Any, group_by: Iterable[str]) -> Any:
+    other = model.alias("later")
+    key = model._meta.primary_key.name
+    later = (other.modified > model.modified) | (
+        (other.modified == model.modified) & (getattr(other, key) > getattr(model, key))
+    )
+    for name in group_by:
+        field = group_column(model, name)
+        later &= getattr(other, field.name) == field
+    return fn.EXISTS(other.select(1).where(later))
+
+
+def group_column(model: Any, name: str) -> Any:
+    """The column of an input model that `name` means; names are looked up, never evaluated."""
+    meta = model._meta
+    if name not in meta.combined:
+        raise TaskError(
+            f"group_by: {model.__name__} has no column {name!r}. {nearest(name, meta.columns)}"
+        )
+    return meta.combined[name]
+
+
+def checked_ids(sdss_ids: Iterable[int]) -> list[int]:
+    """SDSS identifiers as a list of int, each once.
+
+    Raises
+    ------
+    TaskError
+        If the iterable is a text, or holds anything but whole numbers of 64 bits.
+    """
+    try:
+        values = None if isinstance(sdss_ids, str | bytes) else iter(sdss_ids)
+    except TypeError:  # an array without dimensions says that it can be iterated over
+        values = None
+    if values is None:
+        raise TaskError(
+            f"sdss_ids={sdss_ids!r}: give an iterable of int, for instance [{_digits(sdss_ids)}]"
+        )
+    found: dict[int, None] = {}
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TaskError(f"sdss_ids holds {value!r}, which is not an int")
+        if not -(2**63) <= int(value) < 2**63:
+            raise TaskError(f"sdss_ids holds {value}, which does not fit in 64 bits")
+        found[int(value)] = None
+    return list(found)
+
+
+def _digits(value: Any) -> str:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text if text.isdigit() else "54392544, 54392545"
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of at least `least`; a TaskError names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise TaskError(f"{name}={value!r}: give a whole number from {least}")
+    number = int(value)
+    if number >= 2**63:
+        raise TaskError(f"{name}={value}: give a whole number below 2**63")
+    return number
+
+
+def _checked_window(limit: Any, page: Any) -> tuple[int, int] | None:
+    if limit is None:
+        if page is not None:
+            raise TaskError(f"page={page!r} has no meaning without limit, the rows of a page")
+        return None
+    rows = whole_number("limit", limit)
+    number = whole_number("page", 1 if page is None else page)
+    if rows * number >= 2**63:
+        raise TaskError(f"page={page} of {rows} rows: no table has so many; give a smaller one")
+    return rows, rows * (number - 1)

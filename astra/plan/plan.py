@@ -1,0 +1,227 @@
+"""Plans: the pending rows of one task and input model, frozen, cut into pages."""
+
+import getpass
+import inspect
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peewee import SQL, fn
+
+from astra.config import settings
+from astra.database.connection import connection, dialect, writing
+from astra.errors import TaskError
+from astra.models.importing import import_path
+from astra.models.pipeline import version_number
+from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
+from astra.models.schema import check_tables, check_version
+from astra.plan.origin import _check_importable, _commit, _current_folder, _has_user, import_root
+from astra.plan.pages import release_silent
+from astra.plan.pending import (
+    checked_ids,
+    has_old_result,
+    key_of,
+    most_recent_first,
+    pending_rows,
+    whole_number,
+)
+from astra.states import QUARANTINED, AttemptState
+from astra.tasks.arguments import as_stored, parse_arguments
+from astra.tasks.signature import choose_model, find_task, output_model, task_name
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What planning came to."""
+
+    plan: int | None  # None: nothing was pending
+    task: str
+    input_model: str
+    pages: int
+    rows: int
+    limit: int
+    held: int  # pending rows left out: a live plan has them
+    failed: int  # left out: ended as a failure, and were not modified since
+    no_result: int  # left out: ended without a result, and were not modified since
+    quarantined: int = 0  # of the failed: ended their process
+    live_plans: tuple[int, ...] = ()  # who holds the held
+
+
+def create_plan(
+    task: Any,
+    input_model: Any = None,
+    sdss_ids: Iterable[int] | None = None,
+    limit: int | None = None,
+    max_rows: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    again: bool = False,
+    new_first: bool = False,
+) -> list[Planned]:
+    """Freeze the pending rows of a task: one plan for each of its input models that has any.
+
+    Parameters
+    ----------
+    task, input_model, sdss_ids : as for :func:`astra.generate_queries_for_task`.
+    limit : rows per page; by default the configured ``[plan] limit``.
+    max_rows : at most so many rows, the first in their order.
+    arguments : of the task, by name; values of the annotated types, or texts that are parsed.
+    again : take rows too that ended as a failure or without a result.
+    new_first : rows without any result come before those that were modified since theirs; else,
+        and within these two, the most recently modified come first.
+
+    Raises
+    ------
+    TaskError
+        If the task, an argument or a value cannot be used; nothing is stored.
+    """
+    function = find_task(task)
+    models = choose_model(function, input_model)
+    output = output_model(function)
+    if not hasattr(function, "__astra__"):
+        raise TaskError(f"{task_name(function)} is no task: decorate it with @task")
+    if not function.__astra__.keywords.get("write_to_database", True):
+        raise TaskError(
+            f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
+            "never end; take that out, or call the task from a program"
+        )
+    values = parse_arguments(function, arguments or {})
+    _check_importable(function)
+    limit = whole_number("limit", settings.current().plan.limit if limit is None else limit)
+    if max_rows is not None:
+        max_rows = whole_number("max_rows", max_rows)
+    ids = None if sdss_ids is None else checked_ids(sdss_ids)
+    check_version()
+    with connection():
+        check_tables(*models, output)
+    return [
+        _freeze(function, model, values, ids, limit, max_rows, again, new_first) for model in models
+    ]
+
+
+def _freeze(
+    function: Any,
+    model: Any,
+    arguments: dict[str, Any],
+    ids: list[int] | None,
+    limit: int,
+    max_rows: int | None,
+    again: bool,
+    new_first: bool,
+) -> Planned:
+    name, table, output = task_name(function), model._meta.table_name, output_model(function)
+    group_by = function.__astra__.group_by
+    with connection(), writing(), dialect().lock(f"plan {name} {table}"):
+        release_silent(name, table)
+        pending = pending_rows(model, output, group_by, ids)
+        key = key_of(model)
+        version = version_number() // 1000
+        held = dialect().held(key, name, table, version, Page, Plan, Attempt)
+        left_out = [] if again else [(m, _ended(m, model, name)) for m in (Failure, NoResult)]
+        live = _live_plans(name, table)
+        counts = {
+            "held": pending.where(held).count() if live else 0,
+            "failed": 0,
+            "no_result": 0,
+            "quarantined": 0,
+        }
+        if live:
+            pending = pending.where(database_not(held))
+        for kind, clause in left_out:
+            if kind.select(kind.pk).where(kind.task == name).limit(1).scalar() is not None:
+                what = "failed" if kind is Failure else "no_result"
+                counts[what] = pending.where(clause).count()
+                if kind is Failure and counts[what]:
+                    deadly = _ended(kind, model, name, QUARANTINED)
+                    counts["quarantined"] = pending.where(deadly).count()
+                pending = pending.where(~clause)
+        columns = [key.alias("key"), model.modified.alias("modified"),
+                   model._meta.primary_key.alias("pk")]  # fmt: skip
+        order: tuple[Any, ...] = most_recent_first(model)
+        if new_first:
+            columns.append(known := has_old_result(model, output).alias("known"))
+            order = (known, *order)
+        keys = pending.select(*columns).order_by(*order)
+        if max_rows is not None:
+            keys = keys.limit(max_rows)
+        plan = _record(function, model, output, arguments, limit)
+        pages, rows = dialect().freeze(keys, Page, plan.pk, limit, new_first)
+        if not rows:
+            plan.delete_instance()
+        else:
+            Plan.update(n_pages=pages, n_rows=rows).where(Plan.pk == plan.pk).execute()
+        return Planned(
+            plan.pk if rows else None, name, model.__name__, pages, rows, limit,
+            live_plans=tuple(live) if counts["held"] else (), **counts,
+        )  # fmt: skip
+
+
+def database_not(clause: Any) -> Any:
+    """The denial of a clause that is written in SQL."""
+    from peewee import SQL, NodeList
+
+    return NodeList((SQL("NOT"), clause))
+
+
+def _ended(kind: Any, model: Any, name: str, exceptions: tuple[str, ...] = ()) -> Any:
+    """A clause: the row ended so at this version, and was not modified since."""
+    row = kind.alias("ended")
+    return fn.EXISTS(
+        row.select(1).where(
+            (row.task == name)
+            & (row.input_table == model._meta.table_name)
+            & (row.key == key_of(model))
+            & (row.v_astra_major_minor == version_number() // 1000)
+            & (row.input_modified == model.modified)
+            & (row.exception << exceptions if exceptions else SQL("1 = 1"))
+        )
+    )
+
+
+def _live_plans(name: str, table: str) -> list[int]:
+    """Plans of the task that still have rows to end."""
+    ended = Page.n_done + Page.n_failed + Page.n_no_result
+    running = Attempt.select(Attempt.pk).where(
+        (Attempt.pk == Page.attempt_pk) & (Attempt.state == AttemptState.RUNNING.value)
+    )
+    query = (
+        Plan.select(Plan.pk)
+        .join(Page)
+        .where(
+            (Plan.task == name)
+            & (Plan.input_table == table)
+            & (Plan.v_astra / 1000 == version_number() // 1000)
+            & (Plan.cancelled.is_null() | fn.EXISTS(running))
+            & (ended < Page.n_rows)
+        )
+        .distinct()
+        .order_by(Plan.pk)
+    )
+    return [pk for (pk,) in query.tuples()]
+
+
+def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], limit: int) -> Plan:
+    file = Path(inspect.getfile(inspect.unwrap(function))).resolve()
+    return Plan.create(
+        task=task_name(function),
+        task_path=import_path(function),
+        import_root=import_root(function, file),
+        input_model=import_path(model),
+        input_table=model._meta.table_name,
+        output_model=import_path(output),
+        arguments=as_stored(arguments),
+        limit=limit,
+        n_pages=0,
+        n_rows=0,
+        v_astra=version_number(),
+        commit=_commit(file.parent),
+        created_by=getpass.getuser() if _has_user() else "unknown",
+        created_on=socket.gethostname(),
+        cwd=_current_folder(),
+    )
+
+
+def as_json(value: Any) -> Any:
+    """A dataclass as plain values for ``--json``."""
+    return asdict(value)

@@ -1,0 +1,205 @@
+"""The policy at work: what is known of a plan's pages, and what each of them is to have next."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from astra.config import profiles, retry_rules
+from astra.config import settings as config
+from astra.config.profiles import Profile, choose_profile, without_early_signal
+from astra.database.connection import connection, dialect, writing
+from astra.errors import AstraError, ConfigError
+from astra.models.plans import Attempt, Exclusion, Page, Plan, Submission
+from astra.plan.pages import light_pages
+from astra.policy import retry_policy
+from astra.policy.retry_policy import End, Step
+from astra.slurm import client
+from astra.slurm.parse import Room
+from astra.states import ALIVE, PageState
+
+Key = tuple[int | None, tuple[tuple[str, str], ...]]  # submission that ended, options that grew
+
+
+@dataclass(frozen=True)
+class Next:
+    """One page that is neither whole nor alive, and what becomes of it."""
+
+    page: Page
+    end: End | None
+    step: Step
+    profile: Profile  # of its next element
+
+
+def next_steps(
+    plan: Plan,
+    statuses: Iterable[Any],
+    profile_name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    asked: bool = False,
+) -> list[Next]:
+    """What becomes of pages, by the policy.
+
+    Without a profile of that name and options, an element is submitted as the one before it was.
+
+    Parameters
+    ----------
+    statuses : the :class:`~astra.status.pages.PageStatus` of pages; whole and living ones are
+        passed over.
+    asked : take pages too that have used up their retries.
+    """
+    wanted = {s.page: s for s in statuses if s.state not in ALIVE and s.state is not PageState.DONE}
+    if not wanted:
+        return []
+    with connection():
+        pages = [page for page in light_pages(plan) if page.number in wanted]
+        submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
+        gained, searched = _gained(plan), _searched(plan)
+    # The same for all pages of an array: not worked out for each of thousands.
+    chosen = cache(lambda pk: _profile(submissions.get(pk), profile_name, options))
+    room = cache(_room)
+    found = []
+    for page in pages:
+        status, base = wanted[page.number], chosen(page.submission_pk)
+        last = page.pk, page.submission_pk
+        end = retry_policy.end_of(
+            status.state, status.slurm_state, status.exit_code, not gained.get(last, 0), status.node
+        )
+        if end is not None and end.state in retry_policy.OF_ROWS and last in searched:
+            end = replace(end, in_vain=False)
+        step = _step(end, page, base, submissions.get(page.submission_pk), options, room, asked)
+        given = options or {}
+        grown = {key: value for key, value in step.options if given.get(key) is None}
+        found.append(Next(page, end, step, _grown(base, grown)))
+    return found
+
+
+def _gained(plan: Plan) -> dict[tuple[int, int], int]:
+    """Rows that ended, by page and submission."""
+    from peewee import fn
+
+    n = fn.SUM(Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found)
+    query = (
+        Attempt.select(Attempt.page, Attempt.submission_pk, n)
+        .join(Page)
+        .where(Page.plan == plan.pk)
+        .group_by(Attempt.page, Attempt.submission_pk)
+    )
+    return {(page, submission): int(rows or 0) for page, submission, rows in query.tuples()}
+
+
+def _searched(plan: Plan) -> set[tuple[int, int]]:
+    """Where suspects were handed over, by page and submission: their number is halved by now."""
+    query = (
+        Attempt.select(Attempt.page, Attempt.submission_pk)
+        .join(Page)
+        .where((Page.plan == plan.pk) & Attempt.group.is_null(False))
+    )
+    return set(query.tuples())
+
+
+def _step(
+    end: End | None,
+    page: Page,
+    base: Profile,
+    submission: Submission | None,
+    options: Mapping[str, Any] | None,
+    room: Callable[[str | None], Room],
+    asked: bool,
+) -> Step:
+    rules = retry_rules.rules(config.current().rules, base.policy)
+    used = json.loads(submission.profile).get("options", {}) if submission is not None else {}
+    grows = end is not None and end.state in ("TIMEOUT", "OUT_OF_MEMORY")
+    where = str(base.options.get("partition") or "") or None
+    return retry_policy.next_step(
+        end, ends_of(page), rules, base.options, used, room(where) if grows else Room(),
+        asked or any((options or {}).get(key) is not None for key in ("mem", "time")),
+    )  # fmt: skip
+
+
+def _room(partition: str | None) -> Room:
+    try:
+        return client.room(partition)
+    except AstraError:
+        return Room()  # sbatch has the last word
+
+
+def _profile(
+    submission: Submission | None, name: str | None, options: Mapping[str, Any] | None
+) -> Profile:
+    """The profile as it was chosen for a submission, as far as nothing else is asked for now."""
+    if name is not None or submission is None or submission.kind != "slurm":
+        return choose_profile(name, options)
+    was = json.loads(submission.profile)
+    given = {**was.get("given", {}), **{k: v for k, v in (options or {}).items() if v is not None}}
+    try:
+        profiles.get(was.get("name"), config.current())
+    except ConfigError:
+        return choose_profile(None, given)  # it was renamed, or is somebody else's
+    return choose_profile(was.get("name"), given)
+
+
+def _grown(base: Profile, options: Mapping[str, str]) -> Profile:
+    if not options:
+        return base
+    # Not counted as given: a later element grows from what this one had.
+    return without_early_signal(replace(base.with_options(**options), given=base.given))
+
+
+def ends_of(page: Page) -> list[End]:
+    """The ends of a page's elements that retries answered, first to last."""
+    return [End(**end) for end in json.loads(page.retries or "[]")]
+
+
+def record(plan: Plan, steps: Iterable[Next], statuses: Iterable[Any]) -> None:
+    """Keep, of pages that were submitted again, how their elements had ended."""
+    words = {s.page: s.slurm_state for s in statuses}
+    before = {n.page.number: n for n in steps if n.end is not None}
+    if not before:
+        return
+    with connection(), writing():
+        for page in light_pages(plan):
+            old = before.get(page.number)
+            if old is None or page.submission_pk == old.page.submission_pk:
+                continue  # it stayed behind: a limit of Slurm's
+            ends = json.dumps([vars(end) for end in [*ends_of(page), old.end]])
+            Page.update(retries=ends).where(Page.pk == page.pk).execute()
+            if page.attempt_pk is not None and words.get(page.number):
+                Attempt.update(slurm_state=words[page.number]).where(
+                    Attempt.pk == page.attempt_pk
+                ).execute()
+
+
+def exclude_bad_nodes(plan: Plan, statuses: Sequence[Any], steps: Iterable[Next]) -> list[str]:
+    """Leave nodes out for a while at which this plan's failures gather; their names."""
+    settings = config.current().policy
+    ends: list[tuple[int, End | None, str | None]] = []
+    with connection():
+        pages = list(light_pages(plan))
+    for page in pages:
+        ends += [(page.number, end, end.node) for end in ends_of(page)]
+    ends += [(n.page.number, n.end, n.end.node) for n in steps if n.end is not None]
+    ends += [(s.page, None, s.node) for s in statuses if s.state is PageState.DONE]
+    bad = retry_policy.bad_nodes(ends, settings.exclude_after)
+    if bad:
+        with connection(), writing():
+            until = dialect().now() + timedelta(seconds=settings.exclude_for_s)
+            for node, reason in bad.items():
+                Exclusion.insert(
+                    node=node, reason=f"plan {plan.pk}: {reason}", until=until
+                ).on_conflict(
+                    conflict_target=[Exclusion.node],
+                    update={"reason": f"plan {plan.pk}: {reason}", "until": until},
+                ).execute()
+    return sorted(bad)
+
+
+def grouped(steps: Iterable[Next]) -> dict[tuple[str | None, bool, str], list[int]]:
+    """Pages with the same next step, by state, whether it is a retry, and what is said of it."""
+    found: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
+    for n in steps:
+        found[n.step.state, n.step.retry, n.step.said].append(n.page.number)
+    return dict(found)

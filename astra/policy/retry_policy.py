@@ -1,0 +1,200 @@
+"""What is done about a page whose element ended before its rows had: by Slurm's word on the end.
+
+``[policy.STATE]`` of the configuration, and ``[profiles.NAME.policy.STATE]`` on top of it, say how
+often a page is submitted again after which end, and with how much more memory or time. A retry is
+used up only by an element that ended no row: a page that gets on is never given up. Nodes at which
+pages end badly that do well elsewhere are left out for a while.
+
+Numbers alone: nothing here asks Slurm or the database.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from astra.config.retry_rules import RULES, Rule
+from astra.config.units import size_mb, time_limit_s, written_size, written_time
+from astra.errors import OutOfHours
+from astra.slurm.parse import Room
+from astra.states import PageState
+
+#: Ends that say nothing of the page: they use up no retry.
+FREE = frozenset({"PREEMPTED", "OUTAGE", "HOURS"})
+
+#: Ends that a row may bring about. Where it is being looked for, each end halves those it can be:
+#: that is no retry in vain, and comes to an end by itself.
+OF_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
+
+#: Ends that may be a node's fault.
+_OF_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
+
+_TEMPORARY_FAILURE = 75  # an element that was told to end, or that the database kept waiting
+
+#: Ends that lie with the world around, which have no rule: what kept the element from its rows.
+_AROUND = {"OUTAGE": "the database was away", "HOURS": "the hours of the night were over"}
+
+
+@dataclass(frozen=True)
+class End:
+    """How an element of a page ended, as it is kept with the page."""
+
+    state: str
+    node: str | None = None
+    in_vain: bool = True  # no row ended
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of a page that is neither whole nor alive."""
+
+    state: str | None  # what ended its element; None: it never had one
+    retry: bool
+    said: str  # "next with mem 3G instead of 2G (retry 1 of 3)"
+    options: tuple[tuple[str, str], ...] = ()  # sbatch's, that grow
+
+
+def end_of(
+    page: PageState, slurm_state: str | None, exit_code: int | None, in_vain: bool, node: str | None
+) -> End | None:
+    """How the last element of a page ended; None if it had none.
+
+    An element that ended in order before its page was whole had been warned of its time limit,
+    unless Slurm says otherwise; one that ended with status 75 and without a word in the database
+    could not reach that; one with status 74 was out of its night's hours.
+    """
+    if page in (PageState.UNSUBMITTED, PageState.CANCELLED, PageState.DONE):
+        return None
+    state = slurm_state if slurm_state is not None and slurm_state in RULES else "FAILED"
+    if state == "FAILED" and exit_code == OutOfHours.exit_status:
+        state = "HOURS"
+    elif state == "FAILED" and page is PageState.INTERRUPTED:
+        state = "TIMEOUT"
+    elif state == "FAILED" and page is PageState.LOST and exit_code == _TEMPORARY_FAILURE:
+        state = "OUTAGE"
+    return End(state, node, in_vain)
+
+
+def next_step(
+    last: End | None,
+    earlier: Iterable[End],
+    rule: Mapping[str, Rule],
+    base: Mapping[str, Any],
+    used: Mapping[str, Any],
+    room: Room,
+    asked: bool = False,
+) -> Step:
+    """What becomes of a page, by its ends.
+
+    Parameters
+    ----------
+    last, earlier : its last end, and those that retries answered.
+    rule : of every state.
+    base : options of the profile that the next element would have.
+    used : options that the last element had.
+    room : what the partition allows.
+    asked : somebody wants just these pages, whatever was used up.
+    """
+    if last is None:
+        return Step(None, True, "not submitted yet")
+    if last.state in _AROUND:
+        why = _AROUND[last.state]
+        return Step(last.state, True, f"next as before: {why} (uses up no retry)")
+    this = rule[last.state]
+    tries = sum(end.in_vain for end in earlier if end.state == last.state)
+    free = last.state in FREE or not last.in_vain
+    if not asked and (tries >= this.retries if not free else not this.retries):
+        none = f"{tries} of {this.retries} retries used up" if this.retries else "is not retried"
+        return Step(last.state, False, none)
+    grown = _grown(last, this, base, used, room)
+    if not asked and not free and grown.stuck:
+        return Step(last.state, False, grown.said)
+    count = "uses up no retry" if free else f"retry {tries + 1} of {this.retries}"
+    with_what = grown.said or "as before"
+    return Step(last.state, True, f"next {with_what} ({count})", grown.options)
+
+
+@dataclass(frozen=True)
+class _Growth:
+    said: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+    stuck: bool = False  # the bound is reached, and was not enough
+
+
+def _grown(
+    last: End, rule: Rule, base: Mapping[str, Any], used: Mapping[str, Any], room: Room
+) -> _Growth:
+    """The memory and time of the next element: never less than the last had, or the profile asks.
+
+    What a retry had is kept by those after it, whatever ended them.
+    """
+    said, options, stuck = [], [], False
+    per_what = next((k for k in ("mem_per_cpu", "mem_per_gpu") if k in used or k in base), "mem")
+    whole = per_what == "mem"
+    default_mb = room.default_mem_mb if whole else None
+    for key, measure, written, factor, bounds, default in (
+        (per_what, size_mb, written_size, rule.mem_growth,
+         (size_mb(rule.max_mem or ""), room.max_mem_mb if whole else None), default_mb),
+        ("time", time_limit_s, written_time, rule.time_growth,
+         (time_limit_s(rule.max_time or ""), room.max_time_s), None),
+    ):  # fmt: skip
+        had = measure(str(used.get(key, ""))) or default
+        profiles = measure(str(base.get(key, ""))) or 0
+        if not had or (key in base and not profiles):  # no limit, or none that is known
+            continue
+        bound = min((b for b in bounds if b), default=math.inf)
+        value = max(profiles, had, min(math.ceil(had * factor), bound))
+        if value > had:
+            said.append(f"{key} {written(int(value))} instead of {written(int(had))}")
+        elif factor > 1:
+            stuck = True
+            said.append(
+                f"{key} {written(int(had))} was not enough, and the limit is "
+                f"{written(int(bound))}" if bound < math.inf else f"{key} {written(int(had))}"
+            )  # fmt: skip
+        if value > profiles:
+            options.append((key, written(int(value))))
+    return _Growth(("with " if not stuck else "") + " and ".join(said) if said else "",
+                   tuple(options), stuck)  # fmt: skip
+
+
+def remedy(state: str | None) -> str:
+    """Options of ``astra resume`` that take pages again which were given up."""
+    more = {"TIMEOUT": " --time ...", "OUT_OF_MEMORY": " --mem ..."}
+    return f"--only {state}{more.get(state or '', '')}"
+
+
+def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) -> dict[str, str]:
+    """Nodes where failures gather that do not go with the page, and why.
+
+    Parameters
+    ----------
+    ends : (page, how an element of it ended, at which node); None for one that did well.
+    least : pages that must have ended badly at a node. 0: no node is bad.
+
+    A page that ended badly at two nodes is its own fault. Of a bad node's pages at least half ended
+    badly, and at the others less than half as large a share.
+    """
+    bad: dict[str, set[int]] = {}
+    seen: dict[str, set[int]] = {}
+    nodes_of: dict[int, set[str]] = defaultdict(set)
+    for page, end, node in ends:
+        if node is None or (end is not None and end.state not in _OF_NODES):
+            continue
+        seen.setdefault(node, set()).add(page)
+        bad.setdefault(node, set())
+        if end is not None:
+            bad[node].add(page)
+            nodes_of[page].add(node)
+    own_fault = {page for page, nodes in nodes_of.items() if len(nodes) > 1}
+    found = {}
+    for node, pages in bad.items():
+        guilty = len(pages - own_fault)
+        others = [other for other in seen if other != node]
+        n_others = sum(len(seen[other] - own_fault) for other in others)
+        share = guilty / max(len(seen[node] - own_fault), 1)
+        elsewhere = sum(len(bad[other] - own_fault) for other in others) / max(n_others, 1)
+        if least and guilty >= least and share >= 0.5 and n_others and elsewhere < share / 2:
+            found[node] = f"{guilty} pages ended badly there and not elsewhere"
+    return found

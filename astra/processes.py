@@ -1,0 +1,60 @@
+"""TODO."""
+
+import atexit
+import gc
+import os
+import resource
+import time
+from pathlib import Path
+
+
+def process_began(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since the machine did; None if it is gone.
+
+    Tells a process from a later one of the same number (proc(5), field 22 of stat).
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def now_s() -> float:
+    """The clock by which processes are born: seconds since the machine started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def born_s() -> float:
+    """When this process was started, by the same clock (proc(5), field 22 of stat)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mb() -> float:
+    """The largest memory, in MB, that this process has held up to now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+_USUAL = gc.get_threshold()
+
+_SELDOM = (100_000, *_USUAL[1:])
+
+
+def collect_seldom() -> None:
+    """From the start of a command; what is there at its end is left to the operating system."""
+    gc.set_threshold(*_SELDOM)
+    atexit.register(gc.freeze)
+
+
+def collect_as_usual() -> None:
+    """Before the code of a task runs: as it expects, but for what was imported up to now.
+
+    In a process that is not astra's own nothing was changed, and nothing is.
+    """
+    if gc.get_threshold() != _SELDOM:
+        return
+    gc.freeze()
+    gc.set_threshold(*_USUAL)
+    atexit.unregister(gc.freeze)

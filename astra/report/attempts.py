@@ -1,0 +1,310 @@
+"""What was executed: the attempts of some plans as columns, and what they add up to over time."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from astra.models.plans import Attempt, Page
+from astra.states import AttemptState, PageState
+from astra.status.status import PlanStatus
+
+N_BINS = 96  # bars over time
+
+N_SLOWEST = 15
+
+
+@dataclass(frozen=True)
+class Over:
+    """Something over time, as its mean in each of `N_BINS` intervals of the same length."""
+
+    began: datetime
+    ended: datetime
+    series: Mapping[str, tuple[float, ...]]
+
+    @property
+    def bin_s(self) -> float:
+        return (self.ended - self.began).total_seconds() / N_BINS
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many of `n` values lie in each of the intervals that `edges` bound."""
+
+    n: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    median: float
+    p90: float
+    most: float
+    of: str | None = None  # where not all were looked at: which
+
+
+@dataclass(frozen=True)
+class Node:
+    node: str
+    attempts: int
+    rows: int
+    busy_s: float
+    failed: int
+    not_well: int  # attempts that did not end by themselves
+    max_rss_mb: float | None
+
+    @property
+    def rows_per_s(self) -> float:
+        return self.rows / self.busy_s if self.busy_s else 0.0
+
+
+@dataclass(frozen=True)
+class SlowPage:
+    plan: int
+    page: int
+    rows: int
+    attempts: int
+    seconds: float  # of all its attempts
+    node: str
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How attempts ended: so many, in these words."""
+
+    state: str
+    slurm_state: str | None
+    attempts: int
+    message: str | None  # of one of them
+
+
+class _Run(NamedTuple):
+    """One attempt, as it is read."""
+
+    plan: int
+    page: int
+    page_rows: int
+    submission: int
+    element: int
+    number: int
+    state: str
+    slurm_state: str | None
+    host: str
+    began: datetime
+    seen: datetime
+    ended: datetime | None
+    rows: int
+    failed: int
+    task_s: float
+    read_s: float
+    write_s: float
+    max_rss_mb: float | None
+
+
+#: An attempt that calls itself running, and of which nothing lives.
+_LOST = "lost"
+
+_WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
+
+
+def _said_or_lost(run: _Run, alive: set[tuple[int, int]]) -> _Run:
+    lost = run.state == AttemptState.RUNNING and (run.plan, run.page) not in alive
+    return run._replace(state=_LOST) if lost else run
+
+
+def _last_word(run: _Run, now: datetime) -> datetime:
+    """Until when an attempt was at work; what took it over ended it later than it had died."""
+    if run.state == AttemptState.RUNNING:
+        return now
+    died = run.state == AttemptState.SUPERSEDED
+    return run.seen if died or run.ended is None else run.ended
+
+
+class Runs:
+    """The attempts of some plans, as columns."""
+
+    def __init__(self, plans: Sequence[int], found: Sequence[PlanStatus], now: datetime) -> None:
+        query = (
+            Attempt.select(
+                Page.plan, Page.number, Page.n_rows, Attempt.submission_pk, Attempt.element,
+                Attempt.number, Attempt.state,
+                Attempt.slurm_state, Attempt.host, Attempt.began, Attempt.seen, Attempt.ended,
+                Attempt.n_done + Attempt.n_failed + Attempt.n_no_result, Attempt.n_failed,
+                Attempt.t_task_s, Attempt.t_read_s, Attempt.t_write_s, Attempt.max_rss_mb,
+            )
+            .join(Page)
+            .where(Page.plan << list(plans))
+            .order_by(Page.plan, Page.number, Attempt.number)
+        )  # fmt: skip
+        alive = {
+            (s.plan, p.page) for s in found for p in s.elements if p.state is PageState.RUNNING
+        }
+        runs = [_said_or_lost(_Run(*values), alive) for values in query.tuples()]
+        self.plans, self.runs, self.n, self.now = list(plans), runs, len(runs), now
+        self.whole = {(s.plan, p.page) for s in found for p in s.elements if not p.pending}
+        self.n_pages = sum(s.n_pages for s in found)
+        self.at = np.array([run.began.timestamp() for run in runs])
+        until = [_last_word(run, now) for run in runs]
+        self.until = np.maximum(np.array([u.timestamp() for u in until]), self.at)
+        self.number = np.array([run.number for run in runs], dtype=int)
+        self.rows = np.array([run.rows for run in runs], dtype=float)
+        self.task_s = np.array([run.task_s for run in runs])
+        self.read_s = np.array([run.read_s for run in runs])
+        self.write_s = np.array([run.write_s for run in runs])
+        self.host = [run.host for run in runs]
+        self.began = min((run.began for run in runs), default=None)
+        self.ended = max(until, default=None)
+
+    def over_time(self, first: datetime | None) -> Over | None:
+        """Pages by how they stood, from the first submission to the last word."""
+        if not self.n or self.began is None or self.ended is None:
+            return None
+        start = min(first or self.began, self.began)
+        over = Over(start, max(self.ended, start + timedelta(seconds=1)), {})
+        edges = _edges(over)
+        t0, t1 = edges[0], edges[-1]
+        following = np.append(self.at[1:], np.inf)
+        ids = [(run.plan, run.page) for run in self.runs]
+        first_of = np.array([i == 0 or ids[i] != ids[i - 1] for i in range(self.n)])
+        last_of = np.append(first_of[1:], True)
+        done = last_of & np.array([page in self.whole for page in ids])
+        # An element that goes on with another attempt at its page has not stopped.
+        same = [
+            one.submission == other.submission and one.state != AttemptState.SUPERSEDED
+            for one, other in pairwise(self.runs)
+        ]
+        until = np.where(~last_of & np.append(same, False), following, self.until)
+        stopped = ~done & (until < t1)
+        gone_on = np.minimum(np.where(last_of, t1, following), t1)
+        never = self.n_pages - int(first_of.sum())
+        begins = np.append(self.at[first_of], np.full(never, t1))
+        series = {
+            "done": mean_over(until[done], np.full(int(done.sum()), t1), edges),
+            "running": mean_over(self.at, np.minimum(until, gone_on), edges),
+            "stopped": mean_over(until[stopped], gone_on[stopped], edges),
+            "not begun": mean_over(np.full(len(begins), t0), begins, edges),
+        }
+        return Over(over.began, over.ended, series)
+
+    def rate(self, over: Over | None) -> Over | None:
+        """Rows ended per second; the rows of an attempt are taken as spread over its time."""
+        if over is None:
+            return None
+        lasted = np.maximum(self.until - self.at, 1e-3)
+        per_s = mean_over(self.at, self.at + lasted, _edges(over), self.rows / lasted)
+        return Over(over.began, over.ended, {"rows per second": per_s})
+
+    def _pages(self) -> dict[tuple[int, int], list[int]]:
+        pages: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for place, run in enumerate(self.runs):
+            pages[run.plan, run.page].append(place)
+        return pages
+
+    def page_times(self) -> Histogram | None:
+        """Seconds that each whole page took, all its attempts together."""
+        lasted = self.until - self.at
+        times = [
+            lasted[places].sum() for page, places in self._pages().items() if page in self.whole
+        ]
+        return histogram(np.array(times)) if times else None
+
+    def elements(self) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
+        """By submission and element: seconds from the first claim to the last word, peak in MB."""
+        began: dict[tuple[int, int], float] = {}
+        ended: dict[tuple[int, int], float] = {}
+        peak: dict[tuple[int, int], float] = {}
+        for run, at, until in zip(self.runs, self.at, self.until, strict=True):
+            key = run.submission, run.element
+            began[key] = min(began.get(key, at), at)
+            ended[key] = max(ended.get(key, until), until)
+            if run.max_rss_mb:
+                peak[key] = max(peak.get(key, 0.0), run.max_rss_mb)
+        return {key: ended[key] - began[key] for key in began}, peak
+
+    def slow_pages(self) -> list[SlowPage]:
+        lasted = self.until - self.at
+        places = self._pages()
+        times = {page: float(lasted[mine].sum()) for page, mine in places.items()}
+        slowest = sorted(times, key=lambda page: -times[page])[:N_SLOWEST]
+        return [
+            SlowPage(
+                *page, self.runs[places[page][-1]].page_rows, len(places[page]), times[page],
+                self.runs[places[page][-1]].host,
+            )
+            for page in slowest
+        ]  # fmt: skip
+
+    def nodes(self) -> list[Node]:
+        """Nodes, those first where most attempts did not end by themselves."""
+        of_node: dict[str, list[int]] = defaultdict(list)
+        for place, host in enumerate(self.host):
+            of_node[host].append(place)
+        lasted = self.until - self.at
+        found = [
+            Node(
+                host, len(places), int(self.rows[places].sum()), float(lasted[places].sum()),
+                sum(self.runs[i].failed for i in places),
+                sum(self.runs[i].state not in _WELL for i in places),
+                max((m for i in places if (m := self.runs[i].max_rss_mb)), default=None),
+            )
+            for host, places in of_node.items()
+        ]  # fmt: skip
+        return sorted(found, key=lambda node: (-node.not_well, node.node))
+
+    def endings(self) -> list[Ending]:
+        """How attempts ended, those that ended well first."""
+        counts = Counter((run.state, run.slurm_state) for run in self.runs)
+        found = []
+        for (state, slurm_state), n in counts.items():
+            message = None
+            if state != AttemptState.DONE:
+                message = (
+                    Attempt.select(Attempt.message)
+                    .join(Page)
+                    .where(
+                        (Page.plan << self.plans)
+                        & (Attempt.state == (AttemptState.RUNNING if state == _LOST else state))
+                        & Attempt.message.is_null(False)
+                    )
+                    .limit(1)
+                    .scalar()
+                )
+            found.append(Ending(state, slurm_state, n, message))
+        return sorted(found, key=lambda e: (e.state != AttemptState.DONE, -e.attempts))
+
+
+def _edges(over: Over) -> Any:
+    return np.linspace(over.began.timestamp(), over.ended.timestamp(), N_BINS + 1)
+
+
+def mean_over(starts: Any, ends: Any, edges: Any, weights: Any = None) -> tuple[float, ...]:
+    """How many of the intervals ``[start, end)`` lie over each bin, as the mean over the bin."""
+    weights = np.ones(len(starts)) if weights is None else weights
+    total = _ramps(starts, weights, edges) - _ramps(ends, weights, edges)
+    return tuple(np.maximum(np.diff(total) / np.diff(edges), 0).round(6).tolist())
+
+
+def _ramps(times: Any, weights: Any, at: Any) -> Any:
+    """The sum of ``weight * max(0, t - time)`` at each t of `at`."""
+    order = np.argsort(times)
+    since = times[order] - at[0]  # small numbers keep their digits
+    weight = np.concatenate([[0.0], np.cumsum(weights[order])])
+    moment = np.concatenate([[0.0], np.cumsum(weights[order] * since)])
+    n = np.searchsorted(since, at - at[0])
+    return (at - at[0]) * weight[n] - moment[n]
+
+
+def histogram(values: Any, of: str | None = None) -> Histogram:
+    """Five intervals to a decade; the values are seconds, of any size."""
+    least = 1e-6
+    values = np.maximum(np.asarray(values, dtype=float), least)
+    low, high = math.floor(math.log10(values.min()) * 5), math.ceil(math.log10(values.max()) * 5)
+    edges = 10.0 ** (np.arange(low, max(high, low + 1) + 1) / 5)
+    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    counts = np.bincount(place, minlength=len(edges) - 1)
+    return Histogram(
+        len(values), tuple(edges.tolist()), tuple(counts.tolist()), float(np.median(values)),
+        float(np.quantile(values, 0.9)), float(values.max()), of,
+    )  # fmt: skip

@@ -1,0 +1,116 @@
+"""What elements used of what they had asked for: CPU, memory, time.
+
+From Slurm's accounting, with the shares that ``reportseff`` gives of the same jobs; without it,
+from what attempts told of themselves, against the options that they were submitted with.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from astra.config import settings
+from astra.config.units import size_mb, time_limit_s
+from astra.errors import SlurmError
+from astra.models.plans import Submission
+from astra.report.attempts import Runs
+from astra.slurm import client
+from astra.slurm.parse import Usage
+from astra.status.pages import slurm_jobs
+
+N_LISTED = 100  # elements in a table, at most
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One resource, over all elements of which it is known."""
+
+    name: str  # "CPU", "memory", "time"
+    unit: str  # of used and asked: "CPU s", "MB", "s"
+    share: float  # of CPU all elements' together, of memory and time the largest
+    median: float
+    most: float
+    n: int  # elements
+    counts: tuple[int, ...]  # by share: 20 steps of 5 %, and one for 100 % and more
+    used: float  # of CPU all, of memory and time that of the element nearest to its limit
+    asked: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What was used of what was asked for; `source` says who tells."""
+
+    source: str
+    gauges: tuple[Gauge, ...]
+    cpu_hours: float | None  # that elements had for themselves
+    elements: tuple[Usage, ...] = ()  # those nearest to a limit
+
+
+def efficiency(
+    submissions: Sequence[Submission], runs: Runs
+) -> tuple[Efficiency | None, tuple[str, ...]]:
+    """What is known, and notes on what could not be found out."""
+    jobs = slurm_jobs(submissions)
+    if not jobs:
+        return None, ()
+    why = "there is no Slurm on this machine"
+    if client.available():
+        try:
+            if usage := client.usage(jobs, recent_s=settings.current().slurm.recent_s):
+                return _accounted(usage), ()
+            why = "the accounting does not know these jobs"
+        except SlurmError as error:
+            why = str(error)
+    note = f"memory and time are what attempts told of themselves, CPU is not known: {why}"
+    return _told(submissions, runs), (note,)
+
+
+def _accounted(usage: list[Usage]) -> Efficiency:
+    ended = [u for u in usage if not u.state.alive]
+    had_s = sum(u.elapsed_s * u.cpus for u in ended)
+    used_s = sum(u.cpu_s or 0 for u in ended)
+    gauges = [
+        _gauge("memory", "MB", [(u.mem_used_mb, u.mem_asked_mb) for u in ended]),
+        _gauge("time", "s", [(u.elapsed_s, u.time_limit_s) for u in ended]),
+    ]
+    if cpu := _gauge("CPU", "CPU s", [(u.cpu_s, u.elapsed_s * u.cpus) for u in ended]):
+        whole = dict(share=used_s / had_s, used=used_s, asked=had_s)
+        gauges.insert(0, Gauge(**{**vars(cpu), **whole}))
+    nearest = sorted(ended, key=lambda u: -max(u.mem_share or 0, u.time_share or 0))
+    cpu_hours = sum(u.elapsed_s * u.cpus for u in usage) / 3600
+    return Efficiency(
+        "Slurm's accounting", tuple(g for g in gauges if g), cpu_hours, tuple(nearest[:N_LISTED])
+    )
+
+
+def _told(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
+    """Of each element the peak of memory, and the time from its first claim to its last word."""
+    asked = {s.pk: json.loads(s.profile).get("options", {}) for s in submissions}
+    lasted, peak = runs.elements()
+    memory, time = [], []
+    for (submission, element), seconds in lasted.items():
+        options = asked.get(submission, {})
+        memory.append((peak.get((submission, element)), size_mb(str(options.get("mem", "")))))
+        time.append((seconds, time_limit_s(options.get("time", ""))))
+    gauges = [_gauge("memory", "MB", memory), _gauge("time", "s", time)]
+    if not any(gauges):
+        return None
+    return Efficiency("what attempts told of themselves", tuple(g for g in gauges if g), None)
+
+
+def _gauge(
+    name: str, unit: str, pairs: Iterable[tuple[float | None, float | None]]
+) -> Gauge | None:
+    known = np.array([(used, asked) for used, asked in pairs if used is not None and asked])
+    if not len(known):
+        return None
+    shares = known[:, 0] / known[:, 1]
+    # 100 % and more share the last step.
+    counts = np.bincount(np.clip((shares * 20).astype(int), 0, 20), minlength=21)
+    most = float(shares.max())
+    used, asked = known[int(shares.argmax())]
+    return Gauge(
+        name, unit, most, float(np.median(shares)), most, len(known), tuple(counts.tolist()),
+        float(used), float(asked),
+    )  # fmt: skip

@@ -1,0 +1,283 @@
+"""Checkpoints: one transaction writes a batch of results and the page's progress together."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import peewee
+
+from astra.database.connection import database, dialect, writing
+from astra.database.dialect import Batch
+from astra.models.pipeline import SOURCE_KEY, SPECTRUM_KEY, version_number
+from astra.models.plans import Attempt, Failure, NoResult, Page
+from astra.results.claim import Claim, Progress, Seen, _hold
+from astra.results.columns import _Bad, _by_columns, _Group, _row_by_row
+from astra.results.rows import (
+    MESSAGE_LIMIT,
+    Checkpoint,
+    Handed,
+    Refusal,
+    Target,
+    Yielded,
+    clean,
+    key_of_result,
+)
+from astra.states import Outcome
+
+log = logging.getLogger(__name__)
+
+
+def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[Any]:
+    """Write a checkpoint, all of it or nothing; the results that were stored.
+
+    A result that the database refuses fails alone: its batch is halved until it stands by itself,
+    and it is recorded as a failure of its row, with the database's own message.
+
+    Raises
+    ------
+    Superseded
+        If another attempt has claimed the page; nothing is written.
+    DatabaseError
+        If the database has lost what it had acknowledged; nothing is written.
+    """
+    with writing():
+        if claim is not None:
+            _hold(claim)
+        stored, refused = _write_results(checkpoint.results, target, claim)
+        failures = _beside_results([*checkpoint.failures, *refused], stored)
+        _forget_other_ends(target, stored, failures, checkpoint.no_results)
+        _write_failures(failures, target, claim)
+        _write_no_results(checkpoint.no_results, target, claim)
+        if claim is not None:
+            seen = claim.seen()
+            progress = _write_progress(claim, seen, stored, failures, checkpoint)
+    if claim is not None:
+        claim.advance(seen, progress)
+    checkpoint.n_refused = len(refused)
+    for failure in refused:
+        log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
+    return [yielded.result for yielded in stored]
+
+
+def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
+    """A failure of a row whose result is stored is a further result, that was refused."""
+    if not failures:
+        return []
+    done = {(y.handed.table, y.handed.key) for y in stored if y.handed}
+    return [replace(f, refused=True) if (f.table, f.key) in done else f for f in failures]
+
+
+def _write_results(
+    results: list[Yielded], target: Target, claim: Claim | None
+) -> tuple[list[Yielded], list[Refusal]]:
+    refused: list[Refusal] = []
+    groups = _by_columns(results, target, claim, refused)
+    if groups is None:
+        refused.clear()
+        groups = _row_by_row(results, target, claim, refused)
+    stored: list[Yielded] = []
+    for group in groups:
+        stored += _store(group, target, refused)
+    if len(groups) > 1:
+        order = {id(yielded): i for i, yielded in enumerate(results)}
+        stored.sort(key=lambda yielded: order[id(yielded)])
+    return stored, refused
+
+
+def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
+    """Write rows that set the same columns; on an error halve them until the bad one is alone."""
+    conflict, where = SOURCE_KEY if target.on_source else SPECTRUM_KEY
+    model = type(group.results[0].result)
+    batch = Batch(
+        dialect().table(model),
+        group.columns,
+        conflict,
+        where,
+        (conflict[0], model._meta.primary_key.column_name),
+    )
+    try:
+        with database.atomic():
+            written = dialect().upsert(batch)
+    except Exception as error:
+        if not dialect().is_rows_fault(error):
+            raise
+        if len(group.results) == 1:
+            kind = type(error.__cause__ or error).__name__
+            message = clean(dialect().message(error), MESSAGE_LIMIT)
+            refused.append(_Bad(group.results[0], kind, message).refusal)
+            return []
+        half = len(group.results) // 2
+        return [
+            *_store(group.part(0, half), target, refused),
+            *_store(group.part(half, len(group.results)), target, refused),
+        ]
+    stored: list[Yielded] = []
+    keys = group.columns[conflict[0]]
+    for yielded, pk, key in zip(group.results, map(written.get, keys), keys, strict=True):
+        # Absent is a row that a later attempt has already written: that one stands.
+        if pk is None:
+            log.warning("%s %s: a later result stands", target.task, key)
+            continue
+        result = yielded.result
+        result.__data__["task_pk"] = pk
+        result._dirty.clear()
+        stored.append(yielded)
+    return stored
+
+
+def _table_of(of: Handed | Refusal | None, target: Target) -> str:
+    """The table of a row: that of the target, where the row itself says nothing else."""
+    return (of.table if of is not None else None) or target.input_table
+
+
+def _forget_other_ends(
+    target: Target, stored: list[Yielded], failures: list[Refusal], no_results: list[Handed]
+) -> None:
+    """What was recorded of rows that end otherwise now: a row has one end."""
+    kinds = _recorded(target)
+    if not kinds:  # mostly nothing was ever recorded of the task
+        return
+    done = [
+        (_table_of(y.handed, target), key_of_result(y.result, target.on_source)) for y in stored
+    ]
+    failed = [(_table_of(f, target), f.key) for f in failures if not f.refused]
+    _forget(kinds & {Failure, NoResult}, target, done)
+    _forget(kinds & {NoResult}, target, failed)
+    _forget(kinds & {Failure}, target, [(_table_of(h, target), h.key) for h in no_results])
+
+
+def _recorded(target: Target) -> set[Any]:
+    """Of failures and rows without a result, the kinds of which the task has any."""
+    found = database.execute_sql(*_query_of_recorded(dialect(), target.task)).fetchone()
+    return {kind for kind, any_ in zip(_KINDS, found, strict=True) if any_}
+
+
+_KINDS = (Failure, NoResult)
+
+
+@lru_cache(maxsize=16)
+def _query_of_recorded(bound: Any, task: str) -> tuple[str, Any]:
+    """Kept, since peewee takes as long to write it as a database to answer it."""
+    ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
+    return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(bound.database).sql()
+
+
+def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, int | None]]) -> None:
+    by_table: dict[str, list[int]] = {}
+    for table, key in rows if kinds else ():
+        if key is not None:
+            by_table.setdefault(table, []).append(key)
+    for model, (table, keys) in product(kinds, by_table.items()):
+        model.delete().where(
+            (model.task == target.task)
+            & (model.input_table == table)
+            & dialect().among(model.key, keys)
+            & (model.v_astra_major_minor == version_number() // 1000)
+        ).execute()
+
+
+def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[str, Any]:
+    return {
+        "task": target.task,
+        "input_table": _table_of(row, target),
+        "key": row.key,
+        "v_astra_major_minor": version_number() // 1000,
+        "input_modified": row.modified,
+        "attempt_pk": claim.attempt.pk if claim else None,
+        "plan_pk": target.plan_pk,
+        "page": target.page,
+    }
+
+
+_ONE_PER_ROW = ("task", "input_table", "key", "v_astra_major_minor")
+
+
+def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None) -> None:
+    for failure in failures:
+        if failure.key is None:
+            log.error("%s: %s: %s", target.task, failure.exception, failure.message)
+            continue
+        refused = failure.refused or _is_done(claim, failure.key)
+        values = {
+            **_common(target, claim, failure),
+            "exception": failure.exception,
+            "message": failure.message,
+            "place": failure.place,
+            "traceback": failure.traceback,
+            "refused": refused,
+        }
+        times = Failure.times + 1
+        if claim is not None and not refused:
+            # Written again after an answer that was lost, it is the same failure.
+            same = Failure.attempt_pk == claim.attempt.pk
+            times = peewee.Case(None, ((same, Failure.times),), times)
+        _upsert_row(Failure, values, {Failure.times: times})
+
+
+def _is_done(claim: Claim | None, key: int) -> bool:
+    """Whether the row has a result already: what failed is a further one."""
+    place = claim.positions.get(key) if claim is not None else None
+    return claim is not None and place is not None and claim.outcomes[place] == Outcome.RESULT
+
+
+def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -> None:
+    for handed in rows:
+        if handed.key is not None:
+            _upsert_row(NoResult, _common(target, claim, handed), {})
+
+
+def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> None:
+    changed = {getattr(model, n): v for n, v in values.items() if n not in _ONE_PER_ROW}
+    model.insert(values).on_conflict(
+        conflict_target=[getattr(model, name) for name in _ONE_PER_ROW],
+        update={**changed, model.modified: peewee.SQL(dialect().now_sql), **extra},
+    ).execute()
+
+
+def _write_progress(
+    claim: Claim,
+    seen: Seen,
+    stored: list[Yielded],
+    failures: list[Refusal],
+    checkpoint: Checkpoint,
+) -> Progress:
+    """The page's progress, in the same transaction."""
+    outcomes = bytearray(seen.outcomes)
+    results = [y.handed.key for y in checkpoint.results if y.handed]
+    bad = {f.key for f in failures}
+    # A result that a later attempt has already written counts as a result all the same.
+    _mark(outcomes, claim, [k for k in results if k not in bad], Outcome.RESULT)
+    if bad:  # of a row that has a result, a further one may have failed
+        _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
+    _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
+    _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
+    counts = {name: outcomes.count(outcome) for name, outcome in _COUNTED.items()}
+    dialect().set_at(Page, claim.page.pk, Page.modified, {"outcomes": bytes(outcomes), **counts})
+    # What this attempt ended itself: the attempts of a page add up to the page. As numbers, not
+    # as increments: where the answer to the commit was lost, all this is written once more.
+    own = {
+        name: getattr(claim.attempt, name) + counts[name] - seen.outcomes.count(outcome)
+        for name, outcome in _COUNTED.items()
+    }
+    own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
+    known = {"n_found": seen.n_found, **own, **claim.measures()}
+    dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, known)
+    return Progress(bytes(outcomes), own)
+
+
+_COUNTED = {
+    "n_done": Outcome.RESULT,
+    "n_failed": Outcome.FAILURE,
+    "n_no_result": Outcome.NO_RESULT,
+}
+
+
+def _mark(outcomes: bytearray, claim: Claim, keys: Iterable[int | None], outcome: Outcome) -> None:
+    value, result = outcome.value, Outcome.RESULT.value
+    for place in map(claim.positions.get, keys):  # type: ignore[arg-type]
+        # A stored result is never taken back by a later failure of the same row.
+        if place is not None and outcomes[place] != result:
+            outcomes[place] = value

@@ -1,0 +1,292 @@
+"""What results set, by column, in database form.
+
+A column at a time where its values are plainly of its type, which most are; else value by value.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Any
+
+import peewee
+
+from astra.database.connection import dialect
+from astra.database.values import are_in_range
+from astra.models.base import TimeField
+from astra.models.pipeline import PipelineOutputModel, version_number
+from astra.results.claim import Claim
+from astra.results.rows import (
+    MESSAGE_LIMIT,
+    Refusal,
+    Target,
+    Yielded,
+    clean,
+    key_of_result,
+    words_of,
+)
+from astra.states import Outcome
+
+#: Columns that the database fills itself.
+BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"})
+
+#: Fields whose database form of such a value is the value.
+_PLAIN: dict[type, type] = {
+    peewee.FloatField: float, peewee.DoubleField: float,
+    peewee.IntegerField: int, peewee.BigIntegerField: int, peewee.SmallIntegerField: int,
+    peewee.TextField: str, peewee.CharField: str, peewee.BooleanField: bool,
+}  # fmt: skip
+
+
+class BadColumn(Exception):
+    """A value that has no form in the database; what it raised is the cause."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def as_row(result: Any) -> dict[str, Any]:
+    """What a result sets, by column.
+
+    Raises
+    ------
+    BadColumn
+        If a value cannot be stored.
+    """
+    fields, row = result._meta.fields, {}
+    for name, value in result.__data__.items():
+        if name in BY_DATABASE:
+            continue
+        try:
+            row[fields[name].column_name] = _converted(fields[name], value)
+        except Exception as error:  # a field of the user's own may raise anything
+            raise BadColumn(name) from error
+    return row
+
+
+def as_columns(results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
+    """What results of one model set, who all set the same in one order; None if a value is bad."""
+    fields, names = results[0]._meta.fields, list(results[0].__data__)
+    columns: dict[str, Sequence[Any]] = {}
+    # Row by row, as they lie in memory: to go through all rows for each column takes longer.
+    every = list(chain.from_iterable(result.__data__.values() for result in results))
+    for place, name in enumerate(names):
+        if name in BY_DATABASE:
+            continue
+        values = every[place :: len(names)]
+        field, types = fields[name], set(map(type, values))
+        try:
+            if type(field) is TimeField and types <= {datetime, type(None)}:
+                known = {value: field.db_value(value) for value in set(values)}  # mostly few
+                values = [known[value] for value in values]
+            elif not _are_plain(field, values, types):
+                values = [_converted(field, value) for value in values]
+        except Exception:  # which it is, and what it raised, is found row by row
+            return None
+        columns[field.column_name] = values
+    return columns
+
+
+def _converted(field: peewee.Field, value: Any) -> Any:
+    value = field.db_value(value)
+    return value if value is None else dialect().checked(field, value)
+
+
+def _are_plain(field: peewee.Field, values: Sequence[Any], types: set[type]) -> bool:
+    kind = _PLAIN.get(type(field))
+    if kind is None or not types <= {kind, type(None)}:
+        return False
+    return dialect().name == "postgresql" or are_in_range(field, values, types)
+
+
+@dataclass
+class _Group:
+    """Results of one model that set the same columns, and what they set."""
+
+    results: list[Yielded]
+    columns: dict[str, Sequence[Any]]
+
+    def part(self, begin: int, end: int) -> "_Group":
+        columns = {name: values[begin:end] for name, values in self.columns.items()}
+        return _Group(self.results[begin:end], columns)
+
+
+def _by_columns(
+    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[_Group] | None:
+    """Results whose values can all be stored, by what they set in which order; else None."""
+    if not _all_may_be_stored(results, target, claim):
+        results = _that_may_be_stored(results, target, claim, refused)
+    _complete(results, claim)
+    found = []
+    for members in _alike(results):
+        columns = as_columns([yielded.result for yielded in members])
+        if columns is None:
+            return None
+        found.append(_Group(members, columns))
+    return found
+
+
+def _alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
+    """Results of one model that set the same columns in one order together."""
+    kinds = ((type(yielded.result), list(yielded.result.__data__)) for yielded in results)
+    if (first := next(kinds, None)) is not None and all(kind == first for kind in kinds):
+        return [results]  # mostly; and hashing all names takes twice as long
+    groups: dict[tuple[Any, ...], list[Yielded]] = {}
+    for yielded in results:
+        groups.setdefault((type(yielded.result), *yielded.result.__data__), []).append(yielded)
+    return groups.values()
+
+
+def _row_by_row(
+    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[_Group]:
+    """The same, less those with a value that cannot be stored."""
+    seen: set[int] = set()
+    groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
+    for yielded in results:
+        try:
+            key = _key_to_store(yielded, target, claim, seen)
+            _complete([yielded], claim)
+            row = _row_of(yielded)
+        except _Bad as bad:
+            refused.append(bad.refusal)
+            continue
+        seen.add(key)
+        kind = type(yielded.result), frozenset(row)
+        groups.setdefault(kind, []).append((yielded, row))
+    return [
+        _Group([y for y, _ in members], {n: [row[n] for _, row in members] for n in members[0][1]})
+        for members in groups.values()
+    ]
+
+
+def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | None) -> bool:
+    """Whether :func:`_key_to_store` would refuse none of them; False where that is not plain."""
+    if {type(yielded.result) for yielded in results} != {target.output}:
+        return False
+    rows = [yielded.result.__data__ for yielded in results]
+    keys = [row.get(target.key_name) for row in rows]
+    versions = [row.get("v_astra") for row in rows]
+    return (
+        set(map(type, versions)) == set(map(type, keys)) == {int}
+        and set(versions) == {version_number()}
+        and -(2**63) <= min(keys) <= max(keys) < 2**63
+        and len(set(keys)) == len(keys)
+        and not any(yielded.again for yielded in results)
+        and (claim is None or _are_pending(keys, claim))
+    )
+
+
+def _are_pending(keys: list[int], claim: Claim) -> bool:
+    places = [place for place in map(claim.positions.get, keys) if place is not None]
+    ended = {claim.outcomes[place] for place in places}
+    return len(places) == len(keys) and Outcome.RESULT.value not in ended
+
+
+def _that_may_be_stored(
+    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[Yielded]:
+    seen: set[int] = set()
+    good = []
+    for yielded in results:
+        try:
+            seen.add(_key_to_store(yielded, target, claim, seen))
+        except _Bad as bad:
+            refused.append(bad.refusal)
+        else:
+            good.append(yielded)
+    return good
+
+
+def _row_of(yielded: Yielded) -> dict[str, Any]:
+    try:
+        return as_row(yielded.result)
+    except BadColumn as bad:
+        error = bad.__cause__ or bad
+        message = clean(f"column {bad.name}: {words_of(error)}", MESSAGE_LIMIT)
+        raise _Bad(yielded, type(error).__name__, message) from error
+
+
+class _Bad(Exception):
+    def __init__(self, yielded: Yielded, kind: str, message: str, refused: bool = False) -> None:
+        handed = yielded.handed
+        if handed is None:
+            # Without a row that it was yielded for, a result is known by the key that it bears.
+            key = key_of_result(yielded.result, on_source=False)
+            self.refusal = Refusal(key, kind, message, refused=refused)
+            return
+        refused = refused or yielded.again
+        self.refusal = Refusal(
+            handed.key, kind, message, handed.modified, refused=refused, table=handed.table
+        )
+
+
+def _key_to_store(yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]) -> int:
+    """The key of a result that may be stored.
+
+    Raises
+    ------
+    _Bad
+        If it may not.
+    """
+    result = yielded.result
+    if type(result) is not target.output or result.__data__.get("v_astra") != version_number():
+        _check_model(yielded, target.output)
+    data = result.__data__
+    key = data.get(target.key_name)
+    if type(key) is not int or not -(2**63) <= key < 2**63:
+        key = key_of_result(result, target.on_source)
+    if key is None:
+        raise _Bad(yielded, *_no_key(result, target.on_source))
+    if claim is not None:
+        place = claim.positions.get(key)
+        if place is None:
+            raise _Bad(yielded, "ForeignRow", f"the result is for {key}, which is not in the page")
+        if claim.outcomes[place] == Outcome.RESULT.value:
+            raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
+    if key in seen or yielded.again:
+        raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
+    return key
+
+
+def _complete(results: Iterable[Yielded], claim: Claim | None) -> None:
+    """Tell results which reading of its row each is of, and which attempt stores them."""
+    attempt_pk = claim.attempt.pk if claim is not None else None
+    for yielded in results:
+        data, handed = yielded.result.__data__, yielded.handed
+        if handed is not None:
+            data["input_read"] = handed.read
+            if data.get("input_modified") is None:
+                data["input_modified"] = handed.modified
+        data["attempt_pk"] = attempt_pk
+
+
+def _check_model(yielded: Yielded, wanted: Any) -> None:
+    """A result is a row of the one table that the task is known to write, at this version."""
+    result = yielded.result
+    name = type(result).__name__
+    if isinstance(result, type):
+        name = f"the class {result.__name__} itself"
+    if wanted is None:
+        good = isinstance(result, PipelineOutputModel) and type(result) is not PipelineOutputModel
+        said = "a row of a subclass of PipelineOutputModel"
+    else:
+        good, said = type(result) is wanted, wanted.__name__
+    if not good:
+        raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {said}")
+    version = result.__data__.get("v_astra")
+    if not isinstance(version, int) or version // 1000 != version_number() // 1000:
+        message = f"v_astra={version!r}: leave it out; it is that of this astra, {version_number()}"
+        raise _Bad(yielded, "WrongVersion", message)
+
+
+def _no_key(result: Any, on_source: bool) -> tuple[str, str]:
+    name = "source_pk" if on_source else "spectrum_pk"
+    given = result.__data__.get(name)
+    if given is None:
+        return (
+            "NoKey",
+            f"the result has no {name}; use from_{'source' if on_source else 'spectrum'}()",
+        )
+    return "BadKey", f"{name}={clean(repr(given), 200)} is no key: a whole number of 64 bits"

@@ -1,0 +1,215 @@
+"""Resuming: the pages that are not whole and not alive, with only their missing rows."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from astra.config.profiles import choose_profile
+from astra.database.connection import connection, writing
+from astra.element import spool
+from astra.element.suspects import forgive
+from astra.errors import UsageError, nearest
+from astra.models.plans import Page, Plan
+from astra.plan.lookup import check_plan_version, get_plan
+from astra.plan.pages import light_pages
+from astra.policy import retry_policy
+from astra.policy.next_steps import Next, exclude_bad_nodes, grouped, next_steps, record
+from astra.slurm.parse import SlurmRefused
+from astra.states import ALIVE, Outcome, PageState, SlurmState
+from astra.status.pages import Asked, PageStatus, survey
+from astra.submit.arrays import shares
+from astra.submit.hours import ALWAYS, Hours
+from astra.submit.intent import plan_lock, recover_intents
+from astra.submit.local import run_local, start_local
+from astra.submit.submit import Left, Submitted, check_ready, submit_pages
+
+
+def resume(
+    plan: int,
+    failed: bool = False,
+    only: Iterable[str] = (),
+    profile_name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    hours: Hours = ALWAYS,
+    asked: Asked | None = None,
+) -> Submitted:
+    """Submit the pages of a plan that are not whole and not alive.
+
+    Called twice, or while elements run, it starts nothing twice. The policy decides, for each page
+    by how its element ended, whether it is submitted again, and with how much more memory or time;
+    pages that it gives up stand in ``left`` of what is returned, with what would take them again.
+    Nodes at which failures gather are left out for a while. Needs nobody in front of it.
+
+    Parameters
+    ----------
+    failed : take rows again that are recorded as failures.
+    only : Slurm states, such as ``OUT_OF_MEMORY``: only pages whose element ended so, those too
+        that have used up their retries.
+    profile_name, options, dry_run, hours : as for :func:`astra.submit.submit.submit`. Without
+        a name, elements are submitted as those before them were.
+    asked : what Slurm said of the plan just now; without it, it is asked.
+    """
+    frozen = get_plan(plan)
+    check_ready(frozen)
+    choose_profile(profile_name, options)  # refused before anything is changed
+    wanted = checked_states(only)
+    with plan_lock(frozen):
+        recover_intents(frozen)
+        spool.recover(frozen)
+        pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, asked)
+        numbers = {page.number for page in pages}
+        chosen = [
+            replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
+            for s in statuses
+            if s.page in numbers
+        ]
+        steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
+        if not dry_run:
+            exclude_bad_nodes(frozen, statuses, steps)
+        done = _submit_groups(frozen, [n for n in steps if n.step.retry], dry_run, hours)
+        if not dry_run:
+            record(frozen, steps, statuses)
+    left = [n for n in steps if not n.step.retry]
+    skipped.update({"given up": len(left)} if left else {})
+    return replace(done, skipped=skipped, left=_left(frozen, left))
+
+
+def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -> Submitted:
+    """Submit pages, those together whose elements have the same options.
+
+    These share the throttle, too.
+    """
+    groups: dict[str, list[Next]] = {}
+    for n in steps:
+        groups.setdefault(repr(n.profile), []).append(n)
+    done = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
+    waiting = sum(len(group) for group in groups.values())
+    least = min((n.profile.throttle for n in steps if n.profile.throttle), default=None)
+    throttles = shares(least, [len(group) for group in groups.values()])
+    for place, group in enumerate(groups.values()):
+        if done.message:  # a limit of Slurm's: it holds for the others too
+            break
+        if throttles and place >= len(throttles):
+            done = replace(
+                done, message=f"the throttle of {least} is used up: the rest comes later"
+            )
+            break
+        chosen = group[0].profile
+        if throttles:
+            chosen = replace(chosen, throttle=throttles[place])
+        try:
+            pages = {n.page.number: n.page.n_pending for n in group}
+            holders = {n.page.submission_pk for n in group}
+            new = submit_pages(plan, pages, holders, chosen, dry_run, hours)
+        except SlurmRefused as refused:
+            if not done.jobs:
+                raise
+            done = replace(done, message=str(refused))
+            break
+        done = replace(
+            done,
+            pages=done.pages + new.pages,
+            rows=done.rows + new.rows,
+            jobs=done.jobs + new.jobs,
+            profile=new.profile,
+            message=new.message,
+        )
+    return replace(done, unsubmitted=waiting - done.pages)
+
+
+def _left(plan: Plan, steps: list[Next]) -> tuple[Left, ...]:
+    return tuple(
+        Left(tuple(pages), str(state), said, f"astra resume {plan.pk} {retry_policy.remedy(state)}")
+        for (state, _, said), pages in grouped(steps).items()
+    )
+
+
+def resume_local(
+    plan: int,
+    n_processes: int = 1,
+    failed: bool = False,
+    progress: Callable[[int, int], None] = lambda ended, rows: None,
+    row_timeout: float | None = None,
+) -> Submitted:
+    """The same with processes of this machine; without `failed`, as a first submission too."""
+    frozen = get_plan(plan)
+    check_plan_version(frozen)
+    if frozen.cancelled is not None:
+        raise UsageError(f"plan {frozen.pk} was cancelled; its rows can be planned again")
+    with plan_lock(frozen):
+        recover_intents(frozen)
+        spool.recover(frozen)
+        pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
+        if not pages:
+            return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
+        submission = start_local(frozen, pages)
+    done = run_local(frozen, submission, pages, n_processes, progress, row_timeout)
+    return Submitted(**{**vars(done), "skipped": skipped})
+
+
+def _choose(
+    plan: Plan,
+    failed: bool,
+    only: frozenset[SlurmState],
+    dry_run: bool,
+    asked: Asked | None = None,
+) -> tuple[list[Page], dict[str, int], Sequence[PageStatus]]:
+    """The pages to submit, how many are passed over, by state, and how all of them stood."""
+    statuses, _ = survey(plan, asked)
+    chosen: list[int] = []
+    skipped: Counter[str] = Counter()
+    for page in statuses:
+        if not _is_wanted(page, failed, only):
+            skipped[page.state.value] += 1
+        else:
+            chosen.append(page.page)
+    if failed and not dry_run:
+        _reset(plan, chosen)
+    numbers = set(chosen)
+    with connection():
+        pages = [p for p in light_pages(plan) if p.number in numbers]
+    return [p for p in pages if p.n_pending or (failed and dry_run)], dict(skipped), statuses
+
+
+def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> bool:
+    if page.state in ALIVE:
+        return False
+    if not page.pending and not (failed and page.failed):
+        return False
+    return not only or page.slurm_state in only or page.state is PageState.UNSUBMITTED
+
+
+def _reset(plan: Plan, numbers: list[int]) -> None:
+    """Make the failed rows of these pages pending again."""
+    with connection(), writing():
+        failed = Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0))
+        pages = [page for page in failed if page.number in set(numbers)]
+        forgive(pages)
+        for page in pages:
+            _reset_failures(page)
+
+
+def _reset_failures(page: Page) -> None:
+    outcomes = bytes(page.outcomes).replace(bytes([Outcome.FAILURE]), bytes([Outcome.PENDING]))
+    Page.update(outcomes=outcomes, n_failed=0).where(
+        (Page.pk == page.pk) & (Page.outcomes == page.outcomes)
+    ).execute()
+
+
+def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:
+    """Slurm states from their names, in either case.
+
+    Raises
+    ------
+    UsageError
+        If a name is none of Slurm's.
+    """
+    known = {state.value for state in SlurmState if state is not SlurmState.ABSENT}
+    found = set()
+    for word in words:
+        if word.upper() not in known:
+            raise UsageError(f"--only {word}: no state of Slurm's. {nearest(word.upper(), known)}")
+        found.add(SlurmState(word.upper()))
+    return frozenset(found)

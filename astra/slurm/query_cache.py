@@ -1,0 +1,102 @@
+"""What Slurm told this user just now, kept for some seconds: the controller is everyone's.
+
+A small file for each question, in the user's own cache, so that the next command of theirs need not
+ask again. Nothing is decided by what is kept: it is for those who look. Where it cannot be kept,
+Slurm is asked. A slow answer is kept for longer.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from astra.config.run_folder import write_whole
+from astra.errors import AstraError
+
+log = logging.getLogger(__name__)
+
+
+#: Kept for so many times as long as it took, if that is longer than what is asked for.
+SLOW = 3.0
+
+_FORGOTTEN_S = 600  # files that are older go with the next that is written
+
+
+@dataclass(frozen=True)
+class _Kept:
+    at: float  # seconds since the epoch, when the question was asked
+    took_s: float
+    text: str
+
+    def good_for(self, recent_s: float) -> bool:
+        age_s = time.time() - self.at
+        return 0 <= age_s <= max(recent_s, SLOW * self.took_s)
+
+
+def kept(args: Sequence[str], where: str, recent_s: float, ask: Callable[[], str]) -> str:
+    """The answer to a command: one that is not older than `recent_s`, or a new one, which is kept.
+
+    Parameters
+    ----------
+    args : the command and its arguments.
+    where : what else the answer depends on: the cluster's configuration.
+    recent_s : 0: it is asked, and nothing is kept.
+    ask : gives the answer.
+    """
+    if not recent_s or (folder := _folder()) is None:
+        return ask()
+    name = hashlib.sha256("\0".join([where, *args]).encode()).hexdigest()[:32]
+    path = folder / f"{args[0]}-{name}.json"
+    found = _read(path)
+    if found is not None and found.good_for(recent_s):
+        log.info("%s: as of %.1f s ago", args[0], time.time() - found.at)
+        return found.text
+    at, began = time.time(), time.monotonic()
+    text = ask()
+    made = _Kept(at, time.monotonic() - began, text)
+    with suppress(AstraError, OSError):
+        write_whole(path, json.dumps(vars(made)))
+        _forget(folder, older_than=at - _FORGOTTEN_S)
+    return text
+
+
+def forget_all() -> None:
+    """What was kept is not so any more: something was submitted or cancelled."""
+    if (folder := _folder(make=False)) is not None:
+        _forget(folder, older_than=float("inf"))
+
+
+def _folder(make: bool = True) -> Path | None:
+    """The user's cache, if it is theirs alone: whoever could write there could lie about jobs."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(root) / "astra"
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.lstat()
+    except (OSError, ValueError):
+        return None
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return folder if mine and not found.st_mode & 0o077 else None
+
+
+def _read(path: Path) -> _Kept | None:
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+            return _Kept(**json.load(file))
+    except (OSError, ValueError, TypeError):
+        return None  # there is none, or it is damaged
+
+
+def _forget(folder: Path, older_than: float) -> None:
+    with suppress(OSError):
+        for file in folder.iterdir():
+            with suppress(OSError):
+                if file.suffix == ".json" and file.lstat().st_mtime < older_than:
+                    file.unlink()

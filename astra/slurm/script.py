@@ -1,0 +1,297 @@
+"""The batch script of an array: rendered from a template, with every value quoted.
+
+A shell never sees a value that ``quote`` did not pass, and sbatch none that ``directive`` did not;
+the set-up lines of a profile are shell on purpose. A site's templates come before the shipped
+ones, which a site's own reach as ``astra/element.sh.j2`` where they have the same name.
+"""
+
+import re
+import shlex
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from astra.config import resources, secrets, settings
+from astra.errors import ScriptError, nearest
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@dataclass(frozen=True)
+class ElementScript:
+    """What the script of one array of elements is made of."""
+
+    plan: int
+    task: str
+    token: str  # of the submission, by which its elements are known to the database
+    job_name: str
+    pages: str  # for people: "1-1000"
+    array: str  # Slurm's: "1-1000%50"
+    log_path: str  # Slurm's pattern, see log_pattern()
+    chdir: str | Path
+    python: str  # absolute path of the interpreter
+    made_by: str
+    made_at: str
+    offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
+    pages_per_element: int = 1
+    row_timeout: float | None = None  # seconds; without it the configured one
+    start_until: int | None = None  # an element that begins later begins nothing
+    tell_at: int | None = None  # when an element that runs is told to end
+    directives: Iterable[tuple[str, str | None]] = ()  # see profile.directives()
+    setup: Iterable[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)  # exported; no secrets
+
+    @property
+    def command(self) -> str:
+        """The shell command that runs one element."""
+        start = [self.python, "-m", "astra", "run-page", "--plan", str(self.plan)]
+        limits = [
+            (f"--{name}", f"{value:.15g}")
+            for name, value in (
+                ("row-timeout", self.row_timeout), ("start-until", self.start_until),
+                ("tell-at", self.tell_at),
+            )
+            if value is not None
+        ]  # fmt: skip
+        words = " ".join(map(quote, [*start, "--job", self.token, *chain(*limits)]))
+        return f"{words} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
+
+
+@dataclass(frozen=True)
+class FinalizerScript:
+    """What the script of a night's finalizer is made of."""
+
+    night: int
+    name: str  # of the night, in the configuration
+    token: str
+    job_name: str
+    log_path: str
+    chdir: str | Path
+    python: str
+    made_by: str
+    made_at: str
+    directives: Iterable[tuple[str, str | None]] = ()
+    setup: Iterable[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """The shell command that looks after the night."""
+        words = [self.python, "-m", "astra", "nightly", self.name]
+        return " ".join(map(quote, [*words, "--continue", str(self.night), "--job", self.token]))
+
+
+def render(template: str, script: ElementScript | FinalizerScript, site: Path | None = None) -> str:
+    """The text of a batch script.
+
+    Parameters
+    ----------
+    template : name of a template, such as ``element.sh.j2``.
+    script : what stands in it.
+    site : folder of a site's own templates; by default the configured ``[run] templates``.
+
+    Raises
+    ------
+    ScriptError
+        If the template is missing or faulty, or a value cannot stand in a script.
+    """
+    import jinja2
+
+    _refuse_secrets(script)
+    site = site or settings.current().run.templates
+    environment = _environment(site)
+    context = {item.name: getattr(script, item.name) for item in fields(script)}
+    context.update(command=script.command, directives=_with_append(script.directives))
+    try:
+        text = environment.get_template(template).render(context)
+    except jinja2.TemplateSyntaxError as error:
+        place = error.filename or error.name or template
+        raise ScriptError(f"template {place}, line {error.lineno}: {error.message}") from error
+    except jinja2.TemplateNotFound as error:
+        hint = nearest(str(error.name), environment.list_templates())
+        raise ScriptError(f"no template {error.name!r} in {_folders(site)}. {hint}") from error
+    except Exception as error:  # a template is a program: it can fail in any way
+        raise ScriptError(f"{_place(error, template)}: {error}") from error
+    needed = ["--job-name=", "--output=", *(["--array="] if "array" in context else [])]
+    return _whole(re.sub(r"\n{3,}", "\n\n", text), template, needed)
+
+
+def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
+    """Array indices as sbatch reads them.
+
+    >>> array_spec([1, 2, 3, 7, 9, 10], throttle=4)
+    '1-3,7,9-10%4'
+    """
+    ordered = sorted(set(indices))
+    if not ordered or ordered[0] < 0:
+        raise ValueError("an array needs indices, none of them below 0")
+    if throttle is not None and throttle < 1:
+        raise ValueError(f"throttle is {throttle}: at least 1 element must be allowed to run")
+    if ordered[-1] - ordered[0] == len(ordered) - 1:  # as it mostly is, of thousands
+        starts, ends = ordered[:1], ordered[-1:]
+    else:
+        starts, ends = _runs(ordered)
+    runs = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
+    return ",".join(runs) + (f"%{throttle}" if throttle else "")
+
+
+def _runs(ordered: list[int]) -> tuple[list[int], list[int]]:
+    """Where runs of numbers that follow each other begin and end."""
+    starts = [i for k, i in enumerate(ordered) if k == 0 or ordered[k - 1] != i - 1]
+    ends = [i for k, i in enumerate(ordered) if k + 1 == len(ordered) or ordered[k + 1] != i + 1]
+    return starts, ends
+
+
+def log_pattern(folder: str | Path, name: str = "%A_%a.log") -> str:
+    """Slurm's pattern of the logs in `folder`, whose own percent signs stay as they are.
+
+    Raises
+    ------
+    ScriptError
+        If the folder's name holds a backslash: with one, Slurm replaces no pattern at all.
+    """
+    if "\\" in str(folder):
+        raise ScriptError(
+            f"the folder of the logs, {str(folder)!r}, holds a backslash: Slurm then fills in no "
+            "%A and %a; choose another [run] dir"
+        )
+    return f"{str(folder).replace('%', '%%')}/{name}"
+
+
+def quote(value: object) -> str:
+    """`value` as one word of shell."""
+    text = _text(value)
+    if "\0" in text:
+        raise ScriptError(f"{text!r} holds a NUL, which no shell can pass on")
+    return shlex.quote(text)
+
+
+def directive(value: object) -> str:
+    r"""`value` as sbatch reads it in a ``#SBATCH`` line.
+
+    No shell reads these lines. sbatch ends a value at a blank and the line at ``#``; both kinds of
+    quotes hold them together, and a backslash takes the next character as it is, in single quotes
+    too (tried on 22.05).
+
+    >>> print(directive("a b"), directive('5" #1'), directive("B:USR1@60"))
+    "a b" "5\" #1" B:USR1@60
+    """
+    text = _text(value)
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise ScriptError(f"{text!r} holds a control character: an #SBATCH line cannot")
+    if text and not re.search(r"[\s\"'\\#]", text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def comment(value: object) -> str:
+    """`value` as part of one line of comment."""
+    return "".join(c if c.isprintable() else " " for c in _text(value))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str | int | float | Path):
+        str(value)  # of a name that a template does not know: raises, and names it
+        raise ScriptError(f"{value!r} is neither text nor number")
+    text = str(value)
+    if not _is_utf8(text):
+        raise ScriptError(f"{text!r} is not UTF-8, in which scripts are written; rename it")
+    return text
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@cache
+def _environment(site: Path | None) -> "Environment":
+    import jinja2  # here, as few commands render a script
+
+    shipped = jinja2.FileSystemLoader(resources.templates_dir())
+    places: list[jinja2.BaseLoader] = [shipped, jinja2.PrefixLoader({"astra": shipped})]
+    if site:
+        places.insert(0, jinja2.FileSystemLoader(site))
+    environment = jinja2.Environment(  # noqa: S701 - shell, not HTML: quote stands in its place
+        loader=jinja2.ChoiceLoader(places),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(quote=quote, directive=directive, comment=comment)
+    return environment
+
+
+def _folders(site: Path | None) -> str:
+    return " or ".join(str(place) for place in (site, resources.templates_dir()) if place)
+
+
+def _with_append(options: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """The directives; unless they say otherwise, a requeued element keeps its first log."""
+    listed = list(options)
+    named = any(name == "open-mode" for name, _ in listed)
+    return listed if named else [*listed, ("open-mode", "append")]
+
+
+def _refuse_secrets(script: ElementScript | FinalizerScript) -> None:
+    for name, value in script.environment.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ScriptError(f"{name!r} cannot be the name of an environment variable")
+        if secrets.has_password(value):
+            raise _secret(name)
+    for name, option in script.directives:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise ScriptError(f"{name!r} cannot be the name of an option of sbatch")
+        if option is not None and secrets.holds_secret(_text(option)):
+            raise _secret(f"the option --{name}")
+    for number, line in enumerate(script.setup, 1):
+        if secrets.holds_secret(line):
+            raise _secret(f"line {number} of the set-up")
+
+
+def _secret(where: str) -> ScriptError:
+    return ScriptError(
+        f"{where} holds a password, which must not stand in a script: Slurm keeps it and shows it "
+        "to administrators; put it into ~/.pgpass (mode 600), or read it from a file of your own "
+        'there: export NAME="$(cat ~/.name)"'
+    )
+
+
+def _place(error: BaseException, template: str) -> str:
+    """The innermost line of a template that `error` passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if frame.filename.endswith((".j2", f"/{template}")):
+            return f"template {frame.filename}, line {frame.lineno}"
+    return f"template {template}"
+
+
+def _whole(text: str, template: str, needed: Iterable[str]) -> str:
+    """`text`, if sbatch will read the directives in it: they end at the first command."""
+    head = []
+    for line in text.split("\n"):
+        if line.strip() and not line.startswith("#"):
+            break
+        head.append(line)
+    if not text.startswith("#!") or "\0" in text or not _is_utf8(text):
+        raise ScriptError(
+            f"template {template}: the script must begin with #! and be UTF-8 without NUL"
+        )
+    if secrets.holds_known(text):
+        raise _secret(f"what template {template} makes")
+    for option in needed:
+        if not any(line.startswith(f"#SBATCH {option}") for line in head):
+            raise ScriptError(
+                f"template {template}: no #SBATCH {option} before the first command; keep the "
+                'block "directives" of base.sh.j2'
+            )
+    return text

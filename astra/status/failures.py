@@ -1,0 +1,94 @@
+"""Failures: which rows raised, why, where and how often."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from astra.database.connection import connection, dialect
+from astra.models.plans import Failure, Page, Plan
+from astra.plan.lookup import get_plan
+from astra.states import Outcome
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """One row of a plan that ended as a failure."""
+
+    key: int
+    page: int | None
+    exception: str
+    message: str
+    place: str | None
+    times: int
+    refused: bool  # a further result of a row that has one: the row is done
+    traceback: str | None
+    since: str | None = None  # what became of the row after this plan had done with it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Failures of one exception and place."""
+
+    exception: str
+    place: str | None
+    message: str  # of the first
+    rows: int
+    keys: tuple[int, ...]
+
+
+def failures(plan: int) -> list[FailedRow]:
+    """The failures of a plan, by key: as many as its status counts, and refused results.
+
+    A row has one record: where a later plan took the row again, the record is of that plan, and
+    where the row has ended otherwise since there is none.
+    """
+    frozen = get_plan(plan)
+    with connection():
+        own = list(Failure.select().where(Failure.plan_pk == frozen.pk))
+        recorded = {f.key for f in own}
+        missing = [key for key in _failed_keys(frozen) if key not in recorded]
+        later = Failure.select().where(
+            (Failure.task == frozen.task)
+            & (Failure.input_table == frozen.input_table)
+            & dialect().among(Failure.key, missing)
+        )
+        again = {f.key: f for f in later} if missing else {}
+    rows = [_failed_row(f) for f in own]
+    rows += [_failed_row(f, f"failed again in plan {f.plan_pk}") for f in again.values()]
+    gone = "ended otherwise since: it has a result now, or none"
+    rows += [
+        FailedRow(key, None, "(no record)", "", None, 1, False, None, gone)
+        for key in missing
+        if key not in again
+    ]
+    return sorted(rows, key=lambda row: row.key)
+
+
+def _failed_row(f: Failure, since: str | None = None) -> FailedRow:
+    return FailedRow(
+        f.key, f.page, f.exception, f.message, f.place, f.times, f.refused, f.traceback, since
+    )
+
+
+def _failed_keys(plan: Plan) -> list[int]:
+    """Keys of the rows that count as failed in the pages of a plan."""
+    pages = Page.select(Page.keys, Page.outcomes).where(
+        (Page.plan == plan.pk) & (Page.n_failed > 0)
+    )
+    return [
+        key
+        for page in pages
+        for key, outcome in zip(page.keys, bytes(page.outcomes), strict=True)
+        if outcome == Outcome.FAILURE
+    ]
+
+
+def kinds(rows: Iterable[FailedRow]) -> list[Kind]:
+    """Failures grouped by exception and place, the most frequent first."""
+    groups: dict[tuple[str, str | None], list[FailedRow]] = {}
+    for row in rows:
+        groups.setdefault((row.exception, row.place), []).append(row)
+    found = [
+        Kind(exception, place, members[0].message, len(members), tuple(m.key for m in members))
+        for (exception, place), members in groups.items()
+    ]
+    return sorted(found, key=lambda kind: -kind.rows)

@@ -1,0 +1,109 @@
+"""Logs: the right file of the right attempt."""
+
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from astra.database.connection import connection
+from astra.errors import UsageError
+from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.plan.lookup import get_plan
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where one attempt of a page printed to."""
+
+    page: int
+    attempt: int  # from 1; 0 where the element ended before it claimed the page
+    state: str
+    job: str | None
+    host: str
+    path: str | None
+
+
+def logs(plan: int, page: int | None = None) -> list[Log]:
+    """The attempts of a plan, or of one page, with their files; the latest last.
+
+    Raises
+    ------
+    UsageError
+        If the plan has no such page, or the page was never tried.
+    """
+    frozen = get_plan(plan)
+    with connection():
+        query = (
+            Attempt.select(Attempt, Page, Submission)
+            .join(Page)
+            .switch(Attempt)
+            .join(Submission, on=(Submission.pk == Attempt.submission_pk), attr="submission")
+            .where(Page.plan == frozen.pk)
+            .order_by(Page.number, Attempt.number)
+        )
+        if page is not None:
+            if not 1 <= page <= frozen.n_pages:
+                raise UsageError(f"plan {plan} has pages 1 to {frozen.n_pages}, not {page}")
+            query = query.where(Page.number == page)
+        found = [_log(attempt) for attempt in query]
+        if page is not None and (unclaimed := _unclaimed(frozen, page)):
+            found.append(unclaimed)
+    if not found:
+        which = f"page {page} of plan {plan}" if page else f"plan {plan}"
+        raise UsageError(f"no element has begun {which} yet: astra status {plan}")
+    return found
+
+
+def text_of(log: Log) -> str:
+    """What an attempt printed; also where its plan's folder is packed by now.
+
+    Raises
+    ------
+    UsageError
+        If the file is not on this machine.
+    """
+    if log.path is not None:
+        path = Path(log.path)
+        if path.is_file():
+            return path.read_text(errors="replace")
+        if (text := _packed(path)) is not None:
+            return text
+    raise UsageError(f"the log of page {log.page} is not here: {log.path or 'none was written'}")
+
+
+def _packed(path: Path) -> str | None:
+    """What a file holds that lay in a plan's folder, in the archive of it (see clean.py)."""
+    folder = path.parent.parent
+    archive = folder.with_name(f"{folder.name}.tar.gz") if folder.name else folder
+    if not archive.is_file():
+        return None
+    name = str(path.relative_to(folder.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            file = tar.extractfile(name) if name in tar.getnames() else None
+            return file.read().decode(errors="replace") if file else None
+    except (OSError, tarfile.TarError) as error:
+        raise UsageError(f"{archive} cannot be read: {error}") from error
+
+
+def _unclaimed(plan: Plan, number: int) -> Log | None:
+    """The log of an element that has begun, and ended before it claimed its page."""
+    page = Page.get((Page.plan == plan.pk) & (Page.number == number))
+    submission = Submission.get_or_none(Submission.pk == page.submission_pk)
+    claimed = Attempt.select().where(
+        (Attempt.page == page.pk) & (Attempt.submission_pk == page.submission_pk)
+    )
+    if submission is None or submission.log_folder is None or claimed.exists():
+        return None
+    element = (number - 1) // submission.pages_per_element + 1
+    job = f"{submission.job_id}_{element - submission.offset}"
+    path = Path(submission.log_folder) / f"{job}.log"
+    return Log(number, 0, "unclaimed", job, "", str(path)) if path.is_file() else None
+
+
+def _log(attempt: Attempt) -> Log:
+    path = attempt.log
+    if path is None and attempt.job_id is not None and attempt.submission.log_folder:
+        name = f"{attempt.job_id}_{attempt.array_index}.log"
+        path = str(Path(attempt.submission.log_folder) / name)
+    job = f"{attempt.job_id}_{attempt.array_index}" if attempt.job_id else None
+    return Log(attempt.page.number, attempt.number, attempt.state, job, attempt.host, path)

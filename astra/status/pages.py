@@ -1,0 +1,370 @@
+"""TODO."""
+
+import os
+import re
+import signal
+import socket
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, overload
+
+from astra.config import run_folder, settings
+from astra.database.connection import connection, database, dialect
+from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.processes import process_began
+from astra.slurm import client, parse
+from astra.states import ALIVE, AttemptState, PageState, SlurmState
+
+
+@dataclass(frozen=True, slots=True)
+class PageStatus:
+    """One page, from both sides."""
+
+    page: int
+    state: PageState
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    pending: int
+    element: int | None = None
+    job: str | None = None  # "4711_7"
+    node: str | None = None
+    slurm_state: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None  # why Slurm lets it wait, or ended it
+    attempts: int = 0
+    seen: datetime | None = None
+    overdue: bool = False
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the database says of a plan's pages; of whole ones their attempts only if asked."""
+
+    plan: Plan
+    submissions: Mapping[int, Submission]
+    rows: Sequence[tuple[Any, ...]]  # see _ROW; there may be 100,000, and more
+    attempts: Mapping[int, Any]
+    now: datetime
+
+    def asked_about(self, of_whole: bool) -> list[Submission]:
+        """The submissions that Slurm has a say in."""
+        if of_whole:
+            return list(self.submissions.values())
+        pending = {row[5] for row in self.rows if row[7]}
+        return [s for pk, s in self.submissions.items() if pk in pending]
+
+
+#: The columns of a page that its status is made of.
+_ROW = (
+    Page.number, Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result,
+    Page.submission_pk, Page.attempt_pk, N_PENDING,
+)  # fmt: skip
+
+#: Of a submission all but its elements, of which an array may have thousands.
+_SUBMISSION = [field for field in Submission._meta.sorted_fields if field.name != "elements"]
+
+
+def _read(plan: Plan, of_whole: bool) -> Stored:
+    attempts = (
+        Attempt.select(
+            Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
+            Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message,
+        )
+        .join(Page, on=(Attempt.pk == Page.attempt_pk))
+        .where((Page.plan == plan.pk) & (True if of_whole else N_PENDING > 0))
+    )  # fmt: skip
+    with connection():
+        now = dialect().now()
+        of_plan = Submission.select(*_SUBMISSION).where(Submission.plan == plan.pk)
+        submissions = {s.pk: s for s in of_plan}
+        # The numbers as the driver gives them: peewee looks at each once more.
+        query = Page.select(*_ROW).where(Page.plan == plan.pk).order_by(Page.number)
+        rows = database.execute(query).fetchall()
+        last = {attempt.pk: attempt for attempt in attempts.namedtuples()}
+    return Stored(plan, submissions, rows, last, now)
+
+
+class Pages(Sequence[PageStatus]):
+    """The pages of a plan as they stand: their states at once, all else of one when it is read.
+
+    Attributes
+    ----------
+    states : of the pages, in their order.
+    tally : how many pages are in each state, and how many rows of theirs have not ended.
+    held : places of those that wait for something that does not come by itself.
+    any_ended : Slurm does not call an element alive whose page has rows left.
+    """
+
+    def __init__(self, stored: Stored, answer: Any, cancelled: bool) -> None:
+        self.stored, self.answer, self.cancelled = stored, answer, cancelled
+        self._arrays = {
+            pk: (s.job_id, s.pages_per_element, s.offset)
+            for pk, s in stored.submissions.items()
+            if s.kind == "slurm" and s.job_id and answer is not None
+        }
+        self.states = [PageState.DONE] * len(stored.rows)
+        self.held: list[int] = []
+        self.any_ended = False
+        counts: defaultdict[PageState, list[int]] = defaultdict(lambda: [0, 0])
+        alike: dict[tuple[Any, ...], tuple[PageState, list[int], bool]] = {}
+        for place, row in enumerate(stored.rows):
+            if not (left := row[7]):
+                continue
+            execution = self._execution(row)
+            # Pages of an array that no attempt has begun, and that Slurm says the same of, are
+            # alike.
+            key = row[5], row[6], id(execution)
+            if (kind := alike.get(key)) is None:
+                state = self._state(row[5], stored.attempts.get(row[6]), execution)
+                held = state is PageState.WAITING and execution and _is_never(execution.reason)
+                kind = alike[key] = state, counts[state], bool(held)
+                if execution is not None:
+                    self.any_ended |= execution.state is None or not execution.state.alive
+            self.states[place], count, held = kind
+            count[0] += 1
+            count[1] += left
+            if held:
+                self.held.append(place)
+        if n_whole := len(stored.rows) - sum(n for n, _ in counts.values()):
+            counts[PageState.DONE] = [n_whole, 0]
+        self.tally = {state: (n, left) for state, (n, left) in counts.items()}
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @overload
+    def __getitem__(self, place: int) -> PageStatus: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[PageStatus]: ...
+    def __getitem__(self, place: int | slice) -> PageStatus | list[PageStatus]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        return self._page(self.stored.rows[place], self.states[place])
+
+    def any_local(self) -> bool:
+        """Whether a page was last given to processes of one machine."""
+        local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
+        return any(row[5] in local for row in self.stored.rows)
+
+    def _execution(self, row: tuple[Any, ...]) -> Any:
+        """What Slurm says of the element that a page was given to."""
+        array = self._arrays.get(row[5])
+        if array is None:
+            return None
+        job_id, each, offset = array
+        key = job_id, (row[0] - 1) // each + 1 - offset
+        return self.answer.executions.get(key) or self.answer.of(*key)
+
+    def _state(self, submission_pk: int | None, attempt: Any, execution: Any) -> PageState:
+        submission = self.stored.submissions.get(submission_pk or 0)
+        mine, overdue = self._mine(submission, attempt)
+        if submission is None:
+            state = PageState.UNSUBMITTED
+        elif submission.kind == "local":
+            state = _local_state(submission, mine, overdue)
+        else:
+            lease_s = settings.current().element.lease_s
+            now = self.stored.now
+            state = _slurm_page_state(submission, mine, execution, self.answer, now, lease_s)
+        return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
+
+    def _mine(self, submission: Submission | None, attempt: Any) -> tuple[Any, bool]:
+        """The attempt, if it is of this submission, and whether it was not heard of for long."""
+        if attempt is None or submission is None or attempt.submission_pk != submission.pk:
+            return None, False
+        silent_s = (self.stored.now - attempt.seen).total_seconds()
+        lease_s = settings.current().element.lease_s
+        return attempt, attempt.state == AttemptState.RUNNING and silent_s > lease_s
+
+    def _page(self, row: tuple[Any, ...], state: PageState) -> PageStatus:
+        number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk, left = row
+        attempt = self.stored.attempts.get(attempt_pk)
+        submission = self.stored.submissions.get(submission_pk)
+        execution, element = self._execution(row), None
+        if submission is not None:
+            element = (number - 1) // submission.pages_per_element + 1
+        mine, overdue = self._mine(submission, attempt)
+        job = _job_name(submission, element)
+        word = execution.state.value if execution and execution.state else None
+        if word == SlurmState.FAILED and execution.signal == signal.SIGKILL:
+            if _ran_out_of_memory(submission, job):
+                word = SlurmState.OUT_OF_MEMORY.value
+        return PageStatus(
+            number, state, n_rows, n_done, n_failed, n_no_result, left, element, job,
+            (execution.node if execution else None) or (mine.host if mine else None),
+            word,
+            execution.exit_code if execution else None,
+            execution.signal if execution else None,
+            execution.reason if execution else None,
+            attempt.number if attempt else 0,
+            attempt.seen if attempt else None,
+            overdue and state is PageState.RUNNING,
+            attempt.message if attempt else None,
+        )  # fmt: skip
+
+
+def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Iterator[PageStatus]:
+    """The pages that are in one of these states; the others are not even made."""
+    if not isinstance(pages, Pages):
+        return (page for page in pages if page.state in states)
+    if pages.tally.keys().isdisjoint(states):
+        return iter(())
+    return (pages[i] for i, state in enumerate(pages.states) if state in states)
+
+
+#: Slurm's answer, and what it did not answer.
+Asked = tuple[Any, list[str]]
+
+
+def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
+    """Every page of a plan as it stands, and what could not be found out."""
+    answer, notes = asked or ask([plan])
+    return _pages(plan, answer, True), [*notes, *_spooled(plan)]
+
+
+def _pages(plan: Plan, answer: Any, of_whole: bool) -> Pages:
+    """The pages as the database has them now, after Slurm was asked."""
+    with connection():
+        now = Plan.get_or_none(Plan.pk == plan.pk) or plan
+    return Pages(_read(now, of_whole), answer, now.cancelled is not None)
+
+
+def _spooled(plan: Plan) -> list[str]:
+    if not (files := run_folder.spool_files(plan.pk)):
+        return []
+    many = "a spool file holds" if len(files) == 1 else f"{len(files)} spool files hold"
+    return [f"{many} what the database did not take: astra recover {plan.pk}"]
+
+
+#: What slurmstepd writes into the log of a job that it ends for its memory. Where it watches by
+#: polling, and not by control groups, Slurm's state for that is FAILED.
+_MEMORY_LIMIT = re.compile(rb"slurmstepd.*(exceeded memory limit|Exceeded job memory limit|oom)")
+
+
+def _ran_out_of_memory(submission: Submission | None, job: str | None) -> bool:
+    if submission is None or submission.log_folder is None:
+        return False
+    try:
+        with (Path(submission.log_folder) / f"{job}.log").open("rb") as log:
+            log.seek(max(os.fstat(log.fileno()).st_size - 4096, 0))
+            return bool(_MEMORY_LIMIT.search(log.read(4096)))
+    except OSError:
+        return False
+
+
+def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
+    """The arrays that these submissions became, each with its cluster."""
+    found = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
+    return [parse.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
+
+
+def ask(plans: Iterable[Plan]) -> Asked:
+    """What Slurm says of the arrays of some plans, all at once."""
+    pks = [plan.pk for plan in plans]
+    with connection():
+        found = list(Submission.select().where(Submission.plan.in_(pks or [0])))
+    return _ask(slurm_jobs(found))
+
+
+def _ask(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:
+    """What Slurm says of these jobs: one squeue and one sacct for all of them."""
+    if not jobs:
+        return None, []
+    if not client.available():
+        return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
+    answer = client.elements(jobs, again=again, recent_s=recent_s)
+    return answer, list(answer.notes)
+
+
+def _job_name(submission: Submission | None, element: int | None) -> str | None:
+    if submission is None or submission.job_id is None or element is None:
+        return None
+    if submission.kind == "local":
+        return f"local:{submission.job_id}"
+    return f"{submission.job_id}_{element - submission.offset}"
+
+
+def _local_state(submission: Submission, mine: Attempt | None, overdue: bool) -> PageState:
+    if mine is None:
+        return PageState.WAITING if _submitter_lives(submission) else PageState.UNSUBMITTED
+    if mine.state == AttemptState.RUNNING:
+        if mine.host == socket.gethostname():
+            lives = process_began(mine.pid) == mine.pid_began
+            return PageState.RUNNING if lives else PageState.LOST
+        return PageState.LOST if overdue else PageState.RUNNING
+    return _said(mine) or PageState.LOST
+
+
+def _submitter_lives(submission: Submission) -> bool:
+    return (
+        submission.state == "submitted"
+        and submission.host == socket.gethostname()
+        and submission.job_id is not None
+        and submission.pid_began == process_began(submission.job_id)
+    )
+
+
+def _slurm_page_state(
+    submission: Submission,
+    mine: Attempt | None,
+    execution: Any,
+    answer: Any,
+    now: datetime,
+    lease_s: float,
+) -> PageState:
+    """What a page that is not whole is, from Slurm's word and the attempt's own."""
+    silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
+    state = execution.state if execution else None
+    sure = answer is not None and answer.queue and submission.job_id not in answer.unsettled
+    if state is None and sure and not answer.accounting:
+        # Without accounting squeue has the only word, and it does not know the element.
+        state = SlurmState.ABSENT
+    if state is None:
+        fresh = mine is not None and mine.state == AttemptState.RUNNING and silent_s <= lease_s
+        return PageState.RUNNING if fresh else PageState.UNKNOWN
+    if state is SlurmState.ABSENT:
+        # Slurm does not know the job: if it was heard of just now, that is no proof of its end.
+        said = _said(mine)
+        return said or (PageState.LOST if silent_s > lease_s else PageState.UNKNOWN)
+    if state is SlurmState.PENDING:
+        return PageState.WAITING
+    if state is SlurmState.RUNNING:
+        return PageState.RUNNING
+    if state is SlurmState.COMPLETED:
+        return _said(mine) or PageState.INCOMPLETE
+    return _said(mine) or PageState.LOST
+
+
+def _said(attempt: Attempt | None) -> PageState | None:
+    """What an attempt said of its own end, if it did."""
+    if attempt is None:
+        return None
+    return {
+        AttemptState.INTERRUPTED.value: PageState.INTERRUPTED,
+        AttemptState.BROKEN.value: PageState.BROKEN,
+    }.get(attempt.state)
+
+
+#: Slurm's reasons that no time mends: somebody has to change the job, or let it go.
+_NEVER = frozenset(
+    """AccountNotAllowed AssocMaxWallDurationPerJobLimit BadConstraints DependencyNeverSatisfied
+    InvalidAccount InvalidQOS JobHeldAdmin JobHeldUser PartitionDown PartitionInactive
+    PartitionNodeLimit PartitionTimeLimit QOSMaxWallDurationPerJobLimit QOSNotAllowed
+    launch_failed_requeued_held""".split()
+)
+
+
+def never_starts(page: PageStatus) -> bool:
+    """Whether a page waits for something that does not come by itself."""
+    return page.state is PageState.WAITING and _is_never(page.reason)
+
+
+def _is_never(reason: str | None) -> bool:
+    return str(reason).replace(" ", "_") in _NEVER

@@ -1,0 +1,260 @@
+"""Status: what the database says is done, and what Slurm says lives, side by side.
+
+Slurm is asked first and the database read afterwards, so that whatever an element wrote before
+Slurm called it ended is seen.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from astra.database.connection import connection, dialect
+from astra.errors import AstraError
+from astra.models.plans import Failure, Page, Plan, excluded_nodes
+from astra.plan.lookup import get_plan
+from astra.policy import retry_policy
+from astra.policy.next_steps import grouped, next_steps
+from astra.states import ALIVE, PageState, PlanState
+from astra.status.pages import (
+    Pages,
+    PageStatus,
+    Stored,
+    _ask,
+    _pages,
+    _read,
+    _spooled,
+    in_states,
+    slurm_jobs,
+)
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """Pages of which the policy thinks alike."""
+
+    pages: tuple[int, ...]
+    state: str | None  # what ended their elements
+    retry: bool
+    said: str
+
+
+@dataclass(frozen=True)
+class PlanStatus:
+    """A plan: its rows by state add up to `n_rows`, always."""
+
+    plan: int
+    task: str
+    input_model: str
+    state: PlanState
+    n_pages: int
+    n_rows: int
+    rows: Mapping[str, int]  # by state: done, failed, no result, running, waiting, lost ...
+    pages: Mapping[str, int]
+    elements: Sequence[PageStatus] = field(repr=False, default=())
+    notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    refused: int = 0  # further results of rows that have one
+    steps: tuple[NextStep, ...] = ()  # what resume does about pages that are not whole
+
+    def in_states(self, states: Collection[PageState]) -> Iterator[PageStatus]:
+        """The pages that are in one of these states."""
+        return in_states(self.elements, states)
+
+
+def status(
+    plan: int, ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
+) -> PlanStatus:
+    """How a plan stands.
+
+    Where the accounting is behind, squeue is asked a second time; without `ask_again` such elements
+    are unknown, until the next time that somebody asks. Of pages whose rows have all ended, Slurm
+    and the attempts add only how that came about: without `of_whole` they are not asked for it.
+    What Slurm told this user within the last `recent_s` seconds is not asked again.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    """
+    return statuses([plan], ask_again, of_whole, recent_s)[0]
+
+
+def statuses(
+    plans: Sequence[int], ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
+) -> list[PlanStatus]:
+    """How some plans stand; Slurm is asked once, for all of them. As :func:`status`.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    """
+    found = [_read(get_plan(plan), of_whole) for plan in plans]
+    jobs = slurm_jobs(s for stored in found for s in stored.asked_about(of_whole))
+    answer, notes = _ask(jobs, ask_again, recent_s)
+    return [_status(stored, answer, notes, of_whole) for stored in found]
+
+
+def _status(stored: "Stored", answer: Any, notes: list[str], of_whole: bool) -> PlanStatus:
+    """From what the database said before Slurm was asked, or, where that may be old, says now.
+
+    It is good enough of pages that were whole, and of elements that live. Of one that has ended
+    meanwhile the last checkpoint is to be seen.
+    """
+    plan = stored.plan
+    pages = Pages(stored, answer, plan.cancelled is not None)
+    if pages.any_ended:
+        pages = _pages(plan, answer, of_whole)
+    steps, more = _next_steps(plan, pages)
+    return _summary(plan, pages, [*notes, *_spooled(plan), *more], steps)
+
+
+def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
+    """What the policy does about pages that Slurm ran, and nodes that are left out."""
+    stuck = in_states(pages, set(PageState) - ALIVE - {PageState.DONE})
+    ended = [p for p in stuck if p.job and not p.job.startswith("local:")]
+    try:
+        steps = [
+            NextStep(tuple(numbers), state, retry, said)
+            for (state, retry, said), numbers in grouped(next_steps(plan, ended)).items()
+            if state is not None
+        ]
+    except AstraError as error:
+        return [], [f"what becomes of the pages that are not whole is not known: {error}"]
+    notes = [
+        f"node {e.node} is left out until {e.until:%Y-%m-%d %H:%M:%S}: {e.reason}"
+        for e in excluded_nodes().values()
+        if pages.tally.keys() - {PageState.DONE}
+    ]
+    return steps, notes
+
+
+_UNSAID = (PageState.LOST, PageState.INCOMPLETE)
+
+
+def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
+    rows = Counter({"done": 0, "failed": 0, "no result": 0})
+    for name, column in (("done", 2), ("failed", 3), ("no result", 4)):
+        rows[name] = sum(row[column] for row in pages.stored.rows)
+    for at, (_, left) in pages.tally.items():
+        rows[at.value] += left
+    by_page = {at.value: n for at, (n, _) in pages.tally.items()}
+    with connection():
+        refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()
+    state = plan_state(pages.tally.keys(), bool(pages.held), pages.cancelled)
+    if sum(rows.values()) != plan.n_rows:
+        notes = [*notes, f"the rows add up to {sum(rows.values())}, not {plan.n_rows}"]
+        state = PlanState.ATTENTION
+    return PlanStatus(
+        plan.pk,
+        plan.task,
+        plan.input_model.rpartition(":")[2],
+        state,
+        plan.n_pages,
+        plan.n_rows,
+        {key: value for key, value in rows.items() if value or key == "done"},
+        by_page,
+        pages,
+        tuple(notes),
+        tuple(_advice(plan, pages, rows, steps)),
+        refused,
+        tuple(steps),
+    )
+
+
+def plan_state(
+    states: Collection[PageState], any_held: bool = False, cancelled: bool = False
+) -> PlanState:
+    """A plan is whole when every row has ended; needs attention when a page is stuck."""
+    states = set(states)
+    if states <= {PageState.DONE}:
+        return PlanState.WHOLE
+    stuck = states - ALIVE - {PageState.DONE, PageState.CANCELLED}
+    if stuck or PageState.UNKNOWN in states or any_held:
+        return PlanState.ATTENTION
+    if states & ALIVE:
+        return PlanState.RUNNING
+    return PlanState.CANCELLED if cancelled else PlanState.ATTENTION
+
+
+def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextStep]) -> list[str]:
+    states = set(pages.tally)
+    if given_up := {number for step in steps if not step.retry for number in step.pages}:
+        numbers = zip(pages.stored.rows, pages.states, strict=True)
+        states = {at for row, at in numbers if row[0] not in given_up}
+    suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
+    advice = []
+    if states == {PageState.UNSUBMITTED}:
+        advice.append(f"astra submit {plan.pk}{suffix}")
+    elif states & {
+        PageState.LOST,
+        PageState.INTERRUPTED,
+        PageState.INCOMPLETE,
+        PageState.UNSUBMITTED,
+    }:
+        advice.append(f"astra resume {plan.pk}{suffix}   submits what is not whole and not alive")
+    for state in sorted({str(step.state) for step in steps if not step.retry}):
+        advice.append(
+            f"astra resume {plan.pk} {retry_policy.remedy(state)}   takes them all the same"
+        )
+    for broken in islice(in_states(pages, {PageState.BROKEN}), 1):
+        advice.append(
+            f"astra logs {plan.pk} {broken.page}   why; mend it, then astra resume {plan.pk}"
+        )
+    died = next((p for p in in_states(pages, _UNSAID) if p.exit_code), None)
+    if died is not None:
+        advice.append(f"astra logs {plan.pk} {died.page}   what it said (exit {died.exit_code})")
+    for held in map(pages.__getitem__, pages.held[:1]):
+        advice.append(
+            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): mend that "
+            f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
+        )
+    unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
+    if False in unknown:
+        advice.append(
+            f"astra resume {plan.pk}   finds out whether the array of an unanswered sbatch exists"
+        )
+    if True in unknown:
+        advice.append(f"astra status {plan.pk}   again, when Slurm answers")
+    if rows.get("failed"):
+        advice.append(f"astra failures {plan.pk}   which rows, and why")
+    return advice
+
+
+def all_plans(limit: int | None = None) -> list[dict[str, Any]]:
+    """The last plans, most recent first, with their rows by how they ended."""
+    from peewee import fn
+
+    with connection():
+        query = (
+            Plan.select(
+                Plan,
+                fn.SUM(Page.n_done).alias("done"),
+                fn.SUM(Page.n_failed).alias("failed"),
+                fn.SUM(Page.n_no_result).alias("no_result"),
+            )
+            .join(Page)
+            .group_by(Plan.pk)
+            .order_by(Plan.pk.desc())
+        )
+        if limit:
+            query = query.limit(limit)
+        return [
+            {
+                "plan": p.pk,
+                "task": p.task,
+                "input_model": p.input_model.rpartition(":")[2],
+                "created": p.created,
+                "by": p.created_by,
+                "pages": p.n_pages,
+                "rows": p.n_rows,
+                "done": int(p.done or 0),
+                "failed": int(p.failed or 0),
+                "no_result": int(p.no_result or 0),
+                "pending": p.n_rows - int((p.done or 0) + (p.failed or 0) + (p.no_result or 0)),
+                "cancelled": p.cancelled is not None,
+            }
+            for p in query
+        ]

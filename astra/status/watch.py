@@ -1,0 +1,64 @@
+"""Watching a plan: its status again and again, until nothing of it lives."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from astra.config import settings
+from astra.states import ALIVE
+from astra.status.pages import never_starts
+from astra.status.status import PlanStatus, status
+
+_RATE_OVER_S = 120.0  # rows per second are those of so long
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A plan as it stands at one moment."""
+
+    status: PlanStatus
+    at: float  # seconds since the epoch, by this machine
+    rows_per_s: float | None  # of the last two minutes; None before there is a second look
+    left_s: float | None  # at that rate
+
+    @property
+    def ended(self) -> int:
+        return sum(self.status.rows.get(name, 0) for name in ("done", "failed", "no result"))
+
+
+def watch(plan: int, every_s: float) -> Iterator[Watched]:
+    """How a plan stands, every `every_s` seconds; the last is of a plan of which nothing lives.
+
+    Each look is one squeue and one sacct, whatever the number of arrays; fewer where this user has
+    just asked.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    """
+    seen: deque[tuple[float, int]] = deque()
+    while True:
+        began = time.monotonic()
+        recent_s = min(settings.current().slurm.recent_s, every_s / 2)
+        found = status(plan, ask_again=False, of_whole=False, recent_s=recent_s)
+        ended = sum(found.rows.get(name, 0) for name in ("done", "failed", "no result"))
+        seen.append((began, ended))
+        while began - seen[0][0] > _RATE_OVER_S:
+            seen.popleft()
+        lasted_s = began - seen[0][0]
+        rate = (ended - seen[0][1]) / lasted_s if lasted_s else None
+        left = found.n_rows - ended
+        yield Watched(found, time.time(), rate, left / rate if rate and rate > 0 else None)
+        if not lives(found):
+            return
+        took_s = time.monotonic() - began
+        # Where Slurm takes long, it is asked less often, and not by all at the same moment.
+        time.sleep(max(every_s - took_s, took_s * random.uniform(0.5, 1.5)))  # noqa: S311
+
+
+def lives(found: PlanStatus) -> bool:
+    """Whether something of a plan will go on by itself, or may."""
+    return any(not never_starts(page) for page in found.in_states(ALIVE))

@@ -1,0 +1,131 @@
+"""The hours of a night: until when elements may begin, and when those that run have to have ended.
+
+They are fixed as the night begins, as moments, so that no node's time zone matters. An element
+that begins too late gives back what nobody of its array began, which is then as if it had never
+been submitted; one that runs at the end is told so, stores what it has, and uses up no retry.
+"""
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from peewee import fn
+
+from astra.database.connection import retrying, writing
+from astra.errors import AstraError, OutOfHours
+from astra.models.plans import Attempt, Page, Submission
+from astra.slurm import client
+
+log = logging.getLogger(__name__)
+
+
+#: Elements are told so long before they have to have ended, at most: their rows are stored then.
+LEAD_S = 60
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Moments in seconds since the epoch; None where there is no such bound."""
+
+    start_until: int | None = None
+    drain_by: int | None = None
+
+    def open(self) -> bool:
+        """Whether elements may begin now."""
+        return self.start_until is None or time.time() < self.start_until
+
+    @property
+    def tell_at(self) -> int | None:
+        """When elements that run are told to end."""
+        if self.drain_by is None:
+            return None
+        between = self.drain_by - (self.start_until or 0)
+        return self.drain_by - min(LEAD_S, between // 4)
+
+
+ALWAYS = Hours()
+
+
+def next_hours(start_until: str | None, drain_by: str | None, now: datetime) -> Hours:
+    """The hours of a night that begins now, by times of day of this machine's clock.
+
+    >>> from datetime import datetime as moment
+    >>> found = next_hours("06:30", "07:00", moment(2026, 11, 24, 20, 0))
+    >>> moment.fromtimestamp(found.start_until), moment.fromtimestamp(found.drain_by)
+    (datetime.datetime(2026, 11, 25, 6, 30), datetime.datetime(2026, 11, 25, 7, 0))
+    """
+    first = start_until or drain_by
+    if first is None:
+        return ALWAYS
+    start = _next(first, now)
+    drain = None
+    if drain_by is not None:
+        drain = start if drain_by == first else _next(drain_by, start)
+    return Hours(int(start.timestamp()), None if drain is None else int(drain.timestamp()))
+
+
+def _next(clock: str, after: datetime) -> datetime:
+    hour, minute = map(int, clock.split(":"))
+    found = after.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return found if found > after else found + timedelta(days=1)
+
+
+def begin(start_until: int, token: str) -> None:
+    """Let an element begin, unless it is too late: then what nobody began is given back.
+
+    Raises
+    ------
+    OutOfHours
+        If it is too late; its exit status tells the policy.
+    """
+    if Hours(start_until).open():
+        return
+    n_pages = retrying(lambda: _give_back(token))
+    _cancel_waiting()
+    raise OutOfHours(
+        f"the hours of the night are over: nothing is begun, and {n_pages} pages are as if they "
+        "had not been submitted; the next night, or astra resume, takes them"
+    )
+
+
+def _give_back(token: str) -> int:
+    """Pages of a submission that no attempt of it has claimed: taken back from it."""
+    with writing():
+        submission = Submission.get(Submission.token == token)
+        begun = Attempt.select().where(
+            (Attempt.page == Page.pk) & (Attempt.submission_pk == submission.pk)
+        )
+        pages = Page.select(Page.pk, Page.attempt_pk, Page.retries, Page.n_rows).where(
+            (Page.submission_pk == submission.pk)
+            & (Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows)
+            & ~fn.EXISTS(begun)
+        )
+        n_pages = 0
+        for page in list(pages):
+            n_pages += Page.update(**_before(page)).where(
+                (Page.pk == page.pk) & (Page.submission_pk == submission.pk)
+            ).execute()  # fmt: skip
+        return n_pages
+
+
+def _before(page: Page) -> dict[str, object]:
+    """What a page was before it was submitted: a retry that did not come about is not counted."""
+    last = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
+    if last is None:
+        return {"submission_pk": None}
+    ends = json.loads(page.retries or "[]")[:-1]
+    return {"submission_pk": last.submission_pk, "retries": json.dumps(ends) if ends else None}
+
+
+def _cancel_waiting() -> None:
+    """The elements of this array that still wait would do the same, one after the other."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if job is None:
+        return
+    try:
+        client.cancel_waiting(int(job))
+    except AstraError as error:
+        log.warning("what waits of job %s will begin, and do nothing: %s", job, error)

@@ -1,0 +1,257 @@
+"""An intent: what is about to be submitted, committed before sbatch is called.
+
+It has a token, which stands in the job's name. Where sbatch's answer was lost, the job is looked up
+by that name, and sent again only when it is established that there is none.
+"""
+
+import getpass
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from peewee import fn
+
+from astra.config.profiles import Profile
+from astra.config.secrets import hide, hide_secret
+from astra.database.connection import connection, dialect, retrying, try_lock, writing
+from astra.errors import BusyError, SlurmUnknown, UsageError
+from astra.models.plans import Page, Plan, Submission
+from astra.plan.pages import is_cancelled
+from astra.processes import process_began
+from astra.slurm import client, parse
+
+log = logging.getLogger(__name__)
+
+
+#: Pauses between looking a job up whose answer was lost: slurmctld may still be at it.
+_LOOK_AGAIN_S = (0.5, 1.0, 2.0, 4.0)
+
+
+@contextmanager
+def plan_lock(plan: Plan) -> Iterator[None]:
+    """One process at a time submits, resumes or cancels a plan; freed when it dies.
+
+    Raises
+    ------
+    BusyError
+        If another one is at it.
+    """
+    with try_lock(f"plan {plan.pk}") as ours:
+        if not ours:
+            raise BusyError(
+                f"another process is submitting or cancelling plan {plan.pk} at this moment; "
+                f"see astra status {plan.pk}, and try again"
+            )
+        yield
+
+
+def new_submission(
+    plan: Plan,
+    elements: Iterable[int],
+    offset: int,
+    each: int,
+    kind: str,
+    chosen: Profile | None = None,
+) -> Submission:
+    """A submission with a token of its own, which is not stored yet."""
+    token = secrets.token_hex(6)
+    local = kind == "local"
+    return Submission(
+        plan=plan,
+        token=token,
+        kind=kind,
+        state="submitted" if local else "intent",
+        job_name=f"astra-{plan.pk}-{token}",
+        host=socket.gethostname(),
+        elements=list(elements),
+        offset=offset,
+        pages_per_element=each,
+        profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
+        cluster=str(chosen.options.get("clusters") or "") or None if chosen else None,
+        created_by=getpass.getuser(),
+        job_id=os.getpid() if local else None,
+        pid_began=process_began(os.getpid()) if local else None,
+    )
+
+
+def _describe(chosen: Profile) -> dict[str, Any]:
+    return {
+        "name": chosen.name,
+        "options": {k: hide_secret(k, v) for k, v in chosen.options.items()},
+        "given": {k: v for k, v in chosen.given.items() if "***" not in hide_secret(k, v)},
+        "throttle": chosen.throttle,
+        "setup": [hide(line) for line in chosen.setup],
+    }
+
+
+def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
+    """Commit what is about to be submitted, and give it the pages.
+
+    Raises
+    ------
+    UsageError
+        If the plan was cancelled meanwhile.
+    BusyError
+        If another process submitted one of them meanwhile: this one no longer held the plan.
+    """
+    pages = list(pages)
+    holders = {page.submission_pk for page in pages}
+    commit_intent(submission, [page.number for page in pages], holders)
+
+
+def commit_intent(submission: Submission, pages: list[int], holders: Set[int | None]) -> None:
+    """As :func:`make_intent`, of pages by their numbers, which were seen with one of `holders`."""
+    plan, tries = submission.plan, count()
+
+    def work() -> None:
+        with writing():
+            if next(tries):
+                known = Submission.select(Submission.pk).where(Submission.token == submission.token)
+                if (pk := known.scalar()) is not None:  # only the answer to the commit was lost
+                    submission.pk = pk
+                    return
+            submission.pk = None
+            submission.save(force_insert=True)
+            _give(plan, pages, holders, submission)
+
+    retrying(work, bound_s=30)
+
+
+def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Submission) -> None:
+    """Pages whose submission is one of `holders` are this one's now."""
+    first, last = min(pages, default=1), max(pages, default=0)
+    given = Page.number.between(first, last)  # which an index finds, whatever their number
+    if len(pages) <= last - first:
+        given &= dialect().among(Page.number, pages)
+    as_seen = Page.submission_pk.in_([pk for pk in holders if pk is not None])
+    if None in holders:
+        as_seen |= Page.submission_pk.is_null()
+    live = fn.EXISTS(Plan.select(1).where((Plan.pk == plan.pk) & Plan.cancelled.is_null()))
+    changed = (
+        Page.update(submission_pk=submission.pk)
+        .where((Page.plan == plan.pk) & given & as_seen & live)
+        .execute()
+    )
+    if changed != len(pages):
+        if is_cancelled(plan.pk):
+            raise UsageError(f"plan {plan.pk} was cancelled meanwhile; nothing is submitted")
+        raise BusyError(
+            f"another process submitted {len(pages) - changed} of these pages of plan {plan.pk} "
+            f"meanwhile, and this one submits none of them; see astra status {plan.pk}"
+        )
+
+
+def send(
+    path: Path,
+    job_name: str,
+    cluster: str | None,
+    kept: str,
+    choose: Callable[[list[parse.JobId]], parse.JobId],
+    args: Sequence[str] = (),
+    begun: Callable[[], parse.JobId] | None = None,
+) -> parse.JobId:
+    """Call sbatch; look the job up where its answer was lost; send again only what is absent.
+
+    Parameters
+    ----------
+    job_name, cluster : by which the job is found; no other has the name.
+    kept : what becomes of it if it is not found out whether the job exists.
+    choose : one of several jobs of the name.
+    args : further arguments of sbatch.
+    begun : waits for the answer of an sbatch that was called before.
+    """
+    now = partial(client.submit, path, args)
+    for call, again in ((begun or now, True), (now, False)):
+        try:
+            return call()
+        except SlurmUnknown as lost:
+            log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
+            try:
+                found = _look_up(job_name, cluster)
+            except SlurmUnknown as unknown:
+                raise SlurmUnknown(
+                    f"sbatch gave no clear answer ({lost}), and whether it made the job is not "
+                    f"known: {unknown}; {kept}"
+                ) from lost
+            if found:
+                return choose(found)
+            if not again:
+                raise SlurmUnknown(f"sbatch gave no clear answer twice ({lost}); {kept}") from lost
+    raise AssertionError("unreachable")
+
+
+def _look_up(job_name: str, cluster: str | None) -> list[parse.JobId]:
+    """The jobs of a name; none when it is established that there is none."""
+    for pause_s in _LOOK_AGAIN_S:
+        time.sleep(pause_s)
+        if found := client.find(job_name, cluster):
+            return found
+    return []
+
+
+def one_of(submission: Submission, found: list[parse.JobId]) -> parse.JobId:
+    """The first array of a name; further ones could do nothing, and are cancelled."""
+    with connection():
+        bound = Submission.get_by_id(submission.pk).job_id
+    kept = next((job for job in found if job.job_id == bound), min(found, key=lambda j: j.job_id))
+    others = [job for job in found if job != kept]
+    if others:
+        client.cancel(others)
+    return kept
+
+
+def adopt(submission: Submission, found: parse.JobId) -> None:
+    """The submission is this job, if it is not bound to another yet."""
+    job_id = fn.COALESCE(Submission.job_id, found.job_id)
+    query = Submission.update(state="submitted", cluster=found.cluster, job_id=job_id)
+    retrying(query.where(Submission.pk == submission.pk).execute, bound_s=30)
+
+
+def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
+    """Take the pages back from a submission that came to nothing."""
+    message = hide(message) if message else None
+
+    def work() -> None:
+        with writing():
+            Submission.update(state=state, message=message).where(
+                Submission.pk == submission.pk
+            ).execute()
+            Page.update(submission_pk=None).where(Page.submission_pk == submission.pk).execute()
+
+    retrying(work, bound_s=30)
+
+
+def recover_intents(plan: Plan) -> list[Submission]:
+    """Clear up submissions whose sender died, or whose answer was lost; the plan is locked.
+
+    Returns those of which it is still not known whether their job exists.
+    """
+    with connection():
+        intents = list(
+            Submission.select().where(
+                (Submission.plan == plan.pk)
+                & (Submission.state == "intent")
+                & (Submission.kind == "slurm")
+            )
+        )
+    unknown = []
+    for submission in intents:
+        try:
+            found = client.find(submission.job_name, submission.cluster)
+        except SlurmUnknown:
+            unknown.append(submission)
+            continue
+        if found:
+            adopt(submission, one_of(submission, found))
+        else:
+            withdraw(submission, "absent")
+    return unknown

@@ -1,0 +1,217 @@
+"""The local executor: the same elements as Slurm would run, as processes of this machine."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peewee import fn
+
+from astra.config import settings as config
+from astra.config.run_folder import check_folder, open_to_append, run_folder, umask_without_write
+from astra.database.connection import connection, retrying, url
+from astra.errors import DatabaseError, Interrupted
+from astra.models.plans import Page, Plan, Submission
+from astra.plan.pages import light_pages
+from astra.submit.intent import make_intent, new_submission
+from astra.submit.submit import Submitted
+
+log = logging.getLogger(__name__)
+
+
+#: How often the processes are looked at, and progress is told.
+_LOOK_S = 0.1
+
+#: Beyond the grace of a row, how long processes that were told to end may take to store.
+_STORING_S = 20.0
+
+
+def start_local(plan: Plan, pages: list[Page]) -> Submission:
+    """Give pages to this process, which is to run them; the plan is locked."""
+    check_folder(run_folder(plan) / "logs")
+    submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
+    make_intent(submission, pages)
+    return submission
+
+
+def run_local(
+    plan: Plan,
+    submission: Submission,
+    pages: list[Page],
+    n_processes: int,
+    progress: Callable[[int, int], None] = lambda ended, rows: None,
+    row_timeout: float | None = None,
+) -> Submitted:
+    """Run pages in `n_processes` processes at a time, until all have been tried once.
+
+    Parameters
+    ----------
+    plan, submission : from :func:`start_local`; no lock is held while elements run.
+    pages : to be run; each is an element of its own.
+    progress : is told (rows ended, rows) of the plan now and then.
+    row_timeout : longest time for a row, in seconds; without it the configured one.
+
+    Raises
+    ------
+    Interrupted
+        After Ctrl-C or SIGTERM: the processes have been told to end, and have stored their rows.
+    """
+    elements = [page.number for page in pages]
+    logs = run_folder(plan) / "logs"
+    pool = _Pool(plan, submission, logs, row_timeout)
+    told = _told_to_end(pool)
+    try:
+        _drive(plan, pool, elements, n_processes, progress)
+    finally:
+        pool.end()
+        end_submission(submission)
+        for number, handler in told.items():
+            signal.signal(number, handler)
+    if pool.stopped:
+        raise Interrupted(
+            f"plan {plan.pk} was interrupted; what was yielded is stored: "
+            f"astra resume {plan.pk} --local"
+        )
+    message = _what_went_ill(pool.bad, f"{logs}/local-{submission.token}") if pool.bad else None
+    rows = sum(page.n_pending for page in pages)
+    return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
+
+
+def _what_went_ill(statuses: dict[int, int], log_path: str) -> str:
+    """
+    >>> _what_went_ill({3: 77}, "logs/local-a1")
+    '1 element did not end well: page 3 (exit status 77); see logs/local-a1_3.log'
+    >>> _what_went_ill({3: -9, 4: 77}, "logs/local-a1")
+    '2 elements did not end well, first page 3 (killed by SIGKILL); see logs/local-a1_3.log'
+    """
+    page, status = next(iter(statuses.items()))
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    number = "1 element" if len(statuses) == 1 else f"{len(statuses)} elements"
+    which = ":" if len(statuses) == 1 else ", first"
+    return f"{number} did not end well{which} page {page} ({how}); see {log_path}_{page}.log"
+
+
+def end_submission(submission: Submission) -> None:
+    """Note that no further process will be started for a local submission."""
+    query = Submission.update(state="ended").where(Submission.pk == submission.pk)
+    try:
+        retrying(query.execute, bound_s=30)
+    except DatabaseError as error:
+        # Nothing hangs on it: its processes, and then this one, are seen to be gone.
+        log.warning("the end of the local run could not be recorded: %s", error)
+
+
+def _drive(
+    plan: Plan,
+    pool: "_Pool",
+    elements: list[int],
+    n_processes: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    queue = list(elements)
+    shown = 0.0
+    while (queue or pool.running) and not pool.stopped:
+        while queue and len(pool.running) < n_processes and not pool.stopped:
+            pool.start(queue.pop(0))
+        pool.reap()
+        if time.monotonic() - shown > 0.5:
+            _tell(plan, progress)
+            shown = time.monotonic()
+        if pool.running:
+            time.sleep(_LOOK_S)
+    _tell(plan, progress)
+
+
+def _tell(plan: Plan, progress: Callable[[int, int], None]) -> None:
+    """Say how far the plan is; where the database is away nothing is said, and nothing ends."""
+    ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
+    query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk).tuples()
+    try:
+        n_ended, n_rows = retrying(query.get, bound_s=0)
+    except DatabaseError as error:
+        log.info("progress is not known: %s", error)
+        return
+    progress(int(n_ended or 0), int(n_rows or 0))
+
+
+class _Pool:
+    """The element processes that this process started, and no others."""
+
+    def __init__(
+        self, plan: Plan, submission: Submission, logs: Path, row_timeout: float | None
+    ) -> None:
+        self.plan, self.submission, self.logs = plan, submission, logs
+        self.limit = [] if row_timeout is None else ["--row-timeout", f"{row_timeout:g}"]
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.stopped = self.told = self.at_once = False
+        self.bad: dict[int, int] = {}  # element: exit status
+
+    def start(self, element: int) -> None:
+        log_path = self.logs / f"local-{self.submission.token}_{element}.log"
+        command = [
+            sys.executable, "-m", "astra", "run-page", "--plan", str(self.plan.pk),
+            "--job", self.submission.token, "--element", str(element), *self.limit,
+        ]  # fmt: skip
+        environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}
+        settings = config.current()
+        if settings.path is not None:
+            environment["ASTRA_CONFIG"] = str(settings.path)
+        # The process works in the plan's folder: what is relative to this one's must not change.
+        environment["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment.setdefault(name, "1")
+        for name in [key for key in environment if key.startswith(("SLURM_", "SLURMD_"))]:
+            del environment[name]
+        cwd = self.plan.cwd if Path(self.plan.cwd).is_dir() else None
+        with open_to_append(log_path) as log_file:
+            # A session of its own: Ctrl-C reaches this process alone, which passes it on.
+            self.running[element] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
+                env=environment, cwd=cwd, start_new_session=True, umask=umask_without_write(),
+            )  # fmt: skip
+
+    def reap(self) -> None:
+        for element, process in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[element]
+                if process.returncode:
+                    self.bad[element] = process.returncode
+
+    def tell_to_end(self) -> None:
+        self.stopped = True
+        for process in self.running.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Whatever happened here, no element is left behind."""
+        if any(process.poll() is None for process in self.running.values()):
+            self.tell_to_end()
+        deadline = time.monotonic() + config.current().element.grace_s + _STORING_S
+        while self.running and time.monotonic() < deadline and not self.at_once:
+            self.reap()
+            time.sleep(_LOOK_S / 2)
+        for process in self.running.values():
+            process.kill()
+            process.wait()
+        self.running.clear()
+
+
+def _told_to_end(pool: _Pool) -> dict[int, Any]:
+    def on_signal(number: int, frame: Any) -> None:
+        """The first time in good order; the second time at once."""
+        pool.at_once, pool.told = pool.told, True
+        pool.tell_to_end()
+
+    return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+
+
+def pages_to_run(plan: Plan) -> list[Page]:
+    """Pages that were given to no submission and have rows left."""
+    with connection():
+        return [p for p in light_pages(plan) if p.submission_pk is None and p.n_pending]

@@ -1,0 +1,67 @@
+"""TODO."""
+
+import getpass
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from astra.config import profiles, secrets
+from astra.config import settings as config
+from astra.config.profiles import Profile
+from astra.config.run_folder import run_folder, write_whole
+from astra.database.connection import url
+from astra.models.plans import Plan, Submission
+from astra.slurm import script
+from astra.submit.arrays import Slice
+from astra.submit.hours import Hours
+
+
+def write_script(submission: Submission, text: str) -> Path:
+    path = Path(submission.script)
+    write_whole(path, text, 0o700)
+    return path
+
+
+def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, hours: Hours) -> str:
+    return script.render(
+        chosen.template,
+        script.ElementScript(
+            plan=plan.pk,
+            task=plan.task,
+            token=submission.token,
+            job_name=submission.job_name,
+            pages=script.array_spec(piece.pages),
+            array=script.array_spec(piece.indices(), chosen.throttle),
+            offset=piece.offset,
+            pages_per_element=submission.pages_per_element,
+            row_timeout=chosen.row_timeout,
+            start_until=hours.start_until,
+            tell_at=hours.tell_at,
+            directives=tuple(profiles.directives(chosen)),
+            setup=chosen.setup,
+            log_path=script.log_pattern(run_folder(plan) / "logs"),
+            chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
+            python=sys.executable,
+            environment=environment(),
+            made_by=f"{getpass.getuser()} on {socket.gethostname()}",
+            made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        ),
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """What a job needs to find the same configuration; never a secret."""
+    found: dict[str, str] = {}
+    settings = config.current()
+    if settings.path:
+        found["ASTRA_CONFIG"] = str(settings.path)
+    # A URL with a password travels in the environment that sbatch passes on, not in the script.
+    if settings.source("database.url") != str(settings.path) and not secrets.has_password(url()):
+        found["ASTRA_DATABASE_URL"] = url()
+    found["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
+    for name in ("PYTHONPATH", "PGSERVICEFILE", "PGSERVICE", "PGPASSFILE"):
+        if os.environ.get(name):
+            found[name] = os.environ[name]
+    return found

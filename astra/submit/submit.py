@@ -1,0 +1,328 @@
+"""Submission: pages are cut into arrays; for each an intent is committed, and sbatch called."""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from astra.config.profiles import Profile, choose_profile
+from astra.config.run_folder import check_folder, run_folder
+from astra.database.connection import at_hand, connection, dialect
+from astra.database.threads import begun_aside
+from astra.element import spool
+from astra.errors import AstraError, SlurmError, UsageError
+from astra.models.plans import Plan, Submission, excluded_nodes
+from astra.plan.lookup import check_plan_version, get_plan
+from astra.plan.pages import waiting_pages
+from astra.slurm import client, parse
+from astra.slurm import script as script_module
+from astra.slurm.limits import warn
+from astra.submit.arrays import Slice, _in_lane, halves, shares, slices
+from astra.submit.hours import ALWAYS, Hours
+from astra.submit.intent import (
+    adopt,
+    commit_intent,
+    new_submission,
+    one_of,
+    plan_lock,
+    recover_intents,
+    send,
+    withdraw,
+)
+from astra.submit.render import _render, write_script
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Slurm array of a submission."""
+
+    job_id: int | None
+    array: str  # as given to sbatch: "1-1000%50"
+    offset: int  # page (or element) = array index + offset
+    pages: int
+    script: str
+    text: str | None = None  # the script, of a dry run
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Left:
+    """Pages that the policy does not submit again, and what would."""
+
+    pages: tuple[int, ...]
+    state: str  # what ended their elements
+    said: str  # "3 of 3 retries used up"
+    remedy: str  # "astra resume 1 --only TIMEOUT --time ..."
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a submission came to."""
+
+    plan: int
+    task: str
+    pages: int  # that were submitted
+    rows: int  # pending rows of those pages
+    jobs: tuple[Job, ...] = ()
+    profile: str | None = None
+    unsubmitted: int = 0  # pages left for later: a limit of Slurm's was reached
+    skipped: Mapping[str, int] = field(default_factory=dict)  # pages not touched, by state
+    left: tuple[Left, ...] = ()  # pages that are given up
+    message: str | None = None
+    dry_run: bool = False
+
+
+def submit(
+    plan: int,
+    profile_name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    hours: Hours = ALWAYS,
+) -> Submitted:
+    """Submit those pages of a plan that were not submitted yet, as Slurm arrays.
+
+    Parameters
+    ----------
+    plan : its number.
+    profile_name : of the configuration or one that ships.
+    options : ``sbatch`` options in snake case, ``throttle`` and ``pages_per_element``, which
+        override the profile's.
+    dry_run : render the scripts, store and submit nothing.
+    hours : in which elements may begin and run.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm refuses; the plan can be submitted again.
+    """
+    frozen = get_plan(plan)
+    check_ready(frozen)
+    chosen = choose_profile(profile_name, options)
+    with plan_lock(frozen), at_hand():
+        recover_intents(frozen)
+        spool.recover(frozen)
+        with connection():
+            pages = waiting_pages(frozen)
+        if pages:
+            warn(chosen)
+        return submit_pages(frozen, pages, {None}, chosen, dry_run, hours)
+
+
+def check_ready(plan: Plan) -> None:
+    """Refuse a plan that cannot be run by Slurm now."""
+    check_plan_version(plan)
+    if plan.cancelled is not None:
+        raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
+    if dialect().name != "postgresql":
+        number = plan.pk or "TASK"
+        raise UsageError(
+            "elements on other machines cannot share a SQLite file: set ASTRA_DATABASE_URL to a "
+            f"PostgreSQL server, or run here: astra submit {number} --local"
+        )
+
+
+def submit_pages(
+    plan: Plan,
+    pages: Mapping[int, int],
+    holders: Set[int | None],
+    chosen: Profile,
+    dry_run: bool = False,
+    hours: Hours = ALWAYS,
+) -> Submitted:
+    """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked.
+
+    The throttle is that of all of them together: each has a share of it, and those for which none
+    is left wait for one of those before them.
+
+    Parameters
+    ----------
+    pages : their numbers, and how many rows each has left.
+    holders : submissions that they were given to when they were looked at; None for those that
+        were given to none.
+    """
+    away = _away(chosen) if pages else ()
+    each = chosen.pages_per_element
+    queue = list(slices(pages, each, client.max_array_size() - 1)) if pages else []
+    lanes = shares(chosen.throttle, [len(piece.elements) for piece in queue])
+    if dry_run:
+        jobs = [
+            _dry(plan, piece, _as_sent(_in_lane(chosen, lanes, n), away, None), hours)
+            for n, piece in enumerate(queue)
+        ]
+        done, message = list(pages), None
+    else:
+        if queue:
+            check_folder(run_folder(plan) / "logs")
+        jobs, done, message = _submit_slices(plan, queue, holders, chosen, lanes, away, hours)
+    return Submitted(
+        plan.pk, plan.task, len(done), sum(map(pages.__getitem__, done)), tuple(jobs),
+        chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
+    )  # fmt: skip
+
+
+def _submit_slices(
+    plan: Plan,
+    queue: list[Slice],
+    holders: Set[int | None],
+    chosen: Profile,
+    lanes: list[int],
+    away: tuple[str, ...],
+    hours: Hours,
+) -> tuple[list[Job], list[int], str | None]:
+    """Call sbatch for one slice after the other; while it runs, the next intent is made.
+
+    Returns the jobs, their pages, and what Slurm said where it took no more.
+    """
+    jobs: list[Job] = []
+    done: list[int] = []
+    sending: tuple[_Intent, Callable[[], parse.JobId]] | None = None
+    try:
+        while queue or sending:
+            coming = None
+            n = len(jobs) + bool(sending)
+            behind = n - len(lanes) if lanes else -1  # the job whose share of the throttle it takes
+            if queue and behind < len(jobs):
+                mine = _in_lane(chosen, lanes, n)
+                sent = _as_sent(mine, away, jobs[behind] if behind >= 0 else None)
+                coming = _intend(plan, queue[0], holders, mine, sent, hours)
+            if sending:
+                (intent, answer), sending = sending, None
+                try:
+                    jobs.append(_bind(intent, answer))
+                    done += intent.piece.pages
+                except AstraError as error:
+                    if coming:
+                        withdraw(coming.submission, "absent", f"not sent after: {error}")
+                    if not isinstance(error, parse.SlurmRefused) or not (error.limit or jobs):
+                        raise
+                    if not error.limit:
+                        return jobs, done, str(error)
+                    if len(intent.piece.elements) == 1:
+                        rest = f"the rest stays with the plan: astra resume {plan.pk}"
+                        return jobs, done, f"{error}; {rest}"
+                    queue[:0] = halves(intent.piece, chosen.pages_per_element)
+                    holders = {*holders, None}  # what was taken back belongs to nobody
+                    continue
+            if coming:
+                del queue[0]
+                sending = coming, begun_aside(coming.call)
+    except BaseException:
+        if sending:  # the next intent could not be made
+            _bind_if_answered(*sending)
+        raise
+    return jobs, done, None
+
+
+def _away(chosen: Profile) -> tuple[str, ...]:
+    """Nodes to keep away from: none that Slurm does not know, and never all of a partition."""
+    bad = excluded_nodes()
+    if not bad or "nodelist" in chosen.options:
+        return ()
+    try:
+        room = client.room(str(chosen.options.get("partition") or "") or None)
+    except SlurmError as error:
+        log.warning("which nodes there are is not known, so that none is left out: %s", error)
+        return ()
+    return tuple(to_exclude(bad, room.nodes))
+
+
+def _as_sent(chosen: Profile, away: tuple[str, ...], behind: Job | None) -> Profile:
+    """The profile of one array: away from bad nodes, and behind the one whose share it takes."""
+    more = {
+        "exclude": away,
+        "dependency": (f"afterany:{behind.job_id}",) if behind and behind.job_id else (),
+    }
+    added = {
+        key: ",".join(filter(None, [str(chosen.options.get(key) or ""), *words]))
+        for key, words in more.items()
+        if words
+    }
+    return chosen.with_options(**added) if added else chosen
+
+
+@dataclass(frozen=True)
+class _Intent:
+    """An array that is committed to the database, and was not given to sbatch yet."""
+
+    piece: Slice
+    submission: Submission
+    text: str  # of the script
+    array: str
+
+    def call(self) -> parse.JobId:
+        return client.submit(write_script(self.submission, self.text))
+
+
+def _intend(
+    plan: Plan,
+    piece: Slice,
+    holders: Set[int | None],
+    chosen: Profile,
+    sent: Profile,
+    hours: Hours,
+) -> _Intent:
+    each = chosen.pages_per_element
+    submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
+    # What a template or a folder may refuse is refused before an intent is left behind.
+    text = _render(plan, piece, sent, submission, hours)
+    folder = run_folder(plan)
+    submission.script = str(folder / f"{submission.job_name}.sh")
+    submission.log_folder = str(folder / "logs")
+    commit_intent(submission, piece.pages, holders)
+    return _Intent(
+        piece, submission, text, script_module.array_spec(piece.indices(), chosen.throttle)
+    )
+
+
+def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
+    """The job that sbatch made of an intent, bound to its submission."""
+    submission, piece = intent.submission, intent.piece
+    kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
+    choose = partial(one_of, submission)
+    path = Path(submission.script)
+    try:
+        found = send(path, submission.job_name, submission.cluster, kept, choose, begun=answer)
+    except (parse.SlurmRefused, UsageError) as error:  # the latter: no script could be written
+        refused = isinstance(error, parse.SlurmRefused)
+        withdraw(submission, "refused" if refused else "absent", str(error))
+        raise
+    adopt(submission, found)
+    return Job(found.job_id, intent.array, piece.offset, len(piece.pages), str(path))
+
+
+def _bind_if_answered(intent: _Intent, answer: Callable[[], parse.JobId]) -> None:
+    """As the command ends early: what sbatch did is taken down, and not asked for again."""
+    try:
+        adopt(intent.submission, answer())
+    except AstraError as error:
+        plan = intent.submission.plan_pk
+        log.warning("the last array: %s; astra resume %d looks for it by its name", error, plan)
+
+
+def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
+    """The script and the command as they would be, of a submission that is not stored."""
+    each = chosen.pages_per_element
+    submission = Submission(
+        plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
+    )
+    path = run_folder(plan) / f"{submission.job_name}.sh"
+    return Job(
+        None, script_module.array_spec(piece.indices(), chosen.throttle), piece.offset,
+        len(piece.pages), str(path), _render(plan, piece, chosen, submission, hours),
+        ("sbatch", "--parsable", str(path)),
+    )  # fmt: skip
+
+
+_NODE = re.compile(r"[\w.-]+")
+
+
+def to_exclude(wanted: Iterable[str], partition: Iterable[str]) -> list[str]:
+    """Those of the nodes that the partition has; none if that left no node."""
+    there = set(partition)
+    found = sorted(n for n in set(wanted) & there if _NODE.fullmatch(n))
+    return found if len(found) < len(there) else []

@@ -1,0 +1,195 @@
+"""``@task``: makes a generator function a task.
+
+Results that it yields are batched, written to the database at checkpoints, and yielded on.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import peewee
+
+from astra.database.connection import dialect, in_transaction, retrying
+from astra.database.threads import read_aside
+from astra.errors import TaskError, nearest
+from astra.models.schema import check_tables
+from astra.models.source import Source
+from astra.results.rows import Target
+from astra.results.stopping import Settings
+from astra.tasks.declared import _KEYWORDS, Declared, bind_call, caller, check_keywords
+from astra.tasks.run import Run, passed_on
+from astra.tasks.signature import (
+    hints_where_defined,
+    input_models,
+    output_model,
+    rows_parameter,
+    signature_of,
+    task_name,
+)
+
+
+def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
+    """Make a generator function a task.
+
+    Works bare, with arguments, and overridden at the call; call beats decorator beats default.
+
+    Parameters
+    ----------
+    live : yield each result at once, before it is written (default False: results come out
+        after their batch is in the database, with their ``task_pk``).
+    batch_size : rows written per batch (1000).
+    write_frequency : longest time that a yielded result waits for its checkpoint (300 s).
+    write_to_database : False: results are yielded and not written.
+    re_raise_exceptions : False: an exception is logged and recorded as a failure of its row,
+        and the remaining rows are still processed.
+    group_by : names of input columns: one row per group, the most recently modified.
+
+    Raises
+    ------
+    TaskError
+        If the function does not yield, or a keyword or value cannot be used.
+
+    Examples
+    --------
+    >>> @task(batch_size=50)
+    ... def my_analysis(spectra):
+    ...     for spectrum in spectra:
+    ...         yield ...
+    """
+    if function is None:
+        namespace = sys._getframe(1).f_locals
+        return lambda decorated: _declare(decorated, keywords, namespace)
+    if not callable(function):
+        raise TaskError(f"@task takes keywords only, as in @task(batch_size=50), not {function!r}")
+    return _declare(function, keywords, sys._getframe(1).f_locals)
+
+
+def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any]) -> Any:
+    _check_function(function)
+    if not inspect.isgeneratorfunction(function):
+        raise TaskError(
+            f"{signature_of(function)} does not yield: a task is a generator function; write "
+            "`yield MyResult.from_spectrum(spectrum, ...)` for each row"
+        )
+    rows_parameter(function)
+    group_by = _checked_groups(keywords.pop("group_by", ()))
+    for name in keywords:
+        if name not in _KEYWORDS:
+            known = [*_KEYWORDS, "group_by"]
+            raise TaskError(f"@task has no keyword {name!r}. {nearest(name, known)}")
+    check_keywords(keywords)
+    parameters = inspect.signature(function).parameters
+    declared = Declared(
+        function,
+        keywords,
+        group_by,
+        hints_where_defined(function, namespace),
+        frozenset(name for name in _KEYWORDS if name in parameters),
+    )
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Iterator[Any]:
+        settings, bound = bind_call(call, arguments, named)
+        rows = bound.arguments.pop(rows_parameter(function).name)
+        if settings.write_to_database or not settings.re_raise_exceptions:
+            return _direct(call, rows, bound, settings)
+        n_rows = len(rows) if isinstance(rows, list | tuple) else None
+        return passed_on(lambda: _rows_of(rows, settings), caller(call, bound), n_rows)
+
+    call.__astra__ = declared  # type: ignore[attr-defined]
+    return call
+
+
+def _check_function(function: Any) -> None:
+    """Refuse what cannot be imported by its name, or has no rows for a first parameter."""
+    kind = None
+    if hasattr(function, "__astra__"):
+        raise TaskError(
+            f"{task_name(function)} is a task already; to change its keywords for another use, "
+            "give them at the call"
+        )
+    if isinstance(function, functools.partial):
+        kind = "a functools.partial: decorate the function; give its arguments at the call"
+    elif isinstance(function, staticmethod | classmethod) or inspect.ismethod(function):
+        kind = "a method"
+    elif inspect.isfunction(function):
+        parameters = list(inspect.signature(function).parameters)
+        of_class = "." in function.__qualname__.rpartition("<locals>.")[2]
+        if of_class and parameters[:1] in (["self"], ["cls"]):
+            kind = "a method"
+    if kind == "a method":
+        kind += ": move it out of the class, to the top level of its module"
+    if kind is not None:
+        name = getattr(function, "__qualname__", "partial")
+        raise TaskError(f"@task was given {name}, {kind}; a task is a plain function")
+
+
+def _checked_groups(group_by: Any) -> tuple[str, ...]:
+    if group_by is None:
+        return ()
+    if not isinstance(group_by, Iterable):
+        raise TaskError(f"group_by={group_by!r}: give the names of input columns")
+    names = (group_by,) if isinstance(group_by, str) else tuple(group_by)
+    for name in names:
+        if not isinstance(name, str):
+            raise TaskError(f"group_by holds {name!r}: give the names of input columns")
+    return names
+
+
+def _direct(
+    call: Any, rows: Iterable[Any], bound: inspect.BoundArguments, settings: Settings
+) -> Iterator[Any]:
+    """A task called by a program, outside of any plan."""
+    run = Run(
+        _rows_of(rows, settings),
+        caller(call, bound),
+        settings,
+        _target(call, rows),
+        n_rows=len(rows) if isinstance(rows, list | tuple) else None,
+    )
+    if settings.write_to_database:
+        if run.target.output is not None:
+            retrying(lambda: check_tables(run.target.output))
+        run.read_at = retrying(lambda: dialect().now())
+    yield from _closing(iter(run))
+
+
+def _closing(results: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from results
+    finally:
+        results.close()  # type: ignore[attr-defined]
+
+
+def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
+    if isinstance(rows, peewee.BaseQuery):
+        rows = rows.clone()  # one that was executed before would give its old rows
+        if dialect().name == "sqlite" and settings.write_to_database:
+            # What a cursor of SQLite's sees is not defined while its connection writes.
+            own = dialect().url.endswith(":memory:") or in_transaction()
+            return iter(list(rows)) if own else read_aside(rows)
+        return rows.iterator()
+    if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
+        raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")
+    return iter(rows)
+
+
+def _target(call: Any, rows: Any) -> Target:
+    """Whose results these are, as far as the annotations, or the rows, say."""
+    try:
+        output = output_model(call)
+    except TaskError:
+        output = None
+    model = getattr(rows, "model", None)
+    if model is None:
+        try:
+            models = input_models(call)
+        except TaskError:
+            models = []
+        first = rows[0] if isinstance(rows, list | tuple) and rows else None
+        model = type(first) if hasattr(first, "_meta") else next(iter(models), None)
+    table = getattr(getattr(model, "_meta", None), "table_name", "")
+    on_source = model is not None and isinstance(model, type) and issubclass(model, Source)
+    return Target(task_name(call), table, on_source, output)

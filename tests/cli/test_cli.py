@@ -1,0 +1,115 @@
+"""The command line: what is refused, what is printed, and the exit status."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from astra.cli.group import main
+from astra.cli.options import slurm_pairs
+from astra.errors import SlurmUnknown
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Plan
+from astra.plan.plan import create_plan
+from astra.slurm import parse
+from astra.states import PageState, PlanState
+from astra.status.pages import PageStatus, never_starts
+from astra.status.status import plan_state
+from astra.submit.local import _what_went_ill
+from tests.sample_tasks import fill, measure
+
+TASK = "tests.sample_tasks.measure"
+
+
+def astra(*words: object):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def a_plan(n: int = 4) -> int:
+    fill(n)
+    return create_plan(measure, BossVisitSpectrum, limit=2)[0].plan
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("submit", "{plan}", "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
+        (("submit", TASK, "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
+        (("resume", "{plan}", "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
+        (("resume", "{plan}", "--local", "--only", "TIMEOUT"), "with --local it says nothing"),
+        (("resume", "{plan}", "--only", " , "), "name states of Slurm's"),
+        (("submit", "{plan}", "--limit", "5", "--local"), "plan {plan} is frozen: limit can be"),
+        (("submit", "²", "--local"), "²"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(url, words, said):
+    plan = a_plan()
+    done = astra(*(word.format(plan=plan) for word in words))
+    assert done.exit_code == 2 and said.format(plan=plan) in done.output
+    assert Plan.select().count() == 1 and "Traceback" not in done.output
+
+
+def test_a_local_run_says_how_the_plan_stands(url):
+    plan = a_plan()
+    done = astra("submit", plan, "--local")
+    assert done.exit_code == 0 and "whole: 4 done = 4 rows" in done.output
+    again = astra("resume", plan, "--local")
+    assert again.exit_code == 0 and "nothing to submit" in again.output
+    assert "whole: 4 done" in again.output
+
+
+def test_nothing_pending_looks_like_a_submission_of_nothing(url):
+    fill(2)
+    assert astra("submit", TASK, "--local", "--input-model", "BossVisitSpectrum").exit_code == 0
+    done = astra("submit", TASK, "--local", "--input-model", "BossVisitSpectrum", "--json")
+    found = json.loads(done.output)
+    assert (found["plan"], found["pages"], found["rows"], found["jobs"]) == (None, 0, 0, [])
+
+
+def test_options_of_sbatch_have_the_types_of_a_configuration():
+    given = ("exclusive", "requeue=false", "nice=100", "comment=a b", "mail-user=x@y")
+    assert slurm_pairs(given) == {
+        "exclusive": True, "requeue": False, "nice": 100, "comment": "a b", "mail_user": "x@y",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("job", ["1_[,,]", "1_[-]", "1_[1:]x", "1_[2-]"])
+def test_what_squeue_cannot_mean_is_no_answer(job):
+    line = f"{job}|RUNNING|0|0|n1|0:00|5:00|None|"
+    try:
+        assert parse.parse_squeue(line)
+    except SlurmUnknown as error:
+        assert job in str(error)
+
+
+def page(state: PageState, reason: str | None = None) -> PageStatus:
+    return PageStatus(1, state, 10, 0, 0, 0, 10, reason=reason)
+
+
+@pytest.mark.parametrize(
+    "reason, state",
+    [
+        ("Resources", PlanState.RUNNING),
+        (None, PlanState.RUNNING),
+        ("PartitionTimeLimit", PlanState.ATTENTION),
+        ("JobHeldUser", PlanState.ATTENTION),
+        ("launch failed requeued held", PlanState.ATTENTION),
+    ],
+)
+def test_what_waits_for_ever_needs_attention(reason, state):
+    waits = page(PageState.WAITING, reason)
+    assert plan_state({waits.state}, never_starts(waits)) is state
+
+
+def test_elements_that_did_not_end_well_are_told_in_words():
+    told = _what_went_ill({3: 77}, "logs/local-a1")
+    assert told == "1 element did not end well: page 3 (exit status 77); see logs/local-a1_3.log"
+    assert "2 elements did not end well, first page 3 (killed by SIGKILL)" in _what_went_ill(
+        {3: -9, 4: 77}, "logs/local-a1"
+    )
+
+
+def test_the_help_shows_every_command():
+    shown = astra("--help").output
+    for name, command in main.commands.items():
+        assert (f"\n  {name} " in shown) is not command.hidden, name

@@ -1,0 +1,255 @@
+"""Configuration: which file counts, where each value came from, and that no secret is shown."""
+
+import dataclasses
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra.config import resources, secrets, settings
+from astra.errors import ConfigError
+
+
+def write(folder: Path, text: str, name: str = "astra.toml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def load(folder: Path, text: str = "", **environ: str) -> settings.Config:
+    if text:
+        write(folder, text)
+    return settings.load(environ={"HOME": str(folder / "home"), **environ}, cwd=folder)
+
+
+class TestWhichFile:
+    def test_without_any_the_defaults(self, tmp_path: Path) -> None:
+        found = load(tmp_path)
+        assert found.path is None
+        assert found.database.url == f"sqlite:///{tmp_path}/astra.db"
+        assert found.source("database.url") == "default"
+        assert found.run.dir == tmp_path / "astra-runs"
+        assert found.plan.limit == 1000
+
+    def test_the_first_that_is_found_alone(self, tmp_path: Path) -> None:
+        places = [
+            write(tmp_path, "[plan]\nlimit = 3", "named.toml"),
+            write(tmp_path, "[plan]\nlimit = 4", "variable.toml"),
+            write(tmp_path, "[plan]\nlimit = 5"),
+            write(tmp_path / "xdg" / "astra", "[plan]\nlimit = 6\n[element]\nbatch_size = 7"),
+        ]
+        environ = {"ASTRA_CONFIG": str(places[1]), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+        named = settings.load(places[0], environ, tmp_path)
+        assert (named.plan.limit, named.path) == (3, places[0])
+        assert settings.load(None, environ, tmp_path).plan.limit == 4
+        del environ["ASTRA_CONFIG"]
+        assert settings.load(None, environ, tmp_path).plan.limit == 5
+        places[2].unlink()
+        found = settings.load(None, environ, tmp_path)
+        assert (found.plan.limit, found.element.batch_size) == (6, 7)
+
+    def test_the_users_folder_is_in_home(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "home" / ".config" / "astra", "[plan]\nlimit = 8")
+        assert load(tmp_path).path == file
+
+    def test_a_variable_set_to_nothing_is_unset(self, tmp_path: Path) -> None:
+        found = load(tmp_path, ASTRA_CONFIG="", ASTRA_DATABASE_URL="", XDG_CONFIG_HOME="")
+        assert found.source("database.url") == "default"
+
+    def test_resolved_once_and_anew_after_reset(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("ASTRA_CONFIG", raising=False)
+        settings.reset()
+        first = settings.current()
+        assert settings.current() is first
+        write(tmp_path, "[plan]\nlimit = 12")
+        assert settings.current() is first
+        settings.reset()
+        assert settings.current().plan.limit == 12
+        settings.reset()
+
+
+class TestValues:
+    def test_where_each_came_from(self, tmp_path: Path) -> None:
+        text = '[database]\nurl = "postgresql:///a"\nretry_for_s = 5\n[run]\ndir = "r"'
+        found = load(tmp_path, text, ASTRA_DATABASE_URL="postgresql:///b")
+        assert found.database.url == "postgresql:///b"
+        assert found.source("database.url") == "ASTRA_DATABASE_URL"
+        assert found.source("database.retry_for_s") == str(tmp_path / "astra.toml")
+        assert found.source("plan.limit") == "default"
+        assert found.database.retry_for_s == 5.0
+
+    def test_relative_paths_start_from_the_files_folder(self, tmp_path: Path) -> None:
+        file = write(
+            tmp_path / "site",
+            '[database]\nurl = "sqlite:///my data.db?x=1"\n'
+            '[run]\ndir = "../runs"\ntemplates = "~/t"\n[data]\nroot = "/abs"',
+        )
+        found = settings.load(file, {"HOME": "/home/me"}, tmp_path / "elsewhere")
+        assert found.database.url == f"sqlite:///{tmp_path}/site/my%20data.db?x=1"
+        assert found.run.dir == tmp_path / "runs"
+        assert found.run.templates == Path("/home/me/t")
+        assert found.data.root == Path("/abs")
+
+    def test_relative_paths_of_variables_start_here(self, tmp_path: Path) -> None:
+        found = load(tmp_path, ASTRA_RUN_DIR="r", ASTRA_DATABASE_URL="sqlite:///x.db")
+        assert found.run.dir == tmp_path / "r"
+        assert found.database.url == f"sqlite:///{tmp_path}/x.db"
+
+    @pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite:////abs/x.db", "sqlite://"])
+    def test_other_sqlite_urls_stay(self, tmp_path: Path, url: str) -> None:
+        assert load(tmp_path, ASTRA_DATABASE_URL=url).database.url == url
+
+    def test_the_tree_is_frozen(self, tmp_path: Path) -> None:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            load(tmp_path).plan.limit = 3  # type: ignore[misc]
+
+    def test_the_example_names_every_key_with_its_default(self, tmp_path: Path) -> None:
+        example = (resources.config_dir() / "astra.toml").read_text()
+        lines = [line.removeprefix("#") for line in example.splitlines()]
+        code = [x for x in lines if x and (x[0] in "[]" or x[0].islower() or x.startswith('    "'))]
+        tables = tomllib.loads("\n".join(code))
+        write(tmp_path, "\n".join(code))
+        found = settings.load(tmp_path / "astra.toml", {}, tmp_path)
+        default = settings.Config()
+        for key in settings._KEYS:
+            section, name = key.split(".")
+            assert name in tables[section], f"config/astra.toml does not show {key}"
+            if key not in (
+                "database.url",
+                "database.schema",
+                "run.dir",
+                "run.templates",
+                "data.root",
+            ):
+                assert getattr(getattr(found, section), name) == getattr(
+                    getattr(default, section), name
+                ), f"config/astra.toml shows another default of {key}"
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "text, words",
+        [
+            ("[database]\nulr = 'x'", ["no key 'ulr' in [database]", "'url'"]),
+            ("[databse]\nurl = 'x'", ["[databse]", "'database'"]),
+            ("url = 'x'", ["[database] url"]),
+            ("plan = 3", ["write [plan]"]),
+            ("[run]\nlimit = 3", ["'limit'", "belongs to [plan]"]),
+            ("[plan]\nlimit = '3'", ["[plan] limit = 3", "without quotes"]),
+            ("[plan]\nlimit = true", ["whole number"]),
+            ("[plan]\nlimit = 0", ["at least 1"]),
+            ("[plan]\nlimit = 2147483648", ["below 2147483648"]),
+            ("[database]\nretry_for_s = inf", ["finite"]),
+            ("[plan]\nlimit = 1.5", ["whole number"]),
+            ("[element]\nlease_s = 0", ["lease_s"]),
+            ("[element]\nlease_s = nan", ["above 0"]),
+            ("[slurm]\ntimeout_s = inf", ["above 0"]),
+            ("[run]\ndir = 3", ["text in quotes"]),
+            ("[run]\ndir = ''", ["text in quotes"]),
+            ('[run]\ndir = "a\\u0000b"', ["control characters"]),
+            ("[plan]\nlimit = ", ["not valid TOML", "at end of document"]),
+            ("[plan]\nlimit = 3\n\0", ["not valid TOML", "line 3"]),
+            ("[profiles]\ngeneral = 3", ["[profiles.NAME]"]),
+        ],
+    )
+    def test_names_file_key_and_the_right_one(
+        self, tmp_path: Path, text: str, words: list[str]
+    ) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, text)
+        for word in [str(tmp_path / "astra.toml"), *words]:
+            assert word in str(caught.value)
+
+    def test_not_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / "astra.toml").write_bytes(b"[plan]\nlimit = 3\n# caf\xe9\n")
+        with pytest.raises(ConfigError, match="line 3: not UTF-8"):
+            load(tmp_path)
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "astra.toml").mkdir()
+        with pytest.raises(ConfigError, match="is a folder"):
+            load(tmp_path)
+
+    def test_a_named_file_that_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"named by ASTRA_CONFIG, does not exist"):
+            load(tmp_path, ASTRA_CONFIG="no.toml")
+        with pytest.raises(ConfigError, match=r"named by --config, does not exist"):
+            settings.load("no.toml", {}, tmp_path)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_unreadable(self, tmp_path: Path) -> None:
+        write(tmp_path, "[plan]").chmod(0)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load(tmp_path)
+
+    def test_a_secret_in_the_wrong_place_is_not_repeated(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, '[database]\nurl = ["postgresql://me:geheim@h/db"]')
+        assert "geheim" not in str(caught.value)
+
+
+class TestSecrets:
+    @pytest.mark.parametrize(
+        "url, shown",
+        [
+            ("postgresql://me:geheim@h/db", "postgresql://me:***@h/db"),
+            ("postgresql://:geheim@h/db", "postgresql://:***@h/db"),
+            ("postgresql://me:ge/h?e#im@h/db", "postgresql://me:***@h/db"),
+            ("postgresql://me:ge@him@h:5/db?a=b", "postgresql://me:***@h:5/db?a=b"),
+            ("postgresql:///db?user=me&password=geheim", "postgresql:///db?user=me&password=***"),
+            ("postgresql:///db?passw%6Frd=geheim", "postgresql:///db?passw%6Frd=***"),
+            ("postgresql:///db?sslPassword=geheim", "postgresql:///db?sslPassword=***"),
+            ("host=h password=geheim user=me", "host=h password=*** user=me"),
+            (r"host=h password='ge\'h eim' user=me", "host=h password=*** user=me"),
+        ],
+    )
+    def test_hidden_in_every_form(self, url: str, shown: str) -> None:
+        assert secrets.hide_password(url) == shown
+        assert secrets.has_password(url)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql:///db",
+            "postgresql://me@h:5432/db?options=a@b",
+            "postgresql://h:5432/db?user=me@site",
+            "postgresql://me@[::1]:5432/db",
+            "sqlite:////data/a@b:c.db",
+            "host=h user=me",
+        ],
+    )
+    def test_nothing_to_hide(self, url: str) -> None:
+        assert secrets.hide_password(url) == url
+        assert not secrets.has_password(url)
+
+    def test_inside_a_traceback(self) -> None:
+        text = 'connect("postgresql://me:geheim@h/db")\nat me@site.org: password=geheim'
+        assert "geheim" not in secrets.hide_password(text)
+        assert "me@site.org" in secrets.hide_password(text)
+
+    @given(st.text(st.characters(min_codepoint=33, exclude_categories=["C", "Z"]), min_size=1))
+    def test_no_password_gets_through(self, password: str) -> None:
+        secret = f"<{password}>"
+        assert secret not in secrets.hide_password(f"postgresql://me:{secret}@host/db")
+
+    def test_rows_hide_and_name_the_source(self, tmp_path: Path) -> None:
+        found = load(
+            tmp_path,
+            '[profiles.a]\npartition = "p"\nsetup = ["export MY_TOKEN=geheim", "true"]\n'
+            'requeue = true\nmail_type = ["FAIL", "END"]\n',
+            ASTRA_DATABASE_URL="postgresql://me:geheim@h/db",
+        )
+        rows = {key: (value, source) for key, value, source in found.rows()}
+        assert rows["database.url"] == ("postgresql://me:***@h/db", "ASTRA_DATABASE_URL")
+        assert rows["profiles.a.partition"] == ("p", str(tmp_path / "astra.toml"))
+        assert rows["profiles.a.setup"][0] == "export MY_TOKEN=***; true"
+        assert rows["profiles.a.requeue"][0] == "true"
+        assert rows["plan.limit"] == ("1000", "default")
+        assert set(settings._KEYS) <= set(rows)
+        assert "geheim" not in str(found.rows())

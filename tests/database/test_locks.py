@@ -1,0 +1,130 @@
+"""The lock of a plan or night: held while its holder is heard of, and no invariant rests on it."""
+
+import logging
+import time
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg2
+import pytest
+
+from astra.database.connection import connection, try_lock
+from astra.database.locks import AdvisoryLock
+from astra.database.postgresql import _ends_after
+from astra.errors import BusyError
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Page, Plan, Submission
+from astra.plan.plan import create_plan
+from astra.submit.intent import make_intent, new_submission
+from tests.servers import Postgres, Proxy, wait_for
+from tests.sample_tasks import fill, measure
+
+SILENCE_S = 1.0
+
+
+def lock(url: str) -> AdvisoryLock:
+    connect = partial(psycopg2.connect, url, connect_timeout=2)
+    return AdvisoryLock(connect, "plan 1", _ends_after(SILENCE_S), SILENCE_S)
+
+
+def through(proxy: Proxy, postgres: Postgres, url: str) -> str:
+    """The address of a test's database by way of a proxy."""
+    name = urlsplit(url).path.strip("/")
+    far = proxy.way(postgres.url(name, user="astra"))
+    assert str(proxy.port) in far
+    return far
+
+
+def holder(postgres: Postgres) -> list[Any]:
+    """The backend that holds a lock of a name."""
+    return postgres.sql(
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted "
+        "AND database = (SELECT oid FROM pg_database WHERE datname LIKE 'astra_%' "
+        "AND datname <> 'astra_template' ORDER BY oid DESC LIMIT 1)"
+    )
+
+
+@pytest.fixture
+def elsewhere(pg_url: str) -> AdvisoryLock:
+    """The same lock, as another process asks for it."""
+    return lock(pg_url)
+
+
+def test_it_is_held_for_longer_than_the_silence_that_frees_it(pg_url, elsewhere):
+    held = lock(pg_url)
+    assert held.take()
+    end = time.monotonic() + 3 * SILENCE_S
+    while time.monotonic() < end:
+        assert not elsewhere.take()
+        time.sleep(0.1)
+    held.release()
+    assert elsewhere.take()
+    elsewhere.release()
+
+
+def test_whoever_is_cut_off_holds_it_no_longer(postgres, pg_url, elsewhere, caplog):
+    with Proxy(postgres.port) as proxy:
+        held = lock(through(proxy, postgres, pg_url))
+        assert held.take()
+        assert not elsewhere.take()
+        proxy.silence()
+        began = time.monotonic()
+        wait_for(elsewhere.take, "the lock of one that is cut off", 20)
+        assert time.monotonic() - began < 3 * SILENCE_S + 1
+        with caplog.at_level(logging.WARNING):
+            proxy.heal()
+            wait_for(lambda: "another has it" in caplog.text, "its holder to notice", 20)
+        held.release()
+        elsewhere.release()
+
+
+def test_it_is_taken_again_where_only_the_connection_was_lost(postgres, pg_url, elsewhere):
+    held = lock(pg_url)
+    assert held.take()
+    ((before,),) = holder(postgres)
+    postgres.sql(f"SELECT pg_terminate_backend({before})")
+    wait_for(lambda: holder(postgres) not in ([], [(before,)]), "another connection to hold it", 20)
+    assert not elsewhere.take()
+    held.release()
+    assert not holder(postgres)
+
+
+def test_its_end_does_not_wait_for_a_server_that_is_silent(postgres, pg_url):
+    with Proxy(postgres.port) as proxy:
+        connect = partial(psycopg2.connect, through(proxy, postgres, pg_url))
+        held = AdvisoryLock(connect, "plan 1", _ends_after(60), 4)
+        assert held.take()
+        proxy.silence()
+        time.sleep(1.1)  # it asks once a second, and now waits for an answer
+        began = time.monotonic()
+        held.release()
+        assert time.monotonic() - began < 2
+
+
+def test_names_do_not_hinder_each_other(url):
+    with try_lock("plan 1") as one, try_lock("plan 2") as other:
+        assert one
+        assert other
+
+
+def test_pages_that_were_seen_before_another_submitted_them_are_not_submitted_again(url):
+    fill(30)
+    (made,) = create_plan(measure, BossVisitSpectrum, limit=10)
+    with connection():
+        plan = Plan.get_by_id(made.plan)
+        seen = list(Page.select().where(Page.plan == plan).order_by(Page.number))
+    # Another process, which holds the plan after this one was cut off for a while.
+    theirs = new_submission(plan, [2], 0, 1, "slurm")
+    make_intent(theirs, seen[1:2])
+    ours = new_submission(plan, [1, 2, 3], 0, 1, "slurm")
+    with pytest.raises(BusyError, match=r"1 of these pages .* submits none"):
+        make_intent(ours, seen)
+    with connection():
+        given = [page.submission_pk for page in Page.select().order_by(Page.number)]
+        assert given == [None, theirs.pk, None]
+        assert Submission.select().count() == 1
+        again = list(Page.select().order_by(Page.number))
+    make_intent(ours, again)
+    with connection():
+        assert {page.submission_pk for page in Page.select()} == {ours.pk}

@@ -1,0 +1,96 @@
+"""SQLite: an element writes whatever its task does with its own connection, and its task goes on
+while another process holds the file."""
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from astra import task
+from astra.database.connection import database, in_transaction
+from astra.element.element import Element
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.results.stopping import Stop
+from astra.status.verify import verify
+from benchmarks.elements import submitted
+from tests.sample_tasks import Measured, fill
+
+_path: list[str] = []
+_seen: list[Any] = []
+
+
+def n_stored() -> int:
+    """As another process sees it."""
+    link = sqlite3.connect(_path[0])
+    (n,) = link.execute("SELECT count(*) FROM measured").fetchone()
+    link.close()
+    return int(n)
+
+
+@task(batch_size=5)
+def while_locked(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """From the second row to the twentieth another holds the file."""
+    other = sqlite3.connect(_path[0], isolation_level=None)
+    for place, spectrum in enumerate(spectra):
+        if place == 1:
+            other.execute("BEGIN IMMEDIATE")
+            began = time.monotonic()
+        elif place == 19:
+            _seen.extend([n_stored(), time.monotonic() - began < 5])
+            other.close()
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task(batch_size=5)
+def left_open(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """From the third row on the task is in a transaction of its own, which it undoes."""
+    for place, spectrum in enumerate(spectra):
+        if place == 2:
+            database.connect(reuse_if_open=True)
+            database.begin()
+            _seen.append(Measured.select().count())
+        elif place == 17:
+            _seen.extend([n_stored(), Measured.select().count(), in_transaction()])
+        yield Measured.from_spectrum(spectrum, value=1.0)
+    database.rollback()
+
+
+@task(batch_size=5)
+def connecting(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """A connection for each row: the thread has none that it did not open."""
+    for spectrum in spectra:
+        assert database.connect() and database.close()
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def run_page_of(generator: Any, n_rows: int) -> int:
+    """Run a plan of one page by an element in this process; the plan."""
+    fill(n_rows)
+    (planned,) = create_plan(generator, BossVisitSpectrum, limit=n_rows)
+    plan, submission = get_plan(planned.plan), submitted(planned, 1)
+    with Element(plan, submission, Stop()) as element:
+        assert element.run_page(1, 1).state == "done"
+    return int(plan.pk)
+
+
+@pytest.fixture(autouse=True)
+def _of_this_test(sqlite_url):
+    _path[:], _seen[:] = [sqlite_url.removeprefix("sqlite:///")], []
+
+
+@pytest.mark.parametrize(
+    "generator, seen",
+    [(while_locked, [0, True]), (left_open, [0, 15, 0, True]), (connecting, [])],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_every_result_is_stored_once(generator, seen):
+    plan = run_page_of(generator, 40)
+    assert _seen == seen
+    found = verify(plan)
+    assert found.sound and found.whole
+    assert n_stored() == 40 and Attempt.get().n_done == 40 and Attempt.get().n_failed == 0

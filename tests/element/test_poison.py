@@ -1,0 +1,75 @@
+"""A night with rows that raise, crash, hang and eat memory: only they fail."""
+
+import os
+from collections import Counter
+
+import pytest
+
+from astra.element.supervisor import Board
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.status.failures import failures
+from astra.status.status import status
+from astra.status.verify import verify
+from tests.sample_tasks import Measured, collect_and_hang, deadly, fill, poisoned
+
+
+@pytest.mark.parametrize("n, limit", [(2000, 250)])
+def test_a_poisoned_night(url, n, limit):
+    fill(n)
+    (planned,) = create_plan(poisoned, BossVisitSpectrum, limit=limit)
+    resume_local(planned.plan, 2, row_timeout=1.0)
+    found = status(planned.plan)
+    bad = Counter(row.exception for row in failures(planned.plan))
+    assert bad == {"ValueError": 4, "KilledProcess": 1, "RowTimeout": 1, "OutOfMemory": 1}
+    assert found.state == "whole" and found.rows == {"done": n - 7, "failed": 7}
+    assert Measured.select().count() == n - 7
+    said = {row.exception: row.message for row in failures(planned.plan)}
+    assert "SIGSEGV" in said["KilledProcess"] and "row timeout of 1 s" in said["RowTimeout"]
+    assert verify(planned.plan).sound
+    (left,) = create_plan(poisoned, BossVisitSpectrum)
+    assert (left.plan, left.failed, left.quarantined) == (None, 7, 3)
+    # Each crash costs one process and a search, not a page.
+    assert Attempt.select().count() <= n // limit + 3 * 12
+
+
+def test_a_row_that_hangs_in_a_task_that_collects(url):
+    """Rows are halved until it stands alone."""
+    fill(8)
+    (planned,) = create_plan(collect_and_hang, BossVisitSpectrum, arguments={"bad": 6})
+    resume_local(planned.plan, 1, row_timeout=0.3)
+    (failed,) = failures(planned.plan)
+    assert (failed.key, failed.exception) == (6, "RowTimeout")
+    assert Measured.select().count() == 7 and verify(planned.plan).whole
+    states = [a.state for a in Attempt.select().order_by(Attempt.number)]
+    assert states[-1] == "done" and set(states[:-1]) == {"died"} and len(states) <= 6
+
+
+def test_a_process_begins_with_nothing_in_hand():
+    """Whatever the one before it had, whose death may not have been recorded."""
+    board = Board()
+    for _ in range(2):
+        board.start(0.0)
+        if (pid := os.fork()) == 0:
+            board.begin(1, 1, {7: 0, 8: 1})
+            board.hand(8)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert board.n_in_hand() == 1 and board.places(2) == [1]
+
+
+def test_a_row_that_ends_the_whole_element(url):
+    """Nobody is left to say which rows were in hand: it stands in the database."""
+    fill(8)
+    (planned,) = create_plan(deadly, BossVisitSpectrum, arguments={"bad": 3})
+    n_resumed = 0
+    while status(planned.plan).state != "whole":
+        resume_local(planned.plan, 1)
+        n_resumed += 1
+        assert n_resumed <= 9
+    (failed,) = failures(planned.plan)
+    assert (failed.key, failed.exception) == (3, "KilledProcess")
+    assert "in hand when its process ended without a word, 3 times" in failed.message
+    assert Measured.select().count() == 7 and verify(planned.plan).sound

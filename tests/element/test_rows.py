@@ -1,0 +1,58 @@
+"""Input rows that are read at once are those that peewee gives."""
+
+import numpy as np
+import pytest
+
+from astra.database.connection import dialect
+from astra.element import reader
+from astra.element.reader import read_rows
+from astra.models import BossVisitSpectrum
+from astra.models.source import Source
+from astra.plan.pending import key_of, rows_with_source
+from tests.sample_tasks import fill
+
+
+def same(one, other):
+    return repr(one.__data__) == repr(other.__data__) and one._dirty == other._dirty == set()
+
+
+@pytest.fixture
+def spectra(url):
+    fill(5)
+    BossVisitSpectrum.update(source=None).where(BossVisitSpectrum.pk == 2).execute()
+    third = BossVisitSpectrum.get_by_id(3)
+    third.flux = np.arange(4.0)
+    third.save()
+
+
+@pytest.mark.parametrize("model", [BossVisitSpectrum, Source])
+def test_as_peewee_gives_them(spectra, model):
+    query = rows_with_source(model).where(dialect().among(key_of(model), [1, 2, 3, 5]))
+    theirs, ours = list(query.clone()), read_rows(query)
+    assert len(ours) >= 1 and all(map(same, ours, theirs))
+    if model is BossVisitSpectrum:
+        for row, other in zip(ours, theirs, strict=True):
+            assert (row.source is None) == (other.source is None)
+            assert row.source is None or same(row.source, other.source)
+        by_key = {row.pk: row for row in ours}
+        assert by_key[2].source is None and by_key[2].source_pk is None
+        assert by_key[3].flux.tolist() == [0, 1, 2, 3]
+
+
+def test_a_model_with_ways_of_its_own_is_peewees(spectra, monkeypatch):
+    class Doubled:
+        def __get__(self, instance, owner=None):
+            return self if instance is None else 2 * instance.__data__["snr"]
+
+        def __set__(self, instance, value):
+            instance.__data__["snr"] = value
+
+    monkeypatch.setattr(BossVisitSpectrum, "snr", Doubled())
+    reader._is_plain.cache_clear()
+    try:
+        (row,) = read_rows(
+            BossVisitSpectrum.select(BossVisitSpectrum).where(BossVisitSpectrum.pk == 1)
+        )
+        assert row.snr == 2 * row.__data__["snr"]
+    finally:
+        reader._is_plain.cache_clear()

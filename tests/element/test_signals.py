@@ -1,0 +1,86 @@
+"""Told to end: by signals, at any moment."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from astra.config import settings
+from astra.element.signals import Forced, heard
+from astra.results.stopping import Stop
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def get_out():
+    """A main thread that waits for ever is told so."""
+
+    def give_up(number, frame):
+        raise TimeoutError("the process is kept by the thread that hears its signals")
+
+    previous = signal.signal(signal.SIGPROF, give_up)
+    watch = threading.Timer(20, signal.pthread_kill, (threading.get_ident(), signal.SIGPROF))
+    watch.daemon = True
+    watch.start()
+    yield
+    watch.cancel()
+    signal.signal(signal.SIGPROF, previous)
+
+
+_STORM = """
+import os, signal, subprocess, sys, time
+from astra.run import Stop
+from astra.signals import heard
+stop = Stop()
+knock = f"import os\\nfor _ in range(100_000): os.kill({os.getpid()}, {signal.SIGTERM:d})"
+with heard(stop):
+    others = [subprocess.Popen([sys.executable, "-c", knock]) for _ in range(2)]
+    while any(other.poll() is None for other in others):
+        time.sleep(0.0005)
+    assert stop.wanted.wait(5)
+print(stop.reason)
+"""
+
+
+def test_signals_that_come_while_others_are_handled():
+    """One from Slurm, one passed on by the parent, one from the shell: none waits for another."""
+    done = subprocess.run(
+        [sys.executable, "-c", _STORM], cwd=ROOT, timeout=30, capture_output=True, text=True
+    )
+    assert done.stdout == "SIGTERM\n", done.stderr
+
+
+def test_a_signal_at_the_very_end_does_not_keep_the_process(get_out):
+    """What the C handler wrote may be read together with the word that all is over."""
+
+    def end_with_a_signal() -> None:
+        with heard(Stop()):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGUSR1)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1)  # so that the other thread comes late to its reading
+    try:
+        for _ in range(30):
+            end_with_a_signal()
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_is_heard():
+    """As one that comes between the interpreter's last look at its signals and a long sleep."""
+    settings.use(settings.Config(element=settings.Element(grace_s=0.2)))
+    stop = Stop()
+
+    def knock_elsewhere() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    elsewhere = threading.Timer(0.2, knock_elsewhere)
+    began = time.monotonic()
+    with pytest.raises(Forced), heard(stop):
+        elsewhere.start()
+        time.sleep(20)
+    assert time.monotonic() - began < 10 and "SIGTERM" in stop.reason

@@ -1,0 +1,181 @@
+"""Spool files: stored by whoever comes first, from wherever they are recovered."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+
+import psycopg2
+import pytest
+
+from astra import task
+from astra.api import run_here
+from astra.config import run_folder, settings
+from astra.database.connection import database
+from astra.element import spool
+from astra.element.claim import Where, claim_page, here
+from astra.element.element import Element
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Failure, Page, Submission, Suspect
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.results.rows import Checkpoint, Handed, Yielded
+from astra.results.stopping import Stop
+from astra.resume.resume import resume_local
+from astra.status.status import status
+from astra.status.verify import verify
+from astra.submit.intent import make_intent, new_submission
+from tests.conftest import ROOT
+from tests.sample_tasks import Measured, fill, measure
+
+
+def somewhere() -> Where:
+    """Where an element of another machine runs."""
+    return Where(host="elsewhere", pid=1, pid_began="gone")
+
+
+def spooled(n: int = 20, limit: int = 10) -> int:
+    """A plan whose first page's element could not store what it yielded."""
+    fill(n)
+    (planned,) = create_plan(measure, BossVisitSpectrum, limit=limit)
+    page = Page.get(Page.number == 1)
+    submission = Submission.create(
+        plan=planned.plan, token="t", kind="local", state="submitted", job_name="t", host="here",
+        elements=[1], offset=0, pages_per_element=1, profile="{}", created_by="test",
+    )  # fmt: skip
+    Page.update(submission_pk=submission.pk).where(Page.pk == page.pk).execute()
+    claim = claim_page(get_plan(planned.plan), 1, submission, 1, here("local"))
+    results = []
+    for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << page.keys[:6]):
+        handed = Handed(row.spectrum_pk, None, row.modified, Attempt.get().began)
+        results.append(Yielded(Measured.from_spectrum(row, value=-1.0), handed))
+    assert spool.save(claim, Checkpoint(results)) is not None
+    Attempt.update(pid_began="gone").execute()
+    return planned.plan
+
+
+def test_what_was_spooled_is_not_computed_again(url):
+    plan = spooled()
+    Page.update(submission_pk=None).execute()
+    assert f"a spool file holds what the database did not take: astra recover {plan}" in (
+        status(plan).notes
+    )
+    assert spool.recover(get_plan(plan)).rows == 6
+    run_here(plan)
+    found = verify(plan)
+    assert found.sound and found.whole
+    assert Measured.select().where(Measured.value == -1).count() == 6
+    assert run_folder.spool_files(plan) == []
+
+
+def test_two_who_recover_at_once(url, monkeypatch):
+    """Resume and an element that starts: both read the file before either has stored it."""
+    plan = get_plan(spooled())
+    read, both = spool.load_file, threading.Barrier(2, timeout=10)
+
+    def read_together(path, output):
+        found = read(path, output)
+        both.wait()
+        return found
+
+    monkeypatch.setattr(spool, "load_file", read_together)
+    errors = []
+
+    def recover():
+        try:
+            spool.recover(plan)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=recover) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and run_folder.spool_files(plan.pk) == []
+    found = verify(plan.pk)
+    assert found.sound and found.rows["result"] == 6
+
+
+_held: list = []
+
+
+@task
+def hold_the_page(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """From the fifth row on others hold the page; the last row but one has no result."""
+    for place, spectrum in enumerate(spectra):
+        if place == 4:
+            url, stop = _held
+            link = psycopg2.connect(url)
+            link.cursor().execute("SELECT pk FROM page FOR UPDATE")
+            _held.append(link)
+            threading.Timer(0.5, stop.ask, ("the test",)).start()
+        else:
+            yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def test_told_to_end_while_rows_are_written_before_a_suspect(pg_url, tmp_path):
+    """The page is locked by others until it is too late: that is no row's fault."""
+    fill(6)
+    (planned,) = create_plan(hold_the_page, BossVisitSpectrum, limit=6)
+    page = Page.get()
+    Suspect.create(
+        page=page.pk, key=page.keys[-1], group=1, deaths=1, exception="KilledProcess", cause="died"
+    )
+    plan = get_plan(planned.plan)
+    submission = new_submission(plan, [1], 0, 1, "local")
+    make_intent(submission, [page])
+    database.close()
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.3\n")
+    settings.use(settings.load(tmp_path / "astra.toml"))
+    stop = Stop()
+    _held[:] = [pg_url, stop]
+    with Element(plan, submission, stop) as element:
+        found = element.run_page(1, 1)
+    _held[-1].close()
+    assert found.state == "interrupted" and "4 rows are kept in" in found.message
+    assert Failure.select().count() == 0
+    Attempt.update(pid_began="gone").execute()
+    resume_local(plan.pk, 1)
+    assert status(plan.pk).rows == {"done": 6} and verify(plan.pk).sound
+
+
+_MODULE = """
+from collections.abc import Iterable
+from peewee import FloatField
+from astra import task
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+
+class FarAway(PipelineOutputModel):
+    value = FloatField()
+
+@task
+def far_away(spectra: Iterable[BossVisitSpectrum]) -> Iterable[FarAway]:
+    for spectrum in spectra:
+        yield FarAway.from_spectrum(spectrum, value=1.0)
+"""
+
+
+@pytest.mark.parametrize("command", ["recover", "resume"])
+def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, command):
+    code, elsewhere = tmp_path / "code", tmp_path / "elsewhere"
+    code.mkdir()
+    elsewhere.mkdir()
+    (code / "distant.py").write_text(_MODULE)
+    script = (
+        "import distant, tests.element.test_spool as t\n"
+        "from astra.schema import init_database\n"
+        "init_database(('distant',))\n"
+        "t.measure, t.Measured = distant.far_away, distant.FarAway\n"
+        "t.spooled()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=code, env=environment, check=True)
+    words = [command, "1", *(["--local"] if command == "resume" else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", *words],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_folder.spool_files(1) == []

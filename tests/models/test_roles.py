@@ -1,0 +1,250 @@
+"""Who plans, who writes results, who only reads: each can do its work, and no more."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import peewee
+import pytest
+
+from astra.database.connection import bind, connection, database
+from astra.errors import NotAllowed, UsageError
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Page, Plan
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.status.failures import failures
+from astra.status.status import all_plans, status
+from astra.submit.intent import make_intent, new_submission
+from tests.conftest import ROOT
+from tests.servers import Postgres
+from tests.sample_tasks import Measured, fill, measure
+
+pytestmark = pytest.mark.postgres
+
+_PASSWORD = "only for the tests"
+ROLES = {"plans": 'night "planner" %s', "writes": "night:element", "reads": "night_reader"}
+
+Url = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def roles(postgres: Postgres) -> None:
+    for role in ROLES.values():
+        quoted = role.replace('"', '""')
+        postgres.sql(f"CREATE ROLE \"{quoted}\" LOGIN PASSWORD '{_PASSWORD}'")
+
+
+@pytest.fixture
+def of(postgres: Postgres, roles: None, pg_url: str) -> Iterator[Url]:
+    """The database, whose owner has given the roles their parts; URLs over TCP."""
+    name = urlsplit(pg_url).path[1:]
+    bind(postgres.url(name, user="astra"))
+    init_database(("tests.sample_tasks",), tuple(f"{role}:{kind}" for kind, role in ROLES.items()))
+
+    def url(kind: str) -> str:
+        if kind == "owner":
+            return postgres.url(name, user="astra")
+        return postgres.url(name, quote(ROLES[kind], safe=""), _PASSWORD)
+
+    fill(40)
+    yield url
+
+
+def as_role(of: Url, kind: str) -> None:
+    database.close()
+    bind(of(kind))
+
+
+def astra(of: Url, kind: str, *words: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ASTRA_DATABASE_URL": of(kind), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "astra", *map(str, words)],
+        env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def planned(of: Url, **arguments: object) -> int:
+    as_role(of, "plans")
+    found = create_plan(measure, BossVisitSpectrum, limit=20, arguments=arguments)[0]
+    assert found.plan is not None
+    return found.plan
+
+
+def submitted(of: Url, plan: int) -> str:
+    """The planner's part of a submission; the token that its elements are started with."""
+    as_role(of, "plans")
+    with connection():
+        frozen, pages = Plan.get_by_id(plan), list(Page.select().where(Page.plan == plan))
+    submission = new_submission(frozen, [p.number for p in pages], 0, 1, "slurm")
+    make_intent(submission, pages)
+    return str(submission.token)
+
+
+def refused(done: subprocess.CompletedProcess[str], kind: str, lacks: str) -> None:
+    """The command ended with a clear message: who lacks what, and what to type."""
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert repr(ROLES[kind]) in done.stderr and "permission denied for" in done.stderr
+    assert "astra initdb --grant" in done.stderr and f":{lacks}" in done.stderr
+    assert _PASSWORD not in done.stderr and quote(_PASSWORD) not in done.stderr
+
+
+def test_each_does_its_part_of_a_night(of: Url) -> None:
+    plan = planned(of, raise_every=7, nothing_every=9)
+    token = submitted(of, plan)
+    for element in (1, 2):
+        done = astra(of, "writes", "run-page", "--plan", plan, "--job", token, "--element", element)
+        assert done.returncode == 0, done.stdout + done.stderr
+    as_role(of, "reads")
+    found = status(plan)
+    assert (found.state, found.rows["failed"], found.rows["no result"]) == ("whole", 5, 4)
+    assert len(failures(plan)) == 5
+    assert [p["plan"] for p in all_plans()] == [plan]
+    for words in (("status", plan), ("failures", plan), ("plans",), ("logs", plan)):
+        done = astra(of, "reads", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    # The planner takes the failures again, and cancels; the element writes over what it wrote.
+    for words in (("plan", "tests.sample_tasks.measure", "--again"), ("cancel", plan)):
+        done = astra(of, "plans", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_planner_makes_scripts(
+    of: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\necho 'MaxArraySize            = 1001'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    done = astra(of, "plans", "submit", "tests.sample_tasks.measure", "--dry-run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "#SBATCH --array=1" in done.stdout and _PASSWORD not in done.stdout
+    assert Plan.select().count() == 0  # what a dry run makes it takes back
+    refused(astra(of, "reads", "submit", "tests.sample_tasks.measure", "--dry-run"), "reads", "plans")
+
+
+def test_the_reader_changes_nothing(of: Url) -> None:
+    plan = planned(of)
+    token = submitted(of, plan)
+    refused(astra(of, "reads", "plan", "tests.sample_tasks.measure"), "reads", "plans")
+    refused(astra(of, "reads", "cancel", plan), "reads", "plans")
+    run_page = ("run-page", "--plan", plan, "--job", token, "--element", 1)
+    refused(astra(of, "reads", *run_page), "reads", "writes")
+    as_role(of, "reads")
+    for model in (Plan, Page, Attempt, Measured, BossVisitSpectrum):
+        with pytest.raises(NotAllowed, match="permission denied"), connection():
+            model.delete().execute()
+
+
+def test_the_planner_writes_no_results(of: Url) -> None:
+    plan = planned(of)
+    token = submitted(of, plan)
+    run_page = ("run-page", "--plan", plan, "--job", token, "--element", 1)
+    refused(astra(of, "plans", *run_page), "plans", "writes")
+    as_role(of, "plans")
+    with pytest.raises(NotAllowed, match="measured"), connection():
+        Measured.create(spectrum_pk=1, value=1.0)
+    with pytest.raises(NotAllowed), connection():
+        BossVisitSpectrum.update(snr=0.0).execute()
+
+
+def test_the_element_plans_nothing(of: Url) -> None:
+    plan = planned(of)
+    refused(astra(of, "writes", "plan", "tests.sample_tasks.measure"), "writes", "plans")
+    refused(astra(of, "writes", "cancel", plan), "writes", "plans")
+    as_role(of, "writes")
+    for change in (
+        {"keys": [1]}, {"submission_pk": 1}, {"n_rows": 0}, {"number": 9}
+    ):  # fmt: skip
+        with pytest.raises(NotAllowed, match="page"), connection():
+            Page.update(change).execute()
+    for statement in (Page.delete(), Measured.delete(), BossVisitSpectrum.update(snr=0.0)):
+        with pytest.raises(NotAllowed), connection():
+            statement.execute()
+
+
+@pytest.mark.parametrize("kind", ROLES)
+def test_nobody_else_makes_or_gives(of: Url, kind: str) -> None:
+    for words in ((), ("--grant", f"{ROLES['reads']}:plans")):
+        done = astra(of, kind, "initdb", *words)
+        assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
+        assert repr(ROLES[kind]) in done.stderr and "owner" in done.stderr
+
+
+def test_tables_made_later_are_given_too(of: Url) -> None:
+    as_role(of, "owner")
+    database.execute_sql("CREATE TABLE made_by_hand (x int)")
+    database.execute_sql("DROP TABLE measured CASCADE")
+    assert init_database(("tests.sample_tasks",)) == ["measured"]  # without --grant
+    as_role(of, "reads")
+    assert Measured.select().count() == 0
+    database.execute_sql("SELECT x FROM made_by_hand")
+    as_role(of, "writes")
+    with connection():
+        Measured.create(spectrum_pk=1, value=1.0)
+
+
+def test_a_role_without_anything_is_told_so(of: Url, postgres: Postgres) -> None:
+    postgres.sql(f"CREATE ROLE stranger LOGIN PASSWORD '{_PASSWORD}'")
+    bind(of("reads").replace(quote(ROLES["reads"]), "stranger"))
+    with pytest.raises(NotAllowed, match=r"'stranger'.*--grant stranger:reads"):
+        all_plans()
+
+
+def test_of_a_schema_of_its_own(of: Url) -> None:
+    database.close()
+    bind(of("owner"), "night")
+    init_database((), (f"{ROLES['reads']}:reads",))
+    database.close()
+    bind(of("reads"), "night")
+    assert Plan.select().count() == 0
+    database.close()
+    bind(of("writes"), "night")
+    with pytest.raises(NotAllowed, match="schema night"), connection():
+        Plan.select().count()
+
+
+class TestRefused:
+    def test_unknown_roles_and_words(self, of: Url) -> None:
+        as_role(of, "owner")
+        with pytest.raises(UsageError, match=r"no role 'night_readr'.*'night_reader'"):
+            init_database((), ("night_readr:reads",))
+        with pytest.raises(UsageError, match=r"ROLE:plans, ROLE:writes, ROLE:reads.*'reads'"):
+            init_database((), ("night_reader:read",))
+        with pytest.raises(UsageError, match="CREATE ROLE"):
+            init_database((), ('"; DROP TABLE plan; --',))
+        assert Plan.table_exists()
+
+    def test_sqlite_has_no_roles(self, sqlite_url: str) -> None:
+        with pytest.raises(UsageError, match="SQLite file has no roles"):
+            init_database((), ("me:reads",))
+
+
+def test_a_planner_without_temporary_tables_freezes_the_same_pages(
+    of: Url, postgres: Postgres
+) -> None:
+    """They let the server plan with several processes. Two plans may share a transaction."""
+    name = urlsplit(of("plans")).path[1:]
+
+    def frozen() -> list[tuple[int, int, list[int], bytes]]:
+        as_role(of, "plans")
+        with connection(), database.atomic() as transaction:
+            made = [create_plan(measure, BossVisitSpectrum, limit=15)[0] for _ in range(2)]
+            assert [(plan.rows, plan.held) for plan in made] == [(40, 0), (0, 40)]
+            found = database.execute_sql(
+                "SELECT number, n_rows, keys, outcomes FROM page ORDER BY number"
+            ).fetchall()
+            transaction.rollback()
+        return [(number, n_rows, keys, bytes(outcomes)) for number, n_rows, keys, outcomes in found]
+
+    with_them = frozen()
+    assert [(number, len(keys)) for number, _, keys, _ in with_them] == [(1, 15), (2, 15), (3, 10)]
+    postgres.sql(f'REVOKE TEMPORARY ON DATABASE "{name}" FROM PUBLIC')
+    assert frozen() == with_them
+    with connection(), pytest.raises(peewee.ProgrammingError, match="temporary"):
+        database.execute_sql("CREATE TEMPORARY TABLE tried AS SELECT 1")

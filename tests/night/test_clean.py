@@ -1,0 +1,149 @@
+"""Cleaning: what is old and ended goes, and nothing that is needed; the database stays flat."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from astra.api import run_here
+from astra.cli.group import main
+from astra.config import settings
+from astra.database.connection import connection, database
+from astra.models.nights import Night, NightPlan
+from astra.models.plans import Attempt, Failure, Page, Plan
+from astra.night.clean import clean
+from astra.plan.plan import create_plan
+from tests.conftest import ROOT
+from tests.sample_tasks import Measured, fill, measure
+
+
+def plan_of(**arguments) -> int:
+    (planned,) = create_plan(measure, "BossVisitSpectrum", limit=10, arguments=arguments)
+    return planned.plan
+
+
+def test_old_and_whole_plans_go_and_nothing_else(url):
+    fill(30)
+    whole = plan_of(raise_every=7)
+    run_here(whole)
+    fill(10)
+    unfinished = plan_of()
+    logs = Path(settings.current().run.dir) / f"plan-{whole}" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "1_1.log").write_text("x" * 1000)
+    later = datetime.now(UTC) + timedelta(days=91)
+    assert clean().plans == ()  # it is of today
+    shown = clean(now=later)
+    assert shown.plans == (whole,) and shown.pages == 3 and shown.dry_run and shown.mb > 0
+    assert "not whole" in shown.kept[0] and str(unfinished) in shown.kept[0]
+    with connection():
+        assert Plan.select().count() == 2 and logs.is_dir()
+        Night.create(name="n", date="2026-01-01", cwd="/", host="h", created_by="u")
+        NightPlan.create(night=1, task="t", plan_pk=whole)
+    assert "open" in clean(now=later).kept[0]  # a night still needs it
+    with connection():
+        Night.update(ended="2026-01-02 00:00:00", whole=True).execute()
+    results = Measured.select().count()
+    assert clean(now=later, dry_run=False).plans == (whole,)
+    with connection():
+        assert [p.pk for p in Plan.select()] == [unfinished] and not logs.parent.exists()
+        assert Measured.select().count() == results == 26 and Failure.select().count() == 4
+        assert not Attempt.select().exists() and Page.select().count() == 1
+        assert Night.select().count() == 1  # its line stays
+    database.close()
+    (planned,) = create_plan(measure, "BossVisitSpectrum")
+    assert planned.plan is None and planned.failed == 4 and planned.held == 10
+
+
+def test_the_command_shows_before_it_removes(sqlite_url):
+    fill(5)
+    run_here(plan_of())
+    words = [sys.executable, "-m", "astra", "clean", "--json", "--keep-days", "0"]
+    for more, dry in (([], True), (["--yes"], False)):
+        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        assert found["plans"] == [1] and found["dry_run"] is dry
+    assert not Plan.select().exists() and Measured.select().count() == 5
+
+
+_PLAN = {
+    "task": "t", "task_path": "t", "input_model": "m", "input_table": "m", "output_model": "o",
+    "arguments": "{}", "limit": 500, "n_pages": 10, "n_rows": 5000, "v_astra": 8001,
+    "created_by": "u", "created_on": "h", "cwd": "/",
+}  # fmt: skip
+_ATTEMPT = {"submission_pk": 1, "number": 1, "state": "done", "host": "h", "pid": 1}
+_NIGHT = {"name": "n", "whole": True, "n_rows": 5000, "cwd": "/", "host": "h", "created_by": "u"}
+
+
+def a_night_went_by(number: int, at: datetime) -> None:
+    """What a night of 10 pages leaves behind."""
+    plan = Plan.insert(created=at, **_PLAN).execute()
+    first = number * 5000
+    pages = [
+        {"plan": plan, "number": n, "n_rows": 500, "n_done": 500, "outcomes": b"\1" * 500,
+         "keys": list(range(first + n * 500, first + n * 500 + 500)), "modified": at}
+        for n in range(1, 11)
+    ]  # fmt: skip
+    made = [page.pk for page in Page.insert_many(pages).returning(Page.pk).execute()]
+    times = {"began": at, "seen": at, "ended": at}
+    Attempt.insert_many([{"page": pk, "element": pk, **times, **_ATTEMPT} for pk in made]).execute()
+    night = Night.insert(date=f"{at:%Y-%m-%d}", began=at, ended=at, **_NIGHT).execute()
+    NightPlan.insert(night=night, task="t", plan_pk=plan, n_rows=5000, whole=True).execute()
+
+
+def test_the_database_stays_flat_over_a_year(pg_url, postgres):
+    """365 nights, cleaned each fifteenth night."""
+    began, sizes = datetime(2025, 1, 1, 20, tzinfo=UTC), {}
+    with connection():
+        ((name,),) = database.execute_sql("SELECT current_database()").fetchall()
+        for number in range(1, 366):
+            at = began + timedelta(days=number)
+            with database.atomic():
+                a_night_went_by(number, at)
+            if number % 15 == 0 or number == 365:
+                clean(30, dry_run=False, now=at)
+                postgres.sql("VACUUM page", name)
+                postgres.sql("VACUUM attempt", name)
+            if number in (60, 120, 240, 365):
+                ((sizes[number],),) = postgres.sql(f"SELECT pg_database_size('{name}')")
+        assert Plan.select().count() == 31  # of the last 30 days, and the day itself
+        assert Night.select().count() == 365
+    print("database after nights:", {n: f"{size / 1e6:.2f} MB" for n, size in sizes.items()})
+    assert sizes[365] < 1.05 * sizes[120], sizes
+
+
+def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
+    fill(5)
+    plan = plan_of()
+    run_here(plan)
+    runs = Path(settings.current().run.dir)
+    log = runs / f"plan-{plan}" / "logs" / "1_1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("what it said")
+    Attempt.update(log=str(log)).execute()
+    printed = CliRunner().invoke(main, ["logs", str(plan), "1"]).output
+    assert printed == "what it said"
+    (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
+    settings.use(settings.load(tmp_path / "astra.toml"))
+    week, month = (datetime.now(UTC) + timedelta(days=days) for days in (7, 30))
+    assert clean(now=week).compressed == () and clean(now=month).plans == ()
+    (shown,) = clean(now=month).compressed
+    assert Path(shown).is_dir()
+    assert clean(now=month, dry_run=False).compressed == (shown,)
+    archive = Path(f"{shown}.tar.gz")
+    assert not Path(shown).exists() and archive.stat().st_mode & 0o777 == 0o600
+    assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == printed
+    assert CliRunner().invoke(main, ["logs", str(plan), "1", "--follow"]).output == printed
+    archive.rename(tmp_path / "elsewhere")
+    gone = CliRunner().invoke(main, ["logs", str(plan), "1"])
+    assert gone.exit_code == 2 and f"is not here: {log}" in " ".join(gone.stderr.split())
+    (tmp_path / "elsewhere").rename(archive)
+    with tarfile.open(archive) as tar:
+        assert tar.extractfile(f"plan-{plan}/logs/1_1.log").read() == b"what it said"
+    assert clean(now=month, dry_run=False).compressed == ()
+    later = datetime.now(UTC) + timedelta(days=100)
+    assert clean(now=later, dry_run=False).folders == (str(archive),) and not archive.exists()

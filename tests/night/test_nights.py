@@ -1,0 +1,234 @@
+"""Nights on a real cluster: begun by one command, and seen to their end by their finalizers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from astra.config import settings
+from astra.database.connection import connection
+from astra.errors import ConfigError
+from astra.models.nights import Night
+from astra.models.plans import Attempt, Plan
+from astra.night.history import night_of
+from astra.night.lock import night_lock
+from tests.conftest import ROOT
+from tests.servers import wait_for
+from tests.sample_tasks import Measured, OfSource, fill
+from tests.test_docs import blocks, commands
+
+pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
+
+TWO = """
+[nights.survey]
+throttle = 20
+limit = 50
+[[nights.survey.tasks]]
+task = "tests.sample_tasks.measure"
+input_model = "BossVisitSpectrum"
+{more}
+[[nights.survey.tasks]]
+task = "tests.sample_tasks.on_sources"
+after = ["tests.sample_tasks.measure"]
+limit = 3
+[policy.FAILED]
+retries = 2
+"""
+
+
+def write(folder: Path, text: str, monkeypatch) -> Path:
+    file = folder / "astra.toml"
+    file.write_text(text)
+    monkeypatch.setenv("ASTRA_CONFIG", str(file))
+    settings.reset()
+    return file
+
+
+def astra(*words: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
+    return done.stdout if not status else done.stdout + done.stderr
+
+
+def last() -> Night:
+    with connection():
+        return Night.select().order_by(Night.pk.desc()).get()
+
+
+def closed(slurm) -> Night:
+    def is_closed() -> bool:
+        time.sleep(0.3)  # each look is a connection
+        return last().ended is not None
+
+    wait_for(is_closed, "the end of the night", 150)
+    return last()
+
+
+def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
+    """Two tasks, one after the other; an element dies; nobody types anything in between."""
+    write(tmp_path, TWO.format(more="set = { row_s = 0.02 }"), monkeypatch)
+    fill(300)
+    begun = json.loads(astra("nightly", "survey", "--json"))
+    assert begun["state"] == "begun" and begun["rows"] == 300 and begun["finalizer"]
+
+    def at_work() -> bool:
+        return Attempt.select().where(Attempt.state == "running").exists()
+
+    wait_for(at_work, "an attempt", 60)
+    os.kill(Attempt.select().where(Attempt.state == "running").get().pid, signal.SIGKILL)
+    night = closed(slurm)
+    logs = "".join(p.read_text() for p in (tmp_path / "runs").glob("night-*/logs/*"))
+    assert night.whole, (night.message, logs)
+    assert Measured.select().count() == 300 and OfSource.select().count() == 5
+    assert (night.n_rows, night.n_done, night.n_failed) == (305, 305, 0)
+    assert night.task_s > 3 and "Traceback" not in logs
+    assert astra("nightly", "survey").strip() == "night survey: nothing new"
+    assert astra("nightly", "survey", "--quiet") == ""
+    assert Night.select().count() == 1
+    found = night_of("survey", night.date)
+    assert found.exit_status == 0 and [p.rows for p in found.plans] == [300, 5]
+    assert "300 results" not in astra("nights") and "whole" in astra("nights", "survey")
+    assert "305 results + 0 failed" in astra("nights", "survey", night.date)
+    (page,) = (tmp_path / "runs" / "nights").glob(f"survey-{night.pk}.html")
+    assert f"night survey of {night.date}" in page.read_text()
+    told = json.loads(astra("report", "survey", night.date, "--json"))
+    assert [p["plan"] for p in told["plans"]] == [p.plan for p in found.plans]
+    assert "no night" in astra("report", "servey", status=2)
+
+
+def test_two_at_once_are_one_night_and_a_dead_finalizer_is_replaced(slurm, tmp_path, monkeypatch):
+    write(tmp_path, TWO.format(more="set = { row_s = 0.05 }"), monkeypatch)
+    fill(400)
+    words = [sys.executable, "-m", "astra", "nightly", "survey", "--json"]
+    both = [
+        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [(process.communicate(), process.returncode) for process in both]
+    assert Night.select().count() == 1 and Plan.select().count() == 1, told
+    assert 0 in {status for _, status in told} <= {0, 7}, told
+    for (_, words_of), status in told:
+        assert status == 0 or ("since" in words_of and "works on the night" in words_of)
+    night = last()
+    slurm.run("scancel", str(night.finalizer_job))
+    wait_for(lambda: night_of("survey").state == "without a finalizer", "its end", 60)
+    assert "new finalizer" in astra("nights", "--heal")
+    assert "every night" in astra("nights", "survey", "--heal")
+    assert last().finalizer_job != night.finalizer_job
+    assert closed(slurm).whole
+    assert Measured.select().count() == 400 and Night.select().count() == 1
+
+
+def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monkeypatch):
+    """The holder is stopped in the middle of sbatch; killed, it leaves an intent to be cleared."""
+    write(tmp_path, TWO.format(more=""), monkeypatch)
+    fill(60)
+    stuck = tmp_path / "bin" / "sbatch"
+    stuck.parent.mkdir()
+    stuck.write_text(f"#!/bin/sh\ntouch {tmp_path}/there\nexec sleep 600\n")
+    stuck.chmod(0o755)
+    env = {**os.environ, "PATH": f"{stuck.parent}:{os.environ['PATH']}"}
+    words = [sys.executable, "-m", "astra", "nightly", "survey"]
+    holder = subprocess.Popen(words, cwd=ROOT, env=env, start_new_session=True)
+    try:
+        wait_for((tmp_path / "there").exists, "the holder at work", 60)
+        said = astra("nightly", "survey", status=7)
+        assert f"process {holder.pid} of" in said and "since" in said
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+    assert json.loads(astra("nightly", "survey", "--json"))["state"] == "joined"
+    assert closed(slurm).whole and Measured.select().count() == 60
+    assert Plan.select().count() == 2 and Night.select().count() == 1
+
+
+def test_a_finalizers_step_is_waited_for(slurm, tmp_path, monkeypatch):
+    """Cron may begin a night just as the last one is being told of."""
+    write(tmp_path, TWO.format(more=""), monkeypatch)
+    words = [sys.executable, "-m", "astra", "nightly", "survey"]
+    with night_lock("survey", step=True):
+        waits = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waits.wait(3)
+    assert waits.communicate(timeout=60)[0].strip() == "night survey: nothing new"
+
+
+def test_what_a_night_leaves_is_taken_up_by_the_next(slurm, tmp_path, monkeypatch):
+    """Rows of a broken task are given up; mended, the next night goes on with the same plan."""
+    text = """
+[nights.survey]
+tasks = [{{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum", profile = "p" }}]
+rounds = {rounds}
+[profiles.p]
+extends = "debug"
+setup = ["{setup}"]
+"""
+    write(tmp_path, text.format(rounds=1, setup="exit 3"), monkeypatch)
+    fill(40)
+    astra("nightly", "survey")
+    night = closed(slurm)
+    assert not night.whole and night.round == 1 and "astra status 1" in night.message
+    assert night_of("survey").exit_status == 4 and night.n_retries == 1
+    write(tmp_path, text.format(rounds=5, setup="true"), monkeypatch)
+    assert json.loads(astra("nightly", "survey", "--json"))["plans"] == [1]
+    night = closed(slurm)
+    assert night.pk == 2 and night.whole and Plan.select().count() == 1
+    assert Measured.select().count() == 40 and night_of("survey").plans[0].leftover
+
+
+def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, monkeypatch):
+    fill(5)
+    for text, words in (
+        ('tasks = ["tests.sample_tasks.mesure"]', "measure"),
+        ('tasks = ["tests.sample_tasks.measure"]\nprofile = "gen"', "general"),
+        ('tasks = [{ task = "tests.sample_tasks.measure", set = { rows = 1 } }]', "row_s"),
+    ):
+        write(tmp_path, f"[nights.survey]\n{text}", monkeypatch)
+        assert words in astra("nightly", "survey", status=2)
+    assert "'survey'" in astra("nightly", "survei", status=2)
+    assert Night.select().count() == Plan.select().count() == 0
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("tasks = 3", "list of tasks"),
+        ("", "has no tasks"),
+        ('tasks = ["a"]\nround = 3', "'rounds'"),
+        ('tasks = ["a"]\nrunning = "maybe"', "'join' or 'leave'"),
+        ('tasks = ["a", "a"]', "twice"),
+        ('tasks = [{ task = "a", after = ["b"] }, "b"]', "no task before"),
+        ('tasks = [{ tsk = "a" }]', "'task'"),
+        ("tasks = [{ limit = 3 }]", "lacks 'task'"),
+        ('tasks = ["a"]\nlimit = true', "whole number"),
+    ],
+)
+def test_a_wrong_night_is_said_with_its_place(tmp_path, text, words):
+    (tmp_path / "astra.toml").write_text(f"[nights.x]\n{text}\n")
+    with pytest.raises(ConfigError, match=r"\[nights\]") as error:
+        settings.load(tmp_path / "astra.toml")
+    assert words in str(error.value)
+
+
+def test_the_page_about_nights_runs_from_top_to_bottom(slurm, tmp_path, monkeypatch):
+    """Its configuration, with tasks of the tests in place of its own, and its commands."""
+    page = ROOT / "docs" / "nights.md"
+    (toml,) = blocks(page, "toml")
+    toml = toml.replace("slam.slam", "tests.sample_tasks.measure")
+    write(tmp_path, toml.replace("mytasks.quality", "tests.sample_tasks.on_sources"), monkeypatch)
+    fill(20)
+    run = [words for program, *words in commands(page) if program == "astra"]
+    for words in run[:4]:
+        astra(*words)
+    assert closed(slurm).whole
+    for words in run[4:]:
+        if words[0] != "cron":  # test_cron.py has a crontab of its own
+            astra(*(last().date if word == "2026-11-24" else word for word in words))
+    assert Plan.select().count() == 2  # of today: kept

@@ -1,0 +1,156 @@
+"""How a night ended is told by mail, webhook and command; what cannot be told is kept."""
+
+import json
+import threading
+from contextlib import contextmanager
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from aiosmtpd.controller import Controller
+
+from astra.config import settings as config
+from astra.config.nights import checked
+from astra.database.connection import connection
+from astra.errors import ConfigError
+from astra.models.nights import Night, NightPlan
+from astra.night.history import night_of
+from astra.night.nightly import _tell_of_earlier
+from astra.night.notify import TOLD, tell
+from tests.servers.server import Ports
+
+
+class Inbox:
+    def __init__(self):
+        self.mails = []
+
+    async def handle_DATA(self, server, session, envelope):
+        self.mails.append((envelope.rcpt_tos, message_from_bytes(envelope.content)))
+        return "250 kept"
+
+
+@pytest.fixture
+def inbox():
+    kept = Inbox()
+    ports = Ports()
+    server = Controller(kept, hostname="127.0.0.1", port=ports.one())
+    server.start()
+    try:
+        yield kept, f"smtp://127.0.0.1:{server.port}"
+    finally:
+        server.stop()
+        ports.release()
+
+
+@contextmanager
+def listening(status: int):
+    got = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield got, f"http://127.0.0.1:{server.server_port}/hooks/geheimnis"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def settings(**ways):
+    return checked({"survey": {"tasks": ["tests.sample_tasks.measure"], "tell": ways}})["survey"]
+
+
+def a_night(whole: bool = True) -> Night:
+    with connection():
+        message = None if whole else "plan 7 of slam: 3 rows are left: astra status 7"
+        made = Night.create(
+            name="survey", date="2026-01-02", ended="2026-01-03 05:00:00", whole=whole,
+            message=message, n_rows=10, n_done=6, n_failed=1, cwd="/", host="h", created_by="u",
+        )  # fmt: skip
+        NightPlan.create(
+            night=made.pk, task="slam", plan_pk=7, n_rows=10, n_done=9 if whole else 6, n_failed=1,
+            whole=whole,
+        )  # fmt: skip
+        return made
+
+
+def test_all_ways_are_told_once_and_again_on_change(url, inbox, tmp_path):
+    kept, smtp = inbox
+    with listening(200) as (hooks, hook):
+        ways = settings(
+            mail=["a@example.org", "b@example.org"], sender="astra@example.org", smtp=smtp,
+            webhook=hook, command=["sh", "-c", f"cat >>{tmp_path}/got; echo >>{tmp_path}/got"],
+        )  # fmt: skip
+        night = a_night(whole=False)
+        assert tell(night, ways) == dict.fromkeys(("mail", "webhook", "command"), TOLD)
+        tell(night, ways)
+        ((to, mail),) = kept.mails
+        assert to == ["a@example.org", "b@example.org"]
+        assert mail["Subject"] == "astra: night survey of 2026-01-02 is not whole"
+        text = mail.get_payload(decode=True).decode()
+        assert "astra status 7" in text and "astra failures 7" in text
+        assert hooks[0]["text"].startswith(mail["Subject"]) and hooks[0]["night"]["pending"] == 3
+        assert json.loads((tmp_path / "got").read_text())["failures"] == 1
+        with connection():
+            Night.update(whole=True, message=None).execute()
+        tell(night, ways)
+        assert [m["Subject"][-8:] for _, m in kept.mails] == ["ot whole", "is whole"]
+        assert len(hooks) == 2 and len((tmp_path / "got").read_text().splitlines()) == 2
+
+
+def test_who_cannot_be_told_fails_nothing_and_is_tried_again(url, inbox, tmp_path, monkeypatch):
+    kept, smtp = inbox
+    night = a_night()
+    with listening(500) as (hooks, hook):
+        ways = settings(
+            mail="a@example.org", webhook=hook, command="sh -c 'echo no pager >&2; exit 3'"
+        )
+        monkeypatch.setattr("astra.night.notify.shutil.which", lambda *a, **k: None)
+        found = tell(night, ways)
+        assert "no sendmail" in found["mail"] and "500" in found["webhook"]
+        assert found["command"] == "RuntimeError: status 3: no pager"
+        assert "no pager" in night_of("survey").told["command"]
+        better = settings(mail="a@example.org", smtp=smtp, command=["touch", f"{tmp_path}/told"])
+        for _ in range(2):  # as the next night begins, and the one after it
+            _tell_of_earlier(better)
+            assert night_of("survey").told["mail"].startswith(TOLD)
+            assert len(kept.mails) == 1 and len(hooks) == 1 and (tmp_path / "told").exists()
+
+
+def test_sendmail_gets_the_whole_message(url, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "sendmail"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/words\ncat >{tmp_path}/mail\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    assert tell(a_night(), settings(mail="a@example.org")) == {"mail": TOLD}
+    assert (tmp_path / "words").read_text() == "-i -t\n"
+    assert "To: a@example.org\n" in (tmp_path / "mail").read_text()
+
+
+def test_a_password_is_never_in_the_configuration_or_shown(tmp_path):
+    night = '[nights.x]\ntasks = ["a"]\n[nights.x.tell]\n'
+    file = tmp_path / "astra.toml"
+    file.write_text(night + 'smtp = "smtp://me:geheim@h"\n')
+    with pytest.raises(ConfigError, match=r"netrc") as error:
+        config.load(file)
+    assert "geheim" not in str(error.value)
+    file.write_text(night + 'webhook = "https://h/services/geheimnis"\n')
+    rows = {key: value for key, value, _ in config.load(file).rows()}
+    assert rows["nights.x.tell.webhook"] == "https://h/***"
+    for line, words in (
+        ('mail = "me"', "addresses"), ('webhook = "ftp://h"', "https://"), ("to = 1", "no such key")
+    ):  # fmt: skip
+        file.write_text(night + line)
+        with pytest.raises(ConfigError, match=words):
+            config.load(file)

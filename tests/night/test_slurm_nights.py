@@ -1,0 +1,329 @@
+"""On a real Slurm cluster and a real PostgreSQL: what must hold, whatever dies."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from astra import generate_queries_for_task
+from astra.database.connection import database, reset
+from astra.errors import SlurmError
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume
+from astra.slurm.client import max_array_size
+from astra.status.failures import failures
+from astra.status.status import status
+from astra.submit.submit import submit
+from tests.conftest import ROOT
+from tests.servers import Postgres, Slurm, folder, wait_for
+from tests.sample_tasks import Measured, fill, measure
+
+pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
+
+
+def plan_of(n: int, limit: int, **arguments) -> int:
+    fill(n)
+    (planned, _) = create_plan(measure, limit=limit, arguments=arguments)
+    return planned.plan
+
+
+def counts() -> tuple[int, int]:
+    keys = [k for (k,) in Measured.select(Measured.spectrum_pk).tuples()]
+    return len(keys), len(set(keys))
+
+
+def run_out(slurm: Slurm, timeout_s: float = 120) -> None:
+    wait_for(slurm.idle, "the end of the arrays", timeout_s)
+
+
+def running(n: int, checkpoints: int = 1) -> list[Attempt]:
+    """`n` attempts that have written and are still at work."""
+    found: list[Attempt] = []
+
+    def are_there() -> bool:
+        found[:] = Attempt.select().where(
+            (Attempt.state == "running") & (Attempt.n_checkpoints >= checkpoints)
+        )
+        return len(found) >= n
+
+    wait_for(are_there, f"{n} attempts at work", 60)
+    return found[:n]
+
+
+def test_every_row_once(slurm):
+    plan = plan_of(4000, 250)
+    done = submit(plan, options={"throttle": 4})
+    assert done.pages == 16 and [job.array for job in done.jobs] == ["1-16%4"]
+    assert submit(plan).pages == 0  # submitted twice, run once
+    run_out(slurm)
+    assert counts() == (4000, 4000)
+    assert status(plan).state == "whole"
+
+
+def test_killed_elements_are_lost_resumed_and_whole(slurm, tmp_path):
+    computed = tmp_path / "computed"
+    plan = plan_of(1200, 200, row_s=0.02, write_frequency=0.5, computed=str(computed))
+    submit(plan)
+    for attempt in running(3):
+        os.kill(attempt.pid, signal.SIGKILL)
+    run_out(slurm)
+    found = status(plan)
+    assert found.state == "attention" and found.state.exit_status == 4
+    assert found.pages == {"done": 3, "lost": 3}
+    assert sum(found.rows.values()) == 1200 and "resume" in found.advice[0]
+    again = resume(plan, options={"mem": "200M"})
+    assert again.pages == 3 and again.skipped == {"done": 3}
+    assert resume(plan).pages == 0
+    run_out(slurm)
+    assert counts() == (1200, 1200) and status(plan).state == "whole"
+    twice = len(computed.read_text().split()) - 1200
+    assert 0 < twice <= 3 * 60  # half a second of rows each, and the time to write them
+    assert resume(plan).pages == 0
+
+
+def test_scancelled_elements_compute_no_row_twice(slurm, tmp_path):
+    computed = tmp_path / "computed"
+    plan = plan_of(900, 300, row_s=0.02, write_frequency=0.5, computed=str(computed))
+    submit(plan)
+    running(3)
+    slurm.run("scancel", status(plan).elements[0].job.partition("_")[0])
+    run_out(slurm)
+    found = status(plan)
+    assert found.pages == {"interrupted": 3}
+    assert found.rows["done"] == len(computed.read_text().split())
+    resume(plan)
+    run_out(slurm)
+    assert counts() == (900, 900)
+    assert Counter(computed.read_text().split()).most_common(1)[0][1] == 1
+
+
+def test_a_requeued_element_goes_on(slurm):
+    plan = plan_of(300, 300, row_s=0.02, write_frequency=0.5)
+    submit(plan)
+    (attempt,) = running(1)
+    slurm.run("scontrol", "requeue", f"{attempt.job_id}_{attempt.array_index}")
+    wait_for(lambda: status(plan).pages.get("waiting"), "the requeued element to wait", 60)
+    assert status(plan).state == "running"
+    assert resume(plan).pages == 0  # it lives
+
+
+def test_what_fails_is_told_apart(slurm):
+    plan = plan_of(1000, 250, raise_every=97, null_every=49, nothing_every=10)
+    submit(plan)
+    run_out(slurm)
+    raised = {k for k in range(1, 1001) if k % 97 == 0}
+    nothing = {k for k in range(1, 1001) if k % 10 == 0} - raised
+    refused = {k for k in range(1, 1001) if k % 49 == 0} - raised - nothing
+    bad = raised | refused
+    found = status(plan)
+    assert found.rows == {
+        "done": 1000 - len(bad | nothing), "failed": len(bad), "no result": len(nothing)
+    }  # fmt: skip
+    told = {f.key: f for f in failures(plan)}
+    assert told.keys() == bad
+    assert all("is bad" in told[key].message for key in raised)
+    assert all("null value in column" in told[key].message for key in refused)
+    assert found.state == "whole"
+
+
+def test_a_refusal_shows_slurms_words_and_leaves_the_plan(slurm):
+    plan = plan_of(10, 10)
+    with pytest.raises(SlurmError, match=r"(?i)partition"):
+        submit(plan, options={"partition": "nowhere"})
+    assert status(plan).pages == {"unsubmitted": 1}
+    assert submit(plan).pages == 1
+    run_out(slurm)
+    assert status(plan).state == "whole"
+
+
+def test_a_submit_limit_leaves_the_rest_for_resume(slurm):
+    plan = plan_of(40, 5, row_s=0.01)
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
+    try:
+        done = submit(plan)
+    finally:
+        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    assert 1 <= done.pages <= 5 and done.unsubmitted == 8 - done.pages and "resume" in done.message
+    assert resume(plan).pages == 8 - done.pages
+    run_out(slurm)
+    assert counts() == (40, 40)
+
+
+def test_the_answer_of_sbatch_is_lost(slurm, tmp_path, monkeypatch):
+    """A wrapper that submits, and then says that it timed out."""
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f'#!/bin/sh\n{shutil.which("sbatch")} "$@" >>{tmp_path}/calls\n'
+        "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv "
+        "operation' >&2\nexit 1\n"
+    )
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    plan = plan_of(20, 10)
+    done = submit(plan)
+    calls = (tmp_path / "calls").read_text().split()
+    assert [str(job.job_id) for job in done.jobs] == calls and len(calls) == 1
+    run_out(slurm)
+    assert status(plan).state == "whole"
+
+
+def test_a_second_array_for_the_same_pages_does_nothing(slurm, tmp_path):
+    computed = tmp_path / "computed"
+    plan = plan_of(100, 50, row_s=0.02, computed=str(computed))
+    (job,) = submit(plan).jobs
+    slurm.run("sbatch", "--parsable", job.script)
+    run_out(slurm)
+    assert len(computed.read_text().split()) == 100 and counts() == (100, 100)
+
+
+def test_cron_gives_only_path_and_home(slurm, pg_url, tmp_path):
+    fill(20)
+    config = tmp_path / "conf" / "astra.toml"
+    config.parent.mkdir()
+    config.write_text(f'[database]\nurl = "{pg_url}"\n[run]\ndir = "runs"\n')
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(tmp_path), "SLURM_CONF": os.environ["SLURM_CONF"]
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "--config", str(config), "submit", "tests.sample_tasks.measure",
+         "--json", "--limit", "7"],
+        env=environment, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert any(answer.get("pages") == 3 for answer in _as_list(json.loads(done.stdout)))
+    run_out(slurm)
+    assert counts() == (20, 20)
+
+
+def _as_list(answer):
+    return answer if isinstance(answer, list) else [answer]
+
+
+def test_a_dry_run_leaves_nothing_behind(slurm, tmp_path):
+    fill(10)
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "submit", "tests.sample_tasks.measure", "--dry-run"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "#SBATCH --array=1" in done.stdout
+    assert Plan.select().count() == Submission.select().count() == Page.select().count() == 0
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.sh"))
+
+
+def test_no_inherited_variable_leaks(slurm, monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "nowhere")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "99")
+    plan = plan_of(5, 5)
+    assert submit(plan).pages == 1
+    run_out(slurm)
+    assert status(plan).state == "whole"
+
+
+def test_a_status_without_an_answer_is_unknown(slurm, tmp_path, monkeypatch):
+    plan = plan_of(50, 50, row_s=0.2)
+    submit(plan)
+    running(1, checkpoints=0)
+    silent = tmp_path / "bin"
+    silent.mkdir()
+    for name in ("squeue", "sacct"):
+        (silent / name).write_text("#!/bin/sh\nexit 1\n")
+        (silent / name).chmod(0o755)
+    Attempt.update(seen="2020-01-01 00:00:00").execute()
+    monkeypatch.setenv("PATH", f"{silent}:{os.environ['PATH']}")
+    found = status(plan)
+    assert found.pages == {"unknown": 1} and found.notes and found.state.exit_status == 4
+    assert resume(plan).pages == 0
+
+
+def test_more_elements_than_connections(cluster, monkeypatch, tmp_path):
+    """60 elements in four nodes' worth of slots, on a server that takes 20 connections."""
+    with folder() as path:
+        server = Postgres(path / "postgres", max_connections=20)
+        try:
+            server.sql("CREATE DATABASE small")
+            monkeypatch.setenv("ASTRA_DATABASE_URL", server.url("small"))
+            monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+            monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
+            reset()
+            init_database(("tests.sample_tasks",))
+            plan = plan_of(600, 10, row_s=0.5, write_frequency=1)
+            database.close()
+            submit(plan, options={"throttle": 60})
+            wait_for(
+                lambda: len(cluster.run("squeue", "-h", "-r", "-t", "R").splitlines()) > 40,
+                "more than 40 elements at once",
+                60,
+            )
+            run_out(cluster)
+            assert counts() == (600, 600) and status(plan).state == "whole"
+        finally:
+            reset()
+            server.stop()
+
+
+def test_clocks_an_hour_apart(cluster, monkeypatch, tmp_path):
+    """The database is an hour ahead of the nodes; a row is changed while it is processed."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    with folder() as path:
+        ahead = {"LD_PRELOAD": str(library), "FAKETIME": "+1h"}
+        server = Postgres(path / "postgres", env=ahead)
+        try:
+            server.sql("CREATE DATABASE ahead")
+            monkeypatch.setenv("ASTRA_DATABASE_URL", server.url("ahead"))
+            monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+            monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
+            reset()
+            init_database(("tests.sample_tasks",))
+            (age_s,) = server.sql(f"SELECT extract(epoch FROM now()) - {time.time()}")[0]
+            assert 3500 < age_s < 3700
+            plan = plan_of(100, 100, row_s=0.05, write_frequency=0.5)
+            submit(plan)
+            running(1)
+            server.sql(
+                "UPDATE boss_visit_spectrum SET snr = 7 WHERE spectrum_pk IN (3, 98)", "ahead"
+            )
+            run_out(cluster)
+            assert counts() == (100, 100) and status(plan).state == "whole"
+            ((_, query),) = generate_queries_for_task(measure, "BossVisitSpectrum")
+            pending = {row.spectrum_pk for row in query}
+            # The first rows come last: row 3 may have been read after it was changed.
+            late = Measured.get(spectrum_pk=3).input_modified
+            changed = BossVisitSpectrum.get(spectrum_pk=3).modified
+            assert pending == ({98} if late == changed else {3, 98})
+            (again, _) = create_plan(measure)
+            assert again.rows == len(pending)
+        finally:
+            reset()
+            server.stop()
+
+
+def test_more_pages_than_an_array_holds(pg_url, monkeypatch, tmp_path):
+    """60 pages on a cluster with MaxArraySize=11: six arrays, each with its offset."""
+    with folder() as path:
+        small = Slurm(path / "slurm", nodes=1, cpus=8, max_array_size=11)
+        try:
+            monkeypatch.setenv("SLURM_CONF", str(small.conf))
+            monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "a run's folder"))
+            max_array_size.cache_clear()
+            plan = plan_of(120, 2)
+            done = submit(plan)
+            assert [(job.array.partition("%")[0], job.offset) for job in done.jobs] == [
+                ("1-10", 10 * i) for i in range(6)
+            ]
+            run_out(small)
+            assert counts() == (120, 120) and status(plan).state == "whole"
+        finally:
+            max_array_size.cache_clear()
+            small.stop()

@@ -1,0 +1,65 @@
+"""Property tests: however rows are cut, each stands in one page, and each page in one array."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Page, Plan
+from astra.plan.plan import create_plan
+from astra.resume.resume import checked_states
+from astra.states import SlurmState
+from astra.submit.arrays import halves, slices
+from tests.sample_tasks import fill, measure
+
+
+@given(
+    numbers=st.sets(st.integers(1, 5000), min_size=1),
+    each=st.integers(1, 20),
+    most=st.integers(1, 1000),
+)
+def test_every_page_is_in_one_array_at_an_index_that_it_takes(numbers, each, most):
+    found = list(slices(numbers, each, most))
+    assert [page for piece in found for page in piece.pages] == sorted(numbers)
+    elements = [e for piece in found for e in piece.elements]
+    assert len(elements) == len(set(elements))
+    for piece in found:
+        assert all(1 <= index <= most for index in piece.indices())
+        for page in piece.pages:
+            element = (page - 1) // each + 1
+            assert element in piece.elements
+            assert element - piece.offset in piece.indices()
+        if len(piece.elements) > 1:  # as where Slurm takes no more at once
+            first, second = halves(piece, each)
+            assert first.pages + second.pages == piece.pages
+            assert first.elements + second.elements == piece.elements
+            assert len(second.elements) - len(first.elements) in (0, 1)
+
+
+def test_a_plan_holds_each_pending_row_once(sqlite_url):
+    fill(137)
+
+    @settings(max_examples=40, deadline=None)
+    @given(limit=st.integers(1, 200), most=st.one_of(st.none(), st.integers(1, 200)))
+    def check(limit, most):
+        (planned, _) = create_plan(measure, limit=limit, max_rows=most)
+        try:
+            pages = list(Page.select().where(Page.plan == planned.plan).order_by(Page.number))
+            keys = [key for page in pages for key in page.keys]
+            wanted = min(137, most or 137)
+            newest_first = list(range(137, 137 - wanted, -1))
+            assert keys == newest_first and planned.rows == wanted
+            assert [page.number for page in pages] == list(range(1, planned.pages + 1))
+            assert all(len(page.keys) == page.n_rows == len(page.outcomes) for page in pages)
+            assert all(page.n_rows == limit for page in pages[:-1])
+        finally:
+            Plan.delete().where(Plan.pk == planned.plan).execute()
+
+    check()
+    assert Page.select().count() == 0 and BossVisitSpectrum.select().count() == 137
+
+
+def test_states_are_read_in_either_case():
+    assert checked_states(["out_of_memory", "TIMEOUT"]) == {
+        SlurmState.OUT_OF_MEMORY,
+        SlurmState.TIMEOUT,
+    }

@@ -1,0 +1,334 @@
+"""What is done about pages whose elements ended before their rows had."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra.config import settings
+from astra.config.profiles import get
+from astra.config.retry_rules import RULES, rules
+from astra.config.settings import load, use
+from astra.config.units import size_mb
+from astra.database.connection import connection, dialect
+from astra.errors import ConfigError
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Exclusion, Page
+from astra.plan.plan import create_plan
+from astra.policy import retry_policy
+from astra.policy.next_steps import ends_of
+from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
+from astra.resume.resume import resume
+from astra.slurm.client import room
+from astra.slurm.parse import Room, parse_partitions
+from astra.states import PageState
+from astra.status.status import status
+from astra.submit.submit import submit, to_exclude
+from tests.conftest import ROOT
+from tests.servers import Slurm, wait_for
+from tests.sample_tasks import Measured, fill, hungry, measure
+
+IN_VAIN, GOT_ON = True, False
+
+
+def step(state, earlier=(), base=None, used=None, room=None, in_vain=IN_VAIN, rule=None, **more):
+    return next_step(
+        End(state, "n1", in_vain),
+        [End(s, "n1") for s in earlier],
+        rules({state: rule} if rule else {}),
+        base or {},
+        used or {},
+        room or Room(),
+        **more,
+    )
+
+
+class TestRules:
+    def test_memory_grows_from_what_the_last_element_had(self):
+        made = step("OUT_OF_MEMORY", base={"mem": "2G"}, used={"mem": "2G"})
+        assert made.options == (("mem", "3G"),) and made.retry
+        assert made.said == "next with mem 3G instead of 2G (retry 1 of 3)"
+        made = step("OUT_OF_MEMORY", ["OUT_OF_MEMORY"], base={"mem": "2G"}, used={"mem": "3G"})
+        assert made.options == (("mem", "4608M"),) and "retry 2 of 3" in made.said
+
+    def test_time_doubles_and_memory_that_had_grown_stays(self):
+        made = step("TIMEOUT", base={"mem": "2G", "time": "01:00:00"},
+                    used={"mem": "3G", "time": "01:00:00"})  # fmt: skip
+        assert dict(made.options) == {"mem": "3G", "time": "02:00:00"}
+
+    def test_a_profile_that_asks_for_more_by_now_is_obeyed(self):
+        made = step("OUT_OF_MEMORY", base={"mem": "8G"}, used={"mem": "2G"})
+        assert made.options == () and "mem 8G instead of 2G" in made.said
+
+    def test_memory_per_cpu(self):
+        had = {"mem_per_cpu": "500M"}
+        made = step("OUT_OF_MEMORY", base=had, used=had, room=Room(max_mem_mb=100))
+        assert made.options == (("mem_per_cpu", "750M"),)
+
+    def test_nobody_asked_for_memory(self):
+        assert step("OUT_OF_MEMORY").said == "next as before (retry 1 of 3)"
+        made = step("OUT_OF_MEMORY", room=Room(default_mem_mb=100))
+        assert made.options == (("mem", "150M"),)
+        assert step("TIMEOUT", base={"time": "UNLIMITED"}, used={"time": "60"}).options == ()
+
+    def test_bounds(self):
+        had = {"mem": "2G", "time": "60"}
+        near = Room(max_mem_mb=2500, max_time_s=5400)
+        assert step("OUT_OF_MEMORY", used=had, room=near).options[0] == ("mem", "2500M")
+        assert ("time", "01:30:00") in step("TIMEOUT", used=had, room=near).options
+        assert step("OUT_OF_MEMORY", used=had, rule={"max_mem": "2200M"}).options[0][1] == "2200M"
+        assert ("time", "01:10:00") in step("TIMEOUT", used=had, rule={"max_time": "70"}).options
+        at = Room(max_mem_mb=2048, max_time_s=3600)
+        stuck = step("OUT_OF_MEMORY", used=had, room=at)
+        assert not stuck.retry and stuck.said == "mem 2G was not enough, and the limit is 2G"
+        assert "time 01:00:00 was not enough" in step("TIMEOUT", used=had, room=at).said
+        assert step("OUT_OF_MEMORY", used=had, room=at, in_vain=GOT_ON).retry
+        assert step("OUT_OF_MEMORY", used=had, room=at, asked=True).retry
+
+    @pytest.mark.parametrize("state", RULES)
+    def test_retries_end_unless_rows_end(self, state):
+        most = RULES[state].retries
+        assert step(state, [state] * (most - 1)).retry
+        assert step(state, [state] * most).retry is (state == "PREEMPTED")
+        assert step(state, ["TIMEOUT" if state != "TIMEOUT" else "FAILED"] * 9).retry
+        assert step(state, [state] * most, in_vain=GOT_ON).retry
+        assert step(state, [state] * most, asked=True).retry
+        assert not step(state, rule={"retries": 0}).retry
+
+    def test_no_retry_is_used_up_by(self):
+        for state in ("PREEMPTED", "OUTAGE"):
+            assert "uses up no retry" in next_step(
+                End(state), [End(state)] * 50, rules(), {}, {}, Room()
+            ).said  # fmt: skip
+
+    @given(st.lists(st.sampled_from([*RULES, "OUTAGE"]), max_size=40), st.integers(1, 10**6))
+    def test_no_page_is_retried_for_ever_and_growth_is_bounded(self, states, limit):
+        ends, used, room = [], {"mem": "1M", "time": "1"}, Room(limit * 60, limit)
+        for state in states:
+            made = next_step(End(state), ends, rules(), {}, used, room)
+            if not made.retry:
+                continue
+            ends.append(End(state))
+            new = {**used, **dict(made.options)}
+            assert size_mb(used["mem"]) <= size_mb(new["mem"]) <= max(limit, 1)
+            used = new
+        for state, rule in RULES.items():
+            assert state in retry_policy.FREE or sum(e.state == state for e in ends) <= rule.retries
+
+
+@pytest.mark.parametrize(
+    "page, word, code, state",
+    [
+        ("lost", "TIMEOUT", 0, "TIMEOUT"),
+        ("lost", "OUT_OF_MEMORY", 0, "OUT_OF_MEMORY"),
+        ("interrupted", "FAILED", 75, "TIMEOUT"),  # warned by --signal
+        ("interrupted", "CANCELLED", 0, "CANCELLED"),
+        ("interrupted", "PREEMPTED", 0, "PREEMPTED"),
+        ("lost", "FAILED", 75, "OUTAGE"),  # it could not even say so
+        ("lost", "FAILED", 1, "FAILED"),
+        ("lost", "ABSENT", None, "FAILED"),
+        ("incomplete", "COMPLETED", 0, "FAILED"),
+        ("broken", "FAILED", 77, "FAILED"),
+        ("unsubmitted", None, None, None),
+    ],
+)
+def test_what_ended_an_element(page, word, code, state):
+    found = end_of(PageState(page), word, code, True, "n1")
+    assert (found.state if found else None) == state
+
+
+class TestNodes:
+    def ends(self, bad: dict[int, str], good: dict[int, str]):
+        return [(p, End("FAILED", n), n) for p, n in bad.items()] + [
+            (p, None, n) for p, n in good.items()
+        ]
+
+    def test_failures_that_gather_at_a_node(self):
+        bad = {1: "n1", 2: "n1", 3: "n1", 4: "n2"}
+        good = {n: "n2" for n in range(5, 15)}
+        assert list(bad_nodes(self.ends(bad, good), 3)) == ["n1"]
+        assert bad_nodes(self.ends(bad, good), 4) == {} == bad_nodes(self.ends(bad, good), 0)
+
+    def test_failures_that_go_with_the_page(self):
+        ends = [(p, End("FAILED", n), n) for p in (1, 2, 3) for n in ("n1", "n2")]
+        assert bad_nodes([*ends, *self.ends({}, {9: "n3", 8: "n1", 7: "n2"})], 3) == {}
+
+    def test_a_task_that_fails_everywhere(self):
+        everywhere = {p: f"n{p % 3}" for p in range(30)}
+        assert bad_nodes(self.ends(everywhere, {}), 3) == {}
+
+    def test_a_node_that_mostly_does_well(self):
+        good = {n: f"n{1 + n % 2}" for n in range(10, 60)}
+        assert bad_nodes(self.ends({1: "n1", 2: "n1", 3: "n1"}, good), 3) == {}
+
+    def test_what_the_memory_or_the_time_ended_is_no_nodes_fault(self):
+        ends = [(p, End("TIMEOUT", "n1"), "n1") for p in range(9)]
+        assert bad_nodes([*ends, (20, None, "n2")], 3) == {}
+
+    def test_only_nodes_that_are_there_and_never_all(self):
+        assert to_exclude(["n1", "n9", "n1,n2", "$(id)"], ["n1", "n2"]) == ["n1"]
+        assert to_exclude(["n1", "n2"], ["n1", "n2"]) == []
+
+
+def test_partitions_as_slurm_writes_them():
+    text = (
+        "PartitionName=a Default=YES MaxTime=1-00:00:00 Nodes=n[1-4] DefMemPerNode=100 "
+        "MaxMemPerNode=UNLIMITED\nPartitionName=b Default=NO MaxTime=UNLIMITED "
+        "DefMemPerCPU=50 MaxMemPerNode=4000 TRES=cpu=16,mem=62.50G"
+    )
+    a, b = parse_partitions(text)
+    assert (a.max_time_s, a.max_mem_mb, a.default_mem_mb, a.is_default) == (86400, None, 100, True)
+    assert (b.max_time_s, b.max_mem_mb, b.default_mem_mb, b.is_default) == (None, 4000, 50, False)
+
+
+class TestConfiguration:
+    def load(self, tmp_path, text):
+        (tmp_path / "astra.toml").write_text(text)
+        use(load(cwd=tmp_path, environ={}))
+        return settings.current()
+
+    def test_it_is_read_shown_and_stands_before_the_defaults(self, tmp_path):
+        found = self.load(
+            tmp_path,
+            "[policy]\nexclude_after = 5\n[policy.TIMEOUT]\nretries = 1\n"
+            "[profiles.big.policy.TIMEOUT]\ntime_growth = 4\n"
+            "[profiles.bigger]\nextends = 'big'\n[profiles.bigger.policy.FAILED]\nretries = 0\n",
+        )
+        made = rules(found.rules, get("bigger", found).policy)
+        assert (made["TIMEOUT"].retries, made["TIMEOUT"].time_growth) == (1, 4)
+        assert made["FAILED"].retries == 0 and made["NODE_FAIL"] == RULES["NODE_FAIL"]
+        shown = {key: value for key, value, _ in found.rows()}
+        assert shown["policy.TIMEOUT.retries"] == "1" and shown["policy.exclude_after"] == "5"
+
+    @pytest.mark.parametrize(
+        "text, words",
+        [
+            ("[policy.TIMOUT]\nretries = 1", ["TIMOUT", "'TIMEOUT'"]),
+            ("[policy.TIMEOUT]\nretry = 1", ["TIMEOUT.retry", "'retries'"]),
+            ("[policy.TIMEOUT]\nretries = -1", ["from 0"]),
+            ("[policy.TIMEOUT]\nretries = true", ["whole number"]),
+            ("[policy.TIMEOUT]\ntime_growth = 0.5", ["from 1 to 100"]),
+            ("[policy.OUT_OF_MEMORY]\nmax_mem = 'much'", ['such as "64G"']),
+            ("[policy.TIMEOUT]\nmax_time = '2h'", ["time limit"]),
+            ("[policy]\nTIMEOUT = 3", ["TIMEOUT"]),
+            ("[policy]\nexclude_aftr = 3", ["'exclude_after'"]),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path, text, words):
+        with pytest.raises(ConfigError) as caught:
+            self.load(tmp_path, text)
+        assert all(word in str(caught.value) for word in [*words, "astra.toml"])
+
+    def test_in_a_profile_too(self, tmp_path):
+        found = self.load(tmp_path, "[profiles.x.policy.TIMEOUT]\nretrys = 1")
+        with pytest.raises(ConfigError, match=r"profiles.x.*policy: TIMEOUT.retrys.*'retries'"):
+            get("x", found)
+
+
+def run_out(cluster: Slurm) -> None:
+    wait_for(cluster.idle, "the end of the arrays", 120)
+
+
+@pytest.fixture(scope="module")
+def strict():
+    """A cluster that ends what takes more memory than it asked for."""
+    extra = ("SelectTypeParameters=CR_CPU_Memory", "JobAcctGatherParams=OverMemoryKill")
+    with Slurm(cpus=4, nodes=2, extra=(*extra, "DefMemPerNode=150")) as server:
+        yield server
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+class TestOnSlurm:
+    def test_memory_grows_until_it_is_enough(self, strict, pg_url, monkeypatch):
+        monkeypatch.setenv("SLURM_CONF", str(strict.conf))
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        fill(30)
+        (planned,) = create_plan(hungry, BossVisitSpectrum, limit=10,
+                                 arguments={"mb": 250, "at": 15})  # fmt: skip
+        plan = planned.plan
+        submit(plan, options={"mem": "200M"})
+        run_out(strict)
+        found = status(plan)
+        assert found.pages == {"done": 2, "lost": 1}
+        (next_,) = found.steps
+        assert (next_.pages, next_.state, next_.retry) == ((2,), "OUT_OF_MEMORY", True)
+        assert next_.said == "next with mem 300M instead of 200M (retry 1 of 3)"
+        for mem in ("300M", "450M"):
+            made = resume(plan)
+            assert made.pages == 1 and f"--mem={mem}" in Path(made.jobs[0].script).read_text()
+            run_out(strict)
+        assert status(plan).state == "whole" and Measured.select().count() == 30
+        page = Page.get(Page.number == 2)
+        # At the second end the row was looked for already, among those of the first.
+        ends = [(e.state, e.in_vain) for e in ends_of(page)]
+        assert ends == [("OUT_OF_MEMORY", True), ("OUT_OF_MEMORY", False)]
+        attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
+        words = [attempt.slurm_state for attempt in attempts]
+        assert words == ["OUT_OF_MEMORY", "OUT_OF_MEMORY", None]
+
+    def test_a_node_where_failures_gather_is_left_out(self, slurm):
+        fill(32)
+        (planned,) = create_plan(hungry, BossVisitSpectrum, limit=2, arguments={"die_on": "n1"})
+        plan = planned.plan
+        submit(plan, options={"cpus_per_task": 8})
+        run_out(slurm)
+        lost = status(plan).pages["lost"]
+        assert lost >= 3
+        made = resume(plan)
+        script = Path(made.jobs[0].script).read_text()
+        assert made.pages == lost and "--exclude=n1\n" in script and "--cpus-per-task=8" in script
+        assert any("node n1 is left out until" in note for note in status(plan).notes)
+        run_out(slurm)
+        assert status(plan).state == "whole" and resume(plan).pages == 0
+        # It expires, and a node that Slurm does not know is never named.
+        Exclusion.update(until=Exclusion.since).execute()
+        with connection():
+            tomorrow = dialect().now() + timedelta(days=1)
+            Exclusion.insert(node="elsewhere", reason="", until=tomorrow).execute()
+        fill(2)
+        (more,) = create_plan(hungry, BossVisitSpectrum)
+        assert "--exclude" not in submit(more.plan, dry_run=True).jobs[0].text
+
+    def test_retries_end_and_are_taken_again_on_purpose(self, slurm, tmp_path):
+        (tmp_path / "astra.toml").write_text("[policy.CANCELLED]\nretries = 1\n")
+        settings.reset()
+        fill(4)
+        (planned, _) = create_plan(measure, limit=2, arguments={"row_s": 600})
+        plan = planned.plan
+
+        def cancelled() -> None:
+            wait_for(lambda: Attempt.select().where(Attempt.state == "running").count() == 2,
+                     "both pages to run", 60)  # fmt: skip
+            slurm.run("scancel", status(plan).elements[0].job.partition("_")[0])
+            run_out(slurm)
+
+        submit(plan)
+        cancelled()
+        assert resume(plan).pages == 2
+        cancelled()
+        made = resume(plan)
+        assert (made.pages, made.skipped, made.jobs) == (0, {"given up": 2}, ())
+        (left,) = made.left
+        assert (left.pages, left.state) == ((1, 2), "CANCELLED")
+        assert left.said == "1 of 1 retries used up"
+        assert left.remedy == f"astra resume {plan} --only CANCELLED"
+        found = status(plan)
+        assert found.state == "attention" and found.advice[0].startswith(left.remedy)
+        assert not any(line.startswith(f"astra resume {plan}   ") for line in found.advice)
+        assert json.loads(json.dumps([s.retry for s in found.steps])) == [False]
+        assert resume(plan, only=["CANCELLED"]).pages == 2
+        slurm.cancel_all()
+        wait_for(lambda: status(plan).pages.get("lost") == 2, "Slurm's word on both", 60)
+        assert resume(plan, options={"time": "10"}).pages == 2
+        slurm.cancel_all()
+
+    def test_what_a_partition_has(self, slurm):
+        short, default = room("short"), room(None)
+        assert (short.max_time_s, default.max_time_s, room("short,debug").max_time_s) == (
+            300, None, None,
+        )  # fmt: skip
+        assert short.nodes == ("n1", "n2", "n3", "n4") and short.max_mem_mb == 16000

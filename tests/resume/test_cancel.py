@@ -1,0 +1,193 @@
+"""Cancelling: a row is free when nobody can write it any more, and not before."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from click.testing import CliRunner
+
+from astra.cli.group import main
+from astra.database.connection import connection
+from astra.element.claim import claim_page, here
+from astra.errors import BusyError, Superseded, UsageError
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.results.checkpoint import write
+from astra.results.rows import Checkpoint, Handed, Yielded, target_of
+from astra.resume.cancel import cancel
+from astra.submit.intent import make_intent, new_submission
+from tests.conftest import ROOT
+from tests.servers import wait_for
+from tests.sample_tasks import Measured, fill, measure
+from tests.element.test_spool import somewhere
+
+
+def planned(n: int = 20, limit: int = 10, **arguments) -> int:
+    fill(n)
+    return create_plan(measure, BossVisitSpectrum, limit=limit, arguments=arguments)[0].plan
+
+
+def running_elsewhere(plan: int):
+    """The claim of an attempt at page 1 that another machine runs."""
+    frozen = get_plan(plan)
+    page = Page.get((Page.plan == plan) & (Page.number == 1))
+    submission = new_submission(frozen, [1], 0, 1, "local")
+    make_intent(submission, [page])
+    return claim_page(frozen, 1, submission, 1, somewhere())
+
+
+def checkpoint(plan: int, claim, n: int) -> list:
+    keys = claim.page.keys[:n]
+    now = Attempt.get_by_id(claim.attempt.pk).began
+    results = [
+        Yielded(Measured.from_spectrum(row, value=-1.0), Handed(row.spectrum_pk, row, None, now))
+        for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << keys)
+    ]
+    target = target_of(get_plan(plan), BossVisitSpectrum, Measured, 1)
+    return write(Checkpoint(results), target, claim)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("astra.resume.cancel._PATIENCE_S", -3.0)
+
+
+def test_rows_that_an_attempt_runs_are_not_free(url):
+    plan = planned()
+    claim = running_elsewhere(plan)
+    done = cancel(plan)
+    assert (done.rows_freed, done.rows_held) == (10, 10)
+    (other,) = create_plan(measure, BossVisitSpectrum)
+    assert (other.rows, other.held, other.live_plans) == (10, 10, (plan,))
+    # What it has yielded is stored; it is told to end.
+    assert len(checkpoint(plan, claim, 4)) == 4 and claim.cancelled
+    Attempt.update(state="interrupted").execute()
+    assert create_plan(measure, BossVisitSpectrum)[0].rows == 6
+
+
+def test_an_attempt_that_is_silent_can_write_no_more(url):
+    plan = planned()
+    claim = running_elsewhere(plan)
+    cancel(plan)
+    began = Attempt.get().seen
+    Attempt.update(seen=began.replace(year=began.year - 1)).execute()
+    assert create_plan(measure, BossVisitSpectrum)[0].rows == 20
+    with pytest.raises(Superseded, match="taken back"):
+        checkpoint(plan, claim, 4)
+    assert Measured.select().count() == 0
+
+
+def test_a_claim_that_meets_a_cancelled_plan_does_nothing(url):
+    plan = planned()
+    cancel(plan)
+    with pytest.raises(UsageError, match="cancelled meanwhile"):
+        running_elsewhere(plan)
+    submission = new_submission(get_plan(plan), [1], 0, 1, "local")
+    submission.save(force_insert=True)
+    Page.update(submission_pk=submission.pk).execute()
+    with pytest.raises(Superseded, match="was cancelled"):
+        claim_page(get_plan(plan), 1, submission, 1, somewhere())
+
+
+def test_a_whole_plan_is_left_alone(url):
+    plan = planned(4)
+    Page.update(n_done=4).execute()
+    assert cancel(plan).whole
+    assert Plan.get().cancelled is None
+
+
+def test_one_page(url):
+    plan = planned()
+    with pytest.raises(UsageError, match="pages 1 to 2, not 3"):
+        cancel(plan, 3)
+    assert cancel(plan, 1).jobs == ()
+    said = CliRunner().invoke(main, ["cancel", str(plan), "--page", "2"])
+    assert "nothing was alive" in said.output and said.exit_code == 0
+
+
+def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
+    monkeypatch.setattr("astra.resume.cancel._PATIENCE_S", 20)
+    plan = planned(400, 200, row_s=0.02, computed=str(tmp_path / "computed"))
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(
+            lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 120
+        )
+        done = cancel(plan)
+        assert len(done.processes) == 2 and done.rows_held == 0
+        assert Measured.select().count() + done.rows_freed == 400
+        assert Submission.get().state in ("submitted", "ended")
+    finally:
+        runner.send_signal(signal.SIGINT)
+        runner.wait(60)
+
+
+def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path):
+    plan = planned(2, 1, row_s=60, computed=str(tmp_path / "computed"))
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(
+        lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 120
+    )
+    began = time.monotonic()
+    runner.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # two signals in the same instant are one
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(20) == 75
+    assert time.monotonic() - began < 3
+
+
+def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
+    """It comes when all has ended, and the message is on its way."""
+    plan = planned(400, 200, row_s=0.02, computed=str(tmp_path / "computed"))
+    again = "os.kill(os.getpid(), signal.SIGINT)"
+    code = (
+        "import os, signal\nfrom astra import show\nsay = show.error\n"
+        f"def error(text):\n    {again}\n    say(text)\n    {again}\n"
+        "show.error = error\nfrom astra.__main__ import run\nrun()"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code, "submit", str(plan), "--local", "-j", "2"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(
+        lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 120
+    )
+    runner.send_signal(signal.SIGINT)
+    said = runner.communicate(timeout=60)[1]
+    assert runner.returncode == 75
+    assert f"plan {plan} was interrupted; what was yielded is stored" in said
+
+
+def test_of_those_who_claim_a_page_at_once_one_has_it(url):
+    """As when Slurm starts an element anew while the one before still begins."""
+    plan = get_plan(planned(60, 10))
+    pages = list(Page.select().where(Page.plan == plan.pk).order_by(Page.number))
+    submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
+    make_intent(submission, pages)
+    together = threading.Barrier(6)
+
+    def claim(number: int) -> str:
+        with connection():
+            together.wait()
+            try:
+                return claim_page(plan, number, submission, number, here("local")) and "claimed"
+            except BusyError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(6) as claimants:
+        for page in pages:
+            said = list(claimants.map(claim, [page.number] * 6))
+            assert said.count("claimed") == 1, said
+    assert Attempt.select().count() == len(pages)

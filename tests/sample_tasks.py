@@ -1,0 +1,222 @@
+"""Tasks for the tests, which elements in other processes import as ``tests.sample_tasks``."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from peewee import FloatField, IntegerField, SmallIntegerField, TextField
+
+from astra import task
+from astra.database.connection import connection, database
+from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel, Source
+
+
+class Measured(PipelineOutputModel):
+    value = FloatField()
+    small = SmallIntegerField(null=True)
+    text = TextField(null=True)
+    number = IntegerField(null=True, default=7)
+
+
+class OfSource(PipelineOutputModel):
+    value = FloatField()
+
+
+@task
+def measure(
+    spectra: Iterable[BossVisitSpectrum | BossCombinedSpectrum],
+    row_s: float = 0.0,
+    raise_every: int = 0,
+    null_every: int = 0,
+    nothing_every: int = 0,
+    computed: str | None = None,
+    spin_s: float = 0.0,
+) -> Iterable[Measured]:
+    """A value for each spectrum; raises, refuses and yields nothing where it is told to."""
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        if computed:
+            with open(computed, "a") as file:
+                file.write(f"{key}\n")
+        if row_s:
+            time.sleep(row_s)
+        until = time.process_time() + spin_s
+        while time.process_time() < until:
+            pass
+        if raise_every and key % raise_every == 0:
+            raise ValueError(f"row {key} is bad")
+        if nothing_every and key % nothing_every == 0:
+            continue
+        bad = null_every and key % null_every == 0
+        yield Measured.from_spectrum(spectrum, value=None if bad else key * 0.5)
+
+
+@task
+def costly(
+    spectra: Iterable[BossVisitSpectrum],
+    row_s: float = 0.0,
+    load_s: float = 0.0,
+    mb: int = 0,
+    raise_every: int = 0,
+    nothing_every: int = 0,
+    kill_at: int = 0,
+) -> Iterable[Measured]:
+    """A task of known cost: time to load, time and memory for its rows."""
+    time.sleep(load_s)
+    held = b"x" * (mb << 20)
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        time.sleep(row_s)
+        if key == kill_at:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if raise_every and key % raise_every == 0:
+            raise ValueError(f"row {key} is bad")
+        if nothing_every and key % nothing_every == 0:
+            continue
+        yield Measured.from_spectrum(spectrum, value=float(len(held)))
+
+
+@task
+def bad_then_patient(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Raises at key 3; at key 1 it waits until all see the result of key 2, and says how long."""
+    for spectrum in spectra:
+        key, began = spectrum.spectrum_pk, time.monotonic()
+        if key == 3:
+            raise ValueError("row 3 is bad")
+        while key == 1 and time.monotonic() - began < 20:
+            with connection():
+                if Measured.select().where(Measured.spectrum_pk == 2).exists():
+                    break
+            time.sleep(0.01)
+        yield Measured.from_spectrum(spectrum, value=time.monotonic() - began)
+
+
+@task
+def collect(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """Takes all its rows before it yields: nobody can see which row it stumbled on."""
+    rows = list(spectra)
+    if any(row.spectrum_pk == bad for row in rows):
+        raise ValueError("one of them")
+    for row in rows:
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+@task
+def collect_and_hang(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """The same, with a row that it never comes to an end with."""
+    for row in list(spectra):
+        if row.spectrum_pk == bad:
+            time.sleep(3600)
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+@task
+def keyed(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """One of its results bears a key that no row can have."""
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        yield Measured(spectrum_pk=2**70 if key == bad else key, value=1.0)
+
+
+@task
+def echo(
+    spectra: Iterable[BossVisitSpectrum],
+    path: Path = Path("."),
+    pair: tuple[int, str] = (0, ""),
+    some: frozenset[int] = frozenset(),
+    either: int | str = 0,
+    **more: float,
+) -> Iterable[Measured]:
+    """Its arguments, as they came."""
+    for spectrum in spectra:
+        text = repr([path, pair, some, either, more])
+        yield Measured.from_spectrum(spectrum, value=1.0, text=text)
+
+
+@task(write_frequency=9.0)
+def own_batches(
+    spectra: Iterable[BossVisitSpectrum], write_frequency: float, batch_size: int = 2
+) -> Iterable[Measured]:
+    """What it was told of two keywords that are its own parameters, too."""
+    for spectrum in spectra:
+        text = f"{batch_size} {write_frequency}"
+        yield Measured.from_spectrum(spectrum, value=1.0, text=text)
+
+
+@task(group_by=("source_pk",))
+def per_source(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task
+def on_sources(sources: Iterable[Source]) -> Iterable[OfSource]:
+    for source in sources:
+        yield OfSource.from_source(source, value=source.pk)
+
+
+@task
+def broken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    if os.path.exists("/nonexistent-model-file") is False:
+        raise FileNotFoundError("model.npz is not there")
+    yield from ()
+
+
+def fill(n: int, model: type = BossVisitSpectrum, sources: int = 5) -> None:
+    """`n` spectra, of a few sources and every tenth of none."""
+    with database.atomic():
+        keys = [Source.get_or_create(sdss_id=100 + i)[0].pk for i in range(sources)]
+        for start in range(0, n, 1000):
+            model.insert_many(
+                {"source": None if i % 10 == 9 else keys[i % sources], "snr": float(i)}
+                for i in range(start, min(n, start + 1000))
+            ).execute()
+    database.close()
+
+
+@task
+def poisoned(spectra: Iterable[BossVisitSpectrum], eat_mb: int = 0) -> Iterable[Measured]:
+    """Of each 1,000 rows: two raise, one or none kills its process, hangs, or eats memory.
+
+    With `eat_mb` it takes so much and holds it, until Slurm ends the element for it.
+    """
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        if key % 500 == 7:
+            raise ValueError(f"row {key} is bad")
+        if key % 4000 == 11:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if key % 10_000 == 13:
+            time.sleep(3600)
+        if key % 20_000 == 17:
+            taken = bytearray(1 << 60) if not eat_mb else b"x" * (eat_mb << 20)
+            time.sleep(60)
+            del taken
+        yield Measured.from_spectrum(spectrum, value=key * 0.5)
+
+
+@task
+def hungry(
+    spectra: Iterable[BossVisitSpectrum], mb: int = 0, at: int = 0, die_on: str = ""
+) -> Iterable[Measured]:
+    """One row takes so much memory; at one node the element is killed whatever it does."""
+    for spectrum in spectra:
+        if die_on and os.environ.get("SLURMD_NODENAME") == die_on:
+            os.kill(os.getppid(), signal.SIGKILL)
+        if spectrum.spectrum_pk == at:
+            taken = b"x" * (mb << 20)
+            time.sleep(4)  # Slurm looks every second
+            del taken
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task
+def deadly(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """One row ends the whole element, as a memory limit does: nobody is left to say so."""
+    for spectrum in spectra:
+        if spectrum.spectrum_pk == bad:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        yield Measured.from_spectrum(spectrum, value=1.0)

@@ -1,0 +1,494 @@
+"""Slurm's edge: what its words mean, what no answer means, and the real cluster's own words."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra.config import settings
+from astra.errors import SlurmError, SlurmUnknown
+from astra.slurm import client, parse
+from astra.slurm.parse import expand, parse_sacct, parse_squeue, parse_submission, refusal, settle
+from astra.slurm.script import array_spec, directive
+from astra.states import SlurmState as S
+
+# What Slurm 22.05 printed for an array of eight: whole, status 3, killed by signal 9, requeued,
+# killed by signal 15, cancelled, running, and one that kept the array's own job id.
+SQUEUE = """\
+30_1|COMPLETED|0|n1|0|0:00|UNLIMITED|None|
+30_5|FAILED|15|n3|0|0:00|UNLIMITED|JobLaunchFailure|
+30_3|FAILED|9|n2|0|0:00|UNLIMITED|JobLaunchFailure|
+30_2|FAILED|768|n1|0|0:00|5:00|NonZeroExitCode|
+30_8|CANCELLED|15|n1|0|3:22|UNLIMITED|None|
+30_4|PENDING|0||1|0:00|UNLIMITED|BeginTime|
+30_7|RUNNING|0|n2|0|1-02:03:50|1-00:00:00|None|
+"""
+SQUEUE_COLUMNS = "JobArrayID State exit_code NodeList RestartCnt TimeUsed TimeLimit Reason".split()
+SACCT = """\
+30_1|COMPLETED|0:0|n1|0|UNLIMITED||None
+30_1.batch|COMPLETED|0:0|n1|0|||
+30_2|FAILED|3:0|n1|0|5||None
+30_2.batch|FAILED|3:0|n1|0|||
+30_3|FAILED|0:9|n2|0|UNLIMITED||None
+30_3.batch|CANCELLED|0:9|n2|0|||
+30_4|REQUEUED|0:0|n2|202|UNLIMITED||None
+30_4.batch|CANCELLED|0:15|n2|202||4676K|
+30_6|CANCELLED by 0|0:0|n3|202|UNLIMITED||None
+30_6.batch|CANCELLED|0:15|n3|202||4612K|
+30_6.extern|COMPLETED|0:0|n3|202||1.5G|
+30_7|RUNNING|0:0|n2|230|UNLIMITED||JobArrayTaskLimit
+30_8|CANCELLED by 0|0:0|n1|202|UNLIMITED||JobArrayTaskLimit
+30_4|PENDING|0:0|None assigned|0|Partition_Limit||BeginTime
+38_[2-5%2]|CANCELLED by 0|0:0|None assigned|0|Partition_Limit||JobHeldUser
+"""
+
+
+def reordered(text: str) -> str:
+    """The captured columns in the order that astra asks for."""
+    order = [SQUEUE_COLUMNS.index(name) for name in parse.SQUEUE]
+    rows = [line.split("|") for line in text.splitlines()]
+    return "\n".join("|".join(row[i] for i in order) + "|" for row in rows)
+
+
+@pytest.fixture(autouse=True)
+def quick() -> None:
+    settings.use(settings.Config(slurm=settings.Slurm(timeout_s=20, retries=0)))
+    client.max_array_size.cache_clear()
+
+
+class TestSqueue:
+    def test_states_and_ends(self) -> None:
+        found = parse_squeue(reordered(SQUEUE))
+        assert {key[1]: (e.state, e.exit_code, e.signal) for key, e in found.items()} == {
+            1: (S.COMPLETED, 0, None),
+            2: (S.FAILED, 3, None),
+            3: (S.FAILED, 0, 9),
+            4: (S.PENDING, None, None),
+            5: (S.FAILED, 0, 15),
+            7: (S.RUNNING, None, None),
+            8: (S.CANCELLED, 0, 15),
+        }
+
+    def test_the_rest(self) -> None:
+        found = parse_squeue(reordered(SQUEUE))
+        assert (found[30, 4].reason, found[30, 4].restarts, found[30, 4].node) == (
+            "BeginTime",
+            1,
+            None,
+        )
+        running = found[30, 7]
+        assert (running.elapsed_s, running.time_limit_min) == (93830, 1440)
+        assert found[30, 1].time_limit_min is None and found[30, 2].time_limit_min == 5
+
+    def test_what_is_not_understood_is_no_answer(self) -> None:
+        with pytest.raises(SlurmError, match="not known to astra"):
+            parse_squeue("30_1|DREAMING|0|0|n1|0:00|5:00|None|")
+        with pytest.raises(SlurmUnknown, match="columns"):
+            parse_squeue("slurm is being updated today")
+        assert parse_squeue("\nCLUSTER: test\n") == {}
+
+
+class TestSacct:
+    def test_the_last_execution_counts_and_brackets_are_expanded(self) -> None:
+        found = parse_sacct(SACCT)
+        assert found[30, 4].state is S.PENDING
+        assert {i for job, i in found if job == 38} == {2, 3, 4, 5}
+        assert found[38, 3].state is S.CANCELLED and found[38, 3].node is None
+        assert (found[30, 3].exit_code, found[30, 3].signal) == (0, 9)
+        assert (found[30, 2].exit_code, found[30, 2].time_limit_min) == (3, 5)
+
+    def test_the_peak_of_the_steps_of_that_execution(self) -> None:
+        found = parse_sacct(SACCT)
+        assert found[30, 6].max_rss_mb == 1536
+        assert found[30, 4].max_rss_mb is None
+        assert found[30, 6].elapsed_s == 202
+
+    def test_an_entry_of_its_own_beats_the_brackets(self) -> None:
+        later = "9_2|RUNNING|0:0|n1|1|5||\n9_[1-2]|PENDING|0:0|None assigned|0|5||\n"
+        found = parse_sacct(later)
+        assert (found[9, 1].state, found[9, 2].state) == (S.PENDING, S.RUNNING)
+
+    @pytest.mark.parametrize("word", ["OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "PREEMPTED"])
+    def test_other_ends(self, word: str) -> None:
+        found = parse_sacct(f"9_1|{word}|0:125|n1|1|5||\n")
+        assert found[9, 1].state is S(word) and found[9, 1].signal == 125
+
+    @given(st.sets(st.integers(0, 500), min_size=1), st.none() | st.integers(1, 9))
+    def test_brackets_name_what_was_asked_for(self, indices: set[int], most: int | None) -> None:
+        assert expand(f"7_[{array_spec(indices, most)}]") == [(7, i) for i in sorted(indices)]
+
+    @pytest.mark.parametrize("job", ["7", "7+0"])
+    def test_no_array(self, job: str) -> None:
+        assert expand(job) == [(7, None)]
+
+    @pytest.mark.parametrize("job", ["", "x", "7_[1-3...]", "7_", "7_[1,]x"])
+    def test_not_understood(self, job: str) -> None:
+        with pytest.raises(SlurmUnknown):
+            expand(job)
+
+
+class TestTogether:
+    def test_squeue_decides_and_sacct_adds(self) -> None:
+        answer = settle(parse_squeue(reordered(SQUEUE)), parse_sacct(SACCT))
+        assert answer.of(30, 4).state is S.PENDING
+        assert answer.of(30, 6).state is S.CANCELLED
+        assert answer.of(30, 99).state is S.ABSENT
+        assert answer.of(30, 2).reason == "NonZeroExitCode"
+
+    def test_squeues_exit_code_counts(self) -> None:
+        # sacct showed `exit 143` as 15:0, squeue as 36608.
+        live = parse_squeue("9_1|FAILED|36608|0|n1|0:00|5:00|NonZeroExitCode|")
+        booked = parse_sacct("9_1|FAILED|15:0|n1|7|5||None\n9_1.batch|FAILED|15:0|n1|7||2M|\n")
+        found = settle(live, booked).of(9, 1)
+        assert (found.exit_code, found.max_rss_mb) == (143, 2)
+
+    def test_alive_in_accounting_alone_is_unknown(self) -> None:
+        found = settle({}, parse_sacct("9_1|RUNNING|0:0|n1|1|5||\n")).of(9, 1)
+        assert found.state is None and "sacct calls it RUNNING" in str(found.reason)
+
+    def test_an_array_that_accounting_does_not_tell_apart_yet(self) -> None:
+        answer = settle({}, parse_sacct("9|PENDING|0:0||0|5||\n"))
+        assert answer.of(9, 1).state is None
+
+    def test_no_answer_is_never_absent(self) -> None:
+        assert parse.Answer(queue=False).of(1, 1).state is None
+        assert parse.Answer(accounting=False).of(1, 1).state is None
+        assert parse.Answer().of(1, 1).state is S.ABSENT
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "words, advice, limit",
+        [
+            (
+                "invalid partition specified: nope; Invalid partition name specified",
+                "sinfo -s",
+                False,
+            ),
+            ("Invalid account or account/partition combination specified", "show assoc", False),
+            ("Invalid qos specification", "format=account,qos", False),
+            ("Invalid job array specification", "MaxArraySize", False),
+            (
+                "Requested time limit is invalid (missing or exceeds some limit)",
+                "time within",
+                False,
+            ),
+            ("Requested node configuration is not available", "sinfo -Nel", False),
+            ("More processors requested than permitted", "sinfo -Nel", False),
+            ("Invalid --mail-type specification", "change mail_type", False),
+            ("Invalid feature specification", "constraint", False),
+            ("unrecognized option '--foo=1'", "version of Slurm", False),
+            ("AssocMaxSubmitJobLimit; Job violates accounting/QOS policy (job", "ended", True),
+            ("QOSMaxSubmitJobPerUserLimit; Job violates accounting/QOS policy", "ended", True),
+            ("QOSGrpSubmitJobsLimit; Job violates accounting/QOS policy", "ended", True),
+            ("QOSMaxWallDurationPerJobLimit; Job violates accounting/QOS policy", "qos", False),
+            ("Job violates accounting/QOS policy (job submit limit, user's size", "ended", True),
+            ("Resource temporarily unavailable", "ended", True),
+            ("Batch script is empty!", "profile or its template", False),
+        ],
+    )
+    def test_words_and_what_to_do(self, words: str, advice: str, limit: bool) -> None:
+        found = refusal("Batch job submission failed: " + words)
+        assert words in str(found) and advice in str(found)
+        assert found.limit is limit and found.exit_status == 6
+
+    @pytest.mark.parametrize(
+        "output, job",
+        [
+            ("17\n", parse.JobId(17)),
+            ("17;big\n", parse.JobId(17, "big")),
+            ("Welcome!\nbalance 300\n17\n", parse.JobId(17)),
+            ("", None),
+            ("Submitted batch job\n", None),
+        ],
+    )
+    def test_what_sbatch_prints(self, output: str, job: parse.JobId | None) -> None:
+        assert parse_submission(output) == job
+
+    def test_the_size_of_arrays(self) -> None:
+        text = "MaxArraySize            = 1001\nSchedulerParameters     = bf_interval=1{}\n"
+        assert parse.parse_max_array_size(text.format("")) == 1001
+        assert parse.parse_max_array_size(text.format(",max_array_tasks=100")) == 101
+        with pytest.raises(SlurmUnknown):
+            parse.parse_max_array_size("")
+
+
+Commands = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    """Small programs with the names of Slurm's, and the environment in which they are found."""
+
+    def make(**scripts: str) -> dict[str, str]:
+        for name, script in scripts.items():
+            file = tmp_path / "bin" / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(f'#!/bin/bash\necho "$0 $*" >> {tmp_path}/calls\n{script}\n')
+            file.chmod(0o755)
+        return {**os.environ, "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+
+    return make
+
+
+class TestNoAnswer:
+    """Faults that a real cluster does not make to order."""
+
+    @pytest.mark.parametrize(
+        "script, words",
+        [
+            ("echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv "
+             "operation' >&2; exit 1", "Socket timed out"),
+            ("echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller "
+             "(connect failure)' >&2; exit 1", "Unable to contact"),
+            ("echo 'sbatch: error: Batch job submission failed: Zero Bytes were transmitted or "
+             "received' >&2; exit 1", "Zero Bytes"),
+            ("exit 0", "no job id"),
+            ("echo hello", "no job id"),
+            ("exit 1", "without a word"),
+            ("kill -9 $$", "killed by signal 9"),
+        ],
+    )  # fmt: skip
+    def test_it_is_not_known_whether_the_job_exists(
+        self, commands: Commands, script: str, words: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SlurmUnknown, match=words):
+            client.submit(tmp_path / "x.sh", env=commands(sbatch=script))
+        assert len((tmp_path / "calls").read_text().splitlines()) == 1  # never sent again
+
+    def test_a_late_answer_and_what_was_said_before(self, commands: Commands) -> None:
+        settings.use(settings.Config(slurm=settings.Slurm(timeout_s=0.5)))
+        full = "echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exec sleep 9"
+        began = time.monotonic()
+        with pytest.raises(SlurmUnknown, match="temporarily unable"):
+            client.submit(Path("x.sh"), env=commands(sbatch=full))
+        assert time.monotonic() - began < 5
+
+    def test_a_job_that_was_made_counts_whatever_else_is_said(self, commands: Commands) -> None:
+        env = commands(sbatch="echo '17;big'; echo 'spank: a plugin failed' >&2; exit 1")
+        assert client.submit(Path("x.sh"), env=env) == parse.JobId(17, "big")
+
+    def test_a_missing_command(self) -> None:
+        with pytest.raises(SlurmError, match="sbatch is not on PATH: load the module") as caught:
+            client.submit(Path("x.sh"), env={"PATH": "/nowhere"})
+        assert not isinstance(caught.value, SlurmUnknown)
+        assert not client.available({"PATH": "/nowhere"})
+
+    def test_queries_are_repeated(
+        self, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        pauses: list[float] = []
+        monkeypatch.setattr(client, "time", SimpleNamespace(sleep=pauses.append))
+        settings.use(settings.Config(slurm=settings.Slurm(retries=2)))
+        env = commands(
+            squeue=f"[ $(grep -c squeue {tmp_path}/calls) -ge 3 ] || "
+            "{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }\n"
+            "echo '17|name|test|'"
+        )
+        assert client.find("name", env=env) == [parse.JobId(17)]
+        assert len(pauses) == 2 and 0.25 <= pauses[0] <= 0.75 and 0.5 <= pauses[1] <= 1.5
+
+    def test_nothing_of_a_surrounding_job_leaks(
+        self, commands: Commands, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "SQUEUE_FORMAT", "SLURM_CLUSTERS"):
+            monkeypatch.setenv(name, "inherited")
+        monkeypatch.setenv("SLURM_CONF", "/kept")
+        env = commands(squeue="env", sbatch="env")
+        seen = client.run(["squeue"], env=env)
+        assert "inherited" not in seen
+        assert "SLURM_CONF=/kept" in seen and "LC_ALL=C" in seen and "SLURM_BITSTR_LEN=0" in seen
+        # sbatch hands its environment on to the job: it gets the caller's own.
+        assert "SLURM_BITSTR_LEN" not in client.run(["sbatch"], env=env)
+
+    def test_squeue_down_leaves_everything_unknown(
+        self, commands: Commands, tmp_path: Path
+    ) -> None:
+        env = commands(
+            squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+            sacct="echo '9_1|COMPLETED|0:0|n1|1|5||'",
+        )
+        answer = client.elements([9], env=env)
+        assert not answer.queue and answer.of(9, 1).state is None
+        assert "nothing is known" in answer.notes[0]
+        with pytest.raises(SlurmUnknown):
+            client.find("name", env=env)
+
+    @pytest.mark.parametrize(
+        "sacct",
+        [
+            "echo 'Slurm accounting storage is disabled' >&2; exit 1",
+            "echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1",
+        ],
+    )
+    def test_without_accounting_what_squeue_forgot_is_unknown(
+        self, commands: Commands, sacct: str
+    ) -> None:
+        env = commands(squeue="echo '9_1|RUNNING|0|0|n1|0:05|5:00|None|'", sacct=sacct)
+        answer = client.elements([9], env=env)
+        assert answer.queue and not answer.accounting and "sacct" in answer.notes[0]
+        assert answer.of(9, 1).state is S.RUNNING
+        assert answer.of(9, 2).state is None
+        assert client.find("name", env=commands(squeue="true")) == []
+
+    @pytest.mark.parametrize("left_memory", [False, True])
+    def test_a_name_is_looked_for_on_every_cluster_that_may_have_taken_it(
+        self, commands: Commands, tmp_path: Path, left_memory: bool
+    ) -> None:
+        queue = r"printf 'CLUSTER: a\n7|other|a|\nCLUSTER: b\n9|name|b|\n9|name|b|\n'"
+        accounts = r"printf '7|other|a\n9_[1-3]|name|b\n9_4|name|b\n'"
+        env = commands(squeue="true" if left_memory else queue, sacct=accounts)
+        assert client.find("name", "a,b", env=env) == [parse.JobId(9, "b")]
+        assert "-M a,b" in (tmp_path / "calls").read_text()
+
+    def test_an_id_that_left_memory_is_an_answer(self, commands: Commands) -> None:
+        gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+        answer = client.elements([9], env=commands(squeue=gone, sacct="true"))
+        assert answer.queue and answer.of(9, 1).state is S.ABSENT
+
+    def test_accounting_that_lags_makes_squeue_be_asked_again(
+        self, commands: Commands, tmp_path: Path
+    ) -> None:
+        env = commands(squeue="true", sacct="echo '9_1|RUNNING|0:0|n1|1|5||'")
+        assert client.elements([9], env=env).of(9, 1).state is None
+        calls = (tmp_path / "calls").read_text()
+        assert calls.count("squeue ") == 2 and calls.count("sacct ") == 1
+
+    def test_one_call_each_for_many_jobs_and_more_where_the_line_is_too_long(
+        self, commands: Commands, tmp_path: Path
+    ) -> None:
+        env = commands(squeue="true", sacct="true")
+        client.elements(range(1, 2001), env=env)
+        assert len((tmp_path / "calls").read_text().splitlines()) == 2
+        client.elements(range(10**9, 10**9 + 20_000), env=env)
+        assert len((tmp_path / "calls").read_text().splitlines()) == 2 + 6
+
+    def test_each_cluster_is_asked_by_name(self, commands: Commands, tmp_path: Path) -> None:
+        env = commands(squeue="true", sacct="true")
+        client.elements([1, parse.JobId(2, "big"), parse.JobId(3, "big")], env=env)
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert [("-M big" in c, "-j 2,3" in c) for c in calls] == [(False, False)] * 2 + [
+            (True, True)
+        ] * 2
+
+    def test_what_is_gone_need_not_be_cancelled(self, commands: Commands, tmp_path: Path) -> None:
+        gone = "echo 'scancel: error: Kill job error on job id 9: Invalid job id specified' >&2; exit 1"
+        env = commands(scancel=gone)
+        client.cancel([9, (8, 3), (8, 4), (8, 7), parse.JobId(5, "big")], env=env)
+        calls = [line.split("/bin/")[1] for line in (tmp_path / "calls").read_text().splitlines()]
+        assert sorted(calls) == ["scancel -M big 5", "scancel 9 8_[3-4,7]"]
+        denied = "echo 'scancel: error: Access/permission denied' >&2; exit 1"
+        with pytest.raises(SlurmError, match="permission"):
+            client.cancel([9], env=commands(scancel=denied))
+
+    def test_a_configuration_that_is_missing_is_not_waited_for(self, commands: Commands) -> None:
+        env = {**commands(sbatch="true"), "SLURM_CONF": "/no/such/slurm.conf"}
+        assert not client.available(env)
+
+
+# ----------------------------------------------------------------------------- the real cluster
+
+
+@pytest.fixture
+def real(cluster: object, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    env: dict[str, str] = cluster.env()  # type: ignore[attr-defined]
+    monkeypatch.setenv("SLURM_CONF", env["SLURM_CONF"])
+    return env
+
+
+def script(folder: Path, body: str, *options: str) -> Path:
+    file = folder / "script.sh"
+    lines = "\n".join(f"#SBATCH {option}" for option in ("--output=/dev/null", *options))
+    file.write_text(f"#!/bin/bash\n{lines}\n{body}\n")
+    return file
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+@pytest.mark.slurm
+class TestReal:
+    def test_the_machine(self, real: dict[str, str]) -> None:
+        assert client.available()
+        assert client.max_array_size() > 1
+
+    def test_refusals(self, real: dict[str, str], tmp_path: Path) -> None:
+        file = script(tmp_path, "true", "--hold")
+        for option, words in (
+            ("--partition=nope", "sinfo -s"),
+            ("--account=nope", "sacctmgr show assoc"),
+            (f"--array=1-{client.max_array_size()}", "MaxArraySize"),
+            ("--mem=8X", "change mem"),
+            ("--constraint=nope", "constraint"),
+            ("--no-such-option", "version of Slurm"),
+        ):
+            with pytest.raises(parse.SlurmRefused, match=words) as caught:
+                client.submit(file, [option])
+            assert not caught.value.limit, option
+        with pytest.raises(parse.SlurmRefused, match="DOS line breaks"):
+            (tmp_path / "dos.sh").write_bytes(b"#!/bin/bash\r\ntrue\r\n")
+            client.submit(tmp_path / "dos.sh")
+
+    def test_the_limit_of_submitted_jobs(self, real: dict[str, str], tmp_path: Path) -> None:
+        def set_limit(most: int) -> None:
+            words = f"-i modify user root where account=sdss set MaxSubmitJobs={most}"
+            client.run(["sacctmgr", *words.split()])
+
+        set_limit(3)
+        try:
+            with pytest.raises(parse.SlurmRefused, match="SubmitJob") as caught:
+                client.submit(script(tmp_path, "true", "--hold"), ["--array=1-9", "--account=sdss"])
+            assert caught.value.limit
+        finally:
+            set_limit(-1)
+
+    def test_found_by_its_exact_name(self, real: dict[str, str], tmp_path: Path) -> None:
+        name = f"astra-test-{time.time_ns()}"
+        file = script(tmp_path, "sleep 60", "--array=1-3", "--hold")
+        job = client.submit(file, [f"--job-name={name}"])
+        client.submit(file, [f"--job-name={name}x"])
+        assert client.find(name) == [job]
+        assert client.find(name, "test") == [parse.JobId(job.job_id, "test")]
+        assert client.find(name + "y") == []
+        client.cancel([job, *client.find(name + "x")])
+        assert client.find(name) == [job]
+
+    def test_elements_of_a_mixed_array(self, real: dict[str, str], tmp_path: Path) -> None:
+        body = "case $SLURM_ARRAY_TASK_ID in 1) exit 0;; 2) exit 3;; 3) kill -9 $$;; *) sleep 99;; esac"
+        job = client.submit(script(tmp_path, body, "--array=1-8%5"))
+        states = lambda: {i: client.elements([job]).of(job.job_id, i).state for i in range(1, 9)}  # noqa: E731
+        until(lambda: states()[4] is S.RUNNING and states()[3] is S.FAILED)
+        client.run(["scontrol", "requeue", f"{job.job_id}_4"])
+        client.cancel([(job.job_id, 7), (job.job_id, 8), (job.job_id, 5)])
+        until(lambda: states()[5] is S.CANCELLED and states()[4] is S.PENDING)
+        answer = client.elements([job, 999_999])
+        assert answer.queue and answer.accounting and not answer.notes
+        found = {i: answer.of(job.job_id, i) for i in range(1, 10)}
+        assert (found[1].state, found[1].exit_code) == (S.COMPLETED, 0)
+        assert (found[2].state, found[2].exit_code) == (S.FAILED, 3)
+        assert (found[3].state, found[3].signal) == (S.FAILED, 9)
+        assert (found[4].state, found[4].restarts) == (S.PENDING, 1)
+        assert found[7].state is found[8].state is S.CANCELLED
+        assert found[9].state is S.ABSENT
+        assert answer.of(999_999, 1).state is S.ABSENT
+        assert client.elements([999_999]).of(999_999, 1).state is S.ABSENT
+        client.cancel([job])
+
+    def test_sbatch_reads_directives_as_they_are_written(
+        self, real: dict[str, str], tmp_path: Path
+    ) -> None:
+        for text in ("plain", "a b", 'say "a"', "it's", "back\\slash", "a #b", "$HOME `id`", "é%j"):
+            file = script(tmp_path, "true", "--hold", f"--comment={directive(text)}")
+            job = client.submit(file)
+            shown = client.run(["squeue", "-h", "-j", str(job.job_id), "-O", "Comment:|"])
+            client.cancel([job])
+            assert shown.rstrip("\n") == text + "|"

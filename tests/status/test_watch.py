@@ -1,0 +1,168 @@
+"""Status, watched: live in a terminal, which is left as it was; lines elsewhere."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from dataclasses import replace
+
+import pytest
+
+from astra.api import run_here
+from astra.models.plans import Attempt, Page, Submission
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume
+from astra.states import PageState
+from astra.submit.submit import submit
+from tests.conftest import ROOT
+from tests.servers import wait_for
+from tests.sample_tasks import fill, measure
+
+
+def planned(n: int, limit: int, **arguments) -> int:
+    fill(n)
+    (found,) = create_plan(measure, "BossVisitSpectrum", limit=limit, arguments=arguments)
+    return found.plan
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "astra", "status", *map(str, words)]
+
+
+class Terminal:
+    """`astra status` in a terminal of its own: what it writes, and the terminal's modes."""
+
+    def __init__(self, *words: object, rows: int = 24, columns: int = 80) -> None:
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.slave, self.before, self.text = slave, termios.tcgetattr(slave), ""
+        self.process = subprocess.Popen(
+            command(*words), cwd=ROOT, stdin=slave, stdout=slave, stderr=slave,
+            start_new_session=True, env={**os.environ, "TERM": "xterm-256color"},
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+
+    def read_until(self, pattern: str, timeout_s: float = 60) -> None:
+        until = time.monotonic() + timeout_s
+        while not re.search(pattern, self.text):
+            assert time.monotonic() < until, self.text[-2000:]
+            self._read(0.5)
+
+    def _read(self, wait_s: float) -> None:
+        if select.select([self.master], [], [], wait_s)[0]:
+            self.text += os.read(self.master, 65536).decode(errors="replace")
+
+    def end(self) -> int:
+        while self.process.poll() is None:
+            self._read(0.1)
+        self._read(0.1)
+        assert termios.tcgetattr(self.slave) == self.before
+        os.close(self.slave)
+        os.close(self.master)
+        return self.process.returncode
+
+
+ALTERNATE, BACK = "\x1b[?1049h", "\x1b[?1049l"
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_terminal_is_left_as_it_was(slurm, how):
+    plan = planned(200, 100, row_s=0.5)
+    submit(plan)
+    wait_for(lambda: Attempt.select().where(Attempt.state == "running").count(), "an attempt", 60)
+    terminal = Terminal(plan, "--watch", "--every", 1)
+    terminal.read_until(r"(?s)Ctrl-C leaves.*Ctrl-C leaves")  # it was drawn twice
+    assert terminal.text.index(ALTERNATE) < terminal.text.index("Ctrl-C leaves")
+    if how == signal.SIGINT:
+        os.write(terminal.master, b"\x03")
+    else:
+        terminal.process.send_signal(how)
+    assert terminal.end() == 3
+    screen, after = terminal.text.split(BACK)
+    assert screen.count(ALTERNATE) == 1 and terminal.text.rindex(
+        SHOW_CURSOR
+    ) > terminal.text.rindex(HIDE_CURSOR)
+    assert f"plan {plan}: tests.sample_tasks.measure" in after and "Traceback" not in terminal.text
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch):
+    """A plan in several arrays; not in a terminal, a line for each change."""
+    plan = planned(80, 10, row_s=2.0)
+    slurm.set_max_submit(3)
+    submit(plan)
+    slurm.set_max_submit(None)
+    resume(plan)
+    assert len({s.job_id for s in Submission.select().where(Submission.state == "submitted")}) > 1
+    counted = tmp_path / "counted"
+    counted.mkdir()
+    for name in ("squeue", "sacct", "scontrol"):
+        (counted / name).write_text(
+            f'#!/bin/sh\necho {name} >>{counted}/calls\nexec {shutil.which(name)} "$@"\n'
+        )
+        (counted / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{counted}:{os.environ['PATH']}")
+    done = subprocess.run(
+        command(plan, "--watch", "--every", 1),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\x1b" not in done.stdout
+    lines = [line for line in done.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d plan", line)]
+    assert "running:" in lines[0] and "whole: 80 done = 80 rows" in lines[-1]
+    calls = (counted / "calls").read_text().split()
+    assert calls.count("squeue") == calls.count("sacct") >= len(lines) and "scontrol" not in calls
+
+
+def test_a_plan_that_is_whole_is_shown_once(sqlite_url, tmp_path):
+    plan = planned(20, 10)
+    run_here(plan)
+    done = subprocess.run(
+        command(plan, "--watch"), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "whole: 20 done = 20 rows" in done.stdout
+    wrong = subprocess.run(
+        command(plan, "--watch", "--json"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2 and "leave one of them out" in wrong.stderr
+
+
+def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
+    from io import StringIO
+
+    from rich.console import Console
+
+    from astra.cli.show import _watched
+    from astra.status.watch import watch
+
+    plan = planned(300, 3)
+    Page.update(n_done=1).where(Page.number % 2 == 0).execute()
+    (look,) = watch(plan, 1)
+    stuck = [
+        replace(
+            page, state=PageState.LOST if page.page > 50 else PageState.RUNNING, message="x " * 200
+        )
+        for page in look.status.elements
+    ]
+    look = replace(look, status=replace(look.status, elements=tuple(stuck)))
+    for columns, rows in ((40, 12), (80, 24), (200, 60)):
+        own = Console(file=StringIO(), width=columns, height=rows, force_terminal=True)
+        own.print(_watched(look, own))
+        lines = own.file.getvalue().splitlines()
+        assert 6 < len(lines) <= rows and "Ctrl-C leaves" in lines[-1]
+        assert rows < 24 or "lost" in lines[8]  # what is stuck comes first

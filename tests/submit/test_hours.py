@@ -1,0 +1,194 @@
+"""The bounds of a night: its hours, what it runs at once, and which rows come first."""
+
+import json
+import subprocess
+import sys
+import time
+from datetime import datetime
+from functools import cache
+
+import pytest
+
+from astra.config.nights import checked
+from astra.config.retry_rules import rules
+from astra.database.connection import connection, database
+from astra.errors import OutOfHours
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Page, Submission
+from astra.night.plans import at_once
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.policy.retry_policy import end_of, next_step
+from astra.resume.resume import resume
+from astra.slurm.parse import Room
+from astra.states import PageState
+from astra.status.status import status
+from astra.submit.arrays import shares
+from astra.submit.hours import Hours, begin, next_hours
+from astra.submit.intent import make_intent, new_submission
+from astra.submit.submit import submit
+from tests.conftest import ROOT
+from tests.servers import wait_for
+from tests.sample_tasks import Measured, fill, measure
+
+
+def plan_of(n: int, limit: int, **arguments) -> int:
+    fill(n)
+    (planned,) = create_plan(measure, BossVisitSpectrum, limit=limit, arguments=arguments)
+    return planned.plan
+
+
+def test_hours_are_the_next_ones_of_the_clock():
+    def at(*moment: int) -> tuple[str, str]:
+        found = next_hours("06:30", "07:00", datetime(*moment))
+        return tuple(f"{datetime.fromtimestamp(s):%d %H:%M}" for s in vars(found).values())
+
+    assert at(2026, 11, 24, 20, 0) == ("25 06:30", "25 07:00")
+    assert at(2026, 11, 25, 2, 0) == ("25 06:30", "25 07:00")
+    assert at(2026, 11, 25, 6, 45) == ("26 06:30", "26 07:00")
+    late = next_hours("23:50", "00:10", datetime(2026, 11, 24, 20, 0))
+    assert late.drain_by - late.start_until == 1200
+    assert next_hours(None, "07:00", datetime.now()).start_until is not None
+    assert next_hours(None, None, datetime.now()).open()
+    assert Hours(0, 600).tell_at == 540 and Hours(0, 40).tell_at == 30
+
+
+def test_shares_are_by_weight_and_never_more_than_there_is():
+    assert shares(10, [600, 300, 100]) == [6, 3, 1]
+    assert shares(2, [5, 5, 5]) == [1, 1] and shares(None, [7]) == [] and shares(0, [1]) == []
+    for total in range(1, 40):
+        for weights in ([1], [1, 1000], [3, 3, 3], [1000, 1, 1, 20]):
+            found = shares(total, weights)
+            assert sum(found) == total and len(found) == min(total, len(weights)) and min(found) > 0
+
+
+def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
+    plan = get_plan(plan_of(50, 10))
+    pages = list(Page.select().order_by(Page.number))
+    first, second = (new_submission(plan, range(1, 6), 0, 1, "local") for _ in range(2))
+    make_intent(first, pages)
+    Attempt.create(
+        page=pages[1], submission_pk=first.pk, number=1, element=2, state="interrupted", host="h",
+        pid=1,
+    )  # fmt: skip
+    Page.update(attempt_pk=1).where(Page.number == 2).execute()
+    make_intent(second, list(Page.select().order_by(Page.number)))
+    ends = json.dumps([{"state": "TIMEOUT", "node": None, "in_vain": True}])
+    Page.update(retries=ends).where(Page.number == 2).execute()
+    Attempt.create(
+        page=pages[2], submission_pk=second.pk, number=1, element=3, state="running", host="h",
+        pid=1,
+    )  # fmt: skip
+    begin(int(time.time()) + 600, second.token)  # in time: nothing happens
+    with pytest.raises(OutOfHours, match="4 pages"):
+        begin(int(time.time()) - 1, second.token)
+    found = {p.number: (p.submission_pk, p.retries) for p in Page.select()}
+    # Page 2 is as it was before it was submitted again, without the retry; 3 had begun.
+    assert found == {
+        1: (None, None), 2: (first.pk, None), 3: (second.pk, None), 4: (None, None), 5: (None, None)
+    }  # fmt: skip
+
+
+def test_an_element_is_told_to_end_by_the_clock(sqlite_url):
+    plan = get_plan(plan_of(200, 200, row_s=0.2))
+    submission = new_submission(plan, [1], 0, 1, "local")
+    make_intent(submission, list(Page.select()))
+    database.close()
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "run-page", "--plan", str(plan.pk), "--job",
+         submission.token, "--element", "1", "--tell-at", str(int(time.time()) + 4)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 74 and "hours of the night are over" in done.stderr
+    with connection():
+        assert Page.get().n_done == Measured.select().count() < 200
+
+
+def test_what_the_clock_ended_uses_up_no_retry():
+    end = end_of(PageState.INTERRUPTED, "FAILED", 74, True, "n1")
+    assert end.state == "HOURS"
+    step = next_step(end, [end] * 50, rules(), {"time": "01:00:00"}, {"time": "01:00:00"}, Room())
+    assert step.retry and not step.options and "hours of the night were over" in step.said
+
+
+def test_new_rows_come_before_modified_ones(url):
+    plan_of(30, 10)
+    database.execute_sql("DELETE FROM page")
+    database.execute_sql("DELETE FROM plan")
+    fill(10)  # rows 31 to 40: new, and older than the change of the others
+    for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk <= 30):
+        Measured.from_spectrum(row, value=1.0).save(force_insert=True)
+    BossVisitSpectrum.update(snr=99.0).where(BossVisitSpectrum.spectrum_pk <= 30).execute()
+    database.close()
+
+    def first(new_first: bool) -> set[int]:
+        (planned,) = create_plan(
+            measure, "BossVisitSpectrum", max_rows=10, limit=5, new_first=new_first
+        )
+        with connection():
+            pages = Page.select().where(Page.plan == planned.plan)
+            keys = {key for page in pages for key in page.keys}
+            pages.model.delete().execute()
+        return keys
+
+    assert first(True) == set(range(31, 41)) and max(first(False)) <= 30
+
+
+def test_connections_are_the_servers_less_some_for_others(pg_url, postgres):
+    def night(**more):
+        return checked({"n": {"tasks": ["slam.slam"], **more}})["n"]
+
+    ((most,),) = postgres.sql("SHOW max_connections")
+    with connection():
+        assert at_once(night(headroom=20)) == (int(most) - 3 - 20) // 2
+        assert at_once(night(connections=12)) == 6
+        assert at_once(night(connections=12, throttle=4)) == 4
+        assert at_once(night(headroom=10_000)) == 1
+    for key in ("start_until", "drain_by"):
+        with pytest.raises(ValueError, match="time of day"):
+            night(**{key: "25:00"})
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_nothing_begins_after_the_hours_and_what_runs_is_drained(slurm):
+    plan = plan_of(400, 100, row_s=0.5)
+    now = int(time.time())
+    hours = Hours(now + 8, now + 16)
+    submit(plan, options={"throttle": 2}, hours=hours)
+    wait_for(slurm.idle, "the end of the array", 120)
+    with connection():
+        began = [a.began.timestamp() for a in Attempt.select()]
+        ended = [a.ended.timestamp() for a in Attempt.select() if a.ended]
+    assert all(t <= hours.start_until + 1 for t in began) and len(began) <= 2
+    assert len(ended) == len(began)
+    found = status(plan)
+    assert found.pages.get("unsubmitted", 0) == 4 - len(began)
+    assert found.pages.get("interrupted", 0) == len(began)
+    assert (
+        all(step.retry for step in found.steps) and found.rows["done"] == Measured.select().count()
+    )
+    again = resume(plan, options={"hold": True})
+    assert again.pages == 4
+    with connection():
+        texts = [p.retries for p in Page.select() if p.retries]
+    assert {end["state"] for text in texts for end in json.loads(text)} <= {"HOURS"}
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_a_throttle_is_that_of_all_arrays_together(slurm, monkeypatch):
+    """Five arrays and a throttle of 3: the first three share it, the others wait for those."""
+    monkeypatch.setattr("astra.slurm.client.max_array_size", cache(lambda: 5))
+    plan = plan_of(20, 1)
+    done = submit(plan, options={"throttle": 3, "hold": True})
+    assert [job.array.partition("%")[2] for job in done.jobs] == ["1"] * 5
+    waits = {
+        job_id: wanted
+        for job_id, wanted in (
+            line.split() for line in slurm.run("squeue", "-h", "-o", "%A %E").splitlines()
+        )
+    }
+    first, second, third, fourth, fifth = (str(job.job_id) for job in done.jobs)
+    assert first in waits[fourth] and second in waits[fifth] and waits[third] == "(null)"
+    assert Submission.select().count() == 5

@@ -1,0 +1,226 @@
+"""Several arrays of one plan: the next intent is made while sbatch runs, whatever comes of it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from astra.database.connection import connection, database
+from astra.errors import UsageError
+from astra.models.plans import Page, Plan, Submission
+from astra.resume.resume import resume
+from astra.status.status import status
+from astra.submit.submit import submit
+from tests.conftest import ROOT
+from tests.servers import wait_for
+from tests.night.test_slurm_nights import counts, plan_of, run_out
+
+pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
+
+
+@pytest.fixture
+def small_arrays(monkeypatch):
+    """Arrays of four elements at most."""
+    monkeypatch.setattr("astra.slurm.client.max_array_size", cache(lambda: 5))
+
+
+_SQL = """
+import sys, psycopg2
+with psycopg2.connect(sys.argv[1]) as link, link.cursor() as cursor:
+    cursor.execute(sys.argv[2])
+    if cursor.description:
+        print(cursor.fetchone()[0])
+"""
+
+
+def wrap(folder: Path, monkeypatch, **commands: str) -> None:
+    """Commands of Slurm's that do something else.
+
+    In them, ``$REAL`` is what they would be, and ``sql`` asks the database of the test.
+    """
+    folder.mkdir()
+    (folder / "sql.py").write_text(_SQL)
+    url = os.environ["ASTRA_DATABASE_URL"]
+    ask = f"sql() {{ {sys.executable} {folder}/sql.py '{url}' \"$1\"; }}"
+    for name, what in commands.items():
+        script = folder / name
+        script.write_text(f"#!/bin/sh\nREAL={shutil.which(name)}\n{ask}\n{what}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def states() -> list[str]:
+    with connection():
+        return [s.state for s in Submission.select().order_by(Submission.pk)]
+
+
+def given() -> dict[int, int | None]:
+    """The submission of each page, by the page's number."""
+    with connection():
+        return {p.number: p.submission_pk for p in Page.select().order_by(Page.number)}
+
+
+def test_one_sbatch_at_a_time_and_each_after_its_intent(slurm, small_arrays, tmp_path, monkeypatch):
+    """Its own intent stands in the database as sbatch begins, and no array is sent twice."""
+    seen = tmp_path / "seen"
+    name = '$(sed -n "s/^#SBATCH --job-name=//p" "$2")'
+    ask = f"sql \"SELECT state FROM submission WHERE job_name = '{name}'\""
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        sbatch=f"echo begins $({ask}) >>{seen}\n$REAL \"$@\"\necho ends >>{seen}",
+    )  # fmt: skip
+    plan = plan_of(60, 5)
+    done = submit(plan)
+    assert [(job.pages, job.offset) for job in done.jobs] == [(4, 0), (4, 4), (4, 8)]
+    assert seen.read_text().split() == ["begins", "intent", "ends"] * 3
+    assert states() == ["submitted"] * 3
+    run_out(slurm)
+    assert counts() == (60, 60) and status(plan).state == "whole"
+
+
+def test_the_next_intent_is_committed_while_sbatch_runs(slurm, small_arrays, tmp_path, monkeypatch):
+    """sbatch answers when two submissions stand in the database, and not before."""
+    count = '$(sql "SELECT count(*) FROM submission")'
+    wrap(tmp_path / "bin", monkeypatch, sbatch=f'until [ {count} = 2 ]; do :; done\n$REAL "$@"')
+    plan = plan_of(40, 5)
+    assert [job.pages for job in submit(plan).jobs] == [4, 4]
+    run_out(slurm)
+    assert counts() == (40, 40)
+
+
+def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
+    """Room for 6 elements: of the second array a half is taken, the third is not tried."""
+    plan = plan_of(60, 5)
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=6")
+    try:
+        done = submit(plan, options={"hold": True})
+    finally:
+        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    assert done.pages == 6 and done.unsubmitted == 6 and "resume" in done.message
+    assert "intent" not in states()
+    mine = {s.pk for s in Submission.select() if s.state == "submitted"}
+    assert [n for n, pk in given().items() if pk is not None] == [1, 2, 3, 4, 5, 6]
+    assert set(given().values()) == mine | {None}
+    assert resume(plan).pages == 6
+    for job in done.jobs:
+        slurm.run("scontrol", "release", str(job.job_id))
+    run_out(slurm)
+    assert counts() == (60, 60) and status(plan).state == "whole"
+
+
+def test_a_resumed_plan_reaches_a_limit(slurm, small_arrays):
+    """Pages that belonged to a submission before are taken back, halved and given anew."""
+    plan = plan_of(60, 5)
+    for job in submit(plan, options={"hold": True}).jobs:
+        slurm.run("scancel", str(job.job_id))
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=6")
+    try:
+        done = resume(plan, only=["CANCELLED"], options={"hold": True})
+    finally:
+        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    assert done.pages == 6 and done.unsubmitted == 6 and "resume" in done.message
+    assert "intent" not in states()
+    for job in done.jobs:
+        slurm.run("scontrol", "release", str(job.job_id))
+    assert resume(plan).pages == 6
+    run_out(slurm)
+    assert counts() == (60, 60) and status(plan).state == "whole"
+
+
+def test_a_refusal_of_a_later_array_takes_the_next_intent_back(
+    slurm, small_arrays, tmp_path, monkeypatch
+):
+    calls = tmp_path / "calls"
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        sbatch=f"echo x >>{calls}\n[ $(wc -l <{calls}) = 2 ] || exec $REAL \"$@\"\n"
+        "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2\nexit 1",
+    )  # fmt: skip
+    plan = plan_of(80, 5)
+    done = submit(plan)
+    assert done.pages == 4 and done.unsubmitted == 12 and "Invalid account" in done.message
+    assert calls.read_text().split() == ["x"] * 2  # the third was not tried
+    assert states() == ["submitted", "refused", "absent"]
+    assert [pk is not None for pk in given().values()] == [True] * 4 + [False] * 12
+    assert submit(plan).pages == 12
+    run_out(slurm)
+    assert counts() == (80, 80)
+
+
+def test_an_array_that_is_sent_is_bound_though_the_next_cannot_be(
+    slurm, small_arrays, tmp_path, monkeypatch
+):
+    """The plan is cancelled by another as the first array is sent."""
+    cancel = 'sql "UPDATE plan SET cancelled = now()"'
+    wrap(tmp_path / "bin", monkeypatch, sbatch=f'{cancel}\nexec $REAL "$@"')
+    plan = plan_of(100, 5)
+    with pytest.raises(UsageError, match="cancelled meanwhile"):
+        submit(plan, options={"hold": True})
+    with connection():
+        sent = list(Submission.select())
+    # The second intent may have come before or after the cancelling; no third can.
+    assert 1 <= len(sent) <= 2 and all(s.state == "submitted" and s.job_id for s in sent)
+    held = set(slurm.run("squeue", "-h", "-o", "%F").split())
+    assert held == {str(s.job_id) for s in sent}
+
+
+def test_killed_while_sbatch_runs_and_the_next_intent_is_made(slurm, tmp_path, monkeypatch):
+    """The array that was sent is found, the other is not: each page is submitted once."""
+    computed, answered = tmp_path / "computed", tmp_path / "answered"
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 5/"',
+        sbatch=f'$REAL "$@" >>{answered}\nexec sleep 60',
+    )  # fmt: skip
+    plan = plan_of(60, 5, computed=str(computed))
+    words = [sys.executable, "-m", "astra", "submit", str(plan)]
+    with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as sender:
+        wait_for(lambda: states() == ["intent"] * 2, "two intents")
+        wait_for(lambda: answered.exists() and answered.read_text(), "the answer of sbatch")
+        os.killpg(sender.pid, signal.SIGKILL)
+    monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
+    assert resume(plan).pages == 8
+    with connection():
+        first, second, *_ = Submission.select().order_by(Submission.pk)
+        assert str(first.job_id) == answered.read_text().strip() and first.state == "submitted"
+        assert second.state == "absent" and Plan.get().cancelled is None
+    run_out(slurm)
+    assert len(computed.read_text().split()) == 60 and counts() == (60, 60)
+    assert status(plan).state == "whole"
+
+
+def test_ctrl_c_while_sbatch_runs_sends_nothing_again(slurm, tmp_path, monkeypatch, pg_url):
+    """The next intent waits for a lock; a terminal's SIGINT reaches sbatch, too."""
+    calls = tmp_path / "calls"
+    wrap(
+        tmp_path / "bin", monkeypatch,
+        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 5/"',
+        sbatch=f"echo x >>{calls}\nexec sleep 60",
+    )  # fmt: skip
+    plan = plan_of(40, 5)
+    words = [sys.executable, "-m", "astra", "submit", str(plan)]
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with (
+        closing(psycopg2.connect(pg_url)) as link,
+        link.cursor() as cursor,
+        subprocess.Popen(words, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE) as sender,
+    ):
+        cursor.execute("SELECT 1 FROM page WHERE number = 5 FOR UPDATE")
+        wait_for(lambda: database.execute_sql(waits).fetchone()[0], "the second intent")
+        wait_for(calls.exists, "sbatch")
+        os.killpg(sender.pid, signal.SIGINT)
+        link.rollback()  # the driver hears of a signal when it has its answer
+        told = sender.communicate(timeout=20)[1].decode()
+    assert "looks for it by its name" in told and "Aborted!" in told and "Traceback" not in told
+    assert calls.read_text().split() == ["x"] and states() == ["intent"]
+    monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
+    assert resume(plan).pages == 8
+    run_out(slurm)
+    assert counts() == (40, 40)

@@ -1,0 +1,433 @@
+"""@task: what each keyword changes, on both databases; nothing that was yielded is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from astra import generate_queries_for_task, task
+from astra.database.connection import database
+from astra.errors import TaskError
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Failure, NoResult
+from tests.conftest import ROOT
+from tests.sample_tasks import Measured, collect, fill, measure
+
+
+def spectra() -> list:
+    return list(BossVisitSpectrum.select().order_by(BossVisitSpectrum.pk))
+
+
+def stored() -> list[int]:
+    return sorted(m.spectrum_pk for m in Measured.select())
+
+
+def test_published_examples(url, capsys):
+    fill(20)
+    rows = BossVisitSpectrum.select()
+    for result in measure(rows, batch_size=500, write_frequency=60):
+        print(result)
+    assert len(capsys.readouterr().out.splitlines()) == 20
+    for input_model, query in generate_queries_for_task("slam.slam", limit=100):
+        print(f"{input_model}: {query.count()} spectra to process")
+    assert "BossVisitSpectrum>: 20 spectra to process" in capsys.readouterr().out
+
+
+def test_bare_with_arguments_and_at_the_call(url):
+    fill(10)
+
+    @task(batch_size=4)
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        """What it does."""
+        for spectrum in spectra:
+            seen.append(len(stored()))
+            yield Measured.from_spectrum(spectrum, value=1)
+
+    seen: list[int] = []
+    assert (analysis.__name__, analysis.__doc__) == ("analysis", "What it does.")
+    results = list(analysis(spectra()))
+    assert seen == [0] * 4 + [4] * 4 + [8] * 2
+    assert len({r.task_pk for r in results}) == 10
+    seen.clear()
+    list(analysis(spectra(), batch_size=5))
+    assert len(seen) == 10
+    Measured.delete().execute()
+    seen.clear()
+    list(analysis(spectra(), batch_size=5))
+    assert seen == [0] * 5 + [5] * 5
+
+
+def test_live_comes_before_it_is_written(url):
+    fill(3)
+    run = measure(spectra(), live=True)
+    assert next(run).task_pk is None and stored() == []
+    run.close()
+    assert len(stored()) == 1
+    assert all(r.task_pk for r in measure(spectra(), live=False))
+
+
+def test_not_written(url):
+    fill(3)
+    assert len(list(measure(spectra(), write_to_database=False))) == 3
+    assert stored() == []
+
+
+def test_a_parameter_of_the_same_name_is_passed(url):
+    fill(1)
+    got = []
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum], batch_size=3) -> Iterable[Measured]:
+        got.append(batch_size)
+        yield from ()
+
+    list(analysis(spectra()))
+    list(analysis(spectra(), batch_size=9))
+    assert got == [3, 9]
+
+
+def test_ellipsis_is_only_a_chance_to_write(url):
+    fill(2)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for spectrum in spectra:
+            yield Measured.from_spectrum(spectrum, value=1)
+            yield ...
+
+    assert [type(r) for r in analysis(spectra())] == [Measured, Measured]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"write_frequency": -1}, "write_frequency=-1"),
+        ({"live": 1}, "live=1"),
+        ({"batch_sise": 5}, "Did you mean 'batch_size'"),
+    ],
+)
+def test_wrong_values_are_refused_before_a_row_is_computed(sqlite_url, keywords, words):
+    fill(1)
+    with pytest.raises(TaskError, match=words):
+        measure(spectra(), **keywords)
+    with pytest.raises(TaskError, match=words):
+        task(**keywords)(measure.__wrapped__)
+
+
+def test_numbers_of_numpy_are_numbers(sqlite_url):
+    fill(3)
+    assert len(list(measure(spectra(), batch_size=np.int64(2), write_frequency=np.int32(9)))) == 3
+
+
+def test_a_function_that_does_not_yield_is_refused():
+    with pytest.raises(TaskError, match="does not yield"):
+
+        @task
+        def analysis(spectra):
+            return spectra
+
+
+def test_exceptions_are_raised_after_writing_or_recorded(url):
+    fill(10)
+    with pytest.raises(ValueError, match="row 4 is bad"):
+        list(measure(spectra(), raise_every=4))
+    assert stored() == [1, 2, 3]
+    done = list(measure(spectra(), raise_every=4, nothing_every=3, re_raise_exceptions=False))
+    assert sorted(r.spectrum_pk for r in done) == [1, 2, 5, 7, 10]
+    assert sorted(f.key for f in Failure.select()) == [4, 8]
+    failure = Failure.get(Failure.key == 4)
+    assert failure.exception == "ValueError" and "tests/sample_tasks.py" in failure.traceback
+    assert sorted(n.key for n in NoResult.select()) == [3, 6, 9]
+    assert stored() == [1, 2, 3, 5, 7, 10]  # what was stored before stays
+
+
+def test_the_row_is_found_that_a_collecting_task_stumbles_on(url):
+    fill(40)
+    done = list(collect(spectra(), bad=17, re_raise_exceptions=False))
+    assert len(done) == 39
+    assert [f.key for f in Failure.select()] == [17]
+
+
+def test_bad_results_fail_alone(url: str):
+    fill(12)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s in spectra:
+            match s.spectrum_pk:
+                case 2:
+                    yield Measured.from_spectrum(s, value=None)
+                case 3:
+                    yield Measured.from_spectrum(s, value="no number")
+                case 4:
+                    yield Measured.from_spectrum(s, value=1)
+                    yield Measured.from_spectrum(s, value=2)
+                case 5:
+                    yield 5
+                case 6:
+                    yield Measured.from_spectrum(s, value=1, number=10**30)
+                case 7:
+                    yield Measured.from_spectrum(s, value=1, text="x")
+                case 8:
+                    yield Measured.from_spectrum(s, value=1, number=3)
+                case _:
+                    yield Measured.from_spectrum(s, value=1)
+
+    list(analysis(spectra()))
+    assert stored() == [1, 4, 7, 8, 9, 10, 11, 12]
+    failures = {f.key: f for f in Failure.select()}
+    assert set(failures) == {2, 3, 4, 5, 6}
+    assert "value" in failures[2].message and "ull" in failures[2].message.lower()
+    assert failures[4].refused
+    assert Measured.get(spectrum_pk=4).value == 1
+    assert Measured.get(spectrum_pk=7).text == "x" and Measured.get(spectrum_pk=7).number == 7
+    assert Measured.get(spectrum_pk=8).number == 3 and Measured.get(spectrum_pk=8).text is None
+
+
+def test_postgresql_refuses_a_nul_and_a_number_out_of_range(pg_url):
+    fill(4)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s in spectra:
+            bad = {2: {"text": "a\0b"}, 3: {"small": 70_000}}.get(s.spectrum_pk, {})
+            yield Measured.from_spectrum(s, value=1, **bad)
+
+    list(analysis(spectra()))
+    assert stored() == [1, 4]
+    messages = {f.key: f.message for f in Failure.select()}
+    assert "out of range" in messages[3] and 2 in messages
+
+
+def test_a_result_is_replaced_and_keeps_its_key(url):
+    fill(3)
+    first = {r.spectrum_pk: r.task_pk for r in measure(spectra())}
+    created = {m.spectrum_pk: m.created for m in Measured.select()}
+    again = {r.spectrum_pk: r.task_pk for r in measure(spectra())}
+    assert first == again
+    assert created == {m.spectrum_pk: m.created for m in Measured.select()}
+
+
+def test_hostile_texts_arrive_unchanged(url):
+    texts = [
+        "'",
+        '"',
+        "\\",
+        "{}",
+        "{,}",
+        "NULL",
+        "null",
+        "",
+        " ",
+        "a,b",
+        "\n\t",
+        "é☃🌠",
+        "%s",
+        "$1",
+    ]
+    fill(len(texts))
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s, text in zip(spectra, texts, strict=True):
+            yield Measured.from_spectrum(s, value=1, text=text)
+
+    list(analysis(spectra()))
+    assert [m.text for m in Measured.select().order_by(Measured.spectrum_pk)] == texts
+
+
+def test_written_while_the_next_row_takes_long(url):
+    fill(2)
+    go_on = threading.Event()
+    found = []
+
+    @task(write_frequency=0.2)
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s in spectra:
+            if s.spectrum_pk == 2:
+                found.append(_wait_for_a_result())
+                go_on.set()
+            yield Measured.from_spectrum(s, value=1)
+
+    list(analysis(spectra()))
+    assert found == [[1]] and go_on.is_set() and stored() == [1, 2]
+
+
+def _wait_for_a_result() -> list[int]:
+    end = time.monotonic() + 10
+    while not stored() and time.monotonic() < end:
+        time.sleep(0.02)
+    return stored()
+
+
+def test_input_is_lazy_and_an_early_stop_loses_nothing(url):
+    fill(50)
+    asked = []
+
+    def endless():
+        for s in spectra() * 100:
+            asked.append(s.spectrum_pk)
+            yield s
+
+    for result in measure(endless(), batch_size=5):
+        if result.spectrum_pk == 3:
+            break
+    del result
+    assert len(asked) == 5 and stored() == [1, 2, 3, 4, 5]
+
+
+def test_times(url):
+    fill(4)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        time.sleep(0.2)
+        for s in spectra:
+            time.sleep(0.1 if s.spectrum_pk == 2 else 0)
+            if s.spectrum_pk != 2:
+                yield Measured.from_spectrum(s, value=1)
+        time.sleep(0.1)
+
+    for _ in analysis(spectra(), batch_size=1):
+        time.sleep(0.05)  # the consumer's time is not the task's
+    rows = list(Measured.select())
+    assert len(rows) == 3
+    assert all(0 <= m.t_elapsed < 0.08 for m in rows)
+    assert all(m.t_overhead == pytest.approx(0.1, abs=0.05) for m in rows)
+
+
+SCRIPT = """
+import sys, time
+from tests.sample_tasks import measure, fill
+from astra.models import BossVisitSpectrum
+fill(5)
+for r in measure(BossVisitSpectrum.select(), live=True):
+    print(r.spectrum_pk, flush=True)
+    while r.spectrum_pk == 3:
+        time.sleep(0.1)  # a signal just before one long sleep would be handled after it
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_every_yielded_result_written(url, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=dict(os.environ),
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.strip() == "3":
+            break
+    process.send_signal(number)
+    process.wait(20)
+    process.stdout.close()
+    assert process.returncode != 0
+    assert stored() == [1, 2, 3]
+
+
+def times_of(results: list) -> list[tuple[float, float]]:
+    """The times of results, which their rows in the database agree with."""
+    found = {r.spectrum_pk: (r.t_elapsed, r.t_overhead) for r in results}
+    for m in Measured.select():
+        assert (m.t_elapsed, m.t_overhead) == pytest.approx(found[m.spectrum_pk], abs=0.002)
+    return [found[key] for key in sorted(found)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_work_after_a_yield_belongs_to_that_row(url, batch_size):
+    fill(4)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s in spectra:
+            time.sleep(0.02)
+            yield Measured.from_spectrum(s, value=1)
+            time.sleep(0.05)
+        time.sleep(0.2)
+
+    for elapsed, overhead in times_of(list(analysis(spectra(), batch_size=batch_size))):
+        # A busy machine sleeps longer than it was told.
+        assert 0.065 < elapsed < 0.3 and 0.045 < overhead < 0.2
+
+
+@pytest.mark.parametrize("in_hand", [2, 4])
+def test_work_on_several_rows_is_shared_by_them(url, in_hand):
+    fill(4)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        rows = []
+        for s in spectra:
+            rows.append(s)
+            if len(rows) == in_hand:
+                time.sleep(0.1 * in_hand)
+                for row in rows:
+                    yield Measured.from_spectrum(row, value=1)
+                rows.clear()
+
+    for elapsed, overhead in times_of(list(analysis(spectra()))):
+        assert 0.095 < elapsed < 0.3 and overhead < 0.05
+
+
+def test_rows_that_a_task_still_holds_are_tried_again(url):
+    """Bright rows have a result at once, faint ones ten at a time."""
+    fill(40)
+
+    @task(re_raise_exceptions=False)
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        faint = []
+        for s in spectra:
+            if s.spectrum_pk < 5:
+                yield Measured.from_spectrum(s, value=1)
+                continue
+            faint.append(s)
+            if len(faint) == 10:
+                yield from fitted(faint)
+                faint.clear()
+        yield from fitted(faint)
+
+    def fitted(rows):
+        if any(row.spectrum_pk == 9 for row in rows):
+            raise ValueError("nine")
+        for row in rows:
+            yield Measured.from_spectrum(row, value=1)
+
+    for rows in (spectra(), iter(spectra())):
+        list(analysis(rows))
+        assert stored() == [k for k in range(1, 41) if k != 9]
+        assert [f.key for f in Failure.select()] == [9]
+        assert NoResult.select().count() == 0
+        Measured.delete().execute()
+        Failure.delete().execute()
+
+
+def test_rows_without_results_are_not_kept(url):
+    fill(50)
+    alive = weakref.WeakSet()
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        for s in spectra:
+            alive.add(s)
+            assert len(alive) < 5
+        yield from ()
+
+    list(analysis(BossVisitSpectrum.get_by_id(pk) for pk in range(1, 51)))
+
+
+def test_within_a_transaction_of_the_caller_it_is_said_once(url, caplog):
+    fill(20)
+    with database.atomic():
+        list(measure(spectra(), write_frequency=1, batch_size=5))
+    said = [r for r in caplog.records if "write_frequency has no effect" in r.getMessage()]
+    assert len(said) == 1 and len(stored()) == 20
+    list(measure(spectra(), write_frequency=1))
+    assert sum("write_frequency" in r.getMessage() for r in caplog.records) == 1
