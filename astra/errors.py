@@ -8,7 +8,7 @@
     ├── DatabaseError           5   no connection, wrong schema version
     │   └── NotAllowed              the role lacks a privilege
     ├── SlurmError              6   Slurm refused, or a command of its is missing
-    │   ├── SlurmRefused            Slurm said no, in its own words (slurm_text.py)
+    │   ├── SlurmRefused            Slurm said no, in its own words (slurm/parse.py)
     │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
     ├── BusyError               7   another process is at work on the same plan
     ├── OutOfHours             74   the hours of a night are over: an element begins nothing

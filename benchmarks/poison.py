@@ -24,8 +24,8 @@ from astra.status.failures import failures  # noqa: E402
 from astra.status.status import status  # noqa: E402
 from astra.status.verify import verify  # noqa: E402
 from tests.conftest import prepare_template  # noqa: E402
-from tests.servers import Postgres, Slurm, wait_for  # noqa: E402
 from tests.sample_tasks import Measured, fill  # noqa: E402
+from tests.servers import Postgres, Slurm, wait_for  # noqa: E402
 
 #: A cluster that ends what takes more memory than it asked for.
 _STRICT = ("SelectTypeParameters=CR_CPU_Memory", "JobAcctGatherParams=OverMemoryKill")

@@ -22,8 +22,8 @@ from astra.models import BossVisitSpectrum  # noqa: E402
 from astra.models.schema import init_database  # noqa: E402
 from astra.plan.plan import create_plan  # noqa: E402
 from astra.status.verify import verify  # noqa: E402
-from tests.servers import Postgres  # noqa: E402
 from tests.sample_tasks import fill, measure  # noqa: E402
+from tests.servers import Postgres  # noqa: E402
 
 
 def fill_many(n_rows: int) -> None:

@@ -70,7 +70,9 @@ def run(workflow: Path, task: str, **arguments) -> str:
 
 def test_a_workflow_submits_and_waits(airflow):
     fill(30)
-    said = run(airflow, "tests.sample_tasks.measure", row_s=0.2)  # so that the sensor has to be deferred
+    said = run(
+        airflow, "tests.sample_tasks.measure", row_s=0.2
+    )  # so that the sensor has to be deferred
     assert '{"submit": "success", "whole": "success"}' in said, said[-5000:]
     assert "deferr" in said.lower() and Measured.select().count() == 30
     assert status(1).state is PlanState.WHOLE

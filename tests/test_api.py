@@ -15,8 +15,8 @@ from astra.cli.group import main
 from astra.errors import UsageError
 from tests.conftest import ROOT
 from tests.json_schemas import PRINTED, text
-from tests.servers import wait_for
 from tests.sample_tasks import fill, measure
+from tests.servers import wait_for
 
 
 @pytest.fixture(autouse=True)

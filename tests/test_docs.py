@@ -13,8 +13,8 @@ from astra.cli.group import main
 from astra.errors import AstraError
 from astra.states import PlanState
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import fill
+from tests.servers import wait_for
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -30,8 +30,8 @@ from astra.results.rows import Checkpoint, Handed, Refusal, Target, Yielded
 from astra.slurm import script
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task, task_name
-from tests.servers import Slurm
 from tests.sample_tasks import Measured, fill, measure
+from tests.servers import Slurm
 from tests.slurm.test_script import SCRIPT, sbatch_reads
 
 _PIECES = [

@@ -34,10 +34,10 @@ def test_a_wheel_and_a_checkout_both_find_templates_and_profiles(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    find = "from astra.resources import *; import astra.pipelines.slam.model as m; " + (
+    find = "from astra.config.resources import *; import astra.pipelines.slam.model as m; " + (
         "assert (templates_dir() / 'base.sh.j2').is_file() and m.SHIPPED.is_file(); "
         "assert (config_dir() / 'profiles.toml').is_file(); "
-        "import astra.report_page as p; assert (p.FOLDER / 'report.html.j2').is_file(); print(templates_dir())"
+        "import astra.report.page as p; assert (p.FOLDER / 'report.html.j2').is_file(); print(templates_dir())"
     )
     done = subprocess.run(
         [sys.executable, "-c", find], cwd=tmp_path / "site",
@@ -59,7 +59,7 @@ def test_commands_that_touch_no_array_do_without_numpy():
 
 
 def test_the_database_may_be_used_before_the_models_are_imported(tmp_path):
-    code = "from astra.database import database; print(database.execute_sql('select 7').fetchone())"
+    code = "from astra.database.connection import database; print(database.execute_sql('select 7').fetchone())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

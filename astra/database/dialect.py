@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Denied:
-    """What a role may not do, and which kind of role may (see grants.py)."""
+    """What a role may not do, and which kind of role may (see roles.py)."""
 
     role: str
     what: str  # "may not INSERT into the table plan"

@@ -58,7 +58,7 @@ _PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTA
 
 
 def _kind(words: str, statement: str) -> str | None:
-    """The kind of role (see grants.py) that a refused statement is the work of."""
+    """The kind of role (see roles.py) that a refused statement is the work of."""
     if "must be owner" in words or "to create" in words:
         return None
     verb = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER|GRANT|DROP)\b", statement)
@@ -126,7 +126,7 @@ class PostgreSQL(Common):
             "tcp_user_timeout": 60_000,
             "application_name": "astra",
         }
-        # A server, or a proxy before it, that keeps a connection open and is silent: patience.py.
+        # A server, or a proxy before it, that keeps a connection open and is silent: timeouts.py.
         options: dict[str, Any] = {"cursor_factory": PatientCursor}
         options |= {key: value for key, value in defaults.items() if key not in given}
         self.database = _PostgresqlDatabase(url, **options)

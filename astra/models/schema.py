@@ -50,7 +50,7 @@ def init_database(modules: tuple[str, ...] = (), grant: tuple[str, ...] = ()) ->
     Parameters
     ----------
     modules : whose tables are made too.
-    grant : roles that are to use the tables, as ``ROLE:plans`` (see grants.py).
+    grant : roles that are to use the tables, as ``ROLE:plans`` (see roles.py).
 
     Can be run again: tables that exist are completed (indexes, triggers) and kept.
 

@@ -2,7 +2,7 @@
 
 ``astra nightly NAME`` begins it, and the finalizer, a job behind the arrays, goes on: each step
 looks at the database and does what is missing, so that any of them may die and be done again. One
-process at a time works on a night (turns.py); its plans are begun and looked after in tending.py;
+process at a time works on a night (lock.py); its plans are begun and looked after in plans.py;
 what it says of a plan is said by the plan itself.
 """
 

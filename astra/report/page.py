@@ -1,6 +1,6 @@
 """A report as one HTML file: no network, light and dark, readable on a telephone, printable.
 
-Its template, style and script stand in the folder `page_of_report`. Every value is escaped, and
+Its template, style and script stand beside it. Every value is escaped, and
 passwords are hidden, as it is written; the page allows no script or style but its own.
 """
 

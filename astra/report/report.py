@@ -3,7 +3,7 @@
 :func:`report_of` reads the database, asks Slurm once what lives where something is not whole, and
 the accounting once what was used of what was asked for. It is bounded whatever the number of
 pages: what is many is summed up, what needs somebody's attention is listed.
-`report_page.py` draws it.
+`page.py` draws it.
 """
 
 from collections import Counter

@@ -39,7 +39,7 @@ _END = object()
 
 
 class Board(Protocol):
-    """What is told which rows the task has in hand (see supervise.py)."""
+    """What is told which rows the task has in hand (see supervisor.py)."""
 
     def hand(self, key: int | None) -> None:
         """The task is given a row."""

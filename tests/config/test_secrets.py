@@ -21,8 +21,8 @@ from astra.slurm import script
 from astra.submit.intent import _describe
 from astra.tasks.arguments import parse_arguments
 from tests.conftest import ROOT, prepare_template
-from tests.servers import Postgres, Slurm, wait_for
 from tests.sample_tasks import fill, measure
+from tests.servers import Postgres, Slurm, wait_for
 from tests.slurm.test_script import SCRIPT
 
 #: In every password of these tests, in each of its forms.
@@ -343,9 +343,10 @@ class TestMessages:
     def test_the_traceback_of_a_bug(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PGPASSWORD", SPECIAL)
         (tmp_path / "bug.py").write_text(
-            "from astra import cli, config\n"
+            "from astra import cli\n"
+            "from astra.config import settings\n"
             'def fail(*a): raise RuntimeError(f\'bug {__import__("os").environ["PGPASSWORD"]}\')\n'
-            "config.current = fail\n"
+            "settings.current = fail\n"
             "cli.main(['config'])\n"
         )
         done = subprocess.run(

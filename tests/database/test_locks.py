@@ -17,8 +17,8 @@ from astra.models import BossVisitSpectrum
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.plan import create_plan
 from astra.submit.intent import make_intent, new_submission
-from tests.servers import Postgres, Proxy, wait_for
 from tests.sample_tasks import fill, measure
+from tests.servers import Postgres, Proxy, wait_for
 
 SILENCE_S = 1.0
 

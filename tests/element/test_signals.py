@@ -32,8 +32,8 @@ def get_out():
 
 _STORM = """
 import os, signal, subprocess, sys, time
-from astra.run import Stop
-from astra.signals import heard
+from astra.results.stopping import Stop
+from astra.element.signals import heard
 stop = Stop()
 knock = f"import os\\nfor _ in range(100_000): os.kill({os.getpid()}, {signal.SIGTERM:d})"
 with heard(stop):

@@ -165,7 +165,7 @@ def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, comman
     (code / "distant.py").write_text(_MODULE)
     script = (
         "import distant, tests.element.test_spool as t\n"
-        "from astra.schema import init_database\n"
+        "from astra.models.schema import init_database\n"
         "init_database(('distant',))\n"
         "t.measure, t.Measured = distant.far_away, distant.FarAway\n"
         "t.spooled()\n"

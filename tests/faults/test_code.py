@@ -24,8 +24,8 @@ from astra.status.status import status
 from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.faults.unruly import LEFT_BEHIND, PLACE, ROWS, WAYS, hopeless, misbehave
-from tests.servers import Postgres
 from tests.sample_tasks import Measured, fill
+from tests.servers import Postgres
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from astra.models.plans import Attempt
 from astra.plan.plan import create_plan
 from astra.status.verify import verify
 from tests.conftest import ROOT, prepare_template
-from tests.servers import Postgres, Standby, wait_for
 from tests.sample_tasks import Measured, fill, measure
+from tests.servers import Postgres, Standby, wait_for
 
 pytestmark = pytest.mark.postgres
 

@@ -24,8 +24,8 @@ from astra.status.status import status
 from astra.status.verify import verify
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.servers import Slurm, wait_for
 from tests.sample_tasks import Measured, fill, measure
+from tests.servers import Slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 

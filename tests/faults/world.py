@@ -18,8 +18,8 @@ from astra.plan.plan import create_plan
 from tests.faults.cluster import Cluster
 from tests.faults.scenario import Scenario
 from tests.faults.tasks import endure
-from tests.servers import PgBouncer, Postgres, Proxy, shifted_clock
 from tests.sample_tasks import fill
+from tests.servers import PgBouncer, Postgres, Proxy, shifted_clock
 
 ROOT = Path(astra.__file__).resolve().parent.parent
 

@@ -20,8 +20,8 @@ from astra.status.failures import failures
 from astra.status.status import all_plans, status
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
-from tests.servers import Postgres
 from tests.sample_tasks import Measured, fill, measure
+from tests.servers import Postgres
 
 pytestmark = pytest.mark.postgres
 
@@ -125,7 +125,9 @@ def test_the_planner_makes_scripts(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "#SBATCH --array=1" in done.stdout and _PASSWORD not in done.stdout
     assert Plan.select().count() == 0  # what a dry run makes it takes back
-    refused(astra(of, "reads", "submit", "tests.sample_tasks.measure", "--dry-run"), "reads", "plans")
+    refused(
+        astra(of, "reads", "submit", "tests.sample_tasks.measure", "--dry-run"), "reads", "plans"
+    )
 
 
 def test_the_reader_changes_nothing(of: Url) -> None:

@@ -16,8 +16,8 @@ from astra.errors import UsageError
 from astra.models.nights import Night
 from astra.night.cron import entry, without
 from tests.conftest import ROOT
-from tests.servers import cron_daemon, wait_for
 from tests.sample_tasks import Measured, fill
+from tests.servers import cron_daemon, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 

@@ -18,8 +18,8 @@ from astra.models.plans import Attempt, Plan
 from astra.night.history import night_of
 from astra.night.lock import night_lock
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import Measured, OfSource, fill
+from tests.servers import wait_for
 from tests.test_docs import blocks, commands
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]

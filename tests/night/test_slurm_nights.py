@@ -26,8 +26,8 @@ from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.servers import Postgres, Slurm, folder, wait_for
 from tests.sample_tasks import Measured, fill, measure
+from tests.servers import Postgres, Slurm, folder, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 

@@ -30,8 +30,8 @@ from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import Measured, bad_then_patient, fill, measure
+from tests.servers import wait_for
 
 
 def plan_of(**options):

@@ -16,8 +16,8 @@ from astra.plan.sizes import Estimate, Experience, estimate, sizes, time_limit
 from astra.slurm.limits import Bounds, bounds, warnings
 from astra.slurm.parse import parse_maintenance
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import costly, fill
+from tests.servers import wait_for
 
 BOUNDS = Bounds()
 HAD = Experience(

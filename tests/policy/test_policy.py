@@ -28,8 +28,8 @@ from astra.states import PageState
 from astra.status.status import status
 from astra.submit.submit import submit, to_exclude
 from tests.conftest import ROOT
-from tests.servers import Slurm, wait_for
 from tests.sample_tasks import Measured, fill, hungry, measure
+from tests.servers import Slurm, wait_for
 
 IN_VAIN, GOT_ON = True, False
 

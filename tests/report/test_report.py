@@ -27,8 +27,8 @@ from astra.slurm.parse import Usage, parse_usage
 from astra.states import PlanState, SlurmState
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import fill, measure
+from tests.servers import wait_for
 
 SECRET = "geheim-9731"
 

@@ -12,8 +12,8 @@ from astra.plan.plan import create_plan
 from astra.results.timing import RowTimes
 from astra.resume.resume import resume_local
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import costly, fill
+from tests.servers import wait_for
 
 
 @pytest.fixture(autouse=True)

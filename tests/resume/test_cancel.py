@@ -23,9 +23,9 @@ from astra.results.rows import Checkpoint, Handed, Yielded, target_of
 from astra.resume.cancel import cancel
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
-from tests.servers import wait_for
-from tests.sample_tasks import Measured, fill, measure
 from tests.element.test_spool import somewhere
+from tests.sample_tasks import Measured, fill, measure
+from tests.servers import wait_for
 
 
 def planned(n: int = 20, limit: int = 10, **arguments) -> int:
@@ -153,7 +153,7 @@ def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
     plan = planned(400, 200, row_s=0.02, computed=str(tmp_path / "computed"))
     again = "os.kill(os.getpid(), signal.SIGINT)"
     code = (
-        "import os, signal\nfrom astra import show\nsay = show.error\n"
+        "import os, signal\nfrom astra.cli import show\nsay = show.error\n"
         f"def error(text):\n    {again}\n    say(text)\n    {again}\n"
         "show.error = error\nfrom astra.__main__ import run\nrun()"
     )

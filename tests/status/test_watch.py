@@ -23,8 +23,8 @@ from astra.resume.resume import resume
 from astra.states import PageState
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import fill, measure
+from tests.servers import wait_for
 
 
 def planned(n: int, limit: int, **arguments) -> int:

@@ -28,8 +28,8 @@ from astra.submit.hours import Hours, begin, next_hours
 from astra.submit.intent import make_intent, new_submission
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.sample_tasks import Measured, fill, measure
+from tests.servers import wait_for
 
 
 def plan_of(n: int, limit: int, **arguments) -> int:

@@ -19,8 +19,8 @@ from astra.resume.resume import resume
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.servers import wait_for
 from tests.night.test_slurm_nights import counts, plan_of, run_out
+from tests.servers import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
