@@ -25,16 +25,18 @@ from astra.database.connection import connection
 from astra.errors import AstraError, Interrupted, UsageError
 from astra.models.plans import Page, Plan
 from astra.models.schema import check_version
+from astra.plan import sizes
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import waiting_pages
 from astra.plan.plan import Planned, create_plan
-from astra.plan.sizes import Estimate, estimate
+from astra.plan.sizes import Estimate
 from astra.resume.cancel import Cancelled, cancel
 from astra.resume.resume import resume, resume_local
 from astra.states import PlanState
 from astra.status.failures import FailedRow, failures
 from astra.status.status import PlanStatus, status, statuses
-from astra.status.verify import Verdict, verify
+from astra.status.verdict import Verdict
+from astra.status.verify import verify
 from astra.submit.intent import make_intent, new_submission, plan_lock
 from astra.submit.submit import Submitted, check_ready, submit_pages
 from astra.submit.submit import submit as submit_plan
@@ -254,6 +256,22 @@ def _planned(
     ]
 
 
+def estimate(
+    task: Any,
+    input_model: Any = None,
+    target_s: float = 3600.0,
+    arguments: Mapping[str, Any] | None = None,
+    chosen: Profile | None = None,
+    probe: bool = False,
+) -> list[Estimate]:
+    """Choose sizes such that an element takes about `target_s`: :func:`astra.plan.sizes.estimate`.
+
+    With `probe`, a task of which nothing is known is run on a few rows here first.
+    """
+    run_probe = resume_local if probe else None
+    return sizes.estimate(task, input_model, target_s, arguments, chosen, run_probe)
+
+
 def plan_sized(
     task: Any, planning: Mapping[str, Any], element_time_s: float, chosen: Profile | None = None
 ) -> list[tuple[Planned, "Estimate"]]:
@@ -264,8 +282,6 @@ def plan_sized(
     UsageError
         If `planning` names a ``limit``, too.
     """
-    from astra.plan.sizes import estimate
-
     if planning.get("limit") is not None:
         raise UsageError("--limit says how many rows a page has, the time of an element chooses it")
     model, arguments = planning.get("input_model"), planning.get("arguments")

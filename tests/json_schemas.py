@@ -9,18 +9,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from astra.element.spool import Recovered
 from astra.night.clean import Cleaned
 from astra.night.history import NightStatus
 from astra.night.nightly import Nightly
 from astra.plan.plan import Planned
 from astra.plan.sizes import Estimate
+from astra.plan.spool import Recovered
 from astra.report.report import Report
 from astra.resume.cancel import Cancelled
 from astra.status.failures import FailedRow
 from astra.status.logs import Log
 from astra.status.status import PlanStatus
-from astra.status.verify import Verdict
+from astra.status.verdict import Verdict
 from astra.submit.submit import Submitted
 from tests.conftest import ROOT
 

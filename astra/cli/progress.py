@@ -107,8 +107,8 @@ def recover(plan: int, as_json: bool) -> None:
     resume and submit do this by themselves.
     """
     from astra.cli import show
-    from astra.element.spool import recover as recover_spool
     from astra.plan.lookup import get_plan
+    from astra.plan.spool import recover as recover_spool
     from astra.submit.intent import plan_lock
 
     frozen = get_plan(plan)

@@ -334,7 +334,7 @@ def _bar(counts: Mapping[str, int], total: int, width: int) -> Text:
 
 
 def verdict(found: Any) -> None:
-    from astra.status.verify import CHECKS
+    from astra.status.verdict import CHECKS
 
     word = "[bold green]sound[/]" if found.sound else "[bold red]not sound[/]"
     line(f"plan {found.plan}: {found.task}")

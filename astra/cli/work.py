@@ -41,9 +41,9 @@ def estimate_command(
     profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose rows per page, memory and time limits for TASK, from what its attempts took."""
+    from astra.api import estimate
     from astra.cli import show
     from astra.config.profiles import choose_profile
-    from astra.plan.sizes import estimate
 
     chosen = choose_profile(profile_name, {"partition": partition})
     found = estimate(

@@ -12,7 +12,6 @@ from typing import IO
 
 from astra.config import settings
 from astra.errors import UsageError
-from astra.models.plans import Plan
 
 #: Never given to a file or folder here, whatever the umask: others do not write.
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -181,7 +180,8 @@ def _why(error: Exception) -> str:
 
 
 def spool_folder(plan_pk: int) -> Path:
-    return Path(settings.current().run.dir).absolute() / f"plan-{plan_pk}" / "spool"
+    """The folder in which a plan's elements leave what the database did not take."""
+    return run_folder(plan_pk).absolute() / "spool"
 
 
 def spool_files(plan_pk: int, page: int | None = None) -> list[Path]:
@@ -192,5 +192,6 @@ def spool_files(plan_pk: int, page: int | None = None) -> list[Path]:
     )
 
 
-def run_folder(plan: Plan) -> Path:
-    return Path(settings.current().run.dir) / f"plan-{plan.pk}"
+def run_folder(plan_pk: int) -> Path:
+    """The folder of a plan's scripts, logs and spool files."""
+    return Path(settings.current().run.dir) / f"plan-{plan_pk}"

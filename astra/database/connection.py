@@ -172,11 +172,21 @@ def _libpq_url(url: str) -> str:
     return f"postgresql://{rest}{'?' if mark and kept else ''}{'&'.join(kept)}"
 
 
-def _set_schema(schema: str | None) -> None:
-    from astra.models.base import BaseModel, every_subclass
+_schema: str | None = None
+_schema_listeners: list[Callable[[str | None], None]] = []
 
-    for model in every_subclass(BaseModel):
-        model._meta.schema = schema
+
+def _set_schema(schema: str | None) -> None:
+    global _schema
+    _schema = schema
+    for listener in _schema_listeners:
+        listener(schema)
+
+
+def listen_to_schema(listener: Callable[[str | None], None]) -> None:
+    """Call `listener` with the schema that holds the tables: now, and whenever it changes."""
+    _schema_listeners.append(listener)
+    listener(_schema)
 
 
 def dialect() -> PostgreSQL | SQLite:

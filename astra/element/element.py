@@ -23,7 +23,6 @@ from astra.database.connection import (
     retrying,
     writing,
 )
-from astra.element import spool
 from astra.element.claim import FIRST_IN_HAND, claim_page, here
 from astra.element.reader import Reader
 from astra.element.signals import Forced, heard
@@ -40,6 +39,7 @@ from astra.errors import (
 )
 from astra.models.importing import load
 from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, task_of
 from astra.plan.pages import is_cancelled, page_of
 from astra.processes import collect_as_usual, now_s, peak_mb

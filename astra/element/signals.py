@@ -88,7 +88,7 @@ _UNCUT_MODULES = (
     "astra.results.checkpoint",
     "astra.results.columns",
     "astra.results.rows",
-    "astra.element.spool",
+    "astra.plan.spool",
 )
 
 

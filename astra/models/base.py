@@ -8,7 +8,7 @@ from typing import Any
 import peewee
 from peewee import SQL, Field, ModelBase
 
-from astra.database.connection import database, database_is_unset, dialect
+from astra.database.connection import database, database_is_unset, dialect, listen_to_schema
 
 
 class TimeField(peewee.DateTimeField):
@@ -157,3 +157,11 @@ def every_subclass(root: type) -> Iterator[Any]:
                 seen[child] = None
                 queue.append(child)
     return iter(seen)
+
+
+def _set_schema(schema: str | None) -> None:
+    for model in every_subclass(BaseModel):
+        model._meta.schema = schema
+
+
+listen_to_schema(_set_schema)

@@ -34,9 +34,7 @@ class Night(BaseModel):
     n_retries = BigIntegerField(default=0)
     task_s = FloatField(default=0.0)  # spent in tasks, over all attempts
     cpu_s = FloatField(default=0.0)  # that these held processors for, times how many
-    start_until = BigIntegerField(
-        null=True
-    )  # its hours, in seconds since the epoch (submit/hours.py)
+    start_until = BigIntegerField(null=True)  # its hours, in seconds since the epoch
     drain_by = BigIntegerField(null=True)
     finalizer = TextField(null=True)  # the token of its finalizer
     finalizer_job = BigIntegerField(null=True)  # None: sbatch has not answered

@@ -89,13 +89,13 @@ def clean(
     return Cleaned(
         before, tuple(old if dry_run else done), pages, attempts, tuple(lines),
         tuple(map(str, folders)), round(size / 1e6, 3),
-        tuple(str(run_folder(Plan(pk=pk))) for pk in packed), tuple(kept), dry_run,
+        tuple(str(run_folder(pk)) for pk in packed), tuple(kept), dry_run,
     )  # fmt: skip
 
 
 def _places(pk: int) -> list[Path]:
     """Where scripts and logs of a plan lie: its folder, and what that was packed into."""
-    folder = run_folder(Plan(pk=pk))
+    folder = run_folder(pk)
     return [folder, folder.with_name(f"{folder.name}.tar.gz")]
 
 
@@ -109,7 +109,7 @@ def _to_pack(now: datetime, days: float, removed: set[int]) -> list[int]:
         return []
     with connection():
         ended, _ = _old_plans(now - timedelta(days=days))
-    return [pk for pk in ended if pk not in removed and _there([run_folder(Plan(pk=pk))])]
+    return [pk for pk in ended if pk not in removed and _there([run_folder(pk)])]
 
 
 def _pack(pk: int) -> None:

@@ -6,7 +6,7 @@ margin, so that hardly any element meets them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from astra.models.schema import check_tables, check_version
 from astra.plan.pending import pending_rows
 from astra.plan.plan import create_plan
 from astra.results.timing import RowTimes
-from astra.resume.resume import resume_local
 from astra.slurm.limits import Bounds, bounds
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
@@ -98,7 +97,7 @@ def estimate(
     target_s: float = 3600.0,
     arguments: Mapping[str, Any] | None = None,
     chosen: Profile | None = None,
-    probe: bool = False,
+    run_probe: Callable[[int], object] | None = None,
 ) -> list[Estimate]:
     """Choose sizes such that an element takes about `target_s`; for each input model of the task.
 
@@ -108,8 +107,8 @@ def estimate(
     target_s : how long an element should take, in s.
     chosen : the profile that is to be used: its partition bounds the limits, and its
         ``pages_per_element`` divide the rows. Without one nothing bounds them.
-    probe : where nothing is known of the task, run :data:`N_PROBE` rows of it here first. They
-        are a plan of their own, and their results are stored as any other.
+    run_probe : runs a plan, by its number, here and now. Where nothing is known of the task,
+        :data:`N_PROBE` rows of it are run so first, and their results stored as any other.
 
     Raises
     ------
@@ -126,8 +125,8 @@ def estimate(
     found = []
     for model in models:
         had, source = experience(function, model, stored), "history"
-        if had is None and probe:
-            _probe(function, model, arguments)
+        if had is None and run_probe is not None:
+            _probe(function, model, arguments, run_probe)
             had, source = experience(function, model, stored), "probe"
         with connection():
             group_by = function.__astra__.group_by
@@ -151,10 +150,15 @@ def _known(chosen: Profile | None) -> Bounds:
     return replace(known, max_time_s=min(limits, default=None))
 
 
-def _probe(function: Any, model: Any, arguments: Mapping[str, Any] | None) -> None:
+def _probe(
+    function: Any,
+    model: Any,
+    arguments: Mapping[str, Any] | None,
+    run_probe: Callable[[int], object],
+) -> None:
     (planned,) = create_plan(function, model, max_rows=N_PROBE, limit=N_PROBE, arguments=arguments)
     if planned.plan is not None:
-        resume_local(planned.plan)
+        run_probe(planned.plan)
 
 
 def experience(function: Any, model: Any, arguments: str | None = None) -> Experience | None:

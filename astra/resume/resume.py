@@ -7,7 +7,6 @@ from typing import Any
 
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, writing
-from astra.element import spool
 from astra.element.suspects import forgive
 from astra.errors import UsageError, nearest
 from astra.models.plans import Page, Plan
@@ -20,7 +19,7 @@ from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.pages import Asked, PageStatus, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
-from astra.submit.intent import plan_lock, recover_intents
+from astra.submit.intent import hold_plan
 from astra.submit.local import run_local, start_local
 from astra.submit.submit import Left, Submitted, check_ready, submit_pages
 
@@ -55,9 +54,7 @@ def resume(
     check_ready(frozen)
     choose_profile(profile_name, options)  # refused before anything is changed
     wanted = checked_states(only)
-    with plan_lock(frozen):
-        recover_intents(frozen)
-        spool.recover(frozen)
+    with hold_plan(frozen):
         pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, asked)
         numbers = {page.number for page in pages}
         chosen = [
@@ -138,9 +135,7 @@ def resume_local(
     check_plan_version(frozen)
     if frozen.cancelled is not None:
         raise UsageError(f"plan {frozen.pk} was cancelled; its rows can be planned again")
-    with plan_lock(frozen):
-        recover_intents(frozen)
-        spool.recover(frozen)
+    with hold_plan(frozen):
         pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)

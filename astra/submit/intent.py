@@ -25,6 +25,7 @@ from astra.config.secrets import hide, hide_secret
 from astra.database.connection import connection, dialect, retrying, try_lock, writing
 from astra.errors import BusyError, SlurmUnknown, UsageError
 from astra.models.plans import Page, Plan, Submission
+from astra.plan import spool
 from astra.plan.pages import is_cancelled
 from astra.processes import process_began
 from astra.slurm import client, parse
@@ -51,6 +52,15 @@ def plan_lock(plan: Plan) -> Iterator[None]:
                 f"another process is submitting or cancelling plan {plan.pk} at this moment; "
                 f"see astra status {plan.pk}, and try again"
             )
+        yield
+
+
+@contextmanager
+def hold_plan(plan: Plan) -> Iterator[None]:
+    """Hold a plan's lock, with lost submissions cleared up and spooled results stored."""
+    with plan_lock(plan):
+        recover_intents(plan)
+        spool.recover(plan)
         yield
 
 

@@ -12,7 +12,6 @@ from astra.config.profiles import Profile, choose_profile
 from astra.config.run_folder import check_folder, run_folder
 from astra.database.connection import at_hand, connection, dialect
 from astra.database.threads import begun_aside
-from astra.element import spool
 from astra.errors import AstraError, SlurmError, UsageError
 from astra.models.plans import Plan, Submission, excluded_nodes
 from astra.plan.lookup import check_plan_version, get_plan
@@ -25,10 +24,9 @@ from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import (
     adopt,
     commit_intent,
+    hold_plan,
     new_submission,
     one_of,
-    plan_lock,
-    recover_intents,
     send,
     withdraw,
 )
@@ -103,9 +101,7 @@ def submit(
     frozen = get_plan(plan)
     check_ready(frozen)
     chosen = choose_profile(profile_name, options)
-    with plan_lock(frozen), at_hand():
-        recover_intents(frozen)
-        spool.recover(frozen)
+    with at_hand(), hold_plan(frozen):
         with connection():
             pages = waiting_pages(frozen)
         if pages:
@@ -157,7 +153,7 @@ def submit_pages(
         done, message = list(pages), None
     else:
         if queue:
-            check_folder(run_folder(plan) / "logs")
+            check_folder(run_folder(plan.pk) / "logs")
         jobs, done, message = _submit_slices(plan, queue, holders, chosen, lanes, away, hours)
     return Submitted(
         plan.pk, plan.task, len(done), sum(map(pages.__getitem__, done)), tuple(jobs),
@@ -270,7 +266,7 @@ def _intend(
     submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
     # What a template or a folder may refuse is refused before an intent is left behind.
     text = _render(plan, piece, sent, submission, hours)
-    folder = run_folder(plan)
+    folder = run_folder(plan.pk)
     submission.script = str(folder / f"{submission.job_name}.sh")
     submission.log_folder = str(folder / "logs")
     commit_intent(submission, piece.pages, holders)
@@ -310,7 +306,7 @@ def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
     submission = Submission(
         plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
     )
-    path = run_folder(plan) / f"{submission.job_name}.sh"
+    path = run_folder(plan.pk) / f"{submission.job_name}.sh"
     return Job(
         None, script_module.array_spec(piece.indices(), chosen.throttle), piece.offset,
         len(piece.pages), str(path), _render(plan, piece, chosen, submission, hours),

@@ -6,13 +6,13 @@ from datetime import datetime, timedelta
 import pytest
 from click.testing import CliRunner
 
-from astra.api import submit_task
+from astra.api import estimate, submit_task
 from astra.cli.group import main
 from astra.config import profiles, settings
 from astra.config.units import time_limit_s
 from astra.models.plans import Attempt, Submission
 from astra.plan.plan import create_plan
-from astra.plan.sizes import Estimate, Experience, estimate, sizes, time_limit
+from astra.plan.sizes import Estimate, Experience, sizes, time_limit
 from astra.slurm.limits import Bounds, bounds, warnings
 from astra.slurm.parse import parse_maintenance
 from tests.conftest import ROOT

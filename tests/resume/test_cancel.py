@@ -23,7 +23,7 @@ from astra.results.rows import Checkpoint, Handed, Yielded, target_of
 from astra.resume.cancel import cancel
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
-from tests.element.test_spool import somewhere
+from tests.plan.test_spool import somewhere
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import wait_for
 

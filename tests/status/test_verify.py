@@ -18,7 +18,8 @@ from astra.results.claim import Claim
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
-from astra.status.verify import CHECKS, verify
+from astra.status.verdict import CHECKS
+from astra.status.verify import verify
 from tests.sample_tasks import Measured, OfSource, fill, measure, on_sources
 
 

@@ -13,11 +13,11 @@ from astra import task
 from astra.api import run_here
 from astra.config import run_folder, settings
 from astra.database.connection import database
-from astra.element import spool
 from astra.element.claim import Where, claim_page, here
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Attempt, Failure, Page, Submission, Suspect
+from astra.plan import spool
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.rows import Checkpoint, Handed, Yielded
@@ -164,7 +164,7 @@ def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, comman
     elsewhere.mkdir()
     (code / "distant.py").write_text(_MODULE)
     script = (
-        "import distant, tests.element.test_spool as t\n"
+        "import distant, tests.plan.test_spool as t\n"
         "from astra.models.schema import init_database\n"
         "init_database(('distant',))\n"
         "t.measure, t.Measured = distant.far_away, distant.FarAway\n"

@@ -46,7 +46,7 @@ class Recovered:
     """What became of the spool files of a plan."""
 
     plan: int
-    spool_files: int  # that were stored and removed
+    files: int  # that were stored and removed
     rows: int  # that were stored from them
     passed_over: int  # rows that have ended since, or whose input was modified
     set_aside: tuple[str, ...] = ()  # files that a later attempt overtook, or that are damaged

@@ -1,0 +1,324 @@
+"""The checks of :mod:`astra.status.verify`: pages, attempts and rows, held against each other."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import peewee
+
+from astra.database.connection import dialect
+from astra.models.importing import load
+from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
+from astra.plan.pending import key_of
+from astra.states import AttemptState, Outcome
+from astra.status.verdict import Breach, Verdict
+
+#: Rows that are looked at together.
+ROWS_AT_ONCE = 200_000
+
+
+class Ledger:
+    """The checks of one plan, and what they found."""
+
+    def __init__(self, plan: Plan, most: int) -> None:
+        self.plan, self.most = plan, most
+        self.model, self.output = load(plan.input_model), load(plan.output_model)
+        self.breaches: list[Breach] = []
+        self.checks: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+        self.attempts = _attempts(plan)
+        pairs = sorted((a.pk, page) for page, found in self.attempts.items() for a in found)
+        self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
+        self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
+        self.recorded = {m: _any_of(plan, m) for m in (Failure, NoResult)}
+
+    def checked(self) -> Verdict:
+        keys: list[tuple[int, Any]] = []
+        for pages in _chunks(self.plan):
+            whole = [page for page in pages if self._page(page)]
+            keys += [(page.number, page.keys) for page in pages]
+            if whole:
+                self._rows(whole)
+        self._plan([number for number, _ in keys], sum(len(k) for _, k in keys))
+        self._unique(keys)
+        n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
+        return Verdict(
+            self.plan.pk, self.plan.task, self.plan.n_pages, self.plan.n_rows,
+            sound=not self.checks, whole=not n_rows["pending"], rows=n_rows,
+            n_attempts=len(self.attempt_pks), modified_since=self.seen["modified"],
+            of_others=self.seen["others"], inputs_gone=self.seen["gone"],
+            n_breaches=sum(self.checks.values()), breaches=tuple(self.breaches),
+            checks=dict(self.checks),
+        )  # fmt: skip
+
+    def _say(self, check: str, page: int | None, key: int | None, found: str) -> None:
+        self.checks[check] += 1
+        if self.checks[check] <= self.most:
+            self.breaches.append(Breach(check, page, key, found))
+
+    def _say_each(self, check: str, rows: "_Rows", which: Any, found: str) -> None:
+        for place in np.flatnonzero(which):
+            self._say(check, int(rows.page[place]), int(rows.key[place]), found)
+
+    # -- the plan and its pages -------------------------------------------------------------
+
+    def _plan(self, numbers: list[int], n_rows: int) -> None:
+        wanted = set(range(1, self.plan.n_pages + 1))
+        for number in sorted(wanted - set(numbers)):
+            self._say("pages", number, None, "the page is missing")
+        for number in sorted(set(numbers) - wanted):
+            self._say("pages", number, None, f"the plan has {self.plan.n_pages} pages")
+        if n_rows != self.plan.n_rows:
+            found = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
+            self._say("pages", None, None, found)
+
+    def _unique(self, keys: list[tuple[int, Any]]) -> None:
+        every = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
+        page = np.repeat([number for number, _ in keys], [len(k) for _, k in keys])
+        order = np.argsort(every, kind="stable")
+        for place in np.flatnonzero(np.diff(every[order]) == 0):
+            one, other = page[order[place]], page[order[place + 1]]
+            self._say("key-twice", int(one), int(every[order[place]]), f"again in page {other}")
+
+    def _page(self, page: Page) -> bool:
+        """Check a page and its attempts; whether its rows can be looked at one by one."""
+        number, outcomes = page.number, bytes(page.outcomes)
+        if not len(page.keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
+            found = f"{page.n_rows} rows, {len(page.keys)} keys, {len(outcomes)} outcomes"
+            self._say("shape", number, None, found)
+            return False
+        for name, outcome in _COUNTED.items():
+            stands, counted = getattr(page, name), outcomes.count(outcome)
+            if stands != counted:
+                found = f"{name} is {stands}, the outcomes say {counted}"
+                self._say("counts", number, None, found)
+        for outcome in Outcome:
+            self.seen[outcome.name] += outcomes.count(outcome)
+        self._attempts_of(page)
+        return True
+
+    def _attempts_of(self, page: Page) -> None:
+        attempts = self.attempts.get(page.number, [])
+        last = attempts[-1].pk if attempts else None
+        if page.attempt_pk != last:
+            found = f"the page is of attempt {page.attempt_pk}, the last one is {last}"
+            self._say("attempts", page.number, None, found)
+        for attempt in attempts[:-1]:
+            if attempt.state == AttemptState.RUNNING:
+                found = f"attempt {attempt.pk} runs beside {last}"
+                self._say("attempts", page.number, None, found)
+        ended = sum(a.n_done + a.n_found for a in attempts)
+        if ended != page.n_done:
+            found = f"n_done is {page.n_done}, its attempts ended {ended}"
+            self._say("sums", page.number, None, found)
+        for name in ("n_failed", "n_no_result"):
+            ended = sum(getattr(a, name) for a in attempts)
+            # More of them in the attempts: rows that were taken again since.
+            if ended < getattr(page, name):
+                found = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
+                self._say("sums", page.number, None, found)
+        pending = page.n_pending
+        again = max(0, self._again(page))
+        if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
+            self._say("done-too-early", page.number, None, f"{pending} rows are pending")
+
+    def _again(self, page: Page, *names: str) -> int:
+        """How many rows of a page were made pending again, after they had ended."""
+        attempts = self.attempts.get(page.number, [])
+        return sum(
+            sum(getattr(a, name) for a in attempts) - getattr(page, name)
+            for name in names or ("n_failed", "n_no_result")
+        )
+
+    # -- rows -------------------------------------------------------------------------------
+
+    def _rows(self, pages: list[Page]) -> None:
+        rows = _Rows(pages)
+        keys = sorted(set(rows.key.tolist()))
+        result = _Stored(self._results(keys), rows.key)
+        failure = _Stored(self._records(Failure, keys), rows.key)
+        nothing = _Stored(self._records(NoResult, keys), rows.key)
+        home = self._home(result.column(1))
+        ours = result.there & (home > 0)
+        done, failed = rows.ended(Outcome.RESULT), rows.ended(Outcome.FAILURE)
+        empty, pending = rows.ended(Outcome.NO_RESULT), rows.ended(Outcome.PENDING)
+        our_failure = failure.there & (failure.column(1) == 1) & (failure.column(2) == 0)
+        our_nothing = nothing.there & (nothing.column(1) == 1)
+        elsewhere = (result.there & ~ours) | (failure.there & (failure.column(1) == 0))
+        elsewhere |= nothing.there & (nothing.column(1) == 0)
+
+        said = self._say_each
+        said("result-missing", rows, done & ~result.there, "no result is stored")
+        lost = failed & ~failure.there & ~elsewhere
+        said("failure-missing", rows, lost, "no failure is recorded")
+        lost = empty & ~nothing.there & ~elsewhere
+        said("no-result-missing", rows, lost, "no record says that it has no result")
+        said("ended-twice", rows, failed & ours, "a failure, and a result")
+        said("ended-twice", rows, empty & ours, "without a result, and a result")
+        said("ended-twice", rows, done & our_failure, "a result, and a failure")
+        said("ended-twice", rows, done & our_nothing, "a result, and a record of no result")
+        said("ended-twice", rows, failed & our_nothing, "a failure, and a record of no result")
+        said("ended-twice", rows, empty & our_failure, "without a result, and a failure")
+        said("not-counted", rows, pending & ours, "its result is stored, and it counts as pending")
+        said("wrong-page", rows, ours & (home != rows.page), "written by another page's attempt")
+        early = ours & (result.column(2) == 1)
+        said("read-too-early", rows, early, "its input was read before its attempt began")
+        early = ours & (result.column(3) == 1)
+        said("read-too-early", rows, early, "it was stored before its input was read")
+        for page in pages:
+            mine = rows.page == page.number
+            self._not_counted(page, rows, mine & pending & our_failure, "n_failed", "failure")
+            self._not_counted(page, rows, mine & pending & our_nothing, "n_no_result", "record")
+            self._written_unseen(page, result.column(1)[mine & ours])
+        self.seen["modified"] += int(np.sum(done & result.there & (result.column(4) == 1)))
+        self.seen["gone"] += int(np.sum(done & result.there & (result.column(4) == 2)))
+        ends = (done & ~ours) | (failed & ~our_failure) | (empty & ~our_nothing)
+        self.seen["others"] += int(np.sum(ends & elsewhere))
+
+    def _not_counted(self, page: Page, rows: "_Rows", which: Any, name: str, what: str) -> None:
+        """Records of rows that are pending: of rows that are taken again, and of no others."""
+        n = int(np.sum(which))
+        if n > (again := self._again(page, name)):
+            found = f"a {what} is stored, and it counts as pending; {again} were taken again"
+            self._say_each("not-counted", rows, which, found)
+
+    def _written_unseen(self, page: Page, attempt_pks: Any) -> None:
+        written = Counter(attempt_pks.tolist())
+        for attempt in self.attempts.get(page.number, []):
+            if written[attempt.pk] > attempt.n_done:
+                found = (
+                    f"attempt {attempt.pk} ({attempt.state}) counted {attempt.n_done} results, "
+                    f"{written[attempt.pk]} bear its number"
+                )
+                self._say("written-unseen", page.number, None, found)
+
+    def _home(self, attempt_pks: Any) -> Any:
+        """The pages of this plan that attempts are of; 0 where they are of none."""
+        if not len(self.attempt_pks):
+            return np.zeros_like(attempt_pks)
+        place = np.searchsorted(self.attempt_pks, attempt_pks)
+        place = np.minimum(place, len(self.attempt_pks) - 1)
+        return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
+
+    def _results(self, keys: list[int]) -> list[tuple[Any, ...]]:
+        """Of each stored result: key, attempt, read before it began, stored before it was read,
+        and whether its input was modified since (1) or is gone (2)."""
+        output, model = self.output, self.model
+        on_source = key_of(model).name == "pk"
+        key = output.source_pk if on_source else output.spectrum_pk
+        same_version = output.v_astra_major_minor == self.plan.v_astra // 1000
+        where = dialect().among(key, keys) & same_version
+        if on_source:
+            where &= output.spectrum_pk.is_null()
+        newer = (output.input_modified != model.modified) | (
+            output.input_modified.is_null() & (output.input_read < model.modified)
+        )
+        input_is = peewee.Case(None, ((key_of(model).is_null(), 2), (newer, 1)), 0)
+        return _fetched(
+            output.select(
+                key,
+                peewee.fn.COALESCE(output.attempt_pk, 0),
+                _flag(output.input_read < Attempt.began),
+                _flag(output.modified < output.input_read),
+                input_is,
+            )
+            .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
+            .join(model, peewee.JOIN.LEFT_OUTER, on=(key_of(model) == key))
+            .where(where)
+        )
+
+    def _records(self, kind: Any, keys: list[int]) -> list[tuple[Any, ...]]:
+        """Of each failure or row without result: key, of this plan, a further result's."""
+        if not self.recorded[kind]:
+            return []
+        refused = _flag(kind.refused) if kind is Failure else peewee.Value(0)
+        return _fetched(
+            kind.select(kind.key, _flag(kind.plan_pk == self.plan.pk), refused).where(
+                (kind.task == self.plan.task)
+                & (kind.input_table == self.plan.input_table)
+                & (kind.v_astra_major_minor == self.plan.v_astra // 1000)
+                & dialect().among(kind.key, keys)
+            )
+        )
+
+
+_COUNTED = {
+    "n_done": Outcome.RESULT,
+    "n_failed": Outcome.FAILURE,
+    "n_no_result": Outcome.NO_RESULT,
+}
+
+
+def _fetched(query: Any) -> list[tuple[Any, ...]]:
+    """The rows of a query of numbers, as the driver gives them: there are many."""
+    return list(dialect().run(*query.sql()).fetchall())
+
+
+def _flag(clause: Any) -> Any:
+    return peewee.Case(None, ((clause, 1),), 0)
+
+
+class _Rows:
+    """The rows of some pages, as columns."""
+
+    def __init__(self, pages: list[Page]) -> None:
+        self.page = np.repeat([page.number for page in pages], [page.n_rows for page in pages])
+        self.key = np.array([key for page in pages for key in page.keys], dtype=np.int64)
+        joined = b"".join(bytes(page.outcomes) for page in pages)
+        self.outcome = np.frombuffer(joined, dtype=np.uint8)
+
+    def ended(self, outcome: Outcome) -> Any:
+        return self.outcome == outcome.value
+
+
+class _Stored:
+    """What is stored for some of `keys`, as columns beside them; `there` says for which."""
+
+    def __init__(self, rows: list[tuple[Any, ...]], keys: Any) -> None:
+        # A row of zeros stands for what is not there.
+        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 5), dtype=np.int64)
+        self._table = table[np.argsort(table[:, 0], kind="stable")]
+        place = np.searchsorted(self._table[:, 0], keys)
+        self._place = np.minimum(place, len(self._table) - 1)
+        self.there = (self._table[self._place, 0] == keys) & bool(rows)
+
+    def column(self, number: int) -> Any:
+        return np.where(self.there, self._table[self._place, number], 0)
+
+
+def _attempts(plan: Plan) -> dict[int, list[Any]]:
+    """The attempts at each page, in their order."""
+    query = (
+        Attempt.select(
+            Page.number.alias("page_number"), Attempt.pk, Attempt.state, Attempt.n_done,
+            Attempt.n_failed, Attempt.n_no_result, Attempt.n_found,
+        )
+        .join(Page)
+        .where(Page.plan == plan.pk)
+        .order_by(Attempt.number)
+    )  # fmt: skip
+    found: dict[int, list[Any]] = {}
+    for attempt in query.namedtuples():
+        found.setdefault(attempt.page_number, []).append(attempt)
+    return found
+
+
+def _any_of(plan: Plan, kind: Any) -> bool:
+    query = kind.select(kind.pk).where(
+        (kind.task == plan.task) & (kind.input_table == plan.input_table)
+    )
+    return query.limit(1).scalar() is not None
+
+
+def _chunks(plan: Plan) -> Iterator[list[Page]]:
+    """The pages of a plan in order, some at a time."""
+    at_once = max(1, ROWS_AT_ONCE // plan.limit)
+    last = 0
+    while True:
+        query = Page.select().where((Page.plan == plan.pk) & (Page.number > last))
+        pages = list(query.order_by(Page.number).limit(at_once))
+        if not pages:
+            return
+        yield pages
+        last = pages[-1].number

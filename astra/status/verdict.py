@@ -1,0 +1,102 @@
+"""What :func:`astra.status.verify.verify` checks, and what it found."""
+
+from dataclasses import dataclass, field
+
+#: What is checked: what a breach means, and what to do about it.
+CHECKS = {
+    "pages": (
+        "the plan's pages are not 1 to n_pages, or their rows not its n_rows",
+        "somebody deleted or changed pages: cancel the plan, and plan again",
+    ),
+    "shape": (
+        "a page has not one key and one outcome, from 0 to 3, for each of its rows",
+        "somebody changed the page by hand: cancel the plan, and plan again",
+    ),
+    "counts": (
+        "a page's numbers of ended rows are not those of its outcomes",
+        "somebody changed the page by hand: status and resume go by these numbers",
+    ),
+    "key-twice": (
+        "a key stands in the plan more than once",
+        "its row may be computed twice, but is stored once: report it",
+    ),
+    "result-missing": (
+        "a row counts as done, and no result is stored for it",
+        "somebody deleted the result: plan again, its row is pending",
+    ),
+    "failure-missing": (
+        "a row counts as failed, and no failure is recorded for it",
+        "somebody deleted the failure: astra resume PLAN --failed takes the row again",
+    ),
+    "no-result-missing": (
+        "a row counts as without result, and no record says so",
+        "somebody deleted the record: plan again, its row is pending",
+    ),
+    "ended-twice": (
+        "a row ended in more than one way",
+        "believe the result if there is one, and report it",
+    ),
+    "not-counted": (
+        "an attempt stored how a row ended, and its page does not say so",
+        "astra resume PLAN takes the row once more; report it, progress was lost",
+    ),
+    "wrong-page": (
+        "a row's result was written by an attempt at another page",
+        "do not trust this result; report it",
+    ),
+    "read-too-early": (
+        "a result's input was read before the attempt that wrote it began, or after the result "
+        "was stored",
+        "a clock was set, or the result is older than its input: modify the row to have it again",
+    ),
+    "attempts": (
+        "more than the last attempt of a page is running, or the page is not the last one's",
+        "two processes may write the page: end them, then astra resume PLAN",
+    ),
+    "sums": (
+        "the rows that a page's attempts ended do not add up to the page",
+        "two attempts wrote the same page, or somebody changed the tables: report it",
+    ),
+    "written-unseen": (
+        "an attempt stored more results than it counted",
+        "two attempts wrote the same rows, or results were stored without progress: report it",
+    ),
+    "done-too-early": (
+        "the last attempt called the page done, and rows are pending",
+        "astra resume PLAN takes them; report it",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Breach:
+    """Something that must hold and does not."""
+
+    check: str  # one of CHECKS
+    page: int | None
+    key: int | None
+    found: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verifying a plan came to."""
+
+    plan: int
+    task: str
+    n_pages: int
+    n_rows: int
+    sound: bool
+    whole: bool  # sound or not: no row is pending
+    rows: dict[str, int]  # by how they ended
+    n_attempts: int
+    modified_since: int  # results whose input was modified after they were computed: pending again
+    of_others: int  # rows whose present result, or end, is of another plan or a direct call
+    inputs_gone: int  # results whose input row is no more
+    n_breaches: int
+    breaches: tuple[Breach, ...] = ()  # the first ones of each check
+    checks: dict[str, int] = field(default_factory=dict)  # breaches by check
+
+    @property
+    def exit_status(self) -> int:
+        return 0 if self.sound else 4

@@ -1,0 +1,140 @@
+"""The house: which folder may import from which, and what stays importable from outside.
+
+``python -m tests.test_layout`` prints the folders, their lines, their floors and circles.
+"""
+
+import ast
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import astra
+from tests.conftest import ROOT
+
+#: The folders of the package in order: each imports only from those above it in this list. Those
+#: of one line stand side by side and do not import from each other.
+FLOORS = (
+    ("errors", "states", "processes"),
+    ("config",),
+    ("database", "slurm"),
+    ("models",),
+    ("results",),
+    ("tasks",),
+    ("plan",),
+    ("policy",),
+    ("submit", "element", "status"),
+    ("resume", "report"),
+    ("night", "pipelines"),
+    ("api", "airflow", "cli"),
+)
+
+#: What programs may rely on, by where it is imported from.
+PUBLIC = {
+    "astra": ("__version__", "generate_queries_for_task", "log", "task"),
+    "astra.models": ("BossVisitSpectrum", "PipelineOutputModel", "Source"),
+    "astra.api": ("create_plan", "resume", "status", "submit", "wait"),
+    "astra.pipelines.slam": ("slam", "train"),
+}
+
+_FLOOR_OF = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """The modules of the package, by their dotted names."""
+    for path in sorted((ROOT / "astra").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """The modules of the package that a file imports from, wherever in it."""
+    known, found = dict(modules()), set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []  # nothing is imported when it runs
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("astra"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in known else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("astra.")}
+    return frozenset(found)
+
+
+def folder(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def arrows() -> set[tuple[str, str]]:
+    """Which folder imports from which other."""
+    pairs = {(folder(name), folder(used)) for name, path in modules() for used in imports(path)}
+    return {(one, other) for one, other in pairs if one and other and one != other}
+
+
+def circles() -> list[set[str]]:
+    """The groups of modules that import each other, directly or not."""
+    # Any import runs astra/__init__.py, which imports nothing when it is imported.
+    names = dict(modules()).keys() - {"astra"}
+    uses = {name: imports(path) & names for name, path in modules()}
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        queue = [name]
+        while queue:
+            for used in uses[queue.pop()] - seen:
+                seen.add(used)
+                queue.append(used)
+        return seen
+
+    reach = {name: reached(name) for name in uses}
+    groups = [{o for o in reach[n] if n in reach[o]} for n in uses if n in reach[n]]
+    return [group for place, group in enumerate(groups) if group not in groups[:place]]
+
+
+def test_every_folder_has_a_floor():
+    folders = {folder(name) for name, _ in modules()} - {"", "__main__"}
+    assert folders == _FLOOR_OF.keys()
+
+
+def test_a_folder_imports_only_from_those_above_it_in_the_list():
+    assert len(FLOORS) <= 12
+    wrong = {
+        pair
+        for pair in arrows()
+        if pair[0] in _FLOOR_OF and _FLOOR_OF[pair[1]] >= _FLOOR_OF[pair[0]]
+    }
+    assert wrong <= {("airflow", "api"), ("cli", "api")}
+
+
+def test_every_module_can_be_imported_and_public_names_stay():
+    """A folder could hide a public name: ``astra/task/`` would hide ``from astra import task``."""
+    for module in pkgutil.walk_packages(astra.__path__, "astra."):
+        if module.name not in ("astra.airflow", "astra.__main__"):
+            importlib.import_module(module.name)
+    for module, names in PUBLIC.items():
+        found = importlib.import_module(module)
+        for name in names:
+            assert hasattr(found, name), f"{module}.{name}"
+    assert callable(astra.task) and callable(astra.generate_queries_for_task)
+
+
+def test_no_modules_import_each_other():
+    assert not circles()
+
+
+if __name__ == "__main__":
+    lines: Counter[str] = Counter()
+    for name, path in modules():
+        lines[folder(name)] += len(path.read_text().splitlines())
+    for number, floor in enumerate(FLOORS, 1):
+        print(f"{number:2} ", ", ".join(f"{name} ({lines[name]:,} lines)" for name in floor))
+    print(f"{len(FLOORS)} floors, {len(arrows())} arrows, circles: {circles() or 'none'}")
+    print(
+        f"{sum(lines.values()):,} lines, {sum(lines.values()) - lines['pipelines']:,} but pipelines"
+    )
