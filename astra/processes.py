@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a process says of itself and others: when it began, its clock and memory."""
 
 import atexit
 import gc

@@ -1,4 +1,4 @@
-"""TODO."""
+"""How an element that ended in a state is retried: the rules, and how configuration changes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Keep secrets out of scripts, logs, reports and messages."""
 
 import os
 import re

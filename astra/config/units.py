@@ -1,4 +1,4 @@
-"""TODO."""
+"""Convert between numbers and the texts for times and sizes that Slurm and the configuration use."""
 
 import math
 import re

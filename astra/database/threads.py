@@ -1,4 +1,4 @@
-"""TODO."""
+"""Database work in a thread and on a connection of its own, beside what the caller does."""
 
 import queue
 import threading

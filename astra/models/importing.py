@@ -1,4 +1,4 @@
-"""TODO."""
+"""Import a task or a model by its path, with a message that says what is wrong with it."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The tables of nights: which plans they made, and how these ended."""
 
 from peewee import (
     BigAutoField,

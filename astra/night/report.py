@@ -1,4 +1,4 @@
-"""TODO."""
+"""The report of a night, beside the nights before it."""
 
 from astra.errors import UsageError
 from astra.night.history import NightStatus, night_of, nights

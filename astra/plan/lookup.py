@@ -1,4 +1,4 @@
-"""TODO."""
+"""Find a plan by its number, and what its rows and task are."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where a plan comes from: the folder its task is imported from, and the commit of that code."""
 
 import getpass
 import subprocess

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Pages of a plan: which wait for an element, and how they are released."""
 
 from collections.abc import Iterable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The right of an attempt to write a page, and what it knows of the page."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Rows on their way from the task to the database: handed over, yielded, refused."""
 
 import traceback as tracebacks
 from dataclasses import dataclass, field

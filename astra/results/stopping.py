@@ -1,4 +1,4 @@
-"""TODO."""
+"""Why and how a run stops early: a request, a termination signal, too many failures."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The state of each page of a plan, from the database and Slurm together."""
 
 import os
 import re

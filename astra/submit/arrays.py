@@ -1,4 +1,4 @@
-"""TODO."""
+"""Divide the pages of a plan among Slurm arrays, within the limits of the site."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence

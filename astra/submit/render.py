@@ -1,4 +1,4 @@
-"""TODO."""
+"""Render the script of a submission and write it to the run directory."""
 
 import getpass
 import os

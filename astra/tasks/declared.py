@@ -1,4 +1,4 @@
-"""TODO."""
+"""What the decorator knows of a task, and how a call's arguments are bound to it."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
