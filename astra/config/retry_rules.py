@@ -1,4 +1,4 @@
-"""How an element that ended in a state is retried: the rules, and how configuration changes them."""
+"""How an element that ended in a state is retried, and how configuration changes the rules."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace

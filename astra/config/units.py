@@ -1,4 +1,4 @@
-"""Convert between numbers and the texts for times and sizes that Slurm and the configuration use."""
+"""Convert between numbers and the texts for times and sizes that Slurm and astra.toml use."""
 
 import math
 import re
