@@ -8,7 +8,7 @@
     ├── DatabaseError           5   no connection, wrong schema version
     │   └── NotAllowed              the role lacks a privilege
     ├── SlurmError              6   Slurm refused, or a command of its is missing
-    │   ├── SlurmRefused            Slurm said no, in its own words (slurm/parse.py)
+    │   ├── SlurmRefused            Slurm said no, in its own words
     │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
     ├── BusyError               7   another process is at work on the same plan
     ├── OutOfHours             74   the hours of a night are over: an element begins nothing
@@ -56,6 +56,14 @@ class NotAllowed(DatabaseError):
 
 class SlurmError(AstraError):
     exit_status = 6
+
+
+class SlurmRefused(SlurmError):
+    """Slurm said no, in words: no job was made. `limit` is true if it may say yes later."""
+
+    def __init__(self, message: str, limit: bool = False) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class SlurmUnknown(SlurmError):

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import pwd
 import resource
 import time
 from pathlib import Path
@@ -19,6 +20,14 @@ def process_began(pid: int) -> str | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] == "Z" else fields[19]
+
+
+def user_name() -> str:
+    """The name of the user of this process; the number where there is no entry for it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def now_s() -> float:

@@ -103,8 +103,8 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def _reset_database() -> None:
     if "astra.database.connection" in sys.modules:
         importlib.import_module("astra.database.connection").reset()
-    if "astra.slurm.client" in sys.modules:  # what another test's cluster said
-        importlib.import_module("astra.slurm.client").max_array_size.cache_clear()
+    if "astra.slurm.limits" in sys.modules:  # what another test's cluster said
+        importlib.import_module("astra.slurm.limits").configuration.cache_clear()
 
 
 _numbers = itertools.count(1)

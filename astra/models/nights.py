@@ -38,7 +38,8 @@ class Night(BaseModel):
     drain_by = BigIntegerField(null=True)
     finalizer = TextField(null=True)  # the token of its finalizer
     finalizer_job = BigIntegerField(null=True)  # None: sbatch has not answered
-    finalizer_cluster = TextField(null=True)
+    finalizer_cluster = TextField(null=True)  # as given to sbatch's --clusters
+    finalizer_home = TextField(null=True)  # the name of the cluster that took it
     message = TextField(null=True)  # what is not whole, and what to do
     told = TextField(null=True)  # JSON: by way, what was told, and what became of it
     cwd = TextField()

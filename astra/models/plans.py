@@ -65,7 +65,8 @@ class Submission(BaseModel):
     kind = TextField()  # "slurm" or "local"
     state = TextField()  # intent, submitted, refused, absent
     job_id = BigIntegerField(null=True, index=True)  # of the array; for local ones the pid
-    cluster = TextField(null=True)
+    cluster = TextField(null=True)  # as given to sbatch's --clusters
+    cluster_name = TextField(null=True)  # of the cluster that took it
     pid_began = TextField(null=True)  # of local ones: tells the process from a later namesake
     job_name = TextField()
     host = TextField()  # from where it was submitted

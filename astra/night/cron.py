@@ -5,7 +5,6 @@ configuration, the log. Standard output goes to the log alone, what is wrong the
 mail.
 """
 
-import getpass
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from astra.config.run_folder import check_folder
 from astra.config.settings import settings_of
 from astra.database.connection import url
 from astra.errors import AstraError, ConfigError, UsageError
+from astra.processes import user_name
 from astra.slurm.script import quote
 from astra.submit.render import environment
 
@@ -76,7 +76,7 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
             f"the entry would be of {len(escaped)} characters, and cron takes {_LONGEST}: keep the "
             "configuration and the run directory under shorter paths"
         )
-    to = mailto if mailto is not None else getpass.getuser()
+    to = mailto if mailto is not None else user_name()
     if not re.fullmatch(r"[\w.@+,-]*", to):
         raise UsageError(f"--mailto {to!r}: should be one address or several, with commas")
     return Entry(name, (f"MAILTO={to}", f"{at} {escaped}"))
@@ -186,7 +186,7 @@ def check(name: str) -> str:
         It says what is missing there.
     """
     settings_of(name)
-    user = {"HOME": os.environ.get("HOME", "/"), "LOGNAME": getpass.getuser()}
+    user = {"HOME": os.environ.get("HOME", "/"), "LOGNAME": user_name()}
     command = command_of(name, "--check").partition("2>&1 >&3")[0].strip().removeprefix("{ ")
     done = subprocess.run(
         ["/bin/sh", "-c", command], env={**_BARE, **user}, cwd=user["HOME"],

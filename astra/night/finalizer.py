@@ -4,7 +4,6 @@ There is one at a time. Its token is committed with the night before sbatch is c
 the job's name: a lost answer is looked up by it, and a job of an earlier token does nothing.
 """
 
-import getpass
 import secrets
 import socket
 import sys
@@ -23,8 +22,9 @@ from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
 from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
 from astra.models.nights import Night
-from astra.slurm import client, script
-from astra.slurm.parse import JobId
+from astra.processes import user_name
+from astra.slurm import client, limits, script
+from astra.slurm.parse import UNKNOWN, JobId
 from astra.submit.intent import send
 from astra.submit.render import environment
 
@@ -39,6 +39,13 @@ _SIZE = {"ntasks": 1, "cpus_per_task": 1, "mem": "1G"}
 
 def job_name(night: Night) -> str:
     return f"astra-night-{night.pk}-{night.finalizer}"
+
+
+def job_of(night: Night) -> JobId:
+    """The job of a night's finalizer: its number counts only with its name and its cluster."""
+    return JobId(
+        night.finalizer_job, night.finalizer_cluster, job_name(night), night.finalizer_home
+    )
 
 
 def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s: int = 0) -> None:
@@ -105,9 +112,15 @@ def _arguments(behind: Iterable[JobId], cluster: str | None, wait_s: int) -> lis
 
 
 def _adopt(night: Night, found: JobId) -> None:
-    night.finalizer_job, night.finalizer_cluster = found.job_id, found.cluster
+    known = {
+        "finalizer_job": found.job_id,
+        "finalizer_cluster": found.cluster,
+        "finalizer_home": found.cluster or limits.here().name,
+    }
+    for name, value in known.items():
+        setattr(night, name, value)
     with connection():
-        Night.update(finalizer_job=found.job_id, finalizer_cluster=found.cluster).where(
+        Night.update(**known).where(
             (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
         ).execute()
 
@@ -127,11 +140,13 @@ def lives(night: Night) -> bool:
         if not found:
             return False
         _adopt(night, min(found))
-    answer = client.elements([JobId(night.finalizer_job, night.finalizer_cluster)])
-    state = answer.of(night.finalizer_job, None).state
-    if state is not None:
-        return state.alive
-    if answer.queue and not answer.accounting and night.finalizer_job not in answer.unsettled:
+    job = job_of(night)
+    answer = client.elements([job])
+    execution = answer.of(job.key, None)
+    if execution.state is not None:
+        return execution.state.alive
+    sure = answer.queue and not answer.accounting and job.key not in answer.unsettled
+    if execution is UNKNOWN and sure:
         return False  # without accounting squeue has the only word
     raise SlurmUnknown(
         f"whether the finalizer of the night {night.pk} (job {night.finalizer_job}) lives is not "
@@ -146,7 +161,7 @@ def _profile(settings: NightSettings) -> Profile:
     kept: dict[str, Any] = {k: v for k, v in found.options.items() if own or k in _WHERE}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
-        most_s = client.room(str(kept.get("partition") or "") or None).max_time_s
+        most_s = limits.room(str(kept.get("partition") or "") or None).max_time_s
     except AstraError:
         most_s = None  # sbatch has the last word
     if limit_s and most_s:
@@ -167,7 +182,7 @@ def _render(night: Night, chosen: Profile, folder: Path) -> str:
             log_path=script.log_pattern(folder / "logs", "%j.log"),
             chdir=night.cwd if Path(night.cwd).is_dir() else str(Path.cwd()),
             python=sys.executable,
-            made_by=f"{getpass.getuser()} on {socket.gethostname()}",
+            made_by=f"{user_name()} on {socket.gethostname()}",
             made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             directives=tuple(profiles.directives(chosen)),
             setup=chosen.setup,

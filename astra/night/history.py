@@ -11,9 +11,9 @@ from astra.errors import SlurmError, UsageError, nearest
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.models.schema import check_version
+from astra.night.finalizer import job_of
 from astra.night.totals import refreshed
 from astra.slurm import client
-from astra.slurm.parse import JobId
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _states(found: list[Night]) -> dict[int, str]:
     """How nights stand; Slurm is asked once about the finalizers of all that are open."""
     states = {n.pk: "whole" if n.whole else "not whole" for n in found if n.ended is not None}
     looked_after = [n for n in found if n.ended is None]
-    jobs = [JobId(n.finalizer_job, n.finalizer_cluster) for n in looked_after if n.finalizer_job]
+    jobs = [job_of(n) for n in looked_after if n.finalizer_job]
     try:
         answer = client.elements(jobs, recent_s=settings.current().slurm.recent_s) if jobs else None
     except SlurmError:
@@ -133,7 +133,7 @@ def _states(found: list[Night]) -> dict[int, str]:
             states[night.pk] = "without a finalizer"
             continue
         if night.finalizer_job and answer is not None:
-            state = answer.of(night.finalizer_job, None).state
+            state = answer.of(job_of(night).key, None).state
         dead = state is not None and not state.alive
         states[night.pk] = "without a finalizer" if dead else "running"
     return states

@@ -1,6 +1,5 @@
 """Whose turn it is to work on a night: one process at a time, and how long others wait for it."""
 
-import getpass
 import logging
 import os
 import random
@@ -13,9 +12,9 @@ from typing import TypeVar
 import peewee
 
 from astra.database.connection import connection, drop_connection, is_away, try_lock, writing
-from astra.errors import AstraError, BusyError, SlurmUnknown
+from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.nights import NightHolder
-from astra.slurm.parse import SlurmRefused
+from astra.processes import user_name
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
     with try_lock(f"night {name}") as ours:
         if not ours:
             raise _busy(name)
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser()}
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name()}
         mine |= {"step": step}
         with connection(), writing():
             NightHolder.delete().where(NightHolder.name == name).execute()

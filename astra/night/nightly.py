@@ -6,7 +6,6 @@ process at a time works on a night (lock.py); its plans are begun and looked aft
 what it says of a plan is said by the plan itself.
 """
 
-import getpass
 import json
 import logging
 import socket
@@ -45,7 +44,9 @@ from astra.night.plans import (
     tend,
 )
 from astra.night.totals import entries_of, plan_pks, retries_of, store_sums
-from astra.slurm.client import available, max_array_size
+from astra.processes import user_name
+from astra.slurm.command import available
+from astra.slurm.limits import max_array_size
 from astra.submit.hours import next_hours
 from astra.submit.submit import check_ready
 from astra.tasks.arguments import parse_arguments
@@ -250,7 +251,7 @@ def _begin(name: str) -> Night:
             date=datetime.now().strftime("%Y-%m-%d"),  # as people here count days
             cwd=str(Path.cwd()),
             host=socket.gethostname(),
-            created_by=getpass.getuser(),
+            created_by=user_name(),
         )
         return Night.get_by_id(made.pk)
 

@@ -13,7 +13,7 @@ from typing import Any
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
-from astra.errors import SlurmUnknown, UsageError
+from astra.errors import SlurmRefused, SlurmUnknown, UsageError
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import version_number
 from astra.models.plans import Plan, Submission
@@ -21,10 +21,10 @@ from astra.night import finalizer
 from astra.night.totals import pending, plan_pks, refreshed, retries_of
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
-from astra.slurm import client
-from astra.slurm.parse import JobId, SlurmRefused
+from astra.slurm import limits
+from astra.slurm.parse import JobId
 from astra.states import ALIVE, PageState
-from astra.status.pages import Asked, Pages, ask, in_states, survey
+from astra.status.pages import Asked, Pages, ask, in_states, job_of, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import Hours
 from astra.submit.intent import plan_lock, recover_intents
@@ -165,7 +165,7 @@ def submit_due(night: Night, settings: NightSettings, look: Look) -> None:
     with connection():
         free = max(at_once(settings) - look.used, 0)
     throttles = shares(free, [due.pages for due in look.due])
-    with client.one_site():
+    with limits.one_site():
         for place, due in enumerate(look.due):
             if place < len(throttles):
                 share = min(throttles[place], due.pages)
@@ -216,7 +216,7 @@ def _note(done: Any, look: Look) -> bool:
             found = Submission.select().where(
                 Submission.job_id.in_(pks), Submission.plan == done.plan
             )
-            look.jobs |= {JobId(s.job_id, s.cluster) for s in found}
+            look.jobs |= {job_of(s) for s in found}
     later = bool(done.unsubmitted or done.message)
     look.lives |= later or bool(done.pages)
     return later or bool(done.pages)
@@ -318,7 +318,7 @@ def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
         )
         for s in submissions:
             if n := len(elements.get(str(s.job_id), ())):
-                look.jobs.add(JobId(s.job_id, s.cluster))
+                look.jobs.add(job_of(s))
                 look.used += min(json.loads(s.profile).get("throttle") or n, n)
     lives = not ALIVE.isdisjoint(pages.tally)
     look.lives |= lives

@@ -1,6 +1,5 @@
 """Where a plan comes from: the folder its task is imported from, and the commit of that code."""
 
-import getpass
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,6 @@ def _current_folder() -> str:
             "another one"
         ) from error
     return folder
-
-
-def _has_user() -> bool:
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        return False
-    return True
 
 
 def import_root(function: Any, file: Path) -> str | None:

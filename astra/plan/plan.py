@@ -1,6 +1,5 @@
 """Plans: the pending rows of one task and input model, frozen, cut into pages."""
 
-import getpass
 import inspect
 import socket
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from astra.models.importing import import_path
 from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.models.schema import check_tables, check_version
-from astra.plan.origin import _check_importable, _commit, _current_folder, _has_user, import_root
+from astra.plan.origin import _check_importable, _commit, _current_folder, import_root
 from astra.plan.pages import release_silent
 from astra.plan.pending import (
     checked_ids,
@@ -27,6 +26,7 @@ from astra.plan.pending import (
     pending_rows,
     whole_number,
 )
+from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
@@ -216,7 +216,7 @@ def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], l
         n_rows=0,
         v_astra=version_number(),
         commit=_commit(file.parent),
-        created_by=getpass.getuser() if _has_user() else "unknown",
+        created_by=user_name(),
         created_on=socket.gethostname(),
         cwd=_current_folder(),
     )

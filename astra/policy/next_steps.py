@@ -17,8 +17,8 @@ from astra.models.plans import Attempt, Exclusion, Page, Plan, Submission
 from astra.plan.pages import light_pages
 from astra.policy import retry_policy
 from astra.policy.retry_policy import End, Step
-from astra.slurm import client
-from astra.slurm.parse import Room
+from astra.slurm import limits
+from astra.slurm.site import Room
 from astra.states import ALIVE, PageState
 
 Key = tuple[int | None, tuple[tuple[str, str], ...]]  # submission that ended, options that grew
@@ -122,7 +122,7 @@ def _step(
 
 def _room(partition: str | None) -> Room:
     try:
-        return client.room(partition)
+        return limits.room(partition)
     except AstraError:
         return Room()  # sbatch has the last word
 

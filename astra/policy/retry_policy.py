@@ -17,7 +17,7 @@ from typing import Any
 from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
 from astra.errors import OutOfHours
-from astra.slurm.parse import Room
+from astra.slurm.site import Room
 from astra.states import PageState
 
 #: Ends that say nothing of the page: they use up no retry.

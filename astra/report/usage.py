@@ -15,7 +15,7 @@ from astra.config.units import size_mb, time_limit_s
 from astra.errors import SlurmError
 from astra.models.plans import Submission
 from astra.report.attempts import Runs
-from astra.slurm import client
+from astra.slurm import client, command
 from astra.slurm.parse import Usage
 from astra.status.pages import slurm_jobs
 
@@ -55,7 +55,7 @@ def efficiency(
     if not jobs:
         return None, ()
     why = "there is no Slurm on this machine"
-    if client.available():
+    if command.available():
         try:
             if usage := client.usage(jobs, recent_s=settings.current().slurm.recent_s):
                 return _accounted(usage), ()

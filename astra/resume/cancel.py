@@ -22,7 +22,7 @@ from astra.plan.pages import light_pages, release
 from astra.processes import process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState
-from astra.status.pages import PageStatus, slurm_jobs, survey
+from astra.status.pages import PageStatus, job_of, slurm_jobs, survey
 from astra.submit.intent import plan_lock, recover_intents
 
 #: Beyond the grace that a row has, how long elements may take to end; and the submitter.
@@ -92,7 +92,8 @@ def _end_jobs(plan: Plan) -> list[int]:
             with plan_lock(plan):
                 unknown = recover_intents(plan)
                 alive = _slurm_jobs(plan)
-                client.cancel(alive)
+                for job in alive:
+                    client.cancel(job)
             break
         except BusyError as error:  # a submission ends soon: it asks for the mark before each array
             if time.monotonic() > deadline:
@@ -119,7 +120,7 @@ def _slurm_jobs(plan: Plan) -> list[parse.JobId]:
     if not answer.queue:
         return jobs
     alive = {job for (job, _), e in answer.executions.items() if e.state is None or e.state.alive}
-    return [job for job in jobs if job.job_id in alive]
+    return [job for job in jobs if job.key in alive or job.key in answer.unsettled]
 
 
 def _running(plan: Plan, numbers: Iterable[int] | None = None) -> list[Attempt]:
@@ -182,9 +183,11 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     if page.job.startswith("local:"):
         processes = _end_processes(_running(plan, numbers))
     else:
+        job_id, index = _element(page)
         with connection():
-            cluster = Submission.get(Submission.job_id == _job_id(page)).cluster
-        client.cancel([_element(page)], cluster)
+            own = (Submission.plan == plan.pk) & (Submission.job_id == job_id)
+            submission = Submission.select().where(own).order_by(Submission.pk.desc()).get()
+        client.cancel(job_of(submission), [index])
         jobs = [page.job]
     _wait_for_ends(plan, numbers)
     still = {attempt.page.number for attempt in _running(plan, numbers)}
@@ -200,10 +203,6 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
 _ENDED = Page.attempt_pk.in_(
     Attempt.select(Attempt.pk).where(Attempt.state != AttemptState.RUNNING.value)
 )
-
-
-def _job_id(page: PageStatus) -> int:
-    return _element(page)[0]
 
 
 def _element(page: PageStatus) -> tuple[int, int]:

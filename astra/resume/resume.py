@@ -8,13 +8,12 @@ from typing import Any
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, writing
 from astra.element.suspects import forgive
-from astra.errors import UsageError, nearest
+from astra.errors import SlurmRefused, UsageError, nearest
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import light_pages
 from astra.policy import retry_policy
 from astra.policy.next_steps import Next, exclude_bad_nodes, grouped, next_steps, record
-from astra.slurm.parse import SlurmRefused
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.pages import Asked, PageStatus, survey
 from astra.submit.arrays import shares

@@ -2,12 +2,24 @@
 
 import logging
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 
 from astra.config.profiles import Profile
-from astra.config.units import time_limit_s, written_time
+from astra.config.units import size_mb, time_limit_s, written_time
 from astra.errors import SlurmError
-from astra.slurm import client
+from astra.slurm.command import available, run
+from astra.slurm.site import (
+    Here,
+    Reservation,
+    Room,
+    parse_here,
+    parse_maintenance,
+    parse_max_array_size,
+    parse_partitions,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +39,20 @@ class Bounds:
 def bounds(chosen: Profile) -> Bounds:
     """What Slurm says of the partition that a profile asks for: three questions to it."""
     partition = str(chosen.options.get("partition") or "") or None
-    if not client.available():
+    if not available():
         return Bounds(
             partition, note="there is no Slurm here: the partition's limits are not known"
         )
     try:
-        room = client.room(partition)
-        ahead = [r for r in client.maintenance() if set(room.nodes) <= set(r.nodes)]
+        allowed = room(partition)
+        ahead = [r for r in maintenance() if set(allowed.nodes) <= set(r.nodes)]
     except SlurmError as error:
         return Bounds(partition, note=f"the partition's limits are not known: {error}")
     first = min(ahead, key=lambda r: r.begins, default=None)
     return Bounds(
         partition,
-        room.max_time_s,
-        room.max_mem_mb,
+        allowed.max_time_s,
+        allowed.max_mem_mb,
         first.name if first else None,
         max(first.begins - time.time(), 0.0) if first else None,
     )
@@ -71,3 +83,99 @@ def warn(chosen: Profile) -> None:
     if "time" in chosen.options and "clusters" not in chosen.options:
         for words in warnings(chosen, bounds(chosen)):
             log.warning("%s", words)
+
+
+_SHOW_CONFIG = ("scontrol", "show", "config")
+
+
+@cache
+def configuration() -> str:
+    """What Slurm says of its configuration; asked once in a process."""
+    return run(_SHOW_CONFIG)
+
+
+def max_array_size() -> int:
+    """Every array index must stay below this number.
+
+    ``MaxArraySize``, or less where the site bounds the elements of one array
+    (``max_array_tasks``): an array that begins with index 1 keeps both.
+    """
+    return parse_max_array_size(configuration())
+
+
+_site: dict[tuple[str, ...], str] | None = None
+
+
+@contextmanager
+def one_site() -> Iterator[None]:
+    """Within it, what Slurm says of partitions, nodes and reservations is asked once."""
+    global _site
+    before, _site = _site, {} if _site is None else _site
+    try:
+        yield
+    finally:
+        _site = before
+
+
+def _of_site(args: Sequence[str], env: Mapping[str, str] | None) -> str:
+    if _site is None:
+        return run(args, env=env)
+    if tuple(args) not in _site:
+        _site[tuple(args)] = run(args, env=env)
+    return _site[tuple(args)]
+
+
+def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
+    """What a job may ask for in a partition, in the widest of several, or in the default one.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm does not say.
+    """
+    asked = partial(_of_site, env=env)
+    known = parse_partitions(asked(["scontrol", "-o", "show", "partition"]))
+    names = set((partition or "").split(",")) - {""} or {p.name for p in known if p.is_default}
+    mine = [p for p in known if p.name in names]
+    lines = asked(["sinfo", "-h", "-N", "-o", "%R|%N|%m"]).splitlines()
+    of = [line.split("|") for line in lines if line.split("|")[0] in names]
+    memory = [size for _, _, text in of if (size := size_mb(text.rstrip("+")))]
+    most_mb = _widest([p.max_mem_mb for p in mine])
+    return Room(
+        _widest([p.max_time_s for p in mine]),
+        min((mb for mb in (most_mb, max(memory, default=None)) if mb), default=None),
+        min((p.default_mem_mb for p in mine if p.default_mem_mb), default=None),
+        tuple(sorted({node for _, node, _ in of})),
+    )
+
+
+def maintenance(env: Mapping[str, str] | None = None) -> list[Reservation]:
+    """Reservations for maintenance that are ahead, or have begun.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm does not say.
+    """
+    asked = partial(_of_site, env=env)
+    text = asked(["scontrol", "-o", "show", "reservation"])
+    found = []
+    for name, begins, ends, nodes in parse_maintenance(text):
+        names = asked(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
+        found.append(Reservation(name, begins, ends, tuple(names)))
+    return found
+
+
+def _widest(limits: list[int | None]) -> int | None:
+    return None if not limits or None in limits else max(n for n in limits if n is not None)
+
+
+def here(env: Mapping[str, str] | None = None) -> Here:
+    """The cluster that Slurm's commands speak to on this machine.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm does not say.
+    """
+    return parse_here(configuration() if env is None else run(_SHOW_CONFIG, env=env))

@@ -4,29 +4,35 @@ The texts that were read to write this are those of Slurm 22.05; the tests hold 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from types import MappingProxyType
 
-from astra.config.units import size_mb, time_limit_s
 from astra.errors import SlurmError, SlurmUnknown
 from astra.states import SlurmState
 
 
-class SlurmRefused(SlurmError):
-    """Slurm said no, in words: no job was made. `limit` is true if it may say yes later."""
-
-    def __init__(self, message: str, limit: bool = False) -> None:
-        super().__init__(message)
-        self.limit = limit
-
-
 @dataclass(frozen=True, order=True)
 class JobId:
-    """An array job. The cluster is None for the one that slurm.conf names."""
+    """A job, as far as it is known who it is: numbers start again, and clusters share them.
+
+    Where its name is known, what Slurm says of the number counts only under that name.
+    """
 
     job_id: int
-    cluster: str | None = None
+    cluster: str | None = None  # as given to ``--clusters``; None for the one of slurm.conf
+    name: str | None = field(default=None, compare=False)
+    home: str | None = field(default=None, compare=False)  # the name of the cluster that took it
+    user: str | None = field(default=None, compare=False)  # who submitted it
+
+    @property
+    def key(self) -> int | str:
+        """What stands for the job in an :class:`Answer`: its name, which no other job has."""
+        return self.name or self.job_id
+
+
+#: The names that jobs of a number were submitted under; others of the number are strangers.
+Names = Mapping[int, Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +50,10 @@ class Execution:
     time_limit_min: int | None = None  # None where there is none
 
 
-_ABSENT, _UNKNOWN = Execution(SlurmState.ABSENT), Execution(None)
+ABSENT, UNKNOWN = Execution(SlurmState.ABSENT), Execution(None)
 
-Key = tuple[int, int | None]  # of an array and an element; None for a job that is not an array
+#: Of a job (:attr:`JobId.key`) and an element; None for a job that is not an array.
+Key = tuple[int | str, int | None]
 
 
 @dataclass(frozen=True)
@@ -56,23 +63,24 @@ class Answer:
     executions: Mapping[Key, Execution] = field(default_factory=dict)
     queue: bool = True  # squeue answered
     accounting: bool = True  # sacct answered
-    unsettled: frozenset[int] = frozenset()  # jobs that accounting does not tell apart yet
+    unsettled: frozenset[int | str] = frozenset()  # jobs whose absence proves nothing
     notes: tuple[str, ...] = ()  # for people: what was not answered, and why
-    jobs: frozenset[int] | None = None  # that were asked about; None: whatever job
+    jobs: frozenset[int | str] | None = None  # that were asked about; None: whatever job
+    queued: frozenset[int | str] = frozenset()  # jobs of which squeue showed at least one element
 
-    def of(self, job_id: int, index: int | None) -> Execution:
+    def of(self, job: int | str, index: int | None) -> Execution:
         """One element: state ABSENT if both answered and neither knows it, None if unknown."""
-        if self.jobs is not None and job_id not in self.jobs:
-            return _UNKNOWN
-        known = self.executions.get((job_id, index))
+        if self.jobs is not None and job not in self.jobs:
+            return UNKNOWN
+        known = self.executions.get((job, index))
         if known is not None:
             return known
-        whole = self.executions.get((job_id, None))
+        whole = self.executions.get((job, None))
         if whole is not None and whole.state is not None and not whole.state.alive:
             # An array that ended before any element began has no elements in Slurm's words.
             return whole
-        sure = self.queue and self.accounting and job_id not in self.unsettled
-        return _ABSENT if sure else _UNKNOWN
+        sure = self.queue and self.accounting and job not in self.unsettled
+        return ABSENT if sure else UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -118,139 +126,121 @@ def parse_submission(output: str) -> JobId | None:
     return JobId(int(found[-1][0]), found[-1][1] or None) if found else None
 
 
-_SUBMIT_LIMIT = re.compile(r"SubmitJob|MaxSubmit|MaxJobCount|Resource temporarily unavailable")
+#: The columns to ask for. The name comes last, since it may hold any character.
+SQUEUE = "JobArrayID State exit_code RestartCnt NodeList TimeUsed TimeLimit Reason Name".split()
 
-_POLICY = re.compile(r"violates accounting/QOS policy")
-
-_OTHER_LIMIT = re.compile(r"\b(QOS|Assoc|Part)\w*(Limit|Min\w+|Max\w+)\b")
-
-# What Slurm says (slurm_errno of 22.05, and tried), and what to do about it.
-_ADVICE = [
-    ("account", "choose an account that `sacctmgr show assoc user=$USER` lists for the partition"),
-    ("partition", "choose a partition that `sinfo -s` lists and you may use"),
-    ("qos", "choose a qos that `sacctmgr show assoc user=$USER format=account,qos` lists"),
-    ("array", "an index may not reach MaxArraySize of `scontrol show config`"),
-    ("time", 'choose a time within the limit that `sinfo -o "%P %l"` shows for the partition'),
-    ("feature|constraint", "choose a constraint from the features of `sinfo -o %f`"),
-    (
-        "node configuration|memory|cpu count|node count|more processors",
-        "ask for no more than one node has: `sinfo -Nel`",
-    ),
-    ("generic resource|gres", "choose a gres that `sinfo -o %G` lists"),
-    ("reservation", "choose a reservation that `scontrol show reservation` lists"),
-    ("license", "choose licenses that `scontrol show licenses` lists"),
-    ("node name", "choose nodes that `sinfo -N` lists"),
-    ("cluster", "choose a cluster that `sacctmgr list clusters` lists"),
-    ("unrecognized option", "this version of Slurm does not have the option: take it out"),
-    ("permission|not permitted", "choose a partition, account or reservation that you may use"),
-    ("authentication", "Slurm does not accept this machine's credentials: munge may be down here"),
-]
+SACCT = "JobID State ExitCode NodeList ElapsedRaw TimelimitRaw MaxRSS Reason JobName".split()
 
 
-def refusal(words: str) -> SlurmRefused:
-    """Slurm's refusal, with what to change."""
-    limit = bool(_SUBMIT_LIMIT.search(words))
-    other = _OTHER_LIMIT.search(words)
-    if not limit and _POLICY.search(words):
-        limit = not other  # old versions name no limit: the count of jobs is the usual one
-    said = re.sub(r"Batch job submission failed: ", "", words)
-    if limit:
-        advice = "no more jobs are taken for now: submit again when some have ended"
-    elif other:
-        advice = "ask for less, or for another qos: `sacctmgr show qos` has the limits"
-    elif option := re.search(r"Invalid --(\S+) specification", said):
-        advice = f"change {option[1].replace('-', '_')} in the profile"
-    else:
-        found = (hint for key, hint in _ADVICE if re.search(key, said, re.IGNORECASE))
-        advice = next(found, "change the profile or its template accordingly")
-    return SlurmRefused(f"Slurm refused: {said}; {advice}", limit)
+def parse_squeue(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
+    """Elements in lines of ``squeue -h -O``, columns divided by ``|``.
 
-
-def parse_max_array_size(text: str) -> int:
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    if found is None:
-        raise SlurmUnknown("scontrol show config names no MaxArraySize")
-    tasks = re.search(r"\bmax_array_tasks=(\d+)", text)
-    return min(int(found[1]), int(tasks[1]) + 1) if tasks else int(found[1])
-
-
-#: The columns to ask for.
-SQUEUE = "JobArrayID State exit_code RestartCnt NodeList TimeUsed TimeLimit Reason".split()
-
-SACCT = "JobID State ExitCode NodeList ElapsedRaw TimelimitRaw MaxRSS Reason".split()
-
-
-def parse_squeue(text: str) -> dict[Key, Execution]:
-    """Elements in lines of ``squeue -h -O``, columns divided by ``|``."""
+    Jobs whose number is in `names`, and whose name is not there, are left out.
+    """
     found = {}
-    for job, state, code, restarts, node, used, limit, reason in _lines(text, len(SQUEUE)):
-        ended = slurm_state(state)
-        exit_code, signal = (None, None) if ended.alive else _wait_status(code)
+    for job, state, code, restarts, node, used, limit, reason, name in _lines(text, len(SQUEUE)):
+        keys = _keys(job, name, names)
+        if not keys:
+            continue
+        ended, why = _state(state, _said(reason))
+        exit_code, signal = (None, None) if ended is None or ended.alive else _wait_status(code)
         execution = Execution(
             ended,
             node=node or None,
             exit_code=exit_code,
             signal=signal,
-            reason=_said(reason),
+            reason=why,
             restarts=int(restarts) if restarts.isdigit() else None,
             elapsed_s=_seconds(used),
             time_limit_min=None if (s := _seconds(limit)) is None else s // 60,
         )
-        found.update(dict.fromkeys(expand(job), execution))
+        found.update(dict.fromkeys(keys, execution))
     return found
 
 
-def parse_sacct(text: str) -> dict[Key, Execution]:
+def _keys(job: str, name: str, names: Names) -> list[Key]:
+    """The elements of a line; none if the job is a stranger that has one of our numbers."""
+    found = expand(job)
+    wanted = names.get(found[0][0]) if names else None
+    if wanted is None:
+        return list(found)
+    name = name.removesuffix("|")
+    return [(name, index) for _, index in found] if name in wanted else []
+
+
+def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None]:
+    """A state and why; None for a word that is new: one element is unknown then, and no other."""
+    try:
+        found = slurm_state(word)
+    except SlurmError:
+        return None, f"Slurm calls it {word}, a state that astra does not know"
+    held = word.split()[0] in _HELD_WORDS and not never_starts(reason)
+    return found, word if held else reason
+
+
+def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
     """Elements in lines of ``sacct -n -P -D``: the last execution of each, with its steps' peak.
 
     An entry with indices in brackets stands for elements that never began; one that began has
-    an entry of its own, which counts.
+    an entry of its own, which counts. Jobs whose number is in `names`, and whose name is not
+    there, are left out with their steps.
     """
     own: dict[Key, Execution] = {}
     folded: dict[Key, Execution] = {}
-    for job, state, code, node, elapsed, limit, rss, reason in _lines(text, len(SACCT)):
+    last: Key | None = None  # whose steps come next; None: those of a stranger
+    for job, state, code, node, elapsed, limit, rss, reason, name in _lines(text, len(SACCT)):
         if "." in job:
-            key = expand(job.split(".")[0])[0]
-            peak = max(own[key].max_rss_mb or 0, _megabytes(rss) or 0) if key in own else 0
-            if peak:
-                own[key] = replace(own[key], max_rss_mb=peak)
+            if last in own and (peak := _megabytes(rss)):
+                own[last] = replace(own[last], max_rss_mb=max(own[last].max_rss_mb or 0, peak))
             continue
-        ended = slurm_state(state)
-        exit_code, signal = (None, None) if ended.alive else _exit_code(code)
+        keys = _keys(job, name, names)
+        last = keys[0] if keys else None
+        if not keys:
+            continue
+        ended, why = _state(state, _said(reason))
+        exit_code, signal = (None, None) if ended is None or ended.alive else _exit_code(code)
         execution = Execution(
             ended,
             node=node if node != "None assigned" else None,
             exit_code=exit_code,
             signal=signal,
-            reason=_said(reason) if ended.alive else None,  # why it waited, long ago
+            reason=why if ended is None or ended.alive else None,  # why it waited, long ago
             max_rss_mb=_megabytes(rss),
             elapsed_s=int(elapsed) if elapsed.isdigit() else None,
             time_limit_min=int(limit) if limit.isdigit() else None,
         )
-        (folded if "[" in job else own).update(dict.fromkeys(expand(job), execution))
+        (folded if "[" in job else own).update(dict.fromkeys(keys, execution))
     return folded | own if folded else own
 
 
 #: The columns to ask for, for :func:`parse_usage`.
-USAGE = "JobID State ElapsedRaw TimelimitRaw AllocCPUS NNodes NTasks ReqMem TotalCPU MaxRSS".split()
+USAGE = (
+    "JobID State ElapsedRaw TimelimitRaw AllocCPUS NNodes NTasks ReqMem TotalCPU MaxRSS JobName"
+).split()
 
 
-def parse_usage(text: str) -> list[Usage]:
+def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
     """Elements that have begun, in lines of ``sacct -n -P``, with the peak of their steps.
 
     The memory of a step is its largest task's times the number of its tasks, as reportseff has it.
     """
-    found: dict[Key, Usage] = {}
-    for job, state, elapsed, limit, cpus, nodes, tasks, asked, cpu, rss in _lines(text, len(USAGE)):
+    found: dict[tuple[int, int | None], Usage] = {}
+    stranger = False  # the last line that was no step is one's: its steps follow it
+    for line in _lines(text, len(USAGE)):
+        job, state, elapsed, limit, cpus, nodes, tasks, asked, cpu, rss, name = line
         key = expand(job.split(".")[0])[0]
+        if "." not in job:
+            stranger = not _keys(job, name, names)
+        if stranger:
+            continue
         if "." in job:
             if key in found and (peak := _megabytes(rss)) and not found[key].state.alive:
                 peak *= int(tasks or 1)
                 most = max(found[key].mem_used_mb or 0, peak)
                 found[key] = replace(found[key], mem_used_mb=most)
             continue
-        word = slurm_state(state)
-        if "[" in job or word is SlurmState.PENDING or not int(elapsed or 0):
+        word, _ = _state(state, None)
+        if "[" in job or word in (None, SlurmState.PENDING) or not int(elapsed or 0):
             continue
         n_cpus = int(cpus or 0)
         found[key] = Usage(
@@ -279,7 +269,7 @@ def _cpu_seconds(text: str) -> float | None:
     return None if seconds is None else seconds + float(f"0.{part or 0}")
 
 
-def expand(job: str) -> list[Key]:
+def expand(job: str) -> list[tuple[int, int | None]]:
     """The elements of Slurm's word for some: ``17``, ``17_3`` or ``17_[2-5,8%2]``.
 
     >>> expand("17_[2-3,8-12:2%2]")
@@ -355,7 +345,7 @@ def _megabytes(text: str) -> float | None:
 def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
     """One answer from what squeue and sacct say: the first decides, the second adds."""
     executions = dict(queued)
-    unsettled: set[int] = set()
+    unsettled: set[int | str] = set()
     # Of elements in one line, which may be thousands, both say the same.
     both: dict[tuple[int, int], Execution] = {}
     for key, past in booked.items():
@@ -366,9 +356,9 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
                 joined = both[pair] = _joined(live, past)
             executions[key] = joined
         elif past.state is None or past.state.alive:
-            word = f"sacct calls it {past.state}" if past.state else "sacct is behind"
+            said = f"sacct calls it {past.state}" if past.state else past.reason or "no state"
             executions[key] = replace(
-                past, state=None, reason=f"{word}, squeue does not know it (any more)"
+                past, state=None, reason=f"{said}, squeue does not know it (any more)"
             )
             if key[1] is None:
                 unsettled.add(key[0])
@@ -380,7 +370,8 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
         for key in wholes:
             if key[0] in arrays:
                 del executions[key]
-    return Answer(executions, unsettled=frozenset(unsettled))
+    queue = frozenset(job for job, _ in queued)
+    return Answer(executions, unsettled=frozenset(unsettled), queued=queue)
 
 
 def _joined(live: Execution, past: Execution) -> Execution:
@@ -394,72 +385,6 @@ def _joined(live: Execution, past: Execution) -> Execution:
     if (past.max_rss_mb, elapsed_s) == (live.max_rss_mb, live.elapsed_s):
         return live
     return replace(live, max_rss_mb=past.max_rss_mb, elapsed_s=elapsed_s)
-
-
-@dataclass(frozen=True)
-class Room:
-    """What the partitions of a job allow it, and their nodes."""
-
-    max_time_s: int | None = None
-    max_mem_mb: int | None = None  # of the largest node too
-    default_mem_mb: int | None = None
-    nodes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Partition:
-    """What a partition allows; None for no limit."""
-
-    name: str
-    max_time_s: int | None
-    max_mem_mb: int | None
-    default_mem_mb: int | None  # for a job of one CPU that asks for none
-    is_default: bool
-
-
-def parse_partitions(text: str) -> list[Partition]:
-    """The lines of ``scontrol -o show partition``."""
-    found = []
-    for line in text.splitlines():
-        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "PartitionName" in values:
-            memory = values.get("DefMemPerNode") or values.get("DefMemPerCPU") or ""
-            found.append(
-                Partition(
-                    values["PartitionName"],
-                    time_limit_s(values.get("MaxTime", "")),
-                    size_mb(values.get("MaxMemPerNode", "")),
-                    size_mb(memory),
-                    values.get("Default") == "YES",
-                )
-            )
-    return found
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """A reservation of nodes for maintenance."""
-
-    name: str
-    begins: float  # seconds since the epoch
-    ends: float
-    nodes: tuple[str, ...]
-
-
-def parse_maintenance(text: str) -> list[tuple[str, float, float, str]]:
-    """Of ``scontrol -o show reservation``: (name, begin, end, nodes) of those for maintenance.
-
-    Times are the machine's own, in seconds since the epoch; nodes as Slurm folds them.
-    """
-    found = []
-    for line in text.splitlines():
-        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "MAINT" in values.get("Flags", "").split(","):
-            begins, ends = (
-                datetime.fromisoformat(values[key]).timestamp() for key in ("StartTime", "EndTime")
-            )
-            found.append((values["ReservationName"], begins, ends, values.get("Nodes", "")))
-    return found
 
 
 # squeue(1), JOB STATE CODES, and sacct(1): the transient ones count as what they lead to.
@@ -496,3 +421,32 @@ def slurm_state(word: str) -> SlurmState:
     if first not in _SLURM_WORDS:
         raise SlurmError(f"Slurm state {word!r} is not known to astra; nothing follows from it")
     return _SLURM_WORDS[first]
+
+
+#: States of jobs that somebody has to release.
+_HELD_WORDS = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+
+#: Reasons that no time removes: somebody has to change the job, release it, or raise a limit. They
+#: come in families (https://slurm.schedmd.com/job_reason_codes.html): a limit on what one job may
+#: ask for, a budget of minutes that is used up, a job that is held, something that is not allowed.
+#: Limits on what many jobs use together pass when others end, and are not among them.
+_NEVER = re.compile(
+    r"""(?x)
+    (Assoc|QOS)Max\w*Per(Job|Node)(Limit)? | (Assoc|QOS)Max\w*WallDuration\w* | QOSMin\w*
+    | Association(Time)Limit | QOSTimeLimit | QOSUsageThreshold | QOSNotAllowed
+    | (Assoc|QOS)Grp(?!\w*RunMin)\w*(Minutes|Wall)(Limit)?
+    | Job(Held|Hold)\w* | \w*_held | Max(Mem|CPU)\w*PerLimit | MaxMemPerLimit
+    | \w*NotAllowed | Invalid(Account|QOS|Partition) | BadConstraints | Constraints
+    | DependencyNeverSatisfied | Partition(Down|Inactive|NodeLimit|TimeLimit|Config)
+    | Reservation(Deleted|Invalid) | DeadLine | REQUEUE_HOLD | SPECIAL_EXIT | RESV_DEL_HOLD
+    """
+)
+
+
+def never_starts(reason: str | None) -> bool:
+    """Whether a job that waits for this reason does not start by itself.
+
+    >>> never_starts("JobHoldMaxRequeue"), never_starts("AssocGrpCpuLimit")
+    (True, False)
+    """
+    return reason is not None and bool(_NEVER.fullmatch(reason.strip("()").replace(" ", "_")))

@@ -15,7 +15,7 @@ from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
 from astra.processes import process_began
-from astra.slurm import client, parse
+from astra.slurm import client, command, parse
 from astra.states import ALIVE, AttemptState, PageState, SlurmState
 
 
@@ -105,7 +105,7 @@ class Pages(Sequence[PageStatus]):
     def __init__(self, stored: Stored, answer: Any, cancelled: bool) -> None:
         self.stored, self.answer, self.cancelled = stored, answer, cancelled
         self._arrays = {
-            pk: (s.job_id, s.pages_per_element, s.offset)
+            pk: (s.job_name, s.pages_per_element, s.offset)
             for pk, s in stored.submissions.items()
             if s.kind == "slurm" and s.job_id and answer is not None
         }
@@ -123,7 +123,8 @@ class Pages(Sequence[PageStatus]):
             key = row[5], row[6], id(execution)
             if (kind := alike.get(key)) is None:
                 state = self._state(row[5], stored.attempts.get(row[6]), execution)
-                held = state is PageState.WAITING and execution and _is_never(execution.reason)
+                waits = state is PageState.WAITING and execution
+                held = waits and parse.never_starts(execution.reason)
                 kind = alike[key] = state, counts[state], bool(held)
                 if execution is not None:
                     self.any_ended |= execution.state is None or not execution.state.alive
@@ -158,8 +159,8 @@ class Pages(Sequence[PageStatus]):
         array = self._arrays.get(row[5])
         if array is None:
             return None
-        job_id, each, offset = array
-        key = job_id, (row[0] - 1) // each + 1 - offset
+        name, each, offset = array
+        key = name, (row[0] - 1) // each + 1 - offset
         return self.answer.executions.get(key) or self.answer.of(*key)
 
     def _state(self, submission_pk: int | None, attempt: Any, execution: Any) -> PageState:
@@ -262,7 +263,18 @@ def _ran_out_of_memory(submission: Submission | None, job: str | None) -> bool:
 def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
     """The arrays that these submissions became, each with its cluster."""
     found = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
-    return [parse.JobId(s.job_id, s.cluster) for s in sorted(found, key=lambda s: s.job_id)]
+    return [job_of(s) for s in sorted(found, key=lambda s: s.job_id)]
+
+
+def job_of(submission: Submission) -> parse.JobId:
+    """The array that a submission became: its number counts only with its name and its cluster."""
+    return parse.JobId(
+        submission.job_id,
+        submission.cluster,
+        submission.job_name,
+        submission.cluster_name,
+        submission.created_by,
+    )
 
 
 def ask(plans: Iterable[Plan]) -> Asked:
@@ -277,7 +289,7 @@ def _ask(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> 
     """What Slurm says of these jobs: one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
-    if not client.available():
+    if not command.available():
         return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
     answer = client.elements(jobs, again=again, recent_s=recent_s)
     return answer, list(answer.notes)
@@ -322,17 +334,18 @@ def _slurm_page_state(
     """What a page that is not whole is, from Slurm's word and the attempt's own."""
     silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
     state = execution.state if execution else None
-    sure = answer is not None and answer.queue and submission.job_id not in answer.unsettled
-    if state is None and sure and not answer.accounting:
+    sure = answer is not None and answer.queue and submission.job_name not in answer.unsettled
+    if execution is parse.UNKNOWN and sure and not answer.accounting:
         # Without accounting squeue has the only word, and it does not know the element.
         state = SlurmState.ABSENT
     if state is None:
         fresh = mine is not None and mine.state == AttemptState.RUNNING and silent_s <= lease_s
         return PageState.RUNNING if fresh else PageState.UNKNOWN
     if state is SlurmState.ABSENT:
-        # Slurm does not know the job: if it was heard of just now, that is no proof of its end.
-        said = _said(mine)
-        return said or (PageState.LOST if silent_s > lease_s else PageState.UNKNOWN)
+        # Slurm does not know the element: if it gave a sign of life just now, that is no proof of
+        # its end, unless squeue shows others of its array, and so would show it too.
+        is_gone = silent_s > lease_s or submission.job_name in answer.queued
+        return _said(mine) or (PageState.LOST if is_gone else PageState.UNKNOWN)
     if state is SlurmState.PENDING:
         return PageState.WAITING
     if state is SlurmState.RUNNING:
@@ -352,19 +365,6 @@ def _said(attempt: Attempt | None) -> PageState | None:
     }.get(attempt.state)
 
 
-#: Slurm's reasons that no time mends: somebody has to change the job, or let it go.
-_NEVER = frozenset(
-    """AccountNotAllowed AssocMaxWallDurationPerJobLimit BadConstraints DependencyNeverSatisfied
-    InvalidAccount InvalidQOS JobHeldAdmin JobHeldUser PartitionDown PartitionInactive
-    PartitionNodeLimit PartitionTimeLimit QOSMaxWallDurationPerJobLimit QOSNotAllowed
-    launch_failed_requeued_held""".split()
-)
-
-
 def never_starts(page: PageStatus) -> bool:
     """Whether a page waits for something that does not come by itself."""
-    return page.state is PageState.WAITING and _is_never(page.reason)
-
-
-def _is_never(reason: str | None) -> bool:
-    return str(reason).replace(" ", "_") in _NEVER
+    return page.state is PageState.WAITING and parse.never_starts(page.reason)

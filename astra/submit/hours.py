@@ -18,6 +18,7 @@ from astra.database.connection import retrying, writing
 from astra.errors import AstraError, OutOfHours
 from astra.models.plans import Attempt, Page, Submission
 from astra.slurm import client
+from astra.slurm.parse import JobId
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def _cancel_waiting() -> None:
     if job is None:
         return
     try:
-        client.cancel_waiting(int(job))
+        mine = JobId(int(job), name=os.environ.get("SLURM_JOB_NAME"))
+        client.cancel(mine, waiting_only=True)
     except AstraError as error:
         log.warning("what waits of job %s will begin, and do nothing: %s", job, error)

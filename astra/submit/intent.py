@@ -4,7 +4,6 @@ It has a token, which stands in the job's name. Where sbatch's answer was lost, 
 by that name, and sent again only when it is established that there is none.
 """
 
-import getpass
 import json
 import logging
 import os
@@ -27,8 +26,9 @@ from astra.errors import BusyError, SlurmUnknown, UsageError
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.pages import is_cancelled
-from astra.processes import process_began
-from astra.slurm import client, parse
+from astra.processes import process_began, user_name
+from astra.slurm import client, limits, parse
+from astra.slurm.refusals import at_limit
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,15 @@ def new_submission(
         pages_per_element=each,
         profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
         cluster=str(chosen.options.get("clusters") or "") or None if chosen else None,
-        created_by=getpass.getuser(),
+        cluster_name=None if local or _goes_elsewhere(chosen) else limits.here().name,
+        created_by=user_name(),
         job_id=os.getpid() if local else None,
         pid_began=process_began(os.getpid()) if local else None,
     )
+
+
+def _goes_elsewhere(chosen: Profile | None) -> bool:
+    return bool(chosen and chosen.options.get("clusters"))
 
 
 def _describe(chosen: Profile) -> dict[str, Any]:
@@ -194,6 +199,8 @@ def send(
                 ) from lost
             if found:
                 return choose(found)
+            if limit := at_limit(str(lost)):
+                raise limit from lost
             if not again:
                 raise SlurmUnknown(f"sbatch gave no clear answer twice ({lost}); {kept}") from lost
     raise AssertionError("unreachable")
@@ -215,14 +222,16 @@ def one_of(submission: Submission, found: list[parse.JobId]) -> parse.JobId:
     kept = next((job for job in found if job.job_id == bound), min(found, key=lambda j: j.job_id))
     others = [job for job in found if job != kept]
     if others:
-        client.cancel(others)
+        for job in others:
+            client.cancel(job)
     return kept
 
 
 def adopt(submission: Submission, found: parse.JobId) -> None:
     """The submission is this job, if it is not bound to another yet."""
     job_id = fn.COALESCE(Submission.job_id, found.job_id)
-    query = Submission.update(state="submitted", cluster=found.cluster, job_id=job_id)
+    home = {"cluster_name": found.cluster} if found.cluster else {}
+    query = Submission.update(state="submitted", cluster=found.cluster, job_id=job_id, **home)
     retrying(query.where(Submission.pk == submission.pk).execute, bound_s=30)
 
 

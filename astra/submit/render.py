@@ -1,6 +1,5 @@
 """Render the script of a submission and write it to the run directory."""
 
-import getpass
 import os
 import socket
 import sys
@@ -13,6 +12,7 @@ from astra.config.profiles import Profile
 from astra.config.run_folder import run_folder, write_whole
 from astra.database.connection import url
 from astra.models.plans import Plan, Submission
+from astra.processes import user_name
 from astra.slurm import script
 from astra.submit.arrays import Slice
 from astra.submit.hours import Hours
@@ -45,7 +45,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
             python=sys.executable,
             environment=environment(),
-            made_by=f"{getpass.getuser()} on {socket.gethostname()}",
+            made_by=f"{user_name()} on {socket.gethostname()}",
             made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         ),
     )  # fmt: skip

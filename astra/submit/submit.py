@@ -12,11 +12,11 @@ from astra.config.profiles import Profile, choose_profile
 from astra.config.run_folder import check_folder, run_folder
 from astra.database.connection import at_hand, connection, dialect
 from astra.database.threads import begun_aside
-from astra.errors import AstraError, SlurmError, UsageError
+from astra.errors import AstraError, SlurmError, SlurmRefused, UsageError
 from astra.models.plans import Plan, Submission, excluded_nodes
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import waiting_pages
-from astra.slurm import client, parse
+from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.limits import warn
 from astra.submit.arrays import Slice, _in_lane, halves, shares, slices
@@ -143,7 +143,7 @@ def submit_pages(
     """
     away = _away(chosen) if pages else ()
     each = chosen.pages_per_element
-    queue = list(slices(pages, each, client.max_array_size() - 1)) if pages else []
+    queue = list(slices(pages, each, limits.max_array_size() - 1)) if pages else []
     lanes = shares(chosen.throttle, [len(piece.elements) for piece in queue])
     if dry_run:
         jobs = [
@@ -194,7 +194,7 @@ def _submit_slices(
                 except AstraError as error:
                     if coming:
                         withdraw(coming.submission, "absent", f"not sent after: {error}")
-                    if not isinstance(error, parse.SlurmRefused) or not (error.limit or jobs):
+                    if not isinstance(error, SlurmRefused) or not (error.limit or jobs):
                         raise
                     if not error.limit:
                         return jobs, done, str(error)
@@ -220,7 +220,7 @@ def _away(chosen: Profile) -> tuple[str, ...]:
     if not bad or "nodelist" in chosen.options:
         return ()
     try:
-        room = client.room(str(chosen.options.get("partition") or "") or None)
+        room = limits.room(str(chosen.options.get("partition") or "") or None)
     except SlurmError as error:
         log.warning("which nodes there are is not known, so that none is left out: %s", error)
         return ()
@@ -283,8 +283,8 @@ def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
     path = Path(submission.script)
     try:
         found = send(path, submission.job_name, submission.cluster, kept, choose, begun=answer)
-    except (parse.SlurmRefused, UsageError) as error:  # the latter: no script could be written
-        refused = isinstance(error, parse.SlurmRefused)
+    except (SlurmRefused, UsageError) as error:  # the latter: no script could be written
+        refused = isinstance(error, SlurmRefused)
         withdraw(submission, "refused" if refused else "absent", str(error))
         raise
     adopt(submission, found)

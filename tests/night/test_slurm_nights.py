@@ -21,7 +21,7 @@ from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
-from astra.slurm.client import max_array_size
+from astra.slurm.limits import configuration
 from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.submit import submit
@@ -316,7 +316,7 @@ def test_more_pages_than_an_array_holds(pg_url, monkeypatch, tmp_path):
         try:
             monkeypatch.setenv("SLURM_CONF", str(small.conf))
             monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "a run's folder"))
-            max_array_size.cache_clear()
+            configuration.cache_clear()
             plan = plan_of(120, 2)
             done = submit(plan)
             assert [(job.array.partition("%")[0], job.offset) for job in done.jobs] == [
@@ -325,5 +325,5 @@ def test_more_pages_than_an_array_holds(pg_url, monkeypatch, tmp_path):
             run_out(small)
             assert counts() == (120, 120) and status(plan).state == "whole"
         finally:
-            max_array_size.cache_clear()
+            configuration.cache_clear()
             small.stop()

@@ -14,7 +14,7 @@ from astra.models.plans import Attempt, Submission
 from astra.plan.plan import create_plan
 from astra.plan.sizes import Estimate, Experience, sizes, time_limit
 from astra.slurm.limits import Bounds, bounds, warnings
-from astra.slurm.parse import parse_maintenance
+from astra.slurm.site import parse_maintenance
 from tests.conftest import ROOT
 from tests.sample_tasks import costly, fill
 from tests.servers import wait_for

@@ -22,8 +22,8 @@ from astra.policy import retry_policy
 from astra.policy.next_steps import ends_of
 from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
 from astra.resume.resume import resume
-from astra.slurm.client import room
-from astra.slurm.parse import Room, parse_partitions
+from astra.slurm.limits import room
+from astra.slurm.site import Room, parse_partitions
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.submit import submit, to_exclude

@@ -1,6 +1,5 @@
 """Slurm's edge: what its words mean, what no answer means, and the real cluster's own words."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,40 +10,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra.config import settings
-from astra.errors import SlurmError, SlurmUnknown
-from astra.slurm import client, parse
-from astra.slurm.parse import expand, parse_sacct, parse_squeue, parse_submission, refusal, settle
+from astra.errors import SlurmError, SlurmRefused, SlurmUnknown
+from astra.slurm import client, command, limits, parse
+from astra.slurm.parse import expand, parse_sacct, parse_squeue, parse_submission, settle
+from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec, directive
+from astra.slurm.site import parse_max_array_size
 from astra.states import SlurmState as S
 
 # What Slurm 22.05 printed for an array of eight: whole, status 3, killed by signal 9, requeued,
 # killed by signal 15, cancelled, running, and one that kept the array's own job id.
 SQUEUE = """\
-30_1|COMPLETED|0|n1|0|0:00|UNLIMITED|None|
-30_5|FAILED|15|n3|0|0:00|UNLIMITED|JobLaunchFailure|
-30_3|FAILED|9|n2|0|0:00|UNLIMITED|JobLaunchFailure|
-30_2|FAILED|768|n1|0|0:00|5:00|NonZeroExitCode|
-30_8|CANCELLED|15|n1|0|3:22|UNLIMITED|None|
-30_4|PENDING|0||1|0:00|UNLIMITED|BeginTime|
-30_7|RUNNING|0|n2|0|1-02:03:50|1-00:00:00|None|
+30_1|COMPLETED|0|n1|0|0:00|UNLIMITED|None|astra|
+30_5|FAILED|15|n3|0|0:00|UNLIMITED|JobLaunchFailure|astra|
+30_3|FAILED|9|n2|0|0:00|UNLIMITED|JobLaunchFailure|astra|
+30_2|FAILED|768|n1|0|0:00|5:00|NonZeroExitCode|astra|
+30_8|CANCELLED|15|n1|0|3:22|UNLIMITED|None|astra|
+30_4|PENDING|0||1|0:00|UNLIMITED|BeginTime|astra|
+30_7|RUNNING|0|n2|0|1-02:03:50|1-00:00:00|None|astra|
 """
-SQUEUE_COLUMNS = "JobArrayID State exit_code NodeList RestartCnt TimeUsed TimeLimit Reason".split()
+SQUEUE_COLUMNS = (
+    "JobArrayID State exit_code NodeList RestartCnt TimeUsed TimeLimit Reason Name".split()
+)
 SACCT = """\
-30_1|COMPLETED|0:0|n1|0|UNLIMITED||None
-30_1.batch|COMPLETED|0:0|n1|0|||
-30_2|FAILED|3:0|n1|0|5||None
-30_2.batch|FAILED|3:0|n1|0|||
-30_3|FAILED|0:9|n2|0|UNLIMITED||None
-30_3.batch|CANCELLED|0:9|n2|0|||
-30_4|REQUEUED|0:0|n2|202|UNLIMITED||None
-30_4.batch|CANCELLED|0:15|n2|202||4676K|
-30_6|CANCELLED by 0|0:0|n3|202|UNLIMITED||None
-30_6.batch|CANCELLED|0:15|n3|202||4612K|
-30_6.extern|COMPLETED|0:0|n3|202||1.5G|
-30_7|RUNNING|0:0|n2|230|UNLIMITED||JobArrayTaskLimit
-30_8|CANCELLED by 0|0:0|n1|202|UNLIMITED||JobArrayTaskLimit
-30_4|PENDING|0:0|None assigned|0|Partition_Limit||BeginTime
-38_[2-5%2]|CANCELLED by 0|0:0|None assigned|0|Partition_Limit||JobHeldUser
+30_1|COMPLETED|0:0|n1|0|UNLIMITED||None|astra
+30_1.batch|COMPLETED|0:0|n1|0||||batch
+30_2|FAILED|3:0|n1|0|5||None|astra
+30_2.batch|FAILED|3:0|n1|0||||batch
+30_3|FAILED|0:9|n2|0|UNLIMITED||None|astra
+30_3.batch|CANCELLED|0:9|n2|0||||batch
+30_4|REQUEUED|0:0|n2|202|UNLIMITED||None|astra
+30_4.batch|CANCELLED|0:15|n2|202||4676K||batch
+30_6|CANCELLED by 0|0:0|n3|202|UNLIMITED||None|astra
+30_6.batch|CANCELLED|0:15|n3|202||4612K||batch
+30_6.extern|COMPLETED|0:0|n3|202||1.5G||extern
+30_7|RUNNING|0:0|n2|230|UNLIMITED||JobArrayTaskLimit|astra
+30_8|CANCELLED by 0|0:0|n1|202|UNLIMITED||JobArrayTaskLimit|astra
+30_4|PENDING|0:0|None assigned|0|Partition_Limit||BeginTime|astra
+38_[2-5%2]|CANCELLED by 0|0:0|None assigned|0|Partition_Limit||JobHeldUser|astra
 """
 
 
@@ -58,7 +61,7 @@ def reordered(text: str) -> str:
 @pytest.fixture(autouse=True)
 def quick() -> None:
     settings.use(settings.Config(slurm=settings.Slurm(timeout_s=20, retries=0)))
-    client.max_array_size.cache_clear()
+    limits.configuration.cache_clear()
 
 
 class TestSqueue:
@@ -86,8 +89,12 @@ class TestSqueue:
         assert found[30, 1].time_limit_min is None and found[30, 2].time_limit_min == 5
 
     def test_what_is_not_understood_is_no_answer(self) -> None:
-        with pytest.raises(SlurmError, match="not known to astra"):
-            parse_squeue("30_1|DREAMING|0|0|n1|0:00|5:00|None|")
+        text = "30_1|POWER_UP_NODE|0|0|n1|0:00|5:00|None|astra|"
+        found = parse_squeue(text + "\n" + reordered(SQUEUE).splitlines()[-1])
+        assert found[30, 1].state is None and "POWER_UP_NODE" in str(found[30, 1].reason)
+        assert found[30, 7].state is S.RUNNING  # what is understood of the answer counts
+        booked = parse_sacct("9_1|DREAMING|0:0|n1|1|5|||astra\n9_2|COMPLETED|0:0|n1|1|5|||astra\n")
+        assert (booked[9, 1].state, booked[9, 2].state) == (None, S.COMPLETED)
         with pytest.raises(SlurmUnknown, match="columns"):
             parse_squeue("slurm is being updated today")
         assert parse_squeue("\nCLUSTER: test\n") == {}
@@ -109,13 +116,13 @@ class TestSacct:
         assert found[30, 6].elapsed_s == 202
 
     def test_an_entry_of_its_own_beats_the_brackets(self) -> None:
-        later = "9_2|RUNNING|0:0|n1|1|5||\n9_[1-2]|PENDING|0:0|None assigned|0|5||\n"
+        later = "9_2|RUNNING|0:0|n1|1|5|||astra\n9_[1-2]|PENDING|0:0|None assigned|0|5|||astra\n"
         found = parse_sacct(later)
         assert (found[9, 1].state, found[9, 2].state) == (S.PENDING, S.RUNNING)
 
     @pytest.mark.parametrize("word", ["OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "PREEMPTED"])
     def test_other_ends(self, word: str) -> None:
-        found = parse_sacct(f"9_1|{word}|0:125|n1|1|5||\n")
+        found = parse_sacct(f"9_1|{word}|0:125|n1|1|5|||astra\n")
         assert found[9, 1].state is S(word) and found[9, 1].signal == 125
 
     @given(st.sets(st.integers(0, 500), min_size=1), st.none() | st.integers(1, 9))
@@ -142,17 +149,19 @@ class TestTogether:
 
     def test_squeues_exit_code_counts(self) -> None:
         # sacct showed `exit 143` as 15:0, squeue as 36608.
-        live = parse_squeue("9_1|FAILED|36608|0|n1|0:00|5:00|NonZeroExitCode|")
-        booked = parse_sacct("9_1|FAILED|15:0|n1|7|5||None\n9_1.batch|FAILED|15:0|n1|7||2M|\n")
+        live = parse_squeue("9_1|FAILED|36608|0|n1|0:00|5:00|NonZeroExitCode|astra|")
+        booked = parse_sacct(
+            "9_1|FAILED|15:0|n1|7|5||None|astra\n9_1.batch|FAILED|15:0|n1|7||2M||batch\n"
+        )
         found = settle(live, booked).of(9, 1)
         assert (found.exit_code, found.max_rss_mb) == (143, 2)
 
     def test_alive_in_accounting_alone_is_unknown(self) -> None:
-        found = settle({}, parse_sacct("9_1|RUNNING|0:0|n1|1|5||\n")).of(9, 1)
+        found = settle({}, parse_sacct("9_1|RUNNING|0:0|n1|1|5|||astra\n")).of(9, 1)
         assert found.state is None and "sacct calls it RUNNING" in str(found.reason)
 
     def test_an_array_that_accounting_does_not_tell_apart_yet(self) -> None:
-        answer = settle({}, parse_sacct("9|PENDING|0:0||0|5||\n"))
+        answer = settle({}, parse_sacct("9|PENDING|0:0||0|5|||astra\n"))
         assert answer.of(9, 1).state is None
 
     def test_no_answer_is_never_absent(self) -> None:
@@ -212,28 +221,13 @@ class TestRefusals:
 
     def test_the_size_of_arrays(self) -> None:
         text = "MaxArraySize            = 1001\nSchedulerParameters     = bf_interval=1{}\n"
-        assert parse.parse_max_array_size(text.format("")) == 1001
-        assert parse.parse_max_array_size(text.format(",max_array_tasks=100")) == 101
+        assert parse_max_array_size(text.format("")) == 1001
+        assert parse_max_array_size(text.format(",max_array_tasks=100")) == 101
         with pytest.raises(SlurmUnknown):
-            parse.parse_max_array_size("")
+            parse_max_array_size("")
 
 
 Commands = Callable[..., dict[str, str]]
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Commands:
-    """Small programs with the names of Slurm's, and the environment in which they are found."""
-
-    def make(**scripts: str) -> dict[str, str]:
-        for name, script in scripts.items():
-            file = tmp_path / "bin" / name
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(f'#!/bin/bash\necho "$0 $*" >> {tmp_path}/calls\n{script}\n')
-            file.chmod(0o755)
-        return {**os.environ, "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
-
-    return make
 
 
 class TestNoAnswer:
@@ -277,13 +271,13 @@ class TestNoAnswer:
         with pytest.raises(SlurmError, match="sbatch is not on PATH: load the module") as caught:
             client.submit(Path("x.sh"), env={"PATH": "/nowhere"})
         assert not isinstance(caught.value, SlurmUnknown)
-        assert not client.available({"PATH": "/nowhere"})
+        assert not command.available({"PATH": "/nowhere"})
 
     def test_queries_are_repeated(
         self, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         pauses: list[float] = []
-        monkeypatch.setattr(client, "time", SimpleNamespace(sleep=pauses.append))
+        monkeypatch.setattr(command, "time", SimpleNamespace(sleep=pauses.append))
         settings.use(settings.Config(slurm=settings.Slurm(retries=2)))
         env = commands(
             squeue=f"[ $(grep -c squeue {tmp_path}/calls) -ge 3 ] || "
@@ -300,18 +294,18 @@ class TestNoAnswer:
             monkeypatch.setenv(name, "inherited")
         monkeypatch.setenv("SLURM_CONF", "/kept")
         env = commands(squeue="env", sbatch="env")
-        seen = client.run(["squeue"], env=env)
+        seen = command.run(["squeue"], env=env)
         assert "inherited" not in seen
         assert "SLURM_CONF=/kept" in seen and "LC_ALL=C" in seen and "SLURM_BITSTR_LEN=0" in seen
         # sbatch hands its environment on to the job: it gets the caller's own.
-        assert "SLURM_BITSTR_LEN" not in client.run(["sbatch"], env=env)
+        assert "SLURM_BITSTR_LEN" not in command.run(["sbatch"], env=env)
 
     def test_squeue_down_leaves_everything_unknown(
         self, commands: Commands, tmp_path: Path
     ) -> None:
         env = commands(
             squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
-            sacct="echo '9_1|COMPLETED|0:0|n1|1|5||'",
+            sacct="echo '9_1|COMPLETED|0:0|n1|1|5|||astra'",
         )
         answer = client.elements([9], env=env)
         assert not answer.queue and answer.of(9, 1).state is None
@@ -329,7 +323,7 @@ class TestNoAnswer:
     def test_without_accounting_what_squeue_forgot_is_unknown(
         self, commands: Commands, sacct: str
     ) -> None:
-        env = commands(squeue="echo '9_1|RUNNING|0|0|n1|0:05|5:00|None|'", sacct=sacct)
+        env = commands(squeue="echo '9_1|RUNNING|0|0|n1|0:05|5:00|None|astra|'", sacct=sacct)
         answer = client.elements([9], env=env)
         assert answer.queue and not answer.accounting and "sacct" in answer.notes[0]
         assert answer.of(9, 1).state is S.RUNNING
@@ -354,7 +348,7 @@ class TestNoAnswer:
     def test_accounting_that_lags_makes_squeue_be_asked_again(
         self, commands: Commands, tmp_path: Path
     ) -> None:
-        env = commands(squeue="true", sacct="echo '9_1|RUNNING|0:0|n1|1|5||'")
+        env = commands(squeue="true", sacct="echo '9_1|RUNNING|0:0|n1|1|5|||astra'")
         assert client.elements([9], env=env).of(9, 1).state is None
         calls = (tmp_path / "calls").read_text()
         assert calls.count("squeue ") == 2 and calls.count("sacct ") == 1
@@ -379,16 +373,24 @@ class TestNoAnswer:
     def test_what_is_gone_need_not_be_cancelled(self, commands: Commands, tmp_path: Path) -> None:
         gone = "echo 'scancel: error: Kill job error on job id 9: Invalid job id specified' >&2; exit 1"
         env = commands(scancel=gone)
-        client.cancel([9, (8, 3), (8, 4), (8, 7), parse.JobId(5, "big")], env=env)
+        client.cancel(parse.JobId(9), env=env)
+        client.cancel(parse.JobId(8, name="astra-1-x"), env=env)
+        client.cancel(parse.JobId(8), [3, 4, 7], env=env)
+        client.cancel(parse.JobId(5, "big"), waiting_only=True, env=env)
         calls = [line.split("/bin/")[1] for line in (tmp_path / "calls").read_text().splitlines()]
-        assert sorted(calls) == ["scancel -M big 5", "scancel 9 8_[3-4,7]"]
+        assert calls == [
+            "scancel 9",
+            "scancel --name astra-1-x 8",
+            "scancel 8_[3-4,7]",
+            "scancel -M big --state=PENDING 5",
+        ]
         denied = "echo 'scancel: error: Access/permission denied' >&2; exit 1"
         with pytest.raises(SlurmError, match="permission"):
-            client.cancel([9], env=commands(scancel=denied))
+            client.cancel(parse.JobId(9), env=commands(scancel=denied))
 
     def test_a_configuration_that_is_missing_is_not_waited_for(self, commands: Commands) -> None:
         env = {**commands(sbatch="true"), "SLURM_CONF": "/no/such/slurm.conf"}
-        assert not client.available(env)
+        assert not command.available(env)
 
 
 # ----------------------------------------------------------------------------- the real cluster
@@ -418,34 +420,34 @@ def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
 @pytest.mark.slurm
 class TestReal:
     def test_the_machine(self, real: dict[str, str]) -> None:
-        assert client.available()
-        assert client.max_array_size() > 1
+        assert command.available()
+        assert limits.max_array_size() > 1
 
     def test_refusals(self, real: dict[str, str], tmp_path: Path) -> None:
         file = script(tmp_path, "true", "--hold")
         for option, words in (
             ("--partition=nope", "sinfo -s"),
             ("--account=nope", "sacctmgr show assoc"),
-            (f"--array=1-{client.max_array_size()}", "MaxArraySize"),
+            (f"--array=1-{limits.max_array_size()}", "MaxArraySize"),
             ("--mem=8X", "change mem"),
             ("--constraint=nope", "constraint"),
             ("--no-such-option", "version of Slurm"),
         ):
-            with pytest.raises(parse.SlurmRefused, match=words) as caught:
+            with pytest.raises(SlurmRefused, match=words) as caught:
                 client.submit(file, [option])
             assert not caught.value.limit, option
-        with pytest.raises(parse.SlurmRefused, match="DOS line breaks"):
+        with pytest.raises(SlurmRefused, match="DOS line breaks"):
             (tmp_path / "dos.sh").write_bytes(b"#!/bin/bash\r\ntrue\r\n")
             client.submit(tmp_path / "dos.sh")
 
     def test_the_limit_of_submitted_jobs(self, real: dict[str, str], tmp_path: Path) -> None:
         def set_limit(most: int) -> None:
             words = f"-i modify user root where account=sdss set MaxSubmitJobs={most}"
-            client.run(["sacctmgr", *words.split()])
+            command.run(["sacctmgr", *words.split()])
 
         set_limit(3)
         try:
-            with pytest.raises(parse.SlurmRefused, match="SubmitJob") as caught:
+            with pytest.raises(SlurmRefused, match="SubmitJob") as caught:
                 client.submit(script(tmp_path, "true", "--hold"), ["--array=1-9", "--account=sdss"])
             assert caught.value.limit
         finally:
@@ -459,7 +461,8 @@ class TestReal:
         assert client.find(name) == [job]
         assert client.find(name, "test") == [parse.JobId(job.job_id, "test")]
         assert client.find(name + "y") == []
-        client.cancel([job, *client.find(name + "x")])
+        for one in (job, *client.find(name + "x")):
+            client.cancel(one)
         assert client.find(name) == [job]
 
     def test_elements_of_a_mixed_array(self, real: dict[str, str], tmp_path: Path) -> None:
@@ -467,8 +470,8 @@ class TestReal:
         job = client.submit(script(tmp_path, body, "--array=1-8%5"))
         states = lambda: {i: client.elements([job]).of(job.job_id, i).state for i in range(1, 9)}  # noqa: E731
         until(lambda: states()[4] is S.RUNNING and states()[3] is S.FAILED)
-        client.run(["scontrol", "requeue", f"{job.job_id}_4"])
-        client.cancel([(job.job_id, 7), (job.job_id, 8), (job.job_id, 5)])
+        command.run(["scontrol", "requeue", f"{job.job_id}_4"])
+        client.cancel(job, [7, 8, 5])
         until(lambda: states()[5] is S.CANCELLED and states()[4] is S.PENDING)
         answer = client.elements([job, 999_999])
         assert answer.queue and answer.accounting and not answer.notes
@@ -481,7 +484,7 @@ class TestReal:
         assert found[9].state is S.ABSENT
         assert answer.of(999_999, 1).state is S.ABSENT
         assert client.elements([999_999]).of(999_999, 1).state is S.ABSENT
-        client.cancel([job])
+        client.cancel(job)
 
     def test_sbatch_reads_directives_as_they_are_written(
         self, real: dict[str, str], tmp_path: Path
@@ -489,6 +492,6 @@ class TestReal:
         for text in ("plain", "a b", 'say "a"', "it's", "back\\slash", "a #b", "$HOME `id`", "é%j"):
             file = script(tmp_path, "true", "--hold", f"--comment={directive(text)}")
             job = client.submit(file)
-            shown = client.run(["squeue", "-h", "-j", str(job.job_id), "-O", "Comment:|"])
-            client.cancel([job])
+            shown = command.run(["squeue", "-h", "-j", str(job.job_id), "-O", "Comment:|"])
+            client.cancel(job)
             assert shown.rstrip("\n") == text + "|"

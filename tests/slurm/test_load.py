@@ -69,18 +69,20 @@ def fifty_arrays() -> int:
 @pytest.mark.postgres
 def test_status_of_50_arrays_is_one_squeue_and_one_sacct(slurm, calls):
     plan = str(fifty_arrays())
+    calls.count()
     words = [sys.executable, "-m", "astra", "status", plan]
     subprocess.run(words, cwd=ROOT, capture_output=True, check=False)
     found = calls.count()
     print("status of 50 arrays:", dict(found))
-    assert found == {"squeue": 1, "sacct": 1}
+    # scontrol: which cluster this is, since that a job is absent counts only on its own.
+    assert found == {"squeue": 1, "sacct": 1, "scontrol": 1}
     settings.use(settings.Config(slurm=settings.Slurm(retries=0, timeout_s=20)))
     # Without an answer of the accounting there is no call for each array either.
     calls.does("sacct", "echo 'sacct: error: slurm_persist_conn_open: refused' >&2; exit 1")
     subprocess.run([*words, "--json"], cwd=ROOT, capture_output=True, check=False)
     found = calls.count()
     print("the same, without accounting:", dict(found))
-    assert found["scontrol"] <= 1 and found["squeue"] <= 1 and found["sacct"] <= 4
+    assert found["scontrol"] <= 2 and found["squeue"] <= 1 and found["sacct"] <= 4
 
 
 _TASK = """

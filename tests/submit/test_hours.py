@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from datetime import datetime
-from functools import cache
 
 import pytest
 
@@ -20,7 +19,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.policy.retry_policy import end_of, next_step
 from astra.resume.resume import resume
-from astra.slurm.parse import Room
+from astra.slurm.site import Room
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
@@ -179,7 +178,7 @@ def test_nothing_begins_after_the_hours_and_what_runs_is_drained(slurm):
 @pytest.mark.postgres
 def test_a_throttle_is_that_of_all_arrays_together(slurm, monkeypatch):
     """Five arrays and a throttle of 3: the first three share it, the others wait for those."""
-    monkeypatch.setattr("astra.slurm.client.max_array_size", cache(lambda: 5))
+    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 5)
     plan = plan_of(20, 1)
     done = submit(plan, options={"throttle": 3, "hold": True})
     assert [job.array.partition("%")[2] for job in done.jobs] == ["1"] * 5

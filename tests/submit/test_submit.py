@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
-from functools import cache
 from pathlib import Path
 
 import psycopg2
@@ -28,7 +27,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 @pytest.fixture
 def small_arrays(monkeypatch):
     """Arrays of four elements at most."""
-    monkeypatch.setattr("astra.slurm.client.max_array_size", cache(lambda: 5))
+    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 5)
 
 
 _SQL = """

@@ -1,0 +1,156 @@
+"""Run one of Slurm's commands, and know an answer from none."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from astra.config import settings as config
+from astra.config.run_folder import umask_without_write
+from astra.errors import SlurmError, SlurmUnknown
+from astra.slurm import query_cache
+
+
+class Failed(SlurmError):
+    """A command ended with a status other than 0, and said why."""
+
+    def __init__(self, command: str, words: str, output: str) -> None:
+        super().__init__(f"{command}: {words}")
+        self.words, self.output = words, output
+
+
+# A surrounding job's variables would become options of ours (SBATCH_PARTITION, SQUEUE_FORMAT).
+# SLURM_CLUSTERS goes too: the cluster of a job is written down by the profile, not by a shell.
+_INHERITED = re.compile(r"(SLURM|SLURMD|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO)_")
+
+_KEPT = re.compile(r"SLURM_(CONF|CONF_SERVER|JWT|SACK_\w+)")
+
+_READ_ONLY = {"squeue", "sacct", "scontrol", "sinfo"}
+
+_NO_ANSWER = re.compile(
+    r"timed out|Unable to contact slurm|Connection (refused|reset)|Zero Bytes|"
+    r"Message (send|receive) failure|Communication \w+ failure|Broken pipe|"
+    r"try again|currently in backup|in standby mode",
+    re.IGNORECASE,
+)
+
+
+def run(
+    args: Sequence[str],
+    *,
+    input: str | None = None,
+    env: Mapping[str, str] | None = None,
+    recent_s: float = 0.0,
+) -> str:
+    """Run one of Slurm's commands and give what it prints.
+
+    A query that is not answered is repeated, ``[slurm] retries`` times.
+
+    Parameters
+    ----------
+    args : the command and its arguments.
+    input : text for its standard input.
+    env : environment, in place of that of the process; variables of a surrounding job are left
+        out of either.
+    recent_s : an answer that this user had to the same query within so many seconds will do.
+
+    Raises
+    ------
+    SlurmError
+        If the command is missing, or fails with words of its own.
+    SlurmUnknown
+        If there was no answer: nothing is known about what it did.
+    """
+    if args[0] not in _READ_ONLY:
+        query_cache.forget_all()
+    where = str((os.environ if env is None else env).get("SLURM_CONF"))
+    return query_cache.kept(args, where, recent_s, lambda: _run_patiently(args, input, env))
+
+
+def _run_patiently(args: Sequence[str], input: str | None, env: Mapping[str, str] | None) -> str:
+    settings = config.current().slurm
+    tries = 1 + (settings.retries if args[0] in _READ_ONLY else 0)
+    for left in reversed(range(tries)):
+        try:
+            return _run_once(args, input, env, settings.timeout_s)
+        except SlurmUnknown:
+            if not left:
+                raise
+            pause_s = 0.5 * 2.0 ** (tries - 1 - left)
+            time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+    raise AssertionError("unreachable")
+
+
+def _run_once(
+    args: Sequence[str], text: str | None, env: Mapping[str, str] | None, timeout_s: float
+) -> str:
+    command = args[0]
+    environment = _environment(command, os.environ if env is None else env)
+    path = shutil.which(command, path=environment.get("PATH"))
+    if path is None:
+        raise SlurmError(
+            f"{command} is not on PATH: load the module of Slurm (module load slurm), or work on "
+            "a login node"
+        )
+    try:
+        done = subprocess.run(
+            [path, *args[1:]],
+            input=text if text is not None else "",
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            timeout=timeout_s,
+            umask=umask_without_write(),  # sbatch hands it on to the element and its log
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        # Where the controller is full, sbatch says so and tries again for two minutes.
+        said = _words((late.stderr or b"").decode("utf-8", "replace"))
+        raise SlurmUnknown(
+            f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); "
+            + (f"it said: {said}" if said else "is the controller well? scontrol ping tells")
+        ) from None
+    except OSError as error:
+        raise SlurmError(f"{path} cannot be run: {error.strerror}") from error
+    if done.returncode == 0:
+        return done.stdout
+    words = _words(done.stderr)
+    if done.returncode < 0:
+        raise SlurmUnknown(f"{command} was killed by signal {-done.returncode}. {words}".strip())
+    if _NO_ANSWER.search(words) or not words:
+        raise SlurmUnknown(f"{command}: {words or f'status {done.returncode} without a word'}")
+    raise Failed(command, words, done.stdout)
+
+
+def _environment(command: str, env: Mapping[str, str]) -> dict[str, str]:
+    kept = {k: v for k, v in env.items() if not _INHERITED.match(k) or _KEPT.fullmatch(k)}
+    if command != "sbatch":  # which hands its environment on to the job
+        # 0: "17_[1,3,5...]" is written out in full, not cut after 64 characters.
+        kept.update(LC_ALL="C", SLURM_BITSTR_LEN="0", SLURM_TIME_FORMAT="standard")
+    return kept
+
+
+def _words(stderr: str) -> str:
+    """Slurm's own words on one line, without the name of the command before each."""
+    lines = [
+        re.sub(r"^[\w/.-]+: ((error|fatal): )?", "", line).strip() for line in stderr.splitlines()
+    ]
+    return "; ".join(line for line in lines if line)
+
+
+def available(env: Mapping[str, str] | None = None) -> bool:
+    """Whether this machine has Slurm's commands and a configuration for them."""
+    env = os.environ if env is None else env
+    sbatch = shutil.which("sbatch", path=env.get("PATH"))
+    if sbatch is None:
+        return False
+    if env.get("SLURM_CONF"):  # without the file, a command would wait for it for a minute
+        return Path(env["SLURM_CONF"]).is_file()
+    usual = [Path(sbatch).resolve().parents[1] / "etc", Path("/run/slurm/conf")]
+    usual += [Path("/etc/slurm"), Path("/etc/slurm-llnl"), Path("/usr/local/etc")]
+    return "SLURM_CONF_SERVER" in env or any((p / "slurm.conf").is_file() for p in usual)

@@ -1,0 +1,67 @@
+"""What Slurm says when it refuses a job, and what to do about it."""
+
+import re
+
+from astra.errors import SlurmRefused
+
+_SUBMIT_LIMIT = re.compile(r"SubmitJob|MaxSubmit|MaxJobCount|Resource temporarily unavailable")
+
+_POLICY = re.compile(r"violates accounting/QOS policy")
+
+_OTHER_LIMIT = re.compile(r"\b(QOS|Assoc|Part)\w*(Limit|Min\w+|Max\w+)\b")
+
+# What Slurm says (slurm_errno of 22.05, and tried), and what to do about it.
+_ADVICE = [
+    ("account", "choose an account that `sacctmgr show assoc user=$USER` lists for the partition"),
+    ("partition", "choose a partition that `sinfo -s` lists and you may use"),
+    ("qos", "choose a qos that `sacctmgr show assoc user=$USER format=account,qos` lists"),
+    ("array", "an index may not reach MaxArraySize of `scontrol show config`"),
+    ("time", 'choose a time within the limit that `sinfo -o "%P %l"` shows for the partition'),
+    ("feature|constraint", "choose a constraint from the features of `sinfo -o %f`"),
+    (
+        "node configuration|memory|cpu count|node count|more processors",
+        "ask for no more than one node has: `sinfo -Nel`",
+    ),
+    ("generic resource|gres", "choose a gres that `sinfo -o %G` lists"),
+    ("reservation", "choose a reservation that `scontrol show reservation` lists"),
+    ("license", "choose licenses that `scontrol show licenses` lists"),
+    ("node name", "choose nodes that `sinfo -N` lists"),
+    ("cluster", "choose a cluster that `sacctmgr list clusters` lists"),
+    ("unrecognized option", "this version of Slurm does not have the option: take it out"),
+    ("permission|not permitted", "choose a partition, account or reservation that you may use"),
+    ("authentication", "Slurm does not accept this machine's credentials: munge may be down here"),
+]
+
+
+#: What sbatch says while it sleeps and tries again, since slurmctld has MaxJobCount jobs.
+_FULL = re.compile(r"temporarily unable to accept job")
+
+
+def at_limit(words: str) -> SlurmRefused | None:
+    """A refusal for the limit on all jobs, from the words of an sbatch that was not answered."""
+    if not _FULL.search(words):
+        return None
+    return SlurmRefused(
+        "Slurm takes no more jobs for now, of anybody (MaxJobCount of `scontrol show config`); "
+        "submit again when some have ended",
+        limit=True,
+    )
+
+
+def refusal(words: str) -> SlurmRefused:
+    """Slurm's refusal, with what to change."""
+    limit = bool(_SUBMIT_LIMIT.search(words))
+    other = _OTHER_LIMIT.search(words)
+    if not limit and _POLICY.search(words):
+        limit = not other  # old versions name no limit: the count of jobs is the usual one
+    said = re.sub(r"Batch job submission failed: ", "", words)
+    if limit:
+        advice = "no more jobs are taken for now: submit again when some have ended"
+    elif other:
+        advice = "ask for less, or for another qos: `sacctmgr show qos` has the limits"
+    elif option := re.search(r"Invalid --(\S+) specification", said):
+        advice = f"change {option[1].replace('-', '_')} in the profile"
+    else:
+        found = (hint for key, hint in _ADVICE if re.search(key, said, re.IGNORECASE))
+        advice = next(found, "change the profile or its template accordingly")
+    return SlurmRefused(f"Slurm refused: {said}; {advice}", limit)

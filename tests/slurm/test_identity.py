@@ -1,0 +1,131 @@
+"""Who is who in Slurm: a job is its cluster, its number and its name, and never its number alone."""
+
+import os
+
+import pytest
+
+from astra.config import settings
+from astra.slurm import client, limits
+from astra.slurm.parse import JobId, never_starts
+from astra.states import SlurmState as S
+from tests.servers import wait_for
+
+OURS, ANOTHER = "astra-1-0123456789ab", "astra-2-ba9876543210"
+RUNNING = r"echo '9_1|RUNNING|0|0|n1|0:05|5:00|None|%s|'"
+HERE = "echo 'ClusterName             = here'; echo 'PrivateData             = %s'"
+
+
+@pytest.fixture(autouse=True)
+def quick() -> None:
+    settings.use(settings.Config(slurm=settings.Slurm(timeout_s=20, retries=0)))
+    limits.configuration.cache_clear()
+
+
+def test_a_strangers_job_of_the_same_number_says_nothing_of_ours(commands):
+    env = commands(
+        squeue=RUNNING % "somebody-s|job",
+        sacct="printf '9_1|COMPLETED|0:0|n1|5|5||None|stranger\\n9_1.batch|COMPLETED|0:0|n1|5||2G||batch\\n'",
+        scontrol=HERE % "none",
+    )
+    job = JobId(9, name=OURS, home="here")
+    answer = client.elements([job], env=env)
+    assert answer.of(job.key, 1).state is S.ABSENT
+    assert client.elements([JobId(9)], env=env).of(9, 1).state is S.RUNNING  # by number alone
+
+
+def test_two_jobs_of_one_number_are_told_apart(commands):
+    booked = (
+        f"9_1|FAILED|1:0|n1|5|5||None|{OURS}\\n9_1.batch|FAILED|1:0|n1|5||1M||batch\\n"
+        f"9_1|COMPLETED|0:0|n2|7|5||None|{ANOTHER}\\n9_1.batch|COMPLETED|0:0|n2|7||2M||batch\\n"
+    )
+    env = commands(squeue="true", sacct=f"printf '{booked}'")
+    answer = client.elements([JobId(9, name=OURS), JobId(9, name=ANOTHER)], env=env)
+    first, second = answer.of(OURS, 1), answer.of(ANOTHER, 1)
+    assert (first.state, first.node, first.max_rss_mb) == (S.FAILED, "n1", 1)
+    assert (second.state, second.node, second.max_rss_mb) == (S.COMPLETED, "n2", 2)
+
+
+def test_a_job_is_absent_only_on_the_cluster_that_took_it(commands, tmp_path):
+    there = 'case "$*" in *"-M there"*) %s;; esac'
+    env = commands(squeue=there % (RUNNING % OURS), sacct="true", scontrol=HERE % "none")
+    job = JobId(9, name=OURS, home="there")
+    assert client.elements([job], env=env).of(job.key, 1).state is S.RUNNING
+    denied = there % "echo 'squeue: error: No cluster there known by database.' >&2; exit 1"
+    env = commands(squeue=denied, sacct="true", scontrol=HERE % "none")
+    answer = client.elements([job], env=env)
+    assert answer.of(job.key, 1).state is None
+    assert "login node of there" in answer.notes[-1]
+
+
+def test_who_may_not_see_a_job_does_not_call_it_gone(commands, monkeypatch):
+    env = commands(squeue="true", sacct="true", scontrol=HERE % "jobs,usage")
+    theirs, free = JobId(9, name=OURS, home="here", user="operator"), "none"
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    answer = client.elements([theirs], env=env)
+    assert answer.of(theirs.key, 1).state is None and "PrivateData" in answer.notes[-1]
+    mine = JobId(9, name=OURS, home="here", user="12345")
+    assert client.elements([mine], env=env).of(mine.key, 1).state is S.ABSENT
+    env = commands(scontrol=HERE % free)
+    assert client.elements([theirs], env=env).of(theirs.key, 1).state is S.ABSENT
+
+
+def test_where_it_is_not_known_which_cluster_this_is_nothing_is_gone(commands):
+    env = commands(squeue="true", sacct="true", scontrol="exit 1")
+    job = JobId(9, name=OURS, home="here")
+    answer = client.elements([job], env=env)
+    assert answer.of(job.key, 1).state is None and "which cluster" in answer.notes[-1]
+
+
+def test_without_accounting_another_job_of_the_number_shows_that_ours_is_gone(commands):
+    show = 'case "$*" in *"show job"*) echo "JobId=9 JobName=stranger";; *) %s;; esac'
+    env = commands(squeue="true", sacct="exit 1", scontrol=show % (HERE % "none"))
+    answer = client.elements([JobId(9, name=OURS, home="here")], env=env)
+    assert not answer.accounting and OURS not in answer.unsettled
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue", "(launch failed requeued held)",
+        "SPECIAL_EXIT", "REQUEUE_HOLD", "AssocGrpCPUMinutesLimit", "QOSGrpGRESMinutes",
+        "AssocGrpWallLimit", "QOSMaxNodePerJobLimit", "AssocMaxCpuPerJobLimit", "QOSMinCpuNotSatisfied",
+        "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "PartitionTimeLimit",
+        "BadConstraints", "InvalidQOS", "AccountNotAllowed", "QOSMaxMemoryPerNode", "ReservationDeleted",
+    ],
+)  # fmt: skip
+def test_reasons_that_no_time_removes(reason):
+    assert never_starts(reason)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        None, "None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit",
+        "AssocGrpCpuLimit", "AssocMaxJobsLimit", "QOSMaxCpuPerUserLimit", "QOSMaxJobsPerUserLimit",
+        "AssocGrpCPURunMinutesLimit", "QOSGrpNodeLimit", "ReqNodeNotAvail", "Licenses", "Reservation",
+        "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
+    ],
+)  # fmt: skip
+def test_reasons_that_pass(reason):
+    assert not never_starts(reason)
+
+
+@pytest.mark.slurm
+def test_scancel_leaves_a_stranger_of_the_number_alone(cluster, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_CONF", cluster.env()["SLURM_CONF"])
+    limits.configuration.cache_clear()
+    script = tmp_path / "job.sh"
+    script.write_text(f"#!/bin/sh\n#SBATCH -o {tmp_path}/%j.log\nsleep 99\n")
+    made = client.submit(script, [f"--job-name={ANOTHER}", "--array=1-3"])
+    stranger = JobId(made.job_id, name=ANOTHER, home=limits.here().name)
+    ours = JobId(made.job_id, name=OURS, home=limits.here().name)
+    state = lambda index: client.elements([stranger]).of(ANOTHER, index).state  # noqa: E731
+    client.cancel(ours)
+    client.cancel(ours, [1])
+    assert client.elements([ours]).of(OURS, 1).state is S.ABSENT
+    assert state(1).alive and state(3).alive
+    client.cancel(stranger, [3])
+    wait_for(lambda: not state(3).alive, "the end of element 3")
+    assert state(1).alive
+    client.cancel(stranger)
+    wait_for(lambda: not state(1).alive, "the end of the job")
