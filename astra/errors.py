@@ -4,7 +4,8 @@
     ├── UsageError              2   a wrong argument, name or value
     │   ├── ConfigError             configuration: file, key and the nearest right one
     │   ├── TaskError               a task that cannot be found, or used as written
-    │   └── ScriptError             a template that cannot be rendered
+    │   ├── ScriptError             a template that cannot be rendered
+    │   └── MissingExtra            a package that is not installed, and the extra that brings it
     ├── DatabaseError           5   no connection, wrong schema version
     │   └── NotAllowed              the role lacks a privilege
     ├── SlurmError              6   Slurm refused, or a command of its is missing
@@ -44,6 +45,16 @@ class TaskError(UsageError):
 
 class ScriptError(UsageError):
     pass
+
+
+class MissingExtra(UsageError):
+    """A package is not installed: no row's fault, the same for all that need it."""
+
+    def __init__(self, extra: str, package: str, purpose: str) -> None:
+        super().__init__(
+            f"{package} is not installed, and is needed {purpose}: "
+            f"pip install 'sdss-astra[{extra}]'"
+        )
 
 
 class DatabaseError(AstraError):

@@ -18,9 +18,9 @@ from peewee import (
 
 from astra.config import settings
 from astra.database.connection import database
-from astra.errors import UsageError
 from astra.models.base import BaseModel, TimeField, every_subclass
 from astra.models.source import Source
+from astra.models.spectrum_files import Pixels, Wanted, read_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ class SpectrumMixin:
     ``wavelength`` [Angstrom, vacuum], ``flux`` [1e-17 erg/s/cm^2/A, or normalised],
     ``ivar`` [inverse variance of the flux] and ``pixel_flags`` [bits, 0 is good] are arrays of one
     shape, (P,). They are read from the file that the row names (``path``, below the configured
-    ``[data] root``), or from the row itself (``stored_flux`` and so on).
+    ``[data] root``; see spectrum_files.py), or from the row itself (``stored_flux`` and so on).
     """
 
     pk = BigAutoField()
@@ -89,6 +89,9 @@ class SpectrumMixin:
 
     #: peewee's methods come first in the order of bases: BaseModel calls on these two.
     is_input = True
+
+    #: Which table of a file of several instruments holds these spectra.
+    instrument: str | None = None
 
     @classmethod
     def fill_keys(cls, rows: Iterable[dict[Any, Any]]) -> list[dict[Any, Any]]:
@@ -141,59 +144,25 @@ class SpectrumMixin:
 
     def _array(self, name: str) -> "np.ndarray | None":
         stored = getattr(self, f"stored_{name}")
-        return self._file.get(name) if stored is None and self.path else stored
+        return self._file.arrays.get(name) if stored is None and self.path else stored
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the wavelengths are in the frame of the star, as its file says."""
+        return bool(self.path) and self.stored_wavelength is None and self._file.is_at_rest
 
     @cached_property
-    def _file(self) -> "dict[str, np.ndarray]":
+    def _file(self) -> "Pixels":
         path = Path(self.path)
         if not path.is_absolute() and (root := settings.current().data.root):
             path = Path(root) / path
-        return read_pixels(path)
-
-
-def read_pixels(path: Path) -> "dict[str, np.ndarray]":
-    """The arrays of a spectrum's file: ``wavelength``, ``flux``, ``ivar``, ``pixel_flags``.
-
-    An ``.npz`` holds them by these names. A ``.fits`` is read as the BOSS pipeline writes it:
-    ``LOGLAM``, ``FLUX``, ``IVAR`` and ``AND_MASK`` in the first table (SDSS data model,
-    spec-lite).
-
-    Raises
-    ------
-    UsageError
-        If the file is of another kind, or astropy is wanted and missing.
-    OSError
-        If it cannot be read.
-    """
-    import numpy as np
-
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    if ".fits" in path.suffixes:
-        return _read_fits(path)
-    raise UsageError(f"{path}: a spectrum is an .npz or a .fits file, not {path.suffix!r}")
-
-
-def _read_fits(path: Path) -> "dict[str, np.ndarray]":
-    import numpy as np
-
-    try:
-        from astropy.io import fits
-    except ImportError as error:
-        raise UsageError(f"{path}: reading FITS needs astropy: pip install astropy") from error
-    with fits.open(path) as units:
-        table = units[1].data
-        columns = {name.lower(): np.array(table[name]) for name in table.names}
-    names = {"flux": "flux", "ivar": "ivar", "pixel_flags": "and_mask"}
-    arrays = {ours: columns[theirs] for ours, theirs in names.items() if theirs in columns}
-    arrays["wavelength"] = (
-        10 ** columns["loglam"].astype(float) if "loglam" in columns else columns["wavelength"]
-    )
-    return arrays
+        wanted = Wanted(self.instrument, *(getattr(self, n, None) for n in ("telescope", "mjd")))
+        return read_pixels(path, wanted)
 
 
 class _ApogeeMixin(SpectrumMixin):
+    instrument = "APOGEE"
+
     apred = TextField(null=True, help_text="reduction of the APOGEE pipeline")
     telescope = TextField(null=True)
     field = TextField(null=True)
@@ -232,6 +201,8 @@ class ApogeeCombinedSpectrum(BaseModel, _ApogeeMixin):
 
 
 class _BossMixin(SpectrumMixin):
+    instrument = "BOSS"
+
     run2d = TextField(null=True, help_text="reduction of the BOSS pipeline")
     telescope = TextField(null=True)
     xcsao_v_rad = FloatField(null=True, help_text="barycentric radial velocity [km/s]")

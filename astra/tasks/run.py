@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import peewee
 
 from astra.database.connection import in_transaction
-from astra.errors import BrokenElement, OutOfMemory
+from astra.errors import BrokenElement, MissingExtra, OutOfMemory
 from astra.models.pipeline import PipelineOutputModel
 from astra.models.source import Source
 from astra.results.claim import Claim
@@ -440,7 +440,7 @@ class Run:
 
     def _is_outer(self, error: BaseException) -> bool:
         """Whether an exception is of the world around, such as a full disk, and of no row."""
-        return isinstance(error, self.outer) or (
+        return isinstance(error, (MissingExtra, *self.outer)) or (
             isinstance(error, OSError) and error.errno in _WORLD
         )
 
@@ -453,6 +453,8 @@ class Run:
         """
         if not self._is_outer(error):
             return
+        if isinstance(error, MissingExtra):
+            raise BrokenElement(f"{error}; the rows stay pending") from error
         said = f"{type(error).__name__}: {words_of(error)}"
         if isinstance(error, MemoryError):
             raise OutOfMemory(f"{self.target.task} ran out of memory ({said})") from error

@@ -52,7 +52,8 @@ def slam(
 
     machine = Model.load(SHIPPED if model is None else model, label_names=LABELS)
     for spectrum in spectra:
-        v_rad = spectrum.xcsao_v_rad if isinstance(spectrum, BossVisitSpectrum) else None
+        is_visit = isinstance(spectrum, BossVisitSpectrum) and not spectrum.is_at_rest
+        v_rad = spectrum.xcsao_v_rad if is_visit else None
         pixels = (spectrum.wavelength, spectrum.flux, spectrum.ivar, spectrum.pixel_flags)
         yield Slam.from_spectrum(spectrum, **label(machine, *pixels, v_rad))
 
