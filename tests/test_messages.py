@@ -263,9 +263,9 @@ def test_a_column_without_a_value_for_old_rows_is_refused(url):
 def test_a_missing_table_is_said_before_a_row_is_computed(url):
     Measured.drop_table()
     fill(1)
-    with pytest.raises(DatabaseError, match=r"astra initdb tests\.tasks"):
+    with pytest.raises(DatabaseError, match=r"astra initdb tests\.sample_tasks"):
         list(measure(list(BossVisitSpectrum.select())))
-    with pytest.raises(DatabaseError, match=r"astra initdb tests\.tasks"):
+    with pytest.raises(DatabaseError, match=r"astra initdb tests\.sample_tasks"):
         create_plan(measure)
 
 

@@ -31,7 +31,7 @@ ROLES = {"plans": 'night "planner" %s', "writes": "night:element", "reads": "nig
 Url = Callable[[str], str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def roles(postgres: Postgres) -> None:
     for role in ROLES.values():
         quoted = role.replace('"', '""')
