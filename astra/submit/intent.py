@@ -27,7 +27,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.pages import is_cancelled
 from astra.processes import process_began, user_name
-from astra.slurm import client, limits, parse
+from astra.slurm import client, parse
 from astra.slurm.refusals import at_limit
 
 log = logging.getLogger(__name__)
@@ -87,15 +87,10 @@ def new_submission(
         pages_per_element=each,
         profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
         cluster=str(chosen.options.get("clusters") or "") or None if chosen else None,
-        cluster_name=None if local or _goes_elsewhere(chosen) else limits.here().name,
         created_by=user_name(),
         job_id=os.getpid() if local else None,
         pid_began=process_began(os.getpid()) if local else None,
     )
-
-
-def _goes_elsewhere(chosen: Profile | None) -> bool:
-    return bool(chosen and chosen.options.get("clusters"))
 
 
 def _describe(chosen: Profile) -> dict[str, Any]:

@@ -264,6 +264,8 @@ def _intend(
 ) -> _Intent:
     each = chosen.pages_per_element
     submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
+    if submission.cluster is None:
+        submission.cluster_name = limits.here().name
     # What a template or a folder may refuse is refused before an intent is left behind.
     text = _render(plan, piece, sent, submission, hours)
     folder = run_folder(plan.pk)
