@@ -19,9 +19,10 @@ import pytest
 
 from astra.config import profiles, secrets, settings
 from astra.config.run_folder import check_folder, write_whole
-from astra.database.connection import bind, connection, database, dialect, try_lock
+from astra.database.connection import bind, connection, database, dialect
 from astra.errors import AstraError, ConfigError, DatabaseError, ScriptError, TaskError
 from astra.models import BossVisitSpectrum
+from astra.models.locks import Held, hold
 from astra.models.plans import Failure, Page, Plan
 from astra.plan.pending import generate_queries_for_task, group_column
 from astra.plan.plan import create_plan
@@ -356,8 +357,9 @@ class TestDatabase:
 
     def test_locks(self, url: str) -> None:
         for name in [v for v in hostile(60, f"lock {dialect().name}") if arrives(v)]:
-            with try_lock(name) as ours:
-                assert ours
+            with hold(name, "tries", "nothing"), pytest.raises(Held, match="tries; see nothing"):
+                with hold(name, "tries", "nothing"):
+                    pass
 
     def test_names_of_tables_and_columns(self, url: str) -> None:
         values = hostile(3_000, f"name {dialect().name}")

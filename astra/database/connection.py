@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
@@ -359,15 +359,6 @@ def writing() -> Any:
     """
     silence_s = config.current().database.answer_timeout_s
     return database.atomic(**dialect().begin_to_write(silence_s))
-
-
-def try_lock(name: str) -> AbstractContextManager[bool]:
-    """Whether the lock of a name is ours, for the block; freed when its holder dies.
-
-    Where the server hears nothing more of its holder, it is freed after as long as of a
-    transaction that writes.
-    """
-    return dialect().try_lock(name, config.current().database.answer_timeout_s)
 
 
 def in_transaction() -> bool:

@@ -1,35 +1,61 @@
-"""A lock of PostgreSQL's that one process holds, and that is free again when it falls silent."""
+"""A lock that one process holds on PostgreSQL, and that is released when the process falls silent.
+
+A lock is a row of a table that is locked FOR UPDATE: a role that may only read cannot take it, two
+schemas of one database have locks of their own, and the row says who holds it and since when.
+"""
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 
 from astra.database.timeouts import PatientCursor, bounded, shut
 
 log = logging.getLogger(__name__)
 
 
-class AdvisoryLock:
+@dataclass(frozen=True)
+class Holder:
+    """Who wants a lock."""
+
+    host: str
+    pid: int
+    user: str
+    purpose: str = ""  # what it is held for, where that matters to those who wait
+
+
+class RowLock:
     """The lock of a name, held by a transaction on a connection of its own.
 
-    A transaction, so that it works through pgbouncer. The server ends it, and frees the lock, when
-    it has not heard of its holder for `silence_s`: a thread asks it something four times as often,
-    and takes the lock again where the connection was lost, if nobody else did meanwhile. Whoever
-    was stopped, or cut off, for longer goes on without it: the lock keeps processes out of each
-    other's way, and no invariant rests on it.
+    A transaction, so that it works through PgBouncer. The server ends it, and so releases the
+    lock, when it has not heard from its holder for `silence_s`: a thread asks the server something
+    four times as often, and takes the lock again where the connection was lost, if nobody else did
+    meanwhile. A holder that was stopped or cut off for longer goes on without it: the lock keeps
+    processes out of each other's way, and no invariant rests on it.
 
     Parameters
     ----------
     connect : makes a connection.
+    table : the quoted name of the table of locks.
     begin : settings for the transaction.
     """
 
-    def __init__(self, connect: Callable[[], Any], name: str, begin: str, silence_s: float) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        table: str,
+        name: str,
+        holder: Holder,
+        begin: str,
+        silence_s: float,
+    ) -> None:
         self._connect, self._begin, self._silence_s = connect, begin, silence_s
-        self.name = name
+        self._table, self.name, self._holder = table, name, holder
         self._over = threading.Event()
         self._connection: Any = None
         self._thread: threading.Thread | None = None
@@ -50,14 +76,17 @@ class AdvisoryLock:
         if self._thread.is_alive() and (waiting := self._connection) is not None:
             shut(waiting)
 
+    def sign(self) -> bool:
+        """Write down who holds the lock, if nobody does at this moment."""
+        with closing(self._connect()) as connection:
+            return self._sign(connection)
+
     def _try(self) -> bool:
         connection = self._connect()
         try:
-            ours = self._ask(
-                connection,
-                f"{self._begin}; SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))",
-                (f"astra {self.name}",),
-            )
+            # Signed and committed first, so that others can read it while the lock is held. Whoever
+            # comes between the two transactions signs later, and holds it.
+            ours = self._sign(connection) and self._lock(connection, f"{self._begin}; ")
         except BaseException:
             connection.close()
             raise
@@ -67,10 +96,39 @@ class AdvisoryLock:
         self._connection = connection
         return True
 
-    def _ask(self, connection: Any, sql: str, parameters: Sequence[Any] = ()) -> Any:
+    def _sign(self, connection: Any) -> bool:
+        values = {**vars(self._holder), "name": self.name}
+        self._ask(
+            connection,
+            f'INSERT INTO {self._table} (name, host, pid, "user", purpose, since) '
+            "VALUES (%(name)s, %(host)s, %(pid)s, %(user)s, %(purpose)s, clock_timestamp()) "
+            "ON CONFLICT (name) DO NOTHING",
+            values,
+        )
+        connection.commit()
+        if not self._lock(connection):
+            return False
+        self._ask(
+            connection,
+            f'UPDATE {self._table} SET host = %(host)s, pid = %(pid)s, "user" = %(user)s, '
+            "purpose = %(purpose)s, since = clock_timestamp() WHERE name = %(name)s",
+            values,
+        )
+        connection.commit()
+        return True
+
+    def _lock(self, connection: Any, begin: str = "") -> bool:
+        sql = f"{begin}SELECT true FROM {self._table} WHERE name = %s FOR UPDATE NOWAIT"
+        try:
+            return bool(self._ask(connection, sql, (self.name,)))
+        except psycopg2.errors.LockNotAvailable:
+            connection.rollback()
+            return False
+
+    def _ask(self, connection: Any, sql: str, parameters: Any = ()) -> Any:
         with bounded(self._silence_s), connection.cursor(cursor_factory=PatientCursor) as cursor:
             cursor.execute(sql, parameters)
-            return cursor.fetchone()[0]
+            return cursor.fetchone() if cursor.description else None
 
     def _keep(self) -> None:
         try:

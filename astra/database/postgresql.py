@@ -25,7 +25,7 @@ from astra.database.dialect import (
     order_of_rows,
     peewee_errors,
 )
-from astra.database.locks import AdvisoryLock
+from astra.database.locks import Holder, RowLock
 from astra.database.timeouts import PatientCursor
 
 #: SQLSTATEs of a world that may be better in a moment: connection, resources, shutdown,
@@ -350,16 +350,31 @@ class PostgreSQL(Common):
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """One holder at a time, until the end of the transaction that this block is in."""
+        """One holder at a time, until the end of the transaction that this block is in.
+
+        For what is done before there are tables; everything else has a lock of its own in one.
+        """
         self.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",))
         yield
 
-    @contextmanager
-    def try_lock(self, name: str, silence_s: float) -> Iterator[bool]:
-        """Whether the lock is ours, for the block; freed when its holder dies, or is silent."""
+    def _row_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> RowLock:
         silence_s = max(silence_s, 4.0)
         connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)
-        held = AdvisoryLock(connect, name, _ends_after(silence_s), silence_s)
+        return RowLock(connect, table, name, holder, _ends_after(silence_s), silence_s)
+
+    def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
+        """Write down who is about to wait for a lock; False if somebody holds it."""
+        with peewee_errors():
+            return self._row_lock(table, name, holder, silence_s).sign()
+
+    def wait_for_row(self, table: str, name: str) -> None:
+        """Lock the row of a lock until the transaction ends, once its holder has ended."""
+        self.run(f"SELECT true FROM {table} WHERE name = %s FOR UPDATE", (name,))
+
+    @contextmanager
+    def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:
+        """Whether the lock is ours, for the block; released when its holder dies or is silent."""
+        held = self._row_lock(table, name, holder, silence_s)
         with peewee_errors():
             ours = held.take()
         try:

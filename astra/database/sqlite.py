@@ -1,10 +1,13 @@
 """SQLite: a file, or memory, with one writer at a time."""
 
 import fcntl
+import hashlib
 import json
 import os
+import sqlite3
+import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +24,7 @@ from astra.database.dialect import (
     order_of_rows,
     peewee_errors,
 )
+from astra.database.locks import Holder
 from astra.database.values import check as check_value
 from astra.errors import DatabaseError
 
@@ -139,8 +143,8 @@ class SQLite(Common):
         yield
 
     @contextmanager
-    def try_lock(self, name: str, silence_s: float) -> Iterator[bool]:
-        """Whether the lock is ours, for the block; freed when its holder dies."""
+    def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:
+        """Whether the lock is ours, for the block; released when its holder dies."""
         if self.path == ":memory:":
             yield True
             return
@@ -155,13 +159,28 @@ class SQLite(Common):
             ) from error
         with os.fdopen(descriptor, "a") as file:
             # One byte of the file stands for one name.
-            place = sum(name.encode()) * 31 + len(name)
+            place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+            # Of the open file and not of the process: closing another one does not release it.
+            one_byte = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, one_byte)
             except OSError:
                 yield False
                 return
+            with closing(sqlite3.connect(self.path)) as beside, beside:
+                beside.execute(
+                    f'INSERT OR REPLACE INTO {table} (name, host, pid, "user", purpose, since) '
+                    f"VALUES (?, ?, ?, ?, ?, {self.now_sql})",
+                    (name, holder.host, holder.pid, holder.user, holder.purpose),
+                )
             yield True
+
+    def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
+        """The transaction is the only one that writes: nobody else can hold the lock in it."""
+        return True
+
+    def wait_for_row(self, table: str, name: str) -> None:
+        """The transaction is the only one that writes: there is nobody to wait for."""
 
     def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
         literal = json.dumps(list(map(int, keys)))

@@ -73,14 +73,3 @@ class NightPlan(BaseModel):
     cpu_s = FloatField(default=0.0)
     whole = BooleanField(default=False)
     message = TextField(null=True)
-
-
-class NightHolder(BaseModel):
-    """Who is at work on a night: tells the second caller; the lock itself is the database's."""
-
-    name = TextField(primary_key=True)
-    host = TextField()
-    pid = IntegerField()
-    user = TextField()
-    since = TimeField(now=True, null=False)
-    step = BooleanField(default=False)  # a finalizer's step: it ends soon, and is waited for

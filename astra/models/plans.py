@@ -15,7 +15,8 @@ from peewee import (
 
 from astra.database.connection import connection, dialect
 from astra.models.base import BaseModel, KeysField, TimeField
-from astra.models.nights import Night, NightHolder, NightPlan
+from astra.models.locks import Lock
+from astra.models.nights import Night, NightPlan
 
 
 class Schema(BaseModel):
@@ -239,7 +240,7 @@ class NoResult(RowWithoutResult):
 #: Tables in the order in which they are made.
 ORCHESTRATION = (
     Schema, Plan, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
-    Night, NightPlan, NightHolder,
+    Night, NightPlan, Lock,
 )  # fmt: skip
 
 

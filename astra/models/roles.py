@@ -10,7 +10,8 @@ from astra.database.connection import database, dialect
 from astra.database.postgresql import PostgreSQL
 from astra.errors import DatabaseError, UsageError, nearest
 from astra.models import Spectrum
-from astra.models.nights import Night, NightHolder, NightPlan
+from astra.models.locks import Lock
+from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import PipelineOutputModel
 from astra.models.plans import (
     Attempt,
@@ -127,7 +128,7 @@ def _privileges(kind: str, model: Any) -> list[str]:
 
 
 def _of_planners(model: Any) -> list[str]:
-    if model in (Plan, Page, Submission, Exclusion, Suspect, Night, NightPlan, NightHolder):
+    if model in (Plan, Page, Submission, Exclusion, Suspect, Night, NightPlan, Lock):
         return ["INSERT", "UPDATE", "DELETE"]
     # What Slurm said of an attempt's end, and rows that are to be tried once more.
     return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])

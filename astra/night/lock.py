@@ -1,20 +1,17 @@
 """Whose turn it is to work on a night: one process at a time, and how long others wait for it."""
 
 import logging
-import os
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 import peewee
 
-from astra.database.connection import connection, drop_connection, is_away, try_lock, writing
-from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
-from astra.models.nights import NightHolder
-from astra.processes import user_name
+from astra.database.connection import drop_connection, is_away
+from astra.errors import AstraError, SlurmRefused, SlurmUnknown
+from astra.models.locks import Held, hold
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +23,13 @@ T = TypeVar("T")
 PATIENCE_S = 600.0
 
 
-class StepAtWork(BusyError):
-    """A finalizer is at its step of the night, which ends by itself and soon."""
+#: What a finalizer holds the lock of its night for: a step, which ends by itself and soon.
+STEP = "step"
 
 
 @contextmanager
 def night_lock(name: str, step: bool = False) -> Iterator[None]:
-    """One process at a time works on a night, from whatever host; freed when it dies.
+    """One process at a time works on a night, from whatever host; released when it dies.
 
     Parameters
     ----------
@@ -40,45 +37,25 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
 
     Raises
     ------
-    BusyError
+    Held
         If another one does; it says which, and since when.
     """
-    with try_lock(f"night {name}") as ours:
-        if not ours:
-            raise _busy(name)
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name()}
-        mine |= {"step": step}
-        with connection(), writing():
-            NightHolder.delete().where(NightHolder.name == name).execute()
-            NightHolder.create(name=name, **mine)
-        try:
-            yield
-        finally:
-            with suppress(AstraError, peewee.PeeweeException), connection():
-                NightHolder.delete().where(NightHolder.name == name).execute()
+    what = f"works on the night {name!r}"
+    with hold(f"night {name}", what, f"astra nights {name}", STEP if step else ""):
+        yield
 
 
-def _busy(name: str) -> BusyError:
-    for _ in range(10):  # it holds the lock a moment before its name is there
-        with connection():
-            holder = NightHolder.get_or_none(NightHolder.name == name)
-        if holder is not None:
-            since = holder.since.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            who = f"process {holder.pid} of {holder.user} on {holder.host}, since {since},"
-            kind = StepAtWork if holder.step else BusyError
-            return kind(f"{who} works on the night {name!r}; see astra nights {name}")
-        time.sleep(0.1)
-    return StepAtWork(f"another process works on the night {name!r}; see astra nights {name}")
+def in_turn(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
+    """`work()`, patiently, and once the others have released the night, where these end soon.
 
-
-def in_turn(work: Callable[[], T], bound_s: float, waits_for: type[BusyError]) -> T:
-    """`work()`, patiently, and once others have let go of the night, where these end soon."""
+    With `wait_for_all`, whatever they hold it for; else only if it is a finalizer's step.
+    """
     end = time.monotonic() + min(bound_s, PATIENCE_S)
     while True:
         try:
             return patiently(work, bound_s)
-        except waits_for:
-            if time.monotonic() > end:
+        except Held as held:
+            if time.monotonic() > end or not (wait_for_all or held.purpose == STEP):
                 raise
             time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 

@@ -30,7 +30,7 @@ from astra.models.pipeline import version_number
 from astra.models.plans import Plan
 from astra.models.schema import check_tables, check_version
 from astra.night import finalizer as finalizer_module
-from astra.night.lock import PATIENCE_S, StepAtWork, in_turn, night_lock
+from astra.night.lock import PATIENCE_S, in_turn, night_lock
 from astra.night.plans import (
     AGAIN_S,
     Look,
@@ -86,7 +86,7 @@ def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
         waited for.
     """
     settings = settings_of(name)
-    return in_turn(lambda: _nightly(settings), patience_s, StepAtWork)
+    return in_turn(lambda: _nightly(settings), patience_s, wait_for_all=False)
 
 
 def _nightly(settings: NightSettings) -> Nightly:
@@ -125,8 +125,8 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
         calls by hand, and the next finalizer takes the place of the one that was queued.
     """
     settings = settings_of(name)
-    waits_for = StepAtWork if token is None else BusyError
-    return in_turn(lambda: _proceed(settings, pk, token), _bound_s(settings), waits_for)
+    work = lambda: _proceed(settings, pk, token)  # noqa: E731
+    return in_turn(work, _bound_s(settings), wait_for_all=token is not None)
 
 
 def _bound_s(settings: NightSettings) -> float:

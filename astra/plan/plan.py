@@ -13,6 +13,7 @@ from astra.config import settings
 from astra.database.connection import connection, dialect, writing
 from astra.errors import TaskError
 from astra.models.importing import import_path
+from astra.models.locks import lock_row
 from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.models.schema import check_tables, check_version
@@ -112,7 +113,8 @@ def _freeze(
 ) -> Planned:
     name, table, output = task_name(function), model._meta.table_name, output_model(function)
     group_by = function.__astra__.group_by
-    with connection(), writing(), dialect().lock(f"plan {name} {table}"):
+    with connection(), writing():
+        lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         release_silent(name, table)
         pending = pending_rows(model, output, group_by, ids)
         key = key_of(model)

@@ -21,8 +21,9 @@ from peewee import fn
 
 from astra.config.profiles import Profile
 from astra.config.secrets import hide, hide_secret
-from astra.database.connection import connection, dialect, retrying, try_lock, writing
+from astra.database.connection import connection, dialect, retrying, writing
 from astra.errors import BusyError, SlurmUnknown, UsageError
+from astra.models.locks import hold
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.pages import is_cancelled
@@ -46,12 +47,8 @@ def plan_lock(plan: Plan) -> Iterator[None]:
     BusyError
         If another one is at it.
     """
-    with try_lock(f"plan {plan.pk}") as ours:
-        if not ours:
-            raise BusyError(
-                f"another process is submitting or cancelling plan {plan.pk} at this moment; "
-                f"see astra status {plan.pk}, and try again"
-            )
+    what = f"submits, resumes or cancels plan {plan.pk}"
+    with hold(f"plan {plan.pk}", what, f"astra status {plan.pk}"):
         yield
 
 

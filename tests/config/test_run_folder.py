@@ -186,10 +186,10 @@ class TestFiles:
             os.umask(old)
 
     def test_sqlites_lock_file(self, sqlite_url: str, tmp_path: Path) -> None:
-        from astra.database.connection import try_lock
+        from astra.models.locks import hold
 
         lock = Path(f"{sqlite_url.removeprefix('sqlite:///')}.lock")
         lock.symlink_to(tmp_path / "made")
-        with pytest.raises(AstraError, match=r"astra.db.lock"), try_lock("plan 1"):
+        with pytest.raises(AstraError, match=r"astra.db.lock"), hold("plan 1", "waits", "it"):
             pass
         assert not (tmp_path / "made").exists()

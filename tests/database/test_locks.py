@@ -1,7 +1,11 @@
 """The lock of a plan or night: held while its holder is heard of, and no invariant rests on it."""
 
 import logging
+import os
+import re
+import threading
 import time
+from contextlib import closing
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,13 +13,16 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from astra.database.connection import connection, try_lock
-from astra.database.locks import AdvisoryLock
+from astra.database.connection import bind, connection
+from astra.database.locks import Holder, RowLock
 from astra.database.postgresql import _ends_after
 from astra.errors import BusyError
 from astra.models import BossVisitSpectrum
+from astra.models.locks import Held, hold
 from astra.models.plans import Page, Plan, Submission
+from astra.models.schema import init_database
 from astra.plan.plan import create_plan
+from astra.processes import user_name
 from astra.submit.intent import make_intent, new_submission
 from tests.sample_tasks import fill, measure
 from tests.servers import Postgres, Proxy, wait_for
@@ -23,9 +30,12 @@ from tests.servers import Postgres, Proxy, wait_for
 SILENCE_S = 1.0
 
 
-def lock(url: str) -> AdvisoryLock:
+ME = Holder("login1", 4711, "operator")
+
+
+def lock(url: str, silence_s: float = SILENCE_S) -> RowLock:
     connect = partial(psycopg2.connect, url, connect_timeout=2)
-    return AdvisoryLock(connect, "plan 1", _ends_after(SILENCE_S), SILENCE_S)
+    return RowLock(connect, '"astra_lock"', "plan 1", ME, _ends_after(silence_s), silence_s)
 
 
 def through(proxy: Proxy, postgres: Postgres, url: str) -> str:
@@ -39,14 +49,13 @@ def through(proxy: Proxy, postgres: Postgres, url: str) -> str:
 def holder(postgres: Postgres) -> list[Any]:
     """The backend that holds a lock of a name."""
     return postgres.sql(
-        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted "
-        "AND database = (SELECT oid FROM pg_database WHERE datname LIKE 'astra_%' "
-        "AND datname <> 'astra_template' ORDER BY oid DESC LIMIT 1)"
+        "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'astra_%' "
+        "AND state = 'idle in transaction'"
     )
 
 
 @pytest.fixture
-def elsewhere(pg_url: str) -> AdvisoryLock:
+def elsewhere(pg_url: str) -> RowLock:
     """The same lock, as another process asks for it."""
     return lock(pg_url)
 
@@ -92,8 +101,7 @@ def test_it_is_taken_again_where_only_the_connection_was_lost(postgres, pg_url, 
 
 def test_its_end_does_not_wait_for_a_server_that_is_silent(postgres, pg_url):
     with Proxy(postgres.port) as proxy:
-        connect = partial(psycopg2.connect, through(proxy, postgres, pg_url))
-        held = AdvisoryLock(connect, "plan 1", _ends_after(60), 4)
+        held = lock(through(proxy, postgres, pg_url), 4)
         assert held.take()
         proxy.silence()
         time.sleep(1.1)  # it asks once a second, and now waits for an answer
@@ -103,9 +111,62 @@ def test_its_end_does_not_wait_for_a_server_that_is_silent(postgres, pg_url):
 
 
 def test_names_do_not_hinder_each_other(url):
-    with try_lock("plan 1") as one, try_lock("plan 2") as other:
-        assert one
-        assert other
+    # The second and the third were one byte of SQLite's lock file before.
+    with hold("plan 1", "a", "it"), hold("plan 12", "b", "it"), hold("plan 21", "c", "it"):
+        with pytest.raises(Held, match="b; see it"), hold("plan 12", "b", "it"):
+            pass
+
+
+def test_who_is_refused_learns_who_holds_it_and_since_when(url):
+    with hold("plan 1", "submits plan 1", "astra status 1", "step"):
+        with pytest.raises(Held) as refused, hold("plan 1", "submits plan 1", "astra status 1"):
+            pass
+    who = (
+        rf"process {os.getpid()} of {user_name()} on \S+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d, "
+    )
+    assert re.match(who + "submits plan 1; see astra status 1", str(refused.value))
+    assert refused.value.purpose == "step"
+
+
+def test_a_schema_has_locks_of_its_own(pg_url, postgres):
+    def holding(schema: str):
+        bind(pg_url, schema)
+        init_database()
+        return hold("plan 1", "submits plan 1", "astra status 1")
+
+    with holding("a"), holding("b"):
+        pass
+
+
+def test_a_role_that_may_only_read_cannot_hold_a_lock(pg_url, postgres):
+    name = urlsplit(pg_url).path.strip("/")
+    role = f"reader_{name}"
+    postgres.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    bind(postgres.url(name, user="astra"))
+    init_database((), (f"{role}:reads",))
+    with hold("plan 1", "submits plan 1", "astra status 1"):  # so that there is a row
+        pass
+    with (
+        closing(psycopg2.connect(postgres.url(name, role, "x"))) as reader,
+        reader.cursor() as cursor,
+    ):
+        for take in ("SELECT * FROM astra_lock FOR UPDATE", "LOCK TABLE astra_lock"):
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(take)
+            reader.rollback()
+
+
+def test_a_planner_waits_and_says_for_whom(pg_url, caplog):
+    fill(30)
+    name = "planning tests.sample_tasks.measure boss_visit_spectrum"
+    with hold(name, "plans", "it"):
+        waiting = threading.Thread(target=create_plan, args=(measure, BossVisitSpectrum))
+        waiting.start()
+        wait_for(lambda: "waiting for process" in caplog.text, "the planner to wait")
+        assert waiting.is_alive()
+    waiting.join(20)
+    with connection():
+        assert Plan.select().count() == 1
 
 
 def test_pages_that_were_seen_before_another_submitted_them_are_not_submitted_again(url):

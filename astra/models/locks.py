@@ -1,0 +1,95 @@
+"""Locks between processes: one at a time works on a plan or a night, and the others learn who."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peewee import IntegerField, TextField
+
+from astra.config import settings
+from astra.database.connection import connection, dialect
+from astra.database.locks import Holder
+from astra.errors import BusyError
+from astra.models.base import BaseModel, TimeField
+from astra.processes import user_name
+
+log = logging.getLogger(__name__)
+
+
+class Lock(BaseModel):
+    """A lock, and who took it last. It is held while its row, or its byte of a file, is locked."""
+
+    name = TextField(primary_key=True)
+    host = TextField()
+    pid = IntegerField()
+    user = TextField()
+    purpose = TextField()
+    since = TimeField(now=True, null=False)
+
+    class Meta:
+        table_name = "astra_lock"
+
+
+class Held(BusyError):
+    """Another process holds a lock."""
+
+    def __init__(self, message: str, purpose: str) -> None:
+        super().__init__(message)
+        self.purpose = purpose  # what it is held for
+
+
+@contextmanager
+def hold(name: str, what: str, see: str, purpose: str = "") -> Iterator[None]:
+    """Hold the lock of a name, from whatever host; it is released when this process dies.
+
+    Parameters
+    ----------
+    name : of the lock, such as ``plan 12``.
+    what : what its holder does, for those who are refused: "submits, resumes or cancels plan 12".
+    see : the command that shows how that stands.
+    purpose : stored with the lock, and given to those who are refused.
+
+    Raises
+    ------
+    Held
+        If another process holds it. The message says which, and since when.
+    """
+    silence_s = settings.current().database.answer_timeout_s
+    with dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s) as ours:
+        if not ours:
+            raise _held(name, what, see)
+        yield
+
+
+def lock_row(name: str, what: str) -> None:
+    """Hold the lock of a name until the transaction that the caller is in ends.
+
+    Waits for whoever holds it, and says who that is.
+    """
+    table, silence_s = dialect().table(Lock), settings.current().database.answer_timeout_s
+    if not dialect().sign_lock(table, name, _me(""), silence_s):
+        log.warning("waiting for %s, which %s", _holder(name), what)
+    dialect().wait_for_row(table, name)
+
+
+def _me(purpose: str) -> Holder:
+    return Holder(socket.gethostname(), os.getpid(), user_name(), purpose)
+
+
+def _held(name: str, what: str, see: str) -> Held:
+    with connection():
+        lock = Lock.get_or_none(Lock.name == name)
+    purpose = lock.purpose if lock else ""
+    return Held(f"{_holder(name)} {what}; see {see}, and try again", purpose)
+
+
+def _holder(name: str) -> str:
+    with connection():
+        lock = Lock.get_or_none(Lock.name == name)
+    if lock is None:
+        return "another process"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", lock.since.astimezone().timetuple())
+    return f"process {lock.pid} of {lock.user} on {lock.host}, since {since},"
