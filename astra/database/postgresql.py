@@ -52,7 +52,7 @@ def _driver_error(error: BaseException | None) -> BaseException | None:
 
 
 #: Whose work a table is, by what is done to it; every other is one of results.
-_PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "night_holder"}
+_PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "astra_lock"}
 
 _PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
 
