@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from astra import generate_queries_for_task
-from astra.database.connection import connection, database, dialect
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
+from astra.models.keys import all_rows, key_of
 from astra.models.pipeline import version_number
 from astra.models.plans import Page
 from astra.plan.lookup import get_plan
-from astra.plan.pending import key_of, rows_with_source
 from astra.plan.plan import create_plan
 from benchmarks.lines import Line, best, main, postgres, say, timed
 from benchmarks.tables import fill, twenty
@@ -116,8 +116,8 @@ def reading(plan_pk: int, n_pages: int, limit: int) -> Iterator[Line]:
         """The page, and its rows with their sources."""
         with connection():
             page = Page.get((Page.plan == plan.pk) & (Page.number == number))
-            query = rows_with_source(BossVisitSpectrum)
-            rows = database.execute(query.where(dialect().among(key, page.keys))).fetchall()
+            query = key.narrowed(all_rows(BossVisitSpectrum), page.row_keys)
+            rows = database.execute(query).fetchall()
             assert len(rows) == page.n_rows
 
     def window(number: int) -> None:

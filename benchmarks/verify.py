@@ -79,8 +79,8 @@ def end(plan: int) -> None:
         f"boss_visit_spectrum s WHERE s.spectrum_pk = {key} AND {place} < p.n_rows - p.n_rows / 100"
     )
     database.execute_sql(
-        "INSERT INTO failure (task, input_table, key, v_astra_major_minor, exception, message, "
-        "times, refused, plan_pk, page, attempt_pk, input_modified) SELECT "
+        "INSERT INTO failure (task, input_table, key_text, v_astra_major_minor, exception, "
+        "message, times, refused, plan_pk, page, attempt_pk, input_modified) SELECT "
         f"'tests.sample_tasks.measure', 'boss_visit_spectrum', {key}, 8, 'ValueError', 'bad', 1, "
         "false, "
         f"{plan}, p.number, p.attempt_pk, {now} FROM page p, {keys} "

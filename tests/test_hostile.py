@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import peewee
 import pytest
 
 from astra.config import profiles, secrets, settings
@@ -301,9 +302,9 @@ class TestDatabase:
             handed.read = yielded[0].handed.read if yielded else handed.read
             yielded.append(Yielded(Measured(spectrum_pk=i, value=1.0, text=value), handed))
         with connection():
-            write(Checkpoint(yielded), Target("t", "boss_visit_spectrum", False, Measured), None)
+            write(Checkpoint(yielded), Target("t", BossVisitSpectrum, Measured), None)
             stored = dict(Measured.select(Measured.spectrum_pk, Measured.text).tuples())
-            failed = {key for (key,) in Failure.select(Failure.key).tuples()}
+            failed = {int(key) for (key,) in Failure.select(Failure.key).tuples()}
         assert failed == {i for i, v in enumerate(values, 1) if not arrives(v)}
         assert stored == {i: v for i, v in enumerate(values, 1) if arrives(v)}
 
@@ -311,11 +312,12 @@ class TestDatabase:
         """Messages and tracebacks are whatever a task raises; task names whatever it is called."""
         values = hostile(600, f"failure {dialect().name}")
         plain = [v for v in values if arrives(v) and secrets.hide(v) == v and len(v) < 2000]
-        target = Target("'; DROP TABLE plan; -- %s", '"%(x)s', False, Measured)
+        named = type("Named", (peewee.Model,), {"Meta": type("Meta", (), {"table_name": '"%(x)s'})})
+        target = Target("'; DROP TABLE plan; -- %s", named, Measured)
         refusals = [Refusal(i, "E", v, None, v, v) for i, v in enumerate(plain)]
         with connection():
             write(Checkpoint(failures=refusals), target, None)
-            found = dict(Failure.select(Failure.key, Failure.message).tuples())
+            found = {int(f.key): f.message for f in Failure.select()}
         assert found == dict(enumerate(plain))
 
     def test_plans(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,11 @@ def planned(plans: list[Any]) -> None:
                 f"plan {plan.plan}: {plan.task} on {plan.input_model}, "
                 f"{count(plan.rows, 'row')} in {count(plan.pages, 'page')} of {plan.limit:,}"
             )
+        if not plan.tracks_changes:
+            line(
+                f"  nothing says when a row of {plan.input_model} was modified: rows are pending "
+                "until they have a result, in the order of their keys"
+            )
         if plan.held:
             which = ", ".join(map(str, plan.live_plans))
             line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")

@@ -20,15 +20,22 @@ dialects: WeakKeyDictionary[peewee.Database, Any] = WeakKeyDictionary()
 class Batch:
     """Rows of one table that set the same columns.
 
-    ``columns`` maps a column name to its values in database form; ``conflict`` names the columns
-    of the unique constraint; ``where`` completes it where the index is partial.
+    ``columns`` maps a column name to its values in database form; ``key`` names the columns that
+    point to the input row, ``conflict`` those of the unique constraint, which ``where`` completes
+    where the index is partial; ``primary`` is the primary key.
     """
 
     table: str
     columns: dict[str, Sequence[Any]]
+    key: tuple[str, ...]
     conflict: tuple[str, ...]
     where: str
-    returning: tuple[str, str]
+    primary: str
+
+    @property
+    def keys(self) -> list[tuple[Any, ...]]:
+        """The keys of the rows, in database form."""
+        return list(zip(*(self.columns[name] for name in self.key), strict=True))
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,6 @@ def _quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def order_of_rows(new_first: bool) -> str:
-    """The order of rows in a plan: total, so that they are cut into the same pages again."""
-    return ("known, " if new_first else "") + "modified DESC, pk DESC"
-
-
 def adding_column(
     dialect: Common, model: Any, field: peewee.Field, default: Any, literal: str
 ) -> str:
@@ -100,7 +102,7 @@ def adding_column(
 
 def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
     """What becomes of a row that has a result: the one that was read later stands."""
-    kept = {*batch.conflict, batch.returning[1], "created", "modified", "v_astra_major_minor"}
+    kept = {*batch.conflict, batch.primary, "created", "modified", "v_astra_major_minor"}
     changed = [dialect.quote(name) for name in sorted(every - kept)]
     sets = ", ".join(f"{name} = excluded.{name}" for name in changed)
     target = ", ".join(map(dialect.quote, batch.conflict))

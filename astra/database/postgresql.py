@@ -1,17 +1,18 @@
 """PostgreSQL: its SQL, its errors, its roles, and COPY."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
+from functools import partial, reduce
 from io import BytesIO
+from operator import and_
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import peewee
 import psycopg2
-from peewee import SQL
+from peewee import SQL, fn
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS, Binary
 
 from astra.database.array_text import BYTES, array_literal
@@ -22,11 +23,11 @@ from astra.database.dialect import (
     adding_column,
     dialects,
     on_conflict,
-    order_of_rows,
     peewee_errors,
 )
 from astra.database.locks import Holder, RowLock
 from astra.database.timeouts import PatientCursor
+from astra.errors import TaskError
 
 #: SQLSTATEs of a world that may be better in a moment: connection, resources, shutdown,
 #: rollbacks by serialisation or deadlock, lock and idle timeouts, a server that recovers or
@@ -136,6 +137,9 @@ class PostgreSQL(Common):
 
     timestamp_type = "TIMESTAMPTZ"
     keys_type = "BIGINT[]"
+    key_texts_type = "TEXT[]"
+    wanted_key = SQL("wanted.key")
+    is_same = "IS NOT DISTINCT FROM"
     now_sql = "clock_timestamp()"
 
     def now(self) -> datetime:
@@ -394,6 +398,70 @@ class PostgreSQL(Common):
     def unpack_keys(self, value: Any) -> list[int]:
         return list(value)
 
+    def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
+        """`field` is one of `keys`, as texts."""
+        packed = self.pack_texts([str(key) for key in keys])
+        return peewee.Expression(field, "=", SQL("ANY(%s::text[])", (packed,)))
+
+    def pack_texts(self, keys: Iterable[str]) -> Any:
+        return array_literal(list(keys))
+
+    def _kind_of(self, field: Any) -> str:
+        """The type of a column, as the server has it."""
+        return self.column_types(self.table(field.model)).get(field.column_name, "text")
+
+    def key_text(self, fields: Sequence[Any]) -> Any:
+        """The text of a key, the same whatever the settings of the session are."""
+        zoned = "pg_catalog.timestamptz"
+        parts = [fn.timezone("UTC", f) if self._kind_of(f) == zoned else f for f in fields]
+        one = parts[0] if len(parts) == 1 else fn.jsonb_build_array(*parts)
+        return one.cast("text")
+
+    def wanted(self, fields: Sequence[Any], keys: Sequence[str]) -> tuple[Any, Any]:
+        """Texts of keys as rows of a query, and the clause that a row has such a key."""
+        clauses = []
+        for place, field in enumerate(fields):
+            text = "wanted.key" if len(fields) == 1 else f"(wanted.key::jsonb ->> {place})"
+            kind = self._kind_of(field)
+            cast = f"{text}::{kind}"
+            if kind == "pg_catalog.timestamptz":
+                cast = f"timezone('UTC', {text}::timestamp)"
+            clauses.append(peewee.Expression(field, "=", SQL(cast)))
+        rows = SQL(
+            "unnest(%s::text[]) WITH ORDINALITY AS wanted(key, place)", (self.pack_texts(keys),)
+        )
+        return rows, reduce(and_, clauses)
+
+    def as_moment(self, field: Any) -> Any:
+        """A column of dates or times as a moment, UTC where it does not say otherwise."""
+        kind = self._kind_of(field).removeprefix("pg_catalog.").strip('"')
+        if kind == "timestamptz":
+            return field
+        if kind in ("timestamp", "date"):
+            return fn.timezone("UTC", field.cast("timestamp"))
+        raise TaskError(
+            f"{field.model.__name__}.{field.name} is of the type {kind}, which says no moment: "
+            "class Meta: modified names a column of dates or times"
+        )
+
+    def rounded(self, moment: datetime) -> datetime:
+        """A moment as the server keeps it."""
+        return moment
+
+    def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
+        """Whether the server itself keeps these columns unique, and none of them NULL."""
+        return bool(
+            self.run(
+                """SELECT EXISTS (
+                    SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisunique
+                    AND indisvalid AND indpred IS NULL AND indexprs IS NULL
+                    AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
+                         WHERE attrelid = indrelid AND attnotnull
+                         AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[])""",
+                (self.table(model), array_literal(sorted(columns))),
+            ).fetchone()[0]
+        )
+
     def held(
         self,
         key: Any,
@@ -403,6 +471,7 @@ class PostgreSQL(Common):
         page: Any,
         plan: Any,
         attempt: Any,
+        column: str,
     ) -> Any:
         """A clause: a live plan of the task still has to end the row of this `key`.
 
@@ -413,7 +482,7 @@ class PostgreSQL(Common):
             f"""EXISTS (
                 SELECT 1 FROM {self.table(page)} AS hp
                 JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk,
-                unnest(hp.keys) WITH ORDINALITY AS held(key, place)
+                unnest(hp.{column}) WITH ORDINALITY AS held(key, place)
                 WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
                   AND (hl.cancelled IS NULL OR EXISTS (
                        SELECT 1 FROM {self.table(attempt)} AS ha
@@ -425,17 +494,18 @@ class PostgreSQL(Common):
         return peewee.NodeList((clause, key, SQL(")")))
 
     def freeze(
-        self, query: Any, page: Any, plan_pk: int, limit: int, new_first: bool = False
+        self, query: Any, page: Any, plan_pk: int, limit: int, order: str, column: str
     ) -> tuple[int, int]:
-        """Cut the keys of `query` (columns key, modified, pk, in their order) into pages.
+        """Cut the keys of `query` (key, and the columns of the order) into pages.
 
-        With `new_first` it has a column known, too: rows that are not known come first.
+        The order is total, so that they are cut into the same pages again; `column` of a page
+        holds the keys.
         """
         sql, parameters = query.sql()
         cut = f"""
             SELECT (place - 1) / %s + 1 AS number, count(*) AS n_rows,
                    array_agg(key ORDER BY place) AS keys
-            FROM (SELECT key, row_number() OVER (ORDER BY {order_of_rows(new_first)}) AS place
+            FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
                   FROM ({sql}) AS pending) AS numbered
             GROUP BY 1"""
         with self._evaluated(cut, (limit, *parameters)) as (pages, values):
@@ -443,7 +513,7 @@ class PostgreSQL(Common):
                 f"""
                 WITH frozen AS (
                     INSERT INTO {self.table(page)}
-                        (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
+                        (plan_pk, number, n_rows, {column}, outcomes, n_done, n_failed, n_no_result)
                     SELECT %s, number, n_rows, keys, decode(repeat('00', n_rows::int), 'hex'),
                            0, 0, 0
                     FROM {pages} AS pages
@@ -499,12 +569,12 @@ class PostgreSQL(Common):
         return self._types[table]
 
     def upsert(self, batch: Batch) -> dict[int, int]:
-        """Write a batch; what was written, as {key: primary key}.
+        """Write a batch; what was written, as {place in the batch: primary key}.
 
         A row is replaced only by one whose input was read later or at the same time. Where no row
         has a result yet, which is most often so, the batch is copied straight into the table.
         """
-        if len(batch.columns[batch.returning[0]]) < _COPIED_FROM:
+        if len(batch.columns[batch.key[0]]) < _COPIED_FROM:
             return self._inserted(batch)
         try:
             with self.database.atomic():
@@ -516,12 +586,9 @@ class PostgreSQL(Common):
 
     def _copied(self, batch: Batch) -> dict[int, int] | None:
         """A batch by a binary COPY; None where it cannot be, or replaces a row."""
-        keys = batch.columns[batch.returning[0]]
         if not self._is_utf8():
             return None
-        import numpy as np  # here, as few commands write results
-
-        from astra.database import binary_copy
+        from astra.database import binary_copy  # here, as few commands write results
 
         types = self.column_types(batch.table)
         packed: dict[str, binary_copy.Packed] = {}
@@ -534,16 +601,15 @@ class PostgreSQL(Common):
         primaries = self._drawn(batch)
         if not primaries:
             return None
-        packed[batch.returning[1]] = binary_copy.pack("int8", primaries)  # type: ignore[assignment]
+        packed[batch.primary] = binary_copy.pack("int8", primaries)  # type: ignore[assignment]
         # In the order of their keys, so that two who write the same rows do not block each other.
-        order = np.argsort(keys)
-        rows = BytesIO(binary_copy.rows(list(packed.values()), order))
+        rows = BytesIO(binary_copy.rows(list(packed.values()), _order_of(batch)))
         names = ", ".join(map(self.quote, packed))
         with peewee.__exception_wrapper__, self.database.cursor() as cursor:
             cursor.copy_expert(
                 f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
             )
-        return dict(zip(keys, primaries, strict=True))
+        return dict(enumerate(primaries))
 
     def _drawn(self, batch: Batch) -> list[int]:
         """Primary keys for the rows of a batch; none if one of them has a result at this version.
@@ -551,18 +617,26 @@ class PostgreSQL(Common):
         By a LIMIT within, each row is looked up in the index: a table that was not analysed since
         it was empty would be gone through from end to end.
         """
-        sequence = self._sequence(batch.table, batch.returning[1])
+        sequence = self._sequence(batch.table, batch.primary)
         if sequence is None:
             return []
-        key, of = self.quote(batch.returning[0]), batch.where.replace("WHERE", "AND")
-        keys = batch.columns[batch.returning[0]]
+        types, of = self.column_types(batch.table), batch.where.replace("WHERE", "AND")
+        lists = [batch.columns[name] for name in batch.key]
+        arrays = ", ".join(f"%s::{types[name]}[]" for name in batch.key)
+        names = ", ".join(f"key_{place}" for place in range(len(lists)))
+        same = " AND ".join(
+            f"{self.quote(name)} = wanted.key_{place}" for place, name in enumerate(batch.key)
+        )
         drawn = self.run(
             f"""SELECT nextval(%s::regclass) FROM generate_series(1, %s) WHERE NOT EXISTS (
-                SELECT 1 FROM unnest(%s::bigint[]) AS wanted(key), LATERAL (
-                    SELECT 1 FROM {batch.table} WHERE {key} = wanted.key
+                SELECT 1 FROM unnest({arrays}) AS wanted({names}), LATERAL (
+                    SELECT 1 FROM {batch.table} WHERE {same}
                     AND v_astra_major_minor = %s {of} LIMIT 1) AS stored)""",
-            (sequence, len(keys), self.pack_keys(keys), batch.columns["v_astra"][0] // 1000),
-        )
+            (
+                sequence, len(lists[0]), *map(array_literal, lists),
+                batch.columns["v_astra"][0] // 1000,
+            ),
+        )  # fmt: skip
         return [pk for (pk,) in drawn.fetchall()]
 
     def _is_utf8(self) -> bool:
@@ -583,28 +657,48 @@ class PostgreSQL(Common):
         """
         types = self.column_types(batch.table)
         names = [self.quote(name) for name in batch.columns]
-        arrays, casts = [], []
+        arrays: list[str] = []
+        casts = []
         for name, values in batch.columns.items():
             scalar = not types[name].split(".")[-1].strip('"').startswith("_")
             arrays.append(array_literal(values))
             kind = types[name] if scalar else "text"
             casts.append((f"%s::{kind}[]", "" if scalar else f"::{types[name]}"))
         unnested = ", ".join(array for array, _ in casts)
-        selected = ", ".join(f"u.c{i}{cast}" for i, (_, cast) in enumerate(casts))
+        selected = ", ".join(f"u.c{i}{cast} AS c{i}" for i, (_, cast) in enumerate(casts))
         aliases = ", ".join(f"c{i}" for i in range(len(casts)))
-        order = list(batch.columns).index(batch.returning[0])
-        key, primary = map(self.quote, batch.returning)
+        keys = [f"c{list(batch.columns).index(name)}" for name in batch.key]
+        key = ", ".join(map(self.quote, batch.key))
+        same = " AND ".join(
+            f"written.{self.quote(name)} = given.{c}"
+            for name, c in zip(batch.key, keys, strict=True)
+        )
         cursor = self.run(
-            f"""INSERT INTO {batch.table} AS stored ({", ".join(names)})
-                SELECT {selected} FROM unnest({unnested}) AS u({aliases}) ORDER BY u.c{order}
-                {self._on_conflict(batch)}
-                RETURNING {key}, {primary}""",
+            f"""WITH given AS MATERIALIZED (
+                    SELECT u.place - 1 AS place, {selected}
+                    FROM unnest({unnested}) WITH ORDINALITY AS u({aliases}, place)),
+                written AS (
+                    INSERT INTO {batch.table} AS stored ({", ".join(names)})
+                    SELECT {aliases} FROM given ORDER BY {", ".join(keys)}
+                    {self._on_conflict(batch)}
+                    RETURNING {key}, {self.quote(batch.primary)} AS primary_key)
+                SELECT given.place, written.primary_key FROM given JOIN written ON {same}""",
             arrays,
         )
         return dict(cursor.fetchall())
 
     def _on_conflict(self, batch: Batch) -> str:
         return on_conflict(self, batch, set(self.column_types(batch.table)))
+
+
+def _order_of(batch: Batch) -> Any:
+    """The places of the rows of a batch in the order of their keys."""
+    import numpy as np
+
+    keys = batch.columns[batch.key[0]]
+    if len(batch.key) == 1 and type(keys[0]) is int:
+        return np.argsort(keys)
+    return np.array(sorted(range(len(keys)), key=batch.keys.__getitem__))
 
 
 def _is_refused_login(message: str) -> bool:

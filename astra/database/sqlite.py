@@ -8,11 +8,13 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import peewee
-from peewee import SQL
+from peewee import SQL, fn
 
 from astra.database.dialect import (
     Batch,
@@ -21,7 +23,6 @@ from astra.database.dialect import (
     adding_column,
     dialects,
     on_conflict,
-    order_of_rows,
     peewee_errors,
 )
 from astra.database.locks import Holder
@@ -32,7 +33,9 @@ from astra.errors import DatabaseError
 class SQLite(Common):
     name = "sqlite"
     timestamp_type = "TEXT"
-    keys_type = "TEXT"
+    keys_type = key_texts_type = "TEXT"
+    wanted_key = SQL("wanted.value")
+    is_same = "IS"
     # Microseconds in form, milliseconds in fact: the form is the one that times are compared in.
     now_sql = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
@@ -189,8 +192,60 @@ class SQLite(Common):
     def pack_keys(self, keys: Sequence[int]) -> Any:
         return json.dumps(list(keys))
 
-    def unpack_keys(self, value: Any) -> list[int]:
+    def unpack_keys(self, value: Any) -> Any:
         return json.loads(value)
+
+    def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
+        packed = self.pack_texts([str(key) for key in keys])
+        return peewee.Expression(field, "IN", SQL("(SELECT value FROM json_each(?))", (packed,)))
+
+    def pack_texts(self, keys: Iterable[str]) -> Any:
+        return json.dumps(list(keys))
+
+    def key_text(self, fields: Sequence[Any]) -> Any:
+        """The text of a key."""
+        one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
+        return one.cast("text")
+
+    def wanted(self, fields: Sequence[Any], keys: Sequence[str]) -> tuple[Any, Any]:
+        """Texts of keys as rows of a query, and the clause that a row has such a key."""
+        clauses = []
+        for place, field in enumerate(fields):
+            text = f"json_extract(wanted.value, '$[{place}]')"
+            text = "wanted.value" if len(fields) == 1 else text
+            clauses.append(peewee.Expression(field, "=", SQL(text)))
+        rows = SQL("json_each(?) AS wanted", (self.pack_texts(keys),))
+        return rows, reduce(and_, clauses)
+
+    def as_moment(self, field: Any) -> Any:
+        """A column of dates or times as a moment, in the one form that moments are compared in."""
+        return fn.strftime("%Y-%m-%d %H:%M:%f", field).concat("000")
+
+    def rounded(self, moment: datetime) -> datetime:
+        """A moment as SQLite's functions give it: to the millisecond."""
+        whole = (moment.microsecond + 500) // 1000 * 1000
+        return moment + timedelta(microseconds=whole - moment.microsecond)
+
+    def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
+        """Whether the database itself keeps these columns unique, and none of them NULL."""
+        table, wanted = model._meta.table_name, sorted(columns)
+        about = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+        found = self.run(about, (table,)).fetchall()
+        primary = [row for row in found if row[3]]
+        if wanted == [row[0] for row in primary] and primary[0][1].upper() == "INTEGER":
+            return True
+        if not set(wanted) <= {row[0] for row in found if row[2]}:
+            return False
+        indexes = self.run(
+            'SELECT name FROM pragma_index_list(?) WHERE "unique" AND NOT partial', (table,)
+        ).fetchall()
+        covered = [
+            sorted(
+                n for (n,) in self.run("SELECT name FROM pragma_index_info(?)", index).fetchall()
+            )
+            for index in indexes
+        ]
+        return wanted in [sorted(row[0] for row in primary), *covered]
 
     def held(
         self,
@@ -201,11 +256,12 @@ class SQLite(Common):
         page: Any,
         plan: Any,
         attempt: Any,
+        column: str,
     ) -> Any:
         clause = SQL(
             f"""EXISTS (
                 SELECT 1 FROM {self.table(page)} AS hp
-                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk, json_each(hp.keys) AS held
+                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk, json_each(hp.{column}) AS held
                 WHERE hl.task = ? AND hl.input_table = ? AND hl.v_astra / 1000 = ?
                   AND (hl.cancelled IS NULL OR EXISTS (
                        SELECT 1 FROM {self.table(attempt)} AS ha
@@ -217,16 +273,16 @@ class SQLite(Common):
         return peewee.NodeList((clause, key, SQL(")")))
 
     def freeze(
-        self, query: Any, page: Any, plan_pk: int, limit: int, new_first: bool = False
+        self, query: Any, page: Any, plan_pk: int, limit: int, order: str, column: str
     ) -> tuple[int, int]:
         sql, parameters = query.sql()
         self.run(
             f"""
             INSERT INTO {self.table(page)}
-                (plan_pk, number, n_rows, keys, outcomes, n_done, n_failed, n_no_result)
+                (plan_pk, number, n_rows, {column}, outcomes, n_done, n_failed, n_no_result)
             SELECT ?, (place - 1) / ? + 1, count(*), json_group_array(key), zeroblob(count(*)),
                    0, 0, 0
-            FROM (SELECT key, row_number() OVER (ORDER BY {order_of_rows(new_first)}) AS place
+            FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
                   FROM ({sql}) ORDER BY place)
             GROUP BY 2""",
             (plan_pk, limit, *parameters),
@@ -247,8 +303,7 @@ class SQLite(Common):
         marks = ", ".join("?" for _ in names)
         sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
                   VALUES ({marks}) {conflict}"""
-        key, primary = map(self.quote, batch.returning)
-        keys = batch.columns[batch.returning[0]]
+        primary, keys = self.quote(batch.primary), batch.keys
         newest = f"SELECT coalesce(max({primary}), 0) FROM {batch.table}"
         (before,) = self.run(newest).fetchone()
         with peewee_errors():
@@ -257,16 +312,20 @@ class SQLite(Common):
         (last,) = self.run(newest).fetchone()
         if last - before == len(keys):
             # Nobody else writes meanwhile: all of them are new, and their keys follow each other.
-            return dict(zip(keys, range(before + 1, last + 1), strict=True))
+            return dict(enumerate(range(before + 1, last + 1)))
+        same = " AND ".join(
+            f"{self.quote(name)} = json_extract(wanted.value, '$[{place}]')"
+            for place, name in enumerate(batch.key)
+        )
         stored = self.run(
-            f"""SELECT {key}, {primary}, input_read FROM {batch.table}
-                WHERE {key} IN (SELECT value FROM json_each(?)) AND v_astra_major_minor = ?
-                {"AND spectrum_pk IS NULL" if batch.where else ""}""",
-            (json.dumps(keys), batch.columns["v_astra"][0] // 1000),
+            f"""SELECT wanted.key, {primary}, input_read
+                FROM json_each(?) AS wanted JOIN {batch.table} ON {same}
+                WHERE v_astra_major_minor = ? {batch.where.replace("WHERE", "AND")}""",
+            (json.dumps(keys, default=str), batch.columns["v_astra"][0] // 1000),
         ).fetchall()
         # A row whose stored time of reading is not ours was written by a later attempt.
-        read = dict(zip(keys, batch.columns["input_read"], strict=True))
-        return {key: primary for key, primary, at in stored if read[key] == at}
+        read = batch.columns["input_read"]
+        return {place: primary for place, primary, at in stored if read[place] == at}
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

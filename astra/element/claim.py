@@ -108,7 +108,7 @@ def claim_page(
                 number=(page.last_number or 0) + 1,
                 element=element,
                 state=AttemptState.RUNNING.value,
-                n_handed=_place_after(page, {s.key for s in suspects}, in_hand),
+                n_handed=_place_after(page, {s.place for s in suspects}, in_hand),
                 **{k: getattr(where, k) for k in where.__dataclass_fields__},
             )
         except IntegrityError as error:  # of the same number, in the same moment
@@ -148,7 +148,7 @@ def _page_to_claim(plan: Plan, number: int) -> Any:
 def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
     """The place behind the first `n_rows` of a page that are to be handed over."""
     for place, outcome in enumerate(page.outcomes):
-        if outcome == Outcome.PENDING and page.keys[place] not in suspected:
+        if outcome == Outcome.PENDING and place not in suspected:
             n_rows -= 1
             if n_rows < 0:
                 return place
@@ -211,13 +211,15 @@ def _suspect(page: Page, old: Attempt) -> None:
     """An attempt ended without a word: remember the rows that its task may have had in hand."""
     if old.n_handed < 0 or old.slurm_state in _NO_ROWS_DOING:
         return
-    known = {s.key: s.group for s in suspects_of(page.pk)}
-    keys = [
-        key
-        for place, key in enumerate(page.keys)
-        if page.outcomes[place] == Outcome.PENDING
+    known = {s.place: s.group for s in suspects_of(page.pk)}
+    places = [
+        place
+        for place, outcome in enumerate(page.outcomes)
+        if outcome == Outcome.PENDING
         and (
-            known.get(key) == old.group if old.group else place < old.n_handed and key not in known
+            known.get(place) == old.group
+            if old.group
+            else place < old.n_handed and place not in known
         )
     ]
     if old.slurm_state == SlurmState.OUT_OF_MEMORY:
@@ -225,4 +227,4 @@ def _suspect(page: Page, old: Attempt) -> None:
     else:
         word = f" (Slurm: {old.slurm_state})" if old.slurm_state else ""
         death = Death(KILLED, f"was in hand when its process ended without a word{word}")
-    record_death(page.pk, keys, death)
+    record_death(page.pk, places, death)

@@ -16,10 +16,11 @@ from astra.database.connection import database, dialect, retrying
 from astra.database.threads import aside, begun_aside
 from astra.element.suspects import CERTAIN
 from astra.errors import AstraError
+from astra.models.keys import RowKey, all_rows, key_of, moment_of
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Attempt
-from astra.models.source import Source
 from astra.models.spectrum import pixel_columns
-from astra.plan.pending import has_result, key_of, rows_with_source
+from astra.plan.pending import has_result
 from astra.results.claim import Claim
 from astra.results.rows import Handed, Refusal
 from astra.results.stopping import Stop
@@ -37,7 +38,7 @@ CHUNK, CHUNK_BYTES, LAST_ROWS = 1000, 4_000_000, 32
 IN_HAND_S = 5.0
 
 #: Rows that were read together, and the keys of those that are left.
-Chunk = tuple[list[Handed], list[int]]
+Chunk = tuple[list[Handed], list[Any]]
 
 
 class Reader:
@@ -50,6 +51,7 @@ class Reader:
         self, model: Any, output: Any, claim: Claim, stop: Stop, first_row: Callable[[], None]
     ) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
+        self.key, self.moment, self.link = key_of(model), moment_of(model), link_of(output, model)
         self.first_row = first_row  # is told before the task is given a row
         self.run: Run | None = None
         self.t_read_s = 0.0
@@ -57,22 +59,23 @@ class Reader:
         # How large arrays are is not asked for until a row has some: mostly none has, and one
         # statement does.
         self.unmeasured = bool(self.arrays)
-        self.n_bytes: dict[int, int] = {}  # of the arrays of rows, by key
+        self.n_bytes: dict[RowKey, int] = {}  # of the arrays of rows, by key
         self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
         self.began = time.monotonic()
         self.n_given = 0
         limit = settings.current().element.max_deaths
-        self.keys: list[int] = []  # of the rows that come first, once it is known which
+        self.keys: list[Any] = []  # of the rows that come first, once it is known which
         self.first: Chunk | None = None
-        suspects = [s for s in claim.suspects if self._is_pending(s.key)]
-        self.given_up = {s.key: s for s in suspects if s.deaths >= limit}
-        self.group_of = {s.key: s.group for s in suspects if s.deaths < limit}
-        by_group: dict[int, list[int]] = {}
+        at = claim.page.row_keys
+        suspects = [(at[s.place], s) for s in claim.suspects if self._is_pending(at[s.place])]
+        self.given_up = {key: s for key, s in suspects if s.deaths >= limit}
+        self.group_of = {key: s.group for key, s in suspects if s.deaths < limit}
+        by_group: dict[int, list[Any]] = {}
         for key, group in self.group_of.items():
             by_group.setdefault(group, []).append(key)
         self.groups = list(by_group.values())
 
-    def _is_pending(self, key: int) -> bool:
+    def _is_pending(self, key: RowKey) -> bool:
         return self.claim.outcomes[self.claim.positions[key]] == Outcome.PENDING
 
     def begin(self, run: Run) -> None:
@@ -87,10 +90,10 @@ class Reader:
         """Record the rows that ended too many processes as failures."""
         if not self.given_up:
             return
-        key = key_of(self.model)
-        query = self.model.select(key, self.model.modified)
-        query = query.where(dialect().among(key, list(self.given_up)))
-        for k, modified in retrying(lambda: list(query.tuples())):
+        moment = peewee.Value(None) if self.moment is None else self.moment
+        query = self._asked_for(list(self.given_up)).select(self.key.given, moment)
+        for k, at in retrying(lambda: database.execute(query).fetchall()):
+            modified = OutputModel.input_modified.python_value(at)
             suspect = self.given_up[k]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
             run.writer.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
@@ -99,7 +102,7 @@ class Reader:
         self.began = time.monotonic()
         first, self.first = self.first, None
         for handed in self._by_chunks(self.keys, first):
-            place = self.claim.positions[handed.key]  # type: ignore[index]
+            place = self.claim.positions[handed.key]
             if place >= self.n_handed:
                 self._say_in_hand(place)
             self.n_given += 1
@@ -115,7 +118,7 @@ class Reader:
         self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
         self._note(n_handed=self.n_handed)
 
-    def enter(self, keys: list[int]) -> None:
+    def enter(self, keys: list[Any]) -> None:
         """A group of suspects is handed over next."""
         self._note(group=self.group_of.get(keys[0]) if keys else None)
 
@@ -126,11 +129,11 @@ class Reader:
         except (AstraError, PeeweeException) as error:
             log.info("which rows are in hand could not be recorded: %s", error)
 
-    def again(self, keys: list[int]) -> Iterator[Handed]:
+    def again(self, keys: list[Any]) -> Iterator[Handed]:
         """Rows by their keys, some of them once more."""
         return self._by_chunks(keys)
 
-    def _by_chunks(self, keys: list[int], first: Chunk | None = None) -> Iterator[Handed]:
+    def _by_chunks(self, keys: list[Any], first: Chunk | None = None) -> Iterator[Handed]:
         """Rows by their keys; a chunk is read while the task is at the last eighth of another."""
         ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
         while ahead is not None:
@@ -144,13 +147,13 @@ class Reader:
                 if handed is not None:
                     yield handed
 
-    def _ahead(self, keys: list[int]) -> Callable[[], Chunk]:
+    def _ahead(self, keys: list[Any]) -> Callable[[], Chunk]:
         return begun_aside(lambda: self._read_patiently(keys))
 
-    def _read_patiently(self, keys: list[int]) -> Chunk:
+    def _read_patiently(self, keys: list[Any]) -> Chunk:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
 
-    def _read(self, keys: list[int]) -> Chunk:
+    def _read(self, keys: list[Any]) -> Chunk:
         """The first rows of `keys`: as many as are read at a time."""
         began = time.perf_counter()
         # The clock first: the rows are at least as recent as it says.
@@ -163,26 +166,33 @@ class Reader:
             rows = self._rows(chunk)
         left = self._note_missing([k for k in chunk if k not in rows]) + left
         self.t_read_s += time.perf_counter() - began
-        return [Handed(k, rows[k], rows[k].modified, now) for k in chunk if k in rows], left
+        return [self._handed(k, *rows[k], now) for k in chunk if k in rows], left
 
-    def _rows(self, keys: list[int]) -> dict[int, Any]:
-        """Rows without a result, by key; those without arrays, until these are measured."""
-        key = key_of(self.model)
-        wanted = dialect().among(key, keys) & ~self._has_result()
+    def _handed(self, key: RowKey, row: Any, at: Any, now: Any) -> Handed:
+        bears = None if self.key.is_whole else self.link.of_row(row)
+        return Handed(key, row, OutputModel.input_modified.python_value(at), now, bears=bears)
+
+    def _asked_for(self, keys: list[Any]) -> Any:
+        return self.key.narrowed(all_rows(self.model), keys)
+
+    def _rows(self, keys: list[Any]) -> dict[Any, tuple[Any, Any]]:
+        """Rows without a result, and when they changed, by key; until arrays are measured those
+        without any."""
+        wanted = ~self._has_result()
         if self.unmeasured:
             wanted &= self._size() < 1  # by "= 0" the planner would expect next to none
-        query = rows_with_source(self.model).where(wanted)
-        return {getattr(row, key.name): row for row in read_rows(query)}
+        extra = [self.key.given, peewee.Value(None) if self.moment is None else self.moment]
+        query = self._asked_for(keys).where(wanted)
+        return {k: (row, at) for row, (k, at) in read_rows(query, extra)}
 
     def _has_result(self) -> Any:
         return has_result(self.model, self.output, by_index=True)
 
-    def _note_missing(self, keys: list[int]) -> list[int]:
+    def _note_missing(self, keys: list[Any]) -> list[Any]:
         """Rows that have an up-to-date result already, or are no more, are noted; the others."""
         if not keys:
             return keys
-        key = key_of(self.model)
-        query = self.model.select(key, self._has_result()).where(dialect().among(key, keys))
+        query = self._asked_for(keys).select(self.key.given, self._has_result())
         has = dict(database.execute(query).fetchall())
         self.claim.find(k for k in keys if has.get(k))
         for k in keys:
@@ -191,7 +201,7 @@ class Reader:
                 self.run.writer.fail(Refusal(k, "InputGone", message))
         return [k for k in keys if k in has and not has[k]]
 
-    def _cut(self, keys: list[int]) -> tuple[list[int], list[int]]:
+    def _cut(self, keys: list[Any]) -> tuple[list[Any], list[Any]]:
         """The keys of a chunk, and of what is left: no more than :data:`CHUNK_BYTES` of arrays."""
         chunk, n_bytes = keys[:CHUNK], 0
         measured = self.arrays and not self.unmeasured
@@ -203,11 +213,10 @@ class Reader:
                 return keys[:n], keys[n:]
         return chunk, keys[CHUNK:]
 
-    def _sizes(self, keys: list[int]) -> dict[int, int]:
+    def _sizes(self, keys: list[Any]) -> dict[RowKey, int]:
         """Bytes of the arrays of rows, by key, which the database knows without reading them."""
-        key = key_of(self.model)
-        wanted = dialect().among(key, keys) & (self._size() > 0)
-        query = self.model.select(key, self._size()).where(wanted)
+        query = self._asked_for(keys).select(self.key.given, self._size())
+        query = query.where(self._size() > 0)
         return dict.fromkeys(keys, 0) | dict(database.execute(query).fetchall())
 
     def _size(self) -> Any:
@@ -222,24 +231,25 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def read_rows(query: Any) -> list[Any]:
-    """All rows of a query that :func:`astra.plan.pending.rows_with_source` made."""
-    model = query.model
-    on_source = issubclass(model, Source)
-    if not (_is_plain(model) and _is_plain(Source)):
-        return list(query)
+def read_rows(query: Any, extra: Sequence[Any] = ()) -> list[tuple[Any, Sequence[Any]]]:
+    """The rows of a query of :func:`astra.models.keys.all_rows`, each with further columns."""
+    model, name = query.model, getattr(query.model, "loaded_with", None)
+    query = query.select(*query._returning, *extra)
     with peewee.__exception_wrapper__:
         found = database.execute(query).fetchall()
-    make = _maker(model)
-    if on_source:
-        return [make(row) for row in found]
-    width, make_source, key_place = len(model._meta.sorted_fields), _maker(Source), _key_place()
+    make, width = _maker(model), len(model._meta.sorted_fields)
+    if name is None:
+        return [(make(values[:width]), values[width:]) for values in found]
+    field = model._meta.fields[name]
+    other = field.rel_model
+    make_other, end = _maker(other), width + len(other._meta.sorted_fields)
+    key_place = other._meta.sorted_fields.index(field.rel_field)
     rows = []
     for values in found:
-        row, source = make(values[:width]), values[width:]
-        # The source of a row that has none, and is not asked for again when it is looked up.
-        row.__rel__["source"] = None if source[key_place] is None else make_source(source)
-        rows.append(row)
+        row, loaded = make(values[:width]), values[width:end]
+        # What a row has none of is not asked for again when it is looked up.
+        row.__rel__[name] = None if loaded[key_place] is None else make_other(loaded)
+        rows.append((row, values[end:]))
     return rows
 
 
@@ -258,12 +268,14 @@ def _maker(model: Any) -> Callable[[Sequence[Any]], Any]:
                 data[name] = convert(data[name])
         return made
 
-    return make
+    def make_its_own_way(values: Sequence[Any]) -> Any:
+        made = model(__no_default__=1)
+        for field, value in zip(fields, values, strict=True):
+            setattr(made, field.name, field.python_value(value))
+        made._dirty.clear()
+        return made
 
-
-@cache
-def _key_place() -> int:
-    return [field.name for field in Source._meta.sorted_fields].index("pk")
+    return make if _is_plain(model) else make_its_own_way
 
 
 def _referred(field: Any) -> Any:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from astra.config import settings
 from astra.database.connection import retrying, writing
@@ -48,7 +49,7 @@ class Board:
         memory = memoryview(mmap.mmap(-1, _HEADER + _PLACES))
         self._header, self._hands = memory[:_HEADER], memory[_HEADER:]
         self._numbers, self._times = self._header.cast("q"), self._header.cast("d")
-        self._positions: dict[int, int] = {}
+        self._positions: dict[Any, int] = {}
         self._birth_s: float | None = None
 
     # -- the child writes -------------------------------------------------------------------
@@ -58,20 +59,20 @@ class Board:
         birth_s, self._birth_s = self._birth_s, None
         return birth_s
 
-    def begin(self, page_pk: int, attempt_pk: int, positions: dict[int, int]) -> None:
+    def begin(self, page_pk: int, attempt_pk: int, positions: dict[Any, int]) -> None:
         """A page is claimed; nothing of it is in hand, whatever a process before this one had."""
         self._positions = positions
         self.clear()
         self.started(0.0)
         self._numbers[_PAGE], self._numbers[_ATTEMPT] = page_pk, attempt_pk
 
-    def hand(self, key: int | None) -> None:
+    def hand(self, key: int | str | None) -> None:
         self._set(key, 1)
 
-    def end(self, key: int | None) -> None:
+    def end(self, key: int | str | None) -> None:
         self._set(key, 0)
 
-    def _set(self, key: int | None, value: int) -> None:
+    def _set(self, key: int | str | None, value: int) -> None:
         place = self._positions.get(key, _PLACES) if key is not None else _PLACES
         if place < _PLACES and self._hands[place] != value:
             self._hands[place] = value
@@ -303,7 +304,7 @@ def _note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool
     def work() -> bool:
         with writing():
             page = Page.get_by_id(board.page_pk)
-            keys = [page.keys[place] for place in board.places(page.n_rows)]
+            places = board.places(page.n_rows)
             values = {
                 "message": clean(f"a row {death.cause}", 2000),
                 "n_handed": -1,
@@ -314,8 +315,8 @@ def _note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool
                 values["state"] = AttemptState.DIED.value
             mine = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)
             if page.attempt_pk == board.attempt_pk and Attempt.update(values).where(mine).execute():
-                record_death(page.pk, keys, death)
-            return bool(keys)
+                record_death(page.pk, places, death)
+            return bool(places)
 
     try:
         known = retrying(work)

@@ -21,31 +21,31 @@ class Death:
     certain: bool = False  # a row that is alone in hand is to blame, at the first time
 
 
-def record_death(page_pk: int, keys: Sequence[int], death: Death) -> None:
+def record_death(page_pk: int, places: Sequence[int], death: Death) -> None:
     """Remember the rows that a process had in hand as it died, in the order they were handed.
 
-    Inside a transaction. Without keys nothing is known, and nothing is remembered.
+    Inside a transaction. Without places nothing is known, and nothing is remembered.
     """
-    if not keys:
+    if not places:
         return
-    known = {s.key: s for s in Suspect.select().where(Suspect.page == page_pk)}
+    known = {s.place: s for s in Suspect.select().where(Suspect.page == page_pk)}
     free = 1 + max((s.group for s in known.values()), default=0)
-    groups = {known[key].group if key in known else 0 for key in keys}
-    if len(keys) == 1:
-        parts = [keys]
+    groups = {known[place].group if place in known else 0 for place in places}
+    if len(places) == 1:
+        parts = [places]
     elif groups == {0}:
-        parts = [keys]  # a row among many: first apart from those that are beyond doubt
+        parts = [places]  # a row among many: first apart from those that are beyond doubt
     else:
-        middle = len(keys) // 2
-        parts = [keys[:middle], keys[middle:]]
-    alone = len(keys) == 1
+        middle = len(places) // 2
+        parts = [places[:middle], places[middle:]]
+    alone = len(places) == 1
     for number, part in enumerate(parts, free):
-        for key in part:
-            deaths = known[key].deaths if key in known else 0
-            _upsert(page_pk, key, number, deaths + alone, death)
+        for place in part:
+            deaths = known[place].deaths if place in known else 0
+            _upsert(page_pk, place, number, deaths + alone, death)
     if alone and death.certain:
         Suspect.update(deaths=CERTAIN).where(
-            (Suspect.page == page_pk) & (Suspect.key == keys[0])
+            (Suspect.page == page_pk) & (Suspect.place == places[0])
         ).execute()
 
 
@@ -53,22 +53,22 @@ def record_death(page_pk: int, keys: Sequence[int], death: Death) -> None:
 CERTAIN = 1_000_000
 
 
-def _upsert(page_pk: int, key: int, group: int, deaths: int, death: Death) -> None:
+def _upsert(page_pk: int, place: int, group: int, deaths: int, death: Death) -> None:
     values = {
         "group": group, "deaths": deaths, "exception": death.exception, "cause": death.cause
     }  # fmt: skip
-    Suspect.insert(page=page_pk, key=key, **values).on_conflict(
-        conflict_target=[Suspect.page, Suspect.key], update=values
+    Suspect.insert(page=page_pk, place=place, **values).on_conflict(
+        conflict_target=[Suspect.page, Suspect.place], update=values
     ).execute()
 
 
 def suspects_of(page_pk: int) -> list[Suspect]:
     """The suspects of a page, smallest groups first: what is likely to go well goes first."""
-    found = list(Suspect.select().where(Suspect.page == page_pk).order_by(Suspect.key))
+    found = list(Suspect.select().where(Suspect.page == page_pk).order_by(Suspect.place))
     size: dict[int, int] = {}
     for suspect in found:
         size[suspect.group] = size.get(suspect.group, 0) + 1
-    return sorted(found, key=lambda s: (s.deaths, -size[s.group], s.group, s.key))
+    return sorted(found, key=lambda s: (s.deaths, -size[s.group], s.group, s.place))
 
 
 def forgive(pages: Iterable[Page]) -> None:

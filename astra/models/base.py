@@ -66,6 +66,19 @@ class KeysField(Field):
         return None if value is None else dialect().unpack_keys(value)
 
 
+class KeyTextsField(KeysField):
+    """A list of keys as texts: ``TEXT[]`` on PostgreSQL, JSON on SQLite."""
+
+    def ddl_datatype(self, ctx: Any) -> Any:
+        return SQL(dialect().key_texts_type)
+
+    def db_value(self, value: Any) -> Any:
+        return None if value is None else dialect().pack_texts(value)
+
+    def python_value(self, value: Any) -> Any:
+        return None if value is None else dialect().unpack_keys(value)
+
+
 class ModelMeta(ModelBase):
     """peewee's, with the fields of mixins that are not models themselves."""
 
@@ -73,7 +86,7 @@ class ModelMeta(ModelBase):
         own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
         mixins = [k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")]
         for mixin in mixins:
-            for hook in ("is_input", "fill_keys"):
+            for hook in ("is_input", "fill_keys", "row_key", "loaded_with"):
                 if hook in vars(mixin):
                     attrs.setdefault(hook, vars(mixin)[hook])
             for key, field in vars(mixin).items():

@@ -1,15 +1,19 @@
 """Results: one row for an input row and a major.minor version."""
 
+from collections.abc import Iterator
+from copy import copy
 from functools import cache
 from inspect import getattr_static
 from typing import Any
 
+import peewee
 from peewee import (
     SQL,
     BigAutoField,
     BigIntegerField,
     FieldAccessor,
     FloatField,
+    ForeignKeyField,
     IntegerField,
     Model,
     TextField,
@@ -17,8 +21,11 @@ from peewee import (
 
 from astra import __version__
 from astra.database.connection import dialect
-from astra.errors import UsageError, nearest
-from astra.models.base import BaseModel, TimeField
+from astra.errors import TaskError, UsageError, nearest
+from astra.models.base import BaseModel, ModelMeta, TimeField
+from astra.models.keys import Link, adopted, key_of
+from astra.models.source import Source
+from astra.models.spectrum import SpectrumMixin
 
 
 @cache
@@ -32,12 +39,6 @@ def version_number(version: str = __version__) -> int:
     return major * 10**6 + minor * 10**3 + patch
 
 
-#: The unique constraint of results, by what the task is on: columns, and the part of the table.
-SPECTRUM_KEY = ("spectrum_pk", "v_astra_major_minor"), ""
-
-SOURCE_KEY = ("source_pk", "v_astra_major_minor"), "WHERE spectrum_pk IS NULL"
-
-
 @cache
 def _plainly_set(model: Any) -> frozenset[str]:
     """The columns of a model for which setting one only stores the value."""
@@ -47,18 +48,91 @@ def _plainly_set(model: Any) -> frozenset[str]:
     return frozenset(n for n in names if type(getattr_static(model, n)) is FieldAccessor)
 
 
-class PipelineOutputModel(BaseModel):
-    """The columns of every result. Subclass it, add your own columns, and yield instances.
+#: Columns of numbers that count by themselves, as what they hold.
+_COUNTED: dict[type, type] = {
+    peewee.AutoField: peewee.IntegerField,
+    peewee.BigAutoField: peewee.BigIntegerField,
+}
+
+
+class ResultOf:
+    """A declaration of an output model: its results are of the rows of an input model."""
+
+    def __init__(self, model: Any, null: bool = False) -> None:
+        self.model, self.null = adopted(model), null
+
+    def fields(self, name: str) -> dict[str, Any]:
+        """The columns that hold the key, by their names in the output model."""
+        keys = key_of(self.model).fields
+        if len(keys) == 1:
+            # No constraint of the database: the table may belong to others, or be a view.
+            pointer = ForeignKeyField(
+                self.model, field=keys[0], null=self.null, index=False, backref="+", _deferred=True
+            )
+            return {name: pointer}
+        return {f"{name}_{field.name}": self._copy(field) for field in keys}
+
+    def _copy(self, field: Any) -> Any:
+        field = getattr(field, "rel_field", field)
+        if type(field) in _COUNTED:
+            return _COUNTED[type(field)](null=self.null)
+        made = copy(field)
+        made.primary_key = made.unique = made.index = False
+        made.null, made.default, made.column_name = self.null, None, None
+        made._constraints = made.constraints = None
+        return made
+
+
+def result_of(model: Any, null: bool = False) -> Any:
+    """Declare that the results of an output model are of the rows of `model`.
+
+    The output model gets a column of the key's own type, or one for each column of the key, and
+    the database allows one result for each row and major.minor version. The attribute gives the
+    row itself, looked up when it is asked for; of a key of several columns, the columns are
+    attributes: ``exposure_night`` and ``exposure_fiber``.
+
+    Parameters
+    ----------
+    model : any peewee ``Model`` with a primary key.
+    null : True where some results are of rows of another table.
+
+    Examples
+    --------
+    >>> class Period(OutputModel):  # doctest: +SKIP
+    ...     light_curve = result_of(LightCurve)
+    ...     period = FloatField()
+    """
+    return ResultOf(model, null)
+
+
+class OutputMeta(ModelMeta):
+    """Makes the columns that ``result_of`` declares."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kw: Any) -> Any:
+        links: dict[Any, Link] = {}
+        for base in reversed(bases):
+            links |= getattr(base, "declared_links", {})
+        for key, declared in list(attrs.items()):
+            if isinstance(declared, ResultOf):
+                del attrs[key]
+                fields = declared.fields(key)
+                attrs.update(fields)
+                rows = key_of(declared.model)
+                names = tuple(field.name for field in rows.fields)
+                links[declared.model] = Link(names, tuple(fields), rows.is_whole)
+        attrs["declared_links"] = links
+        return super().__new__(cls, name, bases, attrs, **kw)
+
+
+class OutputModel(BaseModel, metaclass=OutputMeta):
+    """The columns of every result. Subclass it, add ``result_of`` and your own columns.
 
     ``input_read`` is the database's time at which the input row was read, ``input_modified`` the
     ``modified`` that it had then: the result is up to date while the input still has it. The
-    database allows one row for each ``spectrum_pk`` (``source_pk`` for tasks on sources) and
-    major.minor version.
+    database allows one result for each input row and major.minor version.
     """
 
     task_pk = BigAutoField()
-    source_pk = BigIntegerField(null=True, index=True)
-    spectrum_pk = BigIntegerField(null=True)
     v_astra = IntegerField(default=version_number())
     v_astra_major_minor = IntegerField(
         null=True, constraints=[SQL("GENERATED ALWAYS AS (v_astra / 1000) STORED")]
@@ -76,15 +150,124 @@ class PipelineOutputModel(BaseModel):
         # A generated column cannot be written back.
         only_save_dirty = True
 
+    #: The links that ``result_of`` has declared, by input model.
+    declared_links: dict[Any, Link] = {}
+
+    @classmethod
+    def link_to(cls, model: Any) -> Link | None:
+        """How results point to the rows of an input model; None where they do not."""
+        for declared, link in cls.declared_links.items():
+            if model is declared or issubclass(model, declared):
+                return link
+        return None
+
+    @classmethod
+    def links(cls) -> Iterator[tuple[Link, str]]:
+        """The ways in which results of this table point to rows, and a name for each."""
+        for link in cls.declared_links.values():
+            yield link, "_".join(link.result)
+
     @classmethod
     def complete_table(cls) -> None:
         """One result for a row and major.minor version, by unique indexes of the database."""
-        for (columns, where), suffix in ((SPECTRUM_KEY, "spectrum"), (SOURCE_KEY, "source")):
-            name = dialect().quote(f"{cls._meta.table_name}_one_per_{suffix}")
+        super().complete_table()
+        for link, name in cls.links():
+            names = [cls._meta.fields[name].column_name for name in link.result]
+            columns = ", ".join(map(dialect().quote, [*names, "v_astra_major_minor"]))
+            index = dialect().quote(f"{cls._meta.table_name}_one_per_{name}"[:63])
             dialect().run(
-                f"CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {dialect().table(cls)} "
-                f"({', '.join(columns)}) {where}"
+                f"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {dialect().table(cls)} "
+                f"({columns}) {link.where}"
             )
+
+    @classmethod
+    def from_row(cls, row: Any, **values: Any) -> Any:
+        """A result for an input row, not saved yet, with your columns set from `values`.
+
+        Raises
+        ------
+        UsageError
+            If a name in `values` is no column of this table.
+        TaskError
+            If the results of this table do not point to such rows.
+        """
+        link = link_of(cls, type(row))
+        data = row.__data__
+        own = {name: data.get(of) for name, of in zip(link.result, link.row, strict=True)}
+        return cls._of(own, values)
+
+    @classmethod
+    def _of(cls, own: dict[str, Any], values: dict[str, Any]) -> Any:
+        """A row of these values, as ``cls(**own, **values)``; where no column is set in a way of
+        its own, all at once, which takes a third of the time."""
+        if not values.keys() <= _plainly_set(cls):
+            cls._check(values)
+            return cls(**own | values)
+        result = cls.__new__(cls)
+        result.__data__ = data = cls._meta.get_default_dict()
+        data |= own
+        data |= values
+        result._dirty, result.__rel__ = set(data), {}
+        return result
+
+    @classmethod
+    def _check(cls, values: dict[str, Any]) -> None:
+        for name in values:
+            if not hasattr(cls, name):
+                raise UsageError(
+                    f"{cls.__name__} has no column {name!r}. {nearest(name, cls._meta.fields)}"
+                )
+
+
+def link_of(output: Any, model: Any) -> Link:
+    """How the results of an output model point to the rows of an input model.
+
+    Raises
+    ------
+    TaskError
+        If they do not.
+    """
+    link: Link | None = output.link_to(model)
+    if link is None:
+        name = model._meta.name
+        raise TaskError(
+            f"{output.__name__} does not say how its results point to rows of {model.__name__}: "
+            f"write {name} = result_of({model.__name__}) in {output.__name__}"
+        )
+    return link
+
+
+class PipelineOutputModel(OutputModel):
+    """The columns of every result of a spectrum or a source.
+
+    The database allows one row for each ``spectrum_pk`` (``source_pk`` for tasks on sources) and
+    major.minor version.
+    """
+
+    source_pk = BigIntegerField(null=True, index=True)
+    spectrum_pk = BigIntegerField(null=True)
+
+    @classmethod
+    def link_to(cls, model: Any) -> Link | None:
+        """Results point to spectra, or, where they are of no spectrum, to sources."""
+        if issubclass(model, SpectrumMixin):
+            return _OF_SPECTRA
+        return _OF_SOURCES if issubclass(model, Source) else super().link_to(model)
+
+    @classmethod
+    def links(cls) -> Iterator[tuple[Link, str]]:
+        yield _OF_SPECTRA, "spectrum"
+        yield _OF_SOURCES, "source"
+        yield from super().links()
+
+    @classmethod
+    def from_row(cls, row: Any, **values: Any) -> Any:
+        """A result for a spectrum, a source, or a row of a declared table, not saved yet."""
+        if isinstance(row, SpectrumMixin):
+            return cls.from_spectrum(row, **values)
+        if isinstance(row, Source):
+            return cls.from_source(row, **values)
+        return super().from_row(row, **values)
 
     @classmethod
     def from_spectrum(cls, spectrum: Any, **values: Any) -> Any:
@@ -107,31 +290,14 @@ class PipelineOutputModel(BaseModel):
         """A result for a source as a whole, not saved yet: as :meth:`from_spectrum`."""
         return cls._of({"source_pk": source.pk, "input_modified": source.modified}, values)
 
-    @classmethod
-    def _of(cls, own: dict[str, Any], values: dict[str, Any]) -> Any:
-        """A row of these values, as ``cls(**own, **values)``; where no column is set in a way of
-        its own, all at once, which takes a third of the time."""
-        own |= values
-        if not own.keys() <= _plainly_set(cls):
-            cls._check(values)
-            return cls(**own)
-        result = cls.__new__(cls)
-        result.__data__ = data = cls._meta.get_default_dict()
-        data |= own
-        result._dirty, result.__rel__ = set(data), {}
-        return result
-
-    @classmethod
-    def _check(cls, values: dict[str, Any]) -> None:
-        for name in values:
-            if not hasattr(cls, name):
-                raise UsageError(
-                    f"{cls.__name__} has no column {name!r}. {nearest(name, cls._meta.fields)}"
-                )
-
     @property
     def source(self) -> Any:
         """The source of this result, looked up now; None where it is not known."""
-        from astra.models.source import Source
-
         return None if self.source_pk is None else Source.get_or_none(Source.pk == self.source_pk)
+
+
+_OF_SPECTRA = Link(("spectrum_pk",), ("spectrum_pk",), is_whole=True)
+_OF_SOURCES = Link(("pk",), ("source_pk",), is_whole=True, null=("spectrum_pk",))
+
+#: Models of results that have no table of their own.
+BASES = frozenset({OutputModel, PipelineOutputModel})

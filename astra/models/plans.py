@@ -14,7 +14,7 @@ from peewee import (
 )
 
 from astra.database.connection import connection, dialect
-from astra.models.base import BaseModel, KeysField, TimeField
+from astra.models.base import BaseModel, KeysField, KeyTextsField, TimeField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
 
@@ -90,7 +90,10 @@ class OutcomesField(BlobField):
 
 
 class Page(BaseModel):
-    """Up to ``limit`` rows of a plan. One byte per row says how it ended (states.Outcome)."""
+    """Up to ``limit`` rows of a plan. One byte per row says how it ended (states.Outcome).
+
+    A row is its place in its page; the keys of a page are numbers, or the texts of other keys.
+    """
 
     pk = BigAutoField()
     plan = ForeignKeyField(  # its index is the one below
@@ -98,7 +101,8 @@ class Page(BaseModel):
     )
     number = IntegerField()
     n_rows = IntegerField()
-    keys = KeysField()
+    keys = KeysField(null=True)
+    key_texts = KeyTextsField(null=True)  # where the keys are no whole numbers
     outcomes = OutcomesField()
     n_done = IntegerField(default=0)
     n_failed = IntegerField(default=0)
@@ -116,6 +120,11 @@ class Page(BaseModel):
         """Its rows change at each checkpoint, and none of its indexes with them."""
         super().complete_table()
         dialect().leave_room(cls)
+
+    @property
+    def row_keys(self) -> list[int] | list[str]:
+        """The keys of its rows, in the order of their places."""
+        return self.keys if self.keys is not None else self.key_texts
 
     @property
     def n_pending(self) -> int:
@@ -181,14 +190,14 @@ class Suspect(BaseModel):
     page = ForeignKeyField(
         Page, column_name="page_pk", on_delete="CASCADE", backref="suspects", index=False
     )
-    key = BigIntegerField()
+    place = IntegerField()  # in the page, from 0
     group = IntegerField()  # rows of one group are handed over together, apart from all others
     deaths = IntegerField(default=0)  # of processes in which it was the only row in hand
     exception = TextField()  # what it is recorded as, if it has to be given up
     cause = TextField()  # of the last death: "killed its process (signal 11, SIGSEGV)"
 
     class Meta:
-        indexes = ((("page", "key"), True),)
+        indexes = ((("page", "place"), True),)
 
 
 class Exclusion(BaseModel):
@@ -201,13 +210,20 @@ class Exclusion(BaseModel):
     until = TimeField(null=False)
 
 
+class RowKeyField(TextField):
+    """The key of a row of any table, as a text."""
+
+    def db_value(self, value: Any) -> str | None:
+        return None if value is None else str(value)
+
+
 class RowWithoutResult(BaseModel):
     """The columns of a row that ended, at a version, without a result."""
 
     pk = BigAutoField()
     task = TextField()
     input_table = TextField()
-    key = BigIntegerField()
+    key = RowKeyField(column_name="key_text")
     v_astra_major_minor = IntegerField()
     input_modified = TimeField(null=True)
     attempt_pk = BigIntegerField(null=True)

@@ -12,7 +12,7 @@ from astra.errors import DatabaseError, UsageError, nearest
 from astra.models import Spectrum
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
-from astra.models.pipeline import PipelineOutputModel
+from astra.models.pipeline import OutputModel
 from astra.models.plans import (
     Attempt,
     Exclusion,
@@ -33,7 +33,7 @@ KINDS = {
 
 #: Columns that planning has frozen: an element changes all others of its page and submission.
 _FROZEN = {
-    Page: {"pk", "plan_pk", "number", "n_rows", "keys", "submission_pk"},
+    Page: {"pk", "plan_pk", "number", "n_rows", "keys", "key_texts", "submission_pk"},
     Submission: {
         "pk", "plan_pk", "token", "kind", "job_name", "elements", "offset", "pages_per_element",
         "profile", "script", "log_folder", "created", "created_by", "host",
@@ -141,7 +141,7 @@ def _of_writers(model: Any) -> list[str]:
         columns = [c.column_name for c in model._meta.sorted_fields]
         names = [dialect().quote(c) for c in columns if c not in _FROZEN[model]]
         return [f"UPDATE ({', '.join(names)})"]
-    if issubclass(model, PipelineOutputModel):
+    if issubclass(model, OutputModel):
         return ["INSERT", "UPDATE"]
     # A result that is a spectrum itself is entered in the register of spectra.
     return ["INSERT"] if model is Spectrum else []

@@ -11,7 +11,7 @@ from astra.database.connection import connection, database, dialect, url
 from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models.base import BaseModel, every_subclass
 from astra.models.importing import import_named, import_path
-from astra.models.pipeline import PipelineOutputModel
+from astra.models.pipeline import BASES
 from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
 from astra.models.roles import check_grants, give, parse_grants
 
@@ -41,7 +41,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
     ),
 }
 
-_ABSTRACT = {BaseModel, RowWithoutResult, PipelineOutputModel}
+_ABSTRACT = {BaseModel, RowWithoutResult, *BASES}
 
 
 def init_database(modules: tuple[str, ...] = (), grant: tuple[str, ...] = ()) -> list[str]:
@@ -187,7 +187,11 @@ def check_tables(*models: Any) -> None:
             what = f"no column {missing} in the table {model._meta.table_name!r}"
         raise DatabaseError(
             f"the database {hide_password(url())} has {what}, which {import_path(model)} has; "
-            f"make it: {_command(model)}"
+            + (
+                f"make it: {_command(model)}"
+                if issubclass(model, BaseModel)
+                else "the table is not astra's: correct the model (class Meta: table_name, schema)"
+            )
         )
 
 

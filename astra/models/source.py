@@ -1,7 +1,12 @@
 """Stars, galaxies and what else was observed: one row each."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from peewee import AutoField, BigIntegerField, DoubleField, FloatField, IntegerField, TextField
 
+from astra.database.connection import dialect
+from astra.errors import TaskError
 from astra.models.base import BaseModel, TimeField
 
 
@@ -60,3 +65,17 @@ class Source(BaseModel):
     modified = TimeField(now=True, null=False)
 
     is_input = True
+
+
+def of_sources(model: Any, sdss_ids: Iterable[int]) -> Any:
+    """A clause: a row is one of these sources, or of one of them.
+
+    Raises
+    ------
+    TaskError
+        If rows of the model are of no source.
+    """
+    if not issubclass(model, Source) and getattr(model, "loaded_with", None) != "source":
+        raise TaskError(f"sdss_ids: rows of {model.__name__} belong to no source; leave it out")
+    source = model if issubclass(model, Source) else Source
+    return dialect().among(source.sdss_id, sdss_ids)

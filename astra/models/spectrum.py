@@ -89,6 +89,8 @@ class SpectrumMixin:
 
     #: peewee's methods come first in the order of bases: BaseModel calls on these two.
     is_input = True
+    #: What results point to, and what is loaded with each row (see keys.py).
+    row_key, loaded_with = "spectrum_pk", "source"
 
     #: Which table of a file of several instruments holds these spectra.
     instrument: str | None = None

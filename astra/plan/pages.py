@@ -1,6 +1,6 @@
 """Pages of a plan: which wait for an element, and how they are released."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -8,12 +8,19 @@ from peewee import SQL, fn
 
 from astra.config import settings
 from astra.database.connection import database, dialect
+from astra.models.keys import RowKey
 from astra.models.plans import N_PENDING, Attempt, Page, Plan
 from astra.states import AttemptState
 
 
 def page_of(plan: Plan, number: int) -> Page:
     return Page.get((Page.plan == plan.pk) & (Page.number == number))
+
+
+def key_reader(plan_pk: int) -> Callable[[str], RowKey]:
+    """What makes the key of a plan's row of the text that failures know it by."""
+    numbers = Page.select(Page.keys.is_null(False)).where(Page.plan == plan_pk).limit(1).scalar()
+    return int if numbers else str
 
 
 def is_cancelled(plan_pk: int) -> bool:

@@ -4,12 +4,19 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from peewee import JOIN, ModelSelect, fn
+from peewee import SQL, ModelSelect, NodeList, fn
 
-from astra.database.connection import dialect
 from astra.errors import TaskError, nearest
-from astra.models.pipeline import version_number
-from astra.models.source import Source
+from astra.models.keys import (
+    all_rows,
+    in_order,
+    modified_field,
+    moment_of,
+    primary_fields,
+    same_moment,
+)
+from astra.models.pipeline import link_of, version_number
+from astra.models.source import of_sources
 from astra.tasks.signature import choose_model, find_task, output_model
 
 
@@ -75,31 +82,17 @@ def pending_rows(
     model: Any, output: Any, group_by: Iterable[str] = (), sdss_ids: list[int] | None = None
 ) -> ModelSelect:
     """The pending rows of one input model, in their order."""
-    query = rows_with_source(model)
+    query = all_rows(model)
     if sdss_ids is not None:
-        source = model if issubclass(model, Source) else Source
-        query = query.where(dialect().among(source.sdss_id, sdss_ids))
+        query = query.where(of_sources(model, sdss_ids))
     if group_by:
         query = query.where(~_has_later_in_group(model, group_by))
-    return query.where(~has_result(model, output)).order_by(*most_recent_first(model))
+    return query.where(~has_result(model, output)).order_by(*ordering(model))
 
 
-def rows_with_source(model: Any) -> ModelSelect:
-    """All rows of an input model; spectra carry their ``.source``."""
-    if issubclass(model, Source):
-        return model.select()
-    return model.select(model, Source).join(
-        Source, JOIN.LEFT_OUTER, on=(model.source == Source.pk), attr="source"
-    )
-
-
-def most_recent_first(model: Any) -> tuple[Any, Any]:
-    return model.modified.desc(), model._meta.primary_key.desc()
-
-
-def key_of(model: Any) -> Any:
-    """The column that names a row of `model` in results: ``spectrum_pk``, or a source's pk."""
-    return model.pk if issubclass(model, Source) else model.spectrum_pk
+def ordering(model: Any) -> list[Any]:
+    """The order of an input model's rows, as a query takes it."""
+    return [NodeList((column, SQL(how))) for column, how in in_order(model)]
 
 
 def has_result(model: Any, output: Any, by_index: bool = False) -> Any:
@@ -107,42 +100,59 @@ def has_result(model: Any, output: Any, by_index: bool = False) -> Any:
 
     A result is up to date while its input has the ``modified`` that was read with it. That needs
     no clock, and finds even a change that was committed after, but begun before, the reading.
+    Where nothing says when a row was modified, any result is up to date.
 
     With `by_index`, for few rows, each is looked up in the index: of a table that was not analysed
     since it was empty, PostgreSQL would go through all results. An OFFSET keeps it from a join.
     """
     result = output.alias("result")
-    up_to_date = (result.input_modified == model.modified) | (
-        # A result that was not written by a task counts as read when it was written.
-        result.input_modified.is_null() & (result.input_read >= model.modified)
-    )
-    found = result.select(1).where(_is_of(result, model) & up_to_date)
+    found = result.select(1).where(_is_of(result, model, output) & is_up_to_date(result, model))
     return fn.EXISTS(found.offset(0) if by_index else found)
+
+
+def is_up_to_date(result: Any, model: Any) -> Any:
+    """A clause: a result is of its input row as that is now."""
+    if (field := modified_field(model)) is None:
+        return SQL("1 = 1")
+    if field.null:  # a result without the moment is of a row that had none
+        return same_moment(result.input_modified, model)
+    return same_moment(result.input_modified, model) | (
+        # A result that was not written by a task counts as read when it was written.
+        result.input_modified.is_null() & (result.input_read >= moment_of(model))
+    )
 
 
 def has_old_result(model: Any, output: Any) -> Any:
     """A clause: the row has a result at the current version, which may be out of date."""
     result = output.alias("result")
-    return fn.EXISTS(result.select(1).where(_is_of(result, model)))
+    return fn.EXISTS(result.select(1).where(_is_of(result, model, output)))
 
 
-def _is_of(result: Any, model: Any) -> Any:
+def _is_of(result: Any, model: Any, output: Any) -> Any:
     same_version = result.v_astra_major_minor == version_number() // 1000
-    if issubclass(model, Source):
-        return (result.source_pk == model.pk) & result.spectrum_pk.is_null() & same_version
-    return (result.spectrum_pk == model.spectrum_pk) & same_version
+    return link_of(output, model).points(result, model) & same_version
 
 
 def _has_later_in_group(model: Any, group_by: Iterable[str]) -> Any:
     other = model.alias("later")
-    key = model._meta.primary_key.name
-    later = (other.modified > model.modified) | (
-        (other.modified == model.modified) & (getattr(other, key) > getattr(model, key))
-    )
+    columns = [(getattr(other, field.name), field, how) for field, how in group_order(model)]
+    later: Any = None
+    for one, own, how in reversed(columns):
+        first = one > own if how == "DESC" else one < own
+        later = first if later is None else first | ((one == own) & later)
     for name in group_by:
         field = group_column(model, name)
         later &= getattr(other, field.name) == field
     return fn.EXISTS(other.select(1).where(later))
+
+
+def group_order(model: Any) -> list[tuple[Any, str]]:
+    """The fields by which the one row of a group comes before its others."""
+    field = modified_field(model)
+    keys = primary_fields(model)
+    if field is None:
+        return [(key, "ASC") for key in keys]
+    return [(field, "DESC"), *((key, "DESC") for key in keys)]
 
 
 def group_column(model: Any, name: str) -> Any:

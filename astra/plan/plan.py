@@ -13,8 +13,9 @@ from astra.config import settings
 from astra.database.connection import connection, dialect, writing
 from astra.errors import TaskError
 from astra.models.importing import import_path
+from astra.models.keys import check_keys, in_order, key_of, modified_field, same_moment, table_name
 from astra.models.locks import lock_row
-from astra.models.pipeline import version_number
+from astra.models.pipeline import link_of, version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.models.schema import check_tables, check_version
 from astra.plan.origin import _check_importable, _commit, _current_folder, import_root
@@ -22,8 +23,6 @@ from astra.plan.pages import release_silent
 from astra.plan.pending import (
     checked_ids,
     has_old_result,
-    key_of,
-    most_recent_first,
     pending_rows,
     whole_number,
 )
@@ -48,6 +47,7 @@ class Planned:
     no_result: int  # left out: ended without a result, and were not modified since
     quarantined: int = 0  # of the failed: ended their process
     live_plans: tuple[int, ...] = ()  # who holds the held
+    tracks_changes: bool = True  # else nothing says when an input row was modified
 
 
 def create_plan(
@@ -93,9 +93,13 @@ def create_plan(
     if max_rows is not None:
         max_rows = whole_number("max_rows", max_rows)
     ids = None if sdss_ids is None else checked_ids(sdss_ids)
+    for model in models:
+        link_of(output, model)
     check_version()
     with connection():
         check_tables(*models, output)
+        for model in models:
+            check_keys(model)
     return [
         _freeze(function, model, values, ids, limit, max_rows, again, new_first) for model in models
     ]
@@ -111,7 +115,7 @@ def _freeze(
     again: bool,
     new_first: bool,
 ) -> Planned:
-    name, table, output = task_name(function), model._meta.table_name, output_model(function)
+    name, table, output = task_name(function), table_name(model), output_model(function)
     group_by = function.__astra__.group_by
     with connection(), writing():
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
@@ -119,7 +123,9 @@ def _freeze(
         pending = pending_rows(model, output, group_by, ids)
         key = key_of(model)
         version = version_number() // 1000
-        held = dialect().held(key, name, table, version, Page, Plan, Attempt)
+        held = dialect().held(
+            key.column, name, table, version, Page, Plan, Attempt, key.page_column
+        )
         left_out = [] if again else [(m, _ended(m, model, name)) for m in (Failure, NoResult)]
         live = _live_plans(name, table)
         counts = {
@@ -138,24 +144,28 @@ def _freeze(
                     deadly = _ended(kind, model, name, QUARANTINED)
                     counts["quarantined"] = pending.where(deadly).count()
                 pending = pending.where(~clause)
-        columns = [key.alias("key"), model.modified.alias("modified"),
-                   model._meta.primary_key.alias("pk")]  # fmt: skip
-        order: tuple[Any, ...] = most_recent_first(model)
+        order: list[tuple[Any, str]] = in_order(model)
         if new_first:
-            columns.append(known := has_old_result(model, output).alias("known"))
-            order = (known, *order)
-        keys = pending.select(*columns).order_by(*order)
+            order.insert(0, (has_old_result(model, output), "ASC"))
+        sorted_by = [column.alias(f"order_{n}") for n, (column, _) in enumerate(order)]
+        keys = pending.select(key.column.alias("key"), *sorted_by).order_by(
+            *(SQL(f"order_{n} {how}") for n, (_, how) in enumerate(order))
+        )
         if max_rows is not None:
             keys = keys.limit(max_rows)
         plan = _record(function, model, output, arguments, limit)
-        pages, rows = dialect().freeze(keys, Page, plan.pk, limit, new_first)
+        pages, rows = dialect().freeze(
+            keys, Page, plan.pk, limit,
+            ", ".join(f"order_{n} {how}" for n, (_, how) in enumerate(order)), key.page_column,
+        )  # fmt: skip
         if not rows:
             plan.delete_instance()
         else:
             Plan.update(n_pages=pages, n_rows=rows).where(Plan.pk == plan.pk).execute()
         return Planned(
             plan.pk if rows else None, name, model.__name__, pages, rows, limit,
-            live_plans=tuple(live) if counts["held"] else (), **counts,
+            live_plans=tuple(live) if counts["held"] else (),
+            tracks_changes=modified_field(model) is not None, **counts,
         )  # fmt: skip
 
 
@@ -172,10 +182,10 @@ def _ended(kind: Any, model: Any, name: str, exceptions: tuple[str, ...] = ()) -
     return fn.EXISTS(
         row.select(1).where(
             (row.task == name)
-            & (row.input_table == model._meta.table_name)
-            & (row.key == key_of(model))
+            & (row.input_table == table_name(model))
+            & (row.key == key_of(model).text)
             & (row.v_astra_major_minor == version_number() // 1000)
-            & (row.input_modified == model.modified)
+            & same_moment(row.input_modified, model)
             & (row.exception << exceptions if exceptions else SQL("1 = 1"))
         )
     )
@@ -210,7 +220,7 @@ def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], l
         task_path=import_path(function),
         import_root=import_root(function, file),
         input_model=import_path(model),
-        input_table=model._meta.table_name,
+        input_table=table_name(model),
         output_model=import_path(output),
         arguments=as_stored(arguments),
         limit=limit,

@@ -16,16 +16,21 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import peewee
 
 from astra.config.run_folder import check_folder, spool_files, spool_folder, write_whole
-from astra.database.connection import dialect, retrying, writing
+from astra.database.connection import database, dialect, retrying, writing
 from astra.errors import AstraError, Superseded
 from astra.models.importing import load
+from astra.models.keys import all_rows, key_of, moment_of
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Attempt, Page, Plan
 from astra.plan.lookup import find_modules
-from astra.plan.pending import key_of
 from astra.results.checkpoint import write
 from astra.results.claim import Claim, claim_of
 from astra.results.rows import Checkpoint, Handed, Refusal, Yielded, target_of
@@ -95,7 +100,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             log.warning("row %s is not spooled: %s", yielded.handed.key, error)
     for failure in checkpoint.failures:
         if failure.key is not None:
-            values = {**asdict(failure), "modified": _plain(failure.modified)}
+            values = {**asdict(failure), "modified": _plain(failure.modified), "bears": None}
             yield json.dumps({"failure": values, "key": failure.key})
     for handed in checkpoint.no_results:
         if handed.key is not None:
@@ -130,6 +135,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {"dict": {str(k): _plain(v) for k, v in value.items()}}
+    if isinstance(value, UUID | Decimal):
+        return {type(value).__name__.lower(): str(value)}
     if hasattr(value, "pk"):  # a related row, which is its key
         return _plain(value.pk)
     raise TypeError(f"{type(value).__name__} has no form in a spool file")
@@ -139,6 +146,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "bytes": base64.b64decode,
+    "uuid": UUID,
+    "decimal": Decimal,
     "dict": lambda found: {k: _value(v) for k, v in found.items()},
 }
 
@@ -238,6 +247,10 @@ def _set_aside(path: Path) -> list[str]:
 def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: Any) -> int:
     """Store one file's rows as its attempt would have; their number."""
     model = load(plan.input_model)
+    link = link_of(output, model)
+    for yielded in checkpoint.results if not link.is_whole else ():
+        if yielded.handed is not None:
+            yielded.handed.bears = link.of_result(yielded.result)
     query = Page.select().where((Page.plan == plan.pk) & (Page.number == header["page"]))
     if dialect().name == "postgresql":
         query = query.for_update()  # somebody else may be storing the same file
@@ -269,18 +282,19 @@ def _valid(model: Any, claim: Claim, checkpoint: Checkpoint) -> Checkpoint:
     """Those rows that have not ended since, and whose input is what it was."""
     key = key_of(model)
 
-    def is_open(k: int | None) -> bool:
+    def is_open(k: Any) -> bool:
         place = claim.positions.get(k) if k is not None else None
         return place is not None and claim.outcomes[place] == Outcome.PENDING
 
     keys = [y.handed.key for y in checkpoint.results if y.handed]
     keys += [f.key for f in checkpoint.failures] + [h.key for h in checkpoint.no_results]
-    query = model.select(key, model.modified).where(
-        dialect().among(key, [k for k in keys if k is not None and is_open(k)])
-    )
-    modified = dict(query.tuples())
+    moment = moment_of(model)
+    query = key.narrowed(all_rows(model), [k for k in keys if k is not None and is_open(k)])
+    query = query.select(key.given, peewee.Value(None) if moment is None else moment)
+    python = OutputModel.input_modified.python_value
+    modified = {k: python(at) for k, at in database.execute(query).fetchall()}
 
-    def stands(k: int | None, at: Any) -> bool:
+    def stands(k: Any, at: Any) -> bool:
         return is_open(k) and k in modified and (at is None or modified[k] == at)
 
     return Checkpoint(

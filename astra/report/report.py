@@ -19,9 +19,10 @@ from astra.config import settings
 from astra.database.connection import connection, dialect
 from astra.errors import UsageError
 from astra.models.importing import load
+from astra.models.pipeline import link_of
 from astra.models.plans import Attempt, Failure, Page, Plan, Submission
-from astra.models.source import Source
 from astra.plan.lookup import find_modules
+from astra.plan.pages import key_reader
 from astra.report.attempts import Ending, Histogram, Node, Over, Runs, SlowPage, histogram
 from astra.report.usage import Efficiency, efficiency
 from astra.states import PageState, PlanState
@@ -52,7 +53,7 @@ class FailureKind:
     message: str
     traceback: str | None
     rows: int
-    keys: tuple[int, ...]
+    keys: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -314,19 +315,19 @@ def _pages_to_look_at(plan: Plan, runs: Runs, n_rows: int) -> list[int]:
 def _elapsed(plan: Plan, numbers: list[int]) -> Iterable[tuple[int, int, float]]:
     """Page, key and seconds of the results of some pages that this plan's attempts wrote."""
     find_modules(plan)
-    output, on_source = load(plan.output_model), plan.input_table == Source._meta.table_name
-    key = output.source_pk if on_source else output.spectrum_pk
-    pages = Page.select(Page.number, Page.keys).where(
+    output = load(plan.output_model)
+    key = link_of(output, load(plan.input_model)).key(output)
+    pages = Page.select(Page.number, getattr(Page, key.page_column)).where(
         (Page.plan == plan.pk) & dialect().among(Page.number, numbers)
     )
     of_key = {k: number for number, keys in pages.tuples() for k in keys}
     query = (
-        output.select(key, output.t_elapsed)
+        key.narrowed(output.select(), list(of_key))
+        .select(key.given, output.t_elapsed)
         .join(Attempt, on=(Attempt.pk == output.attempt_pk))
         .join(Page)
         .where(
-            dialect().among(key, of_key)
-            & (output.v_astra_major_minor == plan.v_astra // 1000)
+            (output.v_astra_major_minor == plan.v_astra // 1000)
             & (Page.plan == plan.pk)
             & output.t_elapsed.is_null(False)
         )
@@ -336,23 +337,25 @@ def _elapsed(plan: Plan, numbers: list[int]) -> Iterable[tuple[int, int, float]]
 
 def _kinds(plan: int) -> list[FailureKind]:
     """The failures of a plan by exception and place, each with the first as its example."""
-    mine = (Failure.plan_pk == plan) & ~Failure.refused
+    mine, as_key = (Failure.plan_pk == plan) & ~Failure.refused, key_reader(plan)
     groups = (
-        Failure.select(Failure.exception, Failure.place, fn.COUNT(Failure.pk), fn.MIN(Failure.key))
+        Failure.select(Failure.exception, Failure.place, fn.COUNT(Failure.pk))
         .where(mine)
         .group_by(Failure.exception, Failure.place)
         .tuples()
     )
     found: list[FailureKind] = []
-    for exception, place, n, first in sorted(groups, key=lambda group: -group[2]):
-        example = Failure.get(mine & (Failure.key == first)) if len(found) < N_KINDS else None
+    for exception, place, n in sorted(groups, key=lambda group: -group[2]):
         same_place = Failure.place.is_null() if place is None else Failure.place == place
-        keys = Failure.select(Failure.key).where(mine & (Failure.exception == exception))
-        named = keys.where(same_place).order_by(Failure.key).limit(N_KEYS).tuples()
+        alike = mine & (Failure.exception == exception) & same_place
+        query = Failure.select(Failure.key).where(alike)
+        by_key = query.order_by(fn.LENGTH(Failure.key), Failure.key)
+        keys = [key for (key,) in by_key.limit(N_KEYS).tuples()]
+        example = Failure.get(alike & (Failure.key == keys[0])) if len(found) < N_KINDS else None
         found.append(
             FailureKind(
                 plan, exception, place, example.message if example else "",
-                example.traceback if example else None, n, tuple(k for (k,) in named),
+                example.traceback if example else None, n, tuple(map(as_key, keys)),
             )
         )  # fmt: skip
     return found

@@ -11,7 +11,8 @@ import peewee
 
 from astra.database.connection import database, dialect, writing
 from astra.database.dialect import Batch
-from astra.models.pipeline import SOURCE_KEY, SPECTRUM_KEY, version_number
+from astra.models.keys import RowKey, as_key, key_of
+from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page
 from astra.results.claim import Claim, Progress, Seen, _hold
 from astra.results.columns import _Bad, _by_columns, _Group, _row_by_row
@@ -23,7 +24,6 @@ from astra.results.rows import (
     Target,
     Yielded,
     clean,
-    key_of_result,
 )
 from astra.states import Outcome
 
@@ -47,6 +47,7 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
         if claim is not None:
             _hold(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
+        _find_keys(checkpoint, stored, refused, target)
         failures = _beside_results([*checkpoint.failures, *refused], stored)
         _forget_other_ends(target, stored, failures, checkpoint.no_results)
         _write_failures(failures, target, claim)
@@ -60,6 +61,28 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
     for failure in refused:
         log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
     return [yielded.result for yielded in stored]
+
+
+def _find_keys(
+    checkpoint: Checkpoint, stored: list[Yielded], refused: list[Refusal], target: Target
+) -> None:
+    """Look up the keys of rows that are known by what their results bear alone."""
+    rows: list[Handed | Refusal] = [*checkpoint.no_results, *checkpoint.failures, *refused]
+    unknown = [row for row in rows if row.key is None and row.bears is not None]
+    if target.model is None or not (unknown or stored):
+        return
+    link, model = target.link, target.model
+    if link is None or link.is_whole:
+        return
+    key, kinds = key_of(model), _recorded(target)
+    handed = [y.handed for y in stored if y.handed] if kinds else []
+    for row in [*unknown, *(h for h in handed if h.key is None)]:
+        values = row.bears if len(key.fields) > 1 else (row.bears,)
+        query = model.select(key.text)
+        for field, value in zip(key.fields, values, strict=True):
+            query = query.where(field == value)
+        found = database.execute(query.limit(1)).fetchone()
+        row.key = found[0] if found else None
 
 
 def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
@@ -89,14 +112,17 @@ def _write_results(
 
 def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
     """Write rows that set the same columns; on an error halve them until the bad one is alone."""
-    conflict, where = SOURCE_KEY if target.on_source else SPECTRUM_KEY
-    model = type(group.results[0].result)
+    model, link = type(group.results[0].result), target.link_for(group.results[0].result)
+    if link is None:  # of a model that does not say; none of its results is let through
+        return []
+    key = tuple(field.column_name for field in link.key(model).fields)
     batch = Batch(
         dialect().table(model),
         group.columns,
-        conflict,
-        where,
-        (conflict[0], model._meta.primary_key.column_name),
+        key,
+        (*key, "v_astra_major_minor"),
+        link.where,
+        model._meta.primary_key.column_name,
     )
     try:
         with database.atomic():
@@ -115,11 +141,10 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
             *_store(group.part(half, len(group.results)), target, refused),
         ]
     stored: list[Yielded] = []
-    keys = group.columns[conflict[0]]
-    for yielded, pk, key in zip(group.results, map(written.get, keys), keys, strict=True):
+    for place, yielded in enumerate(group.results):
         # Absent is a row that a later attempt has already written: that one stands.
-        if pk is None:
-            log.warning("%s %s: a later result stands", target.task, key)
+        if (pk := written.get(place)) is None:
+            log.warning("%s %s: a later result stands", target.task, target.bears(yielded.result))
             continue
         result = yielded.result
         result.__data__["task_pk"] = pk
@@ -141,7 +166,7 @@ def _forget_other_ends(
     if not kinds:  # mostly nothing was ever recorded of the task
         return
     done = [
-        (_table_of(y.handed, target), key_of_result(y.result, target.on_source)) for y in stored
+        (_table_of(y.handed, target), y.handed.key if y.handed else as_key(y.bears)) for y in stored
     ]
     failed = [(_table_of(f, target), f.key) for f in failures if not f.refused]
     _forget(kinds & {Failure, NoResult}, target, done)
@@ -165,8 +190,8 @@ def _query_of_recorded(bound: Any, task: str) -> tuple[str, Any]:
     return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(bound.database).sql()
 
 
-def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, int | None]]) -> None:
-    by_table: dict[str, list[int]] = {}
+def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, RowKey | None]]) -> None:
+    by_table: dict[str, list[RowKey]] = {}
     for table, key in rows if kinds else ():
         if key is not None:
             by_table.setdefault(table, []).append(key)
@@ -174,7 +199,7 @@ def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, int | None]])
         model.delete().where(
             (model.task == target.task)
             & (model.input_table == table)
-            & dialect().among(model.key, keys)
+            & dialect().among_texts(model.key, keys)
             & (model.v_astra_major_minor == version_number() // 1000)
         ).execute()
 
@@ -217,7 +242,7 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
         _upsert_row(Failure, values, {Failure.times: times})
 
 
-def _is_done(claim: Claim | None, key: int) -> bool:
+def _is_done(claim: Claim | None, key: RowKey) -> bool:
     """Whether the row has a result already: what failed is a further one."""
     place = claim.positions.get(key) if claim is not None else None
     return claim is not None and place is not None and claim.outcomes[place] == Outcome.RESULT
@@ -275,9 +300,11 @@ _COUNTED = {
 }
 
 
-def _mark(outcomes: bytearray, claim: Claim, keys: Iterable[int | None], outcome: Outcome) -> None:
+def _mark(
+    outcomes: bytearray, claim: Claim, keys: Iterable[RowKey | None], outcome: Outcome
+) -> None:
     value, result = outcome.value, Outcome.RESULT.value
-    for place in map(claim.positions.get, keys):  # type: ignore[arg-type]
+    for place in map(claim.positions.get, keys):
         # A stored result is never taken back by a later failure of the same row.
         if place is not None and outcomes[place] != result:
             outcomes[place] = value

@@ -10,6 +10,7 @@ import peewee
 
 from astra.database.connection import database, dialect
 from astra.errors import DatabaseError, Superseded
+from astra.models.keys import RowKey
 from astra.models.plans import Attempt, Page, Plan, Suspect
 from astra.states import Outcome
 
@@ -20,7 +21,7 @@ class Claim:
 
     page: Page
     attempt: Attempt
-    positions: dict[int, int]  # key -> place in the page
+    positions: dict[Any, int]  # key -> place in the page
     outcomes: bytearray
     n_found: int = 0  # rows whose result others had written
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
@@ -42,7 +43,7 @@ class Claim:
             query = query.for_update(of=Page)
         return query.sql()
 
-    def find(self, keys: Iterable[int]) -> None:
+    def find(self, keys: Iterable[RowKey]) -> None:
         """Rows that turn out to have a result already: the next checkpoint says so."""
         with self.mutex:
             for key in keys:
@@ -131,5 +132,5 @@ def _check_memory(claim: Claim, n_checkpoints: int | None) -> None:
 def claim_of(page: Page, attempt: Attempt) -> Claim:
     """The right of an attempt to write its page."""
     outcomes = bytearray(page.outcomes)
-    places = {key: place for place, key in enumerate(page.keys)}
+    places = {key: place for place, key in enumerate(page.row_keys)}
     return Claim(page, attempt, places, outcomes, attempt.n_found)

@@ -14,7 +14,8 @@ import peewee
 from astra.database.connection import dialect
 from astra.database.values import are_in_range
 from astra.models.base import TimeField
-from astra.models.pipeline import PipelineOutputModel, version_number
+from astra.models.keys import RowKey, as_key
+from astra.models.pipeline import BASES, OutputModel, version_number
 from astra.results.claim import Claim
 from astra.results.rows import (
     MESSAGE_LIMIT,
@@ -22,7 +23,6 @@ from astra.results.rows import (
     Target,
     Yielded,
     clean,
-    key_of_result,
     words_of,
 )
 from astra.states import Outcome
@@ -142,7 +142,7 @@ def _row_by_row(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[_Group]:
     """The same, less those with a value that cannot be stored."""
-    seen: set[int] = set()
+    seen: set[Any] = set()
     groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
     for yielded in results:
         try:
@@ -165,20 +165,31 @@ def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | No
     """Whether :func:`_key_to_store` would refuse none of them; False where that is not plain."""
     if {type(yielded.result) for yielded in results} != {target.output}:
         return False
-    rows = [yielded.result.__data__ for yielded in results]
-    keys = [row.get(target.key_name) for row in rows]
-    versions = [row.get("v_astra") for row in rows]
+    versions = [yielded.result.__data__.get("v_astra") for yielded in results]
     return (
-        set(map(type, versions)) == set(map(type, keys)) == {int}
+        set(map(type, versions)) == {int}
         and set(versions) == {version_number()}
-        and -(2**63) <= min(keys) <= max(keys) < 2**63
-        and len(set(keys)) == len(keys)
         and not any(yielded.again for yielded in results)
+        and (keys := _plain_keys(results, target)) is not None
+        and len(set(keys)) == len(keys)
         and (claim is None or _are_pending(keys, claim))
     )
 
 
-def _are_pending(keys: list[int], claim: Claim) -> bool:
+def _plain_keys(results: list[Yielded], target: Target) -> list[Any] | None:
+    """The keys of the rows that results are of; None where one is not plain."""
+    link = target.link
+    if link is None or not link.is_whole:
+        known = [y.handed for y in results if y.handed and y.handed.bears == target.bears(y.result)]
+        if len(known) < len(results) or any(handed.bears is None for handed in known):
+            return None
+        return [handed.bears if handed.key is None else handed.key for handed in known]
+    keys = [yielded.result.__data__.get(link.result[0]) for yielded in results]
+    plain = set(map(type, keys)) == {int} and -(2**63) <= min(keys) <= max(keys) < 2**63
+    return keys if plain else None
+
+
+def _are_pending(keys: list[Any], claim: Claim) -> bool:
     places = [place for place in map(claim.positions.get, keys) if place is not None]
     ended = {claim.outcomes[place] for place in places}
     return len(places) == len(keys) and Outcome.RESULT.value not in ended
@@ -187,7 +198,7 @@ def _are_pending(keys: list[int], claim: Claim) -> bool:
 def _that_may_be_stored(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[Yielded]:
-    seen: set[int] = set()
+    seen: set[Any] = set()
     good = []
     for yielded in results:
         try:
@@ -213,17 +224,20 @@ class _Bad(Exception):
         handed = yielded.handed
         if handed is None:
             # Without a row that it was yielded for, a result is known by the key that it bears.
-            key = key_of_result(yielded.result, on_source=False)
+            key = as_key(yielded.bears)
             self.refusal = Refusal(key, kind, message, refused=refused)
             return
         refused = refused or yielded.again
         self.refusal = Refusal(
-            handed.key, kind, message, handed.modified, refused=refused, table=handed.table
-        )
+            handed.key, kind, message, handed.modified,
+            refused=refused, table=handed.table, bears=handed.bears,
+        )  # fmt: skip
 
 
-def _key_to_store(yielded: Yielded, target: Target, claim: Claim | None, seen: set[int]) -> int:
-    """The key of a result that may be stored.
+def _key_to_store(
+    yielded: Yielded, target: Target, claim: Claim | None, seen: set[Any]
+) -> RowKey | Any:
+    """The key of the row of a result that may be stored, or what it bears of it.
 
     Raises
     ------
@@ -233,12 +247,12 @@ def _key_to_store(yielded: Yielded, target: Target, claim: Claim | None, seen: s
     result = yielded.result
     if type(result) is not target.output or result.__data__.get("v_astra") != version_number():
         _check_model(yielded, target.output)
-    data = result.__data__
-    key = data.get(target.key_name)
-    if type(key) is not int or not -(2**63) <= key < 2**63:
-        key = key_of_result(result, target.on_source)
+    key, handed = target.bears(result), yielded.handed
     if key is None:
-        raise _Bad(yielded, *_no_key(result, target.on_source))
+        raise _Bad(yielded, *_no_key(result, target))
+    if handed is not None and handed.bears is not None and handed.key is not None:
+        # The place in the page is known by the text of the key.
+        key = handed.key if key == handed.bears else key
     if claim is not None:
         place = claim.positions.get(key)
         if place is None:
@@ -269,8 +283,8 @@ def _check_model(yielded: Yielded, wanted: Any) -> None:
     if isinstance(result, type):
         name = f"the class {result.__name__} itself"
     if wanted is None:
-        good = isinstance(result, PipelineOutputModel) and type(result) is not PipelineOutputModel
-        said = "a row of a subclass of PipelineOutputModel"
+        good = isinstance(result, OutputModel) and type(result) not in BASES
+        said = "a row of a subclass of OutputModel"
     else:
         good, said = type(result) is wanted, wanted.__name__
     if not good:
@@ -281,12 +295,15 @@ def _check_model(yielded: Yielded, wanted: Any) -> None:
         raise _Bad(yielded, "WrongVersion", message)
 
 
-def _no_key(result: Any, on_source: bool) -> tuple[str, str]:
-    name = "source_pk" if on_source else "spectrum_pk"
-    given = result.__data__.get(name)
-    if given is None:
-        return (
-            "NoKey",
-            f"the result has no {name}; use from_{'source' if on_source else 'spectrum'}()",
-        )
-    return "BadKey", f"{name}={clean(repr(given), 200)} is no key: a whole number of 64 bits"
+def _no_key(result: Any, target: Target) -> tuple[str, str]:
+    link = target.link_for(result)
+    if link is None:
+        name, of = type(result).__name__, getattr(target.model, "__name__", "its row")
+        return "NoKey", f"{name} does not say how it points to {of}: declare result_of({of})"
+    given = {name: result.__data__.get(name) for name in link.result}
+    names = " and ".join(given)
+    if all(value is None for value in given.values()):
+        return "NoKey", f"the result has no {names}; use from_row(), with the row that it is of"
+    said = clean(repr(next(iter(given.values()))) if len(given) == 1 else repr(given), 200)
+    kind = "a whole number of 64 bits" if link.is_whole else "the key of a row"
+    return "BadKey", f"{names}={said} is no key: {kind}"

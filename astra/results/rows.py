@@ -3,11 +3,14 @@
 import traceback as tracebacks
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from astra.config import secrets
-from astra.models.pipeline import PipelineOutputModel
+from astra.models.keys import Link, RowKey, table_name
+from astra.models.pipeline import OutputModel, PipelineOutputModel
 from astra.models.plans import Plan
+from astra.models.spectrum import SpectrumMixin
 
 #: Stored tracebacks and messages are cut to so many characters; the end says most.
 TRACEBACK_LIMIT = 20_000
@@ -17,14 +20,24 @@ MESSAGE_LIMIT = 2_000
 
 @dataclass(eq=False, slots=True)
 class Handed:
-    """An input row that was given to the task and has not ended yet."""
+    """An input row that was given to the task and has not ended yet.
 
-    key: int | None
+    ``key`` is the row's in its page. Outside of a page, a key that is no number is not known; the
+    row is known by what it bears there.
+    """
+
+    key: RowKey | None
     row: Any  # the row itself, or None where it can be read again
     modified: datetime | None = None
     read: datetime | None = None
     t_spent_s: float = 0.0
     table: str | None = None  # that the row stands in; None for the target's own
+    bears: Any = None  # what its results bear, where that is not its key: values, as they were read
+
+    @property
+    def known(self) -> Any:
+        """What a result of the row is found by; None where it bears nothing."""
+        return self.key if self.bears is None else self.bears
 
 
 @dataclass(eq=False, slots=True)
@@ -34,14 +47,15 @@ class Yielded:
     result: Any
     handed: Handed | None
     again: bool = False  # a further result of a row that has one
+    bears: Any = None  # what a result bears that is of no row in hand
     taken: bool = False  # by a checkpoint: what changes later is not in it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Refusal:
     """Why a row has no result: what was raised, and where."""
 
-    key: int | None
+    key: RowKey | None
     exception: str
     message: str
     modified: datetime | None = None
@@ -49,6 +63,7 @@ class Refusal:
     traceback: str | None = None
     refused: bool = False  # a further result of a row that has one
     table: str | None = None  # that the row stands in; None for the target's own
+    bears: Any = None  # what its results bear, where its key is not known
 
 
 @dataclass
@@ -77,16 +92,38 @@ class Target:
     """Whose results are written: the task, and the table of its inputs."""
 
     task: str
-    input_table: str
-    on_source: bool
+    model: Any = None  # the input model, where it is known
     output: Any = None  # the output model, where it is known
     plan_pk: int | None = None
     page: int | None = None
 
-    @property
-    def key_name(self) -> str:
-        """The column of a result that names its row."""
-        return "source_pk" if self.on_source else "spectrum_pk"
+    @cached_property
+    def input_table(self) -> str:
+        return table_name(self.model) if self.model is not None else ""
+
+    @cached_property
+    def link(self) -> Link | None:
+        """How results point to their rows; None where that is not known."""
+        if self.model is None:
+            return PipelineOutputModel.link_to(SpectrumMixin)
+        return (self.output or PipelineOutputModel).link_to(self.model)
+
+    @cached_property
+    def key_name(self) -> str | None:
+        """The column of a result that holds its row's key, where that is a whole number."""
+        return self.link.result[0] if self.link is not None and self.link.is_whole else None
+
+    def link_for(self, result: Any) -> Link | None:
+        """The same of one result, of whatever model."""
+        if self.output is not None or not isinstance(result, OutputModel):
+            return self.link
+        return self.link if self.model is None else type(result).link_to(self.model)
+
+    def bears(self, result: Any) -> Any:
+        """What a result bears of its row; None where it bears nothing that could be of one."""
+        if not isinstance(result, OutputModel) or (link := self.link_for(result)) is None:
+            return None
+        return link.of_result(result)
 
 
 def refusal(error: BaseException, handed: Handed) -> Refusal:
@@ -103,6 +140,7 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
         place,
         clean(text, TRACEBACK_LIMIT),
         table=handed.table,
+        bears=handed.bears,
     )
 
 
@@ -121,27 +159,6 @@ def clean(text: str, limit: int) -> str:
     return text if len(text) <= limit else "… " + text[-limit:]
 
 
-def key_of_result(result: Any, on_source: bool) -> int | None:
-    """The key of the row that a result is for; None where it bears none that could be one."""
-    if not isinstance(result, PipelineOutputModel):
-        return None
-    return as_key(result.__data__.get("source_pk" if on_source else "spectrum_pk"))
-
-
-def as_key(value: Any) -> int | None:
-    """A value as the key of a row: a whole number of 64 bits; None where it is something else."""
-    if type(value) is int and -(2**63) <= value < 2**63:
-        return value
-    import numpy as np
-
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        return None
-    return int(value) if -(2**63) <= value < 2**63 else None
-
-
 def target_of(plan: Plan, model: Any, output: Any, page: int) -> Target:
     """Whose results a plan's are."""
-    from astra.models.source import Source
-
-    on_source = issubclass(model, Source)
-    return Target(plan.task, plan.input_table, on_source, output, plan.pk, page)
+    return Target(plan.task, model, output, plan.pk, page)

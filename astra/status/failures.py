@@ -1,11 +1,13 @@
 """Failures: which rows raised, why, where and how often."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from astra.database.connection import connection, dialect
+from astra.models.keys import RowKey
 from astra.models.plans import Failure, Page, Plan
 from astra.plan.lookup import get_plan
+from astra.plan.pages import key_reader
 from astra.states import Outcome
 
 
@@ -13,7 +15,7 @@ from astra.states import Outcome
 class FailedRow:
     """One row of a plan that ended as a failure."""
 
-    key: int
+    key: int | str
     page: int | None
     exception: str
     message: str
@@ -32,7 +34,7 @@ class Kind:
     place: str | None
     message: str  # of the first
     rows: int
-    keys: tuple[int, ...]
+    keys: tuple[int | str, ...]
 
 
 def failures(plan: int) -> list[FailedRow]:
@@ -45,39 +47,49 @@ def failures(plan: int) -> list[FailedRow]:
     with connection():
         own = list(Failure.select().where(Failure.plan_pk == frozen.pk))
         recorded = {f.key for f in own}
-        missing = [key for key in _failed_keys(frozen) if key not in recorded]
+        missing = [key for key in _failed_keys(frozen) if str(key) not in recorded]
         later = Failure.select().where(
             (Failure.task == frozen.task)
             & (Failure.input_table == frozen.input_table)
-            & dialect().among(Failure.key, missing)
+            & dialect().among_texts(Failure.key, missing)
         )
         again = {f.key: f for f in later} if missing else {}
-    rows = [_failed_row(f) for f in own]
-    rows += [_failed_row(f, f"failed again in plan {f.plan_pk}") for f in again.values()]
+        as_key = key_reader(frozen.pk)
+    rows = [_failed_row(f, as_key) for f in own]
+    rows += [_failed_row(f, as_key, f"failed again in plan {f.plan_pk}") for f in again.values()]
     gone = "ended otherwise since: it has a result now, or none"
     rows += [
         FailedRow(key, None, "(no record)", "", None, 1, False, None, gone)
         for key in missing
-        if key not in again
+        if str(key) not in again
     ]
-    return sorted(rows, key=lambda row: row.key)
+    # Numbers first: a result that was refused may bear a key of any kind.
+    return sorted(rows, key=lambda row: (isinstance(row.key, str), row.key))
 
 
-def _failed_row(f: Failure, since: str | None = None) -> FailedRow:
+def _failed_row(f: Failure, as_key: Callable[[str], RowKey], since: str | None = None) -> FailedRow:
     return FailedRow(
-        f.key, f.page, f.exception, f.message, f.place, f.times, f.refused, f.traceback, since
+        as_key(f.key),
+        f.page,
+        f.exception,
+        f.message,
+        f.place,
+        f.times,
+        f.refused,
+        f.traceback,
+        since,
     )
 
 
-def _failed_keys(plan: Plan) -> list[int]:
+def _failed_keys(plan: Plan) -> list[RowKey]:
     """Keys of the rows that count as failed in the pages of a plan."""
-    pages = Page.select(Page.keys, Page.outcomes).where(
+    pages = Page.select(Page.keys, Page.key_texts, Page.outcomes).where(
         (Page.plan == plan.pk) & (Page.n_failed > 0)
     )
     return [
         key
         for page in pages
-        for key, outcome in zip(page.keys, bytes(page.outcomes), strict=True)
+        for key, outcome in zip(page.row_keys, bytes(page.outcomes), strict=True)
         if outcome == Outcome.FAILURE
     ]
 

@@ -9,8 +9,10 @@ import peewee
 
 from astra.database.connection import dialect
 from astra.models.importing import load
+from astra.models.keys import RowKey, key_of
+from astra.models.pipeline import link_of
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
-from astra.plan.pending import key_of
+from astra.plan.pending import is_up_to_date
 from astra.states import AttemptState, Outcome
 from astra.status.verdict import Breach, Verdict
 
@@ -24,6 +26,11 @@ class Ledger:
     def __init__(self, plan: Plan, most: int) -> None:
         self.plan, self.most = plan, most
         self.model, self.output = load(plan.input_model), load(plan.output_model)
+        self.key = key_of(self.model)
+        self.link = link_of(self.output, self.model)
+        # A key that is no number is checked as the number of its text.
+        self.texts: list[str] = []
+        self.numbers: dict[str, int] = {}
         self.breaches: list[Breach] = []
         self.checks: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
@@ -37,7 +44,7 @@ class Ledger:
         keys: list[tuple[int, Any]] = []
         for pages in _chunks(self.plan):
             whole = [page for page in pages if self._page(page)]
-            keys += [(page.number, page.keys) for page in pages]
+            keys += [(page.number, self._numbers(page)) for page in pages]
             if whole:
                 self._rows(whole)
         self._plan([number for number, _ in keys], sum(len(k) for _, k in keys))
@@ -52,7 +59,22 @@ class Ledger:
             checks=dict(self.checks),
         )  # fmt: skip
 
-    def _say(self, check: str, page: int | None, key: int | None, found: str) -> None:
+    def _numbers(self, page: Page) -> Any:
+        """The keys of a page, as numbers."""
+        return page.keys if self.key.is_whole else [self._number(t) for t in page.key_texts]
+
+    def _number(self, text: str) -> int:
+        if text not in self.numbers:
+            self.numbers[text] = len(self.texts)
+            self.texts.append(text)
+        return self.numbers[text]
+
+    def _keys(self, numbers: list[int]) -> list[Any]:
+        """The keys of such numbers."""
+        return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
+
+    def _say(self, check: str, page: int | None, number: int | None, found: str) -> None:
+        key = None if number is None else self._keys([number])[0]
         self.checks[check] += 1
         if self.checks[check] <= self.most:
             self.breaches.append(Breach(check, page, key, found))
@@ -84,8 +106,8 @@ class Ledger:
     def _page(self, page: Page) -> bool:
         """Check a page and its attempts; whether its rows can be looked at one by one."""
         number, outcomes = page.number, bytes(page.outcomes)
-        if not len(page.keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
-            found = f"{page.n_rows} rows, {len(page.keys)} keys, {len(outcomes)} outcomes"
+        if not len(page.row_keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
+            found = f"{page.n_rows} rows, {len(page.row_keys)} keys, {len(outcomes)} outcomes"
             self._say("shape", number, None, found)
             return False
         for name, outcome in _COUNTED.items():
@@ -134,8 +156,8 @@ class Ledger:
     # -- rows -------------------------------------------------------------------------------
 
     def _rows(self, pages: list[Page]) -> None:
-        rows = _Rows(pages)
-        keys = sorted(set(rows.key.tolist()))
+        rows = _Rows(pages, [key for page in pages for key in self._numbers(page)])
+        keys = self._keys(sorted(set(rows.key.tolist())))
         result = _Stored(self._results(keys), rows.key)
         failure = _Stored(self._records(Failure, keys), rows.key)
         nothing = _Stored(self._records(NoResult, keys), rows.key)
@@ -201,46 +223,51 @@ class Ledger:
         place = np.minimum(place, len(self.attempt_pks) - 1)
         return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
 
-    def _results(self, keys: list[int]) -> list[tuple[Any, ...]]:
+    def _results(self, keys: list[RowKey]) -> list[tuple[Any, ...]]:
         """Of each stored result: key, attempt, read before it began, stored before it was read,
         and whether its input was modified since (1) or is gone (2)."""
         output, model = self.output, self.model
-        on_source = key_of(model).name == "pk"
-        key = output.source_pk if on_source else output.spectrum_pk
         same_version = output.v_astra_major_minor == self.plan.v_astra // 1000
-        where = dialect().among(key, keys) & same_version
-        if on_source:
-            where &= output.spectrum_pk.is_null()
-        newer = (output.input_modified != model.modified) | (
-            output.input_modified.is_null() & (output.input_read < model.modified)
-        )
-        input_is = peewee.Case(None, ((key_of(model).is_null(), 2), (newer, 1)), 0)
-        return _fetched(
-            output.select(
-                key,
+        joined = self.link.points(output, model)
+        gone = self.key.fields[0].is_null()
+        input_is = peewee.Case(None, ((gone, 2), (is_up_to_date(output, model), 0)), 1)
+        key = self.link.key(output)
+        for name in self.link.null:
+            same_version &= getattr(output, name).is_null()
+        return self._fetched(
+            key.narrowed(output.select(), keys)
+            .select(
+                key.given,
                 peewee.fn.COALESCE(output.attempt_pk, 0),
                 _flag(output.input_read < Attempt.began),
                 _flag(output.modified < output.input_read),
                 input_is,
             )
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
-            .join(model, peewee.JOIN.LEFT_OUTER, on=(key_of(model) == key))
-            .where(where)
+            .join_from(output, model, peewee.JOIN.LEFT_OUTER, on=joined, attr="input_row")
+            .where(same_version)
         )
 
-    def _records(self, kind: Any, keys: list[int]) -> list[tuple[Any, ...]]:
+    def _records(self, kind: Any, keys: list[RowKey]) -> list[tuple[Any, ...]]:
         """Of each failure or row without result: key, of this plan, a further result's."""
         if not self.recorded[kind]:
             return []
         refused = _flag(kind.refused) if kind is Failure else peewee.Value(0)
-        return _fetched(
+        return self._fetched(
             kind.select(kind.key, _flag(kind.plan_pk == self.plan.pk), refused).where(
                 (kind.task == self.plan.task)
                 & (kind.input_table == self.plan.input_table)
                 & (kind.v_astra_major_minor == self.plan.v_astra // 1000)
-                & dialect().among(kind.key, keys)
+                & dialect().among_texts(kind.key, keys)
             )
         )
+
+    def _fetched(self, query: Any) -> list[tuple[Any, ...]]:
+        """The rows of a query, a key and numbers, as the driver gives them: there are many."""
+        rows = dialect().run(*query.sql()).fetchall()
+        if self.key.is_whole:
+            return [(int(key), *numbers) for key, *numbers in rows]
+        return [(self._number(text), *numbers) for text, *numbers in rows]
 
 
 _COUNTED = {
@@ -250,11 +277,6 @@ _COUNTED = {
 }
 
 
-def _fetched(query: Any) -> list[tuple[Any, ...]]:
-    """The rows of a query of numbers, as the driver gives them: there are many."""
-    return list(dialect().run(*query.sql()).fetchall())
-
-
 def _flag(clause: Any) -> Any:
     return peewee.Case(None, ((clause, 1),), 0)
 
@@ -262,9 +284,9 @@ def _flag(clause: Any) -> Any:
 class _Rows:
     """The rows of some pages, as columns."""
 
-    def __init__(self, pages: list[Page]) -> None:
+    def __init__(self, pages: list[Page], keys: list[int]) -> None:
         self.page = np.repeat([page.number for page in pages], [page.n_rows for page in pages])
-        self.key = np.array([key for page in pages for key in page.keys], dtype=np.int64)
+        self.key = np.array(keys, dtype=np.int64)
         joined = b"".join(bytes(page.outcomes) for page in pages)
         self.outcome = np.frombuffer(joined, dtype=np.uint8)
 

@@ -15,7 +15,6 @@ from astra.database.connection import dialect, in_transaction, retrying
 from astra.database.threads import read_aside
 from astra.errors import TaskError, nearest
 from astra.models.schema import check_tables
-from astra.models.source import Source
 from astra.results.rows import Target
 from astra.results.stopping import Settings
 from astra.tasks.declared import _KEYWORDS, Declared, bind_call, caller, check_keywords
@@ -190,6 +189,6 @@ def _target(call: Any, rows: Any) -> Target:
             models = []
         first = rows[0] if isinstance(rows, list | tuple) and rows else None
         model = type(first) if hasattr(first, "_meta") else next(iter(models), None)
-    table = getattr(getattr(model, "_meta", None), "table_name", "")
-    on_source = model is not None and isinstance(model, type) and issubclass(model, Source)
-    return Target(task_name(call), table, on_source, output)
+    if not (isinstance(model, type) and issubclass(model, peewee.Model)):
+        model = None
+    return Target(task_name(call), model, output)

@@ -14,10 +14,10 @@ import peewee
 
 from astra.database.connection import in_transaction
 from astra.errors import BrokenElement, MissingExtra, OutOfMemory
-from astra.models.pipeline import PipelineOutputModel
-from astra.models.source import Source
+from astra.models.keys import RowKey, as_key, moment_in, table_name
+from astra.models.pipeline import OutputModel
 from astra.results.claim import Claim
-from astra.results.rows import Handed, Target, Yielded, as_key, key_of_result, refusal, words_of
+from astra.results.rows import Handed, Target, Yielded, refusal, words_of
 from astra.results.stopping import Guard, Settings, Stop, Tally, Terminated
 from astra.results.timing import RowTimes
 from astra.results.writer import Writer
@@ -41,10 +41,10 @@ _END = object()
 class Board(Protocol):
     """What is told which rows the task has in hand (see supervisor.py)."""
 
-    def hand(self, key: int | None) -> None:
+    def hand(self, key: RowKey | None) -> None:
         """The task is given a row."""
 
-    def end(self, key: int | None) -> None:
+    def end(self, key: RowKey | None) -> None:
         """The task has the row in hand no more."""
 
     def clear(self) -> None:
@@ -57,7 +57,7 @@ class Board(Protocol):
 class Rows:
     """The rows of a run that are still to be handed over, in order."""
 
-    def __init__(self, rows: Iterable[Any], again: Callable[[list[int]], Iterable[Handed]] | None):
+    def __init__(self, rows: Iterable[Any], again: Callable[[list[Any]], Iterable[Handed]] | None):
         self.rows = iter(rows)
         self.again = again  # how rows are read once more, where they need not be kept
         self.exhausted = False
@@ -98,15 +98,15 @@ class Run:
         target: Target,
         *,
         claim: Claim | None = None,
-        again: Callable[[list[int]], Iterable[Handed]] | None = None,
+        again: Callable[[list[Any]], Iterable[Handed]] | None = None,
         stop: Stop | None = None,
         n_rows: int | None = None,
         heartbeat: Callable[[], None] | None = None,
         heartbeat_s: float = 60.0,
-        suspects: Iterable[list[int]] = (),
+        suspects: Iterable[list[Any]] = (),
         begins: Callable[["Run"], None] = lambda run: None,
         ends: Callable[[], bool] = lambda: False,
-        enters: Callable[[list[int]], None] = lambda keys: None,
+        enters: Callable[[list[Any]], None] = lambda keys: None,
         board: Board | None = None,
         tally: Tally | None = None,
         outer: tuple[type[BaseException], ...] = (MemoryError,),
@@ -278,8 +278,8 @@ class Run:
                 if not self.began and not open_:
                     self._look_at_first(row)
                 handed = self._handed(row)
-            given, key = handed.row, handed.key
-            open_[handed if key is None or key in open_ else key] = handed
+            given, key, known = handed.row, handed.key, handed.known
+            open_[handed if known is None or known in open_ else known] = handed
             if not self.keeps_rows:
                 handed.row = None
             self.current, self.after = handed, None
@@ -298,15 +298,18 @@ class Run:
             self.writer.write_all()
 
     def _handed(self, row: Any) -> Handed:
-        data = getattr(row, "__data__", None) or {}
-        key = as_key(data.get("pk" if self.target.on_source else "spectrum_pk"))
-        table = getattr(getattr(row, "_meta", None), "table_name", None)
-        return Handed(key, row, data.get("modified"), self.read_at, table=table)
+        model = type(row) if isinstance(row, peewee.Model) else None
+        table = None if model is None else table_name(model)
+        modified = None if model is None else moment_in(row)
+        bears = self.target.link.of_row(row) if self.target.link is not None else None
+        key = as_key(bears) if self.key_name is not None else None
+        bears = None if key is not None else bears
+        return Handed(key, row, modified, self.read_at, table=table, bears=bears)
 
     def _look_at_first(self, row: Any) -> None:
-        """Rows of a generator say only themselves whether they are sources or spectra."""
+        """Rows of a generator say only themselves of which table they are."""
         if isinstance(row, peewee.Model):
-            self.target = replace(self.target, on_source=isinstance(row, Source))
+            self.target = replace(self.target, model=type(row))
             self.writer.target = self.target
             self.key_name = self.target.key_name
 
@@ -336,7 +339,7 @@ class Run:
             handed.t_spent_s += spent_s
 
     def _is_timed(self, result: Any) -> bool:
-        return type(result) is self.target.output or isinstance(result, PipelineOutputModel)
+        return type(result) is self.target.output or isinstance(result, OutputModel)
 
     def _timed(self, result: Any) -> Yielded:
         """The result with the row that it is for, which has ended with it, and its times."""
@@ -358,6 +361,8 @@ class Run:
         if self._is_timed(result):
             set_times(result, spent_s, self.t_overhead_s / max(self.n_rows or 0, self.n_results))
         yielded = Yielded(result, handed, again)
+        if handed is None:
+            yielded.bears = self.target.bears(result)
         if handed is self.current:
             self.after = yielded
         return yielded
@@ -378,20 +383,23 @@ class Run:
             key = result.__data__.get(self.key_name)
             if key == last.key and type(key) is int and key in self.open:
                 return self.open.pop(key), False
-        key = key_of_result(result, self.target.on_source)
-        if key is not None and key in self.open:
-            return self.open.pop(key), False
-        if last is not None and (key is None or key == last.key):
+        bears = self.target.bears(result)
+        if bears is not None and bears in self.open:
+            return self.open.pop(bears), False
+        if last is not None and (bears is None or bears == last.known):
             return last, not self._close(last)
-        if last is not None and last.key is None and self._close(last):
+        if last is not None and last.known is None and self._close(last):
             return last, False
         # It is of a row that ended, or that was never handed over: nothing is known of it.
-        return (Handed(key, None, None, self.read_at) if self.claim is None else None), False
+        if self.claim is not None:
+            return None, False
+        key = as_key(bears) if self.key_name is not None else None
+        return Handed(key, None, None, self.read_at, bears=None if key else bears), False
 
     def _close(self, handed: Handed) -> bool:
         """The row is open no more; whether it was."""
-        if self.open.get(handed.key) is handed:
-            del self.open[handed.key]
+        if self.open.get(handed.known) is handed:
+            del self.open[handed.known]
             return True
         return self.open.pop(handed, None) is not None
 
@@ -476,7 +484,7 @@ class Run:
             raise
 
 
-def set_times(result: PipelineOutputModel, elapsed_s: float, overhead_s: float) -> None:
+def set_times(result: OutputModel, elapsed_s: float, overhead_s: float) -> None:
     """As by assignment, which takes four times as long."""
     data, dirty = result.__data__, result._dirty
     data["t_elapsed"], data["t_overhead"] = elapsed_s, overhead_s
@@ -574,7 +582,7 @@ def passed_on(
             n_open -= n_open > 0
             n_results += 1
             asked = False
-            if type(result) is model or isinstance(result, PipelineOutputModel):
+            if type(result) is model or isinstance(result, OutputModel):
                 set_times(result, spent_s, overhead_s / (n_rows or n_results))
                 after, model = result, type(result)
             if Guard.told:
@@ -590,8 +598,5 @@ def passed_on(
 
 def _is_of(result: Any, row: Any) -> bool:
     """Whether a result bears the key of a row."""
-    data, of = getattr(result, "__data__", {}), getattr(row, "__data__", {})
-    key = data.get("spectrum_pk")
-    return (
-        key == of.get("spectrum_pk") if key is not None else data.get("source_pk") == of.get("pk")
-    )
+    link = result.link_to(type(row)) if isinstance(result, OutputModel) else None
+    return link is not None and link.of_result(result) == link.of_row(row)

@@ -186,7 +186,7 @@ def input_models(function: Callable[..., Any]) -> list[Any]:
     TaskError
         If the annotation is missing or names no tables; the message shows the signature.
     """
-    from astra.models.source import Source
+    from astra.models.keys import adopted, key_of
     from astra.models.spectrum import SpectrumMixin, every_spectrum_model
 
     parameter = rows_parameter(function)
@@ -198,12 +198,13 @@ def input_models(function: Callable[..., Any]) -> list[Any]:
     for part in _parts(annotation):
         if part is SpectrumMixin:
             models.update(dict.fromkeys(every_spectrum_model()))
-        elif _is_model(part) and (issubclass(part, SpectrumMixin) or issubclass(part, Source)):
-            models[part] = None
+        elif _is_model(part):
+            key_of(part)
+            models[adopted(part)] = None
         else:
             raise TaskError(
-                f"{signature_of(function)}: {_name(part)} is no table of spectra or sources; "
-                f"{wanted} (your own: class Mine(BaseModel, SpectrumMixin))"
+                f"{signature_of(function)}: {_name(part)} is no table, which is a peewee Model "
+                f"with a primary key; {wanted}"
             )
     if not models:
         raise TaskError(f"{signature_of(function)}: the annotation names no table; {wanted}")
@@ -216,9 +217,9 @@ def output_model(function: Callable[..., Any]) -> Any:
     Raises
     ------
     TaskError
-        If it is missing, or not one subclass of ``PipelineOutputModel``.
+        If it is missing, or not one subclass of ``OutputModel``.
     """
-    from astra.models.pipeline import PipelineOutputModel
+    from astra.models.pipeline import BASES, OutputModel
 
     annotation = hints_of(function).get("return", inspect.Parameter.empty)
     wanted = "write for instance -> Iterable[Slam]"
@@ -228,12 +229,12 @@ def output_model(function: Callable[..., Any]) -> Any:
     if (
         len(found) != 1
         or not _is_model(found[0])
-        or not issubclass(found[0], PipelineOutputModel)
-        or found[0] is PipelineOutputModel
+        or not issubclass(found[0], OutputModel)
+        or found[0] in BASES
     ):
         names = ", ".join(map(_name, found)) or "nothing"
         raise TaskError(
-            f"{signature_of(function)}: results are rows of one subclass of PipelineOutputModel, "
+            f"{signature_of(function)}: results are rows of one subclass of OutputModel, "
             f"not {names}; {wanted}"
         )
     return found[0]

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from astra.database.connection import dialect
 from astra.element import reader
 from astra.element.reader import read_rows
 from astra.models import BossVisitSpectrum
+from astra.models.keys import all_rows, key_of
 from astra.models.source import Source
-from astra.plan.pending import key_of, rows_with_source
 from tests.sample_tasks import fill
 
 
@@ -27,8 +26,8 @@ def spectra(url):
 
 @pytest.mark.parametrize("model", [BossVisitSpectrum, Source])
 def test_as_peewee_gives_them(spectra, model):
-    query = rows_with_source(model).where(dialect().among(key_of(model), [1, 2, 3, 5]))
-    theirs, ours = list(query.clone()), read_rows(query)
+    query = key_of(model).narrowed(all_rows(model), [1, 2, 3, 5])
+    theirs, ours = list(query.clone()), [row for row, _ in read_rows(query)]
     assert len(ours) >= 1 and all(map(same, ours, theirs))
     if model is BossVisitSpectrum:
         for row, other in zip(ours, theirs, strict=True):
@@ -50,9 +49,7 @@ def test_a_model_with_ways_of_its_own_is_peewees(spectra, monkeypatch):
     monkeypatch.setattr(BossVisitSpectrum, "snr", Doubled())
     reader._is_plain.cache_clear()
     try:
-        (row,) = read_rows(
-            BossVisitSpectrum.select(BossVisitSpectrum).where(BossVisitSpectrum.pk == 1)
-        )
+        ((row, _),) = read_rows(all_rows(BossVisitSpectrum).where(BossVisitSpectrum.pk == 1))
         assert row.snr == 2 * row.__data__["snr"]
     finally:
         reader._is_plain.cache_clear()

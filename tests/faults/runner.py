@@ -182,8 +182,8 @@ def _next_plan(world: World, first: int) -> list[str]:
         for (key,) in world.sql(
             "SELECT spectrum_pk FROM boss_visit_spectrum s WHERE NOT EXISTS (SELECT 1 FROM ordeal o "
             "WHERE o.spectrum_pk = s.spectrum_pk AND o.input_modified = s.modified) AND NOT EXISTS "
-            "(SELECT 1 FROM failure f WHERE f.key = s.spectrum_pk AND f.input_modified = s.modified)"
-            " AND NOT EXISTS (SELECT 1 FROM no_result n WHERE n.key = s.spectrum_pk "
+            "(SELECT 1 FROM failure f WHERE f.key_text = s.spectrum_pk::text AND f.input_modified = s.modified)"
+            " AND NOT EXISTS (SELECT 1 FROM no_result n WHERE n.key_text = s.spectrum_pk::text "
             "AND n.input_modified = s.modified) ORDER BY 1"
         )
     ]

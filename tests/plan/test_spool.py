@@ -121,7 +121,12 @@ def test_told_to_end_while_rows_are_written_before_a_suspect(pg_url, tmp_path):
     (planned,) = create_plan(hold_the_page, BossVisitSpectrum, limit=6)
     page = Page.get()
     Suspect.create(
-        page=page.pk, key=page.keys[-1], group=1, deaths=1, exception="KilledProcess", cause="died"
+        page=page.pk,
+        place=page.n_rows - 1,
+        group=1,
+        deaths=1,
+        exception="KilledProcess",
+        cause="died",
     )
     plan = get_plan(planned.plan)
     submission = new_submission(plan, [1], 0, 1, "local")

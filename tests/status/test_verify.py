@@ -221,14 +221,14 @@ _CORRUPTIONS = {
     "of another version": (
         "result-missing", 1, 23, "UPDATE measured SET v_astra = 9000 WHERE spectrum_pk = 23",
     ),
-    "failure gone": ("failure-missing", 1, 27, "DELETE FROM failure WHERE key = 27"),
-    "no result gone": ("no-result-missing", 1, 22, "DELETE FROM no_result WHERE key = 22"),
+    "failure gone": ("failure-missing", 1, 27, "DELETE FROM failure WHERE key_text = '27'"),
+    "no result gone": ("no-result-missing", 1, 22, "DELETE FROM no_result WHERE key_text = '22'"),
     "both": (
         "ended-twice", 1, 27,
         "UPDATE measured SET spectrum_pk = 27 WHERE spectrum_pk = 23",
     ),
-    "failure beside": ("ended-twice", 1, 23, "UPDATE failure SET key = 23 WHERE key = 27"),
-    "no result beside": ("ended-twice", 1, 23, "UPDATE no_result SET key = 23 WHERE key = 22"),
+    "failure beside": ("ended-twice", 1, 23, "UPDATE failure SET key_text = '23' WHERE key_text = '27'"),
+    "no result beside": ("ended-twice", 1, 23, "UPDATE no_result SET key_text = '23' WHERE key_text = '22'"),
     "of page 2": (
         "wrong-page", 1, 23,
         "UPDATE measured SET attempt_pk = (SELECT attempt_pk FROM page WHERE number = 2) "

@@ -143,10 +143,10 @@ def test_exceptions_are_raised_after_writing_or_recorded(url):
     assert stored() == [1, 2, 3]
     done = list(measure(spectra(), raise_every=4, nothing_every=3, re_raise_exceptions=False))
     assert sorted(r.spectrum_pk for r in done) == [1, 2, 5, 7, 10]
-    assert sorted(f.key for f in Failure.select()) == [4, 8]
+    assert sorted(int(f.key) for f in Failure.select()) == [4, 8]
     failure = Failure.get(Failure.key == 4)
     assert failure.exception == "ValueError" and "tests/sample_tasks.py" in failure.traceback
-    assert sorted(n.key for n in NoResult.select()) == [3, 6, 9]
+    assert sorted(int(n.key) for n in NoResult.select()) == [3, 6, 9]
     assert stored() == [1, 2, 3, 5, 7, 10]  # what was stored before stays
 
 
@@ -154,7 +154,7 @@ def test_the_row_is_found_that_a_collecting_task_stumbles_on(url):
     fill(40)
     done = list(collect(spectra(), bad=17, re_raise_exceptions=False))
     assert len(done) == 39
-    assert [f.key for f in Failure.select()] == [17]
+    assert [int(f.key) for f in Failure.select()] == [17]
 
 
 def test_bad_results_fail_alone(url: str):
@@ -184,7 +184,7 @@ def test_bad_results_fail_alone(url: str):
 
     list(analysis(spectra()))
     assert stored() == [1, 4, 7, 8, 9, 10, 11, 12]
-    failures = {f.key: f for f in Failure.select()}
+    failures = {int(f.key): f for f in Failure.select()}
     assert set(failures) == {2, 3, 4, 5, 6}
     assert "value" in failures[2].message and "ull" in failures[2].message.lower()
     assert failures[4].refused
@@ -204,7 +204,7 @@ def test_postgresql_refuses_a_nul_and_a_number_out_of_range(pg_url):
 
     list(analysis(spectra()))
     assert stored() == [1, 4]
-    messages = {f.key: f.message for f in Failure.select()}
+    messages = {int(f.key): f.message for f in Failure.select()}
     assert "out of range" in messages[3] and 2 in messages
 
 
@@ -403,7 +403,7 @@ def test_rows_that_a_task_still_holds_are_tried_again(url):
     for rows in (spectra(), iter(spectra())):
         list(analysis(rows))
         assert stored() == [k for k in range(1, 41) if k != 9]
-        assert [f.key for f in Failure.select()] == [9]
+        assert [int(f.key) for f in Failure.select()] == [9]
         assert NoResult.select().count() == 0
         Measured.delete().execute()
         Failure.delete().execute()

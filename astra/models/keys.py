@@ -1,0 +1,311 @@
+"""Row keys: what identifies a row, in its table, in its results and in the pages of a plan.
+
+An input model is any peewee ``Model`` with a primary key. Two attributes may say more of it:
+``row_key``, the name of another unique column that its results point to, and ``loaded_with``, the
+name of a foreign key whose row is loaded together with each row.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import peewee
+from peewee import JOIN, SQL, CompositeKey, Field, ModelSelect
+
+from astra.database.connection import database, dialect
+from astra.errors import TaskError, nearest
+from astra.models.base import BaseModel, TimeField
+
+#: A key as pages hold it: a whole number, or the text that the server makes of the key.
+RowKey = int | str
+
+_WHOLE = frozenset({"AUTO", "BIGAUTO", "INT", "BIGINT", "SMALLINT"})
+_UNFIT = frozenset({"BLOB", "JSON", "JSONB"})
+
+
+@dataclass(frozen=True)
+class Key:
+    """The columns that identify a row, of an input model or of its results."""
+
+    fields: tuple[Any, ...]
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether the key is one whole number, which travels as it is."""
+        return len(self.fields) == 1 and self.fields[0].field_type in _WHOLE
+
+    @property
+    def page_column(self) -> str:
+        """The column of a page that holds such keys."""
+        return "keys" if self.is_whole else "key_texts"
+
+    @property
+    def column(self) -> Any:
+        """The key as pages hold it, in a query on its table."""
+        return self.fields[0] if self.is_whole else dialect().key_text(self.fields)
+
+    @property
+    def text(self) -> Any:
+        """The key as failures are known by."""
+        return dialect().key_text(self.fields)
+
+    def narrowed(self, query: Any, keys: Sequence[Any]) -> Any:
+        """A query on the key's table, for the rows of these keys alone.
+
+        The server compares, in the type of the columns; :attr:`given` is what each row was asked
+        for by.
+        """
+        if self.is_whole:
+            return query.where(dialect().among(self.fields[0], keys))
+        wanted, clause = dialect().wanted(self.fields, keys)
+        return query.from_(*query._from_list[:-1], _Joined(query._from_list[-1], wanted, clause))
+
+    @property
+    def given(self) -> Any:
+        return self.fields[0] if self.is_whole else dialect().wanted_key
+
+    def equals(self, other: "Key") -> Any:
+        """A clause: two keys are of the same row."""
+        clause = self.fields[0] == other.fields[0]
+        for one, another in zip(self.fields[1:], other.fields[1:], strict=True):
+            clause &= one == another
+        return clause
+
+
+class _Joined(peewee.Join):
+    """A table joined with a function's rows, which peewee does not know as a source."""
+
+    def __init__(self, table: Any, rows: Any, clause: Any) -> None:
+        super().__init__(table, rows, JOIN.INNER, clause)
+
+
+@dataclass(frozen=True)
+class Link:
+    """How the results of an output model point to the rows of an input model.
+
+    ``row`` and ``result`` name the fields that are equal; ``null`` those of a result that are
+    NULL in it.
+    """
+
+    row: tuple[str, ...]
+    result: tuple[str, ...]
+    is_whole: bool
+    null: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """What completes the unique index of the results."""
+        clause = " AND ".join(f"{dialect().quote(name)} IS NULL" for name in self.null)
+        return f"WHERE {clause}" if clause else ""
+
+    def key(self, output: Any) -> Key:
+        """The columns of the results that name their rows."""
+        return Key(tuple(output._meta.fields[name] for name in self.result))
+
+    def points(self, result: Any, model: Any) -> Any:
+        """A clause: a result is of a row of an input model."""
+        own = Key(tuple(getattr(result, name) for name in self.result))
+        clause = own.equals(Key(tuple(getattr(model, name) for name in self.row)))
+        for name in self.null:
+            clause &= getattr(result, name).is_null()
+        return clause
+
+    def of_row(self, row: Any) -> Any:
+        """What a row is known by: the values that its results bear."""
+        return self._value(row, self.row)
+
+    def of_result(self, result: Any) -> Any:
+        """The values that a result bears; None where they cannot be those of a row."""
+        return self._value(result, self.result)
+
+    def _value(self, of: Any, names: tuple[str, ...]) -> Any:
+        data = getattr(of, "__data__", None)
+        if not isinstance(data, dict):
+            return None
+        if self.is_whole:
+            return as_key(data.get(names[0]))
+        values = tuple(data.get(name) for name in names)
+        value = values[0] if len(values) == 1 else values
+        try:
+            hash(value)
+        except TypeError:
+            return None
+        return None if any(v is None for v in values) else value
+
+
+def as_key(value: Any) -> int | None:
+    """A value as a whole number of 64 bits; None where it is something else."""
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    import numpy as np
+
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return None
+    return int(value) if -(2**63) <= value < 2**63 else None
+
+
+def adopted(model: Any) -> Any:
+    """A model; one without a database stands in astra's from now on."""
+    if model._meta.database is None:
+        model._meta.set_database(database)
+    return model
+
+
+def primary_fields(model: Any) -> tuple[Any, ...]:
+    """The columns of a table's primary key; none where it has no primary key."""
+    primary = model._meta.primary_key
+    if isinstance(primary, CompositeKey):
+        return tuple(model._meta.fields[name] for name in primary.field_names)
+    return (primary,) if isinstance(primary, Field) else ()
+
+
+def key_of(model: Any) -> Key:
+    """The key by which pages and results know the rows of an input model.
+
+    Raises
+    ------
+    TaskError
+        If the model has no primary key, or one of a type that is none for a page.
+    """
+    name = getattr(model, "row_key", None)
+    fields = (model._meta.fields[name],) if name else primary_fields(model)
+    unfit = next((f for f in fields if f.field_type in _UNFIT), None)
+    if unfit is not None:
+        raise TaskError(
+            f"{model.__name__}.{unfit.name} is a key of type {unfit.field_type}, which no page can "
+            "hold: declare another unique column as the primary key of the model"
+        )
+    if not fields:
+        raise TaskError(
+            f"{model.__name__} has no primary key: declare the columns that identify its rows, "
+            "by primary_key=True or in class Meta: primary_key = CompositeKey('a', 'b')"
+        )
+    return Key(fields)
+
+
+def modified_field(model: Any) -> Any:
+    """The column that says when a row of an input model changed; None where there is none.
+
+    Raises
+    ------
+    TaskError
+        If ``class Meta: modified`` names no column.
+    """
+    name = getattr(model._meta, "modified", None)
+    if name is None:
+        return model.modified if getattr(model, "is_input", False) else None
+    if name not in model._meta.combined:
+        raise TaskError(
+            f"{model.__name__}: class Meta: modified = {name!r} is no column of the model. "
+            f"{nearest(str(name), model._meta.columns)}"
+        )
+    return model._meta.combined[name]
+
+
+def moment_of(model: Any) -> Any:
+    """When a row changed, as a moment that results keep; None where nothing says so."""
+    field = modified_field(model)
+    if field is None or isinstance(field, TimeField):
+        return field
+    return dialect().as_moment(field)
+
+
+def moment_in(row: Any) -> datetime | None:
+    """The moment at which a row that was read by peewee changed, as :func:`moment_of` has it."""
+    if (field := modified_field(type(row))) is None:
+        return None
+    value = row.__data__.get(field.name)
+    if value is None or isinstance(field, TimeField):
+        return value
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    value = value if value.tzinfo else value.replace(tzinfo=UTC)
+    return dialect().rounded(value)
+
+
+def same_moment(stored: Any, model: Any) -> Any:
+    """A clause: a stored moment is the one at which the row changed last."""
+    moment, field = moment_of(model), modified_field(model)
+    if moment is None:
+        return SQL("1 = 1")
+    if field.null:
+        return peewee.Expression(stored, dialect().is_same, moment)
+    return stored == moment
+
+
+def in_order(model: Any) -> list[tuple[Any, str]]:
+    """The total order of a table's rows: columns, and how each is sorted.
+
+    The most recently modified come first, ties broken by key; where nothing says when a row was
+    modified, the order is that of the keys.
+    """
+    keys, moment = primary_fields(model), moment_of(model)
+    if moment is None:
+        return [(key, "ASC") for key in keys]
+    last = " NULLS LAST" if modified_field(model).null else ""
+    return [(moment, f"DESC{last}"), *((key, "DESC") for key in keys)]
+
+
+def all_rows(model: Any) -> ModelSelect:
+    """All rows of an input model, read over astra's own connection."""
+    name = getattr(model, "loaded_with", None)
+    if name is None:
+        return model.select().bind(database)
+    field = model._meta.fields[name]
+    other = field.rel_model
+    query = model.select(model, other).join(
+        other, JOIN.LEFT_OUTER, on=(field == field.rel_field), attr=name
+    )
+    return query.bind(database)
+
+
+def table_name(model: Any) -> str:
+    """The name that plans and failures know a table by: with its schema, where it is not ours."""
+    meta = model._meta
+    other = meta.schema and not issubclass(model, BaseModel)
+    return f"{meta.schema}.{meta.table_name}" if other else meta.table_name
+
+
+def check_keys(model: Any) -> None:
+    """Refuse a key that the model declares and the table does not keep.
+
+    Raises
+    ------
+    TaskError
+        If two rows have the same key, or one has none.
+    """
+    key = key_of(model)
+    if dialect().keeps_unique(model, [field.column_name for field in key.fields]):
+        return
+    names = ", ".join(field.name for field in key.fields)
+    count = peewee.fn.COUNT(SQL("*"))
+    is_null = peewee.fn.MAX(peewee.Case(None, ((_any_null(key.fields), 1),), 0))
+    query = (
+        model.select(*key.fields, count, is_null)
+        .group_by(*key.fields)
+        .having((count > 1) | (is_null == 1))
+        .limit(1)
+    )
+    if (found := database.execute(query).fetchone()) is None:
+        return
+    *values, n_rows, no_key = found
+    what = "a row without a key" if no_key else f"{n_rows} rows with the key {_said(values)}"
+    raise TaskError(
+        f"{table_name(model)} has {what}: the key of {model.__name__} ({names}) does not identify "
+        "a row; declare a key of more columns, or of another one"
+    )
+
+
+def _said(values: Iterable[Any]) -> str:
+    return ", ".join(str(value)[:100] for value in values)
+
+
+def _any_null(fields: Sequence[Any]) -> Any:
+    clause = fields[0].is_null()
+    for field in fields[1:]:
+        clause |= field.is_null()
+    return clause

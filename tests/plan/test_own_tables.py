@@ -1,0 +1,272 @@
+"""Tables of others: any key, read-only, in a schema of theirs, from the plan to the results."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import peewee
+import pytest
+
+from astra.api import run_here
+from astra.database.connection import bind, connection, dialect
+from astra.errors import DatabaseError, TaskError
+from astra.models.keys import key_of
+from astra.models.plans import Failure, NoResult, Page
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.status.failures import failures
+from astra.status.status import status
+from astra.status.verify import verify
+from tests.conftest import ROOT
+from tests.own_tables import (
+    INPUTS,
+    TASKS,
+    Bright,
+    Exposure,
+    ExposurePeriod,
+    LightCurve,
+    Period,
+    StarPeriod,
+    SurveyStar,
+    all_at_once,
+    of_bright,
+    of_exposures,
+    of_stars,
+    periods,
+)
+from tests.servers import Postgres
+
+N = 25
+
+#: Keys whose texts are awkward: quotes, commas, braces, percent signs, other scripts.
+AWKWARD = ("a'b", 'c"d', "e,f", "{g}", "h%s", "i\\j", "ключ", " k ", "NULL", "10", "9")
+
+
+def rows_of_all() -> None:
+    """The tables as somebody else made them, with rows."""
+    for model in INPUTS[:-1]:
+        model.create_table()
+    names = [*AWKWARD, *(f"obj-{i}" for i in range(N - len(AWKWARD)))]
+    day = date(2024, 1, 1)
+    LightCurve.insert_many([(name, float(i)) for i, name in enumerate(names)]).execute()
+    SurveyStar.insert_many(
+        [
+            (UUID(int=i), float(i), None if i == 2 else datetime(2024, 1, 1, 0, 0, i))
+            for i in range(N)
+        ]
+    ).execute()
+    Exposure.insert_many(
+        [(day + timedelta(days=i // 5), i % 5, float(i), day) for i in range(N)]
+    ).execute()
+    for model, keys in ((INPUTS[3], [day + timedelta(days=i) for i in range(N)]),
+                        (INPUTS[4], [2**40 + i for i in range(N)])):  # fmt: skip
+        model.insert_many([(key, float(i)) for i, key in enumerate(keys)]).execute()
+    table = dialect().table
+    dialect().run(
+        f"CREATE VIEW {table(Bright)} AS SELECT obj_id AS name, mag FROM {table(LightCurve)}"
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def others(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database with tables of others; on PostgreSQL in a schema that may be read, and no more."""
+    schema = None if request.param == "sqlite" else "survey"
+    for model in INPUTS:
+        monkeypatch.setattr(model._meta, "schema", schema)
+        del model._meta.table  # peewee's, which was made with another schema
+    if request.param == "sqlite":
+        url = request.getfixturevalue("sqlite_url")
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = request.getfixturevalue("pg_url")
+        monkeypatch.setenv("SURVEY_SCHEMA", "survey")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with connection():
+        if request.param == "postgresql":
+            dialect().run("CREATE SCHEMA survey")
+        rows_of_all()
+    if request.param == "postgresql":
+        with connection():
+            dialect().run("GRANT USAGE ON SCHEMA survey TO astra")
+            dialect().run("GRANT SELECT ON ALL TABLES IN SCHEMA survey TO astra")
+        url = postgres.url(urlsplit(url).path[1:], user="astra")
+        monkeypatch.setenv("ASTRA_DATABASE_URL", url)
+        bind(url)
+    init_database(("tests.own_tables",))
+    yield url
+
+
+def run_and_check(task, **options):
+    model, output = TASKS[task]
+    (planned,) = create_plan(task, limit=10, **options)
+    assert (planned.pages, planned.rows) == (3, N)
+    run_here(planned.plan)
+    found = status(planned.plan)
+    assert found.rows == {"done": N - 2, "failed": 1, "no result": 1}
+    assert verify(planned.plan).sound
+    with connection():
+        link = output.link_to(model)
+        rows = model.select()
+        wanted = {link.of_row(row): 2 * row.mag for row in rows if row.mag not in (3, 4)}
+        stored = {link.of_result(r): r.period for r in output.select()}
+    assert stored == wanted
+    return planned
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_any_key_from_the_plan_to_the_results(others, task):
+    planned = run_and_check(task)
+    with connection():
+        page = Page.get(Page.plan == planned.plan)
+        whole = key_of(TASKS[task][0]).is_whole
+        assert (page.key_texts is None) is whole and (page.keys is None) is not whole
+    (failure,) = failures(planned.plan)
+    assert failure.message == "magnitude 3.0"
+    (again,) = create_plan(task)
+    assert again.plan is None and again.failed == again.no_result == 1
+    (again,) = create_plan(task, again=True)
+    assert again.rows == 2
+    (held,) = create_plan(task, again=True)
+    assert held.plan is None and held.held == 2
+
+
+def test_the_same_directly(others):
+    with connection():
+        for task, (model, output) in TASKS.items():
+            rows = model.select()
+            results = list(task(rows, re_raise_exceptions=False))
+            assert len(results) == N - 2 and output.select().count() == N - 2
+            key = key_of(model).text
+            (failed,) = Failure.select().where(Failure.input_table.endswith(model._meta.table_name))
+            query = model.select(key).where(model.mag == 3)
+            assert failed.key == query.scalar()
+            (empty,) = (
+                NoResult.select()
+                .where(NoResult.key != failed.key)
+                .order_by(NoResult.pk.desc())
+                .limit(1)
+            )
+            assert empty.key == model.select(key).where(model.mag == 4).scalar()
+    for task in TASKS:
+        (again,) = create_plan(task)
+        assert again.plan is None and again.failed == again.no_result == 1
+
+
+def test_a_row_changes_and_is_pending_again(others, monkeypatch, postgres):
+    for task in (of_stars, of_exposures):
+        run_and_check(task)
+    update = [
+        f"UPDATE {dialect().table(SurveyStar)} SET updated_at = '2025-01-01 00:00:00' WHERE mag = 2",
+        f"UPDATE {dialect().table(SurveyStar)} SET updated_at = NULL WHERE mag = 5",
+        f"UPDATE {dialect().table(Exposure)} SET changed = '2024-02-01' WHERE mag IN (3, 6)",
+    ]
+    with connection():
+        if dialect().name == "postgresql":
+            name = urlsplit(others).path[1:]
+            for statement in update:
+                postgres.sql(statement, name)
+        else:
+            for statement in update:
+                dialect().run(statement)
+    for task in (of_stars, of_exposures):
+        (planned,) = create_plan(task)
+        assert planned.rows == 2 and planned.tracks_changes
+        run_here(planned.plan)
+        with connection():
+            assert TASKS[task][1].select().count() == N - 2
+        (planned,) = create_plan(task)
+        assert planned.plan is None
+
+
+def test_rows_are_taken_in_any_order(others):
+    (planned,) = create_plan(all_at_once, limit=7)
+    assert not planned.tracks_changes
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": N}
+    result = Period.get(Period.light_curve == AWKWARD[0])
+    assert result.light_curve.mag == result.period
+
+
+def test_elements_in_other_processes(others):
+    (planned,) = create_plan(periods, limit=5)
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local", "-j", "2"],
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "nothing says" not in done.stdout and done.returncode in (0, 1), (
+        done.stdout + done.stderr
+    )
+    assert status(planned.plan).rows == {"done": N - 2, "failed": 1, "no result": 1}
+    said = subprocess.run(
+        [sys.executable, "-m", "astra", "failures", str(planned.plan), "--json"],
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert AWKWARD[3] in {row["key"] for row in json.loads(said.stdout)}
+
+
+def test_the_database_keeps_one_result_for_a_row(others):
+    run_and_check(of_exposures)
+    with connection(), pytest.raises(peewee.IntegrityError):
+        first = ExposurePeriod.select().first()
+        ExposurePeriod.create(
+            exposure_night=first.exposure_night, exposure_fiber=first.exposure_fiber, period=1.0
+        )
+
+
+def test_a_declared_key_that_is_none(others, monkeypatch):
+    class Twice(peewee.Model):
+        mag = peewee.FloatField(primary_key=True)
+
+        class Meta:
+            table_name = "twice"
+            schema = Bright._meta.schema
+
+    table = dialect().table
+    make = f"CREATE TABLE {table(Twice)} AS SELECT 1.0 AS mag UNION ALL SELECT 1.0"
+    if dialect().name == "postgresql":
+        Twice._meta.schema = None
+        make = f"CREATE TABLE {table(Twice)} AS SELECT 1.0 AS mag UNION ALL SELECT 1.0"
+    with connection():
+        dialect().run(make)
+        from astra.models.keys import check_keys
+
+        with pytest.raises(TaskError, match="2 rows with the key 1"):
+            check_keys(Twice)
+        dialect().run(f"DELETE FROM {table(Twice)}")
+        dialect().run(f"INSERT INTO {table(Twice)} VALUES (NULL)")
+        with pytest.raises(TaskError, match="a row without a key"):
+            check_keys(Twice)
+
+
+def test_what_is_missing_is_said(others):
+    from astra.models import OutputModel
+    from astra.models.pipeline import link_of
+
+    class NoKey(peewee.Model):
+        mag = peewee.FloatField()
+
+        class Meta:
+            primary_key = False
+
+    class Unbound(OutputModel):
+        value = peewee.FloatField()
+
+    try:
+        with pytest.raises(TaskError, match="no primary key"):
+            key_of(NoKey)
+        with pytest.raises(TaskError, match=r"light_curve = result_of\(LightCurve\)|lightcurve ="):
+            link_of(Unbound, LightCurve)
+    finally:
+        del Unbound
+    with connection():
+        from astra.models.schema import check_tables
+
+        gone = type("Gone", (peewee.Model,), {"a": peewee.TextField(primary_key=True)})
+        with pytest.raises(DatabaseError, match="not astra's"):
+            check_tables(gone)
+    assert StarPeriod.link_to(SurveyStar).row == ("uid",) and of_bright.__name__
