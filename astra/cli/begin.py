@@ -16,20 +16,35 @@ from astra.cli.options import json_option
     metavar="ROLE[:plans|writes|reads]",
     help="Let a role of PostgreSQL plan, write results, or read; without a word, all three.",
 )
+@click.option(
+    "--copied",
+    is_flag=True,
+    help="This database is a copy of one that is still in use: give up its living plans here.",
+)
+@click.option(
+    "--moved", is_flag=True, help="This database has taken the place of the one it was made as."
+)
 @json_option
-def initdb(modules: tuple[str, ...], grant: tuple[str, ...], as_json: bool) -> None:
+def initdb(
+    modules: tuple[str, ...], grant: tuple[str, ...], copied: bool, moved: bool, as_json: bool
+) -> None:
     """Make all missing tables, those of your MODULEs too. Can be run again."""
     from astra.cli import show
     from astra.config.secrets import hide_password
     from astra.database.connection import url
     from astra.models.schema import init_database
 
-    new = init_database(modules, grant)
+    if copied and moved:
+        raise click.UsageError("a database was either --copied or --moved")
+    notes: list[str] = []
+    new = init_database(modules, grant, copied, moved, notes)
     if as_json:
-        show.as_json({"database": hide_password(url()), "new": new})
+        show.as_json({"database": hide_password(url()), "new": new, "notes": notes})
     else:
         what = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
         show.line(f"{hide_password(url())}: {what}")
+        for note in notes:
+            show.line(note)
 
 
 @main.command("config")

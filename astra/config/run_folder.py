@@ -5,6 +5,7 @@ see what tasks print. So a folder of another owner, or one that others may write
 """
 
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -179,19 +180,24 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def spool_folder(plan_pk: int) -> Path:
+def run_folder(name: str) -> Path:
+    """A folder of the run directory, such as that of a plan's scripts, logs and spool files."""
+    return Path(settings.current().run.dir) / name
+
+
+def spool_folder(plan_folder: str) -> Path:
     """The folder in which a plan's elements leave what the database did not take."""
-    return run_folder(plan_pk).absolute() / "spool"
+    return run_folder(plan_folder).absolute() / "spool"
 
 
-def spool_files(plan_pk: int, page: int | None = None) -> list[Path]:
+_SPOOL_FILE = re.compile(r"page-(\d+)-attempt-(\d+)\.spool")
+
+
+def spool_files(plan_folder: str, page: int | None = None) -> list[Path]:
     """The spool files of a plan, or of one of its pages, oldest attempt first."""
-    pattern = f"page-{page if page is not None else '*'}-attempt-*.spool"
-    return sorted(
-        spool_folder(plan_pk).glob(pattern), key=lambda path: int(path.stem.split("-")[-1])
-    )
-
-
-def run_folder(plan_pk: int) -> Path:
-    """The folder of a plan's scripts, logs and spool files."""
-    return Path(settings.current().run.dir) / f"plan-{plan_pk}"
+    found = []
+    for path in spool_folder(plan_folder).glob("*.spool"):
+        name = _SPOOL_FILE.fullmatch(path.name)  # anything else there is not ours
+        if name and page in (None, int(name[1])):
+            found.append((int(name[2]), path))
+    return [path for _, path in sorted(found)]

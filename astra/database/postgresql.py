@@ -366,6 +366,19 @@ class PostgreSQL(Common):
         connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)
         return RowLock(connect, table, name, holder, _ends_after(silence_s), silence_s)
 
+    def place(self) -> str:
+        """Which database of which server this is, whoever asks."""
+        sql = (
+            "SELECT system_identifier, oid FROM pg_control_system(), pg_database "
+            "WHERE datname = current_database()"
+        )
+        server, number = self.run(sql).fetchone()
+        return f"the database {number} of the PostgreSQL server {server}"
+
+    @staticmethod
+    def is_same_place(stored: str, here: str) -> bool:
+        return stored == here
+
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """Write down who is about to wait for a lock; False if somebody holds it."""
         with peewee_errors():

@@ -178,6 +178,21 @@ class SQLite(Common):
                 )
             yield True
 
+    def place(self) -> str:
+        """Which file this is."""
+        if self.path == ":memory:":
+            return "memory"
+        found = os.stat(self.path)
+        return f"the file {os.path.realpath(self.path)} (inode {found.st_ino})"
+
+    @staticmethod
+    def is_same_place(stored: str, here: str) -> bool:
+        """A file that was renamed keeps its inode, and one that was restored its path."""
+        return any(
+            old == new
+            for old, new in zip(stored.rsplit(" (", 1), here.rsplit(" (", 1), strict=False)
+        )
+
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """The transaction is the only one that writes: nobody else can hold the lock in it."""
         return True

@@ -37,6 +37,7 @@ from astra.errors import (
     Superseded,
     UsageError,
 )
+from astra.models.archive import check_archive
 from astra.models.importing import load
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan import spool
@@ -118,6 +119,7 @@ def run_element(
     with heard(stop):
         with at_hand():
             plan = retrying(lambda: get_plan(plan_pk))
+            retrying(check_archive)
             check_plan_version(plan)
             submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
         if submission is None or submission.plan_pk != plan.pk:
@@ -281,7 +283,7 @@ class Element:
         except OutOfMemory:
             raise
         except DatabaseError as error:
-            raise _spooled(claim, run, error) from error
+            raise _spooled(self.plan, claim, run, error) from error
         except AstraError as error:
             _end(claim, _ended_by(error), clean(str(error), 2000))
             raise
@@ -297,7 +299,7 @@ class Element:
         try:
             _end(claim, AttemptState.DONE, run.note)
         except DatabaseError as error:
-            raise _spooled(claim, run, error) from error
+            raise _spooled(self.plan, claim, run, error) from error
         return run.note
 
 
@@ -335,12 +337,12 @@ def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
     return tuple(found)
 
 
-def _spooled(claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
+def _spooled(plan: Plan, claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
     """The database stayed away: keep what it did not take in a file."""
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
         unwritten = run.writer.unwritten()
-        path = spool.save(claim, unwritten)
+        path = spool.save(plan, claim, unwritten)
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip

@@ -1,5 +1,8 @@
 """The tables of nights: which plans they made, and how these ended."""
 
+from functools import partial
+from secrets import token_hex
+
 from peewee import (
     BigAutoField,
     BigIntegerField,
@@ -21,6 +24,7 @@ class Night(BaseModel):
     """
 
     pk = BigAutoField()
+    token = TextField(default=partial(token_hex, 4))  # numbers are given again, tokens are not
     name = TextField()
     date = TextField()  # on which it began, where it was begun: "2026-11-24"
     began = TimeField(now=True, null=False)
@@ -48,6 +52,11 @@ class Night(BaseModel):
 
     class Meta:
         indexes = ((("name", "began"), False),)
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the run directory."""
+        return f"night-{self.pk}-{self.token}"
 
 
 class NightPlan(BaseModel):

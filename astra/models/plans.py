@@ -1,5 +1,7 @@
 """What astra itself remembers: plans, pages, submissions, attempts, and rows without a result."""
 
+from functools import partial
+from secrets import token_hex
 from typing import Any
 
 from peewee import (
@@ -32,6 +34,7 @@ class Plan(BaseModel):
     """The pending rows of one task and input model, frozen, cut into pages."""
 
     pk = BigAutoField()
+    token = TextField(default=partial(token_hex, 4))  # numbers are given again, tokens are not
     task = TextField()  # its name: "slam.slam"
     task_path = TextField()  # where it is imported from: "astra.pipelines.slam:slam"
     import_root = TextField(null=True)  # the folder that the import began at, if not installed
@@ -52,6 +55,11 @@ class Plan(BaseModel):
 
     class Meta:
         indexes = ((("task", "input_table"), False),)
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the run directory."""
+        return f"plan-{self.pk}-{self.token}"
 
 
 class Submission(BaseModel):
@@ -142,6 +150,7 @@ class Attempt(BaseModel):
     page = ForeignKeyField(
         Page, column_name="page_pk", on_delete="CASCADE", backref="attempts", index=False
     )
+    token = TextField(default=partial(token_hex, 4))
     submission_pk = BigIntegerField(index=True)
     number = IntegerField()  # from 1, for each page
     element = IntegerField()

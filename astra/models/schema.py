@@ -9,48 +9,34 @@ from astra import models as science
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, url
 from astra.errors import DatabaseError, NotAllowed, UsageError
+from astra.models.archive import Archive, settle_archive
 from astra.models.base import BaseModel, every_subclass
 from astra.models.importing import import_named, import_path
 from astra.models.pipeline import BASES
 from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
 from astra.models.roles import check_grants, give, parse_grants
 
-#: The version of astra's own tables. A change of them raises it and adds a step to _STEPS.
-VERSION = 4
-
-#: version -> SQL statements that bring tables of the version before up to it.
-_STEPS: dict[int, tuple[str, ...]] = {
-    2: (
-        "ALTER TABLE {page} ADD COLUMN retries TEXT",
-        "ALTER TABLE {attempt} ADD COLUMN slurm_state TEXT",
-        "ALTER TABLE {attempt} ADD COLUMN n_handed INTEGER NOT NULL DEFAULT 0",
-        'ALTER TABLE {attempt} ADD COLUMN "group" INTEGER',
-        "ALTER TABLE {attempt} ADD COLUMN n_found INTEGER NOT NULL DEFAULT 0",
-    ),
-    3: (
-        "ALTER TABLE {attempt} ADD COLUMN t_start_s REAL",
-        "ALTER TABLE {attempt} ADD COLUMN t_rows_s REAL",
-        "ALTER TABLE {attempt} ADD COLUMN row_times TEXT",
-    ),
-    4: (
-        "ALTER TABLE {night} ADD COLUMN start_until BIGINT",
-        "ALTER TABLE {night} ADD COLUMN drain_by BIGINT",
-        "ALTER TABLE {night} ADD COLUMN cpu_s REAL NOT NULL DEFAULT 0",
-        "ALTER TABLE {night_plan} ADD COLUMN cpu_s REAL NOT NULL DEFAULT 0",
-        "ALTER TABLE {night_holder} ADD COLUMN step BOOLEAN NOT NULL DEFAULT FALSE",
-    ),
-}
+#: The version of astra's own tables.
+VERSION = 1
 
 _ABSTRACT = {BaseModel, RowWithoutResult, *BASES}
 
 
-def init_database(modules: tuple[str, ...] = (), grant: tuple[str, ...] = ()) -> list[str]:
+def init_database(
+    modules: tuple[str, ...] = (),
+    grant: tuple[str, ...] = (),
+    copied: bool = False,
+    moved: bool = False,
+    notes: list[str] | None = None,
+) -> list[str]:
     """Make all missing tables, those of the named modules too; the names of the new ones.
 
     Parameters
     ----------
     modules : whose tables are made too.
     grant : roles that are to use the tables, as ``ROLE:plans`` (see roles.py).
+    copied, moved : what happened to the database since its archive was made in another place.
+    notes : is given what was done besides making tables.
 
     Can be run again: tables that exist are completed (indexes, triggers) and kept.
 
@@ -78,7 +64,9 @@ def init_database(modules: tuple[str, ...] = (), grant: tuple[str, ...] = ()) ->
                 f"{' or '.join(map(repr, owners))} is, who alone may complete them and give of "
                 "them: have astra initdb run by that role"
             )
-        _upgrade(version, new)
+        _upgrade(version)
+        if not owners and (said := settle_archive(copied, moved)) and notes is not None:
+            notes.append(said)
         give(wanted, ours)
         return new
 
@@ -95,24 +83,18 @@ def _make_tables(version: int | None) -> tuple[list[str], list[Any], list[str]]:
             _check_others_table(model, have, owner, version)
             owners.add(owner)
             continue
-        elif model not in ORCHESTRATION:
+        else:
             _add_columns(model, have)
         model.create_table()
         ours.append(model)
     return new, ours, sorted(owners)
 
 
-def _upgrade(version: int | None, new: list[str]) -> None:
-    """Bring astra's own tables, but those that are new, from a version to this one's."""
+def _upgrade(version: int | None) -> None:
+    """Write down the version of astra's own tables, whose missing columns have been added."""
     if version is None:
         Schema.create(version=VERSION)
     elif version < VERSION:
-        names = {m._meta.table_name: dialect().table(m) for m in ORCHESTRATION}
-        for step in range(version + 1, VERSION + 1):
-            for statement in _STEPS[step]:
-                if any(f"{{{name}}}" in statement for name in new):
-                    continue
-                database.execute_sql(statement.format(**names))
         Schema.update(version=VERSION).execute()
 
 
@@ -205,7 +187,7 @@ def _check_names(model: Any) -> None:
 
 def tables() -> list[Any]:
     """Every table, each after those that it refers to."""
-    found = [*ORCHESTRATION, *(getattr(science, name) for name in science.__all__)]
+    found = [*ORCHESTRATION, Archive, *(getattr(science, name) for name in science.__all__)]
     found += every_subclass(BaseModel)
     concrete = [m for m in dict.fromkeys(found) if _is_table(m)]
     return peewee.sort_models(concrete)

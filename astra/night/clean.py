@@ -19,6 +19,7 @@ from astra.config import settings as config
 from astra.config.run_folder import new_file, run_folder, spool_files
 from astra.database.connection import connection, dialect, writing
 from astra.errors import BusyError, UsageError
+from astra.models.archive import check_archive
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Attempt, Exclusion, Page, Plan
 from astra.models.schema import check_version
@@ -59,6 +60,7 @@ def clean(
         If a folder cannot be removed; its plan is kept, and the next call goes on.
     """
     check_version()
+    check_archive()
     settings = config.current().clean
     with connection():
         now = now or dialect().now()
@@ -66,36 +68,37 @@ def clean(
         old, kept = _old_plans(before)
         nights = _old_nights(before)
         lines = _old_nights(now - timedelta(days=settings.keep_nights_days))
-        pages = Page.select().where(Page.plan.in_(old or [0])).count()
-        attempts = Attempt.select().join(Page).where(Page.plan.in_(old or [0])).count()
-    root = Path(config.current().run.dir)
-    folders = [place for pk in old for place in _places(pk)]
-    folders = _there([*folders, *(root / f"night-{pk}" for pk in nights)])
-    packed = _to_pack(now, settings.compress_days, {*old})
+        numbers = [plan.pk for plan in old]
+        pages = Page.select().where(Page.plan.in_(numbers or [0])).count()
+        attempts = Attempt.select().join(Page).where(Page.plan.in_(numbers or [0])).count()
+    folders = [place for plan in old for place in _places(plan)]
+    folders = _there([*folders, *(run_folder(night.folder) for night in nights)])
+    packed = _to_pack(now, settings.compress_days, set(numbers))
     size = sum(map(_size, folders))
     done = []
     if not dry_run:
-        for pk in old:
-            if said := _remove(pk):
+        for plan in old:
+            if said := _remove(plan):
                 kept.append(said)
             else:
-                done.append(pk)
-        for pk in packed:
-            _pack(pk)
+                done.append(plan.pk)
+        for plan in packed:
+            _pack(plan)
         _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
         with connection(), writing():
-            Night.delete().where(Night.pk.in_(lines or [0])).execute()
+            Night.delete().where(Night.pk.in_([night.pk for night in lines] or [0])).execute()
             Exclusion.delete().where(Exclusion.until < before).execute()
     return Cleaned(
-        before, tuple(old if dry_run else done), pages, attempts, tuple(lines),
+        before, tuple(numbers if dry_run else done), pages, attempts,
+        tuple(night.pk for night in lines),
         tuple(map(str, folders)), round(size / 1e6, 3),
-        tuple(str(run_folder(pk)) for pk in packed), tuple(kept), dry_run,
+        tuple(str(run_folder(plan.folder)) for plan in packed), tuple(kept), dry_run,
     )  # fmt: skip
 
 
-def _places(pk: int) -> list[Path]:
+def _places(plan: Plan) -> list[Path]:
     """Where scripts and logs of a plan lie: its folder, and what that was packed into."""
-    folder = run_folder(pk)
+    folder = run_folder(plan.folder)
     return [folder, folder.with_name(f"{folder.name}.tar.gz")]
 
 
@@ -103,19 +106,19 @@ def _there(places: Iterable[Path]) -> list[Path]:
     return [place for place in places if place.exists() and not place.is_symlink()]
 
 
-def _to_pack(now: datetime, days: float, removed: set[int]) -> list[int]:
+def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
     """Plans that ended so many days ago and whose folders are not packed yet."""
     if not days:
         return []
     with connection():
         ended, _ = _old_plans(now - timedelta(days=days))
-    return [pk for pk in ended if pk not in removed and _there([run_folder(pk)])]
+    return [p for p in ended if p.pk not in removed and _there([run_folder(p.folder)])]
 
 
-def _pack(pk: int) -> None:
+def _pack(plan: Plan) -> None:
     """Pack a plan's folder; it goes once all of it is in the archive."""
-    folder, archive = _places(pk)
-    with suppress(BusyError), plan_lock(Plan(pk=pk)):
+    folder, archive = _places(plan)
+    with suppress(BusyError), plan_lock(plan):
         unfinished = archive.with_name(f".{secrets.token_hex(8)}")
         try:
             with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
@@ -127,7 +130,7 @@ def _pack(pk: int) -> None:
         _remove_folders([folder])
 
 
-def _old_plans(before: datetime) -> tuple[list[int], list[str]]:
+def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
     """Plans that are old and ended, and those that are old and stay."""
     ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
     in_open_night = (
@@ -137,10 +140,10 @@ def _old_plans(before: datetime) -> tuple[list[int], list[str]]:
     )
     needed = {pk for (pk,) in in_open_night.tuples()}
     query = (
-        Plan.select(Plan.pk, Plan.cancelled, Plan.n_rows, ended, fn.MAX(Page.modified))
+        Plan.select(Plan.pk, Plan.token, Plan.cancelled, Plan.n_rows, ended, fn.MAX(Page.modified))
         .join(Page, JOIN.LEFT_OUTER)
         .where(Plan.created < before)
-        .group_by(Plan.pk, Plan.cancelled, Plan.n_rows)
+        .group_by(Plan.pk, Plan.token, Plan.cancelled, Plan.n_rows)
         .order_by(Plan.pk)
     )
     heard = {
@@ -151,7 +154,8 @@ def _old_plans(before: datetime) -> tuple[list[int], list[str]]:
         ).join(Page).group_by(Page.plan).tuples()
     }  # fmt: skip
     old, kept = [], []
-    for pk, cancelled, n_rows, n_ended, modified in query.tuples():
+    for pk, token, cancelled, n_rows, n_ended, modified in query.tuples():
+        plan = Plan(pk=pk, token=token)
         seen, running = heard.get(pk, (None, 0))
         if any(_moment(moment) >= before for moment in (modified, seen) if moment is not None):
             continue
@@ -161,10 +165,10 @@ def _old_plans(before: datetime) -> tuple[list[int], list[str]]:
             kept.append(f"plan {pk} has an attempt that did not end: astra status {pk}")
         elif pk in needed:
             kept.append(f"plan {pk} is part of a night that is open: astra nights")
-        elif spool_files(pk):
+        elif spool_files(plan.folder):
             kept.append(f"plan {pk} has spool files: astra recover {pk}")
         else:
-            old.append(pk)
+            old.append(plan)
     return old, kept
 
 
@@ -174,22 +178,19 @@ def _moment(value: object) -> datetime:
     return found
 
 
-def _old_nights(before: datetime) -> list[int]:
-    query = Night.select(Night.pk).where(Night.ended.is_null(False) & (Night.ended < before))
-    return [pk for (pk,) in query.order_by(Night.pk).tuples()]
+def _old_nights(before: datetime) -> list[Night]:
+    query = Night.select(Night.pk, Night.token)
+    query = query.where(Night.ended.is_null(False) & (Night.ended < before))
+    return list(query.order_by(Night.pk))
 
 
-def _remove(pk: int) -> str | None:
+def _remove(plan: Plan) -> str | None:
     """Remove a plan, its files first: what dies in between is found again. Why it stays, if so."""
-    with connection():
-        plan = Plan.get_or_none(Plan.pk == pk)
-    if plan is None:
-        return None
     try:
         with plan_lock(plan):
-            _remove_folders(_places(pk))
+            _remove_folders(_places(plan))
             with connection(), writing():
-                Plan.delete().where(Plan.pk == pk).execute()  # pages, attempts and all go with it
+                Plan.delete().where(Plan.pk == plan.pk).execute()  # its pages go, too
     except BusyError as busy:
         return str(busy)
     return None

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from astra.config import profiles
-from astra.config import settings as config
 from astra.config.nights import NightSettings
 from astra.config.profiles import Profile, choose_profile
-from astra.config.run_folder import check_folder, write_whole
+from astra.config.run_folder import check_folder, run_folder, write_whole
 from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
 from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
@@ -69,7 +68,7 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     had = night.finalizer, night.finalizer_job, night.finalizer_cluster
     before, token = night.finalizer, secrets.token_hex(6)
     night.finalizer, night.finalizer_job, night.finalizer_cluster = token, None, cluster
-    folder = Path(config.current().run.dir) / f"night-{night.pk}"
+    folder = run_folder(night.folder)
     check_folder(folder / "logs")
     text = _render(night, chosen, folder)
     mine = Night.finalizer.is_null() if before is None else Night.finalizer == before

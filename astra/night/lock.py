@@ -11,6 +11,7 @@ import peewee
 
 from astra.database.connection import drop_connection, is_away
 from astra.errors import AstraError, SlurmRefused, SlurmUnknown
+from astra.models.archive import check_archive
 from astra.models.locks import Held, hold
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
     Held
         If another one does; it says which, and since when.
     """
+    check_archive()
     what = f"works on the night {name!r}"
     with hold(f"night {name}", what, f"astra nights {name}", STEP if step else ""):
         yield

@@ -12,6 +12,7 @@ from peewee import SQL, fn
 from astra.config import settings
 from astra.database.connection import connection, dialect, writing
 from astra.errors import TaskError
+from astra.models.archive import check_archive
 from astra.models.importing import import_path
 from astra.models.keys import check_keys, in_order, key_of, modified_field, same_moment, table_name
 from astra.models.locks import lock_row
@@ -96,6 +97,7 @@ def create_plan(
     for model in models:
         link_of(output, model)
     check_version()
+    check_archive()
     with connection():
         check_tables(*models, output)
         for model in models:

@@ -57,7 +57,7 @@ class Recovered:
     set_aside: tuple[str, ...] = ()  # files that a later attempt overtook, or that are damaged
 
 
-def save(claim: Claim, checkpoint: Checkpoint) -> Path | None:
+def save(plan: Plan, claim: Claim, checkpoint: Checkpoint) -> Path | None:
     """Write what was not stored to a file that nobody else can read; None if there is nothing.
 
     Raises
@@ -71,13 +71,13 @@ def save(claim: Claim, checkpoint: Checkpoint) -> Path | None:
     body = "".join(f"{line}\n" for line in lines).encode()
     header = {
         "format": _FORMAT,
-        "plan": claim.page.plan_pk,
+        "plan": plan.token,
         "page": claim.page.number,
-        "attempt": claim.attempt.pk,
+        "attempt": claim.attempt.token,
         "rows": len(lines),
         "sha256": hashlib.sha256(body).hexdigest(),
     }
-    place = spool_folder(claim.page.plan_pk)
+    place = spool_folder(plan.folder)
     check_folder(place)
     path = place / f"page-{claim.page.number}-attempt-{claim.attempt.pk}.spool"
     write_whole(path, json.dumps(header).encode() + b"\n" + body)
@@ -214,15 +214,15 @@ def recover(plan: Plan, page: int | None = None) -> Recovered:
     """
     n_files = n_rows = n_passed = 0
     aside: list[str] = []
-    if not (paths := spool_files(plan.pk, page)):
+    if not (paths := spool_files(plan.folder, page)):
         return Recovered(plan.pk, 0, 0, 0)
     find_modules(plan)
     output = load(plan.output_model)
     for path in paths:
         try:
             header, checkpoint = load_file(path, output)
-            if header["plan"] != plan.pk:
-                raise BadSpool(f"{path} is of plan {header['plan']}, not {plan.pk}")
+            if header["plan"] != plan.token:
+                raise BadSpool(f"{path} is of another plan (token {header['plan']})")
             stored = _store(plan, header, checkpoint, output)
         except (BadSpool, Superseded) as error:
             if path.exists():
@@ -258,7 +258,7 @@ def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: A
     def work() -> int:
         with writing():
             page = query.clone().first()
-            attempt = Attempt.get_or_none(Attempt.pk == header["attempt"])
+            attempt = Attempt.get_or_none(Attempt.token == header["attempt"])
             if page is None or attempt is None or page.attempt_pk != attempt.pk:
                 raise Superseded(
                     f"page {header['page']} of plan {plan.pk} was taken over by a later attempt: "

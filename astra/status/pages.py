@@ -238,7 +238,7 @@ def _pages(plan: Plan, answer: Any, of_whole: bool) -> Pages:
 
 
 def _spooled(plan: Plan) -> list[str]:
-    if not (files := run_folder.spool_files(plan.pk)):
+    if not (files := run_folder.spool_files(plan.folder)):
         return []
     many = "a spool file holds" if len(files) == 1 else f"{len(files)} spool files hold"
     return [f"{many} what the database did not take: astra recover {plan.pk}"]

@@ -23,6 +23,7 @@ from astra.config.profiles import Profile
 from astra.config.secrets import hide, hide_secret
 from astra.database.connection import connection, dialect, retrying, writing
 from astra.errors import BusyError, SlurmUnknown, UsageError
+from astra.models.archive import check_archive
 from astra.models.locks import hold
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
@@ -47,6 +48,7 @@ def plan_lock(plan: Plan) -> Iterator[None]:
     BusyError
         If another one is at it.
     """
+    check_archive()
     what = f"submits, resumes or cancels plan {plan.pk}"
     with hold(f"plan {plan.pk}", what, f"astra status {plan.pk}"):
         yield

@@ -33,7 +33,7 @@ _STORING_S = 20.0
 
 def start_local(plan: Plan, pages: list[Page]) -> Submission:
     """Give pages to this process, which is to run them; the plan is locked."""
-    check_folder(run_folder(plan.pk) / "logs")
+    check_folder(run_folder(plan.folder) / "logs")
     submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
     make_intent(submission, pages)
     return submission
@@ -62,7 +62,7 @@ def run_local(
         After Ctrl-C or SIGTERM: the processes have been told to end, and have stored their rows.
     """
     elements = [page.number for page in pages]
-    logs = run_folder(plan.pk) / "logs"
+    logs = run_folder(plan.folder) / "logs"
     pool = _Pool(plan, submission, logs, row_timeout)
     told = _told_to_end(pool)
     try:

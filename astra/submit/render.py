@@ -41,7 +41,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             tell_at=hours.tell_at,
             directives=tuple(profiles.directives(chosen)),
             setup=chosen.setup,
-            log_path=script.log_pattern(run_folder(plan.pk) / "logs"),
+            log_path=script.log_pattern(run_folder(plan.folder) / "logs"),
             chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
             python=sys.executable,
             environment=environment(),

@@ -153,7 +153,7 @@ def submit_pages(
         done, message = list(pages), None
     else:
         if queue:
-            check_folder(run_folder(plan.pk) / "logs")
+            check_folder(run_folder(plan.folder) / "logs")
         jobs, done, message = _submit_slices(plan, queue, holders, chosen, lanes, away, hours)
     return Submitted(
         plan.pk, plan.task, len(done), sum(map(pages.__getitem__, done)), tuple(jobs),
@@ -268,7 +268,7 @@ def _intend(
         submission.cluster_name = limits.here().name
     # What a template or a folder may refuse is refused before an intent is left behind.
     text = _render(plan, piece, sent, submission, hours)
-    folder = run_folder(plan.pk)
+    folder = run_folder(plan.folder)
     submission.script = str(folder / f"{submission.job_name}.sh")
     submission.log_folder = str(folder / "logs")
     commit_intent(submission, piece.pages, holders)
@@ -308,7 +308,7 @@ def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
     submission = Submission(
         plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
     )
-    path = run_folder(plan.pk) / f"{submission.job_name}.sh"
+    path = run_folder(plan.folder) / f"{submission.job_name}.sh"
     return Job(
         None, script_module.array_spec(piece.indices(), chosen.throttle), piece.offset,
         len(piece.pages), str(path), _render(plan, piece, chosen, submission, hours),

@@ -14,6 +14,7 @@ import peewee
 from astra.database.connection import dialect, in_transaction, retrying
 from astra.database.threads import read_aside
 from astra.errors import TaskError, nearest
+from astra.models.archive import check_archive
 from astra.models.schema import check_tables
 from astra.results.rows import Target
 from astra.results.stopping import Settings
@@ -151,6 +152,7 @@ def _direct(
     if settings.write_to_database:
         if run.target.output is not None:
             retrying(lambda: check_tables(run.target.output))
+        retrying(check_archive)
         run.read_at = retrying(lambda: dialect().now())
     yield from _closing(iter(run))
 

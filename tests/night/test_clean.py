@@ -12,10 +12,12 @@ from click.testing import CliRunner
 from astra.api import run_here
 from astra.cli.group import main
 from astra.config import settings
+from astra.config.run_folder import run_folder
 from astra.database.connection import connection, database
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.night.clean import clean
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, measure
@@ -32,7 +34,7 @@ def test_old_and_whole_plans_go_and_nothing_else(url):
     run_here(whole)
     fill(10)
     unfinished = plan_of()
-    logs = Path(settings.current().run.dir) / f"plan-{whole}" / "logs"
+    logs = run_folder(get_plan(whole).folder) / "logs"
     logs.mkdir(parents=True)
     (logs / "1_1.log").write_text("x" * 1000)
     later = datetime.now(UTC) + timedelta(days=91)
@@ -120,8 +122,8 @@ def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
     fill(5)
     plan = plan_of()
     run_here(plan)
-    runs = Path(settings.current().run.dir)
-    log = runs / f"plan-{plan}" / "logs" / "1_1.log"
+    folder = get_plan(plan).folder
+    log = run_folder(folder) / "logs" / "1_1.log"
     log.parent.mkdir(parents=True)
     log.write_text("what it said")
     Attempt.update(log=str(log)).execute()
@@ -143,7 +145,7 @@ def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
     assert gone.exit_code == 2 and f"is not here: {log}" in " ".join(gone.stderr.split())
     (tmp_path / "elsewhere").rename(archive)
     with tarfile.open(archive) as tar:
-        assert tar.extractfile(f"plan-{plan}/logs/1_1.log").read() == b"what it said"
+        assert tar.extractfile(f"{folder}/logs/1_1.log").read() == b"what it said"
     assert clean(now=month, dry_run=False).compressed == ()
     later = datetime.now(UTC) + timedelta(days=100)
     assert clean(now=later, dry_run=False).folders == (str(archive),) and not archive.exists()

@@ -50,7 +50,7 @@ def spooled(n: int = 20, limit: int = 10) -> int:
     for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << page.keys[:6]):
         handed = Handed(row.spectrum_pk, None, row.modified, Attempt.get().began)
         results.append(Yielded(Measured.from_spectrum(row, value=-1.0), handed))
-    assert spool.save(claim, Checkpoint(results)) is not None
+    assert spool.save(get_plan(planned.plan), claim, Checkpoint(results)) is not None
     Attempt.update(pid_began="gone").execute()
     return planned.plan
 
@@ -66,7 +66,7 @@ def test_what_was_spooled_is_not_computed_again(url):
     found = verify(plan)
     assert found.sound and found.whole
     assert Measured.select().where(Measured.value == -1).count() == 6
-    assert run_folder.spool_files(plan) == []
+    assert run_folder.spool_files(get_plan(plan).folder) == []
 
 
 def test_two_who_recover_at_once(url, monkeypatch):
@@ -93,7 +93,7 @@ def test_two_who_recover_at_once(url, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == [] and run_folder.spool_files(plan.pk) == []
+    assert errors == [] and run_folder.spool_files(plan.folder) == []
     found = verify(plan.pk)
     assert found.sound and found.rows["result"] == 6
 
@@ -183,4 +183,4 @@ def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, comman
         cwd=elsewhere, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert run_folder.spool_files(1) == []
+    assert run_folder.spool_files(get_plan(1).folder) == []

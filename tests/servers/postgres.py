@@ -42,6 +42,15 @@ _SETTINGS = {
 _PASSWORD = "astra"
 
 
+#: A copy of a template is an archive of its own: as `astra initdb --moved` has it.
+_MOVED = """
+    UPDATE astra_archive SET made_in = format(
+        'the database %s of the PostgreSQL server %s',
+        (SELECT oid FROM pg_database WHERE datname = current_database()),
+        (SELECT system_identifier FROM pg_control_system()))
+"""
+
+
 class Postgres(Server):
     """A server with a superuser ``postgres`` and a plain role ``astra``.
 
@@ -224,6 +233,8 @@ class Postgres(Server):
         self.sql(
             f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER astra TABLESPACE "{tablespace}"'
         )
+        if template != "template1":
+            self.sql(_MOVED, database=name)
         return self.url(name)
 
     def drop_database(self, name: str) -> None:

@@ -1,0 +1,116 @@
+"""The archive: one database that astra was set up in, and whether this one is still it.
+
+An identifier that is kept in a database is copied with it. So the archive also stores where it was
+made; where that differs, somebody has copied, restored or moved it, and says which before anything
+is written: the plans of a copy are those of the original, which goes on with them.
+"""
+
+from secrets import token_hex
+
+from peewee import SQL, TextField
+
+from astra.config.secrets import hide_password
+from astra.database.connection import connection, database, dialect, url
+from astra.errors import DatabaseError, UsageError
+from astra.models.base import BaseModel, TimeField
+from astra.models.nights import Night
+from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.states import AttemptState
+
+
+class Archive(BaseModel):
+    """Who this database is: one row."""
+
+    identifier = TextField(primary_key=True)
+    made_in = TextField()  # the server and database, or the file
+    made = TimeField(now=True, null=False)
+
+    class Meta:
+        table_name = "astra_archive"
+
+
+def check_archive() -> None:
+    """Refuse to write to a database that is not where its archive was made.
+
+    Raises
+    ------
+    DatabaseError
+        If it was copied or moved; the message says how to tell astra which.
+    """
+    if getattr(database.obj, "is_known", False):
+        return
+    with connection():
+        known = Archive.select().first()
+        here = dialect().place()
+    if known is None:
+        raise DatabaseError(
+            f"the database {hide_password(url())} lacks the table of its archive: astra initdb"
+        )
+    if not dialect().is_same_place(known.made_in, here):
+        raise DatabaseError(
+            f"the archive {known.identifier} was made in {known.made_in}, and the database "
+            f"{hide_password(url())} is {here}. If the other one is still in use, this is a copy, "
+            "whose living plans are given up here: astra initdb --copied. If this one has taken "
+            "its place: astra initdb --moved. Until then nothing is written"
+        )
+    database.obj.is_known = True
+
+
+def settle_archive(copied: bool, moved: bool) -> str | None:
+    """Write down who this database is, in the caller's transaction; what was done, if anything.
+
+    Raises
+    ------
+    UsageError
+        If it is said to be copied or moved, and is where it was made.
+    DatabaseError
+        If it was copied or moved, and not said to be.
+    """
+    known, here = Archive.select().first(), dialect().place()
+    if known is None:
+        Archive.create(identifier=token_hex(8), made_in=here)
+        return None
+    if dialect().is_same_place(known.made_in, here):
+        if copied or moved:
+            raise UsageError(
+                f"the archive {known.identifier} is where it was made ({here}): it was neither "
+                "copied nor moved, and nothing is changed"
+            )
+        return None
+    if not copied and not moved:
+        check_archive()
+    identifier = known.identifier if moved else token_hex(8)
+    Archive.update(identifier=identifier, made_in=here).execute()
+    if moved:
+        return f"the archive {identifier} is in {here} now"
+    n = _give_up_plans()
+    return (
+        f"a copy of the archive {known.identifier}, now {identifier}; its {n} living plans are "
+        "cancelled here, and their rows pending"
+    )
+
+
+def _give_up_plans() -> int:
+    """Plans, elements and nights are the original's: here nothing of them runs, or ever will."""
+    now = SQL(dialect().now_sql)
+    pending = Page.select(Page.plan).where(
+        Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows
+    )
+    living = Plan.cancelled.is_null() & Plan.pk.in_(pending)
+    Submission.update(state="absent", message="of the archive that this one was copied from").where(
+        Submission.state.in_(["intent", "submitted"])
+    ).execute()
+    Attempt.update(state=AttemptState.SUPERSEDED.value, ended=now).where(
+        Attempt.state == AttemptState.RUNNING.value
+    ).execute()
+    Page.update(submission_pk=None).where(
+        Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows
+    ).execute()
+    n_living: int = Plan.update(cancelled=now).where(living).execute()
+    for model in (Plan, Night):  # so that folders of the original are not taken for their own
+        for row in model.select(model.pk):
+            model.update(token=token_hex(4)).where(model.pk == row.pk).execute()
+    Night.update(
+        ended=now, finalizer=None, finalizer_job=None, message="of the archive that was copied"
+    ).where(Night.ended.is_null()).execute()
+    return n_living

@@ -1,0 +1,148 @@
+"""Who is who among databases: a copy does not take the original's plans, folders or files for its own."""
+
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from peewee import SQL
+
+from astra.config.run_folder import run_folder, spool_files
+from astra.database.connection import bind, connection, dialect
+from astra.errors import DatabaseError, UsageError
+from astra.models import BossVisitSpectrum
+from astra.models.archive import Archive, check_archive
+from astra.models.plans import Page, Plan
+from astra.models.schema import init_database
+from astra.night.clean import clean
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.resume.cancel import cancel
+from astra.resume.resume import resume_local
+from astra.status.status import status
+from tests.sample_tasks import Measured, fill, measure
+
+
+def plan_of(n: int) -> Plan:
+    fill(n)
+    (made,) = create_plan(measure, BossVisitSpectrum, limit=5)
+    return get_plan(made.plan)
+
+
+@pytest.fixture
+def copied(url, tmp_path, request):
+    """A database with a living plan, and the URL of a copy of it."""
+    plan = plan_of(10)
+    if url.startswith("sqlite"):
+        bind(url)  # closes the file
+        copy = tmp_path / "elsewhere" / "copy.db"
+        copy.parent.mkdir()
+        shutil.copy(url.removeprefix("sqlite:///"), copy)
+        yield plan, f"sqlite:///{copy}"
+        return
+    postgres = request.getfixturevalue("postgres")
+    name = urlsplit(url).path.strip("/")
+    bind(url)
+    postgres.sql(f'CREATE DATABASE "{name}_copy" TEMPLATE "{name}"')
+    yield plan, postgres.url(f"{name}_copy")
+    bind(url)
+    postgres.drop_database(f"{name}_copy")
+
+
+def test_nothing_is_written_to_a_copy_until_it_is_said_to_be_one(url, copied):
+    plan, copy = copied
+    bind(copy)
+    assert sum(status(plan.pk).rows.values()) == 10  # to look is harmless
+    commands = (
+        lambda: create_plan(measure, BossVisitSpectrum),
+        lambda: resume_local(plan.pk),
+        lambda: cancel(plan.pk),
+        lambda: clean(keep_days=0),
+        lambda: list(measure(BossVisitSpectrum.select())),
+        init_database,
+    )
+    for command in commands:
+        with pytest.raises(DatabaseError, match=r"initdb --copied.*initdb --moved"):
+            command()
+    with connection():
+        assert Measured.select().count() == 0 and Plan.get().cancelled is None
+
+
+def test_a_copy_gives_up_the_originals_plans_and_leaves_its_files_alone(url, copied):
+    plan, copy = copied
+    script = run_folder(plan.folder) / "script.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text("of the original")
+    bind(copy)
+    notes: list[str] = []
+    init_database(copied=True, notes=notes)
+    assert "1 living plans are cancelled" in notes[0]
+    assert get_plan(plan.pk).folder != plan.folder
+    with connection():
+        Page.update(modified=SQL("'2001-01-01 00:00:00'")).execute()
+        Plan.update(created=SQL("'2001-01-01 00:00:00'")).execute()
+    assert clean(keep_days=1).plans == (plan.pk,)
+    assert script.read_text() == "of the original"
+    (again,) = create_plan(measure, BossVisitSpectrum)
+    assert again.rows == 10
+    resume_local(again.plan)
+    with connection():
+        assert Measured.select().count() == 10
+    bind(url)
+    check_archive()
+    with connection():
+        assert Measured.select().count() == 0
+    resume_local(plan.pk)
+    assert status(plan.pk).state == "whole"
+
+
+def test_one_that_was_moved_goes_on_with_its_plans(url, copied):
+    plan, copy = copied
+    with connection():
+        before = Archive.get().identifier
+    bind(copy)
+    init_database(moved=True)
+    with connection():
+        assert Archive.get().identifier == before
+    resume_local(plan.pk)
+    assert status(plan.pk).state == "whole"
+    with pytest.raises(UsageError, match="neither copied nor moved"):
+        init_database(moved=True)
+
+
+def test_a_file_may_be_renamed_and_restored_in_its_place(sqlite_url, tmp_path):
+    plan_of(5)
+    bind(sqlite_url)
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    renamed = file.rename(tmp_path / "renamed.db")
+    bind(f"sqlite:///{renamed}")
+    check_archive()
+    shutil.copy(renamed, tmp_path / "backup")
+    renamed.unlink()
+    shutil.copy(tmp_path / "backup", file)
+    bind(sqlite_url)
+    check_archive()
+
+
+def test_any_role_knows_where_it_is(pg_url, postgres):
+    name = urlsplit(pg_url).path.strip("/")
+    role = f"nobody_{name}"
+    postgres.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    bind(pg_url)
+    with connection():
+        here = dialect().place()
+    bind(postgres.url(name, role, "x"))
+    with connection():
+        assert dialect().place() == here
+
+
+def test_spool_files_of_one_run_directory_are_told_apart(url):
+    """Two archives may have a plan 1 each, whose pages have a first attempt each."""
+    plan = plan_of(5)
+    other = Plan(pk=plan.pk, token="other")
+    folder = run_folder(other.folder) / "spool"
+    folder.mkdir(parents=True)
+    for name in ("page-1-attempt-1.spool", "page-x-attempt-1.spool", "notes.spool"):
+        (folder / name).write_text("stray")
+    assert spool_files(plan.folder) == []
+    assert [path.name for path in spool_files(other.folder)] == ["page-1-attempt-1.spool"]
