@@ -19,7 +19,7 @@ from astra.models.plans import Page
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from benchmarks.lines import Line, best, main, postgres, say, timed
-from benchmarks.tables import fill, twenty
+from benchmarks.tables import Marked, Named, OfMarked, OfNamed, fill, on_marked, on_named, twenty
 
 #: As wide as astra's own, by hand. `result` and `modified` stand for what a person would compare.
 ANTI_JOIN = """
@@ -194,6 +194,71 @@ def few(n_rows: int) -> Iterator[Line]:
     )  # fmt: skip
 
 
+#: How the keys of a table of others are made of the numbers 1 to n: texts in no order.
+OWN_KEYS = {
+    "text": (Named, OfNamed, on_named, "'obj-' || md5(i::text)"),
+    "UUID": (Marked, OfMarked, on_marked, "md5(i::text)::uuid"),
+}
+
+
+def own_keys(n_rows: int, limit: int) -> Iterator[Line]:
+    """Tables of others, of whose rows half have a result."""
+    for kind, (model, output, task, key) in OWN_KEYS.items():
+        say(f"keys of type {kind}")
+        with connection():
+            for made in (model, output):
+                made.create_table()
+        table, results = model._meta.table_name, output._meta.table_name
+        pointer = next(iter(output.declared_links.values())).key(output).fields[0].column_name
+        run(f"INSERT INTO {table} SELECT {key}, 1 FROM generate_series(1, {n_rows}) AS i")
+        run(
+            f"INSERT INTO {results} ({pointer}, v_astra, tag) SELECT {key}, {version_number()}, '' "
+            f"FROM generate_series(1, {n_rows // 2}) AS i"
+        )
+        for name in (table, results):
+            run(f"ANALYZE {name}")
+        bare = (
+            f"CREATE TEMPORARY TABLE frozen ON COMMIT DROP AS SELECT s.key FROM {table} s "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {results} r WHERE r.{pointer} = s.key "
+            f"AND r.v_astra_major_minor = {version_number() // 1000})"
+        )
+        plans: list[Any] = []
+
+        def freeze(task: Any = task, plans: list[Any] = plans) -> None:
+            plans[:] = create_plan(task, limit=limit)
+
+        found = [float("inf")] * 2
+        for _ in range(2):
+            run("TRUNCATE plan CASCADE")
+            found[0] = min(found[0], timed(freeze))
+            found[1] = min(found[1], timed(lambda bare=bare: run(bare)))
+        (planned,) = plans
+        assert planned.rows == n_rows - n_rows // 2
+        what = f"freezing {planned.rows:,} rows with {kind} keys"
+        yield Line(what, *found, "s", "<= 3", "bare anti-join into a temporary table")
+        yield from reading_own(kind, planned.plan, planned.pages, model)
+
+
+def reading_own(kind: str, plan_pk: int, n_pages: int, model: Any) -> Iterator[Line]:
+    key = key_of(model)
+
+    def read(number: int) -> None:
+        with connection():
+            page = Page.get((Page.plan == plan_pk) & (Page.number == number))
+            rows = database.execute(key.narrowed(all_rows(model), page.row_keys)).fetchall()
+            assert len(rows) == page.n_rows
+
+    sample = sorted({1, max(n_pages // 2, 1), n_pages})
+    best_ms = dict.fromkeys(sample, float("inf"))
+    with connection():
+        for _ in range(7):
+            for number in sample:
+                best_ms[number] = min(best_ms[number], in_database_s(partial(read, number)) * 1e3)
+    what = f"reading page {', '.join(f'{n:,}' for n in sample)} with {kind} keys"
+    yield Line(what, max(best_ms.values()), min(best_ms.values()), "ms", "<= 1.5",
+               "the fastest of them")  # fmt: skip
+
+
 def measure(quick: bool) -> Iterator[Line]:
     n_rows = 20_000 if quick else 4_000_000
     settings = {"shared_buffers": "512MB", "work_mem": "64MB", "max_wal_size": "8GB"}
@@ -207,6 +272,7 @@ def measure(quick: bool) -> Iterator[Line]:
         yield from counting(n_rows, n_rows // 2)
         yield from freezing(n_rows, n_rows // 2, 100 if quick else 1000)
         yield from few(n_rows)
+        yield from own_keys(n_rows, 100 if quick else 1000)
 
 
 if __name__ == "__main__":

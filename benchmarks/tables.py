@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from peewee import FloatField
+from peewee import FloatField, Model, TextField, UUIDField
 
 from astra import task
 from astra.database.connection import database, dialect
-from astra.models import BossVisitSpectrum, PipelineOutputModel
+from astra.models import BossVisitSpectrum, OutputModel, PipelineOutputModel, result_of
 
 COLUMNS = [f"c{i}" for i in range(20)]
 MANY = [f"c{i}" for i in range(800)]
@@ -29,6 +29,40 @@ class Hundreds(PipelineOutputModel):
 
     for _name in MANY:
         locals()[_name] = FloatField(null=True)
+
+
+class Named(Model):
+    """A table of others, with texts for keys."""
+
+    key = TextField(primary_key=True)
+    value = FloatField()
+
+
+class Marked(Model):
+    """The same, with UUIDs."""
+
+    key = UUIDField(primary_key=True)
+    value = FloatField()
+
+
+class OfNamed(OutputModel):
+    named = result_of(Named)
+
+
+class OfMarked(OutputModel):
+    marked = result_of(Marked)
+
+
+@task
+def on_named(rows: Iterable[Named]) -> Iterable[OfNamed]:
+    for row in rows:
+        yield OfNamed.from_row(row)
+
+
+@task
+def on_marked(rows: Iterable[Marked]) -> Iterable[OfMarked]:
+    for row in rows:
+        yield OfMarked.from_row(row)
 
 
 _random = random.Random(7)
