@@ -31,6 +31,7 @@ FOLDER = ROOT / "astra" / "schemas"
 class Tables:
     database: str
     new: list[str]
+    notes: list[str]
 
 
 @dataclass

@@ -16,6 +16,7 @@ from peewee import SQL
 from astra.config import settings
 from astra.database.connection import connection, dialect, retrying, writing
 from astra.errors import BusyError, SlurmError, SlurmUnknown, UsageError
+from astra.models.archive import check_archive
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.pages import light_pages, release
@@ -55,6 +56,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
         their next checkpoint.
     """
     frozen = get_plan(plan)
+    check_archive()
     if page is not None:
         return _cancel_page(frozen, page)
     if _n_pending(frozen) == 0:
