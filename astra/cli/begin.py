@@ -47,6 +47,21 @@ def initdb(
             show.line(note)
 
 
+@main.command()
+@click.argument("tables", nargs=-1, metavar="[TABLE]...")
+@click.option("--database", "url", metavar="URL", help="The database that the tables stand in.")
+@click.option("--schema", metavar="NAME", help="The schema of PostgreSQL that holds the tables.")
+@click.option("--module", default="mytasks", show_default=True, help="Name of the Python module.")
+def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: str) -> None:
+    """Write a starting point here: astra.toml, and mytasks.py with models of TABLEs that exist."""
+    from astra.cli import show
+    from astra.models.starting import start_here
+
+    for path in start_here(tables, url, schema, module):
+        show.line(f"written: {path}")
+    show.line(f"next: look at {module}.py, then astra initdb {module}")
+
+
 @main.command("config")
 @json_option
 def config_command(as_json: bool) -> None:

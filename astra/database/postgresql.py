@@ -461,6 +461,18 @@ class PostgreSQL(Common):
         """A moment as the server keeps it."""
         return moment
 
+    def primary_columns(self, table: str, schema: str | None) -> list[str]:
+        """The columns of a table's primary key, which a role that only reads is told as well."""
+        name = ".".join(map(self.quote, [schema, table] if schema else [table]))
+        rows = self.run(
+            """SELECT attname FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k(n, place)
+               JOIN pg_attribute ON attnum = k.n
+               WHERE indrelid = to_regclass(%s) AND attrelid = indrelid AND indisprimary
+               ORDER BY place""",
+            (name,),
+        )
+        return [column for (column,) in rows.fetchall()]
+
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
         """Whether the server itself keeps these columns unique, and none of them NULL."""
         return bool(

@@ -241,6 +241,11 @@ class SQLite(Common):
         whole = (moment.microsecond + 500) // 1000 * 1000
         return moment + timedelta(microseconds=whole - moment.microsecond)
 
+    def primary_columns(self, table: str, schema: str | None) -> list[str]:
+        """The columns of a table's primary key."""
+        rows = self.run("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (table,))
+        return [column for (column,) in rows.fetchall()]
+
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
         """Whether the database itself keeps these columns unique, and none of them NULL."""
         table, wanted = model._meta.table_name, sorted(columns)

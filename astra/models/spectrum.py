@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import (
     BigAutoField,
+    BigIntegerField,
     BlobField,
     Field,
     FloatField,
@@ -216,7 +217,7 @@ class BossVisitSpectrum(BaseModel, _BossMixin):
     """One visit of BOSS: 3,600 to 10,400 Angstrom, R about 2,000."""
 
     fieldid = IntegerField(null=True)
-    catalogid = IntegerField(null=True)
+    catalogid = BigIntegerField(null=True)
     mjd = IntegerField(null=True)
     fiberid = IntegerField(null=True)
     exptime = FloatField(null=True, help_text="[s]")

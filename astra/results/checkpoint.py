@@ -150,7 +150,20 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         result.__data__["task_pk"] = pk
         result._dirty.clear()
         stored.append(yielded)
+    if target.page is None:  # who runs a page does not look at its results
+        _note_moments(model, stored)
     return stored
+
+
+def _note_moments(model: Any, stored: list[Yielded]) -> None:
+    """Set the moments of results that the caller is given as the database has them."""
+    pks = [yielded.result.task_pk for yielded in stored]
+    query = model.select(model.task_pk, model.created, model.modified)
+    query = query.where(dialect().among(model.task_pk, pks))
+    moments = {pk: at for pk, *at in query.tuples()}
+    for yielded in stored:
+        data = yielded.result.__data__
+        data["created"], data["modified"] = moments[data["task_pk"]]
 
 
 def _table_of(of: Handed | Refusal | None, target: Target) -> str:

@@ -1,0 +1,203 @@
+"""A starting point for somebody's own tasks: models of tables that exist, and a task on them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import peewee
+from playhouse.reflection import Introspector, UnknownField
+
+from astra.config.settings import current
+from astra.database.connection import bind, connection, database, dialect
+from astra.errors import UsageError, nearest
+
+_CONFIGURATION = """\
+# astra's configuration of this folder; `astra config` shows every value.
+
+[database]
+url = "{url}"
+"""
+
+_HEAD = '''\
+"""Tables, and what is computed from their rows. `astra initdb {module}` makes the new tables."""
+
+from collections.abc import Iterable
+
+import peewee
+from peewee import {names}
+
+from astra import task
+from astra.models import OutputModel, result_of
+'''
+
+_TASK = '''
+
+class {name}Result(OutputModel):
+    """What is computed of a row: add columns of your own."""
+
+    {pointer} = result_of({name})
+    value = FloatField(null=True)
+
+
+@task
+def measure_{pointer}(rows: Iterable[{name}]) -> Iterable[{name}Result]:
+    """A result for each row: compute it here."""
+    for row in rows:
+        yield {name}Result.from_row(row, value=1.0)
+'''
+
+_SPECTRA = '''\
+"""What is computed from spectra. `astra initdb {module}` makes the new table."""
+
+from collections.abc import Iterable
+
+from peewee import FloatField
+
+from astra import task
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+
+
+class Brightness(PipelineOutputModel):
+    """What is computed of a spectrum: add columns of your own."""
+
+    value = FloatField(null=True)
+
+
+@task
+def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
+    """A result for each spectrum: compute it here."""
+    for spectrum in spectra:
+        yield Brightness.from_spectrum(spectrum, value=spectrum.snr)
+'''
+
+
+#: What peewee does not know by name, by what SQLite's manual calls its affinity.
+_AFFINITIES: dict[str, type[peewee.Field]] = {
+    "INT": peewee.BigIntegerField, "CHAR": peewee.TextField, "CLOB": peewee.TextField,
+    "TEXT": peewee.TextField, "BLOB": peewee.BlobField, "REAL": peewee.DoubleField,
+    "FLOA": peewee.DoubleField, "DOUB": peewee.DoubleField, "NUMERIC": peewee.DecimalField,
+}  # fmt: skip
+
+
+def configuration(url: str) -> str:
+    """The text of an ``astra.toml`` that names a database."""
+    return _CONFIGURATION.format(url=url)
+
+
+def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
+    """The text of a module with models of tables that exist, and a task on each.
+
+    Without `tables` it is one on spectra.
+
+    Raises
+    ------
+    UsageError
+        If there is no such table.
+    """
+    if not tables:
+        return _SPECTRA.format(module=module)
+    parts: list[str] = []
+    with connection():
+        found = Introspector.from_database(database.bound(), schema=schema)
+        known = {*found.metadata.database.get_tables(schema), *_views(schema)}
+        for table in tables:
+            if table not in known:
+                where = f" in the schema {schema!r}" if schema else ""
+                raise UsageError(f"there is no table {table!r}{where}. {nearest(table, known)}")
+            parts.append(_model(found, table, schema))
+    text = "".join(parts)
+    used = set(re.findall(r"\b(?:[A-Z]\w*Field|CompositeKey)\b", text)) & vars(peewee).keys()
+    return _HEAD.format(module=module, names=", ".join(sorted(used))) + text
+
+
+def tables_of(schema: str | None) -> list[str]:
+    """The names of the tables of a schema."""
+    with connection():
+        return sorted(database.bound().get_tables(schema))
+
+
+def _views(schema: str | None) -> set[str]:
+    return {view.name for view in database.bound().get_views(schema)}
+
+
+def _model(found: Any, table: str, schema: str | None) -> str:
+    """The model of a table, and a task on its rows."""
+    name = found.make_model_name(table)
+    columns = found.metadata.get_columns(table, schema)
+    keys = dialect().primary_columns(table, schema)
+    lines = ["", "", f"class {name}(peewee.Model):"]
+    for column in columns.values():
+        column.primary_key = [column.name] == keys
+        if column.name in keys:
+            column.nullable = False
+        lines.append(f"    {_field(column)}")
+    lines += ["", "    class Meta:", f"        table_name = {table!r}"]
+    if schema:
+        lines.append(f"        schema = {schema!r}")
+    if not keys:
+        lines.append("        # Name the columns that identify a row, before a task can read it:")
+        lines.append("        primary_key = False  # CompositeKey('first', 'second')")
+        return "\n".join(lines) + "\n"
+    if len(keys) > 1:
+        names = ", ".join(repr(key) for key in keys)
+        lines.append(f"        primary_key = CompositeKey({names})")
+    lines.append("        # The column that says when a row was modified, if there is one:")
+    lines.append("        # modified = 'updated_at'")
+    return "\n".join(lines) + "\n" + _TASK.format(name=name, pointer=table.lower())
+
+
+def _field(column: Any) -> str:
+    """A column, as a model declares it."""
+    if issubclass(column.field_class, peewee.AutoField):
+        kind = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
+        return f"{column.name} = {kind}()"
+    if column.field_class is UnknownField:
+        kind = str(column.raw_column_type).upper()
+        column.field_class = next(
+            (field for word, field in _AFFINITIES.items() if word in kind), peewee.BareField
+        )
+    text: str = column.get_field()
+    return text
+
+
+def start_here(
+    tables: Sequence[str], url: str | None, schema: str | None, module: str
+) -> list[Path]:
+    """Write a configuration and a module of tasks into the current folder.
+
+    Parameters
+    ----------
+    tables : those that get models; all of the schema where a database is named and none of these.
+    url : of the database; without one the configured one, or a new file of SQLite.
+    schema : of PostgreSQL, that holds the tables.
+    module : the name of the module.
+
+    Raises
+    ------
+    UsageError
+        If a file exists already, the URL holds a password, or there is no such table.
+    """
+    if not module.isidentifier():
+        raise UsageError(f"--module {module!r} is no name of a module; write it without .py")
+    file, settings = Path(f"{module}.py"), Path("astra.toml")
+    if url is not None and urlsplit(url).password:
+        raise UsageError(
+            "the URL holds a password, which astra init would write to astra.toml: put it into "
+            "~/.pgpass, and leave it out"
+        )
+    for path in (file, *([settings] if url is not None else [])):
+        if path.exists():
+            raise UsageError(f"{path} exists, and is kept: remove it, or give --module a new name")
+    if url is not None:
+        bind(url)
+    is_named = url is not None or bool(tables)
+    names = list(tables) or (tables_of(schema) if is_named else [])
+    text = module_text(module, schema, names)
+    written = [file]
+    file.write_text(text)
+    if not settings.exists():
+        settings.write_text(configuration(url or current().database.url))
+        written.insert(0, settings)
+    return written

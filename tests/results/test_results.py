@@ -1,0 +1,39 @@
+"""What a result bears once it is stored, and what it may not be given."""
+
+import pytest
+
+from astra.database.connection import connection
+from astra.errors import UsageError
+from astra.models import BossVisitSpectrum, Source
+from tests.own_tables import LightCurve, Period
+from tests.sample_tasks import Measured, OfSource, fill, measure
+
+
+def test_it_bears_the_times_of_the_database(url):
+    fill(3)
+    results = list(measure(BossVisitSpectrum.select()))
+    with connection():
+        for result in results:
+            stored = Measured.get_by_id(result.task_pk)
+            assert (result.created, result.modified) == (stored.created, stored.modified)
+        first = results[0].created
+        (again,) = measure(BossVisitSpectrum.select().where(BossVisitSpectrum.pk == 1))
+        assert again.created <= again.modified
+        assert again.created in {r.created for r in results} and again.modified > first
+
+
+def test_the_key_of_another_row_is_refused():
+    spectrum = BossVisitSpectrum(spectrum_pk=3)
+    with pytest.raises(UsageError, match="spectrum_pk is 3"):
+        Measured.from_spectrum(spectrum, spectrum_pk=4, value=1.0)
+    assert Measured.from_spectrum(spectrum, spectrum_pk=3, value=1.0).spectrum_pk == 3
+    with pytest.raises(UsageError, match="source_pk is 1"):
+        OfSource.from_source(Source(pk=1), source_pk=2, value=1.0)
+    with pytest.raises(UsageError, match="light_curve is 'a'"):
+        Period.from_row(LightCurve(obj_id="a"), light_curve="b", period=1.0)
+
+
+def test_identifiers_of_catalogues_have_64_bits(url):
+    with connection():
+        made = BossVisitSpectrum.create(catalogid=27021600491023544)
+        assert BossVisitSpectrum.get_by_id(made.pk).catalogid == 27021600491023544
