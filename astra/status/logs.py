@@ -8,6 +8,8 @@ from astra.database.connection import connection
 from astra.errors import UsageError
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan.lookup import get_plan
+from astra.states import ALIVE
+from astra.status.pages import survey
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
             found.append(unclaimed)
     if not found:
         which = f"page {page} of plan {plan}" if page else f"plan {plan}"
+        statuses, _ = survey(frozen)
+        ended = [
+            s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.reason
+        ]
+        if ended:
+            raise UsageError(f"there is no log of {which}: {ended[0].reason}")
         raise UsageError(f"no element has begun {which} yet: astra status {plan}")
     return found
 

@@ -203,12 +203,27 @@ class Pages(Sequence[PageStatus]):
             word,
             execution.exit_code if execution else None,
             execution.signal if execution else None,
-            execution.reason if execution else None,
+            _reason(execution, submission),
             attempt.number if attempt else 0,
             attempt.seen if attempt else None,
             overdue and state is PageState.RUNNING,
             attempt.message if attempt else None,
         )  # fmt: skip
+
+
+#: By which slurmstepd ends a job whose output it cannot open.
+_NO_OUTPUT = 53
+
+
+def _reason(execution: Any, submission: Submission | None) -> str | None:
+    if execution is None:
+        return None
+    if execution.signal == _NO_OUTPUT and submission is not None:
+        return (
+            f"the node {execution.node or ''} could not write its log in {submission.log_folder}: "
+            "set [run] dir to a folder that the nodes can write to"
+        )
+    return str(execution.reason) if execution.reason else None
 
 
 def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Iterator[PageStatus]:

@@ -11,6 +11,7 @@ from astra.config import settings as config
 from astra.config.profiles import Profile
 from astra.config.run_folder import run_folder, write_whole
 from astra.database.connection import url
+from astra.errors import UsageError
 from astra.models.plans import Plan, Submission
 from astra.processes import user_name
 from astra.slurm import script
@@ -51,6 +52,35 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
     )  # fmt: skip
 
 
+def check_export(chosen: Profile) -> None:
+    """Refuse a profile whose elements would not be given the password of the database.
+
+    Raises
+    ------
+    UsageError
+        If a password is in the environment, and ``export`` or ``export_file`` keeps it there.
+    """
+    given = chosen.options.get("export")
+    if chosen.options.get("export_file") is None and given is None:
+        return
+    names = {word.partition("=")[0].strip() for word in str(given or "NONE").split(",")}
+    needed = ["ASTRA_DATABASE_URL"] if _is_in_environment_alone() else []
+    needed += ["PGPASSWORD"] if os.environ.get("PGPASSWORD") else []
+    missing = [name for name in needed if name not in names]
+    if "ALL" in names or not missing:
+        return
+    raise UsageError(
+        f"export={given or 'FILE'} keeps {' and '.join(missing)} from the elements, and a password "
+        f"is never written to a script: leave export out, give export=ALL or "
+        f"export={','.join(missing)}, or keep the password in ~/.pgpass"
+    )
+
+
+def _is_in_environment_alone() -> bool:
+    settings = config.current()
+    return settings.source("database.url") != str(settings.path) and secrets.has_password(url())
+
+
 def environment() -> dict[str, str]:
     """What a job needs to find the same configuration; never a secret."""
     found: dict[str, str] = {}
@@ -58,7 +88,8 @@ def environment() -> dict[str, str]:
     if settings.path:
         found["ASTRA_CONFIG"] = str(settings.path)
     # A URL with a password travels in the environment that sbatch passes on, not in the script.
-    if settings.source("database.url") != str(settings.path) and not secrets.has_password(url()):
+    from_file = settings.source("database.url") == str(settings.path)
+    if not from_file and not _is_in_environment_alone():
         found["ASTRA_DATABASE_URL"] = url()
     found["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
     for name in ("PYTHONPATH", "PGSERVICEFILE", "PGSERVICE", "PGPASSFILE"):

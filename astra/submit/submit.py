@@ -30,7 +30,7 @@ from astra.submit.intent import (
     send,
     withdraw,
 )
-from astra.submit.render import _render, write_script
+from astra.submit.render import _render, check_export, write_script
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ def submit_pages(
     holders : submissions that they were given to when they were looked at; None for those that
         were given to none.
     """
+    check_export(chosen)
     away = _away(chosen) if pages else ()
     each = chosen.pages_per_element
     queue = list(slices(pages, each, limits.max_array_size() - 1)) if pages else []

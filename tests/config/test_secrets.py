@@ -14,11 +14,13 @@ import pytest
 
 from astra.config import profiles, secrets
 from astra.config import settings as config
+from astra.config.profiles import choose_profile
 from astra.database.connection import bind, connection, reset
-from astra.errors import AstraError, ConfigError, ScriptError, TaskError
+from astra.errors import AstraError, ConfigError, ScriptError, TaskError, UsageError
 from astra.plan.plan import create_plan
 from astra.slurm import script
 from astra.submit.intent import _describe
+from astra.submit.render import check_export
 from astra.tasks.arguments import parse_arguments
 from tests.conftest import ROOT, prepare_template
 from tests.sample_tasks import fill, measure
@@ -367,3 +369,33 @@ class TestMessages:
     )  # fmt: skip
     def test_written_otherwise(self, text: str) -> None:
         assert not has_mark(secrets.hide_password(text))
+
+
+@pytest.mark.parametrize(
+    "options, missing",
+    [
+        ({"export": "NONE"}, "ASTRA_DATABASE_URL"),
+        ({"export": "HOME,PATH"}, "ASTRA_DATABASE_URL"),
+        ({"export_file": "env"}, "ASTRA_DATABASE_URL"),
+        ({"export": "ALL"}, None),
+        ({"export": "ASTRA_DATABASE_URL,HOME"}, None),
+        ({}, None),
+    ],
+)
+def test_elements_get_the_password_or_nothing_is_submitted(monkeypatch, options, missing):
+    monkeypatch.setenv("ASTRA_DATABASE_URL", "postgresql://astra:secret@127.0.0.1:1/archive")
+    chosen = choose_profile(None, options)
+    if missing is None:
+        check_export(chosen)
+        return
+    with pytest.raises(UsageError, match=rf"keeps {missing} from the elements.*pgpass") as refused:
+        check_export(chosen)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_password_of_its_own_variable_is_needed_too(monkeypatch):
+    monkeypatch.setenv("ASTRA_DATABASE_URL", "postgresql://astra@127.0.0.1:1/archive")
+    check_export(choose_profile(None, {"export": "NONE"}))
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    with pytest.raises(UsageError, match="keeps PGPASSWORD from"):
+        check_export(choose_profile(None, {"export": "NONE"}))

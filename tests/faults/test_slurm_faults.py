@@ -19,6 +19,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import write
 from astra.results.rows import Checkpoint, Handed, Target, Yielded
+from astra.resume.cancel import cancel
 from astra.resume.resume import resume
 from astra.status.status import status
 from astra.status.verify import verify
@@ -185,14 +186,44 @@ def test_slurmctld_forgets_everything(faulty, tmp_path):
     plan = plan_of(120, 60, row_s=0.1, computed=str(computed))
     submit(plan)
     at_work(2)
-    faulty.stop_controller()
-    for file in (faulty.folder / "state").iterdir():
-        shutil.rmtree(file) if file.is_dir() else file.unlink()
-    faulty.start_controller()
+    forget(faulty)
     wait_for(lambda: (resume(plan), status(plan).state == "whole")[1], "the whole plan", 120)
     assert ended_well(plan)
     rows_again = len(computed.read_text().split()) - 120
     assert 0 <= rows_again <= 2 * 20  # what two killed elements had not stored yet
+
+
+def forget(cluster: Slurm) -> None:
+    """Restart slurmctld without its state: jobs are gone, and their numbers are given again."""
+    cluster.stop_controller()
+    for file in (cluster.folder / "state").iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    cluster.start_controller()
+
+
+def test_job_ids_start_again(faulty):
+    """A stranger's job has the number of ours: it is neither looked at nor cancelled for it."""
+    plan = plan_of(10, 10)
+    submit(plan, options={"hold": True})
+    assert status(plan).pages == {"waiting": 1} and status(plan).state == "attention"  # it is held
+    number = Submission.get().job_id
+    forget(faulty)
+    words = ("sbatch", "--parsable", "--hold", "--job-name=stranger", "--array=1-1", "--wrap=true")
+    made = 0
+    while made < number:
+        made = int(faulty.run(*words))
+    assert made == number
+    wait_for(lambda: status(plan).pages == {"lost": 1}, "the page to be lost", 20)
+    assert cancel(plan, page=1).jobs == ()
+    (job,) = resume(plan).jobs
+    faulty.run("scontrol", "release", job.job_id)
+    wait_for(lambda: status(plan).state == "whole", "the whole plan", 60)
+    assert ended_well(plan)
+    other = plan_of(10, 10)
+    submit(other, options={"hold": True})
+    Submission.update(job_id=made).where(Submission.plan == other).execute()
+    cancel(other)
+    assert set(faulty.states(made).values()) == {"PENDING"}
 
 
 def test_without_accounting_it_is_said(faulty):
