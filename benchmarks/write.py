@@ -25,6 +25,8 @@ from astra.models.pipeline import PipelineOutputModel
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.rows import Handed, target_of
+from astra.results.stopping import Stop, Tally
+from astra.results.writer import Writer
 from astra.tasks.declared import bind_call, caller
 from astra.tasks.run import Run
 from benchmarks.elements import submitted
@@ -70,15 +72,10 @@ class WholePage:
             self.task, (iter(()),), {"batch_size": batch_size, "re_raise_exceptions": False}
         )
         output = load(self.plan.output_model)
-        run = Run(
-            (Handed(row.spectrum_pk, row, row.modified, self.read) for row in self.rows),
-            caller(self.task, bound_),
-            settings,
-            target_of(self.plan, BossVisitSpectrum, output, 1),
-            claim=self.claim,
-            again=lambda keys: (),
-            n_rows=len(self.rows),
-        )
+        target = target_of(self.plan, BossVisitSpectrum, output, 1)
+        writer = Writer(settings, target, Stop(), Tally(), self.claim)
+        rows = (Handed(row.spectrum_pk, row, row.modified, self.read) for row in self.rows)
+        run = Run(rows, caller(self.task, bound_), writer, len(self.rows))
         for _ in run:
             pass
         if self.claim.outcomes.count(1) != len(self.rows):

@@ -235,9 +235,9 @@ def connection() -> Iterator[None]:
 
 
 @contextmanager
-def at_hand(wanted: bool = True) -> Iterator[None]:
-    """One connection for all that is retried within a block, if one can be had just now."""
-    opened = wanted and connected()
+def keep_connected() -> Iterator[None]:
+    """Use one connection for all that is retried within a block, if one can be had just now."""
+    opened = connected()
     try:
         yield
     finally:

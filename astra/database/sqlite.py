@@ -136,10 +136,6 @@ class SQLite(Common):
         """Its lock is taken at the beginning: one that is read in first cannot wait for it."""
         return {"lock_type": "IMMEDIATE"}
 
-    def wait_for_lock(self, most_s: float) -> None:
-        """How long this thread's connection waits for another that writes."""
-        self.run(f"PRAGMA busy_timeout = {round(most_s * 1000)}")
-
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """The transaction is the only one that writes: SQLite has no finer lock."""

@@ -16,16 +16,16 @@ from peewee import SQL
 from astra.config import settings as config
 from astra.database.connection import (
     abandon_transaction,
-    at_hand,
     connected,
     dialect,
     drop_connection,
+    keep_connected,
     retrying,
     writing,
 )
 from astra.element.claim import FIRST_IN_HAND, claim_page, here
 from astra.element.reader import Reader
-from astra.element.signals import Forced, heard
+from astra.element.signals import heard
 from astra.element.supervisor import Board
 from astra.errors import (
     AstraError,
@@ -44,9 +44,11 @@ from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, task_of
 from astra.plan.pages import is_cancelled, page_of
 from astra.processes import collect_as_usual, now_s, peak_mb
+from astra.results.background import Heartbeat
 from astra.results.claim import Claim, check_memory
 from astra.results.rows import clean, target_of, words_of
-from astra.results.stopping import Stop, Tally
+from astra.results.stopping import Stop, Tally, Terminated
+from astra.results.writer import Writer
 from astra.states import AttemptState, Outcome
 from astra.tasks.arguments import restored
 from astra.tasks.declared import bind_call, caller
@@ -90,10 +92,10 @@ class Meter:
         found: dict[str, Any] = {"max_rss_mb": peak_mb()}
         if self.run is not None and self.reader is not None:
             found |= {
-                "t_task_s": self.run.t_task_s,
+                "t_task_s": self.run.clock.t_task_s,
                 "t_write_s": self.run.writer.t_write_s,
                 "t_read_s": self.reader.t_read_s,
-                "row_times": str(self.run.row_times) or None,
+                "row_times": str(self.run.clock.row_times) or None,
             }
         if self.first_s is not None:
             found["t_start_s"] = self.first_s - self.since_s
@@ -117,7 +119,7 @@ def run_element(
     """
     stop = stop or Stop()
     with heard(stop):
-        with at_hand():
+        with keep_connected():
             plan = retrying(lambda: get_plan(plan_pk))
             retrying(check_archive)
             check_plan_version(plan)
@@ -222,6 +224,7 @@ class Element:
         element, plan, stop = config.current().element, self.plan, self.stop
         if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
             self._unlink()
+        stop.is_loading = True
         try:
             function, model = task_of(plan), load(plan.input_model)
             output = load(plan.output_model)
@@ -236,54 +239,51 @@ class Element:
         except AstraError as error:
             _end(claim, AttemptState.BROKEN, str(error))
             raise BrokenElement(str(error)) from error
+        except Terminated:
+            raise _interrupted(claim, stop.reason) from None
+        finally:
+            stop.is_loading = False
         if not self.has_loaded:
             self.has_loaded = True
             collect_as_usual()
         target = target_of(plan, model, output, claim.page.number)
         reader = Reader(model, output, claim, stop, meter.first_row)
 
-        def begin(run: Run) -> None:
-            reader.begin(run)
-            self._unlink()
+        writer = Writer(
+            settings,
+            target,
+            stop,
+            self.tally,
+            claim,
+            Heartbeat(lambda: _heartbeat(claim, stop), element.lease_s / 4),
+            element.grace_s,
+        )
 
         def end() -> bool:
             self._abandon()
             return dialect().name == "postgresql" and self._link()
 
+        n_rows = claim.outcomes.count(Outcome.PENDING)
         run = Run(
-            reader,
-            caller(function, bound),
-            settings,
-            target,
-            claim=claim,
-            again=reader.again,
-            stop=stop,
-            suspects=reader.groups,
-            begins=begin,
-            ends=end,
-            enters=reader.enter,
-            board=self.board,
-            tally=self.tally,
-            outer=outer,
-            grace_s=element.grace_s,
-            n_rows=sum(1 for outcome in claim.outcomes if outcome == Outcome.PENDING),
-            heartbeat=lambda: _heartbeat(claim, stop),
-            heartbeat_s=element.lease_s / 4,
+            reader, caller(function, bound), writer, n_rows, ends=end, board=self.board, outer=outer
         )
         meter.run, meter.reader = run, reader
-        run.writer.wake()  # it has the heartbeat, too
+        writer.wake()  # it has the heartbeat, too
         try:
             try:
+                reader.begin(writer)
+                self._unlink()
                 for _ in run:
                     pass
             finally:
+                writer.close()
                 self._abandon()
-        except Forced as forced:
-            raise _interrupted(claim, forced.reason) from None
+        except Terminated:
+            raise _interrupted(claim, stop.reason) from None
         except OutOfMemory:
             raise
         except DatabaseError as error:
-            raise _spooled(self.plan, claim, run, error) from error
+            raise _spooled(self.plan, claim, writer, error) from error
         except AstraError as error:
             _end(claim, _ended_by(error), clean(str(error), 2000))
             raise
@@ -297,10 +297,10 @@ class Element:
         if not stop.wanted.is_set():
             self._link()
         try:
-            _end(claim, AttemptState.DONE, run.note)
+            _end(claim, AttemptState.DONE, run.blame.note)
         except DatabaseError as error:
-            raise _spooled(self.plan, claim, run, error) from error
-        return run.note
+            raise _spooled(self.plan, claim, writer, error) from error
+        return run.blame.note
 
 
 def _ended_by(error: AstraError) -> AttemptState:
@@ -337,11 +337,11 @@ def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
     return tuple(found)
 
 
-def _spooled(plan: Plan, claim: Claim, run: Run, error: DatabaseError) -> Interrupted:
+def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> Interrupted:
     """The database stayed away: keep what it did not take in a file."""
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
-        unwritten = run.writer.unwritten()
+        unwritten = writer.unwritten()
         path = spool.save(plan, claim, unwritten)
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "

@@ -13,7 +13,7 @@ from peewee import FieldAccessor, ForeignKeyAccessor, ForeignKeyField, PeeweeExc
 
 from astra.config import settings
 from astra.database.connection import database, dialect, retrying
-from astra.database.threads import aside, begun_aside
+from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN
 from astra.errors import AstraError
 from astra.models.keys import RowKey, all_rows, key_of, moment_of
@@ -24,8 +24,8 @@ from astra.plan.pending import has_result
 from astra.results.claim import Claim
 from astra.results.rows import Handed, Refusal
 from astra.results.stopping import Stop
+from astra.results.writer import Writer
 from astra.states import Outcome
-from astra.tasks.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Reader:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.key, self.moment, self.link = key_of(model), moment_of(model), link_of(output, model)
         self.first_row = first_row  # is told before the task is given a row
-        self.run: Run | None = None
+        self.writer: Writer | None = None
         self.t_read_s = 0.0
         self.arrays = pixel_columns(model)
         # How large arrays are is not asked for until a row has some: mostly none has, and one
@@ -78,15 +78,15 @@ class Reader:
     def _is_pending(self, key: RowKey) -> bool:
         return self.claim.outcomes[self.claim.positions[key]] == Outcome.PENDING
 
-    def begin(self, run: Run) -> None:
+    def begin(self, writer: Writer) -> None:
         """Read the first rows, before the task can have left anything open on the connection."""
-        self.run = run
-        self._give_up(run)
+        self.writer = writer
+        self._give_up(writer)
         apart = self.given_up.keys() | self.group_of.keys()
         self.keys = [k for k in self.claim.positions if self._is_pending(k) and k not in apart]
         self.first = self._read_patiently(self.keys)
 
-    def _give_up(self, run: Run) -> None:
+    def _give_up(self, writer: Writer) -> None:
         """Record the rows that ended too many processes as failures."""
         if not self.given_up:
             return
@@ -96,7 +96,7 @@ class Reader:
             modified = OutputModel.input_modified.python_value(at)
             suspect = self.given_up[k]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
-            run.writer.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
+            writer.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
 
     def __iter__(self) -> Iterator[Handed]:
         self.began = time.monotonic()
@@ -125,7 +125,7 @@ class Reader:
     def _note(self, **values: Any) -> None:
         query = Attempt.update(values).where(Attempt.pk == self.claim.attempt.pk)
         try:
-            aside(lambda: retrying(query.execute, bound_s=0))
+            in_background(lambda: retrying(query.execute, bound_s=0))()
         except (AstraError, PeeweeException) as error:
             log.info("which rows are in hand could not be recorded: %s", error)
 
@@ -148,7 +148,7 @@ class Reader:
                     yield handed
 
     def _ahead(self, keys: list[Any]) -> Callable[[], Chunk]:
-        return begun_aside(lambda: self._read_patiently(keys))
+        return in_background(lambda: self._read_patiently(keys))
 
     def _read_patiently(self, keys: list[Any]) -> Chunk:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
@@ -196,9 +196,9 @@ class Reader:
         has = dict(database.execute(query).fetchall())
         self.claim.find(k for k in keys if has.get(k))
         for k in keys:
-            if k not in has and self.run is not None:
+            if k not in has and self.writer is not None:
                 message = "the input row was deleted after it was planned"
-                self.run.writer.fail(Refusal(k, "InputGone", message))
+                self.writer.fail(Refusal(k, "InputGone", message))
         return [k for k in keys if k in has and not has[k]]
 
     def _cut(self, keys: list[Any]) -> tuple[list[Any], list[Any]]:

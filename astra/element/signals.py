@@ -1,4 +1,4 @@
-"""Told to end: what SIGTERM, SIGINT and SIGUSR1 do to a process that runs a task."""
+"""Requests to stop: what SIGTERM, SIGINT and SIGUSR1 do to a process that runs a task."""
 
 import os
 import signal
@@ -10,23 +10,17 @@ from types import FrameType
 from astra.config import settings
 from astra.database.connection import HURRY_S
 from astra.database.timeouts import hurry
-from astra.results.stopping import Guard, Stop
-from astra.results.writer import Writer
-
-
-class Forced(BaseException):
-    """The row in hand did not end in time after the element was told to end."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+from astra.errors import Interrupted
+from astra.results.stopping import ActiveRuns, Stop
 
 
 @contextmanager
 def heard(stop: Stop) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGUSR1 end the element: after the row in hand, or soon after.
+    """End the element at SIGTERM, SIGINT and SIGUSR1: after the row in hand, or soon after.
 
-    A pipe is written by the C handler itself, so that what waits is stored at once, even while
-    the task is deep in a library's code.
+    A row that goes on for longer than ``grace_s`` is interrupted by an exception. A pipe is written
+    by the C handler itself, so that what waits is stored at once, even while the task is deep in a
+    library's code.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,10 +35,10 @@ def heard(stop: Stop) -> Iterator[None]:
         meanwhile, as from Slurm and from the parent. The thread that reads the pipe sets it."""
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
-        if _in_own_code(frame):
-            signal.setitimer(signal.ITIMER_REAL, 0.1)  # a checkpoint is being written: let it
-            return
-        raise Forced(stop.reason)
+        if stop.is_loading or ActiveRuns.are_computing():
+            ActiveRuns.interrupt(Interrupted.exit_status)
+        # Rows are being read or written: that ends by itself, within a bound.
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
 
     def watch() -> None:
         got = b""
@@ -58,8 +52,8 @@ def heard(stop: Stop) -> Iterator[None]:
                     if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
                         signal.setitimer(signal.ITIMER_REAL, grace_s)
                     hurry(max(grace_s, HURRY_S))  # a silent database is waited for no longer
-                    for writer in list(Guard.writers):
-                        writer.due.set()
+                    for run in list(ActiveRuns.runs):
+                        run.writer.wake()
 
     previous = {n: signal.signal(n, on_signal) for n in numbers}
     previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
@@ -78,25 +72,3 @@ def heard(stop: Stop) -> Iterator[None]:
             signal.signal(number, handler)
         os.close(read)
         os.close(write)
-
-
-#: What ends by itself, within a bound, once the process was told to end; cut, it would lose rows.
-_UNCUT = {Writer.write_all.__code__, Writer.flush.__code__}
-
-_UNCUT_MODULES = (
-    "astra.database",
-    "astra.results.checkpoint",
-    "astra.results.columns",
-    "astra.results.rows",
-    "astra.plan.spool",
-)
-
-
-def _in_own_code(frame: FrameType | None) -> bool:
-    """Whether rows are being read, written, waited for to be written, or spooled."""
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__"))
-        if frame.f_code in _UNCUT or name.startswith(_UNCUT_MODULES):
-            return True
-        frame = frame.f_back
-    return False

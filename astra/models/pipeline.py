@@ -143,7 +143,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     input_modified = TimeField(null=True)
     attempt_pk = BigIntegerField(null=True, help_text="the attempt that wrote it, of a plan's page")
     t_elapsed = FloatField(null=True, help_text="time that the task spent on this row [s]")
-    t_overhead = FloatField(null=True, help_text="share of the time before and after all rows [s]")
+    t_overhead = FloatField(null=True, help_text="share of the time before the first row [s]")
     tag = TextField(default="")
 
     class Meta:

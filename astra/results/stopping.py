@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from astra.errors import BrokenElement
 
@@ -22,11 +22,12 @@ class Settings:
 
 
 class Stop:
-    """A wish that the run ends: after the row in hand, or now."""
+    """A request that the run ends: after the row in hand, or soon."""
 
     def __init__(self) -> None:
         self.wanted = threading.Event()
         self.reason = ""
+        self.is_loading = False  # the task is imported, which may be interrupted like a row
 
     def ask(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -58,35 +59,39 @@ class Tally:
 
 
 class Terminated(SystemExit):
-    """SIGTERM came: the process ends, whatever the task makes of its exceptions."""
+    """The process was asked to stop; whatever the task makes of its exceptions, it ends."""
 
 
-class Guard:
-    """Writers of the runs under way in this process: a SIGTERM that nobody handles, or the end of
-    the interpreter, finds their results written."""
+class ActiveRuns:
+    """The runs under way in this process, the innermost last.
 
-    writers: list[Any] = []  # each can write_all()
-    previous: Any = None
+    They are what is interrupted when the process is asked to stop, and what stores its results
+    before the interpreter ends. A SIGTERM that nobody handles interrupts them at once; an element
+    has a handler of its own (see signals.py).
+    """
+
+    runs: list[Any] = []  # each has a `writer` and a `clock`
+    previous: Any = None  # what handled SIGTERM before
     pid = 0  # of the process that entered: a fork of it has nothing to write
-    told = 0  # the signal that came
+    status = 0  # that the process ends with, once it was interrupted
 
     @classmethod
-    def enter(cls, writer: Any) -> None:
-        if not cls.writers:
-            cls.pid, cls.told = os.getpid(), 0
+    def enter(cls, run: Any) -> None:
+        if not cls.runs:
+            cls.pid, cls.status = os.getpid(), 0
             atexit.register(cls.flush)
             if (
                 threading.current_thread() is threading.main_thread()
                 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             ):
                 cls.previous = signal.signal(signal.SIGTERM, cls.on_sigterm)
-        cls.writers.append(writer)
+        cls.runs.append(run)
 
     @classmethod
-    def leave(cls, writer: Any) -> None:
-        if writer in cls.writers:
-            cls.writers.remove(writer)
-        if not cls.writers:
+    def leave(cls, run: Any) -> None:
+        if run in cls.runs:
+            cls.runs.remove(run)
+        if not cls.runs:
             atexit.unregister(cls.flush)
             if cls.previous is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, cls.previous)
@@ -94,29 +99,39 @@ class Guard:
 
     @classmethod
     def flush(cls) -> None:
+        """Store what the runs have yielded."""
         if cls.pid == os.getpid():
-            for writer in list(cls.writers):
-                writer.write_all()
+            for run in list(cls.runs):
+                run.writer.write_all()
+
+    @classmethod
+    def are_computing(cls) -> bool:
+        """Whether a task computes, and nothing of it is being written."""
+        return bool(cls.runs) and cls.runs[-1].clock.is_running()
 
     @classmethod
     def on_sigterm(cls, number: int, frame: object) -> None:
-        # Raised where the program stands; the runs' own ends, or the end of the interpreter,
-        # write what waits.
-        cls.told = number
-        raise Terminated(128 + number)
+        """End the process; the runs' own ends, or that of the interpreter, write what waits."""
+        cls.interrupt(128 + number)
+
+    @classmethod
+    def interrupt(cls, status: int) -> NoReturn:
+        """Raise :class:`Terminated` where the main thread stands, in a handler of a signal."""
+        cls.status = status
+        raise Terminated(status)
 
     @classmethod
     def check(cls) -> None:
-        """End a run whose task has caught the end of its process."""
-        if cls.told:
-            raise Terminated(128 + cls.told)
+        """End a run whose task has caught the exception that was to end it."""
+        if cls.status:
+            raise Terminated(cls.status)
 
 
 def _forget_runs() -> None:
     """In a process that a task forked: the results are its parent's to write."""
-    if not Guard.writers:
+    if not ActiveRuns.runs:
         return
-    Guard.writers = []
+    ActiveRuns.runs = []
     # multiprocessing ends its workers by SIGTERM, which must not wake the parent's handlers.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
         if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):

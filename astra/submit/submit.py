@@ -10,8 +10,8 @@ from typing import Any
 
 from astra.config.profiles import Profile, choose_profile
 from astra.config.run_folder import check_folder, run_folder
-from astra.database.connection import at_hand, connection, dialect
-from astra.database.threads import begun_aside
+from astra.database.connection import connection, dialect, keep_connected
+from astra.database.threads import in_background
 from astra.errors import AstraError, SlurmError, SlurmRefused, UsageError
 from astra.models.plans import Plan, Submission, excluded_nodes
 from astra.plan.lookup import check_plan_version, get_plan
@@ -101,7 +101,7 @@ def submit(
     frozen = get_plan(plan)
     check_ready(frozen)
     chosen = choose_profile(profile_name, options)
-    with at_hand(), hold_plan(frozen):
+    with keep_connected(), hold_plan(frozen):
         with connection():
             pages = waiting_pages(frozen)
         if pages:
@@ -207,7 +207,7 @@ def _submit_slices(
                     continue
             if coming:
                 del queue[0]
-                sending = coming, begun_aside(coming.call)
+                sending = coming, in_background(coming.call)
     except BaseException:
         if sending:  # the next intent could not be made
             _bind_if_answered(*sending)

@@ -12,14 +12,15 @@ from typing import Any
 import peewee
 
 from astra.database.connection import dialect, in_transaction, retrying
-from astra.database.threads import read_aside
+from astra.database.threads import read_in_background
 from astra.errors import TaskError, nearest
 from astra.models.archive import check_archive
 from astra.models.schema import check_tables
 from astra.results.rows import Target
-from astra.results.stopping import Settings
+from astra.results.stopping import Settings, Stop, Tally
+from astra.results.writer import Writer
 from astra.tasks.declared import _KEYWORDS, Declared, bind_call, caller, check_keywords
-from astra.tasks.run import Run, passed_on
+from astra.tasks.run import Run
 from astra.tasks.signature import (
     hints_where_defined,
     input_models,
@@ -93,10 +94,7 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
     def call(*arguments: Any, **named: Any) -> Iterator[Any]:
         settings, bound = bind_call(call, arguments, named)
         rows = bound.arguments.pop(rows_parameter(function).name)
-        if settings.write_to_database or not settings.re_raise_exceptions:
-            return _direct(call, rows, bound, settings)
-        n_rows = len(rows) if isinstance(rows, list | tuple) else None
-        return passed_on(lambda: _rows_of(rows, settings), caller(call, bound), n_rows)
+        return _direct(call, rows, bound, settings)
 
     call.__astra__ = declared  # type: ignore[attr-defined]
     return call
@@ -142,18 +140,15 @@ def _direct(
     call: Any, rows: Iterable[Any], bound: inspect.BoundArguments, settings: Settings
 ) -> Iterator[Any]:
     """A task called by a program, outside of any plan."""
-    run = Run(
-        _rows_of(rows, settings),
-        caller(call, bound),
-        settings,
-        _target(call, rows),
-        n_rows=len(rows) if isinstance(rows, list | tuple) else None,
-    )
+    target = _target(call, rows)
+    n_rows = len(rows) if isinstance(rows, list | tuple) else None
+    writer = Writer(settings, target, Stop(), Tally())
+    run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
     if settings.write_to_database:
-        if run.target.output is not None:
-            retrying(lambda: check_tables(run.target.output))
+        if target.output is not None:
+            retrying(lambda: check_tables(target.output))
         retrying(check_archive)
-        run.read_at = retrying(lambda: dialect().now())
+        run.in_hand.read = retrying(lambda: dialect().now())
     yield from _closing(iter(run))
 
 
@@ -170,7 +165,7 @@ def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
         if dialect().name == "sqlite" and settings.write_to_database:
             # What a cursor of SQLite's sees is not defined while its connection writes.
             own = dialect().url.endswith(":memory:") or in_transaction()
-            return iter(list(rows)) if own else read_aside(rows)
+            return iter(list(rows)) if own else read_in_background(rows)
         return rows.iterator()
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from astra.config import settings
-from astra.element.signals import Forced, heard
-from astra.results.stopping import Stop
+from astra.element.signals import heard
+from astra.results.stopping import Stop, Terminated
 from tests.conftest import ROOT
 
 
@@ -80,7 +80,8 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_heard():
 
     elsewhere = threading.Timer(0.2, knock_elsewhere)
     began = time.monotonic()
-    with pytest.raises(Forced), heard(stop):
+    stop.is_loading = True  # the main thread may be interrupted
+    with pytest.raises(Terminated), heard(stop):
         elsewhere.start()
         time.sleep(20)
     assert time.monotonic() - began < 10 and "SIGTERM" in stop.reason

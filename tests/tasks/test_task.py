@@ -295,14 +295,13 @@ def test_times(url):
             time.sleep(0.1 if s.spectrum_pk == 2 else 0)
             if s.spectrum_pk != 2:
                 yield Measured.from_spectrum(s, value=1)
-        time.sleep(0.1)
 
     for _ in analysis(spectra(), batch_size=1):
         time.sleep(0.05)  # the consumer's time is not the task's
     rows = list(Measured.select())
     assert len(rows) == 3
     assert all(0 <= m.t_elapsed < 0.08 for m in rows)
-    assert all(m.t_overhead == pytest.approx(0.1, abs=0.05) for m in rows)
+    assert all(m.t_overhead == pytest.approx(0.05, abs=0.03) for m in rows)
 
 
 SCRIPT = """
@@ -342,20 +341,22 @@ def times_of(results: list) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_work_after_a_yield_belongs_to_that_row(url, batch_size):
+def test_work_after_a_yield_belongs_to_that_row_until_it_is_stored(url, batch_size):
     fill(4)
 
     @task
     def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        time.sleep(0.2)
         for s in spectra:
             time.sleep(0.02)
             yield Measured.from_spectrum(s, value=1)
             time.sleep(0.05)
-        time.sleep(0.2)
 
-    for elapsed, overhead in times_of(list(analysis(spectra(), batch_size=batch_size))):
+    found = times_of(list(analysis(spectra(), batch_size=batch_size)))
+    for number, (elapsed, overhead) in enumerate(found, 1):
+        after_s = 0.0 if number % batch_size == 0 else 0.05  # the last of a batch is stored at once
         # A busy machine sleeps longer than it was told.
-        assert 0.065 < elapsed < 0.3 and 0.045 < overhead < 0.2
+        assert 0.015 + after_s < elapsed < 0.25 + after_s and 0.045 < overhead < 0.2
 
 
 @pytest.mark.parametrize("in_hand", [2, 4])

@@ -1,0 +1,102 @@
+"""The second thread of a run: it writes what is due while the task computes, and the heartbeat."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import peewee
+
+from astra.database.connection import keep_connected, retrying
+from astra.errors import DatabaseError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Says to the database that the attempt lives, when nothing was written for a while."""
+
+    beat: Callable[[], None]
+    every_s: float
+
+    def send(self) -> None:
+        try:
+            retrying(self.beat, bound_s=5)
+        except (DatabaseError, peewee.PeeweeException) as error:
+            log.warning("the heartbeat could not be written: %s", error)
+
+
+class Work(Protocol):
+    """What the thread does."""
+
+    def seconds_until_due(self) -> float | None:
+        """How long nothing has to be written; None for as long as nothing waits."""
+
+    def write_due(self) -> None:
+        """Write what is due."""
+
+    def fail_for_good(self, error: BaseException) -> None:
+        """Take note that nothing more is written."""
+
+
+class Background:
+    """A thread that writes what is due, on a connection of its own.
+
+    Parameters
+    ----------
+    work : what it does, and when.
+    heartbeat : sent while there is nothing to write.
+    keeps_connection : hold one connection for the whole run instead of one for each checkpoint.
+    """
+
+    def __init__(self, work: Work, heartbeat: Heartbeat | None, keeps_connection: bool) -> None:
+        self.work, self.heartbeat, self.keeps_connection = work, heartbeat, keeps_connection
+        self.woken = threading.Event()
+        self.over = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Have the thread look at the clock again; start it at the first time."""
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name="astra writer", daemon=True)
+            self.thread.start()
+        self.woken.set()
+
+    def is_current(self) -> bool:
+        """Whether the caller is this thread."""
+        return threading.current_thread() is self.thread
+
+    def close(self, wait: bool) -> None:
+        """End the thread, and wait for its end unless the database may keep it."""
+        self.over.set()
+        self.woken.set()
+        if self.thread is not None and wait:
+            self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            with keep_connected() if self.keeps_connection else nullcontext():
+                self._write_until_over()
+        except BaseException as error:
+            self.work.fail_for_good(error)
+
+    def _write_until_over(self) -> None:
+        last = time.monotonic()  # when the database last heard of the attempt
+        while not self.over.is_set():
+            self.woken.clear()
+            wait_s = self.work.seconds_until_due()
+            if wait_s is not None and wait_s <= 0:
+                self.work.write_due()
+                last = time.monotonic()
+            elif self.heartbeat is None:
+                self.woken.wait(wait_s)
+            else:
+                silence_s = self.heartbeat.every_s - (time.monotonic() - last)
+                if silence_s <= 0:
+                    self.heartbeat.send()
+                    last, silence_s = time.monotonic(), self.heartbeat.every_s
+                self.woken.wait(silence_s if wait_s is None else min(wait_s, silence_s))

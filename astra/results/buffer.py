@@ -1,0 +1,81 @@
+"""What a run has yielded and is not yet known to be stored."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from astra.results.rows import Checkpoint, Handed, Refusal, Yielded
+
+
+class Buffer:
+    """The rows that wait for their checkpoint. Two threads use it: one adds, one takes."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition(threading.RLock())  # guards all of the following
+        self.waiting = Checkpoint()
+        self.in_writing = Checkpoint()
+        self.n_waiting = 0
+        self.since: float | None = None  # when the oldest row that waits was added
+        self.stored: deque[Any] = deque()  # results that may be passed on now
+
+    def add(self, yielded: Yielded) -> bool:
+        """Add a result; return whether it is the first row that waits."""
+        with self.changed:
+            self.waiting.results.append(yielded)
+            self.n_waiting += 1
+            return self._start_clock()
+
+    def add_no_results(self, rows: Iterable[Handed]) -> bool:
+        with self.changed:
+            self.waiting.no_results += rows
+            self.n_waiting = len(self.waiting)
+            return self._start_clock()
+
+    def add_failure(self, failure: Refusal) -> bool:
+        with self.changed:
+            self.waiting.failures.append(failure)
+            self.n_waiting += 1
+            return self._start_clock()
+
+    def forget_failures(self) -> None:
+        """Leave out the failures that are not stored yet."""
+        with self.changed:
+            self.waiting.failures.clear()
+            self.n_waiting = len(self.waiting)
+
+    def _start_clock(self) -> bool:
+        is_first = self.since is None
+        if is_first:
+            self.since = time.monotonic()
+        return is_first
+
+    def unwritten(self) -> Checkpoint:
+        """Everything that was added and is not known to be stored."""
+        with self.changed:
+            return self.in_writing + self.waiting
+
+    def take(self) -> Checkpoint:
+        """Return all that waits, to be written now."""
+        with self.changed:
+            checkpoint, self.waiting = self.waiting, Checkpoint()
+            self.in_writing, self.since, self.n_waiting = checkpoint, None, 0
+            for yielded in checkpoint.results:
+                yielded.taken = True
+            return checkpoint
+
+    def put_back(self, checkpoint: Checkpoint) -> None:
+        """Have a checkpoint that could not be written wait again, before all else."""
+        with self.changed:
+            self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
+            self.n_waiting = len(self.waiting)
+            self.since = time.monotonic()
+            self.changed.notify_all()
+
+    def finish(self, results: Iterable[Any]) -> None:
+        """Note that the checkpoint is stored; `results` of it may be passed on."""
+        with self.changed:
+            self.in_writing = Checkpoint()
+            self.stored.extend(results)
+            self.changed.notify_all()

@@ -1,0 +1,113 @@
+"""Finds out which row is to blame for an exception, by trying the rows in hand again."""
+
+import errno
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from astra.errors import BrokenElement, MissingExtra, OutOfMemory
+from astra.results.rows import Handed, words_of
+
+log = logging.getLogger(__name__)
+
+
+#: Errors of the operating system that no row is to blame for: disk, memory, network, mounts.
+_SYSTEM_ERRORS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE,
+        errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ECONNREFUSED,
+        errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO,
+    }
+)  # fmt: skip
+
+
+class Blame:
+    """The groups of rows that are to be tried again, each by itself.
+
+    Parameters
+    ----------
+    task : its name.
+    suspects : rows by their keys in whose hands a process died, by groups.
+    outer : exceptions that are no row's fault.
+    fail : records that a row has failed.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        suspects: Iterable[list[Any]],
+        outer: tuple[type[BaseException], ...],
+        fail: Callable[[Handed, BaseException], None],
+    ) -> None:
+        self.task, self.outer, self.fail = task, outer, fail
+        self.groups = [([Handed(key, None) for key in group], True) for group in suspects][::-1]
+        self.is_deadly = bool(self.groups)  # a process died before, and may die again
+        self.note: str | None = None  # on what was raised when no row was in hand
+
+    def next_group(self) -> tuple[list[Handed], bool] | None:
+        """Return the rows that are tried next, and whether they are halved if that fails."""
+        return self.groups.pop() if self.groups else None
+
+    def find(self, error: BaseException, rows: list[Handed], began: bool, halve: bool) -> None:
+        """Find the row that an exception belongs to, and record it; the others are tried again.
+
+        Parameters
+        ----------
+        rows : that were in hand.
+        began : the task had asked for a row.
+        halve : the rows are suspects already.
+
+        Raises
+        ------
+        BrokenElement
+            If the task had not asked for a row.
+        """
+        text = f"{type(error).__name__}: {words_of(error)}"
+        log.error("%s raised %s", self.task, text, exc_info=_printable(error))
+        if not began:
+            raise BrokenElement(f"{self.task} raised before it asked for a row: {text}") from error
+        if not rows:
+            # Every row in hand has its result: nothing is lost by what came after it.
+            self.note = f"{type(error).__name__} after a result: {words_of(error)}"
+        elif len(rows) == 1:
+            self.fail(rows[0], error)
+        elif halve:
+            middle = len(rows) // 2
+            self.groups += [(rows[middle:], True), (rows[:middle], True)]
+        else:
+            # Likeliest is the last; the others may have had no result, or have been collected.
+            self.groups += [(rows[:-1], True), (rows[-1:], True)]
+
+    def is_outer(self, error: BaseException) -> bool:
+        """Whether an exception comes from outside, such as a full disk, and from no row."""
+        return isinstance(error, (MissingExtra, *self.outer)) or (
+            isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS
+        )
+
+    def refuse_outer(self, error: BaseException) -> None:
+        """
+        Raises
+        ------
+        BrokenElement
+            If an exception is no row's fault.
+        """
+        if not self.is_outer(error):
+            return
+        if isinstance(error, MissingExtra):
+            raise BrokenElement(f"{error}; the rows stay pending") from error
+        text = f"{type(error).__name__}: {words_of(error)}"
+        if isinstance(error, MemoryError):
+            raise OutOfMemory(f"{self.task} ran out of memory ({text})") from error
+        raise BrokenElement(
+            f"{text}: this is taken to be no row's fault ([element] outer_exceptions), and the "
+            "rows stay pending"
+        ) from error
+
+
+def _printable(error: BaseException) -> BaseException | None:
+    """An exception as the log can show it: one without a text would end the logging itself."""
+    try:
+        str(error)
+    except Exception:
+        return None
+    return error

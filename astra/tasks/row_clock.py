@@ -1,0 +1,95 @@
+"""The time that a task works on each row, and before its first one."""
+
+from collections.abc import Collection
+from time import perf_counter
+from typing import Protocol
+
+from astra.models.keys import RowKey
+from astra.models.pipeline import OutputModel
+from astra.results.rows import Handed
+from astra.results.timing import RowTimes
+
+
+class Board(Protocol):
+    """Learns which rows the task has in hand, and since when it works (see supervisor.py)."""
+
+    def hand(self, key: RowKey | None) -> None:
+        """The task was given a row."""
+
+    def end(self, key: RowKey | None) -> None:
+        """The row has ended."""
+
+    def clear(self) -> None:
+        """The task has no row in hand."""
+
+    def works(self, since: float) -> None:
+        """The task has been computing since then; 0 while it is not."""
+
+
+class RowClock:
+    """Runs while the task computes, and credits its time to rows.
+
+    Parameters
+    ----------
+    n_rows : how many rows there are, where that is known.
+    board : learns since when the task computes.
+    """
+
+    def __init__(self, n_rows: int | None, board: Board | None) -> None:
+        self.n_rows, self.board = n_rows, board
+        self.row_times = RowTimes()  # of the rows of a page that have ended
+        self.t_task_s = 0.0  # all that the task took
+        self.t_before_s = 0.0  # what it took before its first row
+        self.overhead_s = 0.0  # the share of the next result in that
+        self.since = 0.0  # when the task began to compute; 0 while it does not
+
+    def start(self) -> None:
+        self.since = since = perf_counter()
+        if self.board is not None:
+            self.board.works(since)
+
+    def stop(self) -> float:
+        """Stop; return the seconds since the start, 0 if it stands already."""
+        if not self.since:
+            return 0.0
+        spent_s = perf_counter() - self.since
+        self.since = 0.0
+        self.t_task_s += spent_s
+        if self.board is not None:
+            self.board.works(0.0)
+        return spent_s
+
+    def is_running(self) -> bool:
+        """Whether the task computes."""
+        return self.since != 0.0
+
+    def credit_overhead(self, spent_s: float) -> None:
+        """Credit time before the first row, of which each result bears a share.
+
+        Where the number of rows is not known, the first result bears all of it.
+        """
+        self.t_before_s += spent_s
+        if self.n_rows:
+            self.overhead_s = self.t_before_s / self.n_rows
+        else:
+            self.overhead_s += spent_s
+
+    def set_times(self, result: OutputModel, elapsed_s: float) -> None:
+        """Set the times of a result. Assignments would take four times as long."""
+        data, dirty = result.__data__, result._dirty
+        data["t_elapsed"], data["t_overhead"] = elapsed_s, self.overhead_s
+        dirty.add("t_elapsed")
+        dirty.add("t_overhead")
+        if not self.n_rows:
+            self.overhead_s = 0.0
+
+
+def share_out(spent_s: float, others: Collection[Handed]) -> float:
+    """Credit time to a row and to `others` alike: the task collected them before it computed.
+
+    Return the share of the row itself.
+    """
+    share_s = spent_s / (1 + len(others))
+    for handed in others:
+        handed.t_spent_s += share_s
+    return share_s

@@ -1,0 +1,90 @@
+"""Checkpoints come as often as they are nearly free, and no later than promised."""
+
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from astra import task
+from astra.api import run_here
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt
+from astra.plan.plan import create_plan
+from astra.results import schedule as schedules
+from astra.results.schedule import Schedule
+from tests.sample_tasks import Measured, fill
+from tests.servers import wait_for
+
+
+def schedule(*took_s: float, longest_s: float = 300.0, by_cost: bool = True) -> Schedule:
+    made = Schedule(longest_s, by_cost)
+    for seconds in took_s:
+        made.note(seconds)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("took_s", "longest_s", "interval_s"),
+    [
+        ((), 300.0, 1.0),  # nothing is known of the database
+        ((0.001,), 300.0, 1.0),  # nearly free: once a second
+        ((0.05, 0.05, 0.05), 300.0, 5.0),  # one per cent of the time
+        ((9.0, 9.0, 0.02), 300.0, 300.0),  # busy: as rarely as is promised
+        ((0.02, 30.0, 0.02), 300.0, 2.0),  # one outage is not what checkpoints take
+        ((0.05, 0.05, 0.05), 2.0, 2.0),
+    ],
+)
+def test_a_checkpoint_costs_one_per_cent(took_s, longest_s, interval_s):
+    made = schedule(*took_s, longest_s=longest_s)
+    since = made.last  # a row is yielded as the last checkpoint ends
+    assert made.due(since) - since == pytest.approx(interval_s)
+
+
+def test_a_long_row_is_due_as_it_ends():
+    made = schedule(0.01)
+    assert made.due(made.last + 60.0) == made.last + 60.0
+
+
+def test_a_task_that_is_called_directly_writes_by_batches():
+    made = schedule(0.01, by_cost=False)
+    assert made.due(5.0) == 305.0
+
+
+@task
+def long_rows(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Each row takes longer than the least interval; the last waits until the others are stored."""
+    for place, spectrum in enumerate(spectra):
+        time.sleep(0.1)
+        if place == 3:
+            wait_for(lambda: Measured.select().count() == 3, "the results of the rows before", 20)
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def run_page(function) -> Attempt:
+    """Run a plan of four rows in this process; return its attempt."""
+    fill(4)
+    (planned,) = create_plan(function, BossVisitSpectrum)
+    run_here(planned.plan)
+    assert Measured.select().count() == 4
+    return Attempt.get()
+
+
+def test_long_rows_are_stored_as_they_end(url, monkeypatch):
+    """By far earlier than `write_frequency` demands."""
+    monkeypatch.setattr(schedules, "LEAST_INTERVAL_S", 0.05)
+    monkeypatch.setattr(schedules, "WORK_PER_COST", 0)
+    assert run_page(long_rows).n_checkpoints >= 2
+
+
+@task
+def short_rows(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        time.sleep(0.1)
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def test_where_checkpoints_are_expensive_they_are_rare(url, monkeypatch):
+    """One to learn what it costs, and the one at the end of the page."""
+    monkeypatch.setattr(schedules, "LEAST_INTERVAL_S", 0.05)
+    monkeypatch.setattr(schedules, "WORK_PER_COST", 1_000_000)
+    assert run_page(short_rows).n_checkpoints == 2
