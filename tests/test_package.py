@@ -34,8 +34,8 @@ def test_a_wheel_and_a_checkout_both_find_templates_and_profiles(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    find = "from astra.config.resources import *; import astra.pipelines.slam.model as m; " + (
-        "assert (templates_dir() / 'base.sh.j2').is_file() and m.SHIPPED.is_file(); "
+    find = "from astra.config.resources import *; import astra.pipelines.slam.model_file as m; " + (
+        "assert (templates_dir() / 'base.sh.j2').is_file() and all(p.is_file() for p in m.SHIPPED.values()); "
         "assert (config_dir() / 'profiles.toml').is_file(); "
         "import astra.report.page as p; assert (p.FOLDER / 'report.html.j2').is_file(); print(templates_dir())"
     )

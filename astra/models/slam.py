@@ -1,14 +1,17 @@
-"""Results of ``slam.slam``: labels of cool dwarfs from BOSS spectra."""
+"""Results of ``slam.slam``: labels of stars from BOSS spectra."""
 
-from peewee import BitField, FloatField, IntegerField
+from peewee import BitField, FloatField, IntegerField, TextField
 
 from astra.models.pipeline import PipelineOutputModel
+from astra.models.spectrum import ArrayField
 
 
 class Slam(PipelineOutputModel):
     """Labels of one spectrum by the Stellar LAbel Machine (Zhang et al. 2020, ApJS 246, 9).
 
-    A label is NULL where the fit failed or had nothing to fit; ``result_flags`` says why.
+    A label is NULL where the fit failed or had nothing to fit; ``result_flags`` says why. It is
+    NULL too where the model has no such label; labels that have no column of their own are in
+    ``other_labels``. Errors hold what cross-validation of the model added to those of the fit.
     A ``flag_...`` of a single bit is also a condition: ``Slam.select().where(Slam.flag_low_snr)``.
     """
 
@@ -33,11 +36,22 @@ class Slam(PipelineOutputModel):
     initial_fe_h = FloatField(null=True)
     initial_alpha_fe = FloatField(null=True)
 
+    other_labels = TextField(null=True, help_text="JSON: further labels, and their errors as e_...")
+    model_digest = TextField(null=True, help_text="first 16 digits of the model file's SHA-256")
+
+    v_fit = FloatField(null=True, help_text="radial velocity, fitted with the labels [km/s]")
+    e_v_fit = FloatField(null=True, help_text="uncertainty of v_fit [km/s]")
     chi2 = FloatField(null=True, help_text="at the labels, errors of the model included")
     reduced_chi2 = FloatField(null=True, help_text="chi2 per degree of freedom")
+    mismatch = FloatField(null=True, help_text="rms residual beyond the noise, per continuum")
+    n_clipped = IntegerField(null=True, help_text="pixels left out as cosmic rays and the like")
     n_pixels = IntegerField(null=True, help_text="pixels of the model that had data")
     n_iterations = IntegerField(null=True, help_text="steps of the fit that were tried")
     snr = FloatField(null=True, help_text="median signal-to-noise ratio of the spectrum's pixels")
+    model_flux = ArrayField(null=True, help_text="the model times the continuum; store_model=True")
+    model_continuum = ArrayField(
+        null=True, help_text="on the pixels of the spectrum, as model_flux"
+    )
 
     result_flags = BitField(default=0, help_text="bits of what is wrong or doubtful, 0 is good")
 
@@ -61,6 +75,16 @@ class Slam(PipelineOutputModel):
     flag_bad_chi2 = result_flags.flag(2**8)
     #: Median signal-to-noise ratio below 10.
     flag_low_snr = result_flags.flag(2**9)
+    #: Unlike all of the training set, in labels or in the spectrum: another kind of star, or none.
+    flag_outside_domain = result_flags.flag(2**10)
+    #: The residuals are larger than those of any training spectrum, whatever its ``scatter``.
+    flag_mismatch = result_flags.flag(2**11)
+    #: A visit without a velocity: it was searched for.
+    flag_no_velocity = result_flags.flag(2**12)
+    #: The fitted velocity is more than 300 km/s (600 where none was known) from the given one.
+    flag_bad_velocity = result_flags.flag(2**13)
+    #: A label in ``other_labels`` at an edge of the training grid.
+    flag_other_edge = result_flags.flag(2**14)
 
     @property
     def flag_edge(self) -> bool:
@@ -70,12 +94,21 @@ class Slam(PipelineOutputModel):
             or self.flag_logg_edge
             or self.flag_fe_h_edge
             or self.flag_alpha_fe_edge
+            or self.flag_other_edge
         )
 
     @property
     def flag_bad(self) -> bool:
         """The labels should not be used."""
-        return bool(self.flag_no_valid_pixels or self.flag_fit_failed or self.flag_bad_chi2)
+        return bool(
+            self.flag_no_valid_pixels
+            or self.flag_fit_failed
+            or self.flag_bad_chi2
+            or self.flag_outside_domain
+            or self.flag_mismatch
+            or self.flag_bad_velocity
+            or self.flag_edge
+        )
 
     @property
     def flag_warn(self) -> bool:

@@ -1,10 +1,11 @@
-"""The Stellar LAbel Machine: labels of cool dwarfs from BOSS spectra.
+"""The Stellar LAbel Machine: labels of stars from BOSS spectra.
 
 Zhang et al. 2020, ApJS 246, 9; for M dwarfs Li et al. 2021, ApJS 253, 45. ``slam`` is the task,
 ``train`` makes a model file from labelled spectra.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from astra import task
@@ -12,30 +13,40 @@ from astra.models.slam import Slam
 from astra.models.spectrum import BossCombinedSpectrum, BossVisitSpectrum
 
 if TYPE_CHECKING:
+    from astra.pipelines.slam.label import Pixels
+    from astra.pipelines.slam.model import Model
     from astra.pipelines.slam.training import train
 
 __all__ = ["slam", "train"]
 
-#: The labels that a model must have for the columns of ``Slam``.
-LABELS = ("teff", "logg", "fe_h", "alpha_fe")
+log = logging.getLogger(__name__)
+
+#: So many spectra are labelled at once.
+BATCH = 64
 
 
 @task
 def slam(
-    spectra: Iterable[BossVisitSpectrum | BossCombinedSpectrum], model: str | None = None
+    spectra: Iterable[BossVisitSpectrum | BossCombinedSpectrum],
+    model: str | None = None,
+    store_model: bool = False,
 ) -> Iterable[Slam]:
-    """Labels of BOSS spectra.
+    """Label BOSS spectra.
 
-    A visit is shifted to rest by its ``xcsao_v_rad``, where that is known; combined spectra are at
-    rest.
+    A visit is shifted to rest by its ``xcsao_v_rad``; where that is not known its velocity is
+    searched for, and flagged. Combined spectra are at rest. What is left of the velocity is fitted
+    together with the labels.
 
     Parameters
     ----------
     spectra
         Visits or combined spectra, on any pixels.
     model
-        A file that :func:`train` wrote. By default the small one that ships with astra; it knows
-        synthetic stars only.
+        A file that ``astra slam train`` wrote, or the name of a model that ships with astra:
+        ``slam_templates`` was trained on real stars, ``slam_synthetic`` on synthetic ones, and is
+        the default, for demonstrations.
+    store_model
+        Whether results hold the model's flux and the continuum, on the pixels of the spectrum.
 
     Yields
     ------
@@ -45,17 +56,51 @@ def slam(
     Raises
     ------
     UsageError
-        If `model` is missing or no model of these labels; before the first spectrum is asked for.
+        If `model` is missing or no model; before the first spectrum is asked for.
     """
-    from astra.pipelines.slam.label import label
-    from astra.pipelines.slam.model import SHIPPED, Model
+    from astra.pipelines.slam.model_file import DEFAULT, load
 
-    machine = Model.load(SHIPPED if model is None else model, label_names=LABELS)
+    machine = load(DEFAULT if model is None else model)
+    batch: list[tuple[Any, Pixels]] = []
+    warned = model is not None
     for spectrum in spectra:
-        is_visit = isinstance(spectrum, BossVisitSpectrum) and not spectrum.is_at_rest
-        v_rad = spectrum.xcsao_v_rad if is_visit else None
-        pixels = (spectrum.wavelength, spectrum.flux, spectrum.ivar, spectrum.pixel_flags)
-        yield Slam.from_spectrum(spectrum, **label(machine, *pixels, v_rad))
+        try:
+            pixels = _pixels(machine, spectrum)
+        except Exception:
+            # The error is this spectrum's alone: those before it are done.
+            yield from _label(machine, batch, store_model)
+            raise
+        if not warned and spectrum.path:
+            warned = True
+            log.warning(
+                "slam.slam: no model was chosen, and %s knows synthetic stars only; for real "
+                "spectra add --set model=slam_templates, or a file of `astra slam train`", DEFAULT
+            )  # fmt: skip
+        batch.append((spectrum, pixels))
+        if len(batch) == BATCH:
+            yield from _label(machine, batch, store_model)
+            batch = []
+    yield from _label(machine, batch, store_model)
+
+
+def _pixels(machine: "Model", spectrum: Any) -> "Pixels":
+    from astra.pipelines.slam.label import prepare
+
+    is_visit = isinstance(spectrum, BossVisitSpectrum) and not spectrum.is_at_rest
+    arrays = (spectrum.wavelength, spectrum.flux, spectrum.ivar, spectrum.pixel_flags)
+    v_rad = spectrum.xcsao_v_rad if is_visit else None
+    return prepare(machine, *arrays, v_rad, is_at_rest=not is_visit)
+
+
+def _label(
+    machine: "Model", batch: list[tuple[Any, "Pixels"]], store_model: bool
+) -> Iterator[Slam]:
+    from astra.pipelines.slam.label import label_many
+
+    if batch:
+        columns = label_many(machine, [pixels for _, pixels in batch], store_model)
+        for (spectrum, _), values in zip(batch, columns, strict=True):
+            yield Slam.from_spectrum(spectrum, **values)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ together with the labels: see fit.py.
 """
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
@@ -24,68 +24,88 @@ FAINT = 5.0
 
 
 def basis(wavelength: Array, degree: int) -> Array:
-    """Chebyshev polynomials in log wavelength, from -1 to 1 over the range; (P, degree + 1)."""
+    """Return Chebyshev polynomials in log wavelength, from -1 to 1 over it; (P, degree + 1)."""
     log = np.log(wavelength)
     x = 2 * (log - log[0]) / (log[-1] - log[0]) - 1
     return np.polynomial.chebyshev.chebvander(x, degree)
 
 
-def continuum(flux: Array, ivar: Array, basis: Array) -> Array:
-    """The pseudo-continuum of a spectrum, by Newton's method.
+def continua(flux: Array, ivar: Array, basis: Array) -> Array:
+    """Return the pseudo-continua of spectra, by Newton's method.
 
     Parameters
     ----------
     flux, ivar
-        Shape (P,); pixels of ivar 0 do not count.
+        Shape (M, P); pixels of ivar 0 do not count.
     basis
         Smooth curves, shape (P, K), of :func:`basis`.
 
     Returns
     -------
-    array, shape (P,)
-        Positive; NaN everywhere if fewer than K pixels count, or the flux has no positive mean.
+    array, shape (M, P)
+        Positive; NaN for a spectrum of which fewer than K pixels count, or without positive mean.
     """
-    nothing = np.full(flux.shape, np.nan)
-    good = ivar > 0
-    if good.sum() < basis.shape[1] or not flux[good].mean() > 0:
-        return nothing
-    curves, flux, ivar = basis[good], flux[good], ivar[good]
-    log_level = np.full(flux.shape, np.log(flux.mean()))
-    coefficients = np.zeros(basis.shape[1])
-    coefficients[0] = log_level[0]
+    good, n_curves = ivar > 0, basis.shape[1]
+    count = good.sum(1)
+    mean = np.where(good, flux, 0.0).sum(1) / np.maximum(count, 1)
+    level = np.full(flux.shape, np.nan)
+    (which,) = np.nonzero((count >= n_curves) & (mean > 0))
+    if not which.size:
+        return level
+    flux, ivar, good = flux[which], ivar[which], good[which]
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), -1)
+    coefficients = np.zeros((which.size, n_curves))
+    coefficients[:, 0] = np.log(mean[which])
+    active = np.arange(which.size)
     for _ in range(MAX_ITERATIONS):
-        level = np.exp(log_level)
-        ratio, snr2 = flux / level, ivar * level**2
-        weighted = curves * (snr2 / (snr2 + FAINT**2))[:, None]
+        log_level = coefficients[active] @ basis.T
+        log_level = _tamed(log_level, good[active])
+        inverse = np.exp(-log_level)
+        ratio, snr2 = flux[active] * inverse, ivar[active] / inverse**2
+        weight = snr2 / (snr2 + FAINT**2)
         # Below 0.1 a ratio is noise: the bound keeps the matrix positive, and changes no solution.
-        hessian = (weighted * np.maximum(ratio, 0.1)[:, None]).T @ curves
-        step = np.linalg.lstsq(hessian, weighted.T @ (ratio - 1), rcond=None)[0]
-        change = np.abs(curves @ step).max()
-        coefficients += step / max(change, 1.0)
-        log_level = curves @ coefficients
-        if change < 1e-9:
+        hessian = (weight * np.maximum(ratio, 0.1)) @ products
+        hessian = hessian.reshape(-1, n_curves, n_curves)
+        # The ridge holds curves that the pixels say nothing about.
+        trace = np.trace(hessian, axis1=1, axis2=2)[:, None, None]
+        hessian += 1e-10 * trace * np.eye(n_curves)
+        gradient = (weight * (ratio - 1)) @ basis
+        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        change = np.where(good[active], np.abs(step @ basis.T), 0.0).max(1)
+        coefficients[active] += step / np.maximum(change, 1.0)[:, None]
+        active = active[change >= 1e-7]
+        if not active.size:
             break
-    # A wide gap may let the polynomial run away in it, where it is not used.
-    return np.exp(np.clip(basis @ coefficients, log_level.min() - 1, log_level.max() + 1))
+    level[which] = np.exp(_tamed(coefficients @ basis.T, good))
+    return level
 
 
-def normalise(flux: Array, ivar: Array, basis: Array) -> tuple[Array, Array]:
-    """Flux divided by its pseudo-continuum, and the inverse variance of that.
+def normalise(flux: ArrayLike, ivar: ArrayLike, basis: Array) -> tuple[Array, Array]:
+    """Divide fluxes by their pseudo-continua, and scale their inverse variances likewise.
 
     Parameters
     ----------
     flux, ivar
-        Shape (P,). Pixels of NaN, or of an ivar that is not positive, carry no datum.
+        Shape (P,) or (M, P). Pixels of NaN, or of an ivar that is not positive, carry no datum.
     basis
         Smooth curves, shape (P, K), of :func:`basis`.
 
     Returns
     -------
     flux, ivar
-        Shape (P,); 1 and 0 for pixels without datum, and for all if there is no continuum.
+        Of the same shape; 1 and 0 for pixels without datum, and for all if there is no continuum.
     """
+    flux, ivar = np.asarray(flux, float), np.asarray(ivar, float)
     good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
-    level = continuum(np.where(good, flux, 0.0), np.where(good, ivar, 0.0), basis)
+    flux, ivar = np.where(good, flux, 0.0), np.where(good, ivar, 0.0)
+    level = continua(np.atleast_2d(flux), np.atleast_2d(ivar), basis).reshape(flux.shape)
     good &= np.isfinite(level)
-    level, flux, ivar = (np.where(good, a, 1.0) for a in (level, flux, ivar))
+    level = np.where(good, level, 1.0)
     return np.where(good, flux / level, 1.0), np.where(good, ivar * level**2, 0.0)
+
+
+def _tamed(log_level: Array, good: NDArray[np.bool_]) -> Array:
+    """Keep a polynomial from running away in a wide gap, where it is not used."""
+    low = np.where(good, log_level, np.inf).min(1, keepdims=True)
+    high = np.where(good, log_level, -np.inf).max(1, keepdims=True)
+    return np.clip(log_level, low - 1, high + 1)

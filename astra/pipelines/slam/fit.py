@@ -1,11 +1,4 @@
-"""Labels of normalised spectra: Levenberg-Marquardt on the model, many spectra at once.
-
-What is minimised is ``chi2(x) = sum_p w[p] * (flux[p] - c[p] * model[p](x))**2``
-(Zhang et al. 2020), with weights ``w = 1 / (1/ivar + scatter**2)``, the scatter being
-that of the model. ``c`` is a polynomial near 1: what is left of the continuum. At each ``x`` it is
-the one that fits best, so that only the labels are searched for (variable projection: Golub &
-Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as of Kaufman 1975, BIT 15, 49).
-"""
+"""Labels of normalised spectra: Levenberg-Marquardt, many spectra at once; see problem.py."""
 
 from dataclasses import dataclass
 
@@ -13,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astra.pipelines.slam.model import Model
+from astra.pipelines.slam.pixels import Binned
+from astra.pipelines.slam.problem import Problem
 
 Array = NDArray[np.float64]
 
@@ -33,26 +28,26 @@ EDGE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What was found for M spectra, L labels each."""
+    """What was found for M spectra, D parameters each: L labels, and the velocity if it is one."""
 
-    labels: Array  #: (M, L), NaN where the fit failed
-    covariance: Array  #: of the labels' errors, (M, L, L), NaN where the fit failed
-    initial: Array  #: where the fit started, (M, L), NaN where there was nothing to fit
+    labels: Array  #: (M, D), NaN where the fit failed
+    covariance: Array  #: of their errors, (M, D, D), NaN where the fit failed
+    initial: Array  #: where the fit started, (M, D), NaN where there was nothing to fit
     chi2: Array  #: (M,), NaN where the fit failed
     n_pixels: NDArray[np.int64]  #: pixels with data, (M,)
     n_freedom: NDArray[np.int64]  #: those less the parameters, of labels and continuum, (M,)
     n_iterations: NDArray[np.int64]  #: steps that were tried, (M,)
     converged: NDArray[np.bool_]  #: (M,)
-    at_edge: NDArray[np.bool_]  #: (M, L)
+    at_edge: NDArray[np.bool_]  #: (M, D)
 
     @property
     def errors(self) -> Array:
-        """Standard deviations of the labels, (M, L)."""
+        """Standard deviations of the labels, (M, D)."""
         return np.sqrt(np.diagonal(self.covariance, axis1=-2, axis2=-1))
 
     @property
     def correlation(self) -> Array:
-        """Correlations of the labels' errors, (M, L, L)."""
+        """Correlations of the labels' errors, (M, D, D)."""
         return self.covariance / (self.errors[:, :, None] * self.errors[:, None, :])
 
 
@@ -64,15 +59,15 @@ def fit(
     free_continuum: bool = True,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Fit:
-    """Labels of M spectra, with uncertainties from the Jacobian.
+    """Fit labels to M spectra on the model's pixels, with uncertainties from the Jacobian.
 
     Parameters
     ----------
     model
         Of L labels and P pixels.
     flux, ivar
-        Normalised spectra on the model's pixels, and inverse variances; shape (M, P) or (P,).
-        NaN pixels, and those of an ivar that is not positive, do not count.
+        Normalised spectra and inverse variances; shape (M, P) or (P,). NaN pixels, and those of
+        an ivar that is not positive, do not count.
     free_continuum
         Whether what is left of the continuum is fitted too: a polynomial of the model's degree.
     max_iterations
@@ -84,22 +79,31 @@ def fit(
         Labels lie inside the grid of the training set. The covariance is the inverse of
         ``J.T @ J`` of the weighted residuals, the continuum's share projected out of it.
     """
-    problem = _Problem.of(model, flux, ivar, free_continuum)
-    n_freedom = problem.n_pixels - problem.n_parameters
-    fits = np.flatnonzero(n_freedom > 0)
+    problem = Problem.of(model, on_pixels(flux, ivar), free_continuum)
+    return minimise(problem, problem.nearest_nodes()[0], max_iterations)
 
-    nearest = problem.nearest_nodes()
-    search = _search(problem, nearest, fits, max_iterations)
+
+def on_pixels(flux: ArrayLike, ivar: ArrayLike) -> Binned:
+    """Return spectra on the model's own pixels, those of NaN or of an ivar of 0 left out."""
+    flux, ivar = (np.atleast_2d(np.asarray(a, float)) for a in (flux, ivar))
+    good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
+    return Binned(np.where(good, flux, 0.0), np.where(good, ivar, 0.0))
+
+
+def minimise(problem: Problem, start: Array, max_iterations: int = MAX_ITERATIONS) -> Fit:
+    """Search from `start`, parameters from 0 to 1 over their ranges, of shape (M, D)."""
+    n_freedom = problem.n_pixels - problem.n_parameters
+    search = _search(problem, start, np.flatnonzero(n_freedom > 0), max_iterations)
     covariance, regular = _inverse(search.hessian)
     converged = search.converged & regular
     failed = ~converged
     unit = np.where(failed[:, None], np.nan, search.unit)
-    width = model.upper - model.lower
+    lower, width = problem.lower, problem.width
     covariance[failed] = np.nan
     return Fit(
-        labels=model.lower + width * unit,
+        labels=lower + width * unit,
         covariance=covariance * width[:, None] * width,
-        initial=np.where((problem.n_pixels > 0)[:, None], model.lower + width * nearest, np.nan),
+        initial=np.where((problem.n_pixels > 0)[:, None], lower + width * start, np.nan),
         chi2=np.where(failed, np.nan, search.chi2),
         n_pixels=problem.n_pixels,
         n_freedom=n_freedom,
@@ -107,59 +111,6 @@ def fit(
         converged=converged,
         at_edge=(unit < EDGE) | (unit > 1 - EDGE),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """Spectra and weights; labels are measured from 0 to 1 over the range of the grid."""
-
-    model: Model
-    flux: Array  # (M, P), 0 where there are no data
-    weight: Array  # square root of the inverse variance, of noise and model together, (M, P)
-    curves: Array  # of the continuum, (P, K)
-
-    @classmethod
-    def of(cls, model: Model, flux: ArrayLike, ivar: ArrayLike, free_continuum: bool) -> "_Problem":
-        flux, ivar = (np.atleast_2d(np.asarray(a, float)) for a in (flux, ivar))
-        good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
-        variance = 1 / np.where(good, ivar, 1.0) + model.scatter**2
-        curves = model.continuum_basis[:, : None if free_continuum else 0]
-        return cls(model, np.where(good, flux, 0.0), np.where(good, variance**-0.5, 0.0), curves)
-
-    @property
-    def n_pixels(self) -> NDArray[np.int64]:
-        return np.count_nonzero(self.weight, axis=1)
-
-    @property
-    def n_parameters(self) -> int:
-        return len(self.model.label_names) + self.curves.shape[1]
-
-    def nearest_nodes(self) -> Array:
-        """The node of least chi2, for each spectrum; (M, L)."""
-        model, square = self.model, self.weight**2
-        chi2 = square @ (model.node_flux**2).T - 2 * (square * self.flux) @ model.node_flux.T
-        labels = model.centre + model.scale * model.nodes[np.argmin(chi2, axis=1)]
-        return np.clip((labels - model.lower) / (model.upper - model.lower), 0.0, 1.0)
-
-    def linearise(self, unit: Array, which: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-        """chi2 (m,), half its Hessian (m, L, L) and minus half its gradient (m, L)."""
-        model, weight = self.model, self.weight[which]
-        width = model.upper - model.lower
-        flux, jacobian = model.flux_and_jacobian(model.lower + width * unit)
-        residual = self.flux[which] * weight
-        jacobian = jacobian * width[:, None] * weight[:, None]
-        if self.curves.shape[1]:
-            weighted = (flux * weight)[..., None] * self.curves
-            q, r = np.linalg.qr(weighted)
-            along = residual[:, None] @ q
-            level = np.linalg.solve(r, _transposed(along))[..., 0] @ self.curves.T
-            residual = residual - (along @ _transposed(q))[:, 0]
-            jacobian = jacobian * level[:, None]
-            jacobian = jacobian - (jacobian @ q) @ _transposed(q)
-        else:
-            residual = residual - flux * weight
-        chi2 = (residual**2).sum(-1)
-        return chi2, jacobian @ _transposed(jacobian), (jacobian @ residual[..., None])[..., 0]
 
 
 @dataclass(eq=False)
@@ -175,7 +126,7 @@ class _Search:
     converged: NDArray[np.bool_]
 
     @classmethod
-    def begin(cls, problem: _Problem, start: Array, which: NDArray[np.int64]) -> "_Search":
+    def begin(cls, problem: Problem, start: Array, which: NDArray[np.int64]) -> "_Search":
         m, n_labels = start.shape
         search = cls(
             unit=start.copy(),
@@ -198,7 +149,7 @@ class _Search:
 
 
 def _search(
-    problem: _Problem, start: Array, which: NDArray[np.int64], max_iterations: int
+    problem: Problem, start: Array, which: NDArray[np.int64], max_iterations: int
 ) -> _Search:
     """Levenberg-Marquardt with labels kept inside the grid (Marquardt 1963, SIAM J. 11, 431)."""
     search = _Search.begin(problem, start, which)
@@ -209,7 +160,7 @@ def _search(
     return search
 
 
-def _one_step(problem: _Problem, search: _Search, which: NDArray[np.int64]) -> NDArray[np.int64]:
+def _one_step(problem: Problem, search: _Search, which: NDArray[np.int64]) -> NDArray[np.int64]:
     """Try a step for those that have not converged: they are returned."""
     unit = search.unit[which]
     hessian, gradient = _held_at_edges(unit, search.hessian[which], search.gradient[which])
@@ -259,10 +210,6 @@ def _solved(hessian: Array, gradient: Array, damping: ArrayLike) -> Array:
     # 1e-12 holds labels that the spectrum says nothing about.
     unit = unit + (1e-12 + np.asarray(damping)[..., None, None]) * np.eye(scale.shape[1])
     return np.linalg.solve(unit, (gradient / scale)[..., None])[..., 0] / scale
-
-
-def _transposed(matrices: Array) -> Array:
-    return np.swapaxes(matrices, -1, -2)
 
 
 def _inverse(hessian: Array) -> tuple[Array, NDArray[np.bool_]]:

@@ -1,10 +1,11 @@
 """Least-squares support vector regression with a radial kernel, of all pixels at once.
 
-With kernel ``K``, ridge ``r`` and fluxes ``y`` of the training spectra, the coefficients ``a`` and
-the bias ``b`` solve ``(K + r) a + b = y`` and ``sum(a) = 0`` (Suykens & Vandewalle 1999, Neural
-Processing Letters 9, 293). Among vectors that sum to 0, the eigenvectors ``V`` and eigenvalues
-``e`` of the kernel give ``a = V (V.T y / (e + r))``: one factorisation for all pixels, each with a
-ridge of its own.
+With kernel ``K``, ridge ``r``, fluxes ``y`` of the training spectra and their relative variances
+``1 / w``, the coefficients ``a`` and the bias ``b`` solve ``(K + r / w) a + b = y`` and
+``sum(a) = 0`` (Suykens & Vandewalle 1999, Neural Processing Letters 9, 293; weights as in Suykens
+et al. 2002, Neurocomputing 48, 85). With ``u = sqrt(w)`` and among vectors that are orthogonal to
+``u``, the eigenvectors ``V`` and eigenvalues ``e`` of ``u K u`` give
+``a = u V (V.T u y / (e + r))``: one factorisation serves all pixels, each with a ridge of its own.
 """
 
 from dataclasses import dataclass
@@ -14,39 +15,75 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+#: The components of a model reproduce its flux to this root mean square error.
+COMPRESSION_ERROR = 3e-4
+
 
 def radial_kernel(x: Array, nodes: Array, gamma: float) -> Array:
-    """``exp(-gamma * |x - node|**2)``: shape (..., N) for x (..., L) and nodes (N, L)."""
+    """Return ``exp(-gamma * |x - node|**2)``: shape (..., N) for x (..., L) and nodes (N, L)."""
     square = (x**2).sum(-1)[..., None] + (nodes**2).sum(-1) - 2 * x @ nodes.T
     return np.exp(-gamma * np.maximum(square, 0.0))
 
 
-def coefficients_and_bias(
-    nodes: Array, flux: Array, gamma: float, ridge: Array
-) -> tuple[Array, Array]:
-    """The regression of fluxes without gaps.
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """The kernel of weighted training spectra, factorised."""
+
+    nodes: Array  #: scaled labels, (N, L)
+    gamma: float  #: of the kernel
+    root_weight: Array  #: square root of each spectrum's weight, (N,)
+    values: Array  #: eigenvalues, (N - 1,)
+    vectors: Array  #: eigenvectors, (N, N - 1)
+
+    @classmethod
+    def of(cls, nodes: Array, gamma: float, weight: Array | None = None) -> "Factors":
+        """Factorise the kernel on the vectors that are orthogonal to the root of `weight`."""
+        root = np.ones(len(nodes)) if weight is None else np.sqrt(weight)
+        mirror = root / np.sqrt((root**2).sum())
+        mirror[0] += 1
+        # A reflection that takes the first axis to `root`, and the others to the plane across it.
+        plane = (np.eye(len(nodes)) - 2 * np.outer(mirror, mirror) / (mirror @ mirror))[:, 1:]
+        kernel = root[:, None] * radial_kernel(nodes, nodes, gamma) * root
+        values, vectors = np.linalg.eigh(plane.T @ kernel @ plane)
+        return cls(nodes, gamma, root, np.maximum(values, 0.0), plane @ vectors)
+
+    def coefficients_and_bias(self, flux: Array, ridge: Array) -> tuple[Array, Array]:
+        """Return the regression of fluxes without gaps (N, P): shapes (N, P) and (P,)."""
+        rotated = self.vectors.T @ (flux * self.root_weight[:, None])
+        coefficients = self.vectors @ (rotated / (self.values[:, None] + ridge))
+        coefficients *= self.root_weight[:, None]
+        # sum(a) = 0, so that the weighted mean over the equations leaves the bias.
+        rest = flux - radial_kernel(self.nodes, self.nodes, self.gamma) @ coefficients
+        return coefficients, self.root_weight**2 @ rest / (self.root_weight**2).sum()
+
+
+def compress(
+    factors: Factors, flux: Array, ridge: Array, error: float = COMPRESSION_ERROR
+) -> tuple[Array, Array, Array]:
+    """Return the regression as few components: what it costs to evaluate follows their number.
 
     Parameters
     ----------
-    nodes
-        Scaled labels, shape (N, L).
-    flux
-        Shape (N, P).
-    gamma
+    factors
         Of the kernel.
+    flux
+        Without gaps, shape (N, P).
     ridge
         Of each pixel, shape (P,).
+    error
+        Root mean square of what the components may lack at the nodes.
 
     Returns
     -------
-    coefficients, bias
-        Shapes (N, P) and (P,).
+    node_weights, components, bias
+        Shapes (N, R), (R, P) and (P,): ``K @ node_weights @ components + bias`` is the flux.
     """
-    values, vectors = _factors(nodes, gamma)
-    coefficients = vectors @ ((vectors.T @ flux) / (values[:, None] + ridge))
-    # sum(a) = 0, so that the mean over the equations leaves the bias.
-    bias = (flux - radial_kernel(nodes, nodes, gamma) @ coefficients).mean(0)
-    return coefficients, bias
+    coefficients, bias = factors.coefficients_and_bias(flux, ridge)
+    at_nodes = radial_kernel(factors.nodes, factors.nodes, factors.gamma) @ coefficients
+    _, size, components = np.linalg.svd(at_nodes, full_matrices=False)
+    lost = np.sqrt(np.append(np.cumsum(size[::-1] ** 2)[::-1], 0.0) / flux.size)
+    components = components[: max(1, int(np.argmax(lost <= error)))]
+    return coefficients @ components.T, components, bias
 
 
 @dataclass(frozen=True)
@@ -54,49 +91,53 @@ class Training:
     """What the fluxes of the training set say of themselves."""
 
     flux: Array  #: the fluxes, gaps filled with what the regression itself says there, (N, P)
-    left_out_error: (
-        Array  #: of each spectrum, if it were not in the training set; 0 in gaps, (N, P)
-    )
+    left_out_error: Array  #: of each flux, if its spectrum were not in the training set, (N, P)
+    standardised: Array  #: the same in units of how well the others determine it, (N, P)
 
 
-def solve(
-    nodes: Array, flux: Array, good: NDArray[np.bool_], gamma: float, ridge: Array
-) -> Training:
+def solve(factors: Factors, flux: Array, good: NDArray[np.bool_], ridge: Array) -> Training:
     """Fill gaps, and leave each spectrum out in turn.
 
     A missing flux is one whose coefficient is zero: the value that makes it so follows from a block
     of the inverse ``V (1 / (e + r)) V.T``. The error of a spectrum left out is ``a[i] / inverse[i,
-    i]`` (Cawley & Talbot 2007, JMLR 8, 841).
+    i]`` (Cawley & Talbot 2007, JMLR 8, 841); that of a finite flux in a gap is its distance from
+    what fills the gap.
 
     Parameters
     ----------
-    nodes
-        Scaled labels, shape (N, L).
+    factors
+        Of the kernel.
     flux
         Shape (N, P); ignored where it is not good.
     good
         Which fluxes are data, shape (N, P).
-    gamma
-        Of the kernel.
     ridge
         Of each pixel, shape (P,).
     """
-    values, vectors = _factors(nodes, gamma)
-    shrink = 1 / (values[:, None] + ridge)
-    flux = np.where(good, flux, 0.0)
+    root, vectors = factors.root_weight[:, None], factors.vectors
+    shrink = 1 / (factors.values[:, None] + ridge)
+    filled = np.where(good, flux, 0.0)
     for pixel in np.flatnonzero(~good.all(0)):
-        gaps = vectors[~good[:, pixel]]
+        bad = ~good[:, pixel]
+        gaps = vectors[bad]
         block = (gaps * shrink[:, pixel]) @ gaps.T
-        unfilled = gaps @ (shrink[:, pixel] * (vectors.T @ flux[:, pixel]))
-        flux[~good[:, pixel], pixel] = -np.linalg.solve(block, unfilled)
-    left_out = vectors @ (shrink * (vectors.T @ flux)) / (vectors**2 @ shrink)
-    return Training(flux, np.where(good, left_out, 0.0))
+        unfilled = gaps @ (shrink[:, pixel] * (vectors.T @ (root[:, 0] * filled[:, pixel])))
+        filled[bad, pixel] = -np.linalg.solve(block, unfilled) / root[bad, 0]
+    scaled = vectors @ (shrink * (vectors.T @ (root * filled)))
+    inverse = vectors**2 @ shrink
+    in_gap = np.where(np.isfinite(flux), flux - filled, 0.0)
+    left_out = np.where(good, scaled / inverse / root, in_gap)
+    return Training(filled, left_out, scaled / np.sqrt(inverse))
 
 
 def choose(
-    nodes: Array, flux: Array, gammas: tuple[float, ...], ridges: tuple[float, ...]
+    nodes: Array,
+    flux: Array,
+    gammas: tuple[float, ...],
+    ridges: tuple[float, ...],
+    weight: Array | None = None,
 ) -> tuple[float, Array]:
-    """The kernel and the ridges under which spectra that are left out are most likely.
+    """Choose the kernel and the ridges under which spectra that are left out are most likely.
 
     Each pixel has the ridge of its least mean square left-out error, and all have the width for
     which the sum of the logarithms of these errors is least: a pixel's error is its own measure.
@@ -109,36 +150,27 @@ def choose(
         Without gaps, shape (N, P).
     gammas, ridges
         To choose from; at least one of each.
+    weight
+        Of each spectrum, shape (N,).
 
     Returns
     -------
     gamma, ridge
         A number, and an array of shape (P,).
     """
-    errors = {gamma: _left_out_errors(nodes, flux, gamma, ridges) for gamma in gammas}
+    errors = {g: _left_out_errors(Factors.of(nodes, g, weight), flux, ridges) for g in gammas}
     floor = np.finfo(float).tiny
     best = min(gammas, key=lambda gamma: np.log(errors[gamma].min(0) + floor).sum())
     return best, np.asarray(ridges)[errors[best].argmin(0)]
 
 
-def _left_out_errors(nodes: Array, flux: Array, gamma: float, ridges: tuple[float, ...]) -> Array:
-    """Mean square error of each pixel in spectra that are left out, for each ridge; (R, P)."""
-    values, vectors = _factors(nodes, gamma)
-    rotated, squares = vectors.T @ flux, vectors**2
+def _left_out_errors(factors: Factors, flux: Array, ridges: tuple[float, ...]) -> Array:
+    """Return the weighted mean square error of left-out spectra, for each ridge; (R, P)."""
+    rotated = factors.vectors.T @ (flux * factors.root_weight[:, None])
+    squares = factors.vectors**2
     errors = np.empty((len(ridges), flux.shape[1]))
     for i, ridge in enumerate(ridges):
-        shrink = 1 / (values + ridge)
-        left_out = (vectors * shrink) @ rotated / (squares @ shrink)[:, None]
+        shrink = 1 / (factors.values + ridge)
+        left_out = (factors.vectors * shrink) @ rotated / (squares @ shrink)[:, None]
         errors[i] = (left_out**2).mean(0)
     return errors
-
-
-def _factors(nodes: Array, gamma: float) -> tuple[Array, Array]:
-    """Eigenvalues (N - 1,) and eigenvectors (N, N - 1) of the kernel on vectors that sum to 0."""
-    n = len(nodes)
-    mirror = np.full(n, n**-0.5)
-    mirror[0] += 1
-    # A reflection that takes the first axis to the constant vector, and the others to its plane.
-    plane = (np.eye(n) - 2 * np.outer(mirror, mirror) / (mirror @ mirror))[:, 1:]
-    values, vectors = np.linalg.eigh(plane.T @ radial_kernel(nodes, nodes, gamma) @ plane)
-    return np.maximum(values, 0.0), plane @ vectors

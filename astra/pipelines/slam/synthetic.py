@@ -37,8 +37,9 @@ UPPER = np.array([4500.0, 5.5, 0.5, 0.4])
 #: Pixels of BOSS lie at multiples of 1e-4 in log10 of the vacuum wavelength [Angstrom].
 BOSS_STEP = 1e-4
 
-#: Pixels of the model: each is four of BOSS, 5000 to 9000 Angstrom; shape (638,).
-WAVELENGTH: Array = np.power(10.0, 3.69915 + 4 * BOSS_STEP * np.arange(638))
+#: Pixels of the model: each is two of BOSS, 5000 to 9000 Angstrom; shape (1276,). Wider ones would
+#: not resolve the lines, and what part of a line an observed pixel covers would not be known.
+WAVELENGTH: Array = np.power(10.0, 3.69905 + 2 * BOSS_STEP * np.arange(2 * 638))
 
 #: The same range in the pixels of BOSS; shape (2552,).
 BOSS_WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(4 * 638))
@@ -46,7 +47,7 @@ BOSS_WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(4 * 638))
 RESOLUTION = 2000.0
 
 #: Pixels are averaged over points that are so far apart in log10: a pixel of the model is exactly
-#: the mean of its four of BOSS.
+#: the mean of its two of BOSS.
 POINT_STEP = BOSS_STEP / 2
 
 
@@ -201,7 +202,7 @@ def grid(n: int) -> Array:
 
 
 def training_set(n: int) -> tuple[Array, Array, Array]:
-    """The labels of :func:`grid`, wavelengths (638,) and spectra without noise (n, 638)."""
+    """The labels of :func:`grid`, wavelengths (1276,) and spectra without noise (n, 1276)."""
     labels = grid(n)
     return labels, WAVELENGTH, normalised(labels) * continuum(labels[:, 0])
 
@@ -272,7 +273,7 @@ def spectrum(
         Source of randomness, of the slope and scale of the flux too.
     wavelength
         Vacuum wavelengths [Angstrom], ascending, shape (P,): :data:`WAVELENGTH` for the pixels of
-        the model, :data:`BOSS_WAVELENGTH` for four times as many.
+        the model, :data:`BOSS_WAVELENGTH` for twice as many.
     v_rad
         Radial velocity [km/s] by which the spectrum is shifted.
 
@@ -286,7 +287,7 @@ def spectrum(
     >>> rng = np.random.default_rng(1)
     >>> wavelength, flux, ivar = spectrum([3500, 4.8, 0.0, 0.0], snr=50, rng=rng)
     >>> flux.shape
-    (638,)
+    (1276,)
     """
     labels = np.asarray(labels, float)
     x = np.log(wavelength / 7000.0)

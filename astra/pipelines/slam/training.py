@@ -8,16 +8,26 @@ from numpy.typing import ArrayLike, NDArray
 from astra.errors import UsageError
 from astra.pipelines.slam.continuum import basis, normalise
 from astra.pipelines.slam.model import Model
-from astra.pipelines.slam.regression import choose, solve
+from astra.pipelines.slam.model_file import save
+from astra.pipelines.slam.outliers import Cleaned, clean
+from astra.pipelines.slam.regression import compress
+from astra.pipelines.slam.validation import validated
 
 Array = NDArray[np.float64]
 
 #: Widths of the kernel and ridges among which training chooses, for labels of unit variance.
 GAMMAS = tuple(2.0 ** np.arange(-9, 0))
-
 RIDGES = tuple(10.0 ** np.arange(-8, 1))
-
 CONTINUUM_DEGREE = 4
+
+#: Labels are fitted so far beyond the training set, as a share of their range.
+MARGIN = 0.05
+
+#: Ranges that fits do not use [vacuum Angstrom]: H alpha and H beta in the frame of the star, in
+#: emission in active stars whatever their labels; in the frame of the observer the night's line at
+#: 5577 and the B and A bands of oxygen.
+REST_MASKS = ((4853.0, 4873.0), (6555.0, 6575.0))
+OBSERVED_MASKS = ((5570.0, 5588.0), (6866.0, 6950.0), (7590.0, 7705.0))
 
 
 def train(
@@ -32,14 +42,22 @@ def train(
     is_normalised: bool = False,
     gammas: tuple[float, ...] = GAMMAS,
     ridges: tuple[float, ...] = RIDGES,
+    rest_masks: ArrayLike = REST_MASKS,
+    observed_masks: ArrayLike = OBSERVED_MASKS,
+    rejects: bool = True,
+    validates: bool = True,
+    outside: tuple[ArrayLike, ArrayLike] | None = None,
     description: str = "",
 ) -> Model:
-    """A model from labelled spectra, written to `path` if that is given.
+    """Train a model on labelled spectra, and write it to `path` if that is given.
 
     Each pixel's flux is a support vector regression of the labels with a radial kernel
     (Zhang et al. 2020, ApJS 246, 9), here in its least-squares form (Suykens & Vandewalle 1999,
     Neural Processing Letters 9, 293), whose solution is linear in the flux. The width of the
     kernel, one for all pixels, and the ridge of each are those of the least leave-one-out error.
+    Spectra count by their noise. Fluxes, and whole spectra, whose leave-one-out error is out of
+    all proportion are rejected. Then each spectrum is labelled by a model that has not seen it:
+    this gives the floors of the labels' errors and the limits beyond which a spectrum is flagged.
 
     Parameters
     ----------
@@ -54,13 +72,25 @@ def train(
     path
         File to write, ``.npz``.
     label_names
-        Names of the L labels. The task ``slam.slam`` wants these four.
+        Names of the L labels. Those that ``slam`` has columns for are stored there, the others
+        together in its column ``other_labels``.
     continuum_degree
         Of the polynomial that takes out the continuum.
     is_normalised
         Whether the spectra are divided by their continuum already, and are used as they are.
     gammas, ridges
         Among which to choose.
+    rest_masks, observed_masks
+        Ranges of wavelength [Angstrom] that fits do not use, shape (m, 2), in the frame of the
+        star and in that of the observer.
+    rejects
+        Whether spectra and pixels that the others contradict are left out.
+    validates
+        Whether the training spectra are labelled by models that have not seen them: this gives
+        the least errors of labels and the limits of the domain.
+    outside
+        Fluxes and inverse variances, (O, P), of spectra of other kinds, if there are any: the
+        model then knows where its kind ends.
     description
         A sentence in the file: what the model was trained on.
 
@@ -71,67 +101,72 @@ def train(
     Raises
     ------
     UsageError
-        If the shapes do not fit together, a label is not finite or does not vary, or a pixel has
+        If the shapes do not fit together, a label is not finite, none varies, or a pixel has
         fewer than two spectra with data.
     """
     labels, wavelength, flux = (np.asarray(a, float) for a in (labels, wavelength, flux))
     noise_free = ivar is None
     ivar = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
     _check(labels, wavelength, flux, ivar, label_names)
-
-    if not is_normalised:
-        curves = basis(wavelength, continuum_degree)
-        pairs = [normalise(f, w, curves) for f, w in zip(flux, ivar, strict=True)]
-        flux, ivar = (np.array(a) for a in zip(*pairs, strict=True))
-    good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
+    if is_normalised:
+        normal, precision = flux, ivar
+    else:
+        normal, precision = normalise(flux, ivar, basis(wavelength, continuum_degree))
+    good = np.isfinite(normal) & np.isfinite(precision) & (precision > 0)
     _check_pixels(good, wavelength)
+    noise = np.where(good & (not noise_free), 1 / np.where(good, precision, 1.0), 0.0)
 
-    centre, scale = labels.mean(0), labels.std(0)
+    centre, scale = labels.mean(0), np.where(np.ptp(labels, axis=0) > 0, labels.std(0), 1.0)
     nodes = (labels - centre) / scale
-    unit, middle, spread = _standardise(flux, good)
-    filled = unit if good.all() else solve(nodes, unit, good, *_first_guess(wavelength)).flux
-    gamma, ridge = choose(nodes, filled, gammas, ridges)
-    solved = solve(nodes, unit, good, gamma, ridge)
-
-    noise = np.where(good & (not noise_free), 1 / np.where(good, ivar, 1.0), 0.0)
-    excess = ((solved.left_out_error * spread) ** 2 - noise).sum(0) / good.sum(0)
+    cleaned = clean(nodes, normal, good, noise, gammas, ridges, rejects)
+    node_weights, components, bias = compress(cleaned.factors, cleaned.solved.flux, cleaned.ridge)
+    nodes = nodes[cleaned.kept]
+    lower, upper = _bounds(labels[cleaned.kept])
     model = Model(
         wavelength=wavelength,
         label_names=tuple(label_names),
         centre=centre,
         scale=scale,
         nodes=nodes,
-        training_flux=middle + solved.flux * spread,
-        scatter=np.sqrt(np.maximum(excess, 0.0)),
-        gamma=gamma,
-        ridge=ridge,
+        node_weights=node_weights,
+        components=components * cleaned.spread,
+        bias=cleaned.middle + bias * cleaned.spread,
+        scatter=_scatter(cleaned, noise),
+        gamma=cleaned.gamma,
+        lower=lower,
+        upper=upper,
         continuum_degree=continuum_degree,
+        label_floor=np.zeros(len(label_names)),
+        rest_masks=np.asarray(rest_masks, float).reshape(-1, 2),
+        observed_masks=np.asarray(observed_masks, float).reshape(-1, 2),
         description=description,
     )
-    if path is not None:
-        model.save(path)
-    return model
+    if validates:
+        observed = (wavelength, flux, np.where(cleaned.good, ivar, 0.0))
+        others = outside and (np.asarray(outside[0], float), np.asarray(outside[1], float))
+        model = validated(model, cleaned, labels, observed, others)
+    return model if path is None else save(model, path)
+
+
+def _bounds(labels: Array) -> tuple[Array, Array]:
+    """Return how far labels are fitted: a little beyond those of the training set."""
+    low, high = labels.min(0), labels.max(0)
+    margin = MARGIN * np.where(high > low, high - low, 1e-6)
+    return low - margin, high + margin
+
+
+def _scatter(cleaned: Cleaned, noise: Array) -> Array:
+    """Return the left-out error of each pixel beyond the noise, without the outliers; (P,)."""
+    good = cleaned.good[cleaned.kept]
+    error = np.where(good, cleaned.solved.left_out_error * cleaned.spread, 0.0)
+    excess = (error**2 - np.where(good, noise[cleaned.kept], 0.0)).sum(0) / good.sum(0)
+    return np.sqrt(np.maximum(excess, 0.0))
 
 
 def _next_to_no_noise(flux: Array) -> Array:
-    """Inverse variances for a signal-to-noise ratio of 10,000 at each spectrum's mean flux."""
+    """Return inverse variances for a signal-to-noise ratio of 10,000 at each mean flux."""
     level = np.abs(np.where(np.isfinite(flux), flux, 0.0)).mean(-1, keepdims=True)
     return np.broadcast_to((1e4 / np.where(level > 0, level, 1.0)) ** 2, flux.shape)
-
-
-def _standardise(flux: Array, good: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
-    """Fluxes of mean 0 and variance 1 in each pixel, 0 where missing; the mean; the deviation."""
-    count = good.sum(0)
-    middle = np.where(good, flux, 0.0).sum(0) / count
-    offset = np.where(good, flux - middle, 0.0)
-    spread = np.sqrt((offset**2).sum(0) / count)
-    spread = np.where(spread > 0, spread, 1.0)
-    return offset / spread, middle, spread
-
-
-def _first_guess(wavelength: Array) -> tuple[float, Array]:
-    """A width and ridges that are good enough to fill gaps before there are better ones."""
-    return 0.06, np.full(wavelength.shape, 1e-3)
 
 
 def _check(
@@ -151,7 +186,10 @@ def _check(
         if not np.isfinite(column).all():
             raise UsageError(f"label {name!r} of spectrum {np.argmin(np.isfinite(column))} is NaN")
         if n < 2 or np.ptp(column) == 0:
-            raise UsageError(f"label {name!r} is the same in all spectra: leave it out")
+            raise UsageError(
+                f"label {name!r} is {column[0] if n else 'missing'} in all {n} spectra: "
+                f"leave it out of the labels, or add spectra in which it differs"
+            )
 
 
 def _check_pixels(good: NDArray[np.bool_], wavelength: Array) -> None:

@@ -1,0 +1,229 @@
+"""The model on the pixels of observed spectra: each is the mean of the model over it.
+
+The model is given as means over its own pixels. Their running sum is known at the edges of the
+pixels; a cubic spline through it is the integral of the model up to anywhere, and the difference
+over an observed pixel, divided by its width, is the mean there. Observed pixels may be wider or
+narrower than the model's, shifted by the star's velocity, or missing.
+
+The observed pixels whose centres lie in one pixel of the model are averaged, weighted by their
+inverse variances, and so is the model over the same pixels: a masked pixel takes its own
+information away and biases nothing. Both are linear in the model: a few *taps* on the coefficients
+of its spline.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+SPEED_OF_LIGHT_KM_S = 299_792.458
+
+#: A pixel next to a gap is no wider than this many times the median (in log wavelength).
+WIDEST = 3.0
+
+#: The response of the spline to one edge falls below 1e-16 after so many edges.
+REACH = 28
+
+_POLE = np.sqrt(3) - 2
+
+
+def at_rest(wavelength: Array, v_rad: float) -> Array:
+    """Return wavelengths in the frame of a star that recedes with `v_rad` [km/s].
+
+    They are NaN for a star that is faster than light.
+    """
+    if abs(v_rad) >= SPEED_OF_LIGHT_KM_S:
+        return np.full_like(wavelength, np.nan)
+    return wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S)
+
+
+def good_pixels(
+    wavelength: Array, flux: Array, ivar: Array, pixel_flags: Integers | None = None
+) -> Flags:
+    """Return which pixels carry a datum: finite, of positive inverse variance, not flagged."""
+    good = np.isfinite(wavelength) & (wavelength > 0) & np.isfinite(flux)
+    good &= np.isfinite(ivar) & (ivar > 0)
+    return good if pixel_flags is None else good & (np.asarray(pixel_flags) == 0)
+
+
+def edges(log_wavelength: Array) -> tuple[Array, Array]:
+    """Return left and right edges of pixels, half way to the nearer neighbour."""
+    spacing = np.diff(log_wavelength)
+    width = np.minimum(np.append(spacing[0], spacing), np.append(spacing, spacing[-1]))
+    width = np.minimum(width, WIDEST * np.median(spacing)) if spacing.size else width
+    return log_wavelength - width / 2, log_wavelength + width / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The pixels of a model."""
+
+    wavelength: Array  #: vacuum Angstrom, ascending, (P,)
+
+    @cached_property
+    def position(self) -> Array:
+        """Edges of the pixels in log wavelength, (P + 1,)."""
+        log = np.log(self.wavelength)
+        inner = (log[1:] + log[:-1]) / 2
+        return np.concatenate([[2 * log[0] - inner[0]], inner, [2 * log[-1] - inner[-1]]])
+
+    def splines(self, spectra: Array) -> Array:
+        """Return the spline coefficients of the integrals of spectra (C, P): shape (C, S)."""
+        total = np.cumsum(spectra * np.diff(self.position), axis=1)
+        total = np.concatenate([np.zeros((len(spectra), 1)), total], axis=1)
+        ahead = np.arange(1, 2 * REACH + 1)
+        first, last = total[:, 1:2] - total[:, :1], total[:, -1:] - total[:, -2:-1]
+        extended = np.concatenate(
+            [total[:, :1] - first * ahead[::-1], total, total[:, -1:] + last * ahead], axis=1
+        )
+        # Coefficients of B-splines through given values: Unser et al. 1993, IEEE TSP 41, 821.
+        response = np.sqrt(3) * _POLE ** np.abs(np.arange(-REACH, REACH + 1))
+        return np.array([np.convolve(one, response, "valid") for one in extended])
+
+    def slopes(self, splines: Array) -> Array:
+        """Return the derivatives of the pixels' means by a shift in log wavelength: (C, P)."""
+        n = self.position.size
+        density = (
+            splines[:, REACH + 1 : REACH + 1 + n] - splines[:, REACH - 1 : REACH - 1 + n]
+        ) / 2
+        log_step = np.gradient(self.position)
+        return np.diff(density / log_step, axis=1) / np.diff(self.position)
+
+    def place(self, log_wavelength: Array) -> tuple[Integers, Array]:
+        """Return the pixel that wavelengths lie in, and how far from its left edge, 0 to 1."""
+        place = np.interp(
+            log_wavelength, self.position, np.arange(self.position.size), -1.0, self.position.size
+        )
+        whole = np.floor(place).astype(np.int64)
+        return whole, place - whole
+
+    def means(self, spline: Array, left: Array, right: Array) -> Array:
+        """Return means from `left` to `right`, in log wavelength, of shape (T,); NaN outside."""
+        total = np.zeros(left.size)
+        (first, t_first), (last, t_last) = self.place(left), self.place(right)
+        inside = (first >= 0) & (last < self.wavelength.size)
+        for place, t, sign in ((last, t_last, 1.0), (first, t_first, -1.0)):
+            start = np.where(inside, place, 0) + REACH - 1
+            for k, tap in enumerate(_taps(t)):
+                total += sign * tap * spline[start + k]
+        return np.where(inside, total / (right - left), np.nan)
+
+
+def _taps(t: Array) -> tuple[Array, Array, Array, Array]:
+    """Return the weights of four spline coefficients at a place `t` from 0 to 1 between knots."""
+    u, t2 = 1 - t, t * t
+    t3 = t2 * t
+    return u * u * u / 6, (4 - 6 * t2 + 3 * t3) / 6, (1 + 3 * t + 3 * t2 - 3 * t3) / 6, t3 / 6
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """The good pixels of M spectra, one after the other."""
+
+    n_spectra: int
+    spectrum: Integers  #: which spectrum a pixel belongs to, (T,)
+    left: Array  #: edges in log wavelength, (T,)
+    right: Array
+    flux: Array
+    ivar: Array
+
+    @classmethod
+    def of(cls, spectra: list[tuple[Array, Array, Array, Flags]]) -> "Observed":
+        """Take wavelengths in any order, fluxes, inverse variances, and which are good."""
+        parts = [_edges_and_data(*one) for one in spectra]
+        counts = [part[0].size for part in parts]
+        columns = [np.concatenate([np.zeros(0), *(part[k] for part in parts)]) for k in range(4)]
+        return cls(len(spectra), np.repeat(np.arange(len(spectra)), counts), *columns)
+
+    def subset(self, which: Integers) -> "Observed":
+        """Return some of the spectra, in the order of `which`, which ascends."""
+        number = np.full(self.n_spectra, -1)
+        number[which] = np.arange(which.size)
+        keep = number[self.spectrum] >= 0
+        if keep.all():
+            return self
+        columns = (a[keep] for a in (self.left, self.right, self.flux, self.ivar))
+        return Observed(which.size, number[self.spectrum[keep]], *columns)
+
+    def shifted(self, v_rad: Array) -> "Observed":
+        """Return the spectra in the frames of stars that recede with `v_rad` [km/s], (M,)."""
+        shift = -np.log1p(v_rad / SPEED_OF_LIGHT_KM_S)[self.spectrum]
+        return Observed(
+            self.n_spectra, self.spectrum, self.left + shift, self.right + shift, self.flux,
+            self.ivar,
+        )  # fmt: skip
+
+
+def _edges_and_data(
+    wavelength: Array, flux: Array, ivar: Array, good: Flags
+) -> tuple[Array, Array, Array, Array]:
+    finite = np.isfinite(wavelength) & (wavelength > 0)
+    if not finite.all() or not (np.diff(wavelength) > 0).all():
+        order = np.flatnonzero(finite)
+        order = order[np.argsort(wavelength[order], kind="stable")]
+        wavelength, flux, ivar = (a[order] for a in (wavelength, flux, ivar))
+        good = good[order]
+    if wavelength.size < 2:
+        return (np.zeros(0),) * 4
+    left, right = edges(np.log(wavelength))
+    good = good & (right > left)
+    return left[good], right[good], flux[good], ivar[good]
+
+
+@dataclass(frozen=True, eq=False)
+class Binned:
+    """M spectra, averaged over the pixels of a model, and how the model is averaged likewise."""
+
+    flux: Array  #: (M, P), 0 where there is no datum
+    ivar: Array  #: (M, P), 0 where there is no datum
+    offset: int = 0  #: the first tap of pixel p is on spline coefficient ``p + offset``
+    taps: Array | None = None  #: (W, M, P); None for spectra on the pixels of the model itself
+
+    @classmethod
+    def of(cls, grid: Grid, observed: Observed) -> "Binned":
+        """Average observed pixels by the pixel of the model that their centre lies in."""
+        n_pixels = grid.wavelength.size
+        pixel, _ = grid.place((observed.left + observed.right) / 2)
+        (first, t_first), (last, t_last) = grid.place(observed.left), grid.place(observed.right)
+        inside = (first >= 0) & (last < n_pixels)
+        pixel, first, last = pixel[inside], first[inside], last[inside]
+        t_first, t_last = t_first[inside], t_last[inside]
+        weight = observed.ivar[inside]
+        bin_ = observed.spectrum[inside] * n_pixels + pixel
+        n_bins = observed.n_spectra * n_pixels
+
+        ivar: Array = np.bincount(bin_, weight, n_bins).astype(float)
+        per_weight = 1 / np.where(ivar > 0, ivar, 1.0)
+        flux = np.bincount(bin_, weight * observed.flux[inside], n_bins) * per_weight
+        low = int((first - pixel).min(initial=0))
+        width = int((last - pixel).max(initial=0)) + 4 - low
+        taps = np.zeros(width * n_bins)
+        weight = weight / (observed.right - observed.left)[inside]
+        for place, t, sign in ((last, t_last, 1.0), (first, t_first, -1.0)):
+            row = (place - pixel - low) * n_bins + bin_
+            for k, tap in enumerate(_taps(t)):
+                taps += np.bincount(row + k * n_bins, sign * weight * tap, taps.size)
+        shape = (observed.n_spectra, n_pixels)
+        return cls(
+            flux.reshape(shape), ivar.reshape(shape), low + REACH - 1,
+            (taps.reshape(width, n_bins) * per_weight).reshape(width, *shape),
+        )  # fmt: skip
+
+    def average(self, splines: Array, which: Integers | slice = slice(None)) -> Array:
+        """Return the means of models given by splines, (m, S) or (m, L, S): (m, P) or (m, L, P)."""
+        if self.taps is None:
+            raise ValueError("spectra on the pixels of the model need no splines")
+        n_pixels = self.flux.shape[1]
+        taps = self.taps[:, which]
+        if splines.ndim == 3:
+            taps = taps[:, :, None]
+        mean = taps[0] * splines[..., self.offset : self.offset + n_pixels]
+        for k in range(1, len(taps)):
+            start = self.offset + k
+            mean += taps[k] * splines[..., start : start + n_pixels]
+        return mean

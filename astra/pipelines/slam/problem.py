@@ -1,0 +1,140 @@
+"""chi2 of many spectra, and its derivatives by labels and velocity.
+
+What is minimised is ``chi2(x) = sum_p w[p] * (flux[p] - c[p] * model[p](x))**2``
+(Zhang et al. 2020), with weights ``w = 1 / (1/ivar + scatter**2)``, the scatter being
+that of the model. ``c`` is a polynomial near 1: what is left of the continuum. At each ``x`` it is
+the one that fits best, so that only the parameters are searched for (variable projection: Golub &
+Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as of Kaufman 1975, BIT 15, 49).
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astra.pipelines.slam.model import Model
+from astra.pipelines.slam.pixels import Binned
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: The velocity is searched for this far to either side of the one that is assumed.
+VELOCITY_REACH_KM_S = 150.0
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Spectra and weights; parameters are measured from 0 to 1 over their ranges."""
+
+    model: Model
+    spectra: Binned
+    weight: Array  #: square root of the inverse variance, of noise and model together, (M, P)
+    curves: Array  #: of the continuum, (P, K)
+    has_velocity: bool  #: whether a velocity is the last parameter
+
+    @classmethod
+    def of(
+        cls, model: Model, spectra: Binned, free_continuum: bool = True, has_velocity: bool = False
+    ) -> "Problem":
+        """Weigh noise and scatter; pixels under a mask of the model do not count."""
+        good = (spectra.ivar > 0) & model.is_used
+        variance = 1 / np.where(good, spectra.ivar, 1.0) + model.scatter**2
+        weight = np.where(good, 1 / np.sqrt(variance), 0.0)
+        curves = model.continuum_basis[:, : None if free_continuum else 0]
+        return cls(model, spectra, weight, curves, has_velocity)
+
+    def without(self, clipped: NDArray[np.bool_]) -> "Problem":
+        """Return the problem with pixels (M, P) left out."""
+        return replace(self, weight=np.where(clipped, 0.0, self.weight))
+
+    @property
+    def n_pixels(self) -> Integers:
+        return np.count_nonzero(self.weight, axis=1)
+
+    @property
+    def n_parameters(self) -> int:
+        return len(self.model.label_names) + self.has_velocity + self.curves.shape[1]
+
+    @property
+    def lower(self) -> Array:
+        """Least of each parameter."""
+        return np.append(self.model.lower, [-VELOCITY_REACH_KM_S][: self.has_velocity])
+
+    @property
+    def width(self) -> Array:
+        """Range of each parameter."""
+        width = self.model.upper - self.model.lower
+        return np.append(width, [2 * VELOCITY_REACH_KM_S][: self.has_velocity])
+
+    def nearest_nodes(self) -> tuple[Array, Array]:
+        """Return the node of least chi2 as parameters (M, D), and that chi2 (M,).
+
+        The continuum is left as it is, and the model is not averaged as the spectra were.
+        """
+        model, square = self.model, self.weight**2
+        flux = self.spectra.flux
+        chi2 = square @ (model.node_flux**2).T - 2 * (square * flux) @ model.node_flux.T
+        chi2 += (square * flux**2).sum(1, keepdims=True)
+        labels = model.node_labels[np.argmin(chi2, axis=1)]
+        unit = np.clip((labels - model.lower) / (model.upper - model.lower), 0.0, 1.0)
+        middle = np.full((len(unit), int(self.has_velocity)), 0.5)
+        return np.append(unit, middle, axis=1), chi2.min(1)
+
+    def model_at(self, unit: Array, which: Integers) -> tuple[Array, Array]:
+        """Return the model's flux (m, P), averaged as the spectra, and its derivatives."""
+        model = self.model
+        n_labels = len(model.label_names)
+        labels = model.lower + (model.upper - model.lower) * unit[:, :n_labels]
+        scores, slopes = model.scores_and_slopes(labels)
+        slopes = slopes * self.width[:n_labels, None]
+        if self.spectra.taps is None:
+            flux = scores @ model.components + model.bias
+            jacobian = slopes @ model.components
+        else:
+            splines, bias = model.splines[:-1], model.splines[-1]
+            flux = self.spectra.average(scores @ splines + bias, which)
+            jacobian = self.spectra.average(slopes @ splines, which)
+        if self.has_velocity:
+            by_velocity = scores @ model.velocity_slopes[:-1] + model.velocity_slopes[-1]
+            by_velocity = by_velocity * (self.spectra.ivar[which] > 0) * self.width[-1]
+            step = unit[:, -1:] - 0.5
+            flux = flux + step * by_velocity
+            if step.any():
+                datum = (self.spectra.ivar[which] > 0) * (step * self.width[-1])
+                jacobian += (slopes @ model.velocity_slopes[:-1]) * datum[:, None]
+            jacobian = np.append(jacobian, by_velocity[:, None], axis=1)
+        return flux, jacobian
+
+    def continuum(self, flux: Array, which: Integers) -> tuple[Array, Array | None]:
+        """Return the continuum (m, P) that fits best, and the inverse Gram matrices (m, K, K)."""
+        n_curves = self.curves.shape[1]
+        if not n_curves:
+            return np.ones_like(flux), None
+        weight = self.weight[which]
+        products = (self.curves[:, :, None] * self.curves[:, None, :]).reshape(len(flux[0]), -1)
+        gram = ((flux * weight) ** 2 @ products).reshape(-1, n_curves, n_curves)
+        trace = np.trace(gram, axis1=1, axis2=2)[:, None, None]
+        inverse = np.linalg.inv(gram + (1e-13 * trace + 1e-300) * np.eye(n_curves))
+        along = (flux * self.spectra.flux[which] * weight**2) @ self.curves
+        level = (inverse @ along[..., None])[..., 0]
+        return level @ self.curves.T, inverse
+
+    def residuals(self, unit: Array, which: Integers) -> tuple[Array, Array, Array]:
+        """Return flux less model (m, P), the model, and the continuum, of shape (m, P) each."""
+        flux, _ = self.model_at(unit, which)
+        level, _ = self.continuum(flux, which)
+        return self.spectra.flux[which] - level * flux, flux, level
+
+    def linearise(self, unit: Array, which: Integers) -> tuple[Array, Array, Array]:
+        """Return chi2 (m,), half its Hessian (m, D, D) and minus half its gradient (m, D)."""
+        weight = self.weight[which]
+        flux, jacobian = self.model_at(unit, which)
+        level, inverse = self.continuum(flux, which)
+        residual = (self.spectra.flux[which] - level * flux) * weight
+        jacobian = jacobian * (level * weight)[:, None]
+        hessian = jacobian @ np.swapaxes(jacobian, -1, -2)
+        gradient = (jacobian @ residual[..., None])[..., 0]
+        if inverse is not None:
+            across = (jacobian * (flux * weight)[:, None]) @ self.curves
+            hessian = hessian - across @ inverse @ np.swapaxes(across, -1, -2)
+        return (residual**2).sum(-1), hessian, gradient

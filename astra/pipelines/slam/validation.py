@@ -1,0 +1,140 @@
+"""Cross-validation: each training spectrum is labelled by a model that has not seen it.
+
+From this follow the least errors of labels, and how unlike the training set a spectrum may be.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astra.pipelines.slam.domain import learn
+from astra.pipelines.slam.measure import measure
+from astra.pipelines.slam.model import Model, Validation
+from astra.pipelines.slam.outliers import Cleaned
+from astra.pipelines.slam.pixels import Observed
+from astra.pipelines.slam.regression import Factors, compress
+
+Array = NDArray[np.float64]
+
+#: Up to so many spectra each is left out by itself; of more, a tenth at a time.
+MOST_SINGLE = 80
+N_FOLDS = 10
+
+#: Of large sets, spectra within this share of a label's range from its edges say nothing of the
+#: errors inside.
+EDGE = 0.1
+
+
+def validated(
+    model: Model,
+    cleaned: Cleaned,
+    labels: Array,
+    spectra: tuple[Array, Array, Array],
+    outside: tuple[Array, Array] | None = None,
+) -> Model:
+    """Return the model with what the spectra that are left out say of it.
+
+    Parameters
+    ----------
+    model
+        As trained on all spectra that were kept.
+    cleaned
+        The training set without outliers.
+    labels
+        Of all spectra, (N, L).
+    spectra
+        Wavelengths (P,), fluxes and inverse variances (N, P).
+    outside
+        Fluxes and inverse variances of spectra of other kinds, (O, P).
+    """
+    kept = np.flatnonzero(cleaned.kept)
+    n = kept.size
+    folds = np.arange(n) % (n if n <= MOST_SINGLE else N_FOLDS)
+    fitted, errors = np.full(labels.shape, np.nan), np.full(labels.shape, np.nan)
+    mismatch = np.full(len(labels), np.nan)
+    at_edge = np.zeros(len(labels), bool)
+    coarse = np.zeros((len(labels), 0))
+    for fold in range(folds.max() + 1):
+        left_out = kept[folds == fold]
+        found = measure(_without(model, cleaned, folds == fold), _observed(left_out, *spectra))
+        if not coarse.size:
+            coarse = np.zeros((len(labels), found.coarse.shape[1]))
+        fitted[left_out] = found.fit.labels[:, :-1]
+        errors[left_out] = found.fit.errors[:, :-1]
+        at_edge[left_out] = found.fit.at_edge[:, :-1].any(1)
+        mismatch[left_out], coarse[left_out] = found.mismatch2, found.coarse
+    outside_coarse = np.zeros((0, coarse.shape[1]))
+    if outside is not None and len(outside[0]):
+        every = np.arange(len(outside[0]))
+        outside_coarse = measure(model, _observed(every, spectra[0], *outside)).coarse
+    domain, wrong, outside_flagged = learn(
+        coarse[kept],
+        outside_coarse,
+        mismatch[kept],
+        model.nodes,
+        (fitted[kept] - model.centre) / model.scale,
+    )
+    flagged = np.ones(len(labels), bool)
+    flagged[kept] = wrong | at_edge[kept]
+    beside = _at_edges(model.nodes) if n > MOST_SINGLE else np.zeros(n, bool)
+    counts = ~flagged
+    counts[kept[beside]] = False
+    error = np.where(counts[:, None], fitted - labels, np.nan)
+    floor = np.array([label_floor(e, s) for e, s in zip(error.T, errors.T, strict=True)])
+    validation = Validation(
+        labels=labels,
+        fitted=fitted,
+        errors=np.sqrt(errors**2 + floor**2),
+        mismatch=np.sqrt(np.maximum(mismatch, 0.0)),
+        flagged=flagged,
+        rejected=~cleaned.kept,
+        outside_flagged=outside_flagged,
+    )
+    return replace(model, label_floor=floor, validation=validation, domain=domain)
+
+
+def _at_edges(nodes: Array) -> NDArray[np.bool_]:
+    """Return which nodes are so near an edge that without them the grid ends before them."""
+    low, high = nodes.min(0), nodes.max(0)
+    margin = EDGE * (high - low)
+    return np.asarray(((nodes < low + margin) | (nodes > high - margin)).any(1))
+
+
+def label_floor(error: Array, stated: Array) -> float:
+    """Return the error that is to be added in quadrature for the stated ones to be true.
+
+    Parameters
+    ----------
+    error, stated
+        Of each spectrum, fitted less true, and by the fit alone; shape (N,).
+    """
+    finite = np.isfinite(error) & np.isfinite(stated)
+    error2, stated2 = error[finite] ** 2, stated[finite] ** 2
+    if not error2.size or (error2 / stated2).mean() <= 1:
+        return 0.0
+    low, high = 0.0, float(np.sqrt(error2.max()))
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_small = (error2 / (stated2 + middle**2)).mean() > 1
+        low, high = (middle, high) if too_small else (low, middle)
+    return high
+
+
+def _without(model: Model, cleaned: Cleaned, out: NDArray[np.bool_]) -> Model:
+    """Return the model of the same kernel and ridges, without some of the kept spectra."""
+    factors = Factors.of(model.nodes[~out], model.gamma, cleaned.weight[~out])
+    flux = cleaned.solved.flux[~out]
+    node_weights, components, bias = compress(factors, flux, cleaned.ridge)
+    return replace(
+        model,
+        nodes=model.nodes[~out],
+        node_weights=node_weights,
+        components=components * cleaned.spread,
+        bias=cleaned.middle + bias * cleaned.spread,
+    )
+
+
+def _observed(which: NDArray[np.int64], wavelength: Array, flux: Array, ivar: Array) -> Observed:
+    good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
+    return Observed.of([(wavelength, flux[i], ivar[i], good[i]) for i in which])
