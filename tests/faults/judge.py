@@ -30,7 +30,7 @@ def breaches(world: World, plan: int) -> list[str]:
 def blamed(world: World, plan: int) -> list[int]:
     """Rows that were given up, as they were in hand at max_deaths deaths, and are innocent."""
     rows = world.sql(
-        "SELECT key FROM failure WHERE plan_pk = %s "
+        "SELECT key_text::bigint FROM failure WHERE plan_pk = %s "
         "AND exception IN ('KilledProcess', 'RowTimeout')", plan,
     )  # fmt: skip
     return [key for (key,) in rows if world.scenario.fates.get(key) not in _POISON]
