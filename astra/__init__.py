@@ -12,14 +12,19 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from astra.plan.pending import generate_queries_for_task
+    from astra.results.rows import End
     from astra.tasks.decorator import task
 
     #: The log of the package: ``astra`` and its children, set up by the program that uses it.
     log: Logger
 
-__all__ = ["__version__", "generate_queries_for_task", "log", "task"]
+__all__ = ["End", "__version__", "generate_queries_for_task", "log", "task"]
 
-_HOME_OF = {"task": "astra.tasks.decorator", "generate_queries_for_task": "astra.plan.pending"}
+_HOME_OF = {
+    "End": "astra.results.rows",
+    "generate_queries_for_task": "astra.plan.pending",
+    "task": "astra.tasks.decorator",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -246,7 +246,10 @@ class Element:
         if not self.has_loaded:
             self.has_loaded = True
             collect_as_usual()
-        target = target_of(plan, model, output, claim.page.number)
+        declared = function.__astra__
+        target = target_of(
+            plan, model, output, claim.page.number, declared.many, bool(declared.group_by)
+        )
         reader = Reader(model, output, claim, stop, meter.first_row)
 
         writer = Writer(
@@ -342,7 +345,8 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
         unwritten = writer.unwritten()
-        path = spool.save(plan, claim, unwritten)
+        target = writer.target
+        path = spool.save(plan, claim, unwritten, target.many, target.groups)
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip

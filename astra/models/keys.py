@@ -85,8 +85,8 @@ class _Joined(peewee.Join):
 class Link:
     """How the results of an output model point to the rows of an input model.
 
-    ``row`` and ``result`` name the fields that are equal; ``null`` those of a result that are
-    NULL in it.
+    ``row`` and ``result`` name the fields that are equal. Where a row may have results that are
+    known by another key, those that are not are unique by this one: their ``null`` are NULL.
     """
 
     row: tuple[str, ...]
@@ -107,10 +107,7 @@ class Link:
     def points(self, result: Any, model: Any) -> Any:
         """A clause: a result is of a row of an input model."""
         own = Key(tuple(getattr(result, name) for name in self.result))
-        clause = own.equals(Key(tuple(getattr(model, name) for name in self.row)))
-        for name in self.null:
-            clause &= getattr(result, name).is_null()
-        return clause
+        return own.equals(Key(tuple(getattr(model, name) for name in self.row)))
 
     def of_row(self, row: Any) -> Any:
         """What a row is known by: the values that its results bear."""

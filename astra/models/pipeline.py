@@ -137,6 +137,9 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     v_astra_major_minor = IntegerField(
         null=True, constraints=[SQL("GENERATED ALWAYS AS (v_astra / 1000) STORED")]
     )
+    result_number = IntegerField(
+        default=0, constraints=[SQL("DEFAULT 0")], help_text="of several of one row, from 0"
+    )
     created = TimeField(now=True, null=False)
     modified = TimeField(now=True, null=False)
     input_read = TimeField(now=True, null=False)
@@ -162,6 +165,15 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         return None
 
     @classmethod
+    def gathers(cls, model: Any) -> bool:
+        """Whether a row of an input model may have results that are known by another key."""
+        return False
+
+    def index_of(self, link: Link) -> Link:
+        """The link whose unique index this result falls under."""
+        return link
+
+    @classmethod
     def links(cls) -> Iterator[tuple[Link, str]]:
         """The ways in which results of this table point to rows, and a name for each."""
         for link in cls.declared_links.values():
@@ -173,7 +185,8 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         super().complete_table()
         for link, name in cls.links():
             names = [cls._meta.fields[name].column_name for name in link.result]
-            columns = ", ".join(map(dialect().quote, [*names, "v_astra_major_minor"]))
+            names += ["v_astra_major_minor", "result_number"]
+            columns = ", ".join(map(dialect().quote, names))
             index = dialect().quote(f"{cls._meta.table_name}_one_per_{name}"[:63])
             dialect().run(
                 f"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {dialect().table(cls)} "
@@ -247,8 +260,8 @@ def link_of(output: Any, model: Any) -> Link:
 class PipelineOutputModel(OutputModel):
     """The columns of every result of a spectrum or a source.
 
-    The database allows one row for each ``spectrum_pk`` (``source_pk`` for tasks on sources) and
-    major.minor version.
+    The database allows one row for each ``spectrum_pk`` (``source_pk`` for results of no spectrum),
+    major.minor version and number of the result within its input row.
     """
 
     source_pk = BigIntegerField(null=True, index=True)
@@ -260,6 +273,15 @@ class PipelineOutputModel(OutputModel):
         if issubclass(model, SpectrumMixin):
             return _OF_SPECTRA
         return _OF_SOURCES if issubclass(model, Source) else super().link_to(model)
+
+    @classmethod
+    def gathers(cls, model: Any) -> bool:
+        """A task on sources may yield a result for each spectrum of a source."""
+        return issubclass(model, Source)
+
+    def index_of(self, link: Link) -> Link:
+        """A result of a spectrum is known by that, also where it was computed from its source."""
+        return _OF_SPECTRA if link == _OF_SOURCES and self.spectrum_pk is not None else link
 
     @classmethod
     def links(cls) -> Iterator[tuple[Link, str]]:

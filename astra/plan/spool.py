@@ -57,8 +57,12 @@ class Recovered:
     set_aside: tuple[str, ...] = ()  # files that a later attempt overtook, or that are damaged
 
 
-def save(plan: Plan, claim: Claim, checkpoint: Checkpoint) -> Path | None:
+def save(
+    plan: Plan, claim: Claim, checkpoint: Checkpoint, many: bool = False, groups: bool = False
+) -> Path | None:
     """Write what was not stored to a file that nobody else can read; None if there is nothing.
+
+    `many` and `groups` say what the results of a row may be, as in a Target.
 
     Raises
     ------
@@ -75,6 +79,8 @@ def save(plan: Plan, claim: Claim, checkpoint: Checkpoint) -> Path | None:
         "page": claim.page.number,
         "attempt": claim.attempt.token,
         "rows": len(lines),
+        "many": many,
+        "groups": groups,
         "sha256": hashlib.sha256(body).hexdigest(),
     }
     place = spool_folder(plan.folder)
@@ -191,12 +197,14 @@ def load_file(path: Path, output: Any) -> tuple[dict[str, Any], Checkpoint]:
 
 def _checkpoint(rows: list[dict[str, Any]], output: Any) -> Checkpoint:
     found = Checkpoint()
+    by_key: dict[Any, Handed] = {}  # of one row there may be several results
     for row in rows:
         if "failure" in row:
             values = {**row["failure"], "modified": _value(row["failure"]["modified"])}
             found.failures.append(Refusal(**values))
             continue
         handed = Handed(row["key"], None, _value(row["modified"]), _value(row["read"]))
+        handed = by_key.setdefault(handed.key, handed)
         if "no_result" in row:
             found.no_results.append(handed)
             continue
@@ -250,7 +258,8 @@ def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: A
     link = link_of(output, model)
     for yielded in checkpoint.results if not link.is_whole else ():
         if yielded.handed is not None:
-            yielded.handed.bears = link.of_result(yielded.result)
+            if yielded.handed.bears is None:
+                yielded.handed.bears = link.of_result(yielded.result)
     query = Page.select().where((Page.plan == plan.pk) & (Page.number == header["page"]))
     if dialect().name == "postgresql":
         query = query.for_update()  # somebody else may be storing the same file
@@ -266,7 +275,8 @@ def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: A
                 )
             claim = claim_of(page, attempt)
             valid = _valid(model, claim, checkpoint)
-            write(valid, target_of(plan, model, output, page.number), claim)
+            kinds = header.get("many", False), header.get("groups", False)
+            write(valid, target_of(plan, model, output, page.number, *kinds), claim)
             Attempt.update(
                 state=AttemptState.INTERRUPTED.value,
                 message="what the database did not take at its end was spooled and stored later",

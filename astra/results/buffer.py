@@ -27,6 +27,13 @@ class Buffer:
             self.n_waiting += 1
             return self._start_clock()
 
+    def add_row(self, results: list[Yielded]) -> bool:
+        """Add all results of a row, which go into one checkpoint."""
+        with self.changed:
+            self.waiting.results += results
+            self.n_waiting += len(results)
+            return self._start_clock()
+
     def add_no_results(self, rows: Iterable[Handed]) -> bool:
         with self.changed:
             self.waiting.no_results += rows

@@ -10,12 +10,12 @@ from typing import Any
 import peewee
 
 from astra.database.connection import database, dialect, writing
-from astra.database.dialect import Batch
 from astra.models.keys import RowKey, as_key, key_of
 from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page
 from astra.results.claim import Claim, Progress, Seen, _hold
 from astra.results.columns import _Bad, _by_columns, _Group, _row_by_row
+from astra.results.many import batch_of, write_rows
 from astra.results.rows import (
     MESSAGE_LIMIT,
     Checkpoint,
@@ -97,11 +97,16 @@ def _write_results(
     results: list[Yielded], target: Target, claim: Claim | None
 ) -> tuple[list[Yielded], list[Refusal]]:
     refused: list[Refusal] = []
+    if target.gathers:
+        stored = write_rows(results, target, claim, refused)
+        if target.page is None:
+            _note_moments(stored)
+        return stored, refused
     groups = _by_columns(results, target, claim, refused)
     if groups is None:
         refused.clear()
         groups = _row_by_row(results, target, claim, refused)
-    stored: list[Yielded] = []
+    stored = []
     for group in groups:
         stored += _store(group, target, refused)
     if len(groups) > 1:
@@ -115,15 +120,7 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
     model, link = type(group.results[0].result), target.link_for(group.results[0].result)
     if link is None:  # of a model that does not say; none of its results is let through
         return []
-    key = tuple(field.column_name for field in link.key(model).fields)
-    batch = Batch(
-        dialect().table(model),
-        group.columns,
-        key,
-        (*key, "v_astra_major_minor"),
-        link.where,
-        model._meta.primary_key.column_name,
-    )
+    batch = batch_of(model, link, group.columns)
     try:
         with database.atomic():
             written = dialect().upsert(batch)
@@ -151,12 +148,15 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         result._dirty.clear()
         stored.append(yielded)
     if target.page is None:  # who runs a page does not look at its results
-        _note_moments(model, stored)
+        _note_moments(stored)
     return stored
 
 
-def _note_moments(model: Any, stored: list[Yielded]) -> None:
+def _note_moments(stored: list[Yielded]) -> None:
     """Set the moments of results that the caller is given as the database has them."""
+    if not stored:
+        return
+    model = type(stored[0].result)
     pks = [yielded.result.task_pk for yielded in stored]
     query = model.select(model.task_pk, model.created, model.modified)
     query = query.where(dialect().among(model.task_pk, pks))

@@ -40,6 +40,13 @@ class Handed:
         return self.key if self.bears is None else self.bears
 
 
+@dataclass(frozen=True)
+class End:
+    """What a task yields when it is done with an input row that it took together with others."""
+
+    row: Any
+
+
 @dataclass(eq=False, slots=True)
 class Yielded:
     """A result that the task yielded, and the row that it is for."""
@@ -96,10 +103,23 @@ class Target:
     output: Any = None  # the output model, where it is known
     plan_pk: int | None = None
     page: int | None = None
+    many: bool = False  # a row may have several results
+    groups: bool = False  # results may be of other rows of a row's group
 
     @cached_property
     def input_table(self) -> str:
         return table_name(self.model) if self.model is not None else ""
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether the results of a row wait for its end, and are stored together."""
+        known = self.output is not None and self.model is not None
+        return self.many or self.groups or (known and self.output.gathers(self.model))
+
+    def index_of(self, result: Any) -> Link | None:
+        """The link whose unique index a result falls under."""
+        link = self.link_for(result)
+        return None if link is None else result.index_of(link)
 
     @cached_property
     def link(self) -> Link | None:
@@ -159,6 +179,8 @@ def clean(text: str, limit: int) -> str:
     return text if len(text) <= limit else "… " + text[-limit:]
 
 
-def target_of(plan: Plan, model: Any, output: Any, page: int) -> Target:
+def target_of(
+    plan: Plan, model: Any, output: Any, page: int, many: bool = False, groups: bool = False
+) -> Target:
     """Whose results a plan's are."""
-    return Target(plan.task, model, output, plan.pk, page)
+    return Target(plan.task, model, output, plan.pk, page, many, groups)

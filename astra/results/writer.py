@@ -81,6 +81,11 @@ class Writer:
         if self.buffer.add(yielded):
             self.wake()
 
+    def add_row(self, results: list[Yielded]) -> None:
+        """All results of a row that has ended: they go into one checkpoint."""
+        if self.buffer.add_row(results):
+            self.wake()
+
     def add_no_results(self, rows: Iterable[Handed]) -> None:
         if self.buffer.add_no_results(rows):
             self.wake()

@@ -232,8 +232,6 @@ class Ledger:
         gone = self.key.fields[0].is_null()
         input_is = peewee.Case(None, ((gone, 2), (is_up_to_date(output, model), 0)), 1)
         key = self.link.key(output)
-        for name in self.link.null:
-            same_version &= getattr(output, name).is_null()
         return self._fetched(
             key.narrowed(output.select(), keys)
             .select(

@@ -21,6 +21,7 @@ class Declared:
     function: Callable[..., Any]
     keywords: dict[str, Any]
     group_by: tuple[str, ...] = ()
+    many: bool = False  # a row may have several results
     hints: dict[str, Any] | None = None
     own: frozenset[str] = field(default_factory=frozenset)  # keywords that it takes itself
 

@@ -45,7 +45,10 @@ def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
     write_to_database : False: results are yielded and not written.
     re_raise_exceptions : False: an exception is logged and recorded as a failure of its row,
         and the remaining rows are still processed.
-    group_by : names of input columns: one row per group, the most recently modified.
+    group_by : names of input columns: one row per group, the most recently modified; its results
+        may be of any row of the group.
+    many : True: a row may have several results. They are stored together when the row ends: when
+        the next row is asked for, or `End(row)` is yielded.
 
     Raises
     ------
@@ -76,9 +79,12 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
         )
     rows_parameter(function)
     group_by = _checked_groups(keywords.pop("group_by", ()))
+    many = keywords.pop("many", False)
+    if not isinstance(many, bool):
+        raise TaskError(f"many={many!r}: give True or False")
     for name in keywords:
         if name not in _KEYWORDS:
-            known = [*_KEYWORDS, "group_by"]
+            known = [*_KEYWORDS, "group_by", "many"]
             raise TaskError(f"@task has no keyword {name!r}. {nearest(name, known)}")
     check_keywords(keywords)
     parameters = inspect.signature(function).parameters
@@ -86,6 +92,7 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
         function,
         keywords,
         group_by,
+        many,
         hints_where_defined(function, namespace),
         frozenset(name for name in _KEYWORDS if name in parameters),
     )
@@ -188,4 +195,7 @@ def _target(call: Any, rows: Any) -> Target:
         model = type(first) if hasattr(first, "_meta") else next(iter(models), None)
     if not (isinstance(model, type) and issubclass(model, peewee.Model)):
         model = None
-    return Target(task_name(call), model, output)
+    declared: Declared = call.__astra__
+    return Target(
+        task_name(call), model, output, many=declared.many, groups=bool(declared.group_by)
+    )

@@ -6,7 +6,7 @@ from typing import Any
 import peewee
 
 from astra.models.keys import as_key, moment_in, table_name
-from astra.results.rows import Handed, Target
+from astra.results.rows import Handed, Target, Yielded
 from astra.tasks.row_clock import Board
 
 
@@ -27,6 +27,7 @@ class RowsInHand:
         # By key; a row without one, or one of two with the same, by itself.
         self.open: dict[Any, Handed] = {}
         self.last: Handed | None = None  # that was handed over
+        self.gathered: dict[Handed, list[Yielded]] = {}  # results that wait for their row's end
         #: The database's time at which rows that bear none of their own were read.
         self.read: Any = None
         self.row_type: Any = None  # of the row before
@@ -102,6 +103,27 @@ class RowsInHand:
         key = as_key(bears) if self.key_name is not None else None
         return Handed(key, None, None, self.read, bears=None if key else bears), False
 
+    def gather(self, result: Any) -> Yielded:
+        """Keep a result until its row ends: the row in hand that it bears, or else the last one.
+
+        A result of a row that has ended is not kept; it comes `again`.
+        """
+        handed = self.open.get(self.target.bears(result), self.last)
+        if handed is None or not self.holds(handed):
+            return Yielded(result, handed, again=True)
+        yielded = Yielded(result, handed)
+        self.gathered.setdefault(handed, []).append(yielded)
+        return yielded
+
+    def holds(self, handed: Handed) -> bool:
+        """Whether a row is in hand."""
+        return handed in self.open or self.open.get(handed.known) is handed
+
+    def find(self, row: Any) -> Handed | None:
+        """The row in hand that a task names."""
+        link = self.target.link
+        return None if link is None else self.open.get(link.of_row(row))
+
     def close(self, handed: Handed) -> bool:
         """Take a row out of hand; return whether it was in hand."""
         if self.open.pop(handed, None) is not None:
@@ -116,6 +138,7 @@ class RowsInHand:
         """Take all rows out of hand; return them."""
         rows = list(self.open.values())
         self.open.clear()
+        self.gathered.clear()
         if self.board is not None:
             self.board.clear()
         return rows

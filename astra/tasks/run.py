@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from astra.database.connection import in_transaction
 from astra.errors import BrokenElement
 from astra.models.pipeline import OutputModel
-from astra.results.rows import Handed, Yielded, refusal
+from astra.results.rows import End, Handed, Yielded, refusal
 from astra.results.stopping import ActiveRuns, Terminated
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
@@ -178,9 +178,13 @@ class Run:
                 return error
             if result is ...:
                 self._credit(clock.stop())
+            elif type(result) is End:
+                self._credit(clock.stop())
+                self._end_row(self.in_hand.find(result.row))
             else:
-                yielded = self._timed(result)
-                if writes:
+                gathers = writer.target.gathers  # known once the first row was handed over
+                yielded = self._gathered(result) if gathers else self._timed(result)
+                if writes and (not gathers or yielded.again):
                     writer.add(yielded)
                 if passes_on:
                     yield result
@@ -208,6 +212,7 @@ class Run:
         rows.asked = True
         clock.credit_overhead(clock.stop())
         while not is_over():
+            self._end_gathered()
             try:
                 row = next(rows.rows, _END)
                 if row is _END:
@@ -274,8 +279,42 @@ class Run:
                 self.after = yielded
         return yielded
 
+    def _gathered(self, result: Any) -> Yielded:
+        """Return a result that waits for the end of its row; set its times."""
+        spent_s = self.clock.stop()
+        self.asked = False
+        self.n_results += 1
+        yielded = self.in_hand.gather(result)
+        if yielded.handed is not None:
+            yielded.handed.t_spent_s += spent_s
+        if isinstance(result, OutputModel):
+            self.clock.set_times(result, spent_s)
+        return yielded
+
+    def _end_gathered(self) -> None:
+        """The task asks for another row, or is done: rows with results have ended."""
+        for handed in list(self.in_hand.gathered):
+            self._end_row(handed)
+
+    def _end_row(self, handed: Handed | None) -> None:
+        """End a row, with the results that were yielded for it up to now, or without any."""
+        if handed is None or not self.in_hand.close(handed):
+            return
+        results = self.in_hand.gathered.pop(handed, [])
+        self.clock.row_times.add(handed.t_spent_s)
+        self.tally.n_ended += 1
+        if self.board is not None:
+            self.board.end(handed.key)
+        if not self.settings.write_to_database:
+            return
+        if results:
+            self.writer.add_row(results)
+        else:
+            self.writer.add_no_results([handed])
+
     def _settle(self) -> None:
         """The task has ended in order: it yielded nothing for the rows that are still in hand."""
+        self._end_gathered()
         rows = self.in_hand.clear()
         if rows and self.settings.write_to_database:
             self.writer.add_no_results(rows)

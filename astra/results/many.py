@@ -1,0 +1,140 @@
+"""Rows with many results: all of a row's results are stored together, or none.
+
+A result that bears the key of its own row is numbered within the row; one of another row of the
+group, or of a spectrum of the source that the row is, is known by its own key.
+"""
+
+from collections import Counter
+from typing import Any
+
+from astra.database.connection import database, dialect
+from astra.database.dialect import Batch
+from astra.models.pipeline import version_number
+from astra.results.claim import Claim
+from astra.results.columns import (
+    _alike,
+    _Bad,
+    _check_model,
+    _complete,
+    _no_key,
+    _row_of,
+    as_columns,
+)
+from astra.results.rows import MESSAGE_LIMIT, Refusal, Target, Yielded, clean
+from astra.states import Outcome
+
+#: The results of one row.
+Row = list[Yielded]
+
+
+def write_rows(
+    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[Yielded]:
+    """Store the results of rows; those of a row that cannot all be stored are refused."""
+    rows: dict[int, Row] = {}
+    for yielded in results:
+        rows.setdefault(id(yielded.handed or yielded), []).append(yielded)
+    good = []
+    for row in rows.values():
+        try:
+            _check(row, target, claim)
+        except _Bad as bad:
+            refused.append(bad.refusal)
+        else:
+            good.append(row)
+    return _store(good, target, refused)
+
+
+def _check(row: Row, target: Target, claim: Claim | None) -> None:
+    """Complete the results of a row.
+
+    Raises
+    ------
+    _Bad
+        If one of them may not be stored.
+    """
+    handed, numbers = row[0].handed, Counter[Any]()
+    _complete(row, claim)
+    for yielded in row:
+        _check_model(yielded, target.output)
+        result = yielded.result
+        if handed is None or yielded.again:
+            raise _Bad(yielded, "RowEnded", "the row that the result is of has ended", True)
+        if claim is not None and claim.outcomes[claim.positions[handed.key]] == Outcome.RESULT:
+            raise _Bad(yielded, "DuplicateResult", f"a second result for {handed.key}", True)
+        link = target.index_of(result)
+        bears = None if link is None else link.of_result(result)
+        if bears is None:
+            raise _Bad(yielded, *_no_key(result, target))
+        if link != target.link:  # it is up to date while the row is that it was computed from
+            result.__data__["input_modified"] = handed.modified
+        result.__data__["result_number"] = numbers[link, bears]
+        numbers[link, bears] += 1
+        if numbers[link, bears] > 1 and not target.many:
+            what = f"a second result for {bears}; a task that means it says @task(many=True)"
+            raise _Bad(yielded, "DuplicateResult", what)
+        _row_of(yielded)
+
+
+def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yielded]:
+    """Write rows; on an error halve them, between rows, until the bad one is alone."""
+    if not rows:
+        return []
+    try:
+        with database.atomic():
+            # The first results decide who is later; the others are replaced by a new statement.
+            won = {id(y.handed) for y in _upserted([row[0] for row in rows], target)}
+            rest = [y for row in rows if id(row[0].handed) in won for y in row[1:]]
+            if target.many:
+                _drop_further([row for row in rows if id(row[0].handed) in won], target)
+            _upserted(rest, target)
+            return [y for row in rows if id(row[0].handed) in won for y in row]
+    except Exception as error:
+        if not dialect().is_rows_fault(error):
+            raise
+        if len(rows) == 1:
+            kind = type(error.__cause__ or error).__name__
+            message = clean(dialect().message(error), MESSAGE_LIMIT)
+            refused.append(_Bad(rows[0][0], kind, message).refusal)
+            return []
+        half = len(rows) // 2
+        return [*_store(rows[:half], target, refused), *_store(rows[half:], target, refused)]
+
+
+def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
+    """Write results, each by the index that it falls under; those that were written."""
+    stored: list[Yielded] = []
+    by_link: dict[Any, list[Yielded]] = {}
+    for yielded in results:
+        by_link.setdefault(target.index_of(yielded.result), []).append(yielded)
+    for link, members in by_link.items():
+        for alike in _alike(members):
+            columns = as_columns([yielded.result for yielded in alike])
+            if columns is None:
+                raise ValueError("a value that has no form in the database")
+            batch = batch_of(type(alike[0].result), link, columns)
+            for place, pk in dialect().upsert(batch).items():
+                alike[place].result.__data__["task_pk"] = pk
+                alike[place].result._dirty.clear()
+                stored.append(alike[place])
+    return stored
+
+
+def batch_of(model: Any, link: Any, columns: dict[str, Any]) -> Batch:
+    """Rows of results that set the same columns, and the unique index that they fall under."""
+    key = tuple(field.column_name for field in link.key(model).fields)
+    return Batch(
+        dialect().table(model), columns, (*key, "result_number"),
+        (*key, "v_astra_major_minor", "result_number"), link.where,
+        model._meta.primary_key.column_name,
+    )  # fmt: skip
+
+
+def _drop_further(rows: list[Row], target: Target) -> None:
+    """Delete the further results that rows had before."""
+    for row in rows:
+        model, link = type(row[0].result), target.index_of(row[0].result)
+        clause = (model.result_number > 0) & (model.v_astra_major_minor == version_number() // 1000)
+        for name in link.result if link is not None else ():
+            clause &= getattr(model, name) == row[0].result.__data__[name]
+        model.delete().where(clause).execute()

@@ -1,0 +1,145 @@
+"""Tasks of every kind do the same called directly, run here, and in a plan."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from astra import generate_queries_for_task
+from astra.api import run_here
+from astra.database.connection import connection
+from astra.errors import DatabaseError
+from astra.models import BossVisitSpectrum, Source
+from astra.models.plans import Failure, NoResult
+from astra.models.schema import init_database
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.plan.spool import recover
+from astra.status.status import status
+from astra.status.verify import verify
+from tests.conftest import ROOT
+from tests.many_tasks import TASKS, Peak, SpectrumOfSource, ends, peaks, raises, spectra_of
+from tests.sample_tasks import fill
+
+N, SOURCES = 30, 5
+
+
+@pytest.fixture
+def filled(url, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    init_database(("tests.many_tasks",))
+    fill(N, sources=SOURCES)
+    return url
+
+
+def table(output):
+    with connection():
+        found = output.select(
+            output.source_pk, output.spectrum_pk, output.result_number, output.height
+        )
+        return sorted(found.tuples(), key=repr)
+
+
+def directly(task):
+    for _, query in generate_queries_for_task(task):
+        list(task(query))
+
+
+def in_a_plan(task):
+    (planned,) = create_plan(task, limit=7)
+    run_here(planned.plan)
+    assert status(planned.plan).state == "whole" and verify(planned.plan).sound
+
+
+def by_the_command(task):
+    subprocess.run(
+        [sys.executable, "-m", "astra", "run", f"tests.many_tasks.{task.__name__}"],
+        cwd=ROOT, env=os.environ, capture_output=True, check=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_a_task_does_the_same_in_all_ways(filled, task):
+    output, found = TASKS[task], []
+    for way in (directly, in_a_plan, by_the_command):
+        way(task)
+        found.append(table(output))
+        (again,) = create_plan(task)
+        assert again.plan is None, way
+        with connection():
+            for model in (output, Failure, NoResult):
+                model.delete().execute()
+    assert found[0] and found[0] == found[1] == found[2]
+
+
+def test_a_result_for_each_spectrum_of_a_source(filled):
+    in_a_plan(spectra_of)
+    with connection():
+        n = BossVisitSpectrum.select().where(BossVisitSpectrum.source.is_null(False)).count()
+        assert SpectrumOfSource.select().count() == n > SOURCES
+        Source.update(ra=1.0).where(Source.pk == 2).execute()
+    (planned,) = create_plan(spectra_of)
+    assert planned.rows == 1
+    run_here(planned.plan)
+    with connection():
+        assert SpectrumOfSource.select().count() == n
+    (planned,) = create_plan(spectra_of)
+    assert planned.plan is None
+
+
+def test_they_are_replaced_together(filled):
+    in_a_plan(peaks)
+    with connection():
+        before = dict(
+            Peak.select(Peak.spectrum_pk, Peak.task_pk).where(Peak.result_number == 0).tuples()
+        )
+        assert Peak.select().where(Peak.spectrum_pk == 3).count() == 3
+        BossVisitSpectrum.update(snr=-1.0).where(BossVisitSpectrum.spectrum_pk == 3).execute()
+    (planned,) = create_plan(peaks, arguments={"n": 1})
+    run_here(planned.plan)
+    with connection():
+        (left,) = Peak.select().where(Peak.spectrum_pk == 3)
+        assert left.result_number == 0 and left.task_pk == before[3]
+
+
+@pytest.mark.parametrize("task", [peaks, raises], ids=lambda task: task.__name__)
+def test_all_of_a_row_or_none(filled, task):
+    bad = 7 if task is peaks else 2
+    (planned,) = create_plan(task, limit=7, arguments={"bad": bad})
+    run_here(planned.plan)
+    found = status(planned.plan)
+    assert found.rows["failed"] == 1 and verify(planned.plan).sound
+    with connection():
+        assert Peak.select().where(Peak.spectrum_pk == bad).count() == 0
+        assert Peak.select().where(Peak.spectrum_pk == 1).count() == (1 if task is peaks else 2)
+
+
+def test_rows_that_are_taken_together_end_one_by_one(filled):
+    in_a_plan(ends)
+    with connection():
+        assert Peak.select().count() == 2 * (N - N // 5)
+        assert NoResult.select().count() == N // 5
+
+
+@pytest.mark.parametrize("task", [peaks, spectra_of], ids=lambda task: task.__name__)
+def test_what_is_spooled_is_stored_as_it_would_have_been(filled, task, monkeypatch):
+    """The database takes no checkpoint: all of it goes to the spool, and from there into tables."""
+
+    def refuse(*_: object) -> None:
+        raise DatabaseError("the database is away")
+
+    in_a_plan(task)
+    wanted = table(TASKS[task])
+    with connection():
+        for model in (TASKS[task], NoResult):
+            model.delete().execute()
+    (planned,) = create_plan(task)
+    with monkeypatch.context() as patch:
+        patch.setattr("astra.results.writer.write", refuse)
+        run_here(planned.plan)
+    assert table(TASKS[task]) == []
+    recovered = recover(get_plan(planned.plan))
+    assert recovered.files == 1 and recovered.passed_over == 0
+    assert table(TASKS[task]) == wanted
+    assert status(planned.plan).state == "whole" and verify(planned.plan).sound
