@@ -47,6 +47,7 @@ from astra.processes import collect_as_usual, now_s, peak_mb
 from astra.results.background import Heartbeat
 from astra.results.claim import Claim, check_memory
 from astra.results.rows import clean, target_of, words_of
+from astra.results.schedule import Schedule
 from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
 from astra.states import AttemptState, Outcome
@@ -152,6 +153,7 @@ class Element:
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.in_hand = FIRST_IN_HAND  # rows that an attempt is taken to have in hand at first
         self.is_linked = self.has_loaded = False
+        self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
 
     def __enter__(self) -> "Element":
         return self
@@ -260,7 +262,9 @@ class Element:
             claim,
             Heartbeat(lambda: _heartbeat(claim, stop), element.lease_s / 4),
             element.grace_s,
+            self.schedule,
         )
+        self.schedule = writer.schedule
 
         def end() -> bool:
             self._abandon()

@@ -17,7 +17,7 @@ N_RECENT = 3
 
 
 class Schedule:
-    """Decides when rows that wait are written.
+    """Decides when rows that wait are written. An element keeps one from page to page.
 
     Parameters
     ----------
@@ -28,8 +28,13 @@ class Schedule:
     def __init__(self, longest_s: float, by_cost: bool) -> None:
         self.longest_s, self.by_cost = longest_s, by_cost
         self.recent_s: deque[float] = deque(maxlen=N_RECENT)
+        self.is_cold = True  # the first checkpoint of a process imports and prepares what it needs
         self.last = time.monotonic()  # when the last checkpoint ended, or the run began
         self.interval_s = LEAST_INTERVAL_S  # that the element works from one to the next
+
+    def begin(self) -> None:
+        """Note that a run begins now."""
+        self.last = time.monotonic()
 
     def due(self, since: float) -> float:
         """When rows that have waited since then are written, by the monotonic clock."""
@@ -39,7 +44,13 @@ class Schedule:
         return min(latest, max(since, self.last + self.interval_s))
 
     def note(self, took_s: float) -> None:
-        """Count a checkpoint that ended now; what it took includes waiting for the database."""
+        """Count a checkpoint that ended now; what it took includes waiting for the database.
+
+        The first one says nothing about the next, and counts for nothing.
+        """
+        self.last = time.monotonic()
+        if self.is_cold:
+            self.is_cold = False
+            return
         self.recent_s.append(took_s)
         self.interval_s = max(LEAST_INTERVAL_S, WORK_PER_COST * median(self.recent_s))
-        self.last = time.monotonic()

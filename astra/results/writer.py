@@ -48,6 +48,7 @@ class Writer:
     tally : of the element; it counts results that are refused.
     heartbeat : of the attempt, for the time in which nothing is written.
     grace_s : how long a database that is away is waited for, once the run is to end.
+    schedule : of the element, which knows what its checkpoints took up to now.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Writer:
         claim: Claim | None = None,
         heartbeat: Heartbeat | None = None,
         grace_s: float = 3.0,
+        schedule: Schedule | None = None,
     ) -> None:
         self.settings, self.target, self.claim = settings, target, claim
         self.stop, self.tally, self.grace_s = stop, tally, grace_s
         self.buffer = Buffer()
         self.stored = self.buffer.stored
-        self.schedule = Schedule(settings.write_frequency, by_cost=claim is not None)
+        self.schedule = schedule or Schedule(settings.write_frequency, by_cost=claim is not None)
+        self.schedule.begin()
         self.is_file = settings.write_to_database and dialect().name == "sqlite"
         self.is_behind = claim is not None and _may_write_behind()
         self.background = Background(self, heartbeat, self.is_file)

@@ -18,6 +18,7 @@ from tests.servers import wait_for
 
 def schedule(*took_s: float, longest_s: float = 300.0, by_cost: bool = True) -> Schedule:
     made = Schedule(longest_s, by_cost)
+    made.note(60.0)  # the first, which imports what it needs
     for seconds in took_s:
         made.note(seconds)
     return made
@@ -60,12 +61,12 @@ def long_rows(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         yield Measured.from_spectrum(spectrum, value=1.0)
 
 
-def run_page(function) -> Attempt:
-    """Run a plan of four rows in this process; return its attempt."""
-    fill(4)
+def run_page(function, n_rows: int) -> Attempt:
+    """Run a plan of one page in this process; return its attempt."""
+    fill(n_rows)
     (planned,) = create_plan(function, BossVisitSpectrum)
     run_here(planned.plan)
-    assert Measured.select().count() == 4
+    assert Measured.select().count() == n_rows
     return Attempt.get()
 
 
@@ -73,7 +74,7 @@ def test_long_rows_are_stored_as_they_end(url, monkeypatch):
     """By far earlier than `write_frequency` demands."""
     monkeypatch.setattr(schedules, "LEAST_INTERVAL_S", 0.05)
     monkeypatch.setattr(schedules, "WORK_PER_COST", 0)
-    assert run_page(long_rows).n_checkpoints >= 2
+    assert run_page(long_rows, 4).n_checkpoints >= 2
 
 
 @task
@@ -84,7 +85,7 @@ def short_rows(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 
 def test_where_checkpoints_are_expensive_they_are_rare(url, monkeypatch):
-    """One to learn what it costs, and the one at the end of the page."""
+    """The first, one to learn what they cost, and the one at the end of the page."""
     monkeypatch.setattr(schedules, "LEAST_INTERVAL_S", 0.05)
     monkeypatch.setattr(schedules, "WORK_PER_COST", 1_000_000)
-    assert run_page(short_rows).n_checkpoints == 2
+    assert 2 <= run_page(short_rows, 10).n_checkpoints <= 3
