@@ -3,6 +3,7 @@
 Slurm's own words are mapped in one function, :func:`slurm_state`; an unknown word raises.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 
 
@@ -48,14 +49,28 @@ ALIVE = frozenset({PageState.RUNNING, PageState.WAITING, PageState.UNKNOWN})
 class PlanState(StrEnum):
     """A plan as a whole, with the exit status of ``astra status``."""
 
-    WHOLE = "whole"  # every row has ended: 0
+    WHOLE = "whole"  # every row has a result, or rightly none: 0
+    FAILED_ROWS = "failed rows"  # every row has ended, some as failures: 8
     RUNNING = "running"  # something lives that will go on by itself: 3
     ATTENTION = "attention"  # somebody has to do something: 4
     CANCELLED = "cancelled"  # given up on purpose: 0
 
     @property
     def exit_status(self) -> int:
-        return {"whole": 0, "running": 3, "attention": 4, "cancelled": 0}[self.value]
+        statuses = {"whole": 0, "failed rows": 8, "running": 3, "attention": 4, "cancelled": 0}
+        return statuses[self.value]
+
+
+#: Plans together are in the first of these states that one of them is in.
+_WORST_FIRST = (
+    PlanState.ATTENTION, PlanState.RUNNING, PlanState.FAILED_ROWS, PlanState.CANCELLED,
+)  # fmt: skip
+
+
+def worst(states: Iterable[PlanState]) -> PlanState:
+    """The state of several plans together: that of the one that most needs somebody."""
+    found = set(states)
+    return next((state for state in _WORST_FIRST if state in found), PlanState.WHOLE)
 
 
 class SlurmState(StrEnum):

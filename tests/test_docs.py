@@ -83,7 +83,7 @@ def test_the_first_night_runs_from_top_to_bottom(tmp_path):
         for line in _typed(text) if kind == "console" else []:
             done = _run(line, tmp_path)
             assert done.returncode == 0, (line, done.stdout, done.stderr)
-    assert "whole: 999 done + 1 failed = 1,000 rows" in subprocess.run(
+    assert "failed rows: 999 done + 1 failed = 1,000 rows" in subprocess.run(
         [sys.executable, "-m", "astra", "status", "1"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip

@@ -30,7 +30,7 @@ from astra.errors import UsageError
 def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: bool) -> None:
     """Show how PLAN, or the last one, stands.
 
-    Exit status: 0 whole (or cancelled), 3 running, 4 needs attention.
+    Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 whole with failures.
     """
     from astra.api import last_plan
     from astra.cli import show

@@ -23,7 +23,8 @@ from astra.states import PageState
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 _COLOURS = {
-    "done": "green", "whole": "bold green", "running": "cyan", "waiting": "blue",
+    "done": "green", "whole": "bold green", "failed rows": "bold yellow",
+    "running": "cyan", "waiting": "blue",
     "failed": "red", "lost": "bold red", "incomplete": "bold red", "broken": "bold red",
     "attention": "bold red", "not whole": "bold red", "without a finalizer": "bold red",
     "interrupted": "yellow", "unsubmitted": "yellow", "unknown": "magenta",

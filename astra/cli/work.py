@@ -17,6 +17,7 @@ from astra.cli.options import (
     slurm_values,
 )
 from astra.errors import AstraError
+from astra.states import worst
 
 
 @main.command("estimate")
@@ -155,7 +156,7 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
         if submission.message:
             show.line(submission.message)
         show.status(found)
-    sys.exit(max((found.state.exit_status for found in statuses), default=0))
+    sys.exit(worst(found.state for found in statuses).exit_status)
 
 
 @main.command()
@@ -180,7 +181,7 @@ def run(task: str, as_json: bool, **options: Any) -> None:
                 show.status(statuses[-1])
     if as_json:
         show.as_json(one(statuses or plans))
-    sys.exit(max((s.state.exit_status for s in statuses), default=0))
+    sys.exit(worst(s.state for s in statuses).exit_status)
 
 
 @main.command("run-page", hidden=True)

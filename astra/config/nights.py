@@ -30,6 +30,12 @@ def _whole(least: int) -> Any:
     return check
 
 
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError("should be a share from 0 to 1, such as 0.01, without quotes")
+    return float(value)
+
+
 def _one_of(*words: str) -> Any:
     def check(value: Any) -> str:
         if value not in words:
@@ -141,6 +147,7 @@ class NightSettings:
     headroom: int = _key(20, _whole(0))  # connections left to others where that is not set
     start_until: str | None = _key(None, _clock)  # no element begins after this time of day
     drain_by: str | None = _key(None, _clock)  # those that run have ended by then
+    accept_failures: float = _key(0.0, _share)  # of its rows; with more it is not whole
     rounds: int = _key(10, _whole(0))  # in which pages are submitted again
     leftovers: str = _key("take", _one_of("take", "leave"))  # rows that earlier nights left
     running: str = _key("join", _one_of("join", "leave"))  # the night before, if it still runs

@@ -30,6 +30,7 @@ class Night(BaseModel):
     began = TimeField(now=True, null=False)
     ended = TimeField(null=True)  # without it, the night is open
     whole = BooleanField(default=False)
+    failed_rows = BooleanField(default=False)  # more rows failed than it accepts; all have ended
     round = IntegerField(default=0)  # in which pages were submitted again
     n_rows = BigIntegerField(default=0)  # the sums of its plans, from its last look
     n_done = BigIntegerField(default=0)
@@ -52,6 +53,13 @@ class Night(BaseModel):
 
     class Meta:
         indexes = ((("name", "began"), False),)
+
+    @property
+    def verdict(self) -> str:
+        """How it ended: whole, failed rows, or not whole."""
+        if self.whole:
+            return "whole"
+        return "failed rows" if self.failed_rows else "not whole"
 
     @property
     def folder(self) -> str:

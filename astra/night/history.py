@@ -45,7 +45,8 @@ class NightStatus:
     night: int
     name: str
     date: str  # on which it began
-    state: str  # whole, not whole, running; "without a finalizer": it needs astra nights --heal
+    #: whole, failed rows, not whole, running; "without a finalizer": it needs astra nights --heal
+    state: str
     began: datetime
     ended: datetime | None
     rows: int
@@ -66,8 +67,8 @@ class NightStatus:
 
     @property
     def exit_status(self) -> int:
-        """As that of ``astra status``: 0 whole, 3 running, 4 needs attention."""
-        return {"whole": 0, "running": 3}.get(self.state, 4)
+        """As that of ``astra status``: 0 whole, 3 running, 8 failed rows, 4 needs attention."""
+        return {"whole": 0, "running": 3, "failed rows": 8}.get(self.state, 4)
 
 
 def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
@@ -120,7 +121,7 @@ def _unknown(name: str) -> UsageError:
 
 def _states(found: list[Night]) -> dict[int, str]:
     """How nights stand; Slurm is asked once about the finalizers of all that are open."""
-    states = {n.pk: "whole" if n.whole else "not whole" for n in found if n.ended is not None}
+    states = {n.pk: n.verdict for n in found if n.ended is not None}
     looked_after = [n for n in found if n.ended is None]
     jobs = [job_of(n) for n in looked_after if n.finalizer_job]
     try:

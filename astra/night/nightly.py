@@ -60,7 +60,7 @@ class Nightly:
     """What a call came to."""
 
     name: str
-    state: str  # "nothing new", "begun", "joined", "running", "whole", "not whole"
+    state: str  # "nothing new", "begun", "joined", "running", "whole", "failed rows", "not whole"
     night: int | None = None
     plans: tuple[int, ...] = ()  # that this call made or took up
     rows: int = 0  # pending rows of those
@@ -141,7 +141,7 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
         if night is None:
             raise UsageError(f"there is no night {pk} of {settings.name}: astra nights")
         if night.ended is not None:
-            return _said(night, "whole" if night.whole else "not whole", Look(), night.message)
+            return _said(night, night.verdict, Look(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has another finalizer: this one does nothing")
         before = retries_of(plan_pks(night))
@@ -274,15 +274,32 @@ def _close(night: Night, settings: NightSettings, look: Look, rounds_left: bool)
     if not hours_of(night).open():
         why = f" as nothing begins after {settings.start_until or settings.drain_by}"
     missing = [*look.problems, *_missing(entries, settings, why)]
-    whole = not missing
-    message = "; ".join(missing) or None
+    failed = [] if missing else _failed(entries, settings)
+    whole = not missing and not failed
+    message = "; ".join(missing or failed) or None
+    ended = {"whole": whole, "failed_rows": bool(failed), "message": message}
     with connection():
-        Night.update(ended=SQL(dialect().now_sql), whole=whole, message=message).where(
+        Night.update(ended=SQL(dialect().now_sql), **ended).where(
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
     _report(night)
     _tell(night, settings)
-    return _said(night, "whole" if whole else "not whole", look, message)
+    state = "whole" if whole else "failed rows" if failed else "not whole"
+    return _said(night, state, look, message)
+
+
+def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:
+    """What to type about rows that failed, if they are more than the night accepts."""
+    n_rows, n_failed = (sum(getattr(e, name) for e in entries) for name in ("n_rows", "n_failed"))
+    if n_failed <= settings.accept_failures * n_rows:
+        return []
+    most = f"accept_failures = {settings.accept_failures:g}"
+    said = [f"{n_failed:,} of {n_rows:,} rows failed, more than the night accepts ({most})"]
+    for entry in entries:
+        if entry.n_failed:
+            what = f"astra failures {entry.plan_pk}, astra retry {entry.plan_pk}"
+            said.append(f"{entry.n_failed:,} of {entry.task}: {what}")
+    return said
 
 
 def _report(night: Night) -> None:

@@ -24,6 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 
 _WORDS = {
     "whole": "Whole",
+    "failed rows": "Whole, with failures",
     "running": "Running",
     "attention": "Not whole: needs attention",
     "cancelled": "Cancelled",

@@ -25,7 +25,7 @@ from astra.plan.lookup import find_modules
 from astra.plan.pages import key_reader
 from astra.report.attempts import Ending, Histogram, Node, Over, Runs, SlowPage, histogram
 from astra.report.usage import Efficiency, efficiency
-from astra.states import PageState, PlanState
+from astra.states import PageState, PlanState, worst
 from astra.status.pages import PageStatus
 from astra.status.status import PlanStatus, statuses
 
@@ -185,7 +185,7 @@ def report_of(
         for status in found:
             rows.update(status.rows)
             pages.update(status.pages)
-        state = _state(found)
+        state = worst(status.state for status in found)
         slow_pages = runs.slow_pages()
         row_times, slow_rows = _row_times(list(frozen.values()), runs)
         kinds = [kind for plan in plans for kind in _kinds(plan)]
@@ -239,21 +239,12 @@ def report_of(
     )
 
 
-def _state(found: Sequence[PlanStatus]) -> PlanState:
-    """Several plans are what the one is that most needs somebody."""
-    states = {status.state for status in found}
-    for state in (PlanState.ATTENTION, PlanState.RUNNING, PlanState.CANCELLED):
-        if state in states:
-            return state
-    return PlanState.WHOLE
-
-
 def _verdict(
     state: PlanState, rows: Mapping[str, int], pages: Mapping[str, int], n_attention: int
 ) -> str:
     n_rows = sum(rows.values())
     left = n_rows - sum(rows.get(name, 0) for name in ("done", "failed", "no result"))
-    if state is PlanState.WHOLE:
+    if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
         all_of = f"All {n_rows:,} rows have ended" if n_rows > 1 else "Its one row has ended"
         return all_of + (f", {rows['failed']:,} of them as failures." if rows["failed"] else ".")
     some = f"{left:,} of {n_rows:,} rows have not ended"

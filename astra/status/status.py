@@ -143,7 +143,7 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
     by_page = {at.value: n for at, (n, _) in pages.tally.items()}
     with connection():
         refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()
-    state = plan_state(pages.tally.keys(), bool(pages.held), pages.cancelled)
+    state = plan_state(pages.tally.keys(), bool(pages.held), pages.cancelled, rows["failed"] > 0)
     if sum(rows.values()) != plan.n_rows:
         notes = [*notes, f"the rows add up to {sum(rows.values())}, not {plan.n_rows}"]
         state = PlanState.ATTENTION
@@ -165,12 +165,15 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
 
 
 def plan_state(
-    states: Collection[PageState], any_held: bool = False, cancelled: bool = False
+    states: Collection[PageState],
+    any_held: bool = False,
+    cancelled: bool = False,
+    any_failed: bool = False,
 ) -> PlanState:
-    """A plan is whole when every row has ended; needs attention when a page is stuck."""
+    """A plan is whole when every row has a result, or rightly none; stuck pages need attention."""
     states = set(states)
     if states <= {PageState.DONE}:
-        return PlanState.WHOLE
+        return PlanState.FAILED_ROWS if any_failed else PlanState.WHOLE
     stuck = states - ALIVE - {PageState.DONE, PageState.CANCELLED}
     if stuck or PageState.UNKNOWN in states or any_held:
         return PlanState.ATTENTION
@@ -220,6 +223,8 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         advice.append(f"astra status {plan.pk}   again, when Slurm answers")
     if rows.get("failed"):
         advice.append(f"astra failures {plan.pk}   which rows, and why")
+    if states <= {PageState.DONE} and rows.get("failed"):
+        advice.append(f"astra retry {plan.pk}{suffix}   takes these rows again")
     return advice
 
 

@@ -9,10 +9,10 @@ from astra.cli.group import main
 from astra.cli.options import slurm_pairs
 from astra.errors import SlurmUnknown
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Plan
+from astra.models.plans import Attempt, Plan
 from astra.plan.plan import create_plan
 from astra.slurm import parse
-from astra.states import PageState, PlanState
+from astra.states import PageState, PlanState, worst
 from astra.status.pages import PageStatus, never_starts
 from astra.status.status import plan_state
 from astra.submit.local import _what_went_ill
@@ -113,3 +113,24 @@ def test_the_help_shows_every_command():
     shown = astra("--help").output
     for name, command in main.commands.items():
         assert (f"\n  {name} " in shown) is not command.hidden, name
+
+
+def test_a_plan_whose_rows_failed_is_not_called_whole(url):
+    """It is said by the state, the exit status and the next command; so is what is taken again."""
+    fill(10)
+    (planned,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 5})
+    done = CliRunner().invoke(main, ["resume", str(planned.plan), "--local"])
+    assert done.exit_code == 8 and "failed rows: 8 done + 2 failed = 10 rows" in done.output
+    assert "astra failures 1" in done.output and "astra retry 1 --local" in done.output
+    again = CliRunner().invoke(main, ["retry", "1", "--local"])
+    assert again.exit_code == 8 and Attempt.select().count() == 2
+    assert json.loads(CliRunner().invoke(main, ["status", "1", "--json"]).stdout)["state"] == (
+        "failed rows"
+    )
+
+
+def test_the_worst_state_of_several_plans_is_theirs():
+    assert worst([PlanState.WHOLE, PlanState.FAILED_ROWS]) is PlanState.FAILED_ROWS
+    assert worst([PlanState.FAILED_ROWS, PlanState.ATTENTION]) is PlanState.ATTENTION
+    assert worst([PlanState.RUNNING, PlanState.FAILED_ROWS]) is PlanState.RUNNING
+    assert worst([]) is PlanState.WHOLE

@@ -101,7 +101,7 @@ def test_each_does_its_part_of_a_night(of: Url) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     as_role(of, "reads")
     found = status(plan)
-    assert (found.state, found.rows["failed"], found.rows["no result"]) == ("whole", 5, 4)
+    assert (found.state, found.rows["failed"], found.rows["no result"]) == ("failed rows", 5, 4)
     assert len(failures(plan)) == 5
     assert [p["plan"] for p in all_plans()] == [plan]
     for words in (("status", plan), ("failures", plan), ("plans",), ("logs", plan)):

@@ -15,7 +15,7 @@ from astra.database.connection import connection
 from astra.errors import ConfigError
 from astra.models.nights import Night
 from astra.models.plans import Attempt, Plan
-from astra.night.history import night_of
+from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, OfSource, fill
@@ -232,3 +232,24 @@ def test_the_page_about_nights_runs_from_top_to_bottom(slurm, tmp_path, monkeypa
         if words[0] != "cron":  # test_cron.py has a crontab of its own
             astra(*(last().date if word == "2026-11-24" else word for word in words))
     assert Plan.select().count() == 2  # of today: kept
+
+
+@pytest.mark.parametrize("accepted, state", [(0.0, "failed rows"), (0.2, "whole")])
+def test_failures_beyond_what_a_night_accepts_keep_it_from_being_whole(
+    slurm, tmp_path, monkeypatch, accepted, state
+):
+    text = (
+        "[nights.survey]\nlimit = 30\naccept_failures = %g\ntasks = "
+        '[{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum", '
+        "set = { raise_every = 7 } }]\n"
+    )
+    write(tmp_path, text % accepted, monkeypatch)
+    fill(30)
+    astra("nightly", "survey")
+    night = closed(slurm)
+    assert (night.n_done, night.n_failed, night.verdict) == (26, 4, state)
+    (found,) = nights("survey")
+    assert found.exit_status == (8 if state == "failed rows" else 0)
+    if state == "failed rows":
+        assert "4 of 30 rows failed, more than the night accepts" in night.message
+        assert "astra failures 1, astra retry 1" in night.message
