@@ -82,10 +82,11 @@ def test_the_first_night_runs_from_top_to_bottom(tmp_path):
             (tmp_path / name).write_text(text)
         for line in _typed(text) if kind == "console" else []:
             done = _run(line, tmp_path)
-            assert done.returncode == 0, (line, done.stdout, done.stderr)
+            failed = "failed rows:" in done.stdout  # one of the page's rows fails, as it says
+            assert done.returncode == (8 if failed else 0), (line, done.stdout, done.stderr)
     assert "failed rows: 999 done + 1 failed = 1,000 rows" in subprocess.run(
         [sys.executable, "-m", "astra", "status", "1"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
 
 
