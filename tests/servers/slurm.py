@@ -91,6 +91,11 @@ StorageLoc=slurm_acct
 """
 
 
+#: Newer releases look for control groups even where no plugin uses them; a bare root mounts none.
+_CGROUP_CONF = "CgroupPlugin=disabled\n"
+_CGROUP_SINCE = (23, 2)
+
+
 class Slurm(Server):
     """A cluster with nodes n1, n2, ...; partitions ``debug`` and ``short`` (five minutes at most).
 
@@ -265,6 +270,13 @@ class Slurm(Server):
         self._end("slurmctld", signal.SIGTERM)
 
     @property
+    def version(self) -> tuple[int, int]:
+        """The release, ``(22, 5)``."""
+        name = command(self._programs["slurmctld"], "-V").split()[-1]  # "slurm-wlm 22.05.8"
+        major, minor = name.split(".")[:2]
+        return int(major), int(minor)
+
+    @property
     def controller_pid(self) -> int:
         return self._daemons["slurmctld"].pid
 
@@ -316,6 +328,8 @@ class Slurm(Server):
         spools = [f"spool/{node}" for node in self.nodes]
         for name in ("etc", "state", "log", "run", *spools):
             (self.folder / name).mkdir(parents=True)
+        if self.version >= _CGROUP_SINCE:
+            (self.folder / "etc" / "cgroup.conf").write_text(_CGROUP_CONF)
         key = self.folder / "etc" / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(1024))
