@@ -34,6 +34,8 @@ SLACK = 1.3
 #: Its residuals may be so many times those of the worst of so many training spectra of labels
 #: like its own, each left out.
 MISMATCH_SLACK = 3.2
+#: Residuals of one percent of the continuum are never flagged.
+LEAST_MISMATCH = 0.01
 N_NEAR = 8
 
 
@@ -166,4 +168,5 @@ def _worst_nearby(labels: Array, nodes: Array, mismatch: Array, leaves_out: bool
     if leaves_out:
         np.fill_diagonal(square, np.inf)
     nearest = np.argsort(square, axis=1)[:, :N_NEAR]
-    return np.asarray(np.nan_to_num(mismatch)[nearest].max(1))
+    worst = np.nan_to_num(mismatch)[nearest].max(1)
+    return np.asarray(np.maximum(worst, LEAST_MISMATCH / MISMATCH_SLACK))

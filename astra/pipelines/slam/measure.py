@@ -126,7 +126,7 @@ def _one_round(
         start, _ = clean.nearest_nodes()
     found = minimise(clean, start)
     unit = np.where(found.converged[:, None], (found.labels - problem.lower) / problem.width, start)
-    residual, _, left = problem.residuals(unit, np.arange(len(unit)))
+    residual, _, left = clean.residuals(unit, np.arange(len(unit)))
     mismatch2, e_mismatch2 = _mismatch(clean, residual)
     labels = (problem.lower + problem.width * unit)[:, :-1]
     coarse, coarse_noise2 = _coarse(clean, model.flux(labels), left)
