@@ -1,11 +1,14 @@
-"""slam.slam beside astroslam, its authors' own implementation, on the same synthetic stars.
+"""slam.slam beside astroslam, its authors' own implementation, and on spectra as telescopes give.
 
-    python benchmarks/slam.py
+    python -m benchmarks.slam             # beside astroslam, then the spectra
+    python -m benchmarks.slam --no-peer   # the spectra alone
 
 Both train on the same noisy normalised spectra, choose their hyperparameters by cross-validation,
-and label the same test spectra from the same pixels and inverse variances, on one core. Printed are
-the scatters of the labels about the truth, side by side, and the times. The exit status is 1 if
-any scatter of astra is more than 1.1 times that of astroslam, else 0.
+and label the same test spectra from the same pixels and inverse variances, on one core: once with a
+clean training set, once with some of its labels wrong, once with some of its pixels bad, once with
+spectra of very unequal noise. Printed are the scatters of the labels about the truth, side by side,
+and the times. What slam.slam does with spectra of missing pixels, cosmic rays and so on is in
+slam_spectra.py. The exit status is 1 if any goal is missed, else 0.
 
 astroslam needs Python 3.11 or older and a virtual environment of its own, which is made by this
 program below the system's folder for temporary files, and used again.
@@ -30,6 +33,7 @@ from astra.pipelines.slam.continuum import basis, normalise  # noqa: E402
 from astra.pipelines.slam.fit import fit  # noqa: E402
 from astra.pipelines.slam.synthetic import LABELS, WAVELENGTH, random_labels, spectrum  # noqa: E402
 from astra.pipelines.slam.training import CONTINUUM_DEGREE, train  # noqa: E402
+from benchmarks import slam_spectra  # noqa: E402
 
 PACKAGES = (
     "astroslam==1.2022.1228.1",
@@ -38,8 +42,15 @@ PACKAGES = (
     "scikit-learn==1.2.0",
     "astropy<6",
 )
-MOST_SCATTER = 1.1
+SEED = 2020
 TRAINING_SNR = 150.0
+#: Training sets, and how large the scatter may be at most, in units of astroslam's.
+TRAINING_SETS = {
+    "clean": 1.1,
+    "5 % wrong labels": 1.0,
+    "1 % bad pixels": 1.0,
+    "S/N 10 to 300": 1.0,
+}
 TEST_SNRS = (100.0, 30.0)
 #: Labels keep this share of their range from the edges of the grid.
 MARGIN = 0.1
@@ -96,6 +107,7 @@ def main() -> int:
     parser.add_argument("--training", type=int, default=300, help="spectra to train on")
     parser.add_argument("--stars", type=int, default=100, help="test spectra at each S/N")
     parser.add_argument("--every", type=int, default=4, help="use every n-th pixel of the model")
+    parser.add_argument("--no-peer", action="store_true", help="leave astroslam out")
     parser.add_argument(
         "--environment",
         type=Path,
@@ -103,36 +115,54 @@ def main() -> int:
         help="virtual environment of astroslam: made if missing",
     )
     options = parser.parse_args()
+    missed = 0 if options.no_peer else beside_astroslam(options)
+    return int(bool(missed + slam_spectra.run()))
 
-    data = make_data(options.training, options.stars, options.every)
+
+def beside_astroslam(options: argparse.Namespace) -> int:
+    """Train both on each training set; how many goals were missed."""
     python = make_environment(options.environment)
-    print(
-        f"{options.training} training spectra at S/N {TRAINING_SNR:g}, {options.stars} test "
-        f"spectra at each S/N, {data['wavelength'].size} pixels, one core\n"
-    )
-    ours, ours_s = run_astra(data)
-    theirs, theirs_s = run_astroslam(python, data)
-    return show(data["truth"], (ours, ours_s), (theirs, theirs_s))
+    missed = 0
+    for name, most in TRAINING_SETS.items():
+        data = make_data(name, options.training, options.stars, options.every)
+        print(
+            f"{name}: {options.training} training spectra, {options.stars} test spectra at each "
+            f"S/N, {data['wavelength'].size} pixels, one core, seed {SEED}\n"
+        )
+        missed += show(data["truth"], run_astra(data), run_astroslam(python, data), most)
+    return missed
 
 
-def make_data(n_training: int, n_stars: int, every: int) -> dict[str, np.ndarray]:
+def make_data(name: str, n_training: int, n_stars: int, every: int) -> dict[str, np.ndarray]:
     """Normalised spectra for both: ``labels`` to train on, ``truth`` of the test stars."""
-    rng = np.random.default_rng(2020)
+    rng = np.random.default_rng(SEED)
     curves = basis(WAVELENGTH, CONTINUUM_DEGREE)
 
-    def observe(labels: np.ndarray, snr: float) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [normalise(*spectrum(one, snr, rng)[1:], curves) for one in labels]
+    def observe(labels: np.ndarray, snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pairs = [
+            normalise(*spectrum(one, s, rng)[1:], curves)
+            for one, s in zip(labels, snr, strict=True)
+        ]
         flux, ivar = (np.array(part)[:, ::every] for part in zip(*pairs, strict=True))
         return flux, ivar
 
     labels = random_labels(rng, n_training)
-    flux, ivar = observe(labels, TRAINING_SNR)
+    snr = np.full(n_training, TRAINING_SNR)
+    if name == "S/N 10 to 300":
+        snr = 10 ** rng.uniform(1.0, 2.5, n_training)
+    flux, ivar = observe(labels, snr)
     truth = random_labels(rng, n_stars, MARGIN)
-    data = {"wavelength": WAVELENGTH[::every], "labels": labels, "truth": truth}
-    data |= {"flux": flux, "ivar": ivar}
-    for snr in TEST_SNRS:
-        data[f"flux_{snr:g}"], data[f"ivar_{snr:g}"] = observe(truth, snr)
-    return data
+    data = {"wavelength": WAVELENGTH[::every], "truth": truth}
+    for test_snr in TEST_SNRS:
+        pair = observe(truth, np.full(n_stars, test_snr))
+        data[f"flux_{test_snr:g}"], data[f"ivar_{test_snr:g}"] = pair
+    if name == "5 % wrong labels":
+        wrong = rng.permutation(n_training)[: n_training // 20]
+        labels[wrong] = random_labels(rng, wrong.size)
+    if name == "1 % bad pixels":
+        bad = rng.random(flux.shape) < 0.01
+        flux[bad] += rng.choice([-1.0, 1.0], bad.sum()) * rng.uniform(0.5, 2.0, bad.sum())
+    return data | {"labels": labels, "flux": flux, "ivar": ivar}
 
 
 def make_environment(folder: Path) -> Path:
@@ -157,12 +187,19 @@ def run_astra(data: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[
     answer, seconds = {}, {}
     start = time.perf_counter()
     model = train(
-        data["labels"], data["wavelength"], data["flux"], data["ivar"], is_normalised=True
+        data["labels"],
+        data["wavelength"],
+        data["flux"],
+        data["ivar"],
+        is_normalised=True,
+        rest_masks=(),  # astroslam uses all pixels
+        observed_masks=(),
     )
     seconds["train"] = time.perf_counter() - start
     for key in (f"{snr:g}" for snr in TEST_SNRS):
         start = time.perf_counter()
-        answer[key] = fit(model, data[f"flux_{key}"], data[f"ivar_{key}"]).labels
+        found = fit(model, data[f"flux_{key}"], data[f"ivar_{key}"])
+        answer[key] = found.labels[:, : len(LABELS)]
         seconds[key] = time.perf_counter() - start
     return answer, seconds
 
@@ -194,7 +231,7 @@ def run_astroslam(
             return dict(answer), json.loads((folder / "seconds.json").read_text())
 
 
-def show(truth: np.ndarray, ours: tuple[dict, dict], theirs: tuple[dict, dict]) -> int:
+def show(truth: np.ndarray, ours: tuple[dict, dict], theirs: tuple[dict, dict], most: float) -> int:
     """Print both sides and their ratios; 1 if a scatter of ours is too large, else 0."""
     line = "{:<28}{:>12}{:>12}{:>10}".format
     print(line("", "astra", "astroslam", "ratio"))
@@ -210,9 +247,9 @@ def show(truth: np.ndarray, ours: tuple[dict, dict], theirs: tuple[dict, dict]) 
         title = "training [s]" if key == "train" else f"labelling, S/N {key} [s]"
         yours = theirs[1][key]
         print(line(title, f"{mine:.2f}", f"{yours:.2f}", f"{mine / yours:.5f}"))
-    verdict = "at most" if worst <= MOST_SCATTER else "MORE THAN"
-    print(f"\nlargest ratio of scatters {worst:.3f}: {verdict} {MOST_SCATTER}")
-    return int(not worst <= MOST_SCATTER)
+    verdict = "at most" if worst <= most else "MORE THAN"
+    print(f"\nlargest ratio of scatters {worst:.3f}: {verdict} {most}\n", flush=True)
+    return int(not worst <= most)
 
 
 def scatter(error: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ _PARTS = {
     "work": "Plan and run",
     "progress": "Progress",
     "nights": "Nights",
+    "slam": "Pipelines",
 }
 
 

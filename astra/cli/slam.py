@@ -1,0 +1,154 @@
+"""The commands of the pipeline slam: train a model, and look at one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from astra.cli.group import main
+
+if TYPE_CHECKING:
+    from astra.pipelines.slam.model import Model
+    from astra.pipelines.slam.sample import Sample
+
+
+@main.group()
+def slam() -> None:
+    """Train models of the pipeline slam.slam, and check them."""
+
+
+@slam.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write, .npz."
+)
+@click.option("--labels", required=True, metavar="NAME,...", help="Columns of TABLE to learn.")
+@click.option(
+    "--range", "within", metavar="FIRST:LAST", help="Wavelengths to use [vacuum Angstrom]."
+)
+@click.option(
+    "--others",
+    type=click.Path(path_type=Path),
+    metavar="TABLE",
+    help="Spectra of other kinds, without labels, to know when to flag; may be the same TABLE.",
+)
+@click.option("--keep-outliers", is_flag=True, help="Reject no spectra and no pixels.")
+@click.option("--description", default="", help="What the model is trained on.")
+@click.option(
+    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER", help="Draw pictures there."
+)
+def train(
+    table: Path,
+    output: Path,
+    labels: str,
+    within: str | None,
+    others: Path | None,
+    keep_outliers: bool,
+    description: str,
+    pictures: Path | None,
+) -> None:
+    """Train a model on TABLE: labels, with spectra or where to find them.
+
+    TABLE is an .npz or .fits file that holds spectra, or a .csv or .fits file with a column `path`
+    of files, or `spectrum_pk` of spectra in the database.
+    """
+    from astra.cli import show
+    from astra.pipelines.slam import model_file
+    from astra.pipelines.slam import train as train_model
+    from astra.pipelines.slam.sample import read_others, read_sample
+
+    names = tuple(name.strip() for name in labels.split(",") if name.strip())
+    if not names:
+        raise click.UsageError("--labels: name at least one column, as in teff,logg,fe_h")
+    sample = read_sample(table, names, _range(within))
+    if sample.n_without_labels:
+        show.line(f"{show.count(sample.n_without_labels, 'row')} without all labels left out")
+    outside = read_others(others, names, sample.wavelength) if others else None
+    train_model(
+        sample.labels,
+        sample.wavelength,
+        sample.flux,
+        sample.ivar,
+        output,
+        label_names=names,
+        outside=outside,
+        rejects=not keep_outliers,
+        description=description or f"{len(sample.labels)} spectra of {table.name}",
+    )
+    model = model_file.load(output)
+    show.line(f"{output}, {output.stat().st_size / 1e6:.1f} MB")
+    _show(model)
+    if model.validation is not None and model.validation.rejected.any():
+        rejected = [
+            n for n, out in zip(sample.names, model.validation.rejected, strict=True) if out
+        ]
+        show.line(f"rejected as outliers: {', '.join(rejected)}")
+    _draw(model, pictures, sample)
+    show.line(f"use it: astra plan slam.slam --set model={output.absolute()}")
+
+
+@slam.command()
+@click.argument("model")
+@click.option(
+    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER", help="Draw pictures there."
+)
+def check(model: str, pictures: Path | None) -> None:
+    """Show what a MODEL was trained on, and how well it labels what it has not seen.
+
+    MODEL is a file, or the name of a model that ships: slam_templates, slam_synthetic.
+    """
+    from astra.pipelines.slam import model_file
+
+    loaded = model_file.load(model)
+    _show(loaded)
+    _draw(loaded, pictures)
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    try:
+        ends = float(first), float(last)
+    except ValueError:
+        ends = (0.0, 0.0)
+    if not colon or not ends[0] < ends[1]:
+        raise click.UsageError(f"--range: {text!r} should be FIRST:LAST, as in 5000:9200")
+    return ends
+
+
+def _show(model: "Model") -> None:
+    from astra.cli import show
+    from astra.pipelines.slam.report import report
+
+    summary = report(model)
+    show.line(summary.description)
+    show.line(
+        f"digest {summary.digest}; {summary.n_spectra:,} spectra, "
+        f"{summary.n_rejected} rejected; {summary.n_pixels} pixels from "
+        f"{summary.first_angstrom:.0f} to {summary.last_angstrom:.0f} Angstrom, "
+        f"{summary.n_components} components, scatter {summary.median_scatter:.4f}"
+    )
+    if summary.n_flagged is None:
+        show.line("not cross-validated: its errors have no floor, and it has no limits")
+    else:
+        show.line(f"spectra left out in turn: {summary.n_flagged} would be flagged as bad")
+    if summary.n_others:
+        show.line(
+            f"spectra of other kinds: {summary.n_others_flagged} of {summary.n_others} are flagged"
+        )
+    table = show.table("label", "least>", "greatest>", "floor>", "rms error>", "bias>", "pulls>")
+    for one in summary.labels:
+        numbers = (one.least, one.greatest, one.floor, one.scatter, one.bias, one.pull_width)
+        table.add_row(one.name, *("" if n is None else f"{n:.4g}" for n in numbers))
+    show.console.print(table)
+
+
+def _draw(model: "Model", folder: Path | None, sample: "Sample | None" = None) -> None:
+    if folder is None:
+        return
+    from astra.cli import show
+    from astra.pipelines.slam.pictures import draw
+
+    for path in draw(model, folder, sample):
+        show.line(f"picture {path}")

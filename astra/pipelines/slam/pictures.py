@@ -1,0 +1,124 @@
+"""Pictures of a model, with matplotlib: labels of spectra left out, residuals, and fits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from astra.errors import MissingExtra
+from astra.pipelines.slam.continuum import normalise
+from astra.pipelines.slam.model import Model, Validation
+from astra.pipelines.slam.sample import Sample
+
+#: How many spectra are shown beside the model: coolest to hottest, or the like.
+N_FITS = 3
+
+
+def draw(model: Model, folder: Path, sample: Sample | None = None) -> list[Path]:
+    """Draw a model into PNG files in `folder`.
+
+    Parameters
+    ----------
+    model
+        The model; without a cross-validation there is no picture of its labels.
+    folder
+        It is made if it is missing.
+    sample
+        The spectra that it was trained on, to show some beside it.
+
+    Returns
+    -------
+    list of Path
+        The files that were written.
+
+    Raises
+    ------
+    MissingExtra
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("plots", "matplotlib", "to draw pictures") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"model": _model(Figure, model)}
+    if model.validation is not None:
+        figures["labels"] = _labels(Figure, model, model.validation)
+    if sample is not None:
+        figures["fits"] = _fits(Figure, model, sample)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+    return paths
+
+
+def _labels(figure_class: Any, model: Model, validation: Validation) -> Any:
+    """Draw fitted against true labels of spectra that were left out, and their errors."""
+    n = len(model.label_names)
+    figure = figure_class(figsize=(4.5 * n, 6), layout="constrained")
+    axes = figure.subplots(2, n, squeeze=False, height_ratios=(2, 1), sharex="col")
+    rejected, flagged = validation.rejected.astype(bool), validation.flagged.astype(bool)
+    groups = (
+        ("left out in turn", ~rejected & ~flagged, "tab:blue"),
+        ("flagged", ~rejected & flagged, "tab:orange"),
+        ("rejected in training", rejected, "tab:red"),
+    )
+    for i, name in enumerate(model.label_names):
+        true, fitted = validation.labels[:, i], validation.fitted[:, i]
+        for title, rows, colour in groups:
+            if rows.any():
+                style = {"fmt": ".", "color": colour, "elinewidth": 0.7}
+                error = validation.errors[rows, i]
+                axes[0, i].errorbar(true[rows], fitted[rows], error, label=title, **style)
+                axes[1, i].errorbar(true[rows], (fitted - true)[rows], error, **style)
+        ends = [true.min(), true.max()]
+        axes[0, i].plot(ends, ends, color="black", linewidth=0.8)
+        axes[1, i].axhline(0, color="black", linewidth=0.8)
+        axes[0, i].set(title=name, ylabel="fitted")
+        axes[1, i].set(xlabel="in the training set", ylabel="difference")
+    axes[0, 0].legend(fontsize="small")
+    return figure
+
+
+def _model(figure_class: Any, model: Model) -> Any:
+    """Draw the model along its first label, and its scatter."""
+    figure = figure_class(figsize=(11, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    order = np.argsort(model.nodes[:, 0])
+    middle = model.centre + model.scale * np.median(model.nodes, axis=0)
+    for share in (0.05, 0.5, 0.95):
+        labels = middle.copy()
+        labels[0] = model.node_labels[order[int(share * (len(order) - 1))], 0]
+        title = f"{model.label_names[0]} {labels[0]:g}"
+        above.plot(model.wavelength, model.flux(labels), linewidth=0.7, label=title)
+    below.plot(model.wavelength, model.scatter, linewidth=0.7, color="black")
+    for axis in (above, below):
+        for first, last in (*model.rest_masks, *model.observed_masks):
+            axis.axvspan(first, last, color="0.9")
+    above.set(ylabel="normalised flux", xlim=model.wavelength[[0, -1]])
+    below.set(ylabel="scatter", xlabel="vacuum wavelength [Angstrom]", yscale="log")
+    above.legend(fontsize="small")
+    return figure
+
+
+def _fits(figure_class: Any, model: Model, sample: Sample) -> Any:
+    """Draw some spectra, the model at their labels, and the differences."""
+    order = np.argsort(sample.labels[:, 0])
+    rows = order[np.linspace(0, len(order) - 1, min(N_FITS, len(order))).astype(int)]
+    figure = figure_class(figsize=(11, 3 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, row in zip(axes, rows, strict=True):
+        flux, ivar = normalise(sample.flux[row], sample.ivar[row], model.continuum_basis)
+        flux = np.where(ivar > 0, flux, np.nan)
+        made = model.flux(sample.labels[row])
+        axis.plot(model.wavelength, flux, color="0.6", linewidth=0.6, label="observed")
+        axis.plot(model.wavelength, made, color="tab:red", linewidth=0.6, label="model")
+        axis.plot(model.wavelength, flux - made, color="black", linewidth=0.5, label="difference")
+        values = zip(model.label_names, sample.labels[row], strict=True)
+        said = ", ".join(f"{name} {value:g}" for name, value in values)
+        axis.set_title(f"{sample.names[row]}: {said}", fontsize="small")
+        axis.set_ylim(-0.3, max(1.5, 1.1 * float(np.max(made))))
+    axes[0].legend(fontsize="small", ncols=3)
+    axes[-1].set(xlabel="vacuum wavelength [Angstrom]")
+    return figure

@@ -1,0 +1,83 @@
+"""What a model says of itself: how well it labels its own training spectra, left out in turn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from astra.pipelines.slam.model import Model
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """One label of a model."""
+
+    name: str
+    least: float  #: in the training set
+    greatest: float
+    floor: float  #: error that is added to that of each fit
+    scatter: float | None  #: rms error of spectra left out; None without a cross-validation
+    bias: float | None  #: their mean error
+    pull_width: float | None  #: rms of their errors in units of the stated ones
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model and its cross-validation."""
+
+    description: str
+    digest: str
+    n_spectra: int  #: that it was trained on
+    n_rejected: int  #: that it was not trained on, as outliers
+    n_flagged: int | None  #: of those it was trained on that would have been flagged, left out
+    n_others: int  #: spectra of other kinds that it was shown
+    n_others_flagged: int  #: of these, that are flagged as bad
+    first_angstrom: float
+    last_angstrom: float
+    n_pixels: int
+    n_components: int
+    median_scatter: float  #: error of the model's flux, in units of the continuum
+    labels: tuple[LabelReport, ...]
+
+
+def report(model: Model) -> ModelReport:
+    """Sum up a model."""
+    validation = model.validation
+    kept = None if validation is None else ~validation.rejected.astype(bool)
+    flagged = None if validation is None else int((validation.flagged.astype(bool) & kept).sum())
+    return ModelReport(
+        description=model.description,
+        digest=model.digest,
+        n_spectra=len(model.nodes),
+        n_rejected=0 if kept is None else int((~kept).sum()),
+        n_flagged=flagged,
+        n_others=0 if validation is None else validation.outside_flagged.size,
+        n_others_flagged=0 if validation is None else int(validation.outside_flagged.sum()),
+        first_angstrom=float(model.wavelength[0]),
+        last_angstrom=float(model.wavelength[-1]),
+        n_pixels=model.wavelength.size,
+        n_components=len(model.components),
+        median_scatter=float(np.median(model.scatter)),
+        labels=tuple(_label(model, i) for i in range(len(model.label_names))),
+    )
+
+
+def _label(model: Model, i: int) -> LabelReport:
+    nodes = model.centre[i] + model.scale[i] * model.nodes[:, i]
+    scatter = bias = pull = None
+    if model.validation is not None:
+        validation = model.validation
+        error = validation.fitted[:, i] - validation.labels[:, i]
+        use = np.isfinite(error) & ~validation.rejected.astype(bool)
+        if use.any():
+            error, stated = error[use], validation.errors[use, i]
+            scatter, bias = float(np.sqrt((error**2).mean())), float(error.mean())
+            pull = float(np.sqrt(((error / stated) ** 2).mean()))
+    return LabelReport(
+        name=model.label_names[i],
+        least=float(nodes.min()),
+        greatest=float(nodes.max()),
+        floor=float(model.label_floor[i]),
+        scatter=scatter,
+        bias=bias,
+        pull_width=pull,
+    )

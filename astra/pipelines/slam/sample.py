@@ -1,0 +1,271 @@
+"""Training sets: a table of labels, joined to its spectra, on one grid of pixels.
+
+The labels are columns of numbers. The spectra are in the table itself, or where it says:
+
+| table | spectra |
+| --- | --- |
+| ``.npz`` | arrays ``wavelength`` (P,), ``flux`` and ``ivar`` (N, P) |
+| ``.fits`` | vector columns ``wavelength`` or ``loglam``, ``flux`` and ``ivar`` |
+| ``.csv`` or ``.fits`` | a column ``path`` of files, below the folder of the table |
+| ``.csv`` or ``.fits`` | a column ``spectrum_pk`` of spectra in the database |
+
+Spectra of files and of the database are shifted to rest by a column ``v_rad`` [km/s], where there
+is one; those of an ``mwmVisit`` or ``mwmStar`` file are at rest.
+"""
+
+import csv
+import zipfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astra.database.connection import connection
+from astra.errors import MissingExtra, UsageError, nearest
+from astra.models.spectrum_files import Wanted, read_pixels
+from astra.pipelines.slam.resample import SPEED_OF_LIGHT_KM_S, good_pixels, resample
+
+Array = NDArray[np.float64]
+
+#: Pixels of spectra that have no common grid are made so wide: those of BOSS, in log10.
+STEP = 1e-4
+#: A pixel is used if at least this share of the spectra has data there.
+LEAST_COMPLETE = 0.5
+#: Wavelengths of spectra on a common grid may differ by this share.
+SAME_GRID = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """N labelled spectra on P pixels."""
+
+    names: tuple[str, ...]  #: of the spectra: their files, keys or rows, (N,)
+    labels: Array  #: (N, L)
+    wavelength: Array  #: vacuum Angstrom, (P,)
+    flux: Array  #: (N, P)
+    ivar: Array  #: 0 where there are no data, (N, P)
+    n_without_labels: int  #: rows that were left out, as a label is missing
+
+
+def read_sample(
+    table: Path, label_names: Sequence[str], within: tuple[float, float] | None = None
+) -> Sample:
+    """Read a table of labels and its spectra.
+
+    Parameters
+    ----------
+    table
+        An ``.npz``, ``.fits`` or ``.csv`` file.
+    label_names
+        The columns to use as labels; rows in which one of them is missing are left out.
+    within
+        First and last wavelength [Angstrom]; all that at least half of the spectra have by default.
+
+    Raises
+    ------
+    UsageError
+        If the table, a column or a spectrum is missing or cannot be read.
+    """
+    columns = _columns(table)
+    labels = np.stack([_numbers(table, columns, name) for name in label_names], axis=1)
+    has_labels = np.isfinite(labels).all(1)
+    rows = np.flatnonzero(has_labels)
+    if rows.size < 2:
+        raise UsageError(
+            f"{table} has {rows.size} rows with all of the labels {', '.join(label_names)}: "
+            "a model needs many more"
+        )
+    names, wavelength, flux, ivar = _spectra(table, columns, rows)
+    use = (ivar > 0).mean(0) >= LEAST_COMPLETE
+    if within is not None:
+        use &= (wavelength >= within[0]) & (wavelength <= within[1])
+    if use.sum() < 2:
+        raise UsageError(
+            f"{table}: at least half of the spectra have data at {use.sum()} wavelengths"
+            + (f" from {within[0]:g} to {within[1]:g} Angstrom" if within else "")
+        )
+    return Sample(
+        names,
+        labels[rows],
+        wavelength[use],
+        flux[:, use],
+        ivar[:, use],
+        int((~has_labels).sum()),
+    )
+
+
+def read_others(table: Path, label_names: Sequence[str], wavelength: Array) -> tuple[Array, Array]:
+    """Read spectra of other kinds than those to train on: the rows that have not all labels.
+
+    Parameters
+    ----------
+    table
+        A table as of :func:`read_sample`; none of its rows has labels if it lacks their columns.
+    label_names
+        The labels.
+    wavelength
+        The pixels of the sample, (P,).
+
+    Returns
+    -------
+    flux, ivar
+        Each of shape (O, P).
+    """
+    columns = _columns(table)
+    known = [_numbers(table, columns, name) for name in label_names if name.lower() in columns]
+    n = len(next(iter(columns.values()), ())) if "flux" not in columns else len(columns["flux"])
+    has_labels = np.isfinite(known).all(0) if len(known) == len(label_names) else np.zeros(n, bool)
+    rows = np.flatnonzero(~has_labels)
+    if not rows.size:
+        raise UsageError(f"{table}: all rows have the labels {', '.join(label_names)}: no others")
+    _, own, flux, ivar = _spectra(table, columns, rows)
+    pairs = [resample(own, *pair, wavelength) for pair in zip(flux, ivar, strict=True)]
+    one, other = (np.array(part) for part in zip(*pairs, strict=True))
+    return one, other
+
+
+# -- tables -------------------------------------------------------------------------------
+
+
+def _columns(table: Path) -> dict[str, NDArray]:
+    """Return the columns of a table, by their names in lower case."""
+    suffixes = {suffix.lower() for suffix in table.suffixes}
+    try:
+        if table.suffix.lower() == ".npz":
+            with table.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return {name.lower(): archive[name] for name in archive.files}
+        if suffixes & {".fits", ".fit"}:
+            return _fits_columns(table)
+        if table.suffix.lower() == ".csv":
+            with table.open(newline="") as text:
+                rows = list(csv.DictReader(text))
+            names = list(rows[0]) if rows else []
+            return {name.lower(): np.array([row[name] or "" for row in rows]) for name in names}
+    except FileNotFoundError:
+        raise UsageError(f"{table} does not exist") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{table} cannot be read as a table: {error}") from error
+    raise UsageError(f"{table}: a training set is an .npz, .fits or .csv file")
+
+
+def _fits_columns(table: Path) -> dict[str, NDArray]:
+    try:
+        from astropy.io import fits
+    except ImportError as error:
+        raise MissingExtra("fits", "astropy", f"to read {table}") from error
+    with fits.open(table, memmap=False) as units:
+        for unit in units:
+            if getattr(unit, "columns", None) is not None and len(unit.data):
+                columns = {name: np.asarray(unit.data[name]) for name in unit.columns.names}
+                return {
+                    name.lower(): column.astype(column.dtype.newbyteorder("="))
+                    for name, column in columns.items()
+                }
+    raise UsageError(f"{table} has no table with any row")
+
+
+def _numbers(table: Path, columns: dict[str, NDArray], name: str) -> Array:
+    """Return a column as numbers, NaN where it is empty."""
+    column = columns.get(name.lower())
+    if column is None:
+        raise UsageError(f"{table} has no column {name!r}. {nearest(name, columns)}")
+    if column.dtype.kind in "US":
+        column = np.array([word.strip() or "nan" for word in column.astype(str)])
+    try:
+        return np.asarray(column, float)
+    except ValueError as error:
+        raise UsageError(f"{table}: the column {name!r} is no number: {error}") from error
+
+
+# -- spectra ------------------------------------------------------------------------------
+
+
+def _spectra(
+    table: Path, columns: dict[str, NDArray], rows: NDArray[np.int64]
+) -> tuple[tuple[str, ...], Array, Array, Array]:
+    """Return names, wavelengths (P,), flux and inverse variance (N, P) of some rows."""
+    if "flux" in columns:
+        for name in ("wavelength", "ivar"):
+            if name not in columns and not (name == "wavelength" and "loglam" in columns):
+                raise UsageError(f"{table} has a column 'flux' and no {name!r}")
+        named = columns.get("name", columns.get("path"))
+        names = tuple(str(named[i]) if named is not None else f"row {i + 1}" for i in rows)
+        wavelength = (
+            columns["wavelength"] if "wavelength" in columns else 10 ** columns["loglam"]
+        ).astype(float)
+        flux, ivar = (columns[name][rows].astype(float) for name in ("flux", "ivar"))
+        if wavelength.ndim == 1:
+            return names, wavelength, *_clean(flux, ivar)
+        return names, *_together(list(zip(wavelength[rows], flux, ivar, strict=True)))
+    if "path" in columns:
+        names = tuple(str(columns["path"][i]) for i in rows)
+        read = _from_file
+    elif "spectrum_pk" in columns:
+        names = tuple(str(int(columns["spectrum_pk"][i])) for i in rows)
+        read = _from_database
+    else:
+        raise UsageError(
+            f"{table} has no spectra: give columns wavelength, flux and ivar, or the column "
+            "'path' of files, or 'spectrum_pk' of spectra in the database"
+        )
+    v_rad = _numbers(table, columns, "v_rad") if "v_rad" in columns else np.zeros(rows.max() + 1)
+    mjd = _numbers(table, columns, "mjd") if "mjd" in columns else np.full(rows.max() + 1, np.nan)
+    each = []
+    with connection() if read is _from_database else nullcontext():
+        for name, i in zip(names, rows, strict=True):
+            wavelength, flux, ivar, flags, is_at_rest = read(table, name, mjd[i])
+            bad = ~good_pixels(wavelength, flux, ivar, flags)
+            if not is_at_rest and np.isfinite(v_rad[i]):
+                wavelength = wavelength / (1 + v_rad[i] / SPEED_OF_LIGHT_KM_S)
+            each.append((wavelength, flux, np.where(bad, 0.0, ivar)))
+    return names, *_together(each)
+
+
+def _from_file(table: Path, name: str, mjd: float) -> tuple[Any, ...]:
+    path = table.parent / name
+    try:
+        wanted = Wanted("BOSS", mjd=int(mjd) if np.isfinite(mjd) else None)
+        pixels = read_pixels(path, wanted)
+    except OSError as error:
+        raise UsageError(f"{path}, of {table}: {error.strerror or error}") from error
+    arrays = pixels.arrays
+    three = (np.asarray(arrays[name], float) for name in ("wavelength", "flux", "ivar"))
+    return *three, arrays.get("pixel_flags"), pixels.is_at_rest
+
+
+def _from_database(table: Path, name: str, mjd: float) -> tuple[Any, ...]:
+    from astra.models.spectrum import Spectrum, every_spectrum_model
+
+    register = Spectrum.get_or_none(Spectrum.pk == int(name))
+    models = {model._meta.table_name: model for model in every_spectrum_model()}
+    if register is None or register.kind not in models:
+        raise UsageError(f"{table}: the database has no spectrum of spectrum_pk {name}")
+    model = models[register.kind]
+    row = model.get(model.spectrum_pk == int(name))
+    if row.wavelength is None or row.flux is None or row.ivar is None:
+        raise UsageError(f"{table}: spectrum_pk {name} has no wavelength, flux or ivar")
+    three = (np.asarray(array, float) for array in (row.wavelength, row.flux, row.ivar))
+    return *three, row.pixel_flags, row.is_at_rest
+
+
+def _together(each: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """Return spectra on one grid: their own if they have it in common, else the pixels of BOSS."""
+    first = each[0][0]
+    if all(w.shape == first.shape and np.allclose(w, first, rtol=SAME_GRID) for w, _, _ in each):
+        flux, ivar = (np.array([one[k] for one in each]) for k in (1, 2))
+        return first, *_clean(flux, ivar)
+    low = min(float(np.nanmin(w)) for w, _, _ in each)
+    high = max(float(np.nanmax(w)) for w, _, _ in each)
+    numbers = np.arange(np.ceil(np.log10(low) / STEP), np.floor(np.log10(high) / STEP) + 1)
+    wavelength = 10 ** (STEP * numbers)
+    pairs = [resample(*one, wavelength) for one in each]
+    return wavelength, *(np.array(part) for part in zip(*pairs, strict=True))  # type: ignore[return-value]
+
+
+def _clean(flux: Array, ivar: Array) -> tuple[Array, Array]:
+    good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
+    return np.where(good, flux, 0.0), np.where(good, ivar, 0.0)
