@@ -65,7 +65,7 @@ def test_a_row_that_ends_the_whole_element(url):
     fill(8)
     (planned,) = create_plan(deadly, BossVisitSpectrum, arguments={"bad": 3})
     n_resumed = 0
-    while status(planned.plan).state != "whole":
+    while status(planned.plan).state != "failed rows":
         resume_local(planned.plan, 1)
         n_resumed += 1
         assert n_resumed <= 9

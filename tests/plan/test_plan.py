@@ -62,7 +62,7 @@ def test_run_and_add_up(url):
     bad = {k for k in range(1, 101) if k % 9 == 0}
     nothing = {k for k in range(1, 101) if k % 11 == 0} - bad
     null = {k for k in range(1, 101) if k % 10 == 0} - bad - nothing
-    assert found.state == "whole" and found.state.exit_status == 0
+    assert found.state == "failed rows" and found.state.exit_status == 8
     assert found.rows == {
         "done": 100 - len(bad | nothing | null), "failed": len(bad | null),
         "no result": len(nothing),

@@ -74,10 +74,12 @@ def test_the_numbers_add_up(url):
     fill(1000)
     plan = made(1000, 100, raise_every=97, nothing_every=50)
     report = report_of([plan])
-    assert report.state is PlanState.WHOLE and report.n_ended == report.n_rows == 1000
+    assert report.state is PlanState.FAILED_ROWS and report.n_ended == report.n_rows == 1000
     assert report.rows == {"done": 970, "failed": 10, "no result": 20}
     assert report.verdict == "All 1,000 rows have ended, 10 of them as failures."
-    assert report.next == (f"astra failures {plan}   which rows, and why",)
+    why, again = report.next
+    assert why == f"astra failures {plan}   which rows, and why"
+    assert again.startswith(f"astra retry {plan}")
     assert (report.n_attempts, report.retries) == (10, 0)
     assert report.row_times.n == sum(report.row_times.counts) == 970
     assert report.page_times.n == sum(report.page_times.counts) == 10
