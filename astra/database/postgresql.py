@@ -90,7 +90,16 @@ class _PostgresqlDatabase(peewee.PostgresqlDatabase):
             super().begin(isolation_level)
             return
         with peewee.__exception_wrapper__:
-            self.cursor().execute(f"BEGIN; {_ends_after(silence_s)}")
+            self.cursor().execute(f"BEGIN; {_SETTINGS}; {_ends_after(silence_s)}")
+
+
+#: Settings on which it rests that values arrive as they are sent: a role, a database, or whoever
+#: had a connection of PgBouncer's before, may have them otherwise. Without array_nulls a NULL in an
+#: array is the text "NULL".
+_SETTINGS = (
+    "SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO'; "
+    "SET LOCAL standard_conforming_strings = on"
+)
 
 
 def _ends_after(silence_s: float) -> str:

@@ -1,10 +1,16 @@
 """What a result bears once it is stored, and what it may not be given."""
 
+import subprocess
+import sys
+from collections.abc import Iterable
+
 import pytest
 
-from astra.database.connection import connection
+from astra import task
+from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, Source
+from astra.plan.plan import create_plan
 from tests.own_tables import LightCurve, Period
 from tests.sample_tasks import Measured, OfSource, fill, measure
 
@@ -37,3 +43,31 @@ def test_identifiers_of_catalogues_have_64_bits(url):
     with connection():
         made = BossVisitSpectrum.create(catalogid=27021600491023544)
         assert BossVisitSpectrum.get_by_id(made.pk).catalogid == 27021600491023544
+
+
+@task
+def half_named(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Yield a text and a number for every second row, and NULL for the others."""
+    for spectrum in spectra:
+        named = spectrum.spectrum_pk % 2 == 0
+        yield Measured.from_spectrum(
+            spectrum, value=1.0, text="named" if named else None, number=2 if named else None
+        )
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("n", [10, 120])  # a single INSERT, and COPY
+def test_null_is_stored_as_null_whatever_the_settings_of_the_database(pg_url, n):
+    fill(n)
+    with connection():
+        name = database.execute_sql("SELECT current_database()").fetchone()[0]
+        for setting in ("array_nulls = off", "DateStyle = 'SQL, DMY'"):
+            database.execute_sql(f'ALTER DATABASE "{name}" SET {setting}')
+    (planned,) = create_plan(half_named, BossVisitSpectrum, limit=n)
+    # A process of its own: its connections are new, and have these settings.
+    command = [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with connection():
+        stored = {(result.text, result.number) for result in Measured.select()}
+        assert stored == {("named", 2), (None, None)} and Measured.select().count() == n
