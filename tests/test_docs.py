@@ -13,23 +13,11 @@ from astra.cli.group import main
 from astra.errors import AstraError
 from astra.states import PlanState
 from tests.conftest import ROOT
+from tests.pages import BLOCK, blocks, commands
 from tests.sample_tasks import fill
 from tests.servers import wait_for
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path, kind: str) -> list[str]:
-    return [text for found, text in _BLOCK.findall(page.read_text()) if found == kind]
-
-
-def commands(page: Path) -> list[list[str]]:
-    lines = [line for text in blocks(page, "console") for line in text.splitlines()]
-    indented = [line[4:] for line in page.read_text().splitlines() if line.startswith("    ")]
-    found = [line[2:] for line in lines if line.startswith("$ ")]
-    found += [line for line in indented if line.startswith("astra ")]
-    return [shlex.split(line) for line in found]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -76,7 +64,7 @@ def _run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_first_night_runs_from_top_to_bottom(tmp_path):
     page = ROOT / "docs" / "first-night.md"
-    for kind, text in _BLOCK.findall(page.read_text()):
+    for kind, text in BLOCK.findall(page.read_text()):
         if kind == "python":
             name = text.splitlines()[0].removeprefix("# file: ")
             (tmp_path / name).write_text(text)

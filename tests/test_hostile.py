@@ -33,8 +33,8 @@ from astra.slurm import script
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task, task_name
 from tests.sample_tasks import Measured, fill, measure
+from tests.scripts import SCRIPT, sbatch_reads
 from tests.servers import Slurm
-from tests.slurm.test_script import SCRIPT, sbatch_reads
 
 _PIECES = [
     "'", '"', "`", "\\", "\n", "\r", "\t", " ", "\0", "\x1b[2J", "\x7f", "\x85", "\u2028", "\ufeff",

@@ -124,6 +124,25 @@ def test_every_module_can_be_imported_and_public_names_stay():
     assert callable(astra.task) and callable(astra.generate_queries_for_task)
 
 
+def test_no_test_module_imports_from_another():
+    """What tests share stands in modules of its own: importing a test module brings its tests along."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                used = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                used = [alias.name for alias in node.names]
+            else:
+                continue
+            wrong += [
+                f"{path.relative_to(ROOT)}: {name}"
+                for name in used
+                if any(part.startswith("test_") for part in name.split("."))
+            ]
+    assert not wrong
+
+
 def test_no_modules_import_each_other():
     assert not circles()
 

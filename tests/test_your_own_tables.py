@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import ROOT
+from tests.pages import blocks, commands
 from tests.servers import Postgres
-from tests.test_docs import blocks, commands
 
 PAGE = ROOT / "docs" / "your-own-tables.md"
 

@@ -24,8 +24,8 @@ from astra.submit.render import check_export
 from astra.tasks.arguments import parse_arguments
 from tests.conftest import ROOT, prepare_template
 from tests.sample_tasks import fill, measure
+from tests.scripts import SCRIPT
 from tests.servers import Postgres, Slurm, wait_for
-from tests.slurm.test_script import SCRIPT
 
 #: In every password of these tests, in each of its forms.
 MARK = "GeheimeMarke"

@@ -5,22 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from astra.config import settings
-from astra.database.connection import connection
 from astra.errors import ConfigError
 from astra.models.nights import Night
 from astra.models.plans import Attempt, Plan
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
 from tests.conftest import ROOT
+from tests.nights import astra, closed, last, write
+from tests.pages import blocks, commands
 from tests.sample_tasks import Measured, OfSource, fill
 from tests.servers import wait_for
-from tests.test_docs import blocks, commands
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
@@ -39,36 +37,6 @@ limit = 3
 [policy.FAILED]
 retries = 2
 """
-
-
-def write(folder: Path, text: str, monkeypatch) -> Path:
-    file = folder / "astra.toml"
-    file.write_text(text)
-    monkeypatch.setenv("ASTRA_CONFIG", str(file))
-    settings.reset()
-    return file
-
-
-def astra(*words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
-    return done.stdout if not status else done.stdout + done.stderr
-
-
-def last() -> Night:
-    with connection():
-        return Night.select().order_by(Night.pk.desc()).get()
-
-
-def closed(slurm) -> Night:
-    def is_closed() -> bool:
-        time.sleep(0.3)  # each look is a connection
-        return last().ended is not None
-
-    wait_for(is_closed, "the end of the night", 150)
-    return last()
 
 
 def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):

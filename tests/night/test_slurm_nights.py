@@ -26,25 +26,11 @@ from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
+from tests.nights import counts, plan_of, run_out
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Postgres, Slurm, folder, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
-
-
-def plan_of(n: int, limit: int, **arguments) -> int:
-    fill(n)
-    (planned, _) = create_plan(measure, limit=limit, arguments=arguments)
-    return planned.plan
-
-
-def counts() -> tuple[int, int]:
-    keys = [k for (k,) in Measured.select(Measured.spectrum_pk).tuples()]
-    return len(keys), len(set(keys))
-
-
-def run_out(slurm: Slurm, timeout_s: float = 120) -> None:
-    wait_for(slurm.idle, "the end of the arrays", timeout_s)
 
 
 def running(n: int, checkpoints: int = 1) -> list[Attempt]:

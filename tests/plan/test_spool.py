@@ -13,7 +13,7 @@ from astra import task
 from astra.api import run_here
 from astra.config import run_folder, settings
 from astra.database.connection import database
-from astra.element.claim import Where, claim_page, here
+from astra.element.claim import claim_page, here
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Attempt, Failure, Page, Submission, Suspect
@@ -28,11 +28,6 @@ from astra.status.verify import verify
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, measure
-
-
-def somewhere() -> Where:
-    """Where an element of another machine runs."""
-    return Where(host="elsewhere", pid=1, pid_began="gone")
 
 
 def spooled(n: int = 20, limit: int = 10) -> int:

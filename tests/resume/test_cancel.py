@@ -22,8 +22,8 @@ from astra.results.checkpoint import write
 from astra.results.rows import Checkpoint, Handed, Yielded, target_of
 from astra.resume.cancel import cancel
 from astra.submit.intent import make_intent, new_submission
+from tests.claims import somewhere
 from tests.conftest import ROOT
-from tests.plan.test_spool import somewhere
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import wait_for
 

@@ -20,7 +20,7 @@ from astra.plan.plan import create_plan
 from astra.slurm import query_cache
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
-from tests.night.test_nights import astra, closed, write
+from tests.nights import astra, closed, write
 from tests.sample_tasks import Measured, fill, measure
 
 _NAMES = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel")

@@ -18,23 +18,8 @@ from astra.config import profiles, resources
 from astra.config import settings as config
 from astra.errors import ScriptError
 from astra.slurm import script
+from tests.scripts import SCRIPT, sbatch_reads
 
-SCRIPT = script.ElementScript(
-    plan=12,
-    task="slam.slam",
-    token="c0ffee",
-    job_name="astra-12-c0ffee",
-    pages="1-1000",
-    array="1-1000%50",
-    log_path="/runs/logs/%A_%a.log",
-    chdir="/",
-    python=sys.executable,
-    made_by="astra",
-    made_at="2026-01-02 03:04:05 UTC",
-    directives=[("time", "02:00:00"), ("exclusive", None)],
-    setup=["module_of_the_site=1", "true"],
-    environment={"ASTRA_CONFIG": "/a b/astra.toml"},
-)
 # Any text that an environment can hold.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50)
 
@@ -147,29 +132,6 @@ class TestQuoting:
         assert script.log_pattern("/a%j") == "/a%%j/%A_%a.log"
         with pytest.raises(ScriptError, match="backslash"):
             script.log_pattern("/a\\b")
-
-
-def sbatch_reads(text: str) -> list[str]:
-    """The words of an #SBATCH line, by the rules that sbatch 22.05 was seen to follow."""
-    words, word, quoted, started = [], "", "", False
-    characters = iter(text)
-    for c in characters:
-        if c == "\\":
-            word, started = word + next(characters, ""), True
-        elif quoted:
-            quoted = "" if c == quoted else quoted
-            word += c if quoted else ""
-        elif c in "\"'":
-            quoted, started = c, True
-        elif c == "#":
-            break
-        elif c.isspace():
-            if started:
-                words.append(word)
-            word, started = "", False
-        else:
-            word, started = word + c, True
-    return [*words, word] if started else words
 
 
 class TestArray:

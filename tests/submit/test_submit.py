@@ -18,7 +18,7 @@ from astra.resume.resume import resume
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.night.test_slurm_nights import counts, plan_of, run_out
+from tests.nights import counts, plan_of, run_out
 from tests.servers import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]

@@ -1,0 +1,8 @@
+"""Claims of elements that run on other machines."""
+
+from astra.element.claim import Where
+
+
+def somewhere() -> Where:
+    """Where an element of another machine runs."""
+    return Where(host="elsewhere", pid=1, pid_began="gone")

@@ -1,0 +1,59 @@
+"""Plans and nights on a real cluster: how tests begin them, and wait for their ends."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from astra.config import settings
+from astra.database.connection import connection
+from astra.models.nights import Night
+from astra.plan.plan import create_plan
+from tests.conftest import ROOT
+from tests.sample_tasks import Measured, fill, measure
+from tests.servers import Slurm, wait_for
+
+
+def write(folder: Path, text: str, monkeypatch) -> Path:
+    file = folder / "astra.toml"
+    file.write_text(text)
+    monkeypatch.setenv("ASTRA_CONFIG", str(file))
+    settings.reset()
+    return file
+
+
+def astra(*words: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
+    return done.stdout if not status else done.stdout + done.stderr
+
+
+def last() -> Night:
+    with connection():
+        return Night.select().order_by(Night.pk.desc()).get()
+
+
+def closed(slurm) -> Night:
+    def is_closed() -> bool:
+        time.sleep(0.3)  # each look is a connection
+        return last().ended is not None
+
+    wait_for(is_closed, "the end of the night", 150)
+    return last()
+
+
+def plan_of(n: int, limit: int, **arguments) -> int:
+    fill(n)
+    (planned, _) = create_plan(measure, limit=limit, arguments=arguments)
+    return planned.plan
+
+
+def counts() -> tuple[int, int]:
+    keys = [k for (k,) in Measured.select(Measured.spectrum_pk).tuples()]
+    return len(keys), len(set(keys))
+
+
+def run_out(slurm: Slurm, timeout_s: float = 120) -> None:
+    wait_for(slurm.idle, "the end of the arrays", timeout_s)
