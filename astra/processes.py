@@ -35,9 +35,9 @@ def now_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def born_s() -> float:
-    """When this process was started, by the same clock (proc(5), field 22 of stat)."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+def born_s(pid: int | str = "self") -> float:
+    """When a process was started, by the same clock (proc(5), field 22 of stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 

@@ -1,7 +1,7 @@
 """Profiles: named sets of Slurm options and set-up commands for one site or kind of job.
 
 ``[profiles.NAME]`` of the configuration holds long options of sbatch in snake case, and astra's
-own keys: ``setup``, ``throttle``, ``pages_per_element``, ``row_timeout``, ``template``,
+own keys: ``setup``, ``throttle``, ``pages_per_element``, ``pull``, ``row_timeout``, ``template``,
 ``policy`` and ``extends``. The profiles that ship with astra stand behind those of the
 configuration.
 """
@@ -94,7 +94,8 @@ _SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
 _SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
 
 _OWN = (
-    "setup", "throttle", "pages_per_element", "row_timeout", "template", "extends", "policy",
+    "setup", "throttle", "pages_per_element", "pull", "row_timeout", "template", "extends",
+    "policy",
 )  # fmt: skip
 
 
@@ -107,6 +108,7 @@ class Profile:
     setup: tuple[str, ...] = ()  # lines of shell, run before the element
     throttle: int | None = None  # at most so many elements at once
     pages_per_element: int = 1
+    pull: bool = True  # elements take pages as long as there are any; else they have fixed ones
     row_timeout: float | None = None  # seconds; without it [element] row_timeout_s
     template: str = "element.sh.j2"
     policy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # on the [policy]'s
@@ -216,6 +218,10 @@ def _applied(profile: Profile, keys: Mapping[str, Any], where: str) -> Profile:
                 options[key] = checked
         except ValueError as error:
             raise ConfigError(f"{where} {key}: {error}") from None
+    if "pages_per_element" in own:  # whoever says how many pages an element has assigns them
+        own.setdefault("pull", False)
+    elif own.get("pull"):
+        own["pages_per_element"] = 1
     return replace(profile, options=MappingProxyType(options), **own)
 
 
@@ -236,6 +242,10 @@ def _own(key: str, value: Any) -> Any:
     if key == "template":
         if not isinstance(value, str) or not value:
             raise ValueError('should be the name of a template, such as "element.sh.j2"')
+        return value
+    if key == "pull":
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} should be true or false")
         return value
     if key == "throttle" and (value is False or value is None):
         return None

@@ -13,6 +13,7 @@ from peewee import SQL, IntegrityError, fn
 
 from astra.config import settings
 from astra.database.connection import dialect, writing
+from astra.element.pool import take_page
 from astra.element.suspects import Death, record_death, suspects_of
 from astra.errors import BusyError, Superseded
 from astra.models.plans import Attempt, Page, Plan, Submission
@@ -69,7 +70,7 @@ def _own_log() -> str | None:
 
 def claim_page(
     plan: Plan,
-    number: int,
+    number: int | None,
     submission: Submission,
     element: int,
     where: Where,
@@ -77,7 +78,8 @@ def claim_page(
 ) -> Claim | None:
     """Make this process the one attempt that may write the page; None if the page is whole.
 
-    The attempt is taken to have so many rows `in_hand` until it says more.
+    Without a number it is the next free page of the submission; None if none is free. The attempt
+    is taken to have so many rows `in_hand` until it says more.
 
     Raises
     ------
@@ -88,6 +90,8 @@ def claim_page(
     """
     with writing():
         _bind_array(submission, where)
+        if number is None and (number := take_page(submission, element)) is None:
+            return None
         page = _page_to_claim(plan, number)
         if page.n_pending == 0:
             return None

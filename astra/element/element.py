@@ -7,6 +7,7 @@ read, and a checkpoint written, each in a short one; what lies between two pages
 import importlib
 import json
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from astra.database.connection import (
     writing,
 )
 from astra.element.claim import FIRST_IN_HAND, claim_page, here
+from astra.element.pool import close_pool, give_back, page_in_hand, time_of_element
 from astra.element.reader import Reader
 from astra.element.signals import heard
 from astra.element.supervisor import Board
@@ -43,7 +45,7 @@ from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, task_of
 from astra.plan.pages import is_cancelled, page_of
-from astra.processes import collect_as_usual, now_s, peak_mb
+from astra.processes import born_s, collect_as_usual, now_s, peak_mb
 from astra.results.background import Heartbeat
 from astra.results.claim import Claim, check_memory
 from astra.results.rows import clean, target_of, words_of
@@ -131,6 +133,8 @@ def run_element(
         first = (element - 1) * each + 1
         runs = []
         with Element(plan, submission, stop, board) as this:
+            if submission.pulls:
+                return this.pull(element)
             for number in range(first, min(first + each, plan.n_pages + 1)):
                 runs.append(this.run_page(number, element))
                 if stop.wanted.is_set():
@@ -172,8 +176,37 @@ class Element:
             drop_connection()
             self.is_linked = False
 
+    def pull(self, element: int) -> list[PageRun]:
+        """Run pages of the submission as long as any is free, and the time suffices for one more.
+
+        It begins with the page that an earlier process of this element had in hand. After a page
+        that was not completed it takes no other: what broke one may break all of them.
+        """
+        limit_s, longest_s = time_of_element(self.submission), 0.0
+        end_s = None if limit_s is None else born_s(os.getppid()) + limit_s
+        self._link()
+        number = retrying(lambda: page_in_hand(self.submission, element))
+        runs: list[PageRun] = []
+        while end_s is None or not runs or now_s() + longest_s < end_s:
+            began_s = now_s()
+            if (run := self.run_next(element, number)) is None:
+                break
+            number, longest_s = None, max(longest_s, now_s() - began_s)
+            runs.append(run)
+            if run.state != AttemptState.DONE or self.stop.wanted.is_set():
+                return runs
+        retrying(lambda: close_pool(self.submission))
+        return runs
+
     def run_page(self, number: int, element: int) -> PageRun:
         """Claim a page and run the task over the rows that it still needs."""
+        run = self.run_next(element, number)
+        if run is None:  # a page that has a number is run, whole, or refused
+            raise AssertionError("unreachable")
+        return run
+
+    def run_next(self, element: int, number: int | None = None) -> PageRun | None:
+        """Do so with the next free page of the submission, if it is no other; None without one."""
         board, plan = self.board, self.plan
         # Of an element's first page, what its process took to get here counts as start-up, too.
         since_s, began_s = board.take_birth() if board else None, now_s()
@@ -184,8 +217,10 @@ class Element:
             claim = retrying(lambda: self._claim(number, element))
         except (Superseded, BusyError) as error:
             log.warning("%s", error)
-            return PageRun(number, "refused", 0, 0, 0, 0, str(error), error.exit_status)
+            return PageRun(number or element, "refused", 0, 0, 0, 0, str(error), error.exit_status)
         if claim is None:
+            if number is None:
+                return None
             return _page_run(retrying(lambda: page_of(plan, number)), AttemptState.DONE)
         if board is not None:
             board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
@@ -208,7 +243,7 @@ class Element:
         else:
             return _page_run(_counted(claim), AttemptState.DONE, note)
         try:
-            page = retrying(lambda: page_of(plan, number), waiting=self.stop.wanted)
+            page = retrying(lambda: page_of(plan, claim.page.number), waiting=self.stop.wanted)
         except DatabaseError:
             page = claim.page
         return _page_run(page, state, message, status)
@@ -217,7 +252,7 @@ class Element:
         if abandon_transaction():
             log.warning("%s left a transaction open: it was rolled back", self.plan.task)
 
-    def _claim(self, number: int, element: int) -> Claim | None:
+    def _claim(self, number: int | None, element: int) -> Claim | None:
         where = here(self.submission.kind)
         return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
 
@@ -286,20 +321,21 @@ class Element:
                 writer.close()
                 self._abandon()
         except Terminated:
-            raise _interrupted(claim, stop.reason) from None
+            raise _interrupted(claim, stop.reason, gives_back=True) from None
         except OutOfMemory:
             raise
         except DatabaseError as error:
             raise _spooled(self.plan, claim, writer, error) from error
         except AstraError as error:
-            _end(claim, _ended_by(error), clean(str(error), 2000))
+            _end(claim, _ended_by(error), clean(str(error), 2000), stop.wanted.is_set())
             raise
         except Exception as error:
             said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
             _end(claim, AttemptState.BROKEN, said)
             raise BrokenElement(said) from error
         if Outcome.PENDING.value in claim.outcomes:
-            raise _interrupted(claim, stop.reason or "the task stopped early")
+            reason = stop.reason or "the task stopped early"
+            raise _interrupted(claim, reason, stop.wanted.is_set())
         self.in_hand = max(FIRST_IN_HAND, reader.soon())
         if not stop.wanted.is_set():
             self._link()
@@ -358,10 +394,10 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
     return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
 
 
-def _interrupted(claim: Claim, reason: str) -> Interrupted:
+def _interrupted(claim: Claim, reason: str, gives_back: bool) -> Interrupted:
     left = claim.outcomes.count(Outcome.PENDING)
     message = f"told to end ({reason}); all that was yielded is stored, {left} rows are left"
-    _end(claim, AttemptState.INTERRUPTED, message)
+    _end(claim, AttemptState.INTERRUPTED, message, gives_back)
     return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 
 
@@ -387,8 +423,11 @@ def _heartbeat(claim: Claim, stop: Stop) -> None:
     Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()
 
 
-def _end(claim: Claim, state: AttemptState, message: str | None) -> None:
-    """Record how the attempt ended, and what it found of the page."""
+def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False) -> None:
+    """Record how the attempt ended, and what it found of the page.
+
+    An interrupted one `gives_back` its page, for another element of its submission to take.
+    """
     now = SQL(dialect().now_sql)
     measured = claim.measures()
 
@@ -409,6 +448,8 @@ def _end(claim: Claim, state: AttemptState, message: str | None) -> None:
             Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
                 (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)
             ).execute()
+            if gives_back and state is AttemptState.INTERRUPTED:
+                give_back(claim.page)
 
     try:
         retrying(work, bound_s=5 if state is AttemptState.INTERRUPTED else None)

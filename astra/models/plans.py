@@ -82,6 +82,7 @@ class Submission(BaseModel):
     elements = KeysField()  # numbers of its elements, from 1 over the whole plan
     offset = IntegerField()  # element = array index + offset
     pages_per_element = IntegerField()
+    pulls = BooleanField(default=False)  # its elements take any of its pages that are free
     profile = TextField()  # JSON: the name, options and set-up that were used
     script = TextField(null=True)
     log_folder = TextField(null=True)
@@ -117,6 +118,9 @@ class Page(BaseModel):
     n_no_result = IntegerField(default=0)
     submission_pk = BigIntegerField(null=True)  # whose elements may claim it
     attempt_pk = BigIntegerField(null=True)  # who alone may write
+    # Of a submission that pulls: whether any of its elements may take the page. It changes as a
+    # page is claimed and given back; NULL where pages are assigned to elements.
+    free = BooleanField(null=True)
     retries = TextField(null=True)  # JSON: how often it was retried after which Slurm state
     modified = TimeField(now=True, null=False)
 
@@ -138,6 +142,8 @@ class Page(BaseModel):
     def n_pending(self) -> int:
         return self.n_rows - self.n_done - self.n_failed - self.n_no_result
 
+
+Page.add_index(Page.index(Page.submission_pk, name="page_free", where=Page.free))
 
 #: The same of a page in a query.
 N_PENDING = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result

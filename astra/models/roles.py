@@ -36,6 +36,7 @@ _FROZEN = {
     Page: {"pk", "plan_pk", "number", "n_rows", "keys", "key_texts", "submission_pk"},
     Submission: {
         "pk", "plan_pk", "token", "kind", "job_name", "elements", "offset", "pages_per_element",
+        "pulls",
         "profile", "script", "log_folder", "created", "created_by", "host",
     },
 }  # fmt: skip

@@ -179,8 +179,17 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     page = statuses[number - 1]
     if page.state not in ALIVE or page.job is None:
         return Cancelled(plan.pk, (), ())
-    # An element may have several pages: they end together.
+    of_page = (Page.plan == plan.pk) & (Page.number == number)
+    with connection():
+        waited = Page.update(submission_pk=None, free=None).where(of_page & Page.free).execute()
+        # The element that is told to end gives nothing back.
+        pulled = Page.update(free=None).where(of_page & ~Page.free).execute()
+    if waited:
+        return Cancelled(plan.pk, (), (), (number,))
+    # An element may have been assigned several pages: they end together.
     numbers = [s.page for s in statuses if s.job == page.job and s.element == page.element]
+    if pulled:
+        numbers = [number]
     jobs, processes = [], []
     if page.job.startswith("local:"):
         processes = _end_processes(_running(plan, numbers))

@@ -6,7 +6,7 @@ import signal
 import socket
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, overload
@@ -64,7 +64,7 @@ class Stored:
 #: The columns of a page that its status is made of.
 _ROW = (
     Page.number, Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result,
-    Page.submission_pk, Page.attempt_pk, N_PENDING,
+    Page.submission_pk, Page.attempt_pk, N_PENDING, Page.free,
 )  # fmt: skip
 
 #: Of a submission all but its elements, of which an array may have thousands.
@@ -75,7 +75,7 @@ def _read(plan: Plan, of_whole: bool) -> Stored:
     attempts = (
         Attempt.select(
             Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
-            Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message,
+            Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message, Attempt.element,
         )
         .join(Page, on=(Attempt.pk == Page.attempt_pk))
         .where((Page.plan == plan.pk) & (True if of_whole else N_PENDING > 0))
@@ -109,6 +109,7 @@ class Pages(Sequence[PageStatus]):
             for pk, s in stored.submissions.items()
             if s.kind == "slurm" and s.job_id and answer is not None
         }
+        self._pools: dict[str, Any] = {}
         self.states = [PageState.DONE] * len(stored.rows)
         self.held: list[int] = []
         self.any_ended = False
@@ -120,9 +121,9 @@ class Pages(Sequence[PageStatus]):
             execution = self._execution(row)
             # Pages of an array that no attempt has begun, and that Slurm says the same of, are
             # alike.
-            key = row[5], row[6], id(execution)
+            key = row[5], row[6], row[8], id(execution)
             if (kind := alike.get(key)) is None:
-                state = self._state(row[5], stored.attempts.get(row[6]), execution)
+                state = self._state(row, stored.attempts.get(row[6]), execution)
                 waits = state is PageState.WAITING and execution
                 held = waits and parse.never_starts(execution.reason)
                 kind = alike[key] = state, counts[state], bool(held)
@@ -159,21 +160,49 @@ class Pages(Sequence[PageStatus]):
         array = self._arrays.get(row[5])
         if array is None:
             return None
-        name, each, offset = array
-        key = name, (row[0] - 1) // each + 1 - offset
+        name, _, offset = array
+        if row[8] and (pool := self._pool(name)):
+            return pool
+        key = name, self._element(row) - offset
         return self.answer.executions.get(key) or self.answer.of(*key)
 
-    def _state(self, submission_pk: int | None, attempt: Any, execution: Any) -> PageState:
-        submission = self.stored.submissions.get(submission_pk or 0)
+    def _element(self, row: tuple[Any, ...]) -> int:
+        """The element of a page: the one that took it, or the one that it was submitted for."""
+        attempt = self.stored.attempts.get(row[6])
+        if row[8] is not None and attempt is not None and attempt.submission_pk == row[5]:
+            return int(attempt.element)
+        return (row[0] - 1) // self.stored.submissions[row[5]].pages_per_element + 1
+
+    def _pool(self, name: str) -> Any:
+        """What a free page waits for: an element of its array that waits, or that runs and will
+        take it; None if no element lives."""
+        if name not in self._pools:
+            if not self._pools:
+                for (job, _), execution in self.answer.executions.items():
+                    if execution.state is None or not execution.state.alive:
+                        continue
+                    if self._pools.get(job) is None or execution.state is SlurmState.PENDING:
+                        self._pools[job] = execution
+                for job, execution in self._pools.items():
+                    if execution.state is SlurmState.RUNNING:
+                        self._pools[job] = replace(execution, state=SlurmState.PENDING, node=None)
+            self._pools.setdefault(name, None)
+        return self._pools[name]
+
+    def _state(self, row: tuple[Any, ...], attempt: Any, execution: Any) -> PageState:
+        submission = self.stored.submissions.get(row[5] or 0)
         mine, overdue = self._mine(submission, attempt)
         if submission is None:
             state = PageState.UNSUBMITTED
         elif submission.kind == "local":
-            state = _local_state(submission, mine, overdue)
+            waits = row[8] and _submitter_lives(submission)
+            state = PageState.WAITING if waits else _local_state(submission, mine, overdue)
         else:
             lease_s = settings.current().element.lease_s
             now = self.stored.now
             state = _slurm_page_state(submission, mine, execution, self.answer, now, lease_s)
+            if row[8] and state is PageState.INCOMPLETE:  # its elements ended, and nobody took it
+                state = PageState.UNSUBMITTED
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
     def _mine(self, submission: Submission | None, attempt: Any) -> tuple[Any, bool]:
@@ -185,12 +214,12 @@ class Pages(Sequence[PageStatus]):
         return attempt, attempt.state == AttemptState.RUNNING and silent_s > lease_s
 
     def _page(self, row: tuple[Any, ...], state: PageState) -> PageStatus:
-        number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk, left = row
+        number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk, left, _ = row
         attempt = self.stored.attempts.get(attempt_pk)
         submission = self.stored.submissions.get(submission_pk)
         execution, element = self._execution(row), None
         if submission is not None:
-            element = (number - 1) // submission.pages_per_element + 1
+            element = self._element(row)
         mine, overdue = self._mine(submission, attempt)
         job = _job_name(submission, element)
         word = execution.state.value if execution and execution.state else None

@@ -70,6 +70,7 @@ def new_submission(
     each: int,
     kind: str,
     chosen: Profile | None = None,
+    pulls: bool = False,
 ) -> Submission:
     """A submission with a token of its own, which is not stored yet."""
     token = secrets.token_hex(6)
@@ -84,6 +85,7 @@ def new_submission(
         elements=list(elements),
         offset=offset,
         pages_per_element=each,
+        pulls=pulls,
         profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
         cluster=str(chosen.options.get("clusters") or "") or None if chosen else None,
         created_by=user_name(),
@@ -146,7 +148,7 @@ def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Su
         as_seen |= Page.submission_pk.is_null()
     live = fn.EXISTS(Plan.select(1).where((Plan.pk == plan.pk) & Plan.cancelled.is_null()))
     changed = (
-        Page.update(submission_pk=submission.pk)
+        Page.update(submission_pk=submission.pk, free=True if submission.pulls else None)
         .where((Page.plan == plan.pk) & given & as_seen & live)
         .execute()
     )
@@ -238,7 +240,9 @@ def withdraw(submission: Submission, state: str, message: str | None = None) -> 
             Submission.update(state=state, message=message).where(
                 Submission.pk == submission.pk
             ).execute()
-            Page.update(submission_pk=None).where(Page.submission_pk == submission.pk).execute()
+            Page.update(submission_pk=None, free=None).where(
+                Page.submission_pk == submission.pk
+            ).execute()
 
     retrying(work, bound_s=30)
 

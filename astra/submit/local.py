@@ -34,7 +34,7 @@ _STORING_S = 20.0
 def start_local(plan: Plan, pages: list[Page]) -> Submission:
     """Give pages to this process, which is to run them; the plan is locked."""
     check_folder(run_folder(plan.folder) / "logs")
-    submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")
+    submission = new_submission(plan, [page.number for page in pages], 0, 1, "local", pulls=True)
     make_intent(submission, pages)
     return submission
 
@@ -47,12 +47,12 @@ def run_local(
     progress: Callable[[int, int], None] = lambda ended, rows: None,
     row_timeout: float | None = None,
 ) -> Submitted:
-    """Run pages in `n_processes` processes at a time, until all have been tried once.
+    """Run pages in `n_processes` processes at a time, until none is free any more.
 
     Parameters
     ----------
     plan, submission : from :func:`start_local`; no lock is held while elements run.
-    pages : to be run; each is an element of its own.
+    pages : to be run. There may be an element for each; those that begin take what is free.
     progress : is told (rows ended, rows) of the plan now and then.
     row_timeout : longest time for a row, in seconds; without it the configured one.
 
@@ -118,7 +118,8 @@ def _drive(
     while (queue or pool.running) and not pool.stopped:
         while queue and len(pool.running) < n_processes and not pool.stopped:
             pool.start(queue.pop(0))
-        pool.reap()
+        if pool.reap():  # an element that ends well has found no page that is free
+            queue.clear()
         if time.monotonic() - shown > 0.5:
             _tell(plan, progress)
             shown = time.monotonic()
@@ -175,12 +176,17 @@ class _Pool:
                 env=environment, cwd=cwd, start_new_session=True, umask=umask_without_write(),
             )  # fmt: skip
 
-    def reap(self) -> None:
+    def reap(self) -> bool:
+        """Look which elements have ended; whether one of them ended well."""
+        ended_well = False
         for element, process in list(self.running.items()):
             if process.poll() is not None:
                 del self.running[element]
                 if process.returncode:
                     self.bad[element] = process.returncode
+                else:
+                    ended_well = True
+        return ended_well
 
     def tell_to_end(self) -> None:
         self.stopped = True

@@ -264,7 +264,9 @@ def _intend(
     hours: Hours,
 ) -> _Intent:
     each = chosen.pages_per_element
-    submission = new_submission(plan, piece.elements, piece.offset, each, "slurm", chosen)
+    submission = new_submission(
+        plan, piece.elements, piece.offset, each, "slurm", chosen, chosen.pull
+    )
     if submission.cluster is None:
         submission.cluster_name = limits.here().name
     # What a template or a folder may refuse is refused before an intent is left behind.
