@@ -39,6 +39,7 @@ class ElementScript:
     made_at: str
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
     pages_per_element: int = 1
+    pull: bool = False  # elements take pages as long as any is free
     row_timeout: float | None = None  # seconds; without it the configured one
     start_until: int | None = None  # an element that begins later begins nothing
     tell_at: int | None = None  # when an element that runs is told to end

@@ -37,6 +37,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             array=script.array_spec(piece.indices(), chosen.throttle),
             offset=piece.offset,
             pages_per_element=submission.pages_per_element,
+            pull=chosen.pull,
             row_timeout=chosen.row_timeout,
             start_until=hours.start_until,
             tell_at=hours.tell_at,

@@ -1,0 +1,210 @@
+"""Elements that take pages as long as there are any."""
+
+import os
+import signal
+import threading
+from collections import Counter
+
+import pytest
+from peewee import PostgresqlDatabase
+
+from astra.database.connection import connection, database, writing
+from astra.element.element import Element
+from astra.element.pool import take_page
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.results.stopping import Stop
+from astra.resume.cancel import cancel
+from astra.resume.resume import resume, resume_local
+from astra.states import PageState
+from astra.status.pages import survey
+from astra.status.verify import verify
+from astra.submit.local import pages_to_run, start_local
+from astra.submit.submit import submit
+from tests.night.test_slurm_nights import run_out, running
+from tests.sample_tasks import broken, fill, measure
+from tests.servers import Slurm, wait_for
+
+
+def plan_of(n: int, limit: int, task=measure, **arguments) -> Plan:
+    fill(n)
+    (planned, *_) = create_plan(task, BossVisitSpectrum, limit=limit, arguments=arguments)
+    return get_plan(planned.plan)
+
+
+def pool_of(plan: Plan) -> Submission:
+    return start_local(plan, pages_to_run(plan))
+
+
+def is_whole(plan: Plan) -> bool:
+    found = verify(plan.pk)
+    return found.sound and found.whole
+
+
+def elements() -> Counter[int]:
+    """How many attempts each element made."""
+    with connection():
+        return Counter(a.element for a in Attempt.select())
+
+
+def states(plan: Plan) -> list[PageState]:
+    return [page.state for page in survey(plan)[0]]
+
+
+class TestClaims:
+    def test_its_own_page_first_then_the_largest(self, url):
+        plan = plan_of(35, 10)
+        submission = pool_of(plan)
+        with connection(), writing():
+            Page.update(n_rows=30).where(Page.number == 4).execute()
+            taken = [take_page(submission, 2) for _ in range(5)]
+        assert taken == [2, 4, 1, 3, None]
+
+    @pytest.mark.postgres
+    def test_a_page_that_is_being_taken_is_waited_for(self, pg_url):
+        """Whoever is taking it may fail to: it is not left behind."""
+        plan = plan_of(20, 10)
+        submission, taken = pool_of(plan), []
+
+        def take() -> None:
+            with connection(), writing():
+                taken.append(take_page(submission, 2))
+            with connection(), writing():
+                taken.append(take_page(submission, 2))
+
+        other = PostgresqlDatabase(pg_url)
+        other.execute_sql("BEGIN")
+        other.execute_sql("UPDATE page SET free = false WHERE number = 1")
+        taker = threading.Thread(target=take)
+        taker.start()
+        try:
+            wait_for(lambda: taken == [2], "the page that nobody else takes", 20)
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            wait_for(lambda: database.execute_sql(waiting).fetchone()[0], "a lock", 20)
+        finally:
+            other.rollback()
+            other.close()
+            taker.join()
+        assert taken == [2, 1]
+
+    def test_one_element_takes_all_pages(self, url):
+        plan = plan_of(50, 10)
+        with Element(plan, pool_of(plan), Stop()) as this:
+            runs = this.pull(3)
+        assert [run.page for run in runs] == [3, 1, 2, 4, 5]
+        assert is_whole(plan) and elements() == {3: 5}
+
+    def test_no_page_is_begun_that_the_time_does_not_suffice_for(self, url, monkeypatch):
+        plan = plan_of(30, 10)
+        monkeypatch.setattr("astra.element.element.time_of_element", lambda submission: 1)
+        with Element(plan, pool_of(plan), Stop()) as this:
+            assert [run.page for run in this.pull(1)] == [1]
+            assert [run.page for run in this.pull(2)] == [2]
+
+    def test_an_interrupted_page_goes_back_with_what_it_has(self, url):
+        plan, stop = plan_of(20, 20, row_s=0.01), Stop()
+        submission = pool_of(plan)
+        threading.Timer(0.1, stop.ask, ["the time is over"]).start()
+        with Element(plan, submission, stop) as this:
+            (run,) = this.pull(1)
+        assert run.state == "interrupted" and run.done < 20
+        assert states(plan) == [PageState.WAITING]
+        with Element(plan, submission, Stop()) as this:
+            (run,) = this.pull(7)
+        assert run.done == 20 and is_whole(plan) and elements() == {1: 1, 7: 1}
+
+    def test_what_broke_a_page_is_kept_from_the_others(self, url):
+        plan = plan_of(50, 10, broken)
+        with Element(plan, pool_of(plan), Stop()) as this:
+            runs = this.pull(1)
+        assert [(run.page, run.state) for run in runs] == [(1, "broken")]
+        with connection():
+            assert Page.select().where(Page.free).count() == 4
+
+
+class TestLocal:
+    def test_two_processes_share_the_pages(self, url):
+        plan = plan_of(60, 10, row_s=0.02)
+        resume_local(plan.pk, 2)
+        assert is_whole(plan) and set(elements()) <= {1, 2} and elements().total() == 6
+
+    def test_another_element_goes_on_with_what_one_left(self, pg_url):
+        plan = plan_of(60, 10, row_s=0.05)
+
+        def interrupt() -> None:
+            attempt = running(1, 0)[0]
+            os.kill(attempt.pid, signal.SIGTERM)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        done = resume_local(plan.pk, 2)
+        thread.join()
+        assert "did not end well" in (done.message or "")
+        assert is_whole(plan) and len(elements()) == 3
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+class TestSlurm:
+    def test_few_elements_run_many_pages(self, slurm: Slurm):
+        """Those that wait when all pages have ended are cancelled; none ran a page twice."""
+        plan = plan_of(300, 10, row_s=0.01)
+        assert submit(plan.pk, options={"throttle": 2}).jobs[0].array == "1-30%2"
+        run_out(slurm)
+        assert is_whole(plan) and elements().total() == 30 and len(elements()) < 15
+        with connection():
+            assert [s.state for s in Submission.select()] == ["ended"]
+            own = Attempt.select().join(Page).where(Page.number == Attempt.element)
+            assert own.count() >= 1
+
+    @pytest.mark.parametrize("options", [{"pull": False}, {"pages_per_element": 1}])
+    def test_a_page_for_each_element(self, slurm: Slurm, options):
+        plan = plan_of(30, 10)
+        submit(plan.pk, options=options)
+        run_out(slurm)
+        assert is_whole(plan) and elements() == {1: 1, 2: 1, 3: 1}
+
+    def test_a_page_is_taken_from_the_pool(self, slurm: Slurm):
+        """A free page of a living pool waits, and no element of it is ended for it."""
+        plan = plan_of(30, 10)
+        submit(plan.pk, options={"hold": True})
+        assert states(plan) == [PageState.WAITING] * 3
+        assert cancel(plan.pk, 2).pages == (2,)
+        assert states(plan) == [PageState.WAITING, PageState.UNSUBMITTED, PageState.WAITING]
+        assert resume(plan.pk).pages == 1
+        cancel(plan.pk)
+
+    def test_cancelling_a_page_ends_the_element_that_took_it(self, slurm: Slurm):
+        """And no other element takes the page."""
+        plan = plan_of(60, 30, row_s=0.2)
+        submit(plan.pk, options={"throttle": 1})
+        (attempt,) = running(1, 0)
+        with connection():
+            number = attempt.page.number
+        assert cancel(plan.pk, number).pages == (number,)
+        run_out(slurm)
+        expected = [PageState.UNSUBMITTED if n == number else PageState.DONE for n in (1, 2)]
+        assert states(plan) == expected
+        resume(plan.pk)
+        run_out(slurm)
+        assert is_whole(plan)
+
+    def test_a_requeued_element_goes_on_with_its_page(self, slurm: Slurm):
+        plan = plan_of(20, 10, row_s=0.1)
+        submit(plan.pk, options={"throttle": 1})
+        (attempt,) = running(1, 0)
+        slurm.run("scontrol", "requeue", f"{attempt.job_id}_{attempt.array_index}")
+        wait_for(lambda: PageState.RUNNING not in states(plan), "the end of the element", 60)
+        assert set(states(plan)) <= {PageState.WAITING, PageState.DONE}
+        resumed = resume(plan.pk)
+        assert resumed.pages == 0
+        run_out(slurm)
+        assert is_whole(plan)
+
+    def test_free_pages_of_a_dead_pool_are_submitted_again(self, slurm: Slurm):
+        plan = plan_of(40, 10, broken)
+        submit(plan.pk, options={"throttle": 1})
+        run_out(slurm)
+        assert states(plan) == [PageState.BROKEN] * 4
