@@ -39,7 +39,7 @@ def slurm_options(function: Any) -> Any:
             click.option("--profile", "profile_name", metavar="P", help="Slurm options to use."),
             click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
             click.option(
-                "--pages-per-element", type=int, metavar="N", help="Pages for each element, which takes no others."
+                "--pages-per-element", type=int, metavar="N", help="Assign N pages to each element."
             ),
             click.option(
                 "--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
