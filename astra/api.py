@@ -390,7 +390,9 @@ def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None
     try:
         with heard(stop), Element(plan, submission, stop) as this:
             for page in pages:
-                tell([this.run_page(page.number, page.number)])
+                if (run := this.run_page(page.number, page.number)) is None:
+                    break
+                tell([run])
                 if stop.wanted.is_set():
                     break
     finally:

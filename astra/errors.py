@@ -13,6 +13,7 @@
     │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
     ├── BusyError               7   another process is at work on the same plan
     ├── OutOfHours             74   the hours of a night are over: an element begins nothing
+    ├── Held                    0   a plan is paused or throttled: an element takes no page
     ├── Interrupted            75   told to end; what was yielded is stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
@@ -87,6 +88,12 @@ class BusyError(AstraError):
 
 class OutOfHours(AstraError):
     exit_status = 74
+
+
+class Held(AstraError):
+    """A plan is paused or throttled: its element takes no further page. Nothing is wrong."""
+
+    exit_status = 0
 
 
 class Interrupted(AstraError):

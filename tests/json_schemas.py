@@ -17,6 +17,7 @@ from astra.plan.sizes import Estimate
 from astra.plan.spool import Recovered
 from astra.report.report import Report
 from astra.resume.cancel import Cancelled
+from astra.resume.controls import Control
 from astra.status.failures import FailedRow
 from astra.status.logs import Log
 from astra.status.status import PlanStatus
@@ -73,12 +74,14 @@ PRINTED: dict[str, Any] = {
     "cancel": Cancelled,
     "clean": Cleaned,
     "config": list[Value],
+    "continue": list[Control],
     "estimate": Estimate | list[Estimate],
     "failures": list[FailedRow],
     "initdb": Tables,
     "logs": list[Log],
     "nightly": Nightly,
     "nights": NightStatus | list[NightStatus] | list[Nightly],
+    "pause": list[Control],
     "plan": Planned | list[Planned],
     "plans": list[PlanLine],
     "recover": Recovered,
@@ -88,6 +91,7 @@ PRINTED: dict[str, Any] = {
     "run": PlanStatus | Planned | list[PlanStatus] | list[Planned],
     "status": PlanStatus,
     "submit": Submitted | NothingSubmitted | list[Submitted | NothingSubmitted],
+    "throttle": list[Control],
     "verify": Verdict,
 }
 

@@ -148,6 +148,57 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("plan", type=int, required=False)
+@click.option("--all", "of_all", is_flag=True, help="Every plan that has rows left.")
+@click.option("--reason", metavar="TEXT", help="Shown by status and by elements that end.")
+@json_option
+def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> None:
+    """Let elements of PLAN take no further page; those at work complete theirs."""
+    from astra.cli import show
+    from astra.resume.controls import pause as pause_plans
+
+    done = pause_plans(_chosen(plan, of_all), reason)
+    show.as_json(done) if as_json else show.controls(done)
+
+
+@main.command()
+@click.argument("plan", type=int)
+@click.argument("n", type=int, required=False)
+@click.option("--off", is_flag=True, help="No throttle.")
+@json_option
+def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
+    """Let at most N elements of PLAN go on to a further page."""
+    from astra.cli import show
+    from astra.resume.controls import throttle as throttle_plan
+
+    if (n is None) != off:
+        raise UsageError(f"write astra throttle {plan} N, or astra throttle {plan} --off")
+    done = [throttle_plan(plan, n)]
+    show.as_json(done) if as_json else show.controls(done)
+
+
+@main.command("continue")
+@click.argument("plan", type=int, required=False)
+@click.option("--all", "of_all", is_flag=True, help="Every plan that has rows left.")
+@json_option
+def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
+    """Let PLAN go on after a pause, and submit its pages where no element is left."""
+    from astra.cli import show
+    from astra.resume.controls import continue_plans
+
+    done = continue_plans(_chosen(plan, of_all))
+    show.as_json(done) if as_json else show.controls(done)
+
+
+def _chosen(plan: int | None, of_all: bool) -> list[int]:
+    from astra.resume.controls import live_plans
+
+    if (plan is None) != of_all:
+        raise UsageError("name one PLAN, or --all")
+    return live_plans() if plan is None else [plan]
+
+
+@main.command()
 @click.argument("plan", type=int)
 @click.argument("page", type=int, required=False)
 @click.option("-f", "--follow", is_flag=True, help="Print on as it grows.")

@@ -210,6 +210,15 @@ def cancelled(done: Any) -> None:
         )
 
 
+def controls(found: Iterable[Any]) -> None:
+    for one in found:
+        how = f"paused: {one.reason}" if one.paused else "not paused"
+        most = f"; at most {count(one.throttle, 'element')} at once" if one.throttle else ""
+        line(f"plan {one.plan}: {how}{most}; {count(one.running, 'page')} at work")
+        if one.submitted is not None and one.submitted.pages:
+            submitted(one.submitted)
+
+
 def status(plan: Any, every_page: bool = False) -> None:
     line(f"plan {plan.plan}: {plan.task} on {plan.input_model}")
     console.print(f"  {coloured(plan.state.value)}: {_sum(plan)}")

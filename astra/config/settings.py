@@ -134,6 +134,7 @@ class Element:
     row_timeout_s: float = _key(0.0, _number(0))  # longest time for a row; 0 for no limit
     max_deaths: int = _key(3, _whole(1))  # of its process, until a row is a failure
     max_failures: float = _key(0.5, _number(0, 1))  # share of rows; above it the task is broken
+    max_broken: int = _key(10, _whole(1))  # pages, none whole since, until the plan pauses
     max_failures_after: int = _key(20, _whole(1))  # rows that an element has ended
     outer_exceptions: tuple[str, ...] = _key(OUTER, _classes)  # no row's fault
 

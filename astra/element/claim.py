@@ -13,6 +13,7 @@ from peewee import SQL, IntegrityError, fn
 
 from astra.config import settings
 from astra.database.connection import dialect, writing
+from astra.element.controls import check_controls
 from astra.element.pool import take_page
 from astra.element.suspects import Death, record_death, suspects_of
 from astra.errors import BusyError, Superseded
@@ -83,6 +84,8 @@ def claim_page(
 
     Raises
     ------
+    Held
+        If the plan is paused, or as many of its elements run as its throttle allows.
     Superseded
         If the page belongs to another submission, or to the first array of this one.
     BusyError
@@ -90,6 +93,7 @@ def claim_page(
     """
     with writing():
         _bind_array(submission, where)
+        check_controls(plan, submission, element)
         if number is None and (number := take_page(submission, element)) is None:
             return None
         page = _page_to_claim(plan, number)

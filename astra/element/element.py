@@ -25,6 +25,7 @@ from astra.database.connection import (
     writing,
 )
 from astra.element.claim import FIRST_IN_HAND, claim_page, here
+from astra.element.controls import pause_if_all_break
 from astra.element.pool import close_pool, give_back, page_in_hand, time_of_element
 from astra.element.reader import Reader
 from astra.element.signals import heard
@@ -34,6 +35,7 @@ from astra.errors import (
     BrokenElement,
     BusyError,
     DatabaseError,
+    Held,
     Interrupted,
     OutOfMemory,
     Superseded,
@@ -136,7 +138,9 @@ def run_element(
             if submission.pulls:
                 return this.pull(element)
             for number in range(first, min(first + each, plan.n_pages + 1)):
-                runs.append(this.run_page(number, element))
+                if (run := this.run_page(number, element)) is None:
+                    break
+                runs.append(run)
                 if stop.wanted.is_set():
                     break
         return runs
@@ -189,7 +193,7 @@ class Element:
         runs: list[PageRun] = []
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
-            if (run := self.run_next(element, number)) is None:
+            if (run := self.run_page(number, element)) is None:
                 break
             number, longest_s = None, max(longest_s, now_s() - began_s)
             runs.append(run)
@@ -198,15 +202,12 @@ class Element:
         retrying(lambda: close_pool(self.submission))
         return runs
 
-    def run_page(self, number: int, element: int) -> PageRun:
-        """Claim a page and run the task over the rows that it still needs."""
-        run = self.run_next(element, number)
-        if run is None:  # a page that has a number is run, whole, or refused
-            raise AssertionError("unreachable")
-        return run
+    def run_page(self, number: int | None, element: int) -> PageRun | None:
+        """Claim a page and run the task over the rows that it still needs.
 
-    def run_next(self, element: int, number: int | None = None) -> PageRun | None:
-        """Do so with the next free page of the submission, if it is no other; None without one."""
+        Without a number it is the next free page of the submission. None if no page is free, or
+        the plan is paused or throttled.
+        """
         board, plan = self.board, self.plan
         # Of an element's first page, what its process took to get here counts as start-up, too.
         since_s, began_s = board.take_birth() if board else None, now_s()
@@ -215,6 +216,9 @@ class Element:
             spool.recover(plan, number)
             self._link()
             claim = retrying(lambda: self._claim(number, element))
+        except Held as held:
+            log.warning("%s", held)
+            return None
         except (Superseded, BusyError) as error:
             log.warning("%s", error)
             return PageRun(number or element, "refused", 0, 0, 0, 0, str(error), error.exit_status)
@@ -450,6 +454,8 @@ def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: boo
             ).execute()
             if gives_back and state is AttemptState.INTERRUPTED:
                 give_back(claim.page)
+            if state is AttemptState.BROKEN and (why := pause_if_all_break(claim.page.plan_pk)):
+                log.error("plan %d is paused: %s", claim.page.plan_pk, why)
 
     try:
         retrying(work, bound_s=5 if state is AttemptState.INTERRUPTED else None)

@@ -19,8 +19,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from peewee import SQL
+
 from astra.config import settings
-from astra.database.connection import retrying, writing
+from astra.database.connection import dialect, retrying, writing
+from astra.element.controls import pause_if_all_break
 from astra.element.suspects import Death, record_death
 from astra.errors import AstraError, OutOfHours
 from astra.models.plans import Attempt, Page
@@ -331,10 +334,14 @@ def _give_up(board: Board, death: Death) -> None:
     """The process died again and again with no row in hand: it is the task, not a row."""
     message = f"its process died without a row in hand: it {death.cause}"
     log.error("%s; the page stays pending", message)
-    retrying(
-        lambda: (
-            Attempt.update(state=AttemptState.BROKEN.value, message=message)
-            .where(Attempt.pk == board.attempt_pk)
-            .execute()
-        )
-    )
+
+    def work() -> None:
+        with writing():
+            broken = Attempt.update(
+                state=AttemptState.BROKEN.value, message=message, ended=SQL(dialect().now_sql)
+            )
+            broken.where(Attempt.pk == board.attempt_pk).execute()
+            pause_if_all_break(Page.get_by_id(board.page_pk).plan_pk)
+
+    if board.attempt_pk:
+        retrying(work)

@@ -52,6 +52,9 @@ class Plan(BaseModel):
     created_on = TextField()  # the host
     cwd = TextField()
     cancelled = TimeField(null=True)
+    paused = TimeField(null=True)  # since when its elements take no further page
+    pause_reason = TextField(null=True)
+    throttle = IntegerField(null=True)  # at most so many elements go on to a further page
 
     class Meta:
         indexes = ((("task", "input_table"), False),)

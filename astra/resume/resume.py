@@ -134,6 +134,10 @@ def resume_local(
     check_plan_version(frozen)
     if frozen.cancelled is not None:
         raise UsageError(f"plan {frozen.pk} was cancelled; its rows can be planned again")
+    if frozen.paused is not None:
+        raise UsageError(
+            f"plan {frozen.pk} is paused ({frozen.pause_reason}): astra continue {frozen.pk}"
+        )
     with hold_plan(frozen):
         pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
         if not pages:

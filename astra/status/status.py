@@ -108,7 +108,21 @@ def _status(stored: "Stored", answer: Any, notes: list[str], of_whole: bool) -> 
     if pages.any_ended:
         pages = _pages(plan, answer, of_whole)
     steps, more = _next_steps(plan, pages)
+    more = [*_controls(plan), *more]
     return _summary(plan, pages, [*notes, *_spooled(plan), *more], steps)
+
+
+def _controls(plan: Plan) -> list[str]:
+    """What its elements are asked to do."""
+    notes = []
+    if plan.paused is not None:
+        notes.append(
+            f"the plan is paused since {plan.paused:%Y-%m-%d %H:%M:%S} ({plan.pause_reason}); its "
+            f"elements take no further page: astra continue {plan.pk}"
+        )
+    if plan.throttle is not None:
+        notes.append(f"at most {plan.throttle} elements go on to a further page: astra throttle")
+    return notes
 
 
 def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:

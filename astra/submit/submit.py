@@ -142,6 +142,9 @@ def submit_pages(
         were given to none.
     """
     check_export(chosen)
+    if plan.paused is not None and pages and not dry_run:
+        said = f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
+        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=said)
     away = _away(chosen) if pages else ()
     each = chosen.pages_per_element
     queue = list(slices(pages, each, limits.max_array_size() - 1)) if pages else []

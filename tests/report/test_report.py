@@ -288,8 +288,8 @@ def many_pages(n: int) -> int:
         )
         dialect().run(
             "INSERT INTO submission (plan_pk, token, kind, state, job_name, host, elements, "
-            '"offset", pages_per_element, profile, created_by, created) '
-            f"SELECT {plan}, 'many', 'local', 'submitted', 'x', 'x', ARRAY[1], 0, 1, '{{}}', 'x', "
+            '"offset", pages_per_element, pulls, profile, created_by, created) '
+            f"SELECT {plan}, 'many', 'local', 'submitted', 'x', 'x', ARRAY[1], 0, 1, false, '{{}}', 'x', "
             "clock_timestamp() - interval '2 days'"
         )
         dialect().run("UPDATE page SET n_done = 10 WHERE number = 1")

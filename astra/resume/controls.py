@@ -1,0 +1,97 @@
+"""Pause, throttle and continue plans while their elements run: read by these before each page."""
+
+import getpass
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peewee import SQL, fn
+
+from astra.database.connection import connection, dialect
+from astra.errors import UsageError
+from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.plan.lookup import get_plan
+from astra.resume.resume import resume
+from astra.states import AttemptState
+from astra.submit.submit import Submitted
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a plan's elements are asked to do."""
+
+    plan: int
+    paused: bool
+    reason: str | None
+    throttle: int | None  # at most so many elements go on to a further page
+    running: int  # pages that are at work; they are not interrupted
+    submitted: Submitted | None = None  # of a plan that continues
+
+
+def live_plans() -> list[int]:
+    """Plans that have rows left and were not cancelled."""
+    left = fn.EXISTS(Page.select(1).where((Page.plan == Plan.pk) & (N_PENDING > 0)))
+    with connection():
+        query = Plan.select(Plan.pk).where(Plan.cancelled.is_null() & left).order_by(Plan.pk)
+        return [int(pk) for (pk,) in query.tuples()]
+
+
+def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:
+    """Let the elements of some plans take no further page; those at work end theirs."""
+    return [_pause(get_plan(plan), reason or f"by {getpass.getuser()}") for plan in plans]
+
+
+def _pause(plan: Plan, reason: str) -> Control:
+    _refuse_cancelled(plan)
+    with connection():
+        Plan.update(paused=SQL(dialect().now_sql), pause_reason=reason).where(
+            Plan.pk == plan.pk
+        ).execute()
+    return _control(plan.pk)
+
+
+def throttle(plan: int, most: int | None) -> Control:
+    """Let at most so many elements of a plan go on to a further page; None for no limit.
+
+    Elements beyond it end with their page. Raised, it brings no ended element back: those that
+    wait in the queue begin, and ``resume`` submits what no element is left for.
+    """
+    frozen = get_plan(plan)
+    _refuse_cancelled(frozen)
+    if most is not None and most < 1:
+        raise UsageError(f"a throttle of {most}: at least 1; astra pause {plan} stops all elements")
+    with connection():
+        Plan.update(throttle=most).where(Plan.pk == frozen.pk).execute()
+    return _control(frozen.pk)
+
+
+def continue_plans(plans: Iterable[int]) -> list[Control]:
+    """Let plans that are paused go on: their pages are submitted where no element is left."""
+    return [_continue(get_plan(plan)) for plan in plans]
+
+
+def _continue(plan: Plan) -> Control:
+    _refuse_cancelled(plan)
+    with connection():
+        Plan.update(paused=None, pause_reason=None).where(Plan.pk == plan.pk).execute()
+        kinds = Submission.select(Submission.kind).where(Submission.plan == plan.pk)
+        last = kinds.order_by(Submission.pk.desc()).limit(1).scalar()
+    return _control(plan.pk, resume(plan.pk) if last == "slurm" else None)
+
+
+def _refuse_cancelled(plan: Plan) -> None:
+    if plan.cancelled is not None:
+        raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
+
+
+def _control(pk: int, submitted: Submitted | None = None) -> Control:
+    plan = get_plan(pk)
+    with connection():
+        running = (
+            Attempt.select()
+            .join(Page, on=Page.attempt_pk == Attempt.pk)
+            .where((Page.plan == pk) & (Attempt.state == AttemptState.RUNNING.value))
+            .count()
+        )
+    return Control(
+        pk, plan.paused is not None, plan.pause_reason, plan.throttle, running, submitted
+    )
