@@ -325,7 +325,7 @@ class Element:
                 writer.close()
                 self._abandon()
         except Terminated:
-            raise _interrupted(claim, stop.reason, gives_back=True) from None
+            raise _interrupted(claim, stop.reason) from None
         except OutOfMemory:
             raise
         except DatabaseError as error:
@@ -398,7 +398,7 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
     return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
 
 
-def _interrupted(claim: Claim, reason: str, gives_back: bool) -> Interrupted:
+def _interrupted(claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
     left = claim.outcomes.count(Outcome.PENDING)
     message = f"told to end ({reason}); all that was yielded is stored, {left} rows are left"
     _end(claim, AttemptState.INTERRUPTED, message, gives_back)
