@@ -212,7 +212,8 @@ class Run:
         rows.asked = True
         clock.credit_overhead(clock.stop())
         while not is_over():
-            self._end_gathered()
+            if in_hand.gathered:
+                self._end_gathered()
             try:
                 row = next(rows.rows, _END)
                 if row is _END:
