@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections import Counter
 
 import pytest
 from peewee import PostgresqlDatabase
@@ -11,46 +10,16 @@ from peewee import PostgresqlDatabase
 from astra.database.connection import connection, database, writing
 from astra.element.element import Element
 from astra.element.pool import take_page
-from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Plan, Submission
-from astra.plan.lookup import get_plan
-from astra.plan.plan import create_plan
+from astra.models.plans import Attempt, Page, Submission
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume, resume_local
 from astra.states import PageState
-from astra.status.pages import survey
-from astra.status.verify import verify
-from astra.submit.local import pages_to_run, start_local
 from astra.submit.submit import submit
-from tests.night.test_slurm_nights import run_out, running
-from tests.sample_tasks import broken, fill, measure
+from tests.nights import run_out
+from tests.pools import elements, is_whole, plan_of, pool_of, running, states
+from tests.sample_tasks import broken
 from tests.servers import Slurm, wait_for
-
-
-def plan_of(n: int, limit: int, task=measure, **arguments) -> Plan:
-    fill(n)
-    (planned, *_) = create_plan(task, BossVisitSpectrum, limit=limit, arguments=arguments)
-    return get_plan(planned.plan)
-
-
-def pool_of(plan: Plan) -> Submission:
-    return start_local(plan, pages_to_run(plan))
-
-
-def is_whole(plan: Plan) -> bool:
-    found = verify(plan.pk)
-    return found.sound and found.whole
-
-
-def elements() -> Counter[int]:
-    """How many attempts each element made."""
-    with connection():
-        return Counter(a.element for a in Attempt.select())
-
-
-def states(plan: Plan) -> list[PageState]:
-    return [page.state for page in survey(plan)[0]]
 
 
 class TestClaims:

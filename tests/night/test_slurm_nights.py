@@ -27,24 +27,11 @@ from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.nights import counts, plan_of, run_out
+from tests.pools import running
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Postgres, Slurm, folder, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
-
-
-def running(n: int, checkpoints: int = 1) -> list[Attempt]:
-    """`n` attempts that have written and are still at work."""
-    found: list[Attempt] = []
-
-    def are_there() -> bool:
-        found[:] = Attempt.select().where(
-            (Attempt.state == "running") & (Attempt.n_checkpoints >= checkpoints)
-        )
-        return len(found) >= n
-
-    wait_for(are_there, f"{n} attempts at work", 60)
-    return found[:n]
 
 
 def test_every_row_once(slurm):

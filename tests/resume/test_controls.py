@@ -14,8 +14,8 @@ from astra.resume.resume import resume, resume_local
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.submit import submit
-from tests.element.test_pull import elements, is_whole, plan_of, pool_of, states
-from tests.night.test_slurm_nights import run_out, running
+from tests.nights import run_out
+from tests.pools import elements, is_whole, plan_of, pool_of, running, states
 from tests.sample_tasks import broken
 from tests.servers import Slurm
 

@@ -1,0 +1,54 @@
+"""Plans whose pages are pulled, and what became of them."""
+
+from collections import Counter
+
+from astra.database.connection import connection
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Plan, Submission
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.states import PageState
+from astra.status.pages import survey
+from astra.status.verify import verify
+from astra.submit.local import pages_to_run, start_local
+from tests.sample_tasks import fill, measure
+from tests.servers import wait_for
+
+
+def plan_of(n: int, limit: int, task=measure, **arguments) -> Plan:
+    fill(n)
+    (planned, *_) = create_plan(task, BossVisitSpectrum, limit=limit, arguments=arguments)
+    return get_plan(planned.plan)
+
+
+def pool_of(plan: Plan) -> Submission:
+    return start_local(plan, pages_to_run(plan))
+
+
+def is_whole(plan: Plan) -> bool:
+    found = verify(plan.pk)
+    return found.sound and found.whole
+
+
+def elements() -> Counter[int]:
+    """How many attempts each element made."""
+    with connection():
+        return Counter(a.element for a in Attempt.select())
+
+
+def states(plan: Plan) -> list[PageState]:
+    return [page.state for page in survey(plan)[0]]
+
+
+def running(n: int, checkpoints: int = 1) -> list[Attempt]:
+    """`n` attempts that have written and are still at work."""
+    found: list[Attempt] = []
+
+    def are_there() -> bool:
+        found[:] = Attempt.select().where(
+            (Attempt.state == "running") & (Attempt.n_checkpoints >= checkpoints)
+        )
+        return len(found) >= n
+
+    wait_for(are_there, f"{n} attempts at work", 60)
+    return found[:n]
