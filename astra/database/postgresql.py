@@ -200,6 +200,18 @@ class PostgreSQL(Common):
             return isinstance(error, ValueError | TypeError | OverflowError | peewee.DataError)
         return code.startswith(_ROWS_FAULT)
 
+    def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
+        """Whether a column that the model does not have wants a value, so that no row fits."""
+        cause = _driver_error(error)
+        if _sqlstate(error) != "23502" or not isinstance(cause, psycopg2.Error):
+            return False
+        return cause.diag.column_name not in columns
+
+    @staticmethod
+    def is_triggers(error: BaseException) -> bool:
+        """Whether a trigger refused the row, in words of its own."""
+        return _sqlstate(error) == "P0001"
+
     def denied(self, error: BaseException) -> Denied | None:
         """What the role lacks, if that is what the server says."""
         if _sqlstate(error) != "42501":

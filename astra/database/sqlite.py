@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,6 +82,17 @@ class SQLite(Common):
             error,
             peewee.IntegrityError | peewee.DataError | ValueError | TypeError | OverflowError,
         )
+
+    def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
+        """Whether a column that the model does not have wants a value, so that no row fits."""
+        found = re.search(r"NOT NULL constraint failed: [^\n]+\.([^.\n]+)$", str(error))
+        return found is not None and found[1] not in columns
+
+    @staticmethod
+    def is_triggers(error: BaseException) -> bool:
+        """Whether a trigger refused the row, in words of its own."""
+        cause = error.__cause__ or error.__context__ or error
+        return getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER"
 
     def message(self, error: BaseException) -> str:
         return str(error).strip()

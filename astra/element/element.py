@@ -49,6 +49,7 @@ from astra.plan.lookup import check_plan_version, get_plan, task_of
 from astra.plan.pages import is_cancelled, page_of
 from astra.processes import born_s, collect_as_usual, now_s, peak_mb
 from astra.results.background import Heartbeat
+from astra.results.checkpoint import take_back_failures
 from astra.results.claim import Claim, check_memory
 from astra.results.rows import clean, target_of, words_of
 from astra.results.schedule import Schedule
@@ -321,6 +322,7 @@ class Element:
                 self._unlink()
                 for _ in run:
                     pass
+                self.tally.check_end(plan.task)
             finally:
                 writer.close()
                 self._abandon()
@@ -331,6 +333,8 @@ class Element:
         except DatabaseError as error:
             raise _spooled(self.plan, claim, writer, error) from error
         except AstraError as error:
+            if isinstance(error, BrokenElement) and not self.tally.n_stored:
+                retrying(lambda: take_back_failures(claim))
             _end(claim, _ended_by(error), clean(str(error), 2000), stop.wanted.is_set())
             raise
         except Exception as error:

@@ -1,7 +1,7 @@
 """Checkpoints: one transaction writes a batch of results and the page's progress together."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -14,27 +14,31 @@ from astra.models.keys import RowKey, as_key, key_of
 from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page
 from astra.results.claim import Claim, Progress, Seen, _hold
-from astra.results.columns import _Bad, _by_columns, _Group, _row_by_row
+from astra.results.columns import _by_columns, _Group, _row_by_row, refused_by_database
 from astra.results.many import batch_of, write_rows
 from astra.results.rows import (
-    MESSAGE_LIMIT,
     Checkpoint,
     Handed,
     Refusal,
     Target,
     Yielded,
-    clean,
 )
 from astra.states import Outcome
 
 log = logging.getLogger(__name__)
 
 
-def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[Any]:
+def write(
+    checkpoint: Checkpoint,
+    target: Target,
+    claim: Claim | None,
+    judge: Callable[[list[Refusal]], None] = lambda refused: None,
+) -> list[Any]:
     """Write a checkpoint, all of it or nothing; the results that were stored.
 
     A result that the database refuses fails alone: its batch is halved until it stands by itself,
-    and it is recorded as a failure of its row, with the database's own message.
+    and it is recorded as a failure of its row, with the database's own message. `judge` is given
+    all that were refused before anything is committed; what it raises takes everything back.
 
     Raises
     ------
@@ -47,6 +51,7 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
         if claim is not None:
             _hold(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
+        judge(refused)
         _find_keys(checkpoint, stored, refused, target)
         failures = _beside_results([*checkpoint.failures, *refused], stored)
         _forget_other_ends(target, stored, failures, checkpoint.no_results)
@@ -58,6 +63,8 @@ def write(checkpoint: Checkpoint, target: Target, claim: Claim | None) -> list[A
     if claim is not None:
         claim.advance(seen, progress)
     checkpoint.n_refused = len(refused)
+    checkpoint.n_stored = len(stored) + len(checkpoint.no_results)
+    checkpoint.n_mistakes = sum(failure.is_mistake for failure in refused)
     for failure in refused:
         log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
     return [yielded.result for yielded in stored]
@@ -128,9 +135,7 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         if not dialect().is_rows_fault(error):
             raise
         if len(group.results) == 1:
-            kind = type(error.__cause__ or error).__name__
-            message = clean(dialect().message(error), MESSAGE_LIMIT)
-            refused.append(_Bad(group.results[0], kind, message).refusal)
+            refused.append(refused_by_database(group.results[0], error))
             return []
         half = len(group.results) // 2
         return [
@@ -150,6 +155,22 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
     if target.page is None:  # who runs a page does not look at its results
         _note_moments(stored)
     return stored
+
+
+def take_back_failures(claim: Claim) -> None:
+    """Have the rows pending again that the attempt recorded as failures."""
+    with writing():
+        _hold(claim)
+        mine = Failure.attempt_pk == claim.attempt.pk
+        keys = {str(key) for (key,) in Failure.select(Failure.key).where(mine).tuples()}
+        Failure.delete().where(mine).execute()
+        seen = claim.seen()
+        outcomes = bytearray(seen.outcomes)
+        for key, place in claim.positions.items():
+            if outcomes[place] == Outcome.FAILURE and str(key) in keys:
+                outcomes[place] = Outcome.PENDING.value
+        progress = _store_progress(claim, seen, outcomes)
+    claim.advance(seen, progress)
 
 
 def _note_moments(stored: list[Yielded]) -> None:
@@ -292,6 +313,10 @@ def _write_progress(
         _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
     _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
     _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
+    return _store_progress(claim, seen, outcomes)
+
+
+def _store_progress(claim: Claim, seen: Seen, outcomes: bytearray) -> Progress:
     counts = {name: outcomes.count(outcome) for name, outcome in _COUNTED.items()}
     dialect().set_at(Page, claim.page.pk, Page.modified, {"outcomes": bytes(outcomes), **counts})
     # What this attempt ended itself: the attempts of a page add up to the page. As numbers, not

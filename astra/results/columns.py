@@ -13,6 +13,7 @@ import peewee
 
 from astra.database.connection import dialect
 from astra.database.values import are_in_range
+from astra.errors import BrokenElement
 from astra.models.base import TimeField
 from astra.models.keys import RowKey, as_key
 from astra.models.pipeline import BASES, OutputModel, version_number
@@ -220,18 +221,48 @@ def _row_of(yielded: Yielded) -> dict[str, Any]:
 
 
 class _Bad(Exception):
-    def __init__(self, yielded: Yielded, kind: str, message: str, refused: bool = False) -> None:
-        handed = yielded.handed
+    def __init__(
+        self,
+        yielded: Yielded,
+        kind: str,
+        message: str,
+        refused: bool = False,
+        is_mistake: bool = False,
+    ) -> None:
+        handed, is_mistake = yielded.handed, is_mistake or kind in _MISTAKES
         if handed is None:
             # Without a row that it was yielded for, a result is known by the key that it bears.
             key = as_key(yielded.bears)
-            self.refusal = Refusal(key, kind, message, refused=refused)
+            self.refusal = Refusal(key, kind, message, refused=refused, is_mistake=is_mistake)
             return
         refused = refused or yielded.again
         self.refusal = Refusal(
             handed.key, kind, message, handed.modified,
-            refused=refused, table=handed.table, bears=handed.bears,
+            refused=refused, table=handed.table, bears=handed.bears, is_mistake=is_mistake,
         )  # fmt: skip
+
+
+#: Refusals that each row of a task may meet.
+_MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey"})
+
+
+def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
+    """Why the database refused a result.
+
+    Raises
+    ------
+    BrokenElement
+        If it refuses every row of the task, so that none of them is to blame.
+    """
+    model = type(yielded.result)
+    message = clean(dialect().message(error), MESSAGE_LIMIT)
+    if dialect().is_tables_fault(error, set(model._meta.columns)):
+        raise BrokenElement(
+            f"the table {model._meta.table_name} takes no result of {model.__name__}: {message}; "
+            "its rows stay pending: repair the table, then astra resume"
+        ) from error
+    kind, by_trigger = type(error.__cause__ or error).__name__, dialect().is_triggers(error)
+    return _Bad(yielded, kind, message, is_mistake=by_trigger).refusal
 
 
 def _key_to_store(

@@ -19,8 +19,9 @@ from astra.results.columns import (
     _no_key,
     _row_of,
     as_columns,
+    refused_by_database,
 )
-from astra.results.rows import MESSAGE_LIMIT, Refusal, Target, Yielded, clean
+from astra.results.rows import Refusal, Target, Yielded
 from astra.states import Outcome
 
 #: The results of one row.
@@ -93,9 +94,7 @@ def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yiel
         if not dialect().is_rows_fault(error):
             raise
         if len(rows) == 1:
-            kind = type(error.__cause__ or error).__name__
-            message = clean(dialect().message(error), MESSAGE_LIMIT)
-            refused.append(_Bad(rows[0][0], kind, message).refusal)
+            refused.append(refused_by_database(rows[0][0], error))
             return []
         half = len(rows) // 2
         return [*_store(rows[:half], target, refused), *_store(rows[half:], target, refused)]

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from astra.config import secrets
+from astra.errors import AstraError
 from astra.models.keys import Link, RowKey, table_name
 from astra.models.pipeline import OutputModel, PipelineOutputModel
 from astra.models.plans import Plan
@@ -71,6 +72,7 @@ class Refusal:
     refused: bool = False  # a further result of a row that has one
     table: str | None = None  # that the row stands in; None for the target's own
     bears: Any = None  # what its results bear, where its key is not known
+    is_mistake: bool = False  # of the task or the table: each row may meet it
 
 
 @dataclass
@@ -82,6 +84,8 @@ class Checkpoint:
     no_results: list[Handed] = field(default_factory=list)
 
     n_refused: int = 0  # of the results, once it is written
+    n_mistakes: int = 0  # of those, that are mistakes of the task or the table
+    n_stored: int = 0  # rows with a result, or rightly none
 
     def __len__(self) -> int:
         return len(self.results) + len(self.failures) + len(self.no_results)
@@ -161,7 +165,12 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
         clean(text, TRACEBACK_LIMIT),
         table=handed.table,
         bears=handed.bears,
+        is_mistake=isinstance(error, _MISTAKES),
     )
+
+
+#: What code that cannot work raises, whichever row it is given.
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, AstraError)
 
 
 def words_of(error: BaseException) -> str:

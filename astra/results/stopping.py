@@ -42,19 +42,38 @@ class Tally:
     after: int = 20  # rows; with fewer nothing is concluded
     n_ended: int = 0
     n_failed: int = 0
+    n_mistakes: int = 0  # of the failures, that are mistakes of the task or of its table
+    n_stored: int = 0  # rows with a result, or rightly none, that the database has taken
 
-    def check(self, task: str) -> None:
-        """
+    def check(self, task: str, n_more: int = 0) -> None:
+        """Judge the rows up to now, and `n_more` of them that are about to fail.
+
         Raises
         ------
         BrokenElement
             If more than the share of rows has failed.
         """
-        if self.n_ended >= self.after and self.n_failed > self.share * self.n_ended:
+        n_failed = self.n_failed + n_more
+        if self.n_ended >= self.after and n_failed > self.share * self.n_ended:
             raise BrokenElement(
-                f"{self.n_failed} of {self.n_ended} rows of this element failed, more than the "
+                f"{n_failed} of {self.n_ended} rows of this element failed, more than the "
                 f"share of {self.share:g} ([element] max_failures): {task} is taken to be broken, "
                 "not its rows; failures not yet stored are left out, and their rows stay pending"
+            )
+
+    def check_end(self, task: str) -> None:
+        """Judge the rows at the end of a page.
+
+        Raises
+        ------
+        BrokenElement
+            If all of several rows failed by what each row would meet.
+        """
+        if not self.n_stored and self.n_failed == self.n_mistakes > 1:
+            raise BrokenElement(
+                f"all {self.n_failed} rows up to now failed by what is no row's own fault, such as "
+                f"a mistake in {task} or a trigger of its table: they stay pending; astra logs "
+                "shows what was raised"
             )
 
 

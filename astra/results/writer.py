@@ -253,7 +253,7 @@ class Writer:
             began = perf_counter()
             try:
                 written = retrying(
-                    lambda: write(checkpoint, self.target, self.claim),
+                    lambda: write(checkpoint, self.target, self.claim, self._judge),
                     waiting=self.stop.wanted if self.is_behind else self.background.over,
                 )
             except BaseException:
@@ -266,9 +266,16 @@ class Writer:
             self.buffer.finish(written if self.claim is None else ())
             self._look_around(checkpoint)
 
+    def _judge(self, refused: list[Refusal]) -> None:
+        """End the run before failures are stored that are not the rows' own."""
+        if self.claim is not None and refused:
+            self.tally.check(self.target.task, len(refused))
+
     def _look_around(self, checkpoint: Checkpoint) -> None:
         """End the run if the checkpoint showed that it is in vain."""
         self.tally.n_failed += checkpoint.n_refused
+        self.tally.n_mistakes += checkpoint.n_mistakes
+        self.tally.n_stored += checkpoint.n_stored
         if self.claim is not None:
             if self.claim.cancelled:
                 self.stop.ask("the plan was cancelled")

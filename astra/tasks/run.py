@@ -345,7 +345,9 @@ class Run:
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.n_failed += 1
-        self.writer.fail(refusal(error, handed))
+        failure = refusal(error, handed)
+        self.tally.n_mistakes += failure.is_mistake
+        self.writer.fail(failure)
         try:
             self.tally.check(self.writer.target.task)
         except BrokenElement:

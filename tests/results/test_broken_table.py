@@ -1,0 +1,142 @@
+"""A table that is broken, or a task that cannot work, is nobody's row: the rows stay pending."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from astra import task
+from astra.database.connection import connection, database, dialect
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Failure, Plan
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.status.status import status
+from astra.status.verify import verify
+from tests.sample_tasks import Measured, fill, measure
+
+
+def run(function=measure, n: int = 30, **planning) -> int:
+    fill(n)
+    (made,) = create_plan(function, BossVisitSpectrum, **planning)
+    resume_local(made.plan)
+    return made.plan
+
+
+def left_pending(plan: int) -> bool:
+    """Nothing is stored, nothing failed, and somebody has to do something."""
+    found = status(plan)
+    with connection():
+        n_rows = Plan.get_by_id(plan).n_rows
+        stored = Measured.select().count() + Failure.select().count()
+    return (
+        stored == 0 and found.state == "attention" and found.rows == {"done": 0, "broken": n_rows}
+    )
+
+
+def repaired(plan: int) -> bool:
+    resume_local(plan)
+    return status(plan).state == "whole" and verify(plan).sound
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_a_column_that_the_model_does_not_have_wants_a_value(url, batch_size):
+    with connection():
+        database.execute_sql("ALTER TABLE measured ADD COLUMN extra INTEGER DEFAULT 0")
+        if dialect().name == "postgresql":
+            database.execute_sql("ALTER TABLE measured ALTER COLUMN extra DROP DEFAULT")
+            database.execute_sql("ALTER TABLE measured ALTER COLUMN extra SET NOT NULL")
+        else:
+            database.execute_sql("ALTER TABLE measured DROP COLUMN extra")
+            database.execute_sql("ALTER TABLE measured ADD COLUMN extra INTEGER")
+            database.execute_sql(
+                "CREATE TRIGGER wants BEFORE INSERT ON measured WHEN NEW.extra IS NULL "
+                "BEGIN SELECT RAISE(ABORT, 'NOT NULL constraint failed: measured.extra'); END"
+            )
+    plan = run(arguments={"batch_size": batch_size}, limit=10)
+    assert left_pending(plan)
+    with connection():
+        if dialect().name == "postgresql":
+            database.execute_sql("ALTER TABLE measured DROP COLUMN extra")
+        else:
+            database.execute_sql("DROP TRIGGER wants")
+    assert repaired(plan)
+
+
+def freeze() -> None:
+    """A trigger that refuses whatever is written."""
+    with connection():
+        if dialect().name == "sqlite":
+            database.execute_sql(
+                "CREATE TRIGGER refuse_all BEFORE INSERT ON measured "
+                "BEGIN SELECT RAISE(ABORT, 'frozen'); END"
+            )
+            return
+        database.execute_sql(
+            "CREATE FUNCTION refuse_all() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'frozen'; END $$"
+        )
+        database.execute_sql(
+            "CREATE TRIGGER refuse_all BEFORE INSERT ON measured FOR EACH ROW EXECUTE FUNCTION refuse_all()"
+        )
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("n", [3, 30, 60])
+def test_a_trigger_that_every_row_meets(url, batch_size, n):
+    freeze()
+    plan = run(n=n, arguments={"batch_size": batch_size}, limit=n)
+    assert left_pending(plan)
+    with connection():
+        database.execute_sql(
+            "DROP TRIGGER refuse_all" + (" ON measured" if dialect().name == "postgresql" else "")
+        )
+    assert repaired(plan)
+
+
+def test_a_trigger_that_one_row_meets_is_that_rows(url):
+    """What comes back is the row's own then, and holds no other up."""
+    fill(30)
+    with connection():
+        (key,) = BossVisitSpectrum.select(BossVisitSpectrum.spectrum_pk).limit(1).tuples()[0]
+        if dialect().name == "sqlite":
+            database.execute_sql(
+                "CREATE TRIGGER one BEFORE INSERT ON measured "
+                f"WHEN NEW.spectrum_pk = {key} BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+            )
+        else:
+            database.execute_sql(
+                "CREATE FUNCTION one() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                f"IF NEW.spectrum_pk = {key} THEN RAISE EXCEPTION 'not this one'; END IF; "
+                "RETURN NEW; END $$"
+            )
+            database.execute_sql(
+                "CREATE TRIGGER one BEFORE INSERT ON measured FOR EACH ROW EXECUTE FUNCTION one()"
+            )
+    (made,) = create_plan(measure, BossVisitSpectrum, limit=10)
+    resume_local(made.plan)
+    found = status(made.plan)
+    assert found.state == "failed rows" and found.rows == {"done": 29, "failed": 1}
+    assert verify(made.plan).sound
+
+
+@task
+def misspelt(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, valeu=1.0)
+
+
+@task
+def of_dicts(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield {"spectrum_pk": spectrum.spectrum_pk, "value": 1.0}  # type: ignore[misc]
+
+
+@task
+def wrongly_called(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for _ in spectra:
+        yield Measured.from_spectrum()
+
+
+@pytest.mark.parametrize("function", [misspelt, of_dicts, wrongly_called])
+def test_a_task_that_cannot_work_leaves_its_first_rows_pending(url, function):
+    assert left_pending(run(function, max_rows=3))
