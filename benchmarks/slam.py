@@ -106,7 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--training", type=int, default=300, help="spectra to train on")
     parser.add_argument("--stars", type=int, default=100, help="test spectra at each S/N")
-    parser.add_argument("--every", type=int, default=4, help="use every n-th pixel of the model")
+    parser.add_argument("--every", type=int, default=16, help="use every n-th pixel of the model")
     parser.add_argument("--no-peer", action="store_true", help="leave astroslam out")
     parser.add_argument(
         "--environment",

@@ -17,8 +17,8 @@ from astra.models.slam import Slam
 from astra.pipelines.slam import BATCH, model_file
 from astra.pipelines.slam.label import label_many, prepare
 from astra.pipelines.slam.synthetic import (
-    BOSS_WAVELENGTH,
     LABELS,
+    WAVELENGTH,
     air_to_vacuum,
     continuum,
     normalised,
@@ -70,7 +70,7 @@ def _faint_cosmic_rays(flux: np.ndarray, ivar: np.ndarray, rng: np.random.Genera
 def _h_alpha(flux: np.ndarray, ivar: np.ndarray, rng: np.random.Generator) -> None:
     centre = float(air_to_vacuum(6562.79))
     width = centre / 2000.0 / 2.3548
-    line = np.exp(-(((BOSS_WAVELENGTH - centre) / width) ** 2) / 2)
+    line = np.exp(-(((WAVELENGTH - centre) / width) ** 2) / 2)
     flux += np.median(flux) * rng.uniform(0.5, 3.0) * line
 
 
@@ -117,10 +117,10 @@ def _measure(model: Any, case: Case) -> tuple[np.ndarray, np.ndarray, float, flo
     truth = random_labels(rng, N_STARS, MARGIN)
     spectra = []
     for labels in truth:
-        _, flux, ivar = spectrum(labels, SNR, rng, BOSS_WAVELENGTH, case.velocity)
+        _, flux, ivar = spectrum(labels, SNR, rng, WAVELENGTH, case.velocity)
         case.spoil(flux, ivar, rng)
         at_rest = case.knows_velocity
-        spectra.append(prepare(model, BOSS_WAVELENGTH, flux, ivar, is_at_rest=at_rest))
+        spectra.append(prepare(model, WAVELENGTH, flux, ivar, is_at_rest=at_rest))
     results = [Slam(**columns) for columns in label_many(model, spectra)]
     good = np.array([not r.flag_bad for r in results])
     found = np.array([[getattr(r, n) or np.nan for n in LABELS] for r in results])
@@ -140,13 +140,11 @@ def _every_fourth(model: Any) -> int:
     rng = np.random.default_rng(SEED)
     worst = 0.0
     for labels in random_labels(rng, 20, MARGIN):
-        flux = normalised(labels, BOSS_WAVELENGTH) * continuum(labels[0], BOSS_WAVELENGTH)
+        flux = normalised(labels, WAVELENGTH) * continuum(labels[0], WAVELENGTH)
         ivar = np.full(flux.shape, (1000 / np.median(flux)) ** 2)
         holed = flux.copy()
         holed[3::4] = np.nan
-        one, other = label_many(
-            model, [prepare(model, BOSS_WAVELENGTH, f, ivar) for f in (flux, holed)]
-        )
+        one, other = label_many(model, [prepare(model, WAVELENGTH, f, ivar) for f in (flux, holed)])
         worst = max(worst, abs(other["fe_h"] - one["fe_h"]))
     ok = worst < MOST_BIAS_FE_H
     verdict = f"below {MOST_BIAS_FE_H}" + ("" if ok else ": MISSED")
@@ -161,8 +159,8 @@ def _time(model: Any) -> int:
     spectra = []
     for labels in random_labels(rng, N_TIMED, MARGIN):
         v_rad = float(rng.normal(0, 50))
-        _, flux, ivar = spectrum(labels, SNR, rng, BOSS_WAVELENGTH, v_rad)
-        spectra.append((BOSS_WAVELENGTH, flux, ivar, None, v_rad))
+        _, flux, ivar = spectrum(labels, SNR, rng, WAVELENGTH, v_rad)
+        spectra.append((WAVELENGTH, flux, ivar, None, v_rad))
     start = time.process_time()  # of one core: others may be busy
     for first in range(0, N_TIMED, BATCH):
         batch = [prepare(model, *one) for one in spectra[first : first + BATCH]]

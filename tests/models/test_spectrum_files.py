@@ -186,7 +186,7 @@ def test_npz_files(tmp_path):
 def fill(tmp_path: Path, v_rad: float = 80.0) -> None:
     """One star as a spec file, as a visit at rest in an mwm file, and as a file without ivar."""
     labels, rng = [3500.0, 4.8, 0.0, 0.0], np.random.default_rng(1)
-    wavelength = synthetic.BOSS_WAVELENGTH
+    wavelength = synthetic.WAVELENGTH
     flux, ivar = synthetic.spectrum(labels, 60, rng, wavelength, v_rad)[1:]
     moving = {"loglam": np.log10(wavelength), "flux": flux, "ivar": ivar, "and_mask": None}
     write(tmp_path / "spec.fits", spec_table(**moving))

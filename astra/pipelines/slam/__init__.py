@@ -22,7 +22,7 @@ __all__ = ["slam", "train"]
 log = logging.getLogger(__name__)
 
 #: So many spectra are labelled at once.
-BATCH = 64
+BATCH = 32
 
 
 @task

@@ -21,7 +21,7 @@ MOST_ROUNDS = 8
 
 #: The velocity has settled when it changes by less than this share of its error, or this much.
 SETTLED = 0.05
-SETTLED_KM_S = 0.5
+SETTLED_KM_S = 3.0
 
 #: Where no velocity is known the fit starts at the best of these.
 START_VELOCITIES_KM_S = np.arange(-500.0, 501.0, 100.0)
@@ -135,7 +135,7 @@ def _one_round(
     step, error = found.labels[:, -1], found.errors[:, -1]
     with np.errstate(invalid="ignore"):
         at_rest = np.abs(step) <= np.maximum(SETTLED * error, SETTLED_KM_S)
-    settled = ~found.converged | (at_rest & (now_clipped == clipped).all(1))
+    settled = ~found.converged | (at_rest & ~(now_clipped & ~clipped).any(1))
     unit[:, -1] = 0.5
     measured = Measured(
         fit=found,

@@ -37,17 +37,13 @@ UPPER = np.array([4500.0, 5.5, 0.5, 0.4])
 #: Pixels of BOSS lie at multiples of 1e-4 in log10 of the vacuum wavelength [Angstrom].
 BOSS_STEP = 1e-4
 
-#: Pixels of the model: each is two of BOSS, 5000 to 9000 Angstrom; shape (1276,). Wider ones would
-#: not resolve the lines, and what part of a line an observed pixel covers would not be known.
-WAVELENGTH: Array = np.power(10.0, 3.69905 + 2 * BOSS_STEP * np.arange(2 * 638))
-
-#: The same range in the pixels of BOSS; shape (2552,).
-BOSS_WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(4 * 638))
+#: Pixels of the model, which are those of BOSS, 5000 to 9000 Angstrom; shape (2552,). Wider ones
+#: would not resolve the lines, and what an observed pixel covers of a line would not be known.
+WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(2552))
 
 RESOLUTION = 2000.0
 
-#: Pixels are averaged over points that are so far apart in log10: a pixel of the model is exactly
-#: the mean of its two of BOSS.
+#: Pixels are averaged over points that are so far apart in log10.
 POINT_STEP = BOSS_STEP / 2
 
 
@@ -202,7 +198,7 @@ def grid(n: int) -> Array:
 
 
 def training_set(n: int) -> tuple[Array, Array, Array]:
-    """The labels of :func:`grid`, wavelengths (1276,) and spectra without noise (n, 1276)."""
+    """The labels of :func:`grid`, wavelengths (2552,) and spectra without noise (n, 2552)."""
     labels = grid(n)
     return labels, WAVELENGTH, normalised(labels) * continuum(labels[:, 0])
 
@@ -273,7 +269,7 @@ def spectrum(
         Source of randomness, of the slope and scale of the flux too.
     wavelength
         Vacuum wavelengths [Angstrom], ascending, shape (P,): :data:`WAVELENGTH` for the pixels of
-        the model, :data:`BOSS_WAVELENGTH` for twice as many.
+        the model.
     v_rad
         Radial velocity [km/s] by which the spectrum is shifted.
 
@@ -287,7 +283,7 @@ def spectrum(
     >>> rng = np.random.default_rng(1)
     >>> wavelength, flux, ivar = spectrum([3500, 4.8, 0.0, 0.0], snr=50, rng=rng)
     >>> flux.shape
-    (1276,)
+    (2552,)
     """
     labels = np.asarray(labels, float)
     x = np.log(wavelength / 7000.0)
