@@ -16,8 +16,8 @@ MAX_ITERATIONS = 60
 #: No step is longer than this share of a label's range.
 LONGEST_STEP = 0.2
 
-#: A fit has converged when a full step would lower chi2 by less than this: by 0.01 of the errors.
-TOLERANCE = 1e-4
+#: A fit has converged when a full step would lower chi2 by less than this: by 0.03 of the errors.
+TOLERANCE = 1e-3
 
 #: A fit in which no step of such a damping helps is given up.
 MOST_DAMPING = 1e8

@@ -125,15 +125,22 @@ def label_many(
     """
     observed = Observed.of([(s.wavelength, s.flux, s.ivar, s.good) for s in spectra])
     found = measure(model, observed, np.array([s.is_unknown for s in spectra], bool))
-    outside = _outside(model, found)
+    outside, limits = _outside(model, found), _most_mismatch(model, found)
     columns = []
     for i, one in enumerate(spectra):
-        row = _label_columns(model, found, i) | _other_columns(model, found, i, one)
+        row = _label_columns(model, found, i) | _other_columns(model, found, i, one, limits[i])
         row["flag_outside_domain"] = bool(outside[i] and found.fit.converged[i])
         if store_model:
             row |= on_own_pixels(model, found, i, one.wavelength, one.scale)
         columns.append(row)
     return columns
+
+
+def _most_mismatch(model: Model, found: Measured) -> Array:
+    """Return the mismatch from which on each spectrum is flagged, (M,)."""
+    if model.domain is None:
+        return np.full(len(found.velocity), np.inf)
+    return model.domain.most_mismatch((found.fit.labels[:, :-1] - model.centre) / model.scale)
 
 
 def _outside(model: Model, found: Measured) -> NDArray[np.bool_]:
@@ -171,16 +178,14 @@ def _label_columns(model: Model, found: Measured, i: int) -> dict[str, Any]:
     }
 
 
-def _other_columns(model: Model, found: Measured, i: int, pixels: Pixels) -> dict[str, Any]:
+def _other_columns(
+    model: Model, found: Measured, i: int, pixels: Pixels, limit: float
+) -> dict[str, Any]:
     chi2, n_valid = _number(found.fit.chi2[i]), int(found.n_valid[i])
     reduced_chi2 = None if chi2 is None else chi2 / int(found.fit.n_freedom[i])
     good = pixels.good
     snr = float(np.median(pixels.flux[good] * np.sqrt(pixels.ivar[good]))) if good.any() else None
     converged, velocity = bool(found.fit.converged[i]), float(found.velocity[i])
-    limit = np.inf
-    if model.domain is not None:
-        scaled = (found.fit.labels[i : i + 1, :-1] - model.centre) / model.scale
-        limit = float(model.domain.most_mismatch(scaled)[0])
     excess = found.mismatch2[i] - SIGMAS * found.e_mismatch2[i]
     reach = BAD_VELOCITY_KM_S * (2 if pixels.is_unknown else 1)
     return {

@@ -125,7 +125,8 @@ class Model:
         kernel = radial_kernel(scaled, self.nodes, self.gamma)
         offset = np.moveaxis(scaled[..., None, :] - self.nodes, -1, -2)
         slopes = -2 * self.gamma / self.scale[:, None] * offset * kernel[..., None, :]
-        return kernel @ self.node_weights, slopes @ self.node_weights
+        rows = slopes.reshape(-1, slopes.shape[-1]) @ self.node_weights
+        return kernel @ self.node_weights, rows.reshape(*slopes.shape[:-1], -1)
 
     def flux(self, labels: ArrayLike) -> Array:
         """Return the normalised flux.

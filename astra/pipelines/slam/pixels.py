@@ -55,7 +55,8 @@ def edges(log_wavelength: Array) -> tuple[Array, Array]:
     """Return left and right edges of pixels, half way to the nearer neighbour."""
     spacing = np.diff(log_wavelength)
     width = np.minimum(np.append(spacing[0], spacing), np.append(spacing, spacing[-1]))
-    width = np.minimum(width, WIDEST * np.median(spacing)) if spacing.size else width
+    middle = spacing.size // 2  # partition alone takes a third of the time of a median
+    width = np.minimum(width, WIDEST * np.partition(spacing, middle)[middle])
     return log_wavelength - width / 2, log_wavelength + width / 2
 
 
