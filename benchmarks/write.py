@@ -83,7 +83,7 @@ class WholePage:
 
 
 def peewee_way(model: Any, generator: Any, rows: list[Any], batch_size: int) -> None:
-    key = [model.spectrum_pk, model.v_astra_major_minor]
+    key = [model.spectrum_pk, model.v_astra_major_minor, model.result_number]
     kept = [f for f in model._meta.sorted_fields if f.name not in
             ("task_pk", "created", "modified", "v_astra_major_minor")]  # fmt: skip
     with connection():
@@ -118,7 +118,7 @@ def executemany_way(path: str, generator: Any, rows: list[Any], batch_size: int)
             names = list(values[0])
             sql = (
                 f"INSERT INTO twenty ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
-                "ON CONFLICT (spectrum_pk, v_astra_major_minor) DO UPDATE SET "
+                "ON CONFLICT (spectrum_pk, v_astra_major_minor, result_number) DO UPDATE SET "
                 + ", ".join(f"{name} = excluded.{name}" for name in names)
             )
         raw.execute("BEGIN IMMEDIATE")

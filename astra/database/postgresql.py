@@ -141,6 +141,7 @@ class PostgreSQL(Common):
         options |= {key: value for key, value in defaults.items() if key not in given}
         self.database = _PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
+        self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}
         self._sequences: dict[str, str | None] = {}
         dialects[self.database] = self
 
@@ -614,12 +615,30 @@ class PostgreSQL(Common):
             self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
         return self._types[table]
 
+    def _look_at_types(self, table: str) -> None:
+        """Forget what is known of a table's columns, if somebody has altered them since.
+
+        The lock is the one that writing takes: the table stays as it is until the transaction ends.
+        """
+        columns = self.run(
+            f"""LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
+                SELECT attname, atttypid::bigint, atttypmod FROM pg_attribute
+                WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+                ORDER BY attnum""",
+            (table,),
+        ).fetchall()
+        if self._seen_columns.get(table) != columns:
+            self._seen_columns[table] = columns
+            self._types.pop(table, None)
+            self._sequences.pop(table, None)
+
     def upsert(self, batch: Batch) -> dict[int, int]:
         """Write a batch; what was written, as {place in the batch: primary key}.
 
         A row is replaced only by one whose input was read later or at the same time. Where no row
         has a result yet, which is most often so, the batch is copied straight into the table.
         """
+        self._look_at_types(batch.table)
         if len(batch.columns[batch.key[0]]) < _COPIED_FROM:
             return self._inserted(batch)
         try:
@@ -655,6 +674,8 @@ class PostgreSQL(Common):
             cursor.copy_expert(
                 f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
             )
+            if cursor.rowcount != len(primaries):
+                raise peewee.DataError("a trigger kept rows out")  # which, is found one by one
         return dict(enumerate(primaries))
 
     def _drawn(self, batch: Batch) -> list[int]:

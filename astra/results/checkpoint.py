@@ -15,7 +15,7 @@ from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page
 from astra.results.claim import Claim, Progress, Seen, _hold
 from astra.results.columns import _by_columns, _Group, _row_by_row, refused_by_database
-from astra.results.many import batch_of, write_rows
+from astra.results.many import batch_of, check_stored, write_rows
 from astra.results.rows import (
     Checkpoint,
     Handed,
@@ -131,6 +131,7 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
     try:
         with database.atomic():
             written = dialect().upsert(batch)
+            check_stored(group.results, written, link)
     except Exception as error:
         if not dialect().is_rows_fault(error):
             raise

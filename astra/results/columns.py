@@ -243,7 +243,7 @@ class _Bad(Exception):
 
 
 #: Refusals that each row of a task may meet.
-_MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey"})
+_MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey", "NotStored"})
 
 
 def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:

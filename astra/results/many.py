@@ -5,6 +5,7 @@ group, or of a spectrum of the source that the row is, is known by its own key.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from astra.database.connection import database, dialect
@@ -112,11 +113,44 @@ def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
             if columns is None:
                 raise ValueError("a value that has no form in the database")
             batch = batch_of(type(alike[0].result), link, columns)
-            for place, pk in dialect().upsert(batch).items():
+            written = dialect().upsert(batch)
+            check_stored(alike, written, link)
+            for place, pk in written.items():
                 alike[place].result.__data__["task_pk"] = pk
                 alike[place].result._dirty.clear()
                 stored.append(alike[place])
     return stored
+
+
+class NotStored(ValueError):
+    """The database took a result without an error, and did not store it."""
+
+
+def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) -> None:
+    """Make sure that each result was stored, or that a later one stands in its place.
+
+    Raises
+    ------
+    NotStored
+        If a result is neither.
+    """
+    for place, yielded in enumerate(results):
+        if place in written:
+            continue
+        result = yielded.result
+        model, data = type(result), result.__data__
+        later = (model.v_astra_major_minor == version_number() // 1000) & (
+            model.result_number == data.get("result_number", 0)
+        )
+        for name in link.result:
+            later &= getattr(model, name) == data[name]
+        if data.get("input_read") is not None:
+            later &= model.input_read > data["input_read"]
+        if not model.select(model.task_pk).where(later).exists():
+            raise NotStored(
+                "the database took the result and did not store it: a trigger or a rule of the "
+                f"table {model._meta.table_name} keeps it out"
+            )
 
 
 def batch_of(model: Any, link: Any, columns: dict[str, Any]) -> Batch:
