@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from astra.pipelines.slam.model import Model
+from astra.pipelines.slam.validation import near_edges
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class LabelReport:
     least: float  #: in the training set
     greatest: float
     floor: float  #: error that is added to that of each fit
-    scatter: float | None  #: rms error of spectra left out; None without a cross-validation
+    scatter: float | None  #: rms error of spectra left out; None without a cross-validation.
+    #: Of many spectra those at the edges do not count: without them the grid ends before them.
     bias: float | None  #: their mean error
     pull_width: float | None  #: rms of their errors in units of the stated ones
 
@@ -68,6 +70,7 @@ def _label(model: Model, i: int) -> LabelReport:
         validation = model.validation
         error = validation.fitted[:, i] - validation.labels[:, i]
         use = np.isfinite(error) & ~validation.rejected.astype(bool)
+        use &= ~near_edges(validation.labels)
         if use.any():
             error, stated = error[use], validation.errors[use, i]
             scatter, bias = float(np.sqrt((error**2).mean())), float(error.mean())

@@ -77,7 +77,7 @@ def validated(
     )
     flagged = np.ones(len(labels), bool)
     flagged[kept] = wrong | at_edge[kept]
-    beside = _at_edges(model.nodes) if n > MOST_SINGLE else np.zeros(n, bool)
+    beside = near_edges(model.nodes)
     counts = ~flagged
     counts[kept[beside]] = False
     error = np.where(counts[:, None], fitted - labels, np.nan)
@@ -94,8 +94,13 @@ def validated(
     return replace(model, label_floor=floor, validation=validation, domain=domain)
 
 
-def _at_edges(nodes: Array) -> NDArray[np.bool_]:
-    """Return which nodes are so near an edge that without them the grid ends before them."""
+def near_edges(nodes: Array) -> NDArray[np.bool_]:
+    """Return which nodes are so near an edge that without them the grid ends before them.
+
+    None are where there are few: all say something of the errors.
+    """
+    if len(nodes) <= MOST_SINGLE:
+        return np.zeros(len(nodes), bool)
     low, high = nodes.min(0), nodes.max(0)
     margin = EDGE * (high - low)
     return np.asarray(((nodes < low + margin) | (nodes > high - margin)).any(1))
