@@ -256,6 +256,32 @@ class PostgreSQL(Common):
             CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE UPDATE ON {table}
             FOR EACH ROW EXECUTE FUNCTION {prefix}astra_keep_modified()""")
 
+    def keeps_modified(self, model: Any) -> bool:
+        """Whether a trigger that is enabled keeps ``modified``, whatever it is called."""
+        found = self.run(
+            """SELECT 1 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+               WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+                 AND proname = 'astra_keep_modified'""",
+            (self.table(model),),
+        )
+        return found.fetchone() is not None
+
+    def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
+        """Whether a valid index keeps these columns unique, whatever it is called.
+
+        One with a condition counts if it is `where`, or nothing but that no key is NULL.
+        """
+        found = self.run(
+            """SELECT pg_get_expr(indpred, indrelid) FROM pg_index
+               WHERE indrelid = to_regclass(%s) AND indisunique AND indisvalid AND indimmediate
+                 AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
+                      WHERE attrelid = indrelid AND attnum = ANY(indkey)) = %s
+                 AND array_length(indkey::int[], 1) = %s""",
+            (self.table(model), sorted(columns), len(columns)),
+        ).fetchall()
+        wanted = _bare(where.removeprefix("WHERE"))
+        return any(condition is None or _bare(condition) == wanted for (condition,) in found)
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """A transaction that reads, and sees one state of the database throughout."""
@@ -756,6 +782,11 @@ class PostgreSQL(Common):
 
     def _on_conflict(self, batch: Batch) -> str:
         return on_conflict(self, batch, set(self.column_types(batch.table)))
+
+
+def _bare(condition: str) -> str:
+    """A condition of an index without what PostgreSQL writes into it."""
+    return re.sub(r'[\s()"]', "", condition).lower()
 
 
 def _order_of(batch: Batch) -> Any:

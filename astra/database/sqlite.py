@@ -355,6 +355,27 @@ class SQLite(Common):
         read = batch.columns["input_read"]
         return {place: primary for place, primary, at in stored if read[place] == at}
 
+    def keeps_modified(self, model: Any) -> bool:
+        """Whether a trigger keeps ``modified``, whatever it is called."""
+        found = self.run(
+            "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? "
+            "AND sql LIKE '%AFTER UPDATE%modified%'",
+            (model._meta.table_name,),
+        )
+        return found.fetchone() is not None
+
+    def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
+        """Whether an index keeps these columns unique, whatever it is called."""
+        indexes = self.run(
+            'SELECT name, partial FROM pragma_index_list(?) WHERE "unique"',
+            (model._meta.table_name,),
+        ).fetchall()
+        for name, partial in indexes:
+            found = self.run("SELECT name FROM pragma_index_info(?)", (name,)).fetchall()
+            if sorted(n for (n,) in found) == sorted(columns) and (where or not partial):
+                return True
+        return False
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """A transaction that reads, and sees one state of the database throughout."""

@@ -1,5 +1,6 @@
 """Results: one row for an input row and a major.minor version."""
 
+import hashlib
 from collections.abc import Iterator
 from copy import copy
 from functools import cache
@@ -124,6 +125,18 @@ class OutputMeta(ModelMeta):
         return super().__new__(cls, name, bases, attrs, **kw)
 
 
+#: Bytes of a name in PostgreSQL; what is longer is cut, and two names may become one.
+_LONGEST_NAME = 63
+
+
+def _name(wanted: str) -> str:
+    """A name for an index, as it is or, if it is too long, with a digest in it."""
+    if len(wanted.encode()) <= _LONGEST_NAME:
+        return wanted
+    digest = hashlib.sha256(wanted.encode()).hexdigest()[:12]
+    return wanted.encode()[: _LONGEST_NAME - 13].decode(errors="ignore") + "_" + digest
+
+
 class OutputModel(BaseModel, metaclass=OutputMeta):
     """The columns of every result. Subclass it, add ``result_of`` and your own columns.
 
@@ -187,11 +200,20 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             names = [cls._meta.fields[name].column_name for name in link.result]
             names += ["v_astra_major_minor", "result_number"]
             columns = ", ".join(map(dialect().quote, names))
-            index = dialect().quote(f"{cls._meta.table_name}_one_per_{name}"[:63])
-            dialect().run(
-                f"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {dialect().table(cls)} "
-                f"({columns}) {link.where}"
-            )
+            if not dialect().has_unique(cls, names, link.where):
+                index = dialect().quote(_name(f"{cls._meta.table_name}_one_per_{name}"))
+                table = dialect().table(cls)
+                dialect().run(f"CREATE UNIQUE INDEX {index} ON {table} ({columns}) {link.where}")
+
+    @classmethod
+    def missing_index(cls) -> str | None:
+        """The columns that no index keeps unique, though one result for a row rests on it."""
+        for link, _ in cls.links():
+            names = [cls._meta.fields[name].column_name for name in link.result]
+            names += ["v_astra_major_minor", "result_number"]
+            if not dialect().has_unique(cls, names, link.where):
+                return ", ".join(names)
+        return None
 
     @classmethod
     def from_row(cls, row: Any, **values: Any) -> Any:

@@ -12,7 +12,7 @@ from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models.archive import Archive, settle_archive
 from astra.models.base import BaseModel, every_subclass
 from astra.models.importing import import_named, import_path
-from astra.models.pipeline import BASES
+from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
 from astra.models.roles import check_grants, give, parse_grants
 
@@ -175,6 +175,29 @@ def check_tables(*models: Any) -> None:
                 else "the table is not astra's: correct the model (class Meta: table_name, schema)"
             )
         )
+
+
+def check_guards(*models: Any) -> None:
+    """Refuse to work on tables without the indexes and triggers that results rest on.
+
+    They are looked for by what they do: a table may have been replaced, or restored without them.
+
+    Raises
+    ------
+    DatabaseError
+        It says what is missing, and what to type.
+    """
+    for model in models:
+        lacks = None
+        if issubclass(model, OutputModel) and (columns := model.missing_index()):
+            lacks = f"no unique index on ({columns}), so that a row could have two results"
+        elif getattr(model, "is_input", False) and not dialect().keeps_modified(model):
+            lacks = "no trigger that keeps `modified`, so that changes would not be noticed"
+        if lacks:
+            raise DatabaseError(
+                f"the table {model._meta.table_name!r} of {hide_password(url())} has {lacks}: it "
+                f"was replaced, or restored without it; make it again: {_command(model)}"
+            )
 
 
 def _check_names(model: Any) -> None:

@@ -18,7 +18,7 @@ from astra.models.keys import check_keys, in_order, key_of, modified_field, same
 from astra.models.locks import lock_row
 from astra.models.pipeline import link_of, version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
-from astra.models.schema import check_tables, check_version
+from astra.models.schema import check_guards, check_tables, check_version
 from astra.plan.origin import _check_importable, _commit, _current_folder, import_root
 from astra.plan.pages import release_silent
 from astra.plan.pending import (
@@ -100,6 +100,7 @@ def create_plan(
     check_archive()
     with connection():
         check_tables(*models, output)
+        check_guards(*models, output)
         for model in models:
             check_keys(model)
     return [

@@ -1,0 +1,84 @@
+"""Indexes and triggers that results rest on are looked for by what they do, not by their names."""
+
+import pytest
+from peewee import FloatField
+
+from astra.database.connection import connection, database, dialect
+from astra.errors import DatabaseError
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+from astra.models.schema import check_guards, init_database
+from astra.plan.plan import create_plan
+from tests.sample_tasks import Measured, fill, measure
+
+LONG = "a_table_of_results_whose_name_takes_all_the_bytes_there_are_"
+
+
+class First(PipelineOutputModel):
+    value = FloatField()
+
+    class Meta:
+        table_name = LONG + "1"
+
+
+class Second(PipelineOutputModel):
+    value = FloatField()
+
+    class Meta:
+        table_name = LONG + "2"
+
+
+def drop_unique_indexes() -> None:
+    for index in database.get_indexes("measured"):
+        if index.unique and index.columns != ["task_pk"]:
+            database.execute_sql(f'DROP INDEX "{index.name}"')
+
+
+def test_two_tables_with_long_names_have_their_own_indexes(url):
+    with connection():
+        for model in (First, Second):
+            model.create_table()
+            assert model.missing_index() is None
+            model.create_table()  # again changes nothing
+
+
+def test_a_lost_index_is_noticed_and_made_again(url):
+    fill(4)
+    with connection():
+        drop_unique_indexes()
+    with pytest.raises(
+        DatabaseError, match=r"no unique index on .*astra initdb tests.sample_tasks"
+    ):
+        create_plan(measure, BossVisitSpectrum)
+    init_database(("tests.sample_tasks",))
+    assert create_plan(measure, BossVisitSpectrum)[0].rows == 4
+
+
+def test_an_index_of_another_name_will_do(url):
+    with connection():
+        drop_unique_indexes()
+        for link, _ in Measured.links():
+            (column,) = link.result
+            database.execute_sql(
+                f"CREATE UNIQUE INDEX somebody_s_{column} ON measured "
+                f"({column}, v_astra_major_minor, result_number) {link.where}"
+            )
+        check_guards(Measured)
+        database.execute_sql("DROP INDEX somebody_s_spectrum_pk")
+        database.execute_sql("CREATE INDEX somebody_s_spectrum_pk ON measured (spectrum_pk)")
+        with pytest.raises(DatabaseError, match="no unique index"):
+            check_guards(Measured)
+
+
+def test_an_input_table_that_was_replaced_is_noticed(url):
+    fill(4)
+    with connection():
+        if dialect().name == "postgresql":
+            database.execute_sql("ALTER TABLE boss_visit_spectrum DISABLE TRIGGER USER")
+        else:
+            for (name,) in database.execute_sql(
+                "SELECT name FROM sqlite_master WHERE type = 'trigger' "
+                "AND tbl_name = 'boss_visit_spectrum'"
+            ).fetchall():
+                database.execute_sql(f'DROP TRIGGER "{name}"')
+    with pytest.raises(DatabaseError, match=r"no trigger that keeps `modified`.*astra initdb"):
+        create_plan(measure, BossVisitSpectrum)
