@@ -60,4 +60,6 @@ def read_in_background(query: Any) -> Iterator[Any]:
             while chunk := thread.submit(lambda: list(islice(rows, CHUNK))).result():
                 yield from chunk
         finally:
-            thread.submit(drop_connection).result()
+            # Not waited for: where a caller that left early is collected as garbage, the thread may
+            # have ended with its executor, and its connection with it.
+            thread.submit(drop_connection)

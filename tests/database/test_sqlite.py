@@ -1,6 +1,7 @@
 """SQLite: an element writes whatever its task does with its own connection, and its task goes on
 while another process holds the file."""
 
+import gc
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ import pytest
 
 from astra import task
 from astra.database.connection import database, in_transaction
+from astra.database.threads import read_in_background
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Attempt
@@ -94,3 +96,15 @@ def test_every_result_is_stored_once(generator, seen):
     found = verify(plan)
     assert found.sound and found.whole
     assert n_stored() == 40 and Attempt.get().n_done == 40 and Attempt.get().n_failed == 0
+
+
+def test_whoever_leaves_a_reading_early_is_collected_without_waiting(sqlite_url):
+    """The executor of its thread may be collected with it, and takes no more work then."""
+    fill(200)
+    for _ in range(20):
+        reading = read_in_background(BossVisitSpectrum.select())
+        next(reading)
+        circle: list[object] = [reading]
+        circle.append(circle)
+        del reading, circle
+        gc.collect()
