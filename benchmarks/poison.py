@@ -52,7 +52,7 @@ def night(cluster: Slurm, n_rows: int, limit: int) -> bool:
     astra("submit", 1, "--profile", "night")
     while True:
         wait_for(cluster.idle, "the end of the arrays", 1800)
-        if status(1).state == "whole" or n_resumed == 30:
+        if status(1).state in ("whole", "failed rows") or n_resumed == 30:
             break
         astra("resume", 1)
         n_resumed += 1
