@@ -202,12 +202,13 @@ def _chosen(plan: int | None, of_all: bool) -> list[int]:
 @click.argument("plan", type=int)
 @click.argument("page", type=int, required=False)
 @click.option("-f", "--follow", is_flag=True, help="Print on as it grows.")
+@click.option("--raw", is_flag=True, help="Pass control characters on to the terminal.")
 @json_option
-def logs(plan: int, page: int | None, follow: bool, as_json: bool) -> None:
+def logs(plan: int, page: int | None, follow: bool, raw: bool, as_json: bool) -> None:
     """Print the log of the last attempt of PAGE, or list those of PLAN."""
     from astra.cli import show
     from astra.status.logs import logs as logs_of
-    from astra.status.logs import text_of
+    from astra.status.logs import path_of, text_of
 
     found = logs_of(plan, page)
     if as_json:
@@ -220,12 +221,13 @@ def logs(plan: int, page: int | None, follow: bool, as_json: bool) -> None:
             )
         show.console.print(made)
     else:
-        path = found[-1].path
-        if follow and path is not None and Path(path).is_file():
+        path = path_of(plan, found[-1])
+        if follow and path is not None and path.is_file():
             with suppress(KeyboardInterrupt):
-                show.follow(path)
+                show.follow(str(path), raw)
         else:
-            click.echo(text_of(found[-1]), nl=False)
+            text = text_of(plan, found[-1])
+            click.echo(text if raw else show.printable(text), nl=False)
 
 
 @main.command()

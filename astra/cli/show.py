@@ -1,6 +1,7 @@
 """What a person sees: the one module that prints, and that knows of rich."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from rich.console import Console, Group
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
@@ -48,6 +49,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     return hide(value) if isinstance(value, str) else value
+
+
+#: Characters that a terminal takes for commands. Logs and messages are other people's texts.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """A text in which control characters are written out: a terminal does nothing about them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def escape(text: str) -> str:
+    """A text as rich prints it literally, without control characters."""
+    return escape_markup(printable(text))
 
 
 def line(text: str) -> None:
@@ -598,7 +613,7 @@ def _line_progress(title: str) -> Callable[[int, int], None]:
     return tell
 
 
-def follow(path: str) -> None:
+def follow(path: str, raw: bool) -> None:
     """Print a file as it grows, until Ctrl-C."""
     import time
 
@@ -606,7 +621,7 @@ def follow(path: str) -> None:
         while True:
             text = file.read()
             if text:
-                sys.stdout.write(text)
+                sys.stdout.write(text if raw else printable(text))
                 sys.stdout.flush()
             else:
                 time.sleep(0.3)

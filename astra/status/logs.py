@@ -4,6 +4,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from astra.config.run_folder import run_folder
 from astra.database.connection import connection
 from astra.errors import UsageError
 from astra.models.plans import Attempt, Page, Plan, Submission
@@ -61,16 +62,36 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
     return found
 
 
-def text_of(log: Log) -> str:
+def path_of(plan: int, log: Log) -> Path | None:
+    """The file of an attempt's log, which has to lie in its plan's folder.
+
+    Elements write the path into the database: a role that may do so could name any file.
+
+    Raises
+    ------
+    UsageError
+        If it lies elsewhere.
+    """
+    if log.path is None:
+        return None
+    path, folder = Path(log.path), run_folder(get_plan(plan).folder).resolve()
+    if not path.resolve().is_relative_to(folder):
+        raise UsageError(
+            f"the log of page {log.page} is said to be {path}, which is not below {folder}, the "
+            "folder of its plan: it is not opened; set [run] dir to that of who submitted it"
+        )
+    return path
+
+
+def text_of(plan: int, log: Log) -> str:
     """What an attempt printed; also where its plan's folder is packed by now.
 
     Raises
     ------
     UsageError
-        If the file is not on this machine.
+        If the file is not on this machine, or not in the plan's folder.
     """
-    if log.path is not None:
-        path = Path(log.path)
+    if (path := path_of(plan, log)) is not None:
         if path.is_file():
             return path.read_text(errors="replace")
         if (text := _packed(path)) is not None:

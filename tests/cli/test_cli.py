@@ -1,16 +1,21 @@
 """The command line: what is refused, what is printed, and the exit status."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.cli.options import slurm_pairs
+from astra.config.run_folder import run_folder
+from astra.database.connection import connection
 from astra.errors import SlurmUnknown
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Plan
+from astra.models.plans import Attempt, Failure, Plan
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
 from astra.slurm import parse
 from astra.states import PageState, PlanState, worst
 from astra.status.pages import PageStatus, never_starts
@@ -134,3 +139,42 @@ def test_the_worst_state_of_several_plans_is_theirs():
     assert worst([PlanState.FAILED_ROWS, PlanState.ATTENTION]) is PlanState.ATTENTION
     assert worst([PlanState.RUNNING, PlanState.FAILED_ROWS]) is PlanState.RUNNING
     assert worst([]) is PlanState.WHOLE
+
+
+def a_log(url: str, path: Path | None = None, text: str = "") -> int:
+    """A plan whose one attempt says that its log is this file, or one in the plan's folder."""
+    plan = a_plan(2)
+    resume_local(plan)
+    mine = run_folder(get_plan(plan).folder) / "logs" / "1_1.log"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text(text)
+    Attempt.update(log=str(path or mine)).execute()
+    return plan
+
+
+def test_a_log_is_read_from_the_folder_of_its_plan_alone(url, tmp_path):
+    """A role that writes results also writes where its log lies: it may name any file."""
+    secret = tmp_path / "secret"
+    secret.write_text("of the operator")
+    link = tmp_path / "runs" / "link"
+    for path in (secret, link, tmp_path / "runs" / ".." / "secret"):
+        plan = a_log(url, path)
+        if path is link:
+            link.symlink_to(secret)
+        done = astra("logs", plan, 1)
+        assert done.exit_code == 2 and "operator" not in done.output
+        assert "is not opened" in " ".join(done.output.split())
+
+
+def test_control_characters_do_not_reach_a_terminal(url):
+    plan = a_log(url, text="\x1b]0;title\x07 \x9b2J plain\n")
+    assert astra("logs", plan, 1).output == "\\x1b]0;title\\x07 \\x9b2J plain\n"
+    assert "\x1b" in astra("logs", plan, 1, "--raw").output
+    with connection():
+        Failure.create(
+            task="t", input_table="x", key="1", v_astra_major_minor=0, exception="Bad\x1b[2J",
+            message="\x1b[31mred", traceback="\x1b", plan_pk=plan, page=1,
+        )  # fmt: skip
+    for words in (["failures", plan], ["failures", plan, "--traceback"]):
+        shown = astra(*words).output
+        assert "Bad" in shown and "\x1b" not in shown
