@@ -36,6 +36,17 @@ def test_python_compiles_and_links_resolve(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_tests_that_are_named_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"\b(?:astra|tests|benchmarks|config)/[\w/]+\.py\b", text):
+        assert (ROOT / path).exists(), path
+    for path, name in re.findall(r"`([\w/]*test_\w+\.py)::(\w+)", text):
+        files = [ROOT / path] if "/" in path else (ROOT / "tests").rglob(path)
+        defined = re.compile(rf"(?:def|class) {name}\b")
+        assert any(defined.search(file.read_text()) for file in files), f"{path}::{name}"
+
+
 def test_every_exit_status_is_documented_in_one_place():
     def below(kind: type) -> set[int]:
         return {kind.exit_status}.union(*(below(other) for other in kind.__subclasses__()))
