@@ -17,7 +17,7 @@ from tests.pages import BLOCK, blocks, commands
 from tests.sample_tasks import fill
 from tests.servers import wait_for
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
