@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import peewee
 from peewee import SQL
 
 from astra.config import settings as config
@@ -24,7 +23,7 @@ from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
 from astra.config.units import time_limit_s
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError, BusyError, SlurmError, Superseded, UsageError
+from astra.errors import AstraError, BusyError, ConfigError, SlurmError, Superseded, UsageError
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import version_number
 from astra.models.plans import Plan
@@ -124,7 +123,7 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
     token : of the finalizer that this is; another one's night is left alone. Without it, somebody
         calls by hand, and the next finalizer takes the place of the one that was queued.
     """
-    settings = settings_of(name)
+    settings = _settings_of_begun(name)
     work = lambda: _proceed(settings, pk, token)  # noqa: E731
     return in_turn(work, _bound_s(settings), wait_for_all=token is not None)
 
@@ -174,13 +173,28 @@ def heal_all(name: str | None = None) -> list[Nightly]:
     check_version()
     healed = []
     for night in _open_nights(name):
-        settings = settings_of(night.name)
-        # Who works on it at this moment will leave it with a finalizer, or is healed next time.
-        with suppress(BusyError), night_lock(night.name):
-            fresh = open_night(night.name)
-            if fresh is not None and heal(fresh, settings):
-                healed.append(_said(fresh, "running", Look(), "it has a new finalizer"))
+        try:
+            # Who works on it at this moment will leave it with a finalizer, or is healed next time.
+            with suppress(BusyError), night_lock(night.name):
+                fresh = open_night(night.name)
+                if fresh is not None and heal(fresh, _settings_of_begun(night.name)):
+                    healed.append(_said(fresh, "running", Look(), "it has a new finalizer"))
+        except AstraError as error:  # one night that cannot be healed keeps no other from it
+            log.error("the night %s (%d) has no finalizer: %s", night.name, night.pk, error)
+            healed.append(_said(night, "without a finalizer", Look(), str(error)))
     return healed
+
+
+def _settings_of_begun(name: str) -> NightSettings:
+    """The settings of a night that has begun, which may be out of the configuration since.
+
+    Its plans are seen to their end all the same; nothing new begins, and nobody is notified.
+    """
+    try:
+        return settings_of(name)
+    except ConfigError as error:
+        log.warning("%s; its plans are seen to their end, and nobody is notified of it", error)
+        return NightSettings(name, ())
 
 
 def _check(settings: NightSettings) -> None:
@@ -312,8 +326,8 @@ def _report(night: Night) -> None:
         check_folder(folder)
         _, found = report_of_night(night.name, str(night.pk))
         write_whole(folder / f"{night.name}-{night.pk}.html", html(found))
-    except (AstraError, OSError, peewee.PeeweeException) as error:
-        log.warning("the report of the night %s is not written: %s", night.pk, error)
+    except Exception as error:  # a mistake in it keeps nobody from being notified, either
+        log.warning("the report of the night %s is not written: %r", night.pk, error)
 
 
 def _tell(night: Night, settings: NightSettings) -> None:

@@ -168,14 +168,14 @@ class Runs:
         following = np.append(self.at[1:], np.inf)
         ids = [(run.plan, run.page) for run in self.runs]
         first_of = np.array([i == 0 or ids[i] != ids[i - 1] for i in range(self.n)])
-        last_of = np.append(first_of[1:], True)
+        last_of = np.array([*first_of[1:], True], bool)
         done = last_of & np.array([page in self.whole for page in ids])
         # An element that goes on with another attempt at its page has not stopped.
         same = [
             one.submission == other.submission and one.state != AttemptState.SUPERSEDED
             for one, other in pairwise(self.runs)
         ]
-        until = np.where(~last_of & np.append(same, False), following, self.until)
+        until = np.where(~last_of & np.array([*same, False], bool), following, self.until)
         stopped = ~done & (until < t1)
         gone_on = np.minimum(np.where(last_of, t1, following), t1)
         never = self.n_pages - int(first_of.sum())

@@ -9,11 +9,13 @@ import sys
 import pytest
 
 from astra.config import settings
+from astra.database.connection import connection, reset
 from astra.errors import ConfigError
 from astra.models.nights import Night
 from astra.models.plans import Attempt, Plan
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
+from astra.night.nightly import heal_all
 from tests.conftest import ROOT
 from tests.nights import astra, closed, last, write
 from tests.pages import blocks, commands
@@ -221,3 +223,28 @@ def test_failures_beyond_what_a_night_accepts_keep_it_from_being_whole(
     if state == "failed rows":
         assert "4 of 30 rows failed, more than the night accepts" in night.message
         assert "astra failures 1, astra retry 1" in night.message
+
+
+def test_a_night_that_left_the_configuration_is_seen_to_its_end_and_keeps_no_other_from_it(
+    slurm, tmp_path, monkeypatch
+):
+    text = (
+        "[nights.%s]\nlimit = 30\ntasks = "
+        '[{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum" }]\n'
+    )
+    write(tmp_path, text % "old", monkeypatch)
+    fill(30)
+    astra("nightly", "old")
+    with connection():  # its finalizer, and that of another night, died
+        Night.update(finalizer=None, finalizer_job=None).execute()
+        Night.create(name="other", date="2026-01-01", cwd="/", host="h", created_by="u")
+    write(tmp_path, text % "other", monkeypatch)
+    reset()
+    healed = {night.name: night.state for night in heal_all()}
+    assert healed == {"old": "running", "other": "running"}
+    wait_for(slurm.idle, "the finalizers", 90)
+    with connection():
+        assert {night.name: night.verdict for night in Night.select()} == {
+            "old": "whole", "other": "whole"
+        }  # fmt: skip
+        assert Measured.select().count() == 30

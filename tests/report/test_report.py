@@ -22,7 +22,7 @@ from astra.plan.plan import create_plan
 from astra.report.attempts import histogram, mean_over
 from astra.report.page import duration, html
 from astra.report.report import earlier_of, report_of
-from astra.resume.resume import resume
+from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Usage, parse_usage
 from astra.states import PlanState, SlurmState
 from astra.submit.submit import submit
@@ -416,3 +416,14 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     counted.write_text("")
     assert report_of([planned.plan]).state is PlanState.WHOLE
     assert counted.read_text().split() == ["sacct"]  # of a whole plan, the accounting alone
+
+
+@pytest.mark.parametrize("n_pages", [1, 2])
+def test_a_plan_of_one_attempt_has_a_report(sqlite_url, n_pages):
+    """Series of one have their types, too."""
+    fill(n_pages)
+    (planned,) = create_plan(measure, "BossVisitSpectrum", limit=1)
+    resume_local(planned.plan)
+    report = report_of([planned.plan], "a plan")
+    assert report.over_time is not None
+    assert "Whole" in html(report)
