@@ -1,14 +1,38 @@
 """``python -m astra`` is the ``astra`` command."""
 
+import errno
+import os
+import sys
+
 from astra.processes import collect_seldom
+
+#: What a full disk, or one that is gone, says of what is written to it.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def run() -> None:
     """Do what the command line says, and exit."""
     collect_seldom()  # before the imports
-    from astra.cli.group import main
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            # Whatever the locale: a λ in a message or printed by a task is no error.
+            reconfigure(encoding="utf-8", errors="backslashreplace")
+    from astra.cli import main
 
-    main()
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        sys.stderr.write(
+            f"astra: what it printed could not be written: {error.strerror}; what it did is done: "
+            "astra status shows it\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)  # the rest of the output would be tried once more, and fail again
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 
 def test_names_and_version():
-    assert astra.__all__ == ["__version__", "generate_queries_for_task", "log", "task"]
+    assert astra.__all__ == ["End", "__version__", "generate_queries_for_task", "log", "task"]
     assert all(getattr(astra, name) is not None for name in astra.__all__)
     assert astra.__version__ == "0.8.1" and version_number() == 8001
     assert PipelineOutputModel._meta.table_name == "pipeline_output_model"

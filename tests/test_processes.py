@@ -11,6 +11,7 @@ import pytest
 
 from astra.api import run_here
 from astra.models import BossVisitSpectrum
+from astra.models.plans import Failure
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.sample_tasks import fill, measure
@@ -83,3 +84,32 @@ def test_a_command_collects_less(sqlite_url, tmp_path):
 def test_the_command_is_the_entry():
     entry = Path(sys.executable).parent / "astra"
     assert "astra.__main__" in entry.read_text()
+
+
+def test_what_is_printed_is_utf_8_whatever_the_environment_says(sqlite_url):
+    fill(1)
+    Failure.create(
+        task="t", input_table="x", key="1", v_astra_major_minor=0, exception="Bad",
+        message="λ Orionis", plan_pk=1, page=1,
+    )  # fmt: skip
+    create_plan(measure, "BossVisitSpectrum")
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "failures", "1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "λ Orionis" in done.stdout.decode()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plans"], ["status", "1"]])
+def test_a_full_disk_at_standard_output_is_said(sqlite_url, words):
+    fill(1)
+    create_plan(measure, "BossVisitSpectrum")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "astra", *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1 and "could not be written: No space left" in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
