@@ -1,33 +1,27 @@
 """PostgreSQL: its SQL, its errors, its roles, and COPY."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial, reduce
-from io import BytesIO
-from operator import and_
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import peewee
 import psycopg2
-from peewee import SQL, fn
-from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS, Binary
+from peewee import SQL
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS
 
-from astra.database.array_text import BYTES, array_literal
 from astra.database.dialect import (
-    Batch,
-    Common,
     Denied,
     adding_column,
     dialects,
-    on_conflict,
     peewee_errors,
 )
 from astra.database.locks import Holder, RowLock
+from astra.database.postgresql_keys import Keys
 from astra.database.timeouts import PatientCursor
-from astra.errors import TaskError
 
 #: SQLSTATEs of a world that may be better in a moment: connection, resources, shutdown,
 #: rollbacks by serialisation or deadlock, lock and idle timeouts, a server that recovers or
@@ -117,11 +111,7 @@ def _ends_after(silence_s: float) -> str:
     )
 
 
-#: Rows from which the statements around a COPY cost less than it saves.
-_COPIED_FROM = 50
-
-
-class PostgreSQL(Common):
+class PostgreSQL(Keys):
     name = "postgresql"
 
     def __init__(self, url: str, connect_timeout_s: int) -> None:
@@ -447,356 +437,10 @@ class PostgreSQL(Common):
         finally:
             held.release()
 
-    # -- sets of keys -------------------------------------------------------------------
-
-    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
-        """`field` is one of `keys`: one parameter, whatever their number."""
-        return peewee.Expression(field, "=", SQL("ANY(%s::bigint[])", (self.pack_keys(keys),)))
-
-    def pack_keys(self, keys: Iterable[int]) -> Any:
-        return "{" + ",".join(map(str, map(int, keys))) + "}"  # a third of the time of a list
-
-    def unpack_keys(self, value: Any) -> list[int]:
-        return list(value)
-
-    def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
-        """`field` is one of `keys`, as texts."""
-        packed = self.pack_texts([str(key) for key in keys])
-        return peewee.Expression(field, "=", SQL("ANY(%s::text[])", (packed,)))
-
-    def pack_texts(self, keys: Iterable[str]) -> Any:
-        return array_literal(list(keys))
-
-    def _kind_of(self, field: Any) -> str:
-        """The type of a column, as the server has it."""
-        return self.column_types(self.table(field.model)).get(field.column_name, "text")
-
-    def key_text(self, fields: Sequence[Any]) -> Any:
-        """The text of a key, the same whatever the settings of the session are."""
-        zoned = "pg_catalog.timestamptz"
-        parts = [fn.timezone("UTC", f) if self._kind_of(f) == zoned else f for f in fields]
-        one = parts[0] if len(parts) == 1 else fn.jsonb_build_array(*parts)
-        return one.cast("text")
-
-    def wanted(self, fields: Sequence[Any], keys: Sequence[str]) -> tuple[Any, Any]:
-        """Texts of keys as rows of a query, and the clause that a row has such a key."""
-        clauses = []
-        for place, field in enumerate(fields):
-            text = "wanted.key" if len(fields) == 1 else f"(wanted.key::jsonb ->> {place})"
-            kind = self._kind_of(field)
-            cast = f"{text}::{kind}"
-            if kind == "pg_catalog.timestamptz":
-                cast = f"timezone('UTC', {text}::timestamp)"
-            clauses.append(peewee.Expression(field, "=", SQL(cast)))
-        rows = SQL(
-            "unnest(%s::text[]) WITH ORDINALITY AS wanted(key, place)", (self.pack_texts(keys),)
-        )
-        return rows, reduce(and_, clauses)
-
-    def as_moment(self, field: Any) -> Any:
-        """A column of dates or times as a moment, UTC where it does not say otherwise."""
-        kind = self._kind_of(field).removeprefix("pg_catalog.").strip('"')
-        if kind == "timestamptz":
-            return field
-        if kind in ("timestamp", "date"):
-            return fn.timezone("UTC", field.cast("timestamp"))
-        raise TaskError(
-            f"{field.model.__name__}.{field.name} is of the type {kind}, which says no moment: "
-            "class Meta: modified names a column of dates or times"
-        )
-
-    def rounded(self, moment: datetime) -> datetime:
-        """A moment as the server keeps it."""
-        return moment
-
-    def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        """The columns of a table's primary key, which a role that only reads is told as well."""
-        name = ".".join(map(self.quote, [schema, table] if schema else [table]))
-        rows = self.run(
-            """SELECT attname FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k(n, place)
-               JOIN pg_attribute ON attnum = k.n
-               WHERE indrelid = to_regclass(%s) AND attrelid = indrelid AND indisprimary
-               ORDER BY place""",
-            (name,),
-        )
-        return [column for (column,) in rows.fetchall()]
-
-    def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
-        """Whether the server itself keeps these columns unique, and none of them NULL."""
-        return bool(
-            self.run(
-                """SELECT EXISTS (
-                    SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisunique
-                    AND indisvalid AND indpred IS NULL AND indexprs IS NULL
-                    AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
-                         WHERE attrelid = indrelid AND attnotnull
-                         AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[])""",
-                (self.table(model), array_literal(sorted(columns))),
-            ).fetchone()[0]
-        )
-
-    def held(
-        self,
-        key: Any,
-        task: str,
-        input_table: str,
-        version: int,
-        page: Any,
-        plan: Any,
-        attempt: Any,
-        column: str,
-    ) -> Any:
-        """A clause: a live plan of the task still has to end the row of this `key`.
-
-        A cancelled plan lives on in the pages that an attempt still runs. `version` is
-        major * 1000 + minor: a plan of another one cannot run.
-        """
-        clause = SQL(
-            f"""EXISTS (
-                SELECT 1 FROM {self.table(page)} AS hp
-                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk,
-                unnest(hp.{column}) WITH ORDINALITY AS held(key, place)
-                WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
-                  AND (hl.cancelled IS NULL OR EXISTS (
-                       SELECT 1 FROM {self.table(attempt)} AS ha
-                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
-                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
-                  AND get_byte(hp.outcomes, (held.place - 1)::int) = 0 AND held.key = """,
-            (task, input_table, version),
-        )
-        return peewee.NodeList((clause, key, SQL(")")))
-
-    def freeze(
-        self, query: Any, page: Any, plan_pk: int, limit: int, order: str, column: str
-    ) -> tuple[int, int]:
-        """Cut the keys of `query` (key, and the columns of the order) into pages.
-
-        The order is total, so that they are cut into the same pages again; `column` of a page
-        holds the keys.
-        """
-        sql, parameters = query.sql()
-        cut = f"""
-            SELECT (place - 1) / %s + 1 AS number, count(*) AS n_rows,
-                   array_agg(key ORDER BY place) AS keys
-            FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
-                  FROM ({sql}) AS pending) AS numbered
-            GROUP BY 1"""
-        with self._evaluated(cut, (limit, *parameters)) as (pages, values):
-            cursor = self.run(
-                f"""
-                WITH frozen AS (
-                    INSERT INTO {self.table(page)}
-                        (plan_pk, number, n_rows, {column}, outcomes, n_done, n_failed, n_no_result)
-                    SELECT %s, number, n_rows, keys, decode(repeat('00', n_rows::int), 'hex'),
-                           0, 0, 0
-                    FROM {pages} AS pages
-                    RETURNING n_rows)
-                SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen""",
-                (plan_pk, *values),
-            )
-            n_pages, n_rows = cursor.fetchone()
-        return int(n_pages), int(n_rows)
-
-    @contextmanager
-    def _evaluated(
-        self, sql: str, parameters: tuple[Any, ...]
-    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """What stands for a SELECT in the transaction's next statement, and its parameters.
-
-        A temporary table, as PostgreSQL fills one with several processes, but runs an INSERT ...
-        SELECT in one; the SELECT itself for a role that may make none.
-        """
-        may = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
-        if not self.run(may).fetchone()[0]:
-            yield f"({sql})", parameters
-            return
-        # A compressed list is stored on as it is.
-        self.run(
-            """SELECT set_config(name, 'lz4', true) FROM pg_settings
-               WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)"""
-        )
-        self.run(f"CREATE TEMPORARY TABLE astra_evaluated ON COMMIT DROP AS {sql}", parameters)
-        yield "pg_temp.astra_evaluated", ()
-        self.run("DROP TABLE pg_temp.astra_evaluated")  # there may be another in the transaction
-
-    # -- writing ------------------------------------------------------------------------
-
-    def checked(self, field: peewee.Field, value: Any) -> Any:
-        """A value in database form; the server itself looks at all but bytes, of which a text
-        would make some."""
-        if field.field_type == "BLOB" and not isinstance(value, BYTES | Binary):
-            raise TypeError(f"{type(value).__name__} is no bytes")
-        return value
-
-    def column_types(self, table: str) -> dict[str, str]:
-        if table not in self._types:
-            rows = self.run(
-                """SELECT attname, quote_ident(nspname) || '.' || quote_ident(typname)
-                   FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
-                   JOIN pg_namespace ON pg_namespace.oid = typnamespace
-                   WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped""",
-                (table,),
-            ).fetchall()
-            # A percent sign in the name of a type would be taken for a parameter.
-            self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
-        return self._types[table]
-
-    def _look_at_types(self, table: str) -> None:
-        """Forget what is known of a table's columns, if somebody has altered them since.
-
-        The lock is the one that writing takes: the table stays as it is until the transaction ends.
-        """
-        columns = self.run(
-            f"""LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
-                SELECT attname, atttypid::bigint, atttypmod FROM pg_attribute
-                WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
-                ORDER BY attnum""",
-            (table,),
-        ).fetchall()
-        if self._seen_columns.get(table) != columns:
-            self._seen_columns[table] = columns
-            self._types.pop(table, None)
-            self._sequences.pop(table, None)
-
-    def upsert(self, batch: Batch) -> dict[int, int]:
-        """Write a batch; what was written, as {place in the batch: primary key}.
-
-        A row is replaced only by one whose input was read later or at the same time. Where no row
-        has a result yet, which is most often so, the batch is copied straight into the table.
-        """
-        self._look_at_types(batch.table)
-        if len(batch.columns[batch.key[0]]) < _COPIED_FROM:
-            return self._inserted(batch)
-        try:
-            with self.database.atomic():
-                copied = self._copied(batch)
-        except (peewee.IntegrityError, peewee.DataError):
-            # A row is bad, or another process has just written one: this is found below.
-            copied = None
-        return self._inserted(batch) if copied is None else copied
-
-    def _copied(self, batch: Batch) -> dict[int, int] | None:
-        """A batch by a binary COPY; None where it cannot be, or replaces a row."""
-        if not self._is_utf8():
-            return None
-        from astra.database import binary_copy  # here, as few commands write results
-
-        types = self.column_types(batch.table)
-        packed: dict[str, binary_copy.Packed] = {}
-        for name, values in batch.columns.items():
-            schema, _, kind = types[name].rpartition(".")
-            found = binary_copy.pack(kind, values) if schema == "pg_catalog" else None
-            if found is None:
-                return None
-            packed[name] = found
-        primaries = self._drawn(batch)
-        if not primaries:
-            return None
-        packed[batch.primary] = binary_copy.pack("int8", primaries)  # type: ignore[assignment]
-        # In the order of their keys, so that two who write the same rows do not block each other.
-        rows = BytesIO(binary_copy.rows(list(packed.values()), _order_of(batch)))
-        names = ", ".join(map(self.quote, packed))
-        with peewee.__exception_wrapper__, self.database.cursor() as cursor:
-            cursor.copy_expert(
-                f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
-            )
-            if cursor.rowcount != len(primaries):
-                raise peewee.DataError("a trigger kept rows out")  # which, is found one by one
-        return dict(enumerate(primaries))
-
-    def _drawn(self, batch: Batch) -> list[int]:
-        """Primary keys for the rows of a batch; none if one of them has a result at this version.
-
-        By a LIMIT within, each row is looked up in the index: a table that was not analysed since
-        it was empty would be gone through from end to end.
-        """
-        sequence = self._sequence(batch.table, batch.primary)
-        if sequence is None:
-            return []
-        types, of = self.column_types(batch.table), batch.where.replace("WHERE", "AND")
-        lists = [batch.columns[name] for name in batch.key]
-        arrays = ", ".join(f"%s::{types[name]}[]" for name in batch.key)
-        names = ", ".join(f"key_{place}" for place in range(len(lists)))
-        same = " AND ".join(
-            f"{self.quote(name)} = wanted.key_{place}" for place, name in enumerate(batch.key)
-        )
-        drawn = self.run(
-            f"""SELECT nextval(%s::regclass) FROM generate_series(1, %s) WHERE NOT EXISTS (
-                SELECT 1 FROM unnest({arrays}) AS wanted({names}), LATERAL (
-                    SELECT 1 FROM {batch.table} WHERE {same}
-                    AND v_astra_major_minor = %s {of} LIMIT 1) AS stored)""",
-            (
-                sequence, len(lists[0]), *map(array_literal, lists),
-                batch.columns["v_astra"][0] // 1000,
-            ),
-        )  # fmt: skip
-        return [pk for (pk,) in drawn.fetchall()]
-
-    def _is_utf8(self) -> bool:
-        return bool(self.database.connection().encoding == "UTF8")
-
-    def _sequence(self, table: str, column: str) -> str | None:
-        """The sequence that a column's values come from."""
-        if table not in self._sequences:
-            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, column))
-            self._sequences[table] = found.fetchone()[0]
-        return self._sequences[table]
-
-    def _inserted(self, batch: Batch) -> dict[int, int]:
-        """A batch in one statement.
-
-        Each column travels as one array literal: one parameter a column, whatever the rows,
-        and no table made or dropped (which would swell the catalogues at every checkpoint).
-        """
-        types = self.column_types(batch.table)
-        names = [self.quote(name) for name in batch.columns]
-        arrays: list[str] = []
-        casts = []
-        for name, values in batch.columns.items():
-            scalar = not types[name].split(".")[-1].strip('"').startswith("_")
-            arrays.append(array_literal(values))
-            kind = types[name] if scalar else "text"
-            casts.append((f"%s::{kind}[]", "" if scalar else f"::{types[name]}"))
-        unnested = ", ".join(array for array, _ in casts)
-        selected = ", ".join(f"u.c{i}{cast} AS c{i}" for i, (_, cast) in enumerate(casts))
-        aliases = ", ".join(f"c{i}" for i in range(len(casts)))
-        keys = [f"c{list(batch.columns).index(name)}" for name in batch.key]
-        key = ", ".join(map(self.quote, batch.key))
-        same = " AND ".join(
-            f"written.{self.quote(name)} = given.{c}"
-            for name, c in zip(batch.key, keys, strict=True)
-        )
-        cursor = self.run(
-            f"""WITH given AS MATERIALIZED (
-                    SELECT u.place - 1 AS place, {selected}
-                    FROM unnest({unnested}) WITH ORDINALITY AS u({aliases}, place)),
-                written AS (
-                    INSERT INTO {batch.table} AS stored ({", ".join(names)})
-                    SELECT {aliases} FROM given ORDER BY {", ".join(keys)}
-                    {self._on_conflict(batch)}
-                    RETURNING {key}, {self.quote(batch.primary)} AS primary_key)
-                SELECT given.place, written.primary_key FROM given JOIN written ON {same}""",
-            arrays,
-        )
-        return dict(cursor.fetchall())
-
-    def _on_conflict(self, batch: Batch) -> str:
-        return on_conflict(self, batch, set(self.column_types(batch.table)))
-
 
 def _bare(condition: str) -> str:
     """A condition of an index without what PostgreSQL writes into it."""
     return re.sub(r'[\s()"]', "", condition).lower()
-
-
-def _order_of(batch: Batch) -> Any:
-    """The places of the rows of a batch in the order of their keys."""
-    import numpy as np
-
-    keys = batch.columns[batch.key[0]]
-    if len(batch.key) == 1 and type(keys[0]) is int:
-        return np.argsort(keys)
-    return np.array(sorted(range(len(keys)), key=batch.keys.__getitem__))
 
 
 def _is_refused_login(message: str) -> bool:
