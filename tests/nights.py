@@ -22,9 +22,9 @@ def write(folder: Path, text: str, monkeypatch) -> Path:
     return file
 
 
-def astra(*words: str, status: int = 0) -> str:
+def astra(*words: str, status: int = 0, folder: Path = ROOT) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "astra", *words], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "astra", *words], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
     return done.stdout if not status else done.stdout + done.stderr

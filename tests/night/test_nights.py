@@ -188,20 +188,23 @@ def test_a_wrong_night_is_said_with_its_place(tmp_path, text, words):
 
 
 def test_the_page_about_nights_runs_from_top_to_bottom(slurm, tmp_path, monkeypatch):
-    """Its configuration, with tasks of the tests in place of its own, and its commands."""
+    """Its tasks, its configuration and its commands, as they are written."""
     page = ROOT / "docs" / "nights.md"
-    (toml,) = blocks(page, "toml")
-    toml = toml.replace("slam.slam", "tests.sample_tasks.measure")
-    write(tmp_path, toml.replace("mytasks.quality", "tests.sample_tasks.on_sources"), monkeypatch)
+    (module,), (toml,) = blocks(page, "python"), blocks(page, "toml")
+    (tmp_path / "mytasks.py").write_text(module)
+    write(tmp_path, toml, monkeypatch)
     fill(20)
     run = [words for program, *words in commands(page) if program == "astra"]
-    for words in run[:4]:
-        astra(*words)
+    evening = run.index(["nights", "survey", "--heal"]) + 1
+    for words in run[:evening]:
+        astra(*words, folder=tmp_path)
     assert closed(slurm).whole
-    for words in run[4:]:
+    for words in run[evening:]:
         if words[0] != "cron":  # test_cron.py has a crontab of its own
-            astra(*(last().date if word == "2026-11-24" else word for word in words))
-    assert Plan.select().count() == 2  # of today: kept
+            dated = (last().date if word == "2026-11-24" else word for word in words)
+            astra(*dated, folder=tmp_path)
+    plans = Plan.select().order_by(Plan.pk)  # of today: kept
+    assert [plan.task for plan in plans] == ["slam.slam", "mytasks.quality"]
 
 
 @pytest.mark.parametrize("accepted, state", [(0.0, "failed rows"), (0.2, "whole")])
