@@ -112,6 +112,11 @@ def test_a_folder_imports_only_from_those_above_it_in_the_list():
     assert wrong <= {("airflow", "api"), ("cli", "api")}
 
 
+def test_no_module_has_more_than_500_lines():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules()}
+    assert {name: n for name, n in lengths.items() if n > 500} == {}
+
+
 def test_every_module_can_be_imported_and_public_names_stay():
     """A folder could hide a public name: ``astra/task/`` would hide ``from astra import task``."""
     for module in pkgutil.walk_packages(astra.__path__, "astra."):

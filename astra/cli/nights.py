@@ -27,7 +27,7 @@ def nightly(
     Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
     and closes the night.
     """
-    from astra.cli import show
+    from astra.cli import show, show_nights
     from astra.night.nightly import check_night, proceed
     from astra.night.nightly import nightly as begin
 
@@ -42,7 +42,7 @@ def nightly(
     if as_json:
         show.as_json(done)
     elif not quiet:
-        show.nightly(done)
+        show_nights.nightly(done)
     for problem in done.problems:
         show.error(problem)
     if done.problems:
@@ -59,21 +59,21 @@ def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> Non
 
     Exit status with DATE: 0 whole, 3 running, 4 needs attention.
     """
-    from astra.cli import show
+    from astra.cli import show, show_nights
     from astra.night.history import night_of
     from astra.night.history import nights as last_nights
     from astra.night.nightly import heal_all
 
     if heal:
         healed = heal_all(name)
-        show.as_json(healed) if as_json else show.healed(healed)
+        show.as_json(healed) if as_json else show_nights.healed(healed)
     elif name is not None and date is not None:
         found = night_of(name, date)
-        show.as_json(found) if as_json else show.night(found)
+        show.as_json(found) if as_json else show_nights.night(found)
         sys.exit(found.exit_status)
     else:
         listed = last_nights(name)
-        show.as_json(listed) if as_json else show.nights(listed)
+        show.as_json(listed) if as_json else show_nights.nights(listed)
 
 
 @main.command()

@@ -33,7 +33,7 @@ def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: b
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 whole with failures.
     """
     from astra.api import last_plan
-    from astra.cli import show
+    from astra.cli import show, show_watch
     from astra.config import settings
     from astra.status.status import status as status_of
     from astra.status.watch import watch
@@ -42,7 +42,7 @@ def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: b
         raise UsageError("--watch shows, --json prints once: leave one of them out")
     plan = last_plan() if plan is None else plan
     if live:
-        found = show.watched(watch(plan, every_s))
+        found = show_watch.watched(watch(plan, every_s))
     else:
         recent_s = settings.current().slurm.recent_s
         found = status_of(plan, of_whole=pages or as_json, recent_s=recent_s)
@@ -317,8 +317,8 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
 
     Results are never touched, nor plans that are not whole.
     """
-    from astra.cli import show
+    from astra.cli import show, show_nights
     from astra.night.clean import clean as clean_up
 
     done = clean_up(keep_days, not yes)
-    show.as_json(done) if as_json else show.cleaned(done)
+    show.as_json(done) if as_json else show_nights.cleaned(done)

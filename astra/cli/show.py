@@ -2,17 +2,16 @@
 
 import json
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from itertools import islice
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
@@ -258,111 +257,6 @@ def status(plan: Any, every_page: bool = False) -> None:
             line(f"  {advice}")
 
 
-def watched(looks: Iterator[Any]) -> Any:
-    """Show each look at a plan until there are no more, or Ctrl-C; the last one.
-
-    In a terminal on a screen of its own, which leaves what was there as it was; elsewhere a line
-    whenever something has changed.
-    """
-    last, said = None, None
-    try:
-        with _told_to_end(), _screen() as draw:
-            for look in looks:
-                last = look
-                if draw is not None:
-                    draw(look)
-                elif (now := _watched_line(look)) != said:
-                    said = now
-                    line(f"{datetime.fromtimestamp(look.at):%H:%M:%S} {now}")
-    except KeyboardInterrupt:
-        if last is None:
-            sys.exit(130)
-    return last.status if last else None
-
-
-@contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM ends as Ctrl-C does: the terminal is left as it was."""
-
-    def end(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _screen() -> Iterator[Callable[[Any], None] | None]:
-    """What draws a look; None where there is no terminal."""
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield None
-        return
-    from rich.live import Live
-
-    own = Console(highlight=False)
-    with Live(console=own, screen=True, auto_refresh=False, transient=True) as live:
-        yield lambda look: live.update(_watched(look, own), refresh=True)
-
-
-def _watched_line(look: Any) -> str:
-    found = look.status
-    rows = " + ".join(f"{n:,} {state}" for state, n in found.rows.items())
-    return f"plan {found.plan} {found.state.value}: {rows} = {count(found.n_rows, 'row')}"
-
-
-def _watched(look: Any, own: Console) -> Group:
-    """One look as a screen: it is as high as the terminal, and no higher."""
-    found, width = look.status, own.width
-    rate = "" if look.rows_per_s is None else f"{look.rows_per_s:,.1f} rows/s"
-    left = "" if look.left_s is None else f", {timedelta(seconds=round(look.left_s))} to go"
-    parts: list[Any] = [
-        Text.from_markup(
-            f"[bold]plan {found.plan}: {escape(found.task)}[/] on {found.input_model}"
-        ),
-        Text.from_markup(f"{coloured(found.state.value)}: {_sum(found)}"),
-        _bar(found.rows, found.n_rows, width),
-        Text.from_markup(
-            "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(found.pages.items()))
-        ),
-        _bar(found.pages, found.n_pages, width),
-        Text(f"{rate}{left}"),
-    ]
-    foot: list[Any] = [
-        Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in found.notes
-    ]
-    foot += [Text(f"next: {hide(advice)}") for advice in found.advice]
-    at = f"{datetime.fromtimestamp(look.at):%H:%M:%S}"
-    foot.append(Text(f"{at}  Ctrl-C leaves; the plan goes on", style="dim"))
-    room = own.height - len(parts) - len(foot) - 4
-    quiet = {PageState.DONE, PageState.UNSUBMITTED, PageState.WAITING}
-    shown = list(found.in_states(set(PageState) - quiet))
-    shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first
-    if room > 0 and shown:
-        parts.append(_page_table(shown[:room], own.width))
-        if len(shown) > room:
-            parts.append(Text(f"... and {len(shown) - room:,} pages more", style="dim"))
-    for part in [parts[0], *parts[2:], *foot]:  # the sum of the rows may take two lines
-        if isinstance(part, Text):
-            part.no_wrap, part.overflow = True, "ellipsis"
-    return Group(*parts, *foot)
-
-
-def _bar(counts: Mapping[str, int], total: int, width: int) -> Text:
-    """A bar of that width, divided by state; no state is left out."""
-    bar, at = Text(), 0
-    known = sorted((s for s, n in counts.items() if n), key=lambda s: (s != "done", s))
-    for place, state in enumerate(known):
-        ahead = len(known) - place - 1
-        share = round(counts[state] / max(total, 1) * width)
-        n = width - at if not ahead else min(max(share, 1), width - at - ahead)
-        bar.append("█" * n, style=_COLOURS.get(state, "white"))
-        at += n
-    return bar
-
-
 def verdict(found: Any) -> None:
     from astra.status.verdict import CHECKS
 
@@ -473,94 +367,6 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
         for row in rows:
             console.rule(f"{row.key}")
             line(row.traceback or "no traceback: the result was refused by the database")
-
-
-def nightly(done: Any) -> None:
-    what = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
-    parts = [f"{what}: {done.state}"]
-    if done.plans:
-        numbers = ", ".join(map(str, done.plans))
-        parts.append(
-            f"plan{'s' if len(done.plans) > 1 else ''} {numbers}, {count(done.rows, 'row')}"
-        )
-    if done.finalizer and done.state in ("begun", "joined", "running"):
-        parts.append(f"finalizer {done.finalizer}")
-    line("; ".join(parts))
-    if done.message:
-        line(f"  {done.message}")
-
-
-def cleaned(done: Any) -> None:
-    what = (
-        f"{count(len(done.plans), 'plan')} ({count(done.pages, 'page')}, "
-        f"{count(done.attempts, 'attempt')}), {count(len(done.nights), 'night')}, "
-        f"{count(len(done.folders), 'folder')} of {done.mb:,.1f} MB"
-    )
-    line(f"of before {_moment(done.before)}: {what} {'would go' if done.dry_run else 'are gone'}")
-    for said in done.kept:
-        line(f"  kept: {said}")
-    if done.compressed:
-        packed = count(len(done.compressed), "folder")
-        line(f"{packed} of plans that stay {'would be' if done.dry_run else 'are'} packed")
-    if done.dry_run and (done.plans or done.nights or done.folders or done.compressed):
-        line("nothing was changed: astra clean --yes")
-
-
-def healed(done: list[Any]) -> None:
-    if not done:
-        line("every night that is open has a finalizer")
-    for one in done:
-        line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
-
-
-def nights(found: list[Any]) -> None:
-    if not found:
-        line("no night was begun yet: astra nightly NAME")
-        return
-    made = table(
-        "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",
-        "no result>", "left>", "retries>", "CPU hours>",
-    )  # fmt: skip
-    for n in found:
-        made.add_row(
-            str(n.night), n.name, coloured(n.state), _moment(n.began), _moment(n.ended),
-            f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
-            f"{n.pending:,}", f"{n.retries:,}", f"{n.cpu_h:,.2f}",
-        )  # fmt: skip
-    console.print(made)
-
-
-def _moment(time: Any) -> str:
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
-
-
-def night(found: Any) -> None:
-    console.print(
-        f"night {found.night} of {escape(found.name)}, {_moment(found.began)} to "
-        f"{_moment(found.ended) or 'now'}: {coloured(found.state)}"
-    )
-    line(
-        f"  {found.results:,} results + {found.failures:,} failed + {found.no_result:,} no result "
-        f"+ {found.pending:,} left = {count(found.rows, 'row')}; {found.retries:,} retries in "
-        f"{count(found.rounds, 'round')}; {found.cpu_h:,.2f} CPU hours"
-    )
-    made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "")
-    for p in found.plans:
-        said = p.message or ("whole" if p.whole else "not whole")
-        gone = "" if p.kept or p.plan is None else "cleaned away"
-        made.add_row(
-            str(p.plan or ""), escape(p.task), f"{p.rows:,}", f"{p.results:,}", f"{p.failures:,}",
-            f"{p.no_result:,}", f"{p.pending:,}", escape(said),
-            "of an earlier night" if p.leftover else gone,
-        )  # fmt: skip
-    console.print(made)
-    for way, said in found.told.items():
-        line(f"  told by {way}: {said}")
-    if found.message:
-        for part in found.message.split("; "):
-            line(f"  {part}")
-    if found.state == "without a finalizer":
-        line(f"next:\n  astra nights {found.name} --heal")
 
 
 def _first_line(text: str) -> str:

@@ -147,7 +147,7 @@ def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
 
     from rich.console import Console
 
-    from astra.cli.show import _watched
+    from astra.cli.show_watch import _watched
     from astra.status.watch import watch
 
     plan = planned(300, 3)

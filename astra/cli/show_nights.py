@@ -1,0 +1,93 @@
+"""How nights are shown on a terminal."""
+
+from typing import Any
+
+from astra.cli.show import coloured, console, count, escape, line, table
+
+
+def nightly(done: Any) -> None:
+    what = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
+    parts = [f"{what}: {done.state}"]
+    if done.plans:
+        numbers = ", ".join(map(str, done.plans))
+        parts.append(
+            f"plan{'s' if len(done.plans) > 1 else ''} {numbers}, {count(done.rows, 'row')}"
+        )
+    if done.finalizer and done.state in ("begun", "joined", "running"):
+        parts.append(f"finalizer {done.finalizer}")
+    line("; ".join(parts))
+    if done.message:
+        line(f"  {done.message}")
+
+
+def healed(done: list[Any]) -> None:
+    if not done:
+        line("every night that is open has a finalizer")
+    for one in done:
+        line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
+
+
+def nights(found: list[Any]) -> None:
+    if not found:
+        line("no night was begun yet: astra nightly NAME")
+        return
+    made = table(
+        "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",
+        "no result>", "left>", "retries>", "CPU hours>",
+    )  # fmt: skip
+    for n in found:
+        made.add_row(
+            str(n.night), n.name, coloured(n.state), _moment(n.began), _moment(n.ended),
+            f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
+            f"{n.pending:,}", f"{n.retries:,}", f"{n.cpu_h:,.2f}",
+        )  # fmt: skip
+    console.print(made)
+
+
+def _moment(time: Any) -> str:
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
+
+
+def night(found: Any) -> None:
+    console.print(
+        f"night {found.night} of {escape(found.name)}, {_moment(found.began)} to "
+        f"{_moment(found.ended) or 'now'}: {coloured(found.state)}"
+    )
+    line(
+        f"  {found.results:,} results + {found.failures:,} failed + {found.no_result:,} no result "
+        f"+ {found.pending:,} left = {count(found.rows, 'row')}; {found.retries:,} retries in "
+        f"{count(found.rounds, 'round')}; {found.cpu_h:,.2f} CPU hours"
+    )
+    made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "")
+    for p in found.plans:
+        said = p.message or ("whole" if p.whole else "not whole")
+        gone = "" if p.kept or p.plan is None else "cleaned away"
+        made.add_row(
+            str(p.plan or ""), escape(p.task), f"{p.rows:,}", f"{p.results:,}", f"{p.failures:,}",
+            f"{p.no_result:,}", f"{p.pending:,}", escape(said),
+            "of an earlier night" if p.leftover else gone,
+        )  # fmt: skip
+    console.print(made)
+    for way, said in found.told.items():
+        line(f"  told by {way}: {said}")
+    if found.message:
+        for part in found.message.split("; "):
+            line(f"  {part}")
+    if found.state == "without a finalizer":
+        line(f"next:\n  astra nights {found.name} --heal")
+
+
+def cleaned(done: Any) -> None:
+    what = (
+        f"{count(len(done.plans), 'plan')} ({count(done.pages, 'page')}, "
+        f"{count(done.attempts, 'attempt')}), {count(len(done.nights), 'night')}, "
+        f"{count(len(done.folders), 'folder')} of {done.mb:,.1f} MB"
+    )
+    line(f"of before {_moment(done.before)}: {what} {'would go' if done.dry_run else 'are gone'}")
+    for said in done.kept:
+        line(f"  kept: {said}")
+    if done.compressed:
+        packed = count(len(done.compressed), "folder")
+        line(f"{packed} of plans that stay {'would be' if done.dry_run else 'are'} packed")
+    if done.dry_run and (done.plans or done.nights or done.folders or done.compressed):
+        line("nothing was changed: astra clean --yes")
