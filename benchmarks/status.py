@@ -27,9 +27,9 @@ def fill(n_pages: int, n_arrays: int) -> None:
     """A plan of pages with a row each; of the first half an attempt has ended, and its page."""
     run = database.execute_sql
     run(
-        "INSERT INTO plan (task, task_path, input_model, input_table, output_model, arguments, "
-        '"limit", n_pages, n_rows, v_astra, created_by, created_on, cwd) VALUES '
-        "('benchmarks.tables.twenty', 'benchmarks.tables:twenty', "
+        "INSERT INTO plan (token, task, task_path, input_model, input_table, output_model, "
+        'arguments, "limit", n_pages, n_rows, v_astra, created_by, created_on, cwd) VALUES '
+        "('x', 'benchmarks.tables.twenty', 'benchmarks.tables:twenty', "
         "'astra.models.spectrum:BossVisitSpectrum', 'boss_visit_spectrum', "
         "'benchmarks.tables:Twenty', '{}', 1000, %s, %s, 8001, 'me', 'here', '/')",
         (n_pages, n_pages),
@@ -37,10 +37,10 @@ def fill(n_pages: int, n_arrays: int) -> None:
     each = n_pages // n_arrays
     run(
         "INSERT INTO submission (plan_pk, token, kind, state, job_id, job_name, host, elements, "
-        '"offset", pages_per_element, profile, log_folder, created_by) '
+        '"offset", pages_per_element, pulls, profile, log_folder, created_by) '
         "SELECT 1, 'token' || i, 'slurm', 'submitted', 1000 + i, 'job' || i, 'here', "
-        "array(SELECT generate_series((i - 1) * %s + 1, i * %s)), (i - 1) * %s, 1, '{}', '/', 'me' "
-        "FROM generate_series(1, %s) AS s(i)",
+        "array(SELECT generate_series((i - 1) * %s + 1, i * %s)), (i - 1) * %s, 1, false, "
+        "'{}', '/', 'me' FROM generate_series(1, %s) AS s(i)",
         (each, each, each, n_arrays),
     )
     run(
@@ -53,11 +53,11 @@ def fill(n_pages: int, n_arrays: int) -> None:
         (n_pages // 2, n_pages // 2, each, n_pages // 2, n_pages),
     )
     run(
-        "INSERT INTO attempt (pk, page_pk, submission_pk, number, element, state, host, pid, "
-        "restarts, n_handed, n_done, n_failed, n_no_result, n_found, n_checkpoints, t_task_s, "
+        "INSERT INTO attempt (token, pk, page_pk, submission_pk, number, element, state, host, "
+        "pid, restarts, n_handed, n_done, n_failed, n_no_result, n_found, n_checkpoints, t_task_s, "
         "t_read_s, t_write_s, ended) "
-        "SELECT i, i, (i - 1) / %s + 1, 1, i, 'done', 'n1', 1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, now() "
-        "FROM generate_series(1, %s) AS s(i)",
+        "SELECT 'x', i, i, (i - 1) / %s + 1, 1, i, 'done', 'n1', 1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, "
+        "now() FROM generate_series(1, %s) AS s(i)",
         (each, n_pages // 2),
     )
     run("VACUUM ANALYZE")

@@ -166,29 +166,29 @@ def test_ellipsis_in_annotations(sqlite_url):
         assert output_model(each) is Measured and input_models(each) == [BossVisitSpectrum]
 
 
-class Star(Source):
+class Nova(Source):
     extra = FloatField(null=True)
 
 
-class OfStar(PipelineOutputModel):
+class OfNova(PipelineOutputModel):
     value = FloatField()
 
 
 @task
-def on_stars(stars: Iterable[Star]) -> Iterable[OfStar]:
+def on_novae(stars: Iterable[Nova]) -> Iterable[OfNova]:
     for star in stars:
-        yield OfStar.from_source(star, value=1)
+        yield OfNova.from_source(star, value=1)
 
 
 def test_an_input_model_that_is_a_source(url):
-    Star.create_table()
-    OfStar.create_table()
-    Star.create(sdss_id=5)
-    Star.create(sdss_id=6)
-    ((_, query),) = generate_queries_for_task(on_stars, sdss_ids=[5])
+    Nova.create_table()
+    OfNova.create_table()
+    Nova.create(sdss_id=5)
+    Nova.create(sdss_id=6)
+    ((_, query),) = generate_queries_for_task(on_novae, sdss_ids=[5])
     assert [star.sdss_id for star in query] == [5]
-    list(on_stars(query))
-    ((_, query),) = generate_queries_for_task(on_stars)
+    list(on_novae(query))
+    ((_, query),) = generate_queries_for_task(on_novae)
     assert [star.sdss_id for star in query] == [6]
 
 
@@ -283,7 +283,7 @@ def test_initdb_by_a_role_that_owns_nothing(postgres, pg_url, monkeypatch, tmp_p
     url = postgres.url(name, "bob", "of the tests")
     done = astra("initdb", "mine", ASTRA_DATABASE_URL=url)
     assert done.returncode == 0 and "1 new table: mine" in done.stdout, done.stderr
-    database.execute_sql("UPDATE astra_schema SET version = 1")
+    database.execute_sql("UPDATE astra_schema SET version = 0")
     done = astra("initdb", ASTRA_DATABASE_URL=url)
     assert "belongs to the role 'astra'" in done.stderr and "Traceback" not in done.stderr
     postgres.sql("REASSIGN OWNED BY bob TO astra; DROP OWNED BY bob", name)

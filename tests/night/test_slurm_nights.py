@@ -107,7 +107,7 @@ def test_what_fails_is_told_apart(slurm):
     assert told.keys() == bad
     assert all("is bad" in told[key].message for key in raised)
     assert all("null value in column" in told[key].message for key in refused)
-    assert found.state == "whole"
+    assert found.state == "failed rows"
 
 
 def test_a_refusal_shows_slurms_words_and_leaves_the_plan(slurm):
@@ -207,7 +207,8 @@ def test_no_inherited_variable_leaks(slurm, monkeypatch):
 def test_a_status_without_an_answer_is_unknown(slurm, tmp_path, monkeypatch):
     plan = plan_of(50, 50, row_s=0.2)
     submit(plan)
-    running(1, checkpoints=0)
+    (attempt,) = running(1, checkpoints=0)
+    os.kill(attempt.pid, signal.SIGSTOP)  # it gives no further sign of life
     silent = tmp_path / "bin"
     silent.mkdir()
     for name in ("squeue", "sacct"):

@@ -274,7 +274,8 @@ class TestOnSlurm:
         fill(32)
         (planned,) = create_plan(hungry, BossVisitSpectrum, limit=2, arguments={"die_on": "n1"})
         plan = planned.plan
-        submit(plan, options={"cpus_per_task": 8})
+        # One page for each element: those that pull would leave the node few to kill.
+        submit(plan, options={"cpus_per_task": 8, "pages_per_element": 1})
         run_out(slurm)
         lost = status(plan).pages["lost"]
         assert lost >= 3

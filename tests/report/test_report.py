@@ -155,7 +155,7 @@ def test_usage_is_read_from_sacct():
 17_2.batch|RUNNING|50||2|1|1||00:00:00|1G|
 17_3|TIMEOUT|3600|UNLIMITED|1|1||4Gn|1-00:00:01||
 17_[4-9]|PENDING|0|10|2|1||4G|00:00:00||
-""".replace("|\n", "\n")
+""".replace("|\n", "|name\n")
     one, two, three = parse_usage(text)
     assert one == Usage(17, 1, SlurmState.COMPLETED, 100, 600, 2, 100.5, 4096, 2048)
     assert (one.cpu_share, one.mem_share) == (0.5025, 0.5) and one.time_share == pytest.approx(
@@ -295,10 +295,10 @@ def many_pages(n: int) -> int:
         dialect().run("UPDATE page SET n_done = 10 WHERE number = 1")
         dialect().run("UPDATE page SET submission_pk = (SELECT min(pk) FROM submission)")
         dialect().run(
-            "INSERT INTO attempt (page_pk, submission_pk, number, element, state, host, pid, began,"
+            "INSERT INTO attempt (token, page_pk, submission_pk, number, element, state, host, pid, began,"
             " seen, ended, n_done, n_failed, n_no_result, t_task_s, t_read_s, t_write_s, restarts, n_handed,"
             " n_found, n_checkpoints, max_rss_mb, message)"
-            " SELECT pk, submission_pk, 1, number, CASE WHEN number %% 1000 = 0 THEN 'interrupted'"
+            " SELECT 'x', pk, submission_pk, 1, number, CASE WHEN number %% 1000 = 0 THEN 'interrupted'"
             " ELSE 'done' END, 'node' || number %% 200, 1, at, at, at + d, n_done, 0, 0,"
             " extract(epoch FROM d), 0.1, 0.1, 0, 10, 0, 1, 500, NULL FROM (SELECT *, clock_timestamp()"
             " - interval '1 day' + number * interval '0.5 s' AS at,"
@@ -414,7 +414,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     resume(planned.plan)
     wait_for(slurm.idle, "the end of the array", 180)
     counted.write_text("")
-    assert report_of([planned.plan]).state is PlanState.WHOLE
+    assert report_of([planned.plan]).state is PlanState.FAILED_ROWS
     assert counted.read_text().split() == ["sacct"]  # of a whole plan, the accounting alone
 
 
