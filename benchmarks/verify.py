@@ -52,8 +52,8 @@ def end(plan: int) -> None:
     database.execute_sql(
         "INSERT INTO attempt (token, page_pk, submission_pk, number, element, state, host, pid, "
         "restarts, n_handed, n_found, n_checkpoints, t_task_s, t_read_s, t_write_s, n_done, "
-        "n_failed, n_no_result) SELECT 'x', pk, 1, 1, number, 'done', 'here', 1, 0, 0, 0, 1, 0, 0, 0, "
-        "n_rows - n_rows / 100, n_rows / 100, 0 FROM page"
+        "n_failed, n_no_result) SELECT 'x', pk, 1, 1, number, 'done', 'here', 1, 0, 0, 0, 1, 0, 0, "
+        "0, n_rows - n_rows / 100, n_rows / 100, 0 FROM page"
     )
     database.execute_sql(
         "UPDATE page SET attempt_pk = (SELECT a.pk FROM attempt a WHERE a.page_pk = page.pk), "
