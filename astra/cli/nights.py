@@ -31,7 +31,7 @@ def nightly(
     from astra.night.nightly import check_night, proceed
     from astra.night.nightly import nightly as begin
 
-    if quiet:  # what was got over is no news; what was not is an error
+    if quiet:  # recovered problems are not reported; the others are errors
         logging.getLogger().setLevel(logging.ERROR)
     if check:
         ready = check_night(name)

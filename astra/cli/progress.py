@@ -139,7 +139,7 @@ def verify(plan: int, as_json: bool) -> None:
 @click.option("--page", type=int, help="Only the element of this page.")
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
-    """Tell the elements of PLAN to end, and give its rows free."""
+    """Terminate the elements of PLAN, and release its rows."""
     from astra.cli import show
     from astra.resume.cancel import cancel as cancel_plan
 

@@ -71,7 +71,7 @@ def lock_row(name: str, what: str) -> None:
     """
     table, silence_s = dialect().table(Lock), settings.current().database.answer_timeout_s
     if not dialect().sign_lock(table, name, _me(""), silence_s):
-        log.warning("waiting for %s, which %s", _holder(name), what)
+        log.warning("waiting for %s, which %s", _who(_lock(name)), what)
     dialect().wait_for_row(table, name)
 
 
@@ -80,15 +80,17 @@ def _me(purpose: str) -> Holder:
 
 
 def _held(name: str, what: str, see: str) -> Held:
-    with connection():
-        lock = Lock.get_or_none(Lock.name == name)
-    purpose = lock.purpose if lock else ""
-    return Held(f"{_holder(name)} {what}; see {see}, and try again", purpose)
+    lock = _lock(name)
+    return Held(f"{_who(lock)} {what}; see {see}, and try again", lock.purpose if lock else "")
 
 
-def _holder(name: str) -> str:
+def _lock(name: str) -> Lock | None:
     with connection():
-        lock = Lock.get_or_none(Lock.name == name)
+        found: Lock | None = Lock.get_or_none(Lock.name == name)
+        return found
+
+
+def _who(lock: Lock | None) -> str:
     if lock is None:
         return "another process"
     since = time.strftime("%Y-%m-%d %H:%M:%S", lock.since.astimezone().timetuple())

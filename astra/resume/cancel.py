@@ -44,7 +44,7 @@ class Cancelled:
 
 
 def cancel(plan: int, page: int | None = None) -> Cancelled:
-    """Tell the elements of a plan to end, and give its rows free; or of one page alone.
+    """Terminate the elements of a plan, and release its rows; or of one page alone.
 
     What they yielded is stored. With `page`, only its element ends and the plan stays. Can be
     called again, as long as elements have not ended.
