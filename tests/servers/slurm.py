@@ -397,7 +397,10 @@ class Slurm(Server):
             f"--datadir={data}", f"--tmpdir={data}-tmp", "--auth-root-authentication-method=socket", "--skip-test-db",
         )  # fmt: skip
         self._start_mariadb()
+        # slurmdbd would create the database itself, on a handle whose first connection failed: newer
+        # libraries of MariaDB's then refuse every result ("maximum allowed number of columns (=0)").
         self._mariadb(
+            "CREATE DATABASE slurm_acct;"
             f"CREATE USER slurm@'127.0.0.1' IDENTIFIED BY '{self._secret}';"
             f"CREATE USER slurm@localhost IDENTIFIED BY '{self._secret}';"
             "GRANT ALL ON slurm_acct.* TO slurm@'127.0.0.1'; GRANT ALL ON slurm_acct.* TO slurm@localhost"
