@@ -105,16 +105,14 @@ def train(
         fewer than two spectra with data.
     """
     labels, wavelength, flux = (np.asarray(a, float) for a in (labels, wavelength, flux))
-    noise_free = ivar is None
-    ivar = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
-    _check(labels, wavelength, flux, ivar, label_names)
-    if is_normalised:
-        normal, precision = flux, ivar
-    else:
-        normal, precision = normalise(flux, ivar, basis(wavelength, continuum_degree))
+    precise = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
+    _check(labels, wavelength, flux, precise, label_names)
+    normal, precision = flux, precise
+    if not is_normalised:
+        normal, precision = normalise(flux, precise, basis(wavelength, continuum_degree))
     good = np.isfinite(normal) & np.isfinite(precision) & (precision > 0)
     _check_pixels(good, wavelength)
-    noise = np.where(good & (not noise_free), 1 / np.where(good, precision, 1.0), 0.0)
+    noise = np.where(good & (ivar is not None), 1 / np.where(good, precision, 1.0), 0.0)
 
     centre, scale = labels.mean(0), np.where(np.ptp(labels, axis=0) > 0, labels.std(0), 1.0)
     nodes = (labels - centre) / scale
@@ -142,7 +140,7 @@ def train(
         description=description,
     )
     if validates:
-        observed = (wavelength, flux, np.where(cleaned.good, ivar, 0.0))
+        observed = (wavelength, flux, np.where(cleaned.good, precise, 0.0))
         others = outside and (np.asarray(outside[0], float), np.asarray(outside[1], float))
         model = validated(model, cleaned, labels, observed, others)
     return model if path is None else save(model, path)

@@ -49,21 +49,7 @@ def validated(
         Fluxes and inverse variances of spectra of other kinds, (O, P).
     """
     kept = np.flatnonzero(cleaned.kept)
-    n = kept.size
-    folds = np.arange(n) % (n if n <= MOST_SINGLE else N_FOLDS)
-    fitted, errors = np.full(labels.shape, np.nan), np.full(labels.shape, np.nan)
-    mismatch = np.full(len(labels), np.nan)
-    at_edge = np.zeros(len(labels), bool)
-    coarse = np.zeros((len(labels), 0))
-    for fold in range(folds.max() + 1):
-        left_out = kept[folds == fold]
-        found = measure(_without(model, cleaned, folds == fold), _observed(left_out, *spectra))
-        if not coarse.size:
-            coarse = np.zeros((len(labels), found.coarse.shape[1]))
-        fitted[left_out] = found.fit.labels[:, :-1]
-        errors[left_out] = found.fit.errors[:, :-1]
-        at_edge[left_out] = found.fit.at_edge[:, :-1].any(1)
-        mismatch[left_out], coarse[left_out] = found.mismatch2, found.coarse
+    fitted, errors, mismatch, at_edge, coarse = _left_out(model, cleaned, labels.shape, spectra)
     outside_coarse = np.zeros((0, coarse.shape[1]))
     if outside is not None and len(outside[0]):
         every = np.arange(len(outside[0]))
@@ -92,6 +78,27 @@ def validated(
         outside_flagged=outside_flagged,
     )
     return replace(model, label_floor=floor, validation=validation, domain=domain)
+
+
+def _left_out(
+    model: Model, cleaned: Cleaned, shape: tuple[int, ...], spectra: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array, NDArray[np.bool_], Array]:
+    """Label each kept spectrum by a model without it; rows that were not kept stay NaN."""
+    kept = np.flatnonzero(cleaned.kept)
+    folds = np.arange(kept.size) % (kept.size if kept.size <= MOST_SINGLE else N_FOLDS)
+    fitted, errors = np.full(shape, np.nan), np.full(shape, np.nan)
+    mismatch, at_edge = np.full(shape[0], np.nan), np.zeros(shape[0], bool)
+    coarse = np.zeros((shape[0], 0))
+    for fold in range(folds.max() + 1):
+        out = kept[folds == fold]
+        measured = measure(_without(model, cleaned, folds == fold), _observed(out, *spectra))
+        if not coarse.size:
+            coarse = np.zeros((shape[0], measured.coarse.shape[1]))
+        fitted[out] = measured.fit.labels[:, :-1]
+        errors[out] = measured.fit.errors[:, :-1]
+        at_edge[out] = measured.fit.at_edge[:, :-1].any(1)
+        mismatch[out], coarse[out] = measured.mismatch2, measured.coarse
+    return fitted, errors, mismatch, at_edge, coarse
 
 
 def near_edges(nodes: Array) -> NDArray[np.bool_]:
