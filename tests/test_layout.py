@@ -26,7 +26,7 @@ FLOORS = (
     ("plan",),
     ("policy",),
     ("submit", "element", "status"),
-    ("resume", "report"),
+    ("resume", "report", "doctor"),
     ("night", "pipelines"),
     ("api", "airflow", "cli"),
 )

@@ -1,11 +1,14 @@
 """Before the first plan: the database, the configuration, the demonstration."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from astra.cli.group import main
-from astra.cli.options import json_option
+from astra.cli.options import Duration, json_option
 
 
 @main.command()
@@ -60,6 +63,55 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
     for path in start_here(tables, url, schema, module):
         show.line(f"written: {path}")
     show.line(f"next: look at {module}.py, then astra initdb {module}")
+
+
+@main.command()
+@click.option("--job", is_flag=True, help="Look from a node too: submits a job of one minute.")
+@click.option("--profile", "profile_name", metavar="P", help="With --job: its Slurm options.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=Duration(),
+    default="5min",
+    show_default=True,
+    metavar="TIME",
+    help="With --job: longest wait for it.",
+)
+@click.option("--answer", type=click.Path(path_type=Path), hidden=True)
+@json_option
+def doctor(
+    job: bool, profile_name: str | None, wait_s: float, answer: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Say whether this place is ready: a line for each thing, and what to type where it is not.
+
+    Python, configuration, database, Slurm, run directory, and each night with its mail, webhook and
+    cron. Exit status: 0 ready, perhaps with warnings, 4 something failed.
+    """
+    from astra.doctor.job import write_answer
+    from astra.night.readiness import examine, on_a_node
+
+    if answer is not None:
+        write_answer(answer, on_a_node)
+        return
+    show_findings(examine(None, job, wait_s, profile_name), as_json, False, "ready")
+
+
+def show_findings(found: Iterable[Any], as_json: bool, quiet: bool, ready: str) -> None:
+    """Show findings as they come, and exit with 4 if one of them failed."""
+    from astra.cli import show
+    from astra.night.readiness import is_ready
+
+    kept = []
+    for finding in found:
+        kept.append(finding)
+        if not as_json and not (quiet and finding.state != "failed"):
+            show.finding(finding)
+    if as_json:
+        show.as_json(kept)
+    elif is_ready(kept) and not quiet:
+        warnings = sum(finding.state == "warning" for finding in kept)
+        show.line(f"{ready}, with {show.count(warnings, 'warning')}" if warnings else ready)
+    sys.exit(0 if is_ready(kept) else 4)
 
 
 @main.command("config")

@@ -28,16 +28,16 @@ def nightly(
     and closes the night.
     """
     from astra.cli import show, show_nights
-    from astra.night.nightly import check_night, proceed
     from astra.night.nightly import nightly as begin
+    from astra.night.nightly import proceed
 
     if quiet:  # recovered problems are not reported; the others are errors
         logging.getLogger().setLevel(logging.ERROR)
     if check:
-        ready = check_night(name)
-        if not quiet:
-            show.line(ready)
-        return
+        from astra.cli.begin import show_findings
+        from astra.night.readiness import examine
+
+        show_findings(examine(name), as_json, quiet, f"night {name}: ready")
     done = begin(name) if night is None else proceed(name, night, token)
     if as_json:
         show.as_json(done)

@@ -373,6 +373,14 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
+def finding(found: Any) -> None:
+    """A line of ``astra doctor``, and below it what to type."""
+    colour = {"ok": "green", "warning": "yellow", "failed": "bold red"}[found.state]
+    console.print(f"[{colour}]{found.state:7}[/] {escape(f'{found.part}: {found.said}')}")
+    if found.remedy:
+        line(f"        {found.remedy}")
+
+
 def configuration(settings: Any) -> None:
     made = table("key", "value", "from")
     for key, value, source in settings.rows():

@@ -185,6 +185,9 @@ _KEYS = {f"{name}.{item.name}": item for name, kind in _SECTIONS.items() for ite
 
 _ENVIRONMENT = {"ASTRA_DATABASE_URL": "database.url", "ASTRA_RUN_DIR": "run.dir"}
 
+#: The variables of the environment that mean something to astra.
+VARIABLES = ("ASTRA_CONFIG", *_ENVIRONMENT)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -303,9 +306,13 @@ def _find(path: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Pat
                     "/etc/astra/astra.toml"
                 )
             return file
-    user = environ.get("XDG_CONFIG_HOME") or _expanded("~/.config", environ)
-    usual = (cwd, Path(user, "astra"), Path("/etc/astra"))
-    return next((place / "astra.toml" for place in usual if _exists(place / "astra.toml")), None)
+    return next((file for file in usual_files(environ, cwd) if _exists(file)), None)
+
+
+def usual_files(environ: Mapping[str, str], cwd: Path) -> tuple[Path, Path, Path]:
+    """The files of which the first that exists is used, where none is named."""
+    user = Path(environ.get("XDG_CONFIG_HOME") or _expanded("~/.config", environ))
+    return cwd / "astra.toml", user / "astra" / "astra.toml", Path("/etc/astra/astra.toml")
 
 
 def _exists(file: Path) -> bool:

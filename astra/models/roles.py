@@ -107,7 +107,7 @@ def give(grants: list[Grant], models: list[Any]) -> None:
     for grant in everybody:
         speaks.grant_schema(grant.role, Plan)
         for model in models:
-            for privileges in _privileges(grant.kind, model):
+            for privileges in privileges_of(grant.kind, model):
                 speaks.grant(grant.role, model, privileges)
     for grant in grants:
         _check_given(speaks, grant)
@@ -122,7 +122,7 @@ def _given_before(speaks: PostgreSQL) -> list[Grant]:
     ]
 
 
-def _privileges(kind: str, model: Any) -> list[str]:
+def privileges_of(kind: str, model: Any) -> list[str]:
     """What a kind of role may do to a table, as it stands before ON in a GRANT."""
     own = {"plans": _of_planners, "writes": _of_writers, "reads": lambda model: []}[kind]
     return ["SELECT", *own(model)]

@@ -138,7 +138,7 @@ def _check_others_table(model: Any, have: set[str], owner: str, version: int | N
         lacks = f"lacks the column {missing[0]!r}" if missing else "is of another version of astra"
         raise NotAllowed(
             f"the table {model._meta.table_name!r} {lacks}, and belongs to the role {owner!r}, who "
-            f"alone may change it: have {owner} run {_command(model)}"
+            f"alone may change it: have {owner} run {command_for(model)}"
         )
 
 
@@ -146,7 +146,8 @@ def _missing(model: Any, have: set[str]) -> list[str]:
     return [f.column_name for f in model._meta.sorted_fields if f.column_name not in have]
 
 
-def _command(model: Any) -> str:
+def command_for(model: Any) -> str:
+    """What to type to make or complete a table."""
     module = model.__module__
     return "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
 
@@ -170,7 +171,7 @@ def check_tables(*models: Any) -> None:
         raise DatabaseError(
             f"the database {hide_password(url())} has {what}, which {import_path(model)} has; "
             + (
-                f"make it: {_command(model)}"
+                f"make it: {command_for(model)}"
                 if issubclass(model, BaseModel)
                 else "the table is not astra's: correct the model (class Meta: table_name, schema)"
             )
@@ -196,7 +197,7 @@ def check_guards(*models: Any) -> None:
         if lacks:
             raise DatabaseError(
                 f"the table {model._meta.table_name!r} of {hide_password(url())} has {lacks}: it "
-                f"was replaced, or restored without it; make it again: {_command(model)}"
+                f"was replaced, or restored without it; make it again: {command_for(model)}"
             )
 
 
@@ -210,10 +211,14 @@ def _check_names(model: Any) -> None:
 
 def tables() -> list[Any]:
     """Every table, each after those that it refers to."""
+    found = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
+    return peewee.sort_models([m for m in found if _is_table(m)])
+
+
+def own_tables() -> list[Any]:
+    """The tables that come with astra."""
     found = [*ORCHESTRATION, Archive, *(getattr(science, name) for name in science.__all__)]
-    found += every_subclass(BaseModel)
-    concrete = [m for m in dict.fromkeys(found) if _is_table(m)]
-    return peewee.sort_models(concrete)
+    return [m for m in found if _is_table(m)]
 
 
 def _is_table(model: Any) -> bool:

@@ -143,6 +143,27 @@ def remove(name: str, scron: bool = False) -> bool:
     return True
 
 
+def has_entry(name: str) -> bool:
+    """Whether a table of the user's, crontab or scrontab, begins a night.
+
+    Raises
+    ------
+    UsageError
+        If there is neither of the two, or none can be read.
+    """
+    programs = [found for word in ("crontab", "scrontab") if (found := shutil.which(word))]
+    if not programs:
+        _program(False)
+    tables = []
+    for program in programs:
+        try:
+            tables.append(_table(program))
+        except UsageError:
+            if program == programs[-1] and not tables:
+                raise
+    return any(without(table, name) != table for table in tables)
+
+
 def without(table: str, name: str) -> str:
     """A table without the entry of a night."""
     begin, end = map(re.escape, _marks(name))
@@ -193,6 +214,6 @@ def check(name: str) -> str:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        said = done.stderr.strip().removeprefix("astra:").strip()
-        raise AstraError(f"begun by cron, it would end with status {done.returncode}: {said}")
+        said = (done.stdout + done.stderr).strip().removeprefix("astra:").strip()
+        raise AstraError(f"begun by cron, it would end with status {done.returncode}:\n{said}")
     return done.stdout.strip()

@@ -23,11 +23,11 @@ from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
 from astra.config.units import time_limit_s
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError, BusyError, ConfigError, SlurmError, Superseded, UsageError
+from astra.errors import AstraError, BusyError, ConfigError, Superseded, UsageError
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import version_number
 from astra.models.plans import Plan
-from astra.models.schema import check_tables, check_version
+from astra.models.schema import check_version
 from astra.night import finalizer as finalizer_module
 from astra.night.lock import PATIENCE_S, in_turn, night_lock
 from astra.night.plans import (
@@ -44,12 +44,10 @@ from astra.night.plans import (
 )
 from astra.night.totals import entries_of, plan_pks, retries_of, store_sums
 from astra.processes import user_name
-from astra.slurm.command import available
-from astra.slurm.limits import max_array_size
 from astra.submit.hours import next_hours
 from astra.submit.submit import check_ready
 from astra.tasks.arguments import parse_arguments
-from astra.tasks.signature import choose_model, find_task, output_model
+from astra.tasks.signature import choose_model, find_task
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +88,7 @@ def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
 
 def _nightly(settings: NightSettings) -> Nightly:
     check_version()
-    _check(settings)
+    check_settings(settings)
     with night_lock(settings.name):
         _tell_of_earlier(settings)
         night = open_night(settings.name)
@@ -197,7 +195,7 @@ def _settings_of_begun(name: str) -> NightSettings:
         return NightSettings(name, ())
 
 
-def _check(settings: NightSettings) -> None:
+def check_settings(settings: NightSettings) -> None:
     """Refuse what could not be planned or submitted, before anything is stored."""
     check_ready(Plan(pk=0, v_astra=version_number(), cancelled=None))
     finalizer_profile = settings.finalizer_profile or settings.profile
@@ -211,31 +209,6 @@ def _check(settings: NightSettings) -> None:
         except UsageError as error:
             error.args = (f"[nights.{settings.name}] {task.task}: {error}",)
             raise
-
-
-def check_night(name: str) -> str:
-    """Try all but the beginning of a night; what it found.
-
-    Raises
-    ------
-    AstraError
-        It says what is missing.
-    """
-    settings = settings_of(name)
-    check_version()
-    if not available():
-        raise SlurmError(
-            "there is no Slurm here: sbatch is not on PATH, or SLURM_CONF names no file; load its "
-            "module, or call this where jobs can be submitted"
-        )
-    _check(settings)
-    for task in settings.tasks:
-        function = find_task(task.task)
-        with connection():
-            check_tables(*choose_model(function, task.input_model), output_model(function))
-    check_folder(Path(config.current().run.dir) / "cron")
-    n = max_array_size()
-    return f"night {name}: ready; the database and Slurm (MaxArraySize {n}) answer"
 
 
 def _said(night: Night, state: str, look: Look, message: str | None = None) -> Nightly:

@@ -14,7 +14,8 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from email.message import EmailMessage
 from functools import partial
@@ -109,26 +110,33 @@ def _mail(ways: Tell, subject: str, text: str) -> None:
     if ways.smtp is None:
         _sendmail(message)
     else:
-        _smtp(ways.smtp, message)
+        with mail_server(ways.smtp) as server:
+            server.send_message(message)
 
 
-def _sendmail(message: EmailMessage) -> None:
-    # Not on the PATH of cron or of a node.
+def find_sendmail() -> str:
+    """Find the program that takes mail here, which is not on the PATH of cron or of a node."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib"
     program = shutil.which("sendmail", path=path)
     if program is None:
         raise FileNotFoundError("there is no sendmail here: set smtp in [nights.NAME.tell]")
+    return program
+
+
+def _sendmail(message: EmailMessage) -> None:
     subprocess.run(
-        [program, "-i", "-t"], input=message.as_bytes(), timeout=_TIMEOUT_S, check=True,
+        [find_sendmail(), "-i", "-t"], input=message.as_bytes(), timeout=_TIMEOUT_S, check=True,
         capture_output=True,
     )  # fmt: skip
 
 
-def _smtp(url: str, message: EmailMessage) -> None:
+@contextmanager
+def mail_server(url: str, timeout_s: float = _TIMEOUT_S) -> Iterator[smtplib.SMTP]:
+    """Connect to a mail server, and log in where the URL names a user."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
-    with kind(host, parts.port or 0, timeout=_TIMEOUT_S) as server:
+    with kind(host, parts.port or 0, timeout=timeout_s) as server:
         if parts.scheme == "starttls":
             server.starttls()
         if parts.username:
@@ -136,7 +144,7 @@ def _smtp(url: str, message: EmailMessage) -> None:
             if known is None:
                 raise LookupError(f"~/.netrc has no password for {host}")
             server.login(parts.username, known[2] or "")
-        server.send_message(message)
+        yield server
 
 
 def _webhook(url: str, night: NightStatus, text: str) -> None:

@@ -67,6 +67,23 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
     raise SlurmUnknown(f"sbatch ended well, but printed {output.strip()[:200]!r} and no job id")
 
 
+def try_options(options: Iterable[tuple[str, str | None]]) -> None:
+    """Have Slurm check the options of a job, without submitting one.
+
+    Raises
+    ------
+    SlurmRefused
+        If it would refuse the job; the message has its words and what to change.
+    SlurmUnknown
+        If there is no answer.
+    """
+    words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options]
+    try:
+        run(["sbatch", "--test-only", *words, "--wrap", "true"])
+    except Failed as failed:
+        raise refusal(failed.words) from None
+
+
 class _Pace:
     """sbatch is called with pauses, which slurmctld uses for others.
 

@@ -87,7 +87,32 @@ class FinalizerScript:
         return " ".join(map(quote, [*words, "--continue", str(self.night), "--job", self.token]))
 
 
-def render(template: str, script: ElementScript | FinalizerScript, site: Path | None = None) -> str:
+@dataclass(frozen=True)
+class CheckScript:
+    """What the script of ``astra doctor --job`` is made of."""
+
+    answer: Path  # the file that the job writes what it found to
+    job_name: str
+    log_path: str
+    chdir: str | Path
+    python: str
+    made_by: str
+    made_at: str
+    directives: Iterable[tuple[str, str | None]] = ()
+    setup: Iterable[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """The shell command that looks at everything from a node."""
+        words = [self.python, "-m", "astra", "doctor", "--answer", str(self.answer)]
+        return " ".join(map(quote, words))
+
+
+Script = ElementScript | FinalizerScript | CheckScript
+
+
+def render(template: str, script: Script, site: Path | None = None) -> str:
     """The text of a batch script.
 
     Parameters
@@ -243,7 +268,7 @@ def _with_append(options: Iterable[tuple[str, str | None]]) -> list[tuple[str, s
     return listed if named else [*listed, ("open-mode", "append")]
 
 
-def _refuse_secrets(script: ElementScript | FinalizerScript) -> None:
+def _refuse_secrets(script: Script) -> None:
     for name, value in script.environment.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ScriptError(f"{name!r} cannot be the name of an environment variable")

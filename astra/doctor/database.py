@@ -1,0 +1,154 @@
+"""The database: reachable, set as it should be, its tables whole, the role allowed to work."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from astra.config import secrets
+from astra.config import settings as config
+from astra.database.connection import connection, dialect, url
+from astra.database.inspection import Server, indexes, lacking, server
+from astra.doctor.finding import Finding, failed, findings, ok, warning
+from astra.errors import DatabaseError, TaskError
+from astra.models.archive import check_archive
+from astra.models.base import BaseModel
+from astra.models.importing import load
+from astra.models.plans import Plan
+from astra.models.roles import KINDS, privileges_of
+from astra.models.schema import check_guards, check_tables, check_version, command_for, own_tables
+from astra.plan.lookup import find_modules
+
+_PART = "database"
+
+#: Fewer free connections than this are soon none.
+_LITTLE_ROOM = 10
+
+
+def database() -> Iterator[Finding]:
+    """All about the database; one that cannot be reached is the only finding."""
+    if dialect().name == "sqlite":
+        yield from _file(Path(getattr(dialect(), "path", "")))
+    with connection():
+        found = server()
+        yield ok(_PART, f"{secrets.hide_password(url())}: {found.name} answers")
+        yield from _settings(found)
+        yield from findings(_PART, _tables)
+        there = [model for model in own_tables() if dialect().columns(model)]
+        yield from findings(_PART, lambda: _rights(found.role, there))
+        yield from findings(_PART, lambda: _archive(there))
+
+
+def _file(path: Path) -> Iterator[Finding]:
+    """A file, and its folder, in which SQLite keeps its log."""
+    if not path.exists():
+        raise DatabaseError(f"there is no file {path}; make it: astra initdb")
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK):
+            said = f"{place} cannot be written: you can look, and store nothing"
+            yield warning(_PART, said, f"have its owner allow it: chmod u+w {place}")
+
+
+def _settings(found: Server) -> Iterator[Finding]:
+    if found.least:
+        yield failed(_PART, f"{found.name} is too old", f"use {found.least} or later")
+    if dialect().name == "sqlite":
+        if found.settings["journal_mode"] != "wal":
+            said = f"journal_mode is {found.settings['journal_mode']}, so that readers block"
+            yield warning(_PART, said, "keep the file on a local disk that its folder may write")
+        yield ok(_PART, "a SQLite file: run with --local; Slurm's elements need PostgreSQL")
+        return
+    free = (found.most or 0) - (found.used or 0)
+    said = f"{found.used} of {found.most} connections (max_connections) are in use"
+    if free < _LITTLE_ROOM:
+        yield warning(_PART, said, "have the administrator raise max_connections")
+    else:
+        yield ok(_PART, said)
+    said = found.settings["server_encoding"]
+    if said != "UTF8":
+        remedy = "createdb -E UTF8 -T template0 NAME, and name it in [database] url"
+        yield warning(_PART, f"its encoding is {said}: other characters cannot be stored", remedy)
+    else:
+        yield ok(_PART, f"encoding {said}")
+    if found.is_standby:
+        remedy = "name the primary in [database] url (target_session_attrs=read-write)"
+        yield failed(_PART, "the server is a standby, which stores nothing", remedy)
+    elif found.settings["transaction_read_only"] == "on":
+        remedy = f"ALTER ROLE {found.role} RESET default_transaction_read_only"
+        yield failed(_PART, "transactions of this role are read-only", remedy)
+    for name in ("fsync", "full_page_writes"):
+        if found.settings[name] != "on":
+            said = f"{name} is off: a crash of the server may lose what was stored"
+            yield warning(_PART, said, f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()")
+    limit_s = int(found.settings["statement_timeout"]) / 1000
+    least_s = config.current().database.answer_timeout_s
+    if 0 < limit_s < least_s:
+        said = f"statement_timeout is {limit_s:g} s, less than [database] answer_timeout_s"
+        yield warning(_PART, said, f"ALTER ROLE {found.role} SET statement_timeout = 0")
+
+
+def _tables() -> Iterator[Finding]:
+    """The tables of astra and of the tasks that have plans: columns, indexes, triggers."""
+    check_version()
+    models = own_tables()
+    for plan in Plan.select().where(Plan.pk.in_(_last_of_each_task())):
+        try:
+            find_modules(plan)
+            for path in (plan.input_model, plan.output_model):
+                models.append(load(path))
+        except TaskError as error:
+            said = f"{plan.task}, of plan {plan.pk}: {error}"
+            yield warning(_PART, said, "call this in the folder of its module, or install it")
+    wrong = [found for model in dict.fromkeys(models) for found in table_findings(_PART, model)]
+    yield from wrong
+    if not wrong:
+        yield ok(_PART, f"{len(dict.fromkeys(models))} tables with their indexes and triggers")
+
+
+def _last_of_each_task() -> Any:
+    return Plan.select(peewee.fn.max(Plan.pk)).group_by(Plan.task, Plan.input_model)
+
+
+def table_findings(part: str, model: Any) -> Iterator[Finding]:
+    """What a table lacks: itself, columns, indexes, triggers."""
+    before = list(findings(part, lambda: _checked(model)))
+    yield from before
+    if before or not issubclass(model, BaseModel):
+        return
+    there = indexes(model)
+    for index in model._meta.fields_to_index():
+        if index._name not in there:
+            said = f"the table {model._meta.table_name!r} lacks its index {index._name}"
+            yield failed(part, said, command_for(model))
+
+
+def _checked(model: Any) -> Iterator[Finding]:
+    check_tables(model)
+    check_guards(model)
+    yield from ()
+
+
+def _rights(role: str | None, models: list[Any]) -> Iterator[Finding]:
+    """For which of the three kinds of work the role has all that it needs."""
+    may = []
+    for kind, purpose in KINDS.items():
+        wanted = [(model, p) for model in models for p in privileges_of(kind, model)]
+        missing = lacking(wanted)
+        if not missing:
+            may.append(kind)
+            continue
+        model, privilege = missing[0]
+        name = model._meta.table_name
+        said = f"the role {role!r} may not {privilege.split(' ')[0]} on {name} ({kind}: {purpose})"
+        find = failed if kind == "reads" else warning
+        yield find(_PART, said, f"have the tables' owner run astra initdb --grant {role}:{kind}")
+    if role is not None and may:
+        yield ok(_PART, f"the role {role!r} has what it needs for: {', '.join(may)}")
+
+
+def _archive(models: list[Any]) -> Iterator[Finding]:
+    if models:
+        check_archive()
+    yield from ()

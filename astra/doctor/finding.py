@@ -1,0 +1,51 @@
+"""One thing that was looked at: how it is, and what to type where it is not as it should be."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import peewee
+
+from astra.config.secrets import hide
+from astra.errors import AstraError
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of ``astra doctor``."""
+
+    part: str  # "python", "configuration", "database", "slurm", "run directory", "night NAME"
+    state: str  # "ok", "warning": it works without, or "failed"
+    said: str
+    remedy: str | None = None  # what to type, or to change
+
+
+def ok(part: str, said: str) -> Finding:
+    return Finding(part, OK, hide(said))
+
+
+def warning(part: str, said: str, remedy: str) -> Finding:
+    return Finding(part, WARNING, hide(said), hide(remedy))
+
+
+def failed(part: str, said: str, remedy: str) -> Finding:
+    return Finding(part, FAILED, hide(said), hide(remedy))
+
+
+def of_error(part: str, error: Exception) -> Finding:
+    """What an error says: its message ends with what to do, after the last semicolon."""
+    said, _, remedy = str(error).rpartition("; ")
+    if not said:
+        return failed(part, str(error), "correct what is named here")
+    return failed(part, said, remedy)
+
+
+def findings(part: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What a look finds; an error that ends it is its last finding."""
+    try:
+        yield from look()
+    except AstraError as error:
+        yield of_error(part, error)
+    except peewee.PeeweeException as error:
+        yield failed(part, str(error).strip(), "see the log of the server, or the file")

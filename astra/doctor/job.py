@@ -1,0 +1,98 @@
+"""The same checks from a node: a job of a minute that writes what it finds to the run directory."""
+
+import json
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from astra.config import profiles
+from astra.config import settings as config
+from astra.config.profiles import Profile, Value
+from astra.config.run_folder import check_folder, write_whole
+from astra.doctor.finding import Finding, failed, ok
+from astra.processes import user_name
+from astra.slurm import client, script
+from astra.slurm.parse import JobId
+from astra.submit.render import environment
+
+#: Options that make the job a small one, whatever the profile's elements are.
+_SMALL: dict[str, Value] = {"time": "00:01:00", "mem": "500M", "ntasks": 1, "cpus_per_task": 1}
+
+_LEFT_OUT = {"signal", "mem_per_cpu", "mem_per_gpu", "time_min", "begin", "dependency"}
+
+_LOOK_S = 1.0
+
+
+def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
+    """Submit a job that looks at everything from a node, and pass on what it finds.
+
+    Parameters
+    ----------
+    wait_s : longest wait for the job. One that has not started then is cancelled.
+    """
+    folder = Path(config.current().run.dir).absolute() / "doctor"
+    check_folder(folder)
+    name = f"astra-doctor-{secrets.token_hex(4)}"
+    answer, path = folder / f"{name}.json", folder / f"{name}.sh"
+    write_whole(path, _script(chosen, name, folder, answer), 0o700)
+    job = replace(client.submit(path), name=name)
+    until = time.monotonic() + wait_s
+    while not answer.exists() and time.monotonic() < until and _lives(job):
+        time.sleep(_LOOK_S)
+    if answer.exists():
+        yield from _read(answer)
+        answer.unlink()
+        return
+    log = next(iter(folder.glob(f"{name}-*.log")), None)
+    if time.monotonic() >= until:
+        client.cancel(job)
+        said = f"job {job.job_id} did not end within {wait_s:g} s"
+        yield failed("node", said, f"squeue -j {job.job_id} says why; astra doctor --job --wait N")
+        return
+    said = f"job {job.job_id} ended, and what it found cannot be seen in {folder}"
+    if log is not None and (text := log.read_text(errors="replace").strip()):
+        said += f": {text.splitlines()[-1]}"
+    yield failed("node", said, "set [run] dir to a folder that the nodes share")
+
+
+def _lives(job: JobId) -> bool:
+    """Whether Slurm says that the job waits or runs, or says nothing."""
+    found = client.elements([job]).of(job.key, None)
+    return found.state is None or found.state.alive
+
+
+def _script(chosen: Profile, name: str, folder: Path, answer: Path) -> str:
+    options = {k: v for k, v in chosen.options.items() if k not in _LEFT_OUT}
+    small = replace(chosen, options=options | _SMALL)
+    return script.render(
+        "check.sh.j2",
+        script.CheckScript(
+            answer=answer,
+            job_name=name,
+            log_path=script.log_pattern(folder, f"{name}-%j.log"),
+            chdir=Path.cwd(),
+            python=sys.executable,
+            made_by=f"{user_name()} on {socket.gethostname()}",
+            made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            directives=tuple(profiles.directives(small)),
+            setup=chosen.setup,
+            environment=environment(),
+        ),
+    )
+
+
+def write_answer(answer: Path, look: Callable[[], Iterable[Finding]]) -> None:
+    """Write what is found here, on a node, to a file in the run directory."""
+    found = [asdict(finding) for finding in look()]
+    write_whole(answer, json.dumps({"node": socket.gethostname(), "findings": found}))
+
+
+def _read(answer: Path) -> Iterator[Finding]:
+    text = json.loads(answer.read_text())
+    yield ok("node", f"{text['node']} sees the run directory, and writes to it")
+    for entry in text["findings"]:
+        yield Finding(**{**entry, "part": f"node: {entry['part']}"})

@@ -1,0 +1,96 @@
+"""Slurm: its commands, the cluster, what profiles ask for, limits that bind, accounting."""
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+
+from astra.config.profiles import Profile, directives
+from astra.database.connection import dialect
+from astra.doctor.finding import Finding, failed, of_error, ok, warning
+from astra.errors import ConfigError, SlurmError
+from astra.processes import user_name
+from astra.slurm import client, limits
+from astra.slurm.command import available, run
+
+_PART = "slurm"
+
+_COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel")
+
+_LOAD = "module load slurm, or work on a login node"
+
+
+def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
+    """All about Slurm, and whether it would take a job of each profile."""
+    missing = [name for name in _COMMANDS if shutil.which(name) is None]
+    if missing or not available():
+        yield _absent(missing)
+        return
+    try:
+        version = run(["sbatch", "--version"]).strip()
+        site, most = limits.here(), limits.max_array_size()
+    except SlurmError as error:
+        yield of_error(_PART, error)
+        return
+    yield ok(_PART, f"{version}, cluster {site.name}, MaxArraySize {most}")
+    for chosen in profiles:
+        yield from _profile(chosen)
+    yield from _accounting()
+
+
+def _absent(missing: list[str]) -> Finding:
+    """Without Slurm, a SQLite file is still all that ``--local`` needs."""
+    said = "there is no Slurm here: "
+    if missing:
+        said += f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH"
+    else:
+        said += "SLURM_CONF names no file, or there is no slurm.conf in the usual places"
+    try:
+        is_local = dialect().name == "sqlite"
+    except ConfigError:
+        is_local = False
+    if is_local:
+        return warning(_PART, said, f"submit with --local, or {_LOAD}")
+    return failed(_PART, said, _LOAD)
+
+
+def _profile(chosen: Profile) -> Iterator[Finding]:
+    """Whether Slurm would take a job with the options of a profile, and ever start it."""
+    name = f"profile {chosen.name}"
+    try:
+        client.try_options(directives(chosen))
+    except SlurmError as error:
+        found = of_error(_PART, error)
+        yield failed(_PART, f"{name}: {found.said}", found.remedy or "change the profile")
+        return
+    known = limits.bounds(chosen)
+    late = limits.warnings(chosen, known)
+    for words in late:
+        said, _, remedy = words.partition(": ")
+        yield warning(_PART, f"{name}: {said}", remedy)
+    if not late:
+        where = f"partition {known.partition}" if known.partition else "the default partition"
+        yield ok(_PART, f"{name}: {where} takes its jobs")
+
+
+def _accounting() -> Iterator[Finding]:
+    """Whether ended elements are remembered, and what bounds this user's jobs."""
+    try:
+        run(["sacct", "-n", "-X", "-P", "-S", "now-1minutes", "-o", "JobID"])
+        yield ok(_PART, "accounting (sacct) answers")
+    except SlurmError as error:
+        remedy = "have the administrator set AccountingStorageType=accounting_storage/slurmdbd"
+        said = f"no accounting, so that ended elements are known for minutes only: {error}"
+        yield warning(_PART, said, remedy)
+        return
+    columns = "Account,Partition,MaxJobs,MaxSubmit,GrpJobs,GrpSubmit,QOS"
+    user = f"user={user_name()}"
+    try:
+        text = run(["sacctmgr", "-n", "-P", "show", "assoc", user, f"format={columns}"])
+    except SlurmError:
+        return  # a cluster may keep it from its users
+    names = columns.split(",")
+    for line in text.splitlines():
+        values = dict(zip(names, line.split("|"), strict=False))
+        bounds = [f"{key} {values[key]}" for key in names[2:6] if re.match(r"\d", values[key])]
+        account = values["Account"] + (f" in {values['Partition']}" if values["Partition"] else "")
+        yield ok(_PART, f"account {account}: {', '.join(bounds) or 'no limit of jobs'}")

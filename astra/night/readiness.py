@@ -1,0 +1,175 @@
+"""Whether a night could begin: all that ``astra doctor`` looks at, and what the night itself needs.
+
+``astra doctor`` looks at every night; ``astra nightly NAME --check``, and ``astra cron NAME
+--check`` in cron's environment, at one.
+"""
+
+import netrc
+import shutil
+import smtplib
+import socket
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from urllib.parse import urlsplit
+
+from astra.config import settings as config
+from astra.config.nights import NightSettings, Tell
+from astra.config.profiles import Profile, choose_profile
+from astra.config.settings import settings_of
+from astra.database.connection import connection
+from astra.doctor.database import database, table_findings
+from astra.doctor.finding import FAILED, Finding, failed, findings, of_error, ok, warning
+from astra.doctor.job import from_a_node
+from astra.doctor.place import configuration, python, run_directory
+from astra.doctor.slurm import slurm
+from astra.errors import AstraError, UsageError
+from astra.night.cron import has_entry
+from astra.night.nightly import check_settings
+from astra.night.notify import find_sendmail, mail_server
+from astra.night.plans import how
+from astra.tasks.signature import choose_model, find_task, output_model
+
+#: Longest wait for a mail server or a webhook.
+_TIMEOUT_S = 10
+
+
+def examine(
+    night: str | None = None, job: bool = False, wait_s: float = 300.0, profile: str | None = None
+) -> Iterator[Finding]:
+    """Look at this place, and at each night, or at one.
+
+    Parameters
+    ----------
+    night : of ``[nights.NAME]``; only its profiles and itself are looked at.
+    job : look once more from a node, by a job of a minute; `wait_s` bounds the wait for it.
+    profile : the options that this job is submitted with.
+    """
+    settings = settings_of(night) if night is not None else None
+    yield from python()
+    found = list(configuration())
+    yield from found
+    try:
+        nights = [settings] if settings else list(config.current().nights.values())
+    except AstraError:
+        return  # the configuration says where everything else is
+    yield from findings("database", database)
+    yield from findings("slurm", lambda: slurm(_profiles(nights, of_all=settings is None)))
+    yield from findings("run directory", run_directory)
+    for each in nights:
+        yield from findings(f"night {each.name}", partial(_night, each))
+    if job:
+        yield from findings("node", lambda: from_a_node(choose_profile(profile, None), wait_s))
+
+
+def on_a_node() -> Iterator[Finding]:
+    """What an element needs: the configuration, the run directory, the database."""
+    yield from configuration()
+    yield from findings("run directory", run_directory)
+    yield from findings("database", database)
+
+
+def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
+    """The profiles that jobs are submitted with; those that cannot be used are said elsewhere."""
+    found: dict[str, Profile] = {}
+    wanted = [(name, None) for name in (None, *config.current().profiles)] if of_all else []
+    tasks = [how(task, night) for night in nights for task in night.tasks]
+    others = [(night.finalizer_profile or night.profile, None) for night in nights]
+    for name, options in (*wanted, *tasks, *others):
+        try:
+            chosen = choose_profile(name, options)
+        except AstraError:
+            continue
+        found.setdefault(chosen.name, chosen)
+    return list(found.values())
+
+
+def _night(settings: NightSettings) -> Iterator[Finding]:
+    """Its tasks and their tables, who is notified, and what begins it."""
+    part = f"night {settings.name}"
+    before: list[Finding] = []
+    try:
+        check_settings(settings)
+    except AstraError as error:
+        before.append(of_error(part, error))
+    for task in settings.tasks:
+        before += findings(part, partial(_tables, part, task.task, task.input_model))
+    yield from dict.fromkeys(before)
+    if not before:
+        yield ok(part, f"{len(settings.tasks)} tasks can be planned")
+    yield from _notified(part, settings)
+    yield from _begun(part, settings.name)
+
+
+def _tables(part: str, task: str, input_model: str | None) -> Iterator[Finding]:
+    function = find_task(task)
+    models = [*choose_model(function, input_model), output_model(function)]
+    with connection():
+        for model in models:
+            yield from table_findings(part, model)
+
+
+# -- who is notified --------------------------------------------------------------------
+
+
+def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
+    """Whether each way to notify people would work; nothing is sent."""
+    ways, where = settings.tell, f"[nights.{settings.name}.tell]"
+    tries = [
+        ("mail", ways.mail, lambda: _mail(ways), f"correct mail and smtp in {where}"),
+        ("webhook", ways.webhook, lambda: _webhook(ways), f"correct webhook in {where}"),
+        ("command", ways.command, lambda: _command(ways), f"correct command in {where}"),
+    ]
+    if not any(given for _, given, _, _ in tries):
+        yield warning(
+            part, "nobody is notified of its end", f"set mail, webhook or command in {where}"
+        )
+    for way, given, attempt, remedy in tries:
+        if not given:
+            continue
+        try:
+            yield ok(part, f"{way}: {attempt()}")
+        except (OSError, LookupError, smtplib.SMTPException, netrc.NetrcParseError) as error:
+            yield failed(part, f"{way}: {error}", remedy)
+
+
+def _mail(ways: Tell) -> str:
+    if ways.smtp is None:
+        return f"{find_sendmail()} is there"
+    with mail_server(ways.smtp, _TIMEOUT_S) as server:
+        server.noop()
+    return f"{urlsplit(ways.smtp).hostname} answers"
+
+
+def _webhook(ways: Tell) -> str:
+    """Connect to its host: a request would be taken for a message."""
+    parts = urlsplit(ways.webhook or "")
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((host, port), timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        raise OSError(f"{host}:{port} cannot be reached: {error.strerror or error}") from None
+    return f"{host}:{port} answers"
+
+
+def _command(ways: Tell) -> str:
+    if shutil.which(ways.command[0]) is None:
+        raise LookupError(f"{ways.command[0]} is not on PATH, or cannot be run")
+    return f"{ways.command[0]} is there"
+
+
+def _begun(part: str, name: str) -> Iterator[Finding]:
+    """Whether this user's crontab, or scrontab, begins the night."""
+    remedy = f'astra cron {name} --at "0 20 * * *" --install'
+    try:
+        if has_entry(name):
+            yield ok(part, "its entry is in the crontab")
+        else:
+            yield warning(part, "no entry in the crontab begins it", remedy)
+    except (UsageError, OSError, subprocess.SubprocessError) as error:
+        yield warning(part, f"whether cron begins it is not known: {error}", remedy)
+
+
+def is_ready(found: list[Finding]) -> bool:
+    """Whether nothing failed: with a warning, it works all the same."""
+    return all(finding.state != FAILED for finding in found)

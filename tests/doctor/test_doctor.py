@@ -1,0 +1,231 @@
+"""``astra doctor``: one thing after the other is broken, and each is found with what to type."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from astra.cli.group import main
+from astra.config import settings
+from astra.database import connection
+from astra.database.connection import database
+from astra.night.readiness import examine
+from tests.conftest import ROOT
+from tests.sample_tasks import Measured
+
+pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
+
+NIGHT = """
+[nights.survey]
+tasks = [{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum" }]
+"""
+
+
+@pytest.fixture
+def place(slurm, pg_url, tmp_path, monkeypatch) -> Path:
+    """A place that is ready, as its configuration says it."""
+    file = tmp_path / "astra.toml"
+    file.write_text(f'[database]\nurl = "{pg_url}"\n[run]\ndir = "runs"\n{NIGHT}')
+    for name in ("ASTRA_DATABASE_URL", "ASTRA_RUN_DIR"):
+        monkeypatch.delenv(name)
+    connection.reset()
+    return file
+
+
+def add(file: Path, text: str) -> None:
+    file.write_text(file.read_text() + text)
+
+
+def sql(statement: str) -> Callable[..., None]:
+    return lambda file, **_: database.execute_sql(statement)
+
+
+def setting(text: str) -> Callable[..., None]:
+    """A setting of the test's own database."""
+    text = text.replace("'", "''")
+    return sql(
+        "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || "
+        f"' SET {text}'; END $$"
+    )
+
+
+def user(name: str) -> Callable[..., None]:
+    """Somebody else's role: the server trusts whoever names one."""
+
+    def work(file: Path, **_: object) -> None:
+        database.execute_sql(f"DROP ROLE IF EXISTS {name}; CREATE ROLE {name} LOGIN")
+        if name == "onlooker":
+            text = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO onlooker"
+            database.execute_sql(text)
+        file.write_text(re.sub(r"//\w+@", f"//{name}@", file.read_text()))
+
+    return work
+
+
+def unreachable(file: Path, **_: object) -> None:
+    file.write_text(
+        re.sub('url = ".*"', 'url = "postgresql://astra@127.0.0.1:1/x"', file.read_text())
+    )
+
+
+def empty(file: Path, **_: object) -> None:
+    database.execute_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+
+
+def path_without_sbatch(file: Path, patch: pytest.MonkeyPatch) -> None:
+    folder = file.parent / "bin"
+    folder.mkdir()
+    for name in ("squeue", "sacct", "scontrol", "sinfo", "scancel"):
+        (folder / name).symlink_to("/bin/true")
+    patch.setenv("PATH", str(folder))
+
+
+def foreign_run_folder(file: Path, **_: object) -> None:
+    (file.parent / "runs").mkdir()
+    (file.parent / "runs").chmod(0o777)
+
+
+def toml(text: str) -> Callable[..., None]:
+    return lambda file, **_: add(file, text)
+
+
+def in_section(section: str, text: str) -> Callable[..., None]:
+    return lambda file, **_: file.write_text(
+        file.read_text().replace(f"[{section}]\n", f"[{section}]\n{text}\n")
+    )
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def told(text: str) -> Callable[..., None]:
+    return toml(f"[nights.survey.tell]\n{text.replace('PORT', str(closed_port()))}\n")
+
+
+BROKEN = {
+    "an unknown key": (in_section("run", 'dirr = "x"'), "failed configuration: ", "no key 'dirr'"),
+    "a variable": (
+        lambda patch, **_: patch.setenv("ASTRA_DATABASE_URI", "x"),
+        "warning configuration: ", "Did you mean 'ASTRA_DATABASE_URL'",
+    ),
+    "a key of a profile": (
+        toml('[profiles.mine]\nparttion = "x"\n'), "failed configuration: ", "Did you mean 'partition'",
+    ),
+    "the database away": (unreachable, "failed database: ", "check that the server runs"),
+    "no tables": (empty, "failed database: ", "astra initdb"),
+    "a column": (
+        sql("ALTER TABLE attempt DROP COLUMN host"), "failed database: ", "no column 'host' in the table 'attempt'",
+    ),
+    "a role without rights": (user("nobody_here"), "failed database: ", "--grant nobody_here:reads"),
+    "a role that reads": (user("onlooker"), "warning database: ", "--grant onlooker:plans"),
+    "a trigger": (
+        sql("DROP TRIGGER astra_keep_modified ON boss_visit_spectrum"), "failed database: ", "no trigger",
+    ),
+    "a unique index": (
+        lambda **_: drop_unique_index(), "failed night survey: ", "astra initdb tests.sample_tasks",
+    ),
+    "an index": (sql("DROP INDEX page_plan_pk_number"), "failed database: ", "lacks its index page_plan_pk_number"),
+    "a read-only role": (
+        setting("default_transaction_read_only = on"), "failed database: ", "are read-only",
+    ),
+    "a hasty server": (
+        setting("statement_timeout = '2s'"), "warning database: ", "statement_timeout is 2 s",
+    ),
+    "no sbatch": (path_without_sbatch, "failed slurm: ", "sbatch is not on PATH"),
+    "a partition": (
+        toml('[profiles.mine]\npartition = "nowhere"\n'), "failed slurm: profile mine", "sinfo -s",
+    ),
+    "an account": (
+        toml('[profiles.mine]\naccount = "nobodys"\n'), "failed slurm: profile mine", "choose an account",
+    ),
+    "the run directory": (foreign_run_folder, "failed run directory: ", "chmod go-w"),
+    "a task": (
+        lambda file, **_: file.write_text(file.read_text().replace("measure", "mesure")),
+        "failed night survey: ", "Did you mean 'tests.sample_tasks.measure'",
+    ),
+    "nobody notified": (lambda **_: None, "warning night survey: ", "set mail, webhook or command"),
+    "mail": (told('mail = "me@x.org"\nsmtp = "smtp://127.0.0.1:PORT"'), "failed night survey: mail", "refused"),
+    "no sendmail": (told('mail = "me@x.org"'), "failed night survey: mail", "there is no sendmail"),
+    "a webhook": (told('webhook = "http://127.0.0.1:PORT/x"'), "failed night survey: webhook", "cannot be reached"),
+    "a command": (told('command = "nonexistent-pager"'), "failed night survey: command", "not on PATH"),
+    "cron": (lambda **_: None, "warning night survey: ", "astra cron survey --at"),
+}  # fmt: skip
+
+
+def drop_unique_index() -> None:
+    found = database.get_indexes(Measured._meta.table_name)
+    for index in found:
+        if index.unique and "v_astra_major_minor" in index.columns:
+            database.execute_sql(f'DROP INDEX "{index.name}"')
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_is_found_with_what_to_type(what, place, monkeypatch):
+    break_it, where, said = BROKEN[what]
+    names = break_it.__code__.co_varnames[: break_it.__code__.co_argcount]
+    given = {"file": place, "patch": monkeypatch}
+    if what == "no sendmail":
+        monkeypatch.setattr(
+            "shutil.which",
+            lambda name, path=None: None if name == "sendmail" else f"/usr/bin/{name}",
+        )
+    break_it(**{name: given[name] for name in names})
+    connection.reset()
+    found = list(examine())
+    lines = [f"{f.state} {f.part}: {f.said}; {f.remedy}" for f in found if f.state != "ok"]
+    mine = [line for line in lines if line.startswith(where)]
+    assert any(said in line for line in mine), "\n".join(lines)
+    assert all(f.remedy for f in found if f.state != "ok")
+    if where.startswith("failed"):  # and nothing else is said to be broken
+        assert {line.split(":")[0] for line in lines if line.startswith("failed")} <= {
+            where.split(":")[0], "failed night survey" if "database" in where else where.split(":")[0],
+        }  # fmt: skip
+
+
+def test_a_place_that_is_ready(place):
+    done = CliRunner().invoke(main, ["doctor", "--json"])
+    found = json.loads(done.stdout)
+    assert done.exit_code == 0 and {f["state"] for f in found} <= {"ok", "warning"}, done.output
+    parts = {f["part"] for f in found}
+    assert parts == {
+        "python", "configuration", "database", "slurm", "run directory", "night survey",
+    }  # fmt: skip
+    text = CliRunner().invoke(main, ["doctor"]).output
+    for words in ("max_connections", "encoding UTF8", "MaxArraySize", "accounting", "is used"):
+        assert words in text, words
+    assert "\nready, with " in text
+
+
+def test_the_check_of_a_night_is_the_same_narrowed_to_it(place):
+    add(place, '[nights.other]\ntasks = ["nowhere.task"]\n[profiles.mine]\npartition = "nowhere"\n')
+    settings.reset()
+    assert CliRunner().invoke(main, ["doctor"]).exit_code == 4
+    done = CliRunner().invoke(main, ["nightly", "survey", "--check"])
+    assert done.exit_code == 0 and "night survey: ready" in done.output
+    assert "nowhere" not in done.output
+    assert CliRunner().invoke(main, ["nightly", "other", "--check", "--quiet"]).exit_code == 4
+    assert CliRunner().invoke(main, ["nightly", "another", "--check"]).exit_code == 2
+
+
+def test_a_job_looks_from_a_node(place, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("ASTRA_CONFIG", str(place))
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", "doctor", "--job", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    nodes = [f for f in found if f["part"].startswith("node")]
+    assert done.returncode == 0 and "sees the run directory" in nodes[0]["said"], done.stdout
+    assert {"node", "node: database", "node: run directory"} <= {f["part"] for f in nodes}
+    left = list((place.parent / "runs" / "doctor").glob("*.json"))
+    assert left == []
