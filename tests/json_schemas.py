@@ -86,6 +86,7 @@ PRINTED: dict[str, Any] = {
     "plans": list[PlanLine],
     "recover": Recovered,
     "report": Report,
+    "results": list[dict[str, Any]],
     "resume": Submitted,
     "retry": Submitted,
     "run": PlanStatus | Planned | list[PlanStatus] | list[Planned],

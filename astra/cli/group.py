@@ -16,6 +16,7 @@ _PARTS = {
     "begin": "To begin",
     "work": "Plan and run",
     "progress": "Progress",
+    "results": "Results",
     "nights": "Nights",
     "slam": "Pipelines",
 }

@@ -74,6 +74,11 @@ def error(text: str) -> None:
     )
 
 
+def note(text: str) -> None:
+    """What does not belong to the output itself: a program reads that."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(hide(text)))
+
+
 def coloured(state: str) -> str:
     colour = _COLOURS.get(state)
     return f"[{colour}]{state}[/]" if colour else state

@@ -15,11 +15,13 @@ import pytest
 from astra.api import run_here
 from astra.database.connection import bind, connection, dialect
 from astra.errors import DatabaseError, TaskError
+from astra.models.given_keys import find_keys
 from astra.models.keys import key_of
 from astra.models.plans import Failure, NoResult, Page
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status.failures import failures
+from astra.status.results import StoredResults
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.conftest import ROOT
@@ -205,6 +207,27 @@ def test_elements_in_other_processes(others):
         cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert AWKWARD[3] in {row["key"] for row in json.loads(said.stdout)}
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_results_of_keys_of_any_kind(others, task):
+    model, _ = TASKS[task]
+    run_and_check(task)
+    found = StoredResults(task)
+    rows = list(found)
+    assert len(rows) == N - 2
+    names = [field.column_name for field in found.key.fields]
+    keys = [tuple(row[name] for name in names) for row in rows]
+    wanted = keys if len(names) > 1 else [key for (key,) in keys]
+    again = StoredResults(task, wanted[::-1])
+    assert {row["task_pk"] for row in again} == {row["task_pk"] for row in rows}
+    assert not again.unknown
+    texts = [",".join(f'"{v}"' if "," in str(v) else str(v) for v in key) for key in keys]
+    texts = texts if len(names) > 1 else [str(key) for key in wanted]
+    with connection():
+        assert len(find_keys(model, texts)[0]) == N - 2
+    again = StoredResults(task, texts)
+    assert {row["task_pk"] for row in again} == {row["task_pk"] for row in rows}
 
 
 def test_the_database_keeps_one_result_for_a_row(others):

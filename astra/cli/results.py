@@ -1,0 +1,41 @@
+"""What was stored, and the story of one row."""
+
+from typing import Any
+
+import click
+
+from astra.cli.group import main
+from astra.cli.options import json_option
+from astra.errors import UsageError
+
+
+@main.command()
+@click.argument("task")
+@click.option("--keys", metavar="FILE|LIST", help="Only of these rows: a file, or key,key,...")
+@click.option("--input-model", metavar="M", help="The one of the input models that keys are of.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N results.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with every column.")
+@json_option
+def results(
+    task: str, keys: str | None, input_model: str | None, limit: int | None, as_csv: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Print the results that TASK has stored at this version."""
+    from astra.cli import show, show_rows
+    from astra.models.given_keys import keys_of, listed
+    from astra.status.results import StoredResults
+
+    if as_csv and as_json:
+        raise UsageError("--csv and --json are two forms: leave one of them out")
+    wanted: list[Any] | None = None if keys is None else list(keys_of(keys))
+    shown = limit if as_csv or as_json or limit else show_rows.SHOWN + 1
+    found = StoredResults(task, wanted, input_model, shown)
+    if as_csv:
+        show_rows.as_csv(found)
+    elif as_json:
+        show_rows.as_json(found)
+    else:
+        show_rows.results(found, limit)
+    if found.unknown and limit is None:
+        n = show.count(len(found.unknown), "key")
+        show.note(f"{n} without a result: {listed(found.unknown)}")

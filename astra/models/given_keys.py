@@ -1,0 +1,133 @@
+"""Keys as a person writes them: in a file, one row a line, or in a list."""
+
+import csv
+import json
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import peewee
+
+from astra.database.connection import database, dialect
+from astra.errors import TaskError, UsageError
+from astra.models.keys import Key, RowKey, as_key, key_of
+
+
+def keys_of(text: str, option: str = "--keys") -> list[str]:
+    """Keys from a file with one a line, or from a list that is separated by commas.
+
+    A key of several columns is a line of their values, separated by commas, tabs or blanks, or a
+    JSON array; in a list it can only be a JSON array.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read.
+    """
+    path = Path(text)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # a list is longer than a name of a file may be
+        is_file = False
+    if is_file:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{option} {text}: the file cannot be read as text: {error}") from None
+        return [line.removesuffix("\r") for line in lines if line.strip()]
+    if text.lstrip().startswith("["):
+        return [text]
+    return [word for row in csv.reader([text]) for word in row if word.strip()]
+
+
+def given_keys(key: Key, values: Iterable[Any]) -> list[RowKey]:
+    """Keys in the form in which a query is asked for them, each once.
+
+    Raises
+    ------
+    TaskError
+        If a value cannot be a key of these columns; it says which.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TaskError(f"keys={values!r}: give an iterable of keys, for instance [{values!r}]")
+    found: dict[RowKey, None] = {}
+    for number, value in enumerate(values, 1):
+        try:
+            found[_given(key, value)] = None
+        except (ValueError, TypeError) as error:
+            names = ", ".join(field.name for field in key.fields)
+            raise TaskError(
+                f"key {number}, {str(value)[:100]!r}, is no key ({names}): {error}"
+            ) from None
+    return list(found)
+
+
+def _given(key: Key, value: Any) -> RowKey:
+    if len(key.fields) == 1:
+        part = _part(key.fields[0], value)
+        return part if key.is_whole else str(part)
+    parts = _split(value, len(key.fields)) if isinstance(value, str) else list(value)
+    if len(parts) != len(key.fields):
+        raise ValueError(f"it has {len(parts)} parts, the key has {len(key.fields)}")
+    return json.dumps([_part(f, v) for f, v in zip(key.fields, parts, strict=True)], default=str)
+
+
+def _split(text: str, n: int) -> list[Any]:
+    if text.lstrip().startswith("["):
+        return list(json.loads(text))
+    rows = [next(csv.reader([text], delimiter=mark), []) for mark in ",\t"]
+    return next((row for row in rows if len(row) == n), text.split())
+
+
+def _part(field: Any, value: Any) -> Any:
+    """A value of one column of a key, as the database's text of it can be read."""
+    field = getattr(field, "rel_field", field)
+    if Key((field,)).is_whole:
+        number = int(value.strip()) if isinstance(value, str) else as_key(value)
+        if number is None or as_key(number) is None:
+            raise ValueError("it is no whole number of 64 bits")
+        return number
+    if field.field_type == "UUID":
+        return field.db_value(value if isinstance(value, UUID) else UUID(str(value).strip()))
+    if field.field_type == "DATE":
+        text = value.strip() if isinstance(value, str) else value.isoformat()
+        return date.fromisoformat(text).isoformat()
+    if value is None or "\0" in (text := str(value)):
+        raise ValueError("it is empty, or holds a NUL")
+    text.encode()  # a lone surrogate has no form in a database
+    return text
+
+
+def find_keys(model: Any, values: Iterable[Any]) -> tuple[list[RowKey], list[RowKey]]:
+    """The keys of a table's rows, as its pages hold them, and those of `values` that are none.
+
+    Raises
+    ------
+    TaskError
+        If a value cannot be a key of the table.
+    """
+    key, found = key_of(model), {}
+    given = given_keys(key, values)
+    if given:
+        query = key.narrowed(model.select().bind(database), given).select(key.given, key.column)
+        found = dict(run_keys(query))
+    return list(dict.fromkeys(found.values())), [k for k in given if k not in found]
+
+
+def run_keys(query: Any) -> list[tuple[Any, ...]]:
+    """The rows of a query that asks for keys; a key of another type is a mistake of the user's."""
+    try:
+        return list(database.execute(query).fetchall())
+    except (peewee.DataError, peewee.ProgrammingError) as error:
+        if not dialect().is_rows_fault(error):
+            raise
+        raise TaskError(f"a key is of another type: {dialect().message(error)}") from error
+
+
+def listed(keys: Iterable[RowKey], most: int = 5) -> str:
+    """Some keys, for a message."""
+    keys = list(keys)
+    shown = ", ".join(str(key)[:60] for key in keys[:most])
+    return f"{shown} and {len(keys) - most:,} more" if len(keys) > most else shown

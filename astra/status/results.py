@@ -1,0 +1,129 @@
+"""Results: what a task has stored, row by row."""
+
+import math
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, time
+from typing import Any
+
+from astra.database.connection import connection
+from astra.errors import UsageError
+from astra.models.given_keys import given_keys, run_keys
+from astra.models.pipeline import OutputModel, link_of, version_number
+from astra.models.schema import check_tables, check_version
+from astra.tasks.signature import choose_model, find_task, output_model, task_name
+
+#: Results that are read at a time.
+CHUNK = 1000
+
+
+class StoredResults:
+    """The results of a task at the current major.minor version, in the order of ``task_pk``.
+
+    Parameters
+    ----------
+    task : a task, or its name.
+    keys : only those of these input rows.
+    input_model : the one of the task's input models that `keys` are of.
+    limit : at most so many.
+
+    Raises
+    ------
+    UsageError
+        If the task, the model or a key cannot be used.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        keys: Iterable[Any] | None = None,
+        input_model: Any = None,
+        limit: int | None = None,
+    ) -> None:
+        function = find_task(task)
+        self.task, self.limit = task_name(function), limit
+        self.output = output_model(function)
+        check_version()
+        with connection():
+            check_tables(self.output)
+        links = dict.fromkeys(link_of(self.output, m) for m in choose_model(function, input_model))
+        if keys is not None and len(links) > 1:
+            raise UsageError(
+                f"{self.task} reads tables with different keys: say whose these are, by "
+                "--input-model"
+            )
+        self.link = next(iter(links))
+        self.key = self.link.key(self.output)
+        self.given = None if keys is None else given_keys(self.key, keys)
+        self.unknown = list(self.given or ())  # keys of which no result was read
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, those of the key first."""
+        fields = self.output._meta.sorted_fields
+        first = [field.column_name for field in self.key.fields]
+        return first + [f.column_name for f in fields if f.column_name not in first]
+
+    @property
+    def own_columns(self) -> list[str]:
+        """The columns of the key, and those that the task itself sets."""
+        kept = set(OutputModel._meta.columns)
+        return [name for name in self.columns if name not in kept]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        n_left = math.inf if self.limit is None else self.limit
+        for chunk in self._chunks():
+            last = 0
+            while n_left > 0:
+                rows = self._read(chunk, last, int(min(n_left, CHUNK)))
+                n_left -= len(rows)
+                yield from rows
+                if len(rows) < CHUNK:
+                    break
+                last = rows[-1]["task_pk"]
+
+    def _chunks(self) -> Iterator[list[Any] | None]:
+        """The keys that are asked for at a time."""
+        if self.given is None:
+            yield None
+            return
+        for begin in range(0, len(self.given), CHUNK):
+            yield self.given[begin : begin + CHUNK]
+
+    def _read(self, keys: list[Any] | None, last: int, most: int) -> list[dict[str, Any]]:
+        output = self.output
+        query = output.select().where(
+            (output.v_astra_major_minor == version_number() // 1000) & (output.task_pk > last)
+        )
+        fields = output._meta.sorted_fields
+        if keys is not None:
+            query = self.key.narrowed(query, keys).select(*fields, self.key.given)
+        with connection():
+            found = run_keys(query.order_by(output.task_pk).limit(most))
+        if keys is not None:
+            seen = {row[-1] for row in found}
+            self.unknown = [key for key in self.unknown if key not in seen]
+        order = self.columns
+        rows = [
+            {f.column_name: f.python_value(v) for f, v in zip(fields, row, strict=False)}
+            for row in found
+        ]
+        return [{name: row[name] for name in order} for row in rows]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: times as texts, arrays as lists, bytes in hexadecimal digits."""
+    if hasattr(value, "tolist"):  # an array, or a number, of numpy's
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value)
