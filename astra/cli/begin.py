@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
+from astra.cli.completion import COMMAND, MODULE, PROFILE
 from astra.cli.group import main
 from astra.cli.options import Duration, json_option
+from astra.errors import UsageError, nearest
 
 
 @main.command()
-@click.argument("modules", nargs=-1, metavar="[MODULE]...")
+@click.argument("modules", nargs=-1, type=MODULE, metavar="[MODULE]...")
 @click.option(
     "--grant",
     multiple=True,
@@ -67,7 +69,9 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
 
 @main.command()
 @click.option("--job", is_flag=True, help="Look from a node too: submits a job of one minute.")
-@click.option("--profile", "profile_name", metavar="P", help="With --job: its Slurm options.")
+@click.option(
+    "--profile", "profile_name", type=PROFILE, metavar="P", help="With --job: its Slurm options."
+)
 @click.option(
     "--wait",
     "wait_s",
@@ -136,3 +140,34 @@ def demo(folder: Path | None, rows: int) -> None:
     from astra.cli.demo import run_demo
 
     run_demo(folder, rows)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, tasks, plans, profiles, nights and models.
+
+    For bash, eval "$(astra completion bash)" in ~/.bashrc; for zsh the same in ~/.zshrc, after
+    compinit; for fish, in ~/.config/fish/completions/astra.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101 - one of the choices
+    click.echo(found(main, {}, "astra", "_ASTRA_COMPLETE").source())
+
+
+@main.command("help")
+@click.argument("words", nargs=-1, type=COMMAND, metavar="[COMMAND]...")
+@click.pass_context
+def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Show what a COMMAND does, with examples; without one, list them."""
+    shown = ctx.find_root()
+    for word in words:
+        group = shown.command
+        if not isinstance(group, click.Group):
+            raise UsageError(f"astra {shown.info_name} has no commands of its own: {word!r}")
+        if word not in group.commands:
+            raise UsageError(f"no command {word!r}. {nearest(word, group.commands)}")
+        shown = click.Context(group.commands[word], info_name=word, parent=shown)
+    click.echo(shown.get_help())

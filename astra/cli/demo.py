@@ -128,7 +128,7 @@ def _show_results() -> None:
             _number(r.alpha_fe, 2),
             _number(r.reduced_chi2, 2),
         )
-    show.console.print(made)
+    show.print_table(made, show.console)
     show.line(f"... {show.count(n, 'result')} in the table slam, each spectrum once")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from astra import __version__
+from astra.cli.examples import EXAMPLES
 from astra.errors import AstraError, Interrupted, nearest
 
 #: The modules of commands, as ``astra --help`` shows them, in the order of their use.
@@ -22,7 +23,28 @@ _PARTS = {
 }
 
 
+class _WithExamples:
+    """Help that ends with examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        name = ctx.command_path.partition(" ")[2]
+        if shown := EXAMPLES.get(name):
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  $ {line}\n" for line in shown))
+
+
+class _Command(_WithExamples, click.Command):
+    pass
+
+
+class _Subcommands(_WithExamples, click.Group):
+    command_class = _Command
+
+
 class _Commands(click.Group):
+    command_class = _Command
+    group_class = _Subcommands
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         shown = {name: c for name, c in self.commands.items() if not c.hidden}
         width = max(map(len, shown))

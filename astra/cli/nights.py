@@ -5,13 +5,14 @@ import sys
 
 import click
 
+from astra.cli.completion import DATE, NIGHT
 from astra.cli.group import main
-from astra.cli.options import json_option
+from astra.cli.options import csv_option, json_option
 from astra.errors import UsageError
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", type=NIGHT)
 @click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
 @click.option(
     "--continue", "night", type=int, metavar="NIGHT", help="Look after NIGHT once, as its job does."
@@ -50,11 +51,14 @@ def nightly(
 
 
 @main.command()
-@click.argument("name", required=False)
-@click.argument("date", required=False)
+@click.argument("name", type=NIGHT, required=False)
+@click.argument("date", type=DATE, required=False)
 @click.option("--heal", is_flag=True, help="Replace finalizers that died.")
+@csv_option
 @json_option
-def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> None:
+def nights(
+    name: str | None, date: str | None, heal: bool, as_csv: bool, as_json: bool
+) -> None:  # fmt: skip
     """List the last nights, those of NAME, or show all of the one that began on DATE.
 
     Exit status with DATE: 0 whole, 3 running, 4 needs attention.
@@ -73,11 +77,11 @@ def nights(name: str | None, date: str | None, heal: bool, as_json: bool) -> Non
         sys.exit(found.exit_status)
     else:
         listed = last_nights(name)
-        show.as_json(listed) if as_json else show_nights.nights(listed)
+        show.as_json(listed) if as_json else show_nights.nights(listed, as_csv)
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", type=NIGHT)
 @click.option("--at", metavar="TIMES", help='When to begin, as cron has it: "0 20 * * *".')
 @click.option("--install", is_flag=True, help="Put the entry into your crontab.")
 @click.option("--remove", is_flag=True, help="Take it out; all other lines stay.")

@@ -1,10 +1,12 @@
 """Options that several commands take, and the values that they stand for."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
+from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
 from astra.errors import UsageError
 
 
@@ -12,10 +14,90 @@ def json_option(function: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
+def csv_option(function: Any) -> Any:
+    return click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(function)
+
+
+def _last_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
+    """The plan that was named, or the last one, which is said."""
+    return plan if plan is not None or ctx.resilient_parsing else the_last()
+
+
+def the_last() -> int:
+    """The number of the last plan; it is said which."""
+    from astra.api import last_plan
+
+    plan = last_plan()
+    click.echo(f"plan {plan}: the last one", err=True)
+    return plan
+
+
+def _named_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
+    """The plan that was named: what changes something guesses none."""
+    if plan is not None or ctx.resilient_parsing:
+        return plan
+    from astra.api import last_plan
+
+    last = last_plan()
+    raise UsageError(f"astra {ctx.info_name}: name a plan; the last is {last}: astra plans")
+
+
+def plan_read(function: Any) -> Any:
+    """PLAN of a command that only reads: the last one if it is left out."""
+    return click.argument("plan", type=PLAN, required=False, callback=_last_plan)(function)
+
+
+def plan_named(function: Any) -> Any:
+    """PLAN of a command that changes something."""
+    return click.argument(
+        "plan", type=PLAN, required=False, metavar="PLAN", callback=_named_plan
+    )(function)  # fmt: skip
+
+
+class Since(click.ParamType):
+    """A date or a moment, or how long ago it was."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        from astra.config.units import duration_s
+
+        if isinstance(value, datetime):
+            return value
+        if (seconds := duration_s(value)) is not None:
+            return datetime.now(UTC) - timedelta(seconds=seconds)
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except ValueError:
+            self.fail(f"{value!r} is no time; write 2026-11-24, or 12h or 3d for ago", param, ctx)
+
+
+def plan_filters(function: Any) -> Any:
+    """Which plans are listed."""
+    for option in reversed(
+        (
+            click.option("--task", type=TASK, metavar="TASK", help="Only plans of this task."),
+            click.option(
+                "--state", type=PLAN_STATE, metavar="STATE",
+                help="Only plans that are whole, failed rows, running, attention or cancelled.",
+            ),
+            click.option("--mine", is_flag=True, help="Only plans that you made."),
+            click.option(
+                "--since", type=Since(), metavar="TIME",
+                help="Only plans made since a date, or so long ago: 2026-11-24, 12h, 3d.",
+            ),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def plan_options(function: Any) -> Any:
     for option in reversed(
         (
-            click.option("--input-model", metavar="M", help="One of the task's input models."),
+            click.option(
+                "--input-model", type=MODEL, metavar="M", help="One of the task's input models."
+            ),
             click.option(
                 "--sdss-ids", metavar="FILE|LIST", help="Only these sources: 1,2,3 or a file."
             ),
@@ -36,7 +118,9 @@ def plan_options(function: Any) -> Any:
 def slurm_options(function: Any) -> Any:
     for option in reversed(
         (
-            click.option("--profile", "profile_name", metavar="P", help="Slurm options to use."),
+            click.option(
+                "--profile", "profile_name", type=PROFILE, metavar="P", help="Slurm options to use."
+            ),
             click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
             click.option(
                 "--pages-per-element", type=int, metavar="N", help="Assign N pages to each element."

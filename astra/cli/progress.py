@@ -2,19 +2,32 @@
 
 import sys
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from astra.cli.completion import NIGHT_OR_PLAN, PLAN, SLURM_STATES
 from astra.cli.group import main
-from astra.cli.options import json_option, slurm_options, slurm_values
+from astra.cli.options import (
+    csv_option,
+    json_option,
+    plan_filters,
+    plan_named,
+    plan_read,
+    slurm_options,
+    slurm_values,
+    the_last,
+)
 from astra.cli.work import show_local
 from astra.errors import UsageError
+from astra.states import worst
 
 
 @main.command()
-@click.argument("plan", type=int, required=False)
+@click.argument("plan", type=PLAN, required=False)
+@plan_filters
 @click.option("--pages", is_flag=True, help="Show every page.")
 @click.option("--watch", "live", is_flag=True, help="Show it live, until nothing of it lives.")
 @click.option(
@@ -27,12 +40,14 @@ from astra.errors import UsageError
     help="With --watch: how often to look.",
 )
 @json_option
-def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: bool) -> None:
-    """Show how PLAN, or the last one, stands.
+def status(
+    plan: int | None, task: str | None, state: str | None, mine: bool, since: datetime | None,
+    pages: bool, live: bool, every_s: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Show how PLAN, or the last one, stands; or all plans of a task, a state, yours, since a time.
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 whole with failures.
     """
-    from astra.api import last_plan
     from astra.cli import show, show_watch
     from astra.config import settings
     from astra.status.status import status as status_of
@@ -40,7 +55,12 @@ def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: b
 
     if live and as_json:
         raise UsageError("--watch shows, --json prints once: leave one of them out")
-    plan = last_plan() if plan is None else plan
+    filters = (task, state, mine, since)
+    if any(filters):
+        if plan is not None or live:
+            raise UsageError("--task, --state, --mine and --since choose plans: name none")
+        _status_of_several(filters, pages, as_json)
+    plan = the_last() if plan is None else plan
     if live:
         found = show_watch.watched(watch(plan, every_s))
     else:
@@ -50,11 +70,30 @@ def status(plan: int | None, pages: bool, live: bool, every_s: float, as_json: b
     sys.exit(found.state.exit_status)
 
 
+def _status_of_several(filters: Any, pages: bool, as_json: bool) -> None:
+    """Show how the plans that filters choose stand, the latest first; exit as the worst of them."""
+    from astra.cli import show
+    from astra.status.status import all_plans, statuses
+
+    chosen = [p["plan"] for p in all_plans(20, *filters)]
+    found = statuses(chosen, of_whole=pages or as_json)
+    if as_json:
+        show.as_json(found)
+    for one in [] if as_json else found:
+        show.status(one, pages)
+    if not found and not as_json:
+        show.line("no plan is like that: astra plans")
+    sys.exit(worst(one.state for one in found).exit_status)
+
+
 @main.command()
-@click.argument("plan", type=int)
+@plan_named
 @click.option("--failed", is_flag=True, help="Take recorded failures again.")
 @click.option(
-    "--only", metavar="STATES", help="Only pages that Slurm ended so: OUT_OF_MEMORY,TIMEOUT."
+    "--only",
+    type=SLURM_STATES,
+    metavar="STATES",
+    help="Only pages that Slurm ended so: OUT_OF_MEMORY,TIMEOUT.",
 )
 @slurm_options
 @json_option
@@ -89,7 +128,7 @@ def _states(only: str | None) -> list[str]:
 
 
 @main.command()
-@click.argument("plan", type=int)
+@plan_named
 @slurm_options
 @json_option
 @click.pass_context
@@ -99,7 +138,7 @@ def retry(ctx: click.Context, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("plan", type=int)
+@plan_named
 @json_option
 def recover(plan: int, as_json: bool) -> None:
     """Store what elements of PLAN had to leave in spool files, without computing it again.
@@ -118,12 +157,13 @@ def recover(plan: int, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("plan", type=int)
+@plan_read
 @json_option
 def verify(plan: int, as_json: bool) -> None:
     """Check that what PLAN says of its rows agrees with what is stored for them.
 
-    Reads the database alone, and changes nothing; may be called while the plan runs.
+    Without PLAN, it is the last one. Reads the database alone, and changes nothing; may be called
+    while the plan runs.
     Exit status: 0 sound, 4 not: every breach is listed by page and key.
     """
     from astra.cli import show
@@ -135,7 +175,7 @@ def verify(plan: int, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("plan", type=int)
+@plan_named
 @click.option("--page", type=int, help="Only the element of this page.")
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
@@ -148,7 +188,7 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("plan", type=int, required=False)
+@click.argument("plan", type=PLAN, required=False)
 @click.option("--all", "of_all", is_flag=True, help="Every plan that has rows left.")
 @click.option("--reason", metavar="TEXT", help="Shown by status and by elements that end.")
 @json_option
@@ -162,7 +202,7 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 
 
 @main.command()
-@click.argument("plan", type=int)
+@plan_named
 @click.argument("n", type=int, required=False)
 @click.option("--off", is_flag=True, help="No throttle.")
 @json_option
@@ -178,7 +218,7 @@ def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
 
 
 @main.command("continue")
-@click.argument("plan", type=int, required=False)
+@click.argument("plan", type=PLAN, required=False)
 @click.option("--all", "of_all", is_flag=True, help="Every plan that has rows left.")
 @json_option
 def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
@@ -199,13 +239,16 @@ def _chosen(plan: int | None, of_all: bool) -> list[int]:
 
 
 @main.command()
-@click.argument("plan", type=int)
+@plan_read
 @click.argument("page", type=int, required=False)
 @click.option("-f", "--follow", is_flag=True, help="Print on as it grows.")
 @click.option("--raw", is_flag=True, help="Pass control characters on to the terminal.")
+@csv_option
 @json_option
-def logs(plan: int, page: int | None, follow: bool, raw: bool, as_json: bool) -> None:
-    """Print the log of the last attempt of PAGE, or list those of PLAN."""
+def logs(
+    plan: int, page: int | None, follow: bool, raw: bool, as_csv: bool, as_json: bool
+) -> None:  # fmt: skip
+    """Print the log of the last attempt of PAGE, or list those of PLAN, or of the last plan."""
     from astra.cli import show
     from astra.status.logs import logs as logs_of
     from astra.status.logs import path_of, text_of
@@ -214,12 +257,14 @@ def logs(plan: int, page: int | None, follow: bool, raw: bool, as_json: bool) ->
     if as_json:
         show.as_json(found)
     elif page is None:
-        made = show.table("page>", "attempt>", "state", "element", "node", "log")
+        made = show.table(
+            "page>", "attempt>", "state", "element", "node", "log", out="node, element"
+        )
         for log in found:
             made.add_row(
                 str(log.page), str(log.attempt), log.state, log.job or "", log.host, log.path or ""
             )
-        show.console.print(made)
+        show.print_table(made, show.console, as_csv)
     else:
         path = path_of(plan, found[-1])
         if follow and path is not None and path.is_file():
@@ -231,31 +276,37 @@ def logs(plan: int, page: int | None, follow: bool, raw: bool, as_json: bool) ->
 
 
 @main.command()
-@click.argument("plan", type=int)
+@plan_read
 @click.option("--traceback", "with_traceback", is_flag=True, help="With their tracebacks.")
+@csv_option
 @json_option
-def failures(plan: int, with_traceback: bool, as_json: bool) -> None:
-    """List the rows of PLAN that failed, and why."""
+def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> None:
+    """List the rows of PLAN, or of the last one, that failed, and why."""
     from astra.cli import show
     from astra.status.failures import failures as failures_of
     from astra.status.failures import kinds
 
     rows = failures_of(plan)
-    show.as_json(rows) if as_json else show.failures(kinds(rows), rows, with_traceback)
+    show.as_json(rows) if as_json else show.failures(kinds(rows), rows, with_traceback, as_csv)
 
 
 @main.command()
 @click.option("--all", "every", is_flag=True, help="Not only the last 20.")
+@plan_filters
+@csv_option
 @json_option
-def plans(every: bool, as_json: bool) -> None:
+def plans(
+    every: bool, task: str | None, state: str | None, mine: bool, since: datetime | None,
+    as_csv: bool, as_json: bool,
+) -> None:  # fmt: skip
     """List plans, the latest first."""
     from astra.cli import show
     from astra.models.schema import check_version
     from astra.status.status import all_plans
 
     check_version()
-    found = all_plans(None if every else 20)
-    show.as_json(found) if as_json else show.plans(found)
+    found = all_plans(None if every else 20, task, state, mine, since)
+    show.as_json(found) if as_json else show.plans(found, as_csv)
 
 
 def _plan_number(word: str) -> int:
@@ -265,7 +316,7 @@ def _plan_number(word: str) -> int:
 
 
 @main.command()
-@click.argument("which", nargs=-1, metavar="[PLAN]... | [NIGHT [DATE]]")
+@click.argument("which", nargs=-1, type=NIGHT_OR_PLAN, metavar="[PLAN]... | [NIGHT [DATE]]")
 @click.option(
     "-o",
     "--output",
@@ -282,7 +333,6 @@ def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
     network and holds no password.
     """
-    from astra.api import last_plan
     from astra.cli import show
     from astra.config.run_folder import write_whole
     from astra.night.report import report_of_night
@@ -295,7 +345,7 @@ def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
         night, found = report_of_night(*which)
         file = output or Path(f"night-{night}.html")
     else:
-        found = report_of([_plan_number(word) for word in which] or [last_plan()])
+        found = report_of([_plan_number(word) for word in which] or [the_last()])
         file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
     if as_json:
         show.as_json(found)

@@ -16,6 +16,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
+from astra.cli.listing import print_table, table
 from astra.config.secrets import hide
 from astra.states import PageState
 
@@ -90,13 +91,6 @@ def count(n: int, word: str) -> str:
     ('1 row', '20,000 pages')
     """
     return f"{n:,} {word}{'' if n == 1 else 's'}"
-
-
-def table(*columns: str) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
-    return made
 
 
 def planned(plans: list[Any]) -> None:
@@ -304,13 +298,22 @@ def _sum(plan: Any) -> str:
 
 
 def _pages(pages: Iterable[Any]) -> None:
-    console.print(_page_table(pages))
+    print_table(_page_table(pages), console)
 
 
 def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
     """A line for each page; with a `width`, one line of it and no more: the last word is cut."""
     made = table(
-        "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word"
+        "page>",
+        "state",
+        "rows>",
+        "left>",
+        "element",
+        "node",
+        "slurm",
+        "exit",
+        "last word",
+        out="exit, rows, slurm, node, element",
     )
     for p in pages:
         exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
@@ -331,13 +334,13 @@ def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
     return made
 
 
-def plans(found: list[dict[str, Any]]) -> None:
-    if not found:
+def plans(found: list[dict[str, Any]], as_csv: bool = False) -> None:
+    if not found and not as_csv:
         line("no plan was made yet: astra plan TASK")
         return
     made = table(
         "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",
-        "no result>", "left>", "",
+        "no result>", "left>", "", out="by, input, pages, no result, made, failed, done",
     )  # fmt: skip
     for p in found:
         made.add_row(
@@ -346,14 +349,14 @@ def plans(found: list[dict[str, Any]]) -> None:
             f"{p['failed']:,}", f"{p['no_result']:,}", f"{p['pending']:,}",
             "cancelled" if p["cancelled"] else "",
         )  # fmt: skip
-    console.print(made)
+    print_table(made, console, as_csv)
 
 
-def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
-    if not rows:
+def failures(kinds: list[Any], rows: list[Any], with_traceback: bool, as_csv: bool = False) -> None:
+    if not rows and not as_csv:
         line("no row failed")
         return
-    for kind in kinds:
+    for kind in () if as_csv else kinds:
         keys = ", ".join(map(str, kind.keys[:10])) + (" ..." if len(kind.keys) > 10 else "")
         console.print(
             f"[red]{escape(kind.exception)}[/]: {escape(hide(_first_line(kind.message)))}"
@@ -361,13 +364,13 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool) -> None:
         line(f"  {count(kind.rows, 'row')}: {keys}")
         if kind.place:
             line(f"  {kind.place}")
-    made = table("key>", "page>", "exception", "times>", "message")
+    made = table("key>", "page>", "exception", "times>", "message", out="times, page")
     for row in rows:
         made.add_row(
             str(row.key), str(row.page or ""), escape(row.exception), str(row.times),
-            escape(hide(_first_line(f"{row.since or ''} {row.message}".strip()))[:100]),
+            escape(hide(_first_line(f"{row.since or ''} {row.message}".strip()))),
         )  # fmt: skip
-    console.print(made)
+    print_table(made, console, as_csv)
     if with_traceback:
         for row in rows:
             console.rule(f"{row.key}")
@@ -387,10 +390,10 @@ def finding(found: Any) -> None:
 
 
 def configuration(settings: Any) -> None:
-    made = table("key", "value", "from")
+    made = table("key", "value", "from", out="from")
     for key, value, source in settings.rows():
         made.add_row(escape(key), escape(str(value)), escape(source))
-    console.print(made)
+    print_table(made, console)
 
 
 def page_runs(runs: list[Any]) -> None:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from astra.cli.show import coloured, console, count, escape, line, table
+from astra.cli.listing import print_table, table
+from astra.cli.show import coloured, console, count, escape, line
 
 
 def nightly(done: Any) -> None:
@@ -27,13 +28,14 @@ def healed(done: list[Any]) -> None:
         line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
 
 
-def nights(found: list[Any]) -> None:
-    if not found:
+def nights(found: list[Any], as_csv: bool = False) -> None:
+    if not found and not as_csv:
         line("no night was begun yet: astra nightly NAME")
         return
     made = table(
         "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",
         "no result>", "left>", "retries>", "CPU hours>",
+        out="CPU hours, retries, no result, ended, results, failures, left",
     )  # fmt: skip
     for n in found:
         made.add_row(
@@ -41,7 +43,7 @@ def nights(found: list[Any]) -> None:
             f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
             f"{n.pending:,}", f"{n.retries:,}", f"{n.cpu_h:,.2f}",
         )  # fmt: skip
-    console.print(made)
+    print_table(made, console, as_csv)
 
 
 def _moment(time: Any) -> str:
@@ -58,7 +60,8 @@ def night(found: Any) -> None:
         f"+ {found.pending:,} left = {count(found.rows, 'row')}; {found.retries:,} retries in "
         f"{count(found.rounds, 'round')}; {found.cpu_h:,.2f} CPU hours"
     )
-    made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "")
+    made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "",
+                 out="no result, results, failed")  # fmt: skip
     for p in found.plans:
         said = p.message or ("whole" if p.whole else "not whole")
         gone = "" if p.kept or p.plan is None else "cleaned away"
@@ -67,7 +70,7 @@ def night(found: Any) -> None:
             f"{p.no_result:,}", f"{p.pending:,}", escape(said),
             "of an earlier night" if p.leftover else gone,
         )  # fmt: skip
-    console.print(made)
+    print_table(made, console)
     for way, said in found.told.items():
         line(f"  told by {way}: {said}")
     if found.message:

@@ -141,7 +141,7 @@ def _show(model: "Model") -> None:
     for one in summary.labels:
         numbers = (one.least, one.greatest, one.floor, one.scatter, one.bias, one.pull_width)
         table.add_row(one.name, *("" if n is None else f"{n:.4g}" for n in numbers))
-    show.console.print(table)
+    show.print_table(table, show.console)
 
 
 def _draw(model: "Model", folder: Path | None, sample: "Sample | None" = None) -> None:

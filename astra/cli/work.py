@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from astra.cli.completion import MODEL, PROFILE, TASK, TASK_OR_PLAN
 from astra.cli.group import main, show_error
 from astra.cli.options import (
     Duration,
@@ -21,7 +22,7 @@ from astra.states import worst
 
 
 @main.command("estimate")
-@click.argument("task")
+@click.argument("task", type=TASK)
 @click.option(
     "--time",
     "element_time",
@@ -31,9 +32,15 @@ from astra.states import worst
     metavar="TIME",
     help="How long an element should take.",
 )
-@click.option("--input-model", metavar="M", help="One of the task's input models.")
+@click.option("--input-model", type=MODEL, metavar="M", help="One of the task's input models.")
 @click.option("--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument.")
-@click.option("--profile", "profile_name", metavar="P", help="Whose partition bounds the limits.")
+@click.option(
+    "--profile",
+    "profile_name",
+    type=PROFILE,
+    metavar="P",
+    help="Whose partition bounds the limits.",
+)
 @click.option("--partition", metavar="NAME", help="Partition of Slurm's.")
 @click.option("--probe", is_flag=True, help="Run 20 rows here first, if nothing is known.")
 @json_option
@@ -54,7 +61,7 @@ def estimate_command(
 
 
 @main.command()
-@click.argument("task")
+@click.argument("task", type=TASK)
 @plan_options
 @click.option(
     "--time",
@@ -64,7 +71,9 @@ def estimate_command(
     metavar="TIME",
     help="As many rows in a page as make an element take about so long.",
 )
-@click.option("--profile", "profile_name", metavar="P", help="With --time: bounds the limits.")
+@click.option(
+    "--profile", "profile_name", type=PROFILE, metavar="P", help="With --time: bounds the limits."
+)
 @json_option
 def plan(
     task: str, as_json: bool, element_time: float | None, profile_name: str | None, **options: Any
@@ -99,7 +108,7 @@ def _create(
 
 
 @main.command()
-@click.argument("task_or_plan")
+@click.argument("task_or_plan", type=TASK_OR_PLAN)
 @plan_options
 @click.option(
     "--element-time",
@@ -160,7 +169,7 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("task")
+@click.argument("task", type=TASK)
 @plan_options
 @json_option
 def run(task: str, as_json: bool, **options: Any) -> None:

@@ -81,7 +81,7 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
         settings = config.current().database
         if url is None:
             url, schema = settings.url, schema or settings.schema
-            if config.current().source("database.url") == "default" and not _is_file(url):
+            if config.current().source("database.url") == "default" and not is_file(url):
                 print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
         connection = _open(url, settings.connect_timeout_s)
         secrets.know_url(url)
@@ -107,7 +107,8 @@ def database_is_unset() -> bool:
     return database.obj is None
 
 
-def _is_file(url: str) -> bool:
+def is_file(url: str) -> bool:
+    """Whether a URL names a SQLite file that exists."""
     return Path(sqlite_path(url)).exists() if url.startswith("sqlite:") else False
 
 

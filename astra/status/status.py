@@ -7,15 +7,17 @@ Slurm called it ended is seen.
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError
+from astra.errors import AstraError, UsageError, nearest
 from astra.models.plans import Failure, Page, Plan, excluded_nodes
 from astra.plan.lookup import get_plan
 from astra.policy import retry_policy
 from astra.policy.next_steps import grouped, next_steps
+from astra.processes import user_name
 from astra.states import ALIVE, PageState, PlanState
 from astra.status.pages import (
     Pages,
@@ -242,8 +244,55 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     return advice
 
 
-def all_plans(limit: int | None = None) -> list[dict[str, Any]]:
-    """The last plans, most recent first, with their rows by how they ended."""
+def all_plans(
+    limit: int | None = None,
+    task: str | None = None,
+    state: str | None = None,
+    mine: bool = False,
+    since: datetime | None = None,
+) -> list[dict[str, Any]]:
+    """The last plans, most recent first, with their rows by how they ended.
+
+    Parameters
+    ----------
+    limit : at most so many.
+    task : only those of a task, by its name with or without its module.
+    state : only those in this state (see states.py). Slurm is asked about those with rows left.
+    mine : only those that this user made.
+    since : only those made since then.
+
+    Raises
+    ------
+    UsageError
+        If there is no such state.
+    """
+    if state is not None and state not in [known.value for known in PlanState]:
+        raise UsageError(f"no state {state!r}. {nearest(state, [s.value for s in PlanState])}")
+    wanted = [
+        (Plan.task == task) | Plan.task.endswith(f".{task}") if task else None,
+        Plan.created_by == user_name() if mine else None,
+        Plan.created >= since if since else None,
+    ]
+    listed = _listed([clause for clause in wanted if clause is not None], None if state else limit)
+    if state is not None:
+        listed = _in_state(listed, PlanState(state))[:limit]
+    return listed
+
+
+def _in_state(listed: list[dict[str, Any]], state: PlanState) -> list[dict[str, Any]]:
+    ended = {
+        p["plan"]: PlanState.FAILED_ROWS if p["failed"] else PlanState.WHOLE
+        for p in listed
+        if not p["pending"]
+    }
+    if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
+        return [p for p in listed if ended.get(p["plan"]) is state]
+    asked = statuses([p["plan"] for p in listed if p["plan"] not in ended], of_whole=False)
+    there = {found.plan for found in asked if found.state is state}
+    return [p for p in listed if p["plan"] in there]
+
+
+def _listed(clauses: list[Any], limit: int | None) -> list[dict[str, Any]]:
     from peewee import fn
 
     with connection():
@@ -258,6 +307,8 @@ def all_plans(limit: int | None = None) -> list[dict[str, Any]]:
             .group_by(Plan.pk)
             .order_by(Plan.pk.desc())
         )
+        if clauses:
+            query = query.where(*clauses)
         if limit:
             query = query.limit(limit)
         return [

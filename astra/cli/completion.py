@@ -1,0 +1,194 @@
+"""What a shell completes: tasks, plans, profiles, nights, states and models.
+
+Each function gives (value, help) pairs. Whatever goes wrong while somebody types is no output.
+"""
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+Pairs = Iterator[tuple[str, str]]
+
+#: A database that does not answer within so many seconds is not waited for.
+_PATIENCE_S = 2
+
+
+class Completed(click.ParamType):
+    """A parameter whose values a shell completes; its text is taken as it is."""
+
+    def __init__(self, *sources: Callable[[click.Context], Pairs], name: str = "text") -> None:
+        self.name, self.sources = name, sources
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return str(value)
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Give the values that begin like `incomplete`, of a list its last word."""
+        before, comma, word = incomplete.rpartition(",")
+        found = []
+        for source in self.sources:
+            try:
+                _configure(ctx)
+                found += list(source(ctx))
+            except Exception:  # noqa: S112 - nobody asked for a message
+                continue
+        return [
+            CompletionItem(f"{before}{comma}{value}", help=said or None)
+            for value, said in dict.fromkeys(found)
+            if value.startswith(word)
+        ]
+
+
+class PlanNumber(Completed):
+    """The number of a plan."""
+
+    def __init__(self) -> None:
+        super().__init__(plans, name="plan")
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdecimal()):
+            self.fail(f"{value!r} is no number of a plan: astra plans lists them", param, ctx)
+        return int(value)
+
+
+def _configure(ctx: click.Context) -> None:
+    """Read the configuration that the command line names; modules of this folder are found."""
+    from astra.config import settings
+
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    found = settings.load(ctx.find_root().params.get("config_path"))
+    hasty = replace(found.database, connect_timeout_s=_PATIENCE_S)
+    settings.use(replace(found, database=hasty))
+
+
+def tasks(ctx: click.Context) -> Pairs:
+    """Tasks of astra, of packages, of the modules in this folder, and of nights."""
+    from astra.config import settings
+    from astra.tasks.signature import known_tasks
+
+    for name in known_tasks():
+        yield name, "installed"
+    for path in sorted(Path.cwd().glob("*.py"))[:100]:
+        for name in _tasks_in(path):
+            yield f"{path.stem}.{name}", path.name
+    for night in settings.current().nights.values():
+        for task in night.tasks:
+            yield task.task, f"of the night {night.name}"
+
+
+def _tasks_in(path: Path) -> Iterator[str]:
+    """The functions with ``@task`` of a file, which is not run."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            for mark in node.decorator_list:
+                called = mark.func if isinstance(mark, ast.Call) else mark
+                if ast.unparse(called).rpartition(".")[2] == "task":
+                    yield node.name
+
+
+def plans(ctx: click.Context) -> Pairs:
+    """The last plans, and what they are."""
+    from astra.config import settings
+    from astra.database.connection import dialect, is_file
+    from astra.status.status import all_plans
+
+    url = settings.current().database.url
+    if url.startswith("sqlite:") and not is_file(url):
+        return  # to look must not make one
+    dialect()
+    for p in all_plans(30):
+        left = f"{p['pending']:,} of {p['rows']:,} rows left"
+        yield (
+            str(p["plan"]),
+            f"{p['task']} on {p['input_model']}, {p['created']:%m-%d %H:%M}, {left}",
+        )
+
+
+def profiles(ctx: click.Context) -> Pairs:
+    from astra.config import profiles as known
+    from astra.config import settings
+
+    configuration = settings.current()
+    for name in known.names(configuration):
+        options = known.get(name, configuration).options
+        yield (
+            name,
+            ", ".join(f"{key} {options[key]}" for key in ("partition", "time") if key in options),
+        )
+
+
+def nights(ctx: click.Context) -> Pairs:
+    from astra.config import settings
+
+    for name, night in settings.current().nights.items():
+        yield name, ", ".join(task.task for task in night.tasks)
+
+
+def dates(ctx: click.Context) -> Pairs:
+    """The days on which the last nights of a name began."""
+    from astra.night.history import nights as last_nights
+
+    for night in last_nights(ctx.params.get("name")):
+        yield night.date, night.state
+
+
+def plan_states(ctx: click.Context) -> Pairs:
+    from astra.states import PlanState
+
+    for state in PlanState:
+        yield state.value, ""
+
+
+def slurm_states(ctx: click.Context) -> Pairs:
+    from astra.states import SlurmState
+
+    for state in SlurmState:
+        yield state.value, ""
+
+
+def models(ctx: click.Context) -> Pairs:
+    """The input models of the task that was named, or those that come with astra."""
+    from astra.models import Source
+    from astra.models.spectrum import every_spectrum_model
+    from astra.tasks.signature import find_task, input_models
+
+    task = ctx.params.get("task") or ctx.params.get("task_or_plan")
+    found = input_models(find_task(task)) if task else [*every_spectrum_model(), Source]
+    for model in found:
+        yield model.__name__, model._meta.table_name
+
+
+def modules(ctx: click.Context) -> Pairs:
+    for path in sorted(Path.cwd().glob("*.py")):
+        yield path.stem, ""
+
+
+def commands(ctx: click.Context) -> Pairs:
+    group = ctx.find_root().command
+    assert isinstance(group, click.Group)  # noqa: S101 - for who checks types
+    for name, command in group.commands.items():
+        if not command.hidden:
+            yield name, command.get_short_help_str(limit=80)
+
+
+PLAN = PlanNumber()
+TASK = Completed(tasks, name="task")
+TASK_OR_PLAN = Completed(tasks, plans)
+PROFILE = Completed(profiles)
+NIGHT = Completed(nights)
+NIGHT_OR_PLAN = Completed(plans, nights)
+DATE = Completed(dates)
+PLAN_STATE = Completed(plan_states)
+SLURM_STATES = Completed(slurm_states)
+MODEL = Completed(models)
+MODULE = Completed(modules)
+COMMAND = Completed(commands)

@@ -1,0 +1,48 @@
+"""Two examples of each command or more: its help, the man page and the tests read them here."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "initdb": ("astra initdb mytasks", "astra initdb --grant night:plans --grant reader:reads"),
+    "init": (
+        "astra init --database sqlite:///archive.db stars",
+        "astra init --schema catalog --module survey stars plates",
+    ),
+    "config": ("astra config", "astra config --json"),
+    "doctor": ("astra doctor", "astra doctor --job --profile long"),
+    "demo": ("astra demo", "astra demo /tmp/demo --rows 400"),
+    "completion": ('eval "$(astra completion bash)"', "astra completion fish"),
+    "help": ("astra help submit", "astra help slam train"),
+    "estimate": ("astra estimate slam.slam --time 2h", "astra estimate mytasks.measure --probe"),
+    "plan": (
+        "astra plan slam.slam --input-model BossVisitSpectrum --limit 2000",
+        "astra plan mytasks.measure --set threshold=3 --max-rows 100",
+    ),
+    "submit": (
+        "astra submit slam.slam --profile long --mem 4G",
+        "astra submit 17 --dry-run",
+        "astra submit mytasks.measure --local -j 4",
+    ),
+    "run": ("astra run mytasks.measure --max-rows 20", "astra run slam.slam --sdss-ids 101,102"),
+    "status": ("astra status", "astra status 17 --watch"),
+    "resume": ("astra resume 17", "astra resume 17 --only OUT_OF_MEMORY --mem 8G"),
+    "retry": ("astra retry 17", "astra retry 17 --local"),
+    "recover": ("astra recover 17", "astra recover 17 --json"),
+    "verify": ("astra verify", "astra verify 17 --json"),
+    "cancel": ("astra cancel 17", "astra cancel 17 --page 3"),
+    "pause": ('astra pause 17 --reason "maintenance"', "astra pause --all"),
+    "throttle": ("astra throttle 17 20", "astra throttle 17 --off"),
+    "continue": ("astra continue 17", "astra continue --all"),
+    "logs": ("astra logs 17", "astra logs 17 3 --follow"),
+    "failures": ("astra failures", "astra failures 17 --traceback"),
+    "plans": ("astra plans", "astra plans --all --json"),
+    "report": ("astra report 17 -o plan.html", "astra report survey"),
+    "clean": ("astra clean", "astra clean --keep-days 30 --yes"),
+    "nightly": ("astra nightly survey", "astra nightly survey --check"),
+    "nights": ("astra nights", "astra nights survey 2026-11-24"),
+    "cron": ('astra cron survey --at "0 20 * * *" --install', "astra cron survey --check"),
+    "slam": ("astra slam train --help", "astra slam check slam_templates"),
+    "slam train": (
+        "astra slam train dwarfs.csv -o dwarfs.npz --labels teff,logg,fe_h",
+        "astra slam train dwarfs.fits -o m.npz --labels teff --range 5000:9200 --pictures out",
+    ),
+    "slam check": ("astra slam check dwarfs.npz", "astra slam check slam_templates --pictures out"),
+}

@@ -1,0 +1,72 @@
+"""The man page astra(1), made of the help of the commands."""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+import click
+
+from astra import __version__
+from astra.cli import main
+from astra.cli.examples import EXAMPLES
+
+
+def man_page() -> str:
+    """Write the page in the language of man(7)."""
+    top = click.Context(main, info_name="astra", **main.context_settings)
+    lines = [
+        f'.TH ASTRA 1 "" "astra {__version__}" "User Commands"',
+        ".SH NAME", "astra \\- process every row of an archive on a Slurm cluster",
+        ".SH SYNOPSIS", ".B astra", "[OPTION]... COMMAND [ARGUMENT]...",
+        ".SH DESCRIPTION", *_text(main.help or ""),
+        ".SH OPTIONS", *_options(top),
+        ".SH COMMANDS",
+    ]  # fmt: skip
+    for context in _contexts(top):
+        lines += [f".SS {_plain(' '.join(_usage(context)))}", *_text(context.command.help or "")]
+        lines += _options(context)
+        for example in EXAMPLES.get(context.command_path.partition(" ")[2], ()):
+            lines += [".PP", ".RS", f"$ {_plain(example)}", ".RE"]
+    lines += [".SH ENVIRONMENT", "ASTRA_CONFIG, ASTRA_DATABASE_URL, ASTRA_RUN_DIR"]
+    lines += [".SH SEE ALSO", ".BR sbatch (1), \\ squeue (1), \\ sacct (1)"]
+    return "\n".join(lines) + "\n"
+
+
+def _contexts(parent: click.Context) -> Iterator[click.Context]:
+    """Every command that is shown, those of groups after their group."""
+    group = parent.command
+    for name, command in group.commands.items() if isinstance(group, click.Group) else ():
+        if not command.hidden:
+            context = click.Context(command, info_name=name, parent=parent)
+            yield context
+            yield from _contexts(context)
+
+
+def _usage(context: click.Context) -> list[str]:
+    return [context.command_path, *context.command.collect_usage_pieces(context)]
+
+
+def _options(context: click.Context) -> list[str]:
+    records = [p.get_help_record(context) for p in context.command.get_params(context)]
+    lines: list[str] = []
+    for name, said in filter(None, records):
+        if not said:
+            continue  # an argument, which stands in the line of usage
+        lines += [".TP", f".B {_plain(name)}", *_text(said)]
+    return lines
+
+
+def _text(text: str) -> list[str]:
+    """Paragraphs; what stands after a \\b keeps its lines, as click has it."""
+    lines: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        kept = paragraph.startswith("\b\n")
+        words = [_plain(line.strip()) for line in paragraph.removeprefix("\b\n").splitlines()]
+        lines += [".nf", *words, ".fi"] if kept else [*words, ".PP"]
+    return lines[:-1] if lines[-1:] == [".PP"] else lines
+
+
+def _plain(text: str) -> str:
+    """A text in which man(7) finds no command of its own."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{text}" if text.startswith((".", "'")) else text
