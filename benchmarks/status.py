@@ -30,7 +30,7 @@ def fill(n_pages: int, n_arrays: int) -> None:
         "INSERT INTO plan (token, task, task_path, input_model, input_table, output_model, "
         'arguments, "limit", n_pages, n_rows, v_astra, created_by, created_on, cwd) VALUES '
         "('x', 'benchmarks.tables.twenty', 'benchmarks.tables:twenty', "
-        "'astra.models.spectrum:BossVisitSpectrum', 'boss_visit_spectrum', "
+        "'astra.models.boss:BossVisitSpectrum', 'boss_visit_spectrum', "
         "'benchmarks.tables:Twenty', '{}', 1000, %s, %s, 8001, 'me', 'here', '/')",
         (n_pages, n_pages),
     )

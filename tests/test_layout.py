@@ -17,9 +17,9 @@ from tests.conftest import ROOT
 #: The folders of the package in order: each imports only from those above it in this list. Those
 #: of one line stand side by side and do not import from each other.
 FLOORS = (
-    ("errors", "states", "processes"),
+    ("errors", "states", "processes", "glossary"),
     ("config",),
-    ("database", "slurm"),
+    ("database", "slurm", "fields"),
     ("models",),
     ("results",),
     ("tasks",),
@@ -28,13 +28,22 @@ FLOORS = (
     ("submit", "element", "status"),
     ("resume", "report", "doctor"),
     ("night", "pipelines"),
-    ("api", "airflow", "cli"),
+    ("api", "airflow", "cli", "utils"),
 )
 
 #: What programs may rely on, by where it is imported from.
 PUBLIC = {
     "astra": ("__version__", "generate_queries_for_task", "log", "task"),
-    "astra.models": ("BossVisitSpectrum", "PipelineOutputModel", "Source"),
+    "astra.fields": ("ArrayField", "BitField", "FloatField", "PixelArray"),
+    "astra.glossary": ("Glossary", "describe"),
+    "astra.utils": ("Timer", "expand_path", "flatten", "log", "version_string_to_integer"),
+    "astra.models": ("BossVisitSpectrum", "PipelineOutputMixin", "PipelineOutputModel", "Source"),
+    "astra.models.apogee": ("ApogeeVisitSpectrum", "ApogeeVisitSpectrumInApStar"),
+    "astra.models.boss": ("BossVisitSpectrum",),
+    "astra.models.mwm": ("ApogeeCombinedSpectrum", "BossCombinedSpectrum"),
+    "astra.models.pipeline": ("PipelineOutputMixin",),
+    "astra.models.source": ("Source",),
+    "astra.models.spectrum": ("Spectrum", "SpectrumMixin"),
     "astra.api": ("create_plan", "resume", "status", "submit", "wait"),
     "astra.pipelines.slam": ("slam", "train"),
 }

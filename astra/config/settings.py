@@ -434,3 +434,8 @@ def settings_of(name: str) -> NightSettings:
             'tasks = ["module.task"] below it'
         )
     return nights[name]
+
+
+def data_path(path: str) -> Path:
+    """Where the file of an input row is; relative paths start at ``[data] root``."""
+    return Path(current().data.root or "") / os.path.expandvars(os.path.expanduser(path))

@@ -304,6 +304,16 @@ class PostgreSQL(Keys):
         self._types.pop(self.table(model), None)
         self.run(adding_column(self, model, field, default, literal.replace("%", "%%")))
 
+    def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
+        """Give a column that was made without it the database's own default."""
+        table, column = self.table(model), field.column_name
+        has_one = (
+            "SELECT atthasdef FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"
+        )
+        if not self.run(has_one, (table, column)).fetchone()[0]:
+            name, value = self.quote(column), default.replace("%", "%%")
+            self.run(f"ALTER TABLE {table} ALTER {name} SET DEFAULT {value}")
+
     def leave_room(self, model: Any) -> None:
         """Half of each block is left to later versions of its rows, which then stay in it: an
         update writes to no index."""

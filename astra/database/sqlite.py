@@ -398,6 +398,9 @@ class SQLite(Common):
         self._columns.pop(self.table(model), None)
         self.run(adding_column(self, model, field, default, literal))
 
+    def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
+        """SQLite has a column's default from the time that its table is made."""
+
     def leave_room(self, model: Any) -> None:
         """SQLite changes rows in place."""
 

@@ -8,7 +8,15 @@ from typing import Any
 import peewee
 from peewee import SQL, Field, ModelBase
 
-from astra.database.connection import database, database_is_unset, dialect, listen_to_schema
+from astra.database.connection import (
+    connection,
+    database,
+    database_is_unset,
+    dialect,
+    listen_to_schema,
+)
+from astra.errors import DatabaseError
+from astra.glossary import describe
 
 
 class TimeField(peewee.DateTimeField):
@@ -92,7 +100,10 @@ class ModelMeta(ModelBase):
             for key, field in vars(mixin).items():
                 if isinstance(field, Field) and not (field.primary_key and own_key):
                     attrs.setdefault(key, deepcopy(field))
-        return super().__new__(cls, name, bases, attrs, **kw)
+        made = super().__new__(cls, name, bases, attrs, **kw)
+        for field in made._meta.sorted_fields if hasattr(made, "_meta") else ():
+            field.help_text = field.help_text or describe(field.name)
+        return made
 
 
 class BaseModel(peewee.Model, metaclass=ModelMeta):
@@ -114,9 +125,17 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
 
     @classmethod
     def create_table(cls, safe: bool = True, **options: Any) -> None:
-        """Make the table with all that astra relies on: indexes, constraints, triggers."""
-        super().create_table(safe, **options)
-        cls.complete_table()
+        """Make or complete the table with all that astra relies on: columns, indexes, triggers.
+
+        Raises
+        ------
+        DatabaseError
+            If rows that are there would have no value for a column.
+        """
+        with connection():
+            _add_columns(cls)
+            super().create_table(safe, **options)
+            cls.complete_table()
 
     @classmethod
     def complete_table(cls) -> None:
@@ -145,6 +164,35 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         if cls.fill_keys is not None and not fields and rows and isinstance(rows[0], dict):
             rows = cls.fill_keys(rows)
         return super().insert_many(rows, fields)
+
+
+def _add_columns(model: Any) -> None:
+    """Add columns and defaults that a model was given after its table was made."""
+    have = dialect().columns(model)
+    for field in model._meta.sorted_fields if have else ():
+        by_database = _database_default(field)
+        if field.column_name in have:
+            if by_database:
+                dialect().set_default(model, field, by_database)
+            continue
+        default = field.default() if callable(field.default) else field.default
+        is_known = default is not None or by_database or field.null
+        if field.primary_key or not is_known:
+            raise DatabaseError(
+                f"the table {model._meta.table_name!r} has no column {field.column_name!r}, and "
+                f"its rows would have no value for it: give {model.__name__}.{field.name} "
+                f"null=True or a default and run astra initdb {model.__module__} again, or add "
+                "the column by hand"
+            )
+        dialect().add_column(model, field, None if by_database else field.db_value(default))
+
+
+def _database_default(field: Field) -> str | None:
+    """The default that the database itself gives to a column, as SQL; None where it gives none."""
+    if getattr(field, "now", False):  # SQLite adds no column whose default is computed
+        return dialect().now_sql if dialect().name == "postgresql" else None
+    declared = (getattr(constraint, "sql", "") for constraint in field.constraints or ())
+    return next((sql[8:] for sql in declared if sql.upper().startswith("DEFAULT ")), None)
 
 
 def keep_inputs_in_order(model: Any) -> None:

@@ -40,6 +40,15 @@ def version_number(version: str = __version__) -> int:
     return major * 10**6 + minor * 10**3 + patch
 
 
+def version_text(number: int) -> str:
+    """A version as it is written, from an integer.
+
+    >>> version_text(8001)
+    '0.8.1'
+    """
+    return f"{number // 10**6}.{number // 1000 % 1000}.{number % 1000}"
+
+
 @cache
 def _plainly_set(model: Any) -> frozenset[str]:
     """The columns of a model for which setting one only stores the value."""
@@ -122,7 +131,19 @@ class OutputMeta(ModelMeta):
                 names = tuple(field.name for field in rows.fields)
                 links[declared.model] = Link(names, tuple(fields), rows.is_whole)
         attrs["declared_links"] = links
+        # Of `class Result(BaseModel, PipelineOutputMixin)` the second says all.
+        bases = tuple(b for b in bases if not any(o is not b and issubclass(o, b) for o in bases))
+        for base in bases:
+            _keep_own_columns(base, attrs)
         return super().__new__(cls, name, bases, attrs, **kw)
+
+
+def _keep_own_columns(base: Any, attrs: dict[str, Any]) -> None:
+    """Leave out columns of astra's own that a model declares once more, as another type."""
+    for name, field in getattr(getattr(base, "_meta", None), "fields", {}).items():
+        declared = attrs.get(name)
+        if isinstance(declared, peewee.Field) and not isinstance(declared, type(field)):
+            del attrs[name]
 
 
 #: Bytes of a name in PostgreSQL; what is longer is cut, and two names may become one.
@@ -347,6 +368,9 @@ class PipelineOutputModel(OutputModel):
         """The source of this result, looked up now; None where it is not known."""
         return None if self.source_pk is None else Source.get_or_none(Source.pk == self.source_pk)
 
+
+#: As a base after ``BaseModel``: class Result(BaseModel, PipelineOutputMixin).
+PipelineOutputMixin = PipelineOutputModel
 
 _OF_SPECTRA = Link(("spectrum_pk",), ("spectrum_pk",), is_whole=True)
 _OF_SOURCES = Link(("pk",), ("source_pk",), is_whole=True, null=("spectrum_pk",))

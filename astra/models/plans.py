@@ -38,7 +38,7 @@ class Plan(BaseModel):
     task = TextField()  # its name: "slam.slam"
     task_path = TextField()  # where it is imported from: "astra.pipelines.slam:slam"
     import_root = TextField(null=True)  # the folder that the import began at, if not installed
-    input_model = TextField()  # "astra.models.spectrum:BossVisitSpectrum"
+    input_model = TextField()  # "astra.models.boss:BossVisitSpectrum"
     input_table = TextField()
     output_model = TextField()
     arguments = TextField()  # JSON: what the task is called with

@@ -83,8 +83,6 @@ def _make_tables(version: int | None) -> tuple[list[str], list[Any], list[str]]:
             _check_others_table(model, have, owner, version)
             owners.add(owner)
             continue
-        else:
-            _add_columns(model, have)
         model.create_table()
         ours.append(model)
     return new, ours, sorted(owners)
@@ -107,28 +105,6 @@ def _import(name: str) -> None:
         if package and error.name == name and "is not a package" in str(error):
             hint = f"give the module alone: astra initdb {package}"
         raise UsageError(f"the module {name!r} cannot be imported: {error}; {hint}") from error
-
-
-def _add_columns(model: Any, have: set[str]) -> None:
-    """Columns that a model was given after its table was made.
-
-    Raises
-    ------
-    DatabaseError
-        If rows that are there would have no value for one.
-    """
-    table = model._meta.table_name
-    for field in model._meta.sorted_fields:
-        if field.column_name in have:
-            continue
-        default = field.default() if callable(field.default) else field.default
-        if (default is None and not field.null) or field.primary_key:
-            raise DatabaseError(
-                f"the table {table!r} has no column {field.column_name!r}, and its rows would have "
-                f"no value for it: give {model.__name__}.{field.name} null=True or a default and "
-                f"run astra initdb {model.__module__} again, or add the column by hand"
-            )
-        dialect().add_column(model, field, field.db_value(default))
 
 
 def _check_others_table(model: Any, have: set[str], owner: str, version: int | None) -> None:

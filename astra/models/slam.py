@@ -2,8 +2,8 @@
 
 from peewee import BitField, FloatField, IntegerField, TextField
 
+from astra.fields import ArrayField
 from astra.models.pipeline import PipelineOutputModel
-from astra.models.spectrum import ArrayField
 
 
 class Slam(PipelineOutputModel):
@@ -15,14 +15,14 @@ class Slam(PipelineOutputModel):
     A ``flag_...`` of a single bit is also a condition: ``Slam.select().where(Slam.flag_low_snr)``.
     """
 
-    teff = FloatField(null=True, help_text="effective temperature [K]")
-    e_teff = FloatField(null=True, help_text="uncertainty of teff [K]")
-    logg = FloatField(null=True, help_text="surface gravity [log10 cm/s^2]")
-    e_logg = FloatField(null=True, help_text="uncertainty of logg [dex]")
-    fe_h = FloatField(null=True, help_text="[Fe/H] [dex]")
-    e_fe_h = FloatField(null=True, help_text="uncertainty of fe_h [dex]")
-    alpha_fe = FloatField(null=True, help_text="[alpha/Fe] [dex]")
-    e_alpha_fe = FloatField(null=True, help_text="uncertainty of alpha_fe [dex]")
+    teff = FloatField(null=True)
+    e_teff = FloatField(null=True)
+    logg = FloatField(null=True)
+    e_logg = FloatField(null=True)
+    fe_h = FloatField(null=True)
+    e_fe_h = FloatField(null=True)
+    alpha_fe = FloatField(null=True)
+    e_alpha_fe = FloatField(null=True)
 
     rho_teff_logg = FloatField(null=True, help_text="correlation of the two errors, -1 to 1")
     rho_teff_fe_h = FloatField(null=True)

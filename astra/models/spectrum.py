@@ -2,23 +2,13 @@
 
 from collections.abc import Iterable
 from functools import cached_property
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peewee import (
-    BigAutoField,
-    BigIntegerField,
-    BlobField,
-    Field,
-    FloatField,
-    ForeignKeyField,
-    IntegerField,
-    TextField,
-)
+from peewee import SQL, BigAutoField, Field, FloatField, ForeignKeyField, TextField
 
-from astra.config import settings
+from astra.config.settings import data_path
 from astra.database.connection import database
+from astra.fields import ArrayField
 from astra.models.base import BaseModel, TimeField, every_subclass
 from astra.models.source import Source
 from astra.models.spectrum_files import Pixels, Wanted, read_pixels
@@ -27,31 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class ArrayField(BlobField):
-    """A numpy array in the row itself, in numpy's own ``.npy`` form; no pickles."""
-
-    def db_value(self, value: Any) -> Any:
-        if value is None:
-            return None
-        import numpy as np  # here, as few commands touch an array
-
-        buffer = BytesIO()
-        np.save(buffer, np.asarray(value), allow_pickle=False)
-        return super().db_value(buffer.getvalue())
-
-    def python_value(self, value: Any) -> "np.ndarray | None":
-        if value is None:
-            return None
-        import numpy as np
-
-        return np.load(BytesIO(bytes(value)), allow_pickle=False)
-
-
 class Spectrum(BaseModel):
     """The register of all spectra: gives each a ``spectrum_pk``, unique over all tables."""
 
     pk = BigAutoField()
-    kind = TextField(help_text="the table that the spectrum stands in")
+    kind = TextField(
+        default="", constraints=[SQL("DEFAULT ''")], help_text="the table that it stands in"
+    )
 
     @classmethod
     def allocate(cls, kind: str, n: int) -> list[int]:
@@ -137,6 +109,18 @@ class SpectrumMixin:
         self.stored_ivar = value
 
     @property
+    def e_flux(self) -> "np.ndarray | None":
+        """Uncertainty of the flux [its unit], shape (P,); infinite where there is no datum."""
+        if (ivar := self.ivar) is None:
+            return None
+        import numpy as np
+
+        ivar = np.asarray(ivar, dtype=float)
+        error = np.full_like(ivar, np.inf)
+        np.power(ivar, -0.5, out=error, where=ivar > 0)
+        return error
+
+    @property
     def pixel_flags(self) -> "np.ndarray | None":
         """Bits of what is wrong with each pixel, shape (P,); None where nothing is known."""
         return self._array("pixel_flags")
@@ -156,79 +140,8 @@ class SpectrumMixin:
 
     @cached_property
     def _file(self) -> "Pixels":
-        path = Path(self.path)
-        if not path.is_absolute() and (root := settings.current().data.root):
-            path = Path(root) / path
         wanted = Wanted(self.instrument, *(getattr(self, n, None) for n in ("telescope", "mjd")))
-        return read_pixels(path, wanted)
-
-
-class _ApogeeMixin(SpectrumMixin):
-    instrument = "APOGEE"
-
-    apred = TextField(null=True, help_text="reduction of the APOGEE pipeline")
-    telescope = TextField(null=True)
-    field = TextField(null=True)
-    apogee_id = TextField(null=True)
-    v_rad = FloatField(null=True, help_text="barycentric radial velocity [km/s]")
-    e_v_rad = FloatField(null=True)
-    spectrum_flags = IntegerField(default=0)
-
-
-class ApogeeVisitSpectrum(BaseModel, _ApogeeMixin):
-    """One visit of APOGEE: 1.51 to 1.70 micron, R about 22,500."""
-
-    plate = TextField(null=True)
-    fiber = IntegerField(null=True)
-    mjd = IntegerField(null=True)
-    date_obs = TextField(null=True)
-    bc = FloatField(null=True, help_text="barycentric correction [km/s]")
-
-
-class ApogeeCoaddedSpectrumInApStar(BaseModel, _ApogeeMixin):
-    """All visits of a star, coadded, resampled on the 8,575 pixels of an apStar file."""
-
-    n_visits = IntegerField(null=True)
-    n_good_visits = IntegerField(null=True)
-    min_mjd = IntegerField(null=True)
-    max_mjd = IntegerField(null=True)
-
-
-class ApogeeCombinedSpectrum(BaseModel, _ApogeeMixin):
-    """All visits of a star, combined at rest."""
-
-    n_visits = IntegerField(null=True)
-    min_mjd = IntegerField(null=True)
-    max_mjd = IntegerField(null=True)
-    nmf_rchi2 = FloatField(null=True)
-
-
-class _BossMixin(SpectrumMixin):
-    instrument = "BOSS"
-
-    run2d = TextField(null=True, help_text="reduction of the BOSS pipeline")
-    telescope = TextField(null=True)
-    xcsao_v_rad = FloatField(null=True, help_text="barycentric radial velocity [km/s]")
-    xcsao_e_v_rad = FloatField(null=True)
-    spectrum_flags = IntegerField(default=0)
-
-
-class BossVisitSpectrum(BaseModel, _BossMixin):
-    """One visit of BOSS: 3,600 to 10,400 Angstrom, R about 2,000."""
-
-    fieldid = IntegerField(null=True)
-    catalogid = BigIntegerField(null=True)
-    mjd = IntegerField(null=True)
-    fiberid = IntegerField(null=True)
-    exptime = FloatField(null=True, help_text="[s]")
-
-
-class BossCombinedSpectrum(BaseModel, _BossMixin):
-    """All visits of a star, combined at rest."""
-
-    n_visits = IntegerField(null=True)
-    min_mjd = IntegerField(null=True)
-    max_mjd = IntegerField(null=True)
+        return read_pixels(data_path(self.path), wanted)
 
 
 def every_spectrum_model() -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from astra.database.connection import connection
 from astra.errors import UsageError
 from astra.models.importing import load
-from astra.models.pipeline import version_number
+from astra.models.pipeline import version_number, version_text
 from astra.models.plans import Plan
 from astra.models.schema import check_version
 
@@ -41,14 +41,10 @@ def check_plan_version(plan: Plan) -> None:
     """
     if plan.v_astra // 1000 != version_number() // 1000:
         raise UsageError(
-            f"plan {plan.pk} was made at version {_version_text(plan.v_astra)}, this is astra "
-            f"{_version_text(version_number())}: its results would belong to another version; "
+            f"plan {plan.pk} was made at version {version_text(plan.v_astra)}, this is astra "
+            f"{version_text(version_number())}: its results would belong to another version; "
             f"astra cancel {plan.pk}, then plan again"
         )
-
-
-def _version_text(v_astra: int) -> str:
-    return f"{v_astra // 10**6}.{v_astra // 1000 % 1000}.{v_astra % 1000}"
 
 
 def task_of(plan: Plan) -> Any:

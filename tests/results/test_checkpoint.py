@@ -25,9 +25,9 @@ from playhouse.postgres_ext import ArrayField as Elements
 from astra import generate_queries_for_task, task
 from astra.api import run_here
 from astra.database.connection import database
+from astra.fields import ArrayField
 from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel
 from astra.models.plans import Failure, NoResult, Page
-from astra.models.spectrum import ArrayField
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, keyed, measure

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from astra import task
+from astra.models.boss import BossVisitSpectrum
+from astra.models.mwm import BossCombinedSpectrum
 from astra.models.slam import Slam
-from astra.models.spectrum import BossCombinedSpectrum, BossVisitSpectrum
 
 if TYPE_CHECKING:
     from astra.pipelines.slam.label import Pixels

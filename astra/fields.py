@@ -1,0 +1,149 @@
+"""Columns of models: peewee's, arrays, and flags. ``help_text`` is the description of a column.
+
+Models that are subclasses of ``BaseModel`` take a description that is not given from
+:mod:`astra.glossary`.
+"""
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import peewee
+from peewee import (
+    AutoField,
+    BigAutoField,
+    BigIntegerField,
+    BlobField,
+    BooleanField,
+    CharField,
+    DateField,
+    DateTimeField,
+    DecimalField,
+    DoubleField,
+    FieldAccessor,
+    FloatField,
+    ForeignKeyField,
+    IntegerField,
+    SmallIntegerField,
+    TextField,
+    TimeField,
+    TimestampField,
+    UUIDField,
+)
+
+from astra.config.settings import data_path
+from astra.errors import MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "ArrayField",
+    "AutoField",
+    "BigAutoField",
+    "BigIntegerField",
+    "BitField",
+    "BlobField",
+    "BooleanField",
+    "CharField",
+    "DateField",
+    "DateTimeField",
+    "DecimalField",
+    "DoubleField",
+    "FloatField",
+    "ForeignKeyField",
+    "IntegerField",
+    "PixelArray",
+    "SmallIntegerField",
+    "TextField",
+    "TimeField",
+    "TimestampField",
+    "UUIDField",
+]
+
+
+class BitField(peewee.BitField):
+    """A whole number whose bits are flags, each with a description."""
+
+    def flag(self, value: int | None = None, help_text: str | None = None) -> Any:
+        """Declare the flag of a bit: of `value`, or of the bit after the last one."""
+        declared = super().flag(value)
+        declared.help_text = help_text
+        return declared
+
+
+class ArrayField(BlobField):
+    """A numpy array in the row itself, in numpy's own ``.npy`` form; no pickles."""
+
+    def db_value(self, value: Any) -> Any:
+        if value is None:
+            return None
+        import numpy as np  # here, as few commands touch an array
+
+        buffer = BytesIO()
+        np.save(buffer, np.asarray(value), allow_pickle=False)
+        return super().db_value(buffer.getvalue())
+
+    def python_value(self, value: Any) -> "np.ndarray | None":
+        if value is None:
+            return None
+        import numpy as np
+
+        return np.load(BytesIO(bytes(value)), allow_pickle=False)
+
+
+class PixelArray(ArrayField):
+    """An array with a value for each pixel, stored in the row; NULL unless it is set.
+
+    Parameters
+    ----------
+    ext : number or name of the table of a FITS file, the row's ``path``, that the array is read
+        from where the row holds none.
+    column_name : the column of that table; by default the name of the field.
+    transform : is applied to what was read.
+    accessor_class : gets and sets the attribute, in the place of peewee's.
+    options : of peewee's fields, such as ``help_text``.
+    """
+
+    def __init__(
+        self,
+        ext: int | str | None = None,
+        column_name: str | None = None,
+        transform: Any = None,
+        accessor_class: Any = None,
+        **options: Any,
+    ) -> None:
+        self.ext, self.fits_column, self.transform = ext, column_name, transform
+        if accessor_class is not None:
+            self.accessor_class = accessor_class
+        elif ext is not None:
+            self.accessor_class = _FromFile
+        super().__init__(**{"null": True} | options)
+
+
+class _FromFile(FieldAccessor):
+    """Gives the array of a row, from its file where the row holds none."""
+
+    def __get__(self, row: Any, model: Any = None) -> Any:
+        value = super().__get__(row, model)
+        if value is None and row is not None and row.path:
+            value = row.__data__[self.name] = _read(self.field, str(data_path(row.path)))
+        return value
+
+
+def _read(field: PixelArray, path: str) -> Any:
+    try:
+        from astropy.io import fits
+    except ImportError as error:
+        raise MissingExtra("fits", "astropy", f"to read {path}") from error
+    name = field.fits_column or field.name
+    try:
+        import numpy as np
+
+        array = np.asarray(fits.getdata(path, ext=field.ext)[name])
+    except (KeyError, IndexError) as error:
+        raise UsageError(
+            f"{path} has no column {name!r} in the table {field.ext!r}, which "
+            f"{field.model.__name__}.{field.name} is read from: {error}"
+        ) from error
+    array = array.astype(array.dtype.newbyteorder("="))
+    return array if field.transform is None else field.transform(array)

@@ -1,0 +1,144 @@
+"""Helpers that modules of the published package import: a public name, and no place for others."""
+
+import os
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from astra import log
+from astra.models.pipeline import version_number as version_string_to_integer
+from astra.models.pipeline import version_text as version_integer_to_string
+
+__all__ = [
+    "Timer",
+    "dict_to_list",
+    "executable",
+    "expand_path",
+    "flatten",
+    "list_to_dict",
+    "log",
+    "version_integer_to_string",
+    "version_string_to_integer",
+]
+
+
+def expand_path(path: str | os.PathLike[str]) -> str:
+    """Expand ``~`` and environment variables in a path."""
+    return os.path.expandvars(os.path.expanduser(os.fspath(path)))
+
+
+def flatten(nested: Any) -> list[Any]:
+    """List the items of nested containers in their order; of mappings, the values.
+
+    >>> flatten({"a": 1, "b": [2, ("three", None)]})
+    [1, 2, 'three', None]
+    """
+    if isinstance(nested, Mapping):
+        nested = nested.values()
+    elif isinstance(nested, str | bytes) or not isinstance(nested, Iterable):
+        return [nested]
+    return [item for part in nested for item in flatten(part)]
+
+
+def list_to_dict(rows: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:
+    """Turn a list of mappings with the same keys into one of lists.
+
+    >>> list_to_dict([{"a": 1}, {"a": 2}])
+    {'a': [1, 2]}
+    """
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError("the mappings of the list have different keys")
+    return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
+
+
+def dict_to_list(columns: Mapping[Any, Sequence[Any]]) -> list[dict[Any, Any]]:
+    """Turn a mapping of lists of one length into a list of mappings.
+
+    >>> dict_to_list({"a": [1, 2]})
+    [{'a': 1}, {'a': 2}]
+    """
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, values, strict=True)) for values in rows]
+
+
+def executable(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Import what can be called by its dotted name; return what can be called already."""
+    found = pkgutil.resolve_name(name) if isinstance(name, str) else name
+    if not callable(found):
+        raise TypeError(f"{name!r} cannot be called")
+    return found
+
+
+class Timer:
+    """Measure how long a block took, or an iterable over each of its items, in s.
+
+    ``elapsed`` is the time without pauses, ``interval`` that of the last item. Items get their
+    times as the attributes that are named.
+
+    Examples
+    --------
+    >>> with Timer() as timer:
+    ...     with timer.pause():
+    ...         pass  # does not count
+    >>> timer.elapsed >= 0
+    True
+    """
+
+    def __init__(
+        self,
+        iterable: Iterable[Any] = (),
+        frequency: float | None = None,
+        callback: Callable[[], Any] | None = None,
+        attr_t_elapsed: str | None = None,
+        attr_t_overhead: str | None = None,
+    ) -> None:
+        self._items, self.frequency, self.callback = iterable, frequency, callback
+        self.attr_t_elapsed, self.attr_t_overhead = attr_t_elapsed, attr_t_overhead
+        self.interval = self._paused = 0.0
+        self._end: float | None = None
+        self._start = self._called = perf_counter()
+
+    def __enter__(self) -> "Timer":
+        self._start = self._called = perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end = perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Time since the start, or of the whole block, without pauses."""
+        return (perf_counter() if self._end is None else self._end) - self._start - self._paused
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out what is done within."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += perf_counter() - begin
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give each item, with its times; call `callback` every `frequency` seconds."""
+        items, overhead = iter(self._items), self.elapsed
+        while True:
+            before = self.elapsed
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self.interval = self.elapsed - before
+            for name, time in (
+                (self.attr_t_elapsed, self.interval),
+                (self.attr_t_overhead, overhead),
+            ):
+                if name is not None:
+                    setattr(item, name, time)
+            if self.callback and self.frequency is not None:
+                if perf_counter() - self._called >= self.frequency:
+                    self.callback()
+                    self._called = perf_counter()
+            yield item
