@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 
 #: Airflow has a file of its own, as it has a virtual environment: it asks for other versions.
-FILES = {"constraints.txt": "test", "constraints-airflow.txt": "airflow"}
+FILES = {"constraints.txt": "test,docs", "constraints-airflow.txt": "airflow"}
 
 
 def constraints(extra: str) -> str:

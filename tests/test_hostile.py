@@ -159,7 +159,7 @@ class TestBash:
 
     def test_the_interpreter_and_the_token(self) -> None:
         for value in hostile(6_000, "command"):
-            made = replace(SCRIPT, python=value, token=value)
+            made = replace(SCRIPT, python=(value,), token=value)
             words = refused_or(value, lambda made=made: made.command, ScriptError)
             if words is not None:
                 start = str(words).partition(" --element ")[0]

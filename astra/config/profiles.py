@@ -1,13 +1,15 @@
 """Profiles: named sets of Slurm options and set-up commands for one site or kind of job.
 
 ``[profiles.NAME]`` of the configuration holds long options of sbatch in snake case, and astra's
-own keys: ``setup``, ``throttle``, ``pages_per_element``, ``pull``, ``row_timeout``, ``template``,
-``policy`` and ``extends``. The profiles that ship with astra stand behind those of the
-configuration.
+own keys: ``setup``, ``python``, ``throttle``, ``pages_per_element``, ``pull``, ``row_timeout``,
+``template``, ``policy`` and ``extends``. The profiles that ship with astra stand behind those of
+the configuration.
 """
 
 import math
 import re
+import shlex
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -94,8 +96,8 @@ _SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
 _SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
 
 _OWN = (
-    "setup", "throttle", "pages_per_element", "pull", "row_timeout", "template", "extends",
-    "policy",
+    "setup", "python", "throttle", "pages_per_element", "pull", "row_timeout", "template",
+    "extends", "policy",
 )  # fmt: skip
 
 
@@ -106,6 +108,7 @@ class Profile:
     name: str
     options: Mapping[str, Value] = field(default_factory=dict)  # snake case; False is left out
     setup: tuple[str, ...] = ()  # lines of shell, run before the element
+    python: tuple[str, ...] = (sys.executable,)  # the command that runs Python on a node
     throttle: int | None = None  # at most so many elements at once
     pages_per_element: int = 1
     pull: bool = True  # elements take pages as long as there are any; else they have fixed ones
@@ -239,6 +242,8 @@ def _own(key: str, value: Any) -> Any:
         if any("\0" in line for line in lines):
             raise ValueError("a line holds a NUL")
         return tuple(lines)
+    if key == "python":
+        return _command(value)
     if key == "template":
         if not isinstance(value, str) or not value:
             raise ValueError('should be the name of a template, such as "element.sh.j2"')
@@ -258,6 +263,24 @@ def _own(key: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} should be a whole number of at least 1")
     return value
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    """Return the words of a command, which the script quotes again one by one."""
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{value!r} cannot be read as a command: {error}") from None
+    if not isinstance(words, list | tuple) or not words or not all(map(_is_word, words)):
+        raise ValueError(
+            'should be a command that runs Python, such as "python3" or '
+            '"apptainer exec astra.sif python3"'
+        )
+    return tuple(words)
+
+
+def _is_word(word: Any) -> bool:
+    return isinstance(word, str) and bool(word) and not any(c in word for c in "\0\n\r")
 
 
 def _option(key: str, value: Any) -> Value:

@@ -3,7 +3,6 @@
 import json
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
@@ -75,7 +74,7 @@ def _script(chosen: Profile, name: str, folder: Path, answer: Path) -> str:
             job_name=name,
             log_path=script.log_pattern(folder, f"{name}-%j.log"),
             chdir=Path.cwd(),
-            python=sys.executable,
+            python=chosen.python,
             made_by=f"{user_name()} on {socket.gethostname()}",
             made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             directives=tuple(profiles.directives(small)),

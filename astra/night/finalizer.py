@@ -6,7 +6,6 @@ the job's name: a lost answer is looked up by it, and a job of an earlier token 
 
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -180,7 +179,7 @@ def _render(night: Night, chosen: Profile, folder: Path) -> str:
             job_name=job_name(night),
             log_path=script.log_pattern(folder / "logs", "%j.log"),
             chdir=night.cwd if Path(night.cwd).is_dir() else str(Path.cwd()),
-            python=sys.executable,
+            python=chosen.python,
             made_by=f"{user_name()} on {socket.gethostname()}",
             made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             directives=tuple(profiles.directives(chosen)),

@@ -8,7 +8,7 @@ ones, which a site's own reach as ``astra/element.sh.j2`` where they have the sa
 import re
 import shlex
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import chain
@@ -34,7 +34,7 @@ class ElementScript:
     array: str  # Slurm's: "1-1000%50"
     log_path: str  # Slurm's pattern, see log_pattern()
     chdir: str | Path
-    python: str  # absolute path of the interpreter
+    python: Sequence[str]  # the command that runs Python, word by word
     made_by: str
     made_at: str
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
@@ -50,7 +50,7 @@ class ElementScript:
     @property
     def command(self) -> str:
         """The shell command that runs one element."""
-        start = [self.python, "-m", "astra", "run-page", "--plan", str(self.plan)]
+        start = [*self.python, "-m", "astra", "run-page", "--plan", str(self.plan)]
         limits = [
             (f"--{name}", f"{value:.15g}")
             for name, value in (
@@ -73,7 +73,7 @@ class FinalizerScript:
     job_name: str
     log_path: str
     chdir: str | Path
-    python: str
+    python: Sequence[str]
     made_by: str
     made_at: str
     directives: Iterable[tuple[str, str | None]] = ()
@@ -83,7 +83,7 @@ class FinalizerScript:
     @property
     def command(self) -> str:
         """The shell command that looks after the night."""
-        words = [self.python, "-m", "astra", "nightly", self.name]
+        words = [*self.python, "-m", "astra", "nightly", self.name]
         return " ".join(map(quote, [*words, "--continue", str(self.night), "--job", self.token]))
 
 
@@ -95,7 +95,7 @@ class CheckScript:
     job_name: str
     log_path: str
     chdir: str | Path
-    python: str
+    python: Sequence[str]
     made_by: str
     made_at: str
     directives: Iterable[tuple[str, str | None]] = ()
@@ -105,7 +105,7 @@ class CheckScript:
     @property
     def command(self) -> str:
         """The shell command that looks at everything from a node."""
-        words = [self.python, "-m", "astra", "doctor", "--answer", str(self.answer)]
+        words = [*self.python, "-m", "astra", "doctor", "--answer", str(self.answer)]
         return " ".join(map(quote, words))
 
 
@@ -282,6 +282,8 @@ def _refuse_secrets(script: Script) -> None:
     for number, line in enumerate(script.setup, 1):
         if secrets.holds_secret(line):
             raise _secret(f"line {number} of the set-up")
+    if secrets.holds_secret(" ".join(script.python)):
+        raise _secret("the command that runs Python")
 
 
 def _secret(where: str) -> ScriptError:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             setup=chosen.setup,
             log_path=script.log_pattern(run_folder(plan.folder) / "logs"),
             chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
-            python=sys.executable,
+            python=chosen.python,
             environment=environment(),
             made_by=f"{user_name()} on {socket.gethostname()}",
             made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),

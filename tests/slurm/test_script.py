@@ -74,7 +74,7 @@ class TestText:
         assert "append" not in render(directives=[("open-mode", "truncate")])
 
     def test_the_command(self) -> None:
-        command = render(offset=2000, python="/opt/my python/bin/python").split(" &\n")[0]
+        command = render(offset=2000, python=("/opt/my python/bin/python",)).split(" &\n")[0]
         assert command.splitlines()[-1] == (
             "'/opt/my python/bin/python' -m astra run-page --plan 12 --job c0ffee "
             "--element $((SLURM_ARRAY_TASK_ID + 2000))"
@@ -241,7 +241,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("status", [0, 3, 77, 127, 130, 255])
     def test_its_status_is_the_elements(self, status: int, python: Path, tmp_path: Path) -> None:
-        text = render("own.sh.j2", self.site(tmp_path), python=str(python), offset=10)
+        text = render("own.sh.j2", self.site(tmp_path), python=(str(python),), offset=10)
         done = bash(text, STATUS=str(status), SLURM_CPUS_PER_TASK="3")
         assert done.returncode == status
         assert done.stdout.splitlines() == [
@@ -255,7 +255,7 @@ class TestRunning:
         self, number: int, times: int, python: Path, tmp_path: Path
     ) -> None:
         file = tmp_path / "script.sh"
-        file.write_text(render("own.sh.j2", self.site(tmp_path), python=str(python)))
+        file.write_text(render("own.sh.j2", self.site(tmp_path), python=(str(python),)))
         environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "7", "STATUS": "0"}
         with subprocess.Popen(
             ["bash", file], env={**environment, "LASTS_S": "15"}, stdout=subprocess.PIPE, text=True
@@ -274,7 +274,7 @@ class TestRunning:
         file = tmp_path / "python"
         file.write_text("#!/bin/bash\nkill -9 $$\n")
         file.chmod(0o755)
-        done = bash(render("own.sh.j2", self.site(tmp_path), python=str(file)))
+        done = bash(render("own.sh.j2", self.site(tmp_path), python=(str(file),)))
         assert (done.returncode, done.stdout) == (137, "finish 137\n")
 
     @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ class TestRunning:
     def test_ends_at_once_where_the_ground_is_missing(
         self, changes: dict[str, object], words: str, python: Path
     ) -> None:
-        done = bash(render(python=str(python), **changes), STATUS="0")
+        done = bash(render(python=(str(python),), **changes), STATUS="0")
         assert done.returncode == 1
         assert "began" not in done.stdout and "b" not in done.stdout
         assert words in done.stderr
@@ -299,7 +299,7 @@ class TestRunning:
         assert "submit it with sbatch" in done.stderr
 
     def test_threads_that_are_set_stay(self, python: Path) -> None:
-        done = bash(render(python=str(python)), STATUS="0", OMP_NUM_THREADS="9")
+        done = bash(render(python=(str(python),)), STATUS="0", OMP_NUM_THREADS="9")
         assert done.stdout.split()[-1] == "9"
 
     def test_scratch_is_copied_and_goes(self, tmp_path: Path, python: Path) -> None:
@@ -307,7 +307,7 @@ class TestRunning:
         (tmp_path / "from" / "grid.npy").write_text("x")
         (tmp_path / "scratch").mkdir()
         setup = ["export ASTRA_SCRATCH_FROM=" + shlex.quote(str(tmp_path / "from"))]
-        text = render("scratch.sh.j2", python=str(python), setup=setup).replace(
+        text = render("scratch.sh.j2", python=(str(python),), setup=setup).replace(
             "\ntell()", '\nls "$ASTRA_SCRATCH"\ntell()'
         )
         done = bash(text, STATUS="4", TMPDIR=str(tmp_path / "scratch"))
