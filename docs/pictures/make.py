@@ -22,26 +22,25 @@ STEPS = (
     ("script", "Jinja", "template"),
     ("submit", "token first,", "then sbatch"),
     ("element", "claims pages,", "runs the task"),
-    ("checkpoint", "results + outcomes,", "one transaction"),
+    ("checkpoint", "results, outcomes:", "one transaction"),
     ("status", "database: done?", "Slurm: alive?"),
 )
 
 _STYLE = (
     "text{font:14px sans-serif;text-anchor:middle;fill:#24292f}.b{font-weight:bold}"
-    "rect{fill:#eef4fb;stroke:#3572b0;rx:6}path{fill:none;stroke:#57606a;stroke-width:1.5;"
+    ".r{fill:#eef4fb;stroke:#3572b0;rx:6}path{fill:none;stroke:#57606a;stroke-width:1.5;"
     "marker-end:url(#head)}#head path{fill:#57606a;marker-end:none}"
-    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}rect{fill:#16263a}}"
 )
 
 
 def way() -> str:
     """Return the drawing of a row's way, as SVG."""
     width, gap = 136, 28
-    parts = []
+    parts = ['<rect width="100%" height="100%" fill="white"/>']
     for number, (name, *below) in enumerate(STEPS):
         left = 8 + number * (width + gap)
         middle = left + width // 2
-        parts.append(f'<rect x="{left}" y="16" width="{width}" height="84"/>')
+        parts.append(f'<rect class="r" x="{left}" y="16" width="{width}" height="84"/>')
         for y, text, style in ((42, name, ' class="b"'), (66, below[0], ""), (86, below[1], "")):
             parts.append(f'<text x="{middle}" y="{y}"{style}>{text}</text>')
         if number:
