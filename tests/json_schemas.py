@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from astra.doctor.finding import Finding
 from astra.night.clean import Cleaned
 from astra.night.history import NightStatus
 from astra.night.nightly import Nightly
@@ -75,11 +76,12 @@ PRINTED: dict[str, Any] = {
     "clean": Cleaned,
     "config": list[Value],
     "continue": list[Control],
+    "doctor": list[Finding],
     "estimate": Estimate | list[Estimate],
     "failures": list[FailedRow],
     "initdb": Tables,
     "logs": list[Log],
-    "nightly": Nightly,
+    "nightly": Nightly | list[Finding],
     "nights": NightStatus | list[NightStatus] | list[Nightly],
     "pause": list[Control],
     "plan": Planned | list[Planned],
@@ -90,7 +92,7 @@ PRINTED: dict[str, Any] = {
     "resume": Submitted,
     "retry": Submitted,
     "run": PlanStatus | Planned | list[PlanStatus] | list[Planned],
-    "status": PlanStatus,
+    "status": PlanStatus | list[PlanStatus],
     "submit": Submitted | NothingSubmitted | list[Submitted | NothingSubmitted],
     "throttle": list[Control],
     "verify": Verdict,
