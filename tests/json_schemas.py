@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from astra.doctor.finding import Finding
+from astra.element.trial import Tried
 from astra.night.clean import Cleaned
 from astra.night.history import NightStatus
 from astra.night.nightly import Nightly
@@ -95,6 +96,7 @@ PRINTED: dict[str, Any] = {
     "status": PlanStatus | list[PlanStatus],
     "submit": Submitted | NothingSubmitted | list[Submitted | NothingSubmitted],
     "throttle": list[Control],
+    "try": list[Tried],
     "verify": Verdict,
 }
 

@@ -22,6 +22,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "astra submit mytasks.measure --local -j 4",
     ),
     "run": ("astra run mytasks.measure --max-rows 20", "astra run slam.slam --sdss-ids 101,102"),
+    "try": ("astra try mytasks.measure 1007 --set threshold=3", "astra try 17 1007 --pdb"),
+    "results": ("astra results slam.slam --limit 20", "astra results mytasks.measure --csv"),
     "status": ("astra status", "astra status 17 --watch"),
     "resume": ("astra resume 17", "astra resume 17 --only OUT_OF_MEMORY --mem 8G"),
     "retry": ("astra retry 17", "astra retry 17 --local"),

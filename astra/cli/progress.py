@@ -287,7 +287,9 @@ def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> No
     from astra.status.failures import kinds
 
     rows = failures_of(plan)
-    show.as_json(rows) if as_json else show.failures(kinds(rows), rows, with_traceback, as_csv)
+    show.as_json(rows) if as_json else show.failures(
+        plan, kinds(rows), rows, with_traceback, as_csv
+    )
 
 
 @main.command()

@@ -4,15 +4,18 @@ from typing import Any
 
 import click
 
+from astra.cli.completion import MODEL, TASK
 from astra.cli.group import main
 from astra.cli.options import json_option
 from astra.errors import UsageError
 
 
 @main.command()
-@click.argument("task")
+@click.argument("task", type=TASK)
 @click.option("--keys", metavar="FILE|LIST", help="Only of these rows: a file, or key,key,...")
-@click.option("--input-model", metavar="M", help="The one of the input models that keys are of.")
+@click.option(
+    "--input-model", type=MODEL, metavar="M", help="The one of the input models that keys are of."
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N results.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with every column.")
 @json_option

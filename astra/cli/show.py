@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
 from itertools import islice
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -352,7 +353,9 @@ def plans(found: list[dict[str, Any]], as_csv: bool = False) -> None:
     print_table(made, console, as_csv)
 
 
-def failures(kinds: list[Any], rows: list[Any], with_traceback: bool, as_csv: bool = False) -> None:
+def failures(
+    plan: int, kinds: list[Any], rows: list[Any], with_traceback: bool, as_csv: bool = False
+) -> None:
     if not rows and not as_csv:
         line("no row failed")
         return
@@ -364,6 +367,7 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool, as_csv: bo
         line(f"  {count(kind.rows, 'row')}: {keys}")
         if kind.place:
             line(f"  {kind.place}")
+        line(f"  astra try {plan} {quote(str(kind.keys[0]))}   computes one of them here")
     made = table("key>", "page>", "exception", "times>", "message", out="times, page")
     for row in rows:
         made.add_row(
@@ -375,6 +379,18 @@ def failures(kinds: list[Any], rows: list[Any], with_traceback: bool, as_csv: bo
         for row in rows:
             console.rule(f"{row.key}")
             line(row.traceback or "no traceback: the result was refused by the database")
+
+
+def tried(found: Any) -> None:
+    """What a task made of one row."""
+    if found.exception:
+        line(f"{found.key}: {found.exception}: {found.message}")
+        line(found.traceback.rstrip())
+        return
+    line(f"{found.key}: {count(len(found.results), 'result') if found.results else 'no result'}")
+    for result in found.results:
+        for name, value in result.items():
+            line(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")
 
 
 def _first_line(text: str) -> str:

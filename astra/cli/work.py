@@ -17,7 +17,7 @@ from astra.cli.options import (
     slurm_options,
     slurm_values,
 )
-from astra.errors import AstraError
+from astra.errors import AstraError, UsageError
 from astra.states import worst
 
 
@@ -191,6 +191,46 @@ def run(task: str, as_json: bool, **options: Any) -> None:
     if as_json:
         show.as_json(one(statuses or plans))
     sys.exit(worst(s.state for s in statuses).exit_status)
+
+
+@main.command("try")
+@click.argument("task_or_plan", type=TASK_OR_PLAN)
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.option("--input-model", type=MODEL, metavar="M", help="One of the task's input models.")
+@click.option("--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument.")
+@click.option("--pdb", is_flag=True, help="Stop in the debugger where a row raised.")
+@json_option
+def try_command(
+    task_or_plan: str, keys: tuple[str, ...], input_model: str | None,
+    arguments: tuple[str, ...], pdb: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compute the rows of these KEYs here, and store nothing: results, or the traceback.
+
+    Of a PLAN, with that plan's arguments. Exit status: 0, or 8 if a row raised.
+    """
+    from astra.cli import show
+    from astra.element.trial import trial_of_plan, trial_of_task
+    from astra.states import PlanState
+
+    if task_or_plan.isdecimal() and task_or_plan.isascii():
+        if input_model or arguments:
+            raise UsageError(f"plan {task_or_plan} has its table and arguments: leave --set out")
+        trial = trial_of_plan(int(task_or_plan), keys)
+    else:
+        trial = trial_of_task(task_or_plan, keys, input_model, pairs(arguments, "--set"))
+    tried = []
+    for found, trace in trial:
+        tried.append(found)
+        if not as_json:
+            show.tried(found)
+        if pdb and trace is not None:
+            from pdb import post_mortem
+
+            post_mortem(trace)
+    if as_json:
+        show.as_json(tried)
+    raised = any(found.exception for found in tried)
+    sys.exit(PlanState.FAILED_ROWS.exit_status if raised else 0)
 
 
 @main.command("run-page", hidden=True)

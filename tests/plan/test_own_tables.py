@@ -14,7 +14,8 @@ import pytest
 
 from astra.api import run_here
 from astra.database.connection import bind, connection, dialect
-from astra.errors import DatabaseError, TaskError
+from astra.element.trial import trial_of_plan
+from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models.given_keys import find_keys
 from astra.models.keys import key_of
 from astra.models.plans import Failure, NoResult, Page
@@ -129,6 +130,10 @@ def test_any_key_from_the_plan_to_the_results(others, task):
         assert (page.key_texts is None) is whole and (page.keys is None) is not whole
     (failure,) = failures(planned.plan)
     assert failure.message == "magnitude 3.0"
+    ((tried, _),) = trial_of_plan(planned.plan, [str(failure.key)])
+    assert tried.message == failure.message and tried.key == failure.key
+    with pytest.raises(UsageError, match=r"no key|has no row"):
+        trial_of_plan(planned.plan, ["nonsense"])
     (again,) = create_plan(task)
     assert again.plan is None and again.failed == again.no_result == 1
     (again,) = create_plan(task, again=True)

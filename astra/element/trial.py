@@ -1,0 +1,112 @@
+"""Compute some rows here and store nothing: to see what a task makes of them, or why it fails."""
+
+import json
+import traceback as tracebacks
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from astra.config import secrets
+from astra.database.connection import connection
+from astra.element.reader import read_rows
+from astra.errors import UsageError
+from astra.models.given_keys import find_keys, listed
+from astra.models.importing import load
+from astra.models.keys import RowKey, adopted, all_rows, key_of
+from astra.models.pipeline import BASES
+from astra.plan.lookup import get_plan, task_of
+from astra.results.rows import words_of
+from astra.tasks.arguments import parse_arguments, restored
+from astra.tasks.signature import choose_model, find_task
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a task made of one row."""
+
+    key: RowKey
+    results: tuple[dict[str, Any], ...] = ()  # the columns of each that have a value
+    exception: str | None = None
+    message: str | None = None
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A task with its arguments, and the rows that it is tried on."""
+
+    function: Any
+    arguments: Mapping[str, Any]
+    rows: Mapping[RowKey, Any]
+
+    def __iter__(self) -> Iterator[tuple[Tried, TracebackType | None]]:
+        """Compute one row after the other; what each raised comes with it."""
+        for key, row in self.rows.items():
+            try:
+                found = self.function([row], **self.arguments, write_to_database=False)
+                yield Tried(key, tuple(_values(result) for result in found)), None
+            except (Exception, SystemExit) as error:
+                trace = _own_part(error, self.function)
+                text = "".join(tracebacks.format_exception(type(error), error, trace))
+                said = secrets.hide(words_of(error))
+                yield Tried(key, (), type(error).__name__, said, secrets.hide(text)), trace
+
+
+def trial_of_task(
+    task: Any, keys: Sequence[str], input_model: str | None, arguments: Mapping[str, str]
+) -> Trial:
+    """Try a task on rows of the first of its input models that has them all.
+
+    Raises
+    ------
+    UsageError
+        If none has them.
+    """
+    function = find_task(task)
+    given = parse_arguments(function, arguments)
+    missing: list[str] = []
+    for model in choose_model(function, input_model):
+        try:
+            return Trial(function, given, _rows(model, keys))
+        except UsageError as error:
+            missing.append(str(error))
+    raise UsageError("; ".join(missing))
+
+
+def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
+    """Try the task of a plan, with the plan's arguments, on rows of the plan's table."""
+    frozen = get_plan(plan)
+    function = task_of(frozen)
+    given = restored(function, json.loads(frozen.arguments))
+    return Trial(function, given, _rows(adopted(load(frozen.input_model)), keys))
+
+
+def _rows(model: Any, keys: Sequence[str]) -> dict[RowKey, Any]:
+    """Rows by their keys."""
+    with connection():
+        wanted, missing = find_keys(model, keys)
+        if missing:
+            raise UsageError(f"{model.__name__} has no row {listed(missing)}")
+        key = key_of(model)
+        query = key.narrowed(all_rows(model), wanted)
+        found = {k: row for row, (k,) in read_rows(query, [key.given])}
+    return {k: found[k] for k in wanted}
+
+
+def _values(result: Any) -> dict[str, Any]:
+    """The columns of a result that have a value, but for what astra writes itself."""
+    own = {name for base in BASES for name in base._meta.fields} - {"t_elapsed"}
+    data = getattr(result, "__data__", None)
+    if data is None:
+        return {"result": repr(result)}
+    return {k: v for k, v in data.items() if v is not None and k not in own}
+
+
+def _own_part(error: BaseException, function: Any) -> TracebackType | None:
+    """The traceback from the task's own file on; all of it where the task is not in it."""
+    file = function.__astra__.function.__code__.co_filename
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != file:
+        trace = trace.tb_next
+    return trace or error.__traceback__

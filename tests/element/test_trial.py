@@ -1,0 +1,84 @@
+"""``astra try``: rows computed here, of which nothing is stored."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from astra.cli.group import main
+from astra.database.connection import connection
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Attempt, Failure
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from tests.conftest import ROOT
+from tests.sample_tasks import Measured, fill, measure
+
+TASK = "tests.sample_tasks.measure"
+
+
+def astra(*words: str):
+    return CliRunner().invoke(main, list(words))
+
+
+def n_stored() -> int:
+    with connection():
+        return sum(model.select().count() for model in (Measured, Failure, Attempt))
+
+
+def test_just_these_rows_are_computed_and_nothing_is_stored(url):
+    fill(6)
+    done = astra("try", TASK, "4", "2", "--input-model", "BossVisitSpectrum")
+    assert done.exit_code == 0, done.output
+    assert "4: 1 result\n" in done.stdout and "value = 2\n" in done.stdout
+    assert "2: 1 result" in done.stdout and n_stored() == 0
+    done = astra(
+        "try", TASK, "2", "3", "--set", "raise_every=3", "--set", "nothing_every=2", "--json"
+    )
+    found = json.loads(done.stdout)
+    assert done.exit_code == 8 and [f["exception"] for f in found] == [None, "ValueError"]
+    assert found[0]["results"] == [] and "row 3 is bad" in found[1]["traceback"]
+    assert "tests/sample_tasks.py" in found[1]["traceback"].splitlines()[1]
+    assert "astra/tasks" not in found[1]["traceback"]
+    assert n_stored() == 0
+
+
+def test_a_failure_of_a_plan_is_reproduced_by_the_command_that_failures_shows(url):
+    fill(6)
+    (planned,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 5})
+    resume_local(planned.plan)
+    before = n_stored()
+    (shown,) = (w for w in astra("failures").stdout.splitlines() if "astra try" in w)
+    words = shown.strip().partition("   ")[0].split()
+    assert words == ["astra", "try", "1", "5"]
+    done = astra(*words[1:])
+    assert done.exit_code == 8 and "ValueError: row 5 is bad" in done.stdout
+    assert n_stored() == before
+    assert astra("try", "1", "5", "--set", "raise_every=2").exit_code == 2
+
+
+def test_the_debugger_stops_where_the_row_raised(sqlite_url):
+    fill(2)
+    words = ["try", TASK, "2", "--set", "raise_every=2", "--pdb"]
+    done = subprocess.run(
+        [sys.executable, "-m", "astra", *words], input="p key\nq\n", capture_output=True,
+        text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 8 and "(Pdb) 2" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((TASK, "99"), "BossVisitSpectrum has no row 99"),
+        ((TASK, "x"), "is no key (spectrum_pk)"),
+        (("tests.sample_tasks.mesure", "1"), "Did you mean"),
+        (("7", "1"), "no plan 7"),
+    ],
+)
+def test_what_is_not_there_is_said(sqlite_url, words, said):
+    fill(1)
+    done = astra("try", *words)
+    assert done.exit_code == 2 and said in done.output
