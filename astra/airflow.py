@@ -25,15 +25,32 @@ __all__ = ["AstraPlanSensor", "AstraPlanTrigger", "AstraSubmitOperator"]
 
 
 class AstraSubmitOperator(BaseOperator):
-    """Plan what is pending for a task, and submit it; gives the numbers of its plans.
+    """Plan what is pending for a task, and submit it; returns the numbers of its plans.
 
-    Where nothing is pending but what live plans hold, it gives these.
+    Where nothing is pending but what live plans hold, it returns these.
 
     Parameters
     ----------
-    astra_task : its name, such as ``slam.slam``.
-    profile, options : as for :func:`astra.api.submit`.
-    planning : as for :func:`astra.api.create_plan`: ``limit``, ``max_rows``, ``arguments``.
+    astra_task : str
+        Name of the task, such as ``slam.slam``.
+    profile : str, optional
+        As for :func:`astra.api.submit`.
+    options : mapping, optional
+        As for :func:`astra.api.submit`.
+    planning : mapping, optional
+        As for :func:`astra.api.create_plan`: ``limit``, ``max_rows``, ``arguments``.
+
+    Raises
+    ------
+    UsageError
+        If the task or an argument cannot be used.
+    SlurmError
+        If Slurm refuses; Airflow's retry submits nothing twice.
+
+    Examples
+    --------
+    >>> AstraSubmitOperator(task_id="submit", astra_task="slam.slam", profile="general")
+    ... # doctest: +SKIP
     """
 
     template_fields: Sequence[str] = ("astra_task", "profile", "options", "planning")
@@ -62,13 +79,25 @@ class AstraSubmitOperator(BaseOperator):
 
 
 class AstraPlanSensor(BaseSensorOperator):
-    """Wait until nothing of some plans goes on by itself; fails where one is not whole then.
+    """Wait until nothing of some plans goes on by itself; fail where one is not whole then.
 
     Parameters
     ----------
-    plans : a number, or several, as :class:`AstraSubmitOperator` gives them; none is whole.
-    deferrable : wait in the triggerer, and leave the worker free.
-    poke_interval : seconds between two looks, each of which asks Slurm once for all plans.
+    plans : int or sequence of int
+        Numbers, as :class:`AstraSubmitOperator` returns them; without any, there is nothing to do.
+    deferrable : bool
+        Wait in the triggerer, and leave the worker free.
+    poke_interval : float
+        Time between two queries, each of which asks Slurm once for all plans [s].
+
+    Raises
+    ------
+    AirflowException
+        If a plan is not whole in the end.
+
+    Examples
+    --------
+    >>> AstraPlanSensor(task_id="whole", plans=[1])  # doctest: +SKIP
     """
 
     template_fields: Sequence[str] = ("plans",)
@@ -105,7 +134,24 @@ class AstraPlanSensor(BaseSensorOperator):
 
 
 class AstraPlanTrigger(BaseTrigger):
-    """Looks at plans, every so often, until nothing of them goes on by itself."""
+    """Wait in the triggerer until nothing of some plans goes on by itself.
+
+    Parameters
+    ----------
+    plans : sequence of int
+        Numbers of the plans.
+    every_s : float
+        Time between two queries [s].
+
+    Raises
+    ------
+    AstraError
+        If the database or Slurm cannot be asked for good.
+
+    Examples
+    --------
+    >>> AstraPlanTrigger([1], every_s=60)  # doctest: +SKIP
+    """
 
     def __init__(self, plans: Sequence[int], every_s: float) -> None:
         super().__init__()

@@ -87,11 +87,19 @@ def submit(
 
     Parameters
     ----------
-    plan : from :func:`create_plan`, or a plan's number, or several of these. Of several, those
-        without rows are passed over.
-    profile : of the configuration, or one that ships.
-    options : sbatch's, in snake case, ``throttle`` and ``pages_per_element``, which override the
-        profile's: ``submit(plan, mem="4G", time="02:00:00")``.
+    plan : Planned or int, or an iterable of these
+        From :func:`create_plan`, or the number of a plan. Of several, those without rows are
+        passed over.
+    profile : str, optional
+        A profile of the configuration, or one that ships.
+    **options : str, int or bool
+        sbatch's options in snake case, ``throttle`` and ``pages_per_element``, which override the
+        profile's.
+
+    Returns
+    -------
+    Submitted or list of Submitted
+        A list where several plans were given.
 
     Raises
     ------
@@ -99,6 +107,11 @@ def submit(
         If there is no such plan, it was cancelled, or it has no rows.
     SlurmError
         If Slurm refuses; the plan can be submitted again.
+
+    Examples
+    --------
+    >>> from astra.api import submit
+    >>> submitted = submit(1, profile="debug", mem="4G", time="02:00:00")  # doctest: +SKIP
     """
     if isinstance(plan, int | Planned):
         return submit_plan(_number(plan), profile, options)
@@ -111,7 +124,7 @@ def wait(
     submission: int | Planned | Submitted,
     timeout_s: float | None = None,
     every_s: float = 30.0,
-    tell: Callable[[PlanStatus], None] | None = None,
+    notify: Callable[[PlanStatus], None] | None = None,
 ) -> PlanStatus: ...
 
 
@@ -120,7 +133,7 @@ def wait(
     submission: Iterable[int | Planned | Submitted],
     timeout_s: float | None = None,
     every_s: float = 30.0,
-    tell: Callable[[PlanStatus], None] | None = None,
+    notify: Callable[[PlanStatus], None] | None = None,
 ) -> list[PlanStatus]: ...
 
 
@@ -128,38 +141,53 @@ def wait(
     submission: int | Planned | Submitted | Iterable[int | Planned | Submitted],
     timeout_s: float | None = None,
     every_s: float = 30.0,
-    tell: Callable[[PlanStatus], None] | None = None,
+    notify: Callable[[PlanStatus], None] | None = None,
 ) -> PlanStatus | list[PlanStatus]:
-    """Wait until nothing of a plan, or of several, will go on by itself; how they stand then.
+    """Wait until nothing of a plan, or of several, will go on by itself.
 
-    That is ``whole``, ``cancelled``, or ``attention``: rows are left, and somebody, such as
-    :func:`resume`, has to do something.
+    The state is then ``whole``, ``failed rows``, ``cancelled``, or ``attention``: rows are left,
+    and somebody, such as :func:`resume`, has to do something.
 
     Parameters
     ----------
-    submission : from :func:`submit`, or a plan's number, or several of these.
-    timeout_s : longest wait for each plan; without one there is no bound.
-    every_s : longest pause between two looks, each of which asks Slurm; the first are shorter.
-    tell : is given what each look has found.
+    submission : Planned, Submitted or int, or an iterable of these
+        From :func:`create_plan` or :func:`submit`, or the number of a plan.
+    timeout_s : float, optional
+        Longest wait for each plan [s]; default no bound.
+    every_s : float
+        Longest pause between two queries of Slurm [s]; the first pauses are shorter.
+    notify : callable, optional
+        Called with the status after each query.
+
+    Returns
+    -------
+    PlanStatus or list of PlanStatus
+        A list where several plans were given.
 
     Raises
     ------
     TimeoutError
-        If the plan is still running after so long. Its elements go on.
+        If a plan is still running after `timeout_s`. Its elements go on.
+
+    Examples
+    --------
+    >>> from astra.api import wait
+    >>> wait(1, timeout_s=3600).state.value
+    'whole'
     """
     if isinstance(submission, int | Planned | Submitted):
-        return _wait(_number(submission), timeout_s, every_s, tell)
-    return [_wait(_number(one), timeout_s, every_s, tell) for one in submission]
+        return _wait(_number(submission), timeout_s, every_s, notify)
+    return [_wait(_number(one), timeout_s, every_s, notify) for one in submission]
 
 
 def _wait(
-    plan: int, timeout_s: float | None, every_s: float, tell: Callable[[PlanStatus], None] | None
+    plan: int, timeout_s: float | None, every_s: float, notify: Callable[[PlanStatus], None] | None
 ) -> PlanStatus:
     began, pause_s = time.monotonic(), _FIRST_LOOK_S
     while True:
         found = status(plan)
-        if tell is not None:
-            tell(found)
+        if notify is not None:
+            notify(found)
         if found.state is not PlanState.RUNNING:
             return found
         rest_s = None if timeout_s is None else began + timeout_s - time.monotonic()
@@ -264,9 +292,39 @@ def estimate(
     chosen: Profile | None = None,
     probe: bool = False,
 ) -> list[Estimate]:
-    """Choose sizes such that an element takes about `target_s`: :func:`astra.plan.sizes.estimate`.
+    """Choose sizes such that an element takes about `target_s`, from what earlier attempts took.
 
-    With `probe`, a task of which nothing is known is run on a few rows here first.
+    Parameters
+    ----------
+    task : callable or str
+        A task, or its name.
+    input_model : class or str, optional
+        One of the task's input models, or its name; default all.
+    target_s : float
+        How long an element should take [s].
+    arguments : mapping, optional
+        Arguments of the task, by name.
+    chosen : Profile, optional
+        The profile to be used: its partition bounds the limits. Without one nothing does.
+    probe : bool
+        Run a task of which nothing is known on a few rows here first, and store their results.
+
+    Returns
+    -------
+    list of Estimate
+        One for each input model.
+
+    Raises
+    ------
+    TaskError
+        If the task or an argument cannot be used.
+
+    Examples
+    --------
+    >>> from astra.api import estimate
+    >>> (sizes,) = estimate("slam.slam", "BossVisitSpectrum", target_s=600)
+    >>> sizes.source
+    'history'
     """
     run_probe = resume_local if probe else None
     return sizes.estimate(task, input_model, target_s, arguments, chosen, run_probe)

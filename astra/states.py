@@ -47,13 +47,20 @@ ALIVE = frozenset({PageState.RUNNING, PageState.WAITING, PageState.UNKNOWN})
 
 
 class PlanState(StrEnum):
-    """A plan as a whole, with the exit status of ``astra status``."""
+    """A plan as a whole, with the exit status of ``astra status``.
 
-    WHOLE = "whole"  # every row has a result, or rightly none: 0
-    FAILED_ROWS = "failed rows"  # every row has ended, some as failures: 8
-    RUNNING = "running"  # something lives that will go on by itself: 3
-    ATTENTION = "attention"  # somebody has to do something: 4
-    CANCELLED = "cancelled"  # given up on purpose: 0
+    Examples
+    --------
+    >>> from astra.api import PlanState
+    >>> PlanState("failed rows").exit_status
+    8
+    """
+
+    WHOLE = "whole"  #: every row has a result, or rightly none: 0
+    FAILED_ROWS = "failed rows"  #: every row has ended, some as failures: 8
+    RUNNING = "running"  #: something lives that will go on by itself: 3
+    ATTENTION = "attention"  #: somebody has to do something: 4
+    CANCELLED = "cancelled"  #: given up on purpose: 0
 
     @property
     def exit_status(self) -> int:

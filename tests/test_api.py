@@ -41,7 +41,7 @@ def test_plan_submit_wait(slurm):
     submissions = submit(plans, profile="debug", mem="300M")
     assert [s.pages for s in submissions] == [4] and submissions[0].profile == "debug"
     looks: list[str] = []
-    (found,) = wait(submissions, timeout_s=240, every_s=5, tell=lambda s: looks.append(s.state))
+    (found,) = wait(submissions, timeout_s=240, every_s=5, notify=lambda s: looks.append(s.state))
     assert found.state == "whole" and found.rows == {"done": 40} and looks[-1] == "whole"
     for one in (submissions[0], plans[0], plans[0].plan):
         assert wait(one).rows == found.rows == status(found.plan).rows

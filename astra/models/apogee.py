@@ -21,7 +21,14 @@ class ApogeeMixin(SpectrumMixin):
 
 
 class ApogeeVisitSpectrum(BaseModel, ApogeeMixin):
-    """One visit of APOGEE: 1.51 to 1.70 micron, R about 22,500."""
+    """One visit of APOGEE: 1.51 to 1.70 micron, R about 22,500.
+
+    Examples
+    --------
+    >>> from astra.models import ApogeeVisitSpectrum
+    >>> ApogeeVisitSpectrum.create(snr=80.0).spectrum_pk is not None
+    True
+    """
 
     plate = TextField(null=True)
     fiber = IntegerField(null=True)
@@ -31,7 +38,14 @@ class ApogeeVisitSpectrum(BaseModel, ApogeeMixin):
 
 
 class ApogeeVisitSpectrumInApStar(BaseModel, ApogeeMixin):
-    """One visit of APOGEE, resampled on the 8,575 pixels of an apStar file."""
+    """One visit of APOGEE, resampled on the 8,575 pixels of an apStar file.
+
+    Examples
+    --------
+    >>> from astra.models import ApogeeVisitSpectrumInApStar
+    >>> ApogeeVisitSpectrumInApStar.create(snr=80.0).spectrum_pk is not None
+    True
+    """
 
     drp_spectrum_pk = BigIntegerField(
         null=True, index=True, help_text="the visit's own spectrum, before it was resampled"
@@ -43,7 +57,14 @@ class ApogeeVisitSpectrumInApStar(BaseModel, ApogeeMixin):
 
 
 class ApogeeCoaddedSpectrumInApStar(BaseModel, ApogeeMixin):
-    """All visits of a star, coadded, resampled on the 8,575 pixels of an apStar file."""
+    """All visits of a star, coadded, resampled on the 8,575 pixels of an apStar file.
+
+    Examples
+    --------
+    >>> from astra.models import ApogeeCoaddedSpectrumInApStar
+    >>> ApogeeCoaddedSpectrumInApStar.create(n_visits=3).spectrum_pk is not None
+    True
+    """
 
     n_visits = IntegerField(null=True)
     n_good_visits = IntegerField(null=True)

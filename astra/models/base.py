@@ -107,7 +107,17 @@ class ModelMeta(ModelBase):
 
 
 class BaseModel(peewee.Model, metaclass=ModelMeta):
-    """The root of all tables. A subclass in your own module is a table: nothing to register."""
+    """The root of all tables. A subclass in your own module is a table, and is not registered.
+
+    Examples
+    --------
+    >>> import peewee
+    >>> from astra.models import BaseModel
+    >>> class Station(BaseModel):
+    ...     name = peewee.TextField(unique=True)
+    >>> Station._meta.table_name
+    'station'
+    """
 
     class Meta:
         database = database

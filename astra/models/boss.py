@@ -19,7 +19,14 @@ class BossMixin(SpectrumMixin):
 
 
 class BossVisitSpectrum(BaseModel, BossMixin):
-    """One visit of BOSS: 3,600 to 10,400 Angstrom, R about 2,000."""
+    """One visit of BOSS: 3,600 to 10,400 Angstrom, R about 2,000.
+
+    Examples
+    --------
+    >>> from astra.models import BossVisitSpectrum
+    >>> BossVisitSpectrum.create(snr=30.0).spectrum_pk is not None
+    True
+    """
 
     fieldid = IntegerField(null=True)
     catalogid = BigIntegerField(null=True)

@@ -8,7 +8,14 @@ from astra.models.boss import BossMixin
 
 
 class ApogeeCombinedSpectrum(BaseModel, ApogeeMixin):
-    """All visits of a star, combined at rest."""
+    """All visits of a star by APOGEE, combined at rest.
+
+    Examples
+    --------
+    >>> from astra.models import ApogeeCombinedSpectrum
+    >>> ApogeeCombinedSpectrum.create(n_visits=3).spectrum_pk is not None
+    True
+    """
 
     n_visits = IntegerField(null=True)
     min_mjd = IntegerField(null=True)
@@ -17,7 +24,14 @@ class ApogeeCombinedSpectrum(BaseModel, ApogeeMixin):
 
 
 class BossCombinedSpectrum(BaseModel, BossMixin):
-    """All visits of a star, combined at rest."""
+    """All visits of a star by BOSS, combined at rest.
+
+    Examples
+    --------
+    >>> from astra.models import BossCombinedSpectrum
+    >>> BossCombinedSpectrum.create(n_visits=3).spectrum_pk is not None
+    True
+    """
 
     n_visits = IntegerField(null=True)
     min_mjd = IntegerField(null=True)

@@ -103,14 +103,32 @@ def result_of(model: Any, null: bool = False) -> Any:
 
     Parameters
     ----------
-    model : any peewee ``Model`` with a primary key.
-    null : True where some results are of rows of another table.
+    model : class
+        Any peewee ``Model`` with a primary key.
+    null : bool
+        True where some results are of rows of another table.
+
+    Returns
+    -------
+    ResultOf
+        A declaration, from which the output model makes its columns.
+
+    Raises
+    ------
+    UsageError
+        If the model has no primary key.
 
     Examples
     --------
-    >>> class Period(OutputModel):  # doctest: +SKIP
+    >>> import peewee
+    >>> from astra.models import OutputModel, result_of
+    >>> class LightCurve(peewee.Model):
+    ...     obj_id = peewee.TextField(primary_key=True)
+    >>> class Period(OutputModel):
     ...     light_curve = result_of(LightCurve)
-    ...     period = FloatField()
+    ...     period = peewee.FloatField(help_text="[d]")
+    >>> Period.light_curve_id.column_name
+    'light_curve_id'
     """
     return ResultOf(model, null)
 
@@ -164,6 +182,14 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     ``input_read`` is the database's time at which the input row was read, ``input_modified`` the
     ``modified`` that it had then: the result is up to date while the input still has it. The
     database allows one result for each input row and major.minor version.
+
+    Examples
+    --------
+    >>> import peewee
+    >>> from astra.models import BossVisitSpectrum, OutputModel, result_of
+    >>> class Sharpness(OutputModel):
+    ...     spectrum = result_of(BossVisitSpectrum)
+    ...     sharpness = peewee.FloatField()
     """
 
     task_pk = BigAutoField()
@@ -305,6 +331,16 @@ class PipelineOutputModel(OutputModel):
 
     The database allows one row for each ``spectrum_pk`` (``source_pk`` for results of no spectrum),
     major.minor version and number of the result within its input row.
+
+    Examples
+    --------
+    >>> import peewee
+    >>> from astra.models import BossVisitSpectrum, PipelineOutputModel
+    >>> class Brightness(PipelineOutputModel):
+    ...     brightness = peewee.FloatField(help_text="[mag]")
+    >>> spectrum = BossVisitSpectrum.get()
+    >>> Brightness.from_spectrum(spectrum, brightness=17.5).spectrum_pk == spectrum.spectrum_pk
+    True
     """
 
     source_pk = BigIntegerField(null=True, index=True)

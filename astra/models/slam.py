@@ -12,7 +12,15 @@ class Slam(PipelineOutputModel):
     A label is NULL where the fit failed or had nothing to fit; ``result_flags`` says why. It is
     NULL too where the model has no such label; labels that have no column of their own are in
     ``other_labels``. Errors hold what cross-validation of the model added to those of the fit.
-    A ``flag_...`` of a single bit is also a condition: ``Slam.select().where(Slam.flag_low_snr)``.
+    A ``flag_...`` of a single bit is also a condition.
+
+    Examples
+    --------
+    >>> from astra.models import Slam
+    >>> Slam.select().where(Slam.teff > 2000).count()
+    4
+    >>> Slam.select().where(Slam.flag_low_snr).count()
+    0
     """
 
     teff = FloatField(null=True)

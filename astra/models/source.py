@@ -15,6 +15,12 @@ class Source(BaseModel):
 
     Positions are ICRS degrees; proper motions mas/yr; parallaxes mas; magnitudes as published by
     each survey, in its own system.
+
+    Examples
+    --------
+    >>> from astra.models import Source
+    >>> Source.create(sdss_id=54392544, ra=10.68, dec=41.27).sdss_id
+    54392544
     """
 
     pk = AutoField()

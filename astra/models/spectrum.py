@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 
 class Spectrum(BaseModel):
-    """The register of all spectra: gives each a ``spectrum_pk``, unique over all tables."""
+    """The register of all spectra: gives each a ``spectrum_pk``, unique over all tables.
+
+    Examples
+    --------
+    >>> from astra.models import Spectrum
+    >>> len(Spectrum.allocate("boss_visit_spectrum", 3))
+    3
+    """
 
     pk = BigAutoField()
     kind = TextField(
@@ -43,6 +50,15 @@ class SpectrumMixin:
     ``ivar`` [inverse variance of the flux] and ``pixel_flags`` [bits, 0 is good] are arrays of one
     shape, (P,). They are read from the file that the row names (``path``, below the configured
     ``[data] root``; see spectrum_files.py), or from the row itself (``stored_flux`` and so on).
+
+    Examples
+    --------
+    >>> import peewee
+    >>> from astra.models import BaseModel, SpectrumMixin
+    >>> class LamostSpectrum(BaseModel, SpectrumMixin):
+    ...     plan_id = peewee.TextField(null=True)
+    >>> LamostSpectrum(stored_flux=[1.0, 2.0]).flux
+    [1.0, 2.0]
     """
 
     pk = BigAutoField()

@@ -27,7 +27,7 @@ def generate_queries_for_task(
     limit: int | None = None,
     page: int | None = None,
 ) -> Iterator[tuple[Any, ModelSelect]]:
-    """Queries for the rows that a task has no up-to-date result for.
+    """Find the input rows of a task that have no up-to-date result.
 
     The order is total: ``modified``, most recent first, ties broken by key. Left out are rows
     that have a result at the current major.minor version, unless the row was modified since that
@@ -38,18 +38,25 @@ def generate_queries_for_task(
 
     Parameters
     ----------
-    task : a function; or the name of a pipeline, a registered task, or a dotted path.
-    input_model : one of the input models that the task expects, or its name; default all.
-    sdss_ids : only rows of these sources; none at all if empty.
-    limit : at most so many rows for each input model.
-    page : from 1: the `page`-th window of `limit` rows. Pages of a live query slide while
-        others write results: rows move up, and later pages miss them. To share work out,
-        freeze a plan (:func:`astra.plan.plan.create_plan`), whose pages stay as they are.
+    task : callable or str
+        A function; or the name of a pipeline, a registered task, or a dotted path.
+    input_model : class or str, optional
+        One of the input models that the task expects, or its name; default all.
+    sdss_ids : iterable of int, optional
+        Only rows of these sources; none at all if empty.
+    limit : int, optional
+        At most this many rows for each input model.
+    page : int, optional
+        From 1: the `page`-th window of `limit` rows. Pages of a live query slide while others
+        write results: rows move up, and later pages miss them. To share work out, freeze a plan
+        (:func:`astra.api.create_plan`), whose pages stay as they are.
 
     Yields
     ------
-    (input_model, query) : the class, and a peewee ``ModelSelect`` that can be counted, iterated
-        again, and narrowed with ``.where``.
+    input_model : class
+        An input model of the task.
+    query : peewee.ModelSelect
+        Its pending rows: can be counted, iterated again, and narrowed with ``.where``.
 
     Raises
     ------
@@ -58,8 +65,11 @@ def generate_queries_for_task(
 
     Examples
     --------
+    >>> from astra import generate_queries_for_task
     >>> for input_model, query in generate_queries_for_task("slam.slam", limit=100):
-    ...     print(f"{input_model}: {query.count()} spectra to process")  # doctest: +SKIP
+    ...     print(f"{input_model.__name__}: {query.count()} spectra to process")
+    BossVisitSpectrum: 4 spectra to process
+    BossCombinedSpectrum: 0 spectra to process
     """
     function = find_task(task)
     models = choose_model(function, input_model)

@@ -35,20 +35,28 @@ from astra.tasks.signature import choose_model, find_task, output_model, task_na
 
 @dataclass(frozen=True)
 class Planned:
-    """What planning came to."""
+    """What planning came to, for one input model: what :func:`astra.api.create_plan` returns.
 
-    plan: int | None  # None: nothing was pending
-    task: str
-    input_model: str
-    pages: int
-    rows: int
-    limit: int
-    held: int  # pending rows left out: a live plan has them
-    failed: int  # left out: ended as a failure, and were not modified since
-    no_result: int  # left out: ended without a result, and were not modified since
-    quarantined: int = 0  # of the failed: ended their process
-    live_plans: tuple[int, ...] = ()  # who holds the held
-    tracks_changes: bool = True  # else nothing says when an input row was modified
+    Examples
+    --------
+    >>> from astra.api import create_plan
+    >>> (planned,) = create_plan("slam.slam", "BossCombinedSpectrum")
+    >>> planned.plan is None, planned.rows
+    (True, 0)
+    """
+
+    plan: int | None  #: number of the plan; None: nothing was pending
+    task: str  #: name of the task
+    input_model: str  #: name of the input model
+    pages: int  #: number of pages
+    rows: int  #: number of rows
+    limit: int  #: rows per page
+    held: int  #: pending rows left out: a live plan has them
+    failed: int  #: rows left out: ended as a failure, and were not modified since
+    no_result: int  #: rows left out: ended without a result, and were not modified since
+    quarantined: int = 0  #: of the failed: ended their process
+    live_plans: tuple[int, ...] = ()  #: plans that have the held rows
+    tracks_changes: bool = True  #: False: nothing says when an input row was modified
 
 
 def create_plan(
@@ -65,18 +73,40 @@ def create_plan(
 
     Parameters
     ----------
-    task, input_model, sdss_ids : as for :func:`astra.generate_queries_for_task`.
-    limit : rows per page; by default the configured ``[plan] limit``.
-    max_rows : at most so many rows, the first in their order.
-    arguments : of the task, by name; values of the annotated types, or texts that are parsed.
-    again : take rows too that ended as a failure or without a result.
-    new_first : rows without any result come before those that were modified since theirs; else,
-        and within these two, the most recently modified come first.
+    task : callable or str
+        A task, or its name.
+    input_model : class or str, optional
+        One of the task's input models, or its name; default all.
+    sdss_ids : iterable of int, optional
+        Only rows of these sources.
+    limit : int, optional
+        Rows per page; by default the configured ``[plan] limit``.
+    max_rows : int, optional
+        At most this many rows, the first in their order.
+    arguments : mapping, optional
+        Arguments of the task, by name: values of the annotated types, or texts that are parsed.
+    again : bool
+        Also take rows that ended as a failure or without a result.
+    new_first : bool
+        Rows without any result come before those that were modified since theirs; otherwise, and
+        within these two, the most recently modified come first.
+
+    Returns
+    -------
+    list of Planned
+        One for each input model; its ``plan`` is None where nothing was pending.
 
     Raises
     ------
     TaskError
         If the task, an argument or a value cannot be used; nothing is stored.
+
+    Examples
+    --------
+    >>> from astra.api import create_plan
+    >>> (planned,) = create_plan("slam.slam", "BossVisitSpectrum", limit=2, max_rows=4)
+    >>> planned.rows, planned.pages
+    (4, 2)
     """
     function = find_task(task)
     models = choose_model(function, input_model)

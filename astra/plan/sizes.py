@@ -73,22 +73,32 @@ class Experience:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes for one task and input model, and what they were chosen from."""
+    """Sizes for one task and input model, and what they were chosen from.
 
-    task: str
-    input_model: str
-    source: str  # "history", "probe" or "defaults"
-    target_s: float
-    limit: int  # rows per page
-    pages_per_element: int
-    pending: int  # rows
-    pages: int
-    elements: int
-    element_s: float | None  # expected
-    time: str | None  # sbatch's --time; None: the profile's
-    mem: str | None  # sbatch's --mem; None: the profile's
-    experience: Experience | None
-    notes: tuple[str, ...] = ()
+    :func:`astra.api.estimate` returns it.
+
+    Examples
+    --------
+    >>> from astra.api import estimate
+    >>> (sizes,) = estimate("slam.slam", "BossVisitSpectrum", target_s=600)
+    >>> sizes.pending >= 0 and sizes.limit > 0
+    True
+    """
+
+    task: str  #: name of the task
+    input_model: str  #: name of the input model
+    source: str  #: "history", "probe" or "defaults"
+    target_s: float  #: how long an element should take [s]
+    limit: int  #: rows per page
+    pages_per_element: int  #: pages that an element is submitted for
+    pending: int  #: pending rows
+    pages: int  #: pages that they make
+    elements: int  #: elements that they make
+    element_s: float | None  #: expected time of an element [s]; None: unknown
+    time: str | None  #: sbatch's --time; None: the profile's
+    mem: str | None  #: sbatch's --mem; None: the profile's
+    experience: Experience | None  #: what earlier attempts took; None: nothing is known
+    notes: tuple[str, ...] = ()  #: what bounded the choice
 
 
 def estimate(

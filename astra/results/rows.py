@@ -43,7 +43,23 @@ class Handed:
 
 @dataclass(frozen=True)
 class End:
-    """What a task yields when it is done with an input row that it took together with others."""
+    """Say that an input row is done, where a task took several rows before it yielded.
+
+    Parameters
+    ----------
+    row : peewee.Model
+        The input row, as the task was given it.
+
+    Examples
+    --------
+    >>> from astra import End, task
+    >>> @task(many=True)
+    ... def lines(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Slam]:
+    ...     for spectrum in list(spectra):
+    ...         yield Slam.from_spectrum(spectrum, teff=3500.0)
+    ...         yield Slam.from_spectrum(spectrum, teff=3600.0)
+    ...         yield End(spectrum)
+    """
 
     row: Any
 

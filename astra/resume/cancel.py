@@ -32,28 +32,54 @@ _PATIENCE_S, _LOCK_S = 5.0, 30.0
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What cancelling came to."""
+    """What cancelling came to; :func:`astra.api.cancel` returns it.
 
-    plan: int
-    jobs: tuple[str, ...]  # Slurm jobs or elements that were told to end
-    processes: tuple[int, ...]  # of this machine
-    pages: tuple[int, ...] = ()  # of the element that was told to end; () for a whole plan
-    rows_freed: int = 0  # that another plan may take
-    rows_held: int = 0  # by attempts that have not ended yet
-    whole: bool = False  # every row had ended: nothing was done
+    Examples
+    --------
+    >>> from astra.api import cancel
+    >>> cancel(1).rows_freed
+    0
+    """
+
+    plan: int  #: number of the plan
+    jobs: tuple[str, ...]  #: Slurm jobs or elements that were asked to stop
+    processes: tuple[int, ...]  #: processes of this machine that were asked to stop
+    pages: tuple[int, ...] = ()  #: of the element that was asked to stop; () for a whole plan
+    rows_freed: int = 0  #: rows that another plan may take
+    rows_held: int = 0  #: rows of attempts that have not ended yet
+    whole: bool = False  #: every row had ended: nothing was done
 
 
 def cancel(plan: int, page: int | None = None) -> Cancelled:
     """Terminate the elements of a plan, and release its rows; or of one page alone.
 
-    What they yielded is stored. With `page`, only its element ends and the plan stays. Can be
-    called again, as long as elements have not ended.
+    What they yielded is stored. It can be called again as long as elements have not ended.
+
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+    page : int, optional
+        Terminate only the element of this page; the plan stays.
+
+    Returns
+    -------
+    Cancelled
+        What was terminated and released.
 
     Raises
     ------
+    UsageError
+        If there is no such plan or page.
     SlurmError
-        If Slurm could not be told. The plan is cancelled all the same: elements that run end at
-        their next checkpoint.
+        If Slurm could not be notified. The plan is cancelled all the same: elements that run end
+        at their next checkpoint.
+
+    Examples
+    --------
+    >>> from astra.api import cancel
+    >>> cancel(1).whole  # every row had ended: nothing was done
+    True
     """
     frozen = get_plan(plan)
     check_archive()

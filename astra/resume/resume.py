@@ -38,16 +38,45 @@ def resume(
     Called twice, or while elements run, it starts nothing twice. The policy decides, for each page
     by how its element ended, whether it is submitted again, and with how much more memory or time;
     pages that it gives up stand in ``left`` of what is returned, with what would take them again.
-    Nodes at which failures gather are left out for a while. Needs nobody in front of it.
+    Nodes at which failures gather are left out for a while.
 
     Parameters
     ----------
-    failed : take rows again that are recorded as failures.
-    only : Slurm states, such as ``OUT_OF_MEMORY``: only pages whose element ended so, those too
+    plan : int
+        Number of the plan.
+    failed : bool
+        Take rows again that are recorded as failures.
+    only : iterable of str
+        Slurm states, such as ``OUT_OF_MEMORY``: only pages whose element ended so, including those
         that have used up their retries.
-    profile_name, options, dry_run, hours : as for :func:`astra.submit.submit.submit`. Without
-        a name, elements are submitted as those before them were.
-    asked : what Slurm said of the plan just now; without it, it is asked.
+    profile_name : str, optional
+        Profile; by default that of the elements before.
+    options : mapping, optional
+        sbatch's options in snake case, on top of the profile.
+    dry_run : bool
+        Return the scripts, and submit nothing.
+    hours : Hours
+        When elements may begin, and must have ended.
+    asked : tuple, optional
+        What Slurm has just said of the plan; without it, Slurm is asked.
+
+    Returns
+    -------
+    Submitted
+        What was submitted, passed over and given up.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan, or it was cancelled or paused.
+    SlurmError
+        If Slurm refuses; call it again later.
+
+    Examples
+    --------
+    >>> from astra.api import resume
+    >>> resume(1).pages  # doctest: +SKIP
+    3
     """
     frozen = get_plan(plan)
     check_ready(frozen)
@@ -129,7 +158,37 @@ def resume_local(
     progress: Callable[[int, int], None] = lambda ended, rows: None,
     row_timeout: float | None = None,
 ) -> Submitted:
-    """The same with processes of this machine; without `failed`, as a first submission too."""
+    """Run the pages of a plan that are not whole and not alive as processes of this machine.
+
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+    n_processes : int
+        How many processes run at once.
+    failed : bool
+        Take rows again that are recorded as failures.
+    progress : callable, optional
+        Called with the number of rows that have ended, and of all rows.
+    row_timeout : float, optional
+        Time after which a row is ended, as a failure [s].
+
+    Returns
+    -------
+    Submitted
+        What was run and passed over.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan, or it was cancelled or paused.
+
+    Examples
+    --------
+    >>> from astra.api import resume_local
+    >>> resume_local(1, n_processes=2).pages  # every page is done
+    0
+    """
     frozen = get_plan(plan)
     check_plan_version(frozen)
     if frozen.cancelled is not None:

@@ -13,17 +13,24 @@ from astra.states import Outcome
 
 @dataclass(frozen=True)
 class FailedRow:
-    """One row of a plan that ended as a failure."""
+    """One row of a plan that ended as a failure: :func:`astra.api.failures` returns these.
 
-    key: int | str
-    page: int | None
-    exception: str
-    message: str
-    place: str | None
-    times: int
-    refused: bool  # a further result of a row that has one: the row is done
-    traceback: str | None
-    since: str | None = None  # what became of the row after this plan had done with it
+    Examples
+    --------
+    >>> from astra.api import failures
+    >>> [failed.key for failed in failures(1)]
+    []
+    """
+
+    key: int | str  #: of the input row
+    page: int | None  #: number of the page
+    exception: str  #: class of the exception
+    message: str  #: its first line
+    place: str | None  #: file, line and function that raised it
+    times: int  #: how often the row failed
+    refused: bool  #: a further result of a row that has one: the row is done
+    traceback: str | None  #: of the last failure
+    since: str | None = None  #: what became of the row after this plan had done with it
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,31 @@ class Kind:
 
 
 def failures(plan: int) -> list[FailedRow]:
-    """The failures of a plan, by key: as many as its status counts, and refused results.
+    """Return the failures of a plan, by key: as many as its status counts, and refused results.
 
     A row has one record: where a later plan took the row again, the record is of that plan, and
     where the row has ended otherwise since there is none.
+
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+
+    Returns
+    -------
+    list of FailedRow
+        With keys, exceptions and tracebacks.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+
+    Examples
+    --------
+    >>> from astra.api import failures
+    >>> for failed in failures(1):
+    ...     print(failed.key, failed.exception, failed.message)
     """
     frozen = get_plan(plan)
     with connection():

@@ -44,21 +44,32 @@ class NextStep:
 
 @dataclass(frozen=True)
 class PlanStatus:
-    """A plan: its rows by state add up to `n_rows`, always."""
+    """How a plan stands: its rows by state add up to `n_rows`, always.
 
-    plan: int
-    task: str
-    input_model: str
-    state: PlanState
-    n_pages: int
-    n_rows: int
-    rows: Mapping[str, int]  # by state: done, failed, no result, running, waiting, lost ...
-    pages: Mapping[str, int]
+    :func:`astra.api.status` returns it.
+
+    Examples
+    --------
+    >>> from astra.api import status
+    >>> plan = status(1)
+    >>> sum(plan.rows.values()) == plan.n_rows
+    True
+    """
+
+    plan: int  #: number of the plan
+    task: str  #: name of the task
+    input_model: str  #: name of the input model
+    state: PlanState  #: of the plan as a whole
+    n_pages: int  #: number of pages
+    n_rows: int  #: number of rows
+    rows: Mapping[str, int]  #: rows by state: done, failed, no result, running, waiting, lost ...
+    pages: Mapping[str, int]  #: pages by state
+    #: pages one by one, with their elements
     elements: Sequence[PageStatus] = field(repr=False, default=())
-    notes: tuple[str, ...] = ()
-    advice: tuple[str, ...] = ()
-    refused: int = 0  # further results of rows that have one
-    steps: tuple[NextStep, ...] = ()  # what resume does about pages that are not whole
+    notes: tuple[str, ...] = ()  #: what to know about these numbers
+    advice: tuple[str, ...] = ()  #: commands to type next
+    refused: int = 0  #: further results of rows that have one
+    steps: tuple[NextStep, ...] = ()  #: what resume does about pages that are not whole
 
     def in_states(self, states: Collection[PageState]) -> Iterator[PageStatus]:
         """The pages that are in one of these states."""
@@ -68,17 +79,36 @@ class PlanStatus:
 def status(
     plan: int, ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
 ) -> PlanStatus:
-    """How a plan stands.
+    """Return how a plan stands: its rows by outcome, its pages and elements by state.
 
-    Where the accounting is behind, squeue is asked a second time; without `ask_again` such elements
-    are unknown, until the next time that somebody asks. Of pages whose rows have all ended, Slurm
-    and the attempts add only how that came about: without `of_whole` they are not asked for it.
-    What Slurm told this user within the last `recent_s` seconds is not asked again.
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+    ask_again : bool
+        Where the accounting is behind, ask squeue a second time; otherwise such elements are
+        unknown until the next query.
+    of_whole : bool
+        Also ask how pages came to their end whose rows have all ended.
+    recent_s : float
+        Age up to which an earlier answer of Slurm to this user is used again [s].
+
+    Returns
+    -------
+    PlanStatus
+        The numbers of its ``rows`` add up to ``n_rows``.
 
     Raises
     ------
     UsageError
         If there is no such plan.
+
+    Examples
+    --------
+    >>> from astra.api import status
+    >>> plan = status(1)
+    >>> plan.state.value, plan.rows["done"]
+    ('whole', 4)
     """
     return statuses([plan], ask_again, of_whole, recent_s)[0]
 
@@ -86,12 +116,32 @@ def status(
 def statuses(
     plans: Sequence[int], ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
 ) -> list[PlanStatus]:
-    """How some plans stand; Slurm is asked once, for all of them. As :func:`status`.
+    """Return how several plans stand; Slurm is asked once for all of them.
+
+    Parameters
+    ----------
+    plans : sequence of int
+        Numbers of the plans.
+    ask_again, of_whole : bool
+        As for :func:`status`.
+    recent_s : float
+        As for :func:`status` [s].
+
+    Returns
+    -------
+    list of PlanStatus
+        In the order of `plans`.
 
     Raises
     ------
     UsageError
         If there is no such plan.
+
+    Examples
+    --------
+    >>> from astra.api import statuses
+    >>> [plan.state.value for plan in statuses([1])]
+    ['whole']
     """
     found = [_read(get_plan(plan), of_whole) for plan in plans]
     jobs = slurm_jobs(s for stored in found for s in stored.asked_about(of_whole))

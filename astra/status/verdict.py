@@ -80,22 +80,29 @@ class Breach:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verifying a plan came to."""
+    """What verifying a plan came to; :func:`astra.api.verify` returns it.
 
-    plan: int
-    task: str
-    n_pages: int
-    n_rows: int
-    sound: bool
-    whole: bool  # sound or not: no row is pending
-    rows: dict[str, int]  # by how they ended
-    n_attempts: int
-    modified_since: int  # results whose input was modified after they were computed: pending again
-    of_others: int  # rows whose present result, or end, is of another plan or a direct call
-    inputs_gone: int  # results whose input row is no more
-    n_breaches: int
-    breaches: tuple[Breach, ...] = ()  # the first ones of each check
-    checks: dict[str, int] = field(default_factory=dict)  # breaches by check
+    Examples
+    --------
+    >>> from astra.api import verify
+    >>> verify(1).n_breaches
+    0
+    """
+
+    plan: int  #: number of the plan
+    task: str  #: name of the task
+    n_pages: int  #: number of pages
+    n_rows: int  #: number of rows
+    sound: bool  #: True: no check found anything
+    whole: bool  #: sound or not: no row is pending
+    rows: dict[str, int]  #: rows by how they ended
+    n_attempts: int  #: attempts that were checked
+    modified_since: int  #: results whose input was modified after they were computed: pending again
+    of_others: int  #: rows whose present result, or end, is of another plan or a direct call
+    inputs_gone: int  #: results whose input row is no more
+    n_breaches: int  #: number of breaches
+    breaches: tuple[Breach, ...] = ()  #: the first ones of each check
+    checks: dict[str, int] = field(default_factory=dict)  #: breaches by check
 
     @property
     def exit_status(self) -> int:

@@ -16,13 +16,26 @@ def verify(plan: int, most: int = 20) -> Verdict:
 
     Parameters
     ----------
-    plan : its number.
-    most : breaches of each check that are listed; all are counted.
+    plan : int
+        Number of the plan.
+    most : int
+        Breaches of each check that are listed; all are counted.
+
+    Returns
+    -------
+    Verdict
+        ``sound`` where no check found anything.
 
     Raises
     ------
     UsageError
         If there is no such plan, or its models cannot be imported.
+
+    Examples
+    --------
+    >>> from astra.api import verify
+    >>> verify(1).sound
+    True
     """
     from astra.status.ledger import Ledger  # numpy with it, which few commands need
 

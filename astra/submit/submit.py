@@ -60,19 +60,26 @@ class Left:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a submission came to."""
+    """What a submission came to: what ``submit`` and ``resume`` of :mod:`astra.api` return.
 
-    plan: int
-    task: str
-    pages: int  # that were submitted
-    rows: int  # pending rows of those pages
-    jobs: tuple[Job, ...] = ()
-    profile: str | None = None
-    unsubmitted: int = 0  # pages left for later: a limit of Slurm's was reached
-    skipped: Mapping[str, int] = field(default_factory=dict)  # pages not touched, by state
-    left: tuple[Left, ...] = ()  # pages that are given up
-    message: str | None = None
-    dry_run: bool = False
+    Examples
+    --------
+    >>> from astra.api import resume_local
+    >>> resume_local(1).skipped
+    {'done': 2}
+    """
+
+    plan: int  #: number of the plan
+    task: str  #: name of the task
+    pages: int  #: pages that were submitted
+    rows: int  #: pending rows of those pages
+    jobs: tuple[Job, ...] = ()  #: Slurm arrays
+    profile: str | None = None  #: name of the profile
+    unsubmitted: int = 0  #: pages left for later: a limit of Slurm's was reached
+    skipped: Mapping[str, int] = field(default_factory=dict)  #: pages not touched, by state
+    left: tuple[Left, ...] = ()  #: pages that are given up
+    message: str | None = None  #: why fewer pages were submitted than asked for
+    dry_run: bool = False  #: True: nothing was submitted
 
 
 def submit(

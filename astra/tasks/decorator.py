@@ -34,21 +34,32 @@ from astra.tasks.signature import (
 def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
     """Make a generator function a task.
 
-    Works bare, with arguments, and overridden at the call; call beats decorator beats default.
+    It is used bare, or with keywords, which can also be given at the call: call beats decorator
+    beats default.
 
     Parameters
     ----------
-    live : yield each result at once, before it is written (default False: results come out
-        after their batch is in the database, with their ``task_pk``).
-    batch_size : rows written per batch (1000).
-    write_frequency : longest time that a yielded result waits for its checkpoint (300 s).
-    write_to_database : False: results are yielded and not written.
-    re_raise_exceptions : False: an exception is logged and recorded as a failure of its row,
-        and the remaining rows are still processed.
-    group_by : names of input columns: one row per group, the most recently modified; its results
-        may be of any row of the group.
-    many : True: a row may have several results. They are stored together when the row ends: when
-        the next row is asked for, or `End(row)` is yielded.
+    function : callable
+        The generator function, where the decorator is used bare.
+    **keywords : bool, int, float or str
+        Any of these:
+
+        - ``live``: yield each result at once, before it is written (default False: results come
+          out after their batch is in the database, with their ``task_pk``).
+        - ``batch_size``: number of results written per batch (1000).
+        - ``write_frequency``: longest time that a result waits for its checkpoint (300) [s].
+        - ``write_to_database``: False: results are yielded and not written (True).
+        - ``re_raise_exceptions``: False: an exception is logged and recorded as a failure of its
+          row, and the remaining rows are still processed (True).
+        - ``group_by``: names of input columns: one row per group, the most recently modified; its
+          results may be of any row of the group (none).
+        - ``many``: True: a row may have several results. They are stored together when the row
+          ends: when the next row is asked for, or ``End(row)`` is yielded (False).
+
+    Returns
+    -------
+    callable
+        The task: called with rows, it stores results and yields them.
 
     Raises
     ------
@@ -57,10 +68,15 @@ def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
 
     Examples
     --------
+    >>> from collections.abc import Iterable
+    >>> from astra import task
+    >>> from astra.models import BossVisitSpectrum, Slam
     >>> @task(batch_size=50)
-    ... def my_analysis(spectra):
+    ... def my_analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Slam]:
     ...     for spectrum in spectra:
-    ...         yield ...
+    ...         yield Slam.from_spectrum(spectrum, teff=3500.0)
+    >>> len(list(my_analysis(BossVisitSpectrum.select(), write_to_database=False)))
+    8
     """
     if function is None:
         namespace = sys._getframe(1).f_locals

@@ -40,13 +40,13 @@ def slam(
 
     Parameters
     ----------
-    spectra
+    spectra : iterable of BossVisitSpectrum or BossCombinedSpectrum
         Visits or combined spectra, on any pixels.
-    model
+    model : str, optional
         A file that ``astra slam train`` wrote, or the name of a model that ships with astra:
         ``slam_templates`` was trained on real stars, ``slam_synthetic`` on synthetic ones, and is
         the default, for demonstrations.
-    store_model
+    store_model : bool
         Whether results hold the model's flux and the continuum, on the pixels of the spectrum.
 
     Yields
@@ -58,6 +58,17 @@ def slam(
     ------
     UsageError
         If `model` is missing or no model; before the first spectrum is asked for.
+
+    Examples
+    --------
+    >>> from astra.models import BossVisitSpectrum
+    >>> from astra.pipelines.slam import slam
+    >>> spectra = BossVisitSpectrum.select().limit(3)
+    >>> for result in slam(spectra, write_to_database=False):
+    ...     print(type(result).__name__)
+    Slam
+    Slam
+    Slam
     """
     from astra.pipelines.slam.model_file import DEFAULT, load
 

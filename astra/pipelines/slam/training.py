@@ -61,48 +61,60 @@ def train(
 
     Parameters
     ----------
-    labels
+    labels : array_like
         Shape (N, L), finite.
-    wavelength
+    wavelength : array_like
         Vacuum Angstrom, ascending, shape (P,), the same for all: see resample.py.
-    flux, ivar
-        Spectra at rest and their inverse variances, shape (N, P). NaN pixels, and those of an
-        ivar that is not positive, are left out of the regression of their pixel. Without `ivar`,
-        all finite pixels count, and are taken for free of noise.
-    path
+    flux, ivar : array_like
+        Spectra at rest and their inverse variances [any unit], shape (N, P). NaN pixels, and
+        those of an ivar that is not positive, are left out of the regression of their pixel.
+        Without `ivar`, all finite pixels count, and are taken to be without noise.
+    path : str or Path, optional
         File to write, ``.npz``.
-    label_names
+    label_names : tuple of str
         Names of the L labels. Those that ``slam`` has columns for are stored there, the others
         together in its column ``other_labels``.
-    continuum_degree
+    continuum_degree : int
         Of the polynomial that takes out the continuum.
-    is_normalised
+    is_normalised : bool
         Whether the spectra are divided by their continuum already, and are used as they are.
-    gammas, ridges
-        Among which to choose.
-    rest_masks, observed_masks
+    gammas, ridges : tuple of float
+        Widths of the kernel and ridges to choose among [no unit].
+    rest_masks, observed_masks : array_like
         Ranges of wavelength [Angstrom] that fits do not use, shape (m, 2), in the frame of the
         star and in that of the observer.
-    rejects
+    rejects : bool
         Whether spectra and pixels that the others contradict are left out.
-    validates
+    validates : bool
         Whether the training spectra are labelled by models that have not seen them: this gives
         the least errors of labels and the limits of the domain.
-    outside
+    outside : tuple of array_like, optional
         Fluxes and inverse variances, (O, P), of spectra of other kinds, if there are any: the
         model then knows where its kind ends.
-    description
+    description : str
         A sentence in the file: what the model was trained on.
 
     Returns
     -------
     Model
+        The trained model, also if it was written to `path`.
 
     Raises
     ------
     UsageError
         If the shapes do not fit together, a label is not finite, none varies, or a pixel has
         fewer than two spectra with data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astra.pipelines.slam import synthetic, train
+    >>> rng = np.random.default_rng(1)
+    >>> labels = synthetic.random_labels(rng, 30)
+    >>> spectra = [synthetic.spectrum(star, 50.0, rng) for star in labels]
+    >>> wavelength = spectra[0][0]
+    >>> flux, ivar = (np.array([one[i] for one in spectra]) for i in (1, 2))
+    >>> model = train(labels, wavelength, flux, ivar, "model.npz")  # doctest: +SKIP
     """
     labels, wavelength, flux = (np.asarray(a, float) for a in (labels, wavelength, flux))
     precise = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
