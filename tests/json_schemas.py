@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,9 @@ def _plain(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     made = {k: _plain(v) for k, v in part.items() if k != "default"}
+    if isinstance(made.get("description"), str):  # of a docstring: what programs need of it
+        text = made["description"].split("\n\nExamples\n")[0]
+        made["description"] = re.sub(r":\w+:`([^`]+)`", r"\1", text)
     if "properties" in made:
         for value in made["properties"].values():
             value.pop("title", None)
