@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -23,17 +25,40 @@ def test_names_and_version():
     assert PipelineOutputModel._meta.table_name == "pipeline_output_model"
 
 
-def test_a_wheel_and_a_checkout_both_find_templates_and_profiles(tmp_path):
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel and the sdist, as they would be published."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return {"wheel": wheel, "sdist": sdist}
+
+
+def test_the_distributions_are_fit_to_be_published(distributions):
+    command = [sys.executable, "-m", "twine", "check", "--strict", *distributions.values()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_the_sdist_holds_what_its_tests_and_its_documentation_need(distributions):
+    with tarfile.open(distributions["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {name for name in tracked if not name.startswith(".ci/")} <= names
+
+
+def test_a_wheel_and_a_checkout_both_find_templates_and_profiles(distributions, tmp_path):
     assert (templates_dir() / "element.sh.j2").is_file()
     assert (config_dir() / "profiles.toml").is_file()
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-         "-w", str(tmp_path), str(ROOT)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
+    with zipfile.ZipFile(distributions["wheel"]) as archive:
+        archive.extractall(tmp_path / "site")  # noqa: S202 - our own wheel
+    assert (tmp_path / "site" / "astra" / "py.typed").is_file()
     find = "from astra.config.resources import *; import astra.pipelines.slam.model_file as m; " + (
         "assert (templates_dir() / 'base.sh.j2').is_file() and all(p.is_file() for p in m.SHIPPED.values()); "
         "assert (config_dir() / 'profiles.toml').is_file(); "
