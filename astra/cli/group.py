@@ -122,10 +122,22 @@ def main(config_path: str | None, verbose: bool) -> None:
 class _Hiding(logging.Formatter):
     """What is logged, tracebacks too, without passwords: logs are kept and shown around."""
 
+    with_traceback = True
+
     def format(self, record: logging.LogRecord) -> str:
         from astra.config.secrets import hide
 
         return hide(super().format(record))
+
+    def formatException(self, info: Any) -> str:  # noqa: N802 - logging's name
+        return super().formatException(info) if self.with_traceback else ""
+
+
+def one_line_for_each_error() -> None:
+    """Log exceptions without their tracebacks."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Hiding):
+            handler.formatter.with_traceback = False
 
 
 def _hide_secrets() -> None:

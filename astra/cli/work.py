@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from astra.cli.completion import MODEL, PROFILE, TASK, TASK_OR_PLAN
-from astra.cli.group import main, show_error
+from astra.cli.group import main, one_line_for_each_error, show_error
 from astra.cli.options import (
     Duration,
     json_option,
@@ -171,13 +171,16 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
 @main.command()
 @click.argument("task", type=TASK)
 @plan_options
+@click.option("--traceback", "with_traceback", is_flag=True, help="Show those of rows that raise.")
 @json_option
-def run(task: str, as_json: bool, **options: Any) -> None:
+def run(task: str, with_traceback: bool, as_json: bool, **options: Any) -> None:
     """Plan TASK and run it here and now, in this process."""
     from astra.api import run_here
     from astra.cli import show
     from astra.status.status import status as status_of
 
+    if not with_traceback:
+        one_line_for_each_error()
     plans = _create(task, **options)
     if not as_json:
         show.planned(plans)

@@ -192,9 +192,25 @@ def _add_columns(model: Any) -> None:
                 f"the table {model._meta.table_name!r} has no column {field.column_name!r}, and "
                 f"its rows would have no value for it: give {model.__name__}.{field.name} "
                 f"null=True or a default and run astra initdb {model.__module__} again, or add "
-                "the column by hand"
+                f"the column by hand{_if_renamed(model, field, have)}"
             )
         dialect().add_column(model, field, None if by_database else field.db_value(default))
+
+
+def columns_gone(model: Any, have: set[str]) -> list[str]:
+    """The columns of a table that its model does not have, or has no more."""
+    return sorted(have - {field.column_name for field in model._meta.sorted_fields})
+
+
+def _if_renamed(model: Any, field: Field, have: set[str]) -> str:
+    """What to type if the column had another name before."""
+    if not (gone := columns_gone(model, have)):
+        return ""
+    quote = dialect().quote
+    return (
+        f"; if it was {gone[0]!r} before: ALTER TABLE {dialect().table(model)} RENAME COLUMN "
+        f"{quote(gone[0])} TO {quote(field.column_name)}"
+    )
 
 
 def _database_default(field: Field) -> str | None:

@@ -4,9 +4,10 @@ import importlib.util
 import re
 import traceback as tracebacks
 import types
+from pathlib import Path
 from typing import Any
 
-from astra.errors import TaskError
+from astra.errors import AstraError, TaskError
 
 
 def import_named(name: str) -> types.ModuleType:
@@ -37,17 +38,30 @@ def import_named(name: str) -> types.ModuleType:
 
 def _import_error(error: BaseException) -> str:
     """What an import raised, and where."""
-    said = f"{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, AstraError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SystemExit):
         said = f"it ends the process (sys.exit({error.code!r})); put that in a function"
-    frames = [
-        frame
-        for frame in tracebacks.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename
-    ]
-    if isinstance(error, SyntaxError) or not frames or frames[-1].filename == __file__:
+    frame = own_frame(error)
+    if isinstance(error, SyntaxError) or frame is None:
         return said
-    return f"{said} ({frames[-1].filename}:{frames[-1].lineno})"
+    return f"{said} ({frame.filename}:{frame.lineno})"
+
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def own_frame(error: BaseException) -> tracebacks.FrameSummary | None:
+    """The innermost line of a traceback that is not astra's own: a mistake is shown where it is.
+
+    The pipelines that come with astra are tasks like any other.
+    """
+    frames = tracebacks.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        path = Path(frame.filename)
+        is_ours = path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "pipelines")
+        if not is_ours and "importlib" not in frame.filename:
+            return frame
+    return None
 
 
 def import_path(thing: Any) -> str:

@@ -10,7 +10,7 @@ from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, url
 from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models.archive import Archive, settle_archive
-from astra.models.base import BaseModel, every_subclass
+from astra.models.base import BaseModel, columns_gone, every_subclass
 from astra.models.importing import import_named, import_path
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
@@ -57,7 +57,7 @@ def init_database(
         version = _version()
         if version is not None and version > VERSION:
             raise _mismatch(version)
-        new, ours, owners = _make_tables(version)
+        new, ours, owners = _make_tables(version, [] if notes is None else notes)
         if owners and (wanted or not new):
             raise NotAllowed(
                 f"the role {database.obj.connection().info.user!r} is not the owner of the tables, "
@@ -71,8 +71,13 @@ def init_database(
         return new
 
 
-def _make_tables(version: int | None) -> tuple[list[str], list[Any], list[str]]:
-    """Make or complete every table: names of the new ones, models of ours, owners of others."""
+def _make_tables(
+    version: int | None, notes: list[str]
+) -> tuple[list[str], list[Any], list[str]]:  # fmt: skip
+    """Make or complete every table: names of the new ones, models of ours, owners of others.
+
+    What was added, and what is in a table and not in its model, is noted.
+    """
     new, ours, owners = [], [], set()
     for model in tables():
         _check_names(model)
@@ -83,6 +88,8 @@ def _make_tables(version: int | None) -> tuple[list[str], list[Any], list[str]]:
             _check_others_table(model, have, owner, version)
             owners.add(owner)
             continue
+        else:
+            notes += _differences(model, have)
         model.create_table()
         ours.append(model)
     return new, ours, sorted(owners)
@@ -105,6 +112,38 @@ def _import(name: str) -> None:
         if package and error.name == name and "is not a package" in str(error):
             hint = f"give the module alone: astra initdb {package}"
         raise UsageError(f"the module {name!r} cannot be imported: {error}; {hint}") from error
+
+
+def _differences(model: Any, have: set[str]) -> list[str]:
+    """What is different between a table and its model, in words."""
+    table, model_name = model._meta.table_name, import_path(model)
+    notes = [f"{table}: added the column {name}" for name in _missing(model, have)]
+    for name in columns_gone(model, have):
+        drop = f"ALTER TABLE {dialect().table(model)} DROP COLUMN {dialect().quote(name)}"
+        notes.append(
+            f"{table}: the column {name} is no longer in {model_name}; it is kept. "
+            f"To drop it: {drop}"
+        )
+    kinds = {c.name: c.data_type for c in database.get_columns(table, model._meta.schema)}
+    for field in model._meta.sorted_fields:
+        there = kinds.get(field.column_name, "").lower()
+        other = _OTHERS.get(field.field_type)
+        if other and there.startswith(other):
+            notes.append(
+                f"{table}: the column {field.column_name} is of the type {there}, and {model_name} "
+                f"has a {type(field).__name__}: change the one or the other"
+            )
+    return notes
+
+
+_NUMBERS = ("integer", "bigint", "smallint", "real", "double", "numeric", "decimal")
+_TEXTS = ("text", "character", "varchar", "char")
+
+#: How the types of columns begin that cannot take the values of a field.
+_OTHERS = {
+    **dict.fromkeys(("INT", "BIGINT", "SMALLINT", "FLOAT", "DOUBLE", "DECIMAL"), _TEXTS),
+    **dict.fromkeys(("TEXT", "VARCHAR", "CHAR"), _NUMBERS),
+}
 
 
 def _check_others_table(model: Any, have: set[str], owner: str, version: int | None) -> None:

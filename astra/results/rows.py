@@ -8,6 +8,7 @@ from typing import Any
 
 from astra.config import secrets
 from astra.errors import AstraError
+from astra.models.importing import own_frame
 from astra.models.keys import Link, RowKey, table_name
 from astra.models.pipeline import OutputModel, PipelineOutputModel
 from astra.models.plans import Plan
@@ -168,21 +169,24 @@ class Target:
 
 def refusal(error: BaseException, handed: Handed) -> Refusal:
     """What is kept of an exception that a task raised on a row."""
-    frames = tracebacks.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/astra/tasks/run.py" not in f.filename]
     text = "".join(tracebacks.format_exception(error))
-    place = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else None
     return Refusal(
         handed.key,
         type(error).__name__,
         clean(words_of(error), MESSAGE_LIMIT),
         handed.modified,
-        place,
+        place_of(error),
         clean(text, TRACEBACK_LIMIT),
         table=handed.table,
         bears=handed.bears,
         is_mistake=isinstance(error, _MISTAKES),
     )
+
+
+def place_of(error: BaseException) -> str | None:
+    """The line of the task, or of what it calls, that raised."""
+    frame = own_frame(error)
+    return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else None
 
 
 #: What code that cannot work raises, whichever row it is given.

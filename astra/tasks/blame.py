@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from astra.errors import BrokenElement, MissingExtra, OutOfMemory
-from astra.results.rows import Handed, words_of
+from astra.results.rows import Handed, place_of, words_of
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,14 @@ class Blame:
             If the task had not asked for a row.
         """
         text = f"{type(error).__name__}: {words_of(error)}"
-        log.error("%s raised %s", self.task, text, exc_info=_printable(error))
+        which = f" at row {rows[0].key}" if len(rows) == 1 and rows[0].key is not None else ""
+        place = f" ({place_of(error)})"
+        log.error("%s raised%s: %s%s", self.task, which, text, place, exc_info=_printable(error))
         if not began:
-            raise BrokenElement(f"{self.task} raised before it asked for a row: {text}") from error
+            if "'generator' object" in text:
+                place += ". Its rows come as an iterable: annotate it as Iterable[...], and loop"
+            said = f"{self.task} raised before it asked for a row: {text}{place}"
+            raise BrokenElement(said) from error
         if not rows:
             # Every row in hand has its result: nothing is lost by what came after it.
             self.note = f"{type(error).__name__} after a result: {words_of(error)}"
