@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, overload
 
-from astra.config.profiles import Profile, choose_profile
+from astra.config.profiles import Profile, choose_profile, keys_for_slurm
 from astra.database.connection import connection
 from astra.errors import AstraError, Interrupted, UsageError
 from astra.models.plans import Page, Plan
@@ -240,10 +240,10 @@ def submit_task(
                 "not afterwards; leave it out, or give the task's name"
             )
         return [(None, _submit(plan, profile_name, options, dry_run, local, n_processes, progress))]
+    # What would be refused is refused before anything is stored.
+    choose_profile(profile_name, options)
     if not local:
-        # What would be refused is refused before anything is stored.
-        choose_profile(profile_name, options)
-        _check_database()
+        _check_database(dry_run)
     if dry_run:
         return _dry_run(task_or_plan, planning, profile_name, options, element_time_s)
     done: list[tuple[Planned | None, Submitted | None]] = []
@@ -352,9 +352,9 @@ def plan_sized(
     return made
 
 
-def _check_database() -> None:
+def _check_database(dry_run: bool) -> None:
     check_version()
-    check_ready(Plan(pk=0, v_astra=_current_version(), cancelled=None))
+    check_ready(Plan(pk=0, v_astra=_current_version(), cancelled=None), dry_run)
 
 
 def _current_version() -> int:
@@ -374,12 +374,24 @@ def _submit(
 ) -> Submitted:
     if not local:
         return submit_plan(plan, profile_name, options, dry_run)
-    from astra.resume.resume import resume_local
+    chosen = _local_profile(profile_name, options or {})
+    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
+        return resume_local(plan, n_processes, False, tell, chosen.row_timeout, chosen.setup)
 
-    title = f"plan {plan}"
-    limit = (options or {}).get("row_timeout")
-    with progress(title) if progress else nullcontext(lambda ended, rows: None) as tell:
-        return resume_local(plan, n_processes, progress=tell, row_timeout=limit)
+
+def _local_profile(profile_name: str | None, options: Mapping[str, Any]) -> Profile:
+    """The profile of a local run, which takes its set-up and row timeout; what it ignores is said.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such profile.
+    """
+    chosen = choose_profile(profile_name, options)
+    ignored = keys_for_slurm(chosen) if profile_name else sorted({*options} - {"row_timeout"})
+    if ignored:
+        log.warning("--local ignores what is for Slurm: %s", ", ".join(ignored))
+    return chosen
 
 
 def _dry_run(
@@ -419,16 +431,15 @@ def resume_plan(
     progress: Progress | None,
 ) -> Submitted:
     """Resume a plan, by Slurm or with processes of this machine."""
-    from astra.resume.resume import resume, resume_local
-
     if not local:
         return resume(plan, failed, only, profile_name, options, dry_run)
     if dry_run:
         raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
     if only:
         raise UsageError("--only chooses by what Slurm said; with --local it says nothing")
+    chosen = _local_profile(profile_name, options)
     with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
-        return resume_local(plan, n_processes, failed, tell, options.get("row_timeout"))
+        return resume_local(plan, n_processes, failed, tell, chosen.row_timeout, chosen.setup)
 
 
 def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None) -> None:

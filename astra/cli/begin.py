@@ -121,15 +121,21 @@ def show_findings(found: Iterable[Any], as_json: bool, quiet: bool, ready: str) 
 @main.command("config")
 @json_option
 def config_command(as_json: bool) -> None:
-    """Show every value and where it came from; secrets are hidden."""
+    """Show every value and where it came from; secrets are hidden. Profiles are checked."""
     from astra.cli import show
     from astra.config import settings as config
+    from astra.doctor.place import wrong_profiles
 
     settings = config.current()
     if as_json:
         show.as_json([{"key": k, "value": v, "source": s} for k, v, s in settings.rows()])
     else:
         show.configuration(settings)
+    wrong = wrong_profiles()
+    for _, error in wrong:
+        show.error(str(error))
+    if wrong:
+        sys.exit(UsageError.exit_status)
 
 
 @main.command()

@@ -14,6 +14,7 @@ import numpy as np
 
 from astra.cli import show
 from astra.database.connection import bind, connection, database, reset
+from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, Slam, Source
 from astra.models.plans import Attempt, Page
 from astra.models.schema import init_database
@@ -26,7 +27,13 @@ from astra.status.status import status
 def run_demo(folder: Path | None, n_rows: int) -> None:
     """Make synthetic spectra, plan, run on two processes, kill one, resume, and show."""
     folder = (folder or Path(tempfile.mkdtemp(prefix="astra-demo-"))).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "astra.toml").touch()
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}; name another: astra demo FOLDER"
+        ) from error
     os.environ["ASTRA_DATABASE_URL"] = f"sqlite:///{folder}/astra.db"
     os.environ["ASTRA_RUN_DIR"] = str(folder / "runs")
     os.chdir(folder)

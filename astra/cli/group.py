@@ -63,7 +63,7 @@ class _Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             if args and args[0] not in self.commands:
-                hint = nearest(args[0], self.commands)
+                hint = nearest(args[0], [n for n, c in self.commands.items() if not c.hidden])
                 raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
             raise
 

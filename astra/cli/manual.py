@@ -19,7 +19,7 @@ def man_page() -> str:
         ".SH NAME", "astra \\- process every row of an archive on a Slurm cluster",
         ".SH SYNOPSIS", ".B astra", "[OPTION]... COMMAND [ARGUMENT]...",
         ".SH DESCRIPTION", *_text(main.help or ""),
-        ".SH OPTIONS", *_options(top),
+        ".SH OPTIONS", *_options(top), ".TP", ".B \\-h, \\-\\-help", "Show help, of any command.",
         ".SH COMMANDS",
     ]  # fmt: skip
     for context in _contexts(top):
@@ -47,7 +47,7 @@ def _usage(context: click.Context) -> list[str]:
 
 
 def _options(context: click.Context) -> list[str]:
-    records = [p.get_help_record(context) for p in context.command.get_params(context)]
+    records = [p.get_help_record(context) for p in context.command.params]
     lines: list[str] = []
     for name, said in filter(None, records):
         if not said:

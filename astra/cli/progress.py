@@ -1,5 +1,6 @@
 """What became of a plan, and what is to be done about it."""
 
+import os
 import sys
 from contextlib import suppress
 from datetime import datetime
@@ -250,8 +251,8 @@ def logs(
 ) -> None:  # fmt: skip
     """Print the log of the last attempt of PAGE, or list those of PLAN, or of the last plan."""
     from astra.cli import show
+    from astra.status.logs import has_ended, path_of, text_of
     from astra.status.logs import logs as logs_of
-    from astra.status.logs import path_of, text_of
 
     found = logs_of(plan, page)
     if as_json:
@@ -267,9 +268,9 @@ def logs(
         show.print_table(made, show.console, as_csv)
     else:
         path = path_of(plan, found[-1])
-        if follow and path is not None and path.is_file():
+        if follow and path is not None and os.path.isfile(path):
             with suppress(KeyboardInterrupt):
-                show.follow(str(path), raw)
+                show.follow(str(path), raw, lambda: has_ended(plan, found[-1]))
         else:
             text = text_of(plan, found[-1])
             click.echo(text if raw else show.printable(text), nl=False)

@@ -451,18 +451,24 @@ def _line_progress(title: str) -> Callable[[int, int], None]:
     return tell
 
 
-def follow(path: str, raw: bool) -> None:
-    """Print a file as it grows, until Ctrl-C."""
+def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
+    """Print a file as it grows, until it does no more, or Ctrl-C."""
     import time
 
     with open(path, errors="replace") as file:
+        pause_s, is_over = 0.3, False
         while True:
             text = file.read()
             if text:
                 sys.stdout.write(text if raw else printable(text))
                 sys.stdout.flush()
+                pause_s = 0.3
+            elif is_over:
+                return
             else:
-                time.sleep(0.3)
+                is_over = has_ended()  # what was written before that is read once more
+                time.sleep(0 if is_over else pause_s)
+                pause_s = min(pause_s * 1.5, 5.0)  # Slurm is asked: seldom where it is quiet
 
 
 def reported(report: Any, file: Any, size: int) -> None:

@@ -349,6 +349,14 @@ def choose_profile(name: str | None, options: Mapping[str, Any] | None) -> Profi
     return without_early_signal(found.with_options(**given) if given else found)
 
 
+def keys_for_slurm(chosen: Profile) -> list[str]:
+    """The keys of a profile that mean something to Slurm alone."""
+    plain = Profile(chosen.name)
+    own = ("throttle", "pages_per_element", "python", "template")
+    changed = [key for key in own if getattr(chosen, key) != getattr(plain, key)]
+    return [*chosen.options, *changed]
+
+
 def without_early_signal(chosen: Profile) -> Profile:
     """The profile without its warning signal where that would come as the element begins.
 

@@ -195,8 +195,12 @@ _SPOOL_FILE = re.compile(r"page-(\d+)-attempt-(\d+)\.spool")
 
 def spool_files(plan_folder: str, page: int | None = None) -> list[Path]:
     """The spool files of a plan, or of one of its pages, oldest attempt first."""
-    found = []
-    for path in spool_folder(plan_folder).glob("*.spool"):
+    found, folder = [], spool_folder(plan_folder)
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, PermissionError):  # a colleague, who may look at plans alone
+        return []
+    for path in map(folder.joinpath, names):
         name = _SPOOL_FILE.fullmatch(path.name)  # anything else there is not ours
         if name and page in (None, int(name[1])):
             found.append((int(name[2]), path))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import and_
 from typing import Any
+from urllib.parse import quote
 
 import peewee
 from peewee import SQL, fn
@@ -31,6 +32,36 @@ from astra.database.values import check as check_value
 from astra.errors import DatabaseError
 
 
+class _SQLiteDatabase(peewee.SqliteDatabase):
+    """Opens a file for reading where that is all that may be done with it, or with its folder.
+
+    A file whose log is there is read with the log. One without has been closed by everybody, and is
+    read as it is: SQLite could not make a log in a folder that may not be written.
+    """
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.database
+        if path == ":memory:" or not os.path.exists(path) or _is_writable(path):
+            return super()._connect()
+        options = "mode=ro" if os.path.exists(f"{path}-wal") else "mode=ro&immutable=1"
+        try:
+            made = sqlite3.connect(
+                f"file:{quote(path)}?{options}", uri=True, timeout=self._timeout,
+                isolation_level=None, **self.connect_params,
+            )  # fmt: skip
+            made.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            raise sqlite3.OperationalError(
+                f"{error}: you may only read this file or its folder, and its log ({path}-wal, "
+                "-shm), which others are writing, cannot be read"
+            ) from error
+        return made
+
+
+def _is_writable(path: str) -> bool:
+    return os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
+
+
 class SQLite(Common):
     name = "sqlite"
     timestamp_type = "TEXT"
@@ -43,7 +74,7 @@ class SQLite(Common):
     def __init__(self, path: str) -> None:
         self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
         self.url = "sqlite:///" + self.path
-        self.database = peewee.SqliteDatabase(
+        self.database = _SQLiteDatabase(
             self.path,
             pragmas={"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1},
             timeout=30,

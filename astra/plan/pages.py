@@ -61,10 +61,11 @@ def release(attempts: Iterable[Attempt], why: str) -> None:
 
 def waiting_pages(plan: Plan) -> dict[int, int]:
     """Pages that were given to no submission, and how many rows each has left, if any."""
+    waiting = (Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0)
+    if dialect().name == "sqlite":
+        return dict(database.execute(Page.select(Page.number, N_PENDING).where(waiting)).fetchall())
     # As two arrays: of 100,000 rows, each would cost more than the page that it tells of.
-    query = Page.select(fn.ARRAY_AGG(Page.number), fn.ARRAY_AGG(N_PENDING)).where(
-        (Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0)
-    )
+    query = Page.select(fn.ARRAY_AGG(Page.number), fn.ARRAY_AGG(N_PENDING)).where(waiting)
     numbers, n_pending = database.execute(query).fetchone()
     return dict(sorted(zip(numbers or (), n_pending or (), strict=True)))
 

@@ -157,6 +157,7 @@ def resume_local(
     failed: bool = False,
     progress: Callable[[int, int], None] = lambda ended, rows: None,
     row_timeout: float | None = None,
+    setup: tuple[str, ...] = (),
 ) -> Submitted:
     """Run the pages of a plan that are not whole and not alive as processes of this machine.
 
@@ -172,6 +173,8 @@ def resume_local(
         Called with the number of rows that have ended, and of all rows.
     row_timeout : float, optional
         Time after which a row is ended, as a failure [s].
+    setup : tuple of str
+        Lines of shell that each process runs first, such as those of a profile.
 
     Returns
     -------
@@ -202,7 +205,7 @@ def resume_local(
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
         submission = start_local(frozen, pages)
-    done = run_local(frozen, submission, pages, n_processes, progress, row_timeout)
+    done = run_local(frozen, submission, pages, n_processes, progress, row_timeout, setup)
     return Submitted(**{**vars(done), "skipped": skipped})
 
 

@@ -1,5 +1,6 @@
 """Logs: the right file of the right attempt."""
 
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from astra.database.connection import connection
 from astra.errors import UsageError
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan.lookup import get_plan
-from astra.states import ALIVE
+from astra.states import ALIVE, AttemptState
 from astra.status.pages import survey
 
 
@@ -62,6 +63,17 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
     return found
 
 
+def has_ended(plan: int, log: Log) -> bool:
+    """Whether the attempt that prints to a log has ended, by its own word or Slurm's."""
+    if log.attempt:
+        last = logs(plan, log.page)[-1]
+        if last.attempt != log.attempt or last.state != AttemptState.RUNNING:
+            return True
+    statuses, _ = survey(get_plan(plan))
+    page = next(s for s in statuses if s.page == log.page)
+    return page.state not in ALIVE
+
+
 def path_of(plan: int, log: Log) -> Path | None:
     """The file of an attempt's log, which has to lie in its plan's folder.
 
@@ -92,18 +104,21 @@ def text_of(plan: int, log: Log) -> str:
         If the file is not on this machine, or not in the plan's folder.
     """
     if (path := path_of(plan, log)) is not None:
-        if path.is_file():
+        if os.path.isfile(path):
             return path.read_text(errors="replace")
         if (text := _packed(path)) is not None:
             return text
-    raise UsageError(f"the log of page {log.page} is not here: {log.path or 'none was written'}")
+    owner = path is not None and not os.access(run_folder(get_plan(plan).folder), os.X_OK)
+    why = ", or only its owner may read it" if owner else ""
+    where = log.path or "none was written"
+    raise UsageError(f"the log of page {log.page} is not here{why}: {where}")
 
 
 def _packed(path: Path) -> str | None:
     """What a file holds that lay in a plan's folder, in the archive of it (see clean.py)."""
     folder = path.parent.parent
     archive = folder.with_name(f"{folder.name}.tar.gz") if folder.name else folder
-    if not archive.is_file():
+    if not os.path.isfile(archive):
         return None
     name = str(path.relative_to(folder.parent))
     try:
@@ -127,7 +142,7 @@ def _unclaimed(plan: Plan, number: int) -> Log | None:
     element = (number - 1) // submission.pages_per_element + 1
     job = f"{submission.job_id}_{element - submission.offset}"
     path = Path(submission.log_folder) / f"{job}.log"
-    return Log(number, 0, "unclaimed", job, "", str(path)) if path.is_file() else None
+    return Log(number, 0, "unclaimed", job, "", str(path)) if os.path.isfile(path) else None
 
 
 def _log(attempt: Attempt) -> Log:

@@ -46,6 +46,7 @@ def run_local(
     n_processes: int,
     progress: Callable[[int, int], None] = lambda ended, rows: None,
     row_timeout: float | None = None,
+    setup: tuple[str, ...] = (),
 ) -> Submitted:
     """Run pages in `n_processes` processes at a time, until none is free any more.
 
@@ -55,6 +56,7 @@ def run_local(
     pages : to be run. There may be an element for each; those that begin take what is free.
     progress : is told (rows ended, rows) of the plan now and then.
     row_timeout : longest time for a row, in seconds; without it the configured one.
+    setup : lines of shell that each process runs first; the first that fails ends it.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def run_local(
     """
     elements = [page.number for page in pages]
     logs = run_folder(plan.folder) / "logs"
-    pool = _Pool(plan, submission, logs, row_timeout)
+    pool = _Pool(plan, submission, logs, row_timeout, setup)
     told = _told_to_end(pool)
     try:
         _drive(plan, pool, elements, n_processes, progress)
@@ -144,9 +146,16 @@ class _Pool:
     """The element processes that this process started, and no others."""
 
     def __init__(
-        self, plan: Plan, submission: Submission, logs: Path, row_timeout: float | None
+        self,
+        plan: Plan,
+        submission: Submission,
+        logs: Path,
+        row_timeout: float | None,
+        setup: tuple[str, ...] = (),
     ) -> None:
         self.plan, self.submission, self.logs = plan, submission, logs
+        lines = "\n".join(["set -e", *setup, "set +e", 'exec "$@"'])
+        self.begin = ["bash", "-c", lines, "astra"] if setup else []
         self.limit = [] if row_timeout is None else ["--row-timeout", f"{row_timeout:g}"]
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = self.told = self.at_once = False
@@ -155,7 +164,7 @@ class _Pool:
     def start(self, element: int) -> None:
         log_path = self.logs / f"local-{self.submission.token}_{element}.log"
         command = [
-            sys.executable, "-m", "astra", "run-page", "--plan", str(self.plan.pk),
+            *self.begin, sys.executable, "-m", "astra", "run-page", "--plan", str(self.plan.pk),
             "--job", self.submission.token, "--element", str(element), *self.limit,
         ]  # fmt: skip
         environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}

@@ -18,6 +18,7 @@ from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import waiting_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
+from astra.slurm.command import available
 from astra.slurm.limits import warn
 from astra.submit.arrays import Slice, _in_lane, halves, shares, slices
 from astra.submit.hours import ALWAYS, Hours
@@ -106,7 +107,7 @@ def submit(
         If Slurm refuses; the plan can be submitted again.
     """
     frozen = get_plan(plan)
-    check_ready(frozen)
+    check_ready(frozen, dry_run)
     chosen = choose_profile(profile_name, options)
     with keep_connected(), hold_plan(frozen):
         with connection():
@@ -116,12 +117,12 @@ def submit(
         return submit_pages(frozen, pages, {None}, chosen, dry_run, hours)
 
 
-def check_ready(plan: Plan) -> None:
-    """Refuse a plan that cannot be run by Slurm now."""
+def check_ready(plan: Plan, dry_run: bool = False) -> None:
+    """Refuse a plan that cannot be run by Slurm now; its scripts can be shown from any database."""
     check_plan_version(plan)
     if plan.cancelled is not None:
         raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
-    if dialect().name != "postgresql":
+    if dialect().name != "postgresql" and not dry_run:
         number = plan.pk or "TASK"
         raise UsageError(
             "elements on other machines cannot share a SQLite file: set ASTRA_DATABASE_URL to a "
@@ -154,7 +155,7 @@ def submit_pages(
         return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=said)
     away = _away(chosen) if pages else ()
     each = chosen.pages_per_element
-    queue = list(slices(pages, each, limits.max_array_size() - 1)) if pages else []
+    queue = list(slices(pages, each, _array_size(dry_run) - 1)) if pages else []
     lanes = shares(chosen.throttle, [len(piece.elements) for piece in queue])
     if dry_run:
         jobs = [
@@ -170,6 +171,18 @@ def submit_pages(
         plan.pk, plan.task, len(done), sum(map(pages.__getitem__, done)), tuple(jobs),
         chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
     )  # fmt: skip
+
+
+#: Slurm's own default of MaxArraySize.
+_USUAL_ARRAY_SIZE = 1001
+
+
+def _array_size(dry_run: bool) -> int:
+    """Slurm's MaxArraySize; a dry run where there is no Slurm takes the usual one."""
+    if dry_run and not available():
+        log.warning("there is no Slurm here: MaxArraySize is taken to be %d", _USUAL_ARRAY_SIZE)
+        return _USUAL_ARRAY_SIZE
+    return limits.max_array_size()
 
 
 def _submit_slices(
