@@ -17,11 +17,9 @@ def run() -> None:
         if reconfigure := getattr(stream, "reconfigure", None):
             # Whatever the locale: a λ in a message or printed by a task is no error.
             reconfigure(encoding="utf-8", errors="backslashreplace")
-    from astra.cli import main
-
     try:
         try:
-            main()
+            _do()
         finally:
             sys.stdout.flush()
     except OSError as error:
@@ -33,6 +31,16 @@ def run() -> None:
         )
         sys.stderr.flush()
         os._exit(1)  # the rest of the output would be tried once more, and fail again
+
+
+def _do() -> None:
+    if sys.argv[1:2] == ["run-page"]:  # an element does not wait for the command line
+        from astra.run_page import main as run_page
+
+        sys.exit(run_page(sys.argv[2:]))
+    from astra.cli import main
+
+    main()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ FLOORS = (
     ("submit", "element", "status"),
     ("resume", "report", "doctor"),
     ("night", "pipelines"),
-    ("api", "airflow", "cli", "utils"),
+    ("api", "airflow", "cli", "run_page", "utils"),
 )
 
 #: What programs may rely on, by where it is imported from.

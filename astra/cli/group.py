@@ -1,6 +1,5 @@
 """The group of commands: its own options, and what it says of errors."""
 
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -98,18 +97,9 @@ def main(config_path: str | None, verbose: bool) -> None:
     \b
     pending -> plan -> script -> submit -> element -> results -> status / resume
     """
-    import warnings
+    from astra.config.startup import start_command
 
-    warnings.simplefilter("default" if verbose else "ignore", ResourceWarning)
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    _hide_secrets()
-    # As for `python -m`: a task of a module in this folder is found.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    start_command(verbose)
     if config_path is not None:
         import os
 
@@ -117,42 +107,3 @@ def main(config_path: str | None, verbose: bool) -> None:
 
         settings.use(settings.load(config_path))
         os.environ["ASTRA_CONFIG"] = str(Path(config_path).absolute())
-
-
-class _Hiding(logging.Formatter):
-    """What is logged, tracebacks too, without passwords: logs are kept and shown around."""
-
-    with_traceback = True
-
-    def format(self, record: logging.LogRecord) -> str:
-        from astra.config.secrets import hide
-
-        return hide(super().format(record))
-
-    def formatException(self, info: Any) -> str:  # noqa: N802 - logging's name
-        return super().formatException(info) if self.with_traceback else ""
-
-
-def one_line_for_each_error() -> None:
-    """Log exceptions without their tracebacks."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler.formatter, _Hiding):
-            handler.formatter.with_traceback = False
-
-
-def _hide_secrets() -> None:
-    """Neither the log nor the traceback of a bug shows a password."""
-    import threading
-    import traceback
-
-    from astra.config.secrets import hide
-
-    for handler in logging.getLogger().handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setFormatter(_Hiding("%(asctime)s %(levelname)s %(message)s"))
-
-    def show_bug(kind: Any, error: Any, trace: Any) -> None:
-        sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace))))
-
-    sys.excepthook = show_bug
-    threading.excepthook = lambda bug: show_bug(bug.exc_type, bug.exc_value, bug.exc_traceback)

@@ -22,6 +22,7 @@ from astra.cli.options import (
     the_last,
 )
 from astra.cli.work import show_local
+from astra.config.startup import printable
 from astra.errors import UsageError
 from astra.states import worst
 
@@ -273,7 +274,7 @@ def logs(
                 show.follow(str(path), raw, lambda: has_ended(plan, found[-1]))
         else:
             text = text_of(plan, found[-1])
-            click.echo(text if raw else show.printable(text), nl=False)
+            click.echo(text if raw else printable(text), nl=False)
 
 
 @main.command()

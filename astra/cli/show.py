@@ -1,7 +1,6 @@
 """What a person sees: the one module that prints, and that knows of rich."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from astra.cli.listing import print_table, table
 from astra.config.secrets import hide
+from astra.config.startup import printable
 from astra.states import PageState
 
 #: A terminal wraps; what goes to a file or another program keeps its columns.
@@ -50,15 +50,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     return hide(value) if isinstance(value, str) else value
-
-
-#: Characters that a terminal takes for commands. Logs and messages are other people's texts.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """A text in which control characters are written out: a terminal does nothing about them."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def escape(text: str) -> str:
@@ -414,15 +405,8 @@ def configuration(settings: Any) -> None:
 
 def page_runs(runs: list[Any]) -> None:
     for run in runs:
-        if run.state == "refused":  # not this element's: what became of it is said elsewhere
-            line(f"page {run.page}: refused; {run.message}")
-            continue
-        line(
-            f"page {run.page}: {run.state}; {run.done:,} done + {run.failed:,} failed + "
-            f"{run.no_result:,} no result of {count(run.rows, 'row')}"
-        )
-        if run.message:
-            line(f"  {run.message}")
+        for text in run.lines():
+            line(text)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from astra.cli.completion import MODEL, PROFILE, TASK, TASK_OR_PLAN
-from astra.cli.group import main, one_line_for_each_error, show_error
+from astra.cli.group import main
 from astra.cli.options import (
     Duration,
     json_option,
@@ -17,7 +17,8 @@ from astra.cli.options import (
     slurm_options,
     slurm_values,
 )
-from astra.errors import AstraError, UsageError
+from astra.config.startup import one_line_for_each_error
+from astra.errors import UsageError
 from astra.states import worst
 
 
@@ -234,39 +235,3 @@ def try_command(
         show.as_json(tried)
     raised = any(found.exception for found in tried)
     sys.exit(PlanState.FAILED_ROWS.exit_status if raised else 0)
-
-
-@main.command("run-page", hidden=True)
-@click.option("--plan", "plan_pk", type=int, required=True)
-@click.option("--job", "token", required=True)
-@click.option("--element", type=int, required=True)
-@click.option("--row-timeout", "row_timeout_s", type=click.FloatRange(0), metavar="SECONDS")
-@click.option("--start-until", type=int, metavar="EPOCH")
-@click.option("--tell-at", type=int, metavar="EPOCH")
-def run_page(
-    plan_pk: int, token: str, element: int, row_timeout_s: float | None, start_until: int | None,
-    tell_at: int | None,
-) -> None:  # fmt: skip
-    """Run one element: what the array's script calls."""
-    from astra.config import settings
-    from astra.element.element import run_element
-    from astra.element.supervisor import Board, supervised
-
-    if start_until is not None:
-        from astra.submit.hours import begin
-
-        begin(start_until, token)
-
-    def work(board: Board) -> int:
-        try:
-            runs = run_element(plan_pk, element, token, board=board)
-        except AstraError as error:
-            show_error(error)
-            return error.exit_status
-        from astra.cli import show  # afterwards: the task need not wait for rich
-
-        show.page_runs(runs)
-        return max((r.exit_status for r in runs), default=0)
-
-    limit_s = settings.current().element.row_timeout_s if row_timeout_s is None else row_timeout_s
-    sys.exit(supervised(work, limit_s, tell_at))

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from peewee import SQL
@@ -24,12 +23,13 @@ from astra.database.connection import (
     retrying,
     writing,
 )
+from astra.element.board import Board
 from astra.element.claim import FIRST_IN_HAND, claim_page, here
 from astra.element.controls import pause_if_all_break
+from astra.element.page_run import PageRun
 from astra.element.pool import close_pool, give_back, page_in_hand, time_of_element
 from astra.element.reader import Reader
 from astra.element.signals import heard
-from astra.element.supervisor import Board
 from astra.errors import (
     AstraError,
     BrokenElement,
@@ -61,20 +61,6 @@ from astra.tasks.declared import bind_call, caller
 from astra.tasks.run import Run
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PageRun:
-    """How one page fared in this element."""
-
-    page: int
-    state: str
-    rows: int
-    done: int
-    failed: int
-    no_result: int
-    message: str | None = None
-    exit_status: int = 0
 
 
 class Meter:

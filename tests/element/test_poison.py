@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from astra.element.supervisor import Board
+from astra.element.board import Board
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Attempt
 from astra.plan.plan import create_plan

@@ -1,0 +1,57 @@
+"""What each command does first: its log, the hiding of secrets, where modules are found."""
+
+import logging
+import re
+import sys
+import threading
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from astra.config.secrets import hide
+
+#: Characters that a terminal takes for commands. Logs and messages are other people's texts.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Write out control characters, so that a terminal does nothing about them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def start_command(verbose: bool = False) -> None:
+    """Log to standard error without secrets, and find modules in the current folder."""
+    warnings.simplefilter("default" if verbose else "ignore", ResourceWarning)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_Hiding("%(asctime)s %(levelname)s %(message)s"))
+    sys.excepthook = _show_bug
+    threading.excepthook = lambda bug: _show_bug(bug.exc_type, bug.exc_value, bug.exc_traceback)
+    # As for `python -m`: a task of a module in this folder is found.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+class _Hiding(logging.Formatter):
+    """What is logged, tracebacks too, without passwords: logs are kept and shown around."""
+
+    with_traceback = True
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide(super().format(record))
+
+    def formatException(self, info: Any) -> str:  # noqa: N802 - logging's name
+        return super().formatException(info) if self.with_traceback else ""
+
+
+def one_line_for_each_error() -> None:
+    """Log exceptions without their tracebacks."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Hiding):
+            handler.formatter.with_traceback = False
+
+
+def _show_bug(kind: Any, error: Any, trace: Any) -> None:
+    sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace))))

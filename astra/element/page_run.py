@@ -1,0 +1,30 @@
+"""How a page fared in an element, and what its log says of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """How one page fared in this element."""
+
+    page: int
+    state: str
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    message: str | None = None
+    exit_status: int = 0
+
+    def lines(self) -> Iterator[str]:
+        """Give the lines of the log about it."""
+        if self.state == "refused":  # not this element's: what became of it is said elsewhere
+            yield f"page {self.page}: refused; {self.message}"
+            return
+        yield (
+            f"page {self.page}: {self.state}; {self.done:,} done + {self.failed:,} failed + "
+            f"{self.no_result:,} no result of {self.rows:,} row{'' if self.rows == 1 else 's'}"
+        )
+        if self.message:
+            yield f"  {self.message}"

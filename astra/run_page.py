@@ -1,0 +1,74 @@
+"""``astra run-page``: one element, as the array's script starts it.
+
+Thousands of elements begin at once, so this stands apart from the command line: neither click nor
+rich is imported, and nothing that only the task's process needs is imported before the fork.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from astra.config import settings
+from astra.config.secrets import hide
+from astra.config.startup import printable, start_command
+from astra.element.board import Board
+from astra.element.supervisor import supervised
+from astra.errors import AstraError, UsageError
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "--plan": int, "--job": str, "--element": int,
+    "--row-timeout": float, "--start-until": int, "--tell-at": int,
+}  # fmt: skip
+_REQUIRED = ("--plan", "--job", "--element")
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the element that the `words` of a command line name; its exit status."""
+    start_command()
+    try:
+        given = _parsed(words)
+        row_timeout_s = given.get("--row-timeout", settings.current().element.row_timeout_s)
+    except AstraError as error:
+        return _refused(error)
+    return supervised(lambda board: _run(given, board), row_timeout_s, given.get("--tell-at"))
+
+
+def _parsed(words: Sequence[str]) -> dict[str, Any]:
+    """The values of the options, each of which is followed by its value.
+
+    Raises
+    ------
+    UsageError
+        If an option is unknown, lacks a value or is missing.
+    """
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    try:
+        found = {option: _OPTIONS[option](value) for option, value in given.items()}
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"astra run-page {' '.join(words)}: {error}") from error
+    if missing := [option for option in _REQUIRED if option not in found]:
+        raise UsageError(f"astra run-page lacks {', '.join(missing)}; scripts of arrays call it")
+    return found
+
+
+def _run(given: dict[str, Any], board: Board) -> int:
+    """Run the element's pages, in the process that may die; its exit status."""
+    from astra.element.element import run_element
+
+    try:
+        if (start_until := given.get("--start-until")) is not None:
+            from astra.submit.hours import begin
+
+            begin(start_until, given["--job"])
+        runs = run_element(given["--plan"], given["--element"], given["--job"], board=board)
+    except AstraError as error:
+        return _refused(error)
+    for run in runs:
+        for line in run.lines():
+            print(printable(hide(line)))
+    return max((run.exit_status for run in runs), default=0)
+
+
+def _refused(error: AstraError) -> int:
+    print(f"astra: {printable(hide(str(error)))}", file=sys.stderr)
+    return error.exit_status
