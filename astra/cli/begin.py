@@ -29,20 +29,28 @@ from astra.errors import UsageError, nearest
 @click.option(
     "--moved", is_flag=True, help="This database has taken the place of the one it was made as."
 )
+@click.option("--views", is_flag=True, help="Make a view TABLE_current of each table of results.")
+@click.option("--sql", is_flag=True, help="Print what would be done, as SQL, and change nothing.")
 @json_option
 def initdb(
-    modules: tuple[str, ...], grant: tuple[str, ...], copied: bool, moved: bool, as_json: bool
-) -> None:
+    modules: tuple[str, ...], grant: tuple[str, ...], copied: bool, moved: bool, views: bool,
+    sql: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Make all missing tables, those of your MODULEs too. Can be run again."""
     from astra.cli import show
     from astra.config.secrets import hide_password
     from astra.database.connection import url
-    from astra.models.schema import init_database
+    from astra.models.schema import init_database, sql_of
 
     if copied and moved:
         raise click.UsageError("a database was either --copied or --moved")
+    if sql:
+        if copied or moved or as_json:
+            raise click.UsageError("--sql prints what would be done for MODULEs, --grant, --views")
+        click.echo(sql_of(modules, grant, views))
+        return
     notes: list[str] = []
-    new = init_database(modules, grant, copied, moved, notes)
+    new = init_database(modules, grant, copied, moved, notes, views)
     if as_json:
         show.as_json({"database": hide_password(url()), "new": new, "notes": notes})
     else:

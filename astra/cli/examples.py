@@ -1,7 +1,11 @@
 """Two examples of each command or more: its help, the man page and the tests read them here."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "initdb": ("astra initdb mytasks", "astra initdb --grant night:plans --grant reader:reads"),
+    "initdb": (
+        "astra initdb mytasks",
+        "astra initdb --grant night:plans --grant reader:reads",
+        "astra initdb --sql mytasks",
+    ),
     "init": (
         "astra init --database sqlite:///archive.db stars",
         "astra init --schema catalog --module survey stars plates",

@@ -174,6 +174,13 @@ def _libpq_url(url: str) -> str:
 
 
 _schema: str | None = None
+
+
+def schema() -> str | None:
+    """The schema that holds the tables; None for that of the server's ``search_path``."""
+    return _schema
+
+
 _schema_listeners: list[Callable[[str | None], None]] = []
 
 

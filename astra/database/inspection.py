@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from astra.database.connection import dialect
+from astra.database.connection import dialect, schema
 
 _SETTINGS = (
     "server_encoding", "fsync", "full_page_writes", "transaction_read_only", "statement_timeout",
@@ -78,3 +78,37 @@ def indexes(model: Any) -> set[str]:
                  WHERE indrelid = to_regclass(%s) AND indisvalid"""
         parameters = (speaks.table(model),)
     return {name for (name,) in speaks.run(sql, parameters).fetchall()}
+
+
+def literal(sql: str, parameters: Any) -> str:
+    """A statement with its parameters written into it."""
+    speaks = dialect()
+    text = "\n".join(line.strip() for line in sql.strip().splitlines())
+    if speaks.name == "sqlite":
+        for value in parameters or ():
+            (quoted,) = speaks.database.connection().execute("SELECT quote(?)", (value,)).fetchone()
+            text = text.replace("?", quoted, 1)
+    elif parameters:
+        with speaks.database.connection().cursor() as cursor:
+            text = cursor.mogrify(text, parameters).decode()
+    return f"{text};"
+
+
+def relations() -> set[str]:
+    """The names of all tables, indexes and views that stand where astra's tables do."""
+    speaks = dialect()
+    if speaks.name == "sqlite":
+        rows = speaks.run("SELECT name FROM sqlite_master")
+    else:
+        rows = speaks.run(
+            """SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+               WHERE nspname = coalesce(%s, current_schema())""",
+            (schema(),),
+        )
+    return {name for (name,) in rows.fetchall()}
+
+
+def stored_name(name: str) -> str:
+    """The name that an object has in the database: PostgreSQL cuts it after 63 bytes."""
+    is_cut = dialect().name == "postgresql"
+    return name.encode()[:63].decode(errors="ignore") if is_cut else name

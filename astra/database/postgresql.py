@@ -317,7 +317,9 @@ class PostgreSQL(Keys):
     def leave_room(self, model: Any) -> None:
         """Half of each block is left to later versions of its rows, which then stay in it: an
         update writes to no index."""
-        self.run(f"ALTER TABLE {self.table(model)} SET (fillfactor = 50)")
+        has_it = "SELECT 'fillfactor=50' = ANY(reloptions) FROM pg_class WHERE oid = %s::regclass"
+        if not self.run(has_it, (self.table(model),)).fetchone()[0]:
+            self.run(f"ALTER TABLE {self.table(model)} SET (fillfactor = 50)")
 
     def compress_quickly(self, model: Any, field: peewee.Field) -> None:
         """Lists of keys are long enough to be compressed: with LZ4, where the server has it."""

@@ -164,11 +164,14 @@ class SQLite(Common):
             ("form_update", "UPDATE", form, formed_later),
         ):
             trigger = self.quote(f"{name}_modified_{suffix}")
-            self.run(f"DROP TRIGGER IF EXISTS {trigger}")
-            self.run(
+            wanted = (
                 f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
                 f"UPDATE {table} SET modified = {value} WHERE {key} = NEW.{key}; END"
             )
+            stored = "SELECT 1 FROM sqlite_master WHERE sql = ?"
+            if not self.run(stored, (wanted,)).fetchone():
+                self.run(f"DROP TRIGGER IF EXISTS {trigger}")
+                self.run(wanted)
 
     def in_transaction(self) -> bool:
         """Whether this thread's connection is in a transaction, however it was begun."""

@@ -10,7 +10,7 @@ import peewee
 from astra.config import secrets
 from astra.config import settings as config
 from astra.database.connection import connection, dialect, url
-from astra.database.inspection import Server, indexes, lacking, server
+from astra.database.inspection import Server, indexes, lacking, server, stored_name
 from astra.doctor.finding import Finding, failed, findings, ok, warning
 from astra.errors import DatabaseError, TaskError
 from astra.models.archive import check_archive
@@ -119,7 +119,7 @@ def table_findings(part: str, model: Any) -> Iterator[Finding]:
         return
     there = indexes(model)
     for index in model._meta.fields_to_index():
-        if index._name not in there:
+        if stored_name(index._name) not in there:
             said = f"the table {model._meta.table_name!r} lacks its index {index._name}"
             yield failed(part, said, command_for(model))
 

@@ -156,6 +156,12 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         if cls.is_input:
             keep_inputs_in_order(cls)
 
+    @classmethod
+    def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
+        """Indexes that peewee does not declare: name, columns, and the statement that makes it."""
+        if cls.is_input:
+            yield _by_modified(cls)
+
     #: Whether rows of the table are inputs of tasks.
     is_input = False
     #: Gives rows that are about to be inserted the keys that they lack; spectra have it.
@@ -226,12 +232,18 @@ def keep_inputs_in_order(model: Any) -> None:
 
     Pending rows come most recent first, ties broken by key: one index serves that order.
     """
-    meta = model._meta
-    speaks, table = dialect(), dialect().table(model)
-    name = speaks.quote(f"{meta.table_name}_by_modified")
-    key = speaks.quote(meta.primary_key.column_name)
-    speaks.run(f'CREATE INDEX IF NOT EXISTS {name} ON {table} ("modified" DESC, {key} DESC)')
-    speaks.keep_modified(model)
+    dialect().run(_by_modified(model)[2])
+    if dialect().name == "sqlite" or not dialect().keeps_modified(model):
+        dialect().keep_modified(model)  # which waits for all that use the table
+
+
+def _by_modified(model: Any) -> tuple[str, list[str], str]:
+    meta, quote = model._meta, dialect().quote
+    name, key = f"{meta.table_name}_by_modified", meta.primary_key.column_name
+    columns = f"{quote('modified')} DESC, {quote(key)} DESC"
+    table = dialect().table(model)
+    sql = f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {table} ({columns})"
+    return name, ["modified", key], sql
 
 
 def every_subclass(root: type) -> Iterator[Any]:

@@ -243,14 +243,21 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     def complete_table(cls) -> None:
         """One result for a row and major.minor version, by unique indexes of the database."""
         super().complete_table()
+        for _, _, sql in cls.own_indexes():
+            dialect().run(sql)
+
+    @classmethod
+    def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
+        """The unique indexes that keep one result for a row, where none does so yet."""
         for link, name in cls.links():
             names = [cls._meta.fields[name].column_name for name in link.result]
             names += ["v_astra_major_minor", "result_number"]
             columns = ", ".join(map(dialect().quote, names))
             if not dialect().has_unique(cls, names, link.where):
-                index = dialect().quote(_name(f"{cls._meta.table_name}_one_per_{name}"))
-                table = dialect().table(cls)
-                dialect().run(f"CREATE UNIQUE INDEX {index} ON {table} ({columns}) {link.where}")
+                index = _name(f"{cls._meta.table_name}_one_per_{name}")
+                start = f"CREATE UNIQUE INDEX IF NOT EXISTS {dialect().quote(index)}"
+                sql = f"{start} ON {dialect().table(cls)} ({columns}) {link.where}"
+                yield index, names, sql
 
     @classmethod
     def missing_index(cls) -> str | None:

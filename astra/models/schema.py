@@ -9,12 +9,13 @@ from astra import models as science
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, url
 from astra.errors import DatabaseError, NotAllowed, UsageError
+from astra.models.administration import index_while_in_use, make_views, no_queue, recorded
 from astra.models.archive import Archive, settle_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass
 from astra.models.importing import import_named, import_path
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
-from astra.models.roles import check_grants, give, parse_grants
+from astra.models.roles import Grant, check_grants, give, parse_grants
 
 #: The version of astra's own tables.
 VERSION = 1
@@ -28,6 +29,7 @@ def init_database(
     copied: bool = False,
     moved: bool = False,
     notes: list[str] | None = None,
+    views: bool = False,
 ) -> list[str]:
     """Make all missing tables, those of the named modules too; the names of the new ones.
 
@@ -37,6 +39,7 @@ def init_database(
     grant : roles that are to use the tables, as ``ROLE:plans`` (see roles.py).
     copied, moved : what happened to the database since its archive was made in another place.
     notes : is given what was done besides making tables.
+    views : make a view ``TABLE_current`` of each table of results, too.
 
     Can be run again: tables that exist are completed (indexes, triggers) and kept.
 
@@ -45,30 +48,62 @@ def init_database(
     UsageError
         If a module cannot be imported, or there is no such role.
     DatabaseError
-        If the tables were made by a later astra.
+        If the tables were made by a later astra, or one is in use for too long.
     """
     for name in modules:
         _import(name)
-    wanted = parse_grants(grant)
-    with connection(), database.atomic(), dialect().lock("initdb"):
-        check_grants(wanted)
-        if schema := Schema._meta.schema:
-            dialect().create_schema(schema)
-        version = _version()
-        if version is not None and version > VERSION:
-            raise _mismatch(version)
-        new, ours, owners = _make_tables(version, [] if notes is None else notes)
-        if owners and (wanted or not new):
-            raise NotAllowed(
-                f"the role {database.obj.connection().info.user!r} is not the owner of the tables, "
-                f"{' or '.join(map(repr, owners))} is, who alone may complete them and give of "
-                "them: have astra initdb run by that role"
-            )
-        _upgrade(version)
-        if not owners and (said := settle_archive(copied, moved)) and notes is not None:
-            notes.append(said)
-        give(wanted, ours)
-        return new
+    with connection():
+        if not database.in_transaction():
+            index_while_in_use(tables())
+        with database.atomic(), dialect().lock("initdb"), no_queue():
+            return _init(parse_grants(grant), copied, moved, [] if notes is None else notes, views)
+
+
+def sql_of(modules: tuple[str, ...] = (), grant: tuple[str, ...] = (), views: bool = False) -> str:
+    """What :func:`init_database` would do, as SQL: it is done in a transaction that is undone.
+
+    Raises
+    ------
+    DatabaseError
+        As there: the role has to be one that may make tables.
+    """
+    for name in modules:
+        _import(name)
+    new_file = _is_missing_file()
+    with connection(), recorded() as statements, database.atomic() as transaction:
+        init_database((), grant, views=views)
+        transaction.rollback()
+    if new_file:
+        database.close()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{getattr(dialect(), 'path', '')}{suffix}").unlink(missing_ok=True)
+    return "\n".join(["BEGIN;", *statements, "COMMIT;"] if statements else ["-- nothing to do"])
+
+
+def _init(
+    wanted: list[Grant], copied: bool, moved: bool, notes: list[str], views: bool
+) -> list[str]:
+    """Do what :func:`init_database` does, in its transaction."""
+    check_grants(wanted)
+    if schema := Schema._meta.schema:
+        dialect().create_schema(schema)
+    version = _version()
+    if version is not None and version > VERSION:
+        raise _mismatch(version)
+    new, ours, owners = _make_tables(version, notes)
+    if owners and (wanted or not new):
+        raise NotAllowed(
+            f"the role {database.obj.connection().info.user!r} is not the owner of the tables, "
+            f"{' or '.join(map(repr, owners))} is, who alone may complete them and give of "
+            "them: have astra initdb run by that role"
+        )
+    _upgrade(version)
+    if not owners and (said := settle_archive(copied, moved)):
+        notes.append(said)
+    if views:
+        notes.append(f"views: {', '.join(make_views(ours))}")
+    give(wanted, ours)
+    return new
 
 
 def _make_tables(

@@ -1,0 +1,95 @@
+"""For the administrator of the database: the SQL, tables in use, a view of current results."""
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+
+from astra.cli.group import main
+from astra.database.connection import connection, database, dialect
+from astra.database.inspection import indexes
+from astra.errors import DatabaseError
+from astra.models import administration
+from astra.models.administration import recorded
+from astra.models.plans import Page
+from astra.models.schema import check_version, init_database, sql_of
+from tests.sample_tasks import Measured
+
+MODULE = "tests.sample_tasks"
+
+
+def test_the_sql_is_that_of_what_is_missing_and_changes_nothing(url):
+    init_database((MODULE,))  # of other tests' models, too
+    assert sql_of((MODULE,)) == "-- nothing to do"
+    with connection():
+        database.execute_sql("DROP INDEX page_plan_pk_number")
+        database.execute_sql("DROP TABLE no_result")
+    text = CliRunner().invoke(main, ["initdb", "--sql", MODULE]).output
+    statements = [line for line in text.splitlines() if "no_result" in line or "page" in line]
+    assert len(statements) == len(text.splitlines()) - 2 and text.startswith("BEGIN;")
+    with connection():
+        assert "page_plan_pk_number" not in indexes(Page)
+        for statement in text.split(";\n")[1:-2]:
+            database.execute_sql(statement)
+        assert "page_plan_pk_number" in indexes(Page)
+    assert sql_of((MODULE,)) == "-- nothing to do"
+
+
+def test_the_sql_of_a_new_file_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASTRA_DATABASE_URL", f"sqlite:///{tmp_path}/new.db")
+    done = CliRunner().invoke(main, ["initdb", "--sql"])
+    assert 'CREATE TABLE IF NOT EXISTS "plan"' in done.output and done.exit_code == 0
+    assert not list(tmp_path.glob("new.db*"))
+
+
+@pytest.mark.postgres
+def test_indexes_of_tables_in_use_are_made_without_a_lock(pg_url):
+    with connection():
+        database.execute_sql("DROP INDEX page_plan_pk_number")
+        database.execute_sql("DROP INDEX boss_visit_spectrum_by_modified")
+        name = next(
+            i.name for i in database.get_indexes("measured") if "one_per_spectrum" in i.name
+        )
+        database.execute_sql(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (name,)
+        )
+    with recorded() as statements:
+        init_database((MODULE,))
+    made = [
+        s for s in statements if s.startswith("CREATE") and "INDEX" in s and 'IF NOT EXISTS "' in s
+    ]
+    concurrent = [s for s in statements if "INDEX CONCURRENTLY IF NOT EXISTS" in s]
+    assert len(concurrent) == 3, made
+    with connection():
+        assert {"page_plan_pk_number"} <= indexes(Page) and name in indexes(Measured)
+
+
+@pytest.mark.postgres
+def test_a_table_in_use_is_not_waited_for_with_a_queue_behind(pg_url, monkeypatch):
+    monkeypatch.setattr(administration, "LOCK_TIMEOUT_S", 1)
+    with connection():
+        database.execute_sql("ALTER TABLE attempt DROP COLUMN t_read_s")
+    other = psycopg2.connect(pg_url)
+    with other.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM attempt")  # and the transaction stays open
+    with pytest.raises(DatabaseError, match=r"in use.*nothing was changed"):
+        init_database()
+    other.close()
+    init_database()
+    check_version()
+
+
+def test_a_view_shows_the_results_of_the_last_version_of_each_row(url):
+    done = CliRunner().invoke(main, ["initdb", MODULE, "--views"])
+    assert done.exit_code == 0 and "measured_current" in done.output
+    with connection():
+        for key, version, value in ((1, 7000, 1.0), (1, 8000, 2.0), (2, 7000, 3.0)):
+            Measured.insert(spectrum_pk=key, v_astra=version, value=value).execute()
+        for key, version, value in ((5, 7000, 4.0), (5, 8000, 5.0)):
+            Measured.insert(source_pk=key, v_astra=version, value=value).execute()
+        found = database.execute_sql("SELECT value FROM measured_current ORDER BY value").fetchall()
+        assert [value for (value,) in found] == [2.0, 3.0, 5.0]
+    again = CliRunner().invoke(main, ["initdb", MODULE, "--views"])
+    assert again.exit_code == 0
+    with connection():
+        database.execute_sql("DROP VIEW measured_current")
+        assert dialect().columns(Measured)
