@@ -17,7 +17,7 @@ from astra.errors import AstraError, UsageError
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "--plan": int, "--job": str, "--element": int,
-    "--row-timeout": float, "--start-until": int, "--tell-at": int,
+    "--row-timeout": float, "--start-until": int, "--stop-at": int,
 }  # fmt: skip
 _REQUIRED = ("--plan", "--job", "--element")
 
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
         row_timeout_s = given.get("--row-timeout", settings.current().element.row_timeout_s)
     except AstraError as error:
         return _refused(error)
-    return supervised(lambda board: _run(given, board), row_timeout_s, given.get("--tell-at"))
+    return supervised(lambda board: _run(given, board), row_timeout_s, given.get("--stop-at"))
 
 
 def _parsed(words: Sequence[str]) -> dict[str, Any]:

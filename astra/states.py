@@ -19,9 +19,9 @@ class Outcome(IntEnum):
 class AttemptState(StrEnum):
     """How one execution of one page stands, in the words of the element itself."""
 
-    RUNNING = "running"  # claimed; nothing was heard of an end
+    RUNNING = "running"  # claimed, and has not ended as far as is known
     DONE = "done"  # every row of the page has ended
-    INTERRUPTED = "interrupted"  # told to end; what was yielded is stored
+    INTERRUPTED = "interrupted"  # asked to stop; what was yielded is stored
     BROKEN = "broken"  # the task failed outside of any row
     DIED = "died"  # its process crashed; the element went on with another attempt
     SUPERSEDED = "superseded"  # another attempt took the page
@@ -34,7 +34,7 @@ class PageState(StrEnum):
     RUNNING = "running"  # its element lives
     WAITING = "waiting"  # its element is queued
     UNSUBMITTED = "unsubmitted"  # no element was asked for
-    INTERRUPTED = "interrupted"  # its element was told to end and said so
+    INTERRUPTED = "interrupted"  # its element was asked to stop and said so
     BROKEN = "broken"  # its task failed outside of any row
     LOST = "lost"  # its element ended without a word, rows are missing
     INCOMPLETE = "incomplete"  # Slurm calls its element COMPLETED, rows are missing

@@ -84,7 +84,7 @@ task = "archive.brightness"
 [[nights.survey.tasks]]
 task = "archive.quality"
 after = ["archive.brightness"]
-[nights.survey.tell]
+[nights.survey.notify]
 mail = ["observers@example.org"]
 smtp = "smtp://127.0.0.1:{smtp}"
 """

@@ -81,4 +81,4 @@ def test_a_workflow_submits_and_waits(airflow):
     # What is not whole fails the sensor, with what to type.
     fill(10)
     said = run(airflow, "tests.sample_tasks.broken")
-    assert '"whole": "failed"' in said and "mend it, then astra resume" in said, said[-5000:]
+    assert '"whole": "failed"' in said and "fix it, then astra resume" in said, said[-5000:]

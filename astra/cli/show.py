@@ -205,7 +205,7 @@ def cancelled(done: Any) -> None:
     if told:
         pages = ", ".join(map(str, done.pages))
         which = f" (page{'s' if len(done.pages) > 1 else ''} {pages})" if done.pages else ""
-        line(f"  told to end{which}; what they yielded is stored")
+        line(f"  asked to stop{which}; what they yielded is stored")
     if done.rows_freed:
         line(f"  {count(done.rows_freed, 'row')} can be planned again")
     if done.rows_held:
@@ -232,8 +232,8 @@ def status(plan: Any, every_page: bool = False) -> None:
     if every_page:
         _pages(plan.elements)
     elif n_shown := sum(n for s, n in plan.pages.items() if s not in ("done", "unsubmitted")):
-        told = set(PageState) - {PageState.DONE, PageState.UNSUBMITTED}
-        _pages(islice(plan.in_states(told), 20))
+        shown = set(PageState) - {PageState.DONE, PageState.UNSUBMITTED}
+        _pages(islice(plan.in_states(shown), 20))
         if n_shown > 20:
             line(f"  ... and {n_shown - 20:,} pages more (--pages)")
     if plan.refused:

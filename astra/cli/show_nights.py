@@ -71,8 +71,8 @@ def night(found: Any) -> None:
             "of an earlier night" if p.leftover else gone,
         )  # fmt: skip
     print_table(made, console)
-    for way, said in found.told.items():
-        line(f"  told by {way}: {said}")
+    for way, said in found.notified.items():
+        line(f"  by {way}: {said}")
     if found.message:
         for part in found.message.split("; "):
             line(f"  {part}")

@@ -23,7 +23,7 @@ def watched(looks: Iterator[Any]) -> Any:
     """
     last, said = None, None
     try:
-        with _told_to_end(), _screen() as draw:
+        with _stopped_by_signals(), _screen() as draw:
             for look in looks:
                 last = look
                 if draw is not None:
@@ -38,7 +38,7 @@ def watched(looks: Iterator[Any]) -> Any:
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
+def _stopped_by_signals() -> Iterator[None]:
     """SIGTERM ends as Ctrl-C does: the terminal is left as it was."""
 
     def end(number: int, frame: Any) -> None:

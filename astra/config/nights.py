@@ -115,8 +115,8 @@ class NightTask:
 
 
 @dataclass(frozen=True)
-class Tell:
-    """Who is told how a night ended: by each of these ways."""
+class Notify:
+    """Who is notified of how a night ended: by each of these ways."""
 
     mail: tuple[str, ...] = _key((), _mail)
     sender: str | None = _key(None, _line)
@@ -129,7 +129,7 @@ class Tell:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.webhook:
             given["webhook"] = "{0.scheme}://{0.netloc}/***".format(urlsplit(self.webhook))
-        return [(f"tell.{key}", value) for key, value in given.items() if value]
+        return [(f"notify.{key}", value) for key, value in given.items() if value]
 
 
 @dataclass(frozen=True)
@@ -153,19 +153,19 @@ class NightSettings:
     running: str = _key("join", _one_of("join", "leave"))  # the night before, if it still runs
     finalizer_profile: str | None = _key(None, _line)
     finalizer_time: str = _key("12:00:00", _time)  # how long a finalizer may wait for answers
-    tell: Tell = Tell()
+    notify: Notify = Notify()
 
     def rows(self) -> list[tuple[str, Any]]:
         """(key, value) of all that was configured."""
-        told: list[tuple[str, Any]] = []
+        rows: list[tuple[str, Any]] = []
         for number, task in enumerate(self.tasks, 1):
             given = {f.name: getattr(task, f.name) for f in fields(task)}
-            told += [(f"tasks.{number}.{key}", v) for key, v in given.items() if v]
+            rows += [(f"tasks.{number}.{key}", v) for key, v in given.items() if v]
         keys = [f.name for f in fields(self) if f.name not in _PARTS]
-        return [*told, *((key, getattr(self, key)) for key in keys), *self.tell.rows()]
+        return [*rows, *((key, getattr(self, key)) for key in keys), *self.notify.rows()]
 
 
-_PARTS = ("name", "tasks", "tell")
+_PARTS = ("name", "tasks", "notify")
 
 
 def checked(tables: Any) -> dict[str, NightSettings]:
@@ -196,14 +196,14 @@ def _night(name: str, table: Any) -> NightSettings:
         )
     tasks = [_task(f"{name}.tasks", entry) for entry in given]
     _check_order(name, tasks)
-    told = table.get("tell", {})
-    if not isinstance(told, dict):
-        raise ValueError(f"{name}.tell: should be a section: write [nights.{name}.tell]")
-    tell = Tell(**_values(f"{name}.tell", told, fields(Tell)))
-    rest = {key: value for key, value in table.items() if key not in ("tasks", "tell")}
+    given = table.get("notify", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"{name}.notify: should be a section: write [nights.{name}.notify]")
+    notify = Notify(**_values(f"{name}.notify", given, fields(Notify)))
+    rest = {key: value for key, value in table.items() if key not in ("tasks", "notify")}
     known = [f for f in fields(NightSettings) if f.name not in _PARTS]
-    values = _values(name, rest, known, ["tasks", "tell"])
-    return NightSettings(name=name, tasks=tuple(tasks), tell=tell, **values)
+    values = _values(name, rest, known, ["tasks", "notify"])
+    return NightSettings(name=name, tasks=tuple(tasks), notify=notify, **values)
 
 
 def _task(where: str, entry: Any) -> NightTask:

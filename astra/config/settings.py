@@ -70,7 +70,7 @@ def _classes(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-#: Exceptions that tell of the world around a task: its rows stay pending.
+#: Exceptions of the world around a task: its rows stay pending.
 OUTER = (
     "MemoryError",
     "ConnectionError",
@@ -129,7 +129,7 @@ class Run:
 class Element:
     write_frequency: float = _key(300.0, _number(0, above=True))  # longest wait of a result, in s
     batch_size: int = _key(1000, _whole(1))  # results written at once
-    lease_s: float = _key(300.0, _number(0, above=True))  # not heard of for so long: overdue
+    lease_s: float = _key(300.0, _number(0, above=True))  # no heartbeat for so long: overdue
     grace_s: float = _key(3.0, _number(0))  # how long a row may go on after SIGTERM
     row_timeout_s: float = _key(0.0, _number(0))  # longest time for a row; 0 for no limit
     max_deaths: int = _key(3, _whole(1))  # of its process, until a row is a failure
@@ -160,7 +160,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Clean:
-    keep_days: float = _key(90.0, _number(0))  # plans, logs and scripts, of which nothing was heard
+    keep_days: float = _key(90.0, _number(0))  # plans, logs and scripts that are inactive
     compress_days: float = _key(0.0, _number(0))  # until scripts and logs are packed; 0: never
     keep_nights_days: float = _key(1000.0, _number(0))  # the lines of nights
 

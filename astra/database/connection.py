@@ -304,7 +304,7 @@ def url() -> str:
     return dialect().url
 
 
-#: Seconds for trying again once a process was told to end: less than Slurm's KillWait leaves.
+#: Seconds for trying again once a process was asked to stop: less than Slurm's KillWait leaves.
 HURRY_S = 2.0
 
 

@@ -33,7 +33,7 @@ class RowLock:
     """The lock of a name, held by a transaction on a connection of its own.
 
     A transaction, so that it works through PgBouncer. The server ends it, and so releases the
-    lock, when it has not heard from its holder for `silence_s`: a thread asks the server something
+    lock, when its holder was silent for `silence_s`: a thread asks the server something
     four times as often, and takes the lock again where the connection was lost, if nobody else did
     meanwhile. A holder that was stopped or cut off for longer goes on without it: the lock keeps
     processes out of each other's way, and no invariant rests on it.

@@ -33,7 +33,7 @@ class _Watch:
     def __init__(self) -> None:
         self.lock = threading.Condition()
         self.waiting: dict[object, tuple[float, Any]] = {}  # by statement: until when, connection
-        self.most_s = float("inf")  # of every statement, once the process was told to end
+        self.most_s = float("inf")  # of every statement, once the process was asked to stop
         self.looks_at = float("inf")
         self.thread: threading.Thread | None = None
 

@@ -19,8 +19,8 @@ from astra.states import AttemptState
 log = logging.getLogger(__name__)
 
 
-#: States of an attempt that its process did not end by itself. One that was told to end by the row
-#: timeout calls itself interrupted.
+#: States of an attempt that its process did not end by itself. One that the row timeout
+#: stopped calls itself interrupted.
 _OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
 
 

@@ -390,7 +390,7 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
 
 def _interrupted(claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
     left = claim.outcomes.count(Outcome.PENDING)
-    message = f"told to end ({reason}); all that was yielded is stored, {left} rows are left"
+    message = f"asked to stop ({reason}); all that was yielded is stored, {left} rows are left"
     _end(claim, AttemptState.INTERRUPTED, message, gives_back)
     return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 

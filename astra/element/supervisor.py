@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def supervised(
-    work: Callable[[Board], int], row_timeout_s: float = 0.0, tell_at: float | None = None
+    work: Callable[[Board], int], row_timeout_s: float = 0.0, stop_at: float | None = None
 ) -> int:
     """Do an element's `work` in a child process, again after each crash; its exit status.
 
@@ -42,10 +42,10 @@ def supervised(
     ----------
     work : runs the element's pages; its exit status. It is called in the child.
     row_timeout_s : longest time that a task may take for each row in hand; 0 for no limit.
-    tell_at : when the element is told to end, in seconds since the epoch.
+    stop_at : when the element is asked to stop, in seconds since the epoch.
     """
     board = Board()
-    parent = _Parent(board, row_timeout_s, tell_at)
+    parent = _Parent(board, row_timeout_s, stop_at)
     in_vain = 0
     birth_s = born_s()
     while True:
@@ -113,11 +113,11 @@ class _Stopwatch:
 class _Parent:
     """Waits for a child: passes signals on to it, and ends it when a row takes too long.
 
-    When the hours of its night are `over`, it is told to end, as Slurm would.
+    When the hours of its night are `over`, it is asked to stop, as Slurm would.
     """
 
-    def __init__(self, board: Board, row_timeout_s: float, tell_at: float | None = None) -> None:
-        self.board, self.row_timeout_s, self.tell_at = board, row_timeout_s, tell_at
+    def __init__(self, board: Board, row_timeout_s: float, stop_at: float | None = None) -> None:
+        self.board, self.row_timeout_s, self.stop_at = board, row_timeout_s, stop_at
         self.told = self.timed_out = self.over = False
         self.pid = 0
         # between two looks
@@ -149,7 +149,7 @@ class _Parent:
             os.kill(self.pid, number)
 
     def _look(self, number: int, frame: FrameType | None) -> None:
-        if self.tell_at is not None and time.time() >= self.tell_at and not self.over:
+        if self.stop_at is not None and time.time() >= self.stop_at and not self.over:
             self.over = True
             log.warning("the hours of the night are over: what was yielded is stored")
             self._pass_on(signal.SIGTERM, None)

@@ -46,7 +46,7 @@ class Night(BaseModel):
     finalizer_cluster = TextField(null=True)  # as given to sbatch's --clusters
     finalizer_home = TextField(null=True)  # the name of the cluster that took it
     message = TextField(null=True)  # what is not whole, and what to do
-    told = TextField(null=True)  # JSON: by way, what was told, and what became of it
+    notified = TextField(null=True)  # JSON: by way, what was sent, and how that went
     cwd = TextField()
     host = TextField()
     created_by = TextField()

@@ -31,7 +31,7 @@ from astra.submit.intent import plan_lock
 class Cleaned:
     """What was removed, or would be."""
 
-    before: datetime  # plans that nothing was heard of since
+    before: datetime  # plans that were inactive since
     plans: tuple[int, ...]
     pages: int
     attempts: int

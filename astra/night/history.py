@@ -62,7 +62,7 @@ class NightStatus:
     by: str
     finalizer: int | None = None  # its last one's job
     message: str | None = None
-    told: Mapping[str, str] = field(default_factory=dict)  # by way: what became of the telling
+    notified: Mapping[str, str] = field(default_factory=dict)  # by way: how the notification went
     plans: tuple[PlanOfNight, ...] = ()
 
     @property
@@ -157,12 +157,12 @@ def _status(night: Night, state: str, entries: list[NightPlan] | None = None) ->
     return NightStatus(
         night.pk, night.name, night.date, state, night.began, night.ended, pending=pending,
         rounds=night.round, host=night.host, by=night.created_by, finalizer=night.finalizer_job,
-        message=night.message, told=_told(night), plans=plans, **sums,
+        message=night.message, notified=_notified(night), plans=plans, **sums,
     )  # fmt: skip
 
 
-def _told(night: Night) -> dict[str, str]:
-    ways = json.loads(night.told or "{}")
+def _notified(night: Night) -> dict[str, str]:
+    ways = json.loads(night.notified or "{}")
     return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways.items()}
 
 

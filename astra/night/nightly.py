@@ -90,7 +90,7 @@ def _nightly(settings: NightSettings) -> Nightly:
     check_version()
     check_settings(settings)
     with night_lock(settings.name):
-        _tell_of_earlier(settings)
+        _notify_of_earlier(settings)
         night = open_night(settings.name)
         joined = night is not None
         if night is not None and settings.running == "leave":
@@ -270,7 +270,7 @@ def _close(night: Night, settings: NightSettings, look: Look, rounds_left: bool)
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
     _report(night)
-    _tell(night, settings)
+    _notify(night, settings)
     state = "whole" if whole else "failed rows" if failed else "not whole"
     return _said(night, state, look, message)
 
@@ -303,21 +303,21 @@ def _report(night: Night) -> None:
         log.warning("the report of the night %s is not written: %r", night.pk, error)
 
 
-def _tell(night: Night, settings: NightSettings) -> None:
-    from astra.night.notify import tell  # which reads nights, as this module writes them
+def _notify(night: Night, settings: NightSettings) -> None:
+    from astra.night.notify import notify  # which reads nights, as this module writes them
 
-    tell(night, settings)
+    notify(night, settings)
 
 
-def _tell_of_earlier(settings: NightSettings) -> None:
-    """Tell of nights whose finalizer died before it had told, or could not tell."""
+def _notify_of_earlier(settings: NightSettings) -> None:
+    """Notify people of nights whose finalizer died before it could."""
     with connection():
         closed = Night.select().where((Night.name == settings.name) & Night.ended.is_null(False))
         found = list(closed.order_by(Night.pk.desc()).limit(3))
     for night in found:
-        ways = json.loads(night.told or "null")
-        if ways is None or any(way["result"] != "told" for way in ways.values()):
-            _tell(night, settings)
+        ways = json.loads(night.notified or "null")
+        if ways is None or any(way["result"] != "notified" for way in ways.values()):
+            _notify(night, settings)
 
 
 def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Telling people how a night ended: by mail, to a webhook, to a command.
 
-Each way is told once of a state, and once more when that changes, or where it could not be told.
-A failure to tell is kept with the night, and fails nothing.
+Each way is notified once of a state, and again when that changes, or where it failed.
+A failure to notify is kept with the night, and fails nothing.
 """
 
 import json
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import peewee
 
 from astra.config import secrets
-from astra.config.nights import NightSettings, Tell
+from astra.config.nights import NightSettings, Notify
 from astra.database.connection import connection
 from astra.errors import AstraError
 from astra.models.nights import Night
@@ -36,28 +36,28 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30
 
-TOLD = "told"
+NOTIFIED = "notified"
 
 
-def tell(night: Night, settings: NightSettings) -> dict[str, str]:
-    """Tell of a night that is closed, by all ways that do not know yet; what became of each."""
+def notify(night: Night, settings: NightSettings) -> dict[str, str]:
+    """Notify people of a closed night, by all ways that have not yet; return how each went."""
     try:
         found = night_of(night.name, str(night.pk))
         subject, text = words(found)
         with connection():
-            stored = Night.select(Night.told).where(Night.pk == night.pk).scalar()
-        told: dict[str, dict[str, str]] = json.loads(stored or "{}")
-        for way, send in _ways(settings.tell, found, subject, text).items():
-            if told.get(way, {}).get("of") == subject and told[way]["result"] == TOLD:
+            stored = Night.select(Night.notified).where(Night.pk == night.pk).scalar()
+        notified: dict[str, dict[str, str]] = json.loads(stored or "{}")
+        for way, send in _ways(settings.notify, found, subject, text).items():
+            if notified.get(way, {}).get("of") == subject and notified[way]["result"] == NOTIFIED:
                 continue
             moment = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            told[way] = {"of": subject, "at": moment, "result": _tried(send)}
+            notified[way] = {"of": subject, "at": moment, "result": _tried(send)}
         with connection():
-            Night.update(told=json.dumps(told)).where(Night.pk == night.pk).execute()
+            Night.update(notified=json.dumps(notified)).where(Night.pk == night.pk).execute()
     except (AstraError, peewee.PeeweeException) as error:
-        log.warning("nobody was told of the night %s: %s", night.pk, error)
+        log.warning("nobody was notified of the night %s: %s", night.pk, error)
         return {}
-    return {way: entry["result"] for way, entry in told.items()}
+    return {way: entry["result"] for way, entry in notified.items()}
 
 
 def words(night: NightStatus) -> tuple[str, str]:
@@ -78,7 +78,7 @@ def words(night: NightStatus) -> tuple[str, str]:
 
 
 def _ways(
-    ways: Tell, night: NightStatus, subject: str, text: str
+    ways: Notify, night: NightStatus, subject: str, text: str
 ) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {}
     if ways.mail:
@@ -95,12 +95,12 @@ def _tried(send: Callable[[], object]) -> str:
         send()
     except Exception as error:  # whatever a mail server, a network or a script may do
         said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        log.warning("somebody could not be told: %s", said)
+        log.warning("somebody could not be notified: %s", said)
         return secrets.hide(said)
-    return TOLD
+    return NOTIFIED
 
 
-def _mail(ways: Tell, subject: str, text: str) -> None:
+def _mail(ways: Notify, subject: str, text: str) -> None:
     message = EmailMessage()
     message["Subject"] = subject
     message["From"] = ways.sender or f"astra@{socket.getfqdn()}"
@@ -119,7 +119,7 @@ def find_sendmail() -> str:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib"
     program = shutil.which("sendmail", path=path)
     if program is None:
-        raise FileNotFoundError("there is no sendmail here: set smtp in [nights.NAME.tell]")
+        raise FileNotFoundError("there is no sendmail here: set smtp in [nights.NAME.notify]")
     return program
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from astra.config import settings as config
-from astra.config.nights import NightSettings, Tell
+from astra.config.nights import NightSettings, Notify
 from astra.config.profiles import Profile, choose_profile
 from astra.config.settings import settings_of
 from astra.database.connection import connection
@@ -114,7 +114,7 @@ def _tables(part: str, task: str, input_model: str | None) -> Iterator[Finding]:
 
 def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
     """Whether each way to notify people would work; nothing is sent."""
-    ways, where = settings.tell, f"[nights.{settings.name}.tell]"
+    ways, where = settings.notify, f"[nights.{settings.name}.notify]"
     tries = [
         ("mail", ways.mail, lambda: _mail(ways), f"correct mail and smtp in {where}"),
         ("webhook", ways.webhook, lambda: _webhook(ways), f"correct webhook in {where}"),
@@ -133,7 +133,7 @@ def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
             yield warning(part, f"{way}: {error}", remedy)  # the night goes on without it
 
 
-def _mail(ways: Tell) -> str:
+def _mail(ways: Notify) -> str:
     if ways.smtp is None:
         return f"{find_sendmail()} is there"
     with mail_server(ways.smtp, _TIMEOUT_S) as server:
@@ -141,7 +141,7 @@ def _mail(ways: Tell) -> str:
     return f"{urlsplit(ways.smtp).hostname} answers"
 
 
-def _webhook(ways: Tell) -> str:
+def _webhook(ways: Notify) -> str:
     """Connect to its host: a request would be taken for a message."""
     parts = urlsplit(ways.webhook or "")
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -152,7 +152,7 @@ def _webhook(ways: Tell) -> str:
     return f"{host}:{port} answers"
 
 
-def _command(ways: Tell) -> str:
+def _command(ways: Notify) -> str:
     if shutil.which(ways.command[0]) is None:
         raise LookupError(f"{ways.command[0]} is not on PATH, or cannot be run")
     return f"{ways.command[0]} is there"

@@ -28,7 +28,7 @@ def is_cancelled(plan_pk: int) -> bool:
 
 
 def release_silent(name: str, table: str) -> None:
-    """Take pages of cancelled plans from attempts that were not heard of for a lease.
+    """Take pages of cancelled plans from attempts without a heartbeat for a lease.
 
     Such an attempt can write no more, should it come back: its rows are free.
     """
@@ -45,7 +45,7 @@ def release_silent(name: str, table: str) -> None:
             & (Attempt.seen < silent_since)
         )
     )
-    release(silent, "its plan was cancelled, and it was not heard of since")
+    release(silent, "its plan was cancelled, and it has had no heartbeat since")
 
 
 def release(attempts: Iterable[Attempt], why: str) -> None:
@@ -64,7 +64,7 @@ def waiting_pages(plan: Plan) -> dict[int, int]:
     waiting = (Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0)
     if dialect().name == "sqlite":
         return dict(database.execute(Page.select(Page.number, N_PENDING).where(waiting)).fetchall())
-    # As two arrays: of 100,000 rows, each would cost more than the page that it tells of.
+    # As two arrays: of 100,000 rows, each would cost more than the page that it is about.
     query = Page.select(fn.ARRAY_AGG(Page.number), fn.ARRAY_AGG(N_PENDING)).where(waiting)
     numbers, n_pending = database.execute(query).fetchone()
     return dict(sorted(zip(numbers or (), n_pending or (), strict=True)))

@@ -30,7 +30,7 @@ OF_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
 #: Ends that may be a node's fault.
 _OF_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 
-_TEMPORARY_FAILURE = 75  # an element that was told to end, or that the database kept waiting
+_TEMPORARY_FAILURE = 75  # an element that was asked to stop, or that the database kept waiting
 
 #: Ends that lie with the world around, which have no rule: what kept the element from its rows.
 _AROUND = {"OUTAGE": "the database was away", "HOURS": "the hours of the night were over"}

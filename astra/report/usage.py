@@ -1,7 +1,7 @@
 """What elements used of what they had asked for: CPU, memory, time.
 
 From Slurm's accounting, with the shares that ``reportseff`` gives of the same jobs; without it,
-from what attempts told of themselves, against the options that they were submitted with.
+from what attempts measured, against the options that they were submitted with.
 """
 
 import json
@@ -39,7 +39,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What was used of what was asked for; `source` says who tells."""
+    """What was used of what was asked for; `source` says who measured it."""
 
     source: str
     gauges: tuple[Gauge, ...]
@@ -62,7 +62,7 @@ def efficiency(
             why = "the accounting does not know these jobs"
         except SlurmError as error:
             why = str(error)
-    note = f"memory and time are what attempts told of themselves, CPU is not known: {why}"
+    note = f"memory and time are what attempts measured themselves, CPU is not known: {why}"
     return _told(submissions, runs), (note,)
 
 
@@ -96,7 +96,7 @@ def _told(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
     gauges = [_gauge("memory", "MB", memory), _gauge("time", "s", time)]
     if not any(gauges):
         return None
-    return Efficiency("what attempts told of themselves", tuple(g for g in gauges if g), None)
+    return Efficiency("what attempts measured themselves", tuple(g for g in gauges if g), None)
 
 
 def _gauge(

@@ -1,4 +1,4 @@
-"""Cancelling: elements are told to end, and the plan's rows are free again.
+"""Cancelling: elements are asked to stop, and the plan's rows are free again.
 
 A row is free when no attempt can write it any more: at once where none runs, and otherwise when
 the attempt that has its page has ended.
@@ -112,7 +112,7 @@ def _end_jobs(plan: Plan) -> list[int]:
     """Cancel the arrays of a plan that may still live, those too that nobody knows of yet."""
     marked = (
         f"plan {plan.pk} is cancelled: no further element begins, and those that run end at their "
-        f"next checkpoint, which frees their rows. astra cancel {plan.pk} tells them again"
+        f"next checkpoint, which frees their rows. astra cancel {plan.pk} asks them again"
     )
     deadline = time.monotonic() + _LOCK_S
     while True:
@@ -170,7 +170,7 @@ def _running(plan: Plan, numbers: Iterable[int] | None = None) -> list[Attempt]:
 
 
 def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
-    """Tell the elements of the local executor on this machine to end."""
+    """Ask the elements of the local executor on this machine to stop."""
     ended = []
     for attempt in attempts:
         mine = attempt.job_id is None and attempt.host == socket.gethostname()
@@ -208,7 +208,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     of_page = (Page.plan == plan.pk) & (Page.number == number)
     with connection():
         waited = Page.update(submission_pk=None, free=None).where(of_page & Page.free).execute()
-        # The element that is told to end gives nothing back.
+        # The element that is asked to stop gives nothing back.
         pulled = Page.update(free=None).where(of_page & ~Page.free).execute()
     if waited:
         return Cancelled(plan.pk, (), (), (number,))

@@ -113,7 +113,7 @@ def _run_once(
         said = _words((late.stderr or b"").decode("utf-8", "replace"))
         raise SlurmUnknown(
             f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); "
-            + (f"it said: {said}" if said else "is the controller well? scontrol ping tells")
+            + (f"it said: {said}" if said else "scontrol ping says whether the controller is well")
         ) from None
     except OSError as error:
         raise SlurmError(f"{path} cannot be run: {error.strerror}") from error

@@ -42,7 +42,7 @@ class ElementScript:
     pull: bool = False  # elements take pages as long as any is free
     row_timeout: float | None = None  # seconds; without it the configured one
     start_until: int | None = None  # an element that begins later begins nothing
-    tell_at: int | None = None  # when an element that runs is told to end
+    stop_at: int | None = None  # when an element that runs is asked to stop
     directives: Iterable[tuple[str, str | None]] = ()  # see profile.directives()
     setup: Iterable[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # exported; no secrets
@@ -55,7 +55,7 @@ class ElementScript:
             (f"--{name}", f"{value:.15g}")
             for name, value in (
                 ("row-timeout", self.row_timeout), ("start-until", self.start_until),
-                ("tell-at", self.tell_at),
+                ("stop-at", self.stop_at),
             )
             if value is not None
         ]  # fmt: skip

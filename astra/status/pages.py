@@ -206,7 +206,7 @@ class Pages(Sequence[PageStatus]):
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
     def _mine(self, submission: Submission | None, attempt: Any) -> tuple[Any, bool]:
-        """The attempt, if it is of this submission, and whether it was not heard of for long."""
+        """The attempt, if it is of this submission, and whether its heartbeat is overdue."""
         if attempt is None or submission is None or attempt.submission_pk != submission.pk:
             return None, False
         silent_s = (self.stored.now - attempt.seen).total_seconds()

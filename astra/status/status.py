@@ -270,14 +270,14 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         )
     for broken in islice(in_states(pages, {PageState.BROKEN}), 1):
         advice.append(
-            f"astra logs {plan.pk} {broken.page}   why; mend it, then astra resume {plan.pk}"
+            f"astra logs {plan.pk} {broken.page}   why; fix it, then astra resume {plan.pk}"
         )
     died = next((p for p in in_states(pages, _UNSAID) if p.exit_code), None)
     if died is not None:
         advice.append(f"astra logs {plan.pk} {died.page}   what it said (exit {died.exit_code})")
     for held in map(pages.__getitem__, pages.held[:1]):
         advice.append(
-            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): mend that "
+            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): fix that "
             f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
         )
     unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}

@@ -2,7 +2,7 @@
 
 They are fixed as the night begins, as moments, so that no node's time zone matters. An element
 that begins too late gives back what nobody of its array began, which is then as if it had never
-been submitted; one that runs at the end is told so, stores what it has, and uses up no retry.
+been submitted; one that runs at the end is asked to stop, stores what it has, and uses up no retry.
 """
 
 import json
@@ -23,7 +23,7 @@ from astra.slurm.parse import JobId
 log = logging.getLogger(__name__)
 
 
-#: Elements are told so long before they have to have ended, at most: their rows are stored then.
+#: Elements are asked to stop so long before their end, at most: they store their rows then.
 LEAD_S = 60
 
 
@@ -39,8 +39,8 @@ class Hours:
         return self.start_until is None or time.time() < self.start_until
 
     @property
-    def tell_at(self) -> int | None:
-        """When elements that run are told to end."""
+    def stop_at(self) -> int | None:
+        """When elements that run are asked to stop."""
         if self.drain_by is None:
             return None
         between = self.drain_by - (self.start_until or 0)
@@ -80,7 +80,7 @@ def begin(start_until: int, token: str) -> None:
     Raises
     ------
     OutOfHours
-        If it is too late; its exit status tells the policy.
+        If it is too late; the policy goes by its exit status.
     """
     if Hours(start_until).open():
         return

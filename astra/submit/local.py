@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: How often the processes are looked at, and progress is told.
 _LOOK_S = 0.1
 
-#: Beyond the grace of a row, how long processes that were told to end may take to store.
+#: Beyond the grace of a row, how long processes that were asked to stop may take to store.
 _STORING_S = 20.0
 
 
@@ -61,12 +61,12 @@ def run_local(
     Raises
     ------
     Interrupted
-        After Ctrl-C or SIGTERM: the processes have been told to end, and have stored their rows.
+        After Ctrl-C or SIGTERM: the processes have been asked to stop, and have stored their rows.
     """
     elements = [page.number for page in pages]
     logs = run_folder(plan.folder) / "logs"
     pool = _Pool(plan, submission, logs, row_timeout, setup)
-    told = _told_to_end(pool)
+    told = _stopped_by_signals(pool)
     try:
         _drive(plan, pool, elements, n_processes, progress)
     finally:
@@ -197,7 +197,7 @@ class _Pool:
                     ended_well = True
         return ended_well
 
-    def tell_to_end(self) -> None:
+    def ask_to_stop(self) -> None:
         self.stopped = True
         for process in self.running.values():
             if process.poll() is None:
@@ -206,7 +206,7 @@ class _Pool:
     def end(self) -> None:
         """Whatever happened here, no element is left behind."""
         if any(process.poll() is None for process in self.running.values()):
-            self.tell_to_end()
+            self.ask_to_stop()
         deadline = time.monotonic() + config.current().element.grace_s + _STORING_S
         while self.running and time.monotonic() < deadline and not self.at_once:
             self.reap()
@@ -217,11 +217,11 @@ class _Pool:
         self.running.clear()
 
 
-def _told_to_end(pool: _Pool) -> dict[int, Any]:
+def _stopped_by_signals(pool: _Pool) -> dict[int, Any]:
     def on_signal(number: int, frame: Any) -> None:
         """The first time in good order; the second time at once."""
         pool.at_once, pool.told = pool.told, True
-        pool.tell_to_end()
+        pool.ask_to_stop()
 
     return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
 

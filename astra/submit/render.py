@@ -39,7 +39,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             pull=chosen.pull,
             row_timeout=chosen.row_timeout,
             start_until=hours.start_until,
-            tell_at=hours.tell_at,
+            stop_at=hours.stop_at,
             directives=tuple(profiles.directives(chosen)),
             setup=chosen.setup,
             log_path=script.log_pattern(run_folder(plan.folder) / "logs"),

@@ -108,7 +108,7 @@ def closed_port() -> int:
 
 
 def told(text: str) -> Callable[..., None]:
-    return toml(f"[nights.survey.tell]\n{text.replace('PORT', str(closed_port()))}\n")
+    return toml(f"[nights.survey.notify]\n{text.replace('PORT', str(closed_port()))}\n")
 
 
 BROKEN = {

@@ -1,4 +1,4 @@
-"""How a night ended is told by mail, webhook and command; what cannot be told is kept."""
+"""People are notified of a night by mail, webhook and command; what fails is kept."""
 
 import json
 import threading
@@ -15,8 +15,8 @@ from astra.database.connection import connection
 from astra.errors import ConfigError
 from astra.models.nights import Night, NightPlan
 from astra.night.history import night_of
-from astra.night.nightly import _tell_of_earlier
-from astra.night.notify import TOLD, tell
+from astra.night.nightly import _notify_of_earlier
+from astra.night.notify import NOTIFIED, notify
 from tests.servers.server import Ports
 
 
@@ -67,7 +67,7 @@ def listening(status: int):
 
 
 def settings(**ways):
-    return checked({"survey": {"tasks": ["tests.sample_tasks.measure"], "tell": ways}})["survey"]
+    return checked({"survey": {"tasks": ["tests.sample_tasks.measure"], "notify": ways}})["survey"]
 
 
 def a_night(whole: bool = True) -> Night:
@@ -92,8 +92,8 @@ def test_all_ways_are_told_once_and_again_on_change(url, inbox, tmp_path):
             webhook=hook, command=["sh", "-c", f"cat >>{tmp_path}/got; echo >>{tmp_path}/got"],
         )  # fmt: skip
         night = a_night(whole=False)
-        assert tell(night, ways) == dict.fromkeys(("mail", "webhook", "command"), TOLD)
-        tell(night, ways)
+        assert notify(night, ways) == dict.fromkeys(("mail", "webhook", "command"), NOTIFIED)
+        notify(night, ways)
         ((to, mail),) = kept.mails
         assert to == ["a@example.org", "b@example.org"]
         assert mail["Subject"] == "astra: night survey of 2026-01-02 is not whole"
@@ -103,7 +103,7 @@ def test_all_ways_are_told_once_and_again_on_change(url, inbox, tmp_path):
         assert json.loads((tmp_path / "got").read_text())["failures"] == 1
         with connection():
             Night.update(whole=True, message=None).execute()
-        tell(night, ways)
+        notify(night, ways)
         assert [m["Subject"][-8:] for _, m in kept.mails] == ["ot whole", "is whole"]
         assert len(hooks) == 2 and len((tmp_path / "got").read_text().splitlines()) == 2
 
@@ -116,15 +116,17 @@ def test_who_cannot_be_told_fails_nothing_and_is_tried_again(url, inbox, tmp_pat
             mail="a@example.org", webhook=hook, command="sh -c 'echo no pager >&2; exit 3'"
         )
         monkeypatch.setattr("astra.night.notify.shutil.which", lambda *a, **k: None)
-        found = tell(night, ways)
+        found = notify(night, ways)
         assert "no sendmail" in found["mail"] and "500" in found["webhook"]
         assert found["command"] == "RuntimeError: status 3: no pager"
-        assert "no pager" in night_of("survey").told["command"]
-        better = settings(mail="a@example.org", smtp=smtp, command=["touch", f"{tmp_path}/told"])
+        assert "no pager" in night_of("survey").notified["command"]
+        better = settings(
+            mail="a@example.org", smtp=smtp, command=["touch", f"{tmp_path}/notified"]
+        )
         for _ in range(2):  # as the next night begins, and the one after it
-            _tell_of_earlier(better)
-            assert night_of("survey").told["mail"].startswith(TOLD)
-            assert len(kept.mails) == 1 and len(hooks) == 1 and (tmp_path / "told").exists()
+            _notify_of_earlier(better)
+            assert night_of("survey").notified["mail"].startswith(NOTIFIED)
+            assert len(kept.mails) == 1 and len(hooks) == 1 and (tmp_path / "notified").exists()
 
 
 def test_sendmail_gets_the_whole_message(url, tmp_path, monkeypatch):
@@ -133,13 +135,13 @@ def test_sendmail_gets_the_whole_message(url, tmp_path, monkeypatch):
     program.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/words\ncat >{tmp_path}/mail\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    assert tell(a_night(), settings(mail="a@example.org")) == {"mail": TOLD}
+    assert notify(a_night(), settings(mail="a@example.org")) == {"mail": NOTIFIED}
     assert (tmp_path / "words").read_text() == "-i -t\n"
     assert "To: a@example.org\n" in (tmp_path / "mail").read_text()
 
 
 def test_a_password_is_never_in_the_configuration_or_shown(tmp_path):
-    night = '[nights.x]\ntasks = ["a"]\n[nights.x.tell]\n'
+    night = '[nights.x]\ntasks = ["a"]\n[nights.x.notify]\n'
     file = tmp_path / "astra.toml"
     file.write_text(night + 'smtp = "smtp://me:geheim@h"\n')
     with pytest.raises(ConfigError, match=r"netrc") as error:
@@ -147,7 +149,7 @@ def test_a_password_is_never_in_the_configuration_or_shown(tmp_path):
     assert "geheim" not in str(error.value)
     file.write_text(night + 'webhook = "https://h/services/geheimnis"\n')
     rows = {key: value for key, value, _ in config.load(file).rows()}
-    assert rows["nights.x.tell.webhook"] == "https://h/***"
+    assert rows["nights.x.notify.webhook"] == "https://h/***"
     for line, words in (
         ('mail = "me"', "addresses"), ('webhook = "ftp://h"', "https://"), ("to = 1", "no such key")
     ):  # fmt: skip

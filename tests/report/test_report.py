@@ -201,7 +201,7 @@ def in_trouble() -> int:
             traceback="a very long line without a blank " + "x" * 3000,
             place=f"/some/where.py?password={SECRET}",
         ).where(Failure.key == 9).execute()
-        Attempt.update(state="interrupted", message="told to end " + "y" * 300).where(
+        Attempt.update(state="interrupted", message="asked to stop " + "y" * 300).where(
             Attempt.pk << [3, 4]
         ).execute()
         Page.update(n_done=0, n_failed=0, n_no_result=0).where(Page.number << [3, 4]).execute()
@@ -276,7 +276,7 @@ _CONTRAST = """(place) => {
 
 
 def many_pages(n: int) -> int:
-    """A plan of `n` pages of ten rows that ran on 200 nodes; every thousandth was told to end."""
+    """A plan of `n` pages of ten rows that ran on 200 nodes; every thousandth was asked to stop."""
     fill(10)
     plan = made(10, 10, run=False)
     with connection():

@@ -65,7 +65,7 @@ def test_rows_that_an_attempt_runs_are_not_free(url):
     assert (done.rows_freed, done.rows_held) == (10, 10)
     (other,) = create_plan(measure, BossVisitSpectrum)
     assert (other.rows, other.held, other.live_plans) == (10, 10, (plan,))
-    # What it has yielded is stored; it is told to end.
+    # What it has yielded is stored; it is asked to stop.
     assert len(checkpoint(plan, claim, 4)) == 4 and claim.cancelled
     Attempt.update(state="interrupted").execute()
     assert create_plan(measure, BossVisitSpectrum)[0].rows == 6

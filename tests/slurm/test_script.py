@@ -308,7 +308,7 @@ class TestRunning:
         (tmp_path / "scratch").mkdir()
         setup = ["export ASTRA_SCRATCH_FROM=" + shlex.quote(str(tmp_path / "from"))]
         text = render("scratch.sh.j2", python=(str(python),), setup=setup).replace(
-            "\ntell()", '\nls "$ASTRA_SCRATCH"\ntell()'
+            "\nstop()", '\nls "$ASTRA_SCRATCH"\nstop()'
         )
         done = bash(text, STATUS="4", TMPDIR=str(tmp_path / "scratch"))
         assert done.returncode == 4, done.stderr

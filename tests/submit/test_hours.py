@@ -49,7 +49,7 @@ def test_hours_are_the_next_ones_of_the_clock():
     assert late.drain_by - late.start_until == 1200
     assert next_hours(None, "07:00", datetime.now()).start_until is not None
     assert next_hours(None, None, datetime.now()).open()
-    assert Hours(0, 600).tell_at == 540 and Hours(0, 40).tell_at == 30
+    assert Hours(0, 600).stop_at == 540 and Hours(0, 40).stop_at == 30
 
 
 def test_shares_are_by_weight_and_never_more_than_there_is():
@@ -95,7 +95,7 @@ def test_an_element_is_told_to_end_by_the_clock(sqlite_url):
     database.close()
     done = subprocess.run(
         [sys.executable, "-m", "astra", "run-page", "--plan", str(plan.pk), "--job",
-         submission.token, "--element", "1", "--tell-at", str(int(time.time()) + 4)],
+         submission.token, "--element", "1", "--stop-at", str(int(time.time()) + 4)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 74 and "hours of the night are over" in done.stderr
