@@ -17,9 +17,9 @@ from astra.config import settings as config
 from astra.config.nights import NightSettings, Notify
 from astra.config.profiles import Profile, choose_profile
 from astra.config.settings import settings_of
-from astra.database.connection import connection
+from astra.database.connection import connection, dialect
 from astra.doctor.database import database, table_findings
-from astra.doctor.finding import FAILED, Finding, findings, of_error, ok, warning
+from astra.doctor.finding import FAILED, Finding, failed, findings, of_error, ok, warning
 from astra.doctor.job import from_a_node
 from astra.doctor.place import configuration, python, run_directory
 from astra.doctor.slurm import slurm
@@ -97,6 +97,7 @@ def _night(settings: NightSettings) -> Iterator[Finding]:
     yield from dict.fromkeys(before)
     if not before:
         yield ok(part, f"{len(settings.tasks)} tasks can be planned")
+    yield from findings(part, partial(_connections, part, settings))
     yield from _notified(part, settings)
     yield from _begun(part, settings.name)
 
@@ -107,6 +108,20 @@ def _tables(part: str, task: str, input_model: str | None) -> Iterator[Finding]:
     with connection():
         for model in models:
             yield from table_findings(part, model)
+
+
+def _connections(part: str, settings: NightSettings) -> Iterator[Finding]:
+    """How many elements the server has connections for, two each."""
+    if dialect().name == "sqlite":
+        return
+    with connection():
+        room = settings.connections or dialect().connections_for(settings.headroom)
+    said = f"connections for {room // 2} elements at once (headroom = {settings.headroom})"
+    if room < 2:
+        remedy = f"lower headroom in [nights.{settings.name}], or raise max_connections"
+        yield failed(part, said, remedy)
+    else:
+        yield ok(part, said)
 
 
 # -- who is notified --------------------------------------------------------------------

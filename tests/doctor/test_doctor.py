@@ -152,6 +152,9 @@ BROKEN = {
         lambda file, **_: file.write_text(file.read_text().replace("measure", "mesure")),
         "failed night survey: ", "Did you mean 'tests.sample_tasks.measure'",
     ),
+    "headroom": (
+        in_section("nights.survey", "headroom = 500"), "failed night survey: ", "lower headroom",
+    ),
     "nobody notified": (lambda **_: None, "warning night survey: ", "set mail, webhook or command"),
     "mail": (told('mail = "me@x.org"\nsmtp = "smtp://127.0.0.1:PORT"'), "warning night survey: mail", "refused"),
     "no sendmail": (told('mail = "me@x.org"'), "warning night survey: mail", "there is no sendmail"),
