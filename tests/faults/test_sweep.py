@@ -20,7 +20,7 @@ def sweep(*words: str) -> str:
 
 
 def test_seeds_on_this_machine():
-    assert sweep("--seeds", "38", "--jobs", "2").count(": ok: ") == 38
+    assert sweep("--seeds", "12", "--jobs", "2").count(": ok: ") == 12
 
 
 @pytest.mark.slurm

@@ -248,7 +248,7 @@ class TestOnSlurm:
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         fill(30)
         (planned,) = create_plan(hungry, BossVisitSpectrum, limit=10,
-                                 arguments={"mb": 250, "at": 15})  # fmt: skip
+                                 arguments={"mb": 250, "at": 11})  # fmt: skip
         plan = planned.plan
         submit(plan, options={"mem": "200M"})
         run_out(strict)
