@@ -81,8 +81,11 @@ class Kills:
     def look(self) -> None:
         """Kill the job that computed the last row, if it is time for the next kill."""
         lines = _computed(self.folder)
-        due = self.work.n_rows * (len(self.killed) + 1) / (self.work.n_kills + 2)
-        if len(self.killed) == self.work.n_kills or len(lines) < due:
+        work = self.work
+        # In the middle of pages, of which as many begin together as there are slots.
+        due = work.n_rows * (len(self.killed) + 1) / (work.n_kills + 2)
+        due += work.per_page * work.slots / 2
+        if len(self.killed) == work.n_kills or len(lines) < due:
             return
         job = _environment(int(lines[-1].split()[0])).get("SLURM_JOB_ID")
         if job is None or job in self.killed:

@@ -198,7 +198,7 @@ def _supersede(page: Page, submission: Submission, where: Where) -> None:
             f"(process {old.pid} on {old.host}), last heard of {silent_s:.0f} s ago"
         )
     if not requeued:
-        _suspect(page, old)
+        suspect_rows(page, old)
     Attempt.update(
         state=AttemptState.SUPERSEDED.value,
         ended=SQL(dialect().now_sql),
@@ -215,8 +215,8 @@ _NO_ROWS_DOING = frozenset(
 )  # fmt: skip
 
 
-def _suspect(page: Page, old: Attempt) -> None:
-    """An attempt ended without a word: remember the rows that its task may have had in hand."""
+def suspect_rows(page: Page, old: Attempt) -> None:
+    """Remember the rows that an attempt which ended without a word may have had in hand."""
     if old.n_handed < 0 or old.slurm_state in _NO_ROWS_DOING:
         return
     known = {s.place: s.group for s in suspects_of(page.pk)}

@@ -30,6 +30,7 @@ from astra.element.page_run import PageRun
 from astra.element.pool import close_pool, give_back, page_in_hand, time_of_element
 from astra.element.reader import Reader
 from astra.element.signals import heard
+from astra.element.takeover import Watcher
 from astra.errors import (
     AstraError,
     BrokenElement,
@@ -148,6 +149,7 @@ class Element:
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.in_hand = FIRST_IN_HAND  # rows that an attempt is taken to have in hand at first
         self.is_linked = self.has_loaded = False
+        self.is_held = False  # the plan is paused or throttled
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
 
     def __enter__(self) -> "Element":
@@ -181,13 +183,20 @@ class Element:
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
             if (run := self.run_page(number, element)) is None:
-                break
+                if self.is_held or not self._await_page(element, end_s and end_s - longest_s):
+                    break
+                continue
             number, longest_s = None, max(longest_s, now_s() - began_s)
             runs.append(run)
             if run.state != AttemptState.DONE or self.stop.wanted.is_set():
                 return runs
         retrying(lambda: close_pool(self.submission))
         return runs
+
+    def _await_page(self, element: int, end_s: float | None) -> bool:
+        """Watch over the elements that still hold pages; whether there is a free page now."""
+        self._unlink()
+        return Watcher(self.plan, self.submission, element, self.stop).wait(end_s)
 
     def run_page(self, number: int | None, element: int) -> PageRun | None:
         """Claim a page and run the task over the rows that it still needs.
@@ -205,6 +214,7 @@ class Element:
             claim = retrying(lambda: self._claim(number, element))
         except Held as held:
             log.warning("%s", held)
+            self.is_held = True
             return None
         except (Superseded, BusyError) as error:
             log.warning("%s", error)

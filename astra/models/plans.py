@@ -19,6 +19,7 @@ from astra.database.connection import connection, dialect
 from astra.models.base import BaseModel, KeysField, KeyTextsField, TimeField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
+from astra.slurm.parse import JobId
 
 
 class Schema(BaseModel):
@@ -86,12 +87,19 @@ class Submission(BaseModel):
     offset = IntegerField()  # element = array index + offset
     pages_per_element = IntegerField()
     pulls = BooleanField(default=False)  # its elements take any of its pages that are free
+    watcher = IntegerField(null=True)  # the element that watches over those that hold pages
+    watched = TimeField(null=True)  # when it last looked
     profile = TextField()  # JSON: the name, options and set-up that were used
     script = TextField(null=True)
     log_folder = TextField(null=True)
     message = TextField(null=True)  # Slurm's own words, when it refused
     created = TimeField(now=True, null=False)
     created_by = TextField()
+
+    @property
+    def job(self) -> JobId:
+        """The array that it became: its number counts only with its name and its cluster."""
+        return JobId(self.job_id, self.cluster, self.job_name, self.cluster_name, self.created_by)
 
 
 class OutcomesField(BlobField):

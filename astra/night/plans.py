@@ -24,7 +24,7 @@ from astra.resume.resume import resume
 from astra.slurm import limits
 from astra.slurm.parse import JobId
 from astra.states import ALIVE, PageState
-from astra.status.pages import Asked, Pages, ask, in_states, job_of, survey
+from astra.status.pages import Asked, Pages, ask, in_states, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import Hours
 from astra.submit.intent import plan_lock, recover_intents
@@ -216,7 +216,7 @@ def _note(done: Any, look: Look) -> bool:
             found = Submission.select().where(
                 Submission.job_id.in_(pks), Submission.plan == done.plan
             )
-            look.jobs |= {job_of(s) for s in found}
+            look.jobs |= {s.job for s in found}
     later = bool(done.unsubmitted or done.message)
     look.lives |= later or bool(done.pages)
     return later or bool(done.pages)
@@ -318,7 +318,7 @@ def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
         )
         for s in submissions:
             if n := len(elements.get(str(s.job_id), ())):
-                look.jobs.add(job_of(s))
+                look.jobs.add(s.job)
                 look.used += min(json.loads(s.profile).get("throttle") or n, n)
     lives = not ALIVE.isdisjoint(pages.tally)
     look.lives |= lives

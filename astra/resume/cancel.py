@@ -23,7 +23,7 @@ from astra.plan.pages import light_pages, release
 from astra.processes import process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState
-from astra.status.pages import PageStatus, job_of, slurm_jobs, survey
+from astra.status.pages import PageStatus, slurm_jobs, survey
 from astra.submit.intent import plan_lock, recover_intents
 
 #: Beyond the grace that a row has, how long elements may take to end; and the submitter.
@@ -224,7 +224,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
         with connection():
             own = (Submission.plan == plan.pk) & (Submission.job_id == job_id)
             submission = Submission.select().where(own).order_by(Submission.pk.desc()).get()
-        client.cancel(job_of(submission), [index])
+        client.cancel(submission.job, [index])
         jobs = [page.job]
     _wait_for_ends(plan, numbers)
     still = {attempt.page.number for attempt in _running(plan, numbers)}

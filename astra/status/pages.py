@@ -307,18 +307,7 @@ def _ran_out_of_memory(submission: Submission | None, job: str | None) -> bool:
 def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
     """The arrays that these submissions became, each with its cluster."""
     found = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
-    return [job_of(s) for s in sorted(found, key=lambda s: s.job_id)]
-
-
-def job_of(submission: Submission) -> parse.JobId:
-    """The array that a submission became: its number counts only with its name and its cluster."""
-    return parse.JobId(
-        submission.job_id,
-        submission.cluster,
-        submission.job_name,
-        submission.cluster_name,
-        submission.created_by,
-    )
+    return [s.job for s in sorted(found, key=lambda s: s.job_id)]
 
 
 def ask(plans: Iterable[Plan]) -> Asked:

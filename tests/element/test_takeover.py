@@ -1,0 +1,199 @@
+"""Pages of dead elements are taken over by living ones of their pool, and those of living ones never."""
+
+import os
+import signal
+import threading
+from datetime import timedelta
+
+import pytest
+
+from astra.config import settings
+from astra.database.connection import connection, dialect, writing
+from astra.element.claim import claim_page, here
+from astra.element.element import Element
+from astra.element.takeover import Watcher
+from astra.models.plans import Attempt, Page, Submission
+from astra.results.stopping import Stop
+from astra.resume.resume import resume_local
+from astra.slurm.parse import Answer, Execution
+from astra.states import SlurmState
+from astra.submit.submit import submit
+from tests.nights import run_out
+from tests.pools import is_whole, plan_of, pool_of, running
+from tests.servers import Slurm
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def kill_element(attempt: Attempt) -> None:
+    """Both processes of an element, as the death of its node kills them."""
+    supervisor = parent_of(attempt.pid)
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(attempt.pid, signal.SIGKILL)
+
+
+def short_lease(folder, monkeypatch):
+    """Heartbeats every half second, and Slurm may be asked every 0.4 s."""
+    file = folder / "astra.toml"
+    file.write_text("[element]\nlease_s = 2\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(file))
+    settings.use(settings.load(file))
+
+
+class TestLocal:
+    def test_a_killed_element_holds_up_no_page(self, url):
+        """Nobody resumes: another process of the same run takes the page over."""
+        plan = plan_of(40, 10, row_s=0.05)
+        killer = threading.Thread(target=lambda: kill_element(running(2, 0)[0]))
+        killer.start()
+        resume_local(plan.pk, 2)
+        killer.join()
+        assert is_whole(plan)
+        with connection():
+            (dead,) = Attempt.select().where(Attempt.state == "superseded")
+            assert "its process is gone" in dead.message
+            assert Attempt.select().where(Attempt.page == dead.page).count() == 2
+
+    def test_who_finds_no_page_and_nobody_at_work_ends(self, url):
+        plan = plan_of(20, 10)
+        submission = pool_of(plan)
+        with connection(), writing():
+            Page.update(free=False).execute()
+        with Element(plan, submission, Stop()) as this:
+            assert this.pull(1) == []
+
+
+def held(submission: Submission, plan, silent_s: float = 0.0) -> Attempt:
+    """A page of a Slurm pool that element 1 holds, whose last heartbeat is so old."""
+    with connection(), writing():
+        Submission.update(kind="slurm", job_id=7, job_name="astra-1-x").execute()
+        claim = claim_page(plan, 1, Submission.get(), 1, here("local"))
+        assert claim is not None
+        Page.update(free=False).where(Page.number == 1).execute()
+        seen = dialect().now() - timedelta(seconds=silent_s)
+        Attempt.update(seen=seen, array_index=1, host="elsewhere").execute()
+        return Attempt.get()
+
+
+@pytest.fixture
+def slurm_says(monkeypatch):
+    """Slurm answers so, whenever it is asked; how often it was."""
+    said: dict[str, Answer] = {}
+    asked: list[float] = []
+
+    def elements(jobs, **_):
+        asked.append(1.0)
+        return said["answer"]
+
+    monkeypatch.setattr("astra.slurm.client.elements", elements)
+    monkeypatch.setattr("astra.slurm.command.available", lambda: "answer" in said)
+    said["asked"] = asked  # type: ignore[assignment]
+    return said
+
+
+def answer(state: SlurmState | None) -> Answer:
+    return Answer({("astra-1-x", 1): Execution(state)})
+
+
+class TestDeaths:
+    """Who is dead is decided by Slurm's word, and without it by a heartbeat that was watched."""
+
+    def watcher(self, plan) -> Watcher:
+        watcher = Watcher(plan, Submission.get(), 2, Stop())
+        watcher.asks_s = 0.0
+        return watcher
+
+    @pytest.fixture
+    def plan(self, url, tmp_path, monkeypatch):
+        short_lease(tmp_path, monkeypatch)
+        plan = plan_of(10, 10)
+        pool_of(plan)
+        return plan
+
+    @pytest.mark.parametrize("state", [SlurmState.RUNNING, SlurmState.PENDING])
+    def test_whom_slurm_knows_as_alive_is_left_alone(self, plan, slurm_says, state):
+        """However old its heartbeat: an element may be suspended."""
+        attempt = held(Submission.get(), plan, silent_s=1000)
+        slurm_says["answer"] = answer(state)
+        watcher = self.watcher(plan)
+        assert watcher._look() is None
+        watcher.unchanged[attempt.pk] = (attempt.seen, -1000.0)
+        watcher.asks_s = 0.0
+        assert watcher._look() is None and Attempt.get().state == "running"
+
+    @pytest.mark.parametrize("state", [SlurmState.NODE_FAIL, SlurmState.FAILED, SlurmState.ABSENT])
+    def test_whom_slurm_knows_as_ended_is_dead_at_once(self, plan, slurm_says, state):
+        held(Submission.get(), plan)
+        slurm_says["answer"] = answer(state)
+        assert self.watcher(plan)._look() is True
+        attempt, page = Attempt.get(), Page.get()
+        assert attempt.state == "superseded" and page.free
+        assert attempt.slurm_state == (None if state is SlurmState.ABSENT else state.value)
+
+    def test_after_an_outage_nobody_looks_dead(self, plan, slurm_says):
+        """Each heartbeat is old then, and the watcher has not looked for as long."""
+        attempt = held(Submission.get(), plan, silent_s=1000)
+        watcher = self.watcher(plan)
+        assert watcher._look() is None
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.looked_s - 1000)
+        watcher.looked_s -= 900  # the database was away
+        assert watcher._look() is None and Attempt.get().state == "running"
+
+    def test_a_heartbeat_that_stood_still_for_a_lease_is_a_death_without_blame(
+        self, plan, slurm_says
+    ):
+        attempt = held(Submission.get(), plan, silent_s=1)
+        watcher = self.watcher(plan)
+        assert watcher._look() is None
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.looked_s - 2.1)
+        assert watcher._look() is True
+        with connection():
+            assert not list(Page.get().suspects)
+
+    def test_a_page_at_which_elements_run_out_of_memory_waits_for_a_resume(self, plan, slurm_says):
+        """The first is taken over, the second is not: the next needs more memory."""
+        slurm_says["answer"] = answer(SlurmState.OUT_OF_MEMORY)
+        held(Submission.get(), plan)
+        assert self.watcher(plan)._look() is True
+        with connection(), writing():
+            claim_page(plan, 1, Submission.get(), 3, here("local"))
+            Page.update(free=False).execute()
+            Attempt.update(array_index=1).where(Attempt.number == 2).execute()
+        watcher = self.watcher(plan)
+        assert watcher._look() is None and watcher._look() is False
+        assert not Page.get().free
+
+    def test_slurm_is_asked_rarely(self, plan, slurm_says):
+        held(Submission.get(), plan)
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        watcher = self.watcher(plan)
+        for _ in range(5):
+            watcher._look()
+        assert len(slurm_says["asked"]) == 1
+
+    def test_a_pool_has_one_watcher(self, plan, slurm_says):
+        held(Submission.get(), plan)
+        assert self.watcher(plan)._look() is None
+        other = Watcher(plan, Submission.get(), 3, Stop())
+        assert other._look() is False
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_on_slurm_a_killed_elements_page_is_done_without_a_resume(
+    slurm: Slurm, monkeypatch, tmp_path
+):
+    short_lease(tmp_path, monkeypatch)
+    plan = plan_of(40, 20, row_s=0.3)
+    submit(plan.pk)
+    attempt = running(2, 0)[0]
+    kill_element(attempt)
+    run_out(slurm)
+    assert is_whole(plan)
+    with connection():
+        dead = Attempt.get_by_id(attempt.pk)
+        assert (dead.state, dead.slurm_state) == ("superseded", "FAILED")
+        assert Submission.select().count() == 1
