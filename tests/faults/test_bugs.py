@@ -13,6 +13,8 @@ FOUND_BY = {
     "progress-apart": ("kill child inside progress", "written-unseen"),
     "done-on-return": ("SIGTERM", "no-result-missing"),
     "read-when-written": ("modify", "a serial run has"),
+    "living-taken": ("refuse while one watches", "lived when its page was given to another"),
+    "outage-is-death": ("refuse while one watches", "lived when its page was given to another"),
     "one-death": ("kill child", "innocent rows were given up"),
 }
 
