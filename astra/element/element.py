@@ -30,7 +30,6 @@ from astra.element.page_run import PageRun
 from astra.element.pool import close_pool, give_back, page_in_hand, time_of_element
 from astra.element.reader import Reader
 from astra.element.signals import heard
-from astra.element.takeover import Watcher
 from astra.errors import (
     AstraError,
     BrokenElement,
@@ -195,6 +194,8 @@ class Element:
 
     def _await_page(self, element: int, end_s: float | None) -> bool:
         """Watch over the elements that still hold pages; whether there is a free page now."""
+        from astra.element.takeover import Watcher  # here, as few elements watch
+
         self._unlink()
         return Watcher(self.plan, self.submission, element, self.stop).wait(end_s)
 

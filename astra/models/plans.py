@@ -2,7 +2,7 @@
 
 from functools import partial
 from secrets import token_hex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peewee import (
     BigAutoField,
@@ -19,7 +19,9 @@ from astra.database.connection import connection, dialect
 from astra.models.base import BaseModel, KeysField, KeyTextsField, TimeField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
-from astra.slurm.parse import JobId
+
+if TYPE_CHECKING:
+    from astra.slurm.parse import JobId
 
 
 class Schema(BaseModel):
@@ -97,8 +99,10 @@ class Submission(BaseModel):
     created_by = TextField()
 
     @property
-    def job(self) -> JobId:
+    def job(self) -> "JobId":
         """The array that it became: its number counts only with its name and its cluster."""
+        from astra.slurm.parse import JobId  # here, as elements seldom ask Slurm
+
         return JobId(self.job_id, self.cluster, self.job_name, self.cluster_name, self.created_by)
 
 
