@@ -96,8 +96,8 @@ _SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
 _SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
 
 _OWN = (
-    "setup", "python", "throttle", "pages_per_element", "pull", "row_timeout", "template",
-    "extends", "policy",
+    "setup", "python", "throttle", "max_elements", "pages_per_element", "pull", "row_timeout",
+    "template", "extends", "policy",
 )  # fmt: skip
 
 
@@ -110,6 +110,7 @@ class Profile:
     setup: tuple[str, ...] = ()  # lines of shell, run before the element
     python: tuple[str, ...] = (sys.executable,)  # the command that runs Python on a node
     throttle: int | None = None  # at most so many elements at once
+    max_elements: int = 1000  # of a submission whose elements take pages as long as any is free
     pages_per_element: int = 1
     pull: bool = True  # elements take pages as long as there are any; else they have fixed ones
     row_timeout: float | None = None  # seconds; without it [element] row_timeout_s

@@ -67,9 +67,6 @@ _ROW = (
     Page.submission_pk, Page.attempt_pk, N_PENDING, Page.free,
 )  # fmt: skip
 
-#: Of a submission all but its elements, of which an array may have thousands.
-_SUBMISSION = [field for field in Submission._meta.sorted_fields if field.name != "elements"]
-
 
 def _read(plan: Plan, of_whole: bool) -> Stored:
     attempts = (
@@ -82,7 +79,7 @@ def _read(plan: Plan, of_whole: bool) -> Stored:
     )  # fmt: skip
     with connection():
         now = dialect().now()
-        of_plan = Submission.select(*_SUBMISSION).where(Submission.plan == plan.pk)
+        of_plan = Submission.select().where(Submission.plan == plan.pk)
         submissions = {s.pk: s for s in of_plan}
         # The numbers as the driver gives them: peewee looks at each once more.
         query = Page.select(*_ROW).where(Page.plan == plan.pk).order_by(Page.number)
@@ -171,7 +168,10 @@ class Pages(Sequence[PageStatus]):
         attempt = self.stored.attempts.get(row[6])
         if row[8] is not None and attempt is not None and attempt.submission_pk == row[5]:
             return int(attempt.element)
-        return (row[0] - 1) // self.stored.submissions[row[5]].pages_per_element + 1
+        submission = self.stored.submissions[row[5]]
+        element = (row[0] - 1) // submission.pages_per_element + 1
+        # A pool may have fewer elements than pages: the last stands for those beyond it.
+        return min(element, submission.elements[-1]) if submission.pulls else element
 
     def _pool(self, name: str) -> Any:
         """What a free page waits for: an element of its array that waits, or that runs and will

@@ -18,6 +18,10 @@ class Slice:
     def indices(self) -> list[int]:
         return [element - self.offset for element in self.elements]
 
+    def with_elements(self, chosen: Profile) -> "Slice":
+        """Return the slice with no more elements than a profile has for pages that all may take."""
+        return replace(self, elements=self.elements[: chosen.max_elements]) if chosen.pull else self
+
 
 def _in_lane(chosen: Profile, lanes: list[int], n: int) -> Profile:
     """The profile of the n-th array, with its share of the throttle."""

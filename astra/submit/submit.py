@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,8 @@ def submit_pages(
     away = _away(chosen) if pages else ()
     each = chosen.pages_per_element
     queue = list(slices(pages, each, _array_size(dry_run) - 1)) if pages else []
+    if queue:
+        chosen = replace(chosen, max_elements=-(-chosen.max_elements // len(queue)))
     lanes = shares(chosen.throttle, [len(piece.elements) for piece in queue])
     if dry_run:
         jobs = [
@@ -286,20 +288,20 @@ def _intend(
     sent: Profile,
     hours: Hours,
 ) -> _Intent:
-    each = chosen.pages_per_element
+    each, started = chosen.pages_per_element, piece.with_elements(chosen)
     submission = new_submission(
-        plan, piece.elements, piece.offset, each, "slurm", chosen, chosen.pull
+        plan, started.elements, piece.offset, each, "slurm", chosen, chosen.pull
     )
     if submission.cluster is None:
         submission.cluster_name = limits.here().name
     # What a template or a folder may refuse is refused before an intent is left behind.
-    text = _render(plan, piece, sent, submission, hours)
+    text = _render(plan, started, sent, submission, hours)
     folder = run_folder(plan.folder)
     submission.script = str(folder / f"{submission.job_name}.sh")
     submission.log_folder = str(folder / "logs")
     commit_intent(submission, piece.pages, holders)
     return _Intent(
-        piece, submission, text, script_module.array_spec(piece.indices(), chosen.throttle)
+        piece, submission, text, script_module.array_spec(started.indices(), chosen.throttle)
     )
 
 
@@ -330,7 +332,7 @@ def _bind_if_answered(intent: _Intent, answer: Callable[[], parse.JobId]) -> Non
 
 def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
     """The script and the command as they would be, of a submission that is not stored."""
-    each = chosen.pages_per_element
+    each, piece = chosen.pages_per_element, piece.with_elements(chosen)
     submission = Submission(
         plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
     )

@@ -128,6 +128,18 @@ class TestSlurm:
             own = Attempt.select().join(Page).where(Page.number == Attempt.element)
             assert own.count() >= 1
 
+    def test_fewer_elements_than_pages(self, slurm: Slurm):
+        """Each array has its share of them, and pages beyond the last element are no less safe."""
+        plan = plan_of(200, 10, row_s=0.001)
+        done = submit(plan.pk, options={"max_elements": 3, "hold": True})
+        assert [(job.array, job.pages) for job in done.jobs] == [("1-3%200", 20)]
+        assert states(plan) == [PageState.WAITING] * 20
+        slurm.run("scancel", str(done.jobs[0].job_id))
+        wait_for(lambda: PageState.WAITING not in states(plan), "the end of the array", 60)
+        resume(plan.pk, only=["CANCELLED"], options={"max_elements": 2, "hold": False})
+        run_out(slurm)
+        assert is_whole(plan) and elements().total() == 20 and set(elements()) <= {1, 2}
+
     @pytest.mark.parametrize("options", [{"pull": False}, {"pages_per_element": 1}])
     def test_a_page_for_each_element(self, slurm: Slurm, options):
         plan = plan_of(30, 10)
