@@ -23,7 +23,7 @@ from astra.errors import UsageError
 def nightly(
     name: str, quiet: bool, night: int | None, token: str | None, check: bool, as_json: bool
 ) -> None:
-    """Process what is new for the night NAME, and see to its end.
+    """Process what is new for the night NAME, until every row has ended.
 
     Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
     and closes the night.

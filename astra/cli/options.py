@@ -19,12 +19,12 @@ def csv_option(function: Any) -> Any:
 
 
 def _last_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
-    """The plan that was named, or the last one, which is said."""
+    """Return the plan that was named, or the last one, and say which that is."""
     return plan if plan is not None or ctx.resilient_parsing else the_last()
 
 
 def the_last() -> int:
-    """The number of the last plan; it is said which."""
+    """Return the number of the last plan, and print it."""
     from astra.api import last_plan
 
     plan = last_plan()
@@ -84,7 +84,7 @@ def plan_filters(function: Any) -> Any:
             click.option("--mine", is_flag=True, help="Only plans that you made."),
             click.option(
                 "--since", type=Since(), metavar="TIME",
-                help="Only plans made since a date, or so long ago: 2026-11-24, 12h, 3d.",
+                help="Only plans made since a date or within a time: 2026-11-24, 12h, 3d.",
             ),
         )
     ):  # fmt: skip

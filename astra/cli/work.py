@@ -70,7 +70,7 @@ def estimate_command(
     "element_time",
     type=Duration(),
     metavar="TIME",
-    help="As many rows in a page as make an element take about so long.",
+    help="Choose rows per page such that an element takes about this long.",
 )
 @click.option(
     "--profile", "profile_name", type=PROFILE, metavar="P", help="With --time: bounds the limits."

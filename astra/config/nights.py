@@ -77,7 +77,7 @@ def _url(*schemes: str) -> Any:
         if parts.scheme not in schemes or not parts.hostname:
             raise ValueError(f"should be a URL that begins with {'://, '.join(schemes)}://")
         if parts.password:
-            raise ValueError("should hold no password: that stands in ~/.netrc")
+            raise ValueError("should hold no password: put it into ~/.netrc")
         return str(value)
 
     return check

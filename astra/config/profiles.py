@@ -162,7 +162,7 @@ def directives(profile: Profile) -> list[tuple[str, str | None]]:
     ]
 
 
-Layer = tuple[str, Mapping[str, Any], str]  # name, keys, the file it stands in
+Layer = tuple[str, Mapping[str, Any], str]  # name, keys, the file that has it
 
 
 def _layers(name: str, config: Config) -> list[Layer]:
@@ -260,7 +260,7 @@ def _own(key: str, value: Any) -> Any:
             raise ValueError(f"{value!r} should be a number of seconds, from 0 (no limit)")
         return float(value)
     if key == "extends":
-        raise ValueError("stands in a profile of the configuration; choose that profile instead")
+        raise ValueError("belongs in a profile of the configuration; choose that profile instead")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} should be a whole number of at least 1")
     return value

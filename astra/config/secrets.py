@@ -65,7 +65,7 @@ def hide(text: str) -> str:
 
 
 def holds_known(text: str) -> bool:
-    """Whether a password of this process stands in a text."""
+    """Return whether a text holds a password of this process."""
     know_secret(os.environ.get("PGPASSWORD"))
     return any(secret in text for secret in _known)
 

@@ -148,7 +148,7 @@ class Plan:
 class Slurm:
     timeout_s: float = _key(30.0, _number(0, above=True))  # for one of Slurm's commands
     retries: int = _key(3, _whole(0))  # of a query that had no answer
-    recent_s: float = _key(5.0, _number(0))  # an answer of so long ago is shown again; 0: asked
+    recent_s: float = _key(5.0, _number(0))  # answers up to this age are used again; 0: never
     pause_s: float = _key(0.2, _number(0))  # between the calls of sbatch for two plans
 
 

@@ -275,7 +275,7 @@ def _denied() -> Iterator[None]:
             raise NotAllowed(f"{denied.role} {denied.what}: {secrets.hide(url())}") from error
         what = f"the role {denied.role!r} {denied.what} of the database {secrets.hide(url())}"
         raise NotAllowed(
-            f"{what}; whoever made the tables gives it what it needs: astra initdb --grant "
+            f"{what}; the owner of the tables can grant it: astra initdb --grant "
             f"{quote(f'{denied.role}:{denied.kind}')}"
             if denied.kind
             else f"{what}; only their owner may do this, who made them by astra initdb"

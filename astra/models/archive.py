@@ -62,7 +62,7 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
     Raises
     ------
     UsageError
-        If it is said to be copied or moved, and is where it was made.
+        If it is declared copied or moved, but is where it was made.
     DatabaseError
         If it was copied or moved, and not said to be.
     """

@@ -68,9 +68,9 @@ class Night(BaseModel):
 
 
 class NightPlan(BaseModel):
-    """A plan of a night, or the word that there was nothing to plan for a task.
+    """A plan of a night, or the note that nothing was pending for a task.
 
-    Its sums outlast the plan, which may be cleaned away.
+    Its totals outlast the plan, which may be removed by ``astra clean``.
     """
 
     pk = BigAutoField()
@@ -88,5 +88,5 @@ class NightPlan(BaseModel):
     n_retries = BigIntegerField(default=0)
     task_s = FloatField(default=0.0)
     cpu_s = FloatField(default=0.0)
-    whole = BooleanField(default=False)
+    has_ended = BooleanField(default=False)  # every row of the plan
     message = TextField(null=True)

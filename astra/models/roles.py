@@ -83,7 +83,7 @@ def check_grants(grants: list[Grant]) -> None:
     speaks = dialect()
     if not isinstance(speaks, PostgreSQL):
         raise UsageError(
-            "--grant: a SQLite file has no roles; who may read or write it is said by the file's "
+            "--grant: a SQLite file has no roles; access to it is governed by the file's "
             "owner and mode (chmod). Roles need PostgreSQL: ASTRA_DATABASE_URL"
         )
     known = speaks.roles()

@@ -120,5 +120,5 @@ class Slam(PipelineOutputModel):
 
     @property
     def flag_warn(self) -> bool:
-        """Anything at all is said about the result."""
+        """Return whether any flag of the result is set."""
         return bool(self.result_flags)

@@ -29,7 +29,7 @@ class Spectrum(BaseModel):
 
     pk = BigAutoField()
     kind = TextField(
-        default="", constraints=[SQL("DEFAULT ''")], help_text="the table that it stands in"
+        default="", constraints=[SQL("DEFAULT ''")], help_text="the table that holds it"
     )
 
     @classmethod

@@ -1,6 +1,6 @@
 """Entries for cron and scrontab that begin a night in the environment that these give: almost none.
 
-All that the command needs stands in the entry itself: absolute paths, PATH, Slurm's and astra's
+The entry itself holds all that the command needs: absolute paths, PATH, Slurm's and astra's
 configuration, the log. Standard output goes to the log alone, what is wrong there and into the
 mail.
 """

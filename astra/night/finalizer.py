@@ -1,6 +1,6 @@
-"""The finalizer of a night: a small job behind its arrays, which looks what became of them.
+"""The finalizer of a night: a small job that waits for its arrays and checks what happened to them.
 
-There is one at a time. Its token is committed with the night before sbatch is called and stands in
+There is one at a time. Its token is committed with the night before sbatch is called and is part of
 the job's name: a lost answer is looked up by it, and a job of an earlier token does nothing.
 """
 

@@ -173,6 +173,6 @@ def _plan(entry: NightPlan) -> PlanOfNight:
         entry.task, entry.input_model, entry.plan_pk, entry.leftover, entry.n_rows, entry.n_done,
         entry.n_failed, entry.n_no_result,
         entry.n_rows - entry.n_done - entry.n_failed - entry.n_no_result, entry.n_retries,
-        round(entry.task_s / 3600, 4), round(entry.cpu_s / 3600, 4), entry.whole, entry.began,
+        round(entry.task_s / 3600, 4), round(entry.cpu_s / 3600, 4), entry.has_ended, entry.began,
         kept, entry.message,
     )  # fmt: skip

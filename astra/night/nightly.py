@@ -186,12 +186,12 @@ def heal_all(name: str | None = None) -> list[Nightly]:
 def _settings_of_begun(name: str) -> NightSettings:
     """The settings of a night that has begun, which may be out of the configuration since.
 
-    Its plans are seen to their end all the same; nothing new begins, and nobody is notified.
+    Its plans are completed all the same; nothing new begins, and nobody is notified.
     """
     try:
         return settings_of(name)
     except ConfigError as error:
-        log.warning("%s; its plans are seen to their end, and nobody is notified of it", error)
+        log.warning("%s; its plans are completed, and nobody is notified", error)
         return NightSettings(name, ())
 
 
@@ -324,9 +324,9 @@ def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> l
     """What is not whole, what kept it from that, and what to type."""
     said = []
     for entry in entries:
-        if entry.plan_pk is None and not entry.whole:
+        if entry.plan_pk is None and not entry.has_ended:
             said.append(f"{entry.task} could not be planned: {entry.message}")
-        elif not entry.whole:
+        elif not entry.has_ended:
             left = entry.n_rows - entry.n_done - entry.n_failed - entry.n_no_result
             why = " (it was cancelled)" if entry.message else ""
             what = "astra status" if not why else "astra plans"

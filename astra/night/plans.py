@@ -102,7 +102,7 @@ def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
     before = [e for e in entries if e.task in task.after]
     if {e.task for e in before if not e.leftover} < set(task.after):
         return False
-    ready = all(e.whole for e in before)
+    ready = all(e.has_ended for e in before)
     return ready and (not mine or max((e.pk for e in before), default=0) > max(mine))
 
 
@@ -122,7 +122,7 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) ->
             for p in planned:
                 NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **this)
             if not planned and not _has_entry(night, task):
-                NightPlan.create(whole=True, message="nothing was pending", **this)
+                NightPlan.create(has_ended=True, message="nothing was pending", **this)
     except UsageError as error:
         look.problems.append(f"{task.task} cannot be planned: {error}")
         with connection():
@@ -228,7 +228,7 @@ def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
     earlier = (
         NightPlan.select()
         .join(Night)
-        .where((Night.name == night.name) & (Night.pk < night.pk) & ~NightPlan.whole)
+        .where((Night.name == night.name) & (Night.pk < night.pk) & ~NightPlan.has_ended)
         .order_by(NightPlan.pk.desc())
     )
     with connection():

@@ -1,6 +1,6 @@
-"""Whether a night could begin: all that ``astra doctor`` looks at, and what the night itself needs.
+"""Check whether a night could begin: what ``astra doctor`` checks, and what the night needs.
 
-``astra doctor`` looks at every night; ``astra nightly NAME --check``, and ``astra cron NAME
+``astra doctor`` checks every night; ``astra nightly NAME --check``, and ``astra cron NAME
 --check`` in cron's environment, at one.
 """
 

@@ -68,7 +68,7 @@ def refreshed(night: Night) -> list[NightPlan]:
         )
         entry.n_retries = retries_of([entry.plan_pk]) - entry.retries_before
         entry.task_s, entry.cpu_s = float(task_s or 0.0), cpu_s
-        entry.whole = rows == done + failed + no_result
+        entry.has_ended = rows == done + failed + no_result
         entry.message = "was cancelled" if cancelled else None
         with connection():
             entry.save()

@@ -39,7 +39,7 @@ LEAST_TIME_S, STEP_MB = 300, 64
 #: What the process that watches the task's takes beside it.
 BESIDE_MB = 64
 
-#: Before a maintenance, elements are given so long, in s, to be submitted and to start.
+#: Time for elements to be submitted and to start before a maintenance, in s.
 TO_START_S = 300
 
 #: Rows of a probe.

@@ -1,4 +1,4 @@
-"""Submit jobs to Slurm, ask what became of them, and cancel them.
+"""Submit jobs to Slurm, query their states, and cancel them.
 
 What reads the answers is pure: text in, value out. An unanswered query is never treated as an
 answer: :class:`~astra.errors.SlurmUnknown` where it is not known whether a job exists, a state of

@@ -104,7 +104,7 @@ class CheckScript:
 
     @property
     def command(self) -> str:
-        """The shell command that looks at everything from a node."""
+        """The shell command that runs the checks on a node."""
         words = [*self.python, "-m", "astra", "doctor", "--answer", str(self.answer)]
         return " ".join(map(quote, words))
 
@@ -118,7 +118,7 @@ def render(template: str, script: Script, site: Path | None = None) -> str:
     Parameters
     ----------
     template : name of a template, such as ``element.sh.j2``.
-    script : what stands in it.
+    script : the values for the template.
     site : folder of a site's own templates; by default the configured ``[run] templates``.
 
     Raises
@@ -246,7 +246,7 @@ def _environment(site: Path | None) -> "Environment":
     places: list[jinja2.BaseLoader] = [shipped, jinja2.PrefixLoader({"astra": shipped})]
     if site:
         places.insert(0, jinja2.FileSystemLoader(site))
-    environment = jinja2.Environment(  # noqa: S701 - shell, not HTML: quote stands in its place
+    environment = jinja2.Environment(  # noqa: S701 - shell, not HTML: the filter quote replaces it
         loader=jinja2.ChoiceLoader(places),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

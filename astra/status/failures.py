@@ -30,7 +30,7 @@ class FailedRow:
     times: int  #: how often the row failed
     refused: bool  #: a further result of a row that has one: the row is done
     traceback: str | None  #: of the last failure
-    since: str | None = None  #: what became of the row after this plan had done with it
+    since: str | None = None  #: what happened to the row after this plan
 
 
 @dataclass(frozen=True)

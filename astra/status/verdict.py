@@ -17,7 +17,7 @@ CHECKS = {
         "somebody changed the page by hand: status and resume go by these numbers",
     ),
     "key-twice": (
-        "a key stands in the plan more than once",
+        "a key is in the plan more than once",
         "its row may be computed twice, but is stored once: report it",
     ),
     "result-missing": (

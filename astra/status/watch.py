@@ -11,7 +11,7 @@ from astra.states import ALIVE
 from astra.status.pages import never_starts
 from astra.status.status import PlanStatus, status
 
-_RATE_OVER_S = 120.0  # rows per second are those of so long
+_RATE_OVER_S = 120.0  # the period over which rows per second are counted
 
 
 @dataclass(frozen=True)

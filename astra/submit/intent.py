@@ -1,6 +1,6 @@
 """An intent: what is about to be submitted, committed before sbatch is called.
 
-It has a token, which stands in the job's name. Where sbatch's answer was lost, the job is looked up
+Its token is part of the job's name. Where sbatch's answer was lost, the job is looked up
 by that name, and sent again only when it is established that there is none.
 """
 

@@ -131,7 +131,7 @@ def _drive(
 
 
 def _tell(plan: Plan, progress: Callable[[int, int], None]) -> None:
-    """Say how far the plan is; where the database is away nothing is said, and nothing ends."""
+    """Report how far the plan is; an unavailable database is ignored."""
     ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
     query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk).tuples()
     try:

@@ -94,7 +94,7 @@ def a_night_went_by(number: int, at: datetime) -> None:
     times = {"began": at, "seen": at, "ended": at}
     Attempt.insert_many([{"page": pk, "element": pk, **times, **_ATTEMPT} for pk in made]).execute()
     night = Night.insert(date=f"{at:%Y-%m-%d}", began=at, ended=at, **_NIGHT).execute()
-    NightPlan.insert(night=night, task="t", plan_pk=plan, n_rows=5000, whole=True).execute()
+    NightPlan.insert(night=night, task="t", plan_pk=plan, n_rows=5000, has_ended=True).execute()
 
 
 def test_the_database_stays_flat_over_a_year(pg_url, postgres):

@@ -79,7 +79,7 @@ def a_night(whole: bool = True) -> Night:
         )  # fmt: skip
         NightPlan.create(
             night=made.pk, task="slam", plan_pk=7, n_rows=10, n_done=9 if whole else 6, n_failed=1,
-            whole=whole,
+            has_ended=whole,
         )  # fmt: skip
         return made
 
