@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from astra.database.connection import bind, database, dialect  # noqa: E402
 from astra.models import BossVisitSpectrum  # noqa: E402
+from astra.models.plans import Page, Submission  # noqa: E402
 from astra.models.schema import init_database  # noqa: E402
 from astra.plan.plan import create_plan  # noqa: E402
 from astra.status.verify import verify  # noqa: E402
@@ -49,10 +50,16 @@ def fill_many(n_rows: int) -> None:
 def end(plan: int) -> None:
     """All rows end: every 100th as a failure, the others with a result."""
     now = dialect().now_sql
+    submission = Submission.create(
+        plan=plan, token=f"b{plan}", kind="local", state="ended", job_name=f"b{plan}",
+        host="here", elements=list(range(1, Page.select().count() + 1)), offset=0,
+        pages_per_element=1, profile="{}", created_by="benchmark",
+    )  # fmt: skip
     database.execute_sql(
         "INSERT INTO attempt (token, page_pk, submission_pk, number, element, state, host, pid, "
         "restarts, n_handed, n_found, n_checkpoints, t_task_s, t_read_s, t_write_s, n_done, "
-        "n_failed, n_no_result) SELECT 'x', pk, 1, 1, number, 'done', 'here', 1, 0, 0, 0, 1, 0, 0, "
+        f"n_failed, n_no_result) SELECT 'x' || pk, pk, {submission.pk}, 1, number, 'done', "
+        "'here', 1, 0, 0, 0, 1, 0, 0, "
         "0, n_rows - n_rows / 100, n_rows / 100, 0 FROM page"
     )
     database.execute_sql(

@@ -245,13 +245,16 @@ class PostgreSQL(Keys):
         self.run(f"""
             CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE UPDATE ON {table}
             FOR EACH ROW EXECUTE FUNCTION {prefix}astra_keep_modified()""")
+        # Also for changes that arrive by replication, or by session_replication_role = replica.
+        self.run(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER astra_keep_modified")
 
     def keeps_modified(self, model: Any) -> bool:
         """Whether a trigger that is enabled keeps ``modified``, whatever it is called."""
         found = self.run(
             """SELECT 1 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
                WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-                 AND proname = 'astra_keep_modified'""",
+                 AND tgtype & 19 = 19 AND tgqual IS NULL AND tgattr = ''
+                 AND proname = 'astra_keep_modified' AND prosrc LIKE '%%NEW.modified :=%%'""",
             (self.table(model),),
         )
         return found.fetchone() is not None

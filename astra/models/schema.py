@@ -239,16 +239,37 @@ def check_guards(*models: Any) -> None:
         It says what is missing, and what to type.
     """
     for model in models:
-        lacks = None
-        if issubclass(model, OutputModel) and (columns := model.missing_index()):
-            lacks = f"no unique index on ({columns}), so that a row could have two results"
-        elif getattr(model, "is_input", False) and not dialect().keeps_modified(model):
-            lacks = "no trigger that keeps `modified`, so that changes would not be noticed"
-        if lacks:
+        if lacks := lacking_guard(model):
             raise DatabaseError(
-                f"the table {model._meta.table_name!r} of {hide_password(url())} has {lacks}: it "
-                f"was replaced, or restored without it; make it again: {command_for(model)}"
+                f"the table {model._meta.table_name!r} of {hide_password(url())} {lacks}"
             )
+
+
+def lacking_guard(model: Any) -> str | None:
+    """What a table lacks of the indexes and triggers that results rest on, and what to type."""
+    lacks = None
+    if columns := _missing_unique(model):
+        lacks = f"no unique index on ({columns}), so that a row could have two results"
+    elif getattr(model, "is_input", False) and not dialect().keeps_modified(model):
+        lacks = "no trigger that keeps `modified`, so that changes would not be noticed"
+    return lacks and (
+        f"has {lacks}: it was replaced, or restored without it; make it again: {command_for(model)}"
+    )
+
+
+def _missing_unique(model: Any) -> str | None:
+    """The columns of a table that no index keeps unique, though its model says so."""
+    if issubclass(model, OutputModel):
+        return model.missing_index()
+    if not issubclass(model, BaseModel):
+        return None
+    for index in model._meta.fields_to_index():
+        columns = [field.column_name for field in index._expressions]
+        if not index._unique or index._where is not None:
+            continue
+        if not dialect().has_unique(model, columns, ""):
+            return ", ".join(columns)
+    return None
 
 
 def _check_names(model: Any) -> None:

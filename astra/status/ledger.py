@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,18 @@ import peewee
 from astra.database.connection import dialect
 from astra.models.importing import load
 from astra.models.keys import RowKey, key_of
-from astra.models.pipeline import link_of
+from astra.models.pipeline import PipelineOutputModel, link_of
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import AttemptState, Outcome
+from astra.status.records import Records, orphans
 from astra.status.verdict import Breach, Verdict
 
 #: Rows that are looked at together.
 ROWS_AT_ONCE = 200_000
+
+#: The number of a result of a row that is known by another key than the row's.
+OF_ANOTHER_KEY = 2**31
 
 
 class Ledger:
@@ -39,6 +44,9 @@ class Ledger:
         self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
         self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
         self.recorded = {m: _any_of(plan, m) for m in (Failure, NoResult)}
+        self.records = Records(plan, self.model, self.output)
+        self.latest = self.records.latest
+        self.n_recorded: Counter[Any] = Counter()  # rows with such a record of this plan
 
     def checked(self) -> Verdict:
         keys: list[tuple[int, Any]] = []
@@ -47,6 +55,7 @@ class Ledger:
             keys += [(page.number, self._numbers(page)) for page in pages]
             if whole:
                 self._rows(whole)
+        self._remembered()
         self._plan([number for number, _ in keys], sum(len(k) for _, k in keys))
         self._unique(keys)
         n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
@@ -61,7 +70,16 @@ class Ledger:
 
     def _numbers(self, page: Page) -> Any:
         """The keys of a page, as numbers."""
+        if not self._has_keys(page):
+            return []
         return page.keys if self.key.is_whole else [self._number(t) for t in page.key_texts]
+
+    def _has_keys(self, page: Page) -> bool:
+        """Whether a page has keys of the plan's kind, and no others."""
+        kept, other = page.keys, page.key_texts
+        if not self.key.is_whole:
+            kept, other = other, kept
+        return kept is not None and other is None and None not in kept
 
     def _number(self, text: str) -> int:
         if text not in self.numbers:
@@ -85,6 +103,23 @@ class Ledger:
 
     # -- the plan and its pages -------------------------------------------------------------
 
+    def _remembered(self) -> None:
+        """Check the tables, the plan, and that each record of the plan is of one of its rows."""
+        for found in self.records.guards():
+            self._say("guards", None, None, found)
+        for found in orphans():
+            self._say("orphans", None, None, found)
+        for number, found in self.records.of_plan():
+            self._say("records", number, None, found)
+        for kind in self.recorded:
+            mine = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
+            if kind is Failure:  # the result of another row is a failure of that one
+                mine &= kind.exception != "ForeignRow"
+            if (n := kind.select().where(mine).count()) > self.n_recorded[kind]:
+                found = f"{n} of the table {kind._meta.table_name} are of the plan, and "
+                found += f"{self.n_recorded[kind]} of these of its rows"
+                self._say("orphans", None, None, found)
+
     def _plan(self, numbers: list[int], n_rows: int) -> None:
         wanted = set(range(1, self.plan.n_pages + 1))
         for number in sorted(wanted - set(numbers)):
@@ -106,6 +141,9 @@ class Ledger:
     def _page(self, page: Page) -> bool:
         """Check a page and its attempts; whether its rows can be looked at one by one."""
         number, outcomes = page.number, bytes(page.outcomes)
+        if not self._has_keys(page):
+            self._say("shape", number, None, "it has no keys, or keys of another kind")
+            return False
         if not len(page.row_keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
             found = f"{page.n_rows} rows, {len(page.row_keys)} keys, {len(outcomes)} outcomes"
             self._say("shape", number, None, found)
@@ -122,6 +160,8 @@ class Ledger:
 
     def _attempts_of(self, page: Page) -> None:
         attempts = self.attempts.get(page.number, [])
+        for found in self.records.of_page(page, attempts):
+            self._say("records", page.number, None, found)
         last = attempts[-1].pk if attempts else None
         if page.attempt_pk != last:
             found = f"the page is of attempt {page.attempt_pk}, the last one is {last}"
@@ -172,7 +212,8 @@ class Ledger:
 
         said = self._say_each
         said("result-missing", rows, done & ~result.there, "no result is stored")
-        lost = failed & ~failure.there & ~elsewhere
+        refused = failure.there & (failure.column(2) == 1)
+        lost = failed & (~failure.there & ~elsewhere | refused & ~result.there)
         said("failure-missing", rows, lost, "no failure is recorded")
         lost = empty & ~nothing.there & ~elsewhere
         said("no-result-missing", rows, lost, "no record says that it has no result")
@@ -188,15 +229,66 @@ class Ledger:
         said("read-too-early", rows, early, "its input was read before its attempt began")
         early = ours & (result.column(3) == 1)
         said("read-too-early", rows, early, "it was stored before its input was read")
+        self._forged(rows, result, home)
+        for kind, record in ((Failure, failure), (NoResult, nothing)):
+            self._given_away(kind, rows, record)
+        written_by = result.column(1)
         for page in pages:
             mine = rows.page == page.number
             self._not_counted(page, rows, mine & pending & our_failure, "n_failed", "failure")
             self._not_counted(page, rows, mine & pending & our_nothing, "n_no_result", "record")
-            self._written_unseen(page, result.column(1)[mine & ours])
+            self._written_unseen(page, written_by[mine & ours])
         self.seen["modified"] += int(np.sum(done & result.there & (result.column(4) == 1)))
         self.seen["gone"] += int(np.sum(done & result.there & (result.column(4) == 2)))
         ends = (done & ~ours) | (failed & ~our_failure) | (empty & ~our_nothing)
         self.seen["others"] += int(np.sum(ends & elsewhere))
+
+    def _forged(self, rows: "_Rows", result: "_Stored", home: Any) -> None:
+        """Results that no attempt can have written so."""
+        said, ours = self._say_each, result.there & (home > 0)
+        late = result.there & (result.column(6) == 1)
+        said("moments", rows, late, "a moment of its result lies in the future, or out of order")
+        wrong = result.there & (result.column(7) == 1)
+        said("wrong-source", rows, wrong, "its result bears another source than the row")
+        said("result-twice", rows, result.any_of(result.is_again), "two results of one number")
+        mixed = result.any_of(result.is_gap)
+        said("result-mixed", rows, mixed, "its results are not numbered from 0, or of two attempts")
+        done = rows.ended(Outcome.RESULT) & result.there
+        others = done & ~ours
+        if others.any() and ours.any():
+            keys = self._keys(sorted(rows.key[done].tolist()))
+            read_by_us, read = self._moments_of_reading(keys)
+            forged = [read.get(k) in read_by_us for k in rows.key[others].tolist()]
+            others[np.flatnonzero(others)] = forged
+            found = "it was read together with this plan's rows, and is of none of its attempts"
+            said("attempt-unknown", rows, others, found)
+
+    def _moments_of_reading(self, keys: list[RowKey]) -> tuple[set[Any], dict[int, Any]]:
+        """When rows with our results were read; and, by key, those with others' results."""
+        output, key = self.output, self.link.key(self.output)
+        query = key.narrowed(output.select(), keys).select(
+            key.given, output.attempt_pk, output.input_read
+        )
+        found = self._fetched(query.where(output.v_astra_major_minor == self.plan.v_astra // 1000))
+        own = set(self.attempt_pks.tolist())
+        return (
+            {read for _, attempt, read in found if attempt in own},
+            {number: read for number, attempt, read in found if attempt not in own},
+        )
+
+    def _given_away(self, kind: Any, rows: "_Rows", record: "_Stored") -> None:
+        """Failures, or rows without result, of an attempt of one plan and the name of another."""
+        home, ours = self._home(record.column(3)), record.column(1) == 1
+        self.n_recorded[kind] += int(np.sum(record.there & ours))
+        wrong = record.there & (ours != (home > 0))
+        wrong |= record.there & ours & ((home != rows.page) | (record.column(4) != rows.page))
+        wrong |= record.there & (record.column(5) == 1)
+        found = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
+        for place in np.flatnonzero(wrong):
+            attempt = record.column(3)[place]
+            self._say(
+                "given-away", int(rows.page[place]), int(rows.key[place]), found.format(attempt)
+            )
 
     def _not_counted(self, page: Page, rows: "_Rows", which: Any, name: str, what: str) -> None:
         """Records of rows that are pending: of rows that are taken again, and of no others."""
@@ -225,7 +317,8 @@ class Ledger:
 
     def _results(self, keys: list[RowKey]) -> list[tuple[Any, ...]]:
         """Of each stored result: key, attempt, read before it began, stored before it was read,
-        and whether its input was modified since (1) or is gone (2)."""
+        whether its input was modified since (1) or is gone (2), its number, whether a moment is
+        impossible, and whether it bears another source than its input."""
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.v_astra // 1000
         joined = self.link.points(output, model)
@@ -240,24 +333,54 @@ class Ledger:
                 _flag(output.input_read < Attempt.began),
                 _flag(output.modified < output.input_read),
                 input_is,
+                self._number_of_result(),
+                _flag((output.modified > self.latest) | (output.created > output.modified)),
+                self._is_of_another_source(),
             )
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
             .join_from(output, model, peewee.JOIN.LEFT_OUTER, on=joined, attr="input_row")
             .where(same_version)
         )
 
+    def _number_of_result(self) -> Any:
+        """Of results within their row; a result that is known by another key has none."""
+        number = self.output.result_number
+        for name in self.link.null:
+            is_own = getattr(self.output, name).is_null()
+            number = peewee.Case(None, ((is_own, number),), OF_ANOTHER_KEY)
+        return number
+
+    def _is_of_another_source(self) -> Any:
+        """Results of spectra bear the source of their spectrum."""
+        output, model = self.output, self.model
+        if "source_pk" not in model._meta.combined or not issubclass(output, PipelineOutputModel):
+            return peewee.Value(0)
+        another = model.source_pk.is_null() | (output.source_pk != model.source_pk)
+        is_given = output.source_pk.is_null(False)
+        return _flag(is_given & another & is_up_to_date(output, model))
+
+    def _of_task(self, kind: Any) -> Any:
+        """A clause: a record is of the plan's task, input table and version."""
+        return (
+            (kind.task == self.plan.task)
+            & (kind.input_table == self.plan.input_table)
+            & (kind.v_astra_major_minor == self.plan.v_astra // 1000)
+        )
+
     def _records(self, kind: Any, keys: list[RowKey]) -> list[tuple[Any, ...]]:
-        """Of each failure or row without result: key, of this plan, a further result's."""
+        """Of each failure or row without result: key, of this plan, a further result's, attempt,
+        page, and whether a moment or a count is impossible."""
         if not self.recorded[kind]:
             return []
-        refused = _flag(kind.refused) if kind is Failure else peewee.Value(0)
+        refused, bad = peewee.Value(0), kind.modified > self.latest
+        if kind is Failure:
+            refused, bad = _flag(kind.refused), bad | (kind.times < 1)
+        columns = (
+            kind.key, _flag(kind.plan_pk == self.plan.pk), refused,
+            peewee.fn.COALESCE(kind.attempt_pk, 0), peewee.fn.COALESCE(kind.page, 0), _flag(bad),
+        )  # fmt: skip
         return self._fetched(
-            kind.select(kind.key, _flag(kind.plan_pk == self.plan.pk), refused).where(
-                (kind.task == self.plan.task)
-                & (kind.input_table == self.plan.input_table)
-                & (kind.v_astra_major_minor == self.plan.v_astra // 1000)
-                & dialect().among_texts(kind.key, keys)
-            )
+            kind.select(*columns).where(self._of_task(kind) & dialect().among_texts(kind.key, keys))
         )
 
     def _fetched(self, query: Any) -> list[tuple[Any, ...]]:
@@ -297,8 +420,10 @@ class _Stored:
 
     def __init__(self, rows: list[tuple[Any, ...]], keys: Any) -> None:
         # A row of zeros stands for what is not there.
-        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 5), dtype=np.int64)
-        self._table = table[np.argsort(table[:, 0], kind="stable")]
+        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 8), dtype=np.int64)
+        numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
+        order = np.lexsort((numbers, table[:, 0]))
+        self._table, self._numbers, self._keys = table[order], numbers[order], keys
         place = np.searchsorted(self._table[:, 0], keys)
         self._place = np.minimum(place, len(self._table) - 1)
         self.there = (self._table[self._place, 0] == keys) & bool(rows)
@@ -306,12 +431,43 @@ class _Stored:
     def column(self, number: int) -> Any:
         return np.where(self.there, self._table[self._place, number], 0)
 
+    @cached_property
+    def _steps(self) -> tuple[Any, Any]:
+        """From each stored row to the next: whether that is of the same key, and the step of the
+        number."""
+        same = np.diff(self._table[:, 0]) == 0
+        return same & (self._numbers[1:] != OF_ANOTHER_KEY), np.diff(self._numbers)
+
+    @cached_property
+    def is_again(self) -> Any:
+        """Stored rows with the number of the one before."""
+        same, steps = self._steps
+        return np.append(False, same & (steps == 0))
+
+    @cached_property
+    def is_gap(self) -> Any:
+        """Stored rows that do not continue the one before, or do not begin at 0."""
+        same, steps = self._steps
+        wrong = same & ((steps > 1) | ((steps == 1) & (np.diff(self._table[:, 1]) != 0)))
+        first = np.append(True, np.diff(self._table[:, 0]) != 0)
+        return np.append(False, wrong) | (
+            first & (self._numbers != 0) & (self._numbers != OF_ANOTHER_KEY)
+        )
+
+    def any_of(self, which: Any) -> Any:
+        """For which keys one of the stored rows is so."""
+        if not which.any():
+            return np.zeros(len(self._keys), dtype=bool)
+        return np.isin(self._keys, self._table[which, 0]) & self.there
+
 
 def _attempts(plan: Plan) -> dict[int, list[Any]]:
     """The attempts at each page, in their order."""
     query = (
         Attempt.select(
-            Page.number.alias("page_number"), Attempt.pk, Attempt.state, Attempt.n_done,
+            Page.number.alias("page_number"), Attempt.pk, Attempt.number, Attempt.token,
+            Attempt.submission_pk, Attempt.element, Attempt.job_id, Attempt.state, Attempt.began,
+            Attempt.seen, Attempt.ended, Attempt.n_handed, Attempt.n_checkpoints, Attempt.n_done,
             Attempt.n_failed, Attempt.n_no_result, Attempt.n_found,
         )
         .join(Page)

@@ -65,6 +65,42 @@ CHECKS = {
         "the last attempt called the page done, and rows are pending",
         "astra resume PLAN takes them; report it",
     ),
+    "guards": (
+        "a table lacks an index or a trigger that an invariant rests on",
+        "astra initdb makes it again, once no row stands twice",
+    ),
+    "orphans": (
+        "records belong to no plan, page or row",
+        "somebody deleted or changed what they belong to: restore it, or delete them",
+    ),
+    "records": (
+        "the plan, or a submission, page or attempt of it, says what cannot be",
+        "somebody changed it by hand, or a clock was set: cancel the plan, and plan again",
+    ),
+    "given-away": (
+        "a failure, or the record of no result, is not of the attempt, page and plan of its row",
+        "somebody changed the record: astra resume PLAN --failed takes a failed row again",
+    ),
+    "attempt-unknown": (
+        "a result was read by this plan, and bears no attempt of it",
+        "somebody changed the result: modify its input row to have it again",
+    ),
+    "result-twice": (
+        "a row has two results of the same number at one version",
+        "the unique index was lost: delete one of them, then astra initdb",
+    ),
+    "result-mixed": (
+        "the results of a row are not numbered from 0 upwards, or two attempts wrote them",
+        "somebody deleted or changed some of them: modify the input row to have them again",
+    ),
+    "wrong-source": (
+        "a result bears another source_pk than the spectrum that it is of",
+        "somebody changed the result: modify its input row to have it again",
+    ),
+    "moments": (
+        "a result was written in the future, or made after it was last written",
+        "a clock was set, or somebody changed the result",
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,235 @@
+"""Whatever is forged by hand in the database is found by `verify`.
+
+One sound archive is built for each database; each forgery is rolled back.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from astra.api import run_here
+from astra.database.connection import bind, connection, database, dialect, reset
+from astra.models import BossVisitSpectrum, Source
+from astra.models.plans import Page, Plan, Submission
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.status.ledger import Ledger
+from astra.status.verify import verify
+from tests.sample_tasks import fill, measure, on_sources
+from tests.servers import Postgres
+
+#: Page 1 of plan 1 holds the keys 30 to 21, of which 27 failed and 22 has no result.
+_PAGE = "(SELECT pk FROM page WHERE plan_pk = 1 AND number = 1)"
+_ATTEMPT = f"UPDATE attempt SET {{}} WHERE page_pk = {_PAGE}"
+_FIRST = "UPDATE page SET {} WHERE plan_pk = 1 AND number = 1"
+_RESULT = "UPDATE measured SET {} WHERE spectrum_pk = 23"
+_FAILED = "UPDATE failure SET {} WHERE key_text = '27'"
+_NOTHING = "UPDATE no_result SET {} WHERE key_text = '22'"
+_SUBMITTED = "UPDATE submission SET {} WHERE plan_pk = 1"
+_PLAN = "UPDATE plan SET {} WHERE pk = 1"
+_LATE = "'2999-01-01 00:00:00.000000'"
+_EARLY = "'1999-01-01 00:00:00.000000'"
+_COPIED = (
+    "INSERT INTO measured (source_pk, spectrum_pk, v_astra, result_number, tag, attempt_pk, "
+    "input_read, input_modified, value, number) SELECT source_pk, spectrum_pk, v_astra, {}, tag, "
+    "{}, input_read, input_modified, value, number FROM measured WHERE spectrum_pk = 23"
+)
+_NOT_UNIQUE = "unique indexes of measured"  # dropped
+
+#: What is forged: the check that names it, and the statements.
+_FORGERIES = {
+    # results
+    "result twice": ("result-twice", _NOT_UNIQUE, _COPIED.format(0, "attempt_pk")),
+    "index dropped": ("guards", _NOT_UNIQUE),
+    "further result of none": ("result-mixed", _COPIED.format(3, "attempt_pk")),
+    "results of two attempts": ("result-mixed", _COPIED.format(1, "NULL")),
+    "first of several gone": ("result-mixed", _RESULT.format("result_number = 1")),
+    "an attempt that never was": ("attempt-unknown", _RESULT.format("attempt_pk = 999999")),
+    "no attempt": ("attempt-unknown", _RESULT.format("attempt_pk = NULL")),
+    "another plan's attempt": (
+        "attempt-unknown",
+        _RESULT.format(
+            "attempt_pk = (SELECT min(a.pk) FROM attempt a JOIN page p ON p.pk = a.page_pk "
+            "WHERE p.plan_pk = 2)"
+        ),
+    ),
+    "another source": ("wrong-source", _RESULT.format("source_pk = 99")),
+    "written in the future": ("moments", _RESULT.format(f"modified = {_LATE}")),
+    "made after it was written": ("moments", _RESULT.format(f"created = {_LATE}")),
+    # failures and rows without result
+    "failure of another plan": ("given-away", _FAILED.format("plan_pk = 2")),
+    "failure of no plan": ("given-away", _FAILED.format("plan_pk = NULL")),
+    "failure of another attempt": ("given-away", _FAILED.format("attempt_pk = 999999")),
+    "failure of another page": ("given-away", _FAILED.format("page = 2")),
+    "failure that never was": ("given-away", _FAILED.format("times = 0")),
+    "failure of a further result": ("failure-missing", _FAILED.format("refused = true")),
+    "failure of another row": ("orphans", _FAILED.format("key_text = '9999'")),
+    "failure in the future": ("given-away", _FAILED.format(f"modified = {_LATE}")),
+    "no result of another plan": ("given-away", _NOTHING.format("plan_pk = 2")),
+    "no result of no attempt": ("given-away", _NOTHING.format("attempt_pk = NULL")),
+    "no result of another row": ("orphans", _NOTHING.format("key_text = '9999'")),
+    # pages
+    "submission that is not there": ("records", _FIRST.format("submission_pk = 999")),
+    "another plan's submission": (
+        "records", _FIRST.format("submission_pk = (SELECT pk FROM submission WHERE plan_pk = 2)"),
+    ),
+    "keys gone": ("shape", _FIRST.format("keys = NULL")),
+    "texts for keys": ("shape", _FIRST.format("key_texts = NULL, keys = NULL")),
+    "keys of page 2": (
+        "key-twice",
+        "UPDATE page SET keys = (SELECT o.keys FROM page o WHERE o.plan_pk = 1 AND o.number = 2) "
+        "WHERE plan_pk = 1 AND number = 1",
+    ),
+    "page in the future": ("records", _FIRST.format(f"modified = {_LATE}")),
+    "retries": ("records", _FIRST.format("retries = '7'")),
+    "page of another plan": ("pages", _FIRST.format("plan_pk = 2, number = 9")),
+    "more rows than a page has": ("records", _PLAN.format('"limit" = 9')),
+    # attempts
+    "attempt gone": ("attempts", f"DELETE FROM attempt WHERE page_pk = {_PAGE}"),
+    "attempt of another page": (
+        "attempts",
+        _ATTEMPT.format(
+            "page_pk = (SELECT pk FROM page WHERE plan_pk = 1 AND number = 2), number = 2"
+        ),
+    ),
+    "attempt's number": ("records", _ATTEMPT.format("number = 3")),
+    "attempt's state": ("records", _ATTEMPT.format("state = 'gone'")),
+    "attempt's submission": ("records", _ATTEMPT.format("submission_pk = 999")),
+    "attempt's element": ("records", _ATTEMPT.format("element = 77")),
+    "attempt's token": ("records", "UPDATE attempt SET token = 'same'"),
+    "attempt without a checkpoint": ("records", _ATTEMPT.format("n_checkpoints = 0")),
+    "attempt with fewer than none": ("records", _ATTEMPT.format("n_checkpoints = -1")),
+    "attempt with more rows in hand": ("records", _ATTEMPT.format("n_handed = 99")),
+    "attempt that goes on": ("records", _ATTEMPT.format("state = 'running'")),
+    "attempt before its plan": ("records", _ATTEMPT.format(f"began = {_EARLY}")),
+    "attempt's end": ("records", _ATTEMPT.format(f"ended = {_EARLY}")),
+    "attempt in the future": ("records", _ATTEMPT.format(f"seen = {_LATE}")),
+    # the plan and its submissions
+    "submission gone": ("records", "DELETE FROM submission WHERE plan_pk = 1"),
+    "submission refused": ("records", _SUBMITTED.format("state = 'refused'")),
+    "submission's state": ("records", _SUBMITTED.format("state = 'sent'")),
+    "submission's token": ("records", _SUBMITTED.format("token = 'forged'")),
+    "submission without a job": (
+        "records", _SUBMITTED.format("kind = 'slurm', state = 'submitted', job_id = NULL"),
+    ),
+    "submission's kind": ("records", _SUBMITTED.format("kind = 'other'")),
+    "submission's elements": ("records", "elements"),
+    "plan's table": ("records", _PLAN.format("input_table = 'spectrum'")),
+    "plan's arguments": ("records", _PLAN.format("arguments = 'none'")),
+    "plan's version": ("result-missing", _PLAN.format("v_astra = 9000")),
+    "plan cancelled before it was made": ("records", _PLAN.format(f"cancelled = {_EARLY}")),
+    "plan in the future": ("records", _PLAN.format(f"created = {_LATE}")),
+    "suspect": (
+        "records",
+        'INSERT INTO suspect (page_pk, place, "group", deaths, exception, cause) '
+        f"SELECT pk, 10, 1, 0, 'x', 'x' FROM page WHERE pk = {_PAGE}",
+    ),
+    # tables
+    "trigger dropped": ("guards", "trigger dropped"),
+    "unique index of failures": ("guards", "DROP INDEX {failure}"),
+    "unique index of attempts": ("guards", "DROP INDEX {attempt}"),
+    "pages of no plan": ("orphans", "orphan"),
+}  # fmt: skip
+
+
+def make_archive(url: str) -> None:
+    bind(url)
+    fill(30)
+    arguments = {"raise_every": 27, "nothing_every": 22}
+    for function, model in ((measure, BossVisitSpectrum), (on_sources, Source)):
+        given = arguments if function is measure else {}
+        (planned,) = create_plan(function, model, limit=10, arguments=given)
+        run_here(planned.plan)
+    assert all(verify(plan.pk).sound for plan in Plan.select())
+    reset()
+
+
+@pytest.fixture(scope="module")
+def sqlite_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("archive") / "astra.db"
+    bind(f"sqlite:///{path}")
+    init_database(("tests.sample_tasks",))
+    make_archive(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def postgres_archive(postgres: Postgres) -> Iterator[str]:
+    make_archive(postgres.create_database("forgeries", template="astra_template"))
+    yield "forgeries"
+    postgres.drop_database("forgeries")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def archive(request: pytest.FixtureRequest) -> None:
+    """The sound archive; what a test does to it is rolled back."""
+    if request.param == "sqlite":
+        bind(f"sqlite:///{request.getfixturevalue('sqlite_archive')}")
+    else:
+        server = request.getfixturevalue("postgres")
+        bind(server.url(request.getfixturevalue("postgres_archive")))
+
+
+def _drop_unique_indexes() -> None:
+    for index in database.get_indexes("measured"):
+        if index.unique and index.columns != ["task_pk"]:
+            database.execute_sql(f'DROP INDEX "{index.name}"')
+
+
+def forge(what: str) -> None:
+    is_sqlite = dialect().name == "sqlite"
+    if what == _NOT_UNIQUE:
+        _drop_unique_indexes()
+    elif what == "elements":
+        Submission.update(elements=[1, 1, 2, 3]).where(Submission.plan == 1).execute()
+    elif what == "trigger dropped":
+        table = "boss_visit_spectrum"
+        if not is_sqlite:
+            database.execute_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+            return
+        names = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
+        for (name,) in database.execute_sql(names, (table,)).fetchall():
+            database.execute_sql(f'DROP TRIGGER "{name}"')
+    elif what == "orphan":
+        if is_sqlite:
+            database.execute_sql("PRAGMA defer_foreign_keys = ON")
+        else:
+            database.execute_sql("ALTER TABLE page DROP CONSTRAINT page_plan_pk_fkey")
+        Page.update(plan=99).where(Page.plan == 2).execute()
+    elif what.startswith("DROP INDEX"):
+        names = {
+            table: next(
+                i.name for i in database.get_indexes(table) if i.unique and len(i.columns) > 1
+            )
+            for table in ("failure", "attempt")
+        }
+        database.execute_sql(what.format(**names))
+    else:
+        database.execute_sql(what.replace("%", "%%"))
+
+
+@pytest.mark.parametrize("name", _FORGERIES)
+def test_a_forgery_is_named(archive, name):
+    check, *statements = _FORGERIES[name]
+    with connection(), database.atomic() as transaction:
+        for statement in statements:
+            forge(statement)
+        found = Ledger(Plan.get_by_id(1), most=20).checked()  # as `verify` does in a snapshot
+        transaction.rollback()
+    assert not found.sound and found.exit_status == 4
+    assert check in found.checks, found.breaches
+
+
+def test_what_may_be_is_sound(archive):
+    """Direct calls, changes and repeated runs are no forgeries."""
+    rows = BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << [3, 23, 24])
+    with connection(), database.atomic() as transaction:
+        list(measure(rows.where(BossVisitSpectrum.spectrum_pk != 24)))
+        database.execute_sql(
+            "UPDATE boss_visit_spectrum SET source_pk = NULL WHERE spectrum_pk = 5"
+        )
+        found = Ledger(Plan.get_by_id(1), most=20).checked()  # as `verify` does in a snapshot
+        transaction.rollback()
+    assert found.sound, found.breaches
+    assert (found.of_others, found.modified_since) == (2, 1)
