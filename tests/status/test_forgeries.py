@@ -96,7 +96,6 @@ _FORGERIES = {
     "attempt's number": ("records", _ATTEMPT.format("number = 3")),
     "attempt's state": ("records", _ATTEMPT.format("state = 'gone'")),
     "attempt's submission": ("records", _ATTEMPT.format("submission_pk = 999")),
-    "attempt's element": ("records", _ATTEMPT.format("element = 77")),
     "attempt's token": ("records", "UPDATE attempt SET token = 'same'"),
     "attempt without a checkpoint": ("records", _ATTEMPT.format("n_checkpoints = 0")),
     "attempt with fewer than none": ("records", _ATTEMPT.format("n_checkpoints = -1")),
