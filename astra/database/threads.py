@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
+from queue import SimpleQueue
 from typing import Any
 
 from astra.database.connection import T, connected, dialect, drop_connection
@@ -51,15 +52,31 @@ def read_in_background(query: Any) -> Iterator[Any]:
     They are as they were when the reading began, whatever is written meanwhile, and the caller's
     connection is free for everything else.
     """
-    from concurrent.futures import ThreadPoolExecutor  # here, as few commands read so
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    chunks: SimpleQueue[list[Any] | BaseException] = SimpleQueue()
 
-    with ThreadPoolExecutor(1, "astra reader") as thread:
+    def read() -> None:
         try:
-            thread.submit(connected).result()
-            rows = thread.submit(lambda: iter(query.iterator())).result()
-            while chunk := thread.submit(lambda: list(islice(rows, CHUNK))).result():
-                yield from chunk
+            connected()
+            rows = iter(query.iterator())
+            while wanted.get():
+                chunks.put(list(islice(rows, CHUNK)))
+        except BaseException as error:
+            chunks.put(error)
         finally:
-            # Not waited for: where a caller that left early is collected as garbage, the thread may
-            # have ended with its executor, and its connection with it.
-            thread.submit(drop_connection)
+            drop_connection()
+
+    thread = threading.Thread(target=read, name="astra reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            wanted.put(True)
+            chunk = chunks.get()
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if not chunk:
+                return
+            yield from chunk
+    finally:  # also where a caller that left early is collected as garbage
+        wanted.put(False)
+        thread.join()

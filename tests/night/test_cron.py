@@ -17,12 +17,13 @@ from astra.models.nights import Night
 from astra.night.cron import entry, without
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill
-from tests.servers import cron_daemon, wait_for
+from tests.servers import can_unshare, cron_daemon, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
 needs_cron = pytest.mark.skipif(
-    shutil.which("crontab") is None or os.geteuid() != 0, reason="needs Debian's cron, and root"
+    shutil.which("crontab") is None or os.geteuid() != 0 or not can_unshare(),
+    reason="needs Debian's cron, root, and a root folder that is mounted (not a bare chroot)",
 )
 
 

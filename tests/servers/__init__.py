@@ -1,6 +1,6 @@
 """Servers of the tests' own: private ports and folders, and nothing left of them afterwards."""
 
-from tests.servers.cron import cron_daemon
+from tests.servers.cron import can_unshare, cron_daemon
 from tests.servers.keeper import Keeper, KeptProcess
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres, Standby, shifted_clock
@@ -26,6 +26,7 @@ __all__ = [
     "ServerError",
     "Slurm",
     "Standby",
+    "can_unshare",
     "cron_daemon",
     "folder",
     "hear_interrupts",

@@ -21,6 +21,14 @@ kill $daemon
 """
 
 
+_UNSHARE = ["unshare", "--mount", "--propagation", "private"]
+
+
+def can_unshare() -> bool:
+    """Whether a process can have mounts of its own here: it cannot in a bare chroot."""
+    return subprocess.run([*_UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+
+
 @contextmanager
 def cron_daemon(
     folder: Path, before: str, after: str = "true", cwd: Path | None = None
@@ -29,7 +37,7 @@ def cron_daemon(
     script, stop = folder / "cron.script", folder / "cron.stop"
     script.write_text(_SCRIPT.format(before=before, after=after, folder=folder))
     daemon = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", str(script)],
+        [*_UNSHARE, "sh", str(script)],
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
