@@ -100,7 +100,7 @@ def test_a_terminal_is_left_as_it_was(slurm, how):
 @pytest.mark.postgres
 def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch):
     """A plan in several arrays; not in a terminal, a line for each change."""
-    plan = planned(80, 10, row_s=0.6)
+    plan = planned(80, 10, row_s=2.0)
     slurm.set_max_submit(3)
     submit(plan)
     slurm.set_max_submit(None)
