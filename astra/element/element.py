@@ -258,6 +258,20 @@ class Element:
         where = here(self.submission.kind)
         return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
 
+    def _check_tables(self, claim: Claim, *models: Any) -> None:
+        """Look once for the indexes and triggers that results rest on, as the plan did."""
+        from astra.models.schema import lacking_guard  # here, as it needs the task's models
+
+        for model in models:
+            try:
+                lacks = retrying(lambda m=model: lacking_guard(m), waiting=self.stop.wanted)  # type: ignore[misc]
+            except DatabaseError as error:
+                raise _interrupted(claim, str(error)) from error
+            if lacks:
+                message = f"the table {model._meta.table_name!r} {lacks}"
+                _end(claim, AttemptState.BROKEN, message)
+                raise BrokenElement(message)
+
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
         """Run the task until every row of the page has ended; what is to be noted of it."""
         element, plan, stop = config.current().element, self.plan, self.stop
@@ -283,6 +297,7 @@ class Element:
         finally:
             stop.is_loading = False
         if not self.has_loaded:
+            self._check_tables(claim, model, output)
             self.has_loaded = True
             collect_as_usual()
         declared = function.__astra__

@@ -7,7 +7,11 @@ from astra.database.connection import connection, database, dialect
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
 from astra.models.schema import check_guards, init_database
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.states import PageState
+from astra.status.pages import survey
 from tests.sample_tasks import Measured, fill, measure
 
 LONG = "a_table_of_results_whose_name_takes_all_the_bytes_there_are_"
@@ -51,6 +55,18 @@ def test_a_lost_index_is_noticed_and_made_again(url):
         create_plan(measure, BossVisitSpectrum)
     init_database(("tests.sample_tasks",))
     assert create_plan(measure, BossVisitSpectrum)[0].rows == 4
+
+
+def test_an_element_looks_for_them_as_it_begins(url):
+    """An index that was lost since the plan was made: no row is computed."""
+    fill(4)
+    (planned,) = create_plan(measure, BossVisitSpectrum)
+    with connection():
+        drop_unique_indexes()
+    resume_local(planned.plan)
+    (page,) = survey(get_plan(planned.plan))[0]
+    assert page.state is PageState.BROKEN and page.pending == 4
+    assert "no unique index on" in page.message and "astra initdb" in page.message
 
 
 def test_an_index_of_another_name_will_do(url):
