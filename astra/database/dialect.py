@@ -62,6 +62,10 @@ class Common:
         """
         return _quoted(name)
 
+    def storable(self, text: str) -> str:
+        """Escape the characters of a text that the database's encoding does not have."""
+        return text
+
     def table(self, model: Any) -> str:
         """The quoted name of a model's table, with its schema."""
         meta = model._meta

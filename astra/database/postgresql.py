@@ -11,7 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 import peewee
 import psycopg2
 from peewee import SQL
-from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS
+from psycopg2.extensions import (
+    TRANSACTION_STATUS_INERROR,
+    TRANSACTION_STATUS_INTRANS,
+    encodings,
+)
 
 from astra.database.dialect import (
     Denied,
@@ -69,10 +73,12 @@ def _kind(words: str, statement: str) -> str | None:
 
 class _PostgresqlDatabase(peewee.PostgresqlDatabase):
     was_open = False  # a connection was made once: whoever is refused now was not refused then
+    codec = "utf_8"  # of the texts that the server can store, once a connection was made
 
     def _connect(self) -> Any:
         made = super()._connect()
         self.was_open = True
+        self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
         return made
 
     def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
@@ -125,6 +131,7 @@ class PostgreSQL(Keys):
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,
             "application_name": "astra",
+            "client_encoding": "UTF8",
         }
         # A server, or a proxy before it, that keeps a connection open and is silent: timeouts.py.
         options: dict[str, Any] = {"cursor_factory": PatientCursor}
@@ -134,6 +141,12 @@ class PostgreSQL(Keys):
         self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}
         self._sequences: dict[str, str | None] = {}
         dialects[self.database] = self
+
+    def storable(self, text: str) -> str:
+        codec = self.database.codec
+        if codec in ("utf_8", "ascii"):  # a database in SQL_ASCII takes any bytes
+            return text
+        return text.encode(codec, "backslashreplace").decode(codec)
 
     timestamp_type = "TIMESTAMPTZ"
     keys_type = "BIGINT[]"

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from astra.config import secrets
+from astra.database.connection import dialect
 from astra.errors import AstraError
 from astra.models.importing import own_frame
 from astra.models.keys import Link, RowKey, table_name
@@ -202,9 +203,9 @@ def words_of(error: BaseException) -> str:
 
 
 def clean(text: str, limit: int) -> str:
-    """`text` as it may be stored: no password, no NUL, cut at the front."""
+    """`text` as the database may store it: no password, no NUL, cut at the front."""
     text = secrets.hide(text.replace("\0", "\\0"))
-    text = text.encode("utf-8", "backslashreplace").decode()
+    text = dialect().storable(text.encode("utf-8", "backslashreplace").decode())
     return text if len(text) <= limit else "… " + text[-limit:]
 
 

@@ -1,0 +1,60 @@
+"""Databases in other encodings than UTF-8: what they cannot hold is escaped, or its row's failure."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from astra import task
+from astra.database.connection import bind, connection
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Failure
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.status.verify import verify
+from tests.sample_tasks import Measured, fill
+
+pytestmark = pytest.mark.postgres
+
+
+@task
+def greek(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """One row fails with a letter in its message, one has it in its result."""
+    for spectrum in spectra:
+        if spectrum.spectrum_pk == 3:
+            raise ValueError("no \u03bb at 6563")
+        text = "\u03bb = 6563" if spectrum.spectrum_pk == 5 else "fine"
+        yield Measured.from_spectrum(spectrum, value=1.0, text=text)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "n_stored", "message"),
+    [
+        ("LATIN1", 58, "no \\u03bb at 6563"),
+        ("SQL_ASCII", 59, "no \u03bb at 6563"),
+        ("UTF8", 59, "no \u03bb at 6563"),
+    ],
+)
+def test_a_letter_costs_its_row_at_most(postgres, monkeypatch, encoding, n_stored, message):
+    name = f"in_{encoding.lower()}"
+    postgres.sql(
+        f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 "
+        "LC_COLLATE 'C' LC_CTYPE 'C' OWNER astra"
+    )
+    url = postgres.url(name)
+    monkeypatch.setenv("ASTRA_DATABASE_URL", url)
+    bind(url)
+    init_database(("tests.sample_tasks",))
+    fill(60)
+    (planned,) = create_plan(greek, BossVisitSpectrum, limit=60)
+    assert planned.plan is not None
+    resume_local(planned.plan)
+    with connection():
+        assert Measured.select().count() == n_stored
+        failures = {str(f.key): f.message for f in Failure.select()}
+        if n_stored == 59:
+            assert Measured.get(Measured.spectrum_pk == 5).text == "\u03bb = 6563"
+    assert failures["3"] == message
+    assert len(failures) == 60 - n_stored and verify(planned.plan).sound
+    if encoding == "LATIN1":
+        assert "LATIN1" in failures["5"]
