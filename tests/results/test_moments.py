@@ -1,0 +1,56 @@
+"""Input rows with moments at no end, and errors that would surface at COMMIT."""
+
+import pytest
+
+from astra.database.connection import connection, database, dialect
+from astra.models import BossVisitSpectrum
+from astra.models.plans import Failure
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.status.verify import verify
+from tests.sample_tasks import Measured, fill, measure
+
+pytestmark = pytest.mark.postgres
+
+
+def run_all() -> dict[str, str]:
+    """What failed of a plan of all pending rows, which is sound and has no pending row left."""
+    (planned,) = create_plan(measure, BossVisitSpectrum, limit=60)
+    assert planned.plan is not None
+    resume_local(planned.plan)
+    found = verify(planned.plan)
+    assert found.sound and found.whole, found
+    with connection():
+        return {str(f.key): f.message for f in Failure.select()}
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity"])
+def test_a_moment_at_no_end(pg_url, moment):
+    fill(60)
+    with connection():
+        database.execute_sql("ALTER TABLE boss_visit_spectrum DISABLE TRIGGER USER")
+        database.execute_sql(
+            f"UPDATE boss_visit_spectrum SET modified = '{moment}' WHERE spectrum_pk = 7"
+        )
+        database.execute_sql("ALTER TABLE boss_visit_spectrum ENABLE TRIGGER USER")
+    failures = run_all()
+    with connection():
+        n_results = Measured.select().count()
+    assert n_results + len(failures) == 60 and failures.keys() <= {"7"}
+
+
+def test_an_error_that_would_come_at_commit_is_its_rows(pg_url):
+    fill(60)
+    with connection():
+        database.execute_sql("CREATE TABLE allowed (spectrum_pk bigint PRIMARY KEY)")
+        database.execute_sql(
+            "INSERT INTO allowed SELECT spectrum_pk FROM boss_visit_spectrum WHERE spectrum_pk <> 7"
+        )
+        database.execute_sql(
+            "ALTER TABLE measured ADD FOREIGN KEY (spectrum_pk) REFERENCES allowed "
+            "DEFERRABLE INITIALLY DEFERRED"
+        )
+    failures = run_all()
+    assert list(failures) == ["7"] and "allowed" in failures["7"]
+    with connection():
+        assert Measured.select().count() == 59
