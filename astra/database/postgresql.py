@@ -95,8 +95,8 @@ class _PostgresqlDatabase(peewee.PostgresqlDatabase):
 
 #: Settings on which it rests that values arrive as they are sent: a role, a database, or whoever
 #: had a connection of PgBouncer's before, may have them otherwise. Without array_nulls a NULL in an
-#: array is the text "NULL". An error of a deferred constraint, which would come at COMMIT, comes with
-#: the statement of its row, so that it costs that row alone.
+#: array is the text "NULL". An error of a deferred constraint, which would come at COMMIT, comes
+#: with the statement of its row, so that it costs that row alone.
 _SETTINGS = (
     "SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO'; "
     "SET LOCAL standard_conforming_strings = on; SET CONSTRAINTS ALL IMMEDIATE"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from astra.database.connection import connection, database, dialect
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Failure
 from astra.plan.plan import create_plan
