@@ -69,8 +69,9 @@ class Writing(Common):
         try:
             with self.database.atomic():
                 copied = self._copied(batch)
-        except (peewee.IntegrityError, peewee.DataError):
-            # A row is bad, or another process has just written one: this is found below.
+        except (peewee.IntegrityError, peewee.DataError, peewee.NotSupportedError):
+            # A row is bad, or another process has just written one: this is found below. Or the
+            # table has row level security, under which PostgreSQL copies nothing.
             copied = None
         return self._inserted(batch) if copied is None else copied
 
