@@ -167,6 +167,10 @@ def _value(plain: Any) -> Any:
     return plain
 
 
+#: What the first line of a spool file says beside its format and checksum.
+_HEADER = frozenset(["attempt", "page", "plan", "rows"])
+
+
 def load_file(path: Path, output: Any) -> tuple[dict[str, Any], Checkpoint]:
     """The header of a spool file, and what it holds; its results are of the model `output`.
 
@@ -176,7 +180,7 @@ def load_file(path: Path, output: Any) -> tuple[dict[str, Any], Checkpoint]:
         If it is not a whole file of this user's.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
@@ -190,6 +194,8 @@ def load_file(path: Path, output: Any) -> tuple[dict[str, Any], Checkpoint]:
             raise BadSpool(f"{path} is of the format {header['format']!r}, not {_FORMAT!r}")
         if hashlib.sha256(body).hexdigest() != header["sha256"]:
             raise BadSpool(f"{path} is damaged: its checksum does not fit")
+        if lacking := _HEADER - header.keys():
+            raise BadSpool(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}")
         return header, _checkpoint([json.loads(line) for line in body.splitlines()], output)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadSpool(f"{path} is damaged: {error}") from error

@@ -1,5 +1,7 @@
 """Spool files: stored by whoever comes first, from wherever they are recovered."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -179,3 +181,27 @@ def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, comman
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert run_folder.spool_files(get_plan(1).folder) == []
+
+
+def test_what_lies_about_in_the_spool_folder_holds_nobody_up(sqlite_url):
+    """A pipe, a folder, a link and files of others, all with the name of a spool file."""
+    fill(20)
+    (planned,) = create_plan(measure, BossVisitSpectrum, limit=20)
+    plan = get_plan(planned.plan)
+    folder = run_folder.spool_folder(plan.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe, directory, link, noise, forged = (
+        folder / f"page-1-attempt-{number}.spool" for number in range(1, 6)
+    )
+    os.mkfifo(pipe)
+    directory.mkdir()
+    link.symlink_to("/etc/passwd")
+    noise.write_bytes(b"\xff\x00 no header")
+    body = b"{}\n"
+    header = {"format": spool._FORMAT, "sha256": hashlib.sha256(body).hexdigest()}
+    forged.write_bytes(json.dumps(header).encode() + b"\n" + body)
+    (folder / "notes.txt").write_text("somebody's")
+    found = spool.recover(plan)
+    assert found.files == 0 and len(found.set_aside) == 5
+    resume_local(plan.pk)
+    assert verify(plan.pk).whole and (folder / "notes.txt").exists()
