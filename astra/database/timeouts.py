@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg2
+from psycopg2.extensions import PYDATETIMETZ, new_type, register_type
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 
@@ -113,12 +115,34 @@ def hurry(most_s: float) -> None:
     _watch.hurry(most_s)
 
 
+def _nearest_moment(text: str | bytes | None, cursor: Any) -> Any:
+    """The moment of a timestamptz; the first or last that Python has, for one beyond them."""
+    try:
+        return PYDATETIMETZ(text, cursor)
+    except ValueError:
+        nearest = datetime.min if str(text).endswith("BC") else datetime.max
+        return nearest.replace(tzinfo=UTC)
+
+
+_NEAREST_MOMENT = new_type(PYDATETIMETZ.values, "NEAREST_MOMENT", _nearest_moment)
+
+
 class PatientCursor(Cursor):
     """A cursor whose statements wait for their answer within the thread's bound."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
         with self._bounded():
             super().execute(query, vars)
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        try:
+            return super().fetchall()
+        except ValueError:  # a moment that Python has no number for: it must not cost others
+            if not (self.query or b"").lstrip().startswith(b"SELECT"):
+                raise
+            register_type(_NEAREST_MOMENT, self)
+            self.execute(self.query)
+            return super().fetchall()
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         with self._bounded():

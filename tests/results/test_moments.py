@@ -1,4 +1,4 @@
-"""Input rows with moments at no end, and errors that would surface at COMMIT."""
+"""Input rows with moments that Python does not have, and errors that would surface at COMMIT."""
 
 import pytest
 
@@ -24,8 +24,8 @@ def run_all() -> dict[str, str]:
         return {str(f.key): f.message for f in Failure.select()}
 
 
-@pytest.mark.parametrize("moment", ["infinity", "-infinity"])
-def test_a_moment_at_no_end(pg_url, moment):
+@pytest.mark.parametrize("moment", ["20260-01-01", "0044-03-15 BC", "infinity", "-infinity"])
+def test_a_moment_that_python_does_not_have(pg_url, moment):
     fill(60)
     with connection():
         database.execute_sql("ALTER TABLE boss_visit_spectrum DISABLE TRIGGER USER")
