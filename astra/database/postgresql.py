@@ -96,10 +96,13 @@ class _PostgresqlDatabase(peewee.PostgresqlDatabase):
 #: Settings on which it rests that values arrive as they are sent: a role, a database, or whoever
 #: had a connection of PgBouncer's before, may have them otherwise. Without array_nulls a NULL in an
 #: array is the text "NULL". An error of a deferred constraint, which would come at COMMIT, comes
-#: with the statement of its row, so that it costs that row alone.
+#: with the statement of its row, so that it costs that row alone. A checkpoint is done once it is
+#: on the disk: the next one of its page takes its rows as stored.
 _SETTINGS = (
     "SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO'; "
-    "SET LOCAL standard_conforming_strings = on; SET CONSTRAINTS ALL IMMEDIATE"
+    "SET LOCAL standard_conforming_strings = on; SET CONSTRAINTS ALL IMMEDIATE; "
+    "SELECT set_config('synchronous_commit', 'on', true) "
+    "WHERE current_setting('synchronous_commit') = 'off'"
 )
 
 

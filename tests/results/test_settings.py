@@ -1,8 +1,8 @@
-"""Input rows with moments that Python does not have, and errors that would surface at COMMIT."""
+"""Settings, moments, constraints and policies of a database that astra did not choose."""
 
 import pytest
 
-from astra.database.connection import bind, connection, database, reset
+from astra.database.connection import bind, connection, database, reset, writing
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Failure
 from astra.plan.plan import create_plan
@@ -72,3 +72,13 @@ def test_row_level_security_is_no_obstacle(pg_url, postgres, monkeypatch):
     assert not failures
     with connection():
         assert Measured.select().count() == 120
+
+
+def test_checkpoints_are_on_the_disk_whatever_a_role_is_set_to(pg_url):
+    with connection():
+        database.execute_sql("SET synchronous_commit = off")
+        with writing():
+            ((found,),) = database.execute_sql("SHOW synchronous_commit").fetchall()
+        assert found == "on"
+        ((found,),) = database.execute_sql("SHOW synchronous_commit").fetchall()
+        assert found == "off"
