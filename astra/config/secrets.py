@@ -7,7 +7,14 @@ from urllib.parse import quote, unquote
 
 from astra.errors import ConfigError
 
-_SECRET_NAME = re.compile(r"passw|passphrase|secret|token|credential|api_?key", re.IGNORECASE)
+#: What the name of a secret has in it; no other list of such words is kept. What ends in _FILE
+#: names the place of one.
+_WORD = (
+    r"(?i:passw|passphrase|secret|token(?!i[sz])|credential"
+    r"|api[_-]?key|access[_-]?key|private[_-]?key)(?!\w*_(?i:file|path|dir)\b)"
+)
+
+_SECRET_NAME = re.compile(_WORD)
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
 
@@ -24,8 +31,13 @@ _IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
 # password=geheim, PGPASSWORD="ge heim", 'password': 'geheim', whatever a shell or Python quotes.
 _VALUE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\,;)}\]&|])+"""
 
+#: Where secrets stand in a text: an assignment, an option of a command, the header of a request,
+#: the user of curl. What comes before the value is the key.
 _IN_WORDS = re.compile(
-    r"(?P<key>\b\w*(?i:passw\w*|secret|token)(?:\s*=\s*|['\"]\s*:\s*))(?P<value>" + _VALUE + ")",
+    r"(?P<key>\b\w*" + _WORD + r"\w*(?:\s*=\s*|['\"]\s*:\s*)"
+    r"|--[\w-]*" + _WORD + r"[\w-]*(?:=|\s+)(?!-)"
+    r"|\b(?i:bearer|basic)\s+(?=[\w.~+/=-]{8})"
+    r"|\bcurl\b[^|;&\n]*?\s(?:-u|--user)[=\s]*['\"]?[^\s:'\"$]+:)(?P<value>" + _VALUE + ")",
     re.DOTALL,
 )
 

@@ -240,6 +240,11 @@ def test_on_slurm(
 # ------------------------------------------------------------------------------------ profiles
 
 _LINES = [
+    f"export AWS_SECRET_ACCESS_KEY={PLAIN}",
+    f"export API_KEY={PLAIN}",
+    f"curl -H 'Authorization: Bearer {PLAIN}' https://a",
+    f"curl -s -u me:{PLAIN} https://a",
+    f"fetch --api-key {PLAIN}",
     f"export PGPASSWORD={PLAIN}",
     f"export PGPASSWORD='{SPECIAL}'".replace("\\'", ""),
     f'export PGPASSWORD="{MARK} with blanks"',
@@ -282,6 +287,7 @@ class TestProfiles:
             'export PGPASSWORD="$(cat ~/.secret)"', "export TOKEN=$TOKEN_OF_NIGHT",
             "export PGPASSWORD=`cat ~/.secret`", "export PGPASSFILE=/home/me/.pgpass",
             "psql postgresql://me@h/db", "module load python/3.11", "export TOKEN_FILE=/x",
+            "export TOKENIZERS_PARALLELISM=false", "curl -u me:$PW https://a", "date -u +%H:%M",
         ],
     )  # fmt: skip
     def test_a_line_that_names_its_place_is_taken(self, line: str) -> None:
