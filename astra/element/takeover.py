@@ -56,6 +56,7 @@ class Watcher:
         self.began_s = self.looked_s = time.monotonic()
         self.asks_s = self.began_s + self.lease_s * _FIRST_QUESTION  # when Slurm may be asked
         self.unchanged: dict[int, tuple[datetime, float]] = {}  # attempt: heartbeat, and since when
+        self.alive: set[int] = set()  # attempts of elements that Slurm last called alive
         self.given_up: set[int] = set()  # attempts whose pages wait for a resume
 
     def wait(self, end_s: float | None) -> bool:
@@ -127,8 +128,8 @@ class Watcher:
     def _dead(self, held: list[Attempt]) -> list[tuple[Attempt, SlurmState | str]]:
         """The attempts whose process has ended, each with what is known of its end."""
         if self.submission.kind != "slurm":
-            host = socket.gethostname()
-            here = [a for a in held if a.host == host]
+            self.given_up |= {a.pk for a in held if a.host != socket.gethostname()}
+            here = [a for a in held if a.pk not in self.given_up]
             gone = [a for a in here if process_began(a.pid) != a.pid_began]
             return [(a, "its process is gone") for a in gone]
         answer = self._asked()
@@ -137,12 +138,17 @@ class Watcher:
             state = (
                 answer.of(self.submission.job_name, attempt.array_index).state if answer else None
             )
-            if state is None:
-                since_s = self.unchanged[attempt.pk][1]
-                if time.monotonic() - since_s > self.lease_s:
-                    dead.append((attempt, _SILENT))
-            elif not state.alive:
+            if state is not None and state.alive:
+                self.alive.add(attempt.pk)
+            elif state is not None:
                 dead.append((attempt, state))
+                continue
+            if time.monotonic() - self.unchanged[attempt.pk][1] <= self.lease_s:
+                continue
+            if attempt.pk in self.alive:  # it is suspended, perhaps: nobody waits for that
+                self.given_up.add(attempt.pk)
+            else:
+                dead.append((attempt, _SILENT))
         return dead
 
     def _asked(self) -> Any:
