@@ -37,6 +37,9 @@ _LOOK, _FIRST_QUESTION, _QUESTION = 1 / 100, 1 / 30, 1 / 5
 #: A watcher that has not looked for so many of its longest pauses is gone.
 _GONE = 4
 
+#: So soon, in seconds, an element's parent has recorded its child's crash, and started another.
+_RESTART_S = 3.0
+
 #: The end of an attempt of which nothing else is known.
 _SILENT = "its heartbeat stopped"
 
@@ -56,6 +59,7 @@ class Watcher:
         self.began_s = self.looked_s = time.monotonic()
         self.asks_s = self.began_s + self.lease_s * _FIRST_QUESTION  # when Slurm may be asked
         self.unchanged: dict[int, tuple[datetime, float]] = {}  # attempt: heartbeat, and since when
+        self.gone: dict[int, float] = {}  # attempts whose process ended here, and since when
         self.alive: set[int] = set()  # attempts of elements that Slurm last called alive
         self.given_up: set[int] = set()  # attempts whose pages wait for a resume
 
@@ -131,7 +135,7 @@ class Watcher:
             self.given_up |= {a.pk for a in held if a.host != socket.gethostname()}
             here = [a for a in held if a.pk not in self.given_up]
             gone = [a for a in here if process_began(a.pid) != a.pid_began]
-            return [(a, "its process is gone") for a in gone]
+            return [(a, "its process is gone") for a in gone if self._is_old_news(a)]
         answer = self._asked()
         dead: list[tuple[Attempt, SlurmState | str]] = []
         for attempt in held:
@@ -150,6 +154,11 @@ class Watcher:
             else:
                 dead.append((attempt, _SILENT))
         return dead
+
+    def _is_old_news(self, attempt: Attempt) -> bool:
+        """Whether a process has been gone for so long that its parent starts no other instead."""
+        since_s = self.gone.setdefault(attempt.pk, time.monotonic())
+        return time.monotonic() - since_s > _RESTART_S
 
     def _asked(self) -> Any:
         """What Slurm says of the pool's elements; None if it is not asked now, or cannot be."""

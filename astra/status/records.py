@@ -87,7 +87,7 @@ class Records:
             yield f"it is in a pool, and submission {given.pk} has none"
         if not 1 <= page.n_rows <= self.plan.limit:
             yield f"it has {page.n_rows} rows, the plan {self.plan.limit} per page"
-        if page.retries is not None and not isinstance(_json(page.retries), dict):
+        if page.retries is not None and not isinstance(_json(page.retries), list):
             yield f"its retries are {page.retries[:100]!r}"
         if self._late(page, "modified"):
             yield "it was modified in the future"
