@@ -341,7 +341,9 @@ def plan_sized(
         If `planning` names a ``limit``, too.
     """
     if planning.get("limit") is not None:
-        raise UsageError("--limit says how many rows a page has, the time of an element chooses it")
+        raise UsageError(
+            "--page-size (--limit) sets the rows of a page, which the time of an element chooses"
+        )
     model, arguments = planning.get("input_model"), planning.get("arguments")
     made = []
     for found in estimate(task, model, element_time_s, arguments, chosen):

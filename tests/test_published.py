@@ -1,29 +1,41 @@
 """What the published package's users begin with: names, and a module that runs as it is."""
 
+import json
 import logging
+import sys
+from collections.abc import Iterable
 
 import numpy as np
 import peewee
 import pytest
+from click.testing import CliRunner
 from peewee import SQL, FloatField, IntegerField
 
-from astra import utils
+from astra import generate_queries_for_task, task, utils
+from astra.api import run_here
 from astra.cli.group import main
-from astra.database.connection import connection, dialect
-from astra.errors import DatabaseError
+from astra.database.connection import connection, dialect, reset
+from astra.errors import DatabaseError, TaskError
 from astra.fields import BitField, PixelArray
 from astra.glossary import Glossary, describe
-from astra.models import BossVisitSpectrum, PipelineOutputModel, Source, Spectrum
+from astra.models import (
+    BossCombinedSpectrum,
+    BossVisitSpectrum,
+    PipelineOutputModel,
+    Source,
+    Spectrum,
+)
 from astra.models.apogee import ApogeeVisitSpectrumInApStar
 from astra.models.base import BaseModel
 from astra.plan.plan import create_plan
+from astra.status.verify import verify
+from tests.conftest import ROOT
+from tests.pages import blocks, commands
 from tests.published_tasks import LineWidth, line_width
-from tests.sample_tasks import fill
+from tests.sample_tasks import Measured, fill
 
 
 def in_a_plan():
-    from astra.api import run_here
-
     (planned,) = create_plan("tests.published_tasks.line_width")
     run_here(planned.plan)
 
@@ -202,3 +214,98 @@ def test_a_column_without_any_default_is_refused(url):
         dialect().run(f"ALTER TABLE {dialect().table(Required)} DROP COLUMN value")
         with pytest.raises(DatabaseError, match="null=True or a default"):
             Required.create_table()
+
+
+def astra(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@task
+def unannotated(spectra, value: float = 1.0) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["boss.BossVisitSpectrum", "BossVisitSpectrum", "boss_visit_spectrum", BossVisitSpectrum,
+     "astra.models.boss.BossVisitSpectrum", "astra.models.boss:BossVisitSpectrum"],
+)  # fmt: skip
+def test_rows_without_annotation_are_of_the_model_that_is_named(sqlite_url, name):
+    fill(3)
+    for function in (unannotated, line_width):
+        ((model, query),) = generate_queries_for_task(function, name)
+        assert model is BossVisitSpectrum and query.count() == 3
+    if name == "boss.BossVisitSpectrum":
+        (planned,) = create_plan(unannotated, name, limit=2)
+        run_here(planned.plan)
+        assert Measured.select().count() == 3 and verify(planned.plan).sound
+        with pytest.raises(TaskError, match="--input-model boss"):
+            create_plan(unannotated)
+
+
+def test_another_model_with_the_same_columns_is_refused_with_the_reason():
+    class SameColumns(BossVisitSpectrum):
+        class Meta:
+            table_name = "same_columns"
+            abstract = True
+
+    for wanted in (SameColumns, "SameColumns", "mwm.ApogeeCombinedSpectrum"):
+        with pytest.raises(TaskError, match=r"has the same columns; .* Iterable\[BossVisit\w+ \|"):
+            generate_queries_for_task(line_width, wanted)
+    with pytest.raises(TaskError, match="Did you mean 'BossVisitSpectrum'"):
+        generate_queries_for_task(line_width, "BossVisitSpectrun")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("srun width --nodes 2", "astra submit TASK"),
+        ("version", "astra --version"),
+        ("migrate boss", "astra initdb"),
+        ("run w BossVisitSpectrum 1 2 3", "astra run w --input-model BossVisitSpectrum --sdss-ids 1,2,3"),
+        ("plan w 5 --limit 3", "astra plan w --sdss-ids 5"),
+        ("submit w boss.BossVisitSpectrum", "astra submit w --input-model boss.BossVisitSpectrum"),
+    ],
+)  # fmt: skip
+def test_commands_of_the_published_package_are_answered_with_those_here(words, said):
+    done = astra(*words.split())
+    assert done.exit_code == 2 and said in done.output and "Traceback" not in done.output
+
+
+def test_limits_of_rows_and_pages(sqlite_url):
+    fill(8)
+    fill(3, BossCombinedSpectrum)
+    name = "tests.sample_tasks.measure"
+    assert astra("run", name, "--limit", 3).exit_code == 0
+    assert Measured.select().count() == 3
+    assert astra("run", name, "--limit", 7, "--page-size", 2).exit_code == 0
+    assert Measured.select().count() == 10
+    for option in ("--page-size", "--limit"):
+        done = astra("plan", "tests.published_tasks.line_width", option, 3, "--json")
+        assert (done.exit_code, json.loads(done.stdout)["pages"]) == (0, 3)
+        assert astra("cancel", json.loads(done.stdout)["plan"]).exit_code == 0
+
+
+def test_the_variable_that_is_ignored_is_named_once(sqlite_url, monkeypatch, capfd):
+    reset()
+    monkeypatch.setenv("ASTRA_DATABASE_PATH", "/data/astra.db")
+    for _ in range(2):
+        with connection():
+            assert Source.select().count() == 0
+    said = capfd.readouterr().err
+    assert said.count("ASTRA_DATABASE_PATH=/data/astra.db is IGNORED") == 1
+    assert "sqlite:////data/astra.db" in said
+
+
+def test_the_page_runs_as_it_is_written(sqlite_url, tmp_path, monkeypatch):
+    page = ROOT / "docs" / "from-the-published-package.md"
+    (tmp_path / "widths.py").write_text(blocks(page, "python")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    fill(3)
+    for _, *words in commands(page):
+        done = astra(*words)
+        assert done.exit_code == 0, (words, done.output)
+    with connection():
+        width = sys.modules["widths"].Width
+        assert [(row.width, row.flag_noisy) for row in width.select()] == [(1.0, True)] * 3

@@ -46,7 +46,7 @@ def run_demo(folder: Path | None, n_rows: int) -> None:
     init_database()
     make_spectra(n_rows)
     limit = max(n_rows // 8, 5)
-    _step(f"astra plan slam.slam --input-model BossVisitSpectrum --limit {limit}")
+    _step(f"astra plan slam.slam --input-model BossVisitSpectrum --page-size {limit}")
     (planned,) = create_plan("slam.slam", BossVisitSpectrum, limit=limit)
     show.planned([planned])
     if planned.plan is None:

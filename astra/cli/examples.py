@@ -17,7 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "help": ("astra help submit", "astra help slam train"),
     "estimate": ("astra estimate slam.slam --time 2h", "astra estimate mytasks.measure --probe"),
     "plan": (
-        "astra plan slam.slam --input-model BossVisitSpectrum --limit 2000",
+        "astra plan slam.slam --input-model BossVisitSpectrum --page-size 2000",
         "astra plan mytasks.measure --set threshold=3 --max-rows 100",
     ),
     "submit": (
@@ -25,7 +25,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "astra submit 17 --dry-run",
         "astra submit mytasks.measure --local -j 4",
     ),
-    "run": ("astra run mytasks.measure --max-rows 20", "astra run slam.slam --sdss-ids 101,102"),
+    "run": ("astra run mytasks.measure --limit 20", "astra run slam.slam --sdss-ids 101,102"),
     "try": ("astra try mytasks.measure 1007 --set threshold=3", "astra try 17 1007 --pdb"),
     "results": ("astra results slam.slam --limit 20", "astra results mytasks.measure --csv"),
     "status": ("astra status", "astra status 17 --watch"),

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from astra import __version__
+from astra.cli import hints
 from astra.cli.examples import EXAMPLES
 from astra.errors import AstraError, Interrupted, nearest
 
@@ -33,7 +34,13 @@ class _WithExamples:
 
 
 class _Command(_WithExamples, click.Command):
-    pass
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = self.name in hints.TAKE_A_TASK
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            task = ctx.params.get("task") or ctx.params.get("task_or_plan")
+            ctx.fail(hints.of_words(str(self.name), str(task), rest))
+        return rest
 
 
 class _Subcommands(_WithExamples, click.Group):
@@ -62,7 +69,8 @@ class _Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             if args and args[0] not in self.commands:
-                hint = nearest(args[0], [n for n, c in self.commands.items() if not c.hidden])
+                shown = [n for n, c in self.commands.items() if not c.hidden]
+                hint = hints.COMMANDS.get(args[0]) or nearest(args[0], shown)
                 raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
             raise
 

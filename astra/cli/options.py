@@ -93,6 +93,16 @@ def plan_filters(function: Any) -> Any:
 
 
 def plan_options(function: Any) -> Any:
+    """Which rows are planned, and how many are a page."""
+    return _planning(function, ("--page-size", "--limit", "limit"), ("--max-rows",))
+
+
+def run_options(function: Any) -> Any:
+    """The same of a command that runs them here, whose limit is that of the rows."""
+    return _planning(function, ("--page-size", "limit"), ("--limit", "--max-rows", "max_rows"))
+
+
+def _planning(function: Any, page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Any:
     for option in reversed(
         (
             click.option(
@@ -101,8 +111,8 @@ def plan_options(function: Any) -> Any:
             click.option(
                 "--sdss-ids", metavar="FILE|LIST", help="Only these sources: 1,2,3 or a file."
             ),
-            click.option("--limit", type=int, metavar="N", help="Rows per page."),
-            click.option("--max-rows", type=int, metavar="N", help="At most so many rows."),
+            click.option(*page_size, type=int, metavar="N", help="Rows per page."),
+            click.option(*max_rows, type=int, metavar="N", help="At most so many rows."),
             click.option(
                 "--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument."
             ),

@@ -14,6 +14,7 @@ from astra.cli.options import (
     pairs,
     plan_options,
     planning,
+    run_options,
     slurm_options,
     slurm_values,
 )
@@ -171,18 +172,19 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
 
 @main.command()
 @click.argument("task", type=TASK)
-@plan_options
+@run_options
 @click.option("--traceback", "with_traceback", is_flag=True, help="Show those of rows that raise.")
 @json_option
 def run(task: str, with_traceback: bool, as_json: bool, **options: Any) -> None:
     """Plan TASK and run it here and now, in this process."""
     from astra.api import run_here
     from astra.cli import show
+    from astra.plan.plan import plan_at_most
     from astra.status.status import status as status_of
 
     if not with_traceback:
         one_line_for_each_error()
-    plans = _create(task, **options)
+    plans = plan_at_most(task, planning(**options))
     if not as_json:
         show.planned(plans)
     statuses = []

@@ -5,6 +5,7 @@ when it is first used, never at import; :func:`bind` sets it by hand.
 """
 
 import logging
+import os
 import random
 import sys
 import threading
@@ -83,6 +84,7 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
             url, schema = settings.url, schema or settings.schema
             if config.current().source("database.url") == "default" and not is_file(url):
                 print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
+            _warn_of_ignored_path(url)
         connection = _open(url, settings.connect_timeout_s)
         secrets.know_url(url)
         config.check_schema(schema)
@@ -91,6 +93,16 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
         database.initialize(connection)
         _set_schema(schema if of(connection).name == "postgresql" else None)
         return connection
+
+
+def _warn_of_ignored_path(url: str) -> None:
+    """Say that the variable by which the published package finds its database has no effect."""
+    if path := os.environ.get("ASTRA_DATABASE_PATH"):
+        print(
+            f"ASTRA_DATABASE_PATH={path} is IGNORED: the database is {secrets.hide_password(url)}; "
+            f"to use that file, set ASTRA_DATABASE_URL=sqlite:///{path}",
+            file=sys.stderr,
+        )
 
 
 def reset() -> None:

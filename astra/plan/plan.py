@@ -138,6 +138,18 @@ def create_plan(
     ]
 
 
+def plan_at_most(task: Any, planning: Mapping[str, Any]) -> list[Planned]:
+    """Plan a task with at most ``max_rows`` rows over all of its input models together."""
+    if (left := planning.get("max_rows")) is None:
+        return create_plan(task, **planning)
+    made: list[Planned] = []
+    for model in choose_model(find_task(task), planning.get("input_model")):
+        if left or not made:
+            made += create_plan(task, **{**planning, "input_model": model, "max_rows": left})
+            left -= made[-1].rows
+    return made
+
+
 def _freeze(
     function: Any,
     model: Any,

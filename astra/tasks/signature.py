@@ -193,7 +193,10 @@ def input_models(function: Callable[..., Any]) -> list[Any]:
     annotation = hints_of(function).get(parameter.name, inspect.Parameter.empty)
     wanted = f"write for instance {parameter.name}: Iterable[BossVisitSpectrum]"
     if annotation is inspect.Parameter.empty:
-        raise TaskError(f"{signature_of(function)}: no input model is annotated; {wanted}")
+        raise TaskError(
+            f"{signature_of(function)}: no input model is annotated; {wanted}, or name the table: "
+            "--input-model boss.BossVisitSpectrum"
+        )
     models: dict[Any, None] = {}
     for part in _parts(annotation):
         if part is SpectrumMixin:
@@ -243,23 +246,59 @@ def output_model(function: Callable[..., Any]) -> Any:
 def choose_model(function: Callable[..., Any], wanted: Any) -> list[Any]:
     """The input models of a task, or the one of them that is `wanted` (a class or its name).
 
+    A task without an annotation of its rows reads whatever table is wanted.
+
     Raises
     ------
     TaskError
         If it is none of them; they are listed.
     """
-    models = input_models(function)
+    from astra.models.keys import adopted, key_of
+
     if wanted is None:
-        return models
+        return input_models(function)
+    named = wanted if _is_model(wanted) else _model_named(str(wanted))
+    if named is not None and not is_annotated(function):
+        key_of(named)
+        return [adopted(named)]
+    models = input_models(function)
     for model in models:
-        if wanted is model or wanted in (model.__name__, model._meta.table_name):
+        if named is model or wanted in (model.__name__, model._meta.table_name):
             return [model]
     name = _name(wanted) if isinstance(wanted, type) else str(wanted)
     names = [model.__name__ for model in models]
+    hint = nearest(name, names)
+    if named is not None:
+        parameter, every = rows_parameter(function).name, " | ".join([*names, named.__name__])
+        hint = (
+            f"{named.__name__} is another table, even if it has the same columns; for the task to "
+            f"read it, write {parameter}: Iterable[{every}]"
+        )
     raise TaskError(
-        f"{task_name(function)} does not read {name!r}; it reads {', '.join(names)}. "
-        f"{nearest(name, names)}"
+        f"{task_name(function)} does not read {name!r}; it reads {', '.join(names)}. {hint}"
     )
+
+
+def is_annotated(function: Callable[..., Any]) -> bool:
+    """Whether a task says which tables its rows are of."""
+    return rows_parameter(function).annotation is not inspect.Parameter.empty
+
+
+def _model_named(name: str) -> Any:
+    """The model of a name: ``boss.BossVisitSpectrum``, ``mytables:Star``; None if there is none."""
+    from astra import models
+    from astra.models.base import BaseModel, every_subclass
+
+    module, _, own = name.replace(":", ".").rpartition(".")
+    for path in (f"{models.__name__}.{module}".rstrip("."), module):
+        try:
+            found = getattr(import_named(path), own, None) if path else None
+        except ModuleNotFoundError:
+            continue
+        if _is_model(found):
+            return found
+    known = every_subclass(BaseModel)
+    return next((m for m in known if name in (m.__name__, m._meta.table_name)), None)
 
 
 def hints_where_defined(function: Callable[..., Any], namespace: dict[str, Any]) -> dict | None:

@@ -1,0 +1,29 @@
+"""What is typed by those who come from the published package, and what the command is here."""
+
+from collections.abc import Iterable
+
+#: Commands that are none here.
+COMMANDS = {
+    "srun": "To run a task by Slurm: astra submit TASK --profile NAME",
+    "version": "For the version: astra --version",
+    "migrate": (
+        "Tables are made and completed by astra initdb; spectra and sources are inserted by a "
+        "program, as in BossVisitSpectrum.insert_many(rows).execute()"
+    ),
+}
+
+#: Commands that take a task, and nothing after it.
+TAKE_A_TASK = frozenset({"plan", "submit", "run"})
+
+
+def of_words(command: str, task: str, words: Iterable[str]) -> str:
+    """Say how the input model and the identifiers are given that were put after a task."""
+    words = list(words)
+    ids = ",".join(word for word in words if word.isdigit())
+    models = [word for word in words if not word.isdigit()]
+    options = [f"--input-model {models[0]}"] if models else []
+    options += [f"--sdss-ids {ids}"] if ids else []
+    return (
+        f"{' '.join(words)} after the task: astra {command} takes the input model and sources as "
+        f"options: astra {command} {task} {' '.join(options)}"
+    )
