@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from peewee import fn
 
@@ -61,17 +61,31 @@ def next_hours(start_until: str | None, drain_by: str | None, now: datetime) -> 
     first = start_until or drain_by
     if first is None:
         return ALWAYS
-    start = _next(first, now)
-    drain = None
-    if drain_by is not None:
-        drain = start if drain_by == first else _next(drain_by, start)
-    return Hours(int(start.timestamp()), None if drain is None else int(drain.timestamp()))
+    start = _next(first, int(now.timestamp()) + 1)
+    if drain_by is None:
+        return Hours(start)
+    return Hours(start, start if drain_by == first else _next(drain_by, start))
 
 
-def _next(clock: str, after: datetime) -> datetime:
+def _next(clock: str, since: int) -> int:
+    """The first moment from `since` on at which this machine's clock reads `clock`, or skips it.
+
+    It is looked for minute by minute, as the clock may be put forward or back in between: then
+    hours are still moments, one after the other.
+    """
     hour, minute = map(int, clock.split(":"))
-    found = after.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return found if found > after else found + timedelta(days=1)
+    wanted, moment = hour * 60 + minute, -(-since // 60) * 60
+    before = _minute_of_day(moment - 60)
+    while True:
+        now = _minute_of_day(moment)
+        if now == wanted or before < wanted < now:
+            return moment
+        before, moment = now, moment + 60
+
+
+def _minute_of_day(moment: int) -> int:
+    clock = time.localtime(moment)
+    return clock.tm_hour * 60 + clock.tm_min
 
 
 def begin(start_until: int, token: str) -> None:

@@ -49,6 +49,33 @@ def test_hours_are_the_next_ones_of_the_clock():
     assert late.drain_by - late.start_until == 1200
     assert next_hours(None, "07:00", datetime.now()).start_until is not None
     assert next_hours(None, None, datetime.now()).open()
+
+
+@pytest.mark.parametrize(
+    ("clocks", "begins", "hours"),
+    [
+        # On March 29, 2026, at 01:00 UTC, clocks in Berlin go from 02:00 to 03:00.
+        (("02:45", "03:00"), "2026-03-28T19:00", ("2026-03-29T01:00", "2026-03-29T01:00")),
+        (("02:15", "03:30"), "2026-03-28T19:00", ("2026-03-29T01:00", "2026-03-29T01:30")),
+        (("01:30", "02:30"), "2026-03-28T19:00", ("2026-03-29T00:30", "2026-03-29T01:00")),
+        (("06:30", "07:00"), "2026-03-28T19:00", ("2026-03-29T04:30", "2026-03-29T05:00")),
+        # On October 25 at 01:00 UTC they go from 03:00 back to 02:00.
+        (("02:30", "03:00"), "2026-10-24T18:00", ("2026-10-25T00:30", "2026-10-25T02:00")),
+        (("02:45", "02:15"), "2026-10-24T18:00", ("2026-10-25T00:45", "2026-10-25T01:15")),
+        (("02:40", None), "2026-10-25T00:50", ("2026-10-25T01:40", None)),
+    ],
+)  # fmt: skip
+def test_hours_are_moments_where_clocks_are_changed(monkeypatch, clocks, begins, hours):
+    """A night begins at a moment, given here in UTC, on a machine in Berlin."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        found = next_hours(*clocks, datetime.fromisoformat(f"{begins}+00:00"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    wanted = [h and datetime.fromisoformat(f"{h}+00:00").timestamp() for h in hours]
+    assert [found.start_until, found.drain_by] == wanted
     assert Hours(0, 600).stop_at == 540 and Hours(0, 40).stop_at == 30
 
 
