@@ -73,13 +73,28 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     escaped = command.replace("%", "\\%")
     if len(escaped) > _LONGEST:
         raise UsageError(
-            f"the entry would be of {len(escaped)} characters, and cron takes {_LONGEST}: keep the "
-            "configuration and the run directory under shorter paths"
+            f"the entry would be of {len(escaped)} characters, and cron takes {_LONGEST}: "
+            f"{_longest_part(command)}"
         )
     to = mailto if mailto is not None else user_name()
     if not re.fullmatch(r"[\w.@+,-]*", to):
         raise UsageError(f"--mailto {to!r}: should be one address or several, with commas")
     return Entry(name, (f"MAILTO={to}", f"{at} {escaped}"))
+
+
+def _longest_part(command: str) -> str:
+    """What takes most of a command that is too long, and what to do about it."""
+    values = {key: len(value) for key, value in re.findall(r"(\b[A-Z_]+)=('[^']*'|\S+)", command)}
+    key = max(values, key=values.__getitem__)
+    if key == "PYTHONPATH":
+        remedy = (
+            "install what it names into the environment of astra (pip install -e), and unset it"
+        )
+    elif key.startswith("ASTRA_"):
+        remedy = "keep the configuration and the run directory under shorter paths"
+    else:
+        remedy = "set it in the system's own files, or to something shorter"
+    return f"{values[key]} of them are the value of {key}; {remedy}"
 
 
 def command_of(name: str, *options: str) -> str:

@@ -127,3 +127,12 @@ def test_debians_cron_runs_a_night_to_its_end(night, slurm, tmp_path):
     assert (tmp_path / "left").read_text() == "# mine\n"
     log = (tmp_path / "runs 100%" / "cron" / "survey.log").read_text()
     assert "begun" in log and "Traceback" not in log
+
+
+def test_an_entry_that_is_too_long_names_what_makes_it_so(night, monkeypatch):
+    folders = ":".join(f"/some/long/folder/number/{n:04d}" for n in range(40))
+    monkeypatch.setenv("PYTHONPATH", folders)
+    with pytest.raises(
+        UsageError, match=rf"{len(folders)} of them are the value of PYTHONPATH; install"
+    ):
+        entry("survey", "@daily")
