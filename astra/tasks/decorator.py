@@ -116,7 +116,10 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Iterator[Any]:
         settings, bound = bind_call(call, arguments, named)
-        rows = bound.arguments.pop(rows_parameter(function).name)
+        parameter = rows_parameter(function)
+        rows = bound.arguments.pop(parameter.name, parameter.default)
+        if rows is None and parameter.default is None:
+            return _pending(call, bound, settings)
         return _direct(call, rows, bound, settings)
 
     call.__astra__ = declared  # type: ignore[attr-defined]
@@ -173,6 +176,14 @@ def _direct(
         retrying(check_archive)
         run.in_hand.read = retrying(lambda: dialect().now())
     yield from _closing(iter(run))
+
+
+def _pending(call: Any, bound: inspect.BoundArguments, settings: Settings) -> Iterator[Any]:
+    """A task that is called without rows, which it need not be given: it takes what is pending."""
+    from astra import generate_queries_for_task
+
+    for _, query in generate_queries_for_task(call):
+        yield from _direct(call, query, bound, settings)
 
 
 def _closing(results: Iterator[Any]) -> Iterator[Any]:
