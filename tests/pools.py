@@ -1,5 +1,7 @@
 """Plans whose pages are pulled, and what became of them."""
 
+import os
+import signal
 from collections import Counter
 
 from astra.database.connection import connection
@@ -52,3 +54,15 @@ def running(n: int, checkpoints: int = 1) -> list[Attempt]:
 
     wait_for(are_there, f"{n} attempts at work", 60)
     return found[:n]
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def kill_element(attempt: Attempt) -> None:
+    """Both processes of an element, as the death of its node kills them."""
+    supervisor = parent_of(attempt.pid)
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(attempt.pid, signal.SIGKILL)

@@ -1,7 +1,5 @@
 """Pages of dead elements are taken over by living ones of their pool, and those of living ones never."""
 
-import os
-import signal
 import threading
 from datetime import timedelta
 
@@ -19,20 +17,8 @@ from astra.slurm.parse import Answer, Execution
 from astra.states import SlurmState
 from astra.submit.submit import submit
 from tests.nights import run_out
-from tests.pools import is_whole, plan_of, pool_of, running
+from tests.pools import is_whole, kill_element, plan_of, pool_of, running
 from tests.servers import Slurm
-
-
-def parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
-
-
-def kill_element(attempt: Attempt) -> None:
-    """Both processes of an element, as the death of its node kills them."""
-    supervisor = parent_of(attempt.pid)
-    os.kill(supervisor, signal.SIGKILL)
-    os.kill(attempt.pid, signal.SIGKILL)
 
 
 def short_lease(folder, monkeypatch):
