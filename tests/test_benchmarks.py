@@ -70,4 +70,4 @@ def test_every_script_is_in_the_table():
     ended_by_main = {
         p.stem for p in folder.glob("*.py") if "main(measure, __doc__)" in p.read_text()
     }
-    assert ended_by_main == set(SCRIPTS)
+    assert ended_by_main == {*SCRIPTS, "peers"}  # which installs the peers: not in every run

@@ -94,11 +94,13 @@ def close_pool(submission: Submission) -> None:
     of_pool = (Submission.pk == submission.pk) & (Submission.state == "submitted")
     if not Submission.update(state="ended").where(of_pool).execute():
         return  # another element did it
-    from astra.slurm import client, command  # here, as other elements need none of it
+    from astra.slurm import client, command, parse  # here, as other elements need none of it
 
     if not command.available():  # as in a container: they find nothing to do, and end
         return
+    # This is an element of the job: its cluster need not be looked up.
+    job = parse.JobId(submission.job_id, submission.cluster, submission.job_name)
     try:
-        client.cancel(submission.job, waiting_only=True)
+        client.cancel(job, waiting_only=True)
     except AstraError as error:
         log.info("elements that wait could not be cancelled: %s", error)

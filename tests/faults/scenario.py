@@ -173,10 +173,10 @@ DIRECTED = {
         "kill resume", after=0.05, rows=60, limit=30, row_s=0.3, write_frequency=5.0,
         batch_size=1000,
     ),
-    # One of two elements has ended its page, and watches over the other.
+    # One of four elements has ended its page, and watches over the others.
     "refuse while one watches": _directed(
-        "refuse", after=0.72, lasts_s=2.5, rows=45, limit=30, row_s=0.3, write_frequency=5.0,
-        batch_size=1000,
+        "refuse", after=0.5, lasts_s=2.5, rows=100, limit=30, row_s=0.25, write_frequency=5.0,
+        batch_size=1000, jobs=4,
     ),
     "SIGTERM": _directed("signal"),
     "SIGINT": _directed("signal", number=2),

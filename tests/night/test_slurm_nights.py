@@ -47,7 +47,7 @@ def test_every_row_once(slurm):
 def test_killed_elements_are_lost_resumed_and_whole(slurm, tmp_path):
     computed = tmp_path / "computed"
     plan = plan_of(1200, 200, row_s=0.02, write_frequency=0.5, computed=str(computed))
-    submit(plan)
+    submit(plan, options={"pull": False})  # or the others would take over
     for attempt in running(3):
         os.kill(attempt.pid, signal.SIGKILL)
     run_out(slurm)

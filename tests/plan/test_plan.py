@@ -126,7 +126,7 @@ def test_there_is_no_such_plan(url):
         get_plan(7)
 
 
-def test_a_killed_element_is_lost_and_resumed(url, tmp_path):
+def test_a_killed_elements_page_is_taken_over_in_the_same_run(url, tmp_path):
     fill(200)
     computed = tmp_path / "computed"
     planned = plan_of(
@@ -146,10 +146,7 @@ def test_a_killed_element_is_lost_and_resumed(url, tmp_path):
         time.sleep(0.02)
     os.kill(victim.pid, signal.SIGKILL)
     runner.wait(60)
-    found = status(planned.plan)
-    assert found.state == "attention" and found.pages["lost"] == 1
-    assert sum(found.rows.values()) == 200
-    resume_local(planned.plan, 2)
+    assert Attempt.get_by_id(victim.pk).state == "superseded"
     assert status(planned.plan).rows == {"done": 200}
     assert Measured.select().count() == 200
     twice = len(computed.read_text().split()) - 200

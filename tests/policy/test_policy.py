@@ -250,7 +250,7 @@ class TestOnSlurm:
         (planned,) = create_plan(hungry, BossVisitSpectrum, limit=10,
                                  arguments={"mb": 250, "at": 11})  # fmt: skip
         plan = planned.plan
-        submit(plan, options={"mem": "200M"})
+        submit(plan, options={"mem": "200M", "pull": False})
         run_out(strict)
         found = status(plan)
         assert found.pages == {"done": 2, "lost": 1}

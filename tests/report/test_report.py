@@ -368,7 +368,8 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
         measure, "BossVisitSpectrum", limit=100,
         arguments={"spin_s": 0.03, "raise_every": 50, "write_frequency": 0.5},
     )  # fmt: skip
-    options = {"time": "00:05:00", "mem": "200M", "cpus_per_task": 2}
+    # Without pulling, as another element would take the killed one's page over.
+    options = {"time": "00:05:00", "mem": "200M", "cpus_per_task": 2, "pull": False}
     (job,) = submit(planned.plan, options=options).jobs
     os.kill(busy().pid, signal.SIGKILL)
     wait_for(slurm.idle, "the end of the array", 180)
