@@ -13,7 +13,6 @@ from astra.config import settings as config
 from astra.config.profiles import Profile, Value
 from astra.config.run_folder import check_folder, write_whole
 from astra.doctor.finding import Finding, failed, ok
-from astra.processes import user_name
 from astra.slurm import client, script
 from astra.slurm.parse import JobId
 from astra.submit.render import environment
@@ -75,8 +74,6 @@ def _script(chosen: Profile, name: str, folder: Path, answer: Path) -> str:
             log_path=script.log_pattern(folder, f"{name}-%j.log"),
             chdir=Path.cwd(),
             python=chosen.python,
-            made_by=f"{user_name()} on {socket.gethostname()}",
-            made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             directives=tuple(profiles.directives(small)),
             setup=chosen.setup,
             environment=environment(),

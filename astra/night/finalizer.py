@@ -5,8 +5,6 @@ the job's name: a lost answer is looked up by it, and a job of an earlier token 
 """
 
 import secrets
-import socket
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,6 @@ from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
 from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
 from astra.models.nights import Night
-from astra.processes import user_name
 from astra.slurm import client, limits, script
 from astra.slurm.parse import UNKNOWN, JobId
 from astra.submit.intent import send
@@ -180,8 +177,6 @@ def _render(night: Night, chosen: Profile, folder: Path) -> str:
             log_path=script.log_pattern(folder / "logs", "%j.log"),
             chdir=night.cwd if Path(night.cwd).is_dir() else str(Path.cwd()),
             python=chosen.python,
-            made_by=f"{user_name()} on {socket.gethostname()}",
-            made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             directives=tuple(profiles.directives(chosen)),
             setup=chosen.setup,
             environment=environment(),

@@ -7,7 +7,10 @@ ones, which a site's own reach as ``astra/element.sh.j2`` where they have the sa
 
 import re
 import shlex
+import socket
+import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -17,35 +20,47 @@ from typing import TYPE_CHECKING
 
 from astra.config import resources, secrets, settings
 from astra.errors import ScriptError, nearest
+from astra.processes import user_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-@dataclass(frozen=True)
-class ElementScript:
+@dataclass(frozen=True, kw_only=True)
+class Script(ABC):
+    """What every script is made of."""
+
+    job_name: str
+    log_path: str  # Slurm's pattern, see log_pattern()
+    chdir: str | Path
+    python: Sequence[str]  # the command that runs Python, word by word
+    directives: Iterable[tuple[str, str | None]] = ()  # see profile.directives()
+    setup: Iterable[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)  # exported; no secrets
+    made_by: str = field(default_factory=lambda: f"{user_name()} on {socket.gethostname()}")
+    made_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
+
+    @property
+    @abstractmethod
+    def command(self) -> str:
+        """The shell command that the script runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElementScript(Script):
     """What the script of one array of elements is made of."""
 
     plan: int
     task: str
     token: str  # of the submission, by which its elements are known to the database
-    job_name: str
     pages: str  # for people: "1-1000"
     array: str  # Slurm's: "1-1000%50"
-    log_path: str  # Slurm's pattern, see log_pattern()
-    chdir: str | Path
-    python: Sequence[str]  # the command that runs Python, word by word
-    made_by: str
-    made_at: str
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
     pages_per_element: int = 1
     pull: bool = False  # elements take pages as long as any is free
     row_timeout: float | None = None  # seconds; without it the configured one
     start_until: int | None = None  # an element that begins later begins nothing
     stop_at: int | None = None  # when an element that runs is asked to stop
-    directives: Iterable[tuple[str, str | None]] = ()  # see profile.directives()
-    setup: Iterable[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)  # exported; no secrets
 
     @property
     def command(self) -> str:
@@ -63,22 +78,13 @@ class ElementScript:
         return f"{words} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
 
 
-@dataclass(frozen=True)
-class FinalizerScript:
+@dataclass(frozen=True, kw_only=True)
+class FinalizerScript(Script):
     """What the script of a night's finalizer is made of."""
 
     night: int
     name: str  # of the night, in the configuration
     token: str
-    job_name: str
-    log_path: str
-    chdir: str | Path
-    python: Sequence[str]
-    made_by: str
-    made_at: str
-    directives: Iterable[tuple[str, str | None]] = ()
-    setup: Iterable[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -87,29 +93,17 @@ class FinalizerScript:
         return " ".join(map(quote, [*words, "--continue", str(self.night), "--job", self.token]))
 
 
-@dataclass(frozen=True)
-class CheckScript:
+@dataclass(frozen=True, kw_only=True)
+class CheckScript(Script):
     """What the script of ``astra doctor --job`` is made of."""
 
     answer: Path  # the file that the job writes what it found to
-    job_name: str
-    log_path: str
-    chdir: str | Path
-    python: Sequence[str]
-    made_by: str
-    made_at: str
-    directives: Iterable[tuple[str, str | None]] = ()
-    setup: Iterable[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
         """The shell command that runs the checks on a node."""
         words = [*self.python, "-m", "astra", "doctor", "--answer", str(self.answer)]
         return " ".join(map(quote, words))
-
-
-Script = ElementScript | FinalizerScript | CheckScript
 
 
 def render(template: str, script: Script, site: Path | None = None) -> str:

@@ -1,8 +1,6 @@
 """Render the script of a submission and write it to the run directory."""
 
 import os
-import socket
-import time
 from pathlib import Path
 
 from astra.config import profiles, secrets
@@ -12,7 +10,6 @@ from astra.config.run_folder import run_folder, write_whole
 from astra.database.connection import url
 from astra.errors import UsageError
 from astra.models.plans import Plan, Submission
-from astra.processes import user_name
 from astra.slurm import script
 from astra.submit.arrays import Slice
 from astra.submit.hours import Hours
@@ -46,8 +43,6 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
             python=chosen.python,
             environment=environment(),
-            made_by=f"{user_name()} on {socket.gethostname()}",
-            made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         ),
     )  # fmt: skip
 
