@@ -6,6 +6,7 @@ is given back. An index holds the free pages, and no checkpoint changes it.
 
 import json
 import logging
+from typing import Any
 
 from astra.config.units import time_limit_s
 from astra.database.connection import dialect
@@ -14,6 +15,11 @@ from astra.models.plans import N_PENDING, Attempt, Page, Submission
 from astra.states import AttemptState
 
 log = logging.getLogger(__name__)
+
+
+def left_in(submission: Submission) -> Any:
+    """A clause: the page is of a submission's pool, and has rows left."""
+    return (Page.submission_pk == submission.pk) & (N_PENDING > 0)
 
 
 def take_page(submission: Submission, own: int) -> int | None:
@@ -26,7 +32,7 @@ def take_page(submission: Submission, own: int) -> int | None:
     for skips in skips_locked:
         free = (
             Page.select(Page.pk)
-            .where((Page.submission_pk == submission.pk) & Page.free & (N_PENDING > 0))
+            .where(left_in(submission) & Page.free)
             .order_by((Page.number == own).desc(), N_PENDING.desc(), Page.number)
             .limit(1)
         )
@@ -53,9 +59,8 @@ def page_in_hand(submission: Submission, element: int) -> int | None:
         Page.select(Page.number)
         .join(Attempt, on=Attempt.pk == Page.attempt_pk)
         .where(
-            (Page.submission_pk == submission.pk)
+            left_in(submission)
             & ~Page.free
-            & (N_PENDING > 0)
             & (Attempt.submission_pk == submission.pk)
             & (Attempt.element == element)
             & Attempt.state.in_(_TAKEN_UP_AGAIN)
@@ -85,7 +90,7 @@ def close_pool(submission: Submission) -> None:
     """When all pages of a submission have ended, cancel those of its elements that still wait."""
     if submission.kind != "slurm" or len(submission.elements) == 1:
         return
-    left = Page.select(Page.pk).where((Page.submission_pk == submission.pk) & (N_PENDING > 0))
+    left = Page.select(Page.pk).where(left_in(submission))
     if left.limit(1).scalar() is not None:
         return
     begun = Attempt.select(Attempt.element).where(Attempt.submission_pk == submission.pk)

@@ -23,7 +23,8 @@ from peewee import SQL
 from astra.config import retry_rules, settings
 from astra.database.connection import dialect, retrying, writing
 from astra.element.claim import suspect_rows
-from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.element.pool import left_in
+from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.processes import now_s, process_began
 from astra.results.stopping import Stop
 from astra.states import AttemptState, SlurmState
@@ -90,11 +91,11 @@ class Watcher:
 
     def _read(self) -> tuple[bool, bool, list[Attempt]]:
         """Whether this watches, whether a page is free, and the attempts that hold others."""
-        left = (Page.submission_pk == self.submission.pk) & (N_PENDING > 0)
+        left = left_in(self.submission)
         held = (
             Attempt.select(
                 Attempt.pk, Attempt.page, Attempt.state, Attempt.seen, Attempt.host, Attempt.pid,
-                Attempt.pid_began, Attempt.job_id, Attempt.array_index, Attempt.number,
+                Attempt.pid_began, Attempt.array_index, Attempt.number,
             )
             .join(Page, on=Page.attempt_pk == Attempt.pk)
             .where(left & (Attempt.submission_pk == self.submission.pk) & Attempt.state.in_(_HELD))
