@@ -200,9 +200,9 @@ def cancelled(done: Any) -> None:
     if done.whole:
         line(f"plan {done.plan}: every row has ended; there is nothing to cancel")
         return
-    told = [*(f"job {job}" for job in done.jobs), *(f"process {pid}" for pid in done.processes)]
-    line(f"plan {done.plan}: {', '.join(told) if told else 'nothing was alive'}")
-    if told:
+    ended = [*(f"job {job}" for job in done.jobs), *(f"process {pid}" for pid in done.processes)]
+    line(f"plan {done.plan}: {', '.join(ended) if ended else 'nothing was alive'}")
+    if ended:
         pages = ", ".join(map(str, done.pages))
         which = f" (page{'s' if len(done.pages) > 1 else ''} {pages})" if done.pages else ""
         line(f"  asked to stop{which}; what they yielded is stored")

@@ -41,7 +41,7 @@ class LazyDatabase(peewee.DatabaseProxy):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
-            raise AttributeError(name)  # somebody only looks what kind of object this is
+            raise AttributeError(name)  # an inspection of the object, not a use of the database
         if self.obj is None:
             bind()
         return getattr(self.obj, name)

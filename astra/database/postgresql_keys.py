@@ -79,7 +79,7 @@ class Keys(Writing):
         return moment
 
     def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        """The columns of a table's primary key, which a role that only reads is told as well."""
+        """The columns of a table's primary key, which a role that only reads can see as well."""
         name = ".".join(map(self.quote, [schema, table] if schema else [table]))
         rows = self.run(
             """SELECT attname FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k(n, place)

@@ -52,7 +52,7 @@ class Reader:
     ) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.key, self.moment, self.link = key_of(model), moment_of(model), link_of(output, model)
-        self.first_row = first_row  # is told before the task is given a row
+        self.first_row = first_row  # is called before the task is given a row
         self.writer: Writer | None = None
         self.t_read_s = 0.0
         self.arrays = pixel_columns(model)

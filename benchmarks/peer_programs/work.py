@@ -7,6 +7,7 @@ whoever died meanwhile.
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 FOLDER = Path(os.environ["PEERS_FOLDER"])
@@ -75,6 +76,6 @@ def sbatch_workers(program: str) -> None:
     subprocess.run(["sbatch", script], check=True, stdout=subprocess.DEVNULL)
 
 
-def main(**verbs: object) -> None:
+def main(**verbs: Callable[[], None]) -> None:
     """Run the verb that the command line names."""
-    verbs[sys.argv[1]]()  # type: ignore[operator]
+    verbs[sys.argv[1]]()
