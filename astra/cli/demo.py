@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from astra.cli import show
-from astra.database.connection import bind, connection, database, reset
+from astra.database.connection import bind, connection, database, reset, tuples
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, Slam, Source
 from astra.models.plans import Attempt, Page
@@ -123,7 +123,8 @@ def _show_results() -> None:
     with connection():
         rows = list(Slam.select().order_by(Slam.spectrum_pk).limit(8))
         n = Slam.select().count()
-        snr = {s.spectrum_pk: s.snr for s in BossVisitSpectrum.select()}
+        columns = BossVisitSpectrum.spectrum_pk, BossVisitSpectrum.snr
+        snr = dict(tuples(BossVisitSpectrum.select(*columns)))
     for r in rows:
         made.add_row(
             str(r.spectrum_pk),

@@ -49,8 +49,8 @@ class LazyDatabase(peewee.DatabaseProxy):
     def __enter__(self) -> Any:
         return self.bound().__enter__()
 
-    def __exit__(self, *error: object) -> Any:
-        return self.bound().__exit__(*error)
+    def __exit__(self, *error: Any) -> None:
+        self.bound().__exit__(*error)
 
     def bound(self) -> peewee.Database:
         """The database itself."""
@@ -252,6 +252,11 @@ def connection() -> Iterator[None]:
     finally:
         if not database.obj.is_closed():
             database.obj.close()
+
+
+def tuples(query: peewee.Select) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query, each as a tuple of its columns."""
+    return iter(query.tuples())
 
 
 @contextmanager

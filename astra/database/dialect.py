@@ -118,5 +118,5 @@ def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
 @contextmanager
 def peewee_errors() -> Iterator[None]:
     """Errors of the driver as peewee's, for the calls that peewee has no name for."""
-    with peewee.__exception_wrapper__:
+    with peewee.__exception_wrapper__:  # type: ignore[attr-defined]
         yield

@@ -76,7 +76,7 @@ class _PostgresqlDatabase(peewee.PostgresqlDatabase):
     codec = "utf_8"  # of the texts that the server can store, once a connection was made
 
     def _connect(self) -> Any:
-        made = super()._connect()
+        made = super()._connect()  # type: ignore[misc]
         self.was_open = True
         self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
         return made
@@ -89,7 +89,7 @@ class _PostgresqlDatabase(peewee.PostgresqlDatabase):
         if silence_s is None:
             super().begin(isolation_level)
             return
-        with peewee.__exception_wrapper__:
+        with peewee_errors():
             self.cursor().execute(f"BEGIN; {_SETTINGS}; {_ends_after(silence_s)}")
 
 
@@ -140,7 +140,7 @@ class PostgreSQL(Keys):
         # A server, or a proxy before it, that keeps a connection open and is silent: timeouts.py.
         options: dict[str, Any] = {"cursor_factory": PatientCursor}
         options |= {key: value for key, value in defaults.items() if key not in given}
-        self.database = _PostgresqlDatabase(url, **options)
+        self.database: _PostgresqlDatabase = _PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
         self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}
         self._sequences: dict[str, str | None] = {}

@@ -7,7 +7,7 @@ import peewee
 from psycopg2.extensions import Binary
 
 from astra.database.array_text import BYTES, array_literal
-from astra.database.dialect import Batch, Common, on_conflict
+from astra.database.dialect import Batch, Common, on_conflict, peewee_errors
 
 #: Rows from which the statements around a COPY cost less than it saves.
 _COPIED_FROM = 50
@@ -96,7 +96,7 @@ class Writing(Common):
         # In the order of their keys, so that two who write the same rows do not block each other.
         rows = BytesIO(binary_copy.rows(list(packed.values()), _order_of(batch)))
         names = ", ".join(map(self.quote, packed))
-        with peewee.__exception_wrapper__, self.database.cursor() as cursor:
+        with peewee_errors(), self.database.cursor() as cursor:
             cursor.copy_expert(
                 f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
             )

@@ -42,11 +42,11 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
     def _connect(self) -> sqlite3.Connection:
         path = self.database
         if path == ":memory:" or not os.path.exists(path) or _is_writable(path):
-            return super()._connect()
+            return super()._connect()  # type: ignore[misc]
         options = "mode=ro" if os.path.exists(f"{path}-wal") else "mode=ro&immutable=1"
         try:
             made = sqlite3.connect(
-                f"file:{quote(path)}?{options}", uri=True, timeout=self._timeout,
+                f"file:{quote(path)}?{options}", uri=True, timeout=self._timeout,  # type: ignore[attr-defined]
                 isolation_level=None, **self.connect_params,
             )  # fmt: skip
             made.execute("SELECT count(*) FROM sqlite_master")
@@ -138,7 +138,7 @@ class SQLite(Common):
         """A value in database form; refused is what PostgreSQL would, since any column of SQLite
         takes any value."""
         if isinstance(value, peewee.Function) and value.name == "json":
-            (value,) = value.arguments  # a document, which SQLite keeps as text
+            (value,) = value.arguments or ()  # a document, which SQLite keeps as text
         check_value(field, value)
         return value
 

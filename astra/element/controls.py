@@ -9,7 +9,7 @@ from datetime import timedelta
 from peewee import SQL
 
 from astra.config import settings
-from astra.database.connection import dialect
+from astra.database.connection import dialect, tuples
 from astra.errors import Held
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.states import AttemptState
@@ -69,7 +69,7 @@ def pause_if_all_break(plan_pk: int) -> str | None:
         .order_by(Attempt.ended.desc())
         .limit(most)
     )
-    states = [state for (state,) in ends.tuples()]
+    states = [state for (state,) in tuples(ends)]
     if len(states) < most or AttemptState.DONE.value in states:
         return None
     reason = f"the last {most} pages to end are all broken"

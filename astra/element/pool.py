@@ -6,6 +6,7 @@ is given back. An index holds the free pages, and no checkpoint changes it.
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 from astra.config.units import time_limit_s
@@ -99,12 +100,12 @@ def close_pool(submission: Submission) -> None:
     of_pool = (Submission.pk == submission.pk) & (Submission.state == "submitted")
     if not Submission.update(state="ended").where(of_pool).execute():
         return  # another element did it
-    from astra.slurm import client, command, parse  # here, as other elements need none of it
+    from astra.slurm import client, command  # here, as other elements need none of it
 
     if not command.available():  # as in a container: they find nothing to do, and end
         return
     # This is an element of the job: its cluster need not be looked up.
-    job = parse.JobId(submission.job_id, submission.cluster, submission.job_name)
+    job = replace(submission.job, home=None)
     try:
         client.cancel(job, waiting_only=True)
     except AstraError as error:

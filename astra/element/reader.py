@@ -13,6 +13,7 @@ from peewee import FieldAccessor, ForeignKeyAccessor, ForeignKeyField, PeeweeExc
 
 from astra.config import settings
 from astra.database.connection import database, dialect, retrying
+from astra.database.dialect import peewee_errors
 from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN
 from astra.errors import AstraError
@@ -235,7 +236,7 @@ def read_rows(query: Any, extra: Sequence[Any] = ()) -> list[tuple[Any, Sequence
     """The rows of a query of :func:`astra.models.keys.all_rows`, each with further columns."""
     model, name = query.model, getattr(query.model, "loaded_with", None)
     query = query.select(*query._returning, *extra)
-    with peewee.__exception_wrapper__:
+    with peewee_errors():
         found = database.execute(query).fetchall()
     make, width = _maker(model), len(model._meta.sorted_fields)
     if name is None:

@@ -125,7 +125,7 @@ def recorded() -> Iterator[list[str]]:
             statements.append(literal(sql, parameters))
         return found
 
-    bound.execute_sql = record
+    bound.execute_sql = record  # type: ignore[method-assign]
     try:
         yield statements
     finally:

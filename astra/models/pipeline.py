@@ -76,7 +76,7 @@ class ResultOf:
         keys = key_of(self.model).fields
         if len(keys) == 1:
             # No constraint of the database: the table may belong to others, or be a view.
-            pointer = ForeignKeyField(
+            pointer = ForeignKeyField(  # type: ignore[call-overload]
                 self.model, field=keys[0], null=self.null, index=False, backref="+", _deferred=True
             )
             return {name: pointer}
@@ -303,7 +303,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         result.__data__ = data = cls._meta.get_default_dict()
         data |= own
         data |= values
-        result._dirty, result.__rel__ = set(data), {}
+        result._dirty, result.__rel__ = set(data), {}  # type: ignore[attr-defined]
         return result
 
     @classmethod

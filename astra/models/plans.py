@@ -76,6 +76,7 @@ class Submission(BaseModel):
 
     pk = BigAutoField()
     plan = ForeignKeyField(Plan, column_name="plan_pk", on_delete="CASCADE", backref="submissions")
+    plan_pk: int
     token = TextField(unique=True)
     kind = TextField()  # "slurm" or "local"
     state = TextField()  # intent, submitted, refused, absent
@@ -103,7 +104,8 @@ class Submission(BaseModel):
         """The array that it became: its number counts only with its name and its cluster."""
         from astra.slurm.parse import JobId  # here, as elements seldom ask Slurm
 
-        return JobId(self.job_id, self.cluster, self.job_name, self.cluster_name, self.created_by)
+        number = self.job_id or 0
+        return JobId(number, self.cluster, self.job_name, self.cluster_name, self.created_by)
 
 
 class OutcomesField(BlobField):
@@ -123,6 +125,7 @@ class Page(BaseModel):
     plan = ForeignKeyField(  # its index is the one below
         Plan, column_name="plan_pk", on_delete="CASCADE", backref="pages", index=False
     )
+    plan_pk: int
     number = IntegerField()
     n_rows = IntegerField()
     keys = KeysField(null=True)
@@ -149,7 +152,7 @@ class Page(BaseModel):
         dialect().leave_room(cls)
 
     @property
-    def row_keys(self) -> list[int] | list[str]:
+    def row_keys(self) -> list[int | str]:
         """The keys of its rows, in the order of their places."""
         return self.keys if self.keys is not None else self.key_texts
 
@@ -171,8 +174,10 @@ class Attempt(BaseModel):
     page = ForeignKeyField(
         Page, column_name="page_pk", on_delete="CASCADE", backref="attempts", index=False
     )
+    page_pk: int
     token = TextField(default=partial(token_hex, 4))
     submission_pk = BigIntegerField(index=True)
+    submission: Submission  # where a query joins it
     number = IntegerField()  # from 1, for each page
     element = IntegerField()
     state = TextField()

@@ -283,7 +283,9 @@ def _check_names(model: Any) -> None:
 def tables() -> list[Any]:
     """Every table, each after those that it refers to."""
     found = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
-    return peewee.sort_models([m for m in found if _is_table(m)])
+    return peewee.sort_models(  # type: ignore[attr-defined]
+        [m for m in found if _is_table(m)]
+    )
 
 
 def own_tables() -> list[Any]:

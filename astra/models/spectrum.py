@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import SQL, BigAutoField, Field, FloatField, ForeignKeyField, TextField
 
 from astra.config.settings import data_path
-from astra.database.connection import database
+from astra.database.connection import database, tuples
 from astra.fields import ArrayField
 from astra.models.base import BaseModel, TimeField, every_subclass
 from astra.models.source import Source
@@ -39,7 +39,7 @@ class Spectrum(BaseModel):
         with database.atomic():
             while len(keys) < n:
                 rows = [{"kind": kind}] * min(500, n - len(keys))
-                keys += (pk for (pk,) in cls.insert_many(rows).returning(cls.pk).tuples())
+                keys += (pk for (pk,) in tuples(cls.insert_many(rows).returning(cls.pk)))
         return keys
 
 
@@ -157,7 +157,7 @@ class SpectrumMixin:
     @cached_property
     def _file(self) -> "Pixels":
         wanted = Wanted(self.instrument, *(getattr(self, n, None) for n in ("telescope", "mjd")))
-        return read_pixels(data_path(self.path), wanted)
+        return read_pixels(data_path(self.path or ""), wanted)
 
 
 def every_spectrum_model() -> list[Any]:

@@ -17,7 +17,7 @@ from peewee import JOIN, fn
 
 from astra.config import settings as config
 from astra.config.run_folder import new_file, run_folder, spool_files
-from astra.database.connection import connection, dialect, writing
+from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import BusyError, UsageError
 from astra.models.archive import check_archive
 from astra.models.nights import Night, NightPlan
@@ -138,7 +138,7 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
         .join(Night)
         .where(Night.ended.is_null() & NightPlan.plan_pk.is_null(False))
     )
-    needed = {pk for (pk,) in in_open_night.tuples()}
+    needed = {pk for (pk,) in tuples(in_open_night)}
     query = (
         Plan.select(Plan.pk, Plan.token, Plan.cancelled, Plan.n_rows, ended, fn.MAX(Page.modified))
         .join(Page, JOIN.LEFT_OUTER)
@@ -146,15 +146,18 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
         .group_by(Plan.pk, Plan.token, Plan.cancelled, Plan.n_rows)
         .order_by(Plan.pk)
     )
-    heard = {
-        plan: (seen, running)
-        for plan, seen, running in Attempt.select(
-            Page.plan, fn.MAX(Attempt.seen),
+    attempts = (
+        Attempt.select(
+            Page.plan,
+            fn.MAX(Attempt.seen),
             fn.SUM((Attempt.state == AttemptState.RUNNING.value).cast("integer")),
-        ).join(Page).group_by(Page.plan).tuples()
-    }  # fmt: skip
+        )
+        .join(Page)
+        .group_by(Page.plan)
+    )
+    heard = {plan: (seen, running) for plan, seen, running in tuples(attempts)}
     old, kept = [], []
-    for pk, token, cancelled, n_rows, n_ended, modified in query.tuples():
+    for pk, token, cancelled, n_rows, n_ended, modified in tuples(query):
         plan = Plan(pk=pk, token=token)
         seen, running = heard.get(pk, (None, 0))
         if any(_moment(moment) >= before for moment in (modified, seen) if moment is not None):

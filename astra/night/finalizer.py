@@ -39,7 +39,7 @@ def job_name(night: Night) -> str:
 def job_of(night: Night) -> JobId:
     """The job of a night's finalizer: its number counts only with its name and its cluster."""
     return JobId(
-        night.finalizer_job, night.finalizer_cluster, job_name(night), night.finalizer_home
+        night.finalizer_job or 0, night.finalizer_cluster, job_name(night), night.finalizer_home
     )
 
 
@@ -172,7 +172,7 @@ def _render(night: Night, chosen: Profile, folder: Path) -> str:
         script.FinalizerScript(
             night=night.pk,
             name=night.name,
-            token=night.finalizer,
+            token=night.finalizer or "",
             job_name=job_name(night),
             log_path=script.log_pattern(folder / "logs", "%j.log"),
             chdir=night.cwd if Path(night.cwd).is_dir() else str(Path.cwd()),

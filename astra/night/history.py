@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from astra.config import settings
-from astra.database.connection import connection
+from astra.database.connection import connection, tuples
 from astra.errors import SlurmError, UsageError, nearest
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
@@ -103,7 +103,7 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
             of_pk = (Night.pk == int(date)) if date.isdecimal() else (Night.date == date)
             query = query.where(of_pk)
         night = query.first()
-        dates = [d for (d,) in Night.select(Night.date).where(mine).distinct().tuples()]
+        dates = [d for (d,) in tuples(Night.select(Night.date).where(mine).distinct())]
     if night is None:
         if not dates:
             raise _unknown(name)
@@ -113,7 +113,7 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
 
 def _unknown(name: str) -> UsageError:
     with connection():
-        known = [n for (n,) in Night.select(Night.name).distinct().tuples()]
+        known = [n for (n,) in tuples(Night.select(Night.name).distinct())]
     return UsageError(
         f"there was no night {name!r} yet: astra nightly {name}. {nearest(name, known)}"
     )

@@ -249,7 +249,8 @@ def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
     for entry in tend(taken, settings, look):  # of these, elements live
         with connection():
             entry.save(force_insert=True)
-        look.new.append((entry.plan_pk, pending(entry.plan_pk)))
+        plan = entry.plan_pk or 0  # they all have one
+        look.new.append((plan, pending(plan)))
     submit_due(night, settings, look)  # before what is new: they have waited longer
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from peewee import SQL, fn
 
-from astra.database.connection import connection
+from astra.database.connection import connection, tuples
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
 from astra.policy import retry_policy
@@ -33,7 +33,7 @@ def retries_of(plans: list[int]) -> int:
         texts = Page.select(Page.retries).where(
             Page.plan.in_(plans or [0]) & Page.retries.is_null(False)
         )
-        ends = [end for (text,) in texts.tuples() for end in json.loads(text)]
+        ends = [end for (text,) in tuples(texts) for end in json.loads(text)]
     return sum(end["state"] not in retry_policy.FREE for end in ends)
 
 
@@ -48,7 +48,7 @@ def refreshed(night: Night) -> list[NightPlan]:
                 fn.SUM(Page.n_rows), fn.SUM(Page.n_done), fn.SUM(Page.n_failed),
                 fn.SUM(Page.n_no_result),
             ).where(Page.plan == entry.plan_pk)  # fmt: skip
-            rows, done, failed, no_result = (int(n or 0) for n in sums.tuples()[0])
+            rows, done, failed, no_result = (int(n or 0) for n in next(tuples(sums)))
             mine = Attempt.began >= entry.began if entry.leftover else SQL("1 = 1")
             task_s = (
                 Attempt.select(fn.SUM(Attempt.t_task_s))
@@ -85,8 +85,8 @@ def _cpu_s(plan: int, mine: Any) -> float:
         .group_by(Attempt.submission_pk)
     )
     profiles = Submission.select(Submission.pk, Submission.profile).where(Submission.plan == plan)
-    cpus = {pk: _cpus(json.loads(text).get("options", {})) for pk, text in profiles.tuples()}
-    return float(sum((seconds or 0.0) * cpus.get(pk, 1) for pk, seconds in query.tuples()))
+    cpus = {pk: _cpus(json.loads(text).get("options", {})) for pk, text in tuples(profiles)}
+    return float(sum((seconds or 0.0) * cpus.get(pk, 1) for pk, seconds in tuples(query)))
 
 
 def _cpus(options: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from astra.database.connection import connection
+from astra.database.connection import connection, tuples
 from astra.errors import UsageError
 from astra.models.importing import load
 from astra.models.pipeline import version_number, version_text
@@ -24,7 +24,7 @@ def get_plan(pk: int) -> Plan:
         plan = Plan.get_or_none(Plan.pk == pk)
         if plan is not None:
             return plan
-        last = [p for (p,) in Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(5).tuples()]
+        last = [p for (p,) in tuples(Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(5))]
     raise UsageError(
         f"there is no plan {pk}; "
         + (f"the latest: {', '.join(map(str, last))} (astra plans)" if last else "none was made")

@@ -10,7 +10,7 @@ from typing import Any
 from peewee import SQL, fn
 
 from astra.config import settings
-from astra.database.connection import connection, dialect, writing
+from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.importing import import_path
@@ -255,7 +255,7 @@ def _live_plans(name: str, table: str) -> list[int]:
         .distinct()
         .order_by(Plan.pk)
     )
-    return [pk for (pk,) in query.tuples()]
+    return [pk for (pk,) in tuples(query)]
 
 
 def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], limit: int) -> Plan:

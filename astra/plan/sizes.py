@@ -206,14 +206,15 @@ def _experience(attempts: list[Attempt], same: bool) -> Experience:
     times = sum((RowTimes.parse(a.row_times) for a in attempts), RowTimes())
     starts = [a.t_start_s for a in attempts if a.t_start_s is not None]
     memory = [a.max_rss_mb for a in attempts if a.max_rss_mb is not None]
+    spent = [a.t_rows_s or 0.0 for a in attempts]
     n_rows = sum(rows)
     return Experience(
         attempts=len(attempts),
         rows=n_rows,
         plans=tuple(sorted({a.page.plan_pk for a in attempts})),
         same_arguments=same,
-        row_s=sum(a.t_rows_s for a in attempts) / n_rows,
-        row_s_upper=upper([a.t_rows_s / n for a, n in zip(attempts, rows, strict=True)]),
+        row_s=sum(spent) / n_rows,
+        row_s_upper=upper([s / n for s, n in zip(spent, rows, strict=True)]),
         row_s_p50=times.quantile(0.5),
         row_s_p95=times.quantile(0.95),
         row_s_p999=times.quantile(0.999),

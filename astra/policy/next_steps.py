@@ -11,7 +11,7 @@ from typing import Any
 from astra.config import profiles, retry_rules
 from astra.config import settings as config
 from astra.config.profiles import Profile, choose_profile, without_early_signal
-from astra.database.connection import connection, dialect, writing
+from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import AstraError, ConfigError
 from astra.models.plans import Attempt, Exclusion, Page, Plan, Submission
 from astra.plan.pages import light_pages
@@ -88,7 +88,7 @@ def _gained(plan: Plan) -> dict[tuple[int, int], int]:
         .where(Page.plan == plan.pk)
         .group_by(Attempt.page, Attempt.submission_pk)
     )
-    return {(page, submission): int(rows or 0) for page, submission, rows in query.tuples()}
+    return {(page, submission): int(rows or 0) for page, submission, rows in tuples(query)}
 
 
 def _searched(plan: Plan) -> set[tuple[int, int]]:
@@ -98,7 +98,7 @@ def _searched(plan: Plan) -> set[tuple[int, int]]:
         .join(Page)
         .where((Page.plan == plan.pk) & Attempt.group.is_null(False))
     )
-    return set(query.tuples())
+    return {(page, submission) for page, submission in tuples(query)}
 
 
 def _step(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from astra.database.connection import tuples
 from astra.models.plans import Attempt, Page
 from astra.states import AttemptState, PageState
 from astra.status.status import PlanStatus
@@ -141,7 +142,7 @@ class Runs:
         alive = {
             (s.plan, p.page) for s in found for p in s.elements if p.state is PageState.RUNNING
         }
-        runs = [_said_or_lost(_Run(*values), alive) for values in query.tuples()]
+        runs = [_said_or_lost(_Run(*values), alive) for values in tuples(query)]
         self.plans, self.runs, self.n, self.now = list(plans), runs, len(runs), now
         self.whole = {(s.plan, p.page) for s in found for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in found)

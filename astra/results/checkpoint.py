@@ -9,7 +9,7 @@ from typing import Any
 
 import peewee
 
-from astra.database.connection import database, dialect, writing
+from astra.database.connection import database, dialect, tuples, writing
 from astra.models.keys import RowKey, as_key, key_of
 from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page
@@ -163,7 +163,7 @@ def take_back_failures(claim: Claim) -> None:
     with writing():
         _hold(claim)
         mine = Failure.attempt_pk == claim.attempt.pk
-        keys = {str(key) for (key,) in Failure.select(Failure.key).where(mine).tuples()}
+        keys = {str(key) for (key,) in tuples(Failure.select(Failure.key).where(mine))}
         Failure.delete().where(mine).execute()
         seen = claim.seen()
         outcomes = bytearray(seen.outcomes)
@@ -182,7 +182,7 @@ def _note_moments(stored: list[Yielded]) -> None:
     pks = [yielded.result.task_pk for yielded in stored]
     query = model.select(model.task_pk, model.created, model.modified)
     query = query.where(dialect().among(model.task_pk, pks))
-    moments = {pk: at for pk, *at in query.tuples()}
+    moments = {pk: at for pk, *at in tuples(query)}
     for yielded in stored:
         data = yielded.result.__data__
         data["created"], data["modified"] = moments[data["task_pk"]]
@@ -269,7 +269,7 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
             "traceback": failure.traceback,
             "refused": refused,
         }
-        times = Failure.times + 1
+        times: peewee.ColumnBase = Failure.times + 1
         if claim is not None and not refused:
             # Written again after an answer that was lost, it is the same failure.
             same = Failure.attempt_pk == claim.attempt.pk

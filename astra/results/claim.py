@@ -35,7 +35,7 @@ class Claim:
         and how many checkpoints of the attempt are there; it locks the page."""
         query = (
             Page.select(Page.attempt_pk, Plan.cancelled, Attempt.n_checkpoints)
-            .join(Plan, on=Plan.pk == Page.plan_pk)
+            .join(Plan, on=Plan.pk == Page.plan)
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=Attempt.pk == self.attempt.pk)
             .where(Page.pk == self.page.pk)
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from peewee import SQL, fn
 
-from astra.database.connection import connection, dialect
+from astra.database.connection import connection, dialect, tuples
 from astra.errors import UsageError
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
 from astra.plan.lookup import get_plan
@@ -32,7 +32,7 @@ def live_plans() -> list[int]:
     left = fn.EXISTS(Page.select(1).where((Page.plan == Plan.pk) & (N_PENDING > 0)))
     with connection():
         query = Plan.select(Plan.pk).where(Plan.cancelled.is_null() & left).order_by(Plan.pk)
-        return [int(pk) for (pk,) in query.tuples()]
+        return [int(pk) for (pk,) in tuples(query)]
 
 
 def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:

@@ -1,9 +1,9 @@
 """The checks of :mod:`astra.status.verify`: pages, attempts and rows, held against each other."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import peewee
@@ -475,7 +475,7 @@ def _attempts(plan: Plan) -> dict[int, list[Any]]:
         .order_by(Attempt.number)
     )  # fmt: skip
     found: dict[int, list[Any]] = {}
-    for attempt in query.namedtuples():
+    for attempt in cast("Iterable[Any]", query.namedtuples()):
         found.setdefault(attempt.page_number, []).append(attempt)
     return found
 

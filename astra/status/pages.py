@@ -307,7 +307,7 @@ def _ran_out_of_memory(submission: Submission | None, job: str | None) -> bool:
 def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
     """The arrays that these submissions became, each with its cluster."""
     found = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
-    return [s.job for s in sorted(found, key=lambda s: s.job_id)]
+    return [s.job for s in sorted(found, key=lambda s: s.job_id or 0)]
 
 
 def ask(plans: Iterable[Plan]) -> Asked:

@@ -10,7 +10,7 @@ from typing import Any
 
 import peewee
 
-from astra.database.connection import dialect
+from astra.database.connection import dialect, tuples
 from astra.models.keys import table_name
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan, Submission, Suspect
 from astra.models.schema import lacking_guard
@@ -78,7 +78,7 @@ class Records:
 
     def of_page(self, page: Page, attempts: list[Any]) -> Iterator[str]:
         """What is wrong with a page, or with an attempt at it."""
-        given = self.submissions.get(page.submission_pk)
+        given = self.submissions.get(page.submission_pk or 0)
         if page.submission_pk is not None and given is None:
             yield f"it was given to submission {page.submission_pk}, which the plan does not have"
         if given is not None and given.state in ("refused", "absent"):
@@ -150,7 +150,7 @@ def _suspects(plan: Plan) -> Found:
             & ((Suspect.place < 0) | (Suspect.place >= Page.n_rows) | (Suspect.deaths < 0))
         )
     )
-    for number, place in query.tuples():
+    for number, place in tuples(query):
         yield number, f"a suspect stands at the place {place}, or died less than 0 times"
 
 

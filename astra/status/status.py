@@ -5,11 +5,11 @@ Slurm called it ended is seen.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError, UsageError, nearest
@@ -376,5 +376,5 @@ def _listed(clauses: list[Any], limit: int | None) -> list[dict[str, Any]]:
                 "pending": p.n_rows - int((p.done or 0) + (p.failed or 0) + (p.no_result or 0)),
                 "cancelled": p.cancelled is not None,
             }
-            for p in query
+            for p in cast("Iterable[Any]", query)
         ]

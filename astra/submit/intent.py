@@ -130,7 +130,7 @@ def commit_intent(submission: Submission, pages: list[int], holders: Set[int | N
                 if (pk := known.scalar()) is not None:  # only the answer to the commit was lost
                     submission.pk = pk
                     return
-            submission.pk = None
+            submission.pk = None  # type: ignore[assignment]
             submission.save(force_insert=True)
             _give(plan, pages, holders, submission)
 

@@ -14,7 +14,7 @@ from peewee import fn
 
 from astra.config import settings as config
 from astra.config.run_folder import check_folder, open_to_append, run_folder, umask_without_write
-from astra.database.connection import connection, retrying, url
+from astra.database.connection import connection, retrying, tuples, url
 from astra.errors import DatabaseError, Interrupted
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import light_pages
@@ -133,9 +133,9 @@ def _drive(
 def _tell(plan: Plan, progress: Callable[[int, int], None]) -> None:
     """Report how far the plan is; an unavailable database is ignored."""
     ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
-    query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk).tuples()
+    query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk)
     try:
-        n_ended, n_rows = retrying(query.get, bound_s=0)
+        n_ended, n_rows = retrying(lambda: next(tuples(query)), bound_s=0)
     except DatabaseError as error:
         log.info("progress is not known: %s", error)
         return

@@ -16,7 +16,7 @@ from astra.submit.hours import Hours
 
 
 def write_script(submission: Submission, text: str) -> Path:
-    path = Path(submission.script)
+    path = Path(submission.script or "")
     write_whole(path, text, 0o700)
     return path
 

@@ -310,7 +310,7 @@ def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
     submission, piece = intent.submission, intent.piece
     kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
     choose = partial(one_of, submission)
-    path = Path(submission.script)
+    path = Path(submission.script or "")
     try:
         found = send(path, submission.job_name, submission.cluster, kept, choose, begun=answer)
     except (SlurmRefused, UsageError) as error:  # the latter: no script could be written

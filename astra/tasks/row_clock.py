@@ -76,7 +76,7 @@ class RowClock:
 
     def set_times(self, result: OutputModel, elapsed_s: float) -> None:
         """Set the times of a result. Assignments would take four times as long."""
-        data, dirty = result.__data__, result._dirty
+        data, dirty = result.__data__, result._dirty  # type: ignore[attr-defined]
         data["t_elapsed"], data["t_overhead"] = elapsed_s, self.overhead_s
         dirty.add("t_elapsed")
         dirty.add("t_overhead")
