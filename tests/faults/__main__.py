@@ -31,13 +31,6 @@ def main() -> int:
     given = parser.parse_args()
     logging.getLogger("astra").setLevel(logging.CRITICAL)
     hear_interrupts()
-    if given.bug:
-        words = sys.argv[1:]
-        place = next(i for i, word in enumerate(words) if word.startswith("--bug"))
-        del words[place : place + (1 if "=" in words[place] else 2)]
-        done = bugs.run_with(given.bug, words)
-        print(done.stdout + done.stderr)
-        return done.returncode
     if given.slurm and not given.cluster:
         with served() as given.cluster:
             return side_by_side(given)
@@ -52,6 +45,7 @@ def side_by_side(given: argparse.Namespace) -> int:
         seeds = len(range(job, given.seeds, given.jobs))
         words = ["--seeds", seeds, "--first", given.first + job, "--step", given.jobs, *flags]
         words += ["--cluster", given.cluster] if given.slurm else []
+        words += ["--bug", given.bug] if given.bug else []
         command = [sys.executable, "-m", "tests.faults", *map(str, words)]
         started.append(subprocess.Popen(command))
     return max(process.wait() for process in started)
@@ -61,6 +55,7 @@ def one_by_one(given: argparse.Namespace) -> int:
     began, failed, reports = time.monotonic(), [], []
     with ExitStack() as servers:
         server = servers.enter_context(Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER))
+        code = servers.enter_context(bugs.planted(given.bug))
         cluster = Cluster(given.cluster) if given.slurm else None
         if cluster is not None:
             os.environ["SLURM_CONF"] = str(cluster.conf)
@@ -68,7 +63,7 @@ def one_by_one(given: argparse.Namespace) -> int:
         for number in range(given.seeds):
             seed = given.first + number * given.step
             drawn = DIRECTED[given.directed] if given.directed else draw(seed, given.slurm)
-            report = runner.run(server, drawn, given.keep, cluster)
+            report = runner.run(server, drawn, given.keep, cluster, code)
             reports.append(report)
             say(report, given.slurm)
             if report.breaches:

@@ -16,7 +16,7 @@ from tests.faults import judge
 from tests.faults.cluster import Cluster
 from tests.faults.nemesis import Nemesis
 from tests.faults.scenario import Scenario
-from tests.faults.world import World, send
+from tests.faults.world import ROOT, World, send
 from tests.servers import Postgres, ServerError
 
 #: A plan has to be whole after so long, and so many calls of astra resume; elements that are told
@@ -44,13 +44,20 @@ class Report:
 
 
 def run(
-    server: Postgres, scenario: Scenario, keep: bool = False, cluster: Cluster | None = None
+    server: Postgres,
+    scenario: Scenario,
+    keep: bool = False,
+    cluster: Cluster | None = None,
+    code: Path = ROOT,
 ) -> Report:
-    """Run a scenario; its report. With `keep`, the folder of one that failed is kept."""
+    """Run a scenario with the astra in `code`, and return its report.
+
+    With `keep`, the folder of one that failed is kept.
+    """
     began = time.monotonic()
     holder = tempfile.TemporaryDirectory(prefix=f"astra-faults-{scenario.seed}-")
     with holder as path:
-        world = World(server, scenario, Path(path), cluster)
+        world = World(server, scenario, Path(path), cluster, code)
         try:
             report = _judged(world, began)
             if report.breaches and keep:

@@ -1,15 +1,11 @@
 """Each fault by itself: nothing is lost, nothing is done twice, and the plan becomes whole."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from astra.database.connection import reset
 from tests.faults import runner
 from tests.faults.scenario import DIRECTED
-from tests.faults.world import SERVER, SMALL_DISK_MB, prepare
-from tests.servers import Postgres
 
 pytestmark = pytest.mark.postgres
 
@@ -17,16 +13,6 @@ pytestmark = pytest.mark.postgres
 #: Faults that cost what was not stored yet, or change what is to be computed; after any other, no
 #: row is computed again. A signal may cut the row in hand.
 _LOSES = {"kill child", "kill parent", "zombie", "modify"}
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[Postgres]:
-    """A server that faults may be done to, apart from that of the other tests."""
-    with Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER) as server:
-        prepare(server)
-        reset()
-        yield server
-        reset()
 
 
 @pytest.mark.parametrize("name", DIRECTED)

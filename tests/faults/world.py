@@ -84,10 +84,12 @@ class World:
     """One scenario's database, folder and processes."""
 
     def __init__(
-        self, server: Postgres, scenario: Scenario, folder: Path, cluster: Cluster | None = None
-    ) -> None:
+        self, server: Postgres, scenario: Scenario, folder: Path,
+        cluster: Cluster | None = None, code: Path = ROOT,
+    ) -> None:  # fmt: skip
         self.server, self.scenario, self.folder = server, scenario, folder
         self.cluster = cluster  # that runs the elements; without one, this machine does
+        self.code = code  # the folder of the astra that commands and elements run
         self.name = f"seed_{scenario.seed}_{os.getpid()}"
         place = "small" if scenario.small_disk else "pg_default"
         self.direct = server.create_database(self.name, TEMPLATE, place)
@@ -145,7 +147,7 @@ class World:
             "ASTRA_CONFIG": str(self.folder / "astra.toml"),
             "ASTRA_DATABASE_URL": self.url,
             "HOME": str(self.folder),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{self.code}:{ROOT}",
             "PYTHONFAULTHANDLER": "",
         }
         if self.scenario.clock_h is not None:
@@ -160,7 +162,7 @@ class World:
         elif self.scenario.elsewhere:
             kept["PRETENDED_HOST"] = f"node{self.n_rounds}"
         if "PRETENDED_HOST" in kept or "FAKETIME_TIMESTAMP_FILE" in kept:
-            kept["PYTHONPATH"] = f"{self._pretence()}:{ROOT}"
+            kept["PYTHONPATH"] = f"{self._pretence()}:{kept['PYTHONPATH']}"
         return kept
 
     def _pretence(self) -> Path:

@@ -1,0 +1,19 @@
+"""A server for whatever is done to servers."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from astra.database.connection import reset
+from tests.faults.world import SERVER, SMALL_DISK_MB, prepare
+from tests.servers import Postgres
+
+
+@pytest.fixture(scope="session")
+def faulty() -> Iterator[Postgres]:
+    """A server that faults may be done to, apart from that of the other tests."""
+    with Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER) as server:
+        prepare(server)
+        reset()
+        yield server
+        reset()
