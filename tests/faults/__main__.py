@@ -13,7 +13,7 @@ from tests.faults import bugs, runner
 from tests.faults.cluster import Cluster, served
 from tests.faults.scenario import DIRECTED, draw
 from tests.faults.world import SERVER, SMALL_DISK_MB, prepare
-from tests.servers import Postgres, hear_interrupts
+from tests.servers import Postgres, Slurm, hear_interrupts
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     logging.getLogger("astra").setLevel(logging.CRITICAL)
     hear_interrupts()
     if given.slurm and not given.cluster:
-        with served() as given.cluster:
+        with Slurm(cpus=16) as cluster, served(cluster) as given.cluster:
             return side_by_side(given)
     return side_by_side(given) if given.jobs > 1 else one_by_one(given)
 

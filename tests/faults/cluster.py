@@ -48,21 +48,20 @@ class Daemons:
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    """A cluster, and the socket by which others find it."""
-    with Slurm(cpus=16) as cluster:
-        daemons, socket = Daemons(cluster), str(cluster.folder / "daemons")
+def served(cluster: Slurm) -> Iterator[str]:
+    """Serve a cluster, and yield the socket by which others find it."""
+    daemons, socket = Daemons(cluster), str(cluster.folder / "daemons")
 
-        class Serving(_Manager):
-            pass
+    class Serving(_Manager):
+        pass
 
-        Serving.register("daemons", callable=lambda: daemons)
-        server = Serving(socket, _KEY).get_server()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield socket
-        finally:
-            server.listener.close()  # while its folder is there
+    Serving.register("daemons", callable=lambda: daemons)
+    server = Serving(socket, _KEY).get_server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield socket
+    finally:
+        server.listener.close()  # while its folder is there
 
 
 class Cluster:

@@ -2,27 +2,42 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.faults import runner
+from tests.faults.cluster import Cluster, served
+from tests.faults.scenario import draw
+from tests.servers import Slurm
 
 pytestmark = pytest.mark.postgres
 
 
-def sweep(*words: str) -> str:
+def test_seeds_side_by_side():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *words],
+        [sys.executable, "-m", "tests.faults", "--seeds", "2", "--jobs", "2"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.stdout.count(": ok: ") == 2
 
 
-def test_seeds_on_this_machine():
-    assert sweep("--seeds", "12", "--jobs", "2").count(": ok: ") == 12
+@pytest.mark.parametrize("seed", [4, 6, 12])  # with 1 and 2, the first that find a planted bug
+def test_a_seed_on_this_machine(faulty, seed):
+    report = runner.run(faulty, draw(seed))
+    assert not report.breaches, report
+
+
+@pytest.fixture(scope="module")
+def shared(cluster: Slurm) -> Iterator[Cluster]:
+    with served(cluster) as socket:
+        yield Cluster(socket)
 
 
 @pytest.mark.slurm
-def test_seeds_on_slurm():
-    assert sweep("--seeds", "2", "--slurm").count(": ok: ") == 2
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_seed_on_slurm(faulty, slurm, shared, seed):
+    report = runner.run(faulty, draw(seed, slurm=True), cluster=shared)
+    assert not report.breaches, report
