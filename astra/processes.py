@@ -22,6 +22,15 @@ def process_began(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
+def command_of(pid: int) -> list[str]:
+    """The words that a process of this machine was started with; none if it is gone."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in words]
+
+
 def user_name() -> str:
     """The name of the user of this process; the number where there is no entry for it."""
     try:

@@ -31,13 +31,18 @@ KINDS = {
     "reads": "status, failures, plans; changes nothing",
 }
 
-#: Columns that planning has frozen: an element changes all others of its page and submission.
+#: Columns that stay as they were made: an element changes all others of its page, its submission
+#: and its attempt. Who and where an attempt is is written once, as it begins.
 _FROZEN = {
-    Page: {"pk", "plan_pk", "number", "n_rows", "keys", "key_texts", "submission_pk"},
+    Page: {"pk", "plan_pk", "number", "n_rows", "keys", "key_texts", "submission_pk", "retries"},
     Submission: {
         "pk", "plan_pk", "token", "kind", "job_name", "elements", "offset", "pages_per_element",
-        "pulls",
+        "pulls", "cluster", "cluster_name", "pid_began", "message",
         "profile", "script", "log_folder", "created", "created_by", "host",
+    },
+    Attempt: {
+        "pk", "page_pk", "token", "submission_pk", "number", "element", "job_id", "array_index",
+        "restarts", "host", "pid", "pid_began", "log", "began",
     },
 }  # fmt: skip
 
@@ -136,12 +141,17 @@ def _of_planners(model: Any) -> list[str]:
 
 
 def _of_writers(model: Any) -> list[str]:
-    if model in (Attempt, Suspect, Failure, NoResult):
+    if model in (Failure, NoResult):
         return ["INSERT", "UPDATE", "DELETE"]
+    if model is Plan:  # an element pauses a plan whose pages all break
+        return ["UPDATE (paused, pause_reason)"]
     if model in _FROZEN:
         columns = [c.column_name for c in model._meta.sorted_fields]
         names = [dialect().quote(c) for c in columns if c not in _FROZEN[model]]
-        return [f"UPDATE ({', '.join(names)})"]
+        begins = ["INSERT"] if model is Attempt else []
+        return [*begins, f"UPDATE ({', '.join(names)})"]
+    if model is Suspect:
+        return ["INSERT", "UPDATE"]
     if issubclass(model, OutputModel):
         return ["INSERT", "UPDATE"]
     # A result that is a spectrum itself is entered in the register of spectra.

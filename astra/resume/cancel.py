@@ -20,7 +20,7 @@ from astra.models.archive import check_archive
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.pages import light_pages, release
-from astra.processes import process_began
+from astra.processes import command_of, process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState
 from astra.status.pages import PageStatus, slurm_jobs, survey
@@ -170,14 +170,26 @@ def _running(plan: Plan, numbers: Iterable[int] | None = None) -> list[Attempt]:
 
 
 def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
-    """Ask the elements of the local executor on this machine to stop."""
+    """Ask the elements of the local executor on this machine to stop.
+
+    A process counts as one by its own command line alone: elements write their numbers into the
+    database, where a role that may do so could name any process.
+    """
     ended = []
     for attempt in attempts:
         mine = attempt.job_id is None and attempt.host == socket.gethostname()
         if mine and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
-            os.kill(attempt.pid, signal.SIGTERM)
-            ended.append(attempt.pid)
+            words = command_of(attempt.pid)
+            if "run-page" in words and _token_of(attempt) in words:
+                os.kill(attempt.pid, signal.SIGTERM)
+                ended.append(attempt.pid)
     return ended
+
+
+def _token_of(attempt: Attempt) -> str | None:
+    with connection():
+        query = Submission.select(Submission.token).where(Submission.pk == attempt.submission_pk)
+        return query.scalar()
 
 
 def _wait_for_ends(plan: Plan, numbers: Iterable[int] | None = None) -> None:

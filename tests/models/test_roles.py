@@ -1,6 +1,7 @@
 """Who plans, who writes results, who only reads: each can do its work, and no more."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,16 +12,20 @@ import peewee
 import pytest
 
 from astra.database.connection import bind, connection, database
+from astra.element.element import run_element
 from astra.errors import NotAllowed, UsageError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Plan
+from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.models.schema import init_database
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.processes import process_began
+from astra.resume.cancel import _end_processes, _running
 from astra.status.failures import failures
 from astra.status.status import all_plans, status
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
-from tests.sample_tasks import Measured, fill, measure
+from tests.sample_tasks import Measured, broken, fill, measure
 from tests.servers import Postgres
 
 pytestmark = pytest.mark.postgres
@@ -165,9 +170,59 @@ def test_the_element_plans_nothing(of: Url) -> None:
     ):  # fmt: skip
         with pytest.raises(NotAllowed, match="page"), connection():
             Page.update(change).execute()
-    for statement in (Page.delete(), Measured.delete(), BossVisitSpectrum.update(snr=0.0)):
+    for statement in (
+        Page.delete(), Attempt.delete(), Measured.delete(), BossVisitSpectrum.update(snr=0.0)
+    ):  # fmt: skip
         with pytest.raises(NotAllowed), connection():
             statement.execute()
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Plan, "token task_path import_root input_model output_model arguments cwd cancelled"),
+        (Page, "plan retries"),
+        (Submission, "token kind job_name cluster cluster_name host profile script log_folder"),
+        (Attempt, "page token submission_pk number job_id array_index host pid pid_began log"),
+    ],
+)
+def test_the_element_changes_only_what_an_attempt_changes(
+    of: Url, model: type[peewee.Model], names: str
+) -> None:
+    as_role(of, "writes")
+    for name in names.split():
+        with pytest.raises(NotAllowed, match="permission denied"), connection():
+            model.update({name: None}).execute()
+
+
+def test_the_element_cannot_name_a_process_or_a_job_that_cancel_ends(of: Url) -> None:
+    plan = planned(of)
+    submitted(of, plan)
+    with subprocess.Popen(["sleep", "60"]) as strangers:
+        as_role(of, "writes")
+        with connection():
+            page = Page.get(Page.plan == plan)
+            forged = Attempt.create(
+                page=page, submission_pk=page.submission_pk, number=1, element=1, state="running",
+                host=socket.gethostname(), pid=strangers.pid,
+                pid_began=process_began(strangers.pid),
+            )  # fmt: skip
+            Page.update(attempt_pk=forged.pk).where(Page.pk == page.pk).execute()
+        as_role(of, "plans")
+        assert _end_processes(_running(get_plan(plan))) == []
+        assert strangers.poll() is None
+        strangers.kill()
+
+
+def test_the_element_pauses_a_plan_whose_pages_all_break(of: Url) -> None:
+    as_role(of, "plans")
+    plan = create_plan(broken, BossVisitSpectrum, limit=4)[0].plan
+    assert plan is not None
+    token = submitted(of, plan)
+    as_role(of, "writes")
+    for element in range(1, 11):
+        assert [run.state for run in run_element(plan, element, token)] == ["broken"]
+    assert get_plan(plan).paused is not None
 
 
 @pytest.mark.parametrize("kind", ROLES)
