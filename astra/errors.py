@@ -38,6 +38,10 @@ class UsageError(AstraError):
     exit_status = 2
 
 
+class Untrusted(UsageError):
+    """Code that another role has named, and that nobody trusts."""
+
+
 class ConfigError(UsageError):
     pass
 

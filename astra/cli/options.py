@@ -54,6 +54,22 @@ def plan_named(function: Any) -> Any:
     )(function)  # fmt: skip
 
 
+def _trust(ctx: click.Context, parameter: Any, wanted: bool) -> None:
+    if wanted:
+        from astra.plan.lookup import trust, trust_no_longer
+
+        trust()
+        ctx.call_on_close(trust_no_longer)
+
+
+def trust_option(function: Any) -> Any:
+    """Of a command that imports the code of a plan, or has elements import it."""
+    text = "Run the plan's code, though another role of the database made the plan."
+    return click.option(
+        "--trust", is_flag=True, expose_value=False, callback=_trust, help=text
+    )(function)  # fmt: skip
+
+
 class Since(click.ParamType):
     """A date or a moment, or how long ago it was."""
 

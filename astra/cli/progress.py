@@ -20,6 +20,7 @@ from astra.cli.options import (
     slurm_options,
     slurm_values,
     the_last,
+    trust_option,
 )
 from astra.cli.work import show_local
 from astra.config.startup import printable
@@ -98,6 +99,7 @@ def _status_of_several(filters: Any, pages: bool, as_json: bool) -> None:
     help="Only pages that Slurm ended so: OUT_OF_MEMORY,TIMEOUT.",
 )
 @slurm_options
+@trust_option
 @json_option
 def resume(
     plan: int, failed: bool, only: str | None, dry_run: bool, local: bool, jobs: int,
@@ -132,6 +134,7 @@ def _states(only: str | None) -> list[str]:
 @main.command()
 @plan_named
 @slurm_options
+@trust_option
 @json_option
 @click.pass_context
 def retry(ctx: click.Context, **options: Any) -> None:
@@ -141,6 +144,7 @@ def retry(ctx: click.Context, **options: Any) -> None:
 
 @main.command()
 @plan_named
+@trust_option
 @json_option
 def recover(plan: int, as_json: bool) -> None:
     """Store what elements of PLAN had to leave in spool files, without computing it again.
@@ -160,6 +164,7 @@ def recover(plan: int, as_json: bool) -> None:
 
 @main.command()
 @plan_read
+@trust_option
 @json_option
 def verify(plan: int, as_json: bool) -> None:
     """Check that what PLAN says of its rows agrees with what is stored for them.
@@ -328,6 +333,7 @@ def _plan_number(word: str) -> int:
     metavar="FILE",
     help="Where to; by default plan-N.html, or night-N.html, here. - is standard output.",
 )
+@trust_option
 @json_option
 def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.

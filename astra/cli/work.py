@@ -17,6 +17,7 @@ from astra.cli.options import (
     run_options,
     slurm_options,
     slurm_values,
+    trust_option,
 )
 from astra.config.startup import one_line_for_each_error
 from astra.errors import UsageError
@@ -119,6 +120,7 @@ def _create(
     help="Choose rows per page, and --time and --mem if not given, by experience.",
 )
 @slurm_options
+@trust_option
 @json_option
 def submit(
     task_or_plan: str, dry_run: bool, local: bool, jobs: int, profile_name: str | None,
@@ -205,6 +207,7 @@ def run(task: str, with_traceback: bool, as_json: bool, **options: Any) -> None:
 @click.option("--input-model", type=MODEL, metavar="M", help="One of the task's input models.")
 @click.option("--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument.")
 @click.option("--pdb", is_flag=True, help="Stop in the debugger where a row raised.")
+@trust_option
 @json_option
 def try_command(
     task_or_plan: str, keys: tuple[str, ...], input_model: str | None,

@@ -70,6 +70,15 @@ def _classes(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _folders(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError('should be a list of folders, such as ["/opt/tasks"]')
+    for item in value:
+        if not Path(item).is_absolute():
+            raise ValueError(f"{item!r} should be a whole path, from / on")
+    return tuple(value)
+
+
 #: Exceptions of the world around a task: its rows stay pending.
 OUTER = (
     "MemoryError",
@@ -142,6 +151,7 @@ class Element:
 @dataclass(frozen=True)
 class Plan:
     limit: int = _key(1000, _whole(1))  # rows per page
+    trusted_roots: tuple[str, ...] = _key((), _folders)  # whose code runs, whichever role planned
 
 
 @dataclass(frozen=True)

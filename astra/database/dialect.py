@@ -51,6 +51,10 @@ class Common:
     database: peewee.Database
     now_sql: str  # the database's clock
 
+    def session_role(self) -> str | None:
+        """The role that this process has logged in as; None where there are no roles."""
+        return None
+
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.database.execute_sql(sql, parameters)
 

@@ -360,6 +360,10 @@ class PostgreSQL(Keys):
 
     # -- roles --------------------------------------------------------------------------
 
+    def session_role(self) -> str | None:
+        """The role that this process has logged in as."""
+        return str(self.run("SELECT session_user").fetchone()[0])
+
     def roles(self) -> list[str]:
         rows = self.run("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'").fetchall()
         return [name for (name,) in rows]
@@ -399,7 +403,7 @@ class PostgreSQL(Keys):
         """One privilege on a table; with INSERT, the sequence that its keys come from."""
         to, table = self._role(role), self.table(model)
         self.run(f"GRANT {privilege} ON TABLE {table} TO {to}")
-        if privilege == "INSERT" and model._meta.primary_key:
+        if privilege.startswith("INSERT") and model._meta.primary_key:
             key = model._meta.primary_key.column_name
             found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, key)).fetchone()
             if found and found[0]:

@@ -12,7 +12,7 @@ from astra.config import settings as config
 from astra.database.connection import connection, dialect, url
 from astra.database.inspection import Server, indexes, lacking, server, stored_name
 from astra.doctor.finding import Finding, failed, findings, ok, warning
-from astra.errors import DatabaseError, TaskError
+from astra.errors import DatabaseError, TaskError, Untrusted
 from astra.models.archive import check_archive
 from astra.models.base import BaseModel
 from astra.models.importing import load
@@ -98,7 +98,7 @@ def _tables() -> Iterator[Finding]:
             find_modules(plan)
             for path in (plan.input_model, plan.output_model):
                 models.append(load(path))
-        except TaskError as error:
+        except (TaskError, Untrusted) as error:
             said = f"{plan.task}, of plan {plan.pk}: {error}"
             yield warning(_PART, said, "call this in the folder of its module, or install it")
     wrong = [found for model in dict.fromkeys(models) for found in table_findings(_PART, model)]

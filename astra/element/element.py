@@ -45,7 +45,7 @@ from astra.models.archive import check_archive
 from astra.models.importing import load
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan import spool
-from astra.plan.lookup import check_plan_version, get_plan, task_of
+from astra.plan.lookup import check_plan_version, get_plan, task_of, trust
 from astra.plan.pages import is_cancelled, page_of
 from astra.processes import born_s, collect_as_usual, now_s, peak_mb
 from astra.results.background import Heartbeat
@@ -118,6 +118,7 @@ def run_element(
             submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
         if submission is None or submission.plan_pk != plan.pk:
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
+        trust(plan)  # the user of this process has submitted it
         each = submission.pages_per_element
         first = (element - 1) * each + 1
         runs = []

@@ -61,6 +61,15 @@ class TimeField(peewee.DateTimeField):
         return self.adapt(value)
 
 
+class RoleField(peewee.TextField):
+    """The role that inserted the row, by the server's own word; NULL on SQLite, which has none."""
+
+    def ddl(self, ctx: Any) -> Any:
+        default = _database_default(self)
+        by_server = [SQL(f"DEFAULT {default}")] if default else []
+        return peewee.NodeList((super().ddl(ctx), *by_server))
+
+
 class KeysField(Field):
     """A list of integer keys: ``BIGINT[]`` on PostgreSQL, JSON on SQLite."""
 
@@ -223,6 +232,8 @@ def _database_default(field: Field) -> str | None:
     """The default that the database itself gives to a column, as SQL; None where it gives none."""
     if getattr(field, "now", False):  # SQLite adds no column whose default is computed
         return dialect().now_sql if dialect().name == "postgresql" else None
+    if isinstance(field, RoleField):
+        return "session_user" if dialect().name == "postgresql" else None
     declared = (getattr(constraint, "sql", "") for constraint in field.constraints or ())
     return next((sql[8:] for sql in declared if sql.upper().startswith("DEFAULT ")), None)
 

@@ -16,7 +16,7 @@ from peewee import (
 )
 
 from astra.database.connection import connection, dialect
-from astra.models.base import BaseModel, KeysField, KeyTextsField, TimeField
+from astra.models.base import BaseModel, KeysField, KeyTextsField, RoleField, TimeField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
 
@@ -53,6 +53,7 @@ class Plan(BaseModel):
     created = TimeField(now=True, null=False)
     created_by = TextField()
     created_on = TextField()  # the host
+    role = RoleField(null=True)  # of the database, that made it
     cwd = TextField()
     cancelled = TimeField(null=True)
     paused = TimeField(null=True)  # since when its elements take no further page
@@ -98,6 +99,7 @@ class Submission(BaseModel):
     message = TextField(null=True)  # Slurm's own words, when it refused
     created = TimeField(now=True, null=False)
     created_by = TextField()
+    role = RoleField(null=True)  # of the database, that made it
 
     @property
     def job(self) -> "JobId":

@@ -10,6 +10,7 @@ from astra.database.connection import database, dialect
 from astra.database.postgresql import PostgreSQL
 from astra.errors import DatabaseError, UsageError, nearest
 from astra.models import Spectrum
+from astra.models.base import RoleField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import OutputModel
@@ -33,18 +34,26 @@ KINDS = {
 
 #: Columns that stay as they were made: an element changes all others of its page, its submission
 #: and its attempt. Who and where an attempt is is written once, as it begins.
-_FROZEN = {
+_FROZEN: dict[Any, set[str]] = {
     Page: {"pk", "plan_pk", "number", "n_rows", "keys", "key_texts", "submission_pk", "retries"},
     Submission: {
         "pk", "plan_pk", "token", "kind", "job_name", "elements", "offset", "pages_per_element",
         "pulls", "cluster", "cluster_name", "pid_began", "message",
-        "profile", "script", "log_folder", "created", "created_by", "host",
+        "profile", "script", "log_folder", "created", "created_by", "host", "role",
     },
     Attempt: {
         "pk", "page_pk", "token", "submission_pk", "number", "element", "job_id", "array_index",
         "restarts", "host", "pid", "pid_began", "log", "began",
     },
 }  # fmt: skip
+
+
+#: Columns that a planner changes of plans and submissions, its own and others': what is run, from
+#: where and with which options stays as it was made by the role that stands beside it.
+_CONTROLLED: dict[Any, set[str]] = {
+    Plan: {"n_pages", "n_rows", "cancelled", "paused", "pause_reason", "throttle"},
+    Submission: {"state", "job_id", "cluster", "cluster_name", "message"},
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def give(grants: list[Grant], models: list[Any]) -> None:
 
 
 def _given_before(speaks: PostgreSQL) -> list[Grant]:
-    marks = {"plans": (Plan, "INSERT"), "writes": (Failure, "INSERT"), "reads": (Plan, "SELECT")}
+    marks = {"plans": (Page, "INSERT"), "writes": (Failure, "INSERT"), "reads": (Plan, "SELECT")}
     return [
         Grant(role, kind)
         for kind, (model, privilege) in marks.items()
@@ -134,7 +143,10 @@ def privileges_of(kind: str, model: Any) -> list[str]:
 
 
 def _of_planners(model: Any) -> list[str]:
-    if model in (Plan, Page, Submission, Exclusion, Suspect, Night, NightPlan, Lock):
+    if model in _CONTROLLED:
+        begins = [c.column_name for c in model._meta.sorted_fields if not isinstance(c, RoleField)]
+        return [_on("INSERT", begins), _on("UPDATE", sorted(_CONTROLLED[model])), "DELETE"]
+    if model in (Page, Exclusion, Suspect, Night, NightPlan, Lock):
         return ["INSERT", "UPDATE", "DELETE"]
     # What Slurm said of an attempt's end, and rows that are to be tried once more.
     return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])
@@ -144,12 +156,11 @@ def _of_writers(model: Any) -> list[str]:
     if model in (Failure, NoResult):
         return ["INSERT", "UPDATE", "DELETE"]
     if model is Plan:  # an element pauses a plan whose pages all break
-        return ["UPDATE (paused, pause_reason)"]
+        return [_on("UPDATE", ["paused", "pause_reason"])]
     if model in _FROZEN:
         columns = [c.column_name for c in model._meta.sorted_fields]
-        names = [dialect().quote(c) for c in columns if c not in _FROZEN[model]]
-        begins = ["INSERT"] if model is Attempt else []
-        return [*begins, f"UPDATE ({', '.join(names)})"]
+        changed = _on("UPDATE", [c for c in columns if c not in _FROZEN[model]])
+        return ["INSERT", changed] if model is Attempt else [changed]
     if model is Suspect:
         return ["INSERT", "UPDATE"]
     if issubclass(model, OutputModel):
@@ -158,9 +169,13 @@ def _of_writers(model: Any) -> list[str]:
     return ["INSERT"] if model is Spectrum else []
 
 
+def _on(privilege: str, columns: list[str]) -> str:
+    return f"{privilege} ({', '.join(map(dialect().quote, columns))})"
+
+
 def _check_given(speaks: PostgreSQL, grant: Grant) -> None:
     """PostgreSQL only warns where the giver has nothing to give."""
-    model, privilege = {"plans": (Plan, "INSERT"), "writes": (Failure, "INSERT")}.get(
+    model, privilege = {"plans": (Page, "INSERT"), "writes": (Failure, "INSERT")}.get(
         grant.kind, (Plan, "SELECT")
     )
     if not speaks.may(grant.role, model, privilege):

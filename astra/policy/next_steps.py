@@ -14,6 +14,7 @@ from astra.config.profiles import Profile, choose_profile, without_early_signal
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import AstraError, ConfigError
 from astra.models.plans import Attempt, Exclusion, Page, Plan, Submission
+from astra.plan.lookup import is_trusted
 from astra.plan.pages import light_pages
 from astra.policy import retry_policy
 from astra.policy.retry_policy import End, Step
@@ -133,6 +134,8 @@ def _profile(
     """The profile as it was chosen for a submission, as far as nothing else is asked for now."""
     if name is not None or submission is None or submission.kind != "slurm":
         return choose_profile(name, options)
+    if not is_trusted(submission.role, submission.plan.token):
+        return choose_profile(None, options)  # options may name files and folders
     was = json.loads(submission.profile)
     given = {**was.get("given", {}), **{k: v for k, v in (options or {}).items() if v is not None}}
     try:

@@ -6,6 +6,7 @@ pages: what is many is summed up, what needs somebody's attention is listed.
 `page.py` draws it.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from peewee import Case, fn
 
 from astra.config import settings
 from astra.database.connection import connection, dialect
-from astra.errors import UsageError
+from astra.errors import Untrusted, UsageError
 from astra.models.importing import load
 from astra.models.pipeline import link_of
 from astra.models.plans import Attempt, Failure, Page, Plan, Submission
@@ -28,6 +29,8 @@ from astra.report.usage import Efficiency, efficiency
 from astra.states import PageState, PlanState, worst
 from astra.status.pages import PageStatus
 from astra.status.status import PlanStatus, statuses
+
+log = logging.getLogger(__name__)
 
 N_LISTED = 100  # pages and nodes in a table, at most
 
@@ -281,7 +284,12 @@ def _row_times(plans: list[Plan], runs: Runs) -> tuple[Histogram | None, list[Sl
     for plan in plans:
         numbers = _pages_to_look_at(plan, runs, ROWS_LOOKED_AT // len(plans))
         looked += len(numbers)
-        for page, key, seconds in _elapsed(plan, numbers):
+        try:
+            elapsed = list(_elapsed(plan, numbers))
+        except Untrusted as error:
+            log.warning("the run times of rows are left out: %s", error)
+            continue
+        for page, key, seconds in elapsed:
             times.append(seconds)
             slowest.append(SlowRow(plan.pk, page, key, seconds))
         slowest = sorted(slowest, key=lambda row: -row.seconds)[:N_SLOWEST]

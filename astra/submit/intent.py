@@ -27,6 +27,7 @@ from astra.models.archive import check_archive
 from astra.models.locks import hold
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
+from astra.plan.lookup import check_trust
 from astra.plan.pages import is_cancelled
 from astra.processes import process_began, user_name
 from astra.slurm import client, parse
@@ -56,7 +57,11 @@ def plan_lock(plan: Plan) -> Iterator[None]:
 
 @contextmanager
 def hold_plan(plan: Plan) -> Iterator[None]:
-    """Hold a plan's lock, with lost submissions cleared up and spooled results stored."""
+    """Hold a plan's lock, with lost submissions cleared up and spooled results stored.
+
+    Whoever holds it may start elements, which import the plan's code as the user of this process.
+    """
+    check_trust(plan, plan.import_root, plan.cwd)
     with plan_lock(plan):
         recover_intents(plan)
         spool.recover(plan)

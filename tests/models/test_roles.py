@@ -225,6 +225,76 @@ def test_the_element_pauses_a_plan_whose_pages_all_break(of: Url) -> None:
     assert get_plan(plan).paused is not None
 
 
+_STRANGE = """
+from pathlib import Path
+from collections.abc import Iterable
+from astra import task
+from astra.models import BossVisitSpectrum
+from tests.sample_tasks import Measured
+
+Path(__file__).with_name("ran").touch()
+
+@task
+def measure(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=1.0)
+"""
+
+
+def test_what_another_role_planned_is_imported_by_nobody_else(
+    of: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ran = tmp_path / "theirs", tmp_path / "theirs" / "ran"
+    theirs.mkdir()
+    (theirs / "strange_task.py").write_text(_STRANGE)
+    monkeypatch.chdir(theirs)
+    done = astra(of, "plans", "plan", "strange_task.measure", "--page-size", "20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    as_role(of, "plans")
+    plan = Plan.select().get()
+    assert plan.role == ROLES["plans"]
+    ran.unlink()
+    for words in (
+        ("resume", plan.pk, "--local"), ("submit", plan.pk, "--local"), ("verify", plan.pk),
+        ("try", plan.pk, 1), ("retry", plan.pk, "--local"),
+    ):  # fmt: skip
+        done = astra(of, "owner", *words)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert repr(ROLES["plans"]) in done.stderr and str(theirs) in done.stderr
+        assert "--trust" in done.stderr and "trusted_roots" in done.stderr
+        assert not ran.exists(), words
+    assert astra(of, "owner", "doctor").stdout and not ran.exists()
+    done = astra(of, "owner", "resume", plan.pk, "--local", "--trust")
+    assert done.returncode == 0 and ran.exists(), done.stdout + done.stderr
+    (tmp_path / "astra.toml").write_text(f'[plan]\ntrusted_roots = ["{tmp_path}"]\n')
+    assert astra(of, "owner", "verify", plan.pk).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {Plan.import_root: "/tmp/x"}, {Plan.task_path: "x:y"}, {Plan.cwd: "/tmp/x"},
+        {Plan.role: "astra"}, {Plan.arguments: "{}"}, {Plan.token: "../.."},
+        {Submission.profile: "{}"}, {Submission.role: "astra"}, {Submission.log_folder: "/"},
+    ],
+    ids=lambda change: str(next(iter(change)).name),
+)  # fmt: skip
+def test_the_planner_changes_no_plan_into_another(of: Url, change: dict[peewee.Field, str]) -> None:
+    as_role(of, "plans")
+    (field,) = change
+    with pytest.raises(NotAllowed, match="permission denied"), connection():
+        field.model.update(change).execute()
+
+
+def test_the_planner_says_not_who_it_is(of: Url) -> None:
+    plan = planned(of)
+    with connection():
+        values = {**Plan.get_by_id(plan).__data__, "pk": 900, "role": "astra"}
+    with pytest.raises(NotAllowed, match="permission denied"), connection():
+        Plan.insert(values).execute()
+
+
 @pytest.mark.parametrize("kind", ROLES)
 def test_nobody_else_makes_or_gives(of: Url, kind: str) -> None:
     for words in ((), ("--grant", f"{ROLES['reads']}:plans")):
