@@ -29,12 +29,20 @@ from astra.errors import UsageError, nearest
 @click.option(
     "--moved", is_flag=True, help="This database has taken the place of the one it was made as."
 )
+@click.option(
+    "--track-changes",
+    "tracked",
+    multiple=True,
+    metavar="MODEL",
+    help="Have the database note when rows of an existing table change: in the column that "
+    "class Meta: modified of its model names.",
+)
 @click.option("--views", is_flag=True, help="Make a view TABLE_current of each table of results.")
 @click.option("--sql", is_flag=True, help="Print what would be done, as SQL, and change nothing.")
 @json_option
 def initdb(
     modules: tuple[str, ...], grant: tuple[str, ...], copied: bool, moved: bool, views: bool,
-    sql: bool, as_json: bool,
+    tracked: tuple[str, ...], sql: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make all missing tables, those of your MODULEs too. Can be run again."""
     from astra.cli import show
@@ -47,10 +55,10 @@ def initdb(
     if sql:
         if copied or moved or as_json:
             raise click.UsageError("--sql prints what would be done for MODULEs, --grant, --views")
-        click.echo(sql_of(modules, grant, views))
+        click.echo(sql_of(modules, grant, views, tracked))
         return
     notes: list[str] = []
-    new = init_database(modules, grant, copied, moved, notes, views)
+    new = init_database(modules, grant, copied, moved, notes, views, tracked)
     if as_json:
         show.as_json({"database": hide_password(url()), "new": new, "notes": notes})
     else:

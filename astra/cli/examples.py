@@ -5,6 +5,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "astra initdb mytasks",
         "astra initdb --grant night:plans --grant reader:reads",
         "astra initdb --sql mytasks",
+        "astra initdb mytasks --track-changes LightCurve",
     ),
     "init": (
         "astra init --database sqlite:///archive.db stars",

@@ -71,6 +71,11 @@ def _kind(words: str, statement: str) -> str | None:
     return "plans" if table in _PLANNERS else "writes"
 
 
+def _keeper_of(column: str) -> str:
+    """The name of the function that keeps a column, as PostgreSQL cuts it."""
+    return f"astra_keep_{column}".encode()[:63].decode(errors="ignore")
+
+
 class _PostgresqlDatabase(peewee.PostgresqlDatabase):
     was_open = False  # a connection was made once: whoever is refused now was not refused then
     codec = "utf_8"  # of the texts that the server can store, once a connection was made
@@ -241,38 +246,42 @@ class PostgreSQL(Keys):
 
     # -- tables -------------------------------------------------------------------------
 
-    def keep_modified(self, model: Any) -> None:
-        """A trigger: an update that does not set ``modified`` sets it by the server's clock.
+    def keep_modified(self, model: Any, keys: Sequence[str], column: str) -> None:
+        """A trigger: an update that does not set the column sets it by the server's clock.
 
         It never stays, and never goes back: no change can hide behind the time of a row that
         somebody had loaded before, and saved later.
         """
         table = self.table(model)
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
+        function, name = prefix + self.quote(_keeper_of(column)), self.quote(column)
+        # In UTC, as which a column is read whose type has no time zone.
         self.run(f"""
-            CREATE OR REPLACE FUNCTION {prefix}astra_keep_modified() RETURNS trigger
-            LANGUAGE plpgsql AS $$
+            CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+            LANGUAGE plpgsql SET timezone = 'UTC' AS $$
             BEGIN
-                IF NEW.modified IS NULL OR NEW.modified <= OLD.modified THEN
-                    NEW.modified := greatest(
-                        clock_timestamp(), OLD.modified + interval '1 microsecond');
+                IF TG_OP = 'INSERT' THEN
+                    NEW.{name} := coalesce(NEW.{name}, clock_timestamp());
+                ELSIF NEW.{name} IS NULL OR NEW.{name} <= OLD.{name} THEN
+                    NEW.{name} := greatest(
+                        clock_timestamp(), OLD.{name} + interval '1 microsecond');
                 END IF;
                 RETURN NEW;
             END $$""")
         self.run(f"""
-            CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE UPDATE ON {table}
-            FOR EACH ROW EXECUTE FUNCTION {prefix}astra_keep_modified()""")
+            CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE INSERT OR UPDATE ON {table}
+            FOR EACH ROW EXECUTE FUNCTION {function}()""")
         # Also for changes that arrive by replication, or by session_replication_role = replica.
         self.run(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER astra_keep_modified")
 
-    def keeps_modified(self, model: Any) -> bool:
-        """Whether a trigger that is enabled keeps ``modified``, whatever it is called."""
+    def keeps_modified(self, model: Any, column: str) -> bool:
+        """Whether a trigger that is enabled keeps the column, whatever it is called."""
         found = self.run(
             """SELECT 1 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
                WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
                  AND tgtype & 19 = 19 AND tgqual IS NULL AND tgattr = ''
-                 AND proname = 'astra_keep_modified' AND prosrc LIKE '%%NEW.modified :=%%'""",
-            (self.table(model),),
+                 AND proname = %s AND strpos(prosrc, %s) > 0""",
+            (self.table(model), _keeper_of(column), f"NEW.{self.quote(column)} :="),
         )
         return found.fetchone() is not None
 

@@ -142,22 +142,23 @@ class SQLite(Common):
         check_value(field, value)
         return value
 
-    def keep_modified(self, model: Any) -> None:
+    def keep_modified(self, model: Any, keys: Sequence[str], column: str) -> None:
         """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
         compares them as text."""
-        table, name = self.table(model), model._meta.table_name
-        key = self.quote(model._meta.primary_key.column_name)
+        table, name, moment = self.table(model), model._meta.table_name, self.quote(column)
+        new, old = f"NEW.{moment}", f"OLD.{moment}"
+        mine = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
         pattern = "GLOB '????-??-?? ??:??:??.??????'"
-        form = f"NEW.modified NOT {pattern}"
+        form = f"({new} IS NULL OR {new} NOT {pattern})"
         later = (
-            f"max({self.now_sql}, "
-            "strftime('%Y-%m-%d %H:%M:%f', OLD.modified, '+0.001 seconds') || '000')"
+            f"max({self.now_sql}, coalesce("
+            f"strftime('%Y-%m-%d %H:%M:%f', {old}, '+0.001 seconds') || '000', ''))"
         )
-        formed = "strftime('%Y-%m-%d %H:%M:%f', NEW.modified) || '000'"
+        formed = f"coalesce(strftime('%Y-%m-%d %H:%M:%f', {new}) || '000', {self.now_sql})"
         # Two times in that form compare as texts; while one is being brought into it, none does.
-        back = f"NEW.modified {pattern} AND OLD.modified {pattern} AND NEW.modified < OLD.modified"
-        kept = f"NEW.modified IS OLD.modified OR ({back})"
-        formed_later = f"CASE WHEN {formed} <= OLD.modified THEN {later} ELSE {formed} END"
+        back = f"{new} {pattern} AND {old} {pattern} AND {new} < {old}"
+        kept = f"{new} IS {old} OR ({back})"
+        formed_later = f"CASE WHEN {formed} <= {old} THEN {later} ELSE {formed} END"
         for suffix, event, when, value in (
             ("update", "UPDATE", kept, later),
             ("form_insert", "INSERT", form, formed),
@@ -166,7 +167,7 @@ class SQLite(Common):
             trigger = self.quote(f"{name}_modified_{suffix}")
             wanted = (
                 f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
-                f"UPDATE {table} SET modified = {value} WHERE {key} = NEW.{key}; END"
+                f"UPDATE {table} SET {moment} = {value} WHERE {mine}; END"
             )
             stored = "SELECT 1 FROM sqlite_master WHERE sql = ?"
             if not self.run(stored, (wanted,)).fetchone():
@@ -389,12 +390,12 @@ class SQLite(Common):
         read = batch.columns["input_read"]
         return {place: primary for place, primary, at in stored if read[place] == at}
 
-    def keeps_modified(self, model: Any) -> bool:
-        """Whether a trigger keeps ``modified``, whatever it is called."""
+    def keeps_modified(self, model: Any, column: str) -> bool:
+        """Whether a trigger keeps the column, whatever it is called."""
         found = self.run(
             "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? "
-            "AND sql LIKE '%AFTER UPDATE%modified%'",
-            (model._meta.table_name,),
+            "AND sql LIKE '%AFTER UPDATE%' AND instr(sql, ?) > 0",
+            (model._meta.table_name, f"SET {self.quote(column)} ="),
         )
         return found.fetchone() is not None
 

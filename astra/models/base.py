@@ -169,7 +169,7 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
         """Indexes that peewee does not declare: name, columns, and the statement that makes it."""
         if cls.is_input:
-            yield _by_modified(cls)
+            yield order_index(cls, _key_columns(cls), "modified")
 
     #: Whether rows of the table are inputs of tasks.
     is_input = False
@@ -243,18 +243,27 @@ def keep_inputs_in_order(model: Any) -> None:
 
     Pending rows come most recent first, ties broken by key: one index serves that order.
     """
-    dialect().run(_by_modified(model)[2])
-    if dialect().name == "sqlite" or not dialect().keeps_modified(model):
-        dialect().keep_modified(model)  # which waits for all that use the table
+    keys = _key_columns(model)
+    dialect().run(order_index(model, keys, "modified")[2])
+    if dialect().name == "sqlite" or not dialect().keeps_modified(model, "modified"):
+        dialect().keep_modified(model, keys, "modified")  # which waits for all that use the table
 
 
-def _by_modified(model: Any) -> tuple[str, list[str], str]:
-    meta, quote = model._meta, dialect().quote
-    name, key = f"{meta.table_name}_by_modified", meta.primary_key.column_name
-    columns = f"{quote('modified')} DESC, {quote(key)} DESC"
+def _key_columns(model: Any) -> list[str]:
+    return [model._meta.primary_key.column_name]
+
+
+def order_index(
+    model: Any, keys: list[str], moment: str, nulls: bool = False
+) -> tuple[str, list[str], str]:
+    """The index that serves the order of pending rows: name, columns, and its statement."""
+    quote, name = dialect().quote, f"{model._meta.table_name}_by_modified"
+    # In an index of SQLite NULL comes last where the order is descending.
+    last = " NULLS LAST" if nulls and dialect().name == "postgresql" else ""
+    columns = [f"{quote(moment)} DESC{last}", *(f"{quote(key)} DESC" for key in keys)]
     table = dialect().table(model)
-    sql = f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {table} ({columns})"
-    return name, ["modified", key], sql
+    sql = f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {table} ({', '.join(columns)})"
+    return name, [moment, *keys], sql
 
 
 def every_subclass(root: type) -> Iterator[Any]:

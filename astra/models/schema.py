@@ -1,5 +1,6 @@
 """The tables of a database: made, completed, and known by a version."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from astra.models.administration import index_while_in_use, make_views, no_queue
 from astra.models.archive import Archive, settle_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass
 from astra.models.importing import import_named, import_path
+from astra.models.keys import modified_field
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
 from astra.models.roles import Grant, check_grants, give, parse_grants
+from astra.models.tracking import TrackedTable, is_tracked, track_changes
 
 #: The version of astra's own tables.
 VERSION = 1
@@ -30,6 +33,7 @@ def init_database(
     moved: bool = False,
     notes: list[str] | None = None,
     views: bool = False,
+    tracked: Sequence[str] = (),
 ) -> list[str]:
     """Make all missing tables, those of the named modules too; the names of the new ones.
 
@@ -40,6 +44,7 @@ def init_database(
     copied, moved : what happened to the database since its archive was made in another place.
     notes : is given what was done besides making tables.
     views : make a view ``TABLE_current`` of each table of results, too.
+    tracked : models of others' tables whose changes the database is to note from now on.
 
     Can be run again: tables that exist are completed (indexes, triggers) and kept.
 
@@ -56,10 +61,18 @@ def init_database(
         if not database.in_transaction():
             index_while_in_use(tables())
         with database.atomic(), dialect().lock("initdb"), no_queue():
-            return _init(parse_grants(grant), copied, moved, [] if notes is None else notes, views)
+            said = [] if notes is None else notes
+            new = _init(parse_grants(grant), copied, moved, said, views)
+            said += [track_changes(name) for name in tracked]
+            return new
 
 
-def sql_of(modules: tuple[str, ...] = (), grant: tuple[str, ...] = (), views: bool = False) -> str:
+def sql_of(
+    modules: tuple[str, ...] = (),
+    grant: tuple[str, ...] = (),
+    views: bool = False,
+    tracked: Sequence[str] = (),
+) -> str:
     """What :func:`init_database` would do, as SQL: it is done in a transaction that is undone.
 
     Raises
@@ -71,7 +84,7 @@ def sql_of(modules: tuple[str, ...] = (), grant: tuple[str, ...] = (), views: bo
         _import(name)
     new_file = _is_missing_file()
     with connection(), recorded() as statements, database.atomic() as transaction:
-        init_database((), grant, views=views)
+        init_database((), grant, views=views, tracked=tracked)
         transaction.rollback()
     if new_file:
         database.close()
@@ -199,7 +212,8 @@ def _missing(model: Any, have: set[str]) -> list[str]:
 def command_for(model: Any) -> str:
     """What to type to make or complete a table."""
     module = model.__module__
-    return "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
+    command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
+    return command + ("" if issubclass(model, BaseModel) else f" --track-changes {model.__name__}")
 
 
 def check_tables(*models: Any) -> None:
@@ -250,11 +264,17 @@ def lacking_guard(model: Any) -> str | None:
     lacks = None
     if columns := _missing_unique(model):
         lacks = f"no unique index on ({columns}), so that a row could have two results"
-    elif getattr(model, "is_input", False) and not dialect().keeps_modified(model):
-        lacks = "no trigger that keeps `modified`, so that changes would not be noticed"
+    elif (kept := _kept_column(model)) and not dialect().keeps_modified(model, kept):
+        lacks = f"no trigger that keeps `{kept}`, so that changes would not be noticed"
     return lacks and (
         f"has {lacks}: it was replaced, or restored without it; make it again: {command_for(model)}"
     )
+
+
+def _kept_column(model: Any) -> str | None:
+    """The column in which astra's trigger keeps when a row changed; None where it has none."""
+    kept = getattr(model, "is_input", False) or is_tracked(model)
+    return modified_field(model).column_name if kept else None
 
 
 def _missing_unique(model: Any) -> str | None:
@@ -290,7 +310,8 @@ def tables() -> list[Any]:
 
 def own_tables() -> list[Any]:
     """The tables that come with astra."""
-    found = [*ORCHESTRATION, Archive, *(getattr(science, name) for name in science.__all__)]
+    mine = [*ORCHESTRATION, Archive, TrackedTable]
+    found = [*mine, *(getattr(science, name) for name in science.__all__)]
     return [m for m in found if _is_table(m)]
 
 

@@ -1,0 +1,82 @@
+"""When rows of others' tables change: kept by a trigger of astra's, where that was asked for."""
+
+import peewee
+from peewee import TextField
+
+from astra.database.connection import database, dialect
+from astra.errors import NotAllowed, UsageError, nearest
+from astra.models.base import BaseModel, every_subclass, order_index
+from astra.models.keys import adopted, key_of, modified_field, table_name
+
+
+class TrackedTable(BaseModel):
+    """A table of others whose changes astra was asked to track."""
+
+    name = TextField(primary_key=True)  # with its schema, if it has one
+    column_name = TextField()
+
+    class Meta:
+        table_name = "astra_tracked_table"
+
+
+def is_tracked(model: type[peewee.Model]) -> bool:
+    """Whether astra was asked to keep the moment of changes in a model's table."""
+    if getattr(model, "is_input", False) or modified_field(model) is None:
+        return False
+    return bool(TrackedTable.select().where(TrackedTable.name == table_name(model)).exists())
+
+
+def track_changes(name: str) -> str:
+    """Have the database note when rows of a table change; what was done, in words.
+
+    The column that the model's ``class Meta: modified`` names is added, if the table lacks it:
+    empty, so that results which are there stay up to date. Rows that are inserted or changed from
+    now on get the moment, by a trigger.
+
+    Parameters
+    ----------
+    name : of a model, or of its table.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model, or it names no column for the moment.
+    NotAllowed
+        If the table is a view, or belongs to another role.
+    """
+    model = _model_named(name)
+    field = modified_field(model)
+    have = dialect().columns(model)
+    if not isinstance(field, peewee.DateTimeField) or not (field.null or field.column_name in have):
+        raise UsageError(
+            f"{model.__name__} names no column that can hold when a row changed: give it a field, "
+            '`changed = DateTimeField(null=True)`, and `class Meta: modified = "changed"`'
+        )
+    speaks, column, table = dialect(), field.column_name, table_name(model)
+    views = {view.name for view in database.get_views(model._meta.schema)}
+    if not have or model._meta.table_name in views:
+        raise NotAllowed(f"there is no table {table}, so that its changes cannot be tracked")
+    if owner := speaks.other_owner(model):
+        raise NotAllowed(
+            f"the table {table} belongs to the role {owner!r}, who alone may add to it: have "
+            f"{owner} run this command"
+        )
+    if column not in have:
+        speaks.add_column(model, field, None)
+    keys = [key.column_name for key in key_of(model).fields]
+    speaks.keep_modified(model, keys, column)
+    speaks.run(order_index(model, keys, column, nulls=True)[2])
+    TrackedTable.delete().where(TrackedTable.name == table).execute()
+    TrackedTable.create(name=table, column_name=column)
+    return f"{table}: the column {column} says when a row changed"
+
+
+def _model_named(name: str) -> type[peewee.Model]:
+    models = [adopted(m) for m in every_subclass(peewee.Model) if not issubclass(m, BaseModel)]
+    known = {n: m for m in models for n in (m._meta.table_name, m.__name__)}
+    if name not in known:
+        raise UsageError(
+            f"--track-changes {name}: no model of the modules given is called so, or has such a "
+            f"table. {nearest(name, known)}"
+        )
+    return known[name]
