@@ -18,6 +18,10 @@ import pytest
 
 from tests.servers import Postgres, Server, ServerError, Slurm, hear_interrupts
 
+# Before a test imports numpy: the threads of several workers' BLAS wait for each other, spinning.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 _TEMPLATE = "astra_template"
