@@ -456,7 +456,7 @@ def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
 
 
 def reported(report: Any, file: Any, size: int) -> None:
-    console.print(f"{coloured(report.state.value)}: {escape(report.verdict)}")
+    console.print(f"{coloured(report.kind.value)}: {escape(report.verdict)}")
     line(f"{file} ({size / 1000:,.0f} kB)")
     for advice in report.next:
         line(f"  {advice}")

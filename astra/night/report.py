@@ -1,26 +1,68 @@
 """The report of a night, beside the nights before it."""
 
-from astra.errors import UsageError
+from collections.abc import Sequence
+
 from astra.night.history import NightStatus, night_of, nights
 from astra.report.report import Earlier, Report, earlier_of, report_of
+from astra.status.headline import Headline, Kind, headline_of
+from astra.status.status import PlanStatus
+
+_KINDS = {"whole": Kind.WHOLE, "failed rows": Kind.FAILED_ROWS, "running": Kind.RUNNING}
 
 
-def report_of_night(name: str, date: str | None = None) -> tuple[int, "Report"]:
-    """The number of a night, and the report of its plans; that of its last one without a date.
+def report_of_night(name: str, date: str | None = None) -> tuple[int, Report]:
+    """Return the number of a night, and the report of its plans; of its last one without a date.
 
     Raises
     ------
     UsageError
-        If there is no such night, or nothing of it is left.
+        If there is no such night.
     """
     night = night_of(name, date)
     plans = [p.plan for p in night.plans if p.plan is not None and p.kept]
-    if not plans:
-        raise UsageError(
-            f"no plan of the night {name} of {night.date} is left: astra nights {name}"
-        )
     title = f"night {name} of {night.date}"
-    return night.night, report_of(plans, title, _earlier_nights(night))
+
+    def headline(found: Sequence[PlanStatus]) -> Headline:
+        return night_headline(night, found)
+
+    return night.night, report_of(plans, title, _earlier_nights(night), headline)
+
+
+def night_headline(night: NightStatus, plans: Sequence[PlanStatus] = ()) -> Headline:
+    """Return the verdict on a night, which may accept failures, and needs a finalizer."""
+    of_plans = headline_of(plans)
+    kind = _KINDS.get(night.state, Kind.ATTENTION)
+    if kind is Kind.RUNNING and of_plans.kind is Kind.NOT_BEGUN:
+        kind = Kind.NOT_BEGUN
+    return Headline(kind, _text(night, kind), tuple(_commands(night, kind, of_plans)))
+
+
+def _text(night: NightStatus, kind: Kind) -> str:
+    ended = night.rows - night.pending
+    text = f"{ended:,} of {night.rows:,} rows have ended"
+    if night.failures:
+        text += f", {night.failures:,} of them as failures"
+        text += ", which the night accepts" if kind is Kind.WHOLE else ""
+    if not night.rows:
+        text = "Nothing was pending" if night.ended else "Nothing is planned yet"
+    if night.state == "without a finalizer":
+        text += "; no job looks after the night"
+    return f"{text}. {night.message}" if night.message else f"{text}."
+
+
+def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
+    which = f"astra nights {night.name} {night.night}"
+    if night.state == "without a finalizer":
+        first = [f"astra nights {night.name} --heal   gives the night a finalizer again"]
+    elif kind in (Kind.RUNNING, Kind.NOT_BEGUN):
+        first = [f"{which}   shows how it goes on"]
+    elif kind is Kind.WHOLE or not of_plans.commands:
+        first = [f"{which}   shows all of it"]
+    else:
+        first = []
+    if kind is Kind.WHOLE and not night.failures:
+        return first
+    return [*first, *of_plans.commands]
 
 
 def _earlier_nights(night: NightStatus) -> list[Earlier]:

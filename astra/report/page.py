@@ -8,6 +8,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,46 @@ import jinja2
 from markupsafe import Markup
 
 from astra import __version__
-from astra.config.secrets import hide
-from astra.report.attempts import N_BINS, Over
+from astra.report import format as formats
+from astra.report.attempts import N_BINS, Histogram, Over
 from astra.report.report import Report
+from astra.report.tables import submissions, tables
 
 #: Its template, style and script.
 FOLDER = Path(__file__).resolve().parent
-
-_WORDS = {
-    "whole": "Whole",
-    "failed rows": "Whole, with failures",
-    "running": "Running",
-    "attention": "Not whole: needs attention",
-    "cancelled": "Cancelled",
-}
 
 #: States by the colour that stands for them, in the order in which bars show them.
 _KINDS = {
     "done": "done", "rows per second": "done", "failed": "failed", "no result": "none",
     "running": "running", "waiting": "waiting", "not begun": "waiting", "unsubmitted": "waiting",
-    "cancelled": "waiting", "unknown": "unknown", "interrupted": "told", "stopped": "stopped",
-    "lost": "stopped", "incomplete": "stopped", "broken": "stopped",
+    "cancelled": "waiting", "unknown": "unknown", "interrupted": "interrupted",
+    "stopped": "stopped", "lost": "stopped", "incomplete": "stopped", "broken": "stopped",
 }  # fmt: skip
 
 
 def html(report: Report) -> str:
-    """The page of a report."""
+    """Return the page of a report."""
+    return render(
+        "report.html.j2", r=report, tables=tables(report), submissions=submissions,
+        n_bins=N_BINS, kind=_kind, parts=_parts, columns=_columns, stacked=_stacked,
+        over_time=report.over_time if _changes(report.over_time) else None,
+        rate=report.rate if _changes(report.rate) and report.n_attempts > 1 else None,
+        histograms=_histograms(report),
+    )  # fmt: skip
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page made from one of the templates here, with the style and script of them all."""
     style, script = (_text(name) for name in ("report.css", "report.js"))
+    page = _environment().get_template(template).render(
+        version=__version__, style=Markup(style), script=Markup(script),  # noqa: S704
+        style_hash=_sha256(style), script_hash=_sha256(script), **values,
+    )  # fmt: skip
+    return page.encode(errors="backslashreplace").decode()  # paths may hold any bytes
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -51,15 +65,12 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        advice=_advice, amount=_amount, by_state=_by_state, count=_count, cpu_time=_cpu_time,
-        duration=_duration, first_line=_first_line, megabytes=_megabytes, percent=_percent,
-        short=_short,
+        advice=formats.advice, amount=formats.amount, by_state=_by_state, count=formats.count,
+        cpu_time=formats.cpu_time, duration=formats.unbroken, file_url=formats.file_url,
+        first_line=formats.first_line, percent=formats.percent, short=formats.short,
+        time=formats.in_both_zones,
     )  # fmt: skip
-    return environment.get_template("report.html.j2").render(
-        r=report, version=__version__, words=_WORDS, n_bins=N_BINS, kind=_kind, parts=_parts,
-        columns=_columns, stacked=_stacked, style=Markup(style), script=Markup(script),  # noqa: S704
-        style_hash=_sha256(style), script_hash=_sha256(script),
-    )  # fmt: skip
+    return environment
 
 
 def _text(name: str) -> str:
@@ -72,7 +83,7 @@ def _sha256(text: str) -> str:
 
 def _finalize(value: Any) -> Any:
     """What a value is written as: numbers and this module's own markup as they are."""
-    return hide(value) if type(value) is str else value
+    return formats.clipped(value) if type(value) is str else value
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,23 @@ class Bar:
 
 def _kind(state: str) -> str:
     return _KINDS.get(state, "unknown")
+
+
+def _changes(over: Over | None) -> bool:
+    """Whether something changes over time, other than from nothing to all in one step."""
+    if over is None:
+        return False
+    bins = zip(*over.series.values(), strict=True)
+    return len({tuple(round(value, 3) for value in at) for at in bins}) > 3
+
+
+def _histograms(report: Report) -> list[tuple[str, Histogram, str]]:
+    """The histograms that show more than the numbers below them say."""
+    known = (
+        ("Run time of a row", report.row_times, "results"),
+        ("Run time of a page", report.page_times, "whole pages"),
+    )
+    return [(title, h, of) for title, h, of in known if h and sum(map(bool, h.counts)) > 1]
 
 
 def _stacked(over: Over, order: Sequence[str]) -> Iterable[Bar]:
@@ -129,77 +157,7 @@ def _parts(counts: Mapping[str, int], total: int) -> Iterable[Bar]:
         at += width * scale
 
 
-_NO_BREAK = "\N{NO-BREAK SPACE}"
-
-
 def _by_state(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     order = list(_KINDS)
     known = [(state, n) for state, n in counts.items() if n]
     return sorted(known, key=lambda item: order.index(item[0]) if item[0] in order else 99)
-
-
-def _advice(line: str) -> tuple[str, str]:
-    """A line of advice as the command to type, and why."""
-    command, _, why = line.partition("   ")
-    return command.strip(), why.strip()
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0][:300] if text else ""
-
-
-def _amount(value: float, unit: str) -> str:
-    return {"MB": _megabytes, "s": _duration, "CPU s": _cpu_time}[unit](value)
-
-
-def _cpu_time(seconds: float) -> str:
-    hours = f"{seconds / 3600:,.1f}{_NO_BREAK}h" if seconds >= 3600 else _duration(seconds)
-    return f"{hours} of CPU"
-
-
-def _duration(seconds: float) -> str:
-    return duration(seconds).replace(" ", _NO_BREAK)
-
-
-def _count(n: float) -> str:
-    return f"{n:,.0f}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share * 100:.1f}{_NO_BREAK}%"
-
-
-def _megabytes(size: float | None) -> str:
-    if size is None:
-        return ""
-    words = f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
-    return words.replace(" ", _NO_BREAK)
-
-
-def _short(value: float) -> str:
-    """Three digits, without an exponent."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value >= 0.01 or not value else f"{value:.1e}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(0.0042), duration(75), duration(7265), duration(200000)
-    ('4.2 ms', '1 min 15 s', '2 h 1 min', '2 d 7 h')
-    """
-    if not seconds:
-        return "0 s"
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.3g} µs"
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    for unit, size, smaller, part in (("min", 60, "s", 1), ("h", 3600, "min", 60)):
-        if whole < size * (60 if unit == "min" else 24):
-            rest = whole % size // part
-            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"

@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def has_ended(plan: int, log: Log) -> bool:
     statuses, _ = survey(get_plan(plan))
     page = next(s for s in statuses if s.page == log.page)
     return page.state not in ALIVE
+
+
+def log_paths(attempts: Collection[int]) -> dict[int, str]:
+    """Return where some attempts printed to, by their primary keys, as far as that is known."""
+    query = (
+        Attempt.select(Attempt, Page, Submission)
+        .join(Page)
+        .switch(Attempt)
+        .join(Submission, on=(Submission.pk == Attempt.submission_pk), attr="submission")
+        .where(Attempt.pk << list(attempts))
+    )
+    with connection():
+        found = {attempt.pk: _log(attempt).path for attempt in query} if attempts else {}
+    return {pk: path for pk, path in found.items() if path}
 
 
 def path_of(plan: int, log: Log) -> Path | None:

@@ -20,7 +20,8 @@ from astra.database.connection import connection, dialect
 from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.plan.plan import create_plan
 from astra.report.attempts import histogram, mean_over
-from astra.report.page import duration, html
+from astra.report.format import duration
+from astra.report.page import html
 from astra.report.report import earlier_of, report_of
 from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Usage, parse_usage
@@ -119,7 +120,7 @@ def test_a_plan_that_nothing_ran_of(sqlite_url, browser, tmp_path):
     plan = made(10, 5, run=False)
     report = report_of([plan])
     assert report.state is PlanState.ATTENTION and report.over_time is None
-    assert report.verdict == "10 of 10 rows have not ended; 2 pages will not end without somebody."
+    assert report.verdict == "None of 10 rows has begun: 2 pages not submitted."
     page = opened(browser, html(report), tmp_path)
     assert page.inner_text(".next code") == f"astra submit {plan} --local" and not page.errors
     page.close()

@@ -1,0 +1,91 @@
+"""What earlier plans, or nights, came to: the lines of the comparison in a report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from peewee import Case, fn
+
+from astra.database.connection import connection, tuples
+from astra.models.plans import Attempt, Page, Plan
+
+N_EARLIER = 8
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier plan, or night, came to: a line of the comparison."""
+
+    title: str
+    began: datetime
+    wall_s: float
+    rows: int
+    failed: int
+    pending: int
+    attempts: int
+    pages: int
+    task_s: float  # that attempts spent in the task
+
+    @property
+    def whole(self) -> bool:
+        return self.pending == 0
+
+    @property
+    def rows_per_s(self) -> float:
+        return (self.rows - self.pending) / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def row_s(self) -> float:
+        ended = self.rows - self.pending
+        return self.task_s / ended if ended else 0.0
+
+
+def earlier_plans(plan: Plan) -> list[Earlier]:
+    """The plans of the same task and input before this one, the latest first."""
+    query = (
+        Plan.select(Plan.pk)
+        .where(
+            (Plan.task == plan.task) & (Plan.input_table == plan.input_table) & (Plan.pk < plan.pk)
+        )
+        .order_by(Plan.pk.desc())
+        .limit(N_EARLIER)
+    )
+    found = [earlier_of([pk], f"plan {pk}") for (pk,) in tuples(query)]
+    return [line for line in found if line is not None]
+
+
+def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
+    """What some plans came to, to compare others with; None where nothing ran."""
+    with connection():
+        of_pages = (
+            Page.select(
+                fn.COUNT(Page.pk), fn.SUM(Page.n_rows), fn.SUM(Page.n_failed),
+                fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result),
+            )
+            .where(Page.plan << list(plans))
+        )  # fmt: skip
+        of_attempts = (
+            Attempt.select(
+                fn.COUNT(Attempt.pk), fn.MIN(Attempt.began),
+                fn.MAX(Case(None, ((Attempt.ended.is_null(), Attempt.seen),), Attempt.ended)),
+                fn.SUM(Attempt.t_task_s),
+            )
+            .join(Page)
+            .where(Page.plan << list(plans))
+        )  # fmt: skip
+        pages, rows, failed, ended = (int(value or 0) for value in next(tuples(of_pages)))
+        attempts, began, until, task_s = next(tuples(of_attempts))
+    if not attempts:
+        return None
+    began, until = _time(began), _time(until)
+    return Earlier(
+        title, began, (until - began).total_seconds(), rows, failed, rows - ended,
+        attempts, pages, task_s or 0.0,
+    )  # fmt: skip
+
+
+def _time(value: Any) -> datetime:
+    """A time out of an aggregate, which SQLite gives as text."""
+    found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found

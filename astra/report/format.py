@@ -1,0 +1,112 @@
+"""Numbers and times as people read them."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from astra.config.secrets import hide
+from astra.config.startup import printable
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def advice(line: str) -> tuple[str, str]:
+    """A line of advice as the command to type, and why."""
+    command, _, why = line.partition("   ")
+    return command.strip(), why.strip()
+
+
+def clipped(text: str, most: int = 8000) -> str:
+    """Return a text of other people's without secrets and control characters, and not too long."""
+    text = printable(hide(text))
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} … {len(text) - most:,} characters left out … {text[-most // 2 :]}"
+
+
+def first_line(text: str | None) -> str:
+    lines = (text or "").strip().splitlines()
+    return clipped(lines[0], 300) if lines else ""
+
+
+def file_url(path: str) -> str | None:
+    """Return the URL of a file on this machine, None where its path is not a whole one."""
+    return Path(hide(path)).as_uri() if path.startswith("/") else None
+
+
+def amount(value: float, unit: str) -> str:
+    return {"MB": megabytes, "s": unbroken, "CPU s": cpu_time}[unit](value)
+
+
+def cpu_time(seconds: float) -> str:
+    hours = f"{seconds / 3600:,.1f}{_NO_BREAK}h" if seconds >= 3600 else unbroken(seconds)
+    return f"{hours} of CPU"
+
+
+def unbroken(seconds: float) -> str:
+    """Format a duration that no line break divides."""
+    return duration(seconds).replace(" ", _NO_BREAK)
+
+
+def count(n: float) -> str:
+    return f"{n:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{share * 100:.1f}{_NO_BREAK}%"
+
+
+def megabytes(size: float | None) -> str:
+    if size is None:
+        return ""
+    words = f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
+    return words.replace(" ", _NO_BREAK)
+
+
+def short(value: float) -> str:
+    """Three digits, without an exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.01 or not value else f"{value:.1e}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(0.0042), duration(75), duration(7265), duration(200000)
+    ('4.2 ms', '1 min 15 s', '2 h 1 min', '2 d 7 h')
+    """
+    if not seconds:
+        return "0 s"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    for unit, size, smaller, part in (("min", 60, "s", 1), ("h", 3600, "min", 60)):
+        if whole < size * (60 if unit == "min" else 24):
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def in_utc(value: datetime | None) -> str:
+    """Format a time in UTC, to the second.
+
+    >>> in_utc(datetime(2026, 11, 24, 20, 30, 5, tzinfo=UTC))
+    '2026-11-24 20:30:05'
+    """
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if value else ""
+
+
+def in_both_zones(value: datetime | None) -> str:
+    """Format a time in UTC and in the zone of this machine, where that is another."""
+    if value is None:
+        return ""
+    local = value.astimezone()
+    utc = f"{in_utc(value)} UTC"
+    if not local.utcoffset():
+        return utc
+    day = "" if local.date() == value.astimezone(UTC).date() else "%Y-%m-%d "
+    return f"{utc} ({local.strftime(f'{day}%H:%M:%S %Z')})"

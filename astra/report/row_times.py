@@ -1,0 +1,89 @@
+"""Run times of rows, from their results."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from astra.database.connection import dialect, tuples
+from astra.errors import AstraError
+from astra.models.importing import load
+from astra.models.keys import RowKey
+from astra.models.pipeline import link_of
+from astra.models.plans import Attempt, Page, Plan
+from astra.plan.lookup import find_modules
+from astra.report.attempts import Histogram, Runs, histogram
+
+log = logging.getLogger(__name__)
+
+N_SLOWEST = 15
+
+#: Results of so many rows are looked at for their run time, at most.
+ROWS_LOOKED_AT = 200_000
+
+
+@dataclass(frozen=True)
+class SlowRow:
+    plan: int
+    page: int
+    key: RowKey
+    seconds: float
+
+
+def row_times(plans: list[Plan], runs: Runs) -> tuple[Histogram | None, list[SlowRow]]:
+    """Run times of rows, from their results: of all, or of enough pages where they are many."""
+    times: list[float] = []
+    slowest: list[SlowRow] = []
+    looked = 0
+    for plan in plans:
+        numbers = _pages_to_look_at(plan, runs, ROWS_LOOKED_AT // len(plans))
+        looked += len(numbers)
+        try:
+            elapsed = list(_elapsed(plan, numbers))
+        except AstraError as error:
+            log.warning("the run times of rows are left out: %s", error)
+            continue
+        for page, key, seconds in elapsed:
+            times.append(seconds)
+            slowest.append(SlowRow(plan.pk, page, key, seconds))
+        slowest = sorted(slowest, key=lambda row: -row.seconds)[:N_SLOWEST]
+    if not times:
+        return None, []
+    n_pages = sum(plan.n_pages for plan in plans)
+    of = f"{looked:,} of {n_pages:,} pages, the slowest among them" if looked < n_pages else None
+    return histogram(np.array(times), of), slowest
+
+
+def _pages_to_look_at(plan: Plan, runs: Runs, n_rows: int) -> list[int]:
+    """All pages of a plan, or the slowest and others between them, for about `n_rows` rows."""
+    most = max(2, n_rows // plan.limit)
+    if plan.n_pages <= most:
+        return list(range(1, plan.n_pages + 1))
+    mine = [run for run in runs.runs if run.plan == plan.pk and run.rows]
+    slowest = sorted(mine, key=lambda run: -run.task_s / run.rows)[: most // 2]
+    spread = np.linspace(1, plan.n_pages, most // 2).astype(int).tolist()
+    return sorted({run.page for run in slowest} | set(spread))
+
+
+def _elapsed(plan: Plan, numbers: list[int]) -> Iterable[tuple[int, RowKey, float]]:
+    """Page, key and seconds of the results of some pages that this plan's attempts wrote."""
+    find_modules(plan)
+    output = load(plan.output_model)
+    key = link_of(output, load(plan.input_model)).key(output)
+    pages = Page.select(Page.number, getattr(Page, key.page_column)).where(
+        (Page.plan == plan.pk) & dialect().among(Page.number, numbers)
+    )
+    of_key = {k: number for number, keys in tuples(pages) for k in keys}
+    query = (
+        key.narrowed(output.select(), list(of_key))
+        .select(key.given, output.t_elapsed)
+        .join(Attempt, on=(Attempt.pk == output.attempt_pk))
+        .join(Page)
+        .where(
+            (output.v_astra_major_minor == plan.v_astra // 1000)
+            & (Page.plan == plan.pk)
+            & output.t_elapsed.is_null(False)
+        )
+    )
+    return ((of_key[k], k, seconds) for k, seconds in tuples(query))

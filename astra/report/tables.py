@@ -1,0 +1,219 @@
+"""The tables of a report: columns in which every cell is empty are left out."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from astra.report.format import (
+    count,
+    first_line,
+    in_both_zones,
+    megabytes,
+    percent,
+    short,
+    unbroken,
+)
+from astra.report.how import How
+from astra.report.report import Report
+from astra.status.headline import ENDED
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, by which number it is sorted, if by any, and which file it names."""
+
+    text: str
+    value: float | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    numeric: bool
+    long: bool  # its text may be broken into lines
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows have a cell for each of its columns; `more` lines are left out."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    more: int = 0
+
+
+#: Heads of columns, and what makes a cell of an item: a text, or a number and its words.
+Columns = Mapping[str, Callable[[Any], "Cell | str | None"]]
+
+_LONG = frozenset({"last message", "an example", "log", "profile"})
+
+
+def number(value: float | None, words: Callable[[Any], str]) -> Cell:
+    """Return a cell that is sorted by a number."""
+    return Cell("", -1) if value is None else Cell(words(value), value)
+
+
+def moment(value: datetime | None) -> Cell:
+    return Cell(in_both_zones(value), value.timestamp() if value else -1)
+
+
+def file(path: str | None) -> Cell:
+    return Cell(path or "", file=path)
+
+
+def _table(items: Iterable[Any], columns: Columns, more: int = 0) -> Table | None:
+    lines = [[_cell(make(item)) for make in columns.values()] for item in items]
+    kept = [at for at in range(len(columns)) if any(line[at].text for line in lines)]
+    if not kept:
+        return None
+    heads = list(columns)
+    numeric = {at for at in kept if any(line[at].value is not None for line in lines)}
+    return Table(
+        tuple(Column(heads[at], at in numeric, heads[at] in _LONG) for at in kept),
+        tuple(tuple(line[at] for at in kept) for line in lines),
+        more,
+    )
+
+
+def _cell(made: Cell | str | None) -> Cell:
+    return made if isinstance(made, Cell) else Cell(made or "")
+
+
+def tables(report: Report) -> dict[str, Table | None]:
+    """Return the tables of a report by name; None where there is nothing to show."""
+    makers = (
+        _plans, _attention, _elements, _endings, _nodes, _slow_rows, _slow_pages, _earlier
+    )  # fmt: skip
+    return {make.__name__.strip("_"): make(report) for make in makers}
+
+
+def _plan(report: Report, plan_of: Callable[[Any], int]) -> Columns:
+    """A column that says which plan, where there are several."""
+    return {"plan": lambda item: number(plan_of(item), str)} if len(report.plans) > 1 else {}
+
+
+def _plans(report: Report) -> Table | None:
+    def left(plan: Any) -> int:
+        return int(plan.n_rows - sum(plan.rows.get(name, 0) for name in ENDED))
+
+    several: Sequence[Any] = report.plans if len(report.plans) > 1 else ()
+    return _table(several, {
+        **_plan(report, lambda p: p.plan),
+        "task": lambda p: p.task,
+        "input": lambda p: p.input_model,
+        "state": lambda p: p.state.value,
+        "rows": lambda p: number(p.n_rows, count),
+        "results": lambda p: number(p.rows.get("done", 0), count),
+        "failures": lambda p: number(p.rows.get("failed", 0), count),
+        "no result": lambda p: number(p.rows.get("no result", 0), count),
+        "not ended": lambda p: number(left(p), count),
+    })  # fmt: skip
+
+
+def _attention(report: Report) -> Table | None:
+    logs = {(plan, page): path for plan, page, path in report.logs}
+
+    def slurm(page: Any) -> str:
+        code = f"{page.exit_code}:{page.signal or 0}" if page.exit_code else ""
+        why = f"({page.reason})" if page.reason else ""
+        return " ".join(filter(None, (page.slurm_state, code, why)))
+
+    return _table(report.attention, {
+        **_plan(report, lambda item: item[0]),
+        "page": lambda item: number(item[1].page, str),
+        "state": lambda item: item[1].state.value,
+        "rows left": lambda item: number(
+            item[1].pending, lambda n: f"{n:,} of {item[1].rows:,}"
+        ),
+        "element": lambda item: item[1].job,
+        "node": lambda item: item[1].node,
+        "Slurm": lambda item: slurm(item[1]),
+        "attempts": lambda item: number(item[1].attempts, count),
+        "last seen": lambda item: moment(item[1].seen),
+        "last message": lambda item: first_line(item[1].message),
+        "log": lambda item: file(logs.get((item[0], item[1].page))),
+    }, report.n_attention - len(report.attention))  # fmt: skip
+
+
+def _elements(report: Report) -> Table | None:
+    return _table(report.efficiency.elements if report.efficiency else (), {
+        "element": lambda u: u.job,
+        "ended": lambda u: u.state.value,
+        "time": lambda u: number(u.elapsed_s, unbroken),
+        "of limit": lambda u: number(u.time_share, percent),
+        "memory": lambda u: number(u.mem_used_mb, megabytes),
+        "of asked": lambda u: number(u.mem_share, percent),
+        "CPU": lambda u: number(u.cpu_share, percent),
+    })  # fmt: skip
+
+
+def _endings(report: Report) -> Table | None:
+    all_well = {e.state for e in report.endings} <= {"done", "running"}
+    return _table(() if all_well else report.endings, {
+        "state": lambda e: e.state,
+        "Slurm": lambda e: e.slurm_state,
+        "attempts": lambda e: number(e.attempts, count),
+        "an example": lambda e: first_line(e.message),
+    })  # fmt: skip
+
+
+def _nodes(report: Report) -> Table | None:
+    return _table(report.nodes if report.n_nodes > 1 else (), {
+        "node": lambda n: n.node,
+        "attempts": lambda n: number(n.attempts, count),
+        "ended badly": lambda n: number(n.not_well, count),
+        "rows": lambda n: number(n.rows, count),
+        "failed": lambda n: number(n.failed, count),
+        "busy": lambda n: number(n.busy_s, unbroken),
+        "rows/s": lambda n: number(n.rows_per_s, short),
+        "memory of a task": lambda n: number(n.max_rss_mb, megabytes),
+    }, report.n_nodes - len(report.nodes))  # fmt: skip
+
+
+def _slow_rows(report: Report) -> Table | None:
+    return _table(report.slow_rows if len(report.slow_rows) > 1 else (), {
+        **_plan(report, lambda row: row.plan),
+        "key": lambda row: number(row.key, str) if isinstance(row.key, int) else row.key,
+        "page": lambda row: number(row.page, str),
+        "run time": lambda row: number(row.seconds, unbroken),
+    })  # fmt: skip
+
+
+def _slow_pages(report: Report) -> Table | None:
+    return _table(report.slow_pages if len(report.slow_pages) > 1 else (), {
+        **_plan(report, lambda page: page.plan),
+        "page": lambda page: number(page.page, str),
+        "rows": lambda page: number(page.rows, count),
+        "attempts": lambda page: number(page.attempts, count),
+        "run time": lambda page: number(page.seconds, unbroken),
+        "last on": lambda page: page.node,
+    })  # fmt: skip
+
+
+def _earlier(report: Report) -> Table | None:
+    lines = [*([report.this] if report.this else []), *report.earlier] if report.earlier else []
+    return _table(lines, {
+        "which": lambda e: e.title,
+        "began": lambda e: moment(e.began),
+        "lasted": lambda e: number(e.wall_s, unbroken),
+        "rows": lambda e: number(e.rows, count),
+        "failed": lambda e: number(e.failed, count),
+        "attempts per page": lambda e: number(e.attempts / (e.pages or 1), lambda n: f"{n:.2f}"),
+        "rows/s": lambda e: number(e.rows_per_s, short),
+        "time of a row": lambda e: number(e.row_s, unbroken),
+        "whole": lambda e: "yes" if e.whole else f"{e.pending:,} rows left",
+    })  # fmt: skip
+
+
+def submissions(how: How) -> Table | None:
+    """Return the submissions of a plan as a table."""
+    return _table(how.submissions, {
+        "submitted": lambda s: moment(s.at),
+        "as": lambda s: s.what,
+        "elements": lambda s: number(s.elements, count),
+        "from": lambda s: s.host,
+        "to": lambda s: s.cluster,
+        "profile": lambda s: first_line(s.profile),
+    }, how.n_submissions - len(how.submissions))  # fmt: skip

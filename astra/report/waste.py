@@ -1,0 +1,68 @@
+"""What was slow or wasted: limits far from use, work done again, time not spent in the task."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from astra.report.attempts import Histogram, Runs
+from astra.report.format import amount, count, percent, unbroken
+from astra.report.usage import Efficiency, Gauge
+
+#: Below these shares of what was asked for, asking for less is worth while.
+_LITTLE = {"CPU": 0.5, "memory": 0.5, "time": 0.25}
+
+_ASK_FOR_LESS = {
+    "CPU": "fewer cpus_per_task leave more for other elements",
+    "memory": "with less mem, more elements run at once",
+    "time": "with a shorter time, elements start earlier",
+}
+
+#: Above this share an element may be ended by its limit.
+_NEARLY_ALL = 0.9
+
+#: Above this share of the time of attempts, reading and writing are worth a look.
+_MUCH_TRANSFER = 0.3
+
+#: Where the slowest page takes so many times as long as the median, others wait for it.
+_STRAGGLES = 4
+
+#: What took less time than this is neither slow nor wasted.
+_WORTH_S = 60.0
+
+
+def wasted(used: Efficiency | None, runs: Runs, page_times: Histogram | None) -> Iterator[str]:
+    """Say in a sentence each what was wasted, slow, or nearly failed."""
+    for gauge in used.gauges if used else ():
+        yield from _of_gauge(gauge)
+    again = runs.number > 1
+    if n := int(np.count_nonzero(again)):
+        yield (
+            f"{count(n)} of {count(runs.n)} attempts were not the first at their page; they spent "
+            f"{unbroken(float(runs.task_s[again].sum()))} in the task."
+        )
+    transfer, task = float(runs.read_s.sum() + runs.write_s.sum()), float(runs.task_s.sum())
+    if transfer > _WORTH_S and transfer > _MUCH_TRANSFER * (transfer + task):
+        yield (
+            f"Reading and writing took {unbroken(transfer)}, "
+            f"{percent(transfer / (transfer + task))} of the time of attempts; "
+            f"the task took {unbroken(task)}."
+        )
+    longest = page_times.most if page_times and page_times.n > 2 else 0.0
+    if page_times and longest > max(_WORTH_S, _STRAGGLES * page_times.median):
+        yield (
+            f"The slowest page took {unbroken(longest)}, the median page "
+            f"{unbroken(page_times.median)}: with smaller pages the plan ends sooner."
+        )
+
+
+def _of_gauge(gauge: Gauge) -> Iterator[str]:
+    name = gauge.name[0].upper() + gauge.name[1:]
+    of = f"{amount(gauge.used, gauge.unit)} of {amount(gauge.asked, gauge.unit)}"
+    if gauge.share < _LITTLE[gauge.name]:
+        most = "were used" if gauge.name == "CPU" else "was the most that an element used"
+        yield f"{name}: {percent(gauge.share)} ({of}) {most}; {_ASK_FOR_LESS[gauge.name]}."
+    elif gauge.name != "CPU" and gauge.most > _NEARLY_ALL:
+        yield (
+            f"{name}: an element used {percent(gauge.most)} ({of}); with more, none is ended by "
+            "its limit."
+        )

@@ -1,0 +1,144 @@
+"""The headline of some plans: how they stand in a sentence, and the one command to type.
+
+The report and the pages of ``astra report --watch`` print it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from astra.database.connection import dialect
+from astra.states import PageState, PlanState, worst
+from astra.status.pages import PageStatus, never_starts
+from astra.status.status import PlanStatus
+
+#: Rows in these states have ended.
+ENDED = ("done", "failed", "no result")
+
+
+class Kind(StrEnum):
+    """What people distinguish at first sight; each has a colour of its own."""
+
+    WHOLE = "whole"
+    FAILED_ROWS = "failed rows"
+    RUNNING = "running"
+    NOT_BEGUN = "not begun"
+    ATTENTION = "attention"
+    CANCELLED = "cancelled"
+
+    @property
+    def words(self) -> str:
+        return _TITLES[self]
+
+
+_TITLES = {
+    Kind.WHOLE: "Whole",
+    Kind.FAILED_ROWS: "Whole, with failures",
+    Kind.RUNNING: "Running",
+    Kind.NOT_BEGUN: "Not begun",
+    Kind.ATTENTION: "Not whole: needs attention",
+    Kind.CANCELLED: "Cancelled",
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict on some plans. Of `commands` the first is the one to type; each with its reason.
+
+    A command and its reason are divided by three blanks, as in ``PlanStatus.advice``.
+    """
+
+    kind: Kind
+    text: str
+    commands: tuple[str, ...]
+
+
+def headline_of(plans: Sequence[PlanStatus]) -> Headline:
+    """Return the headline of one plan, or of several together."""
+    state = worst(plan.state for plan in plans)
+    kind = Kind.NOT_BEGUN if plans and all(map(_not_begun, plans)) else Kind(state.value)
+    # The command is about a plan that makes them need somebody, not about one that is whole.
+    first = sorted(plans, key=lambda plan: plan.state is not state)
+    commands = [line for plan in first for line in (*_next_of(plan, kind), *plan.advice)]
+    return Headline(kind, _text(plans, kind), tuple(dict.fromkeys(commands)))
+
+
+def stuck_pages(plan: PlanStatus) -> list[PageStatus]:
+    """The pages of a plan that will not end by themselves, or of which that is not known."""
+    return [
+        page
+        for page in plan.in_states(set(PageState) - {PageState.DONE})
+        if page.state not in (PageState.RUNNING, PageState.WAITING)
+        or page.overdue
+        or never_starts(page)
+    ]
+
+
+def _not_begun(plan: PlanStatus) -> bool:
+    states = set(plan.pages)
+    queued = states == {PageState.WAITING} and plan.state is PlanState.RUNNING
+    untouched = queued or states == {PageState.UNSUBMITTED}
+    return untouched and not any(plan.rows.get(name) for name in ENDED)
+
+
+def _next_of(plan: PlanStatus, kind: Kind) -> list[str]:
+    """What to type about a plan that lives, or is over, and needs nobody."""
+    local = " --local" if dialect().name == "sqlite" else ""
+    if plan.state is PlanState.RUNNING and kind is not Kind.ATTENTION:
+        return [f"astra status {plan.plan} --watch   shows how it goes on"]
+    if plan.state is PlanState.CANCELLED and kind is Kind.CANCELLED:
+        return [f"astra submit {plan.task}{local}   plans its rows again, and submits them"]
+    if plan.state is PlanState.WHOLE and kind is Kind.WHOLE:
+        return [f"astra results {plan.task}   prints what was stored"]
+    return []
+
+
+def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
+    rows, pages = _total(p.rows for p in plans), _total(p.pages for p in plans)
+    n_rows, n_ended = rows.total(), sum(rows[name] for name in ENDED)
+    if kind in (Kind.WHOLE, Kind.FAILED_ROWS):
+        return _ended_text(n_rows, rows["failed"])
+    some = f"{n_rows - n_ended:,} of {n_rows:,} rows have not ended"
+    if kind is Kind.RUNNING:
+        return f"{some}; what runs, or waits, goes on by itself."
+    if kind is Kind.CANCELLED:
+        return f"{some}: the plan was cancelled."
+    if kind is Kind.NOT_BEGUN:
+        waiting, unsubmitted = pages["waiting"], pages["unsubmitted"]
+        where = [f"{_pages(waiting)} in the queue"] if waiting else []
+        where += [f"{_pages(unsubmitted)} not submitted"] if unsubmitted else []
+        return f"None of {n_rows:,} row{'s' if n_rows != 1 else ''} has begun: {', '.join(where)}."
+    return "; ".join([some, *_stuck_text(plans, pages)]) + "."
+
+
+def _ended_text(n_rows: int, n_failed: int) -> str:
+    if n_rows == 0:
+        return "There are no rows to process."
+    if n_rows == 1:
+        return f"Its one row has ended{' as a failure' if n_failed else ''}."
+    return f"All {n_rows:,} rows have ended" + (
+        f", {n_failed:,} of them as failures." if n_failed else "."
+    )
+
+
+def _stuck_text(plans: Sequence[PlanStatus], pages: Mapping[str, int]) -> Iterable[str]:
+    stuck = [page for plan in plans for page in stuck_pages(plan)]
+    unknown = sum(page.state is PageState.UNKNOWN for page in stuck)
+    if len(stuck) > unknown:
+        yield f"{_pages(len(stuck) - unknown)} will not end without somebody"
+    if unknown:
+        yield f"{_pages(unknown)} unknown, as Slurm did not answer"
+    if alive := pages["running"] + pages["waiting"]:
+        yield f"{alive:,} run or wait"
+
+
+def _pages(n: int) -> str:
+    return f"{n:,} page{'s' if n != 1 else ''}"
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return total
