@@ -16,7 +16,8 @@ MAX_ITERATIONS = 60
 #: No step is longer than this share of a label's range.
 LONGEST_STEP = 0.2
 
-#: A fit has converged when a full step would lower chi2 by less than this: by 0.03 of the errors.
+#: A fit has converged when a full step would lower chi2 by less than this, or this many times the
+#: reduced chi2 if that is above 1: by 0.03 of the errors that the residuals speak for.
 TOLERANCE = 1e-3
 
 #: A fit in which no step of such a damping helps is given up.
@@ -165,7 +166,8 @@ def _one_step(problem: Problem, search: _Search, which: NDArray[np.int64]) -> ND
     unit = search.unit[which]
     hessian, gradient = _held_at_edges(unit, search.hessian[which], search.gradient[which])
     gain_of_full_step = (gradient * _solved(hessian, gradient, 0.0)).sum(-1)
-    search.converged[which] = gain_of_full_step < TOLERANCE
+    excess = search.chi2[which] / (problem.n_pixels - problem.n_parameters)[which]
+    search.converged[which] = gain_of_full_step < TOLERANCE * np.maximum(excess, 1.0)
     ahead = ~search.converged[which] & (search.damping[which] < MOST_DAMPING)
     which, unit = which[ahead], unit[ahead]
     hessian, gradient = hessian[ahead], gradient[ahead]

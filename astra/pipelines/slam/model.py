@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from astra.pipelines.slam.continuum import basis
 from astra.pipelines.slam.domain import Domain
-from astra.pipelines.slam.pixels import SPEED_OF_LIGHT_KM_S, Grid
+from astra.pipelines.slam.pixels import SPEED_OF_LIGHT_KM_S, Grid, Singles
 from astra.pipelines.slam.regression import radial_kernel
 
 Array = NDArray[np.float64]
@@ -91,9 +91,14 @@ class Model:
         return self.grid.splines(np.vstack([self.components, self.bias]))
 
     @cached_property
-    def velocity_slopes(self) -> Array:
+    def densities(self) -> Singles:
+        """Differences of the spline coefficients, (R + 1, S - 1)."""
+        return np.diff(self.splines, axis=1).astype(np.float32)
+
+    @cached_property
+    def velocity_slopes(self) -> Singles:
         """Derivatives of the components and the bias by the velocity [1 / (km/s)], (R + 1, P)."""
-        return -self.grid.slopes(self.splines) / SPEED_OF_LIGHT_KM_S
+        return (-self.grid.slopes(self.splines) / SPEED_OF_LIGHT_KM_S).astype(np.float32)
 
     @cached_property
     def is_used(self) -> NDArray[np.bool_]:

@@ -7,8 +7,8 @@ narrower than the model's, shifted by the star's velocity, or missing.
 
 The observed pixels whose centres lie in one pixel of the model are averaged, weighted by their
 inverse variances, and so is the model over the same pixels: a masked pixel takes its own
-information away and biases nothing. Both are linear in the model: a few *taps* on the coefficients
-of its spline.
+information away and biases nothing. Both are linear in the model: a few *taps* on the differences
+of its spline's coefficients, in single precision, which halves the time of a fit.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
@@ -55,8 +56,8 @@ def edges(log_wavelength: Array) -> tuple[Array, Array]:
     """Return left and right edges of pixels, half way to the nearer neighbour."""
     spacing = np.diff(log_wavelength)
     width = np.minimum(np.append(spacing[0], spacing), np.append(spacing, spacing[-1]))
-    middle = spacing.size // 2  # partition alone takes a third of the time of a median
-    width = np.minimum(width, WIDEST * np.partition(spacing, middle)[middle])
+    if width.max() > WIDEST * spacing.min():  # else the median changes nothing
+        width = np.minimum(width, WIDEST * np.median(spacing))
     return log_wavelength - width / 2, log_wavelength + width / 2
 
 
@@ -182,8 +183,8 @@ class Binned:
 
     flux: Array  #: (M, P), 0 where there is no datum
     ivar: Array  #: (M, P), 0 where there is no datum
-    offset: int = 0  #: the first tap of pixel p is on spline coefficient ``p + offset``
-    taps: Array | None = None  #: (W, M, P); None for spectra on the pixels of the model itself
+    offset: int = 0  #: the first tap of pixel p is on the spline difference ``p + offset``
+    taps: Singles | None = None  #: (W, M, P); None for spectra on the pixels of the model itself
 
     @classmethod
     def of(cls, grid: Grid, observed: Observed) -> "Binned":
@@ -203,28 +204,31 @@ class Binned:
         flux = np.bincount(bin_, weight * observed.flux[inside], n_bins) * per_weight
         low = int((first - pixel).min(initial=0))
         width = int((last - pixel).max(initial=0)) + 4 - low
-        taps = np.zeros(width * n_bins)
+        taps = np.zeros((width, n_bins))
         weight = weight / (observed.right - observed.left)[inside]
         for place, t, sign in ((last, t_last, 1.0), (first, t_first, -1.0)):
-            row = (place - pixel - low) * n_bins + bin_
-            for k, tap in enumerate(_taps(t)):
-                taps += np.bincount(row + k * n_bins, sign * weight * tap, taps.size)
+            values, rows = [sign * weight * tap for tap in _taps(t)], place - pixel
+            for row in range(rows.min(initial=0), rows.max(initial=0) + 1):
+                here = np.flatnonzero(rows == row)
+                for k, value in enumerate(values):
+                    taps[row - low + k] += np.bincount(bin_[here], value[here], n_bins)
+        # Taps on coefficients add up to 0: they are taps on the coefficients' differences.
+        taps = -np.cumsum(taps, axis=0)[:-1] * per_weight
         shape = (observed.n_spectra, n_pixels)
         return cls(
             flux.reshape(shape), ivar.reshape(shape), low + REACH - 1,
-            (taps.reshape(width, n_bins) * per_weight).reshape(width, *shape),
+            taps.reshape(-1, *shape).astype(np.float32),
         )  # fmt: skip
 
-    def average(self, splines: Array, which: Integers | slice = slice(None)) -> Array:
-        """Return the means of models given by splines, (m, S) or (m, L, S): (m, P) or (m, L, P)."""
+    def average(self, densities: Singles, which: Integers) -> Singles:
+        """Return the means of models of spline differences (m, S) or (m, L, S): (m, ..., P)."""
         if self.taps is None:
             raise ValueError("spectra on the pixels of the model need no splines")
         n_pixels = self.flux.shape[1]
-        taps = self.taps[:, which]
-        if splines.ndim == 3:
-            taps = taps[:, :, None]
-        mean = taps[0] * splines[..., self.offset : self.offset + n_pixels]
-        for k in range(1, len(taps)):
+        mean = np.zeros((*densities.shape[:-1], n_pixels), np.float32)
+        for k, taps in enumerate(self.taps):
+            tap = taps if which.size == len(taps) else taps[which]
             start = self.offset + k
-            mean += taps[k] * splines[..., start : start + n_pixels]
+            part = densities[..., start : start + n_pixels]
+            mean += (tap if part.ndim == 2 else tap[:, None]) * part
         return mean

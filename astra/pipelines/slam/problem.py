@@ -8,12 +8,13 @@ Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as of Kaufman 1975, BIT 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from astra.pipelines.slam.model import Model
-from astra.pipelines.slam.pixels import Binned
+from astra.pipelines.slam.pixels import Binned, Singles
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -85,47 +86,42 @@ class Problem:
         middle = np.full((len(unit), int(self.has_velocity)), 0.5)
         return np.append(unit, middle, axis=1), chi2.min(1)
 
-    def model_at(self, unit: Array, which: Integers) -> tuple[Array, Array]:
+    def labels(self, unit: Array) -> Array:
+        """Return the labels at parameters."""
+        n_labels = len(self.model.label_names)
+        return self.lower[:n_labels] + self.width[:n_labels] * unit[:, :n_labels]
+
+    def flux_at(self, unit: Array, scores: Array, which: Integers) -> tuple[Array, Singles | None]:
+        """Return the model's flux (m, P), averaged as the spectra, and its slope by velocity."""
+        model = self.model
+        factors = np.append(scores, np.ones((len(scores), 1)), axis=1).astype(np.float32)
+        if self.spectra.taps is None:
+            flux = scores @ model.components + model.bias
+        else:
+            flux = self.spectra.average(factors @ model.densities, which).astype(float)
+        if not self.has_velocity:
+            return flux, None
+        slope = (factors @ model.velocity_slopes) * np.float32(self.width[-1])
+        slope *= self.spectra.ivar[which] > 0
+        return flux + (unit[:, -1:] - 0.5) * slope, slope
+
+    def model_at(self, unit: Array, which: Integers) -> tuple[Array, NDArray[Any]]:
         """Return the model's flux (m, P), averaged as the spectra, and its derivatives."""
         model = self.model
-        n_labels = len(model.label_names)
-        labels = model.lower + (model.upper - model.lower) * unit[:, :n_labels]
-        scores, slopes = model.scores_and_slopes(labels)
-        slopes = slopes * self.width[:n_labels, None]
+        scores, slopes = model.scores_and_slopes(self.labels(unit))
+        flux, by_velocity = self.flux_at(unit, scores, which)
+        slopes = slopes * self.width[: slopes.shape[1], None]
         if self.spectra.taps is None:
-            flux = scores @ model.components + model.bias
-            jacobian = slopes @ model.components
+            jacobian: NDArray[Any] = slopes @ model.components
         else:
-            splines, bias = model.splines[:-1], model.splines[-1]
-            flux = self.spectra.average(scores @ splines + bias, which)
-            # One product of large matrices takes half as long as one for each spectrum.
-            products = slopes.reshape(-1, slopes.shape[-1]) @ splines
-            jacobian = self.spectra.average(products.reshape(*slopes.shape[:2], -1), which)
-        if self.has_velocity:
-            by_velocity = scores @ model.velocity_slopes[:-1] + model.velocity_slopes[-1]
-            by_velocity = by_velocity * (self.spectra.ivar[which] > 0) * self.width[-1]
-            step = unit[:, -1:] - 0.5
-            flux = flux + step * by_velocity
-            if step.any():
+            jacobian = self.spectra.average(_rows_times(slopes, model.densities[:-1]), which)
+        if by_velocity is not None:
+            if (step := unit[:, -1:] - 0.5).any():
+                moved = _rows_times(slopes, model.velocity_slopes[:-1])
                 datum = (self.spectra.ivar[which] > 0) * (step * self.width[-1])
-                jacobian += (slopes @ model.velocity_slopes[:-1]) * datum[:, None]
+                jacobian += moved * datum[:, None].astype(np.float32)
             jacobian = np.append(jacobian, by_velocity[:, None], axis=1)
         return flux, jacobian
-
-    def flux_at(self, unit: Array, which: Integers) -> Array:
-        """Return the model's flux (m, P) alone, as :meth:`model_at` does."""
-        model = self.model
-        n_labels = len(model.label_names)
-        scores = model.scores(model.lower + (model.upper - model.lower) * unit[:, :n_labels])
-        if self.spectra.taps is None:
-            flux = scores @ model.components + model.bias
-        else:
-            flux = self.spectra.average(scores @ model.splines[:-1] + model.splines[-1], which)
-        if self.has_velocity:
-            by_velocity = scores @ model.velocity_slopes[:-1] + model.velocity_slopes[-1]
-            step = (unit[:, -1:] - 0.5) * self.width[-1]
-            flux = flux + step * by_velocity * (self.spectra.ivar[which] > 0)
-        return flux
 
     def continuum(self, flux: Array, which: Integers) -> tuple[Array, Array | None]:
         """Return the continuum (m, P) that fits best, and the inverse Gram matrices (m, K, K)."""
@@ -143,7 +139,7 @@ class Problem:
 
     def residuals(self, unit: Array, which: Integers) -> tuple[Array, Array, Array]:
         """Return flux less model (m, P), the model, and the continuum, of shape (m, P) each."""
-        flux = self.flux_at(unit, which)
+        flux, _ = self.flux_at(unit, self.model.scores(self.labels(unit)), which)
         level, _ = self.continuum(flux, which)
         return self.spectra.flux[which] - level * flux, flux, level
 
@@ -153,10 +149,17 @@ class Problem:
         flux, jacobian = self.model_at(unit, which)
         level, inverse = self.continuum(flux, which)
         residual = (self.spectra.flux[which] - level * flux) * weight
-        jacobian = jacobian * (level * weight)[:, None]
+        jacobian *= (level * weight)[:, None]
         hessian = jacobian @ np.swapaxes(jacobian, -1, -2)
         gradient = (jacobian @ residual[..., None])[..., 0]
         if inverse is not None:
-            across = (jacobian * (flux * weight)[:, None]) @ self.curves
+            weighted = jacobian * (flux * weight).astype(jacobian.dtype)[:, None]
+            across = weighted @ self.curves.astype(jacobian.dtype)
             hessian = hessian - across @ inverse @ np.swapaxes(across, -1, -2)
         return (residual**2).sum(-1), hessian, gradient
+
+
+def _rows_times(slopes: Array, components: Singles) -> Singles:
+    """Return (m, L, R) times (R, S) in single precision: one product, not one for each spectrum."""
+    rows = slopes.reshape(-1, slopes.shape[-1]).astype(np.float32)
+    return (rows @ components).reshape(*slopes.shape[:2], -1)
