@@ -23,7 +23,7 @@ from typing import Any, overload
 from astra.config.profiles import Profile, choose_profile, keys_for_slurm
 from astra.database.connection import connection
 from astra.errors import AstraError, Interrupted, UsageError
-from astra.models.plans import Page, Plan
+from astra.models.plans import MadeBy, Page, Plan
 from astra.models.schema import check_version
 from astra.plan import sizes
 from astra.plan.lookup import check_plan_version, get_plan
@@ -417,6 +417,7 @@ def _dry_run(
         finally:
             with connection():
                 Page.delete().where(Page.plan == plan.pk).execute()
+                MadeBy.delete().where(MadeBy.plan_pk == plan.pk).execute()
                 plan.delete_instance()
     return done
 

@@ -16,6 +16,14 @@ class Outcome(IntEnum):
     NO_RESULT = 3  # the task yielded nothing for it
 
 
+#: The columns of pages and attempts that count the rows that ended so.
+COUNTED = {
+    "n_done": Outcome.RESULT,
+    "n_failed": Outcome.FAILURE,
+    "n_no_result": Outcome.NO_RESULT,
+}
+
+
 class AttemptState(StrEnum):
     """How one execution of one page stands, in the words of the element itself."""
 

@@ -108,6 +108,22 @@ def plan_filters(function: Any) -> Any:
     return function
 
 
+class RedoOption(click.Option):
+    """--redo older-than DATE: the date may be a word of its own."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        option = parser._long_opt["--redo"]
+        process = option.process
+
+        def take(value: Any, state: Any) -> None:
+            if value == "older-than" and state.rargs:
+                value = f"{value} {state.rargs.pop(0)}"
+            process(value, state)
+
+        option.process = take
+
+
 def plan_options(function: Any) -> Any:
     """Which rows are planned, and how many are a page."""
     return _planning(function, ("--page-size", "--limit", "limit"), ("--max-rows",))
@@ -126,6 +142,18 @@ def _planning(function: Any, page_size: tuple[str, ...], max_rows: tuple[str, ..
             ),
             click.option(
                 "--sdss-ids", metavar="FILE|LIST", help="Only these sources: 1,2,3 or a file."
+            ),
+            click.option(
+                "--keys", metavar="FILE", help="Only rows with these keys: a file, one key a line."
+            ),
+            click.option(
+                "--where", metavar="EXPR", help='Only rows for which it holds: "snr > 10".'
+            ),
+            click.option(
+                "--redo",
+                cls=RedoOption,
+                metavar="WHICH",
+                help="Rows that have ended, too: all, changed, failed, or older-than DATE.",
             ),
             click.option(*page_size, type=int, metavar="N", help="Rows per page."),
             click.option(*max_rows, type=int, metavar="N", help="At most so many rows."),
@@ -246,9 +274,13 @@ def ids_of(text: str | None) -> list[int] | None:
 
 def planning(
     input_model: str | None, sdss_ids: str | None, limit: int | None, max_rows: int | None,
-    arguments: tuple[str, ...], again: bool,
+    arguments: tuple[str, ...], again: bool, keys: str | None = None, where: str | None = None,
+    redo: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    from astra.models.given_keys import keys_of
+
     return {
+        "keys": None if keys is None else keys_of(keys), "where": where, "redo": redo,
         "input_model": input_model, "sdss_ids": ids_of(sdss_ids), "limit": limit,
         "max_rows": max_rows, "arguments": pairs(arguments, "--set"), "again": again,
     }  # fmt: skip

@@ -99,6 +99,11 @@ def planned(plans: list[Any]) -> None:
                 f"  nothing says when a row of {plan.input_model} was modified: rows are pending "
                 "until they have a result, in the order of their keys"
             )
+        if plan.unknown_keys:
+            from astra.models.given_keys import listed
+
+            n = count(len(plan.unknown_keys), "key")
+            line(f"  {n} of no row of {plan.input_model}: {listed(plan.unknown_keys)}")
         if plan.held:
             which = ", ".join(map(str, plan.live_plans))
             line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")

@@ -99,15 +99,10 @@ def plan(
         show.sized(sized)
 
 
-def _create(
-    task: str, input_model: str | None, sdss_ids: str | None, limit: int | None,
-    max_rows: int | None, arguments: tuple[str, ...], again: bool,
-) -> list[Any]:  # fmt: skip
+def _create(task: str, **options: Any) -> list[Any]:
     from astra.plan.plan import create_plan
 
-    return create_plan(
-        task, **planning(input_model, sdss_ids, limit, max_rows, arguments, again)
-    )  # fmt: skip
+    return create_plan(task, **planning(**options))
 
 
 @main.command()
@@ -125,7 +120,8 @@ def _create(
 def submit(
     task_or_plan: str, dry_run: bool, local: bool, jobs: int, profile_name: str | None,
     as_json: bool, input_model: str | None, sdss_ids: str | None, limit: int | None,
-    max_rows: int | None, arguments: tuple[str, ...], again: bool, element_time: float | None,
+    max_rows: int | None, arguments: tuple[str, ...], again: bool, keys: str | None,
+    where: str | None, redo: str | None, element_time: float | None,
     **slurm_options: Any,
 ) -> None:  # fmt: skip
     """Submit TASK, planned first, or a PLAN by its number, as Slurm job arrays.
@@ -138,7 +134,7 @@ def submit(
 
     done = submit_task(
         task_or_plan,
-        planning(input_model, sdss_ids, limit, max_rows, arguments, again),
+        planning(input_model, sdss_ids, limit, max_rows, arguments, again, keys, where, redo),
         profile_name, slurm_values(**slurm_options), dry_run, local, jobs,
         None if as_json else show.progress, element_time,
     )  # fmt: skip

@@ -104,6 +104,10 @@ class Keys(Writing):
             ).fetchone()[0]
         )
 
+    def holds(self, column: Any, key: Any) -> Any:
+        """A clause: the keys of a page, in a query on pages, have this one among them."""
+        return peewee.Expression(peewee.Value(key, converter=False), "=", fn.ANY(column))
+
     def held(
         self,
         key: Any,

@@ -310,6 +310,10 @@ class SQLite(Common):
         ]
         return wanted in [sorted(row[0] for row in primary), *covered]
 
+    def holds(self, column: Any, key: Any) -> Any:
+        keys, key = fn.json_each(column), peewee.Value(key, converter=False)
+        return peewee.NodeList((key, SQL("IN (SELECT value FROM"), keys, SQL(")")))
+
     def held(
         self,
         key: Any,

@@ -43,7 +43,7 @@ from astra.errors import (
 )
 from astra.models.archive import check_archive
 from astra.models.importing import load
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.plans import Attempt, MadeBy, Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, task_of, trust
 from astra.plan.pages import is_cancelled, page_of
@@ -58,6 +58,7 @@ from astra.results.writer import Writer
 from astra.states import AttemptState, Outcome
 from astra.tasks.arguments import restored
 from astra.tasks.declared import bind_call, caller
+from astra.tasks.made_by import check_files
 from astra.tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -289,6 +290,9 @@ class Element:
                 "write_frequency": element.write_frequency, "batch_size": element.batch_size
             }  # fmt: skip
             settings, bound = bind_call(function, (iter(()),), values, defaults)
+            if function.__astra__.files and plan.made_by is not None:
+                then = retrying(lambda: MadeBy.get_by_id(plan.made_by))
+                check_files(function, given, json.loads(then.files), plan.pk)
             outer = outer_exceptions(element.outer_exceptions)
         except AstraError as error:
             _end(claim, AttemptState.BROKEN, str(error))
@@ -305,7 +309,7 @@ class Element:
         target = target_of(
             plan, model, output, claim.page.number, declared.many, bool(declared.group_by)
         )
-        reader = Reader(model, output, claim, stop, meter.first_row)
+        reader = Reader(model, output, claim, stop, meter.first_row, bool(plan.redo))
 
         writer = Writer(
             settings,

@@ -49,10 +49,17 @@ class Reader:
     """
 
     def __init__(
-        self, model: Any, output: Any, claim: Claim, stop: Stop, first_row: Callable[[], None]
+        self,
+        model: Any,
+        output: Any,
+        claim: Claim,
+        stop: Stop,
+        first_row: Callable[[], None],
+        redo: bool = False,
     ) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.key, self.moment, self.link = key_of(model), moment_of(model), link_of(output, model)
+        self.redo = redo  # rows that have results are processed again
         self.first_row = first_row  # is called before the task is given a row
         self.writer: Writer | None = None
         self.t_read_s = 0.0
@@ -187,6 +194,8 @@ class Reader:
         return {k: (row, at) for row, (k, at) in read_rows(query, extra)}
 
     def _has_result(self) -> Any:
+        if self.redo:
+            return peewee.SQL("1 = 0")
         return has_result(self.model, self.output, by_index=True)
 
     def _note_missing(self, keys: list[Any]) -> list[Any]:

@@ -204,6 +204,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     modified = TimeField(now=True, null=False)
     input_read = TimeField(now=True, null=False)
     input_modified = TimeField(null=True)
+    made_by = IntegerField(null=True, help_text="what made it: arguments, files, code (MadeBy)")
     attempt_pk = BigIntegerField(null=True, help_text="the attempt that wrote it, of a plan's page")
     t_elapsed = FloatField(null=True, help_text="time that the task spent on this row [s]")
     t_overhead = FloatField(null=True, help_text="share of the time before the first row [s]")

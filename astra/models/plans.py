@@ -5,6 +5,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from peewee import (
+    AutoField,
     BigAutoField,
     BigIntegerField,
     BlobField,
@@ -56,6 +57,9 @@ class Plan(BaseModel):
     role = RoleField(null=True)  # of the database, that made it
     cwd = TextField()
     cancelled = TimeField(null=True)
+    redo = TextField(null=True)  # rows that had ended are processed again: which, as it was typed
+    where = TextField(null=True)  # the condition on its rows, as it was typed
+    made_by = IntegerField(null=True)  # what its results say that they were made by
     paused = TimeField(null=True)  # since when its elements take no further page
     pause_reason = TextField(null=True)
     throttle = IntegerField(null=True)  # at most so many elements go on to a further page
@@ -67,6 +71,26 @@ class Plan(BaseModel):
     def folder(self) -> str:
         """The name of its folder in the run directory."""
         return f"plan-{self.pk}-{self.token}"
+
+
+class MadeBy(BaseModel):
+    """What made results: a task, its arguments and files, and its code. Results point to it."""
+
+    pk = AutoField()
+    fingerprint = TextField(unique=True)  # of all that follows, and of the plan
+    task = TextField()
+    digest = TextField()  # of what makes results differ: arguments, contents of files, revision
+    plan_pk = BigIntegerField(null=True)  # None: the task was called directly
+    arguments = TextField()  # JSON: all of them, defaults too
+    arguments_digest = TextField(index=True)
+    files = TextField()  # JSON: for each argument that names files, their digests by path
+    revision = TextField(null=True)  # of @task
+    commit = TextField(null=True)  # of the task's code, with "+" where it was modified
+    v_astra = IntegerField()
+    created = TimeField(now=True, null=False)
+
+    class Meta:
+        indexes = ((("task", "digest"), False),)
 
 
 class Submission(BaseModel):
@@ -266,6 +290,7 @@ class RowWithoutResult(BaseModel):
     attempt_pk = BigIntegerField(null=True)
     plan_pk = BigIntegerField(null=True, index=True)
     page = IntegerField(null=True)
+    made_by = IntegerField(null=True)
     modified = TimeField(now=True, null=False)
 
 
@@ -292,7 +317,7 @@ class NoResult(RowWithoutResult):
 
 #: Tables in the order in which they are made.
 ORCHESTRATION = (
-    Schema, Plan, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
+    Schema, Plan, MadeBy, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
     Night, NightPlan, Lock,
 )  # fmt: skip
 

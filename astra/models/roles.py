@@ -18,6 +18,7 @@ from astra.models.plans import (
     Attempt,
     Exclusion,
     Failure,
+    MadeBy,
     NoResult,
     Page,
     Plan,
@@ -148,6 +149,8 @@ def _of_planners(model: Any) -> list[str]:
         return [_on("INSERT", begins), _on("UPDATE", sorted(_CONTROLLED[model])), "DELETE"]
     if model in (Page, Exclusion, Suspect, Night, NightPlan, Lock):
         return ["INSERT", "UPDATE", "DELETE"]
+    if model is MadeBy:  # that of a dry run is taken back
+        return ["INSERT", "DELETE"]
     # What Slurm said of an attempt's end, and rows that are to be tried once more.
     return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])
 
@@ -166,7 +169,7 @@ def _of_writers(model: Any) -> list[str]:
     if issubclass(model, OutputModel):
         return ["INSERT", "UPDATE"]
     # A result that is a spectrum itself is entered in the register of spectra.
-    return ["INSERT"] if model is Spectrum else []
+    return ["INSERT"] if model in (Spectrum, MadeBy) else []
 
 
 def _on(privilege: str, columns: list[str]) -> str:

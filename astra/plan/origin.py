@@ -1,6 +1,5 @@
 """Where a plan comes from: the folder its task is imported from, and the commit of that code."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +38,3 @@ def _check_importable(function: Any) -> None:
         )
     if load(path) is not function:
         raise TaskError(f"{path} is another object than the task that was given")
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit that the task's code stands at, with "+" where files were changed since."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments],
-                capture_output=True, text=True, timeout=10, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "HEAD")
-    if not head:
-        return None
-    return head + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")

@@ -89,15 +89,26 @@ def generate_queries_for_task(
 
 
 def pending_rows(
-    model: Any, output: Any, group_by: Iterable[str] = (), sdss_ids: list[int] | None = None
+    model: Any,
+    output: Any,
+    group_by: Iterable[str] = (),
+    sdss_ids: list[int] | None = None,
+    stands: Callable[[Any], Any] | None = None,
+    also: Any = None,
 ) -> ModelSelect:
-    """The pending rows of one input model, in their order."""
+    """The pending rows of one input model, in their order.
+
+    Of results that are to be made again, `stands` is the clause that one is not; `also` is a clause
+    of rows that are taken although their results stand.
+    """
     query = all_rows(model)
     if sdss_ids is not None:
         query = query.where(of_sources(model, sdss_ids))
-    if group_by:
-        query = query.where(~_has_later_in_group(model, group_by))
-    return query.where(~has_result(model, output)).order_by(*ordering(model))
+    query = query.where(is_last_of_group(model, group_by))
+    wanted = ~has_result(model, output, stands=stands)
+    if also is not None:
+        wanted |= also
+    return query.where(wanted).order_by(*ordering(model))
 
 
 def ordering(model: Any) -> list[Any]:
@@ -105,7 +116,12 @@ def ordering(model: Any) -> list[Any]:
     return [NodeList((column, SQL(how))) for column, how in in_order(model)]
 
 
-def has_result(model: Any, output: Any, by_index: bool = False) -> Any:
+def has_result(
+    model: Any,
+    output: Any,
+    by_index: bool = False,
+    stands: Callable[[Any], Any] | None = None,
+) -> Any:
     """A clause: the row has an up-to-date result at the current major.minor version.
 
     A result is up to date while its input has the ``modified`` that was read with it. That needs
@@ -117,6 +133,8 @@ def has_result(model: Any, output: Any, by_index: bool = False) -> Any:
     """
     result = output.alias("result")
     found = result.select(1).where(_is_of(result, model, output) & is_up_to_date(result, model))
+    if stands is not None:
+        found = found.where(stands(result))
     return fn.EXISTS(found.offset(0) if by_index else found)
 
 
@@ -143,7 +161,10 @@ def _is_of(result: Any, model: Any, output: Any) -> Any:
     return link_of(output, model).points(result, model) & same_version
 
 
-def _has_later_in_group(model: Any, group_by: Iterable[str]) -> Any:
+def is_last_of_group(model: Any, group_by: Iterable[str]) -> Any:
+    """A clause: no other row of its group was modified later; all rows, if there are no groups."""
+    if not group_by:
+        return SQL("1 = 1")
     other = model.alias("later")
     columns = [(getattr(other, field.name), field, how) for field, how in group_order(model)]
     later: Any = None
@@ -153,7 +174,7 @@ def _has_later_in_group(model: Any, group_by: Iterable[str]) -> Any:
     for name in group_by:
         field = group_column(model, name)
         later &= getattr(other, field.name) == field
-    return fn.EXISTS(other.select(1).where(later))
+    return ~fn.EXISTS(other.select(1).where(later))
 
 
 def group_order(model: Any) -> list[tuple[Any, str]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import peewee
 from peewee import SQL, fn
 
 from astra.config import settings
@@ -14,22 +15,19 @@ from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.importing import import_path
-from astra.models.keys import check_keys, in_order, key_of, modified_field, same_moment, table_name
+from astra.models.keys import check_keys, in_order, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import link_of, version_number
-from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
+from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.models.schema import check_guards, check_tables, check_version
-from astra.plan.origin import _check_importable, _commit, _current_folder, import_root
+from astra.plan.origin import _check_importable, _current_folder, import_root
 from astra.plan.pages import release_silent
-from astra.plan.pending import (
-    checked_ids,
-    has_old_result,
-    pending_rows,
-    whole_number,
-)
+from astra.plan.pending import has_old_result, whole_number
+from astra.plan.selection import Selection, ended
 from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
+from astra.tasks.made_by import arguments_of, making_of, note_making
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 
 
@@ -57,6 +55,7 @@ class Planned:
     quarantined: int = 0  #: of the failed: ended their process
     live_plans: tuple[int, ...] = ()  #: plans that have the held rows
     tracks_changes: bool = True  #: False: nothing says when an input row was modified
+    unknown_keys: tuple[int | str, ...] = ()  #: keys asked for that no row has
 
 
 def create_plan(
@@ -68,6 +67,9 @@ def create_plan(
     arguments: Mapping[str, Any] | None = None,
     again: bool = False,
     new_first: bool = False,
+    keys: Iterable[Any] | None = None,
+    where: str | None = None,
+    redo: str | None = None,
 ) -> list[Planned]:
     """Freeze the pending rows of a task: one plan for each of its input models that has any.
 
@@ -90,6 +92,15 @@ def create_plan(
     new_first : bool
         Rows without any result come before those that were modified since theirs; otherwise, and
         within these two, the most recently modified come first.
+    keys : iterable, optional
+        Only the rows with these keys; tuples, where the key has several columns.
+    where : str, optional
+        Only rows for which this condition on the columns of the input holds, such as
+        ``"snr > 10 and release in ['dr19', 'dr20']"``.
+    redo : str, optional
+        Also take rows that have ended: ``"all"``; ``"changed"``, those whose results were made
+        with other arguments, other contents of named files or another revision;
+        ``"older-than 2026-01-31"``; or ``"failed"``. Their results stay until each is replaced.
 
     Returns
     -------
@@ -123,7 +134,9 @@ def create_plan(
     limit = whole_number("limit", settings.current().plan.limit if limit is None else limit)
     if max_rows is not None:
         max_rows = whole_number("max_rows", max_rows)
-    ids = None if sdss_ids is None else checked_ids(sdss_ids)
+    selection = Selection.of(
+        sdss_ids, keys, where, redo, again=again, new_first=new_first, max_rows=max_rows
+    )
     for model in models:
         link_of(output, model)
     check_version()
@@ -131,11 +144,21 @@ def create_plan(
     with connection():
         check_tables(*models, output)
         check_guards(*models, output)
+        found = {}
         for model in models:
             check_keys(model)
-    return [
-        _freeze(function, model, values, ids, limit, max_rows, again, new_first) for model in models
-    ]
+            found[model] = selection.check(model)
+    making = making_of(function, arguments_of(function, values))
+    try:
+        return [
+            _freeze(function, model, values, limit, selection, making, *found[model])
+            for model in models
+        ]
+    except (peewee.DataError, peewee.ProgrammingError) as error:
+        if where is None:
+            raise
+        said = dialect().message(error)
+        raise TaskError(f"--where {where!r} cannot be computed for every row: {said}") from error
 
 
 def plan_at_most(task: Any, planning: Mapping[str, Any]) -> list[Planned]:
@@ -154,24 +177,24 @@ def _freeze(
     function: Any,
     model: Any,
     arguments: dict[str, Any],
-    ids: list[int] | None,
     limit: int,
-    max_rows: int | None,
-    again: bool,
-    new_first: bool,
+    selection: Selection,
+    making: dict[str, Any],
+    known: list[Any] | None,
+    unknown: tuple[Any, ...],
 ) -> Planned:
     name, table, output = task_name(function), table_name(model), output_model(function)
     group_by = function.__astra__.group_by
     with connection(), writing():
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         release_silent(name, table)
-        pending = pending_rows(model, output, group_by, ids)
+        pending = selection.pending(model, output, group_by, known, name, making["digest"])
         key = key_of(model)
         version = version_number() // 1000
         held = dialect().held(
             key.column, name, table, version, Page, Plan, Attempt, key.page_column
         )
-        left_out = [] if again else [(m, _ended(m, model, name)) for m in (Failure, NoResult)]
+        left_out = selection.left_out(model, name, making["digest"])
         live = _live_plans(name, table)
         counts = {
             "held": pending.where(held).count() if live else 0,
@@ -186,19 +209,19 @@ def _freeze(
                 what = "failed" if kind is Failure else "no_result"
                 counts[what] = pending.where(clause).count()
                 if kind is Failure and counts[what]:
-                    deadly = _ended(kind, model, name, QUARANTINED)
+                    deadly = ended(kind, model, name, QUARANTINED)
                     counts["quarantined"] = pending.where(deadly).count()
                 pending = pending.where(~clause)
         order: list[tuple[Any, str]] = in_order(model)
-        if new_first:
+        if selection.new_first:
             order.insert(0, (has_old_result(model, output), "ASC"))
         sorted_by = [column.alias(f"order_{n}") for n, (column, _) in enumerate(order)]
         keys = pending.select(key.column.alias("key"), *sorted_by).order_by(
             *(SQL(f"order_{n} {how}") for n, (_, how) in enumerate(order))
         )
-        if max_rows is not None:
-            keys = keys.limit(max_rows)
-        plan = _record(function, model, output, arguments, limit)
+        if selection.max_rows is not None:
+            keys = keys.limit(selection.max_rows)
+        plan = _record(function, model, output, arguments, limit, selection, making)
         pages, rows = dialect().freeze(
             keys, Page, plan.pk, limit,
             ", ".join(f"order_{n} {how}" for n, (_, how) in enumerate(order)), key.page_column,
@@ -206,11 +229,17 @@ def _freeze(
         if not rows:
             plan.delete_instance()
         else:
-            Plan.update(n_pages=pages, n_rows=rows).where(Plan.pk == plan.pk).execute()
+            made_by = note_making(
+                {**making, "plan_pk": plan.pk,
+                 "fingerprint": f"{making['fingerprint']}-{plan.token}"}
+            )  # fmt: skip
+            Plan.update(n_pages=pages, n_rows=rows, made_by=made_by).where(
+                Plan.pk == plan.pk
+            ).execute()
         return Planned(
             plan.pk if rows else None, name, model.__name__, pages, rows, limit,
             live_plans=tuple(live) if counts["held"] else (),
-            tracks_changes=modified_field(model) is not None, **counts,
+            tracks_changes=modified_field(model) is not None, unknown_keys=unknown, **counts,
         )  # fmt: skip
 
 
@@ -219,21 +248,6 @@ def database_not(clause: Any) -> Any:
     from peewee import SQL, NodeList
 
     return NodeList((SQL("NOT"), clause))
-
-
-def _ended(kind: Any, model: Any, name: str, exceptions: tuple[str, ...] = ()) -> Any:
-    """A clause: the row ended so at this version, and was not modified since."""
-    row = kind.alias("ended")
-    return fn.EXISTS(
-        row.select(1).where(
-            (row.task == name)
-            & (row.input_table == table_name(model))
-            & (row.key == key_of(model).text)
-            & (row.v_astra_major_minor == version_number() // 1000)
-            & same_moment(row.input_modified, model)
-            & (row.exception << exceptions if exceptions else SQL("1 = 1"))
-        )
-    )
 
 
 def _live_plans(name: str, table: str) -> list[int]:
@@ -258,7 +272,15 @@ def _live_plans(name: str, table: str) -> list[int]:
     return [pk for (pk,) in tuples(query)]
 
 
-def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], limit: int) -> Plan:
+def _record(
+    function: Any,
+    model: Any,
+    output: Any,
+    arguments: dict[str, Any],
+    limit: int,
+    selection: Selection,
+    making: dict[str, Any],
+) -> Plan:
     file = Path(inspect.getfile(inspect.unwrap(function))).resolve()
     return Plan.create(
         task=task_name(function),
@@ -272,7 +294,9 @@ def _record(function: Any, model: Any, output: Any, arguments: dict[str, Any], l
         n_pages=0,
         n_rows=0,
         v_astra=version_number(),
-        commit=_commit(file.parent),
+        commit=making["commit"],
+        redo=selection.redo.text if selection.redo else None,
+        where=selection.where,
         created_by=user_name(),
         created_on=socket.gethostname(),
         cwd=_current_folder(),

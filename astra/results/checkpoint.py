@@ -23,7 +23,7 @@ from astra.results.rows import (
     Target,
     Yielded,
 )
-from astra.states import Outcome
+from astra.states import COUNTED, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +249,7 @@ def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[
         "attempt_pk": claim.attempt.pk if claim else None,
         "plan_pk": target.plan_pk,
         "page": target.page,
+        "made_by": target.made_by,
     }
 
 
@@ -318,25 +319,18 @@ def _write_progress(
 
 
 def _store_progress(claim: Claim, seen: Seen, outcomes: bytearray) -> Progress:
-    counts = {name: outcomes.count(outcome) for name, outcome in _COUNTED.items()}
+    counts = {name: outcomes.count(outcome) for name, outcome in COUNTED.items()}
     dialect().set_at(Page, claim.page.pk, Page.modified, {"outcomes": bytes(outcomes), **counts})
     # What this attempt ended itself: the attempts of a page add up to the page. As numbers, not
     # as increments: where the answer to the commit was lost, all this is written once more.
     own = {
         name: getattr(claim.attempt, name) + counts[name] - seen.outcomes.count(outcome)
-        for name, outcome in _COUNTED.items()
+        for name, outcome in COUNTED.items()
     }
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
     known = {"n_found": seen.n_found, **own, **claim.measures()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, known)
     return Progress(bytes(outcomes), own)
-
-
-_COUNTED = {
-    "n_done": Outcome.RESULT,
-    "n_failed": Outcome.FAILURE,
-    "n_no_result": Outcome.NO_RESULT,
-}
 
 
 def _mark(

@@ -118,7 +118,7 @@ def _by_columns(
     """Results whose values can all be stored, by what they set in which order; else None."""
     if not _all_may_be_stored(results, target, claim):
         results = _that_may_be_stored(results, target, claim, refused)
-    _complete(results, claim)
+    _complete(results, target, claim)
     found = []
     for members in _alike(results):
         columns = as_columns([yielded.result for yielded in members])
@@ -148,7 +148,7 @@ def _row_by_row(
     for yielded in results:
         try:
             key = _key_to_store(yielded, target, claim, seen)
-            _complete([yielded], claim)
+            _complete([yielded], target, claim)
             row = _row_of(yielded)
         except _Bad as bad:
             refused.append(bad.refusal)
@@ -295,8 +295,8 @@ def _key_to_store(
     return key
 
 
-def _complete(results: Iterable[Yielded], claim: Claim | None) -> None:
-    """Tell results which reading of its row each is of, and which attempt stores them."""
+def _complete(results: Iterable[Yielded], target: Target, claim: Claim | None) -> None:
+    """Set on results which reading of its row each is of, which attempt stores it, what made it."""
     attempt_pk = claim.attempt.pk if claim is not None else None
     for yielded in results:
         data, handed = yielded.result.__data__, yielded.handed
@@ -305,6 +305,7 @@ def _complete(results: Iterable[Yielded], claim: Claim | None) -> None:
             if data.get("input_modified") is None:
                 data["input_modified"] = handed.modified
         data["attempt_pk"] = attempt_pk
+        data["made_by"] = target.made_by
 
 
 def _check_model(yielded: Yielded, wanted: Any) -> None:

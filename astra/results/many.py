@@ -56,7 +56,7 @@ def _check(row: Row, target: Target, claim: Claim | None) -> None:
         If one of them may not be stored.
     """
     handed, numbers = row[0].handed, Counter[Any]()
-    _complete(row, claim)
+    _complete(row, target, claim)
     for yielded in row:
         _check_model(yielded, target.output)
         result = yielded.result

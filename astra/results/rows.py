@@ -127,6 +127,7 @@ class Target:
     page: int | None = None
     many: bool = False  # a row may have several results
     groups: bool = False  # results may be of other rows of a row's group
+    made_by: int | None = None  # what results and failures say that they were made by
 
     @cached_property
     def input_table(self) -> str:
@@ -213,4 +214,4 @@ def target_of(
     plan: Plan, model: Any, output: Any, page: int, many: bool = False, groups: bool = False
 ) -> Target:
     """Whose results a plan's are."""
-    return Target(plan.task, model, output, plan.pk, page, many, groups)
+    return Target(plan.task, model, output, plan.pk, page, many, groups, plan.made_by)

@@ -14,7 +14,7 @@ from astra.models.keys import RowKey, key_of
 from astra.models.pipeline import PipelineOutputModel, link_of
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.plan.pending import is_up_to_date
-from astra.states import AttemptState, Outcome
+from astra.states import COUNTED, AttemptState, Outcome
 from astra.status.records import Records, orphans
 from astra.status.verdict import Breach, Verdict
 
@@ -148,7 +148,7 @@ class Ledger:
             found = f"{page.n_rows} rows, {len(page.row_keys)} keys, {len(outcomes)} outcomes"
             self._say("shape", number, None, found)
             return False
-        for name, outcome in _COUNTED.items():
+        for name, outcome in COUNTED.items():
             stands, counted = getattr(page, name), outcomes.count(outcome)
             if stands != counted:
                 found = f"{name} is {stands}, the outcomes say {counted}"
@@ -389,13 +389,6 @@ class Ledger:
         if self.key.is_whole:
             return [(int(key), *numbers) for key, *numbers in rows]
         return [(self._number(text), *numbers) for text, *numbers in rows]
-
-
-_COUNTED = {
-    "n_done": Outcome.RESULT,
-    "n_failed": Outcome.FAILURE,
-    "n_no_result": Outcome.NO_RESULT,
-}
 
 
 def _flag(clause: Any) -> Any:

@@ -23,6 +23,9 @@ class Declared:
     group_by: tuple[str, ...] = ()
     many: bool = False  # a row may have several results
     hints: dict[str, Any] | None = None
+    #: Arguments that name files, and what finds the file of a value.
+    files: Mapping[str, Callable[[Any], Any] | None] = field(default_factory=dict)
+    revision: str | int | None = None  # of its code, as far as results depend on it
     own: frozenset[str] = field(default_factory=frozenset)  # keywords that it takes itself
 
 

@@ -6,7 +6,8 @@ Results that it yields are batched, written to the database at checkpoints, and 
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import peewee
@@ -20,6 +21,7 @@ from astra.results.rows import Target
 from astra.results.stopping import Settings, Stop, Tally
 from astra.results.writer import Writer
 from astra.tasks.declared import _KEYWORDS, Declared, bind_call, caller, check_keywords
+from astra.tasks.made_by import bound_arguments, making_of, note_making
 from astra.tasks.run import Run
 from astra.tasks.signature import (
     hints_where_defined,
@@ -55,6 +57,10 @@ def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
           results may be of any row of the group (none).
         - ``many``: True: a row may have several results. They are stored together when the row
           ends: when the next row is asked for, or ``End(row)`` is yielded (False).
+        - ``files``: names of arguments that name files or folders; or a mapping from the names to
+          functions that find the file of a value, or None. Results keep their digests (none).
+        - ``revision``: a number or a text that you change when the task's code changes its
+          results: ``redo="changed"`` takes results of other revisions. Commits do not count.
 
     Returns
     -------
@@ -98,9 +104,13 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
     many = keywords.pop("many", False)
     if not isinstance(many, bool):
         raise TaskError(f"many={many!r}: give True or False")
+    files = _checked_files(function, keywords.pop("files", ()))
+    revision = keywords.pop("revision", None)
+    if isinstance(revision, bool) or not isinstance(revision, str | int | None):
+        raise TaskError(f"revision={revision!r}: give a number or a text")
     for name in keywords:
         if name not in _KEYWORDS:
-            known = [*_KEYWORDS, "group_by", "many"]
+            known = [*_KEYWORDS, "group_by", "many", "files", "revision"]
             raise TaskError(f"@task has no keyword {name!r}. {nearest(name, known)}")
     check_keywords(keywords)
     parameters = inspect.signature(function).parameters
@@ -110,6 +120,8 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
         group_by,
         many,
         hints_where_defined(function, namespace),
+        files,
+        revision,
         frozenset(name for name in _KEYWORDS if name in parameters),
     )
 
@@ -162,18 +174,40 @@ def _checked_groups(group_by: Any) -> tuple[str, ...]:
     return names
 
 
+def _checked_files(function: Any, files: Any) -> dict[str, Callable[[Any], Any] | None]:
+    """The arguments that name files, and what finds the file of a value."""
+    given = (files,) if isinstance(files, str) else files
+    try:
+        found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
+    except TypeError:
+        raise TaskError(f"files={files!r}: give names of the task's arguments") from None
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name != rows_parameter(function).name]
+    for name, find in found.items():
+        if name not in known:
+            raise TaskError(
+                f"files: {signature_of(function)} takes no {name!r}. {nearest(str(name), known)}"
+            )
+        if find is not None and not callable(find):
+            raise TaskError(f"files[{name!r}]={find!r}: give a function from a value to its file")
+    return found
+
+
 def _direct(
     call: Any, rows: Iterable[Any], bound: inspect.BoundArguments, settings: Settings
 ) -> Iterator[Any]:
     """A task called by a program, outside of any plan."""
     target = _target(call, rows)
     n_rows = len(rows) if isinstance(rows, list | tuple) else None
-    writer = Writer(settings, target, Stop(), Tally())
-    run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
     if settings.write_to_database:
         if target.output is not None:
             retrying(lambda: check_tables(target.output))
         retrying(check_archive)
+        making = making_of(call, bound_arguments(call, bound))
+        target = replace(target, made_by=retrying(lambda: note_making(making)))
+    writer = Writer(settings, target, Stop(), Tally())
+    run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
+    if settings.write_to_database:
         run.in_hand.read = retrying(lambda: dialect().now())
     yield from _closing(iter(run))
 

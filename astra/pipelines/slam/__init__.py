@@ -26,7 +26,15 @@ log = logging.getLogger(__name__)
 BATCH = 32
 
 
-@task
+def _model_file(model: str | None) -> Any:
+    """The file of a model that is named as the task takes it."""
+    from astra.pipelines.slam.model_file import DEFAULT, SHIPPED
+
+    name = DEFAULT if model is None else str(model)
+    return SHIPPED.get(name, name)
+
+
+@task(files={"model": _model_file})
 def slam(
     spectra: Iterable[BossVisitSpectrum | BossCombinedSpectrum],
     model: str | None = None,

@@ -1,0 +1,276 @@
+"""``--where``: a condition on the columns of an input table, read with Python's own parser.
+
+What it holds becomes an expression of peewee's: names of columns, and literals that travel as
+parameters. Nothing of the text is pasted into SQL. A column that is NULL fulfils no comparison.
+"""
+
+import ast
+import math
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import peewee
+from peewee import EnclosedNodeList, Expression, NodeList, Value, fn
+
+from astra.database.connection import dialect
+from astra.errors import TaskError, nearest
+from astra.models.base import TimeField
+from astra.models.keys import Key
+
+#: A longer text, or one with more levels, is none that a person wrote.
+MOST_CHARACTERS, MOST_LEVELS = 20_000, 40
+
+_KINDS = {
+    "FLOAT": "number", "DOUBLE": "number", "DECIMAL": "number",
+    "TEXT": "text", "VARCHAR": "text", "CHAR": "text", "BOOL": "true or false",
+    "DATE": "time", "DATETIME": "time", "TIMESTAMP": "time", "MOMENT": "time", "UUID": "UUID",
+}  # fmt: skip
+
+_COMPARED = {ast.Eq: "=", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+
+_COMPUTED: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.Div: operator.truediv, ast.Mod: operator.mod,
+}  # fmt: skip
+
+_ALLOWED = (
+    "it may hold columns, numbers, texts in quotes, True, False, comparisons, and, or, not, "
+    "in [...], is None, and + - * / %"
+)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A part of the condition that has a value."""
+
+    kind: str
+    sql: Any = None
+    value: Any = None  # of a literal
+    is_literal: bool = False
+    is_whole: bool = False
+
+
+class _Refused(Exception):
+    pass
+
+
+def condition(model: Any, text: str) -> Any:
+    """The condition of a text, for a query on an input model.
+
+    Raises
+    ------
+    TaskError
+        If it is anything but a condition on the model's columns; it says what and where.
+    """
+    try:
+        return _Reader(model).condition(_parsed(text), 0)
+    except _Refused as error:
+        raise TaskError(f"--where {text[:200]!r}: {error}") from None
+
+
+def _parsed(text: Any) -> ast.expr:
+    if not isinstance(text, str) or len(text) > MOST_CHARACTERS:
+        raise _Refused(f"write a text of at most {MOST_CHARACTERS:,} characters; --keys takes more")
+    text = text.replace("\n", " ").strip()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        at = error.offset or 1
+        hint = "; to compare, write ==" if text[at - 1 : at] == "=" else ""
+        raise _Refused(f"it cannot be read, from character {at}: {error.msg}{hint}") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise _Refused(f"it cannot be read; {_ALLOWED}") from None
+
+
+class _Reader:
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    # -- conditions -------------------------------------------------------------------------
+
+    def condition(self, node: ast.expr, level: int) -> Any:
+        self._check_level(level)
+        if isinstance(node, ast.BoolOp):
+            join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            return _balanced([self.condition(v, level + 1) for v in node.values], join)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self.condition(node.operand, level + 1)
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            pairs = zip(sides, node.ops, sides[1:], strict=False)
+            return _balanced([self._compared(*pair, level) for pair in pairs], operator.and_)
+        term = self.term(node, level)
+        if term.kind != "true or false" or term.is_literal:
+            raise _Refused(f"{_said(node)} is no condition: compare it with something")
+        return Expression(term.sql, "=", Value(True, converter=False))
+
+    def _check_level(self, level: int) -> None:
+        if level > MOST_LEVELS:
+            raise _Refused(f"it has more than {MOST_LEVELS} levels")
+
+    def _compared(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> Any:
+        if isinstance(how, ast.Is | ast.IsNot):
+            term = self.term(left, level + 1)
+            if term.is_literal or not (isinstance(right, ast.Constant) and right.value is None):
+                raise _Refused(
+                    f"{_said(left)} is ...: `is` stands before None alone, and after a column"
+                )
+            return term.sql.is_null(isinstance(how, ast.Is))
+        if isinstance(how, ast.In | ast.NotIn):
+            return self._among(left, how, right, level)
+        one, other = self.term(left, level + 1), self.term(right, level + 1)
+        if one.is_literal and other.is_literal:
+            raise _Refused(
+                f"{_said(left)} and {_said(right)} are compared, and neither is a column"
+            )
+        one, other = _fitted(one, other), _fitted(other, one)
+        if one.kind == "other" or one.kind != other.kind:
+            raise _Refused(
+                f"{_said(left)} ({one.kind}) cannot be compared with {_said(right)} ({other.kind})"
+            )
+        is_order = not isinstance(how, ast.Eq | ast.NotEq)
+        if is_order and one.kind in ("true or false", "UUID"):
+            raise _Refused(f"{_said(left)} has no order: compare it by == or !=")
+        return Expression(one.sql, _COMPARED[type(how)], other.sql)
+
+    def _among(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> Any:
+        term = self.term(left, level + 1)
+        if not isinstance(right, ast.List | ast.Tuple | ast.Set) or not right.elts:
+            raise _Refused(f"{_said(left)} in {_said(right)}: write a list, such as in [1, 2]")
+        if term.is_literal:
+            raise _Refused(f"{_said(left)} is no column")
+        found = []
+        for item in right.elts:
+            one = _fitted(self.term(item, level + 1), term)
+            if not one.is_literal or one.kind != term.kind:
+                raise _Refused(f"{_said(item)} in a list for {_said(left)} is no {term.kind}")
+            found.append(one.sql)
+        op = "IN" if isinstance(how, ast.In) else "NOT IN"
+        return Expression(term.sql, op, EnclosedNodeList(found))
+
+    # -- terms ------------------------------------------------------------------------------
+
+    def term(self, node: ast.expr, level: int) -> _Term:
+        self._check_level(level)
+        if isinstance(node, ast.Constant):
+            return _literal(node.value)
+        if isinstance(node, ast.Name):
+            return self._column(node.id)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+            term = self.term(node.operand, level + 1)
+            if not term.is_literal:  # a minus before a column is no literal's
+                zero = _literal(0)
+                return self._computed(zero, node.op, term, node)
+            if term.kind != "number":
+                raise _Refused(f"{_said(node)} is computed, and no number")
+            return _literal(-term.value if isinstance(node.op, ast.USub) else term.value)
+        if isinstance(node, ast.BinOp) and type(node.op) in _COMPUTED:
+            sides = self.term(node.left, level + 1), self.term(node.right, level + 1)
+            return self._computed(sides[0], node.op, sides[1], node)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
+            raise _Refused(f"{_said(node)}: write `and`, `or` instead of & and |")
+        raise _Refused(f"{_said(node)} is not allowed: {_ALLOWED}")
+
+    def _column(self, name: str) -> _Term:
+        meta = self.model._meta
+        if name not in meta.combined:
+            raise _Refused(
+                f"{self.model.__name__} has no column {name!r}. {nearest(name, meta.columns)}"
+            )
+        field = meta.combined[name]
+        kind_of = getattr(field, "rel_field", field)
+        if Key((kind_of,)).is_whole:
+            return _Term("number", field, is_whole=True)
+        kind = _KINDS.get(kind_of.field_type, "other")
+        if kind == "time" and not isinstance(field, TimeField):
+            return _Term(kind, dialect().as_moment(field))
+        return _Term(kind, field)
+
+    def _computed(self, one: _Term, op: Any, other: _Term, node: ast.expr) -> _Term:
+        if one.kind != "number" or other.kind != "number":
+            raise _Refused(f"{_said(node)} is computed, and not of numbers alone")
+        if one.is_literal and other.is_literal:
+            try:
+                return _literal(_COMPUTED[type(op)](one.value, other.value))
+            except (ArithmeticError, ValueError) as error:
+                raise _Refused(f"{_said(node)}: {error}") from None
+        is_whole = one.is_whole and other.is_whole
+        if isinstance(op, ast.Mod) and not is_whole:
+            raise _Refused(f"{_said(node)}: % is for whole numbers")
+        exact = is_whole and not isinstance(op, ast.Div)
+        # As numeric nothing overflows; a division is one of floats, as in Python.
+        left, right = (t.sql.cast("numeric" if exact else "double precision") for t in (one, other))
+        if isinstance(op, ast.Div | ast.Mod):
+            right = fn.NULLIF(right, 0)
+        if isinstance(op, ast.Mod):  # with the sign of the divisor, as in Python
+            mark = peewee.SQL("%%" if dialect().name == "postgresql" else "%")
+            rest = EnclosedNodeList([NodeList((left, mark, right))])
+            sum_ = EnclosedNodeList([NodeList((rest, peewee.SQL("+"), right))])
+            return _Term("number", EnclosedNodeList([NodeList((sum_, mark, right))]), is_whole=True)
+        sign = {
+            ast.Add: "+",
+            ast.UAdd: "+",
+            ast.Sub: "-",
+            ast.USub: "-",
+            ast.Mult: "*",
+            ast.Div: "/",
+        }
+        return _Term("number", Expression(left, sign[type(op)], right), is_whole=exact)
+
+
+def _literal(value: Any) -> _Term:
+    if isinstance(value, bool):
+        return _Term("true or false", Value(value, converter=False), value, True)
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return _Term("number", Value(value, converter=False), value, True, True)
+    if isinstance(value, float) and math.isfinite(value):
+        return _Term("number", Value(value, converter=False), value, True)
+    if isinstance(value, str) and "\0" not in value and _has_bytes(value):
+        return _Term("text", Value(value, converter=False), value, True)
+    hint = "; write `is None`" if value is None else f"; {_ALLOWED}"
+    raise _Refused(f"{str(value)[:50]!r} cannot be compared{hint}")
+
+
+def _has_bytes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fitted(term: _Term, other: _Term) -> _Term:
+    """A text that is compared with times or UUIDs is read as one of these."""
+    if not term.is_literal or term.kind != "text" or other.kind not in ("time", "UUID"):
+        return term
+    try:
+        if other.kind == "UUID":
+            found: Any = UUID(term.value)
+            return _Term("UUID", Value(other.sql.db_value(found), converter=False), found, True)
+        at = datetime.fromisoformat(term.value)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        is_ours = isinstance(other.sql, TimeField)
+        found = TimeField().db_value(at if is_ours else dialect().rounded(at))
+    except (ValueError, OverflowError):
+        wanted = "a time, such as '2026-01-31'" if other.kind == "time" else "a UUID"
+        raise _Refused(f"{term.value[:50]!r} is not {wanted}") from None
+    return _Term("time", Value(found, converter=False), at, True)
+
+
+def _balanced(clauses: Sequence[Any], join: Callable[[Any, Any], Any]) -> Any:
+    """Clauses joined as a balanced tree: a database bounds the levels of an expression."""
+    if len(clauses) == 1:
+        return clauses[0]
+    half = len(clauses) // 2
+    return join(_balanced(clauses[:half], join), _balanced(clauses[half:], join))
+
+
+def _said(node: ast.expr) -> str:
+    return f"`{ast.unparse(node)[:80]}`"

@@ -1,0 +1,190 @@
+"""What makes a result: the task's arguments, the files that these name, and its code."""
+
+import hashlib
+import inspect
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from astra.errors import BrokenElement, TaskError
+from astra.models.pipeline import version_number
+from astra.models.plans import MadeBy
+from astra.tasks.arguments import plain
+from astra.tasks.declared import _KEYWORDS, Declared, bind_call
+from astra.tasks.signature import rows_parameter, task_name
+
+
+def arguments_of(function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call but its rows, those that are left at their defaults too."""
+    _, bound = bind_call(function, ((),), dict(values))
+    return bound_arguments(function, bound)
+
+
+def bound_arguments(function: Any, bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The same of arguments that were bound already."""
+    bound.apply_defaults()
+    left_out = {rows_parameter(function.__astra__.function).name, *_KEYWORDS}
+    return {name: value for name, value in bound.arguments.items() if name not in left_out}
+
+
+def making_of(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a :class:`MadeBy`, of a call with all these arguments.
+
+    Raises
+    ------
+    TaskError
+        If a file that an argument names cannot be read.
+    """
+    declared: Declared = function.__astra__
+    files = {name: _digests(declared, name, arguments.get(name)) for name in declared.files}
+    # A file counts by what it holds: it may be renamed.
+    contents = {name: sorted(found.values()) for name, found in files.items()}
+    others = {name: v for name, v in arguments.items() if not contents.get(name)}
+    stored = _as_json(arguments)
+    made = {
+        "task": task_name(function),
+        "digest": _digest(_as_json([others, contents, declared.revision])),
+        "arguments": stored,
+        "arguments_digest": _digest(stored),
+        "files": json.dumps(files),
+        "revision": None if declared.revision is None else str(declared.revision),
+        "commit": code_version(function),
+        "v_astra": version_number(),
+    }
+    return {**made, "fingerprint": _digest(_as_json(made))}
+
+
+def note_making(making: Mapping[str, Any]) -> int:
+    """The key of the row that says so, which is made if there is none yet."""
+    found = MadeBy.select(MadeBy.pk).where(MadeBy.fingerprint == making["fingerprint"])
+    pk = found.scalar()
+    if pk is None:
+        MadeBy.insert(making).on_conflict_ignore().execute()
+        pk = found.scalar()
+    return int(pk)
+
+
+def check_files(
+    function: Any, values: Mapping[str, Any], then: Mapping[str, Mapping[str, str]], plan: int
+) -> None:
+    """Refuse to go on with a file that has changed since the plan was made.
+
+    `then` holds the digests of that time, by argument and path.
+
+    Raises
+    ------
+    BrokenElement
+        It says which, and what to do.
+    """
+    declared: Declared = function.__astra__
+    arguments = arguments_of(function, values)
+    for name in declared.files:
+        try:
+            now = _digests(declared, name, arguments.get(name))
+        except TaskError as error:
+            raise BrokenElement(f"{error}; put it back, then astra resume {plan}") from None
+        for path, digest in now.items():
+            if (old := then.get(name, {}).get(path)) != digest:
+                raise BrokenElement(
+                    f"{name}: the file {path} has changed since plan {plan} was made (SHA-256 "
+                    f"{str(old)[:12]} then, {digest[:12]} now), and its results would differ: put "
+                    f"the file back, then astra resume {plan}; or astra cancel {plan}, and plan "
+                    "again"
+                )
+
+
+def _digests(declared: Declared, name: str, value: Any) -> dict[str, str]:
+    """The digests of the files that an argument names, by their paths."""
+    return {str(path): digest_of_file(name, path) for path in _paths(declared, name, value)}
+
+
+def _paths(declared: Declared, name: str, value: Any) -> Iterator[Path]:
+    find = declared.files[name]
+    if isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _paths(declared, name, item)
+    elif find is not None:
+        if (path := find(value)) is not None:
+            yield Path(path)
+    elif value is not None:
+        yield Path(value)
+
+
+def digest_of_file(name: str, path: Path) -> str:
+    """The SHA-256 of a file, or of all files of a folder.
+
+    Raises
+    ------
+    TaskError
+        If it cannot be read.
+    """
+    try:
+        path = path.expanduser()
+        if not path.is_dir():
+            return _read_digest(path)
+        parts = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        return _digest(json.dumps([[str(p.relative_to(path)), _read_digest(p)] for p in parts]))
+    except FileNotFoundError:
+        raise TaskError(f"{name}: the file {path} does not exist") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TaskError(f"{name}: the file {path} cannot be read: {error}") from None
+
+
+def _read_digest(path: Path) -> str:
+    about = path.stat()
+    return _digest_at(path.absolute(), about.st_mtime_ns, about.st_size, about.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _digest_at(path: Path, *about: int) -> str:
+    """The digest of a file, read once while the file stays as it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(_sorted(plain("", value)), sort_keys=True, default=_said)
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _sorted(item) for name, item in value.items()}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
+def _said(value: Any) -> Any:
+    """What stands for a value that JSON has no form for."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"<{getattr(value, '__module__', type(value).__module__)}.{name}>"
+
+
+def code_version(function: Any) -> str | None:
+    """The commit that a task's code stands at, with "+" where files were changed since."""
+    return _commit(Path(inspect.getfile(inspect.unwrap(function))).resolve().parent)
+
+
+@lru_cache(maxsize=64)  # what was imported stays as it is
+def _commit(folder: Path) -> str | None:
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True, text=True, timeout=10, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    if not head:
+        return None
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")

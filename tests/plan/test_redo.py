@@ -1,0 +1,216 @@
+"""Rows are processed again on purpose, and each result says what made it."""
+
+import json
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from peewee import FloatField
+
+from astra import task
+from astra.api import run_here
+from astra.cli.group import main
+from astra.database.connection import connection, dialect
+from astra.errors import TaskError
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Plan
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.status.status import status
+from astra.status.verify import verify
+from tests.sample_tasks import Measured, fill, measure
+
+
+class Labelled(PipelineOutputModel):
+    label = FloatField()
+
+
+@task(files=("model",), revision=1)
+def relabel(
+    spectra: Iterable[BossVisitSpectrum], model: str = "model.txt", bad: int = 0, none: int = 0
+) -> Iterable[Labelled]:
+    """The number in a file, for each spectrum."""
+    label = float(Path(model).read_text())
+    for spectrum in spectra:
+        if spectrum.spectrum_pk == bad:
+            raise ValueError("bad")
+        if spectrum.spectrum_pk != none:
+            yield Labelled.from_spectrum(spectrum, label=label)
+
+
+@pytest.fixture
+def labels(url, tmp_path):
+    init_database(("tests.plan.test_redo",))
+    (tmp_path / "model.txt").write_text("1")
+    fill(6)
+    return tmp_path / "model.txt"
+
+
+def run(**options):
+    (planned,) = create_plan(relabel, **options)
+    if planned.plan is not None:
+        run_here(planned.plan)
+    return planned
+
+
+def stored() -> dict[int, float]:
+    with connection():
+        return {r.spectrum_pk: r.label for r in Labelled.select()}
+
+
+def test_a_result_says_what_made_it(labels):
+    planned = run()
+    with connection():
+        made = {r.made_by for r in Labelled.select()}
+        (by,) = MadeBy.select()
+        assert made == {by.pk} and Plan.get().made_by == by.pk
+    assert (by.task, by.plan_pk, by.revision) == ("tests.plan.test_redo.relabel", planned.plan, "1")
+    assert json.loads(by.arguments) == {"model": "model.txt", "bad": 0, "none": 0}
+    assert list(json.loads(by.files)["model"]) == ["model.txt"]
+    assert by.commit is None or len(by.commit) >= 40
+    list(relabel(BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk == 2), none=1))
+    list(relabel(BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk == 3), none=1))
+    with connection():
+        one, other = (Labelled.get(Labelled.spectrum_pk == key).made_by for key in (2, 3))
+        by = MadeBy.get_by_id(one)
+        assert one == other != made and by.plan_pk is None and json.loads(by.arguments)["none"] == 1
+
+
+def test_changed_is_what_other_arguments_or_files_made(labels):
+    assert run().rows == 6
+    assert run(redo="changed").plan is None
+    labels.rename(labels.with_name("other.txt"))
+    again = {"redo": "changed", "arguments": {"model": "other.txt"}}
+    assert run(**again).plan is None  # the same contents
+    labels.with_name("other.txt").write_text("2")
+    assert run(**again, max_rows=4).rows == 4
+    assert sorted(stored().values()) == [1, 1, 2, 2, 2, 2]
+    with connection():
+        before = {r.spectrum_pk: (r.task_pk, r.created) for r in Labelled.select()}
+    planned = run(**again)
+    assert planned.rows == 2 and status(planned.plan).rows == {"done": 2}
+    assert set(stored().values()) == {2} and run(**again).plan is None
+    with connection():
+        assert before == {r.spectrum_pk: (r.task_pk, r.created) for r in Labelled.select()}
+        plans = [plan.pk for plan in Plan.select()]
+    assert len(plans) == 3 and all(verify(plan).sound for plan in plans)
+    fill(1)
+    assert run(**again).rows == 1  # what is pending is taken, too
+    again["arguments"]["bad"] = 5
+    planned = run(**again)
+    assert planned.rows == 7
+    assert stored()[5] == 2 and status(planned.plan).rows == {"done": 6, "failed": 1}
+    assert run(**again).failed == 1  # it failed as it was asked to
+    with connection():
+        assert (
+            Labelled.select().count() == 7
+            and Failure.get().made_by == Plan.get_by_id(planned.plan).made_by
+        )
+
+
+def test_a_revision_counts_and_a_commit_does_not(labels, monkeypatch):
+    run()
+    monkeypatch.setattr("astra.tasks.made_by.code_version", lambda function: "another")
+    assert run(redo="changed").plan is None
+    object.__setattr__(relabel.__astra__, "revision", 2)
+    try:
+        assert run(redo="changed").rows == 6
+    finally:
+        object.__setattr__(relabel.__astra__, "revision", 1)
+
+
+def test_all_failed_and_older_than(labels):
+    run(arguments={"bad": 2, "none": 3})
+    assert stored().keys() == {1, 4, 5, 6}
+    with connection():
+        now = dialect().now()
+        day = now + timedelta(days=1)
+    assert run(redo="older-than 2020-01-01").plan is None
+    failed = run(redo="failed", arguments={"none": 3})
+    assert (failed.rows, failed.no_result) == (1, 1) and 2 in stored()
+    assert run(redo="failed").plan is None
+    (planned,) = create_plan(relabel, redo=f"older-than {now.isoformat()}")
+    assert planned.rows == 5  # all but the one since
+    held = create_plan(relabel, redo="all")[0]
+    assert held.rows == 1 and held.held == 5
+    for plan in (planned, held):
+        run_here(plan.plan)
+    assert stored().keys() == set(range(1, 7))
+    assert run(redo=f"older-than {day.date()}").rows == 6
+    assert run(redo="all").rows == 6
+    for wrong in ("everything", "older-than", "older-than yesterday", "all 3", ""):
+        with pytest.raises(TaskError, match="--redo"):
+            create_plan(relabel, redo=wrong)
+
+
+def test_old_results_stay_where_there_are_no_new_ones(labels):
+    run()
+    again = {"arguments": {"bad": 1, "none": 2}}
+    planned = run(redo="all", **again)
+    assert status(planned.plan).rows == {"done": 4, "failed": 1, "no result": 1}
+    assert stored().keys() == set(range(1, 7))
+    with connection():
+        assert (NoResult.get().key, Failure.get().key) == ("2", "1")
+        assert {NoResult.get().made_by, Failure.get().made_by} == {Plan.get_by_id(2).made_by}
+        assert Labelled.get(Labelled.spectrum_pk == 1).made_by == Plan.get_by_id(1).made_by
+    assert verify(1).sound and verify(planned.plan).sound
+    assert run().plan is None
+    left = run(redo="changed", **again)
+    assert (left.plan, left.failed, left.no_result) == (None, 1, 1)
+
+
+def test_a_file_that_changed_since_breaks_the_page(labels):
+    (planned,) = create_plan(relabel)
+    text = labels.read_text()
+    labels.write_text("5")
+    run_here(planned.plan)
+    with connection():
+        said = {a.message for a in Attempt.select()}
+    assert all("has changed since plan 1 was made" in one for one in said) and said
+    assert stored() == {}
+    labels.unlink()
+    resume_local(planned.plan)
+    with connection():
+        last = Attempt.select().order_by(Attempt.pk.desc()).first()
+        assert "does not exist; put it back" in last.message
+    labels.write_text(text)
+    resume_local(planned.plan)
+    assert len(stored()) == 6
+    with pytest.raises(TaskError, match=r"the file none\.txt does not exist"):
+        create_plan(relabel, arguments={"model": "none.txt"})
+    for files in ("modle", ("spectra",), 5, {"model": 5}):
+        with pytest.raises(TaskError, match="files"):
+            task(files=files)(relabel.__astra__.function)
+
+
+def test_rows_are_chosen_by_keys_and_conditions(labels, tmp_path):
+    words = ["plan", "tests.plan.test_redo.relabel"]
+    (tmp_path / "keys.txt").write_text("3\n1\n3\n77\n")
+    done = CliRunner().invoke(main, [*words, "--keys", "keys.txt", "--where", "spectrum_pk > 1"])
+    assert done.exit_code == 0 and "1 row in 1 page" in done.output, done.output
+    assert "1 key of no row of BossVisitSpectrum: 77" in done.output
+    with connection():
+        assert Plan.get().where == "spectrum_pk > 1"
+    run_here(1)
+    done = CliRunner().invoke(main, [*words, "--redo", "older-than", "2999-01-01", "--json"])
+    assert json.loads(done.stdout)["rows"] == 6
+    for wrong, said in (
+        (("--where", "nosuch > 1"), "has no column 'nosuch'"),
+        (("--keys", "nosuch.txt"), "is no key"),
+        (("--keys", "88,99"), "has no row with the key 88, 99"),
+        (("--redo", "older-than"), "needs a date"),
+    ):
+        done = CliRunner().invoke(main, [*words, *wrong])
+        assert done.exit_code == 2 and said in done.output, done.output
+    with connection():
+        before = MadeBy.select().count()
+    done = CliRunner().invoke(main, ["submit", "tests.sample_tasks.measure", "--local", "--keys", "2",
+                                     "--input-model", "BossVisitSpectrum"])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with connection():
+        assert [m.spectrum_pk for m in Measured.select()] == [2]
+        assert MadeBy.select().count() == before + 1
+        assert create_plan(measure, BossVisitSpectrum, where="snr / (pk - pk) > 0")[0].plan is None
