@@ -20,6 +20,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "plan": (
         "astra plan slam.slam --input-model BossVisitSpectrum --page-size 2000",
         "astra plan mytasks.measure --set threshold=3 --max-rows 100",
+        'astra plan mytasks.measure --redo changed --where "snr > 10"',
     ),
     "submit": (
         "astra submit slam.slam --profile long --mem 4G",
@@ -29,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": ("astra run mytasks.measure --limit 20", "astra run slam.slam --sdss-ids 101,102"),
     "try": ("astra try mytasks.measure 1007 --set threshold=3", "astra try 17 1007 --pdb"),
     "results": ("astra results slam.slam --limit 20", "astra results mytasks.measure --csv"),
+    "why": ("astra why mytasks.measure 1007", "astra why slam.slam 102 --json"),
     "status": ("astra status", "astra status 17 --watch"),
     "resume": ("astra resume 17", "astra resume 17 --only OUT_OF_MEMORY --mem 8G"),
     "retry": ("astra retry 17", "astra retry 17 --local"),

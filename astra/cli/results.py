@@ -42,3 +42,20 @@ def results(
     if found.unknown and limit is None:
         n = show.count(len(found.unknown), "key")
         show.note(f"{n} without a result: {listed(found.unknown)}")
+
+
+@main.command()
+@click.argument("task", type=TASK)
+@click.argument("key")
+@click.option("--input-model", type=MODEL, metavar="M", help="One of the task's input models.")
+@json_option
+def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
+    """Say why the row with this KEY is pending for TASK, or is not, and all that happened to it."""
+    from astra.cli import show, show_rows
+    from astra.status.story import story_of
+
+    found = story_of(task, key, input_model)
+    if as_json:
+        show.as_json(found)
+    else:
+        show_rows.story(found)

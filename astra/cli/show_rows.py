@@ -3,11 +3,15 @@
 import csv
 import json
 import sys
+from collections.abc import Iterator
 from itertools import islice
+from textwrap import indent
 from typing import Any
 
 from astra.cli import show
+from astra.config.secrets import hide
 from astra.status.results import StoredResults, plain
+from astra.status.story import Ended, Making, Planning, Story
 
 #: Results that a table shows where nobody says how many.
 SHOWN = 20
@@ -67,3 +71,78 @@ def _short(value: Any) -> str:
     text = value if isinstance(value, str) else str(plain(value))
     text = text.replace("\n", " ")
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+def story(found: Story) -> None:
+    """Print one row's story: whether it is pending, what is stored, and what happened, in order."""
+    show.line(f"{found.task}, row {found.key} of {found.table} ({found.input_model})")
+    pending = "pending" if found.pending else "not pending"
+    show.line(f"  {pending}: {found.why}")
+    if found.next:
+        show.line(f"  next: {found.next}")
+    show.line("results:" if found.results else "results: none")
+    for result in found.results:
+        state = "up to date" if result.up_to_date else "out of date"
+        number = f", number {result.number}" if result.number else ""
+        show.line(
+            f"  {_at(result.modified)}  task_pk {result.task_pk}{number}, version "
+            f"{result.version}, {state}, by {_who(result.attempt)}"
+        )
+        _made_by(result.made_by)
+    show.line("history:" if found.plans or found.ends else "history: none")
+    events = [event for plan in found.plans for event in _of_plan(plan)]
+    events += [(end.at, *_of_end(end)) for end in found.ends]
+    for at, text, *more in sorted(events, key=lambda event: event[0]):
+        show.line(f"  {_at(at)}  {text}")
+        for block in more:
+            show.line(indent(block.rstrip(), " " * 23))
+
+
+def _at(moment: str) -> str:
+    return moment[:19].replace("T", " ")
+
+
+def _who(attempt: int | None) -> str:
+    return "a program" if attempt is None else f"attempt {attempt}"
+
+
+def _made_by(made: Making | None) -> None:
+    """Print what made a result."""
+    if made is None:
+        return
+    given = ", ".join(f"{name}={json.dumps(v)}" for name, v in made.arguments.items())
+    parts = [f"arguments {made.arguments_digest[:12]} ({given or 'none'})"]
+    for name, files in made.files.items():
+        parts += [f"{name}: {path} (SHA-256 {digest[:12]})" for path, digest in files.items()]
+    parts += [f"revision {made.revision}"] if made.revision is not None else []
+    parts += [f"code {made.commit[:12]}{'+' * made.commit.endswith('+')}"] if made.commit else []
+    where = "" if made.plan is None else f" in plan {made.plan}"
+    show.line(f"    made{where} by {'; '.join(parts)}")
+
+
+def _of_plan(plan: Planning) -> Iterator[tuple[str, ...]]:
+    """The events of one plan that has the row."""
+    how = f", --redo {plan.redo}" if plan.redo else ""
+    how += f", --where {plan.where!r}" if plan.where else ""
+    yield plan.created, f"plan {plan.plan}, page {plan.page}{how}: {plan.outcome} in it"
+    for moment, what in ((plan.paused, "paused"), (plan.cancelled, "cancelled")):
+        if moment:
+            yield moment, f"plan {plan.plan} was {what}"
+    for a in plan.attempts:
+        where = f"job {a.job} on {a.host}" if a.job else a.host
+        slurm = f", Slurm says {a.slurm_state}" if a.slurm_state else ""
+        text = f"attempt {a.attempt} (number {a.number}) of its page began, {where}"
+        yield a.began, text
+        if a.ended or slurm:
+            ended = f"attempt {a.attempt}: {a.state}{slurm}"
+            yield a.ended or a.began, ended, *([a.message] if a.message else [])
+
+
+def _of_end(end: Ended) -> tuple[str, ...]:
+    """What is said of a recorded failure, or of no result; its traceback below."""
+    where = f"plan {end.plan}, attempt {end.attempt}" if end.plan else _who(end.attempt)
+    if end.exception is None:
+        return (f"{end.what} ({where})",)
+    times = f", {end.times} times" if end.times and end.times > 1 else ""
+    text = f"{end.what} ({where}{times}): {end.exception}: {hide(end.message or '')}"
+    return (text, hide(end.traceback)) if end.traceback else (text,)

@@ -1,0 +1,309 @@
+"""The story of one row: whether it is pending and why, what was stored, and what was tried."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from shlex import quote
+from typing import Any
+
+import peewee
+
+from astra.database.connection import connection, database, dialect
+from astra.errors import UsageError
+from astra.models.given_keys import find_keys, given_keys
+from astra.models.keys import RowKey, key_of, table_name
+from astra.models.pipeline import link_of, version_number, version_text
+from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Page, Plan
+from astra.models.schema import check_tables, check_version
+from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
+from astra.plan.selection import ended
+from astra.states import Outcome
+from astra.tasks.signature import choose_model, find_task, output_model, task_name
+
+
+@dataclass(frozen=True)
+class Making:
+    """What made a result."""
+
+    plan: int | None  # None: the task was called by a program
+    arguments: dict[str, Any]
+    arguments_digest: str
+    files: dict[str, dict[str, str]]  # SHA-256 by path, of each argument that names files
+    revision: str | None
+    commit: str | None
+    version: str  # of astra
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """One result of the row."""
+
+    task_pk: int
+    number: int  # of several of the row
+    version: str
+    up_to_date: bool  # of this version, and of the row as it is now
+    created: str
+    modified: str
+    input_read: str
+    attempt: int | None
+    made_by: Making | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A recorded failure of the row, or the record that it has no result."""
+
+    what: str  # "failure", "refused result" or "no result"
+    version: str
+    at: str
+    plan: int | None
+    page: int | None
+    attempt: int | None
+    made_by: Making | None
+    exception: str | None = None
+    message: str | None = None
+    times: int | None = None
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class Tries:
+    """One attempt at the row's page."""
+
+    attempt: int
+    number: int
+    state: str
+    slurm_state: str | None
+    job: str | None
+    host: str
+    began: str
+    ended: str | None
+    message: str | None
+    log: str | None
+
+
+@dataclass(frozen=True)
+class Planning:
+    """One plan that has the row."""
+
+    plan: int
+    version: str
+    created: str
+    redo: str | None
+    where: str | None
+    cancelled: str | None
+    paused: str | None
+    page: int
+    outcome: str  # how the row ended in it
+    attempts: tuple[Tries, ...]
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that is known of one row of a task."""
+
+    task: str
+    input_model: str
+    table: str
+    key: int | str
+    exists: bool  # in its table
+    pending: bool
+    why: str
+    next: str | None  # what to type
+    results: tuple[StoredResult, ...]
+    plans: tuple[Planning, ...]
+    ends: tuple[Ended, ...]
+
+
+def story_of(task: Any, key: str, input_model: Any = None) -> Story:
+    """The story of the row with this key, of the first input model of the task that has it.
+
+    Raises
+    ------
+    UsageError
+        If the task, the model or the key cannot be used, or nothing is known of such a row.
+    """
+    function = find_task(task)
+    output, models = output_model(function), choose_model(function, input_model)
+    check_version()
+    with connection():
+        check_tables(*models, output)
+        found = [_Told(function, model, output, key) for model in models]
+        for told in found:
+            if told.exists:
+                return told.story()
+        for told in found:  # a row that was deleted leaves what it was
+            story = told.story()
+            if story.results or story.plans or story.ends:
+                return story
+    tables = " or ".join(table_name(model) for model in models)
+    raise UsageError(
+        f"{tables} has no row with the key {key[:100]}, and nothing is known of one; a key of "
+        "several columns is a JSON array of their values"
+    )
+
+
+class _Told:
+    """One row of one input model, inside a connection."""
+
+    def __init__(self, function: Any, model: Any, output: Any, key: str) -> None:
+        self.function, self.model, self.output = function, model, output
+        self.task, self.typed = task_name(function), key
+        known, unknown = find_keys(model, [key])
+        self.exists = bool(known)
+        self.key: RowKey = (known or unknown)[0]
+
+    def story(self) -> Story:
+        results, plans = tuple(self._results()), tuple(self._plans())
+        ends = tuple(self._ends())
+        pending, why, then = self._why(plans)
+        return Story(
+            self.task, self.model.__name__, table_name(self.model), self.key, self.exists,
+            pending, why, then, results, plans, ends,
+        )  # fmt: skip
+
+    # -- is it pending? ---------------------------------------------------------------------
+
+    def _why(self, plans: tuple[Planning, ...]) -> tuple[bool, str, str | None]:
+        """Whether the row is pending, why or why not, and what to type."""
+        if not self.exists:
+            return False, f"{table_name(self.model)} has no such row any more", None
+        done, old, failed, empty, is_last = self._flags()
+        plan = f"astra plan {self.task} --keys {self._as_option()}"
+        if live := next((p for p in reversed(plans) if self._is_live(p)), None):
+            where = f"page {live.page} of plan {live.plan}"
+            return True, f"{where} has it, and has not ended it", f"astra status {live.plan}"
+        if not is_last:
+            return False, "another row of its group was modified later, and stands for it", None
+        if failed and not done:
+            last = "it failed, and was not modified since"
+            return False, last, f"{plan} --redo failed"
+        if empty and not done:
+            last = "the task yielded no result for it, and it was not modified since"
+            return False, last, f"{plan} --again"
+        if done:
+            since = "; processed again since, it failed" if failed else ""
+            since += "; processed again since, the task yielded none" if empty else ""
+            return False, f"it has a result that is up to date{since}", f"{plan} --redo all"
+        if old:
+            return True, "it was modified since its result", plan
+        return True, f"it has no result at version {version_text(version_number())}", plan
+
+    def _flags(self) -> list[bool]:
+        model, output = self.model, self.output
+        groups = getattr(getattr(self.function, "__astra__", None), "group_by", ())
+        query = key_of(model).narrowed(model.select().bind(database), [self.key])
+        flags = (
+            has_result(model, output),
+            has_old_result(model, output),
+            ended(Failure, model, self.task),
+            ended(NoResult, model, self.task),
+            is_last_of_group(model, groups),
+        )
+        return [bool(flag) for flag in database.execute(query.select(*flags)).fetchone()]
+
+    def _is_live(self, planning: Planning) -> bool:
+        runs = any(a.state == "running" for a in planning.attempts)
+        same = (
+            planning.version.rpartition(".")[0] == version_text(version_number()).rpartition(".")[0]
+        )
+        return same and planning.outcome == "pending" and (not planning.cancelled or runs)
+
+    def _as_option(self) -> str:
+        """The key as ``--keys`` takes it."""
+        if len(key_of(self.model).fields) > 1:
+            return quote(str(self.key))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow([self.key])
+        return quote(text.getvalue())
+
+    # -- what is stored ---------------------------------------------------------------------
+
+    def _results(self) -> Iterator[StoredResult]:
+        output, model = self.output, self.model
+        link = link_of(output, model)
+        key = link.key(output)
+        is_now = (output.v_astra_major_minor == version_number() // 1000) & is_up_to_date(
+            output, model
+        )
+        columns = (
+            output.task_pk, output.result_number, output.v_astra, output.created, output.modified,
+            output.input_read, output.attempt_pk, output.made_by,
+            peewee.Case(None, ((is_now, 1),), 0).alias("is_now"),
+        )  # fmt: skip
+        query = key.narrowed(output.select(), given_keys(key, [self.typed]))
+        query = query.select(*columns).join_from(
+            output, model, peewee.JOIN.LEFT_OUTER, on=link.points(output, model), attr="input_row"
+        )
+        order = output.v_astra_major_minor, output.result_number, output.task_pk
+        for row in query.order_by(*order).namedtuples():
+            yield StoredResult(
+                row.task_pk, row.result_number, version_text(row.v_astra), bool(row.is_now),
+                _time(row.created), _time(row.modified), _time(row.input_read), row.attempt_pk,
+                _making(row.made_by),
+            )  # fmt: skip
+
+    def _ends(self) -> Iterator[Ended]:
+        for kind in (Failure, NoResult):
+            rows = kind.select().where(
+                (kind.task == self.task)
+                & (kind.input_table == table_name(self.model))
+                & (kind.key == str(self.key))
+            )
+            for row in rows.order_by(kind.modified):
+                what: str = "no result"
+                of_failure: tuple[Any, ...] = ()
+                if isinstance(row, Failure):
+                    what = "refused result" if row.refused else "failure"
+                    of_failure = (row.exception, row.message, row.times, row.traceback)
+                version = version_text(row.v_astra_major_minor * 1000).rpartition(".")[0]
+                yield Ended(
+                    what, version, _time(row.modified), row.plan_pk, row.page, row.attempt_pk,
+                    _making(row.made_by), *of_failure,
+                )  # fmt: skip
+
+    def _plans(self) -> Iterator[Planning]:
+        column = getattr(Page, key_of(self.model).page_column)
+        pages = (
+            Page.select(Page, Plan)
+            .join(Plan)
+            .where(
+                (Plan.task == self.task)
+                & (Plan.input_table == table_name(self.model))
+                & dialect().holds(column, self.key)
+            )
+            .order_by(Plan.pk)
+        )
+        for page in pages:
+            plan, place = page.plan, page.row_keys.index(self.key)
+            outcome = Outcome(page.outcomes[place]).name.lower().replace("_", " ")
+            attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
+            yield Planning(
+                plan.pk, version_text(plan.v_astra), _time(plan.created), plan.redo, plan.where,
+                _time(plan.cancelled), _time(plan.paused), page.number, outcome,
+                tuple(map(_tries, attempts)),
+            )  # fmt: skip
+
+
+def _making(pk: int | None) -> Making | None:
+    by = None if pk is None else MadeBy.get_or_none(MadeBy.pk == pk)
+    if by is None:
+        return None
+    return Making(
+        by.plan_pk, json.loads(by.arguments), by.arguments_digest, json.loads(by.files),
+        by.revision, by.commit, version_text(by.v_astra),
+    )  # fmt: skip
+
+
+def _tries(attempt: Attempt) -> Tries:
+    job = None if attempt.job_id is None else f"{attempt.job_id}_{attempt.array_index}"
+    return Tries(
+        attempt.pk, attempt.number, attempt.state, attempt.slurm_state, job, attempt.host,
+        _time(attempt.began), _time(attempt.ended), attempt.message, attempt.log,
+    )  # fmt: skip
+
+
+def _time(at: Any) -> Any:
+    return None if at is None else at.isoformat()

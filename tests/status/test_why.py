@@ -1,0 +1,162 @@
+"""The story of one row, as it goes: pending, done, out of date, failed, redone, deleted."""
+
+import json
+from collections.abc import Iterable
+
+import pytest
+from click.testing import CliRunner
+from peewee import CompositeKey, FloatField, IntegerField, Model, TextField
+
+from astra import task
+from astra.api import cancel, run_here
+from astra.cli.group import main
+from astra.database.connection import connection, database
+from astra.errors import TaskError, UsageError
+from astra.models import OutputModel, result_of
+from astra.models.schema import init_database
+from astra.plan.plan import create_plan
+from astra.status.story import story_of
+
+NAME = "tests.status.test_why.weigh"
+
+
+class Stone(Model):
+    name = TextField(primary_key=True)
+    mass = FloatField(null=True)
+    updated = IntegerField(null=True)
+
+    class Meta:
+        table_name = "stone_why"
+        database = database
+
+
+class Plate(Model):
+    night = TextField()
+    fiber = IntegerField()
+    mass = FloatField(null=True)
+
+    class Meta:
+        table_name = "plate_why"
+        primary_key = CompositeKey("night", "fiber")
+        database = database
+
+
+class Weight(OutputModel):
+    stone = result_of(Stone)
+    weight = FloatField()
+
+
+class PlateWeight(OutputModel):
+    plate = result_of(Plate)
+    weight = FloatField()
+
+
+@task(revision=1)
+def weigh(rows: Iterable[Stone], g: float = 9.81) -> Iterable[Weight]:
+    for row in rows:
+        if g < 0:
+            raise ValueError(f"no gravity for {row.name}")
+        if row.mass is not None:
+            yield Weight.from_row(row, weight=row.mass * g)
+
+
+@task
+def weigh_plates(rows: Iterable[Plate]) -> Iterable[PlateWeight]:
+    for row in rows:
+        yield PlateWeight.from_row(row, weight=row.mass)
+
+
+@pytest.fixture
+def stones(url):
+    with connection():
+        database.create_tables([Stone, Plate])
+        Stone.insert_many([{"name": n, "mass": 1.0} for n in ("a", "it's, b")]).execute()
+        Stone.insert(name="void").execute()
+        Plate.insert(night="2024-01-01", fiber=3, mass=2.0).execute()
+    init_database(("tests.status.test_why",))
+    yield
+    with connection():
+        database.drop_tables([Stone, Plate])
+
+
+def run(function=weigh, **options):
+    for planned in create_plan(function, **options):
+        if planned.plan is not None:
+            run_here(planned.plan)
+
+
+def said(*words: str) -> str:
+    done = CliRunner().invoke(main, ["why", *words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_story_of_a_row(stones):
+    story = story_of(weigh, "a")
+    assert story.pending and not story.results + story.plans and "no result at" in story.why
+    assert story.next == f"astra plan {NAME} --keys a"
+    create_plan(weigh)
+    story = story_of(weigh, "a")
+    assert story.pending and "page 1 of plan 1 has it" in story.why
+    assert story.next == "astra status 1" and story.plans[0].outcome == "pending"
+    cancel(1)
+    assert "no result at" in story_of(weigh, "a").why
+    run()
+    story = story_of(weigh, "a")
+    assert not story.pending and "up to date" in story.why
+    (result,) = story.results
+    assert result.up_to_date and result.made_by.arguments == {"g": 9.81}
+    assert (result.made_by.plan, result.made_by.revision) == (2, "1")
+    assert [(p.plan, p.outcome, len(p.attempts)) for p in story.plans] == [
+        (1, "pending", 0), (2, "result", 1)
+    ]  # fmt: skip
+    run(redo="all", where="name == 'a'", arguments={"g": -1.0})
+    story = story_of(weigh, "a")
+    assert not story.pending and "since, it failed" in story.why
+    assert [end.exception for end in story.ends] == ["ValueError"] and len(story.results) == 1
+    assert story.ends[0].made_by.arguments == {"g": -1.0} and story.results[0].made_by.plan == 2
+    text = said(NAME, "a")
+    for part in (
+        "not pending: it has a result", "made in plan 2 by arguments", "(g=9.81); revision 1",
+        "plan 1 was cancelled", "plan 3, page 1, --redo all, --where \"name == 'a'\": failure in it",
+        "failure (plan 3, attempt", "ValueError: no gravity for a", "Traceback (most recent",
+    ):  # fmt: skip
+        assert part in text, (part, text)
+    assert text.index("plan 1, page 1") < text.index("plan 2, page 1") < text.index("failure (plan")
+
+
+def test_rows_without_a_result_and_rows_that_are_gone(stones):
+    run()
+    story = story_of(weigh, "void")
+    assert not story.pending and "yielded no result" in story.why and "--again" in story.next
+    assert [end.what for end in story.ends] == ["no result"]
+    assert "no result (plan 1, attempt" in said(NAME, "void")
+    story = json.loads(said(NAME, "it's, b", "--json"))
+    assert (
+        story["next"]
+        == """astra plan tests.status.test_why.weigh --keys '"it'"'"'s, b"' --redo all"""
+    )
+    with connection():
+        Stone.delete().where(Stone.name == "a").execute()
+    story = story_of(weigh, "a")
+    assert not story.exists and not story.pending and len(story.results) == 1
+    assert story.plans[0].outcome == "result" and "history:" in said(NAME, "a")
+    with pytest.raises(UsageError, match="stone_why has no row with the key nosuch"):
+        story_of(weigh, "nosuch")
+
+
+def test_a_failure_that_is_not_taken_again(stones):
+    run(arguments={"g": -1.0})
+    story = story_of(weigh, "a")
+    assert not story.pending and "failed" in story.why and story.next.endswith("--redo failed")
+    run(redo="failed")
+    assert "up to date" in story_of(weigh, "a").why and story_of(weigh, "a").ends == ()
+
+
+def test_a_key_of_two_columns(stones):
+    run(weigh_plates)
+    story = story_of(weigh_plates, '["2024-01-01", 3]')
+    assert len(story.results) == 1 and f"--keys '{story.key}' --redo all" in story.next
+    assert story_of(weigh_plates, "2024-01-01,3").key == story.key
+    with pytest.raises(TaskError, match="is no key"):
+        story_of(weigh_plates, "2024-01-01")
