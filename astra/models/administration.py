@@ -1,7 +1,7 @@
 """What the administrator of a database asks for: indexes without a queue, views, the SQL itself."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,7 +116,7 @@ _IF_MISSING = re.compile(r'CREATE (UNIQUE )?(TABLE|INDEX) IF NOT EXISTS ("[^"]+"
 def recorded() -> Iterator[list[str]]:
     """The statements of a block that change the database, as they could be typed."""
     bound, statements, there = database.bound(), [], relations()
-    execute = bound.execute_sql
+    execute: Callable[..., Any] = bound.execute_sql
 
     def record(sql: str, parameters: Any = None, *rest: Any) -> Any:
         found = execute(sql, parameters, *rest)

@@ -43,7 +43,7 @@ class TimeField(peewee.DateTimeField):
         return peewee.NodeList((super().ddl(ctx), *default))
 
     def adapt(self, value: Any) -> Any:
-        value = super().adapt(value)
+        value = super().adapt(value)  # type: ignore[no-untyped-call]
         if not isinstance(value, datetime):
             return value
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
@@ -109,7 +109,7 @@ class ModelMeta(ModelBase):
             for key, field in vars(mixin).items():
                 if isinstance(field, Field) and not (field.primary_key and own_key):
                     attrs.setdefault(key, deepcopy(field))
-        made = super().__new__(cls, name, bases, attrs, **kw)
+        made = super().__new__(cls, name, bases, attrs, **kw)  # type: ignore[no-untyped-call]
         for field in made._meta.sorted_fields if hasattr(made, "_meta") else ():
             field.help_text = field.help_text or describe(field.name)
         return made

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import peewee
 from peewee import JOIN, SQL, CompositeKey, Field, ModelSelect
@@ -215,7 +215,7 @@ def moment_in(row: Any) -> datetime | None:
         return None
     value = row.__data__.get(field.name)
     if value is None or isinstance(field, TimeField):
-        return value
+        return cast("datetime | None", value)
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if not isinstance(value, datetime):
@@ -251,13 +251,13 @@ def all_rows(model: Any) -> ModelSelect:
     """All rows of an input model, read over astra's own connection."""
     name = getattr(model, "loaded_with", None)
     if name is None:
-        return model.select().bind(database)
+        return cast("ModelSelect", model.select().bind(database))
     field = model._meta.fields[name]
     other = field.rel_model
     query = model.select(model, other).join(
         other, JOIN.LEFT_OUTER, on=(field == field.rel_field), attr=name
     )
-    return query.bind(database)
+    return cast("ModelSelect", query.bind(database))
 
 
 def table_name(model: Any) -> str:

@@ -180,7 +180,8 @@ class Page(BaseModel):
     @property
     def row_keys(self) -> list[int | str]:
         """The keys of its rows, in the order of their places."""
-        return self.keys if self.keys is not None else self.key_texts
+        keys: list[int | str] = self.key_texts if self.keys is None else self.keys
+        return keys
 
     @property
     def n_pending(self) -> int:

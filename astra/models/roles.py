@@ -139,8 +139,8 @@ def _given_before(speaks: PostgreSQL) -> list[Grant]:
 
 def privileges_of(kind: str, model: Any) -> list[str]:
     """What a kind of role may do to a table, as it stands before ON in a GRANT."""
-    own = {"plans": _of_planners, "writes": _of_writers, "reads": lambda model: []}[kind]
-    return ["SELECT", *own(model)]
+    own = {"plans": _of_planners, "writes": _of_writers}
+    return ["SELECT", *(own[kind](model) if kind in own else [])]
 
 
 def _of_planners(model: Any) -> list[str]:

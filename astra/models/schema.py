@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peewee
 
@@ -280,7 +280,7 @@ def _kept_column(model: Any) -> str | None:
 def _missing_unique(model: Any) -> str | None:
     """The columns of a table that no index keeps unique, though its model says so."""
     if issubclass(model, OutputModel):
-        return model.missing_index()
+        return cast("str | None", model.missing_index())
     if not issubclass(model, BaseModel):
         return None
     for index in model._meta.fields_to_index():
@@ -303,9 +303,8 @@ def _check_names(model: Any) -> None:
 def tables() -> list[Any]:
     """Every table, each after those that it refers to."""
     found = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
-    return peewee.sort_models(  # type: ignore[attr-defined]
-        [m for m in found if _is_table(m)]
-    )
+    wanted = [m for m in found if _is_table(m)]
+    return cast("list[Any]", peewee.sort_models(wanted))  # type: ignore[attr-defined]
 
 
 def own_tables() -> list[Any]:
@@ -350,9 +349,9 @@ def _is_missing_file() -> bool:
 
 
 def _version() -> int | None:
-    if not Schema.table_exists():
+    if not Schema.table_exists():  # type: ignore[no-untyped-call]
         return None
-    return Schema.select(peewee.fn.max(Schema.version)).scalar()
+    return cast("int | None", Schema.select(peewee.fn.max(Schema.version)).scalar())
 
 
 def _mismatch(version: int) -> DatabaseError:

@@ -72,7 +72,8 @@ def track_changes(name: str) -> str:
 
 
 def _model_named(name: str) -> type[peewee.Model]:
-    models = [adopted(m) for m in every_subclass(peewee.Model) if not issubclass(m, BaseModel)]
+    others = (m for m in every_subclass(peewee.Model) if not issubclass(m, BaseModel))
+    models: list[type[peewee.Model]] = [adopted(model) for model in others]
     known = {n: m for m in models for n in (m._meta.table_name, m.__name__)}
     if name not in known:
         raise UsageError(

@@ -108,6 +108,7 @@ def caller(call: Any, bound: inspect.BoundArguments) -> Callable[[Iterator[Any]]
 
     def start(rows: Iterator[Any]) -> Iterator[Any]:
         bound.arguments[name] = rows
-        return function(*bound.args, **bound.kwargs)
+        results: Iterator[Any] = function(*bound.args, **bound.kwargs)
+        return results
 
     return start

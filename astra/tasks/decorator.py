@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import peewee
 
@@ -234,7 +234,7 @@ def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
             # What a cursor of SQLite's sees is not defined while its connection writes.
             own = dialect().url.endswith(":memory:") or in_transaction()
             return iter(list(rows)) if own else read_in_background(rows)
-        return rows.iterator()
+        return cast("Iterator[Any]", rows.iterator())
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")
     return iter(rows)

@@ -8,7 +8,7 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import peewee
 
@@ -95,7 +95,7 @@ def _checked_task(found: Any, name: str) -> Callable[..., Any]:
         kind = f"an object of {type(found).__name__}"
     if kind is not None:
         raise TaskError(f"{name} is no task, but {kind}; a task is a function with @task")
-    return found
+    return cast("Callable[..., Any]", found)
 
 
 def known_tasks() -> list[str]:
@@ -301,7 +301,9 @@ def _model_named(name: str) -> Any:
     return next((m for m in known if name in (m.__name__, m._meta.table_name)), None)
 
 
-def hints_where_defined(function: Callable[..., Any], namespace: dict[str, Any]) -> dict | None:
+def hints_where_defined(
+    function: Callable[..., Any], namespace: dict[str, Any]
+) -> dict[str, Any] | None:
     """Annotations, with the names that were in sight where the function was defined."""
     try:
         return typing.get_type_hints(function, localns=namespace)
@@ -314,7 +316,7 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """What a task's signature is annotated with, names resolved."""
     settings = getattr(function, "__astra__", None)
     if settings is not None and settings.hints is not None:
-        return settings.hints
+        return cast("dict[str, Any]", settings.hints)
     inner = inspect.unwrap(function)
     try:
         return typing.get_type_hints(inner, localns=inspect.getclosurevars(inner).nonlocals)
