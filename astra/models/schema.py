@@ -8,9 +8,15 @@ import peewee
 
 from astra import models as science
 from astra.config.secrets import hide_password
-from astra.database.connection import connection, database, dialect, url
+from astra.database.connection import connection, database, dialect, retrying, url
 from astra.errors import DatabaseError, NotAllowed, UsageError
-from astra.models.administration import index_while_in_use, make_views, no_queue, recorded
+from astra.models.administration import (
+    LOCK_TIMEOUT_S,
+    index_while_in_use,
+    make_views,
+    no_queue,
+    recorded,
+)
 from astra.models.archive import Archive, settle_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass
 from astra.models.importing import import_named, import_path
@@ -60,11 +66,17 @@ def init_database(
     with connection():
         if not database.in_transaction():
             index_while_in_use(tables())
+
+    def init() -> tuple[list[str], list[str]]:
+        noted: list[str] = []
         with database.atomic(), dialect().lock("initdb"), no_queue():
-            said = [] if notes is None else notes
-            new = _init(parse_grants(grant), copied, moved, said, views)
-            said += [track_changes(name) for name in tracked]
-            return new
+            new = _init(parse_grants(grant), copied, moved, noted, views)
+            return new, noted + [track_changes(name) for name in tracked]
+
+    new, noted = retrying(init, LOCK_TIMEOUT_S)  # elements may lock the tables in another order
+    if notes is not None:
+        notes += noted
+    return new
 
 
 def sql_of(

@@ -61,16 +61,16 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     """
     chosen = _profile(settings)
     cluster = str(chosen.options.get("clusters") or "") or None
-    had = night.finalizer, night.finalizer_job, night.finalizer_cluster
-    before, token = night.finalizer, secrets.token_hex(6)
-    night.finalizer, night.finalizer_job, night.finalizer_cluster = token, None, cluster
+    before, had = night.finalizer, _known(night)
+    night.finalizer, night.finalizer_job = secrets.token_hex(6), None
+    night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.here().name
     folder = run_folder(night.folder)
     check_folder(folder / "logs")
     text = _render(night, chosen, folder)
     mine = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
         changed = (
-            Night.update(finalizer=token, finalizer_job=None, finalizer_cluster=cluster)
+            Night.update(_known(night))
             .where((Night.pk == night.pk) & mine & Night.ended.is_null())
             .execute()
         )
@@ -80,42 +80,45 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     write_whole(path, text, 0o700)
     kept = f"the night is kept for it: astra nights {night.name} --heal"
     try:
-        found = send(path, job_name(night), cluster, kept, min, _arguments(behind, cluster, wait_s))
+        arguments = _arguments(behind, night.finalizer_home, wait_s)
+        found = send(path, job_name(night), cluster, kept, min, arguments)
     except SlurmError:
-        _give_back(night, *had)
+        _give_back(night, had)
         raise
     _adopt(night, found)
 
 
-def _give_back(night: Night, token: str | None, job: int | None, cluster: str | None) -> None:
+def _known(night: Night) -> dict[str, Any]:
+    """Everything by which the night's finalizer is known."""
+    names = ("finalizer", "finalizer_job", "finalizer_cluster", "finalizer_home")
+    return {name: getattr(night, name) for name in names}
+
+
+def _give_back(night: Night, had: dict[str, Any]) -> None:
     """The night's finalizer is the one before: who calls may try again, and is still its own."""
     mine = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
     with connection():
-        Night.update(finalizer=token, finalizer_job=job, finalizer_cluster=cluster).where(
-            mine
-        ).execute()
-    night.finalizer, night.finalizer_job, night.finalizer_cluster = token, job, cluster
+        Night.update(had).where(mine).execute()
+    for name, value in had.items():
+        setattr(night, name, value)
 
 
-def _arguments(behind: Iterable[JobId], cluster: str | None, wait_s: int) -> list[str]:
+def _arguments(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
+    """Options of sbatch with which the finalizer waits for jobs; it goes to the cluster `home`."""
     jobs = list(behind)
-    near = sorted({job.job_id for job in jobs if job.cluster == cluster})
-    if len(near) < len({*jobs}):  # Slurm knows no dependency on another cluster's jobs
-        wait_s = max(wait_s, 300)
-    words = [f"--dependency=afterany:{':'.join(map(str, near))}"] if near else []
+    near = {job.job_id for job in jobs if (job.cluster or job.home or home) == home}
+    if any((job.cluster or job.home or home) != home for job in jobs):
+        wait_s = max(wait_s, 300)  # Slurm knows no dependency on another cluster's jobs
+    words = [f"--dependency=afterany:{':'.join(map(str, sorted(near)))}"] if near else []
     return [*words, *([f"--begin=now+{wait_s}"] if wait_s else [])]
 
 
 def _adopt(night: Night, found: JobId) -> None:
-    known = {
-        "finalizer_job": found.job_id,
-        "finalizer_cluster": found.cluster,
-        "finalizer_home": found.cluster or limits.here().name,
-    }
-    for name, value in known.items():
-        setattr(night, name, value)
+    """The night's finalizer is this job."""
+    night.finalizer_job, night.finalizer_cluster = found.job_id, found.cluster
+    night.finalizer_home = found.cluster or night.finalizer_home
     with connection():
-        Night.update(**known).where(
+        Night.update(_known(night)).where(
             (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
         ).execute()
 
@@ -131,7 +134,7 @@ def lives(night: Night) -> bool:
     if night.finalizer is None:
         return False
     if night.finalizer_job is None:
-        found = client.find(job_name(night), night.finalizer_cluster)
+        found = client.find(job_name(night), night.finalizer_cluster, home=night.finalizer_home)
         if not found:
             return False
         _adopt(night, min(found))

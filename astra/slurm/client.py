@@ -114,17 +114,22 @@ _pace = _Pace()
 
 
 def find(
-    job_name: str, clusters: str | None = None, env: Mapping[str, str] | None = None
+    job_name: str,
+    clusters: str | None = None,
+    env: Mapping[str, str] | None = None,
+    home: str | None = None,
 ) -> list[JobId]:
     """The caller's jobs of exactly that name, ended ones included.
 
-    `clusters` is as sbatch's ``--clusters`` has it: one of these took the job.
+    `clusters` is as sbatch's ``--clusters`` has it: one of these took the job. Without it the job
+    went to the cluster `home`, or to this machine's.
 
     Raises
     ------
     SlurmUnknown
         If squeue gives no answer.
     """
+    clusters = clusters or _if_elsewhere(home, env)
     mine = ["-u", str(os.getuid()), *_on(clusters)]
     try:
         columns = "ArrayJobID:|,Name:|,Cluster:|"
@@ -398,7 +403,7 @@ def cancel(
     SlurmUnknown
         If it gives no answer.
     """
-    cluster = job.cluster or _home_elsewhere(job, env)
+    cluster = job.cluster or _if_elsewhere(job.home, env)
     args = _on(cluster)
     if indices := list(indices):
         # With --name, scancel ends all waiting elements instead of those that it is given (22.05).
@@ -410,10 +415,9 @@ def cancel(
     _scancel([*args, str(job.job_id)], env)
 
 
-def _home_elsewhere(job: JobId, env: Mapping[str, str] | None) -> str | None:
+def _if_elsewhere(home: str | None, env: Mapping[str, str] | None) -> str | None:
     """The cluster that took a job, where that is another than this machine's."""
-    is_elsewhere = job.home is not None and job.home != here(env).name
-    return job.home if is_elsewhere else None
+    return home if home is not None and home != here(env).name else None
 
 
 _GONE = re.compile(r"Invalid job id specified|already completing or completed")

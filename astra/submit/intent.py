@@ -268,7 +268,9 @@ def recover_intents(plan: Plan) -> list[Submission]:
     unknown = []
     for submission in intents:
         try:
-            found = client.find(submission.job_name, submission.cluster)
+            found = client.find(
+                submission.job_name, submission.cluster, home=submission.cluster_name
+            )
         except SlurmUnknown:
             unknown.append(submission)
             continue

@@ -8,7 +8,7 @@ from astra.models.plans import Page, Plan
 from astra.states import Outcome
 from astra.status.verify import verify
 from tests.faults.scenario import Scenario
-from tests.faults.tasks import value_of
+from tests.faults.tasks import n_of, value_of
 from tests.faults.world import World
 
 _POISON = ("exits", "segfaults", "aborts", "hangs")
@@ -37,28 +37,39 @@ def blamed(world: World, plan: int) -> list[int]:
 
 
 def _ends(world: World, plan: int) -> list[str]:
-    said = []
+    said, excused = [], _excused(world)
     for page in Page.select().join(Plan).where(Plan.pk == plan):
         for key, outcome in zip(page.keys, bytes(page.outcomes), strict=True):
             fate = world.scenario.fates.get(key)
             wanted = _ENDS.get(fate or "", Outcome.RESULT)
-            if outcome != wanted:
+            if outcome != wanted and not (outcome == Outcome.FAILURE and key in excused):
                 said.append(f"row {key} ({fate}) ended as {Outcome(outcome).name}")
     database.close()
     return said[:10]
 
 
+def _excused(world: World) -> set[int]:
+    """Rows that failed as what was done to their table has them fail."""
+    failed = world.sql("SELECT key_text::bigint, exception FROM failure")
+    return {key for key, exception in failed if exception in world.excused.get(key, ())}
+
+
 def _values(world: World) -> list[str]:
-    """Every result is that of a version that its row had, the one that it says it read."""
+    """Every result is what was yielded for a version that its row had, the one it says it read."""
     said = []
-    for key, value, modified in world.sql(
-        "SELECT spectrum_pk, value, extract(epoch FROM input_modified)::float8 FROM ordeal"
+    for key, value, n, extra, modified, at in world.sql(
+        "SELECT o.spectrum_pk, o.value, o.n::float8, o.extra, extract(epoch FROM o.input_modified)"
+        "::float8, (SELECT extract(epoch FROM min(a.at))::float8 FROM audit a "
+        "WHERE a.key = o.spectrum_pk AND a.input_modified = o.input_modified) FROM ordeal o"
     ):
         snr = world.history.get(key, {}).get(round(modified, 6))
+        yielded = value_of(key, snr or 0), n_of(key), -key
         if snr is None:
             said.append(f"row {key} was read as of {modified}, which it never was")
-        elif abs(value - value_of(key, snr)) > abs(value) * 1e-6:
-            said.append(f"row {key} is {value}, a serial run has {value_of(key, snr)}")
+        elif abs(value - yielded[0]) > abs(value) * 1e-6:
+            said.append(f"row {key} is {value}, a serial run has {yielded[0]}")
+        elif (n, extra) != yielded[1:] and not (extra is None and at < world.dropped):
+            said.append(f"row {key} has {(n, extra)}, a serial run has {yielded[1:]}")
     return said[:10]
 
 

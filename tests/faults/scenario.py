@@ -4,48 +4,13 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-#: Faults, and how often each is drawn. "kill" ones make rows in hand suspects: see KILLS_MOST.
-KINDS = {
-    "kill child": 4,  # SIGKILL of the process that runs the task
-    "kill parent": 3,  # SIGKILL of the process that watches it
-    "kill resume": 2,  # SIGKILL of astra resume; its elements go on
-    "signal": 4,  # SIGTERM, SIGINT or SIGUSR1 to an element
-    "stop resume": 1,  # SIGINT or SIGTERM to astra resume
-    "zombie": 3,  # SIGSTOP for longer than the lease, while others take over, then SIGCONT
-    "terminate": 4,  # pg_terminate_backend of all of astra's connections
-    "read-only": 2,  # as after a failover
-    "restart": 2,  # of PostgreSQL, fast
-    "crash": 2,  # kill -9 of PostgreSQL, and recovery
-    "silence": 3,  # the link to PostgreSQL stays open, and nothing passes
-    "refuse": 1,  # the database does not accept connections
-    "pg_hba": 1,  # the role is not let in
-    "too many": 1,  # connections of the role
-    "slow": 2,  # each checkpoint takes long
-    "statement timeout": 1,  # of the server, shorter than a checkpoint
-    "serialisation": 1,  # failures: others write what a checkpoint writes
-    "locks": 2,  # another transaction holds the pages, for longer than lock_timeout
-    "deadlock": 2,  # another transaction takes attempt and page in the other order
-    "clock": 1,  # jumps by hours, where it is not the machine's
-    "modify": 4,  # input rows are modified meanwhile
-}
+from tests.faults.kinds import KINDS, Fault
 
-#: Kinds that can happen inside a checkpoint's transaction, which is held open for them.
-INSIDE = {
-    "kill child", "kill parent", "signal", "zombie", "terminate", "restart", "crash", "silence"
-}  # fmt: skip
+#: Rows of a scenario, at most.
+ROWS_MOST = 120
 
 #: One row may be in hand at so many deaths, and is still not given up (max_deaths is one more).
 KILLS_MOST = 2
-_KILLS = {"kill child", "kill parent", "zombie"}
-
-
-@dataclass(frozen=True)
-class Fault:
-    kind: str
-    after: float  # share of the rows that have been computed when it happens
-    inside: str | None = None  # "results" or "progress": a checkpoint that has just written these
-    lasts_s: float = 0.0
-    number: int = 0  # of the signal
 
 
 @dataclass(frozen=True)
@@ -72,7 +37,7 @@ class Scenario:
 
 def draw(seed: int, slurm: bool = False) -> Scenario:
     dice = random.Random(seed)
-    rows = dice.randint(20, 120)
+    rows = dice.randint(20, ROWS_MOST)
     hangs = dice.random() < 0.12
     fates = _fates(dice, rows, hangs)
     faults = _faults(dice, hangs, slurm)
@@ -135,30 +100,30 @@ def _fates(dice: random.Random, rows: int, hangs: bool) -> dict[int, str]:
 
 
 def _faults(dice: random.Random, hangs: bool, slurm: bool) -> tuple[Fault, ...]:
-    kinds = dict(KINDS)
+    weights = {name: k.slurm_weight if slurm else k.weight for name, k in KINDS.items()}
     if hangs:  # a process that is stopped looks like one that hangs
-        del kinds["zombie"]
-    if slurm:
-        kinds = {k: n for k, n in kinds.items() if k not in ("kill resume", "stop resume")}
-        kinds |= {"scancel": 5, "requeue": 3, "slurmd": 2, "slurmctld": 2}
+        weights["zombie"] = 0
     faults = []
     for _ in range(dice.randint(1, 4)):
-        n_kills = sum(f.kind in _KILLS for f in faults)
-        may = {k: n for k, n in kinds.items() if not (k in _KILLS and n_kills >= KILLS_MOST)}
-        kind = dice.choices(list(may), list(may.values()))[0]
-        inside = dice.choice([None, "results", "progress"]) if kind in INSIDE else None
+        if sum(KINDS[f.kind].kills for f in faults) >= KILLS_MOST:
+            weights |= {name: 0 for name, kind in KINDS.items() if kind.kills}
+        kind = dice.choices(list(weights), list(weights.values()))[0]
+        inside = dice.choice([None, "results", "progress"]) if KINDS[kind].inside else None
         after, lasts_s = round(dice.uniform(0, 0.9), 2), round(dice.uniform(0.2, 3.0), 2)
         faults.append(Fault(kind, after, inside, lasts_s, dice.choice([15, 2, 10])))
     return tuple(sorted(faults, key=lambda fault: fault.after))
 
 
-def _directed(kind: str, inside: str | None = None, lasts_s: float = 0.5, **more: Any) -> Scenario:
-    """One fault, at a page that takes long enough for it to count."""
-    fault = Fault(kind, more.pop("after", 0.3), inside, lasts_s, more.pop("number", 15))
+def _directed(
+    *kinds: str, inside: str | None = None, lasts_s: float = 0.5, **more: Any
+) -> Scenario:
+    """One fault, or a few, at a page that takes long enough for them to count."""
+    after, number = more.pop("after", 0.3), more.pop("number", 15)
+    faults = tuple(Fault(kind, after, inside, lasts_s, number) for kind in kinds)
     settings: dict[str, Any] = {
         "seed": 0, "rows": 80, "limit": 40, "row_s": 0.05, "jobs": 2, "batch_size": 5,
         "write_frequency": 0.2, "lease_s": 1.0, "retry_for_s": 30.0, "grace_s": 0.5,
-        "row_timeout_s": 0.0, "elsewhere": kind == "zombie", "faults": (fault,),
+        "row_timeout_s": 0.0, "elsewhere": "zombie" in kinds, "faults": faults,
     }  # fmt: skip
     return Scenario(**{**settings, **more})
 
@@ -166,8 +131,8 @@ def _directed(kind: str, inside: str | None = None, lasts_s: float = 0.5, **more
 #: Each fault by itself, and inside of a checkpoint: what is told by a test that fails is plain.
 DIRECTED = {
     "kill child": _directed("kill child"),
-    "kill child inside results": _directed("kill child", "results"),
-    "kill child inside progress": _directed("kill child", "progress"),
+    "kill child inside results": _directed("kill child", inside="results"),
+    "kill child inside progress": _directed("kill child", inside="progress"),
     "kill parent": _directed("kill parent"),
     "kill resume": _directed(
         "kill resume", after=0.05, rows=60, limit=30, row_s=0.3, write_frequency=5.0,
@@ -180,23 +145,23 @@ DIRECTED = {
     ),
     "SIGTERM": _directed("signal"),
     "SIGINT": _directed("signal", number=2),
-    "SIGUSR1 inside progress": _directed("signal", "progress", number=10),
+    "SIGUSR1 inside progress": _directed("signal", inside="progress", number=10),
     "zombie": _directed("zombie", lasts_s=4.0),
-    "zombie inside results": _directed("zombie", "results", lasts_s=4.0),
+    "zombie inside results": _directed("zombie", inside="results", lasts_s=4.0),
     "suspend": _directed(
         "suspend", lasts_s=2.5, row_timeout_s=1.0, rows=8, limit=4, row_s=0.8,
         grace_s=0.1,
     ),
-    "terminate inside results": _directed("terminate", "results"),
-    "terminate inside progress": _directed("terminate", "progress"),
+    "terminate inside results": _directed("terminate", inside="results"),
+    "terminate inside progress": _directed("terminate", inside="progress"),
     "read-only": _directed("read-only", lasts_s=1.5),
     "restart": _directed("restart", lasts_s=1.5),
-    "crash inside progress": _directed("crash", "progress"),
+    "crash inside progress": _directed("crash", inside="progress"),
     "away for longer than the bound": _directed("restart", lasts_s=3.0, retry_for_s=0.5),
     "silence": _directed("silence", lasts_s=1.0),
-    "silence inside results": _directed("silence", "results", lasts_s=1.0),
-    "silence inside progress": _directed("silence", "progress", lasts_s=1.0),
-    "terminate behind pgbouncer": _directed("terminate", "progress", pooled=True),
+    "silence inside results": _directed("silence", inside="results", lasts_s=1.0),
+    "silence inside progress": _directed("silence", inside="progress", lasts_s=1.0),
+    "terminate behind pgbouncer": _directed("terminate", inside="progress", pooled=True),
     "restart behind pgbouncer": _directed("restart", lasts_s=1.0, pooled=True),
     "refuse": _directed("refuse", lasts_s=1.0),
     "pg_hba": _directed("pg_hba", lasts_s=1.0),
@@ -218,6 +183,12 @@ DIRECTED = {
     "locks": _directed("locks", lasts_s=1.5),
     "deadlock": _directed("deadlock", lasts_s=2.0),
     "modify": _directed("modify", write_frequency=2.0, batch_size=100),
+    "columns": _directed("retype", "demand", "rename", "drop", "keep out", rows=120, limit=60),
+    "guards": _directed("unguard", "unwatch"),
+    "archives": _directed(
+        "neighbour", "restart", "move", "copy", after=0.05, rows=100, limit=50, row_s=0.25,
+        retry_for_s=0.2,
+    ),
     "segfault": _directed("modify", fates={11: "segfaults", 50: "raises", 51: "nothing"}),
     "hang": _directed("modify", fates={11: "hangs"}, row_timeout_s=1.0),
 }  # fmt: skip

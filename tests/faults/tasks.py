@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from peewee import FloatField
+from peewee import BigIntegerField, FloatField, IntegerField
 
 from astra import task
 from astra.models import BossVisitSpectrum, PipelineOutputModel
@@ -17,6 +17,16 @@ from astra.models import BossVisitSpectrum, PipelineOutputModel
 
 class Ordeal(PipelineOutputModel):
     value = FloatField()
+    n = BigIntegerField()
+    extra = IntegerField(null=True)
+
+
+#: Rows whose `n` has no room in a smallint; the others' has.
+WIDE = range(90, 1000)
+
+
+def n_of(key: int) -> int:
+    return key * 1001 if key in WIDE else key
 
 
 def value_of(key: int, snr: float) -> float:
@@ -44,7 +54,9 @@ def endure(
         if fate == "nothing":
             continue
         suffer(fate)
-        yield Ordeal.from_spectrum(spectrum, value=value_of(key, spectrum.snr))
+        yield Ordeal.from_spectrum(
+            spectrum, value=value_of(key, spectrum.snr), n=n_of(key), extra=-key
+        )
 
 
 def note(computed: str, key: int, modified: Any) -> None:

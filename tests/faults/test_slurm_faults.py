@@ -186,19 +186,11 @@ def test_slurmctld_forgets_everything(faulty, tmp_path):
     plan = plan_of(120, 60, row_s=0.1, computed=str(computed))
     submit(plan)
     at_work(2)
-    forget(faulty)
+    faulty.forget()
     wait_for(lambda: (resume(plan), status(plan).state == "whole")[1], "the whole plan", 120)
     assert ended_well(plan)
     rows_again = len(computed.read_text().split()) - 120
     assert 0 <= rows_again <= 2 * 20  # what two killed elements had not stored yet
-
-
-def forget(cluster: Slurm) -> None:
-    """Restart slurmctld without its state: jobs are gone, and their numbers are given again."""
-    cluster.stop_controller()
-    for file in (cluster.folder / "state").iterdir():
-        shutil.rmtree(file) if file.is_dir() else file.unlink()
-    cluster.start_controller()
 
 
 def test_job_ids_start_again(faulty):
@@ -207,11 +199,9 @@ def test_job_ids_start_again(faulty):
     submit(plan, options={"hold": True})
     assert status(plan).pages == {"waiting": 1} and status(plan).state == "attention"  # it is held
     number = Submission.get().job_id
-    forget(faulty)
+    faulty.forget(number)
     words = ("sbatch", "--parsable", "--hold", "--job-name=stranger", "--array=1-1", "--wrap=true")
-    made = 0
-    while made < number:
-        made = int(faulty.run(*words))
+    made = int(faulty.run(*words))
     assert made == number
     wait_for(lambda: status(plan).pages == {"lost": 1}, "the page to be lost", 20)
     assert cancel(plan, page=1).jobs == ()

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import astra
 from astra.database.connection import bind, database
 from astra.plan.plan import create_plan
 from tests.faults.cluster import Cluster
-from tests.faults.scenario import Scenario
+from tests.faults.scenario import ROWS_MOST, Scenario
 from tests.faults.tasks import endure
 from tests.sample_tasks import fill
 from tests.servers import PgBouncer, Postgres, Proxy, shifted_clock
@@ -30,6 +33,7 @@ SERVER = {"synchronous_commit": "on", "deadlock_timeout": "100ms", "max_connecti
 #: Of the disk that may be filled, in MB: three copies of the template.
 SMALL_DISK_MB = 40
 
+#: The template has the rows of every scenario, each of which takes the first of them.
 TEMPLATE = "faults_template"
 
 #: A record of every result, claim and checkpoint that was ever committed, and a way to hold a
@@ -63,6 +67,7 @@ CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE pause_s fl
     IF FOUND THEN PERFORM pg_sleep(pause_s); END IF;
     RETURN NULL;
 END $$;
+CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 CREATE TRIGGER hold AFTER INSERT ON ordeal FOR EACH STATEMENT EXECUTE FUNCTION hold('results');
 CREATE TRIGGER hold AFTER UPDATE OF outcomes ON page FOR EACH STATEMENT
     EXECUTE FUNCTION hold('progress');
@@ -77,6 +82,7 @@ def prepare(server: Postgres) -> None:
     bind(server.url(TEMPLATE, user="astra"))
     init_database(("tests.faults.tasks",))
     database.execute_sql(_TABLES)
+    fill(ROWS_MOST)
     database.close()
 
 
@@ -84,32 +90,45 @@ class World:
     """One scenario's database, folder and processes."""
 
     def __init__(
-        self, server: Postgres, scenario: Scenario, folder: Path,
-        cluster: Cluster | None = None, code: Path = ROOT,
+        self, server: Postgres, scenario: Scenario, folder: Path, cluster: Cluster | None = None,
+        code: Path = ROOT, beside: "World | None" = None, copied: bool = False,
     ) -> None:  # fmt: skip
+        """With `beside`, another archive in the folder of that world, or a copy of its own."""
         self.server, self.scenario, self.folder = server, scenario, folder
         self.cluster = cluster  # that runs the elements; without one, this machine does
         self.code = code  # the folder of the astra that commands and elements run
         self.name = f"seed_{scenario.seed}_{os.getpid()}"
-        place = "small" if scenario.small_disk else "pg_default"
-        self.direct = server.create_database(self.name, TEMPLATE, place)
-        self.pool = PgBouncer(server) if scenario.pooled else None
+        self.tablespace = "small" if scenario.small_disk else "pg_default"
+        self.neighbours: list[Neighbour] = []
+        self.history: dict[int, dict[float, float]] = {}  # key: modified: snr
+        if beside is not None:
+            self.name += f"_{len(beside.neighbours)}"
+            self.scenario = replace(scenario, row_s=min(scenario.row_s, 0.02), faults=())
+        if beside is not None and copied:
+            self.direct = server.copy_database(beside.name, self.name)
+            self.history = deepcopy(beside.history)
+        else:
+            self.direct = server.create_database(self.name, TEMPLATE, self.tablespace)
+        self.pool = PgBouncer(server) if scenario.pooled and beside is None else None
         # astra's way to the server, which may fall silent.
         self.proxy = Proxy((self.pool or server).port)
         self.url = self.proxy.way(server.url(self.name, user="astra"))
-        self.computed = folder / "computed"
-        self.log = folder / "log"
-        self.history: dict[int, dict[float, float]] = {}  # key: modified: snr
+        self.computed = folder / f"computed-{self.name}"
+        self.log = folder / f"log-{self.name}"
         self.n_rounds = 0
-        self._write_files()
-        bind(self.direct)
-        fill(scenario.rows)
-        self.remember(range(1, scenario.rows + 1))
+        self.dropped = 0.0  # when a column was dropped, with the values that it had
+        self.excused: dict[int, set[str]] = {}  # rows that may fail, and as what
+        self.computed.touch()
+        if beside is None:
+            self._write_files()
+            bind(self.direct)
+        if not copied:
+            self.sql("DELETE FROM boss_visit_spectrum WHERE spectrum_pk > %s", scenario.rows)
+            self.remember(range(1, scenario.rows + 1))
 
     def _write_files(self) -> None:
         s = self.scenario
         (self.folder / "fates.json").write_text(json.dumps(s.fates))
-        self.computed.touch()
         self.set_clock(s.clock_h or 0)
         (self.folder / "astra.toml").write_text(
             f'[run]\ndir = "{self.folder}/runs"\n'
@@ -121,23 +140,32 @@ class World:
         )
 
     def close(self) -> None:
+        for neighbour in self.neighbours:
+            neighbour.world.close()
         database.close()
+        self.kill_elements()
         self.proxy.close()
         if self.pool is not None:
             self.pool.close()
         self.server.drop_database(self.name)
 
+    def another(self, copied: bool = False) -> "World":
+        """Another archive in the same run directory."""
+        return World(self.server, self.scenario, self.folder, self.cluster, self.code, self, copied)
+
     # -- as a user ----------------------------------------------------------------------------
 
     def plan(self) -> int | None:
-        arguments = {
+        (planned,) = create_plan(endure, limit=self.scenario.limit, arguments=self.arguments())
+        database.close()
+        return planned.plan
+
+    def arguments(self) -> dict[str, object]:
+        return {
             "fates_in": str(self.folder / "fates.json"),
             "computed": str(self.computed),
             "row_s": self.scenario.row_s,
         }
-        (planned,) = create_plan(endure, limit=self.scenario.limit, arguments=arguments)
-        database.close()
-        return planned.plan
 
     def environment(self) -> dict[str, str]:
         # The last makes each process compile astra anew, which takes longer than all else it does.
@@ -190,6 +218,26 @@ class World:
                 env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+
+    def resume(self, plan: int, *words: object) -> "subprocess.Popen[bytes]":
+        """Start astra resume, here or on the cluster."""
+        jobs = self.scenario.jobs
+        how = ["--throttle", 2 * jobs] if self.cluster else ["--local", "-j", jobs]
+        return self.start("resume", plan, *how, *words)
+
+    def command(self, *words: object, timeout_s: float = 120) -> tuple[int, str]:
+        """Run one of astra's commands: its exit status, and its output or what it has to say."""
+        done = subprocess.run(
+            [sys.executable, "-m", "astra", *map(str, words)],
+            env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+    def excuse(self, exception: str, which: Callable[[int], bool]) -> None:
+        """Let rows fail, from now on, as one exception."""
+        for key in filter(which, range(1, self.scenario.rows + 1)):
+            self.excused.setdefault(key, set()).add(exception)
 
     # -- what happens in it -------------------------------------------------------------------
 
@@ -267,6 +315,15 @@ class World:
         for pair in self.elements():
             for pid in filter(None, pair):
                 send(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another archive in the same run directory, its plan, and the astra resume that began it."""
+
+    world: World
+    plan: int | None
+    process: "subprocess.Popen[bytes] | None"
 
 
 def _stat(pid: int) -> list[str]:

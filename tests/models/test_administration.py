@@ -1,5 +1,7 @@
 """For the administrator of the database: the SQL, tables in use, a view of current results."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg2
 import pytest
 from click.testing import CliRunner
@@ -13,6 +15,7 @@ from astra.models.administration import recorded
 from astra.models.plans import Page
 from astra.models.schema import check_version, init_database, sql_of
 from tests.sample_tasks import Measured
+from tests.servers import wait_for
 
 MODULE = "tests.sample_tasks"
 
@@ -93,3 +96,19 @@ def test_a_view_shows_the_results_of_the_last_version_of_each_row(url):
     with connection():
         database.execute_sql("DROP VIEW measured_current")
         assert dialect().columns(Measured)
+
+
+@pytest.mark.postgres
+def test_a_deadlock_with_what_runs_is_got_over(pg_url):
+    """A checkpoint locks tables in another order than initdb."""
+    waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'measured'::regclass"
+    with psycopg2.connect(pg_url) as rival, rival.cursor() as cursor, ThreadPoolExecutor() as pool:
+        cursor.execute("SET deadlock_timeout = '1min'")  # initdb is the one that is ended
+        cursor.execute("LOCK TABLE measured IN ROW EXCLUSIVE MODE")
+        initdb = pool.submit(init_database, (MODULE,))
+        with connection():
+            wait_for(lambda: database.execute_sql(waits).fetchone(), "initdb to wait")
+        cursor.execute("LOCK TABLE plan IN ROW EXCLUSIVE MODE")
+        rival.rollback()
+        assert "measured" not in initdb.result()
+    rival.close()

@@ -237,6 +237,25 @@ class Postgres(Server):
             self.sql(_MOVED, database=name)
         return self.url(name)
 
+    def copy_database(self, name: str, copy: str, tablespace: str = "pg_default") -> str:
+        """A copy as it is made on a site, whose archive is still the original's; its URL."""
+        _check_name(name, copy, tablespace)
+        self.sql(
+            f'CREATE DATABASE "{copy}" TEMPLATE "{name}" OWNER astra TABLESPACE "{tablespace}"'
+        )
+        return self.url(copy)
+
+    @contextlib.contextmanager
+    def closed_database(self, name: str) -> Iterator[int]:
+        """Nobody is connected to a database, or can be; how many connections that ended."""
+        _check_name(name)
+        ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = "
+        self.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            yield len(self.sql(ended + _literal(name)))
+        finally:
+            self.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
     def drop_database(self, name: str) -> None:
         """Drop a database, whoever is connected to it."""
         _check_name(name)

@@ -28,7 +28,7 @@ _ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 _HOST = socket.gethostname().split(".")[0]
 
 _SLURM_CONF = """\
-ClusterName=test
+ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -111,6 +111,8 @@ class Slurm(Server):
     requeue_wait_s : seconds until a requeued job may start again (Slurm's own default is 120).
         Credentials of steps expire after as long: a slow machine needs some.
     extra : more lines for slurm.conf; they win over those here.
+    beside : another cluster with accounting, whose slurmdbd keeps the accounts of this one as well.
+        It is called ``other``, and has to be closed first.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Slurm(Server):
         requeue_wait_s: int = 10,
         accounting: bool = True,
         extra: Iterable[str] = (),
+        beside: "Slurm | None" = None,
     ) -> None:
         if os.geteuid() != 0:
             raise ServerError("the tests' Slurm cluster needs root: sudo ./setup tests")
@@ -131,17 +134,18 @@ class Slurm(Server):
             name: program(name, package)
             for name, package in {
                 **_PACKAGES,
-                **(_ACCOUNTING_PACKAGES if accounting else {}),
+                **(_ACCOUNTING_PACKAGES if accounting and beside is None else {}),
             }.items()
         }
         super().__init__(folder)
+        self.name, self.beside = "test" if beside is None else "other", beside
         self.accounting, self.nodes = accounting, [f"n{n}" for n in range(1, nodes + 1)]
         self._ports_of = {node: self.ports.one() for node in self.nodes}
         self.conf = self.folder / "etc" / "slurm.conf"
         self._environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/bin:/bin"}
-        self._munge = self.folder / "run" / "munge.sock"
+        self._munge = beside._munge if beside else self.folder / "run" / "munge.sock"
         self._daemons: dict[str, KeptProcess] = {}
-        self._sql_port = 0
+        self._dbd_port = beside._dbd_port if beside else self.ports.one()
         try:
             self._make_folders()
             self._write_slurm_conf(
@@ -182,7 +186,7 @@ class Slurm(Server):
 
     def restore(self) -> None:
         """Undo what a test did: every daemon runs, no limit holds, no job is left."""
-        if self.accounting:
+        if self._keeps_accounts:
             self._start_if_down("mariadbd", self._start_mariadb)
             self._start_if_down("slurmdbd", self.start_dbd)
         self._start_if_down("slurmctld", self.start_controller)
@@ -280,6 +284,15 @@ class Slurm(Server):
     def controller_pid(self) -> int:
         return self._daemons["slurmctld"].pid
 
+    def forget(self, first_job_id: int = 1) -> None:
+        """Restart slurmctld without its state: jobs are gone, and job ids begin again."""
+        self.stop_controller()
+        for file in (self.folder / "state").iterdir():
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        with self.conf.open("a") as conf:
+            conf.write(f"FirstJobId={first_job_id}\n")
+        self.start_controller()
+
     def start_controller(self) -> None:
         self._start("slurmctld", ["slurmctld", "-D", "-f", self.conf])
         self._await("slurmctld", lambda: "is UP" in self.run("scontrol", "ping"))
@@ -336,10 +349,13 @@ class Slurm(Server):
 
     def _write_slurm_conf(self, cpus: int, extra: Iterable[str], **settings: int) -> None:
         text = _SLURM_CONF.format(
-            host=_HOST, port=self.ports.one(), munge=self._munge, folder=self.folder, **settings
-        )
+            name=self.name, host=_HOST, port=self.ports.one(), munge=self._munge,
+            folder=self.folder, **settings,
+        )  # fmt: skip
         if self.accounting:
-            text += self._write_slurmdbd_conf()
+            text += _ACCOUNTING_CONF.format(port=self._dbd_port, munge=self._munge)
+        if self._keeps_accounts:
+            self._write_slurmdbd_conf()
         for node in self.nodes:
             text += (
                 f"NodeName={node} NodeHostname={_HOST} NodeAddr=127.0.0.1 Port={self._ports_of[node]} "
@@ -347,33 +363,39 @@ class Slurm(Server):
             )
         self.conf.write_text(text + _PARTITIONS + "".join(f"{line}\n" for line in extra))
 
-    def _write_slurmdbd_conf(self) -> str:
-        """The file of slurmdbd, and the lines of slurm.conf that lead to it."""
-        port, self._sql_port = self.ports.one(), self.ports.one()
+    def _write_slurmdbd_conf(self) -> None:
+        self._sql_port = self.ports.one()
         self._secret = os.urandom(16).hex()
         file = self.folder / "etc" / "slurmdbd.conf"
         file.touch(0o600)
         places = {"host": _HOST, "folder": self.folder, "munge": self._munge}
-        ports = {"port": port, "sql_port": self._sql_port}
+        ports = {"port": self._dbd_port, "sql_port": self._sql_port}
         file.write_text(_SLURMDBD_CONF.format(secret=self._secret, **places, **ports))
-        return _ACCOUNTING_CONF.format(port=port, munge=self._munge)
 
     def _start_all(self) -> None:
-        self._start_munge()
-        if self.accounting:
+        if self.beside is None:
+            self._start_munge()
+        if self._keeps_accounts:
             self._create_mariadb()
             self.start_dbd()
-            for words in ("cluster test", "account sdss Description=test Organization=test"):
+        if self.accounting:
+            of = f"cluster={self.name}"
+            self.run("sacctmgr", "-i", "add", "cluster", self.name)
+            for words in (f"account sdss {of}", f"user root Account=sdss {of}"):
                 self.run("sacctmgr", "-i", "add", *words.split())
-            self.run("sacctmgr", "-i", "add", "user", "root", "Account=sdss")
             # slurmdbd itself made root's default account, of the name root.
-            self.run("sacctmgr", "-i", "modify", "user", "root", "set", "DefaultAccount=sdss")
+            change = f"user where name=root {of} set DefaultAccount=sdss"
+            self.run("sacctmgr", "-i", "modify", *change.split())
         self.start_controller()
         # All at once, and then wait for all: each takes a while to register.
         for node in self.nodes:
             self._start(node, ["slurmd", "-D", "-f", self.conf, "-N", node])
         for node in self.nodes:
             self._await(node, partial(self._registered, node))
+
+    @property
+    def _keeps_accounts(self) -> bool:
+        return self.accounting and self.beside is None
 
     def _start_munge(self) -> None:
         etc, run = self.folder / "etc", self.folder / "run"

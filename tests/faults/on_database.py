@@ -1,0 +1,215 @@
+"""Faults done to the database, and to the clock."""
+
+from __future__ import annotations
+
+import time
+from signal import SIGINT
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from tests.faults.kinds import Fault, kind
+from tests.faults.nemesis import patiently
+
+if TYPE_CHECKING:
+    from tests.faults.nemesis import Nemesis
+
+
+@kind(4, inside=True)
+def terminate(nemesis: Nemesis, fault: Fault) -> str | None:
+    """End all of astra's connections."""
+    ended = nemesis.world.sql(
+        "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name = 'astra'"
+    )
+    return f"backends {[pid for pid, _ in ended]}" if ended else None
+
+
+@kind(2, name="read-only")
+def read_only(nemesis: Nemesis, fault: Fault) -> str:
+    """Have transactions read only, as after a failover."""
+    _set(nemesis, "default_transaction_read_only = on", fault.lasts_s)
+    return f"for {fault.lasts_s} s"
+
+
+@kind(0)
+def idle_timeouts(nemesis: Nemesis, fault: Fault) -> str:
+    """End idle connections at once."""
+    limits = ("idle_session_timeout = '50ms'", "idle_in_transaction_session_timeout = '50ms'")
+    _set(nemesis, limits[0], fault.lasts_s, *limits[1:])
+    return f"of 50 ms for {fault.lasts_s} s"
+
+
+@kind(2, inside=True)
+def restart(nemesis: Nemesis, fault: Fault) -> str:
+    """Restart PostgreSQL."""
+    nemesis.world.server.stop("fast")
+    _back(nemesis, fault)
+    return f"away for {fault.lasts_s} s"
+
+
+@kind(2, inside=True)
+def crash(nemesis: Nemesis, fault: Fault) -> str:
+    """Kill PostgreSQL, which recovers."""
+    nemesis.world.server.kill()
+    _back(nemesis, fault)
+    return f"away for {fault.lasts_s} s"
+
+
+@kind(3, inside=True)
+def silence(nemesis: Nemesis, fault: Fault) -> str:
+    """Let nothing pass on the links to PostgreSQL, which stay open."""
+    n_open = nemesis.world.proxy.silence()
+    nemesis.over.wait(fault.lasts_s)
+    nemesis.world.proxy.heal()
+    return f"{n_open} connections, and new ones for {fault.lasts_s} s"
+
+
+@kind(1)
+def refuse(nemesis: Nemesis, fault: Fault) -> str:
+    """Have the database accept no connections."""
+    with nemesis.world.server.closed_database(nemesis.world.name) as n_ended:
+        nemesis.over.wait(fault.lasts_s)
+    return f"{n_ended} connections ended, no new ones for {fault.lasts_s} s"
+
+
+@kind(1, name="pg_hba")
+def pg_hba(nemesis: Nemesis, fault: Fault) -> str:
+    """Do not let the role in."""
+    with nemesis.world.server.locked_out("astra"):
+        n_ended = len(_end_backends(nemesis))
+        nemesis.over.wait(fault.lasts_s)
+    return f"{n_ended} connections ended, no new ones for {fault.lasts_s} s"
+
+
+@kind(1)
+def too_many(nemesis: Nemesis, fault: Fault) -> str:
+    """Leave the role no connection."""
+    nemesis.world.sql("ALTER ROLE astra CONNECTION LIMIT 0")
+    try:
+        n_ended = len(_end_backends(nemesis))
+        nemesis.over.wait(fault.lasts_s)
+    finally:
+        patiently(lambda: nemesis.world.sql("ALTER ROLE astra CONNECTION LIMIT -1"))
+    return f"{n_ended} connections ended, no new ones for {fault.lasts_s} s"
+
+
+@kind(2)
+def slow(nemesis: Nemesis, fault: Fault) -> str:
+    """Make each checkpoint take long."""
+    nemesis.world.sql("INSERT INTO armed VALUES ('results', 0.7)")
+    try:
+        nemesis.over.wait(fault.lasts_s)
+    finally:
+        patiently(lambda: nemesis.world.sql("DELETE FROM armed"))
+    return f"checkpoints of more than 0.7 s for {fault.lasts_s} s"
+
+
+@kind(1)
+def statement_timeout(nemesis: Nemesis, fault: Fault) -> str:
+    """Set the server's timeout shorter than a checkpoint."""
+    before = nemesis.world.server.logged("due to statement timeout")
+    nemesis.world.sql("INSERT INTO armed VALUES ('results', 0.5)")
+    try:
+        _set(nemesis, "statement_timeout = '200ms'", fault.lasts_s)
+    finally:
+        patiently(lambda: nemesis.world.sql("DELETE FROM armed"))
+    n = nemesis.world.server.logged("due to statement timeout") - before
+    return f"{n} statements" if n else "nobody there"
+
+
+@kind(1)
+def serialisation(nemesis: Nemesis, fault: Fault) -> str:
+    """Write what a checkpoint writes, under repeatable read."""
+    before = nemesis.world.server.logged("could not serialize access")
+    name = nemesis.world.name
+    nemesis.world.sql(
+        f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+    )
+    try:
+        end = time.monotonic() + fault.lasts_s
+        while time.monotonic() < end and not nemesis.over.is_set():
+            with nemesis.world.link() as link, link, link.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                cursor.execute("UPDATE attempt SET message = message")
+                nemesis.over.wait(0.1)
+    finally:
+        patiently(lambda: nemesis.world.sql(f"ALTER DATABASE {name} RESET ALL"))
+    n = nemesis.world.server.logged("could not serialize access") - before
+    return f"{n} failures" if n else "nobody there"
+
+
+@kind(0)
+def disk_full(nemesis: Nemesis, fault: Fault) -> str:
+    """Fill the database's disk."""
+    before = nemesis.world.server.logged("No space left on device")
+    size = nemesis.world.server.fill_disk()
+    try:
+        nemesis.over.wait(fault.lasts_s)
+    finally:
+        nemesis.world.server.clear_disk()
+    n = nemesis.world.server.logged("No space left on device") - before
+    told = f"{n} statements failed" if n else "nobody there"
+    return f"by {size / 1e6:.0f} MB for {fault.lasts_s} s: {told}"
+
+
+@kind(2)
+def locks(nemesis: Nemesis, fault: Fault) -> str:
+    """Hold the pages for longer than lock_timeout."""
+    name = nemesis.world.name
+    nemesis.world.sql(f"ALTER DATABASE {name} SET lock_timeout = '150ms'")
+    try:
+        with nemesis.world.link() as link, link.cursor() as cursor:
+            cursor.execute("SELECT pk FROM page FOR UPDATE")
+            nemesis.over.wait(fault.lasts_s)
+    finally:
+        patiently(lambda: nemesis.world.sql(f"ALTER DATABASE {name} RESET ALL"))
+    return f"all pages for {fault.lasts_s} s"
+
+
+@kind(2)
+def deadlock(nemesis: Nemesis, fault: Fault) -> str:
+    """Lock attempt and page in the other order."""
+    n_lost = n_tried = 0
+    end = time.monotonic() + fault.lasts_s
+    while time.monotonic() < end and not nemesis.over.wait(0.05):
+        n_tried += 1
+        try:
+            with nemesis.world.link() as link, link.cursor() as cursor:
+                cursor.execute("UPDATE attempt SET message = message")
+                nemesis.over.wait(0.05)
+                cursor.execute("SELECT pk FROM page FOR UPDATE")
+        except psycopg2.errors.DeadlockDetected:
+            n_lost += 1
+    return f"{n_tried} rivals, {n_lost} of them lost"
+
+
+@kind(1)
+def clock(nemesis: Nemesis, fault: Fault) -> str:
+    """Have the clock jump by hours, where it is not the machine's."""
+    hours = -2.0 if fault.number == SIGINT else 2.0
+    nemesis.world.set_clock(hours)
+    heard = "" if nemesis.world.scenario.clock_h is not None else ", which nobody looks at"
+    return f"by {hours:+g} h{heard}"
+
+
+def _set(nemesis: Nemesis, setting: str, lasts_s: float, *more: str) -> None:
+    name = nemesis.world.name
+    for each in (setting, *more):
+        nemesis.world.sql(f"ALTER DATABASE {name} SET {each}")
+    try:
+        nemesis.over.wait(lasts_s)
+    finally:
+        patiently(lambda: nemesis.world.sql(f"ALTER DATABASE {name} RESET ALL"))
+
+
+def _back(nemesis: Nemesis, fault: Fault) -> None:
+    time.sleep(fault.lasts_s)
+    nemesis.world.server.start()
+
+
+def _end_backends(nemesis: Nemesis) -> list[Any]:
+    return nemesis.world.server.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        f"WHERE datname = '{nemesis.world.name}' AND usename = 'astra'"
+    )

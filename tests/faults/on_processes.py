@@ -1,0 +1,119 @@
+"""Faults done to processes, and to Slurm."""
+
+from __future__ import annotations
+
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
+from typing import TYPE_CHECKING
+
+from tests.faults.kinds import Fault, kind
+from tests.faults.world import send
+
+if TYPE_CHECKING:
+    from tests.faults.nemesis import Nemesis
+
+
+@kind(4, inside=True, kills=True)
+def kill_child(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Kill the process that runs the task."""
+    killed = [child for _, child in nemesis.chosen(fault) if child]
+    return nemesis.kill(killed)
+
+
+@kind(3, inside=True, kills=True)
+def kill_parent(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Kill the process that watches the one that runs the task."""
+    return nemesis.kill([parent for parent, _ in nemesis.chosen(fault)])
+
+
+@kind(2, on_slurm=0)
+def kill_resume(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Kill astra resume; its elements go on."""
+    pid = nemesis.resume()
+    if pid is not None:
+        send(pid, SIGKILL)
+    return f"process {pid}" if pid else None
+
+
+@kind(1, on_slurm=0)
+def stop_resume(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Send SIGINT or SIGTERM to astra resume."""
+    pid = nemesis.resume()
+    if pid is not None:
+        send(pid, SIGINT if fault.number == SIGINT else SIGTERM)
+    return f"process {pid}" if pid else None
+
+
+@kind(4, inside=True)
+def signal(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Send SIGTERM, SIGINT or SIGUSR1 to an element."""
+    chosen = nemesis.chosen(fault)
+    for parent, _ in chosen:
+        send(parent, fault.number)
+    return f"{Signals(fault.number).name} to {chosen}" if chosen else None
+
+
+@kind(3, inside=True, kills=True)
+def zombie(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Stop an element for longer than its lease, while others take over, then let it go on."""
+    chosen = [pid for pair in nemesis.chosen(fault) for pid in pair if pid]
+    for pid in chosen:
+        send(pid, SIGSTOP)
+    nemesis.n_deaths += bool(chosen)
+    wakes_s = nemesis.world.scenario.lease_s + 1 + fault.lasts_s
+    nemesis.after(wakes_s, lambda: [send(pid, SIGCONT) for pid in chosen])
+    # Who waits for its elements does not see that one is a zombie: somebody resumes elsewhere.
+    resume = nemesis.resume()
+    if chosen and resume is not None:
+        send(resume, SIGKILL)
+    return f"processes {chosen} for {wakes_s:.1f} s" if chosen else None
+
+
+@kind(0)
+def suspend(nemesis: Nemesis, fault: Fault) -> str | None:
+    """As Slurm suspends a job: all its processes stand still, and go on where they stood."""
+    chosen = [pid for pair in nemesis.chosen(fault) for pid in pair if pid]
+    for pid in chosen:
+        send(pid, SIGSTOP)
+    nemesis.after(fault.lasts_s, lambda: [send(pid, SIGCONT) for pid in chosen])
+    return f"processes {chosen} for {fault.lasts_s} s" if chosen else None
+
+
+@kind(0, on_slurm=5)
+def scancel(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Cancel an element, or send it a signal."""
+    job = _job(nemesis)
+    if job is not None and fault.number != SIGTERM:
+        nemesis.cluster.run("scancel", "--batch", f"--signal={fault.number}", job)
+    elif job is not None:
+        nemesis.cluster.run("scancel", job)
+    return f"{job}, signal {fault.number}" if job else None
+
+
+@kind(0, on_slurm=3)
+def requeue(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Requeue an element."""
+    job = _job(nemesis)
+    if job is not None:
+        nemesis.cluster.run("scontrol", "requeue", job)
+    return job
+
+
+@kind(0, on_slurm=2)
+def slurmd(nemesis: Nemesis, fault: Fault) -> str:
+    """Kill a node's daemon."""
+    node = nemesis.dice.choice(nemesis.cluster.nodes)
+    nemesis.cluster.daemons.slurmd_away(node, fault.lasts_s)
+    return f"{node} away for {fault.lasts_s} s"
+
+
+@kind(0, on_slurm=2)
+def slurmctld(nemesis: Nemesis, fault: Fault) -> str:
+    """Stop the controller for a while."""
+    nemesis.cluster.daemons.slurmctld_away(fault.lasts_s)
+    return f"away for {fault.lasts_s} s"
+
+
+def _job(nemesis: Nemesis) -> str | None:
+    """An element that runs, in Slurm's words."""
+    running = nemesis.cluster.jobs(nemesis.world.folder, "-t", "R")
+    return nemesis.dice.choice(running) if running else None
