@@ -10,7 +10,7 @@ from pathlib import Path
 import peewee
 import psycopg2
 
-from astra.database.connection import bind, database, drop_connection
+from astra.database.connection import database, drop_connection
 from astra.errors import AstraError
 from astra.status.verify import verify
 from tests.faults import judge
@@ -81,7 +81,7 @@ def _judged(world: World, began: float) -> Report:
     for neighbour in world.neighbours:
         if neighbour.plan is not None and neighbour.process is not None:
             neighbour.process.wait(BOUND_S)
-            bind(neighbour.world.direct)
+            neighbour.world.bind()
             beside = Drive(neighbour.world, neighbour.plan)
             beside.nemesis.n_deaths = drive.nemesis.n_deaths
             said += [f"{neighbour.world.name}: {each}" for each in beside.judged()[0]]

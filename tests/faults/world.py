@@ -121,7 +121,7 @@ class World:
         self.computed.touch()
         if beside is None:
             self._write_files()
-            bind(self.direct)
+            self.bind()
         if not copied:
             self.sql("DELETE FROM boss_visit_spectrum WHERE spectrum_pk > %s", scenario.rows)
             self.remember(range(1, scenario.rows + 1))
@@ -148,6 +148,10 @@ class World:
         if self.pool is not None:
             self.pool.close()
         self.server.drop_database(self.name)
+
+    def bind(self) -> None:
+        """Have this process work with the database, as the role that plans and runs in it."""
+        bind(self.server.url(self.name, user="astra"))
 
     def another(self, copied: bool = False) -> "World":
         """Another archive in the same run directory."""
