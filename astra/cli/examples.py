@@ -43,7 +43,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "logs": ("astra logs 17", "astra logs 17 3 --follow"),
     "failures": ("astra failures", "astra failures 17 --traceback"),
     "plans": ("astra plans", "astra plans --all --json"),
-    "report": ("astra report 17 -o plan.html", "astra report survey"),
+    "report": (
+        "astra report 17 -o plan.html",
+        "astra report survey",
+        "astra report --watch /srv/www/astra --every 60",
+    ),
+    "metrics": ("astra metrics", "astra metrics --output /var/lib/node_exporter/astra.prom"),
     "clean": ("astra clean", "astra clean --keep-days 30 --yes"),
     "nightly": ("astra nightly survey", "astra nightly survey --check"),
     "nights": ("astra nights", "astra nights survey 2026-11-24"),

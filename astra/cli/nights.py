@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import click
 
@@ -78,6 +79,24 @@ def nights(
     else:
         listed = last_nights(name)
         show.as_json(listed) if as_json else show_nights.nights(listed, as_csv)
+
+
+@main.command()
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Replace FILE, whole, instead of printing: for node_exporter's textfile collector.",
+)  # fmt: skip
+def metrics(output: Path | None) -> None:
+    """Print metrics of nights and plans as Prometheus reads them: rows by state, ages, retries."""
+    from astra.config.run_folder import write_whole
+    from astra.database.connection import retrying
+    from astra.night.metrics import metrics as collected
+
+    text = retrying(collected, bound_s=30)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_whole(output, text, 0o644)
 
 
 @main.command()

@@ -333,9 +333,35 @@ def _plan_number(word: str) -> int:
     metavar="FILE",
     help="Where to; by default plan-N.html, or night-N.html, here. - is standard output.",
 )
+@click.option(
+    "--watch",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Keep pages of all plans and nights, and an index, in FOLDER until Ctrl-C or SIGTERM.",
+)
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(1),
+    default=60.0,
+    metavar="SECONDS",
+    help="Of --watch: how often to look; 60 by default.",
+)
+@click.option("--once", is_flag=True, help="Of --watch: look once, as for cron.")
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(0),
+    default=30.0,
+    metavar="N",
+    help="Of --watch: how long pages of what has ended stay; 30 by default.",
+)
 @trust_option
 @json_option
-def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
+def report(
+    which: tuple[str, ...], output: Path | None, folder: Path | None, every_s: float, once: bool,
+    keep_days: float, as_json: bool,
+) -> None:  # fmt: skip
     """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
 
     Of a NIGHT by its name, it is the last one, or that of a DATE.
@@ -349,6 +375,13 @@ def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     from astra.report.page import html
     from astra.report.report import report_of
 
+    if folder is not None:
+        if which or output or as_json:
+            raise UsageError("--watch keeps pages of all plans and nights: no PLAN, -o or --json")
+        _keep_pages(folder, every_s, once, keep_days)
+        return
+    if once:
+        raise UsageError("--once is of --watch FOLDER: astra report --watch FOLDER --once")
     if which and not which[0].isdigit():
         if len(which) > 2:
             raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
@@ -366,6 +399,20 @@ def report(which: tuple[str, ...], output: Path | None, as_json: bool) -> None:
         return
     write_whole(file, page, 0o644)
     show.reported(found, file, len(page.encode()))
+
+
+def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:
+    from astra.cli import show_watch
+    from astra.database.connection import retrying
+    from astra.night.dashboard import Dashboard
+
+    dashboard = Dashboard(folder, keep_days)
+    if not once:
+        show_watch.keep_pages(dashboard, every_s)
+        return
+    look = retrying(dashboard.look, bound_s=every_s)
+    show_watch.pages(look)
+    sys.exit(1 if look.problems else 0)
 
 
 @main.command()

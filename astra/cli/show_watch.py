@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -10,7 +11,17 @@ from typing import Any
 from rich.console import Console, Group
 from rich.text import Text
 
-from astra.cli.show import _COLOURS, _page_table, _sum, coloured, console, count, escape, line
+from astra.cli.show import (
+    _COLOURS,
+    _page_table,
+    _sum,
+    coloured,
+    console,
+    count,
+    error,
+    escape,
+    line,
+)
 from astra.config.secrets import hide
 from astra.states import PageState
 
@@ -49,6 +60,32 @@ def _stopped_by_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def keep_pages(dashboard: Any, every_s: float) -> None:
+    """Look after a folder of pages until Ctrl-C or SIGTERM, which the index says then."""
+    from astra.night.dashboard import keep
+
+    def wait() -> bool:
+        time.sleep(every_s)
+        return True
+
+    try:
+        with _stopped_by_signals():
+            for look in keep(dashboard, wait):
+                pages(look)
+    except KeyboardInterrupt:
+        at = datetime.now().astimezone()
+        dashboard.say(f"Nobody looks after these pages since {at:%Y-%m-%d %H:%M:%S %Z}.")
+
+
+def pages(look: Any) -> None:
+    """Print what a look at a folder of pages changed, if anything."""
+    for what, names in (("written", look.written), ("removed", look.removed)):
+        if names:
+            line(f"{datetime.now():%H:%M:%S} {what}: {', '.join(names)}")
+    for problem in look.problems:
+        error(problem)
 
 
 @contextmanager

@@ -139,9 +139,11 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
             os.fchmod(file.fileno(), mode & ~_OTHERS_WRITE)
             os.fsync(file.fileno())
         unfinished.rename(path)
-    except OSError as error:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {_why(error)}") from error
+        if isinstance(error, OSError):
+            raise UsageError(f"{path} cannot be written: {_why(error)}") from error
+        raise
 
 
 def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:

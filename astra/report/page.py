@@ -33,10 +33,10 @@ _KINDS = {
 }  # fmt: skip
 
 
-def html(report: Report) -> str:
-    """Return the page of a report."""
+def html(report: Report, mark: str = "") -> str:
+    """Return the page of a report; `mark` says what it is of, in a folder of such pages."""
     return render(
-        "report.html.j2", r=report, tables=tables(report), submissions=submissions,
+        "report.html.j2", r=report, mark=mark, tables=tables(report), submissions=submissions,
         n_bins=N_BINS, kind=_kind, parts=_parts, columns=_columns, stacked=_stacked,
         over_time=report.over_time if _changes(report.over_time) else None,
         rate=report.rate if _changes(report.rate) and report.n_attempts > 1 else None,

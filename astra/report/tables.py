@@ -7,6 +7,7 @@ from typing import Any
 
 from astra.report.format import (
     count,
+    file_url,
     first_line,
     in_both_zones,
     megabytes,
@@ -21,11 +22,12 @@ from astra.status.headline import ENDED
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, by which number it is sorted, if by any, and which file it names."""
+    """What a cell shows, by which number it is sorted, where it leads, and its colour's name."""
 
     text: str
     value: float | None = None
-    file: str | None = None
+    href: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ def moment(value: datetime | None) -> Cell:
 
 
 def file(path: str | None) -> Cell:
-    return Cell(path or "", file=path)
+    return Cell(path or "", href=file_url(path) if path else None)
 
 
-def _table(items: Iterable[Any], columns: Columns, more: int = 0) -> Table | None:
+def table(items: Iterable[Any], columns: Columns, more: int = 0) -> Table | None:
     lines = [[_cell(make(item)) for make in columns.values()] for item in items]
     kept = [at for at in range(len(columns)) if any(line[at].text for line in lines)]
     if not kept:
@@ -99,7 +101,7 @@ def _plans(report: Report) -> Table | None:
         return int(plan.n_rows - sum(plan.rows.get(name, 0) for name in ENDED))
 
     several: Sequence[Any] = report.plans if len(report.plans) > 1 else ()
-    return _table(several, {
+    return table(several, {
         **_plan(report, lambda p: p.plan),
         "task": lambda p: p.task,
         "input": lambda p: p.input_model,
@@ -120,7 +122,7 @@ def _attention(report: Report) -> Table | None:
         why = f"({page.reason})" if page.reason else ""
         return " ".join(filter(None, (page.slurm_state, code, why)))
 
-    return _table(report.attention, {
+    return table(report.attention, {
         **_plan(report, lambda item: item[0]),
         "page": lambda item: number(item[1].page, str),
         "state": lambda item: item[1].state.value,
@@ -138,7 +140,7 @@ def _attention(report: Report) -> Table | None:
 
 
 def _elements(report: Report) -> Table | None:
-    return _table(report.efficiency.elements if report.efficiency else (), {
+    return table(report.efficiency.elements if report.efficiency else (), {
         "element": lambda u: u.job,
         "ended": lambda u: u.state.value,
         "time": lambda u: number(u.elapsed_s, unbroken),
@@ -151,7 +153,7 @@ def _elements(report: Report) -> Table | None:
 
 def _endings(report: Report) -> Table | None:
     all_well = {e.state for e in report.endings} <= {"done", "running"}
-    return _table(() if all_well else report.endings, {
+    return table(() if all_well else report.endings, {
         "state": lambda e: e.state,
         "Slurm": lambda e: e.slurm_state,
         "attempts": lambda e: number(e.attempts, count),
@@ -160,7 +162,7 @@ def _endings(report: Report) -> Table | None:
 
 
 def _nodes(report: Report) -> Table | None:
-    return _table(report.nodes if report.n_nodes > 1 else (), {
+    return table(report.nodes if report.n_nodes > 1 else (), {
         "node": lambda n: n.node,
         "attempts": lambda n: number(n.attempts, count),
         "ended badly": lambda n: number(n.not_well, count),
@@ -173,7 +175,7 @@ def _nodes(report: Report) -> Table | None:
 
 
 def _slow_rows(report: Report) -> Table | None:
-    return _table(report.slow_rows if len(report.slow_rows) > 1 else (), {
+    return table(report.slow_rows if len(report.slow_rows) > 1 else (), {
         **_plan(report, lambda row: row.plan),
         "key": lambda row: number(row.key, str) if isinstance(row.key, int) else row.key,
         "page": lambda row: number(row.page, str),
@@ -182,7 +184,7 @@ def _slow_rows(report: Report) -> Table | None:
 
 
 def _slow_pages(report: Report) -> Table | None:
-    return _table(report.slow_pages if len(report.slow_pages) > 1 else (), {
+    return table(report.slow_pages if len(report.slow_pages) > 1 else (), {
         **_plan(report, lambda page: page.plan),
         "page": lambda page: number(page.page, str),
         "rows": lambda page: number(page.rows, count),
@@ -194,7 +196,7 @@ def _slow_pages(report: Report) -> Table | None:
 
 def _earlier(report: Report) -> Table | None:
     lines = [*([report.this] if report.this else []), *report.earlier] if report.earlier else []
-    return _table(lines, {
+    return table(lines, {
         "which": lambda e: e.title,
         "began": lambda e: moment(e.began),
         "lasted": lambda e: number(e.wall_s, unbroken),
@@ -209,7 +211,7 @@ def _earlier(report: Report) -> Table | None:
 
 def submissions(how: How) -> Table | None:
     """Return the submissions of a plan as a table."""
-    return _table(how.submissions, {
+    return table(how.submissions, {
         "submitted": lambda s: moment(s.at),
         "as": lambda s: s.what,
         "elements": lambda s: number(s.elements, count),

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Page as BrowserPage
-from playwright.sync_api import sync_playwright
 
 from astra.api import run_here
 from astra.database.connection import connection, dialect
@@ -28,6 +27,7 @@ from astra.slurm.parse import Usage, parse_usage
 from astra.states import PlanState, SlurmState
 from astra.submit.submit import submit
 from tests.conftest import ROOT
+from tests.report.browser import chromium, show
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
 
@@ -36,29 +36,14 @@ SECRET = "geheim-9731"
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        # As root, Chromium runs without its sandbox only.
-        found = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-        )
+    with chromium() as found:
         yield found
-        found.close()
 
 
 def opened(browser, text: str, folder: Path, width: int = 1400) -> BrowserPage:
-    """A page as a browser shows it from a file, with what it complains of in `page.errors`."""
     file = folder / "report.html"
     file.write_text(text)
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.errors = []
-    page.on("console", lambda message: page.errors.append(message.text))
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith(("file:", "data:")) else page.errors.append(r.url),
-    )
-    page.goto(f"file://{file}")
-    return page
+    return show(browser, file, width)
 
 
 def made(n: int, limit: int, run: bool = True, **arguments) -> int:

@@ -1,0 +1,264 @@
+"""A folder of static pages: one for each plan and night that is recent or lives, and an index.
+
+What is on the disk is all that is remembered: a page bears a mark of what it is of, so that the
+page of a plan that has ended is made once, and any look may be the first. Pages appear whole, and
+are written only where more than the time of their making has changed.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from markupsafe import escape
+
+from astra.config.run_folder import write_whole
+from astra.database.connection import connection, drop_connection, is_away
+from astra.errors import AstraError, UsageError
+from astra.models.archive import Archive
+from astra.models.schema import check_version
+from astra.night.history import NightStatus, nights
+from astra.night.report import report_of_night
+from astra.report.format import clipped, count, first_line, unbroken
+from astra.report.page import html, render
+from astra.report.report import Report, report_of
+from astra.report.tables import Cell, Columns, Table, moment, number, table
+from astra.status.status import all_plans
+
+log = logging.getLogger(__name__)
+
+N_NIGHTS = 30
+
+#: Pages, and what a process leaves that is killed while it writes one.
+_OURS = re.compile(r"(?:plan|night)-\d+\.html|\.[0-9a-f]{16}")
+_MARK = re.compile(r'<meta name="astra-of" content="([^"]*)">')
+_TITLE = re.compile(r"<title>([^:<]*):")
+_MADE = re.compile(r'<p class="soft made">.*?</p>')
+_SAID = re.compile(r'<p class="note said">.*?</p>\n')
+
+INDEX = "index.html"
+
+#: The file that says when the pages were last looked after, whether or not any has changed.
+LOOKED = "looked.txt"
+
+
+@dataclass
+class Look:
+    """What one look changed in the folder, and what it could not do."""
+
+    written: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A plan or a night in the index: its page, and how that stands."""
+
+    page: str
+    item: Any
+    kind: str
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """The pages of the bound archive in a folder; what has ended stays there for `keep_days`."""
+
+    folder: Path
+    keep_days: float = 30.0
+
+    def look(self) -> Look:
+        """Write the pages that have changed, and remove those that are too old.
+
+        Raises
+        ------
+        UsageError
+            If the folder cannot be written, or holds the pages of another archive.
+        DatabaseError
+            If the database gives no answer.
+        """
+        check_version()
+        with connection():
+            archive = Archive.select().first()
+        mark = archive.identifier if archive else ""
+        self._prepare(mark)
+        look, since = Look(), datetime.now(UTC) - timedelta(days=self.keep_days)
+        of_nights = [self._night(night, look) for night in nights(None, N_NIGHTS)]
+        of_plans = [self._plan(plan, look) for plan in all_plans() if self._is_shown(plan, since)]
+        self._remove_old({line.page for line in (*of_nights, *of_plans)}, since, look)
+        text = render(
+            "index.html.j2", mark=mark, notes=look.problems, nights=_nights_table(of_nights),
+            living=_plans_table(line for line in of_plans if _lives(line.item)),
+            ended=_plans_table(line for line in of_plans if not _lives(line.item)),
+            made=datetime.now(UTC), looked=LOOKED,
+        )  # fmt: skip
+        self._write(INDEX, text, look)
+        write_whole(self.folder / LOOKED, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n", 0o644)
+        return look
+
+    def say(self, note: str) -> None:
+        """Put a note above the index as it is; the next look takes it away."""
+        with suppress(FileNotFoundError):
+            text = (self.folder / INDEX).read_text()
+            said = f'<p class="note said">{escape(clipped(note))}</p>'
+            changed = _SAID.sub("", text).replace("</h1>\n", f"</h1>\n{said}\n", 1)
+            if changed != text:
+                write_whole(self.folder / INDEX, changed, 0o644)
+
+    def _prepare(self, archive: str) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.folder} cannot be made: {error.strerror}") from error
+        of = _mark(self.folder / INDEX)
+        if of is not None and of != archive:
+            raise UsageError(
+                f"{self.folder} holds the pages of another archive ({of}, this one is {archive}): "
+                f"name another folder, or remove its {INDEX}"
+            )
+
+    def _is_shown(self, plan: dict[str, Any], since: datetime) -> bool:
+        """Whether a plan lives, is young, or has a page that is: that of an old one is ended."""
+        if _lives(plan) or plan["created"] >= since:
+            return True
+        path = self.folder / _page(plan)
+        mark = _mark(path)
+        return mark is not None and (mark != _plan_mark(plan) or _modified(path) >= since)
+
+    def _plan(self, plan: dict[str, Any], look: Look) -> _Line:
+        page, mark = _page(plan), _plan_mark(plan)
+        kind = self._keep(page, mark, _lives(plan), look, lambda: report_of([plan["plan"]]))
+        return _Line(page, plan, kind)
+
+    def _night(self, night: NightStatus, look: Look) -> _Line:
+        def report() -> Report:
+            return report_of_night(night.name, str(night.night))[1]
+
+        page = f"night-{night.night}.html"
+        mark = f"night {night.night}: {night.state}, {night.pending} of {night.rows}"
+        return _Line(page, night, self._keep(page, mark, night.ended is None, look, report))
+
+    def _keep(
+        self, page: str, mark: str, lives: bool, look: Look, make: Callable[[], Report]
+    ) -> str:
+        """Have a page as it should be; return how things stand, by what the page says."""
+        if lives or _mark(self.folder / page) != mark:
+            try:
+                self._write(page, html(make(), mark), look)
+            except AstraError as error:
+                if is_away(error):
+                    raise
+                look.problems.append(f"{page} cannot be made: {error}")
+        found = _TITLE.search(_head(self.folder / page))
+        return found[1] if found else "unknown"
+
+    def _write(self, page: str, text: str, look: Look) -> None:
+        path = self.folder / page
+        with suppress(OSError, ValueError):
+            if _MADE.sub("", path.read_text()) == _MADE.sub("", text):
+                return
+        write_whole(path, text, 0o644)
+        look.written.append(page)
+
+    def _remove_old(self, kept: set[str], since: datetime, look: Look) -> None:
+        """Remove old pages of what has ended, and what a process left that was killed."""
+        for path in self.folder.iterdir():
+            if path.name in kept or not _OURS.fullmatch(path.name):
+                continue
+            with suppress(FileNotFoundError):
+                if _modified(path) < since:
+                    path.unlink()
+                    look.removed.append(path.name)
+
+
+def keep(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[Look]:
+    """Yield the looks at a folder, until `wait` returns False; the database may be away meanwhile.
+
+    Raises
+    ------
+    AstraError
+        If a look fails for another reason than a database that cannot be reached now.
+    """
+    while True:
+        try:
+            yield dashboard.look()
+        except Exception as error:
+            if not is_away(error):
+                raise
+            drop_connection()
+            why = first_line(str(error))
+            log.warning("the database is away, the pages stay as they are: %s", why)
+            dashboard.say(f"The database does not answer, and these pages may be old: {why}")
+        if not wait():
+            return
+
+
+def _lives(plan: dict[str, Any]) -> bool:
+    return bool(plan["pending"]) and not plan["cancelled"]
+
+
+def _plan_mark(plan: dict[str, Any]) -> str:
+    counts = ", ".join(
+        f"{plan[name]} {name}" for name in ("done", "failed", "no_result", "pending")
+    )
+    return f"plan {plan['plan']}: {counts}{', cancelled' if plan['cancelled'] else ''}"
+
+
+def _page(plan: dict[str, Any]) -> str:
+    return f"plan-{plan['plan']}.html"
+
+
+def _head(path: Path) -> str:
+    with suppress(OSError), path.open(errors="replace") as file:
+        return file.read(8192)
+    return ""
+
+
+def _mark(path: Path) -> str | None:
+    """What a page is of, None where there is none, or none of these."""
+    found = _MARK.search(_head(path))
+    return found[1] if found else None
+
+
+def _modified(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _nights_table(lines: Iterable[_Line]) -> Table | None:
+    columns: Columns = {
+        "night": lambda line: Cell(line.item.name, href=line.page),
+        "date": lambda line: line.item.date,
+        "state": lambda line: Cell(line.item.state, kind=line.kind),
+        "rows": lambda line: number(line.item.rows, count),
+        "results": lambda line: number(line.item.results, count),
+        "failures": lambda line: number(line.item.failures, count),
+        "not ended": lambda line: number(line.item.pending, count),
+        "retries": lambda line: number(line.item.retries, count),
+        "began": lambda line: moment(line.item.began),
+        "lasted": lambda line: number(_lasted_s(line.item), unbroken),
+    }
+    return table(lines, columns)
+
+
+def _lasted_s(night: NightStatus) -> float | None:
+    return (night.ended - night.began).total_seconds() if night.ended else None
+
+
+def _plans_table(lines: Iterable[_Line]) -> Table | None:
+    columns: Columns = {
+        "plan": lambda line: Cell(str(line.item["plan"]), line.item["plan"], line.page),
+        "task": lambda line: line.item["task"],
+        "input": lambda line: line.item["input_model"],
+        "state": lambda line: Cell(line.kind, kind=line.kind),
+        "rows": lambda line: number(line.item["rows"], count),
+        "results": lambda line: number(line.item["done"], count),
+        "failures": lambda line: number(line.item["failed"], count),
+        "not ended": lambda line: number(line.item["pending"], count),
+        "made": lambda line: moment(line.item["created"]),
+        "by": lambda line: line.item["by"],
+    }
+    return table(lines, columns)

@@ -1,0 +1,155 @@
+"""Metrics in Prometheus' text format: nights, rows by state, ages and retries.
+
+They are gauges of the present: of the last night of each name, and of plans that have not ended.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+
+from astra import __version__
+from astra.database.connection import connection, dialect, tuples
+from astra.models.archive import Archive
+from astra.models.plans import Attempt, Page
+from astra.models.schema import check_version
+from astra.night.history import NightStatus, nights
+from astra.night.totals import retries_of
+from astra.states import AttemptState, PlanState
+from astra.status.status import all_plans, statuses
+
+#: In which a night can be, so that each has a series that is 0 or 1.
+NIGHT_STATES = ("whole", "failed rows", "not whole", "running", "without a finalizer")
+
+#: What a sample is of, and its value.
+Sample = tuple[Mapping[str, str], float]
+
+
+def metrics() -> str:
+    """Return all metrics as text.
+
+    Raises
+    ------
+    DatabaseError
+        If the database gives no answer.
+    """
+    check_version()
+    with connection():
+        now = dialect().now()
+        archive = Archive.select().first()
+    info = {"version": __version__, "archive": archive.identifier if archive else ""}
+    return "".join(
+        [
+            _metric("astra_info", "The version of astra, and the archive.", [(info, 1)]),
+            _metric(
+                "astra_collected_timestamp_seconds", "When these metrics were collected.",
+                [({}, now.timestamp())],
+            ),
+            *_of_nights(_last_of_each(nights(None, 1000)), now),
+            *_of_plans(now),
+        ]
+    )  # fmt: skip
+
+
+def _last_of_each(found: Iterable[NightStatus]) -> list[NightStatus]:
+    last: dict[str, NightStatus] = {}
+    for night in found:  # the latest first
+        last.setdefault(night.name, night)
+    return [last[name] for name in sorted(last)]
+
+
+def _of_nights(last: Sequence[NightStatus], now: datetime) -> Iterator[str]:
+    of = [({"night": night.name}, night) for night in last]
+    yield _metric(
+        "astra_night_state", "Whether the last night of a name is in a state.",
+        [({**name, "state": s}, n.state == s) for name, n in of for s in NIGHT_STATES],
+    )  # fmt: skip
+    yield _metric(
+        "astra_night_began_timestamp_seconds", "When the last night of a name began.",
+        [(name, night.began.timestamp()) for name, night in of],
+    )  # fmt: skip
+    yield _metric(
+        "astra_night_age_seconds", "Time since the last night of a name began.",
+        [(name, (now - night.began).total_seconds()) for name, night in of],
+    )  # fmt: skip
+    yield _metric(
+        "astra_night_duration_seconds", "How long the last night of a name took, or takes by now.",
+        [(name, ((night.ended or now) - night.began).total_seconds()) for name, night in of],
+    )  # fmt: skip
+    yield _metric(
+        "astra_night_rows", "Rows of the last night of a name, by how they ended.",
+        [
+            ({**name, "outcome": outcome}, getattr(night, outcome))
+            for name, night in of
+            for outcome in ("results", "failures", "no_result", "pending")
+        ],
+    )  # fmt: skip
+    yield _metric(
+        "astra_night_retries", "Elements of the last night of a name that another followed.",
+        [(name, night.retries) for name, night in of],
+    )  # fmt: skip
+
+
+def _of_plans(now: datetime) -> Iterator[str]:
+    living = [plan for plan in all_plans() if plan["pending"] and not plan["cancelled"]]
+    of_task: dict[str, list[int]] = defaultdict(list)
+    oldest: dict[str, datetime] = {}
+    rows: Counter[tuple[str, str]] = Counter()
+    plans: Counter[str] = Counter()
+    for plan in living:
+        of_task[plan["task"]].append(plan["plan"])
+        oldest[plan["task"]] = min(oldest.get(plan["task"], now), plan["created"])
+    for status in statuses([plan["plan"] for plan in living], of_whole=False):
+        plans[status.state.value] += 1
+        for state, n in status.rows.items():
+            rows[status.task, state] += n
+    yield _metric(
+        "astra_plans", "Plans with rows that have not ended, by state.",
+        [({"state": state.value}, plans[state.value]) for state in PlanState],
+    )  # fmt: skip
+    yield _metric(
+        "astra_rows", "Rows of plans that have not ended, by task and state.",
+        [({"task": task, "state": state}, n) for (task, state), n in sorted(rows.items())],
+    )  # fmt: skip
+    yield _metric(
+        "astra_oldest_plan_age_seconds", "Age of a task's oldest plan that has not ended.",
+        [({"task": task}, (now - oldest[task]).total_seconds()) for task in sorted(oldest)],
+    )  # fmt: skip
+    yield _metric(
+        "astra_retries", "Elements that another followed, of plans that have not ended, by task.",
+        [({"task": task}, retries_of(of_task[task])) for task in sorted(of_task)],
+    )  # fmt: skip
+    yield _metric(
+        "astra_heartbeat_age_seconds", "Age of the oldest last heartbeat of attempts that run.",
+        [
+            ({"task": task}, (now - seen).total_seconds())
+            for task in sorted(of_task)
+            if (seen := _oldest_heartbeat(of_task[task]))
+        ],
+    )  # fmt: skip
+
+
+def _oldest_heartbeat(plans: Sequence[int]) -> datetime | None:
+    query = (
+        Attempt.select(Attempt.seen)
+        .join(Page, on=(Page.attempt_pk == Attempt.pk))
+        .where((Page.plan << list(plans)) & (Attempt.state == AttemptState.RUNNING))
+        .order_by(Attempt.seen)
+        .limit(1)
+    )
+    with connection():
+        return next((seen for (seen,) in tuples(query)), None)
+
+
+def _metric(name: str, text: str, samples: Iterable[Sample]) -> str:
+    """Return one gauge with its samples, or nothing where it has none."""
+    lines = [f"{name}{_labels(labels)} {float(value):.15g}\n" for labels, value in samples]
+    return f"# HELP {name} {text}\n# TYPE {name} gauge\n{''.join(lines)}" if lines else ""
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    inner = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    return f"{{{inner}}}" if inner else ""
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,187 @@
+"""A folder of pages: one for each plan and night, and an index."""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from astra.api import run_here
+from astra.cli.group import main
+from astra.errors import UsageError
+from astra.models.archive import Archive
+from astra.models.nights import Night, NightPlan
+from astra.models.plans import Plan
+from astra.night.dashboard import Dashboard, keep
+from astra.plan.plan import create_plan
+from tests.conftest import ROOT
+from tests.report.browser import chromium, show
+from tests.sample_tasks import fill, measure
+
+
+def planned(n: int = 20, **arguments) -> int:
+    fill(n)
+    (made,) = create_plan(measure, "BossVisitSpectrum", limit=10, arguments=arguments)
+    return made.plan
+
+
+def a_night(plan: int, **columns) -> Night:
+    night = Night.create(
+        name="survey",
+        date="2026-11-24",
+        cwd="/",
+        host="here",
+        created_by="me",
+        n_rows=20,
+        **columns,
+    )
+    NightPlan.create(night=night.pk, task="tests.sample_tasks.measure", plan_pk=plan, n_rows=20)
+    return night
+
+
+def stamps(folder):
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("*.html")}
+
+
+def test_pages_are_written_once_and_again_when_something_changed(sqlite_url, tmp_path):
+    folder = tmp_path / "www" / "astra"
+    dashboard = Dashboard(folder)
+    assert dashboard.look().written == ["index.html"]  # of an archive without plans
+    first, second = planned(), planned(raise_every=7)
+    run_here(first)
+    assert set(dashboard.look().written) == {
+        "index.html",
+        f"plan-{first}.html",
+        f"plan-{second}.html",
+    }
+    before = stamps(folder)
+    assert Dashboard(folder).look().written == []  # another process finds all of it on the disk
+    assert stamps(folder) == before
+    assert {p.name for p in folder.iterdir()} == {*before, "looked.txt"}
+    run_here(second)
+    assert set(dashboard.look().written) == {"index.html", f"plan-{second}.html"}
+    text = (folder / f"plan-{second}.html").read_text()
+    assert "Whole, with failures" in text and f"astra failures {second}" in text
+    assert dashboard.look().written == []
+
+
+def test_a_night_and_its_plan_in_a_browser(sqlite_url, tmp_path):
+    plan = planned()
+    night = a_night(plan)
+    dashboard = Dashboard(tmp_path / "www")
+    dashboard.look()
+    with chromium() as browser:
+        page = show(browser, tmp_path / "www" / "index.html")
+        assert page.locator("td b", has_text="not begun").count() == 1
+        page.get_by_role("link", name="survey").click()
+        assert page.inner_text("h1") == "night survey of 2026-11-24"
+        assert page.locator(".next code").first.inner_text() == "astra nights survey --heal"
+        page.get_by_role("link", name="all nights and plans").click()
+        run_here(plan)
+        Night.update(ended=datetime.now(UTC), whole=True, n_done=20).where(
+            Night.pk == night.pk
+        ).execute()
+        assert f"night-{night.pk}.html" in dashboard.look().written
+        page.reload()
+        assert page.locator("td b", has_text="whole").count() == 2
+        for width in (400, 1400):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.errors == []
+    assert dashboard.look().written == []
+
+
+def test_pages_of_what_has_ended_are_kept_for_some_days(sqlite_url, tmp_path):
+    old, young, living = planned(), planned(), planned()
+    run_here(old)
+    run_here(young)
+    dashboard = Dashboard(tmp_path / "www", keep_days=10)
+    dashboard.look()
+    page = tmp_path / "www" / f"plan-{old}.html"
+    left = tmp_path / "www" / f".{'0a' * 8}"  # of a process that was killed
+    left.touch()
+    others = tmp_path / "www" / "plan-of-mine.html"
+    others.touch()
+    ago = datetime.now(UTC) - timedelta(days=11)
+    Plan.update(created=ago).where(Plan.pk << [old, living]).execute()
+    assert dashboard.look().removed == []  # it changed within ten days
+    for path in (page, left, others, tmp_path / "www" / f"plan-{living}.html"):
+        os.utime(path, (ago.timestamp(),) * 2)
+    assert set(dashboard.look().removed) == {page.name, left.name}
+    assert f"plan-{old}.html" not in (tmp_path / "www" / "index.html").read_text()
+    run_here(living)  # it ends when it is old: its page says so, and stays
+    assert f"plan-{living}.html" in dashboard.look().written
+    assert others.exists() and not page.exists()
+
+
+def test_a_folder_is_of_one_archive(sqlite_url, tmp_path):
+    Dashboard(tmp_path / "www").look()
+    Archive.update(identifier="another").execute()
+    with pytest.raises(UsageError, match="pages of another archive"):
+        Dashboard(tmp_path / "www").look()
+
+
+def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch):
+    broken, good = planned(), planned()
+    Plan.update(n_pages=77, input_model="no.such.module:Model").where(Plan.pk == broken).execute()
+    from astra.night import dashboard
+
+    real = dashboard.report_of
+
+    def report_of(plans):
+        if plans == [broken]:
+            raise UsageError("its model is gone")
+        return real(plans)
+
+    monkeypatch.setattr(dashboard, "report_of", report_of)
+    look = Dashboard(tmp_path / "www").look()
+    assert look.problems == [f"plan-{broken}.html cannot be made: its model is gone"]
+    assert f"plan-{good}.html" in look.written
+    assert "its model is gone" in (tmp_path / "www" / "index.html").read_text()
+
+
+@pytest.mark.postgres
+def test_the_database_is_away_for_a_while(postgres, pg_url, tmp_path, monkeypatch):
+    plan = planned()
+    index = tmp_path / "www" / "index.html"
+    said: list[bool] = []
+
+    def wait() -> bool:
+        said.append("does not answer" in index.read_text())
+        if len(said) < 3:
+            (postgres.stop if len(said) == 1 else postgres.restart)()
+        return len(said) < 3
+
+    looks = list(keep(Dashboard(tmp_path / "www"), wait))
+    assert said == [False, True, False] and len(looks) == 2
+    assert (tmp_path / "www" / f"plan-{plan}.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_in_order(sqlite_url, tmp_path, number):
+    planned()
+    index = tmp_path / "www" / "index.html"
+    words = ["report", "--watch", str(tmp_path / "www"), "--every", "300"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "astra", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert "index.html" in process.stdout.readline()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Nobody looks after these pages since" in index.read_text()
+    assert {p.suffix for p in index.parent.iterdir()} == {".html", ".txt"}
+    once = CliRunner().invoke(main, [*words[:3], "--once"])
+    assert once.exit_code == 0, once.output
+    assert "Nobody looks after" not in index.read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [["1", "--watch", "www"], ["--watch", "www", "--json"], ["--once"]]
+)
+def test_what_does_not_go_together(sqlite_url, words):
+    wrong = CliRunner().invoke(main, ["report", *words])
+    assert wrong.exit_code == 2 and "--watch" in wrong.output
