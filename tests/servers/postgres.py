@@ -230,8 +230,10 @@ class Postgres(Server):
     ) -> str:
         """A new database, of the role `astra`, and its URL for the superuser."""
         _check_name(name, template, tablespace)
+        # Copying files takes half the processor time of writing all their pages to the log.
         self.sql(
-            f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER astra TABLESPACE "{tablespace}"'
+            f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER astra TABLESPACE "{tablespace}" '
+            "STRATEGY file_copy"
         )
         if template != "template1":
             self.sql(_MOVED, database=name)

@@ -172,12 +172,13 @@ def command(*words: object, env: Mapping[str, str] | None = None, timeout_s: flo
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
-    """Ask again, every few hundredths of a second, until `condition` holds."""
-    end = time.monotonic() + timeout_s
+    """Wait until `condition` holds, asking again and again, more rarely the longer it takes."""
+    began = time.monotonic()
     while not condition():
-        if time.monotonic() > end:
+        waited = time.monotonic() - began
+        if waited > timeout_s:
             raise TimeoutError(f"gave up waiting for {what} after {timeout_s:g} s")
-        time.sleep(0.03)
+        time.sleep(min(max(waited / 20, 0.02), 0.2))
 
 
 def hear_interrupts() -> None:
