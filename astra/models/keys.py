@@ -5,7 +5,7 @@ An input model is any peewee ``Model`` with a primary key. Two attributes may sa
 name of a foreign key whose row is loaded together with each row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,6 +23,8 @@ RowKey = int | str
 
 _WHOLE = frozenset({"AUTO", "BIGAUTO", "INT", "BIGINT", "SMALLINT"})
 _UNFIT = frozenset({"BLOB", "JSON", "JSONB"})
+#: Numbers with fractions, which lose digits as texts, and what it stores as bytes.
+_UNFIT_IN_SQLITE = frozenset({"FLOAT", "DOUBLE", "DECIMAL", "UUIDB"})
 
 
 @dataclass(frozen=True)
@@ -168,18 +170,22 @@ def key_of(model: Any) -> Key:
     """
     name = getattr(model, "row_key", None)
     fields = (model._meta.fields[name],) if name else primary_fields(model)
-    unfit = next((f for f in fields if f.field_type in _UNFIT), None)
-    if unfit is not None:
-        raise TaskError(
-            f"{model.__name__}.{unfit.name} is a key of type {unfit.field_type}, which no page can "
-            "hold: declare another unique column as the primary key of the model"
-        )
+    _check_types(model, fields, _UNFIT)
     if not fields:
         raise TaskError(
             f"{model.__name__} has no primary key: declare the columns that identify its rows, "
             "by primary_key=True or in class Meta: primary_key = CompositeKey('a', 'b')"
         )
     return Key(fields)
+
+
+def _check_types(model: Any, fields: Iterable[Any], unfit: Container[str]) -> None:
+    for field in fields:
+        if field.field_type in unfit:
+            raise TaskError(
+                f"{model.__name__}.{field.name} is a key of type {field.field_type}, which no page "
+                "can hold: declare another unique column as the primary key of the model"
+            )
 
 
 def modified_field(model: Any) -> Any:
@@ -273,9 +279,16 @@ def check_keys(model: Any) -> None:
     Raises
     ------
     TaskError
-        If two rows have the same key, or one has none.
+        If two rows have the same key, or one has none; if the database does not give a key of its
+        type back as it was.
     """
     key = key_of(model)
+    _check_unique(model, key)
+    if dialect().name == "sqlite":
+        _check_types(model, key.fields, _UNFIT_IN_SQLITE)
+
+
+def _check_unique(model: Any, key: Key) -> None:
     if dialect().keeps_unique(model, [field.column_name for field in key.fields]):
         return
     names = ", ".join(field.name for field in key.fields)

@@ -17,7 +17,7 @@ from astra.database.connection import bind, connection, dialect
 from astra.element.trial import trial_of_plan
 from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models.given_keys import find_keys
-from astra.models.keys import key_of
+from astra.models.keys import adopted, check_keys, key_of
 from astra.models.plans import Failure, NoResult, Page
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
@@ -296,3 +296,21 @@ def test_what_is_missing_is_said(others):
         with pytest.raises(DatabaseError, match="not astra's"):
             check_tables(gone)
     assert StarPeriod.link_to(SurveyStar).row == ("uid",) and of_bright.__name__
+
+
+class BySize(peewee.Model):
+    size = peewee.DoubleField(primary_key=True)
+
+    class Meta:
+        table_name = "others_by_size"
+
+
+def test_a_key_that_sqlite_gives_back_otherwise_is_refused(url):
+    with connection():
+        adopted(BySize).create_table()
+        BySize.create(size=1 / 3)
+        if dialect().name == "postgresql":
+            check_keys(BySize)
+            return
+        with pytest.raises(TaskError, match=r"BySize\.size is a key of type DOUBLE, which no page"):
+            check_keys(BySize)
