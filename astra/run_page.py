@@ -16,7 +16,7 @@ from astra.element.supervisor import supervised
 from astra.errors import AstraError, UsageError
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {
-    "--plan": int, "--job": str, "--element": int,
+    "--plan": int, "--job": str, "--element": int, "--planned-by": str,
     "--row-timeout": float, "--start-until": int, "--stop-at": int,
 }  # fmt: skip
 _REQUIRED = ("--plan", "--job", "--element")
@@ -60,7 +60,10 @@ def _run(given: dict[str, Any], board: Board) -> int:
             from astra.submit.hours import begin
 
             begin(start_until, given["--job"])
-        runs = run_element(given["--plan"], given["--element"], given["--job"], board=board)
+        runs = run_element(
+            given["--plan"], given["--element"], given["--job"], board=board,
+            planned_by=given.get("--planned-by"),
+        )  # fmt: skip
     except AstraError as error:
         return _refused(error)
     for run in runs:

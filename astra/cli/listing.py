@@ -6,15 +6,31 @@ cut: no word is folded. What goes to a file or another program is whole.
 
 import csv
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from astra.config.startup import printable
 
 _GAP = 2  # blanks between two columns
 
 _LEAST = 12  # characters that are left of a last column that is cut
+
+
+class Terminal(Console):
+    """A console on which no text does what a terminal takes for a command."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render to segments of which only rich's own control the terminal."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text), style)
 
 
 class Listing(Table):
@@ -46,7 +62,7 @@ def print_table(made: Table, console: Console, as_csv: bool = False) -> None:
         _print_csv(made, cells)
         return
     if not console.is_terminal:
-        Console(highlight=False, width=max(_width(made, cells), 200)).print(made)
+        Terminal(highlight=False, width=max(_width(made, cells), 200)).print(made)
         return
     left_out = _leave_out(made, cells, console.width)
     if made.columns and (over := _width(made, cells) - console.width) > 0:
@@ -101,7 +117,7 @@ def _print_csv(made: Table, cells: list[list[Text]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([column.header or "note" for column in made.columns])
     for row in zip(*cells, strict=True):
-        plain = [text.plain for text in row]
+        plain = [printable(text.plain) for text in row]
         numbers = [column.justify == "right" for column in made.columns]
         writer.writerow(
             [word.replace(",", "") if n else word for word, n in zip(plain, numbers, strict=True)]

@@ -269,8 +269,9 @@ def logs(
         )
         for log in found:
             made.add_row(
-                str(log.page), str(log.attempt), log.state, log.job or "", log.host, log.path or ""
-            )
+                str(log.page), str(log.attempt), show.coloured(log.state), log.job or "",
+                show.escape(log.host), show.escape(log.path or ""),
+            )  # fmt: skip
         show.print_table(made, show.console, as_csv)
     else:
         path = path_of(plan, found[-1])

@@ -11,18 +11,17 @@ from itertools import islice
 from shlex import quote
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
-from astra.cli.listing import print_table, table
+from astra.cli.listing import Terminal, print_table, table
 from astra.config.secrets import hide
 from astra.config.startup import printable
 from astra.states import PageState
 
 #: A terminal wraps; what goes to a file or another program keeps its columns.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+console = Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 _COLOURS = {
     "done": "green", "whole": "bold green", "failed rows": "bold yellow",
@@ -62,19 +61,19 @@ def line(text: str) -> None:
 
 
 def error(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
+    Terminal(stderr=True, highlight=False, soft_wrap=True).print(
         f"[bold red]astra:[/] {escape(hide(text))}"
     )
 
 
 def note(text: str) -> None:
     """What does not belong to the output itself: a program reads that."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(hide(text)))
+    Terminal(stderr=True, highlight=False, soft_wrap=True).print(escape(hide(text)))
 
 
 def coloured(state: str) -> str:
     colour = _COLOURS.get(state)
-    return f"[{colour}]{state}[/]" if colour else state
+    return f"[{colour}]{state}[/]" if colour else escape(state)
 
 
 def count(n: int, word: str) -> str:
@@ -320,7 +319,7 @@ def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
             last += " (overdue)"
         made.add_row(
             str(p.page), coloured(p.state.value), f"{p.rows:,}", f"{p.pending:,}", p.job or "",
-            p.node or "", escape(slurm or ""), exit_code,
+            escape(p.node or ""), escape(slurm or ""), exit_code,
             Text(hide(f"{last} {p.message or ''}".strip()), no_wrap=True if width else None,
                  overflow="ellipsis"),
         )  # fmt: skip
@@ -341,7 +340,8 @@ def plans(found: list[dict[str, Any]], as_csv: bool = False) -> None:
     )  # fmt: skip
     for p in found:
         made.add_row(
-            str(p["plan"]), escape(p["task"]), p["input_model"], f"{p['created']:%Y-%m-%d %H:%M}",
+            str(p["plan"]), escape(p["task"]), escape(p["input_model"]),
+            f"{p['created']:%Y-%m-%d %H:%M}",
             escape(p["by"]), f"{p['pages']:,}", f"{p['rows']:,}", f"{p['done']:,}",
             f"{p['failed']:,}", f"{p['no_result']:,}", f"{p['pending']:,}",
             "cancelled" if p["cancelled"] else "",

@@ -39,7 +39,7 @@ def nights(found: list[Any], as_csv: bool = False) -> None:
     )  # fmt: skip
     for n in found:
         made.add_row(
-            str(n.night), n.name, coloured(n.state), _moment(n.began), _moment(n.ended),
+            str(n.night), escape(n.name), coloured(n.state), _moment(n.began), _moment(n.ended),
             f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
             f"{n.pending:,}", f"{n.retries:,}", f"{n.cpu_h:,.2f}",
         )  # fmt: skip

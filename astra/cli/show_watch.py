@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.text import Text
 
+from astra.cli.listing import Terminal
 from astra.cli.show import (
     _COLOURS,
     _page_table,
@@ -96,7 +97,7 @@ def _screen() -> Iterator[Callable[[Any], None] | None]:
         return
     from rich.live import Live
 
-    own = Console(highlight=False)
+    own = Terminal(highlight=False)
     with Live(console=own, screen=True, auto_refresh=False, transient=True) as live:
         yield lambda look: live.update(_watched(look, own), refresh=True)
 
@@ -107,14 +108,14 @@ def _watched_line(look: Any) -> str:
     return f"plan {found.plan} {found.state.value}: {rows} = {count(found.n_rows, 'row')}"
 
 
-def _watched(look: Any, own: Console) -> Group:
+def _watched(look: Any, own: Terminal) -> Group:
     """One look as a screen: it is as high as the terminal, and no higher."""
     found, width = look.status, own.width
     rate = "" if look.rows_per_s is None else f"{look.rows_per_s:,.1f} rows/s"
     left = "" if look.left_s is None else f", {timedelta(seconds=round(look.left_s))} to go"
     parts: list[Any] = [
         Text.from_markup(
-            f"[bold]plan {found.plan}: {escape(found.task)}[/] on {found.input_model}"
+            f"[bold]plan {found.plan}: {escape(found.task)}[/] on {escape(found.input_model)}"
         ),
         Text.from_markup(f"{coloured(found.state.value)}: {_sum(found)}"),
         _bar(found.rows, found.n_rows, width),

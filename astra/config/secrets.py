@@ -10,8 +10,10 @@ from astra.errors import ConfigError
 #: What the name of a secret has in it; no other list of such words is kept. What ends in _FILE
 #: names the place of one.
 _WORD = (
-    r"(?i:passw|passphrase|secret|token(?!i[sz])|credential"
-    r"|api[_-]?key|access[_-]?key|private[_-]?key)(?!\w*_(?i:file|path|dir)\b)"
+    r"(?i:passw|passphrase|pgpass(?!file)|secret|token(?!i[sz])|credential|jwt|[_-]pat\b"
+    r"|(?<=[_'\"-])pwd\b|(?:my|db|sql)pwd\b"
+    r"|(?:api|access|account|auth|encryption|master|private|signing|storage)[_-]?key)"
+    r"(?!\w*_(?i:file|path|dir)\b)"
 )
 
 _SECRET_NAME = re.compile(_WORD)
@@ -32,12 +34,25 @@ _IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
 _VALUE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\,;)}\]&|])+"""
 
 #: Where secrets stand in a text: an assignment, an option of a command, the header of a request,
-#: the user of curl. What comes before the value is the key.
+#: the user of curl, what others take as -p. What comes before the value is the key.
 _IN_WORDS = re.compile(
     r"(?P<key>\b\w*" + _WORD + r"\w*(?:\s*=\s*|['\"]\s*:\s*)"
     r"|--[\w-]*" + _WORD + r"[\w-]*(?:=|\s+)(?!-)"
+    r"|\bsetenv\s+\w*" + _WORD + r"\w*\s+"
+    r"|\b(?i:[\w-]*passw[\w-]*|[\w-]*[_-]" + _WORD + r"|" + _WORD + r"[_-][\w-]*):\s*(?=[^\s*])"
+    r"|\b(?i:authorization)\s*:\s*(?!(?i:bearer|basic)\s)(?:(?i:token)\s+)?"
     r"|\b(?i:bearer|basic)\s+(?=[\w.~+/=-]{8})"
+    r"|\bsshpass\s+-p\s*|\b(?:mysql|mysqldump|mariadb)\b[^|;&\n]*?\s-p(?=\S)"
+    r"|\b(?:docker|podman|apptainer|singularity|helm)\b[^|;&\n]*?\blogin\b[^|;&\n]*?\s-p[=\s]*"
     r"|\bcurl\b[^|;&\n]*?\s(?:-u|--user)[=\s]*['\"]?[^\s:'\"$]+:)(?P<value>" + _VALUE + ")",
+    re.DOTALL,
+)
+
+#: What is a secret by its own form, wherever it stands: tokens of services, and private keys.
+_SHAPES = re.compile(
+    r"\b(?:gh[opsru]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeoprs]-[\w-]{10,}"
+    r"|hf_\w{20,}|sk-[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{5,})"
+    r"|(?<=PRIVATE KEY-----)(?!\Z).*?(?=-----END|\Z)",
     re.DOTALL,
 )
 
@@ -84,7 +99,7 @@ def holds_known(text: str) -> bool:
 
 def holds_secret(text: str) -> bool:
     """Whether a shell line or an option holds a password itself, and not only names its place."""
-    if holds_known(text):
+    if holds_known(text) or _SHAPES.search(text):
         return True
     if any(has_userinfo(found[0]) for found in _URL.finditer(text)):
         return True
@@ -122,7 +137,7 @@ def hide_password(text: str) -> str:
     if _WHOLE_URL.fullmatch(text) and "\n" not in text:
         return _hide_in_url(text)
     hidden = _URL.sub(lambda found: _hide_in_url(found[0]), text)
-    return _IN_WORDS.sub(r"\g<key>***", hidden)
+    return _SHAPES.sub("***", _IN_WORDS.sub(r"\g<key>***", hidden))
 
 
 def _hide_in_url(url: str) -> str:
@@ -130,7 +145,7 @@ def _hide_in_url(url: str) -> str:
         secret = _SECRET_NAME.search(unquote(found["key"]))
         return f"{found['key']}=***" if secret and found["value"] else found[0]
 
-    return _IN_QUERY.sub(query, _USERINFO.sub(r"\g<user>:***@", url))
+    return _SHAPES.sub("***", _IN_QUERY.sub(query, _USERINFO.sub(r"\g<user>:***@", url)))
 
 
 def has_password(url: str) -> bool:

@@ -11,13 +11,14 @@ from typing import Any
 
 from astra.config.secrets import hide
 
-#: Characters that a terminal takes for commands. Logs and messages are other people's texts.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Characters that a terminal takes for commands, or that change the order in which others are
+#: shown. Logs and messages are other people's texts.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
     """Write out control characters, so that a terminal does nothing about them."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def start_command(verbose: bool = False) -> None:
@@ -40,7 +41,7 @@ class _Hiding(logging.Formatter):
     with_traceback = True
 
     def format(self, record: logging.LogRecord) -> str:
-        return hide(super().format(record))
+        return printable(hide(super().format(record)))
 
     def formatException(self, info: Any) -> str:  # noqa: N802 - logging's name
         return super().formatException(info) if self.with_traceback else ""
@@ -54,4 +55,4 @@ def one_line_for_each_error() -> None:
 
 
 def _show_bug(kind: Any, error: Any, trace: Any) -> None:
-    sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(printable(hide("".join(traceback.format_exception(kind, error, trace)))))

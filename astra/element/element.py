@@ -102,8 +102,11 @@ def run_element(
     token: str,
     stop: Stop | None = None,
     board: Board | None = None,
+    planned_by: str | None = None,
 ) -> list[PageRun]:
     """Run the pages of one element of a submission, each until its rows have ended.
+
+    The submitter has trusted the plan as the role `planned_by` made it, and no other in its place.
 
     Raises
     ------
@@ -119,7 +122,8 @@ def run_element(
             submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
         if submission is None or submission.plan_pk != plan.pk:
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
-        trust(plan)  # the user of this process has submitted it
+        if planned_by == plan.role:
+            trust(plan)
         each = submission.pages_per_element
         first = (element - 1) * each + 1
         runs = []

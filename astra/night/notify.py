@@ -26,6 +26,7 @@ import peewee
 
 from astra.config import secrets
 from astra.config.nights import NightSettings, Notify
+from astra.config.startup import printable
 from astra.database.connection import connection
 from astra.errors import AstraError
 from astra.models.nights import Night
@@ -74,7 +75,8 @@ def words(night: NightStatus) -> tuple[str, str]:
                      f"{night.retries:,} retries, {night.cpu_h:,.2f} CPU hours.")  # fmt: skip
     lines += (night.message or "").split("; ") if night.message else []
     lines += [f"astra failures {plan.plan}" for plan in night.plans if plan.failures and plan.plan]
-    return subject, secrets.hide("\n".join([*lines, f"astra nights {night.name} {night.night}"]))
+    lines.append(f"astra nights {night.name} {night.night}")
+    return " ".join(printable(subject).split()), printable(secrets.hide("\n".join(lines)))
 
 
 def _ways(

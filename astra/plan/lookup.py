@@ -1,12 +1,14 @@
 """Find a plan by its number, and what its rows and task are."""
 
 import sys
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples
-from astra.errors import Untrusted, UsageError
+from astra.errors import TaskError, Untrusted, UsageError
 from astra.models.importing import load
 from astra.models.pipeline import version_number, version_text
 from astra.models.plans import Plan
@@ -50,9 +52,18 @@ def check_plan_version(plan: Plan) -> None:
 
 
 def task_of(plan: Plan) -> Any:
-    """The plan's task, imported from where it stood when the plan was made."""
+    """The plan's task, imported from where it stood when the plan was made.
+
+    Raises
+    ------
+    TaskError
+        If it is not there any more, or is no task.
+    """
     find_modules(plan)
-    return load(plan.task_path)
+    found = load(plan.task_path)
+    if not hasattr(found, "__astra__"):
+        raise TaskError(f"{plan.task_path}, of plan {plan.pk}, is no task: it lacks @task")
+    return found
 
 
 #: Tokens of plans whose code runs in this process, whichever role made them; "*" for all.
@@ -76,26 +87,47 @@ def is_trusted(role: str | None, token: str) -> bool:
         return role == dialect().session_role()
 
 
-def check_trust(plan: Plan, *folders: str | None) -> None:
-    """Refuse to run code from folders that another role has named for its plan.
+def check_trust(plan: Plan, *folders: str) -> None:
+    """Refuse to run code that another role has named for its plan, from wherever it comes.
 
     Raises
     ------
     Untrusted
-        If one of them is not below a configured root, and the plan is another role's.
+        If it, or one of the `folders`, is not below a configured root, and the plan is another
+        role's.
     """
+    if is_trusted(plan.role, plan.token):
+        return
     roots = [Path(root).resolve() for root in settings.current().plan.trusted_roots]
+    places = [*folders, *_places_of_code(plan)]
     strange = [
-        folder
-        for folder in dict.fromkeys(folders)
-        if folder and not any(Path(folder).resolve().is_relative_to(root) for root in roots)
+        place
+        for place in dict.fromkeys(places)
+        if not any(Path(place).resolve().is_relative_to(root) for root in roots)
     ]
-    if strange and not is_trusted(plan.role, plan.token):
+    if strange:
         raise Untrusted(
             f"plan {plan.pk} was made by the role {plan.role!r}, and its code would run as you "
             f"from {' and '.join(strange)}; look what is there, then add --trust, or name a folder "
             "above it in [plan] trusted_roots"
         )
+
+
+def _places_of_code(plan: Plan) -> Iterator[str]:
+    """The folders and files that a plan's task and models are imported from, without an import."""
+    root = plan.import_root
+    if root is not None:
+        yield root
+    for path in (plan.task_path, plan.input_model, plan.output_model):
+        name = path.partition(":")[0].partition(".")[0]
+        if name == _PACKAGE:
+            continue  # it is imported already, and its tasks come with it
+        spec = PathFinder.find_spec(name, None if root is None else [root, *sys.path])
+        folders = (spec and spec.submodule_search_locations) or ()
+        yield from folders or ((spec and spec.origin) or name,)
+
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 def find_modules(plan: Plan) -> None:
@@ -104,8 +136,8 @@ def find_modules(plan: Plan) -> None:
     Raises
     ------
     Untrusted
-        If another role has named that folder, and nobody trusts it.
+        If another role has made the plan, and nobody trusts where they are.
     """
-    check_trust(plan, plan.import_root)
+    check_trust(plan)
     if plan.import_root and plan.import_root not in sys.path:
         sys.path.insert(0, plan.import_root)

@@ -232,12 +232,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     if page.job.startswith("local:"):
         processes = _end_processes(_running(plan, numbers))
     else:
-        job_id, index = _element(page)
-        with connection():
-            own = (Submission.plan == plan.pk) & (Submission.job_id == job_id)
-            submission = Submission.select().where(own).order_by(Submission.pk.desc()).get()
-        client.cancel(submission.job, [index])
-        jobs = [page.job]
+        jobs = _cancel_element(plan, page)
     _wait_for_ends(plan, numbers)
     still = {attempt.page.number for attempt in _running(plan, numbers)}
     ended = [n for n in numbers if n not in still]
@@ -254,6 +249,17 @@ _ENDED = Page.attempt_pk.in_(
 )
 
 
-def _element(page: PageStatus) -> tuple[int, int]:
+def _cancel_element(plan: Plan, page: PageStatus) -> list[str]:
+    """Cancel the element of a page, where it is one of a submission of the plan."""
     number, _, index = str(page.job).partition("_")
-    return int(number), int(index)
+    with connection():
+        of_job = (Submission.plan == plan.pk) & (Submission.job_id == int(number))
+        found = Submission.select().where(of_job).order_by(Submission.pk.desc()).first()
+    if found is None or page.element not in found.elements:
+        raise UsageError(
+            f"page {page.page} is said to be computed by the element {page.element} of job "
+            f"{number}, which plan {plan.pk} did not submit: nothing was cancelled; astra verify "
+            f"{plan.pk}"
+        )
+    client.cancel(found.job, [int(index)])
+    return [str(page.job)]

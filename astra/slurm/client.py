@@ -204,8 +204,13 @@ def _by_cluster(jobs: Iterable[int | JobId]) -> list[tuple[str | None, list[JobI
     return [(cluster, sorted(part.values())) for cluster, part in found.items()]
 
 
+#: Numbers of jobs lie below. Slurm's commands refuse a whole list for one that does not.
+_JOB_IDS_BELOW = 2**32
+
+
 def _ids(jobs: Iterable[JobId]) -> list[int]:
-    return sorted({job.job_id for job in jobs})
+    """The numbers of jobs; those that Slurm cannot have given are left out."""
+    return sorted({job.job_id for job in jobs if 0 < job.job_id < _JOB_IDS_BELOW})
 
 
 def _names(jobs: Iterable[JobId]) -> Names:
@@ -288,7 +293,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
     except SlurmError as error:
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
         shown = frozenset(job for job, _ in queued)
-        silent = [job for job in jobs if job.key not in shown]
+        silent = [job for job in jobs if job.key not in shown and _ids([job])]
         # A squeue that says nothing is no proof by itself. Of one of them Slurm is asked for its
         # word, which then stands for all: never one call for each.
         gone = not silent or _is_gone(max(silent), cluster, asks)
@@ -403,6 +408,8 @@ def cancel(
     SlurmUnknown
         If it gives no answer.
     """
+    if not _ids([job]):
+        return
     cluster = job.cluster or _if_elsewhere(job.home, env)
     args = _on(cluster)
     if indices := list(indices):

@@ -53,6 +53,7 @@ class ElementScript(Script):
     plan: int
     task: str
     token: str  # of the submission, by which its elements are known to the database
+    planned_by: str | None = None  # the role of the database whose plan was submitted
     pages: str  # for people: "1-1000"
     array: str  # Slurm's: "1-1000%50"
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
@@ -74,8 +75,11 @@ class ElementScript(Script):
             )
             if value is not None
         ]  # fmt: skip
-        words = " ".join(map(quote, [*start, "--job", self.token, *chain(*limits)]))
-        return f"{words} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
+        planned_by = [] if self.planned_by is None else ["--planned-by", self.planned_by]
+        words = [*start, "--job", self.token, *planned_by, *chain(*limits)]
+        return (
+            f"{' '.join(map(quote, words))} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

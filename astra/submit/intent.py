@@ -61,7 +61,7 @@ def hold_plan(plan: Plan) -> Iterator[None]:
 
     Whoever holds it may start elements, which import the plan's code as the user of this process.
     """
-    check_trust(plan, plan.import_root, plan.cwd)
+    check_trust(plan, plan.cwd)
     with plan_lock(plan):
         recover_intents(plan)
         spool.recover(plan)

@@ -157,6 +157,7 @@ class _Pool:
         lines = "\n".join(["set -e", *setup, "set +e", 'exec "$@"'])
         self.begin = ["bash", "-c", lines, "astra"] if setup else []
         self.limit = [] if row_timeout is None else ["--row-timeout", f"{row_timeout:g}"]
+        self.planned_by = [] if plan.role is None else ["--planned-by", plan.role]
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = self.told = self.at_once = False
         self.bad: dict[int, int] = {}  # element: exit status
@@ -165,7 +166,8 @@ class _Pool:
         log_path = self.logs / f"local-{self.submission.token}_{element}.log"
         command = [
             *self.begin, sys.executable, "-m", "astra", "run-page", "--plan", str(self.plan.pk),
-            "--job", self.submission.token, "--element", str(element), *self.limit,
+            "--job", self.submission.token, "--element", str(element), *self.planned_by,
+            *self.limit,
         ]  # fmt: skip
         environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}
         settings = config.current()

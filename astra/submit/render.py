@@ -28,6 +28,7 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             plan=plan.pk,
             task=plan.task,
             token=submission.token,
+            planned_by=plan.role,
             job_name=submission.job_name,
             pages=script.array_spec(piece.pages),
             array=script.array_spec(piece.indices(), chosen.throttle),

@@ -36,7 +36,7 @@ def parse_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, An
     _check_names(function, arguments)
     values = {}
     for name, value in arguments.items():
-        if isinstance(value, str) and secrets.holds_secret(f"{name}={value}"):
+        if secrets.holds_secret(f"{name}={value}"):
             raise TaskError(
                 f"{name} holds a password: arguments are stored with the plan, where everybody who "
                 "reads the database sees them; have the task read it from a file or the environment"

@@ -23,7 +23,7 @@ from astra.submit.intent import _describe
 from astra.submit.render import check_export
 from astra.tasks.arguments import parse_arguments
 from tests.conftest import ROOT, prepare_template
-from tests.sample_tasks import fill, measure
+from tests.sample_tasks import echo, fill, measure
 from tests.scripts import SCRIPT
 from tests.servers import Postgres, Slurm, wait_for
 
@@ -245,6 +245,19 @@ _LINES = [
     f"curl -H 'Authorization: Bearer {PLAIN}' https://a",
     f"curl -s -u me:{PLAIN} https://a",
     f"fetch --api-key {PLAIN}",
+    f"export AWS_SESSION_TOKEN={PLAIN}",
+    f"export GH_PAT={PLAIN} SLURM_JWT=x",
+    f"export DB_PWD={PLAIN}",
+    f"export STORAGE_KEY={PLAIN}",
+    f"setenv PGPASSWORD {PLAIN}",
+    f"curl -H 'X-Api-Key: {PLAIN}' https://a",
+    f"curl -H 'Authorization: token {PLAIN}' https://a",
+    f"git clone https://me:{PLAIN}@host/repository",
+    f"git clone https://ghp_{MARK}abcdefghijklmnopqrst@host/repository",
+    f"echo glpat-{MARK}-0123456789",
+    f"sshpass -p {PLAIN} ssh h",
+    f"mysql -u me -p{PLAIN} db",
+    f"apptainer remote login -u me -p {PLAIN} oras://h",
     f"export PGPASSWORD={PLAIN}",
     f"export PGPASSWORD='{SPECIAL}'".replace("\\'", ""),
     f'export PGPASSWORD="{MARK} with blanks"',
@@ -287,7 +300,8 @@ class TestProfiles:
             'export PGPASSWORD="$(cat ~/.secret)"', "export TOKEN=$TOKEN_OF_NIGHT",
             "export PGPASSWORD=`cat ~/.secret`", "export PGPASSFILE=/home/me/.pgpass",
             "psql postgresql://me@h/db", "module load python/3.11", "export TOKEN_FILE=/x",
-            "export TOKENIZERS_PARALLELISM=false", "curl -u me:$PW https://a", "date -u +%H:%M",
+            "export TOKENIZERS_PARALLELISM=false", "cd $OLDPWD; export PWD=/tmp KEY=spectrum_pk",
+            "git clone https://me@host/x", "mysql -u me -p db", "curl -u me:$PW https://a", "date -u +%H:%M",
         ],
     )  # fmt: skip
     def test_a_line_that_names_its_place_is_taken(self, line: str) -> None:
@@ -346,6 +360,10 @@ class TestMessages:
             with pytest.raises(TaskError, match="computed holds a password") as caught:
                 create_plan(measure, arguments={"computed": value})
             assert not has_mark(str(caught.value))
+        for nested in ({"database": {"token": PLAIN}}, [f"PGPASSWORD={PLAIN}"]):
+            with pytest.raises(TaskError, match="more holds a password") as caught:
+                parse_arguments(echo, {"more": nested})
+            assert not has_mark(str(caught.value))
         assert parse_arguments(measure, {"computed": "postgresql://me@h/db"})
 
     def test_the_traceback_of_a_bug(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +388,9 @@ class TestMessages:
             f"password={PLAIN}", f"'password': '{PLAIN}'", f'{{"password": "{PLAIN}"}}',
             f'PGPASSWORD="{MARK} x"', f"connect(password='{MARK} x', user='me')",
             f"dbpasswd = {PLAIN}", f"postgresql://me:{PLAIN}@h/db and postgresql://x:{PLAIN}@y/z",
-            f"MY_API_TOKEN={PLAIN}",
+            f"MY_API_TOKEN={PLAIN}", f"AWS_SECRET_ACCESS_KEY: {PLAIN}", f"password: {PLAIN}",
+            f"-----BEGIN RSA PRIVATE KEY-----\n{PLAIN}\n-----END RSA PRIVATE KEY-----",
+            f'{{"database": {{"token": "{PLAIN}"}}}}', f"eyJ{MARK}.eyJ{MARK}.{MARK}",
         ],
     )  # fmt: skip
     def test_written_otherwise(self, text: str) -> None:

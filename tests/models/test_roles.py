@@ -11,13 +11,15 @@ from urllib.parse import quote, urlsplit
 import peewee
 import pytest
 
+from astra.config import settings
+from astra.config.settings import Config, use
 from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
-from astra.errors import NotAllowed, UsageError
+from astra.errors import NotAllowed, TaskError, Untrusted, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.models.schema import init_database
-from astra.plan.lookup import get_plan
+from astra.plan.lookup import find_modules, get_plan, task_of, trust, trust_no_longer
 from astra.plan.plan import create_plan
 from astra.processes import process_began
 from astra.resume.cancel import _end_processes, _running
@@ -102,7 +104,8 @@ def test_each_does_its_part_of_a_night(of: Url) -> None:
     plan = planned(of, raise_every=7, nothing_every=9)
     token = submitted(of, plan)
     for element in (1, 2):
-        done = astra(of, "writes", "run-page", "--plan", plan, "--job", token, "--element", element)
+        words = ("--plan", plan, "--job", token, "--element", element)
+        done = astra(of, "writes", "run-page", *words, "--planned-by", ROLES["plans"])
         assert done.returncode == 0, done.stdout + done.stderr
     as_role(of, "reads")
     found = status(plan)
@@ -221,7 +224,9 @@ def test_the_element_pauses_a_plan_whose_pages_all_break(of: Url) -> None:
     token = submitted(of, plan)
     as_role(of, "writes")
     for element in range(1, 11):
-        assert [run.state for run in run_element(plan, element, token)] == ["broken"]
+        assert [
+            run.state for run in run_element(plan, element, token, planned_by=ROLES["plans"])
+        ] == ["broken"]
     assert get_plan(plan).paused is not None
 
 
@@ -267,8 +272,60 @@ def test_what_another_role_planned_is_imported_by_nobody_else(
     assert astra(of, "owner", "doctor").stdout and not ran.exists()
     done = astra(of, "owner", "resume", plan.pk, "--local", "--trust")
     assert done.returncode == 0 and ran.exists(), done.stdout + done.stderr
-    (tmp_path / "astra.toml").write_text(f'[plan]\ntrusted_roots = ["{tmp_path}"]\n')
+    (tmp_path / "astra.toml").write_text(f'[plan]\ntrusted_roots = ["{tmp_path}", "{ROOT}"]\n')
     assert astra(of, "owner", "verify", plan.pk).returncode == 0
+
+
+def made_by_planner(of: Url, like: int, **values: object) -> Plan:
+    """A plan as the planner writes it into the table by hand, like another."""
+    as_role(of, "plans")
+    with connection():
+        data = {**Plan.get_by_id(like).__data__, **values}
+        del data["role"]
+        Plan.insert(data).execute()
+        return Plan.get_by_id(data["pk"])
+
+
+@pytest.mark.parametrize(
+    ("path", "strange"), [("os:system", "os.py"), ("sys:exit", "sys"), ("xml.sax:parse", "xml")]
+)
+def test_whatever_is_installed_is_no_task_of_anybody(of: Url, path: str, strange: str) -> None:
+    """Not from a root that is trusted either: the module is found elsewhere."""
+    plan = made_by_planner(
+        of, planned(of), pk=900, token="x", task_path=path, import_root=str(ROOT)
+    )
+    use(Config(plan=settings.Plan(trusted_roots=(str(ROOT),))))
+    as_role(of, "owner")
+    with pytest.raises(Untrusted, match=rf"from .*{strange}; look"):
+        find_modules(plan)
+    try:
+        trust(plan)
+        with pytest.raises(TaskError, match="is no task: it lacks @task"):
+            task_of(plan)
+    finally:
+        trust_no_longer()
+
+
+def test_a_plan_in_the_place_of_another_is_not_the_one_that_was_submitted(of: Url) -> None:
+    as_role(of, "owner")
+    plan = create_plan(measure, BossVisitSpectrum, limit=20)[0].plan
+    assert plan is not None
+    with connection():
+        frozen, pages = Plan.get_by_id(plan), list(Page.select().where(Page.plan == plan))
+        submission = new_submission(frozen, [1, 2], 0, 1, "slurm")
+    make_intent(submission, pages)
+    as_role(of, "plans")
+    with connection():
+        Plan.delete().where(Plan.pk == plan).execute()
+        data = {name: value for name, value in frozen.__data__.items() if name != "role"}
+        Plan.insert({**data, "import_root": "/tmp/theirs"}).execute()
+        for row in (submission, *pages):
+            data = {name: value for name, value in row.__data__.items() if name != "role"}
+            type(row).insert(data).execute()
+        Page.update(submission_pk=submission.pk).execute()
+    as_role(of, "owner")
+    (run,) = run_element(plan, 1, submission.token, planned_by=frozen.role)
+    assert run.state == "broken" and "--trust" in run.message
 
 
 @pytest.mark.parametrize(
