@@ -52,7 +52,7 @@ _FROZEN: dict[Any, set[str]] = {
 #: Columns that a planner changes of plans and submissions, its own and others': what is run, from
 #: where and with which options stays as it was made by the role that stands beside it.
 _CONTROLLED: dict[Any, set[str]] = {
-    Plan: {"n_pages", "n_rows", "cancelled", "paused", "pause_reason", "throttle"},
+    Plan: {"n_pages", "n_rows", "made_by", "cancelled", "paused", "pause_reason", "throttle"},
     Submission: {"state", "job_id", "cluster", "cluster_name", "message"},
 }
 
