@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from astra.config.redo import split_redo
 from astra.config.units import time_limit_s
 from astra.errors import nearest
 
@@ -43,6 +44,11 @@ def _one_of(*words: str) -> Any:
         return str(value)
 
     return check
+
+
+def _redo(value: Any) -> str:
+    split_redo(_line(value))
+    return str(value)
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -110,6 +116,8 @@ class NightTask:
     profile: str | None = _key(None, _line)
     limit: int | None = _key(None, _whole(1))  # rows per page
     max_rows: int | None = _key(None, _whole(1))
+    where: str | None = _key(None, _line)  # only these rows: a condition on their columns
+    redo: str | None = _key(None, _redo)  # rows that have ended, too
     throttle: int | None = _key(None, _whole(1))  # at most, of the night's
     set: Mapping[str, Any] = field(default_factory=dict, metadata={"check": _arguments})
 
@@ -141,6 +149,8 @@ class NightSettings:
     profile: str | None = _key(None, _line)
     limit: int | None = _key(None, _whole(1))
     max_rows: int | None = _key(None, _whole(1))  # of each task
+    where: str | None = _key(None, _line)
+    redo: str | None = _key(None, _redo)
     priority: str = _key("new", _one_of("new", "recent"))  # rows without a result first, or not
     throttle: int | None = _key(None, _whole(1))  # elements at once, of all arrays together
     connections: int | None = _key(None, _whole(2))  # to the database, of all elements together

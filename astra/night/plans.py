@@ -107,7 +107,10 @@ def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
 
 
 def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) -> None:
-    """Freeze what is pending for a task, as a part of the night."""
+    """Freeze what is pending for a task, as a part of the night.
+
+    Rows that have ended are processed again once in a night, by the first plans of the task.
+    """
     this = {"night": night.pk, "task": task.task, "input_model": task.input_model}
     try:
         # One transaction: there is no plan of a night that the night does not know.
@@ -116,7 +119,8 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) ->
                 p for p in create_plan(
                     task.task, task.input_model, None, task.limit or settings.limit,
                     task.max_rows or settings.max_rows, task.set,
-                    new_first=settings.priority == "new",
+                    new_first=settings.priority == "new", where=task.where or settings.where,
+                    redo=None if _has_entry(night, task) else task.redo or settings.redo,
                 ) if p.plan is not None
             ]  # fmt: skip
             for p in planned:

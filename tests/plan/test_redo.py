@@ -1,6 +1,7 @@
 """Rows are processed again on purpose, and each result says what made it."""
 
 import json
+import tomllib
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -12,11 +13,14 @@ from peewee import FloatField
 from astra import task
 from astra.api import run_here
 from astra.cli.group import main
+from astra.config.nights import checked
 from astra.database.connection import connection, dialect
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
+from astra.models.nights import Night
 from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Plan
 from astra.models.schema import init_database
+from astra.night.plans import Look, begin_tasks
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status
@@ -58,7 +62,7 @@ def run(**options):
 
 def stored() -> dict[int, float]:
     with connection():
-        return {r.spectrum_pk: r.label for r in Labelled.select()}
+        return dict(Labelled.select(Labelled.spectrum_pk, Labelled.label).tuples())
 
 
 def test_a_result_says_what_made_it(labels):
@@ -214,3 +218,54 @@ def test_rows_are_chosen_by_keys_and_conditions(labels, tmp_path):
         assert [m.spectrum_pk for m in Measured.select()] == [2]
         assert MadeBy.select().count() == before + 1
         assert create_plan(measure, BossVisitSpectrum, where="snr / (pk - pk) > 0")[0].plan is None
+
+
+NIGHT = """
+[nights.labels]
+max_rows = 5000
+redo = "changed"
+where = "spectrum_pk > 0"
+tasks = ["tests.plan.test_redo.relabel"]
+"""
+
+
+def run_night(settings) -> list[int]:
+    """Begin a night, run its plans here, and ask once more what is new; the rows of its plans."""
+    night = Night.create(name="labels", date="2026-11-28", cwd=".", host="here", created_by="me")
+    look = Look()
+    begin_tasks(night, settings, look)
+    for due in look.due:
+        run_here(due.plan)
+    begin_tasks(night, settings, look, again=True)
+    return [rows for _, rows in look.new]
+
+
+@pytest.mark.postgres
+def test_a_new_model_relabels_the_archive_over_two_nights(pg_url, tmp_path):
+    """10,000 rows in two nights of 5,000, newest first; no row is without a result meanwhile."""
+    settings = checked(tomllib.loads(NIGHT)["nights"])["labels"]
+    init_database(("tests.plan.test_redo",))
+    (tmp_path / "model.txt").write_text("1")
+    fill(10_000)
+    with connection():
+        BossVisitSpectrum.update(snr=7).where(BossVisitSpectrum.spectrum_pk <= 5000).execute()
+    assert run(where="spectrum_pk > 0").rows == 10_000
+    with connection():
+        identity = Labelled.select(Labelled.spectrum_pk, Labelled.task_pk, Labelled.created)
+        before = set(identity.tuples())
+        dialect().run(
+            """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                 $$BEGIN RAISE 'a result is taken away'; END$$;
+               CREATE TRIGGER kept BEFORE DELETE OR TRUNCATE ON labelled
+                 FOR EACH STATEMENT EXECUTE FUNCTION refuse()"""
+        )
+    assert run_night(settings) == []
+    (tmp_path / "model.txt").write_text("2")
+    assert run_night(settings) == [5000]
+    assert {key for key, label in stored().items() if label == 2} == set(range(1, 5001))
+    assert run_night(settings) == [5000]
+    assert set(stored().values()) == {2}
+    assert run_night(settings) == []
+    with connection():
+        after = set(identity.tuples())
+    assert after == before and len(after) == 10_000
