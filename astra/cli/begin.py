@@ -131,6 +131,9 @@ def show_findings(found: Iterable[Any], as_json: bool, quiet: bool, ready: str) 
     elif is_ready(kept) and not quiet:
         warnings = sum(finding.state == "warning" for finding in kept)
         show.line(f"{ready}, with {show.count(warnings, 'warning')}" if warnings else ready)
+    elif not quiet:
+        failed = sum(finding.state == "failed" for finding in kept)
+        show.line(f"not ready: {show.count(failed, 'line')} above begins with failed")
     sys.exit(0 if is_ready(kept) else 4)
 
 

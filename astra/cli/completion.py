@@ -3,7 +3,6 @@
 Each function gives (value, help) pairs. Whatever goes wrong while somebody types is no output.
 """
 
-import ast
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -73,26 +72,14 @@ def _configure(ctx: click.Context) -> None:
 def tasks(ctx: click.Context) -> Pairs:
     """Tasks of astra, of packages, of the modules in this folder, and of nights."""
     from astra.config import settings
-    from astra.tasks.signature import known_tasks
+    from astra.tasks.signature import known_tasks, tasks_of_folder
 
     for name in known_tasks():
         yield name, "installed"
-    for path in sorted(Path.cwd().glob("*.py"))[:100]:
-        for name in _tasks_in(path):
-            yield f"{path.stem}.{name}", path.name
+    yield from tasks_of_folder()
     for night in settings.current().nights.values():
         for task in night.tasks:
             yield task.task, f"of the night {night.name}"
-
-
-def _tasks_in(path: Path) -> Iterator[str]:
-    """The functions with ``@task`` of a file, which is not run."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef):
-            for mark in node.decorator_list:
-                called = mark.func if isinstance(mark, ast.Call) else mark
-                if ast.unparse(called).rpartition(".")[2] == "task":
-                    yield node.name
 
 
 def plans(ctx: click.Context) -> Pairs:
@@ -145,7 +132,7 @@ def plan_states(ctx: click.Context) -> Pairs:
     from astra.states import PlanState
 
     for state in PlanState:
-        yield state.value, ""
+        yield state.value.replace(" ", "-"), ""  # shells split words at blanks
 
 
 def slurm_states(ctx: click.Context) -> Pairs:

@@ -108,7 +108,7 @@ def _cut(made: Table, last: list[Text], over: int) -> None:
     for place, text in enumerate(last):
         if text.cell_len > room:
             short = text.copy()
-            short.truncate(room - 3)
+            short.truncate(room - 3, overflow="crop")
             column._cells[place] = short.append("...")
 
 

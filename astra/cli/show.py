@@ -87,7 +87,8 @@ def count(n: int, word: str) -> str:
 def planned(plans: list[Any]) -> None:
     for plan in plans:
         if plan.plan is None:
-            line(f"{plan.task}: nothing is pending in {plan.input_model}; no plan was made")
+            why = ", which has no rows" if plan.is_empty else ""
+            line(f"{plan.task}: nothing is pending in {plan.input_model}{why}; no plan was made")
         else:
             line(
                 f"plan {plan.plan}: {plan.task} on {plan.input_model}, "
@@ -241,7 +242,8 @@ def status(plan: Any, every_page: bool = False) -> None:
         if n_shown > 20:
             line(f"  ... and {n_shown - 20:,} pages more (--pages)")
     if plan.refused:
-        line(f"  {count(plan.refused, 'further result')} of rows that have one: astra failures")
+        many = count(plan.refused, "further result")
+        line(f"  {many} of rows that have one: astra failures {plan.plan}")
     for step in plan.steps:
         line(f"  {count(len(step.pages), 'page')} {step.state}: {step.said}")
     for note in plan.notes:

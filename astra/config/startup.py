@@ -41,7 +41,8 @@ class _Hiding(logging.Formatter):
     with_traceback = True
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(hide(super().format(record)))
+        text = printable(hide(super().format(record)))
+        return text if self.with_traceback else " ".join(text.splitlines())
 
     def formatException(self, info: Any) -> str:  # noqa: N802 - logging's name
         return super().formatException(info) if self.with_traceback else ""

@@ -63,7 +63,8 @@ def _settings(found: Server) -> Iterator[Finding]:
     free = (found.most or 0) - (found.used or 0)
     said = f"{found.used} of {found.most} connections (max_connections) are in use"
     if free < _LITTLE_ROOM:
-        yield warning(_PART, said, "have the administrator raise max_connections")
+        remedy = "have the administrator raise max_connections, or the limit of the role"
+        yield warning(_PART, said, remedy)
     else:
         yield ok(_PART, said)
     said = found.settings["server_encoding"]

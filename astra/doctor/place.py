@@ -103,9 +103,12 @@ def wrong_profiles() -> list[tuple[str, AstraError]]:
 def run_directory() -> Iterator[Finding]:
     """Whether scripts and logs can be written, and have room."""
     part, folder = "run directory", Path(settings.current().run.dir).absolute()
+    was_there = folder.exists()
     check_folder(folder)
     yield ok(part, f"{folder} can be written")
     free_gb = shutil.disk_usage(folder).free / 1e9
+    if not was_there:
+        folder.rmdir()  # who looks leaves nothing behind
     if free_gb < _LITTLE_ROOM_GB:
         said = f"{free_gb:.1f} GB are free in {folder}"
         yield warning(part, said, "astra clean, or set [run] dir to a folder with more room")

@@ -7,6 +7,7 @@ died without a word, the rows that it had in hand become suspects.
 import os
 import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from peewee import SQL, IntegrityError, fn
@@ -41,8 +42,10 @@ class Where:
     log: str | None = None
 
 
-def here(kind: str) -> Where:
+def here(kind: str, folder: Path) -> Where:
     """Where this process runs; for a submission to Slurm, as Slurm's environment says.
+
+    Its log is what it prints to, if that is a file in its plan's folder.
 
     A local run inside somebody's job is no element of that job.
     """
@@ -56,17 +59,16 @@ def here(kind: str) -> Where:
         job_id=int(job) if job else None,
         array_index=int(index) if index else None,
         restarts=int(slurms.get("SLURM_RESTART_COUNT") or 0),
-        log=_own_log(),
+        log=_own_log(folder),
     )
 
 
-def _own_log() -> str | None:
-    """The file that this process prints to, if it is one."""
+def _own_log(folder: Path) -> str | None:
     try:
-        target = os.readlink("/proc/self/fd/1")
+        target = Path(os.readlink("/proc/self/fd/1"))
     except OSError:
         return None
-    return target if target.startswith("/") and os.path.isfile(target) else None
+    return str(target) if target.is_relative_to(folder.resolve()) and target.is_file() else None
 
 
 def claim_page(

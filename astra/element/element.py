@@ -14,6 +14,7 @@ from typing import Any
 from peewee import SQL
 
 from astra.config import settings as config
+from astra.config.run_folder import run_folder
 from astra.database.connection import (
     abandon_transaction,
     connected,
@@ -261,7 +262,7 @@ class Element:
             log.warning("%s left a transaction open: it was rolled back", self.plan.task)
 
     def _claim(self, number: int | None, element: int) -> Claim | None:
-        where = here(self.submission.kind)
+        where = here(self.submission.kind, run_folder(self.plan.folder))
         return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
 
     def _check_tables(self, claim: Claim, *models: Any) -> None:

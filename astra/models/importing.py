@@ -33,7 +33,12 @@ def import_named(name: str) -> types.ModuleType:
     except ModuleNotFoundError:
         raise
     except (Exception, SystemExit) as error:
-        raise TaskError(f"importing {name} failed: {_import_error(error)}") from error
+        raise import_failed(name, error) from error
+
+
+def import_failed(name: str, error: BaseException) -> TaskError:
+    """What is raised where the import of a module raised."""
+    return TaskError(f"importing {name} failed: {_import_error(error)}")
 
 
 def _import_error(error: BaseException) -> str:
@@ -41,10 +46,14 @@ def _import_error(error: BaseException) -> str:
     said = str(error) if isinstance(error, AstraError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SystemExit):
         said = f"it ends the process (sys.exit({error.code!r})); put that in a function"
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frame = own_frame(error)
-    if isinstance(error, SyntaxError) or frame is None:
-        return said
-    return f"{said} ({frame.filename}:{frame.lineno})"
+    if frame is not None:
+        said += f" ({frame.filename}:{frame.lineno})"
+    if isinstance(error, ModuleNotFoundError):
+        said += f"; install {error.name}, or correct its name"
+    return said
 
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -1,6 +1,6 @@
 """The tables of a database: made, completed, and known by a version."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from astra.models.administration import (
 )
 from astra.models.archive import Archive, settle_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass
-from astra.models.importing import import_named, import_path
+from astra.models.importing import import_failed, import_named, import_path
 from astra.models.keys import modified_field
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
@@ -139,6 +139,7 @@ def _make_tables(
     What was added, and what is in a table and not in its model, is noted.
     """
     new, ours, owners = [], [], set()
+    notes += _shared_tables()
     for model in tables():
         _check_names(model)
         have = dialect().columns(model)
@@ -171,7 +172,22 @@ def _import(name: str) -> None:
         hint = "is it installed, or in this folder?"
         if package and error.name == name and "is not a package" in str(error):
             hint = f"give the module alone: astra initdb {package}"
+        if error.name != name and not name.startswith(f"{error.name}."):
+            raise import_failed(name, error) from error
         raise UsageError(f"the module {name!r} cannot be imported: {error}; {hint}") from error
+
+
+def _shared_tables() -> Iterator[str]:
+    """Which models of results, of different modules, would be stored in one table."""
+    first: dict[str, Any] = {}
+    for model in (m for m in tables() if issubclass(m, OutputModel)):
+        other = first.setdefault(model._meta.table_name, model)
+        if other.__module__ != model.__module__:
+            yield (
+                f"{model._meta.table_name}: {import_path(other)} and {import_path(model)} share "
+                "this table, and rows that have a result of one are not pending for the other; "
+                "rename one of them, or import it from the other's module"
+            )
 
 
 def _differences(model: Any, have: set[str]) -> list[str]:

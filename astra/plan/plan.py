@@ -56,6 +56,7 @@ class Planned:
     live_plans: tuple[int, ...] = ()  #: plans that have the held rows
     tracks_changes: bool = True  #: False: nothing says when an input row was modified
     unknown_keys: tuple[int | str, ...] = ()  #: keys asked for that no row has
+    is_empty: bool = False  #: the input table has no row at all
 
 
 def create_plan(
@@ -239,7 +240,9 @@ def _freeze(
         return Planned(
             plan.pk if rows else None, name, model.__name__, pages, rows, limit,
             live_plans=tuple(live) if counts["held"] else (),
-            tracks_changes=modified_field(model) is not None, unknown_keys=unknown, **counts,
+            tracks_changes=modified_field(model) is not None,
+            unknown_keys=unknown,
+            is_empty=not rows and not model.select().exists(), **counts,
         )  # fmt: skip
 
 

@@ -62,11 +62,10 @@ def write(
             progress = _write_progress(claim, seen, stored, failures, checkpoint)
     if claim is not None:
         claim.advance(seen, progress)
-    checkpoint.n_refused = len(refused)
+    checkpoint.refused = refused
     checkpoint.n_stored = len(stored) + len(checkpoint.no_results)
-    checkpoint.n_mistakes = sum(failure.is_mistake for failure in refused)
     for failure in refused:
-        log.error("%s %s: result refused: %s", target.task, failure.key, failure.message)
+        log.error("%s %s: result refused: %s", target.task, failure.key, failure.said)
     return [yielded.result for yielded in stored]
 
 

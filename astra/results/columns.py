@@ -233,11 +233,13 @@ class _Bad(Exception):
         if handed is None:
             # Without a row that it was yielded for, a result is known by the key that it bears.
             key = as_key(yielded.bears)
-            self.refusal = Refusal(key, kind, message, refused=refused, is_mistake=is_mistake)
+            self.refusal = Refusal(
+                key, kind, message, place=yielded.place, refused=refused, is_mistake=is_mistake
+            )
             return
         refused = refused or yielded.again
         self.refusal = Refusal(
-            handed.key, kind, message, handed.modified,
+            handed.key, kind, message, handed.modified, yielded.place,
             refused=refused, table=handed.table, bears=handed.bears, is_mistake=is_mistake,
         )  # fmt: skip
 

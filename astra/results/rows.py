@@ -4,6 +4,7 @@ import traceback as tracebacks
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from textwrap import shorten
 from typing import Any
 
 from astra.config import secrets
@@ -75,6 +76,7 @@ class Yielded:
     again: bool = False  # a further result of a row that has one
     bears: Any = None  # what a result bears that is of no row in hand
     taken: bool = False  # by a checkpoint: what changes later is not in it
+    place: str | None = None  # the line of the task that yielded what is no result
 
 
 @dataclass
@@ -92,6 +94,14 @@ class Refusal:
     bears: Any = None  # what its results bear, where its key is not known
     is_mistake: bool = False  # of the task or the table: each row may meet it
 
+    @property
+    def said(self) -> str:
+        """What was raised, where, and what to write instead, in one line."""
+        place = f" ({self.place})" if self.place else ""
+        hint = "; make results by from_spectrum() or from_row() of that model"
+        message = shorten(self.message, 300, placeholder="...")
+        return f"{self.exception}: {message}{place}{hint if self.exception == 'WrongModel' else ''}"
+
 
 @dataclass
 class Checkpoint:
@@ -101,8 +111,7 @@ class Checkpoint:
     failures: list[Refusal] = field(default_factory=list)
     no_results: list[Handed] = field(default_factory=list)
 
-    n_refused: int = 0  # of the results, once it is written
-    n_mistakes: int = 0  # of those, that are mistakes of the task or the table
+    refused: list[Refusal] = field(default_factory=list)  # of the results, once it is written
     n_stored: int = 0  # rows with a result, or rightly none
 
     def __len__(self) -> int:

@@ -4,10 +4,14 @@ import atexit
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from astra.errors import BrokenElement
+
+if TYPE_CHECKING:
+    from astra.results.rows import Refusal
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,16 @@ class Tally:
     n_ended: int = 0
     n_failed: int = 0
     n_mistakes: int = 0  # of the failures, that are mistakes of the task or of its table
+    mistake: str = ""  # the last of them: what was raised, and where
     n_stored: int = 0  # rows with a result, or rightly none, that the database has taken
+
+    def count(self, failures: "Iterable[Refusal]") -> None:
+        """Count rows that have failed."""
+        for failure in failures:
+            self.n_failed += 1
+            if failure.is_mistake:
+                self.n_mistakes += 1
+                self.mistake = failure.said
 
     def check(self, task: str, n_more: int = 0) -> None:
         """Judge the rows up to now, and `n_more` of them that are about to fail.
@@ -71,9 +84,9 @@ class Tally:
         """
         if not self.n_stored and self.n_failed == self.n_mistakes > 1:
             raise BrokenElement(
-                f"all {self.n_failed} rows up to now failed by what is no row's own fault, such as "
-                f"a mistake in {task} or a trigger of its table: they stay pending; astra logs "
-                "shows what was raised"
+                f"{self.mistake}: all {self.n_failed} rows up to now failed by what is no row's "
+                f"own fault, such as a mistake in {task} or a trigger of its table; the rows stay "
+                "pending"
             )
 
 

@@ -273,8 +273,7 @@ class Writer:
 
     def _look_around(self, checkpoint: Checkpoint) -> None:
         """End the run if the checkpoint showed that it is in vain."""
-        self.tally.n_failed += checkpoint.n_refused
-        self.tally.n_mistakes += checkpoint.n_mistakes
+        self.tally.count(checkpoint.refused)
         self.tally.n_stored += checkpoint.n_stored
         if self.claim is not None:
             if self.claim.cancelled:

@@ -270,7 +270,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         )
     for broken in islice(in_states(pages, {PageState.BROKEN}), 1):
         advice.append(
-            f"astra logs {plan.pk} {broken.page}   why; fix it, then astra resume {plan.pk}"
+            f"astra logs {plan.pk} {broken.page}   why; fix it, then astra resume {plan.pk}{suffix}"
         )
     died = next((p for p in in_states(pages, _UNSAID) if p.exit_code), None)
     if died is not None:
@@ -316,6 +316,7 @@ def all_plans(
     UsageError
         If there is no such state.
     """
+    state = state and state.replace("-", " ")  # failed-rows, as shells complete it
     if state is not None and state not in [known.value for known in PlanState]:
         raise UsageError(f"no state {state!r}. {nearest(state, [s.value for s in PlanState])}")
     wanted = [

@@ -100,6 +100,7 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
             "`yield MyResult.from_spectrum(spectrum, ...)` for each row"
         )
     rows_parameter(function)
+    _check_only(function, namespace)
     group_by = _checked_groups(keywords.pop("group_by", ()))
     many = keywords.pop("many", False)
     if not isinstance(many, bool):
@@ -160,6 +161,20 @@ def _check_function(function: Any) -> None:
     if kind is not None:
         name = getattr(function, "__qualname__", "partial")
         raise TaskError(f"@task was given {name}, {kind}; a task is a plain function")
+
+
+def _check_only(function: Any, namespace: dict[str, Any]) -> None:
+    """Refuse a second task of a name in a module; one that is loaded again replaces itself."""
+    spec = namespace.get("__spec__")
+    other = getattr(namespace.get(function.__name__), "__astra__", None)
+    if other is None or other.function.__module__ != function.__module__:
+        return
+    if getattr(spec, "_initializing", False):  # not a notebook, nor importlib.reload()
+        raise TaskError(
+            f"two tasks are called {task_name(function)}, at the lines "
+            f"{other.function.__code__.co_firstlineno} and {function.__code__.co_firstlineno}; "
+            "rename one of them"
+        )
 
 
 def _checked_groups(group_by: Any) -> tuple[str, ...]:

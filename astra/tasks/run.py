@@ -184,6 +184,8 @@ class Run:
             else:
                 gathers = writer.target.gathers  # known once the first row was handed over
                 yielded = self._gathered(result) if gathers else self._timed(result)
+                if writes and not isinstance(result, OutputModel):
+                    yielded.place = _place_of_yield(generator)
                 if writes and (not gathers or yielded.again):
                     writer.add(yielded)
                 if passes_on:
@@ -344,15 +346,22 @@ class Run:
         self.in_hand.close(handed)
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
-        self.tally.n_failed += 1
         failure = refusal(error, handed)
-        self.tally.n_mistakes += failure.is_mistake
+        self.tally.count([failure])
         self.writer.fail(failure)
         try:
             self.tally.check(self.writer.target.task)
         except BrokenElement:
             self.writer.buffer.forget_failures()
             raise
+
+
+def _place_of_yield(generator: Any) -> str | None:
+    """The line at which a generator has yielded."""
+    frame = getattr(generator, "gi_frame", None)
+    if frame is None:
+        return None
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _warn_of_transaction(writes: bool) -> None:

@@ -1,5 +1,6 @@
 """Names and annotations: which function is meant, which tables it reads, which it writes."""
 
+import ast
 import collections.abc
 import functools
 import importlib.util
@@ -8,12 +9,13 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import peewee
 
 from astra.errors import TaskError, nearest
-from astra.models.importing import _import_error, import_named
+from astra.models.importing import import_failed, import_named
 
 ENTRY_POINTS = "astra.tasks"
 
@@ -77,7 +79,7 @@ def _import(path: str) -> Callable[..., Any] | None:
         # Missing is the module that was asked for, or one of those that it stands in.
         if error.name and (module_name + ".").startswith(error.name + "."):
             return None
-        raise TaskError(f"importing {module_name} failed: {_import_error(error)}") from error
+        raise import_failed(module_name, error) from error
     found = getattr(module, function, None)
     return found if callable(found) else None
 
@@ -106,10 +108,27 @@ def known_tasks() -> list[str]:
     return sorted(names)
 
 
+def tasks_of_folder() -> Iterator[tuple[str, str]]:
+    """The names of tasks in the modules of this folder, which are not run, and their files."""
+    for path in sorted(Path.cwd().glob("*.py"))[:100]:
+        try:
+            nodes = ast.parse(path.read_text()).body
+        except (OSError, ValueError, SyntaxError):
+            continue
+        for node in (node for node in nodes if isinstance(node, ast.FunctionDef)):
+            for mark in node.decorator_list:
+                called = mark.func if isinstance(mark, ast.Call) else mark
+                if ast.unparse(called).rpartition(".")[2] == "task":
+                    yield f"{path.stem}.{node.name}", path.name
+
+
 def _near_tasks(name: str) -> str:
     if own := _tasks_in(name):
         return f"{name} is a module; its tasks: {', '.join(own)}"
-    known = set(known_tasks()) | {known.rpartition(".")[2] for known in known_tasks()}
+    here = [found for found, _ in tasks_of_folder()]
+    if own := [found for found in here if found.endswith(f".{name}")]:
+        return f"Did you mean {' or '.join(map(repr, own))}?"
+    known = {*here, *known_tasks(), *(known.rpartition(".")[2] for known in known_tasks())}
     module_name, _, _ = name.replace(":", ".").rpartition(".")
     known |= set(_tasks_in(module_name))
     first = module_name.split(".")[0]

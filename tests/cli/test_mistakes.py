@@ -133,3 +133,68 @@ def test_a_model_without_a_table(module, sqlite_url):
     done = astra("run", f"{name}.f")
     assert done.exit_code == 5 and f"make it: astra initdb {name}" in done.output
     assert BossVisitSpectrum.select().count() == 1
+
+
+WRONG = {
+    "None": "NoneType was yielded, not Measured",
+    "{'value': 1.0}": "dict was yielded",
+    "Measured": "the class Measured itself was yielded",
+    "s": "BossVisitSpectrum was yielded",
+    "Measured.from_spectrum(s, vlaue=1.0)": "no column 'vlaue'. Did you mean 'value'?",
+    "nump.sqrt(s.snr)": "name 'nump' is not defined",
+}
+LOOP = "@task\ndef f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n    for s in spectra:\n"
+
+
+@pytest.mark.parametrize("yielded", WRONG)
+def test_what_is_no_result_is_shown_with_its_line_and_what_to_write(yielded, module, sqlite_url):
+    fill(2)
+    name = module(f"{LOOP}        yield {yielded}\n")
+    done = astra("run", f"{name}.f")
+    assert done.exit_code == 4 and WRONG[yielded] in done.output
+    assert f"{name}.py:10 in f" in done.output and "astra resume 1 --local" in done.output
+    if "was yielded" in WRONG[yielded]:
+        assert "make results by from_spectrum() or from_row()" in done.output
+
+
+def test_two_tasks_of_one_name(module, sqlite_url):
+    name = module(2 * f"{LOOP}        yield Measured.from_spectrum(s, value=1.0)\n\n\n")
+    done = astra("initdb", name)
+    assert done.exit_code == 2 and f"two tasks are called {name}.f, at the lines 7 and 13" in (
+        done.output
+    )
+
+
+def test_a_module_that_is_loaded_again_replaces_its_tasks(module, sqlite_url):
+    name = module(f"{LOOP}        yield Measured.from_spectrum(s, value=1.0)\n")
+    found = importlib.import_module(name)
+    assert importlib.reload(found).f is not None
+
+
+def test_imports_that_fail(module, sqlite_url):
+    name = module("import scypy\n")
+    for words in (("initdb", name), ("run", f"{name}.f")):
+        done = astra(*words)
+        assert done.exit_code == 2 and f"{name}.py:7)" in done.output
+        assert "install scypy, or correct its name" in done.output
+    name = module("f(\n")
+    assert f"{name}.py:7)" in astra("initdb", name).output
+
+
+def test_a_table_of_two_models(module, sqlite_url):
+    text = (
+        "class Table{n}(PipelineOutputModel):\n    class Meta:\n        table_name = 'mistaken_4'\n"
+    )
+    names = [module(text.format(n=n)) for n in (41, 42)]
+    done = astra("initdb", *names)
+    assert f"{names[0]}:Table41 and {names[1]}:Table42 share this table" in done.output
+
+
+def test_a_task_is_found_by_the_end_of_its_name(module, sqlite_url):
+    name = module(f"{LOOP}        yield Measured.from_spectrum(s, value=1.0)\n")
+    assert f"Did you mean '{name}.f'" in astra("run", "f").output
+
+
+def test_an_input_table_without_rows(sqlite_url):
+    done = astra("plan", "tests.sample_tasks.measure", "--input-model", "BossVisitSpectrum")
+    assert "nothing is pending in BossVisitSpectrum, which has no rows" in done.output

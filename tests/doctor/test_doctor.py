@@ -1,6 +1,7 @@
 """``astra doctor``: one thing after the other is broken, and each is found with what to type."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from astra.cli.group import main
 from astra.config import settings
 from astra.database import connection
 from astra.database.connection import database
+from astra.models.schema import init_database
 from astra.night.readiness import examine
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured
@@ -111,6 +113,43 @@ def told(text: str) -> Callable[..., None]:
     return toml(f"[nights.survey.notify]\n{text.replace('PORT', str(closed_port()))}\n")
 
 
+def ascii_database(file: Path, **_: object) -> None:
+    """Another database of the server, which cannot store other characters."""
+    name = "doctor_ascii"
+    database.execute_sql("COMMIT")
+    database.execute_sql(f"DROP DATABASE IF EXISTS {name}")
+    made = f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+    database.execute_sql(made)
+    file.write_text(re.sub(r'(url = "[^"?]*/)\w+', rf"\1{name}", file.read_text()))
+    connection.reset()
+    init_database(("tests.sample_tasks",))
+
+
+def few_connections(file: Path, **_: object) -> None:
+    """A role that may have fewer connections than the work needs."""
+    user("visitor_of_few")(file)
+    database.execute_sql("ALTER ROLE visitor_of_few CONNECTION LIMIT 3")
+    init_database(grant=("visitor_of_few",))
+
+
+def failing(command: str) -> Callable[..., None]:
+    """A command of Slurm's, or of cron's, that answers with an error."""
+
+    def work(file: Path, patch: pytest.MonkeyPatch) -> None:
+        folder = file.parent / "bin"
+        folder.mkdir()
+        stand_in = folder / command
+        stand_in.write_text("#!/bin/sh\necho 'Connection refused' >&2\nexit 1\n")
+        stand_in.chmod(0o755)
+        patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    return work
+
+
+def file_for_a_folder(file: Path, **_: object) -> None:
+    (file.parent / "runs").write_text("")
+
+
 BROKEN = {
     "an unknown key": (in_section("run", 'dirr = "x"'), "failed configuration: ", "no key 'dirr'"),
     "a variable": (
@@ -130,6 +169,12 @@ BROKEN = {
     "a trigger": (
         sql("DROP TRIGGER astra_keep_modified ON boss_visit_spectrum"), "failed database: ", "no trigger",
     ),
+    "a disabled trigger": (
+        sql("ALTER TABLE boss_visit_spectrum DISABLE TRIGGER astra_keep_modified"),
+        "failed database: ", "no trigger",
+    ),
+    "an encoding": (ascii_database, "warning database: ", "its encoding is SQL_ASCII"),
+    "few connections": (few_connections, "warning database: ", "raise max_connections"),
     "a unique index": (
         lambda **_: drop_unique_index(), "failed night survey: ", "astra initdb tests.sample_tasks",
     ),
@@ -150,6 +195,9 @@ BROKEN = {
     "an account": (
         toml('[profiles.mine]\naccount = "nobodys"\n'), "failed slurm: profile mine", "choose an account",
     ),
+    "accounting": (failing("sacct"), "warning slurm: ", "no accounting"),
+    "no run directory": (file_for_a_folder, "failed run directory: ", "set [run] dir"),
+    "no crontab": (failing("crontab"), "warning night survey: ", "whether cron begins it is not known"),
     "the run directory": (foreign_run_folder, "failed run directory: ", "chmod go-w"),
     "a task": (
         lambda file, **_: file.write_text(file.read_text().replace("measure", "mesure")),
