@@ -63,7 +63,7 @@ def run_script(profile: profiles.Profile, folder: Path) -> list[str]:
         "SLURM_ARRAY_TASK_ID": "1",
     }  # fmt: skip
     done = subprocess.run(
-        ["bash"], input=text, env=environment, capture_output=True, text=True, timeout=20
+        ["bash"], input=text, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return calls.read_text().splitlines()

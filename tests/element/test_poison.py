@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from astra.config import settings
 from astra.element.board import Board
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Attempt
@@ -14,6 +15,14 @@ from astra.status.failures import failures
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, collect_and_hang, deadly, fill, poisoned
+
+
+@pytest.fixture(autouse=True)
+def _short_grace(tmp_path, monkeypatch):
+    """A row that hangs is not waited for long after it was asked to stop."""
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.3\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
 
 
 @pytest.mark.parametrize("n, limit", [(2000, 250)])

@@ -48,7 +48,7 @@ class KeptProcess:
         """Send it a signal; nothing if it has ended, and never to another process of its pid."""
         self._keeper.ask("signal", pid=self.pid, number=int(number))
 
-    def wait(self, timeout_s: float = 30) -> int:
+    def wait(self, timeout_s: float = 120) -> int:
         end = time.monotonic() + timeout_s
         while (status := self.poll()) is None:
             if time.monotonic() > end:

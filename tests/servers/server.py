@@ -171,7 +171,7 @@ def command(*words: object, env: Mapping[str, str] | None = None, timeout_s: flo
     return done.stdout
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
     """Wait until `condition` holds, asking again and again, more rarely the longer it takes."""
     began = time.monotonic()
     while not condition():

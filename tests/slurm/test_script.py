@@ -36,7 +36,7 @@ def render(template: str = "element.sh.j2", site: Path | None = None, **changes:
 def bash(text: str, **environ: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "7", **environ}
     return subprocess.run(
-        ["bash"], input=text, env=environment, capture_output=True, text=True, timeout=20
+        ["bash"], input=text, env=environment, capture_output=True, text=True, timeout=120
     )
 
 

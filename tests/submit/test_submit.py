@@ -216,7 +216,7 @@ def test_ctrl_c_while_sbatch_runs_sends_nothing_again(slurm, tmp_path, monkeypat
         wait_for(calls.exists, "sbatch")
         os.killpg(sender.pid, signal.SIGINT)
         link.rollback()  # the driver hears of a signal when it has its answer
-        told = sender.communicate(timeout=20)[1].decode()
+        told = sender.communicate(timeout=120)[1].decode()
     assert "looks for it by its name" in told and "Aborted!" in told and "Traceback" not in told
     assert calls.read_text().split() == ["x"] and states() == ["intent"]
     monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
