@@ -22,7 +22,7 @@ Flags = NDArray[np.bool_]
 COARSE = 0.018
 
 #: The boundary is drawn in so many principal components of the coarse spectra.
-N_COMPONENTS = 8
+N_COMPONENTS = 10
 
 #: Among which the boundary's kernel and ridge are chosen, for components of unit variance.
 GAMMAS = (0.03, 0.1, 0.3, 1.0)

@@ -1,6 +1,7 @@
 """Labels of normalised spectra: Levenberg-Marquardt, many spectra at once; see problem.py."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,8 +92,25 @@ def on_pixels(flux: ArrayLike, ivar: ArrayLike) -> Binned:
     return Binned(np.where(good, flux, 0.0), np.where(good, ivar, 0.0))
 
 
-def minimise(problem: Problem, start: Array, max_iterations: int = MAX_ITERATIONS) -> Fit:
-    """Search from `start`, parameters from 0 to 1 over their ranges, of shape (M, D)."""
+def minimise(
+    problem: Problem, starts: Sequence[Array], max_iterations: int = MAX_ITERATIONS
+) -> Fit:
+    """Return the fit of least chi2 of those that begin at `starts`, each of shape (M, D).
+
+    Parameters are measured from 0 to 1 over their ranges.
+    """
+    best, *others = [_minimum(problem, start, max_iterations) for start in starts]
+    for other in others:
+        steps = best.n_iterations + other.n_iterations
+        better = other.converged & ~(best.chi2 <= other.chi2)
+        for field in fields(Fit):
+            getattr(best, field.name)[better] = getattr(other, field.name)[better]
+        best.n_iterations[:] = steps
+    return best
+
+
+def _minimum(problem: Problem, start: Array, max_iterations: int) -> Fit:
+    """Return the minimum that the search from `start` ends in."""
     n_freedom = problem.n_pixels - problem.n_parameters
     search = _search(problem, start, np.flatnonzero(n_freedom > 0), max_iterations)
     covariance, regular = _inverse(search.hessian)

@@ -122,10 +122,10 @@ def _one_round(
     """Average, fit, and clip; return also the parameters to go on from, and what is clipped."""
     problem, binned, level = normalised(model, observed, velocity, clipped)
     clean = problem.without(clipped)
-    if start is None:
-        start, _ = clean.nearest_nodes()
-    found = minimise(clean, start)
-    unit = np.where(found.converged[:, None], (found.labels - problem.lower) / problem.width, start)
+    starts = clean.nearest_nodes()[0] if start is None else [start]
+    found = minimise(clean, starts)
+    unit = (found.labels - problem.lower) / problem.width
+    unit = np.where(found.converged[:, None], unit, starts[0])
     residual, _, left = clean.residuals(unit, np.arange(len(unit)))
     mismatch2, e_mismatch2 = _mismatch(clean, residual)
     labels = (problem.lower + problem.width * unit)[:, :-1]

@@ -22,6 +22,11 @@ Integers = NDArray[np.int64]
 #: The node to start from is the best at about so many pixels.
 MOST_START_PIXELS = 640
 
+#: Fits by models of so few nodes start twice: at the best, and at the best that is so far from it,
+#: in scaled labels.
+FEW_NODES = 80
+FAR_NODE = 0.5
+
 #: The velocity is searched for this far to either side of the one that is assumed.
 VELOCITY_REACH_KM_S = 150.0
 
@@ -70,21 +75,32 @@ class Problem:
         width = self.model.upper - self.model.lower
         return np.append(width, [2 * VELOCITY_REACH_KM_S][: self.has_velocity])
 
-    def nearest_nodes(self) -> tuple[Array, Array]:
-        """Return the node of least chi2 as parameters (M, D), and that chi2 (M,).
+    def nearest_nodes(self) -> tuple[list[Array], Array]:
+        """Return where to start (M, D), and the chi2 of the best node (M,).
 
-        The continuum is left as it is, the model is not averaged as the spectra were, and of large
-        models only some pixels are looked at: the fit only starts there.
+        That is the node of least chi2, and for models of few nodes, of which chi2 may have several
+        minima, also the best of those that are far from it. The continuum is left as it is, the
+        model is not averaged as the spectra were, and of large models only some pixels are used.
         """
         model, some = self.model, slice(None, None, 1 + self.weight.shape[1] // MOST_START_PIXELS)
         square, flux = self.weight[:, some] ** 2, self.spectra.flux[:, some]
         nodes = model.node_flux[:, some]
         chi2 = square @ (nodes**2).T - 2 * (square * flux) @ nodes.T
         chi2 += (square * flux**2).sum(1, keepdims=True)
-        labels = model.node_labels[np.argmin(chi2, axis=1)]
-        unit = np.clip((labels - model.lower) / (model.upper - model.lower), 0.0, 1.0)
+        best = np.argmin(chi2, axis=1)
+        starts = [self._at_nodes(best)]
+        if len(nodes) <= FEW_NODES:
+            distance = np.sqrt(((model.nodes[best, None] - model.nodes) ** 2).sum(-1))
+            far = np.where(distance > FAR_NODE, chi2, np.inf)
+            starts.append(self._at_nodes(np.argmin(far, axis=1)))
+        return starts, chi2.min(1)
+
+    def _at_nodes(self, which: Integers) -> Array:
+        """Return nodes as parameters, the velocity in the middle; (M, D)."""
+        model = self.model
+        unit = (model.node_labels[which] - model.lower) / (model.upper - model.lower)
         middle = np.full((len(unit), int(self.has_velocity)), 0.5)
-        return np.append(unit, middle, axis=1), chi2.min(1)
+        return np.append(np.clip(unit, 0.0, 1.0), middle, axis=1)
 
     def labels(self, unit: Array) -> Array:
         """Return the labels at parameters."""
