@@ -33,6 +33,8 @@ def _array_element(value: Any, inner: bool = False) -> str:
     kind = type(value)
     if kind is float or kind is int or kind is bool:
         return repr(value)
+    if kind is str:
+        return _quoted(value)
     import numpy as np  # here, as few commands touch an array
 
     if isinstance(value, np.ndarray):

@@ -94,11 +94,12 @@ class Writing(Common):
             return None
         packed[batch.primary] = binary_copy.pack("int8", primaries)  # type: ignore[assignment]
         # In the order of their keys, so that two who write the same rows do not block each other.
-        rows = BytesIO(binary_copy.rows(list(packed.values()), _order_of(batch)))
-        names = ", ".join(map(self.quote, packed))
+        order = sorted(range(len(primaries)), key=batch.keys.__getitem__)
+        names, rows = binary_copy.rows(packed, order)
+        columns = ", ".join(map(self.quote, names))
         with peewee_errors(), self.database.cursor() as cursor:
             cursor.copy_expert(
-                f"COPY {batch.table} ({names}) FROM STDIN (FORMAT binary)", rows, 1 << 20
+                f"COPY {batch.table} ({columns}) FROM STDIN (FORMAT binary)", BytesIO(rows), 1 << 20
             )
             if cursor.rowcount != len(primaries):
                 raise peewee.DataError("a trigger kept rows out")  # which, is found one by one
@@ -182,13 +183,3 @@ class Writing(Common):
 
     def _on_conflict(self, batch: Batch) -> str:
         return on_conflict(self, batch, set(self.column_types(batch.table)))
-
-
-def _order_of(batch: Batch) -> Any:
-    """The places of the rows of a batch in the order of their keys."""
-    import numpy as np
-
-    keys = batch.columns[batch.key[0]]
-    if len(batch.key) == 1 and type(keys[0]) is int:
-        return np.argsort(keys)
-    return np.array(sorted(range(len(keys)), key=batch.keys.__getitem__))

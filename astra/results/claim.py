@@ -58,14 +58,11 @@ class Claim:
 
     def advance(self, seen: "Seen", progress: "Progress") -> None:
         """A checkpoint was committed. What was found while it was written stays found."""
-        import numpy as np  # here, as few commands write results
-
         with self.mutex:
-            before, after, now = (
-                np.frombuffer(o, np.uint8)
-                for o in (seen.outcomes, progress.outcomes, self.outcomes)
-            )
-            np.copyto(now, after, where=before != after)
+            ends = zip(seen.outcomes, progress.outcomes, strict=True)
+            for place, (before, after) in enumerate(ends):
+                if before != after:
+                    self.outcomes[place] = after
         for name, value in progress.counts.items():
             setattr(self.attempt, name, value)
 
