@@ -91,6 +91,13 @@ def cluster() -> Iterator[Slurm]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def other_cluster(cluster: Slurm) -> Iterator[Slurm]:
+    """Another cluster, behind the accounting of the first."""
+    with _started(lambda: Slurm(nodes=2, beside=cluster)) as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A folder of the test's own, which is its home too, and no database bound before or after."""

@@ -32,13 +32,17 @@ def main() -> int:
     logging.getLogger("astra").setLevel(logging.CRITICAL)
     hear_interrupts()
     if given.slurm and not given.cluster:
-        with Slurm(cpus=16) as cluster, served(cluster) as given.cluster:
+        with (
+            Slurm(cpus=16) as first,
+            Slurm(cpus=16, nodes=2, beside=first) as second,
+            served(first, second) as given.cluster,
+        ):
             return side_by_side(given)
     return side_by_side(given) if given.jobs > 1 else one_by_one(given)
 
 
 def side_by_side(given: argparse.Namespace) -> int:
-    """Each with a PostgreSQL of its own, and every J-th seed; on one cluster, where there is one."""
+    """Each with a PostgreSQL of its own, and every J-th seed; on the same clusters."""
     flags = [f"--{name}" for name in ("slurm", "stop", "keep") if getattr(given, name)]
     started = []
     for job in range(given.jobs):
@@ -56,13 +60,11 @@ def one_by_one(given: argparse.Namespace) -> int:
     with ExitStack() as servers:
         server = servers.enter_context(Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER))
         code = servers.enter_context(bugs.planted(given.bug))
-        cluster = Cluster(given.cluster) if given.slurm else None
-        if cluster is not None:
-            os.environ["SLURM_CONF"] = str(cluster.conf)
         prepare(server)
         for number in range(given.seeds):
             seed = given.first + number * given.step
             drawn = DIRECTED[given.directed] if given.directed else draw(seed, given.slurm)
+            cluster = Cluster(given.cluster, seed) if given.slurm else None
             report = runner.run(server, drawn, given.keep, cluster, code)
             reports.append(report)
             say(report, given.slurm)

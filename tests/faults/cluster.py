@@ -1,16 +1,17 @@
-"""One cluster for many plans: each seed sees its own jobs alone, and daemons fail for all of them.
+"""Two clusters for many plans: each seed sees its own jobs alone, and daemons fail for all of them.
 
-The process that began the cluster does what is asked of its daemons, one thing at a time; those
+The process that began the clusters does what is asked of its daemons, one thing at a time; those
 that run the seeds reach it over a socket.
 """
 
+import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.servers import ServerError, Slurm, wait_for
 from tests.servers.server import command
@@ -23,34 +24,48 @@ class _Manager(BaseManager):
 
 
 class Daemons:
-    """The daemons of a cluster, of which one is away at a time."""
+    """The daemons of one or two clusters, of which one is away at a time."""
 
-    def __init__(self, cluster: Slurm) -> None:
-        self._cluster, self._turn = cluster, threading.Lock()
+    def __init__(self, clusters: Sequence[Slurm]) -> None:
+        self._clusters, self._turn = clusters, threading.Lock()
+        self._forgotten = [0] * len(clusters)
 
-    def conf(self) -> str:
-        return str(self._cluster.conf)
+    def confs(self) -> list[str]:
+        return [str(cluster.conf) for cluster in self._clusters]
 
-    def nodes(self) -> list[str]:
-        return self._cluster.nodes
+    def nodes(self, home: int) -> list[str]:
+        return self._clusters[home].nodes
 
-    def slurmd_away(self, node: str, for_s: float) -> None:
+    def slurmd_away(self, home: int, node: str, for_s: float) -> None:
         with self._turn:
-            self._cluster.kill_slurmd(node)
+            self._clusters[home].kill_slurmd(node)
             time.sleep(for_s)
-            self._cluster.start_slurmd(node)
+            self._clusters[home].start_slurmd(node)
 
-    def slurmctld_away(self, for_s: float) -> None:
+    def slurmctld_away(self, home: int, for_s: float) -> None:
         with self._turn:
-            self._cluster.stop_controller()
+            self._clusters[home].stop_controller()
             time.sleep(for_s)
-            self._cluster.start_controller()
+            self._clusters[home].start_controller()
+
+    def forget(self, home: int, first_job_id: int) -> int:
+        """Have a controller lose its state, and submit a stranger's job with one of its job ids."""
+        with self._turn:
+            cluster = self._clusters[home]
+            cluster.forget(first_job_id)
+            self._forgotten[home] += 1
+            words = "--parsable --hold --job-name=stranger --array=1-2 --output=/dev/null --wrap=:"
+            return int(cluster.run("sbatch", *words.split()))
+
+    def forgotten(self, home: int) -> int:
+        """How often a controller has lost its state, for whichever seed."""
+        return self._forgotten[home]
 
 
 @contextmanager
-def served(cluster: Slurm) -> Iterator[str]:
-    """Serve a cluster, and yield the socket by which others find it."""
-    daemons, socket = Daemons(cluster), str(cluster.folder / "daemons")
+def served(*clusters: Slurm) -> Iterator[str]:
+    """Serve clusters, and yield the socket by which others find them."""
+    daemons, socket = Daemons(clusters), str(clusters[0].folder / "daemons")
 
     class Serving(_Manager):
         pass
@@ -64,10 +79,21 @@ def served(cluster: Slurm) -> Iterator[str]:
         server.listener.close()  # while its folder is there
 
 
-class Cluster:
-    """A cluster as the seeds see it that share it."""
+class Job(NamedTuple):
+    """An element, or a job that is no array, on one of the clusters."""
 
-    def __init__(self, socket: str) -> None:
+    conf: str
+    name: str  # such as 17_2
+
+    @property
+    def number(self) -> int:
+        return int(self.name.partition("_")[0])
+
+
+class Cluster:
+    """Clusters behind one accounting as the seeds see them that share them; a seed is at home on one."""
+
+    def __init__(self, socket: str, home: int = 0) -> None:
         class Asking(_Manager):
             pass
 
@@ -75,28 +101,61 @@ class Cluster:
         manager = Asking(socket, _KEY)
         manager.connect()
         self.daemons: Any = manager.daemons()  # type: ignore[attr-defined]
-        self.conf, self.nodes = Path(self.daemons.conf()), self.daemons.nodes()
+        self.confs: list[str] = self.daemons.confs()
+        self.home = home % len(self.confs)
+        self.conf, self.nodes = self.confs[self.home], self.daemons.nodes(self.home)
 
-    def run(self, *words: object) -> str:
-        return command(*words)  # SLURM_CONF is of this process
+    def run(self, *words: object, conf: str | None = None) -> str:
+        return command(*words, env={**os.environ, "SLURM_CONF": conf or self.conf})
 
-    def jobs(self, folder: Path, *words: str) -> list[str]:
+    def jobs(self, folder: Path, *words: str) -> list[Job]:
         """Elements whose logs are in a folder, by the options of squeue that choose."""
         ask = ("squeue", "-h", "-r", *words, "-O", "JobArrayID:40,STDOUT:400")
-        lines: list[str] = []
+        found: list[Job] = []
 
         def answered() -> bool:
+            found.clear()
             try:
-                lines[:] = self.run(*ask).splitlines()
+                for conf in self.confs:
+                    lines = self.run(*ask, conf=conf).splitlines()
+                    found.extend(
+                        Job(conf, line.split()[0]) for line in lines if f" {folder}/" in line
+                    )
             except ServerError:  # a seed beside this one has taken slurmctld down
                 return False
             return True
 
         wait_for(answered, "an answer of squeue", 60)
-        return [line.split()[0] for line in lines if f" {folder}/" in line]
+        return found
 
     def restore(self, folder: Path) -> None:
         """No job of a folder's is left."""
-        if jobs := self.jobs(folder):
-            self.run("scancel", *jobs)
+        if self.jobs(folder):
+            for job in self.jobs(folder):
+                with suppress(ServerError):  # it has just ended
+                    self.run("scancel", job.name, conf=job.conf)
             wait_for(lambda: not self.jobs(folder), "the end of the jobs", 90)
+
+    def forgotten(self) -> int:
+        return int(self.daemons.forgotten(self.home))
+
+
+class Stranger:
+    """Somebody's job that has the job id of one of ours: nobody cancels it."""
+
+    def __init__(self, cluster: Cluster, first_job_id: int) -> None:
+        self.cluster = cluster
+        self.job_id = cluster.daemons.forget(cluster.home, first_job_id)
+        self._forgotten = cluster.forgotten()
+
+    def breaches(self) -> list[str]:
+        """Whether it still waits, unless its controller has lost it."""
+        words = ("squeue", "-h", "-t", "all", "-r", "-j", self.job_id, "-o", "%j %T")
+        try:
+            states = self.cluster.run(*words).splitlines()
+            self.cluster.run("scancel", "--name=stranger", self.job_id)
+        except ServerError as error:
+            states = [str(error)]
+        if self._forgotten != self.cluster.forgotten() or states == ["stranger PENDING"] * 2:
+            return []
+        return [f"the job {self.job_id} of a stranger is {states}"]

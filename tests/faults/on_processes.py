@@ -5,6 +5,7 @@ from __future__ import annotations
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TYPE_CHECKING
 
+from tests.faults.cluster import Job, Stranger
 from tests.faults.kinds import Fault, kind
 from tests.faults.world import send
 
@@ -81,39 +82,58 @@ def suspend(nemesis: Nemesis, fault: Fault) -> str | None:
 @kind(0, on_slurm=5)
 def scancel(nemesis: Nemesis, fault: Fault) -> str | None:
     """Cancel an element, or send it a signal."""
-    job = _job(nemesis)
-    if job is not None and fault.number != SIGTERM:
-        nemesis.cluster.run("scancel", "--batch", f"--signal={fault.number}", job)
-    elif job is not None:
-        nemesis.cluster.run("scancel", job)
-    return f"{job}, signal {fault.number}" if job else None
+    if (job := _job(nemesis)) is None:
+        return None
+    words = ["--batch", f"--signal={fault.number}"] if fault.number != SIGTERM else []
+    nemesis.cluster.run("scancel", *words, job.name, conf=job.conf)
+    return f"{job.name}, signal {fault.number}"
 
 
 @kind(0, on_slurm=3)
 def requeue(nemesis: Nemesis, fault: Fault) -> str | None:
     """Requeue an element."""
-    job = _job(nemesis)
-    if job is not None:
-        nemesis.cluster.run("scontrol", "requeue", job)
-    return job
+    if (job := _job(nemesis)) is None:
+        return None
+    nemesis.cluster.run("scontrol", "requeue", job.name, conf=job.conf)
+    return job.name
 
 
 @kind(0, on_slurm=2)
 def slurmd(nemesis: Nemesis, fault: Fault) -> str:
     """Kill a node's daemon."""
     node = nemesis.dice.choice(nemesis.cluster.nodes)
-    nemesis.cluster.daemons.slurmd_away(node, fault.lasts_s)
+    nemesis.cluster.daemons.slurmd_away(nemesis.cluster.home, node, fault.lasts_s)
     return f"{node} away for {fault.lasts_s} s"
 
 
 @kind(0, on_slurm=2)
 def slurmctld(nemesis: Nemesis, fault: Fault) -> str:
     """Stop the controller for a while."""
-    nemesis.cluster.daemons.slurmctld_away(fault.lasts_s)
+    nemesis.cluster.daemons.slurmctld_away(nemesis.cluster.home, fault.lasts_s)
     return f"away for {fault.lasts_s} s"
 
 
-def _job(nemesis: Nemesis) -> str | None:
+@kind(0, on_slurm=3)
+def forget(nemesis: Nemesis, fault: Fault) -> str:
+    """Restart the controller without its state, and give a stranger the job id of ours."""
+    cluster = nemesis.cluster
+    ours = [job for job in cluster.jobs(nemesis.world.folder) if job.conf == cluster.conf]
+    stranger = Stranger(cluster, min((job.number for job in ours), default=1))
+    nemesis.world.strangers.append(stranger)
+    return f"the job {stranger.job_id} is a stranger's"
+
+
+@kind(0, on_slurm=3)
+def other_login(nemesis: Nemesis, fault: Fault) -> str | None:
+    """Resume the plan from a login node of the other cluster behind the same accounting."""
+    others = [conf for conf in nemesis.cluster.confs if conf != nemesis.cluster.conf]
+    if not others:
+        return None
+    process = nemesis.world.resume(nemesis.plan, conf=others[0])
+    return f"status {process.wait(120)}"
+
+
+def _job(nemesis: Nemesis) -> Job | None:
     """An element that runs, in Slurm's words."""
     running = nemesis.cluster.jobs(nemesis.world.folder, "-t", "R")
     return nemesis.dice.choice(running) if running else None

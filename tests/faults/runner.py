@@ -78,6 +78,8 @@ def _judged(world: World, began: float) -> Report:
     drive = Drive(world, plan)
     said, n_blamed = drive.judged()
     said = said or _next_plan(world, plan)
+    for stranger in world.strangers:
+        said += stranger.breaches()
     for neighbour in world.neighbours:
         if neighbour.plan is not None and neighbour.process is not None:
             neighbour.process.wait(BOUND_S)
@@ -100,6 +102,12 @@ class Drive:
         self.pid: int | None = None
         self.seen: set[str] = set()  # breaches while it ran
         self.nemesis = Nemesis(world, plan, lambda: self.pid)
+        self._forgotten = world.cluster.forgotten() if world.cluster else 0
+
+    def n_deaths(self) -> int:
+        """Ends without a word: what the nemesis did, and what lost its controller's state."""
+        now = self.world.cluster.forgotten() if self.world.cluster else 0
+        return self.nemesis.n_deaths + now - self._forgotten
 
     def judged(self) -> tuple[list[str], int]:
         """Breaches at the end, and how many innocent rows had been given up."""
@@ -196,7 +204,7 @@ def _retried(world: World, drive: Drive) -> tuple[int, list[str]]:
     if not innocent:
         return 0, []
     n_silent = world.sql("SELECT count(*) FROM attempt WHERE state = 'superseded'")[0][0]
-    if max(drive.nemesis.n_deaths, n_silent) < 3:
+    if max(drive.n_deaths(), n_silent) < 3:
         return 0, [f"innocent rows were given up: {innocent}"]
     drive.resume(time.monotonic() + 60, "--failed")
     world.wait_for_elements(END_S)

@@ -31,13 +31,13 @@ def test_a_seed_on_this_machine(faulty, seed):
 
 
 @pytest.fixture(scope="module")
-def shared(cluster: Slurm) -> Iterator[Cluster]:
-    with served(cluster) as socket:
-        yield Cluster(socket)
+def shared(cluster: Slurm, other_cluster: Slurm) -> Iterator[str]:
+    with served(cluster, other_cluster) as socket:
+        yield socket
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_seed_on_slurm(faulty, slurm, shared, seed):
-    report = runner.run(faulty, draw(seed, slurm=True), cluster=shared)
+    report = runner.run(faulty, draw(seed, slurm=True), cluster=Cluster(shared, seed))
     assert not report.breaches, report

@@ -18,7 +18,7 @@ import psycopg2
 import astra
 from astra.database.connection import bind, database
 from astra.plan.plan import create_plan
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import Cluster, Stranger
 from tests.faults.scenario import ROWS_MOST, Scenario
 from tests.faults.tasks import endure
 from tests.sample_tasks import fill
@@ -100,6 +100,7 @@ class World:
         self.name = f"seed_{scenario.seed}_{os.getpid()}"
         self.tablespace = "small" if scenario.small_disk else "pg_default"
         self.neighbours: list[Neighbour] = []
+        self.strangers: list[Stranger] = []
         self.history: dict[int, dict[float, float]] = {}  # key: modified: snr
         if beside is not None:
             self.name += f"_{len(beside.neighbours)}"
@@ -171,7 +172,7 @@ class World:
             "row_s": self.scenario.row_s,
         }
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, conf: str | None = None) -> dict[str, str]:
         # The last makes each process compile astra anew, which takes longer than all else it does.
         foreign = ("ASTRA_", "PG", "SLURM", "SBATCH_", "PYTHONDONTWRITEBYTECODE")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
@@ -190,7 +191,7 @@ class World:
                 "FAKETIME_NO_CACHE": "1",
             }
         if self.cluster is not None:
-            kept["SLURM_CONF"] = str(self.cluster.conf)
+            kept["SLURM_CONF"] = conf or self.cluster.conf
         elif self.scenario.elsewhere:
             kept["PRETENDED_HOST"] = f"node{self.n_rounds}"
         if "PRETENDED_HOST" in kept or "FAKETIME_TIMESTAMP_FILE" in kept:
@@ -212,22 +213,24 @@ class World:
         (folder / "sitecustomize.py").write_text(told)
         return folder
 
-    def start(self, *words: object) -> "subprocess.Popen[bytes]":
-        """One of astra's commands, with its output in the log."""
+    def start(self, *words: object, conf: str | None = None) -> "subprocess.Popen[bytes]":
+        """One of astra's commands, with its output in the log; on the cluster of a slurm.conf."""
         with self.log.open("ab") as log:
             log.write(f"--- {time.time():.3f} astra {' '.join(map(str, words))}\n".encode())
             log.flush()
             return subprocess.Popen(
                 [sys.executable, "-m", "astra", *map(str, words)],
-                env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
+                env=self.environment(conf), cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def resume(self, plan: int, *words: object) -> "subprocess.Popen[bytes]":
+    def resume(
+        self, plan: int, *words: object, conf: str | None = None
+    ) -> "subprocess.Popen[bytes]":
         """Start astra resume, here or on the cluster."""
         jobs = self.scenario.jobs
         how = ["--throttle", 2 * jobs] if self.cluster else ["--local", "-j", jobs]
-        return self.start("resume", plan, *how, *words)
+        return self.start("resume", plan, *how, *words, conf=conf)
 
     def command(self, *words: object, timeout_s: float = 120) -> tuple[int, str]:
         """Run one of astra's commands: its exit status, and its output or what it has to say."""

@@ -1,0 +1,84 @@
+"""Two clusters behind one accounting, whose jobs have the same job ids."""
+
+import pytest
+
+from astra.config.nights import NightSettings
+from astra.database.connection import connection
+from astra.models import BossVisitSpectrum
+from astra.models.nights import Night
+from astra.models.plans import Submission
+from astra.night import finalizer
+from astra.plan.plan import create_plan
+from astra.resume.cancel import cancel
+from astra.resume.resume import resume
+from astra.slurm import limits
+from astra.status.status import status
+from astra.status.verify import verify
+from astra.submit.submit import submit
+from tests.sample_tasks import fill, measure
+from tests.servers import wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
+
+
+@pytest.fixture
+def at_login(slurm, other_cluster, monkeypatch):
+    """What goes to a login node: of the first cluster, or of the other."""
+
+    def go(cluster) -> None:
+        monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+        limits.configuration.cache_clear()
+
+    yield go
+    other_cluster.restore()
+
+
+def plan_of(n: int) -> int:
+    (made,) = create_plan(measure, BossVisitSpectrum, limit=5, max_rows=n)
+    return made.plan
+
+
+def test_plans_whose_jobs_have_one_number_are_kept_apart(slurm, other_cluster, at_login):
+    fill(20)
+    here, there = plan_of(10), plan_of(10)
+    at_login(slurm)
+    (job,) = submit(here, options={"hold": True}).jobs
+    other_cluster.forget(job.job_id)
+    at_login(other_cluster)
+    (twin,) = submit(there, options={"hold": True}).jobs
+    assert twin.job_id == job.job_id
+    for cluster in (slurm, other_cluster):
+        at_login(cluster)
+        assert [status(plan).pages for plan in (here, there)] == [{"waiting": 2}] * 2
+        assert [resume(plan).pages for plan in (here, there)] == [0, 0]
+    # Its answer was lost: it is looked for on the cluster that it was sent to.
+    with connection():
+        Submission.update(state="intent", job_id=None).where(Submission.plan == here).execute()
+    assert resume(here).pages == 0
+    with connection():
+        assert Submission.get(Submission.plan == here).job_id == job.job_id
+    cancel(here)
+    wait_for(slurm.idle, "the end of the first plan's job")
+    assert set(other_cluster.states(twin.job_id).values()) == {"PENDING"}
+    other_cluster.run("scontrol", "release", twin.job_id)
+    at_login(slurm)
+    wait_for(lambda: status(there).state == "whole", "the other plan", 90)
+    assert verify(there).sound and status(here).state == "cancelled"
+
+
+def test_a_finalizer_is_known_by_its_cluster(slurm, other_cluster, at_login):
+    at_login(slurm)
+    with connection():
+        night = Night.create(name="n", date="2026-01-01", cwd="/", host="h", created_by="root")
+    finalizer.queue(night, NightSettings("n", ()), (), wait_s=600)
+    other_cluster.forget(night.finalizer_job)
+    made = other_cluster.run("sbatch", "--parsable", "--hold", "--wrap=:", "-o", "/dev/null")
+    assert int(made) == night.finalizer_job
+    at_login(other_cluster)
+    assert finalizer.lives(night)
+    night.finalizer_job = None  # its answer was lost
+    assert finalizer.lives(night) and night.finalizer_job == int(made)
+    slurm.run("scancel", night.finalizer_job)
+    wait_for(slurm.idle, "the end of the finalizer")
+    wait_for(lambda: not finalizer.lives(night), "the end to be accounted", 60)
+    assert other_cluster.states(made.strip()) == {made.strip(): "PENDING"}
