@@ -15,6 +15,7 @@ from astra.database.connection import (
     dialect,
     listen_to_schema,
 )
+from astra.database.inspection import indexes, stored_name
 from astra.errors import DatabaseError
 from astra.glossary import describe
 
@@ -153,7 +154,7 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         """
         with connection():
             _add_columns(cls)
-            super().create_table(safe, **options)
+            _create(cls, safe, options)
             cls.complete_table()
 
     @classmethod
@@ -228,6 +229,18 @@ def _if_renamed(model: Any, field: Field, have: set[str]) -> str:
     )
 
 
+def _create(model: Any, safe: bool, options: dict[str, Any]) -> None:
+    """Make a table, and the indexes that it lacks.
+
+    To ask for one that is there would wait for all that write to the table.
+    """
+    model._schema.create_table(safe, **options)
+    there = indexes(model)
+    for index in model._meta.fields_to_index():
+        if stored_name(index._name) not in there:
+            database.execute(model._schema._create_index(index, safe))
+
+
 def _database_default(field: Field) -> str | None:
     """The default that the database itself gives to a column, as SQL; None where it gives none."""
     if getattr(field, "now", False):  # SQLite adds no column whose default is computed
@@ -244,7 +257,9 @@ def keep_inputs_in_order(model: Any) -> None:
     Pending rows come most recent first, ties broken by key: one index serves that order.
     """
     keys = _key_columns(model)
-    dialect().run(order_index(model, keys, "modified")[2])
+    name, _, sql = order_index(model, keys, "modified")
+    if stored_name(name) not in indexes(model):
+        dialect().run(sql)
     if dialect().name == "sqlite" or not dialect().keeps_modified(model, "modified"):
         dialect().keep_modified(model, keys, "modified")  # which waits for all that use the table
 

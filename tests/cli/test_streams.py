@@ -1,0 +1,180 @@
+"""Commands that only look, with hostile texts in the database and streams that take nothing."""
+
+import io
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+import click
+import pytest
+
+from astra import __main__ as entry
+from astra import task
+from astra.cli import main
+from astra.database.connection import bind, connection
+from astra.models import BossVisitSpectrum
+from astra.models.nights import Night
+from astra.models.plans import Attempt, Failure, Plan
+from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from tests.sample_tasks import Measured, fill
+
+HOSTILE = "\u03bb \U0001f52d \x1b[31m\x07\x00 \ud800 \u202e"
+
+
+@task
+def hostile(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Results and failures whose texts no terminal likes: \u03bb \U0001f52d."""
+    for spectrum in spectra:
+        if spectrum.spectrum_pk % 3 == 0:
+            raise ValueError(HOSTILE)
+        yield Measured.from_spectrum(spectrum, value=1.0, text=HOSTILE)
+
+
+NAME = "tests.cli.test_streams.hostile"
+
+#: Words for each command that changes nothing, or is not asked to.
+LOOKS = {
+    "clean": ["", "--json"],
+    "completion": ["bash"],
+    "config": ["", "--json"],
+    "cron": ["dark --check"],
+    "doctor": [""],
+    "estimate": [NAME],
+    "failures": ["1", "1 --json", "1 --traceback"],
+    "help": ["", "status"],
+    "logs": ["1", "1 1"],
+    "nights": ["", "--json", "dark"],
+    "plans": ["", "--json"],
+    "report": ["1 -o -"],
+    "results": [NAME, f"{NAME} --json"],
+    "status": ["", "1", "1 --json", "99"],
+    "try": [f"{NAME} 3"],
+    "verify": ["1", "1 --json"],
+    "why": [f"{NAME} 3", f"{NAME} 1 --json"],
+}
+
+#: Those that change something; what they print goes the same way.
+ACTS = {
+    "cancel", "continue", "demo", "init", "initdb", "nightly", "pause", "plan", "recover", "resume",
+    "retry", "run", "slam", "submit", "throttle",
+}  # fmt: skip
+
+
+def test_every_command_is_tried_or_acts():
+    assert isinstance(main, click.Group)
+    assert {*LOOKS, *ACTS} == {name for name, c in main.commands.items() if not c.hidden}
+
+
+@pytest.fixture
+def archive(sqlite_url, tmp_path) -> str:
+    """A database with a plan, failures and a night whose texts are hostile."""
+    fill(9)
+    (made,) = create_plan(hostile, BossVisitSpectrum)
+    resume_local(made.plan)
+    with connection():
+        assert Failure.select().count() >= 3
+        Failure.update(message="\u03bb \U0001f52d \x1b[31m", place="\x1b]0;x\x07").execute()
+        Attempt.update(message="\u03bb \x1b[2J \U0001f52d").execute()
+        Plan.update(pause_reason="\u03bb \x1b[31m").execute()
+        Night.create(
+            name="dark", date="2026-01-01", cwd="/\u03bb", host="h\x1b[1m", created_by="\u03bb",
+            message="not whole: \u03bb \U0001f52d \x1b[5m",
+        )  # fmt: skip
+    bind(sqlite_url)  # no connection is open where a process forks
+    return sqlite_url
+
+
+def outcome(words: list[str], arrange: Callable[[], None]) -> tuple[int, str, str]:
+    """The exit status, output and errors of a command, in a process whose streams are arranged."""
+    readers = []
+    writers = []
+    for _ in range(2):
+        reader, writer = os.pipe()
+        readers.append(reader)
+        writers.append(writer)
+    if (pid := os.fork()) == 0:
+        status = 70
+        try:
+            os.dup2(writers[0], 1)
+            os.dup2(writers[1], 2)
+            os.closerange(3, 256)
+            sys.argv = ["astra", *words]
+            sys.stdin, sys.stdout, sys.stderr = (
+                io.TextIOWrapper(io.FileIO(fd, mode), "latin-1", write_through=fd == 2)
+                for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
+            )
+            arrange()
+            try:
+                entry.run()
+                status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+    for writer in writers:
+        os.close(writer)
+    said = [_read(reader) for reader in readers]
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), *said
+
+
+def _read(reader: int) -> str:
+    with open(reader, "rb") as file:
+        return file.read().decode("utf-8")
+
+
+def _nothing() -> None:
+    """Streams as they are."""
+
+
+def _full() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+def _closed_input() -> None:
+    os.close(0)
+    sys.stdin = None
+
+
+def _closed_output() -> None:
+    os.close(1)
+    sys.stdout = None
+
+
+def _nobody_reads() -> None:
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(reader)
+    os.close(writer)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it
+
+
+def _no_entry() -> None:
+    def missing(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    pwd.getpwuid = missing
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "HOME"):
+        os.environ.pop(name, None)
+
+
+CASES = [[command, *words.split()] for command, variants in LOOKS.items() for words in variants]
+
+
+@pytest.mark.parametrize("words", CASES, ids=" ".join)
+def test_no_stream_brings_a_command_down(archive, words):
+    expected, said, _ = outcome(words, _nothing)
+    assert "\x1b" not in said.replace("\x1b[0m", "") and expected in range(12)
+    for arrange, statuses in (
+        (_closed_input, {expected}),
+        (_no_entry, {expected}),
+        (_closed_output, {expected, 1}),
+        (_nobody_reads, {expected, 1}),
+        (_full, {1} if said else {expected}),
+    ):
+        status, _, errors = outcome(words, arrange)
+        assert "Traceback" not in errors and status in statuses, (arrange, status, errors)
