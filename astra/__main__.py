@@ -13,6 +13,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 def run() -> None:
     """Do what the command line says, and exit."""
     collect_seldom()  # before the imports
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "r+"))
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             # Whatever the locale: a λ in a message or printed by a task is no error.
@@ -23,6 +26,8 @@ def run() -> None:
         finally:
             sys.stdout.flush()
     except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read has read enough, as head has
+            os._exit(1)
         if error.errno not in _FULL:
             raise
         sys.stderr.write(
