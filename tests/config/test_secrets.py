@@ -141,7 +141,7 @@ def command_lines() -> Iterator[list[str]]:
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(0.05):
+        while not over.wait(0.1):
             for file in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
                     seen[file.read_bytes().replace(b"\0", b" ").decode(errors="replace")] = None
