@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from astra.database.connection import connection, database, dialect
@@ -64,7 +65,7 @@ class WholePage:
         self.plan = get_plan(made.plan)
         submission = submitted(made, 1)
         with connection():
-            self.claim = claim_page(self.plan, 1, submission, 1, here("local"))
+            self.claim = claim_page(self.plan, 1, submission, 1, here("local", Path()))
             self.read = dialect().now()
 
     def write(self, batch_size: int) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +57,7 @@ def held(submission: Submission, plan, silent_s: float = 0.0) -> Attempt:
     """A page of a Slurm pool that element 1 holds, whose last heartbeat is so old."""
     with connection(), writing():
         Submission.update(kind="slurm", job_id=7, job_name="astra-1-x").execute()
-        claim = claim_page(plan, 1, Submission.get(), 1, here("local"))
+        claim = claim_page(plan, 1, Submission.get(), 1, here("local", Path()))
         assert claim is not None
         Page.update(free=False).where(Page.number == 1).execute()
         seen = dialect().now() - timedelta(seconds=silent_s)
@@ -146,7 +147,7 @@ class TestDeaths:
         held(Submission.get(), plan)
         assert self.watcher(plan)._look() is True
         with connection(), writing():
-            claim_page(plan, 1, Submission.get(), 3, here("local"))
+            claim_page(plan, 1, Submission.get(), 3, here("local", Path()))
             Page.update(free=False).execute()
             Attempt.update(array_index=1).where(Attempt.number == 2).execute()
         watcher = self.watcher(plan)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -42,7 +43,7 @@ def spooled(n: int = 20, limit: int = 10) -> int:
         elements=[1], offset=0, pages_per_element=1, profile="{}", created_by="test",
     )  # fmt: skip
     Page.update(submission_pk=submission.pk).where(Page.pk == page.pk).execute()
-    claim = claim_page(get_plan(planned.plan), 1, submission, 1, here("local"))
+    claim = claim_page(get_plan(planned.plan), 1, submission, 1, here("local", Path()))
     results = []
     for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << page.keys[:6]):
         handed = Handed(row.spectrum_pk, None, row.modified, Attempt.get().began)

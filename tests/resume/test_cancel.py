@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -182,7 +183,8 @@ def test_of_those_who_claim_a_page_at_once_one_has_it(url):
         with connection():
             together.wait()
             try:
-                return claim_page(plan, number, submission, number, here("local")) and "claimed"
+                where = here("local", Path())
+                return claim_page(plan, number, submission, number, where) and "claimed"
             except BusyError as error:
                 return str(error)
 
