@@ -110,8 +110,10 @@ _LOST = "lost"
 _WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
 
 
-def _said_or_lost(run: _Run, alive: set[tuple[int, int]]) -> _Run:
-    lost = run.state == AttemptState.RUNNING and (run.plan, run.page) not in alive
+def _said_or_lost(run: _Run, alive: set[tuple[int, int]], asked: datetime) -> _Run:
+    """A run that calls itself running is lost if nothing of it lived when that was asked."""
+    silent = (run.plan, run.page) not in alive and run.seen <= asked
+    lost = run.state == AttemptState.RUNNING and silent
     return run._replace(state=_LOST) if lost else run
 
 
@@ -126,7 +128,9 @@ def _last_word(run: _Run, now: datetime) -> datetime:
 class Runs:
     """The attempts of some plans, as columns."""
 
-    def __init__(self, plans: Sequence[int], found: Sequence[PlanStatus], now: datetime) -> None:
+    def __init__(
+        self, plans: Sequence[int], found: Sequence[PlanStatus], asked: datetime, now: datetime
+    ) -> None:
         query = (
             Attempt.select(
                 Page.plan, Page.number, Page.n_rows, Attempt.submission_pk, Attempt.element,
@@ -142,7 +146,7 @@ class Runs:
         alive = {
             (s.plan, p.page) for s in found for p in s.elements if p.state is PageState.RUNNING
         }
-        runs = [_said_or_lost(_Run(*values), alive) for values in tuples(query)]
+        runs = [_said_or_lost(_Run(*values), alive, asked) for values in tuples(query)]
         self.plans, self.runs, self.n, self.now = list(plans), runs, len(runs), now
         self.whole = {(s.plan, p.page) for s in found for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in found)
@@ -170,7 +174,8 @@ class Runs:
         ids = [(run.plan, run.page) for run in self.runs]
         first_of = np.array([i == 0 or ids[i] != ids[i - 1] for i in range(self.n)])
         last_of = np.array([*first_of[1:], True], bool)
-        done = last_of & np.array([page in self.whole for page in ids])
+        ended = np.array([run.state == AttemptState.DONE for run in self.runs], bool)
+        done = last_of & (ended | np.array([page in self.whole for page in ids], bool))
         # An element that goes on with another attempt at its page has not stopped.
         same = [
             one.submission == other.submission and one.state != AttemptState.SUPERSEDED

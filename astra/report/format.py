@@ -101,12 +101,15 @@ def in_utc(value: datetime | None) -> str:
 
 
 def in_both_zones(value: datetime | None) -> str:
-    """Format a time in UTC and in the zone of this machine, where that is another."""
+    """Format a time in UTC and in the zone of this machine, where that is another.
+
+    A line is broken before a time, and not before the name of its zone.
+    """
     if value is None:
         return ""
     local = value.astimezone()
-    utc = f"{in_utc(value)} UTC"
+    utc = f"{in_utc(value)}{_NO_BREAK}UTC"
     if not local.utcoffset():
         return utc
     day = "" if local.date() == value.astimezone(UTC).date() else "%Y-%m-%d "
-    return f"{utc} ({local.strftime(f'{day}%H:%M:%S %Z')})"
+    return f"{utc} ({local.strftime(f'{day}%H:%M:%S{_NO_BREAK}%Z')})"

@@ -38,7 +38,7 @@ def html(report: Report, mark: str = "") -> str:
     return render(
         "report.html.j2", r=report, mark=mark, tables=tables(report), submissions=submissions,
         n_bins=N_BINS, kind=_kind, parts=_parts, columns=_columns, stacked=_stacked,
-        over_time=report.over_time if _changes(report.over_time) else None,
+        over_time=report.over_time if _changes(report.over_time) and report.n_pages > 1 else None,
         rate=report.rate if _changes(report.rate) and report.n_attempts > 1 else None,
         histograms=_histograms(report),
     )  # fmt: skip
@@ -66,9 +66,9 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         advice=formats.advice, amount=formats.amount, by_state=_by_state, count=formats.count,
-        cpu_time=formats.cpu_time, duration=formats.unbroken, file_url=formats.file_url,
-        first_line=formats.first_line, percent=formats.percent, short=formats.short,
-        time=formats.in_both_zones,
+        cpu_time=formats.cpu_time, divided=_divided, duration=formats.unbroken,
+        file_url=formats.file_url, first_line=formats.first_line, percent=formats.percent,
+        short=formats.short, time=formats.in_both_zones,
     )  # fmt: skip
     return environment
 
@@ -115,7 +115,7 @@ def _histograms(report: Report) -> list[tuple[str, Histogram, str]]:
         ("Run time of a row", report.row_times, "results"),
         ("Run time of a page", report.page_times, "whole pages"),
     )
-    return [(title, h, of) for title, h, of in known if h and sum(map(bool, h.counts)) > 1]
+    return [(title, h, of) for title, h, of in known if h and sum(map(bool, h.counts)) > 2]
 
 
 def _stacked(over: Over, order: Sequence[str]) -> Iterable[Bar]:
@@ -155,6 +155,10 @@ def _parts(counts: Mapping[str, int], total: int) -> Iterable[Bar]:
     for state, width in shown:
         yield Bar(_kind(state), round(at, 2), 0, round(width * scale, 2), 10)
         at += width * scale
+
+
+def _divided(counts: Mapping[str, int]) -> bool:
+    return len(_by_state(counts)) > 1
 
 
 def _by_state(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -109,13 +109,15 @@ def report_of(
     UsageError
         If there is no such plan.
     """
+    with connection():
+        asked = dialect().now()
     found = statuses(plans, of_whole=False, recent_s=settings.current().slurm.recent_s)
     verdict = headline(found)
     with connection():
         frozen = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
         now = dialect().now()
-        runs = Runs(plans, found, now)
+        runs = Runs(plans, found, asked, now)
         if earlier is None and len(plans) == 1:
             earlier = earlier_plans(frozen[plans[0]])
         how = tuple(how_it_ran(frozen[pk], submissions) for pk in plans)

@@ -33,8 +33,7 @@ class Cell:
 @dataclass(frozen=True)
 class Column:
     head: str
-    numeric: bool
-    long: bool  # its text may be broken into lines
+    style: str  # n: numbers, w: long texts, t: times
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,9 @@ class Table:
 Columns = Mapping[str, Callable[[Any], "Cell | str | None"]]
 
 _LONG = frozenset({"last message", "an example", "log", "profile"})
+_TIMES = frozenset({"began", "last seen", "made", "submitted"})
+
+N_SLOWEST = 6  # rows and pages that are shown
 
 
 def number(value: float | None, words: Callable[[Any], str]) -> Cell:
@@ -73,10 +75,16 @@ def table(items: Iterable[Any], columns: Columns, more: int = 0) -> Table | None
     heads = list(columns)
     numeric = {at for at in kept if any(line[at].value is not None for line in lines)}
     return Table(
-        tuple(Column(heads[at], at in numeric, heads[at] in _LONG) for at in kept),
+        tuple(Column(heads[at], _style(heads[at], at in numeric)) for at in kept),
         tuple(tuple(line[at] for at in kept) for line in lines),
         more,
     )
+
+
+def _style(head: str, numeric: bool) -> str:
+    if head in _TIMES:
+        return "t"
+    return "w" if head in _LONG else "n" if numeric else ""
 
 
 def _cell(made: Cell | str | None) -> Cell:
@@ -175,7 +183,7 @@ def _nodes(report: Report) -> Table | None:
 
 
 def _slow_rows(report: Report) -> Table | None:
-    return table(report.slow_rows if len(report.slow_rows) > 1 else (), {
+    return table(report.slow_rows[:N_SLOWEST] if len(report.slow_rows) > 1 else (), {
         **_plan(report, lambda row: row.plan),
         "key": lambda row: number(row.key, str) if isinstance(row.key, int) else row.key,
         "page": lambda row: number(row.page, str),
@@ -184,7 +192,7 @@ def _slow_rows(report: Report) -> Table | None:
 
 
 def _slow_pages(report: Report) -> Table | None:
-    return table(report.slow_pages if len(report.slow_pages) > 1 else (), {
+    return table(report.slow_pages[:N_SLOWEST] if len(report.slow_pages) > 1 else (), {
         **_plan(report, lambda page: page.plan),
         "page": lambda page: number(page.page, str),
         "rows": lambda page: number(page.rows, count),

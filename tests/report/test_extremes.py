@@ -1,0 +1,180 @@
+"""Reports of plans that are long, tiny, empty or cancelled, and of what people write in messages."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from astra.api import run_here
+from astra.database.connection import connection, dialect
+from astra.models.plans import Attempt, Failure, Page, Plan, Submission
+from astra.plan.plan import create_plan
+from astra.report.format import clipped, first_line, in_both_zones
+from astra.report.page import html
+from astra.report.report import report_of
+from astra.resume.cancel import cancel
+from astra.status.headline import Kind
+from tests.report.browser import chromium, show
+from tests.sample_tasks import fill, measure
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+def planned(n: int, run: bool = True, limit: int = 10, **arguments) -> int:
+    fill(n)
+    (made,) = create_plan(measure, "BossVisitSpectrum", limit=limit, arguments=arguments)
+    if run:
+        run_here(made.plan)
+    return made.plan
+
+
+def opened(browser, plan: int, folder, width: int = 1400):
+    text = html(report_of([plan]))
+    assert len(text.encode()) < 2_000_000
+    file = folder / "report.html"
+    file.write_text(text)
+    page = show(browser, file, width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width and not page.errors
+    return page
+
+
+def many_failures(n_pages: int, n_failures: int, n_kinds: int) -> int:
+    """A plan of 100 rows a page, of which some failed in many ways, with long tracebacks."""
+    plan = planned(100, limit=100)
+    n_failed = n_failures // n_pages
+    with connection():
+        Plan.update(n_pages=n_pages, n_rows=n_pages * 100).where(Plan.pk == plan).execute()
+        Page.update(n_done=100 - n_failed, n_failed=n_failed).execute()
+        Attempt.update(n_done=100 - n_failed, n_failed=n_failed).execute()
+        dialect().run(
+            "INSERT INTO page (plan_pk, number, n_rows, keys, outcomes, submission_pk, n_done, n_failed,"
+            " n_no_result) SELECT plan_pk, i, 100, keys, outcomes, submission_pk, n_done, n_failed, 0"
+            f" FROM page, generate_series(2, {n_pages}) AS i WHERE plan_pk = {plan}"
+        )
+        (run,) = Attempt.select()
+        columns = {k: v for k, v in run.__data__.items() if k != "pk"}
+        pages = Page.select(Page.pk, Page.number).where(Page.number > 1).tuples()
+        began = datetime.now(UTC) - timedelta(days=1)
+        Attempt.insert_many(
+            {**columns, "page": pk, "host": f"node{n % 50}", "began": began + timedelta(seconds=9 * n),
+             "seen": began + timedelta(seconds=9 * n + 70 + n % 60),
+             "ended": began + timedelta(seconds=9 * n + 70 + n % 60)}
+            for pk, n in pages
+        ).execute()  # fmt: skip
+        first = {"task": "x", "input_table": "x", "v_astra_major_minor": 8, "plan_pk": plan}
+        Failure.insert_many(
+            {**first, "key": n, "page": n % n_pages + 1, "attempt_pk": run.pk,
+             "exception": f"Error{n % n_kinds}", "place": f"/code/tasks.py:{n % n_kinds} in f",
+             "message": f"row {n} is bad", "traceback": "Traceback\n" + f"  frame {n} ä\n" * (5000 if n < n_kinds else 5)}
+            for n in range(n_failures)
+        ).execute()  # fmt: skip
+    return plan
+
+
+@pytest.mark.postgres
+def test_a_long_plan_with_many_failures(pg_url, browser, tmp_path):
+    plan = many_failures(1000, 5000, 40)
+    report = report_of([plan])
+    assert (report.n_rows, report.n_pages, report.rows["failed"]) == (100_000, 1000, 5000)
+    assert report.n_failure_kinds == len(report.failures) == 40
+    assert {kind.rows for kind in report.failures} == {125} and report.failures_elsewhere == 0
+    page = opened(browser, plan, tmp_path)
+    assert page.inner_text(".verdict strong") == "Whole, with failures"
+    assert (
+        page.inner_text(".verdict p") == "All 100,000 rows have ended, 5,000 of them as failures."
+    )
+    assert page.locator("summary", has_text="Error17").inner_text() == (
+        "Error17: row 17 is bad 125 rows: 17, 57, 97, 137, …"
+    )
+    page.close()
+
+
+def test_one_row_shows_no_picture(url, browser, tmp_path):
+    plan = planned(1)
+    page = opened(browser, plan, tmp_path, 400)
+    assert page.inner_text(".verdict p") == "Its one row has ended."
+    assert page.locator("svg").count() == page.locator("table:visible").count() == 0
+    page.close()
+    failed = planned(1, raise_every=1)
+    assert report_of([failed]).verdict == "Its one row has ended as a failure."
+
+
+def test_a_bar_of_one_colour_is_not_drawn(sqlite_url, browser, tmp_path):
+    whole = opened(browser, planned(200), tmp_path)
+    assert whole.locator("svg.share").count() == 0
+    assert not whole.locator("th", has_text="Slurm").count()  # an empty column of a local run
+    whole.close()
+    mixed = opened(browser, planned(200, nothing_every=7), tmp_path)
+    assert mixed.locator("svg.share").count() == 1  # its rows; all pages are done
+    mixed.close()
+
+
+def test_a_plan_without_pages(sqlite_url, browser, tmp_path):
+    plan = planned(10, run=False)
+    Page.delete().where(Page.plan == plan).execute()
+    Plan.update(n_pages=0, n_rows=0).where(Plan.pk == plan).execute()
+    page = opened(browser, plan, tmp_path)
+    assert page.inner_text(".verdict p") == "There are no rows to process."
+    page.close()
+
+
+def test_cancelled_before_and_after_it_began(sqlite_url, browser, tmp_path):
+    untouched = planned(20, run=False)
+    cancel(untouched)
+    begun = planned(20)
+    Page.update(n_done=0, outcomes=bytes(10)).where(
+        (Page.plan == begun) & (Page.number == 2)
+    ).execute()
+    cancel(begun)
+    for plan, left in ((untouched, 20), (begun, 10)):
+        report = report_of([plan])
+        assert report.kind is Kind.CANCELLED and report.next[0].startswith("astra submit tests.")
+        page = opened(browser, plan, tmp_path)
+        assert page.inner_text(".verdict strong") == "Cancelled"
+        assert page.inner_text(".verdict p").startswith(f"{left} of {report.n_rows} rows have")
+        page.close()
+
+
+HOSTILE = "Größe µ 星 🌟 \x1b[31mred\x07 \x7f\x9b \u202egnp.exe \ufeff</pre><script>alert(1)</script> & \"'"
+
+
+def test_whatever_stands_in_a_message(sqlite_url, browser, tmp_path):
+    plan = planned(20, raise_every=3)
+    Failure.update(message=HOSTILE, traceback=HOSTILE * 5000, exception="Fehlér").execute()
+    Attempt.update(message=HOSTILE, state="interrupted", log="/no/ö \x1b.log").execute()
+    Page.update(n_done=0, n_failed=0).where(Page.number == 2).execute()
+    Submission.update(host=HOSTILE, profile=HOSTILE * 100).execute()
+    page = opened(browser, plan, tmp_path)
+    text = page.content()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text) and "alert(1)</script>" not in text
+    summary = page.locator("summary", has_text="Fehlér").inner_text()
+    assert "Größe µ 星 🌟 \\x1b[31mred\\x07" in summary and "<script>" in summary
+    assert "characters left out" in page.locator("details pre").first.text_content()
+    page.close()
+
+
+def test_texts_are_clipped_without_their_secrets():
+    assert first_line(None) == first_line("  \n ") == ""
+    url = "postgresql://me:geheim-9731@host/db"
+    assert "geheim" not in first_line("x" * 270 + f" {url} " + "y" * 300)
+    assert clipped("a" * 10, 4) == "aa … 6 characters left out … aa"
+
+
+def test_times_in_both_zones(monkeypatch):
+    import time
+
+    moment = datetime(2026, 11, 24, 23, 30, 5, tzinfo=UTC)
+    for zone, text in (
+        ("UTC", "2026-11-24 23:30:05 UTC"),
+        ("Europe/Berlin", "2026-11-24 23:30:05 UTC (2026-11-25 00:30:05 CET)"),
+        ("America/Denver", "2026-11-24 23:30:05 UTC (16:30:05 MST)"),
+    ):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert in_both_zones(moment).replace("\N{NO-BREAK SPACE}", " ") == text
+    monkeypatch.undo()
+    time.tzset()
