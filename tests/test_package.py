@@ -34,6 +34,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    assert set(folder.iterdir()) == {wheel, sdist}  # so that `twine check dist/*` passes
     return {"wheel": wheel, "sdist": sdist}
 
 

@@ -148,7 +148,13 @@ def test_a_role_that_may_only_read_sees_all_and_is_refused_the_rest(pg_url, monk
     monkeypatch.setenv("ASTRA_DATABASE_URL", re.sub(r"//\w+@", "//visitor@", pg_url))
     reset()
     assert astra("status").exit_code == 8
-    for words in (["plans"], ["failures"], ["report", "-o", "-"], ["verify"], ["logs"]):
+    assert "add --trust" in astra("verify").output  # the plan's code is another role's
+    reading = (["plans"], ["failures"], ["report", "-o", "-"], ["verify", "--trust"], ["logs"])
+    for words in (
+        *reading,
+        ["results", TASK],
+        ["why", TASK, "1", "--input-model", "BossVisitSpectrum"],
+    ):
         done = astra(*words)
         assert done.exit_code == 0 and done.output, (words, done.output)
     refused = astra("plan", TASK)
