@@ -24,6 +24,14 @@ class OfSource(PipelineOutputModel):
     value = FloatField()
 
 
+class Costs(PipelineOutputModel):
+    value = FloatField()
+
+
+class Never(PipelineOutputModel):
+    value = FloatField()
+
+
 @task
 def measure(
     spectra: Iterable[BossVisitSpectrum | BossCombinedSpectrum],
@@ -62,7 +70,7 @@ def costly(
     raise_every: int = 0,
     nothing_every: int = 0,
     kill_at: int = 0,
-) -> Iterable[Measured]:
+) -> Iterable[Costs]:
     """A task of known cost: time to load, time and memory for its rows."""
     time.sleep(load_s)
     held = b"x" * (mb << 20)
@@ -75,7 +83,7 @@ def costly(
             raise ValueError(f"row {key} is bad")
         if nothing_every and key % nothing_every == 0:
             continue
-        yield Measured.from_spectrum(spectrum, value=float(len(held)))
+        yield Costs.from_spectrum(spectrum, value=float(len(held)))
 
 
 @task
@@ -158,7 +166,7 @@ def on_sources(sources: Iterable[Source]) -> Iterable[OfSource]:
 
 
 @task
-def broken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+def broken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Never]:
     if os.path.exists("/nonexistent-model-file") is False:
         raise FileNotFoundError("model.npz is not there")
     yield from ()

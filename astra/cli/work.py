@@ -106,6 +106,18 @@ def _create(task: str, **options: Any) -> list[Any]:
 
 
 @main.command()
+@click.argument("old")
+@click.argument("task", type=TASK)
+def rename(old: str, task: str) -> None:
+    """Give what was made under the name OLD to TASK, which is the same task, renamed."""
+    from astra.cli import show
+    from astra.plan.ownership import rename_task
+
+    n_plans = rename_task(old, task)
+    show.line(f"{show.count(n_plans, 'plan')} of {old}, and what they made, are of {task} now")
+
+
+@main.command()
 @click.argument("task_or_plan", type=TASK_OR_PLAN)
 @plan_options
 @click.option(

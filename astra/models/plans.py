@@ -79,6 +79,7 @@ class MadeBy(BaseModel):
     pk = AutoField()
     fingerprint = TextField(unique=True)  # of all that follows, and of the plan
     task = TextField()
+    output_table = TextField(null=True)  # where the results are
     digest = TextField()  # of what makes results differ: arguments, contents of files, revision
     plan_pk = BigIntegerField(null=True)  # None: the task was called directly
     arguments = TextField()  # JSON: all of them, defaults too

@@ -5,7 +5,7 @@ from peewee import TextField
 
 from astra.database.connection import database, dialect
 from astra.errors import NotAllowed, UsageError, nearest
-from astra.models.base import BaseModel, every_subclass, order_index
+from astra.models.base import BaseModel, TimeField, every_subclass, order_index
 from astra.models.keys import adopted, key_of, modified_field, table_name
 
 
@@ -24,6 +24,18 @@ def is_tracked(model: type[peewee.Model]) -> bool:
     if getattr(model, "is_input", False) or modified_field(model) is None:
         return False
     return bool(TrackedTable.select().where(TrackedTable.name == table_name(model)).exists())
+
+
+def tracked_model(table: str, module: str) -> type[peewee.Model] | None:
+    """A model of a tracked table with the column of its changes alone: its own is not imported."""
+    known = TrackedTable.get_or_none(TrackedTable.name == table)
+    if known is None:
+        return None
+    schema, _, name = table.rpartition(".")
+    column = known.column_name
+    options = {"table_name": name, "schema": schema or None, "modified": column}
+    made = {column: TimeField(), "Meta": type("Meta", (), options), "__module__": module}
+    return type("Tracked", (peewee.Model,), made)
 
 
 def track_changes(name: str) -> str:

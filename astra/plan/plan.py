@@ -21,6 +21,7 @@ from astra.models.pipeline import link_of, version_number
 from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.models.schema import check_guards, check_tables, check_version
 from astra.plan.origin import _check_importable, _current_folder, import_root
+from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_silent
 from astra.plan.pending import has_old_result, whole_number
 from astra.plan.selection import Selection, ended
@@ -149,7 +150,7 @@ def create_plan(
         for model in models:
             check_keys(model)
             found[model] = selection.check(model)
-    making = making_of(function, arguments_of(function, values))
+    making = making_of(function, arguments_of(function, values), output)
     try:
         return [
             _freeze(function, model, values, limit, selection, making, *found[model])
@@ -188,6 +189,8 @@ def _freeze(
     group_by = function.__astra__.group_by
     with connection(), writing():
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
+        lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
+        check_own_results(function, model, output)
         release_silent(name, table)
         pending = selection.pending(model, output, group_by, known, name, making["digest"])
         key = key_of(model)

@@ -4,6 +4,7 @@ Slurm is asked first and the database read afterwards, so that whatever an eleme
 Slurm called it ended is seen.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,10 @@ from typing import Any, cast
 
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError, UsageError, nearest
+from astra.models.importing import load
 from astra.models.plans import Failure, Page, Plan, excluded_nodes
+from astra.models.schema import lacking_guard
+from astra.models.tracking import tracked_model
 from astra.plan.lookup import get_plan
 from astra.policy import retry_policy
 from astra.policy.next_steps import grouped, next_steps
@@ -146,7 +150,24 @@ def statuses(
     found = [_read(get_plan(plan), of_whole) for plan in plans]
     jobs = slurm_jobs(s for stored in found for s in stored.asked_about(of_whole))
     answer, notes = _ask(jobs, ask_again, recent_s)
-    return [_status(stored, answer, notes, of_whole) for stored in found]
+    lost = {path: _lost_guard(stored.plan) for stored in found for path in [_input(stored.plan)]}
+    return [
+        _status(stored, answer, [*notes, *lost[_input(stored.plan)]], of_whole) for stored in found
+    ]
+
+
+def _input(plan: Plan) -> tuple[str, str]:
+    return plan.input_table, plan.input_model
+
+
+def _lost_guard(plan: Plan) -> list[str]:
+    """What the input table of a plan lacks, so that changes would not be noticed."""
+    module = plan.input_model.partition(":")[0]
+    with connection():
+        loaded = module in sys.modules  # other people's modules are not imported to look
+        model = load(plan.input_model) if loaded else tracked_model(plan.input_table, module)
+        lacks = None if model is None else lacking_guard(model)
+    return [f"the table {plan.input_table} {lacks}"] if lacks else []
 
 
 def _status(stored: "Stored", answer: Any, notes: list[str], of_whole: bool) -> PlanStatus:

@@ -218,7 +218,7 @@ def _direct(
         if target.output is not None:
             retrying(lambda: check_tables(target.output))
         retrying(check_archive)
-        making = making_of(call, bound_arguments(call, bound))
+        making = making_of(call, bound_arguments(call, bound), target.output)
         target = replace(target, made_by=retrying(lambda: note_making(making)))
     writer = Writer(settings, target, Stop(), Tally())
     run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)

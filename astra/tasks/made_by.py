@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra.errors import BrokenElement, TaskError
+from astra.models.keys import table_name
 from astra.models.pipeline import version_number
 from astra.models.plans import MadeBy
 from astra.tasks.arguments import plain
@@ -30,8 +31,8 @@ def bound_arguments(function: Any, bound: inspect.BoundArguments) -> dict[str, A
     return {name: value for name, value in bound.arguments.items() if name not in left_out}
 
 
-def making_of(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a :class:`MadeBy`, of a call with all these arguments.
+def making_of(function: Any, arguments: Mapping[str, Any], output: Any) -> dict[str, Any]:
+    """The columns of a :class:`MadeBy`, of a call with all these arguments and this output model.
 
     Raises
     ------
@@ -46,6 +47,7 @@ def making_of(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     stored = _as_json(arguments)
     made = {
         "task": task_name(function),
+        "output_table": None if output is None else table_name(output),
         "digest": _digest(_as_json([others, contents, declared.revision])),
         "arguments": stored,
         "arguments_digest": _digest(stored),

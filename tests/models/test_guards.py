@@ -1,9 +1,12 @@
 """Indexes and triggers that results rest on are looked for by what they do, not by their names."""
 
+import re
+
 import pytest
 from peewee import FloatField
 
 from astra.database.connection import connection, database, dialect
+from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
 from astra.models.schema import check_guards, init_database
@@ -12,6 +15,8 @@ from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.states import PageState
 from astra.status.pages import survey
+from astra.status.status import status
+from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
 
 LONG = "a_table_of_results_whose_name_takes_all_the_bytes_there_are_"
@@ -87,6 +92,9 @@ def test_an_index_of_another_name_will_do(url):
 
 def test_an_input_table_that_was_replaced_is_noticed(url):
     fill(4)
+    (planned,) = create_plan(measure, BossVisitSpectrum)
+    resume_local(planned.plan)
+    assert not status(planned.plan).notes
     with connection():
         if dialect().name == "postgresql":
             database.execute_sql("ALTER TABLE boss_visit_spectrum DISABLE TRIGGER USER")
@@ -96,5 +104,15 @@ def test_an_input_table_that_was_replaced_is_noticed(url):
                 "AND tbl_name = 'boss_visit_spectrum'"
             ).fetchall():
                 database.execute_sql(f'DROP TRIGGER "{name}"')
-    with pytest.raises(DatabaseError, match=r"no trigger that keeps `modified`.*astra initdb"):
+    lost = r"no trigger that keeps `modified`.*astra initdb"
+    with pytest.raises(DatabaseError, match=lost):
         create_plan(measure, BossVisitSpectrum)
+    (note,) = status(planned.plan).notes
+    assert re.search(lost, note)
+    assert [b.check for b in verify(planned.plan).breaches if re.search(lost, b.found)] == [
+        "guards"
+    ]
+    found = [f for f in check_database() if f.state == "failed"]
+    assert any(re.search(lost, f"{f.said} {f.remedy}") for f in found), found
+    init_database()
+    assert not status(planned.plan).notes and verify(planned.plan).sound

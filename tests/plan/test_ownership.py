@@ -1,0 +1,142 @@
+"""One row has one result in a table, of one task: another's never takes its place."""
+
+from collections.abc import Iterable
+
+import pytest
+from click.testing import CliRunner
+from peewee import FloatField
+
+from astra import task
+from astra.cli.group import main
+from astra.database.connection import connection
+from astra.errors import TaskError, UsageError
+from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel, Source
+from astra.models.plans import Failure, MadeBy, Plan
+from astra.models.schema import init_database
+from astra.plan.ownership import rename_task
+from astra.plan.plan import create_plan
+from astra.resume.cancel import cancel
+from astra.resume.resume import resume_local
+from astra.status.verify import verify
+from tests.sample_tasks import Measured, fill, measure
+
+
+class OtherMeasured(Measured):
+    pass
+
+
+class Shared(PipelineOutputModel):
+    value = FloatField()
+
+
+@task
+def remeasure(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=-1.0)
+
+
+@task
+def remeasure_combined(spectra: Iterable[BossCombinedSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=-1.0)
+
+
+@task
+def remeasure_apart(spectra: Iterable[BossVisitSpectrum]) -> Iterable[OtherMeasured]:
+    for spectrum in spectra:
+        yield OtherMeasured.from_spectrum(spectrum, value=-1.0)
+
+
+@task
+def of_sources(sources: Iterable[Source]) -> Iterable[Shared]:
+    for source in sources:
+        for spectrum in BossVisitSpectrum.select().where(BossVisitSpectrum.source == source):
+            yield Shared.from_spectrum(spectrum, value=1.0)
+
+
+@task
+def of_spectra(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Shared]:
+    for spectrum in spectra:
+        yield Shared.from_spectrum(spectrum, value=2.0)
+
+
+REFUSED = r"one result for each row of BossVisitSpectrum, and those of {}.*output model of its own.*astra rename"
+MEASURE = REFUSED.format("tests.sample_tasks.measure")
+
+
+def test_a_second_task_is_refused_and_has_its_own_table(url: str) -> None:
+    init_database()
+    fill(4)
+    (first,) = create_plan(measure, BossVisitSpectrum)
+    with pytest.raises(TaskError, match=MEASURE):  # it will be
+        create_plan(remeasure)
+    resume_local(first.plan)
+    with pytest.raises(TaskError, match=MEASURE):  # it is
+        create_plan(remeasure)
+    (apart,) = create_plan(remeasure_apart)
+    resume_local(apart.plan)
+    with connection():
+        assert {m.value for m in Measured.select()} == {0.5, 1.0, 1.5, 2.0}
+        assert [m.value for m in OtherMeasured.select()] == [-1.0] * 4
+    assert apart.rows == 4 and verify(first.plan).sound and verify(apart.plan).sound
+    fill(3, BossCombinedSpectrum)  # rows that the first has no results of
+    (combined,) = create_plan(remeasure_combined)
+    assert combined.rows == 3
+
+
+def test_a_plan_that_came_to_nothing_stands_in_nobodys_way(url: str) -> None:
+    fill(4)
+    (first,) = create_plan(measure, BossVisitSpectrum)
+    cancel(first.plan)
+    (second,) = create_plan(remeasure)
+    resume_local(second.plan)
+    assert verify(second.plan).sound and second.rows == 4
+    with pytest.raises(TaskError, match=REFUSED.format(".*remeasure ")):
+        create_plan(measure, BossVisitSpectrum)
+
+
+def test_what_a_direct_call_has_stored_counts(url: str) -> None:
+    fill(4)
+    list(measure(BossVisitSpectrum.select()))
+    with pytest.raises(TaskError, match=MEASURE):
+        create_plan(remeasure)
+
+
+def test_results_of_spectra_by_a_task_on_sources(url: str) -> None:
+    init_database()
+    fill(4)
+    (sources,) = create_plan(of_sources)
+    with pytest.raises(TaskError, match=REFUSED.format(".*of_sources")):
+        create_plan(of_spectra)
+    resume_local(sources.plan)
+    with pytest.raises(TaskError, match=REFUSED.format(".*of_sources")):
+        create_plan(of_spectra)
+
+
+def test_a_task_whose_package_was_renamed(url: str) -> None:
+    fill(8)
+    (first,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 4})
+    resume_local(first.plan)
+    gone = {"task": "gone.tasks.measure"}
+    with connection():  # as if all had been made then
+        Plan.update(
+            task_path="gone.tasks:measure", output_model="gone.tasks:Measured", **gone
+        ).execute()
+        Failure.update(gone).execute()
+        MadeBy.update(gone).execute()
+    with pytest.raises(TaskError, match=r"astra rename gone.tasks.measure tests.sample_tasks.m"):
+        create_plan(measure, BossVisitSpectrum)
+    done = CliRunner().invoke(main, ["rename", "gone.tasks.measure", "tests.sample_tasks.measure"])
+    assert done.exit_code == 0 and done.output.startswith("1 plan of gone.tasks.measure"), done
+    (again,) = create_plan(measure, BossVisitSpectrum)
+    assert (again.plan, again.failed) == (None, 2)
+    assert verify(first.plan).sound
+
+
+def test_what_cannot_be_renamed(url: str) -> None:
+    fill(4)
+    (first,) = create_plan(measure, BossVisitSpectrum)
+    with pytest.raises(UsageError, match=r"nothing was made by a task 'nothing'"):
+        rename_task("nothing", "tests.sample_tasks.costly")
+    with pytest.raises(UsageError, match=rf"plan {first.plan} .* is living.*astra cancel"):
+        rename_task("tests.sample_tasks.measure", "tests.sample_tasks.costly")
