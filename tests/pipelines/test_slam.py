@@ -286,14 +286,31 @@ def test_noise_of_the_training_set_is_not_taken_for_error_of_the_model():
         (lambda x, w, f: (x[:, :3], w, f), "labels have shape"),
         (lambda x, w, f: (x, w[1:], f), "want flux and ivar of shape"),
         (lambda x, w, f: (x, w[::-1], f), "ascending"),
-        (lambda x, w, f: (np.where(x == x[3], np.nan, x), w, f), "'teff' of spectrum 3 is NaN"),
+        (
+            lambda x, w, f: (np.where(x == x[3], np.nan, x), w, f),
+            "'teff' of spectrum 3 is not finite",
+        ),
         (lambda x, w, f: (x * [1, 1, 0, 1], w, f), "'fe_h' is .* in all 40 spectra"),
+        (lambda x, w, f: (np.full(x.shape, "M3"), w, f), "labels must be numbers: .*M3"),
         (lambda x, w, f: (x, w, np.where(w == w[5], np.nan, f)), "1 pixels have data in fewer"),
     ],
 )
 def test_what_cannot_be_trained_on(change, message):
     with pytest.raises(UsageError, match=message):
         train(*change(*small_set()))
+
+
+def test_a_spectrum_without_data_is_left_out_of_the_training():
+    labels, wavelength, flux = small_set()
+    flux[3] = np.nan
+    trained = train(labels, wavelength, flux)
+    assert np.flatnonzero(trained.validation.rejected).tolist() == [3]
+    assert np.isfinite(trained.components).all() and (trained.label_floor > 0).all()
+
+
+def test_five_spectra_give_a_model_whose_errors_are_not_none():
+    labels, wavelength, flux = small_set()
+    assert (train(labels[:5], wavelength, flux[:5]).label_floor > 0).all()
 
 
 def test_training_writes_what_loading_reads(tmp_path):
@@ -552,6 +569,15 @@ def test_doubtful_spectra_are_flagged(model):
     assert "flag_low_snr" in flags(label(model, *synthetic.spectrum(DWARF, 4, rng)))
     cool = label(model, *synthetic.spectrum([2600, 4.8, 0, 0], 100, rng))
     assert "flag_teff_edge" in flags(cool) and cool["teff"] is not None
+
+
+def test_wavelengths_that_occur_twice_count_twice(model):
+    wavelength, flux, ivar = synthetic.spectrum(DWARF, 60, np.random.default_rng(1))
+    once = label(model, wavelength, flux, ivar)
+    twice = label(model, *(np.tile(a, 2) for a in (wavelength, flux, ivar / 2)))
+    assert twice["teff"] == pytest.approx(once["teff"], abs=0.1)
+    assert twice["e_teff"] == pytest.approx(once["e_teff"], rel=0.01)
+    assert flags(label(model, np.full(flux.size, 6000.0), flux, ivar)) >= {"flag_no_valid_pixels"}
 
 
 def test_arrays_of_different_shapes_are_an_error(model):

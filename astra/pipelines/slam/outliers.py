@@ -66,9 +66,10 @@ def clean(
     gammas, ridges
         Among which to choose.
     rejects
-        Whether to leave outliers out.
+        Whether to leave outliers out; spectra without data are left out in any case.
     """
-    kept, good = np.ones(len(nodes), bool), good.copy()
+    kept: Flags = np.asarray(good.any(1))
+    good = good.copy()
     for _ in range(MOST_ROUNDS):
         cleaned = _solved(nodes, flux, good, noise, kept, gammas, ridges)
         if not rejects:

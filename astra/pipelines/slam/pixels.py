@@ -53,8 +53,17 @@ def good_pixels(
 
 
 def edges(log_wavelength: Array) -> tuple[Array, Array]:
-    """Return left and right edges of pixels, half way to the nearer neighbour."""
+    """Return left and right edges of pixels, half way to the nearer neighbour.
+
+    Wavelengths ascend; pixels of equal ones are equally wide, and have no width if all are equal.
+    """
     spacing = np.diff(log_wavelength)
+    if not spacing.all():
+        distinct, place = np.unique(log_wavelength, return_inverse=True)
+        left, right = edges(distinct)
+        return left[place], right[place]
+    if not spacing.size:
+        return log_wavelength, log_wavelength
     width = np.minimum(np.append(spacing[0], spacing), np.append(spacing, spacing[-1]))
     if width.max() > WIDEST * spacing.min():  # else the median changes nothing
         width = np.minimum(width, WIDEST * np.median(spacing))

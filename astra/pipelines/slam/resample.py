@@ -3,31 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from astra.pipelines.slam.pixels import edges, good_pixels
 
-SPEED_OF_LIGHT_KM_S = 299_792.458
+Array = NDArray[np.float64]
 
 #: A pixel of the model has a datum where good pixels cover at least this share of it.
 LEAST_COVERAGE = 0.5
-
-#: A pixel next to a gap is no wider than this many times the median (in log wavelength).
-WIDEST = 3.0
-
-
-def at_rest(wavelength: Array, v_rad: float) -> Array:
-    """Wavelengths in the frame of a star that recedes with `v_rad` [km/s]; NaN beyond light's."""
-    if abs(v_rad) >= SPEED_OF_LIGHT_KM_S:
-        return np.full_like(wavelength, np.nan)
-    return wavelength / (1 + v_rad / SPEED_OF_LIGHT_KM_S)
-
-
-def good_pixels(
-    wavelength: Array, flux: Array, ivar: Array, pixel_flags: NDArray[np.int64] | None = None
-) -> NDArray[np.bool_]:
-    """Which pixels carry a datum: finite, of positive inverse variance, not flagged; (P,)."""
-    good = np.isfinite(wavelength) & (wavelength > 0) & np.isfinite(flux)
-    good &= np.isfinite(ivar) & (ivar > 0)
-    return good if pixel_flags is None else good & (np.asarray(pixel_flags) == 0)
 
 
 def resample(
@@ -60,10 +41,10 @@ def resample(
         return np.zeros(onto.size), np.zeros(onto.size)
     finite = np.flatnonzero(np.isfinite(wavelength) & (wavelength > 0))
     order = finite[np.argsort(wavelength[finite], kind="stable")]
-    left, right = _edges(np.log(wavelength[order]))
+    left, right = edges(np.log(wavelength[order]))
     use = good[order]
     order, left, right = order[use], left[use], right[use]
-    new_left, new_right = _edges(np.log(onto))
+    new_left, new_right = edges(np.log(onto))
 
     # The pieces between all edges: each lies in at most one old and one new pixel.
     cuts = np.unique(np.concatenate([left, right, new_left, new_right]))
@@ -84,11 +65,3 @@ def resample(
         variance = total(length**2 / (ivar[order][old] * share)) / covered**2
         has_datum = covered >= LEAST_COVERAGE * (new_right - new_left)
         return np.where(has_datum, mean, 0.0), np.where(has_datum, 1 / variance, 0.0)
-
-
-def _edges(log_wavelength: Array) -> tuple[Array, Array]:
-    """Left and right edges of pixels, half way to the nearer neighbour."""
-    spacing = np.diff(log_wavelength)
-    width = np.minimum(np.append(spacing[0], spacing), np.append(spacing, spacing[-1]))
-    width = np.minimum(width, WIDEST * np.median(spacing)) if spacing.size else width
-    return log_wavelength - width / 2, log_wavelength + width / 2

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from astra.database.connection import connection
 from astra.errors import MissingExtra, UsageError, nearest
 from astra.models.spectrum_files import Wanted, read_pixels
-from astra.pipelines.slam.resample import SPEED_OF_LIGHT_KM_S, good_pixels, resample
+from astra.pipelines.slam.pixels import at_rest, good_pixels
+from astra.pipelines.slam.resample import resample
 
 Array = NDArray[np.float64]
 
@@ -220,7 +221,7 @@ def _spectra(
             wavelength, flux, ivar, flags, is_at_rest = read(table, name, mjd[i])
             bad = ~good_pixels(wavelength, flux, ivar, flags)
             if not is_at_rest and np.isfinite(v_rad[i]):
-                wavelength = wavelength / (1 + v_rad[i] / SPEED_OF_LIGHT_KM_S)
+                wavelength = at_rest(wavelength, v_rad[i])
             each.append((wavelength, flux, np.where(bad, 0.0, ivar)))
     return names, *_together(each)
 

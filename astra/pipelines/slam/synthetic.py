@@ -22,7 +22,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from astra.pipelines.slam.resample import at_rest
+from astra.pipelines.slam.pixels import at_rest
 
 Array = NDArray[np.float64]
 

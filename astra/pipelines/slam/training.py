@@ -116,7 +116,11 @@ def train(
     >>> flux, ivar = (np.array([one[i] for one in spectra]) for i in (1, 2))
     >>> model = train(labels, wavelength, flux, ivar, "model.npz")  # doctest: +SKIP
     """
-    labels, wavelength, flux = (np.asarray(a, float) for a in (labels, wavelength, flux))
+    try:
+        labels = np.asarray(labels, float)
+    except ValueError as error:
+        raise UsageError(f"labels must be numbers: {error}") from error
+    wavelength, flux = np.asarray(wavelength, float), np.asarray(flux, float)
     precise = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
     _check(labels, wavelength, flux, precise, label_names)
     normal, precision = flux, precise
@@ -154,6 +158,11 @@ def train(
     if validates:
         observed = (wavelength, flux, np.where(cleaned.good, precise, 0.0))
         others = outside and (np.asarray(outside[0], float), np.asarray(outside[1], float))
+        for other in others or ():
+            if other.ndim != 2 or other.shape[1] != wavelength.size:
+                raise UsageError(
+                    f"spectra of other kinds have shape {other.shape}, not (O, {wavelength.size})"
+                )
         model = validated(model, cleaned, labels, observed, others)
     return model if path is None else save(model, path)
 
@@ -185,6 +194,8 @@ def _check(
     n, p = len(labels), len(wavelength)
     if labels.shape != (n, len(label_names)):
         raise UsageError(f"labels have shape {labels.shape}, not (N, {len(label_names)})")
+    if len(set(label_names)) < len(label_names):
+        raise UsageError(f"a label is named twice: {', '.join(label_names)}")
     if flux.shape != (n, p) or ivar.shape != (n, p):
         raise UsageError(
             f"{n} labels and {p} wavelengths want flux and ivar of shape {(n, p)}, "
@@ -194,7 +205,9 @@ def _check(
         raise UsageError("wavelengths must be finite and ascending")
     for name, column in zip(label_names, labels.T, strict=True):
         if not np.isfinite(column).all():
-            raise UsageError(f"label {name!r} of spectrum {np.argmin(np.isfinite(column))} is NaN")
+            raise UsageError(
+                f"label {name!r} of spectrum {np.argmin(np.isfinite(column))} is not finite"
+            )
         if n < 2 or np.ptp(column) == 0:
             raise UsageError(
                 f"label {name!r} is {column[0] if n else 'missing'} in all {n} spectra: "

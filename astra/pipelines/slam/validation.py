@@ -68,6 +68,8 @@ def validated(
     counts[kept[beside]] = False
     error = np.where(counts[:, None], fitted - labels, np.nan)
     floor = np.array([label_floor(e, s) for e, s in zip(error.T, errors.T, strict=True)])
+    if np.isfinite(error).all(1).sum() <= kept.size / 4:  # of so few it cannot be said: labels vary
+        floor = np.maximum(floor, model.scale)
     validation = Validation(
         labels=labels,
         fitted=fitted,
