@@ -16,6 +16,8 @@ FOUND_BY = {
     "read-when-written": ("modify", "a serial run has"),
     "living-taken": ("refuse while one watches", "lived when its page was given to another"),
     "outage-is-death": ("refuse while one watches", "lived when its page was given to another"),
+    "stored-uncounted": ("columns", "verify: "),
+    "archive-unchecked": ("archives", "did not ask for --moved"),
     "one-death": ("kill child", "innocent rows were given up"),
 }
 
