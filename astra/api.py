@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, overload
 
+from peewee import Model
+
 from astra.config.profiles import Profile, choose_profile, keys_for_slurm
 from astra.database.connection import connection
 from astra.errors import AstraError, Interrupted, UsageError
@@ -286,7 +288,7 @@ def _planned(
 
 def estimate(
     task: Any,
-    input_model: Any = None,
+    input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
     arguments: Mapping[str, Any] | None = None,
     chosen: Profile | None = None,

@@ -23,6 +23,7 @@ from peewee import (
     FloatField,
     ForeignKeyField,
     IntegerField,
+    Model,
     SmallIntegerField,
     TextField,
     TimeField,
@@ -123,7 +124,7 @@ class PixelArray(ArrayField):
 class _FromFile(FieldAccessor):
     """Gives the array of a row, from its file where the row holds none."""
 
-    def __get__(self, row: Any, model: Any = None) -> Any:
+    def __get__(self, row: Any, model: type[Model] | None = None) -> Any:
         value = super().__get__(row, model)
         if value is None and row is not None and row.path:
             value = row.__data__[self.name] = _read(self.field, str(data_path(row.path)))

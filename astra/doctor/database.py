@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import peewee
+from peewee import Model
 
 from astra.config import secrets
 from astra.config import settings as config
@@ -112,7 +113,7 @@ def _last_of_each_task() -> Any:
     return Plan.select(peewee.fn.max(Plan.pk)).group_by(Plan.task, Plan.input_model)
 
 
-def table_findings(part: str, model: Any) -> Iterator[Finding]:
+def table_findings(part: str, model: type[Model]) -> Iterator[Finding]:
     """What a table lacks: itself, columns, indexes, triggers."""
     before = list(findings(part, lambda: _checked(model)))
     yield from before
@@ -125,13 +126,13 @@ def table_findings(part: str, model: Any) -> Iterator[Finding]:
             yield failed(part, said, command_for(model))
 
 
-def _checked(model: Any) -> Iterator[Finding]:
+def _checked(model: type[Model]) -> Iterator[Finding]:
     check_tables(model)
     check_guards(model)
     yield from ()
 
 
-def _rights(role: str | None, models: list[Any]) -> Iterator[Finding]:
+def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding]:
     """For which of the three kinds of work the role has all that it needs."""
     may = []
     for kind, purpose in KINDS.items():
@@ -149,7 +150,7 @@ def _rights(role: str | None, models: list[Any]) -> Iterator[Finding]:
         yield ok(_PART, f"the role {role!r} has what it needs for: {', '.join(may)}")
 
 
-def _archive(models: list[Any]) -> Iterator[Finding]:
+def _archive(models: list[type[Model]]) -> Iterator[Finding]:
     if models:
         check_archive()
     yield from ()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from peewee import SQL
+from peewee import SQL, Model
 
 from astra.config import settings as config
 from astra.config.run_folder import run_folder
@@ -265,7 +265,7 @@ class Element:
         where = here(self.submission.kind, run_folder(self.plan.folder))
         return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
 
-    def _check_tables(self, claim: Claim, *models: Any) -> None:
+    def _check_tables(self, claim: Claim, *models: type[Model]) -> None:
         """Look once for the indexes and triggers that results rest on, as the plan did."""
         from astra.models.schema import lacking_guard  # here, as it needs the task's models
 

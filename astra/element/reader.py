@@ -9,7 +9,16 @@ from operator import add
 from typing import Any
 
 import peewee
-from peewee import FieldAccessor, ForeignKeyAccessor, ForeignKeyField, PeeweeException, fn
+from peewee import (
+    Field,
+    FieldAccessor,
+    ForeignKeyAccessor,
+    ForeignKeyField,
+    Model,
+    ModelSelect,
+    PeeweeException,
+    fn,
+)
 
 from astra.config import settings
 from astra.database.connection import database, dialect, retrying
@@ -50,8 +59,8 @@ class Reader:
 
     def __init__(
         self,
-        model: Any,
-        output: Any,
+        model: type[Model],
+        output: type[OutputModel],
         claim: Claim,
         stop: Stop,
         first_row: Callable[[], None],
@@ -241,10 +250,12 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def read_rows(query: Any, extra: Sequence[Any] = ()) -> list[tuple[Any, Sequence[Any]]]:
+def read_rows(
+    query: "ModelSelect[Any]", extra: Sequence[Any] = ()
+) -> list[tuple[Any, Sequence[Any]]]:
     """The rows of a query of :func:`astra.models.keys.all_rows`, each with further columns."""
     model, name = query.model, getattr(query.model, "loaded_with", None)
-    query = query.select(*query._returning, *extra)
+    query = query.select(*query._returning, *extra)  # type: ignore[attr-defined]
     with peewee_errors():
         found = database.execute(query).fetchall()
     make, width = _maker(model), len(model._meta.sorted_fields)
@@ -288,12 +299,12 @@ def _maker(model: Any) -> Callable[[Sequence[Any]], Any]:
     return make if _is_plain(model) else make_its_own_way
 
 
-def _referred(field: Any) -> Any:
+def _referred(field: Field) -> Any:
     return field.rel_field if type(field) is ForeignKeyField else field
 
 
 @cache
-def _is_plain(model: Any) -> bool:
+def _is_plain(model: type[Model]) -> bool:
     """Whether rows of a model come to be as peewee's own do."""
     if model.__init__ is not peewee.Model.__init__ or model.__setattr__ is not object.__setattr__:
         return False

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from peewee import Model
+
 from astra.config import secrets
 from astra.database.connection import connection
 from astra.element.reader import read_rows
@@ -82,7 +84,7 @@ def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
     return Trial(function, given, _rows(adopted(load(frozen.input_model)), keys))
 
 
-def _rows(model: Any, keys: Sequence[str]) -> dict[RowKey, Any]:
+def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, Any]:
     """Rows by their keys."""
     with connection():
         wanted, missing = find_keys(model, keys)

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import peewee
+from peewee import Model
 
 from astra.database.connection import database, dialect
 from astra.database.inspection import indexes, literal, relations, stored_name
 from astra.errors import DatabaseError
+from astra.models.base import BaseModel
 from astra.models.pipeline import OutputModel
 
 #: How long initdb waits for a table that is in use; meanwhile everybody else waits behind it.
@@ -38,7 +40,7 @@ def no_queue() -> Iterator[None]:
         ) from error
 
 
-def index_while_in_use(models: Iterable[Any]) -> None:
+def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
     """Make the indexes that tables lack, one after the other, while others read and write them.
 
     Outside of any transaction, before the tables are completed. SQLite has one writer at a time.
@@ -60,12 +62,13 @@ def index_while_in_use(models: Iterable[Any]) -> None:
                 speaks.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
 
 
-def _missing(model: Any) -> Iterator[tuple[str, list[str], str]]:
+def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
     """The indexes that a table lacks: name, columns, statement."""
     there = indexes(model)
     for index in model._meta.fields_to_index():
         if stored_name(index._name) not in there:
-            context = model._schema._create_index(index, safe=True)
+            schema: Any = model._schema  # type: ignore[attr-defined]
+            context = schema._create_index(index, safe=True)
             sql, parameters = context.query()
             if not parameters:
                 names = [field.column_name for field in index._expressions]
@@ -75,7 +78,7 @@ def _missing(model: Any) -> Iterator[tuple[str, list[str], str]]:
             yield name, columns, sql
 
 
-def make_views(models: Iterable[Any]) -> list[str]:
+def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
     """Make a view TABLE_current of each table of results: of each row those of its last version."""
     made = []
     speaks = dialect()
@@ -96,7 +99,7 @@ def make_views(models: Iterable[Any]) -> list[str]:
     return made
 
 
-def _same_row(model: Any, link: Any) -> str:
+def _same_row(model: type[Model], link: Any) -> str:
     """A condition: a later result is of the same input row."""
     quote, fields = dialect().quote, model._meta.fields
     same = [fields[name].column_name for name in link.result]

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import peewee
-from peewee import SQL, Field, ModelBase
+from peewee import SQL, Field, Model, ModelBase
 
 from astra.database.connection import (
     connection,
@@ -192,7 +192,7 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         return super().insert_many(rows, fields)
 
 
-def _add_columns(model: Any) -> None:
+def _add_columns(model: type[Model]) -> None:
     """Add columns and defaults that a model was given after its table was made."""
     have = dialect().columns(model)
     for field in model._meta.sorted_fields if have else ():
@@ -213,12 +213,12 @@ def _add_columns(model: Any) -> None:
         dialect().add_column(model, field, None if by_database else field.db_value(default))
 
 
-def columns_gone(model: Any, have: set[str]) -> list[str]:
+def columns_gone(model: type[Model], have: set[str]) -> list[str]:
     """The columns of a table that its model does not have, or has no more."""
     return sorted(have - {field.column_name for field in model._meta.sorted_fields})
 
 
-def _if_renamed(model: Any, field: Field, have: set[str]) -> str:
+def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
     """What to type if the column had another name before."""
     if not (gone := columns_gone(model, have)):
         return ""
@@ -251,7 +251,7 @@ def _database_default(field: Field) -> str | None:
     return next((sql[8:] for sql in declared if sql.upper().startswith("DEFAULT ")), None)
 
 
-def keep_inputs_in_order(model: Any) -> None:
+def keep_inputs_in_order(model: type[Model]) -> None:
     """For a table of inputs: ``modified`` is kept by the database, and has its index.
 
     Pending rows come most recent first, ties broken by key: one index serves that order.
@@ -264,12 +264,13 @@ def keep_inputs_in_order(model: Any) -> None:
         dialect().keep_modified(model, keys, "modified")  # which waits for all that use the table
 
 
-def _key_columns(model: Any) -> list[str]:
-    return [model._meta.primary_key.column_name]
+def _key_columns(model: type[Model]) -> list[str]:
+    key = cast("Field", model._meta.primary_key)
+    return [key.column_name]
 
 
 def order_index(
-    model: Any, keys: list[str], moment: str, nulls: bool = False
+    model: type[Model], keys: list[str], moment: str, nulls: bool = False
 ) -> tuple[str, list[str], str]:
     """The index that serves the order of pending rows: name, columns, and its statement."""
     quote, name = dialect().quote, f"{model._meta.table_name}_by_modified"

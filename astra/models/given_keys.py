@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import peewee
+from peewee import Field, Model, ModelSelect
 
 from astra.database.connection import database, dialect
 from astra.errors import TaskError, UsageError
@@ -81,7 +82,7 @@ def _split(text: str, n: int) -> list[Any]:
     return next((row for row in rows if len(row) == n), text.split())
 
 
-def _part(field: Any, value: Any) -> Any:
+def _part(field: Field, value: Any) -> Any:
     """A value of one column of a key, as the database's text of it can be read."""
     field = getattr(field, "rel_field", field)
     if Key((field,)).is_whole:
@@ -100,7 +101,7 @@ def _part(field: Any, value: Any) -> Any:
     return text
 
 
-def find_keys(model: Any, values: Iterable[Any]) -> tuple[list[RowKey], list[RowKey]]:
+def find_keys(model: type[Model], values: Iterable[Any]) -> tuple[list[RowKey], list[RowKey]]:
     """The keys of a table's rows, as its pages hold them, and those of `values` that are none.
 
     Raises
@@ -116,7 +117,7 @@ def find_keys(model: Any, values: Iterable[Any]) -> tuple[list[RowKey], list[Row
     return list(dict.fromkeys(found.values())), [k for k in given if k not in found]
 
 
-def run_keys(query: Any) -> list[tuple[Any, ...]]:
+def run_keys(query: ModelSelect) -> list[tuple[Any, ...]]:
     """The rows of a query that asks for keys; a key of another type is a mistake of the user's."""
     try:
         return list(database.execute(query).fetchall())

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import peewee
-from peewee import JOIN, SQL, CompositeKey, Field, ModelSelect
+from peewee import JOIN, SQL, CompositeKey, Field, Model, ModelSelect
 
 from astra.database.connection import database, dialect
 from astra.errors import TaskError, nearest
@@ -53,7 +53,7 @@ class Key:
         """The key as failures are known by."""
         return dialect().key_text(self.fields)
 
-    def narrowed(self, query: Any, keys: Sequence[Any]) -> Any:
+    def narrowed(self, query: "ModelSelect[Any]", keys: Sequence[Any]) -> Any:
         """A query on the key's table, for the rows of these keys alone.
 
         The server compares, in the type of the columns; :attr:`given` is what each row was asked
@@ -62,7 +62,8 @@ class Key:
         if self.is_whole:
             return query.where(dialect().among(self.fields[0], keys))
         wanted, clause = dialect().wanted(self.fields, keys)
-        return query.from_(*query._from_list[:-1], _Joined(query._from_list[-1], wanted, clause))
+        *tables, last = query._from_list  # type: ignore[attr-defined]
+        return query.from_(*tables, _Joined(last, wanted, clause))
 
     @property
     def given(self) -> Any:
@@ -102,11 +103,11 @@ class Link:
         clause = " AND ".join(f"{dialect().quote(name)} IS NULL" for name in self.null)
         return f"WHERE {clause}" if clause else ""
 
-    def key(self, output: Any) -> Key:
+    def key(self, output: type[Model]) -> Key:
         """The columns of the results that name their rows."""
         return Key(tuple(output._meta.fields[name] for name in self.result))
 
-    def points(self, result: Any, model: Any) -> Any:
+    def points(self, result: Any, model: type[Model]) -> Any:
         """A clause: a result is of a row of an input model."""
         own = Key(tuple(getattr(result, name) for name in self.result))
         return own.equals(Key(tuple(getattr(model, name) for name in self.row)))
@@ -145,14 +146,14 @@ def as_key(value: Any) -> int | None:
     return int(value) if -(2**63) <= value < 2**63 else None
 
 
-def adopted(model: Any) -> Any:
+def adopted(model: type[Model]) -> Any:
     """A model; one without a database stands in astra's from now on."""
     if model._meta.database is None:
         model._meta.set_database(database)
     return model
 
 
-def primary_fields(model: Any) -> tuple[Any, ...]:
+def primary_fields(model: type[Model]) -> tuple[Any, ...]:
     """The columns of a table's primary key; none where it has no primary key."""
     primary = model._meta.primary_key
     if isinstance(primary, CompositeKey):
@@ -160,7 +161,7 @@ def primary_fields(model: Any) -> tuple[Any, ...]:
     return (primary,) if isinstance(primary, Field) else ()
 
 
-def key_of(model: Any) -> Key:
+def key_of(model: type[Model]) -> Key:
     """The key by which pages and results know the rows of an input model.
 
     Raises
@@ -179,7 +180,7 @@ def key_of(model: Any) -> Key:
     return Key(fields)
 
 
-def _check_types(model: Any, fields: Iterable[Any], unfit: Container[str]) -> None:
+def _check_types(model: type[Model], fields: Iterable[Any], unfit: Container[str]) -> None:
     for field in fields:
         if field.field_type in unfit:
             raise TaskError(
@@ -188,7 +189,7 @@ def _check_types(model: Any, fields: Iterable[Any], unfit: Container[str]) -> No
             )
 
 
-def modified_field(model: Any) -> Any:
+def modified_field(model: type[Model]) -> Any:
     """The column that says when a row of an input model changed; None where there is none.
 
     Raises
@@ -198,7 +199,7 @@ def modified_field(model: Any) -> Any:
     """
     name = getattr(model._meta, "modified", None)
     if name is None:
-        return model.modified if getattr(model, "is_input", False) else None
+        return model._meta.fields["modified"] if getattr(model, "is_input", False) else None
     if name not in model._meta.combined:
         raise TaskError(
             f"{model.__name__}: class Meta: modified = {name!r} is no column of the model. "
@@ -207,7 +208,7 @@ def modified_field(model: Any) -> Any:
     return model._meta.combined[name]
 
 
-def moment_of(model: Any) -> Any:
+def moment_of(model: type[Model]) -> Any:
     """When a row changed, as a moment that results keep; None where nothing says so."""
     field = modified_field(model)
     if field is None or isinstance(field, TimeField):
@@ -230,7 +231,7 @@ def moment_in(row: Any) -> datetime | None:
     return dialect().rounded(value)
 
 
-def same_moment(stored: Any, model: Any) -> Any:
+def same_moment(stored: Any, model: type[Model]) -> Any:
     """A clause: a stored moment is the one at which the row changed last."""
     moment, field = moment_of(model), modified_field(model)
     if moment is None:
@@ -240,7 +241,7 @@ def same_moment(stored: Any, model: Any) -> Any:
     return stored == moment
 
 
-def in_order(model: Any) -> list[tuple[Any, str]]:
+def in_order(model: type[Model]) -> list[tuple[Any, str]]:
     """The total order of a table's rows: columns, and how each is sorted.
 
     The most recently modified come first, ties broken by key; where nothing says when a row was
@@ -253,27 +254,27 @@ def in_order(model: Any) -> list[tuple[Any, str]]:
     return [(moment, f"DESC{last}"), *((key, "DESC") for key in keys)]
 
 
-def all_rows(model: Any) -> ModelSelect:
+def all_rows(model: type[Model]) -> ModelSelect:
     """All rows of an input model, read over astra's own connection."""
     name = getattr(model, "loaded_with", None)
     if name is None:
-        return cast("ModelSelect", model.select().bind(database))
+        return model.select().bind(database)
     field = model._meta.fields[name]
     other = field.rel_model
     query = model.select(model, other).join(
         other, JOIN.LEFT_OUTER, on=(field == field.rel_field), attr=name
     )
-    return cast("ModelSelect", query.bind(database))
+    return query.bind(database)
 
 
-def table_name(model: Any) -> str:
+def table_name(model: type[Model]) -> str:
     """The name that plans and failures know a table by: with its schema, where it is not ours."""
     meta = model._meta
     other = meta.schema and not issubclass(model, BaseModel)
     return f"{meta.schema}.{meta.table_name}" if other else meta.table_name
 
 
-def check_keys(model: Any) -> None:
+def check_keys(model: type[Model]) -> None:
     """Refuse a key that the model declares and the table does not keep.
 
     Raises
@@ -288,7 +289,7 @@ def check_keys(model: Any) -> None:
         _check_types(model, key.fields, _UNFIT_IN_SQLITE)
 
 
-def _check_unique(model: Any, key: Key) -> None:
+def _check_unique(model: type[Model], key: Key) -> None:
     if dialect().keeps_unique(model, [field.column_name for field in key.fields]):
         return
     names = ", ".join(field.name for field in key.fields)

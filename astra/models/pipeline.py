@@ -50,7 +50,7 @@ def version_text(number: int) -> str:
 
 
 @cache
-def _plainly_set(model: Any) -> frozenset[str]:
+def _plainly_set(model: type[Model]) -> frozenset[str]:
     """The columns of a model for which setting one only stores the value."""
     if model.__init__ is not Model.__init__ or model.__setattr__ is not object.__setattr__:
         return frozenset()
@@ -68,7 +68,7 @@ _COUNTED: dict[type, type] = {
 class ResultOf:
     """A declaration of an output model: its results are of the rows of an input model."""
 
-    def __init__(self, model: Any, null: bool = False) -> None:
+    def __init__(self, model: type[Model], null: bool = False) -> None:
         self.model, self.null = adopted(model), null
 
     def fields(self, name: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class ResultOf:
         return made
 
 
-def result_of(model: Any, null: bool = False) -> Any:
+def result_of(model: type[Model], null: bool = False) -> Any:
     """Declare that the results of an output model are of the rows of `model`.
 
     The output model gets a column of the key's own type, or one for each column of the key, and
@@ -218,7 +218,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     declared_links: dict[Any, Link] = {}
 
     @classmethod
-    def link_to(cls, model: Any) -> Link | None:
+    def link_to(cls, model: type[Model]) -> Link | None:
         """How results point to the rows of an input model; None where they do not."""
         for declared, link in cls.declared_links.items():
             if model is declared or issubclass(model, declared):
@@ -226,7 +226,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         return None
 
     @classmethod
-    def gathers(cls, model: Any) -> bool:
+    def gathers(cls, model: type[Model]) -> bool:
         """Whether a row of an input model may have results that are known by another key."""
         return False
 
@@ -316,7 +316,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
                 )
 
 
-def link_of(output: Any, model: Any) -> Link:
+def link_of(output: type[OutputModel], model: type[Model]) -> Link:
     """How the results of an output model point to the rows of an input model.
 
     Raises
@@ -355,14 +355,14 @@ class PipelineOutputModel(OutputModel):
     spectrum_pk = BigIntegerField(null=True)
 
     @classmethod
-    def link_to(cls, model: Any) -> Link | None:
+    def link_to(cls, model: type[Model]) -> Link | None:
         """Results point to spectra, or, where they are of no spectrum, to sources."""
         if issubclass(model, SpectrumMixin):
             return _OF_SPECTRA
         return _OF_SOURCES if issubclass(model, Source) else super().link_to(model)
 
     @classmethod
-    def gathers(cls, model: Any) -> bool:
+    def gathers(cls, model: type[Model]) -> bool:
         """A task on sources may yield a result for each spectrum of a source."""
         return issubclass(model, Source)
 

@@ -10,7 +10,7 @@ from astra.database.connection import database, dialect
 from astra.database.postgresql import PostgreSQL
 from astra.errors import DatabaseError, UsageError, nearest
 from astra.models import Spectrum
-from astra.models.base import RoleField
+from astra.models.base import BaseModel, RoleField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import OutputModel
@@ -110,7 +110,7 @@ def check_grants(grants: list[Grant]) -> None:
             )
 
 
-def give(grants: list[Grant], models: list[Any]) -> None:
+def give(grants: list[Grant], models: list[type[BaseModel]]) -> None:
     """Give the roles what they need of these tables, and of later ones of the same owner.
 
     Roles that were given something before get the same of tables that are new since.
@@ -137,13 +137,13 @@ def _given_before(speaks: PostgreSQL) -> list[Grant]:
     ]
 
 
-def privileges_of(kind: str, model: Any) -> list[str]:
+def privileges_of(kind: str, model: type[BaseModel]) -> list[str]:
     """What a kind of role may do to a table, as it stands before ON in a GRANT."""
     own = {"plans": _of_planners, "writes": _of_writers}
     return ["SELECT", *(own[kind](model) if kind in own else [])]
 
 
-def _of_planners(model: Any) -> list[str]:
+def _of_planners(model: type[BaseModel]) -> list[str]:
     if model in _CONTROLLED:
         begins = [c.column_name for c in model._meta.sorted_fields if not isinstance(c, RoleField)]
         return [_on("INSERT", begins), _on("UPDATE", sorted(_CONTROLLED[model])), "DELETE"]
@@ -155,7 +155,7 @@ def _of_planners(model: Any) -> list[str]:
     return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])
 
 
-def _of_writers(model: Any) -> list[str]:
+def _of_writers(model: type[BaseModel]) -> list[str]:
     if model in (Failure, NoResult):
         return ["INSERT", "UPDATE", "DELETE"]
     if model is Plan:  # an element pauses a plan whose pages all break

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import peewee
+from peewee import Model
 
 from astra import models as science
 from astra.config.secrets import hide_password
@@ -190,7 +191,7 @@ def _shared_tables() -> Iterator[str]:
             )
 
 
-def _differences(model: Any, have: set[str]) -> list[str]:
+def _differences(model: type[Model], have: set[str]) -> list[str]:
     """What is different between a table and its model, in words."""
     table, model_name = model._meta.table_name, import_path(model)
     notes = [f"{table}: added the column {name}" for name in _missing(model, have)]
@@ -222,7 +223,9 @@ _OTHERS = {
 }
 
 
-def _check_others_table(model: Any, have: set[str], owner: str, version: int | None) -> None:
+def _check_others_table(
+    model: type[Model], have: set[str], owner: str, version: int | None
+) -> None:
     """A table of another role is used as it is; what only its owner could do is asked of him."""
     missing = _missing(model, have)
     if missing or version != VERSION:
@@ -233,18 +236,18 @@ def _check_others_table(model: Any, have: set[str], owner: str, version: int | N
         )
 
 
-def _missing(model: Any, have: set[str]) -> list[str]:
+def _missing(model: type[Model], have: set[str]) -> list[str]:
     return [f.column_name for f in model._meta.sorted_fields if f.column_name not in have]
 
 
-def command_for(model: Any) -> str:
+def command_for(model: type[Model]) -> str:
     """What to type to make or complete a table."""
     module = model.__module__
     command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
     return command + ("" if issubclass(model, BaseModel) else f" --track-changes {model.__name__}")
 
 
-def check_tables(*models: Any) -> None:
+def check_tables(*models: type[Model]) -> None:
     """Refuse to work on tables that are missing, or lack a column.
 
     Raises
@@ -270,7 +273,7 @@ def check_tables(*models: Any) -> None:
         )
 
 
-def check_guards(*models: Any) -> None:
+def check_guards(*models: type[Model]) -> None:
     """Refuse to work on tables without the indexes and triggers that results rest on.
 
     They are looked for by what they do: a table may have been replaced, or restored without them.
@@ -287,7 +290,7 @@ def check_guards(*models: Any) -> None:
             )
 
 
-def lacking_guard(model: Any) -> str | None:
+def lacking_guard(model: type[Model]) -> str | None:
     """What a table lacks of the indexes and triggers that results rest on, and what to type."""
     lacks = None
     if columns := _missing_unique(model):
@@ -299,16 +302,16 @@ def lacking_guard(model: Any) -> str | None:
     )
 
 
-def _kept_column(model: Any) -> str | None:
+def _kept_column(model: type[Model]) -> str | None:
     """The column in which astra's trigger keeps when a row changed; None where it has none."""
     kept = getattr(model, "is_input", False) or is_tracked(model)
     return modified_field(model).column_name if kept else None
 
 
-def _missing_unique(model: Any) -> str | None:
+def _missing_unique(model: type[Model]) -> str | None:
     """The columns of a table that no index keeps unique, though its model says so."""
     if issubclass(model, OutputModel):
-        return cast("str | None", model.missing_index())
+        return model.missing_index()
     if not issubclass(model, BaseModel):
         return None
     for index in model._meta.fields_to_index():
@@ -320,7 +323,7 @@ def _missing_unique(model: Any) -> str | None:
     return None
 
 
-def _check_names(model: Any) -> None:
+def _check_names(model: type[Model]) -> None:
     """Refuse names that peewee would not quote as they are, or PostgreSQL would cut."""
     for name in (model._meta.table_name, *model._meta.columns):
         dialect().quote(name)
@@ -342,7 +345,7 @@ def own_tables() -> list[Any]:
     return [m for m in found if _is_table(m)]
 
 
-def _is_table(model: Any) -> bool:
+def _is_table(model: type[Model]) -> bool:
     return (
         isinstance(model, type)
         and issubclass(model, BaseModel)

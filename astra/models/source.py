@@ -3,7 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
-from peewee import AutoField, BigIntegerField, DoubleField, FloatField, IntegerField, TextField
+from peewee import (
+    AutoField,
+    BigIntegerField,
+    DoubleField,
+    FloatField,
+    IntegerField,
+    Model,
+    TextField,
+)
 
 from astra.database.connection import dialect
 from astra.errors import TaskError
@@ -73,7 +81,7 @@ class Source(BaseModel):
     is_input = True
 
 
-def of_sources(model: Any, sdss_ids: Iterable[int]) -> Any:
+def of_sources(model: type[Model], sdss_ids: Iterable[int]) -> Any:
     """A clause: a row is one of these sources, or of one of them.
 
     Raises

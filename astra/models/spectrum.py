@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from peewee import SQL, BigAutoField, Field, FloatField, ForeignKeyField, TextField
+from peewee import SQL, BigAutoField, Field, FloatField, ForeignKeyField, Model, TextField
 
 from astra.config.settings import data_path
 from astra.database.connection import database, tuples
@@ -165,6 +165,6 @@ def every_spectrum_model() -> list[Any]:
     return [m for m in every_subclass(BaseModel) if issubclass(m, SpectrumMixin)]
 
 
-def pixel_columns(model: Any) -> list[Field]:
+def pixel_columns(model: type[Model]) -> list[Field]:
     """The columns of `model` that hold arrays: the wide ones."""
     return [field for field in model._meta.sorted_fields if isinstance(field, ArrayField)]

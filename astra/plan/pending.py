@@ -4,7 +4,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from peewee import SQL, ModelSelect, NodeList, fn
+from peewee import SQL, Model, ModelSelect, NodeList, fn
 
 from astra.errors import TaskError, nearest
 from astra.models.keys import (
@@ -15,14 +15,14 @@ from astra.models.keys import (
     primary_fields,
     same_moment,
 )
-from astra.models.pipeline import link_of, version_number
+from astra.models.pipeline import OutputModel, link_of, version_number
 from astra.models.source import of_sources
 from astra.tasks.signature import choose_model, find_task, output_model
 
 
 def generate_queries_for_task(
     task: str | Callable[..., Any],
-    input_model: Any = None,
+    input_model: type[Model] | str | None = None,
     sdss_ids: Iterable[int] | None = None,
     limit: int | None = None,
     page: int | None = None,
@@ -89,8 +89,8 @@ def generate_queries_for_task(
 
 
 def pending_rows(
-    model: Any,
-    output: Any,
+    model: type[Model],
+    output: type[OutputModel],
     group_by: Iterable[str] = (),
     sdss_ids: list[int] | None = None,
     stands: Callable[[Any], Any] | None = None,
@@ -111,14 +111,14 @@ def pending_rows(
     return query.where(wanted).order_by(*ordering(model))
 
 
-def ordering(model: Any) -> list[Any]:
+def ordering(model: type[Model]) -> list[Any]:
     """The order of an input model's rows, as a query takes it."""
     return [NodeList((column, SQL(how))) for column, how in in_order(model)]
 
 
 def has_result(
-    model: Any,
-    output: Any,
+    model: type[Model],
+    output: type[OutputModel],
     by_index: bool = False,
     stands: Callable[[Any], Any] | None = None,
 ) -> Any:
@@ -138,7 +138,7 @@ def has_result(
     return fn.EXISTS(found.offset(0) if by_index else found)
 
 
-def is_up_to_date(result: Any, model: Any) -> Any:
+def is_up_to_date(result: Any, model: type[Model]) -> Any:
     """A clause: a result is of its input row as that is now."""
     if (field := modified_field(model)) is None:
         return SQL("1 = 1")
@@ -150,18 +150,18 @@ def is_up_to_date(result: Any, model: Any) -> Any:
     )
 
 
-def has_old_result(model: Any, output: Any) -> Any:
+def has_old_result(model: type[Model], output: type[OutputModel]) -> Any:
     """A clause: the row has a result at the current version, which may be out of date."""
     result = output.alias("result")
     return fn.EXISTS(result.select(1).where(_is_of(result, model, output)))
 
 
-def _is_of(result: Any, model: Any, output: Any) -> Any:
+def _is_of(result: Any, model: type[Model], output: type[OutputModel]) -> Any:
     same_version = result.v_astra_major_minor == version_number() // 1000
     return link_of(output, model).points(result, model) & same_version
 
 
-def is_last_of_group(model: Any, group_by: Iterable[str]) -> Any:
+def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> Any:
     """A clause: no other row of its group was modified later; all rows, if there are no groups."""
     if not group_by:
         return SQL("1 = 1")
@@ -177,7 +177,7 @@ def is_last_of_group(model: Any, group_by: Iterable[str]) -> Any:
     return ~fn.EXISTS(other.select(1).where(later))
 
 
-def group_order(model: Any) -> list[tuple[Any, str]]:
+def group_order(model: type[Model]) -> list[tuple[Any, str]]:
     """The fields by which the one row of a group comes before its others."""
     field = modified_field(model)
     keys = primary_fields(model)
@@ -186,7 +186,7 @@ def group_order(model: Any) -> list[tuple[Any, str]]:
     return [(field, "DESC"), *((key, "DESC") for key in keys)]
 
 
-def group_column(model: Any, name: str) -> Any:
+def group_column(model: type[Model], name: str) -> Any:
     """The column of an input model that `name` means; names are looked up, never evaluated."""
     meta = model._meta
     if name not in meta.combined:

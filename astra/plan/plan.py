@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import peewee
-from peewee import SQL, fn
+from peewee import SQL, Model, fn
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples, writing
@@ -17,7 +17,7 @@ from astra.models.archive import check_archive
 from astra.models.importing import import_path
 from astra.models.keys import check_keys, in_order, key_of, modified_field, table_name
 from astra.models.locks import lock_row
-from astra.models.pipeline import link_of, version_number
+from astra.models.pipeline import OutputModel, link_of, version_number
 from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.models.schema import check_guards, check_tables, check_version
 from astra.plan.origin import _check_importable, _current_folder, import_root
@@ -62,7 +62,7 @@ class Planned:
 
 def create_plan(
     task: Any,
-    input_model: Any = None,
+    input_model: type[Model] | str | None = None,
     sdss_ids: Iterable[int] | None = None,
     limit: int | None = None,
     max_rows: int | None = None,
@@ -177,7 +177,7 @@ def plan_at_most(task: Any, planning: Mapping[str, Any]) -> list[Planned]:
 
 def _freeze(
     function: Any,
-    model: Any,
+    model: type[Model],
     arguments: dict[str, Any],
     limit: int,
     selection: Selection,
@@ -280,8 +280,8 @@ def _live_plans(name: str, table: str) -> list[int]:
 
 def _record(
     function: Any,
-    model: Any,
-    output: Any,
+    model: type[Model],
+    output: type[OutputModel],
     arguments: dict[str, Any],
     limit: int,
     selection: Selection,

@@ -6,14 +6,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from peewee import SQL, ModelSelect, Value, fn
+from peewee import SQL, Model, ModelSelect, Value, fn
 
 from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.given_keys import find_keys, listed
 from astra.models.keys import key_of, same_moment, table_name
-from astra.models.pipeline import version_number
+from astra.models.pipeline import OutputModel, version_number
 from astra.models.plans import Failure, MadeBy, NoResult
 from astra.plan.pending import checked_ids, pending_rows
 from astra.plan.where import condition
@@ -96,7 +96,7 @@ class Selection:
             **others,
         )
 
-    def check(self, model: Any) -> tuple[list[Any] | None, tuple[Any, ...]]:
+    def check(self, model: type[Model]) -> tuple[list[Any] | None, tuple[Any, ...]]:
         """Check the condition and the keys for a model: the keys that it has, and has not.
 
         Raises
@@ -114,7 +114,13 @@ class Selection:
         return known, tuple(unknown)
 
     def pending(
-        self, model: Any, output: Any, group_by: Iterable[str], known: Any, task: str, digest: str
+        self,
+        model: type[Model],
+        output: type[OutputModel],
+        group_by: Iterable[str],
+        known: Any,
+        task: str,
+        digest: str,
     ) -> ModelSelect:
         """The rows that a plan takes, but for those that are left out."""
         redo, stands = self.redo, None
@@ -130,7 +136,7 @@ class Selection:
             query = key_of(model).narrowed(query, known)
         return query
 
-    def left_out(self, model: Any, task: str, digest: str) -> list[tuple[Any, Any]]:
+    def left_out(self, model: type[Model], task: str, digest: str) -> list[tuple[Any, Any]]:
         """For failures and rows without a result, the clause that a row ended so, and stays so."""
         redo = self.redo
         if self.again or (redo is not None and redo.kind == "all"):
@@ -141,7 +147,7 @@ class Selection:
 
 def ended(
     kind: Any,
-    model: Any,
+    model: type[Model],
     task: str,
     exceptions: tuple[str, ...] = (),
     redo: Redo | None = None,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from peewee import Model
+
 from astra.config import settings
 from astra.config.profiles import Profile
 from astra.config.units import time_limit_s, written_size, written_time
@@ -103,7 +105,7 @@ class Estimate:
 
 def estimate(
     task: Any,
-    input_model: Any = None,
+    input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
     arguments: Mapping[str, Any] | None = None,
     chosen: Profile | None = None,
@@ -162,7 +164,7 @@ def _known(chosen: Profile | None) -> Bounds:
 
 def _probe(
     function: Any,
-    model: Any,
+    model: type[Model],
     arguments: Mapping[str, Any] | None,
     run_probe: Callable[[int], object],
 ) -> None:
@@ -171,7 +173,9 @@ def _probe(
         run_probe(planned.plan)
 
 
-def experience(function: Any, model: Any, arguments: str | None = None) -> Experience | None:
+def experience(
+    function: Any, model: type[Model], arguments: str | None = None
+) -> Experience | None:
     """What the latest attempts at a task took; None if there were none.
 
     Those with the same arguments count alone, where there are any.

@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID
 
 import peewee
+from peewee import Model
 
 from astra.config.run_folder import check_folder, spool_files, spool_folder, write_whole
 from astra.database.connection import database, dialect, retrying, writing
@@ -171,7 +172,7 @@ def _value(plain: Any) -> Any:
 _HEADER = frozenset(["attempt", "page", "plan", "rows"])
 
 
-def load_file(path: Path, output: Any) -> tuple[dict[str, Any], Checkpoint]:
+def load_file(path: Path, output: type[OutputModel]) -> tuple[dict[str, Any], Checkpoint]:
     """The header of a spool file, and what it holds; its results are of the model `output`.
 
     Raises
@@ -201,7 +202,7 @@ def load_file(path: Path, output: Any) -> tuple[dict[str, Any], Checkpoint]:
         raise BadSpool(f"{path} is damaged: {error}") from error
 
 
-def _checkpoint(rows: list[dict[str, Any]], output: Any) -> Checkpoint:
+def _checkpoint(rows: list[dict[str, Any]], output: type[OutputModel]) -> Checkpoint:
     found = Checkpoint()
     by_key: dict[Any, Handed] = {}  # of one row there may be several results
     for row in rows:
@@ -258,7 +259,9 @@ def _set_aside(path: Path) -> list[str]:
     return [str(kept)]
 
 
-def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: Any) -> int:
+def _store(
+    plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: type[OutputModel]
+) -> int:
     """Store one file's rows as its attempt would have; their number."""
     model = load(plan.input_model)
     link = link_of(output, model)
@@ -294,7 +297,7 @@ def _store(plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: A
     return retrying(work)
 
 
-def _valid(model: Any, claim: Claim, checkpoint: Checkpoint) -> Checkpoint:
+def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoint:
     """Those rows that have not ended since, and whose input is what it was."""
     key = key_of(model)
 

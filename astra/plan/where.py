@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import peewee
-from peewee import EnclosedNodeList, Expression, NodeList, Value, fn
+from peewee import EnclosedNodeList, Expression, Model, NodeList, Value, fn
 
 from astra.database.connection import dialect
 from astra.errors import TaskError, nearest
@@ -59,7 +59,7 @@ class _Refused(Exception):
     pass
 
 
-def condition(model: Any, text: str) -> Any:
+def condition(model: type[Model], text: str) -> Any:
     """The condition of a text, for a query on an input model.
 
     Raises
@@ -90,7 +90,7 @@ def _parsed(text: Any) -> ast.expr:
 
 
 class _Reader:
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: type[Model]) -> None:
         self.model = model
 
     # -- conditions -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import peewee
 from astra.database.connection import database, dialect, tuples, writing
 from astra.models.keys import RowKey, as_key, key_of
 from astra.models.pipeline import version_number
-from astra.models.plans import Attempt, Failure, NoResult, Page
+from astra.models.plans import Attempt, Failure, NoResult, Page, RowWithoutResult
 from astra.results.claim import Claim, Progress, Seen, _hold
 from astra.results.columns import _by_columns, _Group, _row_by_row, refused_by_database
 from astra.results.many import batch_of, check_stored, write_rows
@@ -289,7 +289,9 @@ def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -
             _upsert_row(NoResult, _common(target, claim, handed), {})
 
 
-def _upsert_row(model: Any, values: dict[str, Any], extra: dict[Any, Any]) -> None:
+def _upsert_row(
+    model: type[RowWithoutResult], values: dict[str, Any], extra: dict[Any, Any]
+) -> None:
     changed = {getattr(model, n): v for n, v in values.items() if n not in _ONE_PER_ROW}
     model.insert(values).on_conflict(
         conflict_target=[getattr(model, name) for name in _ONE_PER_ROW],

@@ -10,7 +10,7 @@ from typing import Any
 
 from astra.database.connection import database, dialect
 from astra.database.dialect import Batch
-from astra.models.pipeline import version_number
+from astra.models.pipeline import OutputModel, version_number
 from astra.results.claim import Claim
 from astra.results.columns import (
     _alike,
@@ -153,13 +153,13 @@ def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) 
             )
 
 
-def batch_of(model: Any, link: Any, columns: dict[str, Any]) -> Batch:
+def batch_of(model: type[OutputModel], link: Any, columns: dict[str, Any]) -> Batch:
     """Rows of results that set the same columns, and the unique index that they fall under."""
     key = tuple(field.column_name for field in link.key(model).fields)
     return Batch(
         dialect().table(model), columns, (*key, "result_number"),
         (*key, "v_astra_major_minor", "result_number"), link.where,
-        model._meta.primary_key.column_name,
+        model.task_pk.column_name,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from functools import cached_property
 from textwrap import shorten
 from typing import Any
 
+from peewee import Model
+
 from astra.config import secrets
 from astra.database.connection import dialect
 from astra.errors import AstraError
@@ -130,8 +132,8 @@ class Target:
     """Whose results are written: the task, and the table of its inputs."""
 
     task: str
-    model: Any = None  # the input model, where it is known
-    output: Any = None  # the output model, where it is known
+    model: type[Model] | None = None  # the input model, where it is known
+    output: type[OutputModel] | None = None  # the output model, where it is known
     plan_pk: int | None = None
     page: int | None = None
     many: bool = False  # a row may have several results
@@ -145,8 +147,9 @@ class Target:
     @cached_property
     def gathers(self) -> bool:
         """Whether the results of a row wait for its end, and are stored together."""
-        known = self.output is not None and self.model is not None
-        return self.many or self.groups or (known and self.output.gathers(self.model))
+        if self.many or self.groups or self.output is None or self.model is None:
+            return self.many or self.groups
+        return self.output.gathers(self.model)
 
     def index_of(self, result: Any) -> Link | None:
         """The link whose unique index a result falls under."""
@@ -157,7 +160,7 @@ class Target:
     def link(self) -> Link | None:
         """How results point to their rows; None where that is not known."""
         if self.model is None:
-            return PipelineOutputModel.link_to(SpectrumMixin)
+            return PipelineOutputModel.link_to(SpectrumMixin)  # type: ignore[arg-type]
         return (self.output or PipelineOutputModel).link_to(self.model)
 
     @cached_property
@@ -220,7 +223,12 @@ def clean(text: str, limit: int) -> str:
 
 
 def target_of(
-    plan: Plan, model: Any, output: Any, page: int, many: bool = False, groups: bool = False
+    plan: Plan,
+    model: type[Model],
+    output: type[OutputModel],
+    page: int,
+    many: bool = False,
+    groups: bool = False,
 ) -> Target:
     """Whose results a plan's are."""
     return Target(plan.task, model, output, plan.pk, page, many, groups, plan.made_by)

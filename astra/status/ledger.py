@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import peewee
+from peewee import ModelSelect
 
 from astra.database.connection import dialect
 from astra.models.importing import load
@@ -383,7 +384,7 @@ class Ledger:
             kind.select(*columns).where(self._of_task(kind) & dialect().among_texts(kind.key, keys))
         )
 
-    def _fetched(self, query: Any) -> list[tuple[Any, ...]]:
+    def _fetched(self, query: ModelSelect) -> list[tuple[Any, ...]]:
         """The rows of a query, a key and numbers, as the driver gives them: there are many."""
         rows = dialect().run(*query.sql()).fetchall()
         if self.key.is_whole:

@@ -9,9 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 import peewee
+from peewee import Model
 
 from astra.database.connection import dialect, tuples
 from astra.models.keys import table_name
+from astra.models.pipeline import OutputModel
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan, Submission, Suspect
 from astra.models.schema import lacking_guard
 from astra.states import AttemptState
@@ -29,7 +31,7 @@ Found = Iterator[tuple[int | None, str]]
 class Records:
     """The submissions of a plan, and the checks of what refers to them."""
 
-    def __init__(self, plan: Plan, model: Any, output: Any) -> None:
+    def __init__(self, plan: Plan, model: type[Model], output: type[OutputModel]) -> None:
         self.plan, self.model, self.output = plan, model, output
         self.latest = dialect().now() + CLOCKS_DIFFER
         query = Submission.select().where(Submission.plan == plan.pk)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
 from typing import Any
 
+from peewee import Model
+
 from astra.database.connection import connection
 from astra.errors import UsageError
 from astra.models.given_keys import given_keys, run_keys
@@ -36,7 +38,7 @@ class StoredResults:
         self,
         task: Any,
         keys: Iterable[Any] | None = None,
-        input_model: Any = None,
+        input_model: type[Model] | str | None = None,
         limit: int | None = None,
     ) -> None:
         function = find_task(task)

@@ -9,12 +9,13 @@ from shlex import quote
 from typing import Any
 
 import peewee
+from peewee import Model
 
 from astra.database.connection import connection, database, dialect
 from astra.errors import UsageError
 from astra.models.given_keys import find_keys, given_keys
 from astra.models.keys import RowKey, key_of, table_name
-from astra.models.pipeline import link_of, version_number, version_text
+from astra.models.pipeline import OutputModel, link_of, version_number, version_text
 from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import check_tables, check_version
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
@@ -117,7 +118,7 @@ class Story:
     ends: tuple[Ended, ...]
 
 
-def story_of(task: Any, key: str, input_model: Any = None) -> Story:
+def story_of(task: Any, key: str, input_model: type[Model] | str | None = None) -> Story:
     """The story of the row with this key, of the first input model of the task that has it.
 
     Raises
@@ -148,7 +149,9 @@ def story_of(task: Any, key: str, input_model: Any = None) -> Story:
 class _Told:
     """One row of one input model, inside a connection."""
 
-    def __init__(self, function: Any, model: Any, output: Any, key: str) -> None:
+    def __init__(
+        self, function: Any, model: type[Model], output: type[OutputModel], key: str
+    ) -> None:
         self.function, self.model, self.output = function, model, output
         self.task, self.typed = task_name(function), key
         known, unknown = find_keys(model, [key])

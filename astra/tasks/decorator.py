@@ -215,8 +215,8 @@ def _direct(
     target = _target(call, rows)
     n_rows = len(rows) if isinstance(rows, list | tuple) else None
     if settings.write_to_database:
-        if target.output is not None:
-            retrying(lambda: check_tables(target.output))
+        if (output := target.output) is not None:
+            retrying(lambda: check_tables(output))
         retrying(check_archive)
         making = making_of(call, bound_arguments(call, bound), target.output)
         target = replace(target, made_by=retrying(lambda: note_making(making)))
