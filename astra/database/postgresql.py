@@ -15,6 +15,7 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
     encodings,
+    parse_dsn,
 )
 
 from astra.database.dialect import (
@@ -83,6 +84,14 @@ class _PostgresqlDatabase(peewee.PostgresqlDatabase):
     def _connect(self) -> Any:
         made = super()._connect()  # type: ignore[misc]
         self.was_open = True
+        if made.get_parameter_status("standard_conforming_strings") == "off":
+            # The driver decides how it quotes texts once, as it connects.
+            made.close()
+            given = parse_dsn(self.database).get("options", "")
+            self.connect_params["options"] = f"{given} -c standard_conforming_strings=on".strip()
+            made = super()._connect()  # type: ignore[misc]
+        with made.cursor() as cursor:  # numbers are read as they are stored, to the last digit
+            cursor.execute("SET extra_float_digits = 1")
         self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
         return made
 
@@ -105,7 +114,8 @@ class _PostgresqlDatabase(peewee.PostgresqlDatabase):
 #: on the disk: the next one of its page takes its rows as stored.
 _SETTINGS = (
     "SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO'; "
-    "SET LOCAL standard_conforming_strings = on; SET CONSTRAINTS ALL IMMEDIATE; "
+    "SET LOCAL standard_conforming_strings = on; SET LOCAL extra_float_digits = 1; "
+    "SET CONSTRAINTS ALL IMMEDIATE; "
     "SELECT set_config('synchronous_commit', 'on', true) "
     "WHERE current_setting('synchronous_commit') = 'off'"
 )
