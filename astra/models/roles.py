@@ -167,7 +167,8 @@ def _of_writers(model: type[BaseModel]) -> list[str]:
     if model is Suspect:
         return ["INSERT", "UPDATE"]
     if issubclass(model, OutputModel):
-        return ["INSERT", "UPDATE"]
+        # A row that has fewer results than before loses those that it had further.
+        return ["INSERT", "UPDATE", "DELETE"]
     # A result that is a spectrum itself is entered in the register of spectra.
     return ["INSERT"] if model in (Spectrum, MadeBy) else []
 

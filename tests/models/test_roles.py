@@ -27,6 +27,7 @@ from astra.status.failures import failures
 from astra.status.status import all_plans, status
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
+from tests.many_tasks import Peak, peaks
 from tests.sample_tasks import Measured, broken, fill, measure
 from tests.servers import Postgres
 
@@ -174,7 +175,7 @@ def test_the_element_plans_nothing(of: Url) -> None:
         with pytest.raises(NotAllowed, match="page"), connection():
             Page.update(change).execute()
     for statement in (
-        Page.delete(), Attempt.delete(), Measured.delete(), BossVisitSpectrum.update(snr=0.0)
+        Page.delete(), Attempt.delete(), Plan.delete(), BossVisitSpectrum.update(snr=0.0)
     ):  # fmt: skip
         with pytest.raises(NotAllowed), connection():
             statement.execute()
@@ -215,6 +216,23 @@ def test_the_element_cannot_name_a_process_or_a_job_that_cancel_ends(of: Url) ->
         assert _end_processes(_running(get_plan(plan))) == []
         assert strangers.poll() is None
         strangers.kill()
+
+
+def test_the_element_replaces_the_results_of_a_row_that_has_fewer(of: Url) -> None:
+    as_role(of, "owner")
+    init_database(("tests.many_tasks",))
+    # Of 40 rows, by their keys, 0 to n results each; a row without any keeps those that it had.
+    for n, rows in ((3, 60), (1, 40)):
+        as_role(of, "plans")
+        made = create_plan(peaks, BossVisitSpectrum, arguments={"n": n}, redo="all", limit=40)
+        plan = made[0].plan
+        assert plan is not None
+        token = submitted(of, plan)
+        as_role(of, "writes")
+        (run,) = run_element(plan, 1, token, planned_by=ROLES["plans"])
+        assert run.state == "done"
+        with connection():
+            assert Peak.select().count() == rows
 
 
 def test_the_element_pauses_a_plan_whose_pages_all_break(of: Url) -> None:
