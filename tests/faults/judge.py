@@ -101,16 +101,20 @@ def _overtaken(world: World) -> list[str]:
     """
     if world.scenario.elsewhere and world.cluster is None:
         return []
-    taken = dict(
-        world.sql(
-            "SELECT a.pid, extract(epoch FROM b.began)::float8 FROM attempt a JOIN attempt b "
+    taken = {
+        (pid, key): began
+        for pid, began, keys in world.sql(
+            "SELECT a.pid, extract(epoch FROM b.began)::float8, p.keys FROM attempt a "
+            "JOIN page p ON p.pk = a.page_pk JOIN attempt b "
             "ON b.page_pk = a.page_pk AND b.number = a.number + 1 WHERE a.state = 'superseded'"
         )
-    )
+        for key in keys
+    }
+    # It may go on with another page.
     went_on = {
         pid
-        for _, pid, at, _ in world.computings()
-        if float(at) > taken.get(int(pid), float("inf")) + 0.1
+        for key, pid, at, _ in world.computings()
+        if float(at) > taken.get((int(pid), int(key)), float("inf")) + 0.1
     }
     return [f"process {pid} lived when its page was given to another" for pid in went_on]
 

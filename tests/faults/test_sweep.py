@@ -24,7 +24,7 @@ def test_seeds_side_by_side():
     assert done.stdout.count(": ok: ") == 2
 
 
-@pytest.mark.parametrize("seed", [4, 6, 12])  # with 1 and 2, the first that find a planted bug
+@pytest.mark.parametrize("seed", [4, 6, 12])
 def test_a_seed_on_this_machine(faulty, seed):
     report = runner.run(faulty, draw(seed))
     assert not report.breaches, report
