@@ -118,6 +118,10 @@ def text_of(plan: int, log: Log) -> str:
     UsageError
         If the file is not on this machine, or not in the plan's folder.
     """
+    if log.path is None:
+        raise UsageError(
+            f"page {log.page} has no log: the command that computed it printed to its terminal"
+        )
     if (path := path_of(plan, log)) is not None:
         if os.path.isfile(path):
             return path.read_text(errors="replace")
@@ -125,8 +129,7 @@ def text_of(plan: int, log: Log) -> str:
             return text
     owner = path is not None and not os.access(run_folder(get_plan(plan).folder), os.X_OK)
     why = ", or only its owner may read it" if owner else ""
-    where = log.path or "none was written"
-    raise UsageError(f"the log of page {log.page} is not here{why}: {where}")
+    raise UsageError(f"the log of page {log.page} is not here{why}: {log.path}")
 
 
 def _packed(path: Path) -> str | None:

@@ -87,15 +87,17 @@ def run_local(
 def _what_went_ill(statuses: dict[int, int], log_path: str) -> str:
     """
     >>> _what_went_ill({3: 77}, "logs/local-a1")
-    '1 element did not end well: page 3 (exit status 77); see logs/local-a1_3.log'
+    '1 element did not end well: element 3 (exit status 77); see logs/local-a1_3.log'
     >>> _what_went_ill({3: -9, 4: 77}, "logs/local-a1")
-    '2 elements did not end well, first page 3 (killed by SIGKILL); see logs/local-a1_3.log'
+    '2 elements did not end well, first element 3 (killed by SIGKILL); see logs/local-a1_3.log'
     """
-    page, status = next(iter(statuses.items()))
+    element, status = next(iter(statuses.items()))
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     number = "1 element" if len(statuses) == 1 else f"{len(statuses)} elements"
     which = ":" if len(statuses) == 1 else ", first"
-    return f"{number} did not end well{which} page {page} ({how}); see {log_path}_{page}.log"
+    return (
+        f"{number} did not end well{which} element {element} ({how}); see {log_path}_{element}.log"
+    )
 
 
 def end_submission(submission: Submission) -> None:

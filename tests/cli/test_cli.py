@@ -108,8 +108,8 @@ def test_what_waits_for_ever_needs_attention(reason, state):
 
 def test_elements_that_did_not_end_well_are_told_in_words():
     told = _what_went_ill({3: 77}, "logs/local-a1")
-    assert told == "1 element did not end well: page 3 (exit status 77); see logs/local-a1_3.log"
-    assert "2 elements did not end well, first page 3 (killed by SIGKILL)" in _what_went_ill(
+    assert told == "1 element did not end well: element 3 (exit status 77); see logs/local-a1_3.log"
+    assert "2 elements did not end well, first element 3 (killed by SIGKILL)" in _what_went_ill(
         {3: -9, 4: 77}, "logs/local-a1"
     )
 
