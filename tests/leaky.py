@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from astra import task
 from astra.database.connection import database, url
 from astra.models import BossVisitSpectrum
-from tests.sample_tasks import Measured
+from tests.sample_tasks import Measured, Never
 
 
 @task
@@ -29,7 +29,7 @@ def leak(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 
 @task
-def broken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+def broken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Never]:
     """Raises outside of any row: the element is broken, and says why."""
     raise RuntimeError(f"cannot connect to {url()}, {os.environ.get('PGPASSWORD')}")
     yield from spectra

@@ -1,5 +1,6 @@
 """Tasks of every kind, and of some a row has many results."""
 
+import time
 from collections.abc import Iterable
 
 from peewee import FloatField, TextField
@@ -68,9 +69,10 @@ def dips(rows: Iterable[LightCurve]) -> Iterable[Dip]:
 
 
 @task
-def spectra_of(sources: Iterable[Source]) -> Iterable[SpectrumOfSource]:
+def spectra_of(sources: Iterable[Source], pause_s: float = 0.0) -> Iterable[SpectrumOfSource]:
     """A result for each spectrum of a source."""
     for source in sources:
+        time.sleep(pause_s)
         for spectrum in BossVisitSpectrum.select().where(BossVisitSpectrum.source == source.pk):
             yield SpectrumOfSource.from_spectrum(spectrum, height=1.0)
 

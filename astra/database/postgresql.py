@@ -14,8 +14,6 @@ from peewee import SQL
 from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
-    encodings,
-    parse_dsn,
 )
 
 from astra.database.dialect import (
@@ -25,6 +23,7 @@ from astra.database.dialect import (
     peewee_errors,
 )
 from astra.database.locks import Holder, RowLock
+from astra.database.postgresql_connection import PostgresqlDatabase, ends_after
 from astra.database.postgresql_keys import Keys
 from astra.database.timeouts import PatientCursor
 
@@ -77,65 +76,6 @@ def _keeper_of(column: str) -> str:
     return f"astra_keep_{column}".encode()[:63].decode(errors="ignore")
 
 
-class _PostgresqlDatabase(peewee.PostgresqlDatabase):
-    was_open = False  # a connection was made once: whoever is refused now was not refused then
-    codec = "utf_8"  # of the texts that the server can store, once a connection was made
-
-    def _connect(self) -> Any:
-        made = super()._connect()  # type: ignore[misc]
-        self.was_open = True
-        if made.get_parameter_status("standard_conforming_strings") == "off":
-            # The driver decides how it quotes texts once, as it connects.
-            made.close()
-            given = parse_dsn(self.database).get("options", "")
-            self.connect_params["options"] = f"{given} -c standard_conforming_strings=on".strip()
-            made = super()._connect()  # type: ignore[misc]
-        with made.cursor() as cursor:  # numbers are read as they are stored, to the last digit
-            cursor.execute("SET extra_float_digits = 1")
-        self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
-        return made
-
-    def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
-        """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.
-
-        Its own settings, so that they hold behind pgbouncer too, and in the same message.
-        """
-        if silence_s is None:
-            super().begin(isolation_level)
-            return
-        with peewee_errors():
-            self.cursor().execute(f"BEGIN; {_SETTINGS}; {_ends_after(silence_s)}")
-
-
-#: Settings on which it rests that values arrive as they are sent: a role, a database, or whoever
-#: had a connection of PgBouncer's before, may have them otherwise. Without array_nulls a NULL in an
-#: array is the text "NULL". An error of a deferred constraint, which would come at COMMIT, comes
-#: with the statement of its row, so that it costs that row alone. A checkpoint is done once it is
-#: on the disk: the next one of its page takes its rows as stored.
-_SETTINGS = (
-    "SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO'; "
-    "SET LOCAL standard_conforming_strings = on; SET LOCAL extra_float_digits = 1; "
-    "SET CONSTRAINTS ALL IMMEDIATE; "
-    "SELECT set_config('synchronous_commit', 'on', true) "
-    "WHERE current_setting('synchronous_commit') = 'off'"
-)
-
-
-def _ends_after(silence_s: float) -> str:
-    """Settings of a transaction whose client may be stopped, or cut off: its locks are freed.
-
-    The first holds between statements; the others where the server waits for, or sends, data.
-    """
-    most_s = max(round(silence_s), 4)
-    return (
-        f"SET LOCAL idle_in_transaction_session_timeout = {max(round(silence_s * 1000), 1)}; "
-        f"SET LOCAL tcp_user_timeout = {most_s * 1000}; "
-        f"SET LOCAL tcp_keepalives_idle = {most_s // 2}; "
-        f"SET LOCAL tcp_keepalives_interval = {max(most_s // 8, 1)}; "
-        "SET LOCAL tcp_keepalives_count = 4"
-    )
-
-
 class PostgreSQL(Keys):
     name = "postgresql"
 
@@ -155,7 +95,7 @@ class PostgreSQL(Keys):
         # A server, or a proxy before it, that keeps a connection open and is silent: timeouts.py.
         options: dict[str, Any] = {"cursor_factory": PatientCursor}
         options |= {key: value for key, value in defaults.items() if key not in given}
-        self.database: _PostgresqlDatabase = _PostgresqlDatabase(url, **options)
+        self.database: PostgresqlDatabase = PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
         self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}
         self._sequences: dict[str, str | None] = {}
@@ -312,10 +252,16 @@ class PostgreSQL(Keys):
         return any(condition is None or _bare(condition) == wanted for (condition,) in found)
 
     @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """A transaction that reads, and sees one state of the database throughout."""
+    def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
+        """A transaction that reads, and sees one state of the database throughout.
+
+        No table of `models` is altered in it: one that was written anew after the snapshot was
+        taken looks empty in it. A lock is taken without one.
+        """
         with self.database.atomic():
             self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            for model in models:
+                self.run(f"LOCK TABLE {self.table(model)} IN ACCESS SHARE MODE")
             yield
 
     def columns(self, model: Any) -> set[str]:
@@ -457,7 +403,7 @@ class PostgreSQL(Keys):
     def _row_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> RowLock:
         silence_s = max(silence_s, 4.0)
         connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)
-        return RowLock(connect, table, name, holder, _ends_after(silence_s), silence_s)
+        return RowLock(connect, table, name, holder, ends_after(silence_s), silence_s)
 
     def place(self) -> str:
         """Which database of which server this is, whoever asks."""

@@ -416,7 +416,7 @@ class SQLite(Common):
         return False
 
     @contextmanager
-    def snapshot(self) -> Iterator[None]:
+    def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
         """A transaction that reads, and sees one state of the database throughout."""
         with self.database.atomic():
             yield

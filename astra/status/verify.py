@@ -6,6 +6,7 @@ up, and each row ended in exactly one way. What is found is named by page and ke
 """
 
 from astra.database.connection import connection, dialect
+from astra.models.importing import load
 from astra.models.plans import Plan
 from astra.plan.lookup import find_modules, get_plan
 from astra.status.verdict import Verdict
@@ -41,5 +42,6 @@ def verify(plan: int, most: int = 20) -> Verdict:
 
     frozen = get_plan(plan)
     find_modules(frozen)
-    with connection(), dialect().snapshot():
+    output = load(frozen.output_model)
+    with connection(), dialect().snapshot([output] if dialect().columns(output) else []):
         return Ledger(Plan.get_by_id(frozen.pk), most).checked()

@@ -48,6 +48,7 @@ LOOKS = {
     "failures": ["1", "1 --json"],
     "help": ["status"],
     "logs": ["1", "1 1"],
+    "metrics": [""],
     "nights": ["", "--json", "dark"],
     "plans": ["", "--json"],
     "report": ["1 -o -"],
@@ -60,8 +61,8 @@ LOOKS = {
 
 #: Those that change something; what they print goes the same way.
 ACTS = {
-    "cancel", "continue", "demo", "init", "initdb", "nightly", "pause", "plan", "recover", "resume",
-    "retry", "run", "slam", "submit", "throttle",
+    "cancel", "continue", "demo", "init", "initdb", "nightly", "pause", "plan", "recover", "rename",
+    "resume", "retry", "run", "slam", "submit", "throttle",
 }  # fmt: skip
 
 

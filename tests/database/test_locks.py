@@ -15,7 +15,7 @@ import pytest
 
 from astra.database.connection import bind, connection
 from astra.database.locks import Holder, RowLock
-from astra.database.postgresql import _ends_after
+from astra.database.postgresql_connection import ends_after
 from astra.errors import BusyError
 from astra.models import BossVisitSpectrum
 from astra.models.locks import Held, hold
@@ -35,7 +35,7 @@ ME = Holder("login1", 4711, "operator")
 
 def lock(url: str, silence_s: float = SILENCE_S) -> RowLock:
     connect = partial(psycopg2.connect, url, connect_timeout=2)
-    return RowLock(connect, '"astra_lock"', "plan 1", ME, _ends_after(silence_s), silence_s)
+    return RowLock(connect, '"astra_lock"', "plan 1", ME, ends_after(silence_s), silence_s)
 
 
 def through(proxy: Proxy, postgres: Postgres, url: str) -> str:

@@ -247,8 +247,9 @@ class TestOnSlurm:
         monkeypatch.setenv("SLURM_CONF", str(strict.conf))
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         fill(30)
+        # The first row of its page: none before it is stored, which would make the retry free.
         (planned,) = create_plan(hungry, BossVisitSpectrum, limit=10,
-                                 arguments={"mb": 250, "at": 11})  # fmt: skip
+                                 arguments={"mb": 250, "at": 20})  # fmt: skip
         plan = planned.plan
         submit(plan, options={"mem": "200M", "pull": False})
         run_out(strict)

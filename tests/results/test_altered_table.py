@@ -1,10 +1,13 @@
 """What is stored is what was yielded, or it fails loudly, whatever was done to the table meanwhile."""
 
+import psycopg2
+import psycopg2.errors
 import pytest
 
 from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Failure
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status
@@ -90,3 +93,18 @@ def test_a_trigger_keeps_a_replacement_out(url):
     (made,) = create_plan(measure, BossVisitSpectrum)
     resume_local(made.plan)
     assert status(made.plan).rows == {"done": 45, "failed": 15}
+
+
+def test_no_table_is_altered_while_it_is_verified(pg_url):
+    """One that was written anew would look empty in a snapshot that was taken before."""
+    fill(4)
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    resume_local(made.plan)
+    with connection(), dialect().snapshot([Measured]):
+        assert get_plan(made.plan).n_rows == 4
+        with psycopg2.connect(pg_url) as other, other.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '50ms'")
+            with pytest.raises(psycopg2.errors.LockNotAvailable):
+                cursor.execute("ALTER TABLE measured ALTER COLUMN value TYPE numeric")
+        other.close()
+        assert Measured.select().count() == 4

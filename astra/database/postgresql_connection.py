@@ -1,0 +1,67 @@
+"""Connections to PostgreSQL: what is set on them, so that values travel as they are."""
+
+from typing import Any
+
+import peewee
+from psycopg2.extensions import encodings, parse_dsn
+
+from astra.database.dialect import peewee_errors
+
+
+class PostgresqlDatabase(peewee.PostgresqlDatabase):
+    was_open = False  # a connection was made once: whoever is refused now was not refused then
+    codec = "utf_8"  # of the texts that the server can store, once a connection was made
+
+    def _connect(self) -> Any:
+        made = super()._connect()  # type: ignore[misc]
+        self.was_open = True
+        if made.get_parameter_status("standard_conforming_strings") == "off":
+            # The driver decides how it quotes texts once, as it connects.
+            made.close()
+            given = parse_dsn(self.database).get("options", "")
+            self.connect_params["options"] = f"{given} -c standard_conforming_strings=on".strip()
+            made = super()._connect()  # type: ignore[misc]
+        with made.cursor() as cursor:  # numbers are read as they are stored, to the last digit
+            cursor.execute("SET extra_float_digits = 1")
+        self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
+        return made
+
+    def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
+        """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.
+
+        Its own settings, so that they hold behind pgbouncer too, and in the same message.
+        """
+        if silence_s is None:
+            super().begin(isolation_level)
+            return
+        with peewee_errors():
+            self.cursor().execute(f"BEGIN; {_SETTINGS}; {ends_after(silence_s)}")
+
+
+#: Settings on which it rests that values arrive as they are sent: a role, a database, or whoever
+#: had a connection of PgBouncer's before, may have them otherwise. Without array_nulls a NULL in an
+#: array is the text "NULL". An error of a deferred constraint, which would come at COMMIT, comes
+#: with the statement of its row, so that it costs that row alone. A checkpoint is done once it is
+#: on the disk: the next one of its page takes its rows as stored.
+_SETTINGS = (
+    "SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO'; "
+    "SET LOCAL standard_conforming_strings = on; SET LOCAL extra_float_digits = 1; "
+    "SET CONSTRAINTS ALL IMMEDIATE; "
+    "SELECT set_config('synchronous_commit', 'on', true) "
+    "WHERE current_setting('synchronous_commit') = 'off'"
+)
+
+
+def ends_after(silence_s: float) -> str:
+    """Settings of a transaction whose client may be stopped, or cut off: its locks are freed.
+
+    The first holds between statements; the others where the server waits for, or sends, data.
+    """
+    most_s = max(round(silence_s), 4)
+    return (
+        f"SET LOCAL idle_in_transaction_session_timeout = {max(round(silence_s * 1000), 1)}; "
+        f"SET LOCAL tcp_user_timeout = {most_s * 1000}; "
+        f"SET LOCAL tcp_keepalives_idle = {most_s // 2}; "
+        f"SET LOCAL tcp_keepalives_interval = {max(most_s // 8, 1)}; "
+        "SET LOCAL tcp_keepalives_count = 4"
+    )
