@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,9 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import write
 from astra.results.rows import Checkpoint, Handed, Yielded, target_of
-from astra.resume.cancel import cancel
+from astra.resume.cancel import _cancel_element, cancel
+from astra.slurm import client
+from astra.slurm.parse import JobId
 from astra.submit.intent import make_intent, new_submission
 from tests.claims import somewhere
 from tests.conftest import ROOT
@@ -193,3 +196,19 @@ def test_of_those_who_claim_a_page_at_once_one_has_it(url):
             said = list(claimants.map(claim, [page.number] * 6))
             assert said.count("claimed") == 1, said
     assert Attempt.select().count() == len(pages)
+
+
+@pytest.mark.parametrize("job", ["4242_3", "-1_1", f"{2**40}_1"])
+def test_a_job_that_the_plan_did_not_submit_is_not_cancelled(url, job, monkeypatch):
+    """The number of a job in an attempt may be anybody's."""
+    plan = planned()
+    running_elsewhere(plan)
+    monkeypatch.setattr(client, "cancel", lambda *job: pytest.fail(f"scancel of {job}"))
+    page = SimpleNamespace(page=1, job=job, element=1)
+    with pytest.raises(UsageError, match=rf"did not submit: nothing .* astra verify {plan}"):
+        _cancel_element(get_plan(plan), page)
+
+
+def test_slurm_is_asked_for_no_number_that_no_job_can_have():
+    numbers = (-1, 0, 1, 2**32 - 1, 2**32)
+    assert client._ids([JobId(number) for number in numbers]) == [1, 2**32 - 1]
