@@ -188,7 +188,8 @@ def test_killed_while_sbatch_runs_and_the_next_intent_is_made(slurm, tmp_path, m
     assert resume(plan).pages == 8
     with connection():
         first, second, *_ = Submission.select().order_by(Submission.pk)
-        assert str(first.job_id) == answered.read_text().strip() and first.state == "submitted"
+        assert str(first.job_id) == answered.read_text().strip()
+        assert first.state in ("submitted", "ended")  # its elements may have taken all pages by now
         assert second.state == "absent" and Plan.get().cancelled is None
     run_out(slurm)
     assert len(computed.read_text().split()) == 60 and counts() == (60, 60)
