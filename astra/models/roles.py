@@ -57,6 +57,10 @@ _CONTROLLED: dict[Any, set[str]] = {
 }
 
 
+#: What a role of each kind may do, and one of a lesser kind may not.
+_MARKS = {"plans": (Page, "INSERT"), "writes": (Failure, "INSERT"), "reads": (Plan, "SELECT")}
+
+
 @dataclass(frozen=True)
 class Grant:
     """A role, and what it is for."""
@@ -129,10 +133,9 @@ def give(grants: list[Grant], models: list[type[BaseModel]]) -> None:
 
 
 def _given_before(speaks: PostgreSQL) -> list[Grant]:
-    marks = {"plans": (Page, "INSERT"), "writes": (Failure, "INSERT"), "reads": (Plan, "SELECT")}
     return [
         Grant(role, kind)
-        for kind, (model, privilege) in marks.items()
+        for kind, (model, privilege) in _MARKS.items()
         for role in speaks.granted(model, privilege)
     ]
 
@@ -179,9 +182,7 @@ def _on(privilege: str, columns: list[str]) -> str:
 
 def _check_given(speaks: PostgreSQL, grant: Grant) -> None:
     """PostgreSQL only warns where the giver has nothing to give."""
-    model, privilege = {"plans": (Page, "INSERT"), "writes": (Failure, "INSERT")}.get(
-        grant.kind, (Plan, "SELECT")
-    )
+    model, privilege = _MARKS[grant.kind]
     if not speaks.may(grant.role, model, privilege):
         name = database.obj.connection().info.user
         raise DatabaseError(

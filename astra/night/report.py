@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from astra.night.history import NightStatus, night_of, nights
-from astra.report.report import Earlier, Report, earlier_of, report_of
+from astra.report.earlier import Earlier, earlier_of
+from astra.report.report import Report, report_of
 from astra.status.headline import Headline, Kind, headline_of
 from astra.status.status import PlanStatus
 

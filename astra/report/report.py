@@ -30,8 +30,6 @@ from astra.status.logs import log_paths
 from astra.status.pages import PageStatus
 from astra.status.status import PlanStatus, statuses
 
-__all__ = ["Report", "earlier_of", "report_of"]
-
 N_LISTED = 100  # pages and nodes in a table, at most
 
 

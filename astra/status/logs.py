@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from peewee import ModelSelect
+
 from astra.config.run_folder import run_folder
 from astra.database.connection import connection
 from astra.errors import UsageError
@@ -37,14 +39,7 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
     """
     frozen = get_plan(plan)
     with connection():
-        query = (
-            Attempt.select(Attempt, Page, Submission)
-            .join(Page)
-            .switch(Attempt)
-            .join(Submission, on=(Submission.pk == Attempt.submission_pk), attr="submission")
-            .where(Page.plan == frozen.pk)
-            .order_by(Page.number, Attempt.number)
-        )
+        query = _attempts().where(Page.plan == frozen.pk).order_by(Page.number, Attempt.number)
         if page is not None:
             if not 1 <= page <= frozen.n_pages:
                 raise UsageError(f"plan {plan} has pages 1 to {frozen.n_pages}, not {page}")
@@ -77,16 +72,20 @@ def has_ended(plan: int, log: Log) -> bool:
 
 def log_paths(attempts: Collection[int]) -> dict[int, str]:
     """Return where some attempts printed to, by their primary keys, as far as that is known."""
-    query = (
+    query = _attempts().where(Attempt.pk << list(attempts))
+    with connection():
+        found = {attempt.pk: _log(attempt).path for attempt in query} if attempts else {}
+    return {pk: path for pk, path in found.items() if path}
+
+
+def _attempts() -> "ModelSelect[Attempt]":
+    """Attempts with all that says where they printed to."""
+    return (
         Attempt.select(Attempt, Page, Submission)
         .join(Page)
         .switch(Attempt)
         .join(Submission, on=(Submission.pk == Attempt.submission_pk), attr="submission")
-        .where(Attempt.pk << list(attempts))
     )
-    with connection():
-        found = {attempt.pk: _log(attempt).path for attempt in query} if attempts else {}
-    return {pk: path for pk, path in found.items() if path}
 
 
 def path_of(plan: int, log: Log) -> Path | None:

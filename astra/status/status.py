@@ -150,7 +150,8 @@ def statuses(
     found = [_read(get_plan(plan), of_whole) for plan in plans]
     jobs = slurm_jobs(s for stored in found for s in stored.asked_about(of_whole))
     answer, notes = _ask(jobs, ask_again, recent_s)
-    lost = {path: _lost_guard(stored.plan) for stored in found for path in [_input(stored.plan)]}
+    inputs = {_input(stored.plan): stored.plan for stored in found}
+    lost = {path: _lost_guard(plan) for path, plan in inputs.items()}
     return [
         _status(stored, answer, [*notes, *lost[_input(stored.plan)]], of_whole) for stored in found
     ]

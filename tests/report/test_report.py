@@ -19,9 +19,10 @@ from astra.database.connection import connection, dialect
 from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.plan.plan import create_plan
 from astra.report.attempts import histogram, mean_over
+from astra.report.earlier import earlier_of
 from astra.report.format import duration
 from astra.report.page import html
-from astra.report.report import earlier_of, report_of
+from astra.report.report import report_of
 from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Usage, parse_usage
 from astra.states import PlanState, SlurmState
