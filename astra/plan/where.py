@@ -33,9 +33,9 @@ _KINDS = {
 
 _COMPARED = {ast.Eq: "=", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
-_COMPUTED: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-    ast.Div: operator.truediv, ast.Mod: operator.mod,
+_COMPUTED: dict[type, tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
+    ast.Div: ("/", operator.truediv), ast.Mod: ("%", operator.mod),
 }  # fmt: skip
 
 _ALLOWED = (
@@ -166,8 +166,8 @@ class _Reader:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             term = self.term(node.operand, level + 1)
             if not term.is_literal:  # a minus before a column is no literal's
-                zero = _literal(0)
-                return self._computed(zero, node.op, term, node)
+                op = ast.Sub() if isinstance(node.op, ast.USub) else ast.Add()
+                return self._computed(_literal(0), op, term, node)
             if term.kind != "number":
                 raise _Refused(f"{_said(node)} is computed, and no number")
             return _literal(-term.value if isinstance(node.op, ast.USub) else term.value)
@@ -198,7 +198,7 @@ class _Reader:
             raise _Refused(f"{_said(node)} is computed, and not of numbers alone")
         if one.is_literal and other.is_literal:
             try:
-                return _literal(_COMPUTED[type(op)](one.value, other.value))
+                return _literal(_COMPUTED[type(op)][1](one.value, other.value))
             except (ArithmeticError, ValueError) as error:
                 raise _Refused(f"{_said(node)}: {error}") from None
         is_whole = one.is_whole and other.is_whole
@@ -214,15 +214,7 @@ class _Reader:
             rest = EnclosedNodeList([NodeList((left, mark, right))])
             sum_ = EnclosedNodeList([NodeList((rest, peewee.SQL("+"), right))])
             return _Term("number", EnclosedNodeList([NodeList((sum_, mark, right))]), is_whole=True)
-        sign = {
-            ast.Add: "+",
-            ast.UAdd: "+",
-            ast.Sub: "-",
-            ast.USub: "-",
-            ast.Mult: "*",
-            ast.Div: "/",
-        }
-        return _Term("number", Expression(left, sign[type(op)], right), is_whole=exact)
+        return _Term("number", Expression(left, _COMPUTED[type(op)][0], right), is_whole=exact)
 
 
 def _literal(value: Any) -> _Term:

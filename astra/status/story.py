@@ -131,12 +131,12 @@ def story_of(task: Any, key: str, input_model: type[Model] | str | None = None) 
     check_version()
     with connection():
         check_tables(*models, output)
-        found = [_Told(function, model, output, key) for model in models]
-        for told in found:
-            if told.exists:
-                return told.story()
-        for told in found:  # a row that was deleted leaves what it was
-            story = told.story()
+        found = [_Row(function, model, output, key) for model in models]
+        for row in found:
+            if row.exists:
+                return row.story()
+        for row in found:  # a row that was deleted leaves what it was
+            story = row.story()
             if story.results or story.plans or story.ends:
                 return story
     tables = " or ".join(table_name(model) for model in models)
@@ -146,7 +146,7 @@ def story_of(task: Any, key: str, input_model: type[Model] | str | None = None) 
     )
 
 
-class _Told:
+class _Row:
     """One row of one input model, inside a connection."""
 
     def __init__(
