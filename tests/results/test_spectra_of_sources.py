@@ -28,7 +28,9 @@ def test_a_killed_element_loses_and_repeats_no_spectrum(slurm):
     with connection():
         key = fn.MOD(BossVisitSpectrum.spectrum_pk - 1, 1000) + 1
         BossVisitSpectrum.update(source=key).execute()
-    (planned,) = create_plan(spectra_of, limit=100, arguments={"pause_s": 0.005})
+    # Checkpoints within the page, so that the element dies between two of them.
+    arguments = {"pause_s": 0.01, "batch_size": 30}
+    (planned,) = create_plan(spectra_of, limit=100, arguments=arguments)
     assert planned.plan is not None and planned.rows == 1000
     submit(planned.plan, options={"throttle": 2})
     kill_element(running(1)[0])
