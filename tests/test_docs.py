@@ -52,14 +52,14 @@ def test_every_exit_status_is_documented_in_one_place():
         return {kind.exit_status}.union(*(below(other) for other in kind.__subclasses__()))
 
     page = (ROOT / "docs" / "exit-statuses.md").read_text()
-    told = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
-    assert told == below(AstraError) | {state.exit_status for state in PlanState}
+    documented = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert documented == below(AstraError) | {state.exit_status for state in PlanState}
 
 
 def test_every_command_is_documented():
-    told = "\n".join(page.read_text() for page in PAGES)
+    pages = "\n".join(page.read_text() for page in PAGES)
     for name, command in main.commands.items():
-        assert command.hidden or f"astra {name}" in told or f"`{name}`" in told, name
+        assert command.hidden or f"astra {name}" in pages or f"`{name}`" in pages, name
 
 
 def _typed(console: str) -> list[str]:
