@@ -7,25 +7,22 @@ from typing import Any
 
 import click
 
-from astra.cli.completion import COMMAND, MODULE, PROFILE
+from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
-from astra.cli.options import Duration, json_option
+from astra.cli.options import Duration, json_option, profile_option
 from astra.errors import UsageError, nearest
 
 
 @main.command()
 @click.argument("modules", nargs=-1, type=MODULE, metavar="[MODULE]...")
 @click.option(
-    "--grant",
-    multiple=True,
-    metavar="ROLE[:plans|writes|reads]",
+    "--grant", multiple=True, metavar="ROLE[:plans|writes|reads]",
     help="Let a role of PostgreSQL plan, write results, or read; without a word, all three.",
-)
+)  # fmt: skip
 @click.option(
-    "--copied",
-    is_flag=True,
+    "--copied", is_flag=True,
     help="This database is a copy of one that is still in use: give up its living plans here.",
-)
+)  # fmt: skip
 @click.option(
     "--moved", is_flag=True, help="This database has taken the place of the one it was made as."
 )
@@ -85,18 +82,11 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
 
 @main.command()
 @click.option("--job", is_flag=True, help="Look from a node too: submits a job of one minute.")
+@profile_option("With --job: its Slurm options.")
 @click.option(
-    "--profile", "profile_name", type=PROFILE, metavar="P", help="With --job: its Slurm options."
-)
-@click.option(
-    "--wait",
-    "wait_s",
-    type=Duration(),
-    default="5min",
-    show_default=True,
-    metavar="TIME",
+    "--wait", "wait_s", type=Duration(), default="5min", show_default=True, metavar="TIME",
     help="With --job: longest wait for it.",
-)
+)  # fmt: skip
 @click.option("--answer", type=click.Path(path_type=Path), hidden=True)
 @json_option
 def doctor(

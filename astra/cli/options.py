@@ -1,6 +1,8 @@
 """Options that several commands take, and the values that they stand for."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,32 @@ from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
 from astra.errors import UsageError
 
 
-def json_option(function: Any) -> Any:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+def together(*options: Any) -> Any:
+    """One decorator of several options, which help shows in this order."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def csv_option(function: Any) -> Any:
-    return click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(function)
+def _gathered(name: str, gather: Callable[..., Any], *options: Any) -> Any:
+    """One decorator of several options, whose values a command gets as one, `name`."""
 
+    def decorate(function: Any) -> Any:
+        @wraps(function)
+        def command(*args: Any, **values: Any) -> Any:
+            values[name] = gather(**{key: values.pop(key) for key in keys})
+            return function(*args, **values)
 
-def _last_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
-    """Return the plan that was named, or the last one, and say which that is."""
-    return plan if plan is not None or ctx.resilient_parsing else the_last()
+        before = len(getattr(command, "__click_params__", ()))
+        decorated = together(*options)(command)
+        keys = [option.name for option in decorated.__click_params__[before:]]
+        return decorated
+
+    return decorate
 
 
 def the_last() -> int:
@@ -32,26 +49,17 @@ def the_last() -> int:
     return plan
 
 
+def _last_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
+    return plan if plan is not None or ctx.resilient_parsing else the_last()
+
+
 def _named_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
-    """The plan that was named: what changes something guesses none."""
     if plan is not None or ctx.resilient_parsing:
         return plan
     from astra.api import last_plan
 
     last = last_plan()
     raise UsageError(f"astra {ctx.info_name}: name a plan; the last is {last}: astra plans")
-
-
-def plan_read(function: Any) -> Any:
-    """PLAN of a command that only reads: the last one if it is left out."""
-    return click.argument("plan", type=PLAN, required=False, callback=_last_plan)(function)
-
-
-def plan_named(function: Any) -> Any:
-    """PLAN of a command that changes something."""
-    return click.argument(
-        "plan", type=PLAN, required=False, metavar="PLAN", callback=_named_plan
-    )(function)  # fmt: skip
 
 
 def _trust(ctx: click.Context, parameter: Any, wanted: bool) -> None:
@@ -62,12 +70,14 @@ def _trust(ctx: click.Context, parameter: Any, wanted: bool) -> None:
         ctx.call_on_close(trust_no_longer)
 
 
-def trust_option(function: Any) -> Any:
-    """Of a command that imports the code of a plan, or has elements import it."""
-    text = "Run the plan's code, though another role of the database made the plan."
-    return click.option(
-        "--trust", is_flag=True, expose_value=False, callback=_trust, help=text
-    )(function)  # fmt: skip
+def _pairs(ctx: click.Context, parameter: Any, given: tuple[str, ...]) -> dict[str, str]:
+    return pairs(given, parameter.opts[0])
+
+
+def _keys(ctx: click.Context, parameter: Any, given: str | None) -> Any:
+    from astra.models.given_keys import keys_of
+
+    return None if given is None else keys_of(given)
 
 
 class Since(click.ParamType):
@@ -88,24 +98,18 @@ class Since(click.ParamType):
             self.fail(f"{value!r} is no time; write 2026-11-24, or 12h or 3d for ago", param, ctx)
 
 
-def plan_filters(function: Any) -> Any:
-    """Which plans are listed."""
-    for option in reversed(
-        (
-            click.option("--task", type=TASK, metavar="TASK", help="Only plans of this task."),
-            click.option(
-                "--state", type=PLAN_STATE, metavar="STATE",
-                help="Only plans that are whole, failed rows, running, attention or cancelled.",
-            ),
-            click.option("--mine", is_flag=True, help="Only plans that you made."),
-            click.option(
-                "--since", type=Since(), metavar="TIME",
-                help="Only plans made since a date or within a time: 2026-11-24, 12h, 3d.",
-            ),
-        )
-    ):  # fmt: skip
-        function = option(function)
-    return function
+class Duration(click.ParamType):
+    """2h, 90min, or as sbatch reads a time; in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        from astra.config.units import duration_s, time_limit_s
+
+        seconds = duration_s(value) or time_limit_s(value)
+        if not seconds:
+            self.fail(f"{value!r} is no time; write 2h, 90min, or 02:00:00", param, ctx)
+        return float(seconds)
 
 
 class RedoOption(click.Option):
@@ -122,98 +126,6 @@ class RedoOption(click.Option):
             process(value, state)
 
         option.process = take
-
-
-def plan_options(function: Any) -> Any:
-    """Which rows are planned, and how many are a page."""
-    return _planning(function, ("--page-size", "--limit", "limit"), ("--max-rows",))
-
-
-def run_options(function: Any) -> Any:
-    """The same of a command that runs them here, whose limit is that of the rows."""
-    return _planning(function, ("--page-size", "limit"), ("--limit", "--max-rows", "max_rows"))
-
-
-def _planning(function: Any, page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Any:
-    for option in reversed(
-        (
-            click.option(
-                "--input-model", type=MODEL, metavar="M", help="One of the task's input models."
-            ),
-            click.option(
-                "--sdss-ids", metavar="FILE|LIST", help="Only these sources: 1,2,3 or a file."
-            ),
-            click.option(
-                "--keys", metavar="FILE", help="Only rows with these keys: a file, one key a line."
-            ),
-            click.option(
-                "--where", metavar="EXPR", help='Only rows for which it holds: "snr > 10".'
-            ),
-            click.option(
-                "--redo",
-                cls=RedoOption,
-                metavar="WHICH",
-                help="Rows that have ended, too: all, changed, failed, or older-than DATE.",
-            ),
-            click.option(*page_size, type=int, metavar="N", help="Rows per page."),
-            click.option(*max_rows, type=int, metavar="N", help="At most so many rows."),
-            click.option(
-                "--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument."
-            ),
-            click.option(
-                "--again", is_flag=True, help="Also rows that ended as failed or without result."
-            ),
-        )
-    ):
-        function = option(function)
-    return function
-
-
-def slurm_options(function: Any) -> Any:
-    for option in reversed(
-        (
-            click.option(
-                "--profile", "profile_name", type=PROFILE, metavar="P", help="Slurm options to use."
-            ),
-            click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
-            click.option(
-                "--pages-per-element", type=int, metavar="N", help="Assign N pages to each element."
-            ),
-            click.option(
-                "--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
-                help="End a row that takes longer, as a failure.",
-            ),
-            click.option("--time", "walltime", metavar="TIME", help="Time limit of an element."),
-            click.option("--mem", metavar="SIZE", help="Memory of an element."),
-            click.option("--partition", metavar="NAME", help="Partition of Slurm's."),
-            click.option("--account", metavar="NAME", help="Account to charge."),
-            click.option("--qos", metavar="NAME", help="Quality of service."),
-            click.option(
-                "-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
-                help="Any other option of sbatch; a flag by its NAME alone.",
-            ),
-            click.option("--dry-run", is_flag=True, help="Show scripts; store and submit nothing."),
-            click.option("--local", is_flag=True, help="Run as processes of this machine."),
-            click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N",
-                         help="With --local: processes at once."),
-        )
-    ):  # fmt: skip
-        function = option(function)
-    return function
-
-
-class Duration(click.ParamType):
-    """2h, 90min, or as sbatch reads a time; in seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        from astra.config.units import duration_s, time_limit_s
-
-        seconds = duration_s(value) or time_limit_s(value)
-        if not seconds:
-            self.fail(f"{value!r} is no time; write 2h, 90min, or 02:00:00", param, ctx)
-        return float(seconds)
 
 
 def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
@@ -238,21 +150,12 @@ def slurm_pairs(given: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def slurm_values(
-    throttle: int | None, pages_per_element: int | None, row_timeout: float | None,
-    walltime: str | None, mem: str | None,
-    partition: str | None, account: str | None, qos: str | None, extra: tuple[str, ...],
-) -> dict[str, Any]:  # fmt: skip
-    named = {
-        "throttle": throttle, "pages_per_element": pages_per_element,
-        "row_timeout": row_timeout, "time": walltime, "mem": mem, "partition": partition,
-        "account": account, "qos": qos,
-    }  # fmt: skip
+def _slurm_values(extra: tuple[str, ...], **named: Any) -> dict[str, Any]:
     given = {key: value for key, value in named.items() if value is not None}
     return {**given, **slurm_pairs(extra)}
 
 
-def ids_of(text: str | None) -> list[int] | None:
+def _ids(ctx: click.Context, parameter: Any, text: str | None) -> list[int] | None:
     """Identifiers from a list, or from a file with one or more to a line."""
     if text is None:
         return None
@@ -272,20 +175,97 @@ def ids_of(text: str | None) -> list[int] | None:
     return ids
 
 
-def planning(
-    input_model: str | None, sdss_ids: str | None, limit: int | None, max_rows: int | None,
-    arguments: tuple[str, ...], again: bool, keys: str | None = None, where: str | None = None,
-    redo: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    from astra.models.given_keys import keys_of
-
-    return {
-        "keys": None if keys is None else keys_of(keys), "where": where, "redo": redo,
-        "input_model": input_model, "sdss_ids": ids_of(sdss_ids), "limit": limit,
-        "max_rows": max_rows, "arguments": pairs(arguments, "--set"), "again": again,
-    }  # fmt: skip
-
-
 def one(found: list[Any]) -> Any:
     """One thing as itself: most tasks read one table."""
     return found[0] if len(found) == 1 else found
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+
+#: PLAN of a command that only reads: the last one if it is left out.
+plan_read = click.argument("plan", type=PLAN, required=False, callback=_last_plan)
+
+#: PLAN of a command that changes something, which guesses none.
+plan_named = click.argument(
+    "plan", type=PLAN, required=False, metavar="PLAN", callback=_named_plan
+)  # fmt: skip
+
+#: Of a command that imports the code of a plan, or has elements import it.
+trust_option = click.option(
+    "--trust", is_flag=True, expose_value=False, callback=_trust,
+    help="Run the plan's code, though another role of the database made the plan.",
+)  # fmt: skip
+
+input_model_option = click.option(
+    "--input-model", type=MODEL, metavar="M", help="One of the task's input models."
+)
+arguments_option = click.option(
+    "--set", "arguments", multiple=True, callback=_pairs, metavar="NAME=VALUE",
+    help="Task's argument.",
+)  # fmt: skip
+
+
+def profile_option(text: str) -> Any:
+    return click.option("--profile", "profile_name", type=PROFILE, metavar="P", help=text)
+
+
+#: Which plans are listed.
+plan_filters = together(
+    click.option("--task", type=TASK, metavar="TASK", help="Only plans of this task."),
+    click.option("--state", type=PLAN_STATE, metavar="STATE",
+                 help="Only plans that are whole, failed rows, running, attention or cancelled."),
+    click.option("--mine", is_flag=True, help="Only plans that you made."),
+    click.option("--since", type=Since(), metavar="TIME",
+                 help="Only plans made since a date or within a time: 2026-11-24, 12h, 3d."),
+)  # fmt: skip
+
+
+def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Any:
+    """Which rows are planned, and how many are a page; the names are those of ``create_plan``."""
+    return _gathered(
+        "planning", dict,
+        input_model_option,
+        click.option("--sdss-ids", callback=_ids, metavar="FILE|LIST",
+                     help="Only these sources: 1,2,3 or a file."),
+        click.option("--keys", callback=_keys, metavar="FILE",
+                     help="Only rows with these keys: a file, one key a line."),
+        click.option("--where", metavar="EXPR", help='Only rows for which it holds: "snr > 10".'),
+        click.option("--redo", cls=RedoOption, metavar="WHICH",
+                     help="Rows that have ended, too: all, changed, failed, or older-than DATE."),
+        click.option(*page_size, type=int, metavar="N", help="Rows per page."),
+        click.option(*max_rows, type=int, metavar="N", help="At most so many rows."),
+        arguments_option,
+        click.option("--again", is_flag=True,
+                     help="Also rows that ended as failed or without result."),
+    )  # fmt: skip
+
+
+plan_options = _planning(("--page-size", "--limit", "limit"), ("--max-rows",))
+
+#: The same of a command that runs them here, whose limit is that of the rows.
+run_options = _planning(("--page-size", "limit"), ("--limit", "--max-rows", "max_rows"))
+
+#: How elements are submitted, or run here.
+slurm_options = together(
+    profile_option("Slurm options to use."),
+    _gathered(
+        "options", _slurm_values,
+        click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
+        click.option("--pages-per-element", type=int, metavar="N",
+                     help="Assign N pages to each element."),
+        click.option("--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
+                     help="End a row that takes longer, as a failure."),
+        click.option("--time", metavar="TIME", help="Time limit of an element."),
+        click.option("--mem", metavar="SIZE", help="Memory of an element."),
+        click.option("--partition", metavar="NAME", help="Partition of Slurm's."),
+        click.option("--account", metavar="NAME", help="Account to charge."),
+        click.option("--qos", metavar="NAME", help="Quality of service."),
+        click.option("-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
+                     help="Any other option of sbatch; a flag by its NAME alone."),
+    ),
+    click.option("--dry-run", is_flag=True, help="Show scripts; store and submit nothing."),
+    click.option("--local", is_flag=True, help="Run as processes of this machine."),
+    click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N",
+                 help="With --local: processes at once."),
+)  # fmt: skip

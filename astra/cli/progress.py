@@ -18,7 +18,6 @@ from astra.cli.options import (
     plan_named,
     plan_read,
     slurm_options,
-    slurm_values,
     the_last,
     trust_option,
 )
@@ -34,14 +33,10 @@ from astra.states import worst
 @click.option("--pages", is_flag=True, help="Show every page.")
 @click.option("--watch", "live", is_flag=True, help="Show it live, until nothing of it lives.")
 @click.option(
-    "--every",
-    "every_s",
-    type=click.FloatRange(1),
-    default=10.0,
-    show_default=True,
+    "--every", "every_s", type=click.FloatRange(1), default=10.0, show_default=True,
     metavar="SECONDS",
     help="With --watch: how often to look.",
-)
+)  # fmt: skip
 @json_option
 def status(
     plan: int | None, task: str | None, state: str | None, mine: bool, since: datetime | None,
@@ -93,27 +88,39 @@ def _status_of_several(filters: Any, pages: bool, as_json: bool) -> None:
 @plan_named
 @click.option("--failed", is_flag=True, help="Take recorded failures again.")
 @click.option(
-    "--only",
-    type=SLURM_STATES,
-    metavar="STATES",
+    "--only", type=SLURM_STATES, metavar="STATES",
     help="Only pages that Slurm ended so: OUT_OF_MEMORY,TIMEOUT.",
-)
+)  # fmt: skip
 @slurm_options
 @trust_option
 @json_option
-def resume(
-    plan: int, failed: bool, only: str | None, dry_run: bool, local: bool, jobs: int,
-    profile_name: str | None, as_json: bool, **slurm_options: Any,
-) -> None:  # fmt: skip
+def resume(**options: Any) -> None:
     """Submit the pages of PLAN that are not whole and not alive."""
+    _resume(**options)
+
+
+@main.command()
+@plan_named
+@slurm_options
+@trust_option
+@json_option
+def retry(**options: Any) -> None:
+    """Take the recorded failures of PLAN again: the same as resume --failed."""
+    _resume(failed=True, only=None, **options)
+
+
+def _resume(
+    plan: int, failed: bool, only: str | None, profile_name: str | None, options: dict[str, Any],
+    dry_run: bool, local: bool, jobs: int, as_json: bool,
+) -> None:  # fmt: skip
     from astra.api import resume_plan
     from astra.cli import show
 
-    done = resume_plan(
-        plan, failed, _states(only), profile_name,
-        slurm_values(**slurm_options), dry_run, local, jobs,
-        None if as_json else show.progress,
-    )  # fmt: skip
+    states = [word.strip() for word in (only or "").split(",") if word.strip()]
+    if only is not None and not states:
+        raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
+    tell = None if as_json else show.progress
+    done = resume_plan(plan, failed, states, profile_name, options, dry_run, local, jobs, tell)
     if as_json:
         show.as_json(done)
     elif not local or not done.pages:
@@ -122,24 +129,6 @@ def resume(
         show_local([done], as_json)
     elif done.left and not done.pages:
         sys.exit(4)
-
-
-def _states(only: str | None) -> list[str]:
-    words = [word.strip() for word in (only or "").split(",") if word.strip()]
-    if only is not None and not words:
-        raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
-    return words
-
-
-@main.command()
-@plan_named
-@slurm_options
-@trust_option
-@json_option
-@click.pass_context
-def retry(ctx: click.Context, **options: Any) -> None:
-    """Take the recorded failures of PLAN again: the same as resume --failed."""
-    ctx.invoke(resume, failed=True, only=None, **options)
 
 
 @main.command()
@@ -328,35 +317,22 @@ def _plan_number(word: str) -> int:
 @main.command()
 @click.argument("which", nargs=-1, type=NIGHT_OR_PLAN, metavar="[PLAN]... | [NIGHT [DATE]]")
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
     help="Where to; by default plan-N.html, or night-N.html, here. - is standard output.",
-)
+)  # fmt: skip
 @click.option(
-    "--watch",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
+    "--watch", "folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
     help="Keep pages of all plans and nights, and an index, in FOLDER until Ctrl-C or SIGTERM.",
-)
+)  # fmt: skip
 @click.option(
-    "--every",
-    "every_s",
-    type=click.FloatRange(1),
-    default=60.0,
-    metavar="SECONDS",
+    "--every", "every_s", type=click.FloatRange(1), default=60.0, metavar="SECONDS",
     help="Of --watch: how often to look; 60 by default.",
-)
+)  # fmt: skip
 @click.option("--once", is_flag=True, help="Of --watch: look once, as for cron.")
 @click.option(
-    "--keep-days",
-    type=click.FloatRange(0),
-    default=30.0,
-    metavar="N",
+    "--keep-days", type=click.FloatRange(0), default=30.0, metavar="N",
     help="Of --watch: how long pages of what has ended stay; 30 by default.",
-)
+)  # fmt: skip
 @trust_option
 @json_option
 def report(

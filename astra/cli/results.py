@@ -4,20 +4,18 @@ from typing import Any
 
 import click
 
-from astra.cli.completion import MODEL, TASK
+from astra.cli.completion import TASK
 from astra.cli.group import main
-from astra.cli.options import json_option
+from astra.cli.options import csv_option, input_model_option, json_option
 from astra.errors import UsageError
 
 
 @main.command()
 @click.argument("task", type=TASK)
 @click.option("--keys", metavar="FILE|LIST", help="Only of these rows: a file, or key,key,...")
-@click.option(
-    "--input-model", type=MODEL, metavar="M", help="The one of the input models that keys are of."
-)
+@input_model_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N results.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with every column.")
+@csv_option
 @json_option
 def results(
     task: str, keys: str | None, input_model: str | None, limit: int | None, as_csv: bool,
@@ -47,7 +45,7 @@ def results(
 @main.command()
 @click.argument("task", type=TASK)
 @click.argument("key")
-@click.option("--input-model", type=MODEL, metavar="M", help="One of the task's input models.")
+@input_model_option
 @json_option
 def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
     """Say why the row with this KEY is pending for TASK, or is not, and all that happened to it."""

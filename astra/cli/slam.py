@@ -27,11 +27,9 @@ def slam() -> None:
     "--range", "within", metavar="FIRST:LAST", help="Wavelengths to use [vacuum Angstrom]."
 )
 @click.option(
-    "--others",
-    type=click.Path(path_type=Path),
-    metavar="TABLE",
+    "--others", type=click.Path(path_type=Path), metavar="TABLE",
     help="Spectra of other kinds, without labels, to know when to flag; may be the same TABLE.",
-)
+)  # fmt: skip
 @click.option("--keep-outliers", is_flag=True, help="Reject no spectra and no pixels.")
 @click.option("--description", default="", help="What the model is trained on.")
 @click.option(

@@ -5,18 +5,18 @@ from typing import Any
 
 import click
 
-from astra.cli.completion import MODEL, PROFILE, TASK, TASK_OR_PLAN
+from astra.cli.completion import TASK, TASK_OR_PLAN
 from astra.cli.group import main
 from astra.cli.options import (
     Duration,
+    arguments_option,
+    input_model_option,
     json_option,
     one,
-    pairs,
     plan_options,
-    planning,
+    profile_option,
     run_options,
     slurm_options,
-    slurm_values,
     trust_option,
 )
 from astra.config.startup import one_line_for_each_error
@@ -27,28 +27,17 @@ from astra.states import worst
 @main.command("estimate")
 @click.argument("task", type=TASK)
 @click.option(
-    "--time",
-    "element_time",
-    type=Duration(),
-    default="1h",
-    show_default=True,
-    metavar="TIME",
+    "--time", "element_time", type=Duration(), default="1h", show_default=True, metavar="TIME",
     help="How long an element should take.",
-)
-@click.option("--input-model", type=MODEL, metavar="M", help="One of the task's input models.")
-@click.option("--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument.")
-@click.option(
-    "--profile",
-    "profile_name",
-    type=PROFILE,
-    metavar="P",
-    help="Whose partition bounds the limits.",
-)
+)  # fmt: skip
+@input_model_option
+@arguments_option
+@profile_option("Whose partition bounds the limits.")
 @click.option("--partition", metavar="NAME", help="Partition of Slurm's.")
 @click.option("--probe", is_flag=True, help="Run 20 rows here first, if nothing is known.")
 @json_option
 def estimate_command(
-    task: str, element_time: float, input_model: str | None, arguments: tuple[str, ...],
+    task: str, element_time: float, input_model: str | None, arguments: dict[str, str],
     profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose rows per page, memory and time limits for TASK, from what its attempts took."""
@@ -57,9 +46,7 @@ def estimate_command(
     from astra.config.profiles import choose_profile
 
     chosen = choose_profile(profile_name, {"partition": partition})
-    found = estimate(
-        task, input_model, element_time, pairs(arguments, "--set"), chosen, probe
-    )  # fmt: skip
+    found = estimate(task, input_model, element_time, arguments, chosen, probe)
     show.as_json(one(found)) if as_json else show.estimated(found)
 
 
@@ -67,42 +54,31 @@ def estimate_command(
 @click.argument("task", type=TASK)
 @plan_options
 @click.option(
-    "--time",
-    "--element-time",
-    "element_time",
-    type=Duration(),
-    metavar="TIME",
+    "--time", "--element-time", "element_time", type=Duration(), metavar="TIME",
     help="Choose rows per page such that an element takes about this long.",
-)
-@click.option(
-    "--profile", "profile_name", type=PROFILE, metavar="P", help="With --time: bounds the limits."
-)
+)  # fmt: skip
+@profile_option("With --time: bounds the limits.")
 @json_option
 def plan(
-    task: str, as_json: bool, element_time: float | None, profile_name: str | None, **options: Any
-) -> None:
+    task: str, planning: dict[str, Any], element_time: float | None, profile_name: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Freeze the pending rows of TASK into pages."""
+    from astra.api import create_plan, plan_sized
     from astra.cli import show
-
-    if element_time is None:
-        plans = _create(task, **options)
-        show.as_json(one(plans)) if as_json else show.planned(plans)
-        return
-    from astra.api import plan_sized
     from astra.config.profiles import choose_profile
 
-    sized = plan_sized(task, planning(**options), element_time, choose_profile(profile_name, None))
-    if as_json:
-        show.as_json(one([p for p, _ in sized]))
+    sized = []
+    if element_time is None:
+        plans = create_plan(task, **planning)
     else:
-        show.planned([p for p, _ in sized])
+        sized = plan_sized(task, planning, element_time, choose_profile(profile_name, None))
+        plans = [made for made, _ in sized]
+    if as_json:
+        show.as_json(one(plans))
+    else:
+        show.planned(plans)
         show.sized(sized)
-
-
-def _create(task: str, **options: Any) -> list[Any]:
-    from astra.plan.plan import create_plan
-
-    return create_plan(task, **planning(**options))
 
 
 @main.command()
@@ -121,20 +97,16 @@ def rename(old: str, task: str) -> None:
 @click.argument("task_or_plan", type=TASK_OR_PLAN)
 @plan_options
 @click.option(
-    "--element-time",
-    type=Duration(),
-    metavar="TIME",
+    "--element-time", type=Duration(), metavar="TIME",
     help="Choose rows per page, and --time and --mem if not given, by experience.",
-)
+)  # fmt: skip
 @slurm_options
 @trust_option
 @json_option
 def submit(
-    task_or_plan: str, dry_run: bool, local: bool, jobs: int, profile_name: str | None,
-    as_json: bool, input_model: str | None, sdss_ids: str | None, limit: int | None,
-    max_rows: int | None, arguments: tuple[str, ...], again: bool, keys: str | None,
-    where: str | None, redo: str | None, element_time: float | None,
-    **slurm_options: Any,
+    task_or_plan: str, planning: dict[str, Any], element_time: float | None,
+    profile_name: str | None, options: dict[str, Any], dry_run: bool, local: bool, jobs: int,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Submit TASK, planned first, or a PLAN by its number, as Slurm job arrays.
 
@@ -145,17 +117,9 @@ def submit(
     from astra.cli import show
 
     done = submit_task(
-        task_or_plan,
-        planning(input_model, sdss_ids, limit, max_rows, arguments, again, keys, where, redo),
-        profile_name, slurm_values(**slurm_options), dry_run, local, jobs,
+        task_or_plan, planning, profile_name, options, dry_run, local, jobs,
         None if as_json else show.progress, element_time,
     )  # fmt: skip
-    _show_submissions(done, as_json, local)
-
-
-def _show_submissions(done: Any, as_json: bool, local: bool) -> None:
-    from astra.cli import show
-
     if as_json:
         show.as_json(one([s if s is not None else show.nothing_submitted(p) for p, s in done]))
     else:
@@ -185,7 +149,7 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
 @run_options
 @click.option("--traceback", "with_traceback", is_flag=True, help="Show those of rows that raise.")
 @json_option
-def run(task: str, with_traceback: bool, as_json: bool, **options: Any) -> None:
+def run(task: str, planning: dict[str, Any], with_traceback: bool, as_json: bool) -> None:
     """Plan TASK and run it here and now, in this process."""
     from astra.api import run_here
     from astra.cli import show
@@ -194,7 +158,7 @@ def run(task: str, with_traceback: bool, as_json: bool, **options: Any) -> None:
 
     if not with_traceback:
         one_line_for_each_error()
-    plans = plan_at_most(task, planning(**options))
+    plans = plan_at_most(task, planning)
     if not as_json:
         show.planned(plans)
     statuses = []
@@ -212,14 +176,14 @@ def run(task: str, with_traceback: bool, as_json: bool, **options: Any) -> None:
 @main.command("try")
 @click.argument("task_or_plan", type=TASK_OR_PLAN)
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
-@click.option("--input-model", type=MODEL, metavar="M", help="One of the task's input models.")
-@click.option("--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Task's argument.")
+@input_model_option
+@arguments_option
 @click.option("--pdb", is_flag=True, help="Stop in the debugger where a row raised.")
 @trust_option
 @json_option
 def try_command(
     task_or_plan: str, keys: tuple[str, ...], input_model: str | None,
-    arguments: tuple[str, ...], pdb: bool, as_json: bool,
+    arguments: dict[str, str], pdb: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute the rows of these KEYs here, and store nothing: results, or the traceback.
 
@@ -234,7 +198,7 @@ def try_command(
             raise UsageError(f"plan {task_or_plan} has its table and arguments: leave --set out")
         trial = trial_of_plan(int(task_or_plan), keys)
     else:
-        trial = trial_of_task(task_or_plan, keys, input_model, pairs(arguments, "--set"))
+        trial = trial_of_task(task_or_plan, keys, input_model, arguments)
     tried = []
     for found, trace in trial:
         tried.append(found)
