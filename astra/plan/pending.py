@@ -156,6 +156,16 @@ def has_old_result(model: type[Model], output: type[OutputModel]) -> Any:
     return fn.EXISTS(result.select(1).where(_is_of(result, model, output)))
 
 
+def last_ended(
+    model: type[Model], output: type[OutputModel], ends: Iterable[tuple[Any, Any]]
+) -> Any:
+    """When the row last ended: by one of `ends`, records with their clauses, or with a result."""
+    result = output.alias("result")
+    moments = [record.select(fn.MAX(record.modified)).where(clause) for record, clause in ends]
+    moments.append(result.select(fn.MAX(result.modified)).where(_is_of(result, model, output)))
+    return fn.COALESCE(*moments)
+
+
 def _is_of(result: Any, model: type[Model], output: type[OutputModel]) -> Any:
     same_version = result.v_astra_major_minor == version_number() // 1000
     return link_of(output, model).points(result, model) & same_version

@@ -15,7 +15,7 @@ from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.importing import import_path
-from astra.models.keys import check_keys, in_order, key_of, modified_field, table_name
+from astra.models.keys import check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of, version_number
 from astra.models.plans import Attempt, Failure, Page, Plan
@@ -23,7 +23,7 @@ from astra.models.schema import check_guards, check_tables, check_version
 from astra.plan.origin import _check_importable, _current_folder, import_root
 from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_silent
-from astra.plan.pending import has_old_result, whole_number
+from astra.plan.pending import whole_number
 from astra.plan.selection import Selection, ended
 from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
@@ -216,9 +216,7 @@ def _freeze(
                     deadly = ended(kind, model, name, QUARANTINED)
                     counts["quarantined"] = pending.where(deadly).count()
                 pending = pending.where(~clause)
-        order: list[tuple[Any, str]] = in_order(model)
-        if selection.new_first:
-            order.insert(0, (has_old_result(model, output), "ASC"))
+        order = selection.order(model, output, name)
         sorted_by = [column.alias(f"order_{n}") for n, (column, _) in enumerate(order)]
         keys = pending.select(key.column.alias("key"), *sorted_by).order_by(
             *(SQL(f"order_{n} {how}") for n, (_, how) in enumerate(order))

@@ -12,10 +12,10 @@ from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.given_keys import find_keys, listed
-from astra.models.keys import key_of, same_moment, table_name
+from astra.models.keys import in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel, version_number
 from astra.models.plans import Failure, MadeBy, NoResult
-from astra.plan.pending import checked_ids, pending_rows
+from astra.plan.pending import checked_ids, has_old_result, last_ended, pending_rows
 from astra.plan.where import condition
 
 
@@ -144,6 +144,23 @@ class Selection:
         kinds = [NoResult] if redo is not None and redo.kind == "failed" else [Failure, NoResult]
         return [(kind, ended(kind, model, task, redo=redo, digest=digest)) for kind in kinds]
 
+    def order(
+        self, model: type[Model], output: type[OutputModel], task: str
+    ) -> list[tuple[Any, str]]:
+        """The order of the rows that a plan takes: columns and their directions.
+
+        Where rows are processed again whatever made their results, a limited number at a time,
+        those that ended the longest ago come first: over several nights each has its turn.
+        """
+        order: list[tuple[Any, str]] = in_order(model)
+        if self.new_first:
+            order.insert(0, (has_old_result(model, output), "ASC"))
+        redo = None if self.max_rows is None or self.redo is None else self.redo.kind
+        if redo in ("all", "failed"):
+            ends = [has_ended(kind, model, task) for kind in (Failure, NoResult)]
+            order.insert(0, (last_ended(model, output, ends), "ASC NULLS FIRST"))
+        return order
+
 
 def ended(
     kind: Any,
@@ -154,14 +171,8 @@ def ended(
     digest: str = "",
 ) -> Any:
     """A clause: the row ended so at this version, was not modified since, and stays so."""
-    row = kind.alias("ended")
-    clause = (
-        (row.task == task)
-        & (row.input_table == table_name(model))
-        & (row.key == key_of(model).text)
-        & (row.v_astra_major_minor == version_number() // 1000)
-        & same_moment(row.input_modified, model)
-    )
+    row, clause = has_ended(kind, model, task)
+    clause &= same_moment(row.input_modified, model)
     if kind is Failure:
         clause &= ~row.refused
     if exceptions:
@@ -169,3 +180,15 @@ def ended(
     if redo is not None:
         clause &= redo.stands(row, task, digest)
     return fn.EXISTS(row.select(1).where(clause))
+
+
+def has_ended(kind: Any, model: type[Model], task: str) -> tuple[Any, Any]:
+    """Records of a kind of end, under a name of their own, and the clause that one is the row's."""
+    record = kind.alias("ended")
+    clause = (
+        (record.task == task)
+        & (record.input_table == table_name(model))
+        & (record.key == key_of(model).text)
+        & (record.v_astra_major_minor == version_number() // 1000)
+    )
+    return record, clause

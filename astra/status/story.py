@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -12,7 +13,7 @@ import peewee
 from peewee import Model
 
 from astra.database.connection import connection, database, dialect
-from astra.errors import UsageError
+from astra.errors import TaskError, UsageError
 from astra.models.given_keys import find_keys, given_keys
 from astra.models.keys import RowKey, key_of, table_name
 from astra.models.pipeline import OutputModel, link_of, version_number, version_text
@@ -21,6 +22,7 @@ from astra.models.schema import check_tables, check_version
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
 from astra.plan.selection import ended
 from astra.states import Outcome
+from astra.tasks.made_by import digest_of_file
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 
 
@@ -35,6 +37,10 @@ class Making:
     revision: str | None
     commit: str | None
     version: str  # of astra
+
+    def files_read(self) -> list[tuple[str, str, str]]:
+        """The argument, path and SHA-256 of each file that made it."""
+        return [(name, *file) for name, files in self.files.items() for file in files.items()]
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class _Row:
     def story(self) -> Story:
         results, plans = tuple(self._results()), tuple(self._plans())
         ends = tuple(self._ends())
-        pending, why, then = self._why(plans)
+        pending, why, then = self._why(results, plans)
         return Story(
             self.task, self.model.__name__, table_name(self.model), self.key, self.exists,
             pending, why, then, results, plans, ends,
@@ -169,7 +175,9 @@ class _Row:
 
     # -- is it pending? ---------------------------------------------------------------------
 
-    def _why(self, plans: tuple[Planning, ...]) -> tuple[bool, str, str | None]:
+    def _why(
+        self, results: tuple[StoredResult, ...], plans: tuple[Planning, ...]
+    ) -> tuple[bool, str, str | None]:
         """Whether the row is pending, why or why not, and what to type."""
         if not self.exists:
             return False, f"{table_name(self.model)} has no such row any more", None
@@ -189,10 +197,29 @@ class _Row:
         if done:
             since = "; processed again since, it failed" if failed else ""
             since += "; processed again since, the task yielded none" if empty else ""
-            return False, f"it has a result that is up to date{since}", f"{plan} --redo all"
+            changed = self._changed(results)
+            since += f"; since then {changed}" if changed else ""
+            then = f"{plan} --redo {'changed' if changed else 'all'}"
+            return False, f"it has a result that is up to date{since}", then
         if old:
             return True, "it was modified since its result", plan
         return True, f"it has no result at version {version_text(version_number())}", plan
+
+    def _changed(self, results: tuple[StoredResult, ...]) -> str:
+        """What has changed of the files and the revision that made the results; none of it: ''."""
+        revision = getattr(getattr(self.function, "__astra__", None), "revision", None)
+        changed = {}
+        for by in (result.made_by for result in results if result.up_to_date and result.made_by):
+            if revision is not None and by.revision != str(revision):
+                changed[f"the task has become revision {revision}"] = True
+            folder = Plan.select(Plan.cwd).where(Plan.pk == by.plan).scalar() or ""
+            for name, path, then in by.files_read():
+                try:
+                    if digest_of_file(name, Path(folder, path)) != then:
+                        changed[f"the file {path} has changed"] = True
+                except TaskError as error:
+                    changed[str(error)] = True
+        return ", and ".join(changed)
 
     def _flags(self) -> list[bool]:
         model, output = self.model, self.output

@@ -18,12 +18,13 @@ from astra.database.connection import connection, dialect
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
 from astra.models.nights import Night
-from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Plan
+from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import init_database
 from astra.night.plans import Look, begin_tasks
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status
+from astra.status.story import story_of
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
 
@@ -39,7 +40,7 @@ def relabel(
     """The number in a file, for each spectrum."""
     label = float(Path(model).read_text())
     for spectrum in spectra:
-        if spectrum.spectrum_pk == bad:
+        if bad in (spectrum.spectrum_pk, -1):
             raise ValueError("bad")
         if spectrum.spectrum_pk != none:
             yield Labelled.from_spectrum(spectrum, label=label)
@@ -126,6 +127,25 @@ def test_a_revision_counts_and_a_commit_does_not(labels, monkeypatch):
         object.__setattr__(relabel.__astra__, "revision", 1)
 
 
+def test_why_says_what_has_changed_since_a_result(labels, tmp_path_factory, monkeypatch):
+    run()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # relative paths are the plan's
+    assert story_of(relabel, "1").why == "it has a result that is up to date"
+    labels.write_text("2")
+    changed = "it has a result that is up to date; since then the file model.txt has changed"
+    story = story_of(relabel, "1")
+    assert (story.why, story.pending) == (changed, False)
+    assert story.next.endswith("--keys 1 --redo changed")
+    labels.unlink()
+    assert "since then model: the file" in story_of(relabel, "1").why
+    labels.write_text("1")
+    object.__setattr__(relabel.__astra__, "revision", 2)
+    try:
+        assert story_of(relabel, "1").why.endswith("the task has become revision 2")
+    finally:
+        object.__setattr__(relabel.__astra__, "revision", 1)
+
+
 def test_all_failed_and_older_than(labels):
     run(arguments={"bad": 2, "none": 3})
     assert stored().keys() == {1, 4, 5, 6}
@@ -148,6 +168,22 @@ def test_all_failed_and_older_than(labels):
     for wrong in ("everything", "older-than", "older-than yesterday", "all 3", ""):
         with pytest.raises(TaskError, match="--redo"):
             create_plan(relabel, redo=wrong)
+
+
+@pytest.mark.parametrize("redo", ["all", "failed"])
+def test_a_limited_number_of_rows_is_done_again_in_turn(labels, redo):
+    """Also one that fails each time: it does not take the place of the others."""
+    run(arguments={"bad": 2, "none": 3} if redo == "all" else {"bad": -1})
+    keys = []
+    for _ in range(3):
+        planned = run(redo=redo, max_rows=2, arguments={"bad": 2})
+        assert planned.rows == 2
+        with connection():
+            keys += [
+                key for page in Page.select().where(Page.plan == planned.plan) for key in page.keys
+            ]
+    assert sorted(keys) == [1, 2, 3, 4, 5, 6]
+    assert run(redo=redo, max_rows=1, arguments={"bad": 2}).rows == 1
 
 
 def test_old_results_stay_where_there_are_no_new_ones(labels):
