@@ -17,31 +17,33 @@ from astra.errors import UsageError, nearest
 @click.argument("modules", nargs=-1, type=MODULE, metavar="[MODULE]...")
 @click.option(
     "--grant", multiple=True, metavar="ROLE[:plans|writes|reads]",
-    help="Let a role of PostgreSQL plan, write results, or read; without a word, all three.",
+    help="Let a PostgreSQL role plan, write results, or read; by default, all three.",
 )  # fmt: skip
 @click.option(
     "--copied", is_flag=True,
-    help="This database is a copy of one that is still in use: give up its living plans here.",
+    help="This database is a copy of one that is still in use: cancel its active plans here.",
 )  # fmt: skip
 @click.option(
-    "--moved", is_flag=True, help="This database has taken the place of the one it was made as."
+    "--moved",
+    is_flag=True,
+    help="This database was moved here, and the original is gone: continue its plans.",
 )
 @click.option(
     "--track-changes",
     "tracked",
     multiple=True,
     metavar="MODEL",
-    help="Have the database note when rows of an existing table change: in the column that "
-    "class Meta: modified of its model names.",
+    help="Record in the database when rows of an existing table change, in the column that "
+    "Meta.modified of its model names.",
 )
-@click.option("--views", is_flag=True, help="Make a view TABLE_current of each table of results.")
-@click.option("--sql", is_flag=True, help="Print what would be done, as SQL, and change nothing.")
+@click.option("--views", is_flag=True, help="Create a view TABLE_current of each table of results.")
+@click.option("--sql", is_flag=True, help="Print the SQL statements and change nothing.")
 @json_option
 def initdb(
     modules: tuple[str, ...], grant: tuple[str, ...], copied: bool, moved: bool, views: bool,
     tracked: tuple[str, ...], sql: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Make all missing tables, those of your MODULEs too. Can be run again."""
+    """Create all missing tables, including those of your MODULEs. Can be run again."""
     from astra.cli import show
     from astra.config.secrets import hide_password
     from astra.database.connection import url
@@ -67,11 +69,11 @@ def initdb(
 
 @main.command()
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
-@click.option("--database", "url", metavar="URL", help="The database that the tables stand in.")
-@click.option("--schema", metavar="NAME", help="The schema of PostgreSQL that holds the tables.")
+@click.option("--database", "url", metavar="URL", help="The database that holds the tables.")
+@click.option("--schema", metavar="NAME", help="The PostgreSQL schema that holds the tables.")
 @click.option("--module", default="mytasks", show_default=True, help="Name of the Python module.")
 def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: str) -> None:
-    """Write a starting point here: astra.toml, and mytasks.py with models of TABLEs that exist."""
+    """Write a starting point: astra.toml, and mytasks.py with models of existing TABLEs."""
     from astra.cli import show
     from astra.models.starting import start_here
 
@@ -81,21 +83,21 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
 
 
 @main.command()
-@click.option("--job", is_flag=True, help="Look from a node too: submits a job of one minute.")
-@profile_option("With --job: its Slurm options.")
+@click.option("--job", is_flag=True, help="Also check from a node, by a job of one minute.")
+@profile_option("With --job: the Slurm options of the job.")
 @click.option(
     "--wait", "wait_s", type=Duration(), default="5min", show_default=True, metavar="TIME",
-    help="With --job: longest wait for it.",
+    help="With --job: the longest time to wait for the job.",
 )  # fmt: skip
 @click.option("--answer", type=click.Path(path_type=Path), hidden=True)
 @json_option
 def doctor(
     job: bool, profile_name: str | None, wait_s: float, answer: Path | None, as_json: bool
 ) -> None:  # fmt: skip
-    """Say whether this place is ready: a line for each thing, and what to type where it is not.
+    """Check whether this machine is ready to run astra, and print what to type where it is not.
 
-    Python, configuration, database, Slurm, run directory, and each night with its mail, webhook and
-    cron. Exit status: 0 ready, perhaps with warnings, 4 something failed.
+    Checks Python, the configuration, the database, Slurm, the run directory, and each night with
+    its mail, webhook and cron. Exit status: 0 ready, perhaps with warnings; 4 something failed.
     """
     from astra.doctor.job import write_answer
     from astra.night.readiness import examine, on_a_node
@@ -130,7 +132,7 @@ def show_findings(found: Iterable[Any], as_json: bool, quiet: bool, ready: str) 
 @main.command("config")
 @json_option
 def config_command(as_json: bool) -> None:
-    """Show every value and where it came from; secrets are hidden. Profiles are checked."""
+    """Show each setting and where it came from, and check the profiles. Secrets are hidden."""
     from astra.cli import show
     from astra.config import settings as config
     from astra.doctor.place import wrong_profiles
@@ -149,9 +151,11 @@ def config_command(as_json: bool) -> None:
 
 @main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--rows", type=click.IntRange(10), default=200, show_default=True)
+@click.option(
+    "--rows", type=click.IntRange(10), default=200, show_default=True, help="Number of input rows."
+)
 def demo(folder: Path | None, rows: int) -> None:
-    """Show it all on SQLite: plan, run, a process killed, resume, results."""
+    """Demonstrate astra on SQLite: plan, run, kill a process, resume, show results."""
     from astra.cli.demo import run_demo
 
     run_demo(folder, rows)
@@ -160,7 +164,7 @@ def demo(folder: Path | None, rows: int) -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete commands, tasks, plans, profiles, nights and models.
+    """Print a script with which a shell completes commands, tasks, plans, profiles and nights.
 
     For bash, eval "$(astra completion bash)" in ~/.bashrc; for zsh the same in ~/.zshrc, after
     compinit; for fish, in ~/.config/fish/completions/astra.fish.
@@ -176,7 +180,7 @@ def completion(shell: str) -> None:
 @click.argument("words", nargs=-1, type=COMMAND, metavar="[COMMAND]...")
 @click.pass_context
 def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Show what a COMMAND does, with examples; without one, list them."""
+    """Show the help of COMMAND, with examples; without COMMAND, list all commands."""
     shown = ctx.find_root()
     for word in words:
         group = shown.command

@@ -97,10 +97,10 @@ def show_error(error: AstraError) -> None:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="astra")
-@click.option("--config", "config_path", metavar="FILE", help="Configuration to use.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+@click.option("--config", "config_path", metavar="FILE", help="Configuration file to use.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more on standard error.")
 def main(config_path: str | None, verbose: bool) -> None:
-    """Process every row of an archive that has no up-to-date result, and know that it is done.
+    """Run a function over every row of a table that has no up-to-date result, on a Slurm cluster.
 
     \b
     pending -> plan -> script -> submit -> element -> results -> status / resume

@@ -14,20 +14,26 @@ from astra.errors import UsageError
 
 @main.command()
 @click.argument("name", type=NIGHT)
-@click.option("--quiet", is_flag=True, help="Say nothing unless something is wrong.")
+@click.option("--quiet", is_flag=True, help="Print nothing unless something is wrong.")
 @click.option(
-    "--continue", "night", type=int, metavar="NIGHT", help="Look after NIGHT once, as its job does."
+    "--continue",
+    "night",
+    type=int,
+    metavar="NIGHT",
+    help="Do once, by hand, what the finalizer of NIGHT does.",
 )
 @click.option("--job", "token", hidden=True)
-@click.option("--check", is_flag=True, help="Try all but the beginning, and say what is missing.")
+@click.option(
+    "--check", is_flag=True, help="Check whether the night could start, and start nothing."
+)
 @json_option
 def nightly(
     name: str, quiet: bool, night: int | None, token: str | None, check: bool, as_json: bool
 ) -> None:
-    """Process what is new for the night NAME, until every row has ended.
+    """Start the night NAME: plan and submit its tasks, and resume them until all rows have ended.
 
-    Plans and submits its tasks, and queues a small job behind them that resumes what is not whole,
-    and closes the night.
+    Queues a small job, the finalizer, behind the arrays. It resumes what did not finish, starts
+    tasks that depend on others, and closes the night.
     """
     from astra.cli import show, show_nights
     from astra.night.nightly import nightly as begin
@@ -54,15 +60,15 @@ def nightly(
 @main.command()
 @click.argument("name", type=NIGHT, required=False)
 @click.argument("date", type=DATE, required=False)
-@click.option("--heal", is_flag=True, help="Replace finalizers that died.")
+@click.option("--heal", is_flag=True, help="Replace finalizers that have ended too early.")
 @csv_option
 @json_option
 def nights(
     name: str | None, date: str | None, heal: bool, as_csv: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """List the last nights, those of NAME, or show all of the one that began on DATE.
+    """List the last nights, or those of NAME, or show the night that began on DATE.
 
-    Exit status with DATE: 0 whole, 3 running, 4 needs attention.
+    Exit status with DATE: 0 whole, 3 running, 4 needs attention, 8 failed rows.
     """
     from astra.cli import show, show_nights
     from astra.night.history import night_of
@@ -84,10 +90,10 @@ def nights(
 @main.command()
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Replace FILE, whole, instead of printing: for node_exporter's textfile collector.",
+    help="Replace FILE atomically instead of printing, for node_exporter's textfile collector.",
 )  # fmt: skip
 def metrics(output: Path | None) -> None:
-    """Print metrics of nights and plans as Prometheus reads them: rows by state, ages, retries."""
+    """Print Prometheus metrics of nights and plans: rows by state, ages, retries."""
     from astra.config.run_folder import write_whole
     from astra.database.connection import retrying
     from astra.night.metrics import metrics as collected
@@ -101,17 +107,17 @@ def metrics(output: Path | None) -> None:
 
 @main.command()
 @click.argument("name", type=NIGHT)
-@click.option("--at", metavar="TIMES", help='When to begin, as cron has it: "0 20 * * *".')
-@click.option("--install", is_flag=True, help="Put the entry into your crontab.")
-@click.option("--remove", is_flag=True, help="Take it out; all other lines stay.")
-@click.option("--check", is_flag=True, help="Try it in an environment as bare as cron's.")
-@click.option("--scron", is_flag=True, help="For scrontab, where the cluster has it.")
-@click.option("--mailto", metavar="ADDRESS", help="Who gets cron's mail; by default you.")
+@click.option("--at", metavar="TIMES", help='When to start, in cron\'s format: "0 20 * * *".')
+@click.option("--install", is_flag=True, help="Add the entry to your crontab.")
+@click.option("--remove", is_flag=True, help="Remove the entry; all other lines stay.")
+@click.option("--check", is_flag=True, help="Check the night in an environment as bare as cron's.")
+@click.option("--scron", is_flag=True, help="Use Slurm's scrontab instead of crontab.")
+@click.option("--mailto", metavar="ADDRESS", help="Who receives cron's mail; by default, you.")
 def cron(
     name: str, at: str | None, install: bool, remove: bool, check: bool, scron: bool,
     mailto: str | None,
 ) -> None:  # fmt: skip
-    """Print, install, remove or check the crontab entry that begins the night NAME."""
+    """Print, install, remove or check the crontab entry that starts the night NAME."""
     from astra.cli import show
     from astra.night import cron as of_cron
 

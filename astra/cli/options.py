@@ -194,15 +194,15 @@ plan_named = click.argument(
 #: Of a command that imports the code of a plan, or has elements import it.
 trust_option = click.option(
     "--trust", is_flag=True, expose_value=False, callback=_trust,
-    help="Run the plan's code, though another role of the database made the plan.",
+    help="Run the plan's code although another database role made the plan.",
 )  # fmt: skip
 
 input_model_option = click.option(
-    "--input-model", type=MODEL, metavar="M", help="One of the task's input models."
+    "--input-model", type=MODEL, metavar="M", help="Use only this input model of the task."
 )
 arguments_option = click.option(
     "--set", "arguments", multiple=True, callback=_pairs, metavar="NAME=VALUE",
-    help="Task's argument.",
+    help="Set an argument of the task.",
 )  # fmt: skip
 
 
@@ -227,17 +227,18 @@ def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Any:
         "planning", dict,
         input_model_option,
         click.option("--sdss-ids", callback=_ids, metavar="FILE|LIST",
-                     help="Only these sources: 1,2,3 or a file."),
+                     help="Take only these sources: 1,2,3 or a file."),
         click.option("--keys", callback=_keys, metavar="FILE",
-                     help="Only rows with these keys: a file, one key a line."),
-        click.option("--where", metavar="EXPR", help='Only rows for which it holds: "snr > 10".'),
+                     help="Take only rows with these keys: a file with one key per line."),
+        click.option("--where", metavar="EXPR",
+                     help='Take only rows that meet this condition: "snr > 10".'),
         click.option("--redo", cls=RedoOption, metavar="WHICH",
-                     help="Rows that have ended, too: all, changed, failed, or older-than DATE."),
+                     help="Also take ended rows: all, changed, failed, or older-than DATE."),
         click.option(*page_size, type=int, metavar="N", help="Rows per page."),
-        click.option(*max_rows, type=int, metavar="N", help="At most so many rows."),
+        click.option(*max_rows, type=int, metavar="N", help="Take at most N rows."),
         arguments_option,
         click.option("--again", is_flag=True,
-                     help="Also rows that ended as failed or without result."),
+                     help="Also take rows that failed or have no result."),
     )  # fmt: skip
 
 
@@ -248,24 +249,24 @@ run_options = _planning(("--page-size", "limit"), ("--limit", "--max-rows", "max
 
 #: How elements are submitted, or run here.
 slurm_options = together(
-    profile_option("Slurm options to use."),
+    profile_option("Profile of Slurm options."),
     _gathered(
         "options", _slurm_values,
-        click.option("--throttle", type=int, metavar="N", help="At most N elements at once."),
+        click.option("--throttle", type=int, metavar="N", help="Run at most N elements at once."),
         click.option("--pages-per-element", type=int, metavar="N",
                      help="Assign N pages to each element."),
         click.option("--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
-                     help="End a row that takes longer, as a failure."),
+                     help="Record a row that takes longer as a failure."),
         click.option("--time", metavar="TIME", help="Time limit of an element."),
         click.option("--mem", metavar="SIZE", help="Memory of an element."),
-        click.option("--partition", metavar="NAME", help="Partition of Slurm's."),
+        click.option("--partition", metavar="NAME", help="Slurm partition."),
         click.option("--account", metavar="NAME", help="Account to charge."),
         click.option("--qos", metavar="NAME", help="Quality of service."),
         click.option("-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
-                     help="Any other option of sbatch; a flag by its NAME alone."),
+                     help="Any other sbatch option; a flag by its NAME alone."),
     ),
-    click.option("--dry-run", is_flag=True, help="Show scripts; store and submit nothing."),
-    click.option("--local", is_flag=True, help="Run as processes of this machine."),
+    click.option("--dry-run", is_flag=True, help="Show the scripts; store and submit nothing."),
+    click.option("--local", is_flag=True, help="Run the elements as processes on this machine."),
     click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N",
-                 help="With --local: processes at once."),
+                 help="With --local: number of processes."),
 )  # fmt: skip

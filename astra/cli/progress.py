@@ -31,20 +31,22 @@ from astra.states import worst
 @click.argument("plan", type=PLAN, required=False)
 @plan_filters
 @click.option("--pages", is_flag=True, help="Show every page.")
-@click.option("--watch", "live", is_flag=True, help="Show it live, until nothing of it lives.")
+@click.option(
+    "--watch", "live", is_flag=True, help="Update the display until no element runs or waits."
+)
 @click.option(
     "--every", "every_s", type=click.FloatRange(1), default=10.0, show_default=True,
     metavar="SECONDS",
-    help="With --watch: how often to look.",
+    help="With --watch: how often to update.",
 )  # fmt: skip
 @json_option
 def status(
     plan: int | None, task: str | None, state: str | None, mine: bool, since: datetime | None,
     pages: bool, live: bool, every_s: float, as_json: bool,
 ) -> None:  # fmt: skip
-    """Show how PLAN, or the last one, stands; or all plans of a task, a state, yours, since a time.
+    """Show the progress of PLAN or of the last plan, or of all plans that the options select.
 
-    Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 whole with failures.
+    Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 failed rows.
     """
     from astra.cli import show, show_watch
     from astra.config import settings
@@ -86,16 +88,16 @@ def _status_of_several(filters: Any, pages: bool, as_json: bool) -> None:
 
 @main.command()
 @plan_named
-@click.option("--failed", is_flag=True, help="Take recorded failures again.")
+@click.option("--failed", is_flag=True, help="Process recorded failures again.")
 @click.option(
     "--only", type=SLURM_STATES, metavar="STATES",
-    help="Only pages that Slurm ended so: OUT_OF_MEMORY,TIMEOUT.",
+    help="Only pages whose element ended in these Slurm states: OUT_OF_MEMORY,TIMEOUT.",
 )  # fmt: skip
 @slurm_options
 @trust_option
 @json_option
 def resume(**options: Any) -> None:
-    """Submit the pages of PLAN that are not whole and not alive."""
+    """Submit the pages of PLAN that are neither done nor running."""
     _resume(**options)
 
 
@@ -105,7 +107,7 @@ def resume(**options: Any) -> None:
 @trust_option
 @json_option
 def retry(**options: Any) -> None:
-    """Take the recorded failures of PLAN again: the same as resume --failed."""
+    """Process the failed rows of PLAN again, as resume --failed does."""
     _resume(failed=True, only=None, **options)
 
 
@@ -136,9 +138,9 @@ def _resume(
 @trust_option
 @json_option
 def recover(plan: int, as_json: bool) -> None:
-    """Store what elements of PLAN had to leave in spool files, without computing it again.
+    """Store results that elements of PLAN left in spool files, without computing them again.
 
-    resume and submit do this by themselves.
+    submit and resume do this automatically.
     """
     from astra.cli import show
     from astra.plan.lookup import get_plan
@@ -156,11 +158,11 @@ def recover(plan: int, as_json: bool) -> None:
 @trust_option
 @json_option
 def verify(plan: int, as_json: bool) -> None:
-    """Check that what PLAN says of its rows agrees with what is stored for them.
+    """Check that the database is consistent for PLAN: pages, results and failures agree.
 
-    Without PLAN, it is the last one. Reads the database alone, and changes nothing; may be called
-    while the plan runs.
-    Exit status: 0 sound, 4 not: every breach is listed by page and key.
+    Without PLAN, the last plan is checked. Only the database is read and nothing is changed, also
+    while the plan runs. Exit status: 0 consistent, 4 inconsistent; each breach is listed by page
+    and key.
     """
     from astra.cli import show
     from astra.status.verify import verify as verify_plan
@@ -172,7 +174,7 @@ def verify(plan: int, as_json: bool) -> None:
 
 @main.command()
 @plan_named
-@click.option("--page", type=int, help="Only the element of this page.")
+@click.option("--page", type=int, help="Cancel only the element of this page.")
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
     """Terminate the elements of PLAN, and release its rows."""
@@ -185,11 +187,13 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("plan", type=PLAN, required=False)
-@click.option("--all", "of_all", is_flag=True, help="Every plan that has rows left.")
-@click.option("--reason", metavar="TEXT", help="Shown by status and by elements that end.")
+@click.option("--all", "of_all", is_flag=True, help="All plans that have pending rows.")
+@click.option(
+    "--reason", metavar="TEXT", help="A reason, shown by status and in the logs of elements."
+)
 @json_option
 def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> None:
-    """Let elements of PLAN take no further page; those at work complete theirs."""
+    """Pause PLAN: its elements complete their pages and take no further ones."""
     from astra.cli import show
     from astra.resume.controls import pause as pause_plans
 
@@ -200,10 +204,10 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 @main.command()
 @plan_named
 @click.argument("n", type=int, required=False)
-@click.option("--off", is_flag=True, help="No throttle.")
+@click.option("--off", is_flag=True, help="Remove the throttle.")
 @json_option
 def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
-    """Let at most N elements of PLAN go on to a further page."""
+    """Let at most N elements of PLAN take further pages."""
     from astra.cli import show
     from astra.resume.controls import throttle as throttle_plan
 
@@ -215,10 +219,10 @@ def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
 
 @main.command("continue")
 @click.argument("plan", type=PLAN, required=False)
-@click.option("--all", "of_all", is_flag=True, help="Every plan that has rows left.")
+@click.option("--all", "of_all", is_flag=True, help="All plans that have pending rows.")
 @json_option
 def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
-    """Let PLAN go on after a pause, and submit its pages where no element is left."""
+    """End the pause of PLAN, and submit pages for which no element is left."""
     from astra.cli import show
     from astra.resume.controls import continue_plans
 
@@ -237,14 +241,14 @@ def _chosen(plan: int | None, of_all: bool) -> list[int]:
 @main.command()
 @plan_read
 @click.argument("page", type=int, required=False)
-@click.option("-f", "--follow", is_flag=True, help="Print on as it grows.")
-@click.option("--raw", is_flag=True, help="Pass control characters on to the terminal.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing as the log grows.")
+@click.option("--raw", is_flag=True, help="Print control characters unchanged.")
 @csv_option
 @json_option
 def logs(
     plan: int, page: int | None, follow: bool, raw: bool, as_csv: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """Print the log of the last attempt of PAGE, or list those of PLAN, or of the last plan."""
+    """Print the log of the last attempt at PAGE, or list the logs of PLAN or the last plan."""
     from astra.cli import show
     from astra.status.logs import has_ended, path_of, text_of
     from astra.status.logs import logs as logs_of
@@ -274,11 +278,11 @@ def logs(
 
 @main.command()
 @plan_read
-@click.option("--traceback", "with_traceback", is_flag=True, help="With their tracebacks.")
+@click.option("--traceback", "with_traceback", is_flag=True, help="Show tracebacks.")
 @csv_option
 @json_option
 def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> None:
-    """List the rows of PLAN, or of the last one, that failed, and why."""
+    """List the failed rows of PLAN or of the last plan, and why they failed."""
     from astra.cli import show
     from astra.status.failures import failures as failures_of
     from astra.status.failures import kinds
@@ -290,7 +294,7 @@ def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> No
 
 
 @main.command()
-@click.option("--all", "every", is_flag=True, help="Not only the last 20.")
+@click.option("--all", "every", is_flag=True, help="List all plans, not only the last 20.")
 @plan_filters
 @csv_option
 @json_option
@@ -318,20 +322,20 @@ def _plan_number(word: str) -> int:
 @click.argument("which", nargs=-1, type=NIGHT_OR_PLAN, metavar="[PLAN]... | [NIGHT [DATE]]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
-    help="Where to; by default plan-N.html, or night-N.html, here. - is standard output.",
+    help="File to write; default: plan-N.html or night-N.html. - is standard output.",
 )  # fmt: skip
 @click.option(
     "--watch", "folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-    help="Keep pages of all plans and nights, and an index, in FOLDER until Ctrl-C or SIGTERM.",
+    help="Keep pages of all plans and nights, and an index, up to date in FOLDER.",
 )  # fmt: skip
 @click.option(
     "--every", "every_s", type=click.FloatRange(1), default=60.0, metavar="SECONDS",
-    help="Of --watch: how often to look; 60 by default.",
+    help="With --watch: how often to update; 60 by default.",
 )  # fmt: skip
-@click.option("--once", is_flag=True, help="Of --watch: look once, as for cron.")
+@click.option("--once", is_flag=True, help="With --watch: update once, for cron.")
 @click.option(
     "--keep-days", type=click.FloatRange(0), default=30.0, metavar="N",
-    help="Of --watch: how long pages of what has ended stay; 30 by default.",
+    help="With --watch: how long pages of ended plans stay; 30 by default.",
 )  # fmt: skip
 @trust_option
 @json_option
@@ -339,12 +343,12 @@ def report(
     which: tuple[str, ...], output: Path | None, folder: Path | None, every_s: float, once: bool,
     keep_days: float, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write a page that tells how PLAN went, or the last one, or several together: one HTML file.
+    """Write an HTML report of a plan, of several plans together, or of a night.
 
-    Of a NIGHT by its name, it is the last one, or that of a DATE.
+    Without an argument it is the last plan. NIGHT is a name: the last night, or that of DATE.
 
-    It shows what ran when, how fast and on what, what failed, and what to do next; it needs no
-    network and holds no password.
+    The report is one file. It shows what ran when, how fast and where, what failed, and what to do
+    next. It needs no network and holds no password.
     """
     from astra.cli import show
     from astra.config.run_folder import write_whole
@@ -393,13 +397,18 @@ def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> N
 
 
 @main.command()
-@click.option("--yes", is_flag=True, help="Remove it; without this it is only shown.")
-@click.option("--keep-days", type=click.FloatRange(0), metavar="N", help="Instead of [clean]'s.")
+@click.option("--yes", is_flag=True, help="Remove them; without this, only show them.")
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(0),
+    metavar="N",
+    help="Keep plans this long, instead of keep_days of [clean].",
+)
 @json_option
 def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
-    """Show, or remove, old plans that are whole or cancelled, with their logs and scripts.
+    """Show or remove old plans that are whole or cancelled, with their logs and scripts.
 
-    Results are never touched, nor plans that are not whole.
+    Results, and plans with pending rows, are never removed.
     """
     from astra.cli import show, show_nights
     from astra.night.clean import clean as clean_up

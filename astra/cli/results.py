@@ -12,16 +12,20 @@ from astra.errors import UsageError
 
 @main.command()
 @click.argument("task", type=TASK)
-@click.option("--keys", metavar="FILE|LIST", help="Only of these rows: a file, or key,key,...")
+@click.option(
+    "--keys",
+    metavar="FILE|LIST",
+    help="Print only the results of these rows: a file, or key,key,...",
+)
 @input_model_option
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N results.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Print at most N results.")
 @csv_option
 @json_option
 def results(
     task: str, keys: str | None, input_model: str | None, limit: int | None, as_csv: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the results that TASK has stored at this version."""
+    """Print the results of TASK at the current version."""
     from astra.cli import show, show_rows
     from astra.models.given_keys import keys_of, listed
     from astra.status.results import StoredResults
@@ -48,7 +52,7 @@ def results(
 @input_model_option
 @json_option
 def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
-    """Say why the row with this KEY is pending for TASK, or is not, and all that happened to it."""
+    """Explain why the row with this KEY is or is not pending for TASK, and show its history."""
     from astra.cli import show, show_rows
     from astra.status.story import story_of
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @main.group()
 def slam() -> None:
-    """Train models of the pipeline slam.slam, and check them."""
+    """Train and check models of the pipeline slam.slam."""
 
 
 @slam.command()

@@ -28,19 +28,19 @@ from astra.states import worst
 @click.argument("task", type=TASK)
 @click.option(
     "--time", "element_time", type=Duration(), default="1h", show_default=True, metavar="TIME",
-    help="How long an element should take.",
+    help="How long an element should run.",
 )  # fmt: skip
 @input_model_option
 @arguments_option
-@profile_option("Whose partition bounds the limits.")
-@click.option("--partition", metavar="NAME", help="Partition of Slurm's.")
-@click.option("--probe", is_flag=True, help="Run 20 rows here first, if nothing is known.")
+@profile_option("Profile whose partition bounds the limits.")
+@click.option("--partition", metavar="NAME", help="Slurm partition.")
+@click.option("--probe", is_flag=True, help="First run 20 rows here if there are no attempts yet.")
 @json_option
 def estimate_command(
     task: str, element_time: float, input_model: str | None, arguments: dict[str, str],
     profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Choose rows per page, memory and time limits for TASK, from what its attempts took."""
+    """Choose rows per page, memory and time limit for TASK from its earlier attempts."""
     from astra.api import estimate
     from astra.cli import show
     from astra.config.profiles import choose_profile
@@ -55,9 +55,9 @@ def estimate_command(
 @plan_options
 @click.option(
     "--time", "--element-time", "element_time", type=Duration(), metavar="TIME",
-    help="Choose rows per page such that an element takes about this long.",
+    help="Choose rows per page such that an element runs about this long.",
 )  # fmt: skip
-@profile_option("With --time: bounds the limits.")
+@profile_option("With --time: profile whose partition bounds the limits.")
 @json_option
 def plan(
     task: str, planning: dict[str, Any], element_time: float | None, profile_name: str | None,
@@ -85,7 +85,7 @@ def plan(
 @click.argument("old")
 @click.argument("task", type=TASK)
 def rename(old: str, task: str) -> None:
-    """Give what was made under the name OLD to TASK, which is the same task, renamed."""
+    """Assign the plans and results of a task's former name OLD to TASK."""
     from astra.cli import show
     from astra.plan.ownership import rename_task
 
@@ -98,7 +98,7 @@ def rename(old: str, task: str) -> None:
 @plan_options
 @click.option(
     "--element-time", type=Duration(), metavar="TIME",
-    help="Choose rows per page, and --time and --mem if not given, by experience.",
+    help="Choose rows per page, and --time and --mem if not given, from earlier attempts.",
 )  # fmt: skip
 @slurm_options
 @trust_option
@@ -108,10 +108,10 @@ def submit(
     profile_name: str | None, options: dict[str, Any], dry_run: bool, local: bool, jobs: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Submit TASK, planned first, or a PLAN by its number, as Slurm job arrays.
+    """Plan and submit TASK, or submit a PLAN by its number, as Slurm job arrays.
 
-    On a plan that was submitted before, only pages that never were are submitted. --time is
-    sbatch's time limit; --element-time how long an element is to take.
+    Of a plan that was submitted before, only pages that never were are submitted. --time is
+    sbatch's time limit; --element-time is how long an element should run.
     """
     from astra.api import submit_task
     from astra.cli import show
@@ -147,10 +147,12 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
 @main.command()
 @click.argument("task", type=TASK)
 @run_options
-@click.option("--traceback", "with_traceback", is_flag=True, help="Show those of rows that raise.")
+@click.option(
+    "--traceback", "with_traceback", is_flag=True, help="Show the tracebacks of rows that raise."
+)
 @json_option
 def run(task: str, planning: dict[str, Any], with_traceback: bool, as_json: bool) -> None:
-    """Plan TASK and run it here and now, in this process."""
+    """Plan TASK and run it in the foreground, in this process."""
     from astra.api import run_here
     from astra.cli import show
     from astra.plan.plan import plan_at_most
@@ -178,16 +180,16 @@ def run(task: str, planning: dict[str, Any], with_traceback: bool, as_json: bool
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @input_model_option
 @arguments_option
-@click.option("--pdb", is_flag=True, help="Stop in the debugger where a row raised.")
+@click.option("--pdb", is_flag=True, help="Stop in the debugger where a row raises.")
 @trust_option
 @json_option
 def try_command(
     task_or_plan: str, keys: tuple[str, ...], input_model: str | None,
     arguments: dict[str, str], pdb: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Compute the rows of these KEYs here, and store nothing: results, or the traceback.
+    """Run the task on the rows with these KEYs, print results or tracebacks, and store nothing.
 
-    Of a PLAN, with that plan's arguments. Exit status: 0, or 8 if a row raised.
+    With a PLAN, its arguments are used. Exit status: 0, or 8 if a row raised.
     """
     from astra.cli import show
     from astra.element.trial import trial_of_plan, trial_of_task
