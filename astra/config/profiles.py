@@ -12,12 +12,13 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from astra.config import resources, retry_rules, settings
+from astra.config.checks import entry, flag, number, whole
 from astra.config.settings import Config
 from astra.config.units import duration_s, time_limit_s, written_time
 from astra.errors import ConfigError, nearest
@@ -95,10 +96,42 @@ _SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
 
 _SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
 
-_OWN = (
-    "setup", "python", "throttle", "max_elements", "pages_per_element", "pull", "row_timeout",
-    "template", "extends", "policy",
-)  # fmt: skip
+
+def _setup(value: Any) -> tuple[str, ...]:
+    lines = [value] if isinstance(value, str) else value
+    if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+        raise ValueError('should be a list of shell lines, such as ["module load python"]')
+    if any("\0" in line for line in lines):
+        raise ValueError("a line holds a NUL")
+    return tuple(lines)
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    """Return the words of a command, which the script quotes again one by one."""
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{value!r} cannot be read as a command: {error}") from None
+    if not isinstance(words, list | tuple) or not words or not all(map(_is_word, words)):
+        raise ValueError(
+            'should be a command that runs Python, such as "python3" or '
+            '"apptainer exec astra.sif python3"'
+        )
+    return tuple(words)
+
+
+def _is_word(word: Any) -> bool:
+    return isinstance(word, str) and bool(word) and not any(c in word for c in "\0\n\r")
+
+
+def _throttle(value: Any) -> int | None:
+    return None if value is False or value is None else whole(1)(value)
+
+
+def _template(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError('should be the name of a template, such as "element.sh.j2"')
+    return value
 
 
 @dataclass(frozen=True)
@@ -107,14 +140,15 @@ class Profile:
 
     name: str
     options: Mapping[str, Value] = field(default_factory=dict)  # snake case; False is left out
-    setup: tuple[str, ...] = ()  # lines of shell, run before the element
-    python: tuple[str, ...] = (sys.executable,)  # the command that runs Python on a node
-    throttle: int | None = None  # at most so many elements at once
-    max_elements: int = 1000  # of a submission whose elements take pages as long as any is free
-    pages_per_element: int = 1
-    pull: bool = True  # elements take pages as long as there are any; else they have fixed ones
-    row_timeout: float | None = None  # seconds; without it [element] row_timeout_s
-    template: str = "element.sh.j2"
+    setup: tuple[str, ...] = entry((), _setup)  # lines of shell, run before the element
+    #: The command that runs Python on a node.
+    python: tuple[str, ...] = entry((sys.executable,), _command)
+    throttle: int | None = entry(None, _throttle)  # at most so many elements at once
+    max_elements: int = entry(1000, whole(1))  # of a submission whose elements pull
+    pages_per_element: int = entry(1, whole(1))
+    pull: bool = entry(True, flag)  # elements take pages while any is free; else fixed ones
+    row_timeout: float | None = entry(None, number(0, 1e9))  # in s; or that of [element]
+    template: str = entry("element.sh.j2", _template)
     policy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # on the [policy]'s
     given: Mapping[str, Any] = field(default_factory=dict)  # what was changed for one submission
     chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
@@ -129,6 +163,10 @@ class Profile:
         """
         changed = _applied(self, changes, f"options given on top of profile {self.name!r}")
         return replace(changed, given={**self.given, **changes})
+
+
+#: astra's own keys of a profile. Two more are read elsewhere: ``policy`` and ``extends``.
+_OWN = {item.name: item.metadata["check"] for item in fields(Profile) if "check" in item.metadata}
 
 
 def names(config: Config) -> list[str]:
@@ -214,8 +252,10 @@ def _applied(profile: Profile, keys: Mapping[str, Any], where: str) -> Profile:
         try:
             if key == "policy":
                 own[key] = _on_top(profile.policy, retry_rules.checked(value))
+            elif key == "extends":
+                raise ValueError("belongs in a profile of the configuration; choose that profile")
             elif key in _OWN:
-                own[key] = _own(key, value)
+                own[key] = _OWN[key](value)
             elif (checked := _option(key, value)) is False:
                 options.pop(key, None)
             else:
@@ -235,55 +275,6 @@ def _on_top(
     return {state: {**below.get(state, {}), **rules.get(state, {})} for state in {*below, *rules}}
 
 
-def _own(key: str, value: Any) -> Any:
-    if key == "setup":
-        lines = [value] if isinstance(value, str) else value
-        if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
-            raise ValueError('should be a list of shell lines, such as ["module load python"]')
-        if any("\0" in line for line in lines):
-            raise ValueError("a line holds a NUL")
-        return tuple(lines)
-    if key == "python":
-        return _command(value)
-    if key == "template":
-        if not isinstance(value, str) or not value:
-            raise ValueError('should be the name of a template, such as "element.sh.j2"')
-        return value
-    if key == "pull":
-        if not isinstance(value, bool):
-            raise ValueError(f"{value!r} should be true or false")
-        return value
-    if key == "throttle" and (value is False or value is None):
-        return None
-    if key == "row_timeout":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-            raise ValueError(f"{value!r} should be a number of seconds, from 0 (no limit)")
-        return float(value)
-    if key == "extends":
-        raise ValueError("belongs in a profile of the configuration; choose that profile instead")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} should be a whole number of at least 1")
-    return value
-
-
-def _command(value: Any) -> tuple[str, ...]:
-    """Return the words of a command, which the script quotes again one by one."""
-    try:
-        words = shlex.split(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ValueError(f"{value!r} cannot be read as a command: {error}") from None
-    if not isinstance(words, list | tuple) or not words or not all(map(_is_word, words)):
-        raise ValueError(
-            'should be a command that runs Python, such as "python3" or '
-            '"apptainer exec astra.sif python3"'
-        )
-    return tuple(words)
-
-
-def _is_word(word: Any) -> bool:
-    return isinstance(word, str) and bool(word) and not any(c in word for c in "\0\n\r")
-
-
 def _option(key: str, value: Any) -> Value:
     """The checked value of an sbatch option; False for an option that is not to be there."""
     if key in REFUSED:
@@ -291,7 +282,9 @@ def _option(key: str, value: Any) -> Value:
     if key not in OPTIONS:
         if key.replace("-", "_") in OPTIONS:
             raise ValueError(f"options are written in snake case: {key.replace('-', '_')}")
-        raise ValueError(f"no such option of sbatch. {nearest(key, {*OPTIONS, *_OWN})}")
+        raise ValueError(
+            f"no such option of sbatch. {nearest(key, {*OPTIONS, *_OWN, 'extends', 'policy'})}"
+        )
     if value is False or value is None:
         return False
     if value is True:

@@ -6,11 +6,10 @@ Looked for in this order, and the first that exists is used, alone: ``--config``
 Relative paths in a file start from the file's own folder, all others from the current one.
 """
 
-import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,65 +17,24 @@ from urllib.parse import quote, unquote
 
 from astra.config import nights as night
 from astra.config import retry_rules
+from astra.config.checks import entry, matching, number, text, texts, whole
 from astra.config.nights import NightSettings
 from astra.config.secrets import _known, hide, hide_secret, know_url
 from astra.errors import ConfigError, nearest
 
-Check = Callable[[Any], Any]  # gives the value, or raises ValueError("should be ...")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("should be a text in quotes")
-    if any(c in value for c in "\0\n\r") or re.search(r"[\ud800-\udfff]", value):
-        raise ValueError("should be one line of UTF-8 without control characters")
-    return value
-
-
-def _number(least: float, most: float = math.inf, above: bool = False) -> Check:
-    said = f"above {least:g}" if above else f"at least {least:g}"
-    said += f" and at most {most:g}" if math.isfinite(most) else ", and finite"
-
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("should be a number, without quotes")
-        if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
-            raise ValueError(f"should be {said}")
-        return float(value)
-
-    return check
-
-
-def _whole(least: int) -> Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            quotes = ", without quotes" if isinstance(value, str) else ""
-            raise ValueError(f"should be a whole number{quotes}")
-        if value < least:
-            raise ValueError(f"should be at least {least}")
-        if value >= 2**31:
-            raise ValueError(f"should be below {2**31}")
-        return value
-
-    return check
-
 
 def _classes(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ValueError('should be a list of classes, such as ["peewee.OperationalError"]')
-    for item in value:
+    for item in (found := texts(value)):
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", item):
             raise ValueError(f"{item!r} should be a class by its dotted path")
-    return tuple(value)
+    return found
 
 
 def _folders(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ValueError('should be a list of folders, such as ["/opt/tasks"]')
-    for item in value:
+    for item in (found := texts(value)):
         if not Path(item).is_absolute():
             raise ValueError(f"{item!r} should be a whole path, from / on")
-    return tuple(value)
+    return found
 
 
 #: Exceptions of the world around a task: its rows stay pending.
@@ -92,10 +50,10 @@ OUTER = (
 
 def _name_of_schema(value: Any) -> str:
     # peewee writes it into its statements, where a percent sign would stand for a parameter.
-    text = _text(value)
-    if not re.fullmatch(r"[^\W\d][\w$]*", text) or len(text.encode()) > 63:
+    name = text(value)
+    if not re.fullmatch(r"[^\W\d][\w$]*", name) or len(name.encode()) > 63:
         raise ValueError("should be a plain name: letters, digits and _, at most 63 bytes")
-    return text
+    return name
 
 
 def check_schema(schema: str | None) -> None:
@@ -105,74 +63,69 @@ def check_schema(schema: str | None) -> None:
 
 
 def _mode(value: Any) -> str:
-    text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not re.fullmatch(r"[02]?7[05][05]", text):
-        raise ValueError('should be "0700", "0750" or "0755": others never write')
-    return text
+    written = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
+    said = '"0700", "0750" or "0755": others never write'
+    return str(matching(r"[02]?7[05][05]", said)(written))
 
 
-def _key(default: Any, check: Check) -> Any:
-    return field(default=default, metadata={"check": check})
-
-
-_PATH = {"check": _text, "path": True}
+_PATH = {"check": text, "path": True}
 
 
 @dataclass(frozen=True)
 class Database:
-    url: str = _key("", _text)  # the default is ./astra.db, made absolute when it is resolved
-    schema: str | None = _key(None, _name_of_schema)  # PostgreSQL schema that holds the tables
-    connect_timeout_s: int = _key(10, _whole(1))
-    answer_timeout_s: float = _key(60.0, _number(0, above=True))  # longest wait for an answer
-    retry_for_s: float = _key(600.0, _number(0))  # how long a checkpoint waits for the database
+    url: str = entry("", text)  # the default is ./astra.db, made absolute when it is resolved
+    schema: str | None = entry(None, _name_of_schema)  # PostgreSQL schema that holds the tables
+    connect_timeout_s: int = entry(10, whole(1))
+    answer_timeout_s: float = entry(60.0, number(0, above=True))  # longest wait for an answer
+    retry_for_s: float = entry(600.0, number(0))  # how long a checkpoint waits for the database
 
 
 @dataclass(frozen=True)
 class Run:
     dir: Path = field(default=Path("astra-runs"), metadata=_PATH)  # scripts and logs
-    mode: str = _key("0700", _mode)  # of the folders that are made in it
+    mode: str = entry("0700", _mode)  # of the folders that are made in it
     templates: Path | None = field(default=None, metadata=_PATH)  # a site's own templates, first
 
 
 @dataclass(frozen=True)
 class Element:
-    write_frequency: float = _key(300.0, _number(0, above=True))  # longest wait of a result, in s
-    batch_size: int = _key(1000, _whole(1))  # results written at once
-    lease_s: float = _key(300.0, _number(0, above=True))  # no heartbeat for so long: overdue
-    grace_s: float = _key(3.0, _number(0))  # how long a row may go on after SIGTERM
-    row_timeout_s: float = _key(0.0, _number(0))  # longest time for a row; 0 for no limit
-    max_deaths: int = _key(3, _whole(1))  # of its process, until a row is a failure
-    max_failures: float = _key(0.5, _number(0, 1))  # share of rows; above it the task is broken
-    max_broken: int = _key(10, _whole(1))  # pages, none whole since, until the plan pauses
-    max_failures_after: int = _key(20, _whole(1))  # rows that an element has ended
-    outer_exceptions: tuple[str, ...] = _key(OUTER, _classes)  # no row's fault
+    write_frequency: float = entry(300.0, number(0, above=True))  # longest wait of a result, in s
+    batch_size: int = entry(1000, whole(1))  # results written at once
+    lease_s: float = entry(300.0, number(0, above=True))  # no heartbeat for so long: overdue
+    grace_s: float = entry(3.0, number(0))  # how long a row may go on after SIGTERM
+    row_timeout_s: float = entry(0.0, number(0))  # longest time for a row; 0 for no limit
+    max_deaths: int = entry(3, whole(1))  # of its process, until a row is a failure
+    max_failures: float = entry(0.5, number(0, 1))  # share of rows; above it the task is broken
+    max_broken: int = entry(10, whole(1))  # pages, none whole since, until the plan pauses
+    max_failures_after: int = entry(20, whole(1))  # rows that an element has ended
+    outer_exceptions: tuple[str, ...] = entry(OUTER, _classes)  # no row's fault
 
 
 @dataclass(frozen=True)
 class Plan:
-    limit: int = _key(1000, _whole(1))  # rows per page
-    trusted_roots: tuple[str, ...] = _key((), _folders)  # whose code runs, whichever role planned
+    limit: int = entry(1000, whole(1))  # rows per page
+    trusted_roots: tuple[str, ...] = entry((), _folders)  # whose code runs, whichever role planned
 
 
 @dataclass(frozen=True)
 class Slurm:
-    timeout_s: float = _key(30.0, _number(0, above=True))  # for one of Slurm's commands
-    retries: int = _key(3, _whole(0))  # of a query that had no answer
-    recent_s: float = _key(5.0, _number(0))  # answers up to this age are used again; 0: never
-    pause_s: float = _key(0.2, _number(0))  # between the calls of sbatch for two plans
+    timeout_s: float = entry(30.0, number(0, above=True))  # for one of Slurm's commands
+    retries: int = entry(3, whole(0))  # of a query that had no answer
+    recent_s: float = entry(5.0, number(0))  # answers up to this age are used again; 0: never
+    pause_s: float = entry(0.2, number(0))  # between the calls of sbatch for two plans
 
 
 @dataclass(frozen=True)
 class Policy:
-    exclude_after: int = _key(3, _whole(0))  # pages that failed at a node, and not elsewhere
-    exclude_for_s: float = _key(21600.0, _number(0, above=True))  # how long it is left out
+    exclude_after: int = entry(3, whole(0))  # pages that failed at a node, and not elsewhere
+    exclude_for_s: float = entry(21600.0, number(0, above=True))  # how long it is left out
 
 
 @dataclass(frozen=True)
 class Clean:
-    keep_days: float = _key(90.0, _number(0))  # plans, logs and scripts that are inactive
-    compress_days: float = _key(0.0, _number(0))  # until scripts and logs are packed; 0: never
-    keep_nights_days: float = _key(1000.0, _number(0))  # the lines of nights
+    keep_days: float = entry(90.0, number(0))  # plans, logs and scripts that are inactive
+    compress_days: float = entry(0.0, number(0))  # until scripts and logs are packed; 0: never
+    keep_nights_days: float = entry(1000.0, number(0))  # the lines of nights
 
 
 @dataclass(frozen=True)
