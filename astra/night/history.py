@@ -1,9 +1,10 @@
 """Nights as they went: the last ones in a line each, and all of one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from astra.config import settings
 from astra.database.connection import connection, tuples
@@ -12,7 +13,7 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.models.schema import check_version
 from astra.night.finalizer import job_of
-from astra.night.totals import refreshed
+from astra.night.totals import n_left, refreshed, totals_of
 from astra.slurm import client
 
 
@@ -129,50 +130,41 @@ def _states(found: list[Night]) -> dict[int, str]:
     except SlurmError:
         return {**dict.fromkeys([n.pk for n in looked_after], "running"), **states}
     for night in looked_after:
-        state = None
-        if night.finalizer is None:
-            states[night.pk] = "without a finalizer"
-            continue
-        if night.finalizer_job and answer is not None:
-            state = answer.of(job_of(night).key, None).state
-        dead = state is not None and not state.alive
-        states[night.pk] = "without a finalizer" if dead else "running"
+        execution = answer and night.finalizer_job and answer.of(job_of(night).key, None)
+        dead = execution and execution.state is not None and not execution.state.alive
+        lost = night.finalizer is None or dead
+        states[night.pk] = "without a finalizer" if lost else "running"
     return states
 
 
-def _status(night: Night, state: str, entries: list[NightPlan] | None = None) -> NightStatus:
-    plans = tuple(map(_plan, entries or ()))
-    if entries:  # of a night that is open, as they are at this moment
-        sums = {
-            name: sum(getattr(p, name) for p in plans)
-            for name in ("rows", "results", "failures", "no_result", "retries", "task_h", "cpu_h")
-        }
-    else:
-        sums = {
-            "rows": night.n_rows, "results": night.n_done, "failures": night.n_failed,
-            "no_result": night.n_no_result, "retries": night.n_retries,
-            "task_h": round(night.task_s / 3600, 4), "cpu_h": round(night.cpu_s / 3600, 4),
-        }  # fmt: skip
-    pending = sums["rows"] - sums["results"] - sums["failures"] - sums["no_result"]
+def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> NightStatus:
+    if entries:  # as they are at this moment
+        night.__data__.update(totals_of(entries))
     return NightStatus(
-        night.pk, night.name, night.date, state, night.began, night.ended, pending=pending,
-        rounds=night.round, host=night.host, by=night.created_by, finalizer=night.finalizer_job,
-        message=night.message, notified=_notified(night), plans=plans, **sums,
+        night.pk, night.name, night.date, state, night.began, night.ended, rounds=night.round,
+        host=night.host, by=night.created_by, finalizer=night.finalizer_job,
+        message=night.message, notified=_notified(night), plans=tuple(map(_plan, entries)),
+        **_numbers(night),
     )  # fmt: skip
-
-
-def _notified(night: Night) -> dict[str, str]:
-    ways = json.loads(night.notified or "{}")
-    return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways.items()}
 
 
 def _plan(entry: NightPlan) -> PlanOfNight:
     with connection():
         kept = Plan.select().where(Plan.pk == (entry.plan_pk or 0)).exists()
     return PlanOfNight(
-        entry.task, entry.input_model, entry.plan_pk, entry.leftover, entry.n_rows, entry.n_done,
-        entry.n_failed, entry.n_no_result,
-        entry.n_rows - entry.n_done - entry.n_failed - entry.n_no_result, entry.n_retries,
-        round(entry.task_s / 3600, 4), round(entry.cpu_s / 3600, 4), entry.has_ended, entry.began,
-        kept, entry.message,
+        entry.task, entry.input_model, entry.plan_pk, entry.leftover, whole=entry.has_ended,
+        made=entry.began, kept=kept, message=entry.message, **_numbers(entry),
     )  # fmt: skip
+
+
+def _numbers(of: Night | NightPlan) -> dict[str, Any]:
+    return {
+        "rows": of.n_rows, "results": of.n_done, "failures": of.n_failed,
+        "no_result": of.n_no_result, "pending": n_left(of), "retries": of.n_retries,
+        "task_h": round(of.task_s / 3600, 4), "cpu_h": round(of.cpu_s / 3600, 4),
+    }  # fmt: skip
+
+
+def _notified(night: Night) -> dict[str, str]:
+    ways = json.loads(night.notified or "{}")
+    return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways.items()}

@@ -1,9 +1,25 @@
 """A night: what is new is planned and submitted, looked after until it is whole, and closed.
 
-``astra nightly NAME`` begins it, and the finalizer, a job behind the arrays, goes on: each step
-looks at the database and does what is missing, so that any of them may die and be done again. One
-process at a time works on a night (lock.py); its plans are begun and looked after in plans.py;
-what it says of a plan is said by the plan itself.
+Its state is in the database alone, so that any process may die in a step, and the step be done
+again. One process at a time works on a night (lock.py):
+
+============ ===================== ======================================= ==================
+state        who calls             step                                    state afterwards
+============ ===================== ======================================= ==================
+none         astra nightly         ``_begin``: plan, submit                open; or none where
+                                                                           nothing is pending
+open         astra nightly         ``_join``: take what is new since       open
+open         astra nightly, with   ``_leave``: give it a finalizer if      open
+             running = "leave"     none lives
+open         its finalizer         ``_advance``: resume, begin what        open as long as
+                                   waited                                  anything lives
+open         its finalizer         ``_close``: nothing lives               closed: whole, failed
+                                                                           rows or not whole
+open         astra nights --heal   ``heal``: as ``_leave``                 open
+============ ===================== ======================================= ==================
+
+A step that leaves a night open leaves it with a finalizer, a job behind the arrays (finalizer.py).
+What a step does with plans stands in plans.py.
 """
 
 import json
@@ -42,7 +58,7 @@ from astra.night.plans import (
     take_leftovers,
     tend,
 )
-from astra.night.totals import entries_of, plan_pks, retries_of, store_sums
+from astra.night.totals import entries_of, n_left, plan_pks, retries_of, store_totals, totals_of
 from astra.processes import user_name
 from astra.submit.hours import next_hours
 from astra.submit.submit import check_ready
@@ -92,25 +108,52 @@ def _nightly(settings: NightSettings) -> Nightly:
     with night_lock(settings.name):
         _notify_of_earlier(settings)
         night = open_night(settings.name)
-        joined = night is not None
-        if night is not None and settings.running == "leave":
-            heal(night, settings)
-            return _said(night, "running", Look(), "it was left as it is: running = 'leave'")
-        night = night or _begin(settings.name)
-        _set_hours(night, settings)
-        look = living(night) if joined else Look()
-        if settings.leftovers == "take":
-            take_leftovers(night, settings, look)
-        begin_tasks(night, settings, look, again=True)
-        submit_due(night, settings, look)
-        if not joined and not look.new:
-            with connection():
-                night.delete_instance(recursive=True)
-            return Nightly(settings.name, "nothing new", problems=tuple(look.problems))
-        if joined and finalizer_module.lives(night):
-            return _said(night, "joined", look)
+        if night is None:
+            return _begin(settings)
+        step = _leave if settings.running == "leave" else _join
+        return step(night, settings)
+
+
+def _begin(settings: NightSettings) -> Nightly:
+    with connection():
+        made = Night.create(
+            name=settings.name,
+            date=datetime.now().strftime("%Y-%m-%d"),  # as people here count days
+            cwd=str(Path.cwd()),
+            host=socket.gethostname(),
+            created_by=user_name(),
+        )
+        night = Night.get_by_id(made.pk)
+    look = Look()
+    _take_new(night, settings, look)
+    if not look.new:
+        with connection():
+            night.delete_instance(recursive=True)
+        return Nightly(settings.name, "nothing new", problems=tuple(look.problems))
+    queue_finalizer(night, settings, look)
+    return _said(night, "begun", look)
+
+
+def _join(night: Night, settings: NightSettings) -> Nightly:
+    look = living(night)
+    _take_new(night, settings, look)
+    if not finalizer_module.lives(night):
         queue_finalizer(night, settings, look)
-        return _said(night, "joined" if joined else "begun", look)
+    return _said(night, "joined", look)
+
+
+def _leave(night: Night, settings: NightSettings) -> Nightly:
+    heal(night, settings)
+    return _said(night, "running", Look(), "it was left as it is: running = 'leave'")
+
+
+def _take_new(night: Night, settings: NightSettings, look: Look) -> None:
+    """Plan and submit what is new, and what earlier nights left."""
+    _set_hours(night, settings)
+    if settings.leftovers == "take":
+        take_leftovers(night, settings, look)
+    begin_tasks(night, settings, look, again=True)
+    submit_due(night, settings, look)
 
 
 def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
@@ -122,12 +165,8 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
         calls by hand, and the next finalizer takes the place of the one that was queued.
     """
     settings = _settings_of_begun(name)
-    work = lambda: _proceed(settings, pk, token)  # noqa: E731
-    return in_turn(work, _bound_s(settings), wait_for_all=token is not None)
-
-
-def _bound_s(settings: NightSettings) -> float:
-    return float(time_limit_s(settings.finalizer_time) or PATIENCE_S)
+    bound_s = float(time_limit_s(settings.finalizer_time) or PATIENCE_S)
+    return in_turn(lambda: _proceed(settings, pk, token), bound_s, wait_for_all=token is not None)
 
 
 def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
@@ -141,21 +180,24 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
             return _said(night, night.verdict, Look(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has another finalizer: this one does nothing")
-        before = retries_of(plan_pks(night))
-        rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
-        look = Look()
-        tend(entries_of(night), settings, look, begins, rounds_left)
-        if begins:
-            begin_tasks(night, settings, look)
-        submit_due(night, settings, look)
-        if retries_of(plan_pks(night)) > before:
-            with connection():
-                Night.update(round=Night.round + 1).where(Night.pk == pk).execute()
-        store_sums(night)
-        if look.open:
-            queue_finalizer(night, settings, look, 0 if look.new or look.jobs else AGAIN_S)
-            return _said(night, "running", look)
-        return _close(night, settings, look, rounds_left)
+        return _advance(night, settings)
+
+
+def _advance(night: Night, settings: NightSettings) -> Nightly:
+    before, look = retries_of(plan_pks(night)), Look()
+    rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
+    tend(entries_of(night), settings, look, begins, rounds_left)
+    if begins:
+        begin_tasks(night, settings, look)
+    submit_due(night, settings, look)
+    if retries_of(plan_pks(night)) > before:
+        with connection():
+            Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
+    entries = store_totals(night)
+    if not look.open:
+        return _close(night, settings, look, entries, rounds_left)
+    queue_finalizer(night, settings, look, 0 if look.new or look.jobs else AGAIN_S)
+    return _said(night, "running", look)
 
 
 def heal(night: Night, settings: NightSettings) -> bool:
@@ -231,18 +273,6 @@ def _open_nights(name: str | None = None) -> list[Night]:
         return list((query.where(Night.name == name) if name else query).order_by(Night.pk))
 
 
-def _begin(name: str) -> Night:
-    with connection():
-        made = Night.create(
-            name=name,
-            date=datetime.now().strftime("%Y-%m-%d"),  # as people here count days
-            cwd=str(Path.cwd()),
-            host=socket.gethostname(),
-            created_by=user_name(),
-        )
-        return Night.get_by_id(made.pk)
-
-
 def _set_hours(night: Night, settings: NightSettings) -> None:
     """Fix the hours of a night that begins, or of one that is joined in a later evening."""
     if night.start_until is not None and hours_of(night).open():
@@ -255,8 +285,9 @@ def _set_hours(night: Night, settings: NightSettings) -> None:
         ).execute()
 
 
-def _close(night: Night, settings: NightSettings, look: Look, rounds_left: bool) -> Nightly:
-    entries = store_sums(night)
+def _close(
+    night: Night, settings: NightSettings, look: Look, entries: list[NightPlan], rounds_left: bool
+) -> Nightly:
     why = "" if rounds_left else f" after {settings.rounds} rounds"
     if not hours_of(night).open():
         why = f" as nothing begins after {settings.start_until or settings.drain_by}"
@@ -277,7 +308,7 @@ def _close(night: Night, settings: NightSettings, look: Look, rounds_left: bool)
 
 def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:
     """What to type about rows that failed, if they are more than the night accepts."""
-    n_rows, n_failed = (sum(getattr(e, name) for e in entries) for name in ("n_rows", "n_failed"))
+    n_rows, n_failed = map(totals_of(entries).__getitem__, ("n_rows", "n_failed"))
     if n_failed <= settings.accept_failures * n_rows:
         return []
     most = f"accept_failures = {settings.accept_failures:g}"
@@ -327,13 +358,11 @@ def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> l
         if entry.plan_pk is None and not entry.has_ended:
             said.append(f"{entry.task} could not be planned: {entry.message}")
         elif not entry.has_ended:
-            left = entry.n_rows - entry.n_done - entry.n_failed - entry.n_no_result
-            why = " (it was cancelled)" if entry.message else ""
-            what = "astra status" if not why else "astra plans"
-            said.append(
-                f"plan {entry.plan_pk} of {entry.task}: {left:,} rows are left{bound}{why}: "
-                f"{what} {entry.plan_pk if not why else ''}".rstrip()
-            )
+            why, command = bound, f"astra status {entry.plan_pk}"
+            if entry.message:
+                why, command = f"{bound} (it was cancelled)", "astra plans"
+            left = f"{n_left(entry):,} rows are left{why}"
+            said.append(f"plan {entry.plan_pk} of {entry.task}: {left}: {command}")
     there = {(entry.task, entry.input_model) for entry in entries}
     for task in settings.tasks:
         if (task.task, task.input_model) not in there:

@@ -1,15 +1,18 @@
-"""What the plans of a night came to: their sums, as they are now, stored with the night."""
+"""What the plans of a night came to: their totals, as they are now, stored with the night."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from peewee import SQL, fn
+from peewee import JOIN, fn
 
 from astra.database.connection import connection, tuples
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
 from astra.policy import retry_policy
+
+#: The totals that a night has, and each plan of it.
+TOTALS = ("n_rows", "n_done", "n_failed", "n_no_result", "n_retries", "task_s", "cpu_s")
 
 
 def entries_of(night: Night) -> list[NightPlan]:
@@ -38,67 +41,73 @@ def retries_of(plans: list[int]) -> int:
 
 
 def refreshed(night: Night) -> list[NightPlan]:
-    """The plans of a night with their sums as they are now, stored where they changed."""
+    """The plans of a night with their totals as they are now, stored where they changed."""
     entries = entries_of(night)
     for entry in entries:
-        if entry.plan_pk is None:
-            continue
-        with connection():
-            sums = Page.select(
-                fn.SUM(Page.n_rows), fn.SUM(Page.n_done), fn.SUM(Page.n_failed),
-                fn.SUM(Page.n_no_result),
-            ).where(Page.plan == entry.plan_pk)  # fmt: skip
-            rows, done, failed, no_result = (int(n or 0) for n in next(tuples(sums)))
-            mine = Attempt.began >= entry.began if entry.leftover else SQL("1 = 1")
-            task_s = (
-                Attempt.select(fn.SUM(Attempt.t_task_s))
-                .join(Page)
-                .where((Page.plan == entry.plan_pk) & mine)
-                .scalar()
-            )
-            cpu_s = _cpu_s(entry.plan_pk, mine)
-            cancelled = Plan.select(Plan.cancelled).where(Plan.pk == entry.plan_pk).scalar()
-        if not rows:
-            continue  # cleaned away: its last sums stand
-        entry.n_rows, entry.n_done, entry.n_failed, entry.n_no_result = (
-            rows,
-            done,
-            failed,
-            no_result,
-        )
-        entry.n_retries = retries_of([entry.plan_pk]) - entry.retries_before
-        entry.task_s, entry.cpu_s = float(task_s or 0.0), cpu_s
-        entry.has_ended = rows == done + failed + no_result
-        entry.message = "was cancelled" if cancelled else None
-        with connection():
-            entry.save()
+        for name, value in _now(entry).items() if entry.plan_pk is not None else ():
+            if getattr(entry, name) != value:
+                setattr(entry, name, value)
+        if entry.is_dirty():
+            with connection():
+                entry.save(only=entry.dirty_fields)
     return entries
 
 
-def _cpu_s(plan: int, mine: Any) -> float:
-    """Processors that attempts held, times how long: as many as their profile asks for."""
+def _now(entry: NightPlan) -> dict[str, Any]:
+    """The totals of a plan; none where it was cleaned away: its last ones stand."""
+    of_plan = Page.plan == entry.plan_pk
+    columns = (Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result)
+    with connection():
+        n_rows, *ended = next(tuples(Page.select(*map(fn.SUM, columns)).where(of_plan)))
+        if not n_rows:
+            return {}
+        mine = of_plan & (Attempt.began >= entry.began) if entry.leftover else of_plan
+        task_s, cpu_s = _seconds(mine)
+        cancelled = Plan.select(Plan.cancelled).where(Plan.pk == entry.plan_pk).scalar()
+    counts = dict(zip(TOTALS, (int(n) for n in (n_rows, *ended)), strict=False))
+    return {
+        **counts, "n_retries": retries_of([entry.plan_pk or 0]) - entry.retries_before,
+        "task_s": task_s, "cpu_s": cpu_s, "has_ended": n_rows == sum(ended),
+        "message": "was cancelled" if cancelled else None,
+    }  # fmt: skip
+
+
+def _seconds(which: Any) -> tuple[float, float]:
+    """Time that attempts spent in the task, and that they held processors for, times how many."""
     held = fn.SUM(fn.COALESCE(Attempt.t_start_s, 0) + fn.COALESCE(Attempt.t_rows_s, 0))
     query = (
-        Attempt.select(Attempt.submission_pk, held)
+        Attempt.select(Submission.profile, fn.SUM(Attempt.t_task_s), held)
         .join(Page)
-        .where((Page.plan == plan) & mine)
-        .group_by(Attempt.submission_pk)
+        .join_from(Attempt, Submission, JOIN.LEFT_OUTER, on=Submission.pk == Attempt.submission_pk)
+        .where(which)
+        .group_by(Submission.profile)
     )
-    profiles = Submission.select(Submission.pk, Submission.profile).where(Submission.plan == plan)
-    cpus = {pk: _cpus(json.loads(text).get("options", {})) for pk, text in tuples(profiles)}
-    return float(sum((seconds or 0.0) * cpus.get(pk, 1) for pk, seconds in tuples(query)))
+    task_s = cpu_s = 0.0
+    for profile, in_task_s, held_s in tuples(query):
+        task_s += in_task_s or 0.0
+        cpu_s += (held_s or 0.0) * _cpus(profile)
+    return task_s, cpu_s
 
 
-def _cpus(options: Mapping[str, Any]) -> int:
+def _cpus(profile: str | None) -> int:
+    """How many processors an element has, by the options that it was submitted with."""
+    options = json.loads(profile or "{}").get("options", {})
     each, tasks = options.get("cpus_per_task", 1), options.get("ntasks", 1)
     return int(each) * int(tasks) if f"{each}{tasks}".isdecimal() else 1
 
 
-def store_sums(night: Night) -> list[NightPlan]:
-    """Store the sums of a night's plans with it."""
+def totals_of(entries: Iterable[NightPlan]) -> dict[str, Any]:
+    return {name: sum(getattr(entry, name) for entry in entries) for name in TOTALS}
+
+
+def store_totals(night: Night) -> list[NightPlan]:
+    """Store the totals of a night's plans with it; return them."""
     entries = refreshed(night)
-    columns = ("n_rows", "n_done", "n_failed", "n_no_result", "n_retries", "task_s", "cpu_s")
-    sums = {name: sum(getattr(entry, name) for entry in entries) for name in columns}
     with connection():
-        Night.update(**sums).where(Night.pk == night.pk).execute()
+        Night.update(totals_of(entries)).where(Night.pk == night.pk).execute()
     return entries
+
+
+def n_left(of: Night | NightPlan) -> int:
+    """Rows that have not ended."""
+    return of.n_rows - of.n_done - of.n_failed - of.n_no_result
