@@ -54,6 +54,10 @@ class PageState(StrEnum):
 ALIVE = frozenset({PageState.RUNNING, PageState.WAITING, PageState.UNKNOWN})
 
 
+#: What a status counts rows by that have ended.
+ENDED = ("done", "failed", "no result")
+
+
 class PlanState(StrEnum):
     """A plan as a whole, with the exit status of ``astra status``.
 

@@ -23,6 +23,7 @@ from astra.resume.cancel import Cancelled
 from astra.resume.controls import Control
 from astra.status.failures import FailedRow
 from astra.status.logs import Log
+from astra.status.plans import PlanLine
 from astra.status.status import PlanStatus
 from astra.status.story import Story
 from astra.status.verdict import Verdict
@@ -55,22 +56,6 @@ class NothingSubmitted:
     pages: int
     rows: int
     jobs: list[Any]
-
-
-@dataclass
-class PlanLine:
-    plan: int
-    task: str
-    input_model: str
-    created: str
-    by: str
-    pages: int
-    rows: int
-    done: int
-    failed: int
-    no_result: int
-    pending: int
-    cancelled: bool
 
 
 #: What each command prints: one where a task reads one table, else a list.

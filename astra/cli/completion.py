@@ -86,18 +86,15 @@ def plans(ctx: click.Context) -> Pairs:
     """The last plans, and what they are."""
     from astra.config import settings
     from astra.database.connection import dialect, is_file
-    from astra.status.status import all_plans
+    from astra.status.plans import all_plans
 
     url = settings.current().database.url
     if url.startswith("sqlite:") and not is_file(url):
         return  # to look must not make one
     dialect()
     for p in all_plans(30):
-        left = f"{p['pending']:,} of {p['rows']:,} rows left"
-        yield (
-            str(p["plan"]),
-            f"{p['task']} on {p['input_model']}, {p['created']:%m-%d %H:%M}, {left}",
-        )
+        left = f"{p.pending:,} of {p.rows:,} rows left"
+        yield str(p.plan), f"{p.task} on {p.input_model}, {p.created:%m-%d %H:%M}, {left}"
 
 
 def profiles(ctx: click.Context) -> Pairs:

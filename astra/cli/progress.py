@@ -73,9 +73,10 @@ def status(
 def _status_of_several(filters: Any, pages: bool, as_json: bool) -> None:
     """Show how the plans that filters choose stand, the latest first; exit as the worst of them."""
     from astra.cli import show
-    from astra.status.status import all_plans, statuses
+    from astra.status.plans import all_plans
+    from astra.status.status import statuses
 
-    chosen = [p["plan"] for p in all_plans(20, *filters)]
+    chosen = [p.plan for p in all_plans(20, *filters)]
     found = statuses(chosen, of_whole=pages or as_json)
     if as_json:
         show.as_json(found)
@@ -305,7 +306,7 @@ def plans(
     """List plans, the latest first."""
     from astra.cli import show
     from astra.models.schema import check_version
-    from astra.status.status import all_plans
+    from astra.status.plans import all_plans
 
     check_version()
     found = all_plans(None if every else 20, task, state, mine, since)

@@ -332,7 +332,7 @@ def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
     return made
 
 
-def plans(found: list[dict[str, Any]], as_csv: bool = False) -> None:
+def plans(found: list[Any], as_csv: bool = False) -> None:
     if not found and not as_csv:
         line("no plan was made yet: astra plan TASK")
         return
@@ -342,11 +342,11 @@ def plans(found: list[dict[str, Any]], as_csv: bool = False) -> None:
     )  # fmt: skip
     for p in found:
         made.add_row(
-            str(p["plan"]), escape(p["task"]), escape(p["input_model"]),
-            f"{p['created']:%Y-%m-%d %H:%M}",
-            escape(p["by"]), f"{p['pages']:,}", f"{p['rows']:,}", f"{p['done']:,}",
-            f"{p['failed']:,}", f"{p['no_result']:,}", f"{p['pending']:,}",
-            "cancelled" if p["cancelled"] else "",
+            str(p.plan), escape(p.task), escape(p.input_model),
+            f"{p.created:%Y-%m-%d %H:%M}",
+            escape(p.by), f"{p.pages:,}", f"{p.rows:,}", f"{p.done:,}",
+            f"{p.failed:,}", f"{p.no_result:,}", f"{p.pending:,}",
+            "cancelled" if p.cancelled else "",
         )  # fmt: skip
     print_table(made, console, as_csv)
 

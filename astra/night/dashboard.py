@@ -27,7 +27,7 @@ from astra.report.format import clipped, count, first_line, unbroken
 from astra.report.page import html, render
 from astra.report.report import Report, report_of
 from astra.report.tables import Cell, Columns, Table, moment, number, table
-from astra.status.status import all_plans
+from astra.status.plans import PlanLine, all_plans
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class Dashboard:
         self._remove_old({line.page for line in (*of_nights, *of_plans)}, since, look)
         text = render(
             "index.html.j2", mark=mark, notes=look.problems, nights=_nights_table(of_nights),
-            living=_plans_table(line for line in of_plans if _lives(line.item)),
-            ended=_plans_table(line for line in of_plans if not _lives(line.item)),
+            living=_plans_table(line for line in of_plans if line.item.is_live),
+            ended=_plans_table(line for line in of_plans if not line.item.is_live),
             made=datetime.now(UTC), looked=LOOKED,
         )  # fmt: skip
         self._write(INDEX, text, look)
@@ -121,17 +121,17 @@ class Dashboard:
                 f"name another folder, or remove its {INDEX}"
             )
 
-    def _is_shown(self, plan: dict[str, Any], since: datetime) -> bool:
+    def _is_shown(self, plan: PlanLine, since: datetime) -> bool:
         """Whether a plan lives, is young, or has a page that is: that of an old one is ended."""
-        if _lives(plan) or plan["created"] >= since:
+        if plan.is_live or plan.created >= since:
             return True
         path = self.folder / _page(plan)
         mark = _mark(path)
         return mark is not None and (mark != _plan_mark(plan) or _modified(path) >= since)
 
-    def _plan(self, plan: dict[str, Any], look: Look) -> _Line:
+    def _plan(self, plan: PlanLine, look: Look) -> _Line:
         page, mark = _page(plan), _plan_mark(plan)
-        kind = self._keep(page, mark, _lives(plan), look, lambda: report_of([plan["plan"]]))
+        kind = self._keep(page, mark, plan.is_live, look, lambda: report_of([plan.plan]))
         return _Line(page, plan, kind)
 
     def _night(self, night: NightStatus, look: Look) -> _Line:
@@ -197,19 +197,14 @@ def keep(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[Look]:
             return
 
 
-def _lives(plan: dict[str, Any]) -> bool:
-    return bool(plan["pending"]) and not plan["cancelled"]
+def _plan_mark(plan: PlanLine) -> str:
+    names = ("done", "failed", "no_result", "pending")
+    counts = ", ".join(f"{getattr(plan, name)} {name}" for name in names)
+    return f"plan {plan.plan}: {counts}{', cancelled' if plan.cancelled else ''}"
 
 
-def _plan_mark(plan: dict[str, Any]) -> str:
-    counts = ", ".join(
-        f"{plan[name]} {name}" for name in ("done", "failed", "no_result", "pending")
-    )
-    return f"plan {plan['plan']}: {counts}{', cancelled' if plan['cancelled'] else ''}"
-
-
-def _page(plan: dict[str, Any]) -> str:
-    return f"plan-{plan['plan']}.html"
+def _page(plan: PlanLine) -> str:
+    return f"plan-{plan.plan}.html"
 
 
 def _head(path: Path) -> str:
@@ -250,15 +245,15 @@ def _lasted_s(night: NightStatus) -> float | None:
 
 def _plans_table(lines: Iterable[_Line]) -> Table | None:
     columns: Columns = {
-        "plan": lambda line: Cell(str(line.item["plan"]), line.item["plan"], line.page),
-        "task": lambda line: line.item["task"],
-        "input": lambda line: line.item["input_model"],
+        "plan": lambda line: Cell(str(line.item.plan), line.item.plan, line.page),
+        "task": lambda line: line.item.task,
+        "input": lambda line: line.item.input_model,
         "state": lambda line: Cell(line.kind, kind=line.kind),
-        "rows": lambda line: number(line.item["rows"], count),
-        "results": lambda line: number(line.item["done"], count),
-        "failures": lambda line: number(line.item["failed"], count),
-        "not ended": lambda line: number(line.item["pending"], count),
-        "made": lambda line: moment(line.item["created"]),
-        "by": lambda line: line.item["by"],
+        "rows": lambda line: number(line.item.rows, count),
+        "results": lambda line: number(line.item.done, count),
+        "failures": lambda line: number(line.item.failed, count),
+        "not ended": lambda line: number(line.item.pending, count),
+        "made": lambda line: moment(line.item.created),
+        "by": lambda line: line.item.by,
     }
     return table(lines, columns)

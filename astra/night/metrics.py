@@ -15,7 +15,8 @@ from astra.models.schema import check_version
 from astra.night.history import NightStatus, nights
 from astra.night.totals import retries_of
 from astra.states import AttemptState, PlanState
-from astra.status.status import all_plans, statuses
+from astra.status.plans import all_plans
+from astra.status.status import statuses
 
 #: In which a night can be, so that each has a series that is 0 or 1.
 NIGHT_STATES = ("whole", "failed rows", "not whole", "running", "without a finalizer")
@@ -90,15 +91,15 @@ def _of_nights(last: Sequence[NightStatus], now: datetime) -> Iterator[str]:
 
 
 def _of_plans(now: datetime) -> Iterator[str]:
-    living = [plan for plan in all_plans() if plan["pending"] and not plan["cancelled"]]
+    living = [plan for plan in all_plans() if plan.is_live]
     of_task: dict[str, list[int]] = defaultdict(list)
     oldest: dict[str, datetime] = {}
     rows: Counter[tuple[str, str]] = Counter()
     plans: Counter[str] = Counter()
     for plan in living:
-        of_task[plan["task"]].append(plan["plan"])
-        oldest[plan["task"]] = min(oldest.get(plan["task"], now), plan["created"])
-    for status in statuses([plan["plan"] for plan in living], of_whole=False):
+        of_task[plan.task].append(plan.plan)
+        oldest[plan.task] = min(oldest.get(plan.task, now), plan.created)
+    for status in statuses([plan.plan for plan in living], of_whole=False):
         plans[status.state.value] += 1
         for state, n in status.rows.items():
             rows[status.task, state] += n

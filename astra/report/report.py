@@ -6,7 +6,6 @@ pages: what is many is summed up, what needs somebody's attention is listed.
 `page.py` draws it.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,7 +24,7 @@ from astra.report.row_times import SlowRow, row_times
 from astra.report.usage import Efficiency, efficiency
 from astra.report.waste import wasted
 from astra.states import PageState, PlanState, worst
-from astra.status.headline import ENDED, Headline, Kind, headline_of, stuck_pages
+from astra.status.headline import Headline, Kind, headline_of, stuck_pages, total
 from astra.status.logs import log_paths
 from astra.status.pages import PageStatus
 from astra.status.status import PlanStatus, statuses
@@ -83,7 +82,7 @@ class Report:
 
     @property
     def n_ended(self) -> int:
-        return sum(self.rows.get(name, 0) for name in ENDED)
+        return sum(plan.n_ended for plan in self.plans)
 
 
 def report_of(
@@ -145,13 +144,8 @@ def report_of(
 
 def _counted(found: Sequence[PlanStatus]) -> dict[str, Any]:
     """How many rows and pages there are, by state."""
-    rows: Counter[str] = Counter()
-    pages: Counter[str] = Counter()
-    for status in found:
-        rows.update(status.rows)
-        pages.update(status.pages)
     return dict(
-        rows=dict(rows), pages=dict(pages),
+        rows=dict(total(s.rows for s in found)), pages=dict(total(s.pages for s in found)),
         n_rows=sum(s.n_rows for s in found), n_pages=sum(s.n_pages for s in found),
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ from astra.report.format import (
 )
 from astra.report.how import How
 from astra.report.report import Report
-from astra.status.headline import ENDED
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,6 @@ def _plan(report: Report, plan_of: Callable[[Any], int]) -> Columns:
 
 
 def _plans(report: Report) -> Table | None:
-    def left(plan: Any) -> int:
-        return int(plan.n_rows - sum(plan.rows.get(name, 0) for name in ENDED))
-
     several: Sequence[Any] = report.plans if len(report.plans) > 1 else ()
     return table(several, {
         **_plan(report, lambda p: p.plan),
@@ -118,7 +114,7 @@ def _plans(report: Report) -> Table | None:
         "results": lambda p: number(p.rows.get("done", 0), count),
         "failures": lambda p: number(p.rows.get("failed", 0), count),
         "no result": lambda p: number(p.rows.get("no result", 0), count),
-        "not ended": lambda p: number(left(p), count),
+        "not ended": lambda p: number(p.n_rows - p.n_ended, count),
     })  # fmt: skip
 
 

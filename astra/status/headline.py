@@ -13,9 +13,6 @@ from astra.states import PageState, PlanState, worst
 from astra.status.pages import PageStatus, never_starts
 from astra.status.status import PlanStatus
 
-#: Rows in these states have ended.
-ENDED = ("done", "failed", "no result")
-
 
 class Kind(StrEnum):
     """What people distinguish at first sight; each has a colour of its own."""
@@ -79,7 +76,7 @@ def _not_begun(plan: PlanStatus) -> bool:
     states = set(plan.pages)
     queued = states == {PageState.WAITING} and plan.state is PlanState.RUNNING
     untouched = queued or states == {PageState.UNSUBMITTED}
-    return untouched and not any(plan.rows.get(name) for name in ENDED)
+    return untouched and not plan.n_ended
 
 
 def _next_of(plan: PlanStatus, kind: Kind) -> list[str]:
@@ -95,8 +92,8 @@ def _next_of(plan: PlanStatus, kind: Kind) -> list[str]:
 
 
 def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
-    rows, pages = _total(p.rows for p in plans), _total(p.pages for p in plans)
-    n_rows, n_ended = rows.total(), sum(rows[name] for name in ENDED)
+    rows, pages = total(p.rows for p in plans), total(p.pages for p in plans)
+    n_rows, n_ended = rows.total(), sum(p.n_ended for p in plans)
     if kind in (Kind.WHOLE, Kind.FAILED_ROWS):
         return _ended_text(n_rows, rows["failed"])
     some = f"{n_rows - n_ended:,} of {n_rows:,} rows have not ended"
@@ -137,8 +134,9 @@ def _pages(n: int) -> str:
     return f"{n:,} page{'s' if n != 1 else ''}"
 
 
-def _total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    total: Counter[str] = Counter()
+def total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """Add up what several plans count by state."""
+    added: Counter[str] = Counter()
     for each in counts:
-        total.update(each)
-    return total
+        added.update(each)
+    return added

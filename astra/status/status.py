@@ -6,23 +6,21 @@ Slurm called it ended is seen.
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError, UsageError, nearest
+from astra.errors import AstraError
 from astra.models.importing import load
-from astra.models.plans import Failure, Page, Plan, excluded_nodes
+from astra.models.plans import Failure, Plan, excluded_nodes
 from astra.models.schema import lacking_guard
 from astra.models.tracking import tracked_model
 from astra.plan.lookup import get_plan
 from astra.policy import retry_policy
 from astra.policy.next_steps import grouped, next_steps
-from astra.processes import user_name
-from astra.states import ALIVE, PageState, PlanState
+from astra.states import ALIVE, ENDED, PageState, PlanState
 from astra.status.pages import (
     Pages,
     PageStatus,
@@ -74,6 +72,11 @@ class PlanStatus:
     advice: tuple[str, ...] = ()  #: commands to type next
     refused: int = 0  #: further results of rows that have one
     steps: tuple[NextStep, ...] = ()  #: what resume does about pages that are not whole
+
+    @property
+    def n_ended(self) -> int:
+        """Rows that have ended."""
+        return sum(self.rows.get(name, 0) for name in ENDED)
 
     def in_states(self, states: Collection[PageState]) -> Iterator[PageStatus]:
         """The pages that are in one of these states."""
@@ -223,8 +226,8 @@ _UNSAID = (PageState.LOST, PageState.INCOMPLETE)
 
 
 def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
-    rows = Counter({"done": 0, "failed": 0, "no result": 0})
-    for name, column in (("done", 2), ("failed", 3), ("no result", 4)):
+    rows: Counter[str] = Counter()
+    for column, name in enumerate(ENDED, 2):
         rows[name] = sum(row[column] for row in pages.stored.rows)
     for at, (_, left) in pages.tally.items():
         rows[at.value] += left
@@ -314,90 +317,3 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     if states <= {PageState.DONE} and rows.get("failed"):
         advice.append(f"astra retry {plan.pk}{suffix}   takes these rows again")
     return advice
-
-
-def all_plans(
-    limit: int | None = None,
-    task: str | None = None,
-    state: str | None = None,
-    mine: bool = False,
-    since: datetime | None = None,
-) -> list[dict[str, Any]]:
-    """The last plans, most recent first, with their rows by how they ended.
-
-    Parameters
-    ----------
-    limit : at most so many.
-    task : only those of a task, by its name with or without its module.
-    state : only those in this state (see states.py). Slurm is asked about those with rows left.
-    mine : only those that this user made.
-    since : only those made since then.
-
-    Raises
-    ------
-    UsageError
-        If there is no such state.
-    """
-    state = state and state.replace("-", " ")  # failed-rows, as shells complete it
-    if state is not None and state not in [known.value for known in PlanState]:
-        raise UsageError(f"no state {state!r}. {nearest(state, [s.value for s in PlanState])}")
-    wanted = [
-        (Plan.task == task) | Plan.task.endswith(f".{task}") if task else None,
-        Plan.created_by == user_name() if mine else None,
-        Plan.created >= since if since else None,
-    ]
-    listed = _listed([clause for clause in wanted if clause is not None], None if state else limit)
-    if state is not None:
-        listed = _in_state(listed, PlanState(state))[:limit]
-    return listed
-
-
-def _in_state(listed: list[dict[str, Any]], state: PlanState) -> list[dict[str, Any]]:
-    ended = {
-        p["plan"]: PlanState.FAILED_ROWS if p["failed"] else PlanState.WHOLE
-        for p in listed
-        if not p["pending"]
-    }
-    if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
-        return [p for p in listed if ended.get(p["plan"]) is state]
-    asked = statuses([p["plan"] for p in listed if p["plan"] not in ended], of_whole=False)
-    there = {found.plan for found in asked if found.state is state}
-    return [p for p in listed if p["plan"] in there]
-
-
-def _listed(clauses: list[Any], limit: int | None) -> list[dict[str, Any]]:
-    from peewee import fn
-
-    with connection():
-        query = (
-            Plan.select(
-                Plan,
-                fn.SUM(Page.n_done).alias("done"),
-                fn.SUM(Page.n_failed).alias("failed"),
-                fn.SUM(Page.n_no_result).alias("no_result"),
-            )
-            .join(Page)
-            .group_by(Plan.pk)
-            .order_by(Plan.pk.desc())
-        )
-        if clauses:
-            query = query.where(*clauses)
-        if limit:
-            query = query.limit(limit)
-        return [
-            {
-                "plan": p.pk,
-                "task": p.task,
-                "input_model": p.input_model.rpartition(":")[2],
-                "created": p.created,
-                "by": p.created_by,
-                "pages": p.n_pages,
-                "rows": p.n_rows,
-                "done": int(p.done or 0),
-                "failed": int(p.failed or 0),
-                "no_result": int(p.no_result or 0),
-                "pending": p.n_rows - int((p.done or 0) + (p.failed or 0) + (p.no_result or 0)),
-                "cancelled": p.cancelled is not None,
-            }
-            for p in cast("Iterable[Any]", query)
-        ]

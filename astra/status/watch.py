@@ -23,10 +23,6 @@ class Watched:
     rows_per_s: float | None  # of the last two minutes; None before there is a second look
     left_s: float | None  # at that rate
 
-    @property
-    def ended(self) -> int:
-        return sum(self.status.rows.get(name, 0) for name in ("done", "failed", "no result"))
-
 
 def watch(plan: int, every_s: float) -> Iterator[Watched]:
     """How a plan stands, every `every_s` seconds; the last is of a plan of which nothing lives.
@@ -44,13 +40,12 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
         began = time.monotonic()
         recent_s = min(settings.current().slurm.recent_s, every_s / 2)
         found = status(plan, ask_again=False, of_whole=False, recent_s=recent_s)
-        ended = sum(found.rows.get(name, 0) for name in ("done", "failed", "no result"))
-        seen.append((began, ended))
+        seen.append((began, found.n_ended))
         while began - seen[0][0] > _RATE_OVER_S:
             seen.popleft()
         lasted_s = began - seen[0][0]
-        rate = (ended - seen[0][1]) / lasted_s if lasted_s else None
-        left = found.n_rows - ended
+        rate = (found.n_ended - seen[0][1]) / lasted_s if lasted_s else None
+        left = found.n_rows - found.n_ended
         yield Watched(found, time.time(), rate, left / rate if rate and rate > 0 else None)
         if not lives(found):
             return

@@ -24,7 +24,8 @@ from astra.plan.plan import create_plan
 from astra.processes import process_began
 from astra.resume.cancel import _end_processes, _running
 from astra.status.failures import failures
-from astra.status.status import all_plans, status
+from astra.status.plans import all_plans
+from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
 from tests.many_tasks import Peak, peaks
@@ -112,7 +113,7 @@ def test_each_does_its_part_of_a_night(of: Url) -> None:
     found = status(plan)
     assert (found.state, found.rows["failed"], found.rows["no result"]) == ("failed rows", 5, 4)
     assert len(failures(plan)) == 5
-    assert [p["plan"] for p in all_plans()] == [plan]
+    assert [p.plan for p in all_plans()] == [plan]
     for words in (("status", plan), ("failures", plan), ("plans",), ("logs", plan)):
         done = astra(of, "reads", *words)
         assert done.returncode == (8 if words[0] == "status" else 0), done.stdout + done.stderr

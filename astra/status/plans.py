@@ -1,0 +1,110 @@
+"""The plans that there are, each as a line."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from peewee import fn
+
+from astra.database.connection import connection
+from astra.errors import UsageError, nearest
+from astra.models.plans import Page, Plan
+from astra.processes import user_name
+from astra.states import PlanState
+from astra.status.status import statuses
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """A plan in a list: its rows by how they ended."""
+
+    plan: int
+    task: str
+    input_model: str
+    created: datetime
+    by: str
+    pages: int
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    pending: int
+    cancelled: bool
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it has rows left, and was not cancelled."""
+        return bool(self.pending) and not self.cancelled
+
+
+def all_plans(
+    limit: int | None = None,
+    task: str | None = None,
+    state: str | None = None,
+    mine: bool = False,
+    since: datetime | None = None,
+) -> list[PlanLine]:
+    """The last plans, most recent first, with their rows by how they ended.
+
+    Parameters
+    ----------
+    limit : at most so many.
+    task : only those of a task, by its name with or without its module.
+    state : only those in this state (see states.py). Slurm is asked about those with rows left.
+    mine : only those that this user made.
+    since : only those made since then.
+
+    Raises
+    ------
+    UsageError
+        If there is no such state.
+    """
+    state = state and state.replace("-", " ")  # failed-rows, as shells complete it
+    if state is not None and state not in [known.value for known in PlanState]:
+        raise UsageError(f"no state {state!r}. {nearest(state, [s.value for s in PlanState])}")
+    wanted = [
+        (Plan.task == task) | Plan.task.endswith(f".{task}") if task else None,
+        Plan.created_by == user_name() if mine else None,
+        Plan.created >= since if since else None,
+    ]
+    listed = _listed([clause for clause in wanted if clause is not None], None if state else limit)
+    if state is not None:
+        listed = _in_state(listed, PlanState(state))[:limit]
+    return listed
+
+
+def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
+    ended = {
+        p.plan: PlanState.FAILED_ROWS if p.failed else PlanState.WHOLE
+        for p in listed
+        if not p.pending
+    }
+    if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
+        return [p for p in listed if ended.get(p.plan) is state]
+    asked = statuses([p.plan for p in listed if p.plan not in ended], of_whole=False)
+    there = {found.plan for found in asked if found.state is state}
+    return [p for p in listed if p.plan in there]
+
+
+def _listed(clauses: list[Any], limit: int | None) -> list[PlanLine]:
+    sums = (Page.n_done, Page.n_failed, Page.n_no_result)
+    query = (
+        Plan.select(Plan, *(fn.SUM(column).alias(column.name) for column in sums))
+        .join(Page)
+        .where(*clauses or [True])
+        .group_by(Plan.pk)
+        .order_by(Plan.pk.desc())
+        .limit(limit)
+    )
+    with connection():
+        return [_line(plan) for plan in cast("Iterable[Any]", query)]
+
+
+def _line(p: Any) -> PlanLine:
+    done, failed, no_result = (int(n or 0) for n in (p.n_done, p.n_failed, p.n_no_result))
+    return PlanLine(
+        p.pk, p.task, p.input_model.rpartition(":")[2], p.created, p.created_by, p.n_pages,
+        p.n_rows, done, failed, no_result, p.n_rows - done - failed - no_result,
+        p.cancelled is not None,
+    )  # fmt: skip
