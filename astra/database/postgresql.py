@@ -20,6 +20,7 @@ from astra.database.dialect import (
     Denied,
     adding_column,
     dialects,
+    is_condition,
     peewee_errors,
 )
 from astra.database.locks import Holder, RowLock
@@ -204,11 +205,21 @@ class PostgreSQL(Keys):
         """
         table = self.table(model)
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
-        function, name = prefix + self.quote(_keeper_of(column)), self.quote(column)
+        function = prefix + self.quote(_keeper_of(column))
         # In UTC, as which a column is read whose type has no time zone.
         self.run(f"""
             CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
-            LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+            LANGUAGE plpgsql SET timezone = 'UTC' AS $${self._keeping(column)}$$""")
+        self.run(f"""
+            CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE INSERT OR UPDATE ON {table}
+            FOR EACH ROW EXECUTE FUNCTION {function}()""")
+        # Also for changes that arrive by replication, or by session_replication_role = replica.
+        self.run(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER astra_keep_modified")
+
+    def _keeping(self, column: str) -> str:
+        """The body of the function that keeps a column."""
+        name = self.quote(column)
+        return f"""
             BEGIN
                 IF TG_OP = 'INSERT' THEN
                     NEW.{name} := coalesce(NEW.{name}, clock_timestamp());
@@ -217,12 +228,7 @@ class PostgreSQL(Keys):
                         clock_timestamp(), OLD.{name} + interval '1 microsecond');
                 END IF;
                 RETURN NEW;
-            END $$""")
-        self.run(f"""
-            CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE INSERT OR UPDATE ON {table}
-            FOR EACH ROW EXECUTE FUNCTION {function}()""")
-        # Also for changes that arrive by replication, or by session_replication_role = replica.
-        self.run(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER astra_keep_modified")
+            END """
 
     def keeps_modified(self, model: Any, column: str) -> bool:
         """Whether a trigger that is enabled keeps the column, whatever it is called."""
@@ -230,8 +236,8 @@ class PostgreSQL(Keys):
             """SELECT 1 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
                WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
                  AND tgtype & 19 = 19 AND tgqual IS NULL AND tgattr = ''
-                 AND proname = %s AND strpos(prosrc, %s) > 0""",
-            (self.table(model), _keeper_of(column), f"NEW.{self.quote(column)} :="),
+                 AND proname = %s AND prosrc = %s""",
+            (self.table(model), _keeper_of(column), self._keeping(column)),
         )
         return found.fetchone() is not None
 
@@ -242,14 +248,14 @@ class PostgreSQL(Keys):
         """
         found = self.run(
             """SELECT pg_get_expr(indpred, indrelid) FROM pg_index
-               WHERE indrelid = to_regclass(%s) AND indisunique AND indisvalid AND indimmediate
+               WHERE indrelid = to_regclass(%s) AND indisunique AND indisvalid AND indisready
+                 AND indimmediate AND indexprs IS NULL
                  AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
-                      WHERE attrelid = indrelid AND attnum = ANY(indkey)) = %s
-                 AND array_length(indkey::int[], 1) = %s""",
-            (self.table(model), sorted(columns), len(columns)),
+                      WHERE attrelid = indrelid
+                        AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s""",
+            (self.table(model), sorted(columns)),
         ).fetchall()
-        wanted = _bare(where.removeprefix("WHERE"))
-        return any(condition is None or _bare(condition) == wanted for (condition,) in found)
+        return any(is_condition(condition, where) for (condition,) in found)
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
@@ -437,11 +443,6 @@ class PostgreSQL(Keys):
             yield ours
         finally:
             held.release()
-
-
-def _bare(condition: str) -> str:
-    """A condition of an index without what PostgreSQL writes into it."""
-    return re.sub(r'[\s()"]', "", condition).lower()
 
 
 def _is_refused_login(message: str) -> bool:

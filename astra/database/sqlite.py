@@ -24,6 +24,7 @@ from astra.database.dialect import (
     Denied,
     adding_column,
     dialects,
+    is_condition,
     on_conflict,
     peewee_errors,
 )
@@ -145,9 +146,19 @@ class SQLite(Common):
     def keep_modified(self, model: Any, keys: Sequence[str], column: str) -> None:
         """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
         compares them as text."""
-        table, name, moment = self.table(model), model._meta.table_name, self.quote(column)
-        new, old = f"NEW.{moment}", f"OLD.{moment}"
         mine = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
+        for suffix, start in self._keepers(model, column).items():
+            trigger = self.quote(f"{model._meta.table_name}_modified_{suffix}")
+            wanted = f"CREATE TRIGGER {trigger} {start} WHERE {mine}; END"
+            stored = "SELECT 1 FROM sqlite_master WHERE sql = ?"
+            if not self.run(stored, (wanted,)).fetchone():
+                self.run(f"DROP TRIGGER IF EXISTS {trigger}")
+                self.run(wanted)
+
+    def _keepers(self, model: Any, column: str) -> dict[str, str]:
+        """What the triggers do that keep a column, up to the row that they change."""
+        table, moment = self.table(model), self.quote(column)
+        new, old = f"NEW.{moment}", f"OLD.{moment}"
         pattern = "GLOB '????-??-?? ??:??:??.??????'"
         form = f"({new} IS NULL OR {new} NOT {pattern})"
         later = (
@@ -159,20 +170,15 @@ class SQLite(Common):
         back = f"{new} {pattern} AND {old} {pattern} AND {new} < {old}"
         kept = f"{new} IS {old} OR ({back})"
         formed_later = f"CASE WHEN {formed} <= {old} THEN {later} ELSE {formed} END"
-        for suffix, event, when, value in (
-            ("update", "UPDATE", kept, later),
-            ("form_insert", "INSERT", form, formed),
-            ("form_update", "UPDATE", form, formed_later),
-        ):
-            trigger = self.quote(f"{name}_modified_{suffix}")
-            wanted = (
-                f"CREATE TRIGGER {trigger} AFTER {event} ON {table} WHEN {when} BEGIN "
-                f"UPDATE {table} SET {moment} = {value} WHERE {mine}; END"
+        return {
+            suffix: f"AFTER {event} ON {table} WHEN {when} BEGIN "
+            f"UPDATE {table} SET {moment} = {value}"
+            for suffix, event, when, value in (
+                ("update", "UPDATE", kept, later),
+                ("form_insert", "INSERT", form, formed),
+                ("form_update", "UPDATE", form, formed_later),
             )
-            stored = "SELECT 1 FROM sqlite_master WHERE sql = ?"
-            if not self.run(stored, (wanted,)).fetchone():
-                self.run(f"DROP TRIGGER IF EXISTS {trigger}")
-                self.run(wanted)
+        }
 
     def in_transaction(self) -> bool:
         """Whether this thread's connection is in a transaction, however it was begun."""
@@ -395,23 +401,26 @@ class SQLite(Common):
         return {place: primary for place, primary, at in stored if read[place] == at}
 
     def keeps_modified(self, model: Any, column: str) -> bool:
-        """Whether a trigger keeps the column, whatever it is called."""
+        """Whether triggers keep the column, whatever they are called."""
         found = self.run(
-            "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? "
-            "AND sql LIKE '%AFTER UPDATE%' AND instr(sql, ?) > 0",
-            (model._meta.table_name, f"SET {self.quote(column)} ="),
-        )
-        return found.fetchone() is not None
+            "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?",
+            (model._meta.table_name,),
+        ).fetchall()
+        wanted = self._keepers(model, column).values()
+        return all(any(f" {does} WHERE " in sql for (sql,) in found) for does in wanted)
 
     def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
         """Whether an index keeps these columns unique, whatever it is called."""
         indexes = self.run(
-            'SELECT name, partial FROM pragma_index_list(?) WHERE "unique"',
+            """SELECT name, partial, (SELECT sql FROM sqlite_master AS m WHERE m.name = list.name)
+               FROM pragma_index_list(?) AS list WHERE "unique" """,
             (model._meta.table_name,),
         ).fetchall()
-        for name, partial in indexes:
+        for name, partial, sql in indexes:
             found = self.run("SELECT name FROM pragma_index_info(?)", (name,)).fetchall()
-            if sorted(n for (n,) in found) == sorted(columns) and (where or not partial):
+            condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if partial else None
+            # The name of an expression is NULL.
+            if {n for (n,) in found} == set(columns) and is_condition(condition, where):
                 return True
         return False
 

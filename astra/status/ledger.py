@@ -1,9 +1,9 @@
 """The checks of :mod:`astra.status.verify`: pages, attempts and rows, held against each other."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import peewee
@@ -16,7 +16,7 @@ from astra.models.pipeline import PipelineOutputModel, link_of
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
-from astra.status.records import Records, orphans
+from astra.status.records import Records, attempts_of, orphans
 from astra.status.verdict import Breach, Verdict
 
 #: Rows that are looked at together.
@@ -40,25 +40,21 @@ class Ledger:
         self.breaches: list[Breach] = []
         self.checks: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
-        self.attempts = _attempts(plan)
+        self.attempts = attempts_of(plan)
         pairs = sorted((a.pk, page) for page, found in self.attempts.items() for a in found)
         self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
         self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
         self.recorded = {m: _any_of(plan, m) for m in (Failure, NoResult)}
         self.records = Records(plan, self.model, self.output)
         self.latest = self.records.latest
+        self.n_ours = 0  # results of its attempts that are of its rows
         self.n_recorded: Counter[Any] = Counter()  # rows with such a record of this plan
 
     def checked(self) -> Verdict:
-        keys: list[tuple[int, Any]] = []
-        for pages in _chunks(self.plan):
-            whole = [page for page in pages if self._page(page)]
-            keys += [(page.number, self._numbers(page)) for page in pages]
-            if whole:
-                self._rows(whole)
-        self._remembered()
-        self._plan([number for number, _ in keys], sum(len(k) for _, k in keys))
-        self._unique(keys)
+        for found in self.records.values():
+            self._say("values", None, None, found)
+        if not self.checks:  # nothing can be computed with what is no value of its column
+            self._check()
         n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
         return Verdict(
             self.plan.pk, self.plan.task, self.plan.n_pages, self.plan.n_rows,
@@ -68,6 +64,17 @@ class Ledger:
             n_breaches=sum(self.checks.values()), breaches=tuple(self.breaches),
             checks=dict(self.checks),
         )  # fmt: skip
+
+    def _check(self) -> None:
+        keys: list[tuple[int, Any]] = []
+        for pages in _chunks(self.plan):
+            whole = [page for page in pages if self._page(page)]
+            keys += [(page.number, self._numbers(page)) for page in pages]
+            if whole:
+                self._rows(whole)
+        self._remembered()
+        self._plan([number for number, _ in keys], sum(len(k) for _, k in keys))
+        self._unique(keys)
 
     def _numbers(self, page: Page) -> Any:
         """The keys of a page, as numbers."""
@@ -112,6 +119,9 @@ class Ledger:
             self._say("orphans", None, None, found)
         for number, found in self.records.of_plan():
             self._say("records", number, None, found)
+        if (n := self.records.n_results()) > self.n_ours and not self.checks["shape"]:
+            found = f"{n} results bear attempts of the plan, and {self.n_ours} are of its rows"
+            self._say("orphans", None, None, found)
         for kind in self.recorded:
             mine = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if kind is Failure:  # the result of another row is a failure of that one
@@ -204,6 +214,7 @@ class Ledger:
         nothing = _Stored(self._records(NoResult, keys), rows.key)
         home = self._home(result.column(1))
         ours = result.there & (home > 0)
+        self.n_ours += int(np.sum(self._home(result.every(1)) > 0))
         done, failed = rows.ended(Outcome.RESULT), rows.ended(Outcome.FAILURE)
         empty, pending = rows.ended(Outcome.NO_RESULT), rows.ended(Outcome.PENDING)
         our_failure = failure.there & (failure.column(1) == 1) & (failure.column(2) == 0)
@@ -251,6 +262,8 @@ class Ledger:
         said("moments", rows, late, "a moment of its result lies in the future, or out of order")
         wrong = result.there & (result.column(7) == 1)
         said("wrong-source", rows, wrong, "its result bears another source than the row")
+        wrong = ours & ~np.isin(result.column(8), self.records.makings)
+        said("attempt-unknown", rows, wrong, "it is made by what is not of this plan")
         said("result-twice", rows, result.any_of(result.is_again), "two results of one number")
         mixed = result.any_of(result.is_gap)
         said("result-mixed", rows, mixed, "its results are not numbered from 0, or of two attempts")
@@ -319,7 +332,7 @@ class Ledger:
     def _results(self, keys: list[RowKey]) -> list[tuple[Any, ...]]:
         """Of each stored result: key, attempt, read before it began, stored before it was read,
         whether its input was modified since (1) or is gone (2), its number, whether a moment is
-        impossible, and whether it bears another source than its input."""
+        impossible, whether it bears another source than its input, and what made it."""
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.v_astra // 1000
         joined = self.link.points(output, model)
@@ -331,12 +344,18 @@ class Ledger:
             .select(
                 key.given,
                 peewee.fn.COALESCE(output.attempt_pk, 0),
-                _flag(output.input_read < Attempt.began),
+                _flag((output.input_read < Attempt.began) | (output.input_read > Attempt.ended)),
                 _flag(output.modified < output.input_read),
                 input_is,
                 self._number_of_result(),
-                _flag((output.modified > self.latest) | (output.created > output.modified)),
+                _flag(
+                    (output.modified > self.latest)
+                    | (output.created > output.modified)
+                    | (output.t_elapsed < 0)
+                    | (output.t_overhead < 0)
+                ),
                 self._is_of_another_source(),
+                peewee.fn.COALESCE(output.made_by, 0),
             )
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
             .join_from(output, model, peewee.JOIN.LEFT_OUTER, on=joined, attr="input_row")
@@ -370,14 +389,16 @@ class Ledger:
 
     def _records(self, kind: Any, keys: list[RowKey]) -> list[tuple[Any, ...]]:
         """Of each failure or row without result: key, of this plan, a further result's, attempt,
-        page, and whether a moment or a count is impossible."""
+        page, and whether a moment, a count or what made it is impossible."""
         if not self.recorded[kind]:
             return []
-        refused, bad = peewee.Value(0), kind.modified > self.latest
+        mine, known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
+        refused = peewee.Value(0)
+        bad = (kind.modified > self.latest) | (mine & (kind.made_by.is_null() | ~known))
         if kind is Failure:
             refused, bad = _flag(kind.refused), bad | (kind.times < 1)
         columns = (
-            kind.key, _flag(kind.plan_pk == self.plan.pk), refused,
+            kind.key, _flag(mine), refused,
             peewee.fn.COALESCE(kind.attempt_pk, 0), peewee.fn.COALESCE(kind.page, 0), _flag(bad),
         )  # fmt: skip
         return self._fetched(
@@ -414,13 +435,17 @@ class _Stored:
 
     def __init__(self, rows: list[tuple[Any, ...]], keys: Any) -> None:
         # A row of zeros stands for what is not there.
-        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 8), dtype=np.int64)
+        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 9), dtype=np.int64)
         numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
         order = np.lexsort((numbers, table[:, 0]))
         self._table, self._numbers, self._keys = table[order], numbers[order], keys
         place = np.searchsorted(self._table[:, 0], keys)
         self._place = np.minimum(place, len(self._table) - 1)
         self.there = (self._table[self._place, 0] == keys) & bool(rows)
+
+    def every(self, number: int) -> Any:
+        """A column of all that is stored, not beside the keys."""
+        return self._table[:, number]
 
     def column(self, number: int) -> Any:
         return np.where(self.there, self._table[self._place, number], 0)
@@ -453,25 +478,6 @@ class _Stored:
         if not which.any():
             return np.zeros(len(self._keys), dtype=bool)
         return np.isin(self._keys, self._table[which, 0]) & self.there
-
-
-def _attempts(plan: Plan) -> dict[int, list[Any]]:
-    """The attempts at each page, in their order."""
-    query = (
-        Attempt.select(
-            Page.number.alias("page_number"), Attempt.pk, Attempt.number, Attempt.token,
-            Attempt.submission_pk, Attempt.element, Attempt.job_id, Attempt.state, Attempt.began,
-            Attempt.seen, Attempt.ended, Attempt.n_handed, Attempt.n_checkpoints, Attempt.n_done,
-            Attempt.n_failed, Attempt.n_no_result, Attempt.n_found,
-        )
-        .join(Page)
-        .where(Page.plan == plan.pk)
-        .order_by(Attempt.number)
-    )  # fmt: skip
-    found: dict[int, list[Any]] = {}
-    for attempt in cast("Iterable[Any]", query.namedtuples()):
-        found.setdefault(attempt.page_number, []).append(attempt)
-    return found
 
 
 def _any_of(plan: Plan, kind: Any) -> bool:

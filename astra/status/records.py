@@ -4,19 +4,34 @@ Each is checked by itself, and against those that it names.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import peewee
 from peewee import Model
 
 from astra.database.connection import dialect, tuples
+from astra.database.constraints import impossible_values, lost_constraints
+from astra.models.archive import Archive
+from astra.models.base import BaseModel
 from astra.models.keys import table_name
 from astra.models.pipeline import OutputModel
-from astra.models.plans import Attempt, Failure, NoResult, Page, Plan, Submission, Suspect
+from astra.models.plans import (
+    Attempt,
+    Failure,
+    MadeBy,
+    NoResult,
+    Page,
+    Plan,
+    Submission,
+    Suspect,
+)
 from astra.models.schema import lacking_guard
 from astra.states import AttemptState
+from astra.tasks.made_by import fingerprint
 
 #: A clock of another node may be so much ahead.
 CLOCKS_DIFFER = timedelta(hours=1)
@@ -34,15 +49,45 @@ class Records:
     def __init__(self, plan: Plan, model: type[Model], output: type[OutputModel]) -> None:
         self.plan, self.model, self.output = plan, model, output
         self.latest = dialect().now() + CLOCKS_DIFFER
-        query = Submission.select().where(Submission.plan == plan.pk)
-        self.submissions = {submission.pk: submission for submission in query}
         self.tokens: set[str] = set()
+        makings = MadeBy.select(MadeBy.pk).where(MadeBy.plan_pk == plan.pk)
+        self.makings = [pk for (pk,) in tuples(makings)]
+
+    @cached_property
+    def submissions(self) -> dict[int, Submission]:
+        query = Submission.select().where(Submission.plan == self.plan.pk)
+        return {submission.pk: submission for submission in query}
 
     def guards(self) -> Iterator[str]:
-        """Tables without an index or a trigger that an invariant rests on."""
-        for model in (self.model, self.output, Submission, Page, Attempt, Failure, NoResult):
-            if lacks := lacking_guard(model):
-                yield f"the table {model._meta.table_name} {lacks}"
+        """Tables without a key, a constraint or a trigger that an invariant rests on."""
+        own = (Plan, MadeBy, Submission, Page, Attempt, Suspect, Failure, NoResult)
+        for model in (self.model, self.output, *own):
+            lacks = lacking_guard(model)
+            lost = lost_constraints(model) if issubclass(model, BaseModel) else ()
+            for found in (*([lacks] if lacks else []), *lost):
+                yield f"the table {model._meta.table_name} {found}"
+        if (n := Archive.select().count()) != 1:
+            yield f"the table {Archive._meta.table_name} names {n} archives"
+
+    def values(self) -> Iterator[str]:
+        """Values that no column of its kind can hold, with which nothing else can be checked."""
+        plan, pages = self.plan.pk, Page.select(Page.pk).where(Page.plan == self.plan.pk)
+        of_plan = (
+            (Plan, Plan.pk == plan), (MadeBy, MadeBy.plan_pk == plan),
+            (Submission, Submission.plan == plan), (Page, Page.plan == plan),
+            (Attempt, Attempt.page.in_(pages)), (Suspect, Suspect.page.in_(pages)),
+            (Failure, Failure.plan_pk == plan), (NoResult, NoResult.plan_pk == plan),
+            (self.output, peewee.SQL("1 = 1")),
+        )  # fmt: skip
+        for model, where in of_plan:
+            yield from impossible_values(model, where)
+
+    def n_results(self) -> int:
+        """How many results of its version bear an attempt of the plan."""
+        query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
+        same_version = self.output.v_astra_major_minor == self.plan.v_astra // 1000
+        of_plan = Page.plan == self.plan.pk
+        return int(query.join(Page).where(of_plan & same_version).count())
 
     def of_plan(self) -> Found:
         """What is wrong with the plan itself, its submissions and its suspects."""
@@ -51,8 +96,13 @@ class Records:
             yield None, f"the plan is of the table {plan.input_table}, its model of another"
         if not plan.token or plan.limit < 1:
             yield None, f"the plan has the token {plan.token!r} and {plan.limit} rows per page"
-        if not isinstance(_json(plan.arguments), dict):
-            yield None, f"the plan's arguments are {plan.arguments[:100]!r}"
+        if Plan.select().where(Plan.token == plan.token).count() > 1:
+            yield None, f"another plan has the token {plan.token!r} as well"
+        if -(-plan.n_rows // max(plan.limit, 1)) != plan.n_pages:
+            yield None, f"{plan.n_rows} rows, {plan.limit} per page, are not {plan.n_pages} pages"
+        if plan.throttle is not None and plan.throttle < 1:
+            yield None, f"the plan's throttle is {plan.throttle}"
+        yield from ((None, found) for found in self._making())
         if plan.cancelled is not None and plan.cancelled < plan.created:
             yield None, "the plan was cancelled before it was made"
         if late := self._late(plan, "created", "cancelled", "paused"):
@@ -61,6 +111,23 @@ class Records:
             for found in self._submission(submission):
                 yield None, f"submission {submission.pk} {found}"
         yield from _suspects(plan)
+
+    def _making(self) -> Iterator[str]:
+        """What is wrong with what the plan's results say that they were made by."""
+        plan, making = self.plan, MadeBy.get_or_none(MadeBy.pk == self.plan.made_by)
+        if making is None or making.plan_pk != plan.pk:
+            yield f"the plan's results are made by {plan.made_by}, which is nothing of this plan"
+            return
+        if making.fingerprint.partition("-")[0] != fingerprint(making):
+            yield f"what its results are made by ({making.pk}) was changed since"
+        given, known = _json(plan.arguments), _json(making.arguments)
+        if not isinstance(given, dict) or any(
+            known.get(name, value) != value for name, value in given.items()
+        ):
+            yield f"the plan's arguments are {plan.arguments[:100]!r}, its results are of others"
+        for name in ("task", "v_astra", "commit"):
+            if (stands := getattr(plan, name)) != (made := getattr(making, name)):
+                yield f"the plan's {name} is {stands!r}, that of its results {made!r}"
 
     def _submission(self, submission: Submission) -> Iterator[str]:
         elements: list[int] = submission.elements or []
@@ -73,8 +140,11 @@ class Records:
             yield f"has the elements {elements[:20]}"
         if submission.kind == "slurm" and submission.state == "submitted" and job_id is None:
             yield "was submitted, and has no job"
-        if submission.pages_per_element < 1:
-            yield f"has {submission.pages_per_element} pages for each element"
+        if submission.pages_per_element < 1 or submission.offset < 0:
+            each = submission.pages_per_element
+            yield f"has {each} pages for each element, and the offset {submission.offset}"
+        if not isinstance(_json(submission.profile), dict):
+            yield f"has the profile {submission.profile[:100]!r}"
         if self._late(submission, "created"):
             yield "was made in the future"
 
@@ -89,7 +159,11 @@ class Records:
             yield f"it is in a pool, and submission {given.pk} has none"
         if not 1 <= page.n_rows <= self.plan.limit:
             yield f"it has {page.n_rows} rows, the plan {self.plan.limit} per page"
-        if page.retries is not None and not isinstance(_json(page.retries), list):
+        if given is not None and not given.pulls and given.kind == "slurm":
+            element = (page.number - 1) // max(given.pages_per_element, 1) + 1
+            if element not in given.elements:
+                yield f"it is of element {element}, which submission {given.pk} does not have"
+        if page.retries is not None and not _are_retries(_json(page.retries)):
             yield f"its retries are {page.retries[:100]!r}"
         if self._late(page, "modified"):
             yield "it was modified in the future"
@@ -102,38 +176,83 @@ class Records:
 
     def _attempt(self, attempt: Any, n_rows: int) -> Iterator[str]:
         submission = self.submissions.get(attempt.submission_pk)
-        if submission is None and self.submissions:
+        if submission is not None:
+            yield from _beside(attempt, submission)
+        elif self.submissions:
             yield f"is of submission {attempt.submission_pk}, which the plan does not have"
-        elif (
-            submission is not None
-            and submission.kind == "slurm"
-            and None not in (attempt.job_id, submission.job_id)
-            and attempt.job_id != submission.job_id
-        ):
-            yield f"is of job {attempt.job_id}, its submission of {submission.job_id}"
-        if attempt.state not in set(AttemptState):
-            yield f"has the state {attempt.state!r}"
-        if attempt.state == AttemptState.RUNNING and attempt.ended is not None:
-            yield f"is running, and ended at {attempt.ended}"
-        if attempt.seen < attempt.began or (attempt.ended or attempt.began) < attempt.began:
+        yield from self._when(attempt)
+        counts = {name: getattr(attempt, name) for name in _COUNTS}
+        n_ended = sum(counts[name] for name in _COUNTS[:4])
+        if min(counts.values()) < 0 or not -1 <= attempt.n_handed <= n_rows or n_ended > n_rows:
+            yield f"has the counts {counts}, of {n_rows} rows"
+        if not counts["n_checkpoints"] and any(counts[name] for name in _COUNTS[:3]):
+            yield "ended rows without a checkpoint"
+        if min(attempt.restarts, attempt.t_task_s, attempt.t_read_s, attempt.t_write_s) < 0:
+            yield "took less than no time, or restarted less than 0 times"
+        if not re.fullmatch(r"(-?\d+:\d+ ?)*", attempt.row_times or ""):
+            yield f"has the times of rows {attempt.row_times[:100]!r}"
+        if not attempt.token or attempt.token in self.tokens:
+            yield f"has the token {attempt.token!r}, which is another's or none"
+        self.tokens.add(attempt.token)
+
+    def _when(self, attempt: Any) -> Iterator[str]:
+        """What is wrong with the state and the moments of an attempt."""
+        state, ended = attempt.state, attempt.ended
+        if state not in set(AttemptState):
+            yield f"has the state {state!r}"
+        if ended is not None and state == AttemptState.RUNNING:
+            yield f"is running, and ended at {ended}"
+        if ended is None and state == AttemptState.DONE and attempt.n_checkpoints:
+            yield "is done, and has no end"
+        if attempt.seen < attempt.began or (ended or attempt.began) < attempt.began:
             yield "was seen, or ended, before it began"
         if attempt.began < self.plan.created:
             yield "began before the plan was made"
         if late := self._late(attempt, "began", "seen", "ended"):
             yield f"{late} in the future"
-        counts = {name: getattr(attempt, name) for name in _COUNTS}
-        if min(counts.values()) < 0 or max(counts["n_done"], attempt.n_handed) > n_rows:
-            yield f"has the counts {counts}, of {n_rows} rows"
-        if not counts["n_checkpoints"] and any(counts[name] for name in _COUNTS[:3]):
-            yield "ended rows without a checkpoint"
-        if not attempt.token or attempt.token in self.tokens:
-            yield f"has the token {attempt.token!r}, which is another's or none"
-        self.tokens.add(attempt.token)
 
     def _late(self, of: Any, *names: str) -> str | None:
         """The first of these moments that lies in the future."""
         moments = {name: getattr(of, name) for name in names}
         return next((n for n, at in moments.items() if at is not None and at > self.latest), None)
+
+
+def _beside(attempt: Any, submission: Submission) -> Iterator[str]:
+    """In what an attempt and its submission contradict one another."""
+    jobs, index = (attempt.job_id, submission.job_id), attempt.array_index
+    if submission.kind == "slurm" and None not in jobs and jobs[0] != jobs[1]:
+        yield f"is of job {jobs[0]}, its submission of {jobs[1]}"
+    if attempt.element not in submission.elements:
+        yield f"is of element {attempt.element}, which its submission does not have"
+    if index is not None and index != attempt.element - submission.offset:
+        yield f"is of element {attempt.element}, and has the array index {index}"
+
+
+def attempts_of(plan: Plan) -> dict[int, list[Any]]:
+    """The attempts at each page, in their order."""
+    query = (
+        Attempt.select(
+            Page.number.alias("page_number"), Attempt.pk, Attempt.number, Attempt.token,
+            Attempt.submission_pk, Attempt.element, Attempt.job_id, Attempt.state, Attempt.began,
+            Attempt.seen, Attempt.ended, Attempt.n_handed, Attempt.n_checkpoints, Attempt.n_done,
+            Attempt.n_failed, Attempt.n_no_result, Attempt.n_found, Attempt.array_index,
+            Attempt.restarts, Attempt.t_task_s, Attempt.t_read_s, Attempt.t_write_s,
+            Attempt.row_times,
+        )
+        .join(Page)
+        .where(Page.plan == plan.pk)
+        .order_by(Attempt.number)
+    )  # fmt: skip
+    found: dict[int, list[Any]] = {}
+    for attempt in cast("Iterable[Any]", query.namedtuples()):
+        found.setdefault(attempt.page_number, []).append(attempt)
+    return found
+
+
+def _are_retries(found: Any) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(end, dict) and isinstance(end.get("state"), str) for end in found
+    )
 
 
 def _json(text: str) -> Any:
@@ -149,7 +268,12 @@ def _suspects(plan: Plan) -> Found:
         .join(Page)
         .where(
             (Page.plan == plan.pk)
-            & ((Suspect.place < 0) | (Suspect.place >= Page.n_rows) | (Suspect.deaths < 0))
+            & (
+                (Suspect.place < 0)
+                | (Suspect.place >= Page.n_rows)
+                | (Suspect.deaths < 0)
+                | (Suspect.group < 0)
+            )
         )
     )
     for number, place in tuples(query):

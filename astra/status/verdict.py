@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 
 #: What is checked: what a breach means, and what to do about it.
 CHECKS = {
+    "values": (
+        "a column holds NULL, or a value of another type, and can hold none",
+        "somebody dropped a constraint, or wrote by hand: correct it; nothing else was checked",
+    ),
     "pages": (
         "the plan's pages are not 1 to n_pages, or their rows not its n_rows",
         "somebody deleted or changed pages: cancel the plan, and plan again",
@@ -66,8 +70,8 @@ CHECKS = {
         "astra resume PLAN takes them; report it",
     ),
     "guards": (
-        "a table lacks an index or a trigger that an invariant rests on",
-        "astra initdb makes it again, once no row stands twice",
+        "a table lacks a key, a constraint or a trigger that an invariant rests on",
+        "astra initdb makes indexes and triggers again, once no row stands twice; add the rest",
     ),
     "orphans": (
         "records belong to no plan, page or row",
@@ -82,7 +86,7 @@ CHECKS = {
         "somebody changed the record: astra resume PLAN --failed takes a failed row again",
     ),
     "attempt-unknown": (
-        "a result was read by this plan, and bears no attempt of it",
+        "a result was read by this plan, and bears no attempt of it, or is made by another",
         "somebody changed the result: modify its input row to have it again",
     ),
     "result-twice": (

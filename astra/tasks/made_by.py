@@ -59,6 +59,15 @@ def making_of(function: Any, arguments: Mapping[str, Any], output: Any) -> dict[
     return {**made, "fingerprint": _digest(_as_json(made))}
 
 
+def fingerprint(making: MadeBy) -> str:
+    """What the fingerprint of a stored row begins with, by what the row holds now."""
+    names = (
+        "task", "output_table", "digest", "arguments", "arguments_digest", "files", "revision",
+        "commit", "v_astra",
+    )  # fmt: skip
+    return _digest(_as_json({name: getattr(making, name) for name in names}))
+
+
 def note_making(making: Mapping[str, Any]) -> int:
     """The key of the row that says so, which is made if there is none yet."""
     found = MadeBy.select(MadeBy.pk).where(MadeBy.fingerprint == making["fingerprint"])

@@ -37,6 +37,9 @@ _COPIED = (
 )
 _NOT_UNIQUE = "unique indexes of measured"  # dropped
 
+_MADE = "UPDATE made_by SET {} WHERE plan_pk = 1"
+_INDEX = "CREATE UNIQUE INDEX forged ON measured (spectrum_pk, v_astra_major_minor, {}"
+
 #: What is forged: the check that names it, and the statements.
 _FORGERIES = {
     # results
@@ -124,7 +127,58 @@ _FORGERIES = {
         'INSERT INTO suspect (page_pk, place, "group", deaths, exception, cause) '
         f"SELECT pk, 10, 1, 0, 'x', 'x' FROM page WHERE pk = {_PAGE}",
     ),
+    # what made it
+    "made by nothing": ("attempt-unknown", _RESULT.format("made_by = 999")),
+    "made by another plan": (
+        "attempt-unknown", _RESULT.format("made_by = (SELECT made_by FROM plan WHERE pk = 2)"),
+    ),
+    "failure made by nothing": ("given-away", _FAILED.format("made_by = 999")),
+    "no result made by nothing": ("given-away", _NOTHING.format("made_by = NULL")),
+    "plan made by nothing": ("records", _PLAN.format("made_by = 999")),
+    "plan of other arguments": ("records", _PLAN.format("""arguments = '{"raise_every": 3}'""")),
+    "plan of another task": ("records", _PLAN.format("task = 'other'")),
+    "plan of another patch": ("records", _PLAN.format("v_astra = v_astra + 1")),
+    "arguments altered": ("records", _MADE.format("arguments = '{}'")),
+    "files altered": ("records", _MADE.format("files = 'none'")),
+    "digest altered": ("records", _MADE.format("digest = 'x'")),
+    # numbers that contradict one another
+    "read after its attempt ended": (
+        "read-too-early",
+        _RESULT.format("input_read = {0}, modified = {0}").format(
+            f"(SELECT {{late}} FROM attempt WHERE page_pk = {_PAGE})"
+        ),
+    ),
+    "result of negative time": ("moments", _RESULT.format("t_elapsed = -3")),
+    "more rows at a time": ("records", _PLAN.format('"limit" = 20')),
+    "a token twice": ("records", _PLAN.format("token = (SELECT token FROM plan WHERE pk = 2)")),
+    "throttle": ("records", _PLAN.format("throttle = -1")),
+    "done without an end": ("records", _ATTEMPT.format("ended = NULL")),
+    "more ends than rows": ("records", _ATTEMPT.format("n_failed = 9")),
+    "an element of no submission": ("records", _ATTEMPT.format("element = 77")),
+    "another array index": ("records", _ATTEMPT.format("array_index = 77")),
+    "less than no restart": ("records", _ATTEMPT.format("restarts = -1")),
+    "times of rows": ("records", _ATTEMPT.format("row_times = 'x'")),
+    "submission's offset": ("records", _SUBMITTED.format('"offset" = -7')),
+    "submission's profile": ("records", _SUBMITTED.format("profile = 'x'")),
+    "retries without a state": ("records", _FIRST.format("retries = '[{}]'")),
+    "a row vanishes": (
+        "orphans",
+        "UPDATE page SET keys = {nine}, outcomes = substr(outcomes, 1, 9), n_rows = 9, "
+        "n_done = 9 WHERE plan_pk = 1 AND number = 3",
+        _PLAN.format("n_rows = 29"),
+        "UPDATE attempt SET n_done = 9 WHERE page_pk = "
+        "(SELECT pk FROM page WHERE plan_pk = 1 AND number = 3)",
+    ),
+    "two archives": (
+        "guards",
+        "INSERT INTO astra_archive (identifier, made_in, made) "
+        f"VALUES ('another', 'elsewhere', {_EARLY})",
+    ),
+    "no archive": ("guards", "DELETE FROM astra_archive"),
     # tables
+    "index of some results": ("guards", _NOT_UNIQUE, _INDEX.format("result_number) WHERE result_number > 0")),
+    "index of an expression": ("guards", _NOT_UNIQUE, _INDEX.format("(result_number + task_pk))")),
+    "index of more columns": ("guards", _NOT_UNIQUE, _INDEX.format("result_number, task_pk)")),
     "trigger dropped": ("guards", "trigger dropped"),
     "unique index of failures": ("guards", "DROP INDEX {failure}"),
     "unique index of attempts": ("guards", "DROP INDEX {attempt}"),
@@ -205,12 +259,108 @@ def forge(what: str) -> None:
         }
         database.execute_sql(what.format(**names))
     else:
-        database.execute_sql(what.replace("%", "%%"))
+        nine = "'[10, 9, 8, 7, 6, 5, 4, 3, 2]'" if is_sqlite else "keys[1:9]"
+        late = "max(ended) + interval '1 minute'"
+        if is_sqlite:
+            late = "strftime('%Y-%m-%d %H:%M:%f', max(ended), '+1 minute') || '000'"
+        what = what.replace("{nine}", nine).replace("{late}", late)
+        database.execute_sql(what if is_sqlite else what.replace("%", "%%"))
+
+
+_TRIGGER = (
+    "DROP TRIGGER astra_keep_modified ON boss_visit_spectrum; CREATE TRIGGER astra_keep_modified "
+    "{} ON boss_visit_spectrum FOR EACH ROW {} EXECUTE FUNCTION astra_keep_modified()"
+)
+_KEEPER = (
+    "CREATE OR REPLACE FUNCTION astra_keep_modified() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN {} RETURN NEW; END $$"
+)
+_DROPPED = "ALTER TABLE {0} ALTER {1} DROP NOT NULL"
+_REFERS = "ALTER TABLE attempt DROP CONSTRAINT attempt_page_pk_fkey"
+_AGAIN = f"{_REFERS}, ADD FOREIGN KEY (page_pk) REFERENCES page (pk)"
+
+#: The same of what one kind of database alone can be brought to.
+_OF_POSTGRESQL = {
+    "index invalid": (
+        "guards", "UPDATE pg_index SET indisvalid = false WHERE indrelid = 'measured'::regclass",
+    ),
+    "index not written": (
+        "guards", "UPDATE pg_index SET indisready = false WHERE indrelid = 'measured'::regclass",
+    ),
+    "trigger does nothing": ("guards", _KEEPER.format("")),
+    "trigger does it in a comment": ("guards", _KEEPER.format('-- NEW."modified" :=\n')),
+    "trigger does it never": (
+        "guards", _KEEPER.format('IF false THEN NEW."modified" := now(); END IF;'),
+    ),
+    "trigger for replicas": (
+        "guards", "ALTER TABLE boss_visit_spectrum ENABLE REPLICA TRIGGER astra_keep_modified",
+    ),
+    "trigger of a column": ("guards", _TRIGGER.format("BEFORE INSERT OR UPDATE OF snr", "")),
+    "trigger with a condition": ("guards", _TRIGGER.format("BEFORE UPDATE", "WHEN (false)")),
+    "foreign key dropped": ("guards", _REFERS),
+    "foreign key not valid": ("guards", f"{_AGAIN} ON DELETE CASCADE NOT VALID"),
+    "foreign key that keeps": ("guards", _AGAIN),
+    "primary key of attempts": ("guards", "ALTER TABLE attempt DROP CONSTRAINT attempt_pkey CASCADE"),
+    "primary key of results": ("guards", "ALTER TABLE measured DROP CONSTRAINT measured_pkey"),
+    "version not computed": (
+        "guards", "ALTER TABLE measured ALTER v_astra_major_minor DROP EXPRESSION",
+    ),
+    "numbers given again": ("guards", "ALTER SEQUENCE measured_task_pk_seq RESTART WITH 1"),
+    "numbers given no more": ("guards", "ALTER TABLE attempt ALTER pk DROP DEFAULT"),
+    "NULL allowed": ("guards", _DROPPED.format("page", "n_done")),
+    "NULL in a page": (
+        "values", _DROPPED.format("page", "outcomes"), _FIRST.format("outcomes = NULL"),
+    ),
+    "NULL in an attempt": (
+        "values", _DROPPED.format("attempt", "began"), _ATTEMPT.format("began = NULL"),
+    ),
+    "NULL in a result": (
+        "values", _DROPPED.format("measured", "result_number"), _RESULT.format("result_number = NULL"),
+    ),
+}  # fmt: skip
+_KEEP = "boss_visit_spectrum_modified_update"
+_OF_SQLITE = {
+    "trigger of a column": ("guards", "trigger", "AFTER UPDATE", "AFTER UPDATE OF snr"),
+    "trigger with a condition": ("guards", "trigger", "WHEN ", "WHEN 0 AND "),
+    "trigger of another form": ("guards", f"DROP TRIGGER {_KEEP.replace('update', 'form_insert')}"),
+    "text in an attempt": ("values", _ATTEMPT.format("n_done = 'x'")),
+    "text in a page": ("values", _FIRST.format("n_done = 'x'")),
+    "no moment": ("values", _ATTEMPT.format("began = 'yesterday'")),
+    "no keys": ("values", _FIRST.format("keys = 'nonsense'")),
+    "keys of another kind": ("values", _FIRST.format("""keys = '["a"]'""")),
+    "no elements": ("values", _SUBMITTED.format("elements = 'nonsense'")),
+    "no version": ("values", _PLAN.format("v_astra = 'x'")),
+    "text in a result": ("values", _RESULT.format("attempt_pk = 'x'")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _OF_POSTGRESQL)
+@pytest.mark.parametrize("archive", ["postgresql"], indirect=True)
+def test_a_forgery_in_postgresql_is_named(archive, name):
+    assert_named(*_OF_POSTGRESQL[name])
+
+
+@pytest.mark.parametrize("name", _OF_SQLITE)
+@pytest.mark.parametrize("archive", ["sqlite"], indirect=True)
+def test_a_forgery_in_sqlite_is_named(archive, name):
+    check, *statements = _OF_SQLITE[name]
+    if statements[0] == "trigger":
+        _, old, new = statements
+        with connection():
+            (sql,) = database.execute_sql(
+                "SELECT sql FROM sqlite_master WHERE name = ?", (_KEEP,)
+            ).fetchone()
+        statements = [f"DROP TRIGGER {_KEEP}", sql.replace(old, new)]
+    assert_named(check, *statements)
 
 
 @pytest.mark.parametrize("name", _FORGERIES)
 def test_a_forgery_is_named(archive, name):
-    check, *statements = _FORGERIES[name]
+    assert_named(*_FORGERIES[name])
+
+
+def assert_named(check: str, *statements: str) -> None:
+    """A forgery is named by a check; it is rolled back."""
     with connection(), database.atomic() as transaction:
         for statement in statements:
             forge(statement)

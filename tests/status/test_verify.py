@@ -20,6 +20,7 @@ from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
 from astra.status.verdict import CHECKS
 from astra.status.verify import verify
+from astra.tasks.made_by import arguments_of, making_of, note_making
 from tests.sample_tasks import Measured, OfSource, fill, measure, on_sources
 
 
@@ -34,10 +35,19 @@ def plan_of(n: int = 0, limit: int = 10, again: bool = False, **arguments) -> in
 
 def run(plan: int, **arguments) -> int:
     if arguments:
-        Plan.update(arguments=json.dumps(arguments)).where(Plan.pk == plan).execute()
+        change_arguments(plan, arguments)
     Page.update(submission_pk=None).where(Page.plan == plan).execute()  # run here what is left
     run_here(plan)
     return plan
+
+
+def change_arguments(plan: int, arguments: dict[str, object]) -> None:
+    """As if the plan had been made with these, and its results from now on with it."""
+    making = making_of(measure, arguments_of(measure, arguments), Measured)
+    own = f"{making['fingerprint']}-{Plan.get_by_id(plan).token}"
+    made_by = note_making({**making, "plan_pk": plan, "fingerprint": own})
+    given = {"arguments": json.dumps(arguments), "made_by": made_by}
+    Plan.update(given).where(Plan.pk == plan).execute()
 
 
 def sql(statement: str, *values: object) -> None:
@@ -88,7 +98,7 @@ def test_failed_rows_that_are_taken_again(url):
     resume_local(plan, 1, failed=True)
     assert_sound(plan, result=26, failure=3, no_result=1)
     run(plan)
-    Plan.update(arguments="{}").execute()
+    change_arguments(plan, {})
     resume_local(plan, 1, failed=True)
     assert_sound(plan, result=29, no_result=1)
 

@@ -1,0 +1,146 @@
+"""What a table has lost of what its model declares, and values that its columns cannot hold.
+
+Nothing but a hand, or a restore that failed in part, brings these about.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import peewee
+
+from astra.database.connection import dialect
+
+
+def lost_constraints(model: Any) -> Iterator[str]:
+    """What a table lacks of its keys and constraints, in words."""
+    is_sqlite = dialect().name == "sqlite"
+    not_null, generated, references = (_sqlite_parts if is_sqlite else _postgresql_parts)(model)
+    fields = [field for field in model._meta.sorted_fields if _is_astras(model, field)]
+    primary = [field.column_name for field in model._meta.get_primary_keys()]
+    if not dialect().keeps_unique(model, primary):
+        yield f"has no primary key ({', '.join(primary)})"
+    for field in fields:
+        name = field.column_name
+        if not field.null and not field.primary_key and name not in not_null:
+            yield f"allows NULL in the column {name}"
+        if any("GENERATED" in str(getattr(c, "sql", "")) for c in field.constraints or ()):
+            if name not in generated:
+                yield f"does not compute the column {name} any more"
+        if field.on_delete if isinstance(field, peewee.ForeignKeyField) else False:
+            owner = field.rel_model._meta.table_name
+            if (name, owner) not in references:
+                yield f"has no valid foreign key from {name} to {owner} that deletes with it"
+    if not is_sqlite and (behind := _sequence_behind(model, primary[0])):
+        yield behind
+
+
+def _is_astras(model: Any, field: Any) -> bool:
+    """Whether astra itself declares a column: what users declare they may change by hand."""
+    return any(
+        field.name in getattr(getattr(base, "_meta", None), "fields", {})
+        for base in model.__mro__
+        if base.__module__.startswith("astra.")
+    )
+
+
+def _postgresql_parts(model: Any) -> tuple[set[str], set[str], set[tuple[str, str]]]:
+    run, table = dialect().run, dialect().table(model)
+    columns = run(
+        """SELECT attname::text, attnotnull, attgenerated::text FROM pg_attribute
+           WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
+        (table,),
+    ).fetchall()
+    references = run(
+        """SELECT attname::text, relname::text FROM pg_constraint
+           JOIN pg_attribute ON attrelid = conrelid AND conkey = ARRAY[attnum]
+           JOIN pg_class ON pg_class.oid = confrelid
+           WHERE conrelid = to_regclass(%s) AND contype = 'f' AND convalidated
+             AND confdeltype = 'c' AND EXISTS (SELECT 1 FROM pg_trigger
+                 WHERE tgconstraint = pg_constraint.oid AND tgrelid = conrelid
+                   AND tgenabled <> 'D')""",
+        (table,),
+    ).fetchall()
+    return (
+        {name for name, is_set, _ in columns if is_set},
+        {name for name, _, kind in columns if kind == "s"},
+        set(references),
+    )
+
+
+def _sqlite_parts(model: Any) -> tuple[set[str], set[str], set[tuple[str, str]]]:
+    run, table = dialect().run, (model._meta.table_name,)
+    columns = run('SELECT name, "notnull", hidden FROM pragma_table_xinfo(?)', table).fetchall()
+    references = run(
+        """SELECT "from", "table" FROM pragma_foreign_key_list(?) WHERE on_delete = 'CASCADE'""",
+        table,
+    ).fetchall()
+    return (
+        {name for name, is_set, _ in columns if is_set},
+        {name for name, _, hidden in columns if hidden == 3},
+        set(references),
+    )
+
+
+def _sequence_behind(model: Any, primary: str) -> str | None:
+    """What is wrong with the sequence that numbers the rows of a table."""
+    if not isinstance(model._meta.primary_key, peewee.AutoField):
+        return None
+    run, table = dialect().run, dialect().table(model)
+    sequence, may_read = run(
+        """SELECT name, has_sequence_privilege(name, 'SELECT')
+           FROM pg_get_serial_sequence(%s, %s) AS name""",
+        (table, primary),
+    ).fetchone()
+    if sequence is None:
+        return f"has no sequence for the column {primary}"
+    column = dialect().quote(primary)
+    set_right = f"SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))"
+    has_default = """SELECT atthasdef OR attidentity <> '' FROM pg_attribute
+                     WHERE attrelid = to_regclass(%s) AND attname = %s"""
+    if not run(has_default, (table, primary)).fetchone()[0]:
+        return f"gives no {primary} to its rows: set its default, nextval('{sequence}')"
+    is_behind = f"SELECT max({column}) > (SELECT last_value FROM {sequence}) FROM {table}"
+    if may_read and run(is_behind).fetchone()[0]:
+        return f"would give numbers of {primary} again: {set_right}"
+    return None
+
+
+#: How SQLite may store the values of a column; it takes whatever it is given.
+_TYPES = {
+    "INT": "integer", "BIGINT": "integer", "SMALLINT": "integer", "AUTO": "integer",
+    "BIGAUTO": "integer", "BOOL": "integer", "FLOAT": "real integer", "DOUBLE": "real integer",
+    "TEXT": "text", "VARCHAR": "text", "MOMENT": "text", "BLOB": "blob",
+}  # fmt: skip
+
+
+def impossible_values(model: Any, where: Any) -> Iterator[str]:
+    """Columns of astra's own that hold what they cannot: NULL, or a value of another type."""
+    for field in model._meta.sorted_fields:
+        if not _is_astras(model, field) or field.primary_key:
+            continue
+        wrong = None if field.null else field.is_null()
+        if dialect().name == "sqlite" and (other := _other_type(field)) is not None:
+            wrong = other if wrong is None else wrong | other
+        if wrong is not None and (n := model.select().where(where & wrong).count()):
+            yield f"{n} of the table {model._meta.table_name} have no proper {field.column_name}"
+
+
+def _other_type(field: Any) -> Any:
+    """A clause: SQLite holds a value of another type in a column."""
+    column = field.column
+    lists = {"KeysField": "integer", "KeyTextsField": "text"}
+    if (item := lists.get(type(field).__name__)) is not None:
+        return peewee.SQL(
+            f"""CASE WHEN {field.column_name} IS NULL THEN 0
+                     WHEN NOT json_valid({field.column_name}) THEN 1
+                     ELSE EXISTS (SELECT 1 FROM json_each({field.column_name})
+                                  WHERE json_each.type <> '{item}') END"""
+        )
+    kind = getattr(field, "rel_field", field).field_type
+    allowed = _TYPES.get(kind)
+    if allowed is None:
+        return None
+    other = peewee.fn.typeof(column).not_in([*allowed.split(), "null"])
+    if kind == "MOMENT":
+        other |= ~peewee.Expression(column, "GLOB", "????-??-?? ??:??:??.??????")
+    return other
