@@ -5,6 +5,7 @@ Each is checked by itself, and against those that it names.
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import cached_property
@@ -83,7 +84,14 @@ class Records:
             yield from impossible_values(model, where)
 
     def n_results(self) -> int:
-        """How many results of its version bear an attempt of the plan."""
+        """How many results of its version bear an attempt of the plan, where all are of its rows.
+
+        A task that takes rows in groups has others, of the same groups.
+        """
+        module, _, name = self.plan.task_path.partition(":")
+        declared = getattr(getattr(sys.modules.get(module), name, None), "__astra__", None)
+        if declared is None or declared.group_by is not None:
+            return 0
         query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
         same_version = self.output.v_astra_major_minor == self.plan.v_astra // 1000
         of_plan = Page.plan == self.plan.pk
