@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import peewee
-from peewee import SQL, Model, fn
+from peewee import SQL, Model, ModelSelect, NodeList, fn
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.importing import import_path
-from astra.models.keys import check_keys, key_of, modified_field, table_name
+from astra.models.keys import Key, check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of, version_number
 from astra.models.plans import Attempt, Failure, Page, Plan
@@ -121,35 +121,22 @@ def create_plan(
     >>> planned.rows, planned.pages
     (4, 2)
     """
-    function = find_task(task)
-    models = choose_model(function, input_model)
-    output = output_model(function)
-    if not hasattr(function, "__astra__"):
-        raise TaskError(f"{task_name(function)} is no task: decorate it with @task")
-    if not function.__astra__.keywords.get("write_to_database", True):
-        raise TaskError(
-            f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
-            "never end; take that out, or call the task from a program"
-        )
+    function, models, output = _checked_task(task, input_model)
     values = parse_arguments(function, arguments or {})
-    _check_importable(function)
     limit = whole_number("limit", settings.current().plan.limit if limit is None else limit)
     if max_rows is not None:
         max_rows = whole_number("max_rows", max_rows)
     selection = Selection.of(
         sdss_ids, keys, where, redo, again=again, new_first=new_first, max_rows=max_rows
     )
-    for model in models:
-        link_of(output, model)
     check_version()
     check_archive()
     with connection():
         check_tables(*models, output)
         check_guards(*models, output)
-        found = {}
         for model in models:
             check_keys(model)
-            found[model] = selection.check(model)
+        found = {model: selection.check(model) for model in models}
     making = making_of(function, arguments_of(function, values), output)
     try:
         return [
@@ -161,6 +148,26 @@ def create_plan(
             raise
         said = dialect().message(error)
         raise TaskError(f"--where {where!r} cannot be computed for every row: {said}") from error
+
+
+def _checked_task(
+    task: Any, input_model: type[Model] | str | None
+) -> tuple[Any, list[type[Model]], type[OutputModel]]:
+    """A task whose rows elements can process, the input models that are meant, and its output."""
+    function = find_task(task)
+    models = choose_model(function, input_model)
+    output = output_model(function)
+    if not hasattr(function, "__astra__"):
+        raise TaskError(f"{task_name(function)} is no task: decorate it with @task")
+    if not function.__astra__.keywords.get("write_to_database", True):
+        raise TaskError(
+            f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
+            "never end; take that out, or call the task from a program"
+        )
+    _check_importable(function)
+    for model in models:
+        link_of(output, model)
+    return function, models, output
 
 
 def plan_at_most(task: Any, planning: Mapping[str, Any]) -> list[Planned]:
@@ -186,72 +193,74 @@ def _freeze(
     unknown: tuple[Any, ...],
 ) -> Planned:
     name, table, output = task_name(function), table_name(model), output_model(function)
-    group_by = function.__astra__.group_by
     with connection(), writing():
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
         check_own_results(function, model, output)
         release_silent(name, table)
-        pending = selection.pending(model, output, group_by, known, name, making["digest"])
-        key = key_of(model)
-        version = version_number() // 1000
-        held = dialect().held(
-            key.column, name, table, version, Page, Plan, Attempt, key.page_column
-        )
-        left_out = selection.left_out(model, name, making["digest"])
         live = _live_plans(name, table)
-        counts = {
-            "held": pending.where(held).count() if live else 0,
-            "failed": 0,
-            "no_result": 0,
-            "quarantined": 0,
-        }
-        if live:
-            pending = pending.where(database_not(held))
-        for kind, clause in left_out:
-            if kind.select(kind.pk).where(kind.task == name).limit(1).scalar() is not None:
-                what = "failed" if kind is Failure else "no_result"
-                counts[what] = pending.where(clause).count()
-                if kind is Failure and counts[what]:
-                    deadly = ended(kind, model, name, QUARANTINED)
-                    counts["quarantined"] = pending.where(deadly).count()
-                pending = pending.where(~clause)
-        order = selection.order(model, output, name)
-        sorted_by = [column.alias(f"order_{n}") for n, (column, _) in enumerate(order)]
-        keys = pending.select(key.column.alias("key"), *sorted_by).order_by(
-            *(SQL(f"order_{n} {how}") for n, (_, how) in enumerate(order))
+        pending = selection.pending(
+            model, output, function.__astra__.group_by, known, name, making["digest"]
         )
-        if selection.max_rows is not None:
-            keys = keys.limit(selection.max_rows)
+        pending, n_held = _without_held(pending, model, name) if live else (pending, 0)
+        pending, left_out = _without_ended(pending, selection, model, name, making["digest"])
         plan = _record(function, model, output, arguments, limit, selection, making)
-        pages, rows = dialect().freeze(
-            keys, Page, plan.pk, limit,
-            ", ".join(f"order_{n} {how}" for n, (_, how) in enumerate(order)), key.page_column,
-        )  # fmt: skip
+        order = selection.order(model, output, name)
+        pages, rows = _write_pages(plan, pending, order, key_of(model), selection.max_rows)
         if not rows:
             plan.delete_instance()
         else:
-            made_by = note_making(
-                {**making, "plan_pk": plan.pk,
-                 "fingerprint": f"{making['fingerprint']}-{plan.token}"}
-            )  # fmt: skip
-            Plan.update(n_pages=pages, n_rows=rows, made_by=made_by).where(
-                Plan.pk == plan.pk
-            ).execute()
+            fingerprint = f"{making['fingerprint']}-{plan.token}"
+            made_by = note_making({**making, "plan_pk": plan.pk, "fingerprint": fingerprint})
+            numbers = {"n_pages": pages, "n_rows": rows, "made_by": made_by}
+            Plan.update(numbers).where(Plan.pk == plan.pk).execute()
         return Planned(
-            plan.pk if rows else None, name, model.__name__, pages, rows, limit,
-            live_plans=tuple(live) if counts["held"] else (),
+            plan.pk if rows else None, name, model.__name__, pages, rows, limit, held=n_held,
+            live_plans=tuple(live) if n_held else (),
             tracks_changes=modified_field(model) is not None,
             unknown_keys=unknown,
-            is_empty=not rows and not model.select().exists(), **counts,
+            is_empty=not rows and not model.select().exists(), **left_out,
         )  # fmt: skip
 
 
-def database_not(clause: Any) -> Any:
-    """The denial of a clause that is written in SQL."""
-    from peewee import SQL, NodeList
+def _without_held(pending: ModelSelect, model: type[Model], task: str) -> tuple[ModelSelect, int]:
+    """The pending rows that no living plan has yet, and the number of those that one has."""
+    key, version = key_of(model), version_number() // 1000
+    held = dialect().held(
+        key.column, task, table_name(model), version, Page, Plan, Attempt, key.page_column
+    )
+    return pending.where(NodeList((SQL("NOT"), held))), pending.where(held).count()
 
-    return NodeList((SQL("NOT"), clause))
+
+def _without_ended(
+    pending: ModelSelect, selection: Selection, model: type[Model], task: str, digest: str
+) -> tuple[ModelSelect, dict[str, int]]:
+    """The pending rows that did not end without a result, and the numbers of those that did."""
+    counts = {"failed": 0, "no_result": 0, "quarantined": 0}
+    for kind, clause in selection.left_out(model, task, digest):
+        if not kind.select().where(kind.task == task).exists():
+            continue
+        what = "failed" if kind is Failure else "no_result"
+        counts[what] = pending.where(clause).count()
+        if kind is Failure and counts[what]:
+            deadly = ended(kind, model, task, QUARANTINED)
+            counts["quarantined"] = pending.where(deadly).count()
+        pending = pending.where(~clause)
+    return pending, counts
+
+
+def _write_pages(
+    plan: Plan,
+    pending: ModelSelect,
+    order: list[tuple[Any, str]],
+    key: Key,
+    max_rows: int | None,
+) -> tuple[int, int]:
+    """Write the keys of the rows into the plan's pages; return the numbers of pages and rows."""
+    columns = [column.alias(f"order_{n}") for n, (column, _) in enumerate(order)]
+    by = [f"order_{n} {how}" for n, (_, how) in enumerate(order)]
+    keys = pending.select(key.column.alias("key"), *columns).order_by(*map(SQL, by)).limit(max_rows)
+    return dialect().freeze(keys, Page, plan.pk, plan.limit, ", ".join(by), key.page_column)
 
 
 def _live_plans(name: str, table: str) -> list[int]:
