@@ -6,6 +6,7 @@ import peewee
 from psycopg2.extensions import encodings, parse_dsn
 
 from astra.database.dialect import peewee_errors
+from astra.database.timeouts import bounded
 
 
 class PostgresqlDatabase(peewee.PostgresqlDatabase):
@@ -21,7 +22,9 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
             given = parse_dsn(self.database).get("options", "")
             self.connect_params["options"] = f"{given} -c standard_conforming_strings=on".strip()
             made = super()._connect()  # type: ignore[misc]
-        with made.cursor() as cursor:  # numbers are read as they are stored, to the last digit
+        # The server may fall silent here too, and peewee lets no other thread connect meanwhile.
+        with bounded(self.connect_params["connect_timeout"]), made.cursor() as cursor:
+            # Numbers are read as they are stored, to the last digit.
             cursor.execute("SET extra_float_digits = 1")
         self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
         return made
