@@ -361,13 +361,11 @@ def _sacct(
     ids: Sequence[int], names: Names, cluster: str | None, asks: Asks
 ) -> dict[Key, Execution]:
     # -D: also the earlier executions of a requeued element; -S: sacct looks at today only.
-    args = ["sacct", "-n", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids), "-o", ",".join(SACCT)]
-    return parse_sacct(asks([*args, *_on(cluster)]), names)
+    args = ["sacct", "-n", "-X", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids)]
+    return parse_sacct(asks([*args, "-o", ",".join(SACCT), *_on(cluster)]), names)
 
 
-def usage(
-    jobs: Iterable[int | JobId], env: Mapping[str, str] | None = None, recent_s: float = 0.0
-) -> list[Usage]:
+def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
     """What the elements of some jobs used of what they had asked for: one sacct for each cluster.
 
     Raises
@@ -380,8 +378,7 @@ def usage(
         for part in _chunks(_ids(some)):
             args = ["sacct", "-n", "-P", "-S", "2000-01-01", "-j", _list(part)]
             args += ["-o", ",".join(USAGE), *_on(cluster)]
-            text = run(args, env=env, recent_s=recent_s)
-            found += parse_usage(text, _names(some))
+            found += parse_usage(run(args, recent_s=recent_s), _names(some))
     return found
 
 

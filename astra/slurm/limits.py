@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 from astra.config.profiles import Profile
 from astra.config.units import size_mb, time_limit_s, written_time
@@ -117,15 +117,15 @@ def one_site() -> Iterator[None]:
         _site = before
 
 
-def _of_site(args: Sequence[str], env: Mapping[str, str] | None) -> str:
+def _of_site(*args: str) -> str:
     if _site is None:
-        return run(args, env=env)
-    if tuple(args) not in _site:
-        _site[tuple(args)] = run(args, env=env)
-    return _site[tuple(args)]
+        return run(args)
+    if args not in _site:
+        _site[args] = run(args)
+    return _site[args]
 
 
-def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
+def room(partition: str | None) -> Room:
     """What a job may ask for in a partition, in the widest of several, or in the default one.
 
     Raises
@@ -133,11 +133,10 @@ def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
     SlurmError
         If Slurm does not say.
     """
-    asked = partial(_of_site, env=env)
-    known = parse_partitions(asked(["scontrol", "-o", "show", "partition"]))
+    known = parse_partitions(_of_site("scontrol", "-o", "show", "partition"))
     names = set((partition or "").split(",")) - {""} or {p.name for p in known if p.is_default}
     mine = [p for p in known if p.name in names]
-    lines = asked(["sinfo", "-h", "-N", "-o", "%R|%N|%m"]).splitlines()
+    lines = _of_site("sinfo", "-h", "-N", "-o", "%R|%N|%m").splitlines()
     of = [line.split("|") for line in lines if line.split("|")[0] in names]
     memory = [size for _, _, text in of if (size := size_mb(text.rstrip("+")))]
     most_mb = _widest([p.max_mem_mb for p in mine])
@@ -149,7 +148,7 @@ def room(partition: str | None, env: Mapping[str, str] | None = None) -> Room:
     )
 
 
-def maintenance(env: Mapping[str, str] | None = None) -> list[Reservation]:
+def maintenance() -> list[Reservation]:
     """Reservations for maintenance that are ahead, or have begun.
 
     Raises
@@ -157,11 +156,10 @@ def maintenance(env: Mapping[str, str] | None = None) -> list[Reservation]:
     SlurmError
         If Slurm does not say.
     """
-    asked = partial(_of_site, env=env)
-    text = asked(["scontrol", "-o", "show", "reservation"])
+    text = _of_site("scontrol", "-o", "show", "reservation")
     found = []
     for name, begins, ends, nodes in parse_maintenance(text):
-        names = asked(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
+        names = _of_site("scontrol", "show", "hostnames", nodes).split() if nodes else []
         found.append(Reservation(name, begins, ends, tuple(names)))
     return found
 

@@ -44,10 +44,6 @@ class Execution:
     exit_code: int | None = None  # sacct shows 128 and more less 128: 143 as 15
     signal: int | None = None  # that ended it
     reason: str | None = None  # why it waits, or why it failed
-    restarts: int | None = None
-    max_rss_mb: float | None = None
-    elapsed_s: int | None = None
-    time_limit_min: int | None = None  # None where there is none
 
 
 ABSENT, UNKNOWN = Execution(SlurmState.ABSENT), Execution(None)
@@ -127,9 +123,9 @@ def parse_submission(output: str) -> JobId | None:
 
 
 #: The columns to ask for. The name comes last, since it may hold any character.
-SQUEUE = "JobArrayID State exit_code RestartCnt NodeList TimeUsed TimeLimit Reason Name".split()
+SQUEUE = "JobArrayID State exit_code NodeList Reason Name".split()
 
-SACCT = "JobID State ExitCode NodeList ElapsedRaw TimelimitRaw MaxRSS Reason JobName".split()
+SACCT = "JobID State ExitCode NodeList Reason JobName".split()
 
 
 def parse_squeue(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
@@ -137,25 +133,36 @@ def parse_squeue(text: str, names: Names = MappingProxyType({})) -> dict[Key, Ex
 
     Jobs whose number is in `names`, and whose name is not there, are left out.
     """
-    found = {}
-    for job, state, code, restarts, node, used, limit, reason, name in _lines(text, len(SQUEUE)):
-        keys = _keys(job, name, names)
-        if not keys:
-            continue
-        ended, why = _state(state, _said(reason))
-        exit_code, signal = (None, None) if ended is None or ended.alive else _wait_status(code)
-        execution = Execution(
-            ended,
-            node=node or None,
-            exit_code=exit_code,
-            signal=signal,
-            reason=why,
-            restarts=int(restarts) if restarts.isdigit() else None,
-            elapsed_s=_seconds(used),
-            time_limit_min=None if (s := _seconds(limit)) is None else s // 60,
-        )
+    found: dict[Key, Execution] = {}
+    for _, keys, execution in _executions(text, names):
         found.update(dict.fromkeys(keys, execution))
     return found
+
+
+def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
+    """Elements in lines of ``sacct -n -X -P -D``: the last execution of each.
+
+    An entry with indices in brackets stands for elements that never began; one that began has
+    an entry of its own, which counts. Jobs whose number is in `names`, and whose name is not
+    there, are left out.
+    """
+    own: dict[Key, Execution] = {}
+    folded: dict[Key, Execution] = {}
+    for job, keys, execution in _executions(text, names):
+        if execution.state is not None and not execution.state.alive:
+            execution = replace(execution, reason=None)  # why it waited, long ago
+        (folded if "[" in job else own).update(dict.fromkeys(keys, execution))
+    return folded | own if folded else own
+
+
+def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execution]]:
+    """Of each line Slurm's word for the elements, the elements, and what it says of them."""
+    for job, state, code, node, reason, name in _lines(text, len(SQUEUE)):
+        if keys := _keys(job, name, names):
+            ended, why = _state(state, _said(reason))
+            exit_code, signal = (None, None) if ended is None or ended.alive else _ended(code)
+            there = node if node not in ("", "None assigned") else None
+            yield job, keys, Execution(ended, there, exit_code, signal, why)
 
 
 def _keys(job: str, name: str, names: Names) -> list[Key]:
@@ -176,41 +183,6 @@ def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None
         return None, f"Slurm calls it {word}, a state that astra does not know"
     held = word.split()[0] in _HELD_WORDS and not never_starts(reason)
     return found, word if held else reason
-
-
-def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
-    """Elements in lines of ``sacct -n -P -D``: the last execution of each, with its steps' peak.
-
-    An entry with indices in brackets stands for elements that never began; one that began has
-    an entry of its own, which counts. Jobs whose number is in `names`, and whose name is not
-    there, are left out with their steps.
-    """
-    own: dict[Key, Execution] = {}
-    folded: dict[Key, Execution] = {}
-    last: Key | None = None  # whose steps come next; None: those of a stranger
-    for job, state, code, node, elapsed, limit, rss, reason, name in _lines(text, len(SACCT)):
-        if "." in job:
-            if last in own and (peak := _megabytes(rss)):
-                own[last] = replace(own[last], max_rss_mb=max(own[last].max_rss_mb or 0, peak))
-            continue
-        keys = _keys(job, name, names)
-        last = keys[0] if keys else None
-        if not keys:
-            continue
-        ended, why = _state(state, _said(reason))
-        exit_code, signal = (None, None) if ended is None or ended.alive else _exit_code(code)
-        execution = Execution(
-            ended,
-            node=node if node != "None assigned" else None,
-            exit_code=exit_code,
-            signal=signal,
-            reason=why if ended is None or ended.alive else None,  # why it waited, long ago
-            max_rss_mb=_megabytes(rss),
-            elapsed_s=int(elapsed) if elapsed.isdigit() else None,
-            time_limit_min=int(limit) if limit.isdigit() else None,
-        )
-        (folded if "[" in job else own).update(dict.fromkeys(keys, execution))
-    return folded | own if folded else own
 
 
 #: The columns to ask for, for :func:`parse_usage`.
@@ -264,9 +236,11 @@ def _asked_mb(text: str, nodes: int, cpus: int) -> float | None:
 
 def _cpu_seconds(text: str) -> float | None:
     """Seconds of sacct's ``1-02:03:04``, ``02:03:04`` or ``03:04.567``."""
-    whole, _, part = text.partition(".")
-    seconds = _seconds(whole)
-    return None if seconds is None else seconds + float(f"0.{part or 0}")
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
+    if found is None:
+        return None
+    days, hours, minutes = (int(part or 0) for part in found.groups()[:3])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + float(found[4])
 
 
 def expand(job: str) -> list[tuple[int, int | None]]:
@@ -309,29 +283,18 @@ def _said(reason: str) -> str | None:
     return reason if reason not in ("", "None", "N/A") else None
 
 
-def _exit_code(text: str) -> tuple[int | None, int | None]:
-    """sacct's ``3:0`` (status 3) or ``0:9`` (signal 9)."""
+def _ended(text: str) -> tuple[int | None, int | None]:
+    """Exit status and signal.
+
+    Of sacct's ``3:0`` (status 3) or ``0:9`` (signal 9), or squeue's, which is the number that
+    wait(2) gives: 768 is status 3, 9 is signal 9.
+    """
+    if text.isdigit():
+        return int(text) >> 8, (int(text) & 127) or None
     code, _, signal = text.partition(":")
     if not (code.isdigit() and signal.isdigit()):
         return None, None
     return int(code), int(signal) or None
-
-
-def _wait_status(text: str) -> tuple[int | None, int | None]:
-    """squeue's, which is the number that wait(2) gives: 768 is status 3, 9 is signal 9."""
-    if ":" in text or not text.isdigit():
-        return _exit_code(text)
-    return int(text) >> 8, (int(text) & 127) or None
-
-
-def _seconds(text: str) -> int | None:
-    """Seconds of Slurm's ``1-02:03:04``, ``03:04`` or ``4``; None for words."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(?:(\d+):)?(\d+)", text)
-    if found is None:
-        return None
-    days, first, second, last = found.groups()
-    hours, minutes = (first, second) if second else (None, first)
-    return ((int(days or 0) * 24 + int(hours or 0)) * 60 + int(minutes or 0)) * 60 + int(last)
 
 
 def _megabytes(text: str) -> float | None:
@@ -343,23 +306,19 @@ def _megabytes(text: str) -> float | None:
 
 
 def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
-    """One answer from what squeue and sacct say: the first decides, the second adds."""
+    """One answer from what squeue and sacct say: the first decides, the second adds.
+
+    The exit code is squeue's, too: sacct shows a status of 128 or more less 128 (22.05).
+    """
     executions = dict(queued)
     unsettled: set[int | str] = set()
-    # Of elements in one line, which may be thousands, both say the same.
-    both: dict[tuple[int, int], Execution] = {}
     for key, past in booked.items():
-        live = queued.get(key)
-        if live is not None:
-            pair = id(live), id(past)
-            if (joined := both.get(pair)) is None:
-                joined = both[pair] = _joined(live, past)
-            executions[key] = joined
-        elif past.state is None or past.state.alive:
+        if key in queued:
+            continue
+        if past.state is None or past.state.alive:
             said = f"sacct calls it {past.state}" if past.state else past.reason or "no state"
-            executions[key] = replace(
-                past, state=None, reason=f"{said}, squeue does not know it (any more)"
-            )
+            reason = f"{said}, squeue does not know it (any more)"
+            executions[key] = replace(past, state=None, reason=reason)
             if key[1] is None:
                 unsettled.add(key[0])
         else:
@@ -372,19 +331,6 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
                 del executions[key]
     queue = frozenset(job for job, _ in queued)
     return Answer(executions, unsettled=frozenset(unsettled), queued=queue)
-
-
-def _joined(live: Execution, past: Execution) -> Execution:
-    """squeue's entry with what only accounting knows.
-
-    The exit code stays squeue's: sacct shows a status of 128 or more less 128 (22.05).
-    """
-    if past.state is not live.state:
-        return live
-    elapsed_s = live.elapsed_s if live.elapsed_s is not None else past.elapsed_s
-    if (past.max_rss_mb, elapsed_s) == (live.max_rss_mb, live.elapsed_s):
-        return live
-    return replace(live, max_rss_mb=past.max_rss_mb, elapsed_s=elapsed_s)
 
 
 # squeue(1), JOB STATE CODES, and sacct(1): the transient ones count as what they lead to.

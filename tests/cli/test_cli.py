@@ -80,7 +80,7 @@ def test_options_of_sbatch_have_the_types_of_a_configuration():
 
 @pytest.mark.parametrize("job", ["1_[,,]", "1_[-]", "1_[1:]x", "1_[2-]"])
 def test_what_squeue_cannot_mean_is_no_answer(job):
-    line = f"{job}|RUNNING|0|0|n1|0:00|5:00|None|"
+    line = f"{job}|RUNNING|0|n1|None|"
     try:
         assert parse.parse_squeue(line)
     except SlurmUnknown as error:
