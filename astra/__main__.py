@@ -7,7 +7,7 @@ import sys
 from astra.processes import collect_seldom
 
 #: What a full disk, or one that is gone, says of what is written to it.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def run() -> None:
@@ -20,6 +20,11 @@ def run() -> None:
         if reconfigure := getattr(stream, "reconfigure", None):
             # Whatever the locale: a λ in a message or printed by a task is no error.
             reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        os.getcwd()
+    except OSError:
+        sys.stderr.write("astra: the current folder was removed: go to another one, cd FOLDER\n")
+        sys.exit(1)
     try:
         try:
             _do()

@@ -411,18 +411,23 @@ class PostgreSQL(Keys):
         connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)
         return RowLock(connect, table, name, holder, ends_after(silence_s), silence_s)
 
-    def place(self) -> str:
-        """Which database of which server this is, whoever asks."""
-        sql = (
-            "SELECT system_identifier, oid FROM pg_control_system(), pg_database "
-            "WHERE datname = current_database()"
-        )
-        server, number = self.run(sql).fetchone()
-        return f"the database {number} of the PostgreSQL server {server}"
+    def place(self, schema: str | None = None) -> str:
+        """Which tables of which database of which server these are, whoever asks.
+
+        A schema that was copied within its database, or restored into it, has other tables.
+        """
+        sql = """SELECT system_identifier, d.oid, c.oid
+            FROM pg_control_system(), pg_database AS d
+            LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace)
+                ON relname = 'astra_archive' AND nspname = coalesce(%s, current_schema())
+            WHERE datname = current_database()"""
+        server, number, table = self.run(sql, (schema,)).fetchone()
+        return f"the database {number} of the PostgreSQL server {server}, table {table}"
 
     @staticmethod
     def is_same_place(stored: str, here: str) -> bool:
-        return stored == here
+        """What was stored without its table is known by its database."""
+        return here == stored or here.startswith(f"{stored},")
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """Write down who is about to wait for a lock; False if somebody holds it."""

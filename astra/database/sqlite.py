@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -227,20 +228,29 @@ class SQLite(Common):
                 )
             yield True
 
-    def place(self) -> str:
+    def place(self, schema: str | None = None) -> str:
         """Which file this is."""
         if self.path == ":memory:":
             return "memory"
-        found = os.stat(self.path)
-        return f"the file {os.path.realpath(self.path)} (inode {found.st_ino})"
+        inode = os.stat(self.path).st_ino
+        return f"the file {os.path.realpath(self.path)} (inode {inode}, {socket.gethostname()})"
 
     @staticmethod
     def is_same_place(stored: str, here: str) -> bool:
-        """A file that was renamed keeps its inode, and one that was restored its path."""
-        return any(
-            old == new
-            for old, new in zip(stored.rsplit(" (", 1), here.rsplit(" (", 1), strict=False)
+        """A file that was renamed keeps its inode, and one that was restored its path and host.
+
+        Another filesystem may give a copy the same inode: then the original is still in its place.
+        """
+        then, now = (
+            re.fullmatch(r"the file (.*) \(inode (\d+)(?:, (.*))?\)", place, re.DOTALL)
+            for place in (stored, here)
         )
+        if stored == here or then is None or now is None:
+            return stored == here
+        if then[1] == now[1]:
+            return then[2] == now[2] or then[3] in (None, now[3])
+        is_left = os.path.exists(then[1]) and not os.path.samefile(then[1], now[1])
+        return then[2] == now[2] and not is_left
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """The transaction is the only one that writes: nobody else can hold the lock in it."""

@@ -10,7 +10,7 @@ from secrets import token_hex
 from peewee import SQL, TextField
 
 from astra.config.secrets import hide_password
-from astra.database.connection import connection, database, dialect, url
+from astra.database.connection import connection, database, dialect, schema, url
 from astra.errors import DatabaseError, UsageError
 from astra.models.base import BaseModel, TimeField
 from astra.models.nights import Night
@@ -41,7 +41,7 @@ def check_archive() -> None:
         return
     with connection():
         known = Archive.select().first()
-        here = dialect().place()
+        here = dialect().place(schema())
     if known is None:
         raise DatabaseError(
             f"the database {hide_password(url())} lacks the table of its archive: astra initdb"
@@ -66,7 +66,7 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
     DatabaseError
         If it was copied or moved, and not said to be.
     """
-    known, here = Archive.select().first(), dialect().place()
+    known, here = Archive.select().first(), dialect().place(schema())
     if known is None:
         Archive.create(identifier=token_hex(8), made_in=here)
         return None

@@ -45,6 +45,7 @@ class Night(BaseModel):
     finalizer_job = BigIntegerField(null=True)  # None: sbatch has not answered
     finalizer_cluster = TextField(null=True)  # as given to sbatch's --clusters
     finalizer_home = TextField(null=True)  # the name of the cluster that took it
+    finalizer_user = TextField(null=True)  # who submitted it
     message = TextField(null=True)  # what is not whole, and what to do
     notified = TextField(null=True)  # JSON: by way, what was sent, and how that went
     cwd = TextField()

@@ -18,6 +18,7 @@ from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
 from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
 from astra.models.nights import Night
+from astra.processes import user_name
 from astra.slurm import client, limits, script
 from astra.slurm.parse import UNKNOWN, JobId
 from astra.submit.intent import send
@@ -38,9 +39,8 @@ def job_name(night: Night) -> str:
 
 def job_of(night: Night) -> JobId:
     """The job of a night's finalizer: its number counts only with its name and its cluster."""
-    return JobId(
-        night.finalizer_job or 0, night.finalizer_cluster, job_name(night), night.finalizer_home
-    )
+    number, name = night.finalizer_job or 0, job_name(night)
+    return JobId(number, night.finalizer_cluster, name, night.finalizer_home, night.finalizer_user)
 
 
 def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s: int = 0) -> None:
@@ -64,6 +64,7 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     before, had = night.finalizer, _known(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
     night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.here().name
+    night.finalizer_user = user_name()
     folder = run_folder(night.folder)
     check_folder(folder / "logs")
     text = _render(night, chosen, folder)
@@ -90,8 +91,8 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
 
 def _known(night: Night) -> dict[str, Any]:
     """Everything by which the night's finalizer is known."""
-    names = ("finalizer", "finalizer_job", "finalizer_cluster", "finalizer_home")
-    return {name: getattr(night, name) for name in names}
+    names = ("", "_job", "_cluster", "_home", "_user")
+    return {f"finalizer{name}": getattr(night, f"finalizer{name}") for name in names}
 
 
 def _give_back(night: Night, had: dict[str, Any]) -> None:
@@ -134,7 +135,10 @@ def lives(night: Night) -> bool:
     if night.finalizer is None:
         return False
     if night.finalizer_job is None:
-        found = client.find(job_name(night), night.finalizer_cluster, home=night.finalizer_home)
+        found = client.find(
+            job_name(night), night.finalizer_cluster, home=night.finalizer_home,
+            user=night.finalizer_user,
+        )  # fmt: skip
         if not found:
             return False
         _adopt(night, min(found))

@@ -62,6 +62,12 @@ def in_turn(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
             time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
+def passes(error: BaseException) -> bool:
+    """Whether an error is that others are away or full: it meets everything, and passes."""
+    limit = isinstance(error, SlurmRefused) and error.limit
+    return isinstance(error, SlurmUnknown) or limit or is_away(error)
+
+
 def patiently(work: Callable[[], T], bound_s: float) -> T:
     """`work()`, which can be repeated, again with growing pauses while others are away."""
     end, pause_s = time.monotonic() + bound_s, 1.0
@@ -69,10 +75,8 @@ def patiently(work: Callable[[], T], bound_s: float) -> T:
         try:
             return work()
         except (AstraError, peewee.PeeweeException) as error:
-            limit = isinstance(error, SlurmRefused) and error.limit
-            away = isinstance(error, SlurmUnknown) or limit or is_away(error)
             left_s = end - time.monotonic()
-            if not away or left_s <= 0:
+            if not passes(error) or left_s <= 0:
                 raise
             if is_away(error):
                 drop_connection()

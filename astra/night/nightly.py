@@ -39,7 +39,7 @@ from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
 from astra.config.units import time_limit_s
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError, BusyError, ConfigError, Superseded, UsageError
+from astra.errors import BusyError, ConfigError, Superseded, UsageError
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import version_number
 from astra.models.plans import Plan
@@ -219,8 +219,8 @@ def heal_all(name: str | None = None) -> list[Nightly]:
                 fresh = open_night(night.name)
                 if fresh is not None and heal(fresh, _settings_of_begun(night.name)):
                     healed.append(_said(fresh, "running", Look(), "it has a new finalizer"))
-        except AstraError as error:  # one night that cannot be healed keeps no other from it
-            log.error("the night %s (%d) has no finalizer: %s", night.name, night.pk, error)
+        except Exception as error:  # one night that cannot be healed keeps no other from it
+            log.error("the night %s (%d) has no finalizer: %r", night.name, night.pk, error)
             healed.append(_said(night, "without a finalizer", Look(), str(error)))
     return healed
 

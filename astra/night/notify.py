@@ -22,13 +22,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import peewee
-
 from astra.config import secrets
 from astra.config.nights import NightSettings, Notify
 from astra.config.startup import printable
 from astra.database.connection import connection
-from astra.errors import AstraError
 from astra.models.nights import Night
 from astra.night.history import NightStatus, night_of
 
@@ -55,8 +52,8 @@ def notify(night: Night, settings: NightSettings) -> dict[str, str]:
             notified[way] = {"of": subject, "at": moment, "result": _tried(send)}
         with connection():
             Night.update(notified=json.dumps(notified)).where(Night.pk == night.pk).execute()
-    except (AstraError, peewee.PeeweeException) as error:
-        log.warning("nobody was notified of the night %s: %s", night.pk, error)
+    except Exception as error:  # it ended, and the next one begins, whatever is wrong here
+        log.warning("nobody was notified of the night %s: %r", night.pk, error)
         return {}
     return {way: entry["result"] for way, entry in notified.items()}
 
@@ -155,8 +152,15 @@ def _webhook(url: str, night: NightStatus, text: str) -> None:
     request = urllib.request.Request(  # noqa: S310 - the configuration takes http alone
         url, body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=_TIMEOUT_S):
         pass
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A request that is sent elsewhere arrives there without its body: it is an error instead."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
 
 
 def _command(command: tuple[str, ...], night: NightStatus) -> None:

@@ -7,17 +7,19 @@ all together, since the throttle and the connections to the database are those o
 import json
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
-from astra.errors import SlurmRefused, SlurmUnknown, UsageError
+from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import version_number
 from astra.models.plans import Plan, Submission
 from astra.night import finalizer
+from astra.night.lock import passes
 from astra.night.totals import pending, plan_pks, refreshed, retries_of
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
@@ -127,7 +129,9 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) ->
                 NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **this)
             if not planned and not _has_entry(night, task):
                 NightPlan.create(has_ended=True, message="nothing was pending", **this)
-    except UsageError as error:
+    except AstraError as error:  # one task keeps no other from being planned
+        if passes(error):
+            raise
         look.problems.append(f"{task.task} cannot be planned: {error}")
         with connection():
             NightPlan.create(message=str(error), **this)
@@ -203,12 +207,12 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, look: L
             began |= _note(again, look)
         elif due.ended:
             began = look.lives = True
-    except SlurmRefused as refused:
-        if refused.limit:
+    except BusyError:
+        began = look.lives = True  # somebody else submits it, or cancels it
+    except AstraError as error:
+        if passes(error):
             raise
-        look.problems.append(f"plan {due.plan} of {due.task.task}: {refused}")
-    except UsageError as error:
-        look.problems.append(f"plan {due.plan}: {error}")
+        look.problems.append(f"plan {due.plan} of {due.task.task}: {error}")
     return began
 
 
@@ -281,16 +285,21 @@ def tend(
     of_plan = {e.plan_pk: e for e in entries if e.plan_pk is not None and pending(e.plan_pk)}
     plans = _not_cancelled(of_plan)
     for plan in plans:
-        with plan_lock(plan):
+        # Who holds a plan does so as well: a person who resumes it keeps no night waiting.
+        with suppress(BusyError), plan_lock(plan):
             recover_intents(plan)  # of a process that died before sbatch answered
     alive = []
     asked = ask(plans)
     for plan in plans:
         pages, notes = survey(plan, asked)
         states = Counter({state: n for state, (n, _) in pages.tally.items()})
-        if states[PageState.UNKNOWN]:
-            raise SlurmUnknown(f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}")
         entry = of_plan[plan.pk]
+        if states[PageState.UNKNOWN]:
+            unknown = f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}"
+            if entry.pk is None and asked[0].queue:  # of an earlier night, which it alone concerns
+                look.problems.append(unknown)
+                continue
+            raise SlurmUnknown(unknown)
         if _note_alive(plan, pages, look):
             alive.append(entry)
         fresh = states[PageState.UNSUBMITTED]

@@ -118,19 +118,21 @@ def find(
     clusters: str | None = None,
     env: Mapping[str, str] | None = None,
     home: str | None = None,
+    user: str | None = None,
 ) -> list[JobId]:
-    """The caller's jobs of exactly that name, ended ones included.
+    """The jobs of exactly that name which a `user` submitted, ended ones included.
 
     `clusters` is as sbatch's ``--clusters`` has it: one of these took the job. Without it the job
-    went to the cluster `home`, or to this machine's.
+    went to the cluster `home`, or to this machine's. Without `user` it is the caller.
 
     Raises
     ------
     SlurmUnknown
-        If squeue gives no answer.
+        If squeue gives no answer, or would not show the jobs of that user.
     """
     clusters = clusters or _if_elsewhere(home, env)
-    mine = ["-u", str(os.getuid()), *_on(clusters)]
+    is_mine = user in (None, user_name())
+    mine = ["-u", str(os.getuid()) if is_mine else str(user), *_on(clusters)]
     try:
         columns = "ArrayJobID:|,Name:|,Cluster:|"
         text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *mine], env=env)
@@ -143,8 +145,11 @@ def find(
         except SlurmError:
             return []  # no accounting: squeue has answered, and knows of none
         found = _named(text, job_name)
+    if not found and not is_mine and os.geteuid() != 0 and here(env).is_private:
+        raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {user} ask")
     return [
-        JobId(job_id, cluster if clusters else None, job_name) for job_id, cluster in sorted(found)
+        JobId(job_id, cluster if clusters else None, job_name, user=user)
+        for job_id, cluster in sorted(found)
     ]
 
 

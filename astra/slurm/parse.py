@@ -171,7 +171,8 @@ def _keys(job: str, name: str, names: Names) -> list[Key]:
     wanted = names.get(found[0][0]) if names else None
     if wanted is None:
         return list(found)
-    name = name.removesuffix("|")
+    # A reason, which stands before, may hold the sign that divides the columns, and ours does not.
+    name = name.removesuffix("|").rpartition("|")[2]
     return [(name, index) for _, index in found] if name in wanted else []
 
 
@@ -267,9 +268,14 @@ def expand(job: str) -> list[tuple[int, int | None]]:
 
 
 def _lines(text: str, columns: int) -> Iterator[list[str]]:
-    for line in text.splitlines():
+    """The columns of each line; a name of others' jobs, the last one, may go over several."""
+    any_before = False
+    for line in text.split("\n"):
         if not line.strip() or line.startswith("CLUSTER:"):
             continue
+        if any_before and not re.match(r"\s*\d[\w+.%:,\[\]-]*\s*\|", line):
+            continue
+        any_before = True
         values = [value.strip() for value in line.split("|", columns - 1)]
         if len(values) != columns:
             raise SlurmUnknown(
@@ -381,7 +387,7 @@ _NEVER = re.compile(
     (Assoc|QOS)Max\w*Per(Job|Node)(Limit)? | (Assoc|QOS)Max\w*WallDuration\w* | QOSMin\w*
     | Association(Time)Limit | QOSTimeLimit | QOSUsageThreshold | QOSNotAllowed
     | (Assoc|QOS)Grp(?!\w*RunMin)\w*(Minutes|Wall)(Limit)?
-    | Job(Held|Hold)\w* | \w*_held | Max(Mem|CPU)\w*PerLimit | MaxMemPerLimit
+    | Job(Held|Hold)\w* | \w*_held(_state)? | Max(Mem|CPU)\w*PerLimit | MaxMemPerLimit
     | \w*NotAllowed | Invalid(Account|QOS|Partition) | BadConstraints | Constraints
     | DependencyNeverSatisfied | Partition(Down|Inactive|NodeLimit|TimeLimit|Config)
     | Reservation(Deleted|Invalid) | DeadLine | REQUEUE_HOLD | SPECIAL_EXIT | RESV_DEL_HOLD

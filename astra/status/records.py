@@ -90,7 +90,7 @@ class Records:
         """
         module, _, name = self.plan.task_path.partition(":")
         declared = getattr(getattr(sys.modules.get(module), name, None), "__astra__", None)
-        if declared is None or declared.group_by is not None:
+        if declared is None or declared.group_by:
             return 0
         query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
         same_version = self.output.v_astra_major_minor == self.plan.v_astra // 1000

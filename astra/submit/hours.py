@@ -67,6 +67,10 @@ def next_hours(start_until: str | None, drain_by: str | None, now: datetime) -> 
     return Hours(start, start if drain_by == first else _next(drain_by, start))
 
 
+#: Minutes of a day.
+_DAY = 1440
+
+
 def _next(clock: str, since: int) -> int:
     """The first moment from `since` on at which this machine's clock reads `clock`, or skips it.
 
@@ -78,7 +82,8 @@ def _next(clock: str, since: int) -> int:
     before = _minute_of_day(moment - 60)
     while True:
         now = _minute_of_day(moment)
-        if now == wanted or before < wanted < now:
+        ahead = (now - before) % _DAY  # a minute, or what is skipped; else the clock goes back
+        if now == wanted or (ahead < _DAY // 2 and 0 < (wanted - before) % _DAY < ahead):
             return moment
         before, moment = now, moment + 60
 

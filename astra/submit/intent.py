@@ -269,7 +269,10 @@ def recover_intents(plan: Plan) -> list[Submission]:
     for submission in intents:
         try:
             found = client.find(
-                submission.job_name, submission.cluster, home=submission.cluster_name
+                submission.job_name,
+                submission.cluster,
+                home=submission.cluster_name,
+                user=submission.created_by,
             )
         except SlurmUnknown:
             unknown.append(submission)

@@ -3,6 +3,7 @@
 import io
 import os
 import pwd
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -193,6 +194,29 @@ def test_no_stream_brings_a_command_down(archive, words):
     for arrange, right in ((_poor, status), (_full, 1 if said else status)):
         found, _, errors = outcome(words, arrange)
         assert "Traceback" not in errors and found == right, (arrange, found, errors)
+
+
+@pytest.mark.parametrize("words", [["help", "status"], ["completion", "bash"]])
+def test_a_file_that_may_not_grow(archive, words, tmp_path):
+    def limited() -> None:
+        os.dup2(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT), 1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    status, _, errors = outcome(words, limited)
+    assert status == 1 and "could not be written: File too large" in errors, errors
+
+
+def test_a_current_folder_that_was_removed(archive, tmp_path):
+    def gone() -> None:
+        folder = tmp_path / "gone"
+        folder.mkdir()
+        os.chdir(folder)
+        folder.rmdir()
+
+    status, said, errors = outcome(["plans"], gone)
+    assert (status, said) == (1, "") and "the current folder was removed" in errors
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arrange", [_closed_output, _nobody_reads])

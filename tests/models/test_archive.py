@@ -8,7 +8,8 @@ import pytest
 from peewee import SQL
 
 from astra.config.run_folder import run_folder, spool_files
-from astra.database.connection import bind, connection, dialect
+from astra.database.connection import bind, connection, database, dialect
+from astra.database.sqlite import SQLite
 from astra.errors import DatabaseError, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.archive import Archive, check_archive
@@ -122,6 +123,34 @@ def test_a_file_may_be_renamed_and_restored_in_its_place(sqlite_url, tmp_path):
     shutil.copy(tmp_path / "backup", file)
     bind(sqlite_url)
     check_archive()
+
+
+def test_a_copy_in_another_filesystem_or_on_another_host_is_one(sqlite_url, tmp_path):
+    """Inodes are given in each filesystem anew, and paths on each host."""
+    (tmp_path / "here.db").touch()
+    same = SQLite.is_same_place
+    left, gone = f"the file {tmp_path}/here.db", f"the file {tmp_path}/gone.db"
+    assert same(f"{gone} (inode 7, a)", "the file /copy.db (inode 7, a)")  # it was renamed
+    bind(sqlite_url)
+    copy = sqlite_url.removeprefix("sqlite:///")
+    assert not same(f"{left} (inode 7, a)", f"the file {copy} (inode 7, a)")
+    assert same(f"{left} (inode 7, a)", f"{left} (inode 7, b)")  # it is shared
+    assert same(f"{left} (inode 7, a)", f"{left} (inode 8, a)")  # it was restored
+    assert not same(f"{left} (inode 7, a)", f"{left} (inode 8, b)")
+
+
+def test_a_schema_that_was_copied_within_its_database_is_a_copy(pg_url):
+    bind(pg_url)
+    with connection(), database.atomic() as transaction:
+        check_archive()
+        database.execute_sql("CREATE SCHEMA other")
+        database.execute_sql("CREATE TABLE other.astra_archive AS TABLE astra_archive")
+        known, here = Archive.get().made_in, dialect().place()
+        assert here != dialect().place("other") and not dialect().is_same_place(
+            f"{here}", dialect().place("other")
+        )
+        assert dialect().is_same_place(known, here)
+        transaction.rollback()
 
 
 def test_any_role_knows_where_it_is(pg_url, postgres):

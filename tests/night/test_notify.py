@@ -50,6 +50,12 @@ def listening(status: int):
         def do_POST(self):
             got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self):  # as one that is sent elsewhere does
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *words):
@@ -127,6 +133,18 @@ def test_who_cannot_be_told_fails_nothing_and_is_tried_again(url, inbox, tmp_pat
             _notify_of_earlier(better)
             assert night_of("survey").notified["mail"].startswith(NOTIFIED)
             assert len(kept.mails) == 1 and len(hooks) == 1 and (tmp_path / "notified").exists()
+
+
+def test_a_webhook_that_sends_elsewhere_was_not_notified(url):
+    with listening(302) as (_, hook):
+        assert "302" in notify(a_night(), settings(webhook=hook))["webhook"]
+
+
+def test_what_cannot_be_read_keeps_no_night_from_its_end(url):
+    night = a_night()
+    with connection():
+        Night.update(notified="damaged").execute()
+    assert notify(night, settings(command="true")) == {}
 
 
 def test_sendmail_gets_the_whole_message(url, tmp_path, monkeypatch):

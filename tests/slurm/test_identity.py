@@ -5,6 +5,7 @@ import os
 import pytest
 
 from astra.config import settings
+from astra.errors import SlurmUnknown
 from astra.slurm import client, limits
 from astra.slurm.parse import JobId, never_starts
 from astra.states import SlurmState as S
@@ -80,9 +81,40 @@ def test_without_accounting_another_job_of_the_number_shows_that_ours_is_gone(co
     assert not answer.accounting and OURS not in answer.unsettled
 
 
+def test_signs_in_reasons_and_in_names_of_others_hide_no_job_of_ours(commands):
+    queued = (
+        "9_1|PENDING|0|0||0:00|5:00|stage in|failed|%s|\\n9_2|RUNNING|0|0|n1|0:05|5:00|None|%s|"
+        "\\n7|RUNNING|0|0|n1|0:05|5:00|None|of two\\n\\nlines|and more|\\n"
+    )
+    booked = "7|RUNNING|0:0|n1|5|5||None|of two\\nlines\\n9_3|FAILED|1:0|n1|5|5||None|%s\\n"
+    env = commands(
+        squeue=f"printf '{queued % (OURS, OURS)}'",
+        sacct=f"printf '{booked % OURS}'",
+        scontrol=HERE % "none",
+    )
+    answer = client.elements([JobId(9, name=OURS, home="here"), JobId(7, name=ANOTHER)], env=env)
+    assert [answer.of(OURS, index).state for index in (1, 2, 3)] == [S.PENDING, S.RUNNING, S.FAILED]
+    assert answer.of(ANOTHER, None).state is S.ABSENT
+    env = commands(squeue="printf '9_1|RUNNING|0\\n'", sacct="true", scontrol=HERE % "none")
+    assert client.elements([JobId(9, name=OURS)], env=env).of(OURS, 1).state is None  # cut off
+
+
+def test_a_job_is_looked_for_as_a_job_of_who_submitted_it(commands, monkeypatch, tmp_path):
+    env = commands(squeue="true", sacct="true", scontrol=HERE % "jobs")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(SlurmUnknown, match="have operator ask"):
+        client.find(OURS, env=env, user="operator")
+    assert "-u operator" in (tmp_path / "calls").read_text()
+    assert client.find(OURS, env=env) == []
+    env = commands(squeue="true", sacct="true", scontrol=HERE % "none")
+    limits.configuration.cache_clear()
+    assert client.find(OURS, env=env, user="operator") == []
+
+
 @pytest.mark.parametrize(
     "reason",
     [
+        "job requeued in held state", "(user env retrieval failed requeued held)",
         "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue", "(launch failed requeued held)",
         "SPECIAL_EXIT", "REQUEUE_HOLD", "AssocGrpCPUMinutesLimit", "QOSGrpGRESMinutes",
         "AssocGrpWallLimit", "QOSMaxNodePerJobLimit", "AssocMaxCpuPerJobLimit", "QOSMinCpuNotSatisfied",

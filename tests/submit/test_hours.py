@@ -52,6 +52,33 @@ def test_hours_are_the_next_ones_of_the_clock():
 
 
 @pytest.mark.parametrize(
+    ("zone", "clock", "since", "moment"),
+    [
+        # At midnight of September 6, 2026, clocks in Santiago go to 01:00: 00:30 is skipped.
+        ("America/Santiago", "00:30", "2026-09-05T23:00:00Z", "2026-09-06T04:00:00Z"),
+        ("America/Santiago", "00:00", "2026-09-05T23:00:00Z", "2026-09-06T04:00:00Z"),
+        ("America/Santiago", "01:00", "2026-09-05T23:00:00Z", "2026-09-06T04:00:00Z"),
+        ("America/Santiago", "23:30", "2026-09-06T02:31:00Z", "2026-09-06T03:30:00Z"),
+        # On Lord Howe Island they go by half an hour, on October 4 from 02:00, on April 5 back.
+        ("Australia/Lord_Howe", "02:15", "2026-10-03T12:00:00Z", "2026-10-03T15:30:00Z"),
+        ("Australia/Lord_Howe", "02:45", "2026-10-03T12:00:00Z", "2026-10-03T15:45:00Z"),
+        ("Australia/Lord_Howe", "01:45", "2026-04-04T12:00:00Z", "2026-04-04T14:45:00Z"),
+        # A minute after the clock has read it, it is the next day's.
+        ("Asia/Kathmandu", "06:30", "2026-04-04T00:46:00Z", "2026-04-05T00:45:00Z"),
+    ],
+)
+def test_a_clock_that_skips_what_it_is_asked_for(zone, clock, since, moment, monkeypatch):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        found = next_hours(clock, None, datetime.fromisoformat(since)).start_until
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found == datetime.fromisoformat(moment).timestamp()
+
+
+@pytest.mark.parametrize(
     ("clocks", "begins", "hours"),
     [
         # On March 29, 2026, at 01:00 UTC, clocks in Berlin go from 02:00 to 03:00.

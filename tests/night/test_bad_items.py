@@ -1,0 +1,97 @@
+"""One bad item of a night keeps no other from its turn."""
+
+import pytest
+
+from astra.config.nights import checked
+from astra.database.connection import connection, database
+from astra.errors import SlurmUnknown
+from astra.models import BossVisitSpectrum
+from astra.models.nights import Night, NightPlan
+from astra.models.plans import Plan
+from astra.night import nightly as nightly_module
+from astra.night.nightly import heal_all
+from astra.night.plans import Look, begin_tasks, tend
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.slurm.parse import Answer
+from astra.submit.intent import plan_lock
+from tests.sample_tasks import fill, measure
+
+
+def a_night(name: str = "survey") -> Night:
+    made = Night.create(name=name, date="2026-01-02", cwd="/", host="h", created_by="u")
+    return Night.get_by_id(made.pk)
+
+
+def settings(*tasks: str):
+    found = [{"task": f"tests.sample_tasks.{t}", "input_model": "BossVisitSpectrum"} for t in tasks]
+    return checked({"survey": {"tasks": found}})["survey"]
+
+
+def test_a_task_whose_table_lost_its_index_keeps_no_other_from_being_planned(url):
+    fill(4)
+    with connection():
+        for index in database.get_indexes("measured"):
+            if index.unique and index.columns != ["task_pk"]:
+                database.execute_sql(f'DROP INDEX "{index.name}"')
+        night = a_night()
+    look = Look()
+    begin_tasks(night, settings("measure", "costly"), look)
+    assert [rows for _, rows in look.new] == [4]
+    assert Plan.get().task == "tests.sample_tasks.costly"
+    (problem,) = look.problems
+    assert "no unique index" in problem and "measure cannot be planned" in problem
+
+
+def test_a_plan_that_somebody_resumes_keeps_no_night_waiting(url, monkeypatch):
+    fill(4)
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
+    look = Look()
+    with plan_lock(get_plan(made.plan)):
+        tend([entry], settings("measure"), look)
+    assert [due.plan for due in look.due] == [made.plan]
+
+
+def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_beginning(
+    url, monkeypatch
+):
+    """Its cluster is no more, say; this night's own are waited for."""
+    fill(4)
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    monkeypatch.setattr("astra.night.plans.ask", lambda plans: (Answer(), []))
+    monkeypatch.setattr(
+        "astra.night.plans.survey", lambda plan, asked: (_Unknown(), ["no cluster `old` here"])
+    )
+    entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
+    look = Look()
+    assert tend([entry], settings("measure"), look) == [] and not look.open
+    assert "no cluster `old` here" in look.problems[0]
+    entry.pk = 1
+    with pytest.raises(SlurmUnknown, match="no cluster"):
+        tend([entry], settings("measure"), look)
+
+
+class _Unknown:
+    """Pages of which nothing is known."""
+
+    def __init__(self) -> None:
+        from astra.states import PageState
+
+        self.tally = {PageState.UNKNOWN: (1, 4)}
+
+
+def test_a_night_that_cannot_be_healed_keeps_no_other_from_it(url, monkeypatch):
+    with connection():
+        for name in ("damaged", "other"):
+            a_night(name)
+
+    def heal(night, settings):
+        if night.name == "damaged":
+            raise ValueError("whatever is wrong with it")
+        return True
+
+    monkeypatch.setattr(nightly_module, "heal", heal)
+    assert {n.name: n.state for n in heal_all()} == {
+        "damaged": "without a finalizer", "other": "running"
+    }  # fmt: skip
