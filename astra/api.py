@@ -73,17 +73,17 @@ _FIRST_LOOK_S = 1.0
 
 
 @overload
-def submit(plan: int | Planned, profile: str | None = None, **options: Any) -> Submitted: ...
+def submit(plan: int | Planned, profile: str | None = None, **options: object) -> Submitted: ...
 
 
 @overload
 def submit(
-    plan: Iterable[int | Planned], profile: str | None = None, **options: Any
+    plan: Iterable[int | Planned], profile: str | None = None, **options: object
 ) -> list[Submitted]: ...
 
 
 def submit(
-    plan: int | Planned | Iterable[int | Planned], profile: str | None = None, **options: Any
+    plan: int | Planned | Iterable[int | Planned], profile: str | None = None, **options: object
 ) -> Submitted | list[Submitted]:
     """Submit those pages of a plan, or of several, that were not submitted yet, as Slurm arrays.
 
@@ -215,9 +215,9 @@ Progress = Callable[[str], Any]
 
 def submit_task(
     task_or_plan: str,
-    planning: Mapping[str, Any],
+    planning: Mapping[str, object],
     profile_name: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     dry_run: bool = False,
     local: bool = False,
     n_processes: int = 1,
@@ -271,9 +271,9 @@ def _planned(
     planning: Mapping[str, Any],
     element_time_s: float | None,
     profile_name: str | None,
-    options: Mapping[str, Any] | None,
+    options: Mapping[str, object] | None,
     local: bool = False,
-) -> list[tuple[Planned, Mapping[str, Any] | None]]:
+) -> list[tuple[Planned, Mapping[str, object] | None]]:
     """Plans of a task, each with the options that it is to be submitted with."""
     if element_time_s is None:
         return [(planned, options) for planned in create_plan(task, **planning)]
@@ -287,10 +287,10 @@ def _planned(
 
 
 def estimate(
-    task: Any,
+    task: object,
     input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     chosen: Profile | None = None,
     probe: bool = False,
 ) -> list[Estimate]:
@@ -333,7 +333,7 @@ def estimate(
 
 
 def plan_sized(
-    task: Any, planning: Mapping[str, Any], element_time_s: float, chosen: Profile | None = None
+    task: object, planning: Mapping[str, Any], element_time_s: float, chosen: Profile | None = None
 ) -> list[tuple[Planned, "Estimate"]]:
     """Plan a task with as many rows in a page as make an element take about so long, in s.
 
@@ -370,7 +370,7 @@ def _current_version() -> int:
 def _submit(
     plan: int,
     profile_name: str | None,
-    options: Mapping[str, Any] | None,
+    options: Mapping[str, object] | None,
     dry_run: bool,
     local: bool,
     n_processes: int,
@@ -383,7 +383,7 @@ def _submit(
         return resume_local(plan, n_processes, False, tell, chosen.row_timeout, chosen.setup)
 
 
-def _local_profile(profile_name: str | None, options: Mapping[str, Any]) -> Profile:
+def _local_profile(profile_name: str | None, options: Mapping[str, object]) -> Profile:
     """The profile of a local run, which takes its set-up and row timeout; what it ignores is said.
 
     Raises
@@ -400,9 +400,9 @@ def _local_profile(profile_name: str | None, options: Mapping[str, Any]) -> Prof
 
 def _dry_run(
     task: str,
-    planning: Mapping[str, Any],
+    planning: Mapping[str, object],
     profile_name: str | None,
-    options: Mapping[str, Any] | None,
+    options: Mapping[str, object] | None,
     element_time_s: float | None,
 ) -> list[tuple[Planned | None, Submitted | None]]:
     done: list[tuple[Planned | None, Submitted | None]] = []
@@ -429,7 +429,7 @@ def resume_plan(
     failed: bool,
     only: list[str],
     profile_name: str | None,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     dry_run: bool,
     local: bool,
     n_processes: int,
@@ -447,7 +447,7 @@ def resume_plan(
         return resume_local(plan, n_processes, failed, tell, chosen.row_timeout, chosen.setup)
 
 
-def run_here(plan_pk: int, tell: Callable[[list[Any]], None] = lambda runs: None) -> None:
+def run_here(plan_pk: int, tell: Callable[[list[object]], None] = lambda runs: None) -> None:
     """Run every page of a plan in this process, one after the other."""
     from astra.element.element import Element
     from astra.element.signals import heard

@@ -75,7 +75,7 @@ class BitField(peewee.BitField):
 class ArrayField(BlobField):
     """A numpy array in the row itself, in numpy's own ``.npy`` form; no pickles."""
 
-    def db_value(self, value: Any) -> Any:
+    def db_value(self, value: object) -> object:
         if value is None:
             return None
         import numpy as np  # here, as few commands touch an array
@@ -110,8 +110,8 @@ class PixelArray(ArrayField):
         ext: int | str | None = None,
         column_name: str | None = None,
         transform: Any = None,
-        accessor_class: Any = None,
-        **options: Any,
+        accessor_class: object = None,
+        **options: object,
     ) -> None:
         self.ext, self.fits_column, self.transform = ext, column_name, transform
         if accessor_class is not None:
@@ -131,7 +131,7 @@ class _FromFile(FieldAccessor):
         return value
 
 
-def _read(field: PixelArray, path: str) -> Any:
+def _read(field: PixelArray, path: str) -> object:
     try:
         from astropy.io import fits
     except ImportError as error:

@@ -15,7 +15,7 @@ from astra.element.board import Board
 from astra.element.supervisor import supervised
 from astra.errors import AstraError, UsageError
 
-_OPTIONS: dict[str, Callable[[str], Any]] = {
+_OPTIONS: dict[str, Callable[[str], object]] = {
     "--plan": int, "--job": str, "--element": int, "--planned-by": str,
     "--row-timeout": float, "--start-until": int, "--stop-at": int,
 }  # fmt: skip

@@ -5,7 +5,6 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
 
 from astra import log
 from astra.models.pipeline import version_number as version_string_to_integer
@@ -29,7 +28,7 @@ def expand_path(path: str | os.PathLike[str]) -> str:
     return os.path.expandvars(os.path.expanduser(os.fspath(path)))
 
 
-def flatten(nested: Any) -> list[Any]:
+def flatten(nested: object) -> list[object]:
     """List the items of nested containers in their order; of mappings, the values.
 
     >>> flatten({"a": 1, "b": [2, ("three", None)]})
@@ -42,7 +41,7 @@ def flatten(nested: Any) -> list[Any]:
     return [item for part in nested for item in flatten(part)]
 
 
-def list_to_dict(rows: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:
+def list_to_dict(rows: Sequence[Mapping[object, object]]) -> dict[object, list[object]]:
     """Turn a list of mappings with the same keys into one of lists.
 
     >>> list_to_dict([{"a": 1}, {"a": 2}])
@@ -53,7 +52,7 @@ def list_to_dict(rows: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:
     return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
 
 
-def dict_to_list(columns: Mapping[Any, Sequence[Any]]) -> list[dict[Any, Any]]:
+def dict_to_list(columns: Mapping[object, Sequence[object]]) -> list[dict[object, object]]:
     """Turn a mapping of lists of one length into a list of mappings.
 
     >>> dict_to_list({"a": [1, 2]})
@@ -63,7 +62,7 @@ def dict_to_list(columns: Mapping[Any, Sequence[Any]]) -> list[dict[Any, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in rows]
 
 
-def executable(name: str | Callable[..., Any]) -> Callable[..., Any]:
+def executable(name: str | Callable[..., object]) -> Callable[..., object]:
     """Import what can be called by its dotted name; return what can be called already."""
     found = pkgutil.resolve_name(name) if isinstance(name, str) else name
     if not callable(found):
@@ -88,9 +87,9 @@ class Timer:
 
     def __init__(
         self,
-        iterable: Iterable[Any] = (),
+        iterable: Iterable[object] = (),
         frequency: float | None = None,
-        callback: Callable[[], Any] | None = None,
+        callback: Callable[[], object] | None = None,
         attr_t_elapsed: str | None = None,
         attr_t_overhead: str | None = None,
     ) -> None:
@@ -121,7 +120,7 @@ class Timer:
         finally:
             self._paused += perf_counter() - begin
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         """Give each item, with its times; call `callback` every `frequency` seconds."""
         items, overhead = iter(self._items), self.elapsed
         while True:

@@ -24,10 +24,10 @@ class Completed(click.ParamType):
     def __init__(self, *sources: Callable[[click.Context], Pairs], name: str = "text") -> None:
         self.name, self.sources = name, sources
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    def convert(self, value: object, param: object, ctx: object) -> Any:
         return str(value)
 
-    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: Any, param: object, incomplete: str) -> list[CompletionItem]:
         """Give the values that begin like `incomplete`, of a list its last word."""
         before, comma, word = incomplete.rpartition(",")
         found = []

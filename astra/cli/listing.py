@@ -72,11 +72,11 @@ def print_table(made: Table, console: Console, as_csv: bool = False) -> None:
         console.print(f"(no room for: {', '.join(left_out)})", style="dim", soft_wrap=False)
 
 
-def _text(cell: Any) -> Text:
+def _text(cell: object) -> Text:
     return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
 
 
-def _column_width(header: Any, cells: list[Text]) -> int:
+def _column_width(header: object, cells: list[Text]) -> int:
     return max([len(str(header)), *(cell.cell_len for cell in cells)])
 
 

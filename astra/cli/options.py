@@ -4,12 +4,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
 from astra.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def together(*options: Any) -> Any:
@@ -85,7 +87,9 @@ class Since(click.ParamType):
 
     name = "time"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
         from astra.config.units import duration_s
 
         if isinstance(value, datetime):
@@ -138,9 +142,9 @@ def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
     return found
 
 
-def slurm_pairs(given: tuple[str, ...]) -> dict[str, Any]:
+def slurm_pairs(given: tuple[str, ...]) -> dict[str, object]:
     """Options of sbatch, with the types that a configuration file has; a bare name is a flag."""
-    words: dict[str, Any] = {"true": True, "false": False}
+    words: dict[str, object] = {"true": True, "false": False}
     named = pairs(tuple(word if "=" in word else f"{word}=true" for word in given), "--option")
     return {
         name.lstrip("-").replace("-", "_"): int(value)

@@ -1,7 +1,5 @@
 """What was stored, and the story of one row."""
 
-from typing import Any
-
 import click
 
 from astra.cli.completion import TASK
@@ -32,7 +30,7 @@ def results(
 
     if as_csv and as_json:
         raise UsageError("--csv and --json are two forms: leave one of them out")
-    wanted: list[Any] | None = None if keys is None else list(keys_of(keys))
+    wanted: list[object] | None = None if keys is None else list(keys_of(keys))
     shown = limit if as_csv or as_json or limit else show_rows.SHOWN + 1
     found = StoredResults(task, wanted, input_model, shown)
     if as_csv:

@@ -32,12 +32,12 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def as_json(value: Any) -> None:
+def as_json(value: object) -> None:
     """A dataclass, or a list of them, as JSON on standard output."""
     print(json.dumps(_plain(value), default=str, indent=2))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Enum):
@@ -196,7 +196,7 @@ def submitted(done: Any) -> None:
         line(f"  not submitted: {count(done.unsubmitted, 'page')}: {done.message}")
 
 
-def nothing_submitted(planned: Any) -> dict[str, Any]:
+def nothing_submitted(planned: Any) -> dict[str, object]:
     """As JSON, a task without pending rows looks like a submission of none."""
     return {"plan": None, "task": planned.task, "pages": 0, "rows": 0, "jobs": []}
 
@@ -462,7 +462,7 @@ def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
                 pause_s = min(pause_s * 1.5, 5.0)  # Slurm is asked: seldom where it is quiet
 
 
-def reported(report: Any, file: Any, size: int) -> None:
+def reported(report: Any, file: object, size: int) -> None:
     console.print(f"{coloured(report.kind.value)}: {escape(report.verdict)}")
     line(f"{file} ({size / 1000:,.0f} kB)")
     for advice in report.next:

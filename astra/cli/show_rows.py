@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from textwrap import indent
-from typing import Any
 
 from astra.cli import show
 from astra.config.secrets import hide
@@ -34,7 +33,7 @@ def as_csv(found: StoredResults) -> None:
         writer.writerow([_cell(plain(value)) for value in row.values()])
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     if isinstance(value, list | dict | bool):
         return json.dumps(value)
     return "" if value is None else value
@@ -60,7 +59,7 @@ def results(found: StoredResults, limit: int | None) -> None:
         show.line(f"... and more (--limit N; --csv and --json print all of {found.task})")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value as a cell of a table has room for it."""
     if value is None:
         return ""

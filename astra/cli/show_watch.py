@@ -53,7 +53,7 @@ def watched(looks: Iterator[Any]) -> Any:
 def _stopped_by_signals() -> Iterator[None]:
     """SIGTERM ends as Ctrl-C does: the terminal is left as it was."""
 
-    def end(number: int, frame: Any) -> None:
+    def end(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
@@ -90,7 +90,7 @@ def pages(look: Any) -> None:
 
 
 @contextmanager
-def _screen() -> Iterator[Callable[[Any], None] | None]:
+def _screen() -> Iterator[Callable[[object], None] | None]:
     """What draws a look; None where there is no terminal."""
     if not console.is_terminal or console.is_dumb_terminal:
         yield None

@@ -60,7 +60,7 @@ def _command(value: Any) -> tuple[str, ...]:
     return words
 
 
-def _arguments(value: Any) -> dict[str, Any]:
+def _arguments(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError("should be arguments by their names: { name = value }")
     return dict(value)
@@ -138,7 +138,7 @@ class NightSettings:
 _PARTS = ("name", "tasks", "notify")
 
 
-def checked(tables: Any) -> dict[str, NightSettings]:
+def checked(tables: object) -> dict[str, NightSettings]:
     """The nights of a ``nights`` table, by name.
 
     Raises

@@ -153,7 +153,7 @@ class Profile:
     given: Mapping[str, Any] = field(default_factory=dict)  # what was changed for one submission
     chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
 
-    def with_options(self, **changes: Any) -> "Profile":
+    def with_options(self, **changes: object) -> "Profile":
         """This profile with some keys changed; ``False`` or None takes an option out.
 
         Raises
@@ -236,7 +236,7 @@ def _layer(name: str, config: Config, shipped: bool, asked_by: Layer | None) -> 
 
 
 @cache
-def _shipped() -> Mapping[str, Mapping[str, Any]]:
+def _shipped() -> Mapping[str, Mapping[str, object]]:
     file = resources.config_dir() / "profiles.toml"
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -245,7 +245,7 @@ def _shipped() -> Mapping[str, Mapping[str, Any]]:
     return MappingProxyType(tables["profiles"])
 
 
-def _applied(profile: Profile, keys: Mapping[str, Any], where: str) -> Profile:
+def _applied(profile: Profile, keys: Mapping[str, object], where: str) -> Profile:
     options: dict[str, Value] = dict(profile.options)
     own: dict[str, Any] = {}
     for key, value in keys.items():
@@ -270,8 +270,8 @@ def _applied(profile: Profile, keys: Mapping[str, Any], where: str) -> Profile:
 
 
 def _on_top(
-    below: Mapping[str, Mapping[str, Any]], rules: Mapping[str, Mapping[str, Any]]
-) -> Mapping[str, Mapping[str, Any]]:
+    below: Mapping[str, Mapping[str, object]], rules: Mapping[str, Mapping[str, object]]
+) -> Mapping[str, Mapping[str, object]]:
     return {state: {**below.get(state, {}), **rules.get(state, {})} for state in {*below, *rules}}
 
 
@@ -336,7 +336,7 @@ def _time_instead(text: str) -> str:
     return f'write "{written_time(seconds)}" or {math.ceil(seconds / 60)} (minutes)'
 
 
-def choose_profile(name: str | None, options: Mapping[str, Any] | None) -> Profile:
+def choose_profile(name: str | None, options: Mapping[str, object] | None) -> Profile:
     """The profile of a name, with options that override its own."""
     found = get(name, settings.current())
     given = {key: value for key, value in (options or {}).items() if value is not None}

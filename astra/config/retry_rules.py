@@ -33,7 +33,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def checked(table: Any) -> dict[str, dict[str, Any]]:
+def checked(table: Any) -> dict[str, dict[str, object]]:
     """The rules of a ``policy`` table, by state.
 
     Raises

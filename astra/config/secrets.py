@@ -2,7 +2,6 @@
 
 import os
 import re
-from typing import Any
 from urllib.parse import quote, unquote
 
 from astra.errors import ConfigError
@@ -153,7 +152,7 @@ def has_password(url: str) -> bool:
     return hide_password(url) != url
 
 
-def hide_secret(name: str, value: Any) -> str:
+def hide_secret(name: str, value: object) -> str:
     """`value` as it is shown under `name`: hidden if the name or the value looks secret."""
     if value is None or value == "":
         return ""

@@ -48,7 +48,7 @@ OUTER = (
 )
 
 
-def _name_of_schema(value: Any) -> str:
+def _name_of_schema(value: object) -> str:
     # peewee writes it into its statements, where a percent sign would stand for a parameter.
     name = text(value)
     if not re.fullmatch(r"[^\W\d][\w$]*", name) or len(name.encode()) > 63:
@@ -164,8 +164,8 @@ class Config:
     policy: Policy = Policy()
     clean: Clean = Clean()
     data: Data = Data()
-    profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [policy.STATE]
+    profiles: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    rules: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # [policy.STATE]
     nights: Mapping[str, night.NightSettings] = field(default_factory=dict)  # [nights.NAME]
     path: Path | None = None  # the file that was read
     sources: Mapping[str, str] = field(default_factory=dict)  # "database.url": where it is from
@@ -244,7 +244,7 @@ def load(
             values[key] = Path(os.path.normpath(base / _expanded(str(value), environ)))
         elif key == "database.url":
             values[key] = _absolute_sqlite(value, base, environ) or f"sqlite:///{_db(folder)}"
-    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    sections: dict[str, dict[str, object]] = {name: {} for name in _SECTIONS}
     for key, value in values.items():
         sections[key.split(".")[0]][_KEYS[key].name] = value
     know_url(str(values["database.url"]))
@@ -316,7 +316,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables, dict[str, night.N
     return values, profiles, rules, nights
 
 
-def _rules(tables: dict[str, Any], file: Path) -> Tables:
+def _rules(tables: dict[str, object], file: Path) -> Tables:
     """The sections ``[policy.STATE]``, taken out of ``[policy]``."""
     table = tables.get("policy")
     if not isinstance(table, dict):
@@ -329,7 +329,7 @@ def _rules(tables: dict[str, Any], file: Path) -> Tables:
         raise ConfigError(f"{file}: [policy] {error}") from None
 
 
-def _parsed(file: Path) -> dict[str, Any]:
+def _parsed(file: Path) -> dict[str, object]:
     if file.is_dir():
         raise ConfigError(f"{file} is a folder; the configuration is one file, such as astra.toml")
     try:
@@ -344,7 +344,7 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
-def _checked(value: Any, key: str, where: str) -> Any:
+def _checked(value: object, key: str, where: str) -> Any:
     section, name = key.split(".", 1)
     if key not in _KEYS:
         known = [item.name for item in fields(_SECTIONS[section])]
@@ -377,7 +377,7 @@ def _absolute_sqlite(url: str, base: Path, environ: Mapping[str, str]) -> str:
     return f"sqlite:///{quote(place)}{mark}{query}"
 
 
-def _shown(key: str, value: Any) -> str:
+def _shown(key: str, value: object) -> str:
     return hide_secret(key.rpartition(".")[2], value)
 
 

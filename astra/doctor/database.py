@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import peewee
 from peewee import Model
@@ -109,7 +108,7 @@ def _tables() -> Iterator[Finding]:
         yield ok(_PART, f"{len(dict.fromkeys(models))} tables with their indexes and triggers")
 
 
-def _last_of_each_task() -> Any:
+def _last_of_each_task() -> object:
     return Plan.select(peewee.fn.max(Plan.pk)).group_by(Plan.task, Plan.input_model)
 
 

@@ -1,7 +1,6 @@
 """The board: which rows a task has in hand, in memory that an element's two processes share."""
 
 import mmap
-from typing import Any
 
 #: Pages with more rows are watched by their first rows alone; untouched memory costs nothing.
 _PLACES = 1 << 24
@@ -19,7 +18,7 @@ class Board:
         memory = memoryview(mmap.mmap(-1, _HEADER + _PLACES))
         self._header, self._hands = memory[:_HEADER], memory[_HEADER:]
         self._numbers, self._times = self._header.cast("q"), self._header.cast("d")
-        self._positions: dict[Any, int] = {}
+        self._positions: dict[object, int] = {}
         self._birth_s: float | None = None
 
     # -- the child writes -------------------------------------------------------------------
@@ -29,7 +28,7 @@ class Board:
         birth_s, self._birth_s = self._birth_s, None
         return birth_s
 
-    def begin(self, page_pk: int, attempt_pk: int, positions: dict[Any, int]) -> None:
+    def begin(self, page_pk: int, attempt_pk: int, positions: dict[object, int]) -> None:
         """A page is claimed; nothing of it is in hand, whatever a process before this one had."""
         self._positions = positions
         self.clear()

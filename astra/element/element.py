@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any
 
 from peewee import SQL, Model
 
@@ -81,9 +80,9 @@ class Meter:
             if self.board is not None:  # should the process die before a checkpoint
                 self.board.started(self.first_s - self.since_s)
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, object]:
         """Columns of the attempt, as of now."""
-        found: dict[str, Any] = {"max_rss_mb": peak_mb()}
+        found: dict[str, object] = {"max_rss_mb": peak_mb()}
         if self.run is not None and self.reader is not None:
             found |= {
                 "t_task_s": self.run.clock.t_task_s,

@@ -7,7 +7,8 @@ is given back. An index holds the free pages, and no checkpoint changes it.
 import json
 import logging
 from dataclasses import replace
-from typing import Any
+
+from peewee import ColumnBase
 
 from astra.config.units import time_limit_s
 from astra.database.connection import dialect
@@ -18,7 +19,7 @@ from astra.states import AttemptState
 log = logging.getLogger(__name__)
 
 
-def left_in(submission: Submission) -> Any:
+def left_in(submission: Submission) -> ColumnBase:
     """A clause: the page is of a submission's pool, and has rows left."""
     return (Page.submission_pk == submission.pk) & (N_PENDING > 0)
 

@@ -81,13 +81,13 @@ class Reader:
         self.began = time.monotonic()
         self.n_given = 0
         limit = settings.current().element.max_deaths
-        self.keys: list[Any] = []  # of the rows that come first, once it is known which
+        self.keys: list[object] = []  # of the rows that come first, once it is known which
         self.first: Chunk | None = None
         at = claim.page.row_keys
         suspects = [(at[s.place], s) for s in claim.suspects if self._is_pending(at[s.place])]
         self.given_up = {key: s for key, s in suspects if s.deaths >= limit}
         self.group_of = {key: s.group for key, s in suspects if s.deaths < limit}
-        by_group: dict[int, list[Any]] = {}
+        by_group: dict[int, list[object]] = {}
         for key, group in self.group_of.items():
             by_group.setdefault(group, []).append(key)
         self.groups = list(by_group.values())
@@ -146,11 +146,11 @@ class Reader:
         except (AstraError, PeeweeException) as error:
             log.info("which rows are in hand could not be recorded: %s", error)
 
-    def again(self, keys: list[Any]) -> Iterator[Handed]:
+    def again(self, keys: list[object]) -> Iterator[Handed]:
         """Rows by their keys, some of them once more."""
         return self._by_chunks(keys)
 
-    def _by_chunks(self, keys: list[Any], first: Chunk | None = None) -> Iterator[Handed]:
+    def _by_chunks(self, keys: list[object], first: Chunk | None = None) -> Iterator[Handed]:
         """Rows by their keys; a chunk is read while the task is at the last eighth of another."""
         ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
         while ahead is not None:
@@ -164,13 +164,13 @@ class Reader:
                 if handed is not None:
                     yield handed
 
-    def _ahead(self, keys: list[Any]) -> Callable[[], Chunk]:
+    def _ahead(self, keys: list[object]) -> Callable[[], Chunk]:
         return in_background(lambda: self._read_patiently(keys))
 
-    def _read_patiently(self, keys: list[Any]) -> Chunk:
+    def _read_patiently(self, keys: list[object]) -> Chunk:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
 
-    def _read(self, keys: list[Any]) -> Chunk:
+    def _read(self, keys: list[object]) -> Chunk:
         """The first rows of `keys`: as many as are read at a time."""
         began = time.perf_counter()
         # The clock first: the rows are at least as recent as it says.
@@ -185,14 +185,14 @@ class Reader:
         self.t_read_s += time.perf_counter() - began
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], left
 
-    def _handed(self, key: RowKey, row: Any, at: Any, now: Any) -> Handed:
+    def _handed(self, key: RowKey, row: object, at: object, now: Any) -> Handed:
         bears = None if self.key.is_whole else self.link.of_row(row)
         return Handed(key, row, OutputModel.input_modified.python_value(at), now, bears=bears)
 
-    def _asked_for(self, keys: list[Any]) -> Any:
+    def _asked_for(self, keys: list[object]) -> Any:
         return self.key.narrowed(all_rows(self.model), keys)
 
-    def _rows(self, keys: list[Any]) -> dict[Any, tuple[Any, Any]]:
+    def _rows(self, keys: list[object]) -> dict[object, tuple[object, object]]:
         """Rows without a result, and when they changed, by key; until arrays are measured those
         without any."""
         wanted = ~self._has_result()
@@ -207,7 +207,7 @@ class Reader:
             return peewee.SQL("1 = 0")
         return has_result(self.model, self.output, by_index=True)
 
-    def _note_missing(self, keys: list[Any]) -> list[Any]:
+    def _note_missing(self, keys: list[Any]) -> list[object]:
         """Rows that have an up-to-date result already, or are no more, are noted; the others."""
         if not keys:
             return keys
@@ -220,7 +220,7 @@ class Reader:
                 self.writer.fail(Refusal(k, "InputGone", message))
         return [k for k in keys if k in has and not has[k]]
 
-    def _cut(self, keys: list[Any]) -> tuple[list[Any], list[Any]]:
+    def _cut(self, keys: list[Any]) -> tuple[list[Any], list[object]]:
         """The keys of a chunk, and of what is left: no more than :data:`CHUNK_BYTES` of arrays."""
         chunk, n_bytes = keys[:CHUNK], 0
         measured = self.arrays and not self.unmeasured
@@ -251,8 +251,8 @@ _PLAIN = {
 
 
 def read_rows(
-    query: "ModelSelect[Any]", extra: Sequence[Any] = ()
-) -> list[tuple[Any, Sequence[Any]]]:
+    query: "ModelSelect[Any]", extra: Sequence[object] = ()
+) -> list[tuple[object, Sequence[object]]]:
     """The rows of a query of :func:`astra.models.keys.all_rows`, each with further columns."""
     model, name = query.model, getattr(query.model, "loaded_with", None)
     query = query.select(*query._returning, *extra)  # type: ignore[attr-defined]
@@ -274,13 +274,13 @@ def read_rows(
     return rows
 
 
-def _maker(model: Any) -> Callable[[Sequence[Any]], Any]:
+def _maker(model: Any) -> Callable[[Sequence[object]], Any]:
     """Makes an object of the values of a row, in the order of SELECT, as peewee's own does."""
     new, fields = model.__new__, model._meta.sorted_fields
     names = [f.name for f in fields]
     converters = [(f.name, f.python_value) for f in fields if type(_referred(f)) not in _PLAIN]
 
-    def make(values: Sequence[Any]) -> Any:
+    def make(values: Sequence[Any]) -> object:
         made = new(model)
         made.__data__ = data = dict(zip(names, values, strict=True))
         made._dirty, made.__rel__ = set(), {}
@@ -289,7 +289,7 @@ def _maker(model: Any) -> Callable[[Sequence[Any]], Any]:
                 data[name] = convert(data[name])
         return made
 
-    def make_its_own_way(values: Sequence[Any]) -> Any:
+    def make_its_own_way(values: Sequence[object]) -> object:
         made = model(__no_default__=1)
         for field, value in zip(fields, values, strict=True):
             setattr(made, field.name, field.python_value(value))
@@ -299,7 +299,7 @@ def _maker(model: Any) -> Callable[[Sequence[Any]], Any]:
     return make if _is_plain(model) else make_its_own_way
 
 
-def _referred(field: Field) -> Any:
+def _referred(field: Field) -> object:
     return field.rel_field if type(field) is ForeignKeyField else field
 
 

@@ -28,7 +28,7 @@ class Tried:
     """What a task made of one row."""
 
     key: RowKey
-    results: tuple[dict[str, Any], ...] = ()  # the columns of each that have a value
+    results: tuple[dict[str, object], ...] = ()  # the columns of each that have a value
     exception: str | None = None
     message: str | None = None
     traceback: str | None = None
@@ -39,8 +39,8 @@ class Trial:
     """A task with its arguments, and the rows that it is tried on."""
 
     function: Any
-    arguments: Mapping[str, Any]
-    rows: Mapping[RowKey, Any]
+    arguments: Mapping[str, object]
+    rows: Mapping[RowKey, object]
 
     def __iter__(self) -> Iterator[tuple[Tried, TracebackType | None]]:
         """Compute one row after the other; what each raised comes with it."""
@@ -84,7 +84,7 @@ def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
     return Trial(function, given, _rows(adopted(load(frozen.input_model)), keys))
 
 
-def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, Any]:
+def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
     """Rows by their keys."""
     with connection():
         wanted, missing = find_keys(model, keys)
@@ -96,7 +96,7 @@ def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, Any]:
     return {k: found[k] for k in wanted}
 
 
-def _values(result: Any) -> dict[str, Any]:
+def _values(result: object) -> dict[str, object]:
     """The columns of a result that have a value, but for what astra writes itself."""
     own = {name for base in BASES for name in base._meta.fields} - {"t_elapsed"}
     data = getattr(result, "__data__", None)

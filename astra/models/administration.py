@@ -119,9 +119,9 @@ _IF_MISSING = re.compile(r'CREATE (UNIQUE )?(TABLE|INDEX) IF NOT EXISTS ("[^"]+"
 def recorded() -> Iterator[list[str]]:
     """The statements of a block that change the database, as they could be typed."""
     bound, statements, there = database.bound(), [], relations()
-    execute: Callable[..., Any] = bound.execute_sql
+    execute: Callable[..., object] = bound.execute_sql
 
-    def record(sql: str, parameters: Any = None, *rest: Any) -> Any:
+    def record(sql: str, parameters: object = None, *rest: object) -> Any:
         found = execute(sql, parameters, *rest)
         exists = (found_one := _IF_MISSING.match(sql)) and stored_name(found_one[4]) in there
         if _CHANGES.match(sql) and not exists:

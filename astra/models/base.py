@@ -29,34 +29,34 @@ class TimeField(peewee.DateTimeField):
 
     field_type = "MOMENT"
 
-    def __init__(self, *args: Any, now: bool = False, **options: Any) -> None:
+    def __init__(self, *args: object, now: bool = False, **options: object) -> None:
         self.now = now
         super().__init__(*args, **options)
 
     def clone(self) -> "TimeField":
         return deepcopy(self)
 
-    def ddl_datatype(self, ctx: Any) -> Any:
+    def ddl_datatype(self, ctx: object) -> Any:
         return SQL(dialect().timestamp_type)
 
-    def ddl(self, ctx: Any) -> Any:
+    def ddl(self, ctx: object) -> Any:
         default = [SQL(f"DEFAULT {dialect().now_sql}")] if self.now else []
         return peewee.NodeList((super().ddl(ctx), *default))
 
-    def adapt(self, value: Any) -> Any:
+    def adapt(self, value: object) -> Any:
         value = super().adapt(value)  # type: ignore[no-untyped-call]
         if not isinstance(value, datetime):
             return value
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
-    def db_value(self, value: Any) -> Any:
+    def db_value(self, value: object) -> Any:
         value = self.adapt(value)
         if isinstance(value, datetime) and dialect().name == "sqlite":
             # Not strftime, which takes twenty times as long.
             return value.replace(tzinfo=None).isoformat(" ", "microseconds")
         return value
 
-    def python_value(self, value: Any) -> Any:
+    def python_value(self, value: object) -> Any:
         if type(value) is datetime and value.tzinfo is UTC:  # as PostgreSQL's driver gives it
             return value
         return self.adapt(value)
@@ -65,7 +65,7 @@ class TimeField(peewee.DateTimeField):
 class RoleField(peewee.TextField):
     """The role that inserted the row, by the server's own word; NULL on SQLite, which has none."""
 
-    def ddl(self, ctx: Any) -> Any:
+    def ddl(self, ctx: object) -> Any:
         default = _database_default(self)
         by_server = [SQL(f"DEFAULT {default}")] if default else []
         return peewee.NodeList((super().ddl(ctx), *by_server))
@@ -74,33 +74,35 @@ class RoleField(peewee.TextField):
 class KeysField(Field):
     """A list of integer keys: ``BIGINT[]`` on PostgreSQL, JSON on SQLite."""
 
-    def ddl_datatype(self, ctx: Any) -> Any:
+    def ddl_datatype(self, ctx: object) -> Any:
         return SQL(dialect().keys_type)
 
     def db_value(self, value: Sequence[int] | None) -> Any:
         return None if value is None else dialect().pack_keys(value)
 
-    def python_value(self, value: Any) -> list[int] | None:
+    def python_value(self, value: object) -> list[int] | None:
         return None if value is None else dialect().unpack_keys(value)
 
 
 class KeyTextsField(KeysField):
     """A list of keys as texts: ``TEXT[]`` on PostgreSQL, JSON on SQLite."""
 
-    def ddl_datatype(self, ctx: Any) -> Any:
+    def ddl_datatype(self, ctx: object) -> Any:
         return SQL(dialect().key_texts_type)
 
     def db_value(self, value: Any) -> Any:
         return None if value is None else dialect().pack_texts(value)
 
-    def python_value(self, value: Any) -> Any:
+    def python_value(self, value: object) -> Any:
         return None if value is None else dialect().unpack_keys(value)
 
 
 class ModelMeta(ModelBase):
     """peewee's, with the fields of mixins that are not models themselves."""
 
-    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kw: Any) -> Any:
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
+    ) -> Any:
         own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
         mixins = [k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")]
         for mixin in mixins:
@@ -144,7 +146,7 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
             cls._meta.schema = siblings[0]._meta.schema
 
     @classmethod
-    def create_table(cls, safe: bool = True, **options: Any) -> None:
+    def create_table(cls, safe: bool = True, **options: object) -> None:
         """Make or complete the table with all that astra relies on: columns, indexes, triggers.
 
         Raises
@@ -229,7 +231,7 @@ def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
     )
 
 
-def _create(model: Any, safe: bool, options: dict[str, Any]) -> None:
+def _create(model: Any, safe: bool, options: dict[str, object]) -> None:
     """Make a table, and the indexes that it lacks.
 
     To ask for one that is there would wait for all that write to the table.

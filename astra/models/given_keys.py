@@ -43,7 +43,7 @@ def keys_of(text: str, option: str = "--keys") -> list[str]:
     return [word for row in csv.reader([text]) for word in row if word.strip()]
 
 
-def given_keys(key: Key, values: Iterable[Any]) -> list[RowKey]:
+def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
     """Keys in the form in which a query is asked for them, each once.
 
     Raises
@@ -101,7 +101,7 @@ def _part(field: Field, value: Any) -> Any:
     return text
 
 
-def find_keys(model: type[Model], values: Iterable[Any]) -> tuple[list[RowKey], list[RowKey]]:
+def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey], list[RowKey]]:
     """The keys of a table's rows, as its pages hold them, and those of `values` that are none.
 
     Raises

@@ -88,7 +88,7 @@ def load(path: str) -> Any:
     """
     module_name, _, name = path.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: object = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
     except (Exception, SystemExit) as error:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import peewee
-from peewee import JOIN, SQL, CompositeKey, Field, Model, ModelSelect
+from peewee import JOIN, SQL, ColumnBase, CompositeKey, Field, Model, ModelSelect
 
 from astra.database.connection import database, dialect
 from astra.errors import TaskError, nearest
@@ -66,7 +66,7 @@ class Key:
         return query.from_(*tables, _Joined(last, wanted, clause))
 
     @property
-    def given(self) -> Any:
+    def given(self) -> ColumnBase:
         return self.fields[0] if self.is_whole else dialect().wanted_key
 
     def equals(self, other: "Key") -> Any:
@@ -80,7 +80,7 @@ class Key:
 class _Joined(peewee.Join):
     """A table joined with a function's rows, which peewee does not know as a source."""
 
-    def __init__(self, table: Any, rows: Any, clause: Any) -> None:
+    def __init__(self, table: type[Model], rows: object, clause: object) -> None:
         super().__init__(table, rows, JOIN.INNER, clause)
 
 
@@ -107,20 +107,20 @@ class Link:
         """The columns of the results that name their rows."""
         return Key(tuple(output._meta.fields[name] for name in self.result))
 
-    def points(self, result: Any, model: type[Model]) -> Any:
+    def points(self, result: object, model: type[Model]) -> Any:
         """A clause: a result is of a row of an input model."""
         own = Key(tuple(getattr(result, name) for name in self.result))
         return own.equals(Key(tuple(getattr(model, name) for name in self.row)))
 
-    def of_row(self, row: Any) -> Any:
+    def of_row(self, row: object) -> Any:
         """What a row is known by: the values that its results bear."""
         return self._value(row, self.row)
 
-    def of_result(self, result: Any) -> Any:
+    def of_result(self, result: object) -> Any:
         """The values that a result bears; None where they cannot be those of a row."""
         return self._value(result, self.result)
 
-    def _value(self, of: Any, names: tuple[str, ...]) -> Any:
+    def _value(self, of: object, names: tuple[str, ...]) -> object:
         data = getattr(of, "__data__", None)
         if not isinstance(data, dict):
             return None
@@ -135,7 +135,7 @@ class Link:
         return None if any(v is None for v in values) else value
 
 
-def as_key(value: Any) -> int | None:
+def as_key(value: object) -> int | None:
     """A value as a whole number of 64 bits; None where it is something else."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
@@ -153,7 +153,7 @@ def adopted(model: type[Model]) -> Any:
     return model
 
 
-def primary_fields(model: type[Model]) -> tuple[Any, ...]:
+def primary_fields(model: type[Model]) -> tuple[ColumnBase, ...]:
     """The columns of a table's primary key; none where it has no primary key."""
     primary = model._meta.primary_key
     if isinstance(primary, CompositeKey):
@@ -231,7 +231,7 @@ def moment_in(row: Any) -> datetime | None:
     return dialect().rounded(value)
 
 
-def same_moment(stored: Any, model: type[Model]) -> Any:
+def same_moment(stored: object, model: type[Model]) -> Any:
     """A clause: a stored moment is the one at which the row changed last."""
     moment, field = moment_of(model), modified_field(model)
     if moment is None:
@@ -241,7 +241,7 @@ def same_moment(stored: Any, model: type[Model]) -> Any:
     return stored == moment
 
 
-def in_order(model: type[Model]) -> list[tuple[Any, str]]:
+def in_order(model: type[Model]) -> list[tuple[ColumnBase, str]]:
     """The total order of a table's rows: columns, and how each is sorted.
 
     The most recently modified come first, ties broken by key; where nothing says when a row was
@@ -311,11 +311,11 @@ def _check_unique(model: type[Model], key: Key) -> None:
     )
 
 
-def _said(values: Iterable[Any]) -> str:
+def _said(values: Iterable[object]) -> str:
     return ", ".join(str(value)[:100] for value in values)
 
 
-def _any_null(fields: Sequence[Any]) -> Any:
+def _any_null(fields: Sequence[Field]) -> ColumnBase:
     clause = fields[0].is_null()
     for field in fields[1:]:
         clause |= field.is_null()

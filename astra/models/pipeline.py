@@ -82,7 +82,7 @@ class ResultOf:
             return {name: pointer}
         return {f"{name}_{field.name}": self._copy(field) for field in keys}
 
-    def _copy(self, field: Any) -> Any:
+    def _copy(self, field: Any) -> object:
         field = getattr(field, "rel_field", field)
         if type(field) in _COUNTED:
             return _COUNTED[type(field)](null=self.null)
@@ -136,8 +136,10 @@ def result_of(model: type[Model], null: bool = False) -> Any:
 class OutputMeta(ModelMeta):
     """Makes the columns that ``result_of`` declares."""
 
-    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kw: Any) -> Any:
-        links: dict[Any, Link] = {}
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
+    ) -> Any:
+        links: dict[object, Link] = {}
         for base in reversed(bases):
             links |= getattr(base, "declared_links", {})
         for key, declared in list(attrs.items()):
@@ -156,7 +158,7 @@ class OutputMeta(ModelMeta):
         return super().__new__(cls, name, bases, attrs, **kw)
 
 
-def _keep_own_columns(base: Any, attrs: dict[str, Any]) -> None:
+def _keep_own_columns(base: object, attrs: dict[str, object]) -> None:
     """Leave out columns of astra's own that a model declares once more, as another type."""
     for name, field in getattr(getattr(base, "_meta", None), "fields", {}).items():
         declared = attrs.get(name)
@@ -271,7 +273,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         return None
 
     @classmethod
-    def from_row(cls, row: Any, **values: Any) -> Any:
+    def from_row(cls, row: Any, **values: object) -> Any:
         """A result for an input row, not saved yet, with your columns set from `values`.
 
         Raises
@@ -287,7 +289,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         return cls._of(own, values, link)
 
     @classmethod
-    def _of(cls, own: dict[str, Any], values: dict[str, Any], link: Link) -> Any:
+    def _of(cls, own: dict[str, object], values: dict[str, object], link: Link) -> object:
         """A row of these values, as ``cls(**own, **values)``; where no column is set in a way of
         its own, all at once, which takes a third of the time."""
         if not values.keys().isdisjoint(link.result):
@@ -308,7 +310,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         return result
 
     @classmethod
-    def _check(cls, values: dict[str, Any]) -> None:
+    def _check(cls, values: dict[str, object]) -> None:
         for name in values:
             if not hasattr(cls, name):
                 raise UsageError(
@@ -377,7 +379,7 @@ class PipelineOutputModel(OutputModel):
         yield from super().links()
 
     @classmethod
-    def from_row(cls, row: Any, **values: Any) -> Any:
+    def from_row(cls, row: object, **values: object) -> Any:
         """A result for a spectrum, a source, or a row of a declared table, not saved yet."""
         if isinstance(row, SpectrumMixin):
             return cls.from_spectrum(row, **values)
@@ -386,7 +388,7 @@ class PipelineOutputModel(OutputModel):
         return super().from_row(row, **values)
 
     @classmethod
-    def from_spectrum(cls, spectrum: Any, **values: Any) -> Any:
+    def from_spectrum(cls, spectrum: Any, **values: object) -> Any:
         """A result for `spectrum`, not saved yet, with your columns set from `values`.
 
         Raises
@@ -402,7 +404,7 @@ class PipelineOutputModel(OutputModel):
         return cls._of(own, values, _OF_SPECTRA)
 
     @classmethod
-    def from_source(cls, source: Any, **values: Any) -> Any:
+    def from_source(cls, source: Any, **values: object) -> Any:
         """A result for a source as a whole, not saved yet: as :meth:`from_spectrum`."""
         own = {"source_pk": source.pk, "input_modified": source.modified}
         return cls._of(own, values, _OF_SOURCES)

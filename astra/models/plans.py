@@ -276,7 +276,7 @@ class Exclusion(BaseModel):
 class RowKeyField(TextField):
     """The key of a row of any table, as a text."""
 
-    def db_value(self, value: Any) -> str | None:
+    def db_value(self, value: object) -> str | None:
         return None if value is None else str(value)
 
 

@@ -4,7 +4,6 @@ The owner of the tables, who ran ``astra initdb``, gives; nothing is ever taken 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from astra.database.connection import database, dialect
 from astra.database.postgresql import PostgreSQL
@@ -35,7 +34,7 @@ KINDS = {
 
 #: Columns that stay as they were made: an element changes all others of its page, its submission
 #: and its attempt. Who and where an attempt is is written once, as it begins.
-_FROZEN: dict[Any, set[str]] = {
+_FROZEN: dict[object, set[str]] = {
     Page: {"pk", "plan_pk", "number", "n_rows", "keys", "key_texts", "submission_pk", "retries"},
     Submission: {
         "pk", "plan_pk", "token", "kind", "job_name", "elements", "offset", "pages_per_element",
@@ -51,7 +50,7 @@ _FROZEN: dict[Any, set[str]] = {
 
 #: Columns that a planner changes of plans and submissions, its own and others': what is run, from
 #: where and with which options stays as it was made by the role that stands beside it.
-_CONTROLLED: dict[Any, set[str]] = {
+_CONTROLLED: dict[object, set[str]] = {
     Plan: {"n_pages", "n_rows", "made_by", "cancelled", "paused", "pause_reason", "throttle"},
     Submission: {"state", "job_id", "cluster", "cluster_name", "message"},
 }

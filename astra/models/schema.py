@@ -180,7 +180,7 @@ def _import(name: str) -> None:
 
 def _shared_tables() -> Iterator[str]:
     """Which models of results, of different modules, would be stored in one table."""
-    first: dict[str, Any] = {}
+    first: dict[str, object] = {}
     for model in (m for m in tables() if issubclass(m, OutputModel)):
         other = first.setdefault(model._meta.table_name, model)
         if other.__module__ != model.__module__:

@@ -1,11 +1,11 @@
 """Stars, galaxies and what else was observed: one row each."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from peewee import (
     AutoField,
     BigIntegerField,
+    ColumnBase,
     DoubleField,
     FloatField,
     IntegerField,
@@ -81,7 +81,7 @@ class Source(BaseModel):
     is_input = True
 
 
-def of_sources(model: type[Model], sdss_ids: Iterable[int]) -> Any:
+def of_sources(model: type[Model], sdss_ids: Iterable[int]) -> ColumnBase:
     """A clause: a row is one of these sources, or of one of them.
 
     Raises

@@ -85,7 +85,7 @@ class SpectrumMixin:
     instrument: str | None = None
 
     @classmethod
-    def fill_keys(cls, rows: Iterable[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    def fill_keys(cls, rows: Iterable[dict[object, object]]) -> list[dict[object, object]]:
         """The same rows; those without a ``spectrum_pk`` are given a new one."""
         rows = [dict(row) for row in rows]
         names = {"spectrum_pk", cls.spectrum_pk}
@@ -103,7 +103,7 @@ class SpectrumMixin:
         return self._array("wavelength")
 
     @wavelength.setter
-    def wavelength(self, value: Any) -> None:
+    def wavelength(self, value: object) -> None:
         self.stored_wavelength = value
 
     @property
@@ -112,7 +112,7 @@ class SpectrumMixin:
         return self._array("flux")
 
     @flux.setter
-    def flux(self, value: Any) -> None:
+    def flux(self, value: object) -> None:
         self.stored_flux = value
 
     @property
@@ -121,7 +121,7 @@ class SpectrumMixin:
         return self._array("ivar")
 
     @ivar.setter
-    def ivar(self, value: Any) -> None:
+    def ivar(self, value: object) -> None:
         self.stored_ivar = value
 
     @property
@@ -142,7 +142,7 @@ class SpectrumMixin:
         return self._array("pixel_flags")
 
     @pixel_flags.setter
-    def pixel_flags(self, value: Any) -> None:
+    def pixel_flags(self, value: object) -> None:
         self.stored_pixel_flags = value
 
     def _array(self, name: str) -> "np.ndarray | None":

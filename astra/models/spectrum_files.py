@@ -117,7 +117,7 @@ def _read_fits(path: Path, wanted: Wanted) -> Pixels:
         raise UsageError(f"{path} cannot be read as FITS: {error}") from error
 
 
-def _choose_table(path: Path, units: Any, wanted: Wanted) -> Any:
+def _choose_table(path: Path, units: Any, wanted: Wanted) -> object:
     """Return the table that holds the spectrum that is wanted."""
     tables = [u for u in units if getattr(u, "columns", None) is not None]
     with_flux = [u for u in tables if "flux" in _names(u) and len(u.data)]
@@ -158,7 +158,7 @@ def _instrument(unit: Any) -> tuple[str, str] | None:
     return (instrument.upper(), observatory.upper()) if observatory else None
 
 
-def _matches(unit: Any, wanted: Wanted) -> bool:
+def _matches(unit: object, wanted: Wanted) -> bool:
     instrument, observatory = _instrument(unit) or ("", "")
     if wanted.instrument is not None and instrument != wanted.instrument:
         return False

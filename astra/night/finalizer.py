@@ -89,13 +89,13 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     _adopt(night, found)
 
 
-def _known(night: Night) -> dict[str, Any]:
+def _known(night: Night) -> dict[str, object]:
     """Everything by which the night's finalizer is known."""
     names = ("", "_job", "_cluster", "_home", "_user")
     return {f"finalizer{name}": getattr(night, f"finalizer{name}") for name in names}
 
 
-def _give_back(night: Night, had: dict[str, Any]) -> None:
+def _give_back(night: Night, had: dict[str, object]) -> None:
     """The night's finalizer is the one before: who calls may try again, and is still its own."""
     mine = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
     with connection():

@@ -148,7 +148,7 @@ def _has_entry(night: Night, task: NightTask) -> bool:
     return bool(NightPlan.select().where(same & ~NightPlan.leftover).exists())
 
 
-def how(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, Any]]:
+def how(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, object]]:
     """The profile of a task's elements, and what is changed of it."""
     throttle = task.throttle or settings.throttle
     return task.profile or settings.profile, {"throttle": throttle} if throttle else {}

@@ -21,7 +21,7 @@ def _current_folder() -> str:
     return folder
 
 
-def import_root(function: Any, file: Path) -> str | None:
+def import_root(function: object, file: Path) -> str | None:
     """The folder that has to be on ``sys.path`` to import the task; None where it is installed."""
     depth = function.__module__.count(".") + (1 if file.name == "__init__.py" else 0)
     root = file.parents[depth] if depth < len(file.parents) else file.parent

@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from peewee import SQL, fn
+from peewee import SQL, ColumnBase, Model, fn
 
 from astra.database.connection import connection, tuples, writing
 from astra.errors import TaskError, UsageError, nearest
@@ -18,7 +18,7 @@ from astra.plan.origin import _check_importable, import_root
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 
 
-def check_own_results(function: Any, model: Any, output: Any) -> None:
+def check_own_results(function: Any, model: type[Model], output: Any) -> None:
     """Refuse to plan a task whose results would stand in the place of another's.
 
     Raises
@@ -52,17 +52,17 @@ def check_own_results(function: Any, model: Any, output: Any) -> None:
     )
 
 
-def _makings(output: Any) -> Any:
+def _makings(output: Any) -> ColumnBase:
     same_version = MadeBy.v_astra / 1000 == version_number() // 1000
     return (MadeBy.output_table == table_name(output)) & same_version
 
 
-def _living(makings: Any, model: Any, output: Any) -> int | None:
+def _living(makings: object, model: type[Model], output: Any) -> int | None:
     """What makes the results of a living plan that rows of a model may get; None if there is none.
 
     The results of a task on sources may be of any spectrum.
     """
-    same_rows: Any = Plan.input_table == table_name(model)
+    same_rows: object = Plan.input_table == table_name(model)
     if output.gathers(model):
         same_rows = SQL("1 = 1")
     elif output.gathers(Source):

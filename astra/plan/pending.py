@@ -4,7 +4,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from peewee import SQL, Model, ModelSelect, NodeList, fn
+from peewee import SQL, ColumnBase, Model, ModelSelect, NodeList, fn
 
 from astra.errors import TaskError, nearest
 from astra.models.keys import (
@@ -21,7 +21,7 @@ from astra.tasks.signature import choose_model, find_task, output_model
 
 
 def generate_queries_for_task(
-    task: str | Callable[..., Any],
+    task: str | Callable[..., object],
     input_model: type[Model] | str | None = None,
     sdss_ids: Iterable[int] | None = None,
     limit: int | None = None,
@@ -78,7 +78,7 @@ def generate_queries_for_task(
     ids = None if sdss_ids is None else checked_ids(sdss_ids)
     window = _checked_window(limit, page)
 
-    def queries() -> Iterator[tuple[Any, ModelSelect]]:
+    def queries() -> Iterator[tuple[type[Model], ModelSelect]]:
         for model in models:
             query = pending_rows(model, output, groups, ids)
             if window:
@@ -93,8 +93,8 @@ def pending_rows(
     output: type[OutputModel],
     group_by: Iterable[str] = (),
     sdss_ids: list[int] | None = None,
-    stands: Callable[[Any], Any] | None = None,
-    also: Any = None,
+    stands: Callable[[object], object] | None = None,
+    also: object = None,
 ) -> ModelSelect:
     """The pending rows of one input model, in their order.
 
@@ -111,7 +111,7 @@ def pending_rows(
     return query.where(wanted).order_by(*ordering(model))
 
 
-def ordering(model: type[Model]) -> list[Any]:
+def ordering(model: type[Model]) -> list[ColumnBase]:
     """The order of an input model's rows, as a query takes it."""
     return [NodeList((column, SQL(how))) for column, how in in_order(model)]
 
@@ -120,8 +120,8 @@ def has_result(
     model: type[Model],
     output: type[OutputModel],
     by_index: bool = False,
-    stands: Callable[[Any], Any] | None = None,
-) -> Any:
+    stands: Callable[[object], object] | None = None,
+) -> ColumnBase:
     """A clause: the row has an up-to-date result at the current major.minor version.
 
     A result is up to date while its input has the ``modified`` that was read with it. That needs
@@ -138,7 +138,7 @@ def has_result(
     return fn.EXISTS(found.offset(0) if by_index else found)
 
 
-def is_up_to_date(result: Any, model: type[Model]) -> Any:
+def is_up_to_date(result: Any, model: type[Model]) -> ColumnBase:
     """A clause: a result is of its input row as that is now."""
     if (field := modified_field(model)) is None:
         return SQL("1 = 1")
@@ -150,7 +150,7 @@ def is_up_to_date(result: Any, model: type[Model]) -> Any:
     )
 
 
-def has_old_result(model: type[Model], output: type[OutputModel]) -> Any:
+def has_old_result(model: type[Model], output: type[OutputModel]) -> ColumnBase:
     """A clause: the row has a result at the current version, which may be out of date."""
     result = output.alias("result")
     return fn.EXISTS(result.select(1).where(_is_of(result, model, output)))
@@ -171,13 +171,13 @@ def _is_of(result: Any, model: type[Model], output: type[OutputModel]) -> Any:
     return link_of(output, model).points(result, model) & same_version
 
 
-def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> Any:
+def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
     """A clause: no other row of its group was modified later; all rows, if there are no groups."""
     if not group_by:
         return SQL("1 = 1")
     other = model.alias("later")
     columns = [(getattr(other, field.name), field, how) for field, how in group_order(model)]
-    later: Any = None
+    later: object = None
     for one, own, how in reversed(columns):
         first = one > own if how == "DESC" else one < own
         later = first if later is None else first | ((one == own) & later)
@@ -237,7 +237,7 @@ def _digits(value: Any) -> str:
     return text if text.isdigit() else "54392544, 54392545"
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
+def whole_number(name: str, value: object, least: int = 1) -> int:
     """`value` as an int of at least `least`; a TaskError names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise TaskError(f"{name}={value!r}: give a whole number from {least}")
@@ -247,7 +247,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def _checked_window(limit: Any, page: Any) -> tuple[int, int] | None:
+def _checked_window(limit: object, page: object) -> tuple[int, int] | None:
     if limit is None:
         if page is not None:
             raise TaskError(f"page={page!r} has no meaning without limit, the rows of a page")

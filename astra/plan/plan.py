@@ -66,10 +66,10 @@ def create_plan(
     sdss_ids: Iterable[int] | None = None,
     limit: int | None = None,
     max_rows: int | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     again: bool = False,
     new_first: bool = False,
-    keys: Iterable[Any] | None = None,
+    keys: Iterable[object] | None = None,
     where: str | None = None,
     redo: str | None = None,
 ) -> list[Planned]:
@@ -185,11 +185,11 @@ def plan_at_most(task: Any, planning: Mapping[str, Any]) -> list[Planned]:
 def _freeze(
     function: Any,
     model: type[Model],
-    arguments: dict[str, Any],
+    arguments: dict[str, object],
     limit: int,
     selection: Selection,
     making: dict[str, Any],
-    known: list[Any] | None,
+    known: list[object] | None,
     unknown: tuple[Any, ...],
 ) -> Planned:
     name, table, output = task_name(function), table_name(model), output_model(function)
@@ -289,10 +289,10 @@ def _record(
     function: Any,
     model: type[Model],
     output: type[OutputModel],
-    arguments: dict[str, Any],
+    arguments: dict[str, object],
     limit: int,
     selection: Selection,
-    making: dict[str, Any],
+    making: dict[str, object],
 ) -> Plan:
     file = Path(inspect.getfile(inspect.unwrap(function))).resolve()
     return Plan.create(

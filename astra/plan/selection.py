@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from peewee import SQL, Model, ModelSelect, Value, fn
+from peewee import SQL, ColumnBase, Model, ModelSelect, Value, fn
 
 from astra.config.redo import split_redo
 from astra.errors import TaskError
@@ -48,7 +48,7 @@ class Redo:
         except ValueError as error:
             raise TaskError(f"--redo {text!r}: {error}") from None
 
-    def stands(self, record: Any, task: str, digest: str) -> Any:
+    def stands(self, record: Any, task: str, digest: str) -> ColumnBase:
         """A clause: how a row ended is not to be replaced."""
         if self.kind == "changed":
             same = MadeBy.select(MadeBy.pk).where((MadeBy.task == task) & (MadeBy.digest == digest))
@@ -63,7 +63,7 @@ class Selection:
     """Which rows of its input models a plan is to take; the parameters of ``create_plan``."""
 
     sdss_ids: list[int] | None = None
-    keys: list[Any] | None = None
+    keys: list[object] | None = None
     where: str | None = None
     redo: Redo | None = None
     again: bool = False
@@ -74,7 +74,7 @@ class Selection:
     def of(
         cls,
         sdss_ids: Iterable[int] | None,
-        keys: Iterable[Any] | None,
+        keys: Iterable[object] | None,
         where: str | None,
         redo: str | None,
         **others: Any,
@@ -163,13 +163,13 @@ class Selection:
 
 
 def ended(
-    kind: Any,
+    kind: type[Model],
     model: type[Model],
     task: str,
     exceptions: tuple[str, ...] = (),
     redo: Redo | None = None,
     digest: str = "",
-) -> Any:
+) -> ColumnBase:
     """A clause: the row ended so at this version, was not modified since, and stays so."""
     row, clause = has_ended(kind, model, task)
     clause &= same_moment(row.input_modified, model)

@@ -107,7 +107,7 @@ def estimate(
     task: Any,
     input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     chosen: Profile | None = None,
     run_probe: Callable[[int], object] | None = None,
 ) -> list[Estimate]:
@@ -163,9 +163,9 @@ def _known(chosen: Profile | None) -> Bounds:
 
 
 def _probe(
-    function: Any,
+    function: object,
     model: type[Model],
-    arguments: Mapping[str, Any] | None,
+    arguments: Mapping[str, object] | None,
     run_probe: Callable[[int], object],
 ) -> None:
     (planned,) = create_plan(function, model, max_rows=N_PROBE, limit=N_PROBE, arguments=arguments)
@@ -349,7 +349,7 @@ def _memory(had: Experience, known: Bounds) -> tuple[int, list[str]]:
     return mem_mb, []
 
 
-def options_of(found: Estimate, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(found: Estimate, given: Mapping[str, object]) -> dict[str, object]:
     """Options of sbatch by an estimate, where none were given."""
     chosen = dict(given)
     if found.time and "time" not in chosen:

@@ -114,7 +114,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             yield json.dumps({"no_result": True, **_handed(handed)})
 
 
-def _handed(handed: Handed) -> dict[str, Any]:
+def _handed(handed: Handed) -> dict[str, object]:
     return {
         "key": handed.key,
         "modified": _plain(handed.modified),
@@ -122,7 +122,7 @@ def _handed(handed: Handed) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value as JSON has it; what JSON has no form for stands under its kind."""
     import numpy as np  # here, as few commands touch an array
 
@@ -149,7 +149,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no form in a spool file")
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
+_READERS: dict[str, Callable[[Any], object]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "bytes": base64.b64decode,
@@ -159,7 +159,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _value(plain: Any) -> Any:
+def _value(plain: object) -> Any:
     if isinstance(plain, list):
         return [_value(item) for item in plain]
     if isinstance(plain, dict):
@@ -204,7 +204,7 @@ def load_file(path: Path, output: type[OutputModel]) -> tuple[dict[str, Any], Ch
 
 def _checkpoint(rows: list[dict[str, Any]], output: type[OutputModel]) -> Checkpoint:
     found = Checkpoint()
-    by_key: dict[Any, Handed] = {}  # of one row there may be several results
+    by_key: dict[object, Handed] = {}  # of one row there may be several results
     for row in rows:
         if "failure" in row:
             values = {**row["failure"], "modified": _value(row["failure"]["modified"])}
@@ -301,7 +301,7 @@ def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoi
     """Those rows that have not ended since, and whose input is what it was."""
     key = key_of(model)
 
-    def is_open(k: Any) -> bool:
+    def is_open(k: object) -> bool:
         place = claim.positions.get(k) if k is not None else None
         return place is not None and claim.outcomes[place] == Outcome.PENDING
 
@@ -313,7 +313,7 @@ def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoi
     python = OutputModel.input_modified.python_value
     modified = {k: python(at) for k, at in database.execute(query).fetchall()}
 
-    def stands(k: Any, at: Any) -> bool:
+    def stands(k: object, at: object) -> bool:
         return is_open(k) and k in modified and (at is None or modified[k] == at)
 
     return Checkpoint(

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import peewee
-from peewee import EnclosedNodeList, Expression, Model, NodeList, Value, fn
+from peewee import ColumnBase, EnclosedNodeList, Expression, Model, NodeList, Value, fn
 
 from astra.database.connection import dialect
 from astra.errors import TaskError, nearest
@@ -33,7 +33,7 @@ _KINDS = {
 
 _COMPARED = {ast.Eq: "=", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
-_COMPUTED: dict[type, tuple[str, Callable[[Any, Any], Any]]] = {
+_COMPUTED: dict[type, tuple[str, Callable[[object, object], object]]] = {
     ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
     ast.Div: ("/", operator.truediv), ast.Mod: ("%", operator.mod),
 }  # fmt: skip
@@ -59,7 +59,7 @@ class _Refused(Exception):
     pass
 
 
-def condition(model: type[Model], text: str) -> Any:
+def condition(model: type[Model], text: str) -> ColumnBase:
     """The condition of a text, for a query on an input model.
 
     Raises
@@ -73,7 +73,7 @@ def condition(model: type[Model], text: str) -> Any:
         raise TaskError(f"--where {text[:200]!r}: {error}") from None
 
 
-def _parsed(text: Any) -> ast.expr:
+def _parsed(text: object) -> ast.expr:
     if not isinstance(text, str) or len(text) > MOST_CHARACTERS:
         raise _Refused(f"write a text of at most {MOST_CHARACTERS:,} characters; --keys takes more")
     text = text.replace("\n", " ").strip()
@@ -115,7 +115,7 @@ class _Reader:
         if level > MOST_LEVELS:
             raise _Refused(f"it has more than {MOST_LEVELS} levels")
 
-    def _compared(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> Any:
+    def _compared(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> object:
         if isinstance(how, ast.Is | ast.IsNot):
             term = self.term(left, level + 1)
             if term.is_literal or not (isinstance(right, ast.Constant) and right.value is None):
@@ -140,7 +140,7 @@ class _Reader:
             raise _Refused(f"{_said(left)} has no order: compare it by == or !=")
         return Expression(one.sql, _COMPARED[type(how)], other.sql)
 
-    def _among(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> Any:
+    def _among(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> ColumnBase:
         term = self.term(left, level + 1)
         if not isinstance(right, ast.List | ast.Tuple | ast.Set) or not right.elts:
             raise _Refused(f"{_said(left)} in {_said(right)}: write a list, such as in [1, 2]")
@@ -217,7 +217,7 @@ class _Reader:
         return _Term("number", Expression(left, _COMPUTED[type(op)][0], right), is_whole=exact)
 
 
-def _literal(value: Any) -> _Term:
+def _literal(value: object) -> _Term:
     if isinstance(value, bool):
         return _Term("true or false", Value(value, converter=False), value, True)
     if isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -244,7 +244,7 @@ def _fitted(term: _Term, other: _Term) -> _Term:
         return term
     try:
         if other.kind == "UUID":
-            found: Any = UUID(term.value)
+            found: object = UUID(term.value)
             return _Term("UUID", Value(other.sql.db_value(found), converter=False), found, True)
         at = datetime.fromisoformat(term.value)
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
@@ -256,7 +256,7 @@ def _fitted(term: _Term, other: _Term) -> _Term:
     return _Term("time", Value(found, converter=False), at, True)
 
 
-def _balanced(clauses: Sequence[Any], join: Callable[[Any, Any], Any]) -> Any:
+def _balanced(clauses: Sequence[object], join: Callable[[object, object], object]) -> object:
     """Clauses joined as a balanced tree: a database bounds the levels of an expression."""
     if len(clauses) == 1:
         return clauses[0]

@@ -39,7 +39,7 @@ def next_steps(
     plan: Plan,
     statuses: Iterable[Any],
     profile_name: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     asked: bool = False,
 ) -> list[Next]:
     """What becomes of pages, by the policy.
@@ -107,7 +107,7 @@ def _step(
     page: Page,
     base: Profile,
     submission: Submission | None,
-    options: Mapping[str, Any] | None,
+    options: Mapping[str, object] | None,
     room: Callable[[str | None], Room],
     asked: bool,
 ) -> Step:
@@ -129,7 +129,7 @@ def _room(partition: str | None) -> Room:
 
 
 def _profile(
-    submission: Submission | None, name: str | None, options: Mapping[str, Any] | None
+    submission: Submission | None, name: str | None, options: Mapping[str, object] | None
 ) -> Profile:
     """The profile as it was chosen for a submission, as far as nothing else is asked for now."""
     if name is not None or submission is None or submission.kind != "slurm":

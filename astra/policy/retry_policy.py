@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
@@ -80,8 +79,8 @@ def next_step(
     last: End | None,
     earlier: Iterable[End],
     rule: Mapping[str, Rule],
-    base: Mapping[str, Any],
-    used: Mapping[str, Any],
+    base: Mapping[str, object],
+    used: Mapping[str, object],
     room: Room,
     asked: bool = False,
 ) -> Step:
@@ -123,7 +122,7 @@ class _Growth:
 
 
 def _grown(
-    last: End, rule: Rule, base: Mapping[str, Any], used: Mapping[str, Any], room: Room
+    last: End, rule: Rule, base: Mapping[str, object], used: Mapping[str, object], room: Room
 ) -> _Growth:
     """The memory and time of the next element: never less than the last had, or the profile asks.
 

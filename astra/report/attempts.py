@@ -285,7 +285,7 @@ def _edges(over: Over) -> Any:
     return np.linspace(over.began.timestamp(), over.ended.timestamp(), N_BINS + 1)
 
 
-def mean_over(starts: Any, ends: Any, edges: Any, weights: Any = None) -> tuple[float, ...]:
+def mean_over(starts: Any, ends: object, edges: Any, weights: Any = None) -> tuple[float, ...]:
     """How many of the intervals ``[start, end)`` lie over each bin, as the mean over the bin."""
     weights = np.ones(len(starts)) if weights is None else weights
     total = _ramps(starts, weights, edges) - _ramps(ends, weights, edges)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -44,7 +43,7 @@ def html(report: Report, mark: str = "") -> str:
     )  # fmt: skip
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """Return a page made from one of the templates here, with the style and script of them all."""
     style, script = (_text(name) for name in ("report.css", "report.js"))
     page = _environment().get_template(template).render(
@@ -81,7 +80,7 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _finalize(value: Any) -> Any:
+def _finalize(value: object) -> object:
     """What a value is written as: numbers and this module's own markup as they are."""
     return formats.clipped(value) if type(value) is str else value
 

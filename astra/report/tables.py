@@ -66,7 +66,7 @@ def file(path: str | None) -> Cell:
     return Cell(path or "", href=file_url(path) if path else None)
 
 
-def table(items: Iterable[Any], columns: Columns, more: int = 0) -> Table | None:
+def table(items: Iterable[object], columns: Columns, more: int = 0) -> Table | None:
     lines = [[_cell(make(item)) for make in columns.values()] for item in items]
     kept = [at for at in range(len(columns)) if any(line[at].text for line in lines)]
     if not kept:

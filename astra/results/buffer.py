@@ -4,7 +4,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 from astra.results.rows import Checkpoint, Handed, Refusal, Yielded
 
@@ -18,7 +17,7 @@ class Buffer:
         self.in_writing = Checkpoint()
         self.n_waiting = 0
         self.since: float | None = None  # when the oldest row that waits was added
-        self.stored: deque[Any] = deque()  # results that may be passed on now
+        self.stored: deque[object] = deque()  # results that may be passed on now
 
     def add(self, yielded: Yielded) -> bool:
         """Add a result; return whether it is the first row that waits."""
@@ -80,7 +79,7 @@ class Buffer:
             self.since = time.monotonic()
             self.changed.notify_all()
 
-    def finish(self, results: Iterable[Any]) -> None:
+    def finish(self, results: Iterable[object]) -> None:
         """Note that the checkpoint is stored; `results` of it may be passed on."""
         with self.changed:
             self.in_writing = Checkpoint()

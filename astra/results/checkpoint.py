@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import peewee
+from peewee import ColumnBase
 
 from astra.database.connection import database, dialect, tuples, writing
 from astra.models.keys import RowKey, as_key, key_of
@@ -33,7 +34,7 @@ def write(
     target: Target,
     claim: Claim | None,
     judge: Callable[[list[Refusal]], None] = lambda refused: None,
-) -> list[Any]:
+) -> list[ColumnBase]:
     """Write a checkpoint, all of it or nothing; the results that were stored.
 
     A result that the database refuses fails alone: its batch is halved until it stands by itself,
@@ -208,7 +209,7 @@ def _forget_other_ends(
     _forget(kinds & {Failure}, target, [(_table_of(h, target), h.key) for h in no_results])
 
 
-def _recorded(target: Target) -> set[Any]:
+def _recorded(target: Target) -> set[object]:
     """Of failures and rows without a result, the kinds of which the task has any."""
     found = database.execute_sql(*_query_of_recorded(dialect(), target.task)).fetchone()
     return {kind for kind, any_ in zip(_KINDS, found, strict=True) if any_}
@@ -218,7 +219,7 @@ _KINDS = (Failure, NoResult)
 
 
 @lru_cache(maxsize=16)
-def _query_of_recorded(bound: Any, task: str) -> tuple[str, Any]:
+def _query_of_recorded(bound: Any, task: str) -> tuple[str, object]:
     """Kept, since peewee takes as long to write it as a database to answer it."""
     ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
     return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(bound.database).sql()
@@ -238,7 +239,7 @@ def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, RowKey | None
         ).execute()
 
 
-def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[str, Any]:
+def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[str, object]:
     return {
         "task": target.task,
         "input_table": _table_of(row, target),
@@ -290,7 +291,7 @@ def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -
 
 
 def _upsert_row(
-    model: type[RowWithoutResult], values: dict[str, Any], extra: dict[Any, Any]
+    model: type[RowWithoutResult], values: dict[str, object], extra: dict[object, object]
 ) -> None:
     changed = {getattr(model, n): v for n, v in values.items() if n not in _ONE_PER_ROW}
     model.insert(values).on_conflict(

@@ -26,7 +26,7 @@ class Claim:
     n_found: int = 0  # rows whose result others had written
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
     cancelled: bool = False  # the plan, as the last checkpoint found: the attempt is to end
-    measures: Callable[[], dict[str, Any]] = dict  # columns of the attempt, as of now
+    measures: Callable[[], dict[str, object]] = dict  # columns of the attempt, as of now
     suspects: Sequence[Suspect] = ()  # of the page, as it was claimed
 
     @cached_property

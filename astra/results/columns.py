@@ -46,7 +46,7 @@ class BadColumn(Exception):
         self.name = name
 
 
-def as_row(result: Any) -> dict[str, Any]:
+def as_row(result: Any) -> dict[str, object]:
     """What a result sets, by column.
 
     Raises
@@ -65,10 +65,10 @@ def as_row(result: Any) -> dict[str, Any]:
     return row
 
 
-def as_columns(results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
+def as_columns(results: Sequence[Any]) -> dict[str, Sequence[object]] | None:
     """What results of one model set, who all set the same in one order; None if a value is bad."""
     fields, names = results[0]._meta.fields, list(results[0].__data__)
-    columns: dict[str, Sequence[Any]] = {}
+    columns: dict[str, Sequence[object]] = {}
     # Row by row, as they lie in memory: to go through all rows for each column takes longer.
     every = list(chain.from_iterable(result.__data__.values() for result in results))
     for place, name in enumerate(names):
@@ -88,12 +88,12 @@ def as_columns(results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
     return columns
 
 
-def _converted(field: peewee.Field, value: Any) -> Any:
+def _converted(field: peewee.Field, value: object) -> object:
     value = field.db_value(value)
     return value if value is None else dialect().checked(field, value)
 
 
-def _are_plain(field: peewee.Field, values: Sequence[Any], types: set[type]) -> bool:
+def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) -> bool:
     kind = _PLAIN.get(type(field))
     if kind is None or not types <= {kind, type(None)}:
         return False
@@ -105,7 +105,7 @@ class _Group:
     """Results of one model that set the same columns, and what they set."""
 
     results: list[Yielded]
-    columns: dict[str, Sequence[Any]]
+    columns: dict[str, Sequence[object]]
 
     def part(self, begin: int, end: int) -> "_Group":
         columns = {name: values[begin:end] for name, values in self.columns.items()}
@@ -133,7 +133,7 @@ def _alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
     kinds = ((type(yielded.result), list(yielded.result.__data__)) for yielded in results)
     if (first := next(kinds, None)) is not None and all(kind == first for kind in kinds):
         return [results]  # mostly; and hashing all names takes twice as long
-    groups: dict[tuple[Any, ...], list[Yielded]] = {}
+    groups: dict[tuple[object, ...], list[Yielded]] = {}
     for yielded in results:
         groups.setdefault((type(yielded.result), *yielded.result.__data__), []).append(yielded)
     return groups.values()
@@ -143,8 +143,8 @@ def _row_by_row(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[_Group]:
     """The same, less those with a value that cannot be stored."""
-    seen: set[Any] = set()
-    groups: dict[tuple[Any, frozenset[str]], list[tuple[Yielded, dict[str, Any]]]] = {}
+    seen: set[object] = set()
+    groups: dict[tuple[object, frozenset[str]], list[tuple[Yielded, dict[str, object]]]] = {}
     for yielded in results:
         try:
             key = _key_to_store(yielded, target, claim, seen)
@@ -177,7 +177,7 @@ def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | No
     )
 
 
-def _plain_keys(results: list[Yielded], target: Target) -> list[Any] | None:
+def _plain_keys(results: list[Yielded], target: Target) -> list[object] | None:
     """The keys of the rows that results are of; None where one is not plain."""
     link = target.link
     if link is None or not link.is_whole:
@@ -190,7 +190,7 @@ def _plain_keys(results: list[Yielded], target: Target) -> list[Any] | None:
     return keys if plain else None
 
 
-def _are_pending(keys: list[Any], claim: Claim) -> bool:
+def _are_pending(keys: list[object], claim: Claim) -> bool:
     places = [place for place in map(claim.positions.get, keys) if place is not None]
     ended = {claim.outcomes[place] for place in places}
     return len(places) == len(keys) and Outcome.RESULT.value not in ended
@@ -199,7 +199,7 @@ def _are_pending(keys: list[Any], claim: Claim) -> bool:
 def _that_may_be_stored(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[Yielded]:
-    seen: set[Any] = set()
+    seen: set[object] = set()
     good = []
     for yielded in results:
         try:
@@ -211,7 +211,7 @@ def _that_may_be_stored(
     return good
 
 
-def _row_of(yielded: Yielded) -> dict[str, Any]:
+def _row_of(yielded: Yielded) -> dict[str, object]:
     try:
         return as_row(yielded.result)
     except BadColumn as bad:
@@ -268,8 +268,8 @@ def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
 
 
 def _key_to_store(
-    yielded: Yielded, target: Target, claim: Claim | None, seen: set[Any]
-) -> RowKey | Any:
+    yielded: Yielded, target: Target, claim: Claim | None, seen: set[object]
+) -> RowKey | object:
     """The key of the row of a result that may be stored, or what it bears of it.
 
     Raises

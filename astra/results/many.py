@@ -104,7 +104,7 @@ def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yiel
 def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
     """Write results, each by the index that it falls under; those that were written."""
     stored: list[Yielded] = []
-    by_link: dict[Any, list[Yielded]] = {}
+    by_link: dict[object, list[Yielded]] = {}
     for yielded in results:
         by_link.setdefault(target.index_of(yielded.result), []).append(yielded)
     for link, members in by_link.items():

@@ -33,7 +33,7 @@ class Handed:
     """
 
     key: RowKey | None
-    row: Any  # the row itself, or None where it can be read again
+    row: object  # the row itself, or None where it can be read again
     modified: datetime | None = None
     read: datetime | None = None
     t_spent_s: float = 0.0
@@ -66,7 +66,7 @@ class End:
     ...         yield End(spectrum)
     """
 
-    row: Any
+    row: object
 
 
 @dataclass(eq=False, slots=True)
@@ -76,7 +76,7 @@ class Yielded:
     result: Any
     handed: Handed | None
     again: bool = False  # a further result of a row that has one
-    bears: Any = None  # what a result bears that is of no row in hand
+    bears: object = None  # what a result bears that is of no row in hand
     taken: bool = False  # by a checkpoint: what changes later is not in it
     place: str | None = None  # the line of the task that yielded what is no result
 
@@ -168,13 +168,13 @@ class Target:
         """The column of a result that holds its row's key, where that is a whole number."""
         return self.link.result[0] if self.link is not None and self.link.is_whole else None
 
-    def link_for(self, result: Any) -> Link | None:
+    def link_for(self, result: object) -> Link | None:
         """The same of one result, of whatever model."""
         if self.output is not None or not isinstance(result, OutputModel):
             return self.link
         return self.link if self.model is None else type(result).link_to(self.model)
 
-    def bears(self, result: Any) -> Any:
+    def bears(self, result: object) -> Any:
         """What a result bears of its row; None where it bears nothing that could be of one."""
         if not isinstance(result, OutputModel) or (link := self.link_for(result)) is None:
             return None

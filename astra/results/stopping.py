@@ -108,7 +108,7 @@ class ActiveRuns:
     status = 0  # that the process ends with, once it was interrupted
 
     @classmethod
-    def enter(cls, run: Any) -> None:
+    def enter(cls, run: object) -> None:
         if not cls.runs:
             cls.pid, cls.status = os.getpid(), 0
             atexit.register(cls.flush)
@@ -120,7 +120,7 @@ class ActiveRuns:
         cls.runs.append(run)
 
     @classmethod
-    def leave(cls, run: Any) -> None:
+    def leave(cls, run: object) -> None:
         if run in cls.runs:
             cls.runs.remove(run)
         if not cls.runs:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, writing
@@ -28,7 +27,7 @@ def resume(
     failed: bool = False,
     only: Iterable[str] = (),
     profile_name: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     dry_run: bool = False,
     hours: Hours = ALWAYS,
     asked: Asked | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import peewee
-from peewee import ModelSelect
+from peewee import ColumnBase, Model, ModelSelect
 
 from astra.database.connection import dialect
 from astra.models.importing import load
@@ -277,7 +277,7 @@ class Ledger:
             found = "it was read together with this plan's rows, and is of none of its attempts"
             said("attempt-unknown", rows, others, found)
 
-    def _moments_of_reading(self, keys: list[RowKey]) -> tuple[set[Any], dict[int, Any]]:
+    def _moments_of_reading(self, keys: list[RowKey]) -> tuple[set[object], dict[int, object]]:
         """When rows with our results were read; and, by key, those with others' results."""
         output, key = self.output, self.link.key(self.output)
         query = key.narrowed(output.select(), keys).select(
@@ -290,7 +290,7 @@ class Ledger:
             {number: read for number, attempt, read in found if attempt not in own},
         )
 
-    def _given_away(self, kind: Any, rows: "_Rows", record: "_Stored") -> None:
+    def _given_away(self, kind: type[Model], rows: "_Rows", record: "_Stored") -> None:
         """Failures, or rows without result, of an attempt of one plan and the name of another."""
         home, ours = self._home(record.column(3)), record.column(1) == 1
         self.n_recorded[kind] += int(np.sum(record.there & ours))
@@ -329,7 +329,7 @@ class Ledger:
         place = np.minimum(place, len(self.attempt_pks) - 1)
         return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
 
-    def _results(self, keys: list[RowKey]) -> list[tuple[Any, ...]]:
+    def _results(self, keys: list[RowKey]) -> list[tuple[object, ...]]:
         """Of each stored result: key, attempt, read before it began, stored before it was read,
         whether its input was modified since (1) or is gone (2), its number, whether a moment is
         impossible, whether it bears another source than its input, and what made it."""
@@ -362,7 +362,7 @@ class Ledger:
             .where(same_version)
         )
 
-    def _number_of_result(self) -> Any:
+    def _number_of_result(self) -> ColumnBase:
         """Of results within their row; a result that is known by another key has none."""
         number = self.output.result_number
         for name in self.link.null:
@@ -370,7 +370,7 @@ class Ledger:
             number = peewee.Case(None, ((is_own, number),), OF_ANOTHER_KEY)
         return number
 
-    def _is_of_another_source(self) -> Any:
+    def _is_of_another_source(self) -> ColumnBase:
         """Results of spectra bear the source of their spectrum."""
         output, model = self.output, self.model
         if "source_pk" not in model._meta.combined or not issubclass(output, PipelineOutputModel):
@@ -379,7 +379,7 @@ class Ledger:
         is_given = output.source_pk.is_null(False)
         return _flag(is_given & another & is_up_to_date(output, model))
 
-    def _of_task(self, kind: Any) -> Any:
+    def _of_task(self, kind: Any) -> ColumnBase:
         """A clause: a record is of the plan's task, input table and version."""
         return (
             (kind.task == self.plan.task)
@@ -387,7 +387,7 @@ class Ledger:
             & (kind.v_astra_major_minor == self.plan.v_astra // 1000)
         )
 
-    def _records(self, kind: Any, keys: list[RowKey]) -> list[tuple[Any, ...]]:
+    def _records(self, kind: Any, keys: list[RowKey]) -> list[tuple[object, ...]]:
         """Of each failure or row without result: key, of this plan, a further result's, attempt,
         page, and whether a moment, a count or what made it is impossible."""
         if not self.recorded[kind]:
@@ -426,14 +426,14 @@ class _Rows:
         joined = b"".join(bytes(page.outcomes) for page in pages)
         self.outcome = np.frombuffer(joined, dtype=np.uint8)
 
-    def ended(self, outcome: Outcome) -> Any:
+    def ended(self, outcome: Outcome) -> ColumnBase:
         return self.outcome == outcome.value
 
 
 class _Stored:
     """What is stored for some of `keys`, as columns beside them; `there` says for which."""
 
-    def __init__(self, rows: list[tuple[Any, ...]], keys: Any) -> None:
+    def __init__(self, rows: list[tuple[object, ...]], keys: Any) -> None:
         # A row of zeros stands for what is not there.
         table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 9), dtype=np.int64)
         numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
@@ -451,7 +451,7 @@ class _Stored:
         return np.where(self.there, self._table[self._place, number], 0)
 
     @cached_property
-    def _steps(self) -> tuple[Any, Any]:
+    def _steps(self) -> tuple[ColumnBase, Any]:
         """From each stored row to the next: whether that is of the same key, and the step of the
         number."""
         same = np.diff(self._table[:, 0]) == 0
@@ -464,7 +464,7 @@ class _Stored:
         return np.append(False, same & (steps == 0))
 
     @cached_property
-    def is_gap(self) -> Any:
+    def is_gap(self) -> ColumnBase:
         """Stored rows that do not continue the one before, or do not begin at 0."""
         same, steps = self._steps
         wrong = same & ((steps > 1) | ((steps == 1) & (np.diff(self._table[:, 1]) != 0)))

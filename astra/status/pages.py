@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, overload
 
+from peewee import ColumnBase
+
 from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
@@ -111,7 +113,7 @@ class Pages(Sequence[PageStatus]):
         self.held: list[int] = []
         self.any_ended = False
         counts: defaultdict[PageState, list[int]] = defaultdict(lambda: [0, 0])
-        alike: dict[tuple[Any, ...], tuple[PageState, list[int], bool]] = {}
+        alike: dict[tuple[object, ...], tuple[PageState, list[int], bool]] = {}
         for place, row in enumerate(stored.rows):
             if not (left := row[7]):
                 continue
@@ -173,7 +175,7 @@ class Pages(Sequence[PageStatus]):
         # A pool may have fewer elements than pages: the last stands for those beyond it.
         return min(element, submission.elements[-1]) if submission.pulls else element
 
-    def _pool(self, name: str) -> Any:
+    def _pool(self, name: str) -> ColumnBase:
         """What a free page waits for: an element of its array that waits, or that runs and will
         take it; None if no element lives."""
         if name not in self._pools:
@@ -189,7 +191,7 @@ class Pages(Sequence[PageStatus]):
             self._pools.setdefault(name, None)
         return self._pools[name]
 
-    def _state(self, row: tuple[Any, ...], attempt: Any, execution: Any) -> PageState:
+    def _state(self, row: tuple[Any, ...], attempt: object, execution: object) -> PageState:
         submission = self.stored.submissions.get(row[5] or 0)
         mine, overdue = self._mine(submission, attempt)
         if submission is None:
@@ -274,7 +276,7 @@ def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
     return _pages(plan, answer, True), [*notes, *_spooled(plan)]
 
 
-def _pages(plan: Plan, answer: Any, of_whole: bool) -> Pages:
+def _pages(plan: Plan, answer: object, of_whole: bool) -> Pages:
     """The pages as the database has them now, after Slurm was asked."""
     with connection():
         now = Plan.get_or_none(Plan.pk == plan.pk) or plan

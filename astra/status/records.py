@@ -219,7 +219,7 @@ class Records:
         if late := self._late(attempt, "began", "seen", "ended"):
             yield f"{late} in the future"
 
-    def _late(self, of: Any, *names: str) -> str | None:
+    def _late(self, of: object, *names: str) -> str | None:
         """The first of these moments that lies in the future."""
         moments = {name: getattr(of, name) for name in names}
         return next((n for n, at in moments.items() if at is not None and at > self.latest), None)

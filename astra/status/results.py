@@ -37,7 +37,7 @@ class StoredResults:
     def __init__(
         self,
         task: Any,
-        keys: Iterable[Any] | None = None,
+        keys: Iterable[object] | None = None,
         input_model: type[Model] | str | None = None,
         limit: int | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class StoredResults:
         kept = set(OutputModel._meta.columns)
         return [name for name in self.columns if name not in kept]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, object]]:
         n_left = math.inf if self.limit is None else self.limit
         for chunk in self._chunks():
             last = 0
@@ -91,7 +91,7 @@ class StoredResults:
         for begin in range(0, len(self.given), CHUNK):
             yield self.given[begin : begin + CHUNK]
 
-    def _read(self, keys: list[Any] | None, last: int, most: int) -> list[dict[str, Any]]:
+    def _read(self, keys: list[object] | None, last: int, most: int) -> list[dict[str, Any]]:
         output = self.output
         query = output.select().where(
             (output.v_astra_major_minor == version_number() // 1000) & (output.task_pk > last)
@@ -112,7 +112,7 @@ class StoredResults:
         return [{name: row[name] for name in order} for row in rows]
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value as JSON has it: times as texts, arrays as lists, bytes in hexadecimal digits."""
     if hasattr(value, "tolist"):  # an array, or a number, of numpy's
         value = value.tolist()

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError
@@ -174,7 +173,7 @@ def _lost_guard(plan: Plan) -> list[str]:
     return [f"the table {plan.input_table} {lacks}"] if lacks else []
 
 
-def _status(stored: "Stored", answer: Any, notes: list[str], of_whole: bool) -> PlanStatus:
+def _status(stored: "Stored", answer: object, notes: list[str], of_whole: bool) -> PlanStatus:
     """From what the database said before Slurm was asked, or, where that may be old, says now.
 
     It is good enough of pages that were whole, and of elements that live. Of one that has ended

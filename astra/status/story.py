@@ -31,7 +31,7 @@ class Making:
     """What made a result."""
 
     plan: int | None  # None: the task was called by a program
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     arguments_digest: str
     files: dict[str, dict[str, str]]  # SHA-256 by path, of each argument that names files
     revision: str | None

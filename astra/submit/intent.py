@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from peewee import fn
 
@@ -99,7 +98,7 @@ def new_submission(
     )
 
 
-def _describe(chosen: Profile) -> dict[str, Any]:
+def _describe(chosen: Profile) -> dict[str, object]:
     return {
         "name": chosen.name,
         "options": {k: hide_secret(k, v) for k, v in chosen.options.items()},

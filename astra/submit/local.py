@@ -222,7 +222,7 @@ class _Pool:
 
 
 def _stopped_by_signals(pool: _Pool) -> dict[int, Any]:
-    def on_signal(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: object) -> None:
         """The first time in good order; the second time at once."""
         pool.at_once, pool.told = pool.told, True
         pool.ask_to_stop()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from astra.config.profiles import Profile, choose_profile
 from astra.config.run_folder import check_folder, run_folder
@@ -86,7 +85,7 @@ class Submitted:
 def submit(
     plan: int,
     profile_name: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     dry_run: bool = False,
     hours: Hours = ALWAYS,
 ) -> Submitted:

@@ -17,13 +17,13 @@ from astra.errors import TaskError, nearest
 from astra.tasks.declared import bind_call
 from astra.tasks.signature import hints_of, rows_parameter, signature_of
 
-_KEYWORDS: dict[str, Any] = {
+_KEYWORDS: dict[str, object] = {
     "live": bool, "batch_size": int, "write_frequency": float,
     "write_to_database": bool, "re_raise_exceptions": bool,
 }  # fmt: skip
 
 
-def parse_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def parse_arguments(function: object, arguments: Mapping[str, object]) -> dict[str, object]:
     """Arguments of a task by name, texts parsed to the annotated types, all checked.
 
     They are what an element will read back from the plan.
@@ -51,12 +51,12 @@ def parse_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, An
     return values
 
 
-def as_stored(values: Mapping[str, Any]) -> str:
+def as_stored(values: Mapping[str, object]) -> str:
     """Arguments as JSON."""
     return json.dumps({name: plain(name, value) for name, value in values.items()})
 
 
-def restored(function: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+def restored(function: object, stored: Mapping[str, object]) -> dict[str, object]:
     """Arguments as the task takes them, from what was stored with its plan."""
     return {name: fit(name, value, _kind(function, name)) for name, value in stored.items()}
 
@@ -75,7 +75,7 @@ def _check_names(function: Any, names: Iterable[str]) -> None:
             raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, known)}")
 
 
-def _kind(function: Any, name: str) -> Any:
+def _kind(function: Any, name: str) -> object:
     """The annotation of a parameter; Any where it has none."""
     parameters = inspect.signature(function.__astra__.function).parameters
     found = parameters.get(name)
@@ -91,7 +91,7 @@ def _kind(function: Any, name: str) -> Any:
     return kind
 
 
-def _kind_of_text(function: Any, name: str) -> Any:
+def _kind_of_text(function: Any, name: str) -> object:
     """The type that a text is to become: the annotation, or without one that of the default."""
     kind = _kind(function, name)
     parameters = inspect.signature(function.__astra__.function).parameters
@@ -142,7 +142,7 @@ def _parse_bool(name: str, text: str) -> bool:
     return words[text.lower()]
 
 
-def _parse_number(kind: type) -> Callable[[str, str], Any]:
+def _parse_number(kind: type) -> Callable[[str, str], object]:
     def parse(name: str, text: str) -> Any:
         try:
             return kind(text)
@@ -152,14 +152,14 @@ def _parse_number(kind: type) -> Callable[[str, str], Any]:
     return parse
 
 
-_SCALARS: dict[Any, Callable[[str, str], Any]] = {
+_SCALARS: dict[object, Callable[[str, str], object]] = {
     bool: _parse_bool, int: _parse_number(int), float: _parse_number(float),
     str: lambda name, text: text, Any: lambda name, text: text, object: lambda name, text: text,
     Path: lambda name, text: Path(text), PurePath: lambda name, text: Path(text),
 }  # fmt: skip
 
 
-def _parse_union(name: str, text: str, kinds: tuple[Any, ...]) -> Any:
+def _parse_union(name: str, text: str, kinds: tuple[object, ...]) -> object:
     if type(None) in kinds and text.lower() in ("none", "null"):
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
@@ -177,7 +177,7 @@ def _parse_union(name: str, text: str, kinds: tuple[Any, ...]) -> Any:
     raise TaskError("; ".join(errors))
 
 
-def _parse_many(name: str, text: str, kind: Any) -> Any:
+def _parse_many(name: str, text: str, kind: object) -> object:
     if text.lstrip().startswith("["):
         return fit(name, _from_json(name, text), kind)
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
@@ -191,14 +191,14 @@ def _parse_many(name: str, text: str, kind: Any) -> Any:
     return _MANY[typing.get_origin(kind) or kind](values)
 
 
-def _from_json(name: str, text: str) -> Any:
+def _from_json(name: str, text: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
         raise TaskError(f"{name}={text!r} is not JSON: {error}") from error
 
 
-def fit(name: str, value: Any, kind: Any) -> Any:
+def fit(name: str, value: object, kind: Any) -> Any:
     """A value as one of the annotated type; plain ones, as JSON has them, too.
 
     Raises
@@ -249,7 +249,7 @@ def fit(name: str, value: Any, kind: Any) -> Any:
 _KEPT = "give numbers, texts, paths, or lists and dictionaries of these"
 
 #: What a collection becomes, by the annotation that asks for it.
-_MANY: dict[Any, Callable[[list[Any]], Any]] = {
+_MANY: dict[object, Callable[[list[object]], object]] = {
     list: list, tuple: tuple, set: set, frozenset: frozenset,
     collections.abc.Sequence: list, collections.abc.MutableSequence: list,
     collections.abc.Iterable: list, collections.abc.Collection: list,
@@ -259,7 +259,7 @@ _MANY: dict[Any, Callable[[list[Any]], Any]] = {
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
-def _bare(kind: Any) -> Any:
+def _bare(kind: object) -> object:
     """An annotation without Annotated and NewType around it."""
     while True:
         if typing.get_origin(kind) is typing.Annotated:
@@ -270,7 +270,7 @@ def _bare(kind: Any) -> Any:
             return kind
 
 
-def _members(name: str, kind: Any, n: int) -> list[Any]:
+def _members(name: str, kind: object, n: int) -> list[object]:
     """The annotations of the `n` members of a collection."""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is not tuple or not inner or inner[-1] is ...:
@@ -280,12 +280,12 @@ def _members(name: str, kind: Any, n: int) -> list[Any]:
     return list(inner)
 
 
-def _fit_key(name: str, key: Any, kind: Any) -> Any:
+def _fit_key(name: str, key: object, kind: object) -> object:
     # JSON has texts for keys.
     return parse_value(name, key, kind) if isinstance(key, str) else fit(name, key, kind)
 
 
-def _fit_union(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
+def _fit_union(name: str, value: object, kinds: tuple[object, ...]) -> object:
     if value is None and type(None) in kinds:
         return None
     errors = []
@@ -298,7 +298,7 @@ def _fit_union(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     raise TaskError("; ".join(dict.fromkeys(errors)))
 
 
-def _plain_already(name: str, value: Any) -> Any:
+def _plain_already(name: str, value: object) -> object:
     """A value that nothing is known of must come back from JSON as it is."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -316,7 +316,7 @@ def _plain_already(name: str, value: Any) -> Any:
     )
 
 
-def plain(name: str, value: Any) -> Any:
+def plain(name: str, value: object) -> Any:
     """A value as JSON has it; :func:`fit` makes it what it was."""
     if isinstance(value, PurePath):
         return str(value)
@@ -332,7 +332,7 @@ def plain(name: str, value: Any) -> Any:
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def _said(kind: Any) -> str:
+def _said(kind: object) -> str:
     if kind in _NAMES:
         return _NAMES[kind]
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

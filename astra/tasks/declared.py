@@ -18,13 +18,13 @@ _KEYWORDS = tuple(item.name for item in fields(Settings))
 class Declared:
     """What the decorator knows of a task: stands at ``function.__astra__``."""
 
-    function: Callable[..., Any]
-    keywords: dict[str, Any]
+    function: Callable[..., object]
+    keywords: dict[str, object]
     group_by: tuple[str, ...] = ()
     many: bool = False  # a row may have several results
-    hints: dict[str, Any] | None = None
+    hints: dict[str, object] | None = None
     #: Arguments that name files, and what finds the file of a value.
-    files: Mapping[str, Callable[[Any], Any] | None] = field(default_factory=dict)
+    files: Mapping[str, Callable[[object], Any] | None] = field(default_factory=dict)
     revision: str | int | None = None  # of its code, as far as results depend on it
     own: frozenset[str] = field(default_factory=frozenset)  # keywords that it takes itself
 
@@ -46,9 +46,9 @@ def check_keywords(keywords: dict[str, Any]) -> None:
 
 def bind_call(
     call: Any,
-    arguments: tuple[Any, ...],
+    arguments: tuple[object, ...],
     named: dict[str, Any],
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[Settings, inspect.BoundArguments]:
     """The settings of a call and the arguments that the function itself is given.
 
@@ -81,8 +81,8 @@ def bind_call(
 
 
 def _own_by_place(
-    declared: Declared, signature: inspect.Signature, arguments: tuple[Any, ...]
-) -> dict[str, Any]:
+    declared: Declared, signature: inspect.Signature, arguments: tuple[object, ...]
+) -> dict[str, object]:
     """Keywords of @task that the function has as parameters, and that are given by place."""
     try:
         found = signature.bind_partial(*arguments).arguments
@@ -91,7 +91,7 @@ def _own_by_place(
     return {name: found[name] for name in declared.own if name in found}
 
 
-def _defaults_of(declared: Declared) -> dict[str, Any]:
+def _defaults_of(declared: Declared) -> dict[str, object]:
     """A default that the function itself gives to one of the keywords."""
     parameters = inspect.signature(declared.function).parameters
     return {
@@ -106,9 +106,9 @@ def caller(call: Any, bound: inspect.BoundArguments) -> Callable[[Iterator[Any]]
     function = call.__astra__.function
     name = rows_parameter(function).name
 
-    def start(rows: Iterator[Any]) -> Iterator[Any]:
+    def start(rows: Iterator[object]) -> Iterator[Any]:
         bound.arguments[name] = rows
-        results: Iterator[Any] = function(*bound.args, **bound.kwargs)
+        results: Iterator[object] = function(*bound.args, **bound.kwargs)
         return results
 
     return start

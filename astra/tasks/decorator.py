@@ -33,7 +33,7 @@ from astra.tasks.signature import (
 )
 
 
-def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
+def task(function: Callable[..., object] | None = None, **keywords: object) -> Any:
     """Make a generator function a task.
 
     It is used bare, or with keywords, which can also be given at the call: call beats decorator
@@ -92,7 +92,7 @@ def task(function: Callable[..., Any] | None = None, **keywords: Any) -> Any:
     return _declare(function, keywords, sys._getframe(1).f_locals)
 
 
-def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any]) -> Any:
+def _declare(function: Any, keywords: dict[str, object], namespace: dict[str, object]) -> object:
     _check_function(function)
     if not inspect.isgeneratorfunction(function):
         raise TaskError(
@@ -127,7 +127,7 @@ def _declare(function: Any, keywords: dict[str, Any], namespace: dict[str, Any])
     )
 
     @functools.wraps(function)
-    def call(*arguments: Any, **named: Any) -> Iterator[Any]:
+    def call(*arguments: object, **named: object) -> Iterator[object]:
         settings, bound = bind_call(call, arguments, named)
         parameter = rows_parameter(function)
         rows = bound.arguments.pop(parameter.name, parameter.default)
@@ -163,7 +163,7 @@ def _check_function(function: Any) -> None:
         raise TaskError(f"@task was given {name}, {kind}; a task is a plain function")
 
 
-def _check_only(function: Any, namespace: dict[str, Any]) -> None:
+def _check_only(function: Any, namespace: dict[str, object]) -> None:
     """Refuse a second task of a name in a module; one that is loaded again replaces itself."""
     spec = namespace.get("__spec__")
     other = getattr(namespace.get(function.__name__), "__astra__", None)
@@ -177,7 +177,7 @@ def _check_only(function: Any, namespace: dict[str, Any]) -> None:
         )
 
 
-def _checked_groups(group_by: Any) -> tuple[str, ...]:
+def _checked_groups(group_by: object) -> tuple[str, ...]:
     if group_by is None:
         return ()
     if not isinstance(group_by, Iterable):
@@ -189,7 +189,7 @@ def _checked_groups(group_by: Any) -> tuple[str, ...]:
     return names
 
 
-def _checked_files(function: Any, files: Any) -> dict[str, Callable[[Any], Any] | None]:
+def _checked_files(function: Any, files: Any) -> dict[str, Callable[[object], object] | None]:
     """The arguments that name files, and what finds the file of a value."""
     given = (files,) if isinstance(files, str) else files
     try:
@@ -209,8 +209,8 @@ def _checked_files(function: Any, files: Any) -> dict[str, Callable[[Any], Any] 
 
 
 def _direct(
-    call: Any, rows: Iterable[Any], bound: inspect.BoundArguments, settings: Settings
-) -> Iterator[Any]:
+    call: object, rows: Iterable[object], bound: inspect.BoundArguments, settings: Settings
+) -> Iterator[object]:
     """A task called by a program, outside of any plan."""
     target = _target(call, rows)
     n_rows = len(rows) if isinstance(rows, list | tuple) else None
@@ -227,7 +227,7 @@ def _direct(
     yield from _closing(iter(run))
 
 
-def _pending(call: Any, bound: inspect.BoundArguments, settings: Settings) -> Iterator[Any]:
+def _pending(call: Any, bound: inspect.BoundArguments, settings: Settings) -> Iterator[object]:
     """A task that is called without rows, which it need not be given: it takes what is pending."""
     from astra import generate_queries_for_task
 
@@ -235,14 +235,14 @@ def _pending(call: Any, bound: inspect.BoundArguments, settings: Settings) -> It
         yield from _direct(call, query, bound, settings)
 
 
-def _closing(results: Iterator[Any]) -> Iterator[Any]:
+def _closing(results: Iterator[object]) -> Iterator[object]:
     try:
         yield from results
     finally:
         results.close()  # type: ignore[attr-defined]
 
 
-def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
+def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
     if isinstance(rows, peewee.BaseQuery):
         rows = rows.clone()  # one that was executed before would give its old rows
         if dialect().name == "sqlite" and settings.write_to_database:
@@ -255,7 +255,7 @@ def _rows_of(rows: Any, settings: Settings) -> Iterator[Any]:
     return iter(rows)
 
 
-def _target(call: Any, rows: Any) -> Target:
+def _target(call: Any, rows: object) -> Target:
     """Whose results these are, as far as the annotations, or the rows, say."""
     try:
         output = output_model(call)

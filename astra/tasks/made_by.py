@@ -18,20 +18,20 @@ from astra.tasks.declared import _KEYWORDS, Declared, bind_call
 from astra.tasks.signature import rows_parameter, task_name
 
 
-def arguments_of(function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_of(function: object, values: Mapping[str, object]) -> dict[str, object]:
     """All arguments of a call but its rows, those that are left at their defaults too."""
     _, bound = bind_call(function, ((),), dict(values))
     return bound_arguments(function, bound)
 
 
-def bound_arguments(function: Any, bound: inspect.BoundArguments) -> dict[str, Any]:
+def bound_arguments(function: Any, bound: inspect.BoundArguments) -> dict[str, object]:
     """The same of arguments that were bound already."""
     bound.apply_defaults()
     left_out = {rows_parameter(function.__astra__.function).name, *_KEYWORDS}
     return {name: value for name, value in bound.arguments.items() if name not in left_out}
 
 
-def making_of(function: Any, arguments: Mapping[str, Any], output: Any) -> dict[str, Any]:
+def making_of(function: Any, arguments: Mapping[str, object], output: Any) -> dict[str, object]:
     """The columns of a :class:`MadeBy`, of a call with all these arguments and this output model.
 
     Raises
@@ -79,7 +79,7 @@ def note_making(making: Mapping[str, Any]) -> int:
 
 
 def check_files(
-    function: Any, values: Mapping[str, Any], then: Mapping[str, Mapping[str, str]], plan: int
+    function: Any, values: Mapping[str, object], then: Mapping[str, Mapping[str, str]], plan: int
 ) -> None:
     """Refuse to go on with a file that has changed since the plan was made.
 
@@ -107,7 +107,7 @@ def check_files(
                 )
 
 
-def _digests(declared: Declared, name: str, value: Any) -> dict[str, str]:
+def _digests(declared: Declared, name: str, value: object) -> dict[str, str]:
     """The digests of the files that an argument names, by their paths."""
     return {str(path): digest_of_file(name, path) for path in _paths(declared, name, value)}
 
@@ -160,17 +160,17 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _as_json(value: Any) -> str:
+def _as_json(value: object) -> str:
     return json.dumps(_sorted(plain("", value)), sort_keys=True, default=_said)
 
 
-def _sorted(value: Any) -> Any:
+def _sorted(value: object) -> object:
     if isinstance(value, dict):
         return {str(name): _sorted(item) for name, item in value.items()}
     return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
-def _said(value: Any) -> Any:
+def _said(value: object) -> object:
     """What stands for a value that JSON has no form for."""
     if hasattr(value, "tolist"):
         return value.tolist()

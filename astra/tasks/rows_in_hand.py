@@ -25,12 +25,12 @@ class RowsInHand:
         self.target, self.key_name = target, target.key_name
         self.keeps_rows, self.is_page, self.board = keeps_rows, is_page, board
         # By key; a row without one, or one of two with the same, by itself.
-        self.open: dict[Any, Handed] = {}
+        self.open: dict[object, Handed] = {}
         self.last: Handed | None = None  # that was handed over
         self.gathered: dict[Handed, list[Yielded]] = {}  # results that wait for their row's end
         #: The database's time at which rows that bear none of their own were read.
         self.read: Any = None
-        self.row_type: Any = None  # of the row before
+        self.row_type: object = None  # of the row before
         self.is_model = self.has_values = False  # such rows are of a table, have values by name
         self.table: str | None = None  # of such rows
 
@@ -41,7 +41,7 @@ class RowsInHand:
         """The task is called anew."""
         self.last = None
 
-    def wrap(self, row: Any) -> Handed:
+    def wrap(self, row: object) -> Handed:
         """Return a row that a caller gave as it is, with its key and its table."""
         if type(row) is not self.row_type:
             self._look_at_type(row)
@@ -51,7 +51,7 @@ class RowsInHand:
         modified = moment_in(row) if self.is_model else None
         bears = link.of_row(row) if link is not None else None
         if self.key_name is not None:  # what it bears is its key
-            return Handed(bears, row, modified, self.read, 0.0, self.table)
+            return Handed(as_key(bears), row, modified, self.read, 0.0, self.table)
         return Handed(None, row, modified, self.read, 0.0, self.table, bears)
 
     def _look_at_type(self, row: Any) -> None:
@@ -60,7 +60,7 @@ class RowsInHand:
         self.is_model, self.has_values = isinstance(row, peewee.Model), hasattr(row, "__data__")
         self.table = table_name(self.row_type) if self.is_model else None
 
-    def look_at_first(self, row: Any) -> Target:
+    def look_at_first(self, row: object) -> Target:
         """Rows of a generator say only themselves of which table they are."""
         if isinstance(row, peewee.Model):
             self.target = replace(self.target, model=type(row))
@@ -79,7 +79,7 @@ class RowsInHand:
             self.board.hand(handed.key)
         return row
 
-    def row_of(self, result: Any) -> tuple[Handed | None, bool]:
+    def row_of(self, result: object) -> tuple[Handed | None, bool]:
         """Return the row that a result is for, which ends with it, and whether it had ended before.
 
         A result that bears no key of a row in hand is for the row that was handed over last.
@@ -103,7 +103,7 @@ class RowsInHand:
         key = as_key(bears) if self.key_name is not None else None
         return Handed(key, None, None, self.read, bears=None if key else bears), False
 
-    def gather(self, result: Any) -> Yielded:
+    def gather(self, result: object) -> Yielded:
         """Keep a result until its row ends: the row in hand that it bears, or else the last one.
 
         A result of a row that has ended is not kept; it comes `again`.
@@ -119,7 +119,7 @@ class RowsInHand:
         """Whether a row is in hand."""
         return handed in self.open or self.open.get(handed.known) is handed
 
-    def find(self, row: Any) -> Handed | None:
+    def find(self, row: object) -> Handed | None:
         """The row in hand that a task names."""
         link = self.target.link
         return None if link is None else self.open.get(link.of_row(row))

@@ -29,7 +29,7 @@ _END = object()
 class PageRows(Protocol):
     """The rows of a page (see reader.py)."""
 
-    groups: list[list[Any]]  # of suspects, by their keys: each is handed over by itself, at last
+    groups: list[list[object]]  # of suspects, by their keys: each is handed over by itself, at last
 
     def __iter__(self) -> Iterator[Handed]:
         """Read the rows that are no suspects."""
@@ -44,7 +44,7 @@ class PageRows(Protocol):
 class Pass:
     """Rows that the task is called with: all of them, or a group that is tried again."""
 
-    def __init__(self, rows: Iterable[Any], halve: bool = False) -> None:
+    def __init__(self, rows: Iterable[object], halve: bool = False) -> None:
         self.rows = iter(rows)
         self.halve = halve  # they are suspects: if one raises, each half is tried by itself
         self.exhausted = False
@@ -69,8 +69,8 @@ class Run:
 
     def __init__(
         self,
-        rows: Iterable[Any],
-        call: Callable[[Iterator[Any]], Iterator[Any]],
+        rows: Iterable[object],
+        call: Callable[[Iterator[object]], Iterator[object]],
         writer: Writer,
         n_rows: int | None = None,
         *,
@@ -100,7 +100,7 @@ class Run:
 
     # -- the way through ------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         ActiveRuns.enter(self)
         try:
             yield from self._results(Pass(self.rows))
@@ -127,7 +127,7 @@ class Run:
                 self.pages.enter(keys)
         return Pass(group if self.pages is None else self.pages.again(keys), halve)
 
-    def _results(self, rows: Pass) -> Iterator[Any]:
+    def _results(self, rows: Pass) -> Iterator[object]:
         """Run the task until `rows` have ended, again after each row that raised."""
         while True:
             self.began = rows.asked = self.at_end = False
@@ -155,7 +155,7 @@ class Run:
             if rows.exhausted or self.stop.wanted.is_set():
                 return
 
-    def _take(self, generator: Iterator[Any]) -> Generator[Any, None, BaseException | None]:
+    def _take(self, generator: Iterator[object]) -> Generator[object, None, BaseException | None]:
         """Take results from the task, and pass on those that may be; return what it raised."""
         clock, writer, is_over = self.clock, self.writer, self.stop.wanted.is_set
         writes, stored = self.settings.write_to_database, writer.stored
@@ -199,7 +199,7 @@ class Run:
             if not self.in_hand.open and is_over():
                 return None
 
-    def _stored(self) -> Iterator[Any]:
+    def _stored(self) -> Iterator[object]:
         """Pass on results that are in the database, unless they were passed on at once."""
         while self.writer.stored:
             result = self.writer.stored.popleft()
@@ -208,7 +208,7 @@ class Run:
 
     # -- rows in, results out ---------------------------------------------------------------
 
-    def _hand(self, rows: Pass) -> Iterator[Any]:
+    def _hand(self, rows: Pass) -> Iterator[object]:
         """What the task iterates over: rows, until there are none or the run is to end."""
         clock, in_hand, is_over = self.clock, self.in_hand, self.stop.wanted.is_set
         rows.asked = True
@@ -256,7 +256,7 @@ class Run:
         elif self.in_hand.last is not None:
             self.in_hand.last.t_spent_s += spent_s
 
-    def _timed(self, result: Any) -> Yielded:
+    def _timed(self, result: object) -> Yielded:
         """Return the result with the row that it is for, which ends with it; set its times."""
         spent_s = self.clock.stop()
         in_hand = self.in_hand
@@ -282,7 +282,7 @@ class Run:
                 self.after = yielded
         return yielded
 
-    def _gathered(self, result: Any) -> Yielded:
+    def _gathered(self, result: object) -> Yielded:
         """Return a result that waits for the end of its row; set its times."""
         spent_s = self.clock.stop()
         self.asked = False
@@ -356,7 +356,7 @@ class Run:
             raise
 
 
-def _place_of_yield(generator: Any) -> str | None:
+def _place_of_yield(generator: object) -> str | None:
     """The line at which a generator has yielded."""
     frame = getattr(generator, "gi_frame", None)
     if frame is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import peewee
+from peewee import Model
 
 from astra.errors import TaskError, nearest
 from astra.models.importing import import_failed, import_named
@@ -22,7 +23,7 @@ ENTRY_POINTS = "astra.tasks"
 _PIPELINES = "astra.pipelines"
 
 
-def find_task(task: str | Callable[..., Any]) -> Callable[..., Any]:
+def find_task(task: str | Callable[..., object]) -> Callable[..., object]:
     """The function that `task` names.
 
     Parameters
@@ -68,7 +69,7 @@ def _registered() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
-def _import(path: str) -> Callable[..., Any] | None:
+def _import(path: str) -> Callable[..., object] | None:
     """The function at a path; None where there is no such module or name in it."""
     module_name, _, function = path.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
@@ -84,7 +85,7 @@ def _import(path: str) -> Callable[..., Any] | None:
     return found if callable(found) else None
 
 
-def _checked_task(found: Any, name: str) -> Callable[..., Any]:
+def _checked_task(found: object, name: str) -> Callable[..., object]:
     """Refuse what can be called, and is no function that a task could be."""
     kind = None
     if isinstance(found, functools.partial):
@@ -161,7 +162,7 @@ def _is_missing(module: str) -> bool:
         return True
 
 
-def task_name(function: Callable[..., Any]) -> str:
+def task_name(function: Callable[..., object]) -> str:
     """The name that plans and failures know a task by: ``slam.slam``, ``mypackage.tasks.f``."""
     module = function.__module__
     if module.startswith(_PIPELINES + "."):
@@ -169,7 +170,7 @@ def task_name(function: Callable[..., Any]) -> str:
     return f"{module}.{function.__qualname__}"
 
 
-def signature_of(function: Callable[..., Any]) -> str:
+def signature_of(function: Callable[..., object]) -> str:
     """A function as its definition begins."""
     name = getattr(function, "__name__", repr(function))
     try:
@@ -178,7 +179,7 @@ def signature_of(function: Callable[..., Any]) -> str:
         return name
 
 
-def rows_parameter(function: Callable[..., Any]) -> inspect.Parameter:
+def rows_parameter(function: Callable[..., object]) -> inspect.Parameter:
     """The first parameter of a task: the one that its rows come in by.
 
     Raises
@@ -197,7 +198,7 @@ def rows_parameter(function: Callable[..., Any]) -> inspect.Parameter:
     )
 
 
-def input_models(function: Callable[..., Any]) -> list[Any]:
+def input_models(function: Callable[..., object]) -> list[Any]:
     """The input models that a task's first annotation names, in its order.
 
     Raises
@@ -216,7 +217,7 @@ def input_models(function: Callable[..., Any]) -> list[Any]:
             f"{signature_of(function)}: no input model is annotated; {wanted}, or name the table: "
             "--input-model boss.BossVisitSpectrum"
         )
-    models: dict[Any, None] = {}
+    models: dict[type[Model], None] = {}
     for part in _parts(annotation):
         if part is SpectrumMixin:
             models.update(dict.fromkeys(every_spectrum_model()))
@@ -233,7 +234,7 @@ def input_models(function: Callable[..., Any]) -> list[Any]:
     return list(models)
 
 
-def output_model(function: Callable[..., Any]) -> Any:
+def output_model(function: Callable[..., object]) -> Any:
     """The output model that a task's return annotation names.
 
     Raises
@@ -262,7 +263,7 @@ def output_model(function: Callable[..., Any]) -> Any:
     return found[0]
 
 
-def choose_model(function: Callable[..., Any], wanted: Any) -> list[Any]:
+def choose_model(function: Callable[..., object], wanted: Any) -> list[Any]:
     """The input models of a task, or the one of them that is `wanted` (a class or its name).
 
     A task without an annotation of its rows reads whatever table is wanted.
@@ -298,7 +299,7 @@ def choose_model(function: Callable[..., Any], wanted: Any) -> list[Any]:
     )
 
 
-def is_annotated(function: Callable[..., Any]) -> bool:
+def is_annotated(function: Callable[..., object]) -> bool:
     """Whether a task says which tables its rows are of."""
     return rows_parameter(function).annotation is not inspect.Parameter.empty
 
@@ -321,8 +322,8 @@ def _model_named(name: str) -> Any:
 
 
 def hints_where_defined(
-    function: Callable[..., Any], namespace: dict[str, Any]
-) -> dict[str, Any] | None:
+    function: Callable[..., object], namespace: dict[str, object]
+) -> dict[str, object] | None:
     """Annotations, with the names that were in sight where the function was defined."""
     try:
         return typing.get_type_hints(function, localns=namespace)
@@ -331,7 +332,7 @@ def hints_where_defined(
         return None
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., object]) -> dict[str, object]:
     """What a task's signature is annotated with, names resolved."""
     settings = getattr(function, "__astra__", None)
     if settings is not None and settings.hints is not None:
@@ -346,7 +347,7 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
+def _parts(annotation: object) -> Iterator[Any]:
     """The classes that an annotation is made of, without containers and None."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -364,9 +365,9 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _is_model(thing: Any) -> bool:
+def _is_model(thing: object) -> bool:
     return isinstance(thing, type) and issubclass(thing, peewee.Model)
 
 
-def _name(thing: Any) -> str:
+def _name(thing: object) -> str:
     return getattr(thing, "__name__", None) or str(thing)
