@@ -36,7 +36,7 @@ def run() -> None:
         if error.errno not in _FULL:
             raise
         sys.stderr.write(
-            f"astra: what it printed could not be written: {error.strerror}; what it did is done: "
+            f"astra: its output could not be written: {error.strerror}; its work is done: "
             "astra status shows it\n"
         )
         sys.stderr.flush()

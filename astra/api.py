@@ -195,7 +195,7 @@ def _wait(
         rest_s = None if timeout_s is None else began + timeout_s - time.monotonic()
         if rest_s is not None and rest_s <= 0:
             raise TimeoutError(
-                f"plan {plan} is still running after {timeout_s:g} s; its elements go on: "
+                f"plan {plan} is still running after {timeout_s:g} s; its elements continue: "
                 f"astra status {plan}"
             )
         time.sleep(min(pause_s, every_s, every_s if rest_s is None else rest_s))
@@ -441,7 +441,7 @@ def resume_plan(
     if dry_run:
         raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
     if only:
-        raise UsageError("--only chooses by what Slurm said; with --local it says nothing")
+        raise UsageError("--only selects pages by their Slurm state; --local has none")
     chosen = _local_profile(profile_name, options)
     with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
         return resume_local(plan, n_processes, failed, tell, chosen.row_timeout, chosen.setup)
@@ -473,7 +473,7 @@ def run_here(plan_pk: int, tell: Callable[[list[object]], None] = lambda runs: N
         end_submission(submission)
     if stop.wanted.is_set():
         raise Interrupted(
-            f"plan {plan.pk} was interrupted; what was yielded is stored: "
+            f"plan {plan.pk} was interrupted; its yielded results are stored: "
             f"astra resume {plan.pk} --local"
         )
 
@@ -490,5 +490,5 @@ def last_plan() -> int:
     with connection():
         last = Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(1).scalar()
     if last is None:
-        raise UsageError("no plan was made yet: astra plan TASK")
+        raise UsageError("there is no plan yet: astra plan TASK")
     return int(last)

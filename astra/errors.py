@@ -16,7 +16,7 @@
     ├── BusyError               7   another process is at work on the same plan
     ├── OutOfHours             74   the hours of a night are over: an element begins nothing
     ├── Held                    0   a plan is paused or throttled: an element takes no page
-    ├── Interrupted            75   asked to stop; what was yielded is stored
+    ├── Interrupted            75   asked to stop; its yielded results are stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
         └── OutOfMemory             a row, or what came before it, took all memory

@@ -29,7 +29,7 @@ class AttemptState(StrEnum):
 
     RUNNING = "running"  # claimed, and has not ended as far as is known
     DONE = "done"  # every row of the page has ended
-    INTERRUPTED = "interrupted"  # asked to stop; what was yielded is stored
+    INTERRUPTED = "interrupted"  # asked to stop; its yielded results are stored
     BROKEN = "broken"  # the task failed outside of any row
     DIED = "died"  # its process crashed; the element went on with another attempt
     SUPERSEDED = "superseded"  # another attempt took the page

@@ -46,7 +46,7 @@ MODULES = {
         (("initdb", "divided"), "ZeroDivisionError: division by zero"),
         (("initdb", "leaving"), "ends the process (sys.exit('bye'))"),
         (("initdb", "needing"), "No module named 'nonexistent_dep'"),
-        (("initdb", ""), "no name of a module"),
+        (("initdb", ""), "not the name of a module"),
         (("initdb", "./divided"), "without folders and without .py: divided"),
         (("initdb", "mt.py"), "without .py: mt"),
         (("initdb", "mt.f"), "astra initdb mt"),

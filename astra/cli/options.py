@@ -99,7 +99,9 @@ class Since(click.ParamType):
         try:
             return datetime.fromisoformat(value).astimezone()
         except ValueError:
-            self.fail(f"{value!r} is no time; write 2026-11-24, or 12h or 3d for ago", param, ctx)
+            self.fail(
+                f"{value!r} is not a time; write 2026-11-24, or 12h or 3d for ago", param, ctx
+            )
 
 
 class Duration(click.ParamType):
@@ -112,7 +114,7 @@ class Duration(click.ParamType):
 
         seconds = duration_s(value) or time_limit_s(value)
         if not seconds:
-            self.fail(f"{value!r} is no time; write 2h, 90min, or 02:00:00", param, ctx)
+            self.fail(f"{value!r} is not a time; write 2h, 90min, or 02:00:00", param, ctx)
         return float(seconds)
 
 

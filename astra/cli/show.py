@@ -334,7 +334,7 @@ def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
 
 def plans(found: list[Any], as_csv: bool = False) -> None:
     if not found and not as_csv:
-        line("no plan was made yet: astra plan TASK")
+        line("there is no plan yet: astra plan TASK")
         return
     made = table(
         "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",

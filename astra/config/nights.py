@@ -189,12 +189,13 @@ def _check_order(name: str, tasks: Sequence[NightTask]) -> None:
     seen: list[tuple[str, str | None]] = []
     for task in tasks:
         if (task.task, task.input_model) in seen:
-            raise ValueError(f"{name}.tasks: {task.task} stands there twice")
+            raise ValueError(f"{name}.tasks: {task.task} is listed twice")
         before = [known for known, _ in seen]
         for wanted in task.after:
             if wanted not in before:
                 raise ValueError(
-                    f"{name}.tasks: {task.task} is after {wanted!r}, which is no task before it. "
+                    f"{name}.tasks: {task.task} is after {wanted!r}, which is not "
+                    "listed before it. "
                     f"{nearest(wanted, before)}"
                 )
         seen.append((task.task, task.input_model))

@@ -60,11 +60,11 @@ _COMMA_LISTS = frozenset(
     """.split()
 )
 
-_THROTTLE = "astra writes the array itself; set throttle for at most so many elements at once"
+_THROTTLE = "astra writes the array itself; set throttle to limit the elements that run at once"
 
 _LOGS = "astra gives every element a log of its own below the run directory, [run] dir"
 
-_ANSWER = "astra reads sbatch's answer"
+_ANSWER = "astra reads the output of sbatch"
 
 REFUSED: Mapping[str, str] = {
     "array": _THROTTLE,
@@ -73,14 +73,14 @@ REFUSED: Mapping[str, str] = {
     "error": _LOGS,
     "input": "an element reads no input",
     "chdir": "astra runs elements in the run directory, [run] dir",
-    "wrap": "astra writes the script; commands that come first go into setup",
+    "wrap": "astra writes the script; put commands that come first into setup",
     "parsable": _ANSWER,
     "quiet": _ANSWER,
     "verbose": _ANSWER,
     "help": _ANSWER,
     "usage": _ANSWER,
     "version": _ANSWER,
-    "test_only": "nothing would run; astra shows a script without submitting it",
+    "test_only": "nothing would run; --dry-run shows a script without submitting it",
     "wait": "astra does not wait for its elements; see astra status",
     "uid": "elements run as the user who submits them",
     "gid": "elements run as the user who submits them",
@@ -102,7 +102,7 @@ def _setup(value: Any) -> tuple[str, ...]:
     if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
         raise ValueError('should be a list of shell lines, such as ["module load python"]')
     if any("\0" in line for line in lines):
-        raise ValueError("a line holds a NUL")
+        raise ValueError("a line contains a NUL character")
     return tuple(lines)
 
 
@@ -289,7 +289,7 @@ def _option(key: str, value: Any) -> Value:
         return False
     if value is True:
         if key in _WITH_VALUE:
-            raise ValueError("true stands for a bare flag, but sbatch wants a value here")
+            raise ValueError("true stands for a bare flag, but sbatch requires a value here")
         return True
     if key in _FLAGS:
         raise ValueError(f"{value!r} should be true or false: sbatch takes no value here")
@@ -315,7 +315,7 @@ def _well_formed(key: str, value: Value) -> Value:
     """`value`, if sbatch can read it: the mistakes that are easily made are named here."""
     text = str(value)
     if key in _TIMES and not _TIME.fullmatch(text):
-        raise ValueError(f"{value!r} is not a time of Slurm's; {_time_instead(text)}")
+        raise ValueError(f"{value!r} is not a time that Slurm accepts; {_time_instead(text)}")
     if key in _SIZES and not _SIZE.fullmatch(text):
         raise ValueError(f'{value!r} is not a size of Slurm\'s; write "8G", "512M", or MB as 8000')
     if key == "signal" and not (

@@ -80,8 +80,8 @@ def _check_owner(folder: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid():
         raise UsageError(
             f"the run directory {folder} belongs to the user {found.st_uid}, not to you "
-            f"({os.geteuid()}), who could change scripts before they run; have it given to you, "
-            f"{instead}"
+            f"({os.geteuid()}), who could change scripts before they run; "
+            f"ask an administrator to give it to you, {instead}"
         )
     if found.st_mode & _OTHERS_WRITE:
         raise UsageError(
@@ -164,7 +164,7 @@ def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:
     if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise UsageError(
-            f"{path} is no file of yours (user {os.geteuid()}) but of the user {found.st_uid}; "
+            f"{path} does not belong to you (user {os.geteuid()}) but to the user {found.st_uid}; "
             "remove it"
         )
     os.set_blocking(descriptor, True)

@@ -33,7 +33,7 @@ def _classes(value: Any) -> tuple[str, ...]:
 def _folders(value: Any) -> tuple[str, ...]:
     for item in (found := texts(value)):
         if not Path(item).is_absolute():
-            raise ValueError(f"{item!r} should be a whole path, from / on")
+            raise ValueError(f"{item!r} should be an absolute path, starting with /")
     return found
 
 
@@ -64,7 +64,7 @@ def check_schema(schema: str | None) -> None:
 
 def _mode(value: Any) -> str:
     written = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
-    said = '"0700", "0750" or "0755": others never write'
+    said = '"0700", "0750" or "0755": others may never write'
     return str(matching(r"[02]?7[05][05]", said)(written))
 
 
@@ -282,7 +282,7 @@ def _exists(file: Path) -> bool:
     try:
         return file.exists()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(file)!r} cannot be looked at: {error}") from error
+        raise ConfigError(f"{str(file)!r} cannot be examined: {error}") from error
 
 
 Tables = dict[str, Mapping[str, Any]]
@@ -304,7 +304,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables, dict[str, night.N
             hint = " or ".join(f"[{key.split('.')[0]}] {section}" for key in elsewhere)
             hint = f"It belongs below its section: {hint}" if hint else ""
             hint = hint or nearest(section, [*_SECTIONS, "profiles", "nights"])
-            raise ConfigError(f"{file}: [{section}] is no section of the configuration. {hint}")
+            raise ConfigError(f"{file}: [{section}] is not a section of the configuration. {hint}")
         if not isinstance(table, dict):
             raise ConfigError(f"{file}: {section} is a section: write [{section}], then its keys")
         for name, value in table.items():

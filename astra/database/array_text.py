@@ -54,7 +54,7 @@ def _array_element(value: Any, inner: bool = False) -> str:
         return repr(bool(value))
     if isinstance(value, (*_PLAIN, np.integer, np.floating)):
         return _quoted(str(value))
-    raise TypeError(f"{kind.__module__}.{kind.__qualname__} has no form in the database")
+    raise TypeError(f"{kind.__module__}.{kind.__qualname__} cannot be stored in the database")
 
 
 def _quoted(text: str) -> str:

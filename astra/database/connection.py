@@ -275,7 +275,7 @@ def connected() -> bool:
     try:
         return bool(database.bound().connect(reuse_if_open=True))
     except (peewee.DatabaseError, peewee.InterfaceError) as error:
-        log.debug("no connection beforehand: %s", error)
+        log.debug("no connection in advance: %s", error)
         return False
 
 
@@ -295,7 +295,10 @@ def _denied() -> Iterator[None]:
             f"{what}; the owner of the tables can grant it: astra initdb --grant "
             f"{quote(f'{denied.role}:{denied.kind}')}"
             if denied.kind
-            else f"{what}; only their owner may do this, who made them by astra initdb"
+            else (
+                f"{what}; only the owner of the tables, who created them with astra "
+                "initdb, may do this"
+            )
         ) from error
 
 
@@ -364,7 +367,11 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
                 raise _Unreachable(error) from error
             # Jitter, so that a thousand elements do not come back in the same instant.
             nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-            log.info("the database is away (%s): again in %.1f s", str(error).strip(), nap_s)
+            log.info(
+                "the database is unavailable (%s): next attempt in %.1f s",
+                str(error).strip(),
+                nap_s,
+            )
             if waiting is None or waiting.is_set():
                 time.sleep(nap_s)
             else:
@@ -401,7 +408,7 @@ def abandon_transaction() -> bool:
     try:
         connection_.rollback()
     except (peewee.DatabaseError, peewee.InterfaceError):
-        log.debug("a transaction could not be rolled back in order", exc_info=True)
+        log.debug("a transaction could not be rolled back", exc_info=True)
     while connection_.in_transaction():  # as peewee counts them
         connection_.pop_transaction()
     drop_connection()
@@ -414,7 +421,7 @@ def drop_connection() -> None:
         if not database.obj.is_closed():
             database.obj.close()
     except (peewee.DatabaseError, peewee.InterfaceError):
-        log.debug("a broken connection could not be closed in order", exc_info=True)
+        log.debug("a broken connection could not be closed", exc_info=True)
 
 
 def of(database: peewee.Database) -> PostgreSQL | SQLite:

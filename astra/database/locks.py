@@ -156,7 +156,9 @@ class RowLock:
             if self._try():
                 return True
         except psycopg2.Error as error:
-            log.info("the lock %r cannot be taken again at present: %s", self.name, error)
+            log.info("the lock %r cannot be taken again now: %s", self.name, error)
             return True
-        log.warning("the lock %r was lost with its connection, and another has it", self.name)
+        log.warning(
+            "the lock %r was lost with its connection, and another process holds it now", self.name
+        )
         return False

@@ -148,7 +148,7 @@ class PostgreSQL(Keys):
             return f"make it (createdb), or name another in {where}"
         if _is_refused_login(message):
             return (
-                f"the server runs, and refused the login: check the user in {where}, and the "
+                f"the server runs, but refused the login: check the user in {where}, and the "
                 "password (~/.pgpass)"
             )
         return f"check that the server runs and {where}"

@@ -24,7 +24,7 @@ class Writing(Common):
         """A value in database form; the server itself looks at all but bytes, of which a text
         would make some."""
         if field.field_type == "BLOB" and not isinstance(value, BYTES | Binary):
-            raise TypeError(f"{type(value).__name__} is no bytes")
+            raise TypeError(f"{type(value).__name__} is not bytes")
         return value
 
     def column_types(self, table: str) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Writing(Common):
                 f"COPY {batch.table} ({columns}) FROM STDIN (FORMAT binary)", BytesIO(rows), 1 << 20
             )
             if cursor.rowcount != len(primaries):
-                raise peewee.DataError("a trigger kept rows out")  # which, is found one by one
+                raise peewee.DataError("a trigger discarded rows")  # which, is found one by one
         return dict(enumerate(primaries))
 
     def _drawn(self, batch: Batch) -> list[int]:

@@ -55,7 +55,7 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
         except sqlite3.OperationalError as error:
             raise sqlite3.OperationalError(
                 f"{error}: you may only read this file or its folder, and its log ({path}-wal, "
-                "-shm), which others are writing, cannot be read"
+                "-shm), which others are writing to, cannot be read"
             ) from error
         return made
 
@@ -134,7 +134,7 @@ class SQLite(Common):
         """SQLite has no roles, only files that may not be written."""
         if "readonly" not in str(error):
             return None
-        return Denied("you", "may not write this file, or its folder, where its log stands", None)
+        return Denied("you", "may not write this file, or its folder, which holds its log", None)
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """A value in database form; refused is what PostgreSQL would, since any column of SQLite

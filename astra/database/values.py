@@ -70,7 +70,7 @@ def _whole(value: Any, kind: str) -> None:
     import numpy as np
 
     if not isinstance(value, int | np.integer):
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     half = 1 << (_BITS[kind] - 1)
     if not -half <= value < half:
         raise ValueError(f"{value} is out of range of {_BITS[kind]} bits")
@@ -80,7 +80,7 @@ def _real(field: Field, value: Any) -> None:
     import numpy as np
 
     if not isinstance(value, int | float | np.number):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     if math.isnan(value):
         raise ValueError("SQLite has no NaN, and would store NULL; yield None, or use PostgreSQL")
     if field.field_type == "FLOAT" and math.isfinite(value):
@@ -91,9 +91,9 @@ def _real(field: Field, value: Any) -> None:
 
 def _text(field: Field, value: Any) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not a text")
     if "\0" in value:
-        raise ValueError("a text with NUL")
+        raise ValueError("a text with a NUL character")
     value.encode()
     limit = getattr(field, "max_length", None)
     if limit and len(value.rstrip(" ")) > limit:
@@ -102,7 +102,7 @@ def _text(field: Field, value: Any) -> None:
 
 def _bytes(field: Field, value: Any) -> None:
     if not isinstance(value, bytes | bytearray | memoryview):
-        raise ValueError(f"{type(value).__name__} is no bytes")
+        raise ValueError(f"{type(value).__name__} is not bytes")
 
 
 def _moment(kind: Any) -> Callable[[Field, Any], None]:

@@ -106,7 +106,7 @@ def claim_page(
         if page.submission_pk != submission.pk:
             raise Superseded(
                 f"page {number} of plan {plan.pk} was given to submission {page.submission_pk} "
-                f"since this one ({submission.pk}) was submitted; nothing is done here"
+                f"since this one ({submission.pk}) was submitted; this element does nothing"
             )
         _supersede(page, submission, where)
         suspects = suspects_of(page.pk)
@@ -142,7 +142,7 @@ def claim_page(
     if is_cancelled(plan.pk):
         # Meanwhile: another plan may have taken the rows before this attempt was seen to run.
         with writing():
-            release([attempt], "the plan was cancelled as it began")
+            release([attempt], "the plan was cancelled when it began")
         raise Superseded(f"plan {plan.pk} was cancelled")
     return replace(claim_of(page, attempt), suspects=suspects)
 
@@ -236,5 +236,5 @@ def suspect_rows(page: Page, old: Attempt) -> None:
         death = Death(OUT_OF_MEMORY, "ran out of memory (Slurm: OUT_OF_MEMORY)")
     else:
         word = f" (Slurm: {old.slurm_state})" if old.slurm_state else ""
-        death = Death(KILLED, f"was in hand when its process ended without a word{word}")
+        death = Death(KILLED, f"was being processed when its process ended without a record{word}")
     record_death(page.pk, places, death)

@@ -32,7 +32,7 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
     if dialect().name == "postgresql":  # elements that ask at once are counted one after the other
         found = now.where(Plan.pk == plan.pk).for_update().get()
     if found.throttle is not None and _n_others(plan, submission, element) >= found.throttle:
-        raise Held(f"plan {plan.pk} is throttled to {found.throttle} elements, which run already")
+        raise Held(f"plan {plan.pk} is throttled to {found.throttle} elements, which already run")
 
 
 def _n_others(plan: Plan, submission: Submission, element: int) -> int:
@@ -72,7 +72,7 @@ def pause_if_all_break(plan_pk: int) -> str | None:
     states = [state for (state,) in tuples(ends)]
     if len(states) < most or AttemptState.DONE.value in states:
         return None
-    reason = f"the last {most} pages to end are all broken"
+    reason = f"the last {most} pages that ended are all broken"
     paused = Plan.update(paused=SQL(dialect().now_sql), pause_reason=reason).where(
         (Plan.pk == plan_pk) & Plan.paused.is_null()
     )

@@ -50,15 +50,15 @@ def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
     try:
         known = retrying(work)
     except AstraError as error:
-        log.error("which rows were in hand could not be recorded: %s", error)
+        log.error("the suspect rows could not be recorded: %s", error)
         return False
-    log.error("the task %s; rows in hand: %d", death.cause, board.n_in_hand())
+    log.error("the task %s; suspect rows: %d", death.cause, board.n_in_hand())
     return known
 
 
 def give_up(board: Board, death: Death) -> None:
     """The process died again and again with no row in hand: it is the task, not a row."""
-    message = f"its process died without a row in hand: it {death.cause}"
+    message = f"its process crashed without a row in work: it {death.cause}"
     log.error("%s; the page stays pending", message)
 
     def work() -> None:

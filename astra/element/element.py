@@ -404,7 +404,7 @@ def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
         except (ImportError, AttributeError) as error:
             raise UsageError(f"[element] outer_exceptions: {path}: {error}") from error
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
-            raise UsageError(f"[element] outer_exceptions: {path} is no class of exceptions")
+            raise UsageError(f"[element] outer_exceptions: {path} is not an exception class")
         found.append(kind)
     return tuple(found)
 
@@ -425,7 +425,7 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
 
 def _interrupted(claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
     left = claim.outcomes.count(Outcome.PENDING)
-    message = f"asked to stop ({reason}); all that was yielded is stored, {left} rows are left"
+    message = f"asked to stop ({reason}); all yielded results are stored, {left} rows are left"
     _end(claim, AttemptState.INTERRUPTED, message, gives_back)
     return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 

@@ -110,4 +110,4 @@ def close_pool(submission: Submission) -> None:
     try:
         client.cancel(job, waiting_only=True)
     except AstraError as error:
-        log.info("elements that wait could not be cancelled: %s", error)
+        log.info("waiting elements could not be cancelled: %s", error)

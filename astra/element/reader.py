@@ -144,7 +144,7 @@ class Reader:
         try:
             in_background(lambda: retrying(query.execute, bound_s=0))()
         except (AstraError, PeeweeException) as error:
-            log.info("which rows are in hand could not be recorded: %s", error)
+            log.info("the rows in work could not be recorded: %s", error)
 
     def again(self, keys: list[object]) -> Iterator[Handed]:
         """Rows by their keys, some of them once more."""

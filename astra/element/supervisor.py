@@ -151,7 +151,7 @@ class _Parent:
     def _look(self, number: int, frame: FrameType | None) -> None:
         if self.stop_at is not None and time.time() >= self.stop_at and not self.over:
             self.over = True
-            log.warning("the hours of the night are over: what was yielded is stored")
+            log.warning("the hours of the night are over: the yielded results are stored")
             self._pass_on(signal.SIGTERM, None)
         if not self.row_timeout_s:
             return
@@ -191,6 +191,9 @@ class _Parent:
             return Death(KILLED, f"ended its process (exit status {status})")
         name = signal.Signals(-status).name
         if -status == signal.SIGKILL:
-            word = "was in hand when its process was killed (signal 9, SIGKILL), by a memory limit"
+            word = (
+                "was being processed when its process was killed (signal 9, SIGKILL), "
+                "by a memory limit"
+            )
             return Death(KILLED, f"{word} or from outside")
         return Death(KILLED, f"killed its process (signal {-status}, {name})")

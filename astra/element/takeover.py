@@ -185,7 +185,7 @@ class Watcher:
                     state=AttemptState.SUPERSEDED.value,
                     ended=SQL(dialect().now_sql),
                     slurm_state=state,
-                    message=f"ended without a word ({why}); its page was given back by a watcher",
+                    message=f"ended without a record ({why}); a watcher released its page",
                 ).where(
                     (Attempt.pk == attempt.pk)
                     & Attempt.state.in_(_HELD)

@@ -88,7 +88,7 @@ def _part(field: Field, value: Any) -> Any:
     if Key((field,)).is_whole:
         number = int(value.strip()) if isinstance(value, str) else as_key(value)
         if number is None or as_key(number) is None:
-            raise ValueError("it is no whole number of 64 bits")
+            raise ValueError("it is not a whole number of 64 bits")
         return number
     if field.field_type == "UUID":
         return field.db_value(value if isinstance(value, UUID) else UUID(str(value).strip()))

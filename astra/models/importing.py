@@ -25,7 +25,7 @@ def import_named(name: str) -> types.ModuleType:
         stem = ".".join(part for part in parts if part.strip("."))
         hint = f": {stem}" if stem else ""
         raise TaskError(
-            f"{name!r} is no name of a module; write it as in an import, without folders and "
+            f"{name!r} is not the name of a module; write it as in an import, without folders and "
             f"without .py{hint}"
         )
     try:

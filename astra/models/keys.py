@@ -202,7 +202,7 @@ def modified_field(model: type[Model]) -> Any:
         return model._meta.fields["modified"] if getattr(model, "is_input", False) else None
     if name not in model._meta.combined:
         raise TaskError(
-            f"{model.__name__}: class Meta: modified = {name!r} is no column of the model. "
+            f"{model.__name__}: class Meta: modified = {name!r} is not a column of the model. "
             f"{nearest(str(name), model._meta.columns)}"
         )
     return model._meta.combined[name]
@@ -307,7 +307,7 @@ def _check_unique(model: type[Model], key: Key) -> None:
     what = "a row without a key" if no_key else f"{n_rows} rows with the key {_said(values)}"
     raise TaskError(
         f"{table_name(model)} has {what}: the key of {model.__name__} ({names}) does not identify "
-        "a row; declare a key of more columns, or of another one"
+        "a row; declare a key with more columns, or another column"
     )
 
 

@@ -297,7 +297,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
                 if name in values and values[name] != own[name]:
                     raise UsageError(
                         f"{cls.__name__}.{name} is {own[name]!r}, that of the row which the result "
-                        f"is of, and not {values[name]!r}: leave it out, or give the other row"
+                        f"is of, and not {values[name]!r}: leave it out, or pass the other row"
                     )
         if not values.keys() <= _plainly_set(cls):
             cls._check(values)

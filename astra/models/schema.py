@@ -186,7 +186,7 @@ def _shared_tables() -> Iterator[str]:
         if other.__module__ != model.__module__:
             yield (
                 f"{model._meta.table_name}: {import_path(other)} and {import_path(model)} share "
-                "this table, and rows that have a result of one are not pending for the other; "
+                "this table, and rows with a result of one are not pending for the other; "
                 "rename one of them, or import it from the other's module"
             )
 
@@ -208,7 +208,7 @@ def _differences(model: type[Model], have: set[str]) -> list[str]:
         if other and there.startswith(other):
             notes.append(
                 f"{table}: the column {field.column_name} is of the type {there}, and {model_name} "
-                f"has a {type(field).__name__}: change the one or the other"
+                f"has a {type(field).__name__}: change one of them"
             )
     return notes
 
@@ -298,7 +298,8 @@ def lacking_guard(model: type[Model]) -> str | None:
     elif (kept := _kept_column(model)) and not dialect().keeps_modified(model, kept):
         lacks = f"no trigger that keeps `{kept}`, so that changes would not be noticed"
     return lacks and (
-        f"has {lacks}: it was replaced, or restored without it; make it again: {command_for(model)}"
+        f"has {lacks}: it was replaced, or restored without it; create it again: "
+        f"{command_for(model)}"
     )
 
 
@@ -368,7 +369,7 @@ def check_version() -> None:
             version = _version()
     if version is None:
         raise DatabaseError(
-            f"the database {hide_password(url())} has no tables of astra; make them: astra initdb"
+            f"the database {hide_password(url())} has no tables of astra; create them: astra initdb"
         )
     if version != VERSION:
         raise _mismatch(version)

@@ -203,8 +203,8 @@ def _choose_row(path: Path, unit: Any, wanted: Wanted) -> int:
             return int(rows[0])
         said = f"{rows.size or 'none'} of MJD {wanted.mjd}"
     else:
-        said = "and the row does not say of which MJD"
-    raise UsageError(f"{path} has {n} spectra in {unit.name}, {said}: one must be meant")
+        said = "and the row has no MJD"
+    raise UsageError(f"{path} has {n} spectra in {unit.name}, {said}: exactly one must match")
 
 
 def _from_header(path: Path, unit: Any, names: list[str], arrays: "dict[str, np.ndarray]") -> None:

@@ -180,7 +180,7 @@ def start_here(
         If a file exists already, the URL holds a password, or there is no such table.
     """
     if not module.isidentifier():
-        raise UsageError(f"--module {module!r} is no name of a module; write it without .py")
+        raise UsageError(f"--module {module!r} is not the name of a module; write it without .py")
     file, settings = Path(f"{module}.py"), Path("astra.toml")
     if url is not None and urlsplit(url).password:
         raise UsageError(
@@ -189,7 +189,10 @@ def start_here(
         )
     for path in (file, *([settings] if url is not None else [])):
         if path.exists():
-            raise UsageError(f"{path} exists, and is kept: remove it, or give --module a new name")
+            raise UsageError(
+                f"{path} already exists and was not overwritten: remove it, or choose "
+                "another --module"
+            )
     if url is not None:
         bind(url)
     is_named = url is not None or bool(tables)

@@ -67,7 +67,7 @@ def track_changes(name: str) -> str:
     speaks, column, table = dialect(), field.column_name, table_name(model)
     views = {view.name for view in database.get_views(model._meta.schema)}
     if not have or model._meta.table_name in views:
-        raise NotAllowed(f"there is no table {table}, so that its changes cannot be tracked")
+        raise NotAllowed(f"there is no table {table}, so its changes cannot be tracked")
     if owner := speaks.other_owner(model):
         raise NotAllowed(
             f"the table {table} belongs to the role {owner!r}, who alone may add to it: have "
@@ -80,7 +80,7 @@ def track_changes(name: str) -> str:
     speaks.run(order_index(model, keys, column, nulls=True)[2])
     TrackedTable.delete().where(TrackedTable.name == table).execute()
     TrackedTable.create(name=table, column_name=column)
-    return f"{table}: the column {column} says when a row changed"
+    return f"{table}: the column {column} stores when a row changes"
 
 
 def _model_named(name: str) -> type[peewee.Model]:

@@ -56,7 +56,7 @@ def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
     if night.state == "without a finalizer":
         first = [f"astra nights {night.name} --heal   gives the night a finalizer again"]
     elif kind in (Kind.RUNNING, Kind.NOT_BEGUN):
-        first = [f"{which}   shows how it goes on"]
+        first = [f"{which}   shows its progress"]
     elif kind is Kind.WHOLE or not of_plans.commands:
         first = [f"{which}   shows all of it"]
     else:

@@ -108,7 +108,7 @@ def check_trust(plan: Plan, *folders: str) -> None:
     if strange:
         raise Untrusted(
             f"plan {plan.pk} was made by the role {plan.role!r}, and its code would run as you "
-            f"from {' and '.join(strange)}; look what is there, then add --trust, or name a folder "
+            f"from {' and '.join(strange)}; look at the code, then add --trust, or name a folder "
             "above it in [plan] trusted_roots"
         )
 

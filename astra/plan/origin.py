@@ -37,4 +37,4 @@ def _check_importable(function: Any) -> None:
             "level of a module, and name it module.function"
         )
     if load(path) is not function:
-        raise TaskError(f"{path} is another object than the task that was given")
+        raise TaskError(f"{path} is not the same object as the task that was given")

@@ -106,12 +106,13 @@ def rename_task(old: str, task: str) -> int:
     with connection(), writing():
         known = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
         if old not in known or old == new:
-            raise UsageError(f"nothing was made by a task {old!r}. {nearest(old, known)}")
+            raise UsageError(f"there is nothing of a task {old!r}. {nearest(old, known)}")
         of_old = (Plan.task == old) & Plan.cancelled.is_null()
         living = Plan.select(Plan.pk).join(Page).where(of_old & (N_PENDING > 0)).limit(1).scalar()
         if living is not None:
             raise UsageError(
-                f"plan {living} of {old} is living: let it end, or astra cancel {living}, first"
+                f"plan {living} of {old} is active: wait for its end, or astra "
+                f"cancel {living}, first"
             )
         for model in choose_model(function, None):
             same_input = (Plan.task == old) & (Plan.input_table == table_name(model))

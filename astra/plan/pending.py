@@ -255,5 +255,7 @@ def _checked_window(limit: object, page: object) -> tuple[int, int] | None:
     rows = whole_number("limit", limit)
     number = whole_number("page", 1 if page is None else page)
     if rows * number >= 2**63:
-        raise TaskError(f"page={page} of {rows} rows: no table has so many; give a smaller one")
+        raise TaskError(
+            f"page={page} of {rows} rows: no table has that many rows; give a smaller page"
+        )
     return rows, rows * (number - 1)

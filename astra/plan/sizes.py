@@ -258,12 +258,12 @@ def sizes(
     limit, time, mem, element_s = settings.current().plan.limit, None, None, None
     if had is None:
         notes.append(
-            "nothing is known of what this task takes: these are the defaults; "
+            "there are no attempts of this task yet: these are the defaults; "
             f"--probe runs {N_PROBE} rows of it first"
         )
     else:
         if not had.same_arguments:
-            notes.append("no attempt had these arguments: those with others were taken")
+            notes.append("no attempt had these arguments: attempts with others were used")
         limit, time_s, said = _fitted(had, target_s, each, known)
         notes += said
         n_rows = min(limit * each, max(pending, 1))
@@ -294,7 +294,7 @@ def _fitted(
         if fits and fits < limit:
             notes.append(f"{begins}: {fits:,} rows per page instead of {limit:,}")
         notes.append(
-            f"{begins}: elements that would not end by then start after it"
+            f"{begins}: elements that would not end before it start after it"
             if fits
             else f"{begins}: elements wait until it is over"
         )

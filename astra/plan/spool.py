@@ -104,7 +104,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
                 }
             )
         except (TypeError, ValueError, AttributeError) as error:
-            log.warning("row %s is not spooled: %s", yielded.handed.key, error)
+            log.warning("row %s is not written to the spool file: %s", yielded.handed.key, error)
     for failure in checkpoint.failures:
         if failure.key is not None:
             values = {**asdict(failure), "modified": _plain(failure.modified), "bears": None}
@@ -146,7 +146,7 @@ def _plain(value: object) -> object:
         return {type(value).__name__.lower(): str(value)}
     if hasattr(value, "pk"):  # a related row, which is its key
         return _plain(value.pk)
-    raise TypeError(f"{type(value).__name__} has no form in a spool file")
+    raise TypeError(f"{type(value).__name__} cannot be written to a spool file")
 
 
 _READERS: dict[str, Callable[[Any], object]] = {
@@ -185,7 +185,7 @@ def load_file(path: Path, output: type[OutputModel]) -> tuple[dict[str, Any], Ch
         with os.fdopen(handle, "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
-                raise BadSpool(f"{path} is not a file of yours: it is not read")
+                raise BadSpool(f"{path} does not belong to you: it is not read")
             first, _, body = file.read().partition(b"\n")
     except OSError as error:
         raise BadSpool(f"{path} cannot be read: {error.strerror}") from error
@@ -194,7 +194,7 @@ def load_file(path: Path, output: type[OutputModel]) -> tuple[dict[str, Any], Ch
         if header["format"] != _FORMAT:
             raise BadSpool(f"{path} is of the format {header['format']!r}, not {_FORMAT!r}")
         if hashlib.sha256(body).hexdigest() != header["sha256"]:
-            raise BadSpool(f"{path} is damaged: its checksum does not fit")
+            raise BadSpool(f"{path} is damaged: its checksum does not match")
         if lacking := _HEADER - header.keys():
             raise BadSpool(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}")
         return header, _checkpoint([json.loads(line) for line in body.splitlines()], output)
@@ -241,7 +241,7 @@ def recover(plan: Plan, page: int | None = None) -> Recovered:
             stored = _store(plan, header, checkpoint, output)
         except (BadSpool, Superseded) as error:
             if path.exists():
-                log.warning("%s; it is set aside", error)
+                log.warning("%s; it is renamed and not used", error)
                 aside += _set_aside(path)
             continue
         path.unlink(missing_ok=True)  # somebody else may have stored it at the same time
@@ -280,7 +280,7 @@ def _store(
             if page is None or attempt is None or page.attempt_pk != attempt.pk:
                 raise Superseded(
                     f"page {header['page']} of plan {plan.pk} was taken over by a later attempt: "
-                    f"what attempt {header['attempt']} spooled is not valid any more"
+                    f"what attempt {header['attempt']} spooled is no longer valid"
                 )
             claim = claim_of(page, attempt)
             valid = _valid(model, claim, checkpoint)

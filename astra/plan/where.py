@@ -39,7 +39,7 @@ _COMPUTED: dict[type, tuple[str, Callable[[object, object], object]]] = {
 }  # fmt: skip
 
 _ALLOWED = (
-    "it may hold columns, numbers, texts in quotes, True, False, comparisons, and, or, not, "
+    "it may contain columns, numbers, texts in quotes, True, False, comparisons, and, or, not, "
     "in [...], is None, and + - * / %"
 )
 
@@ -75,7 +75,9 @@ def condition(model: type[Model], text: str) -> ColumnBase:
 
 def _parsed(text: object) -> ast.expr:
     if not isinstance(text, str) or len(text) > MOST_CHARACTERS:
-        raise _Refused(f"write a text of at most {MOST_CHARACTERS:,} characters; --keys takes more")
+        raise _Refused(
+            f"write a text of at most {MOST_CHARACTERS:,} characters; for more rows, use --keys"
+        )
     text = text.replace("\n", " ").strip()
     try:
         with warnings.catch_warnings():
@@ -108,7 +110,7 @@ class _Reader:
             return _balanced([self._compared(*pair, level) for pair in pairs], operator.and_)
         term = self.term(node, level)
         if term.kind != "true or false" or term.is_literal:
-            raise _Refused(f"{_said(node)} is no condition: compare it with something")
+            raise _Refused(f"{_said(node)} is not a condition: compare it with something")
         return Expression(term.sql, "=", Value(True, converter=False))
 
     def _check_level(self, level: int) -> None:
@@ -120,7 +122,7 @@ class _Reader:
             term = self.term(left, level + 1)
             if term.is_literal or not (isinstance(right, ast.Constant) and right.value is None):
                 raise _Refused(
-                    f"{_said(left)} is ...: `is` stands before None alone, and after a column"
+                    f"{_said(left)} is ...: `is` is allowed only before None and after a column"
                 )
             return term.sql.is_null(isinstance(how, ast.Is))
         if isinstance(how, ast.In | ast.NotIn):
@@ -128,7 +130,7 @@ class _Reader:
         one, other = self.term(left, level + 1), self.term(right, level + 1)
         if one.is_literal and other.is_literal:
             raise _Refused(
-                f"{_said(left)} and {_said(right)} are compared, and neither is a column"
+                f"{_said(left)} and {_said(right)} are compared, but neither is a column"
             )
         one, other = _fitted(one, other), _fitted(other, one)
         if one.kind == "other" or one.kind != other.kind:
@@ -145,7 +147,7 @@ class _Reader:
         if not isinstance(right, ast.List | ast.Tuple | ast.Set) or not right.elts:
             raise _Refused(f"{_said(left)} in {_said(right)}: write a list, such as in [1, 2]")
         if term.is_literal:
-            raise _Refused(f"{_said(left)} is no column")
+            raise _Refused(f"{_said(left)} is not a column")
         found = []
         for item in right.elts:
             one = _fitted(self.term(item, level + 1), term)
@@ -169,7 +171,7 @@ class _Reader:
                 op = ast.Sub() if isinstance(node.op, ast.USub) else ast.Add()
                 return self._computed(_literal(0), op, term, node)
             if term.kind != "number":
-                raise _Refused(f"{_said(node)} is computed, and no number")
+                raise _Refused(f"{_said(node)} is computed, but is not a number")
             return _literal(-term.value if isinstance(node.op, ast.USub) else term.value)
         if isinstance(node, ast.BinOp) and type(node.op) in _COMPUTED:
             sides = self.term(node.left, level + 1), self.term(node.right, level + 1)
@@ -195,7 +197,7 @@ class _Reader:
 
     def _computed(self, one: _Term, op: Any, other: _Term, node: ast.expr) -> _Term:
         if one.kind != "number" or other.kind != "number":
-            raise _Refused(f"{_said(node)} is computed, and not of numbers alone")
+            raise _Refused(f"{_said(node)} is computed, but not only from numbers")
         if one.is_literal and other.is_literal:
             try:
                 return _literal(_COMPUTED[type(op)][1](one.value, other.value))

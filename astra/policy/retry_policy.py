@@ -32,7 +32,7 @@ _OF_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 _TEMPORARY_FAILURE = 75  # an element that was asked to stop, or that the database kept waiting
 
 #: Ends that lie with the world around, which have no rule: what kept the element from its rows.
-_AROUND = {"OUTAGE": "the database was away", "HOURS": "the hours of the night were over"}
+_AROUND = {"OUTAGE": "the database was unavailable", "HOURS": "the hours of the night were over"}
 
 
 @dataclass(frozen=True)
@@ -195,5 +195,5 @@ def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) ->
         share = guilty / max(len(seen[node] - own_fault), 1)
         elsewhere = sum(len(bad[other] - own_fault) for other in others) / max(n_others, 1)
         if least and guilty >= least and share >= 0.5 and n_others and elsewhere < share / 2:
-            found[node] = f"{guilty} pages ended badly there and not elsewhere"
+            found[node] = f"{guilty} pages failed on it and not elsewhere"
     return found

@@ -147,7 +147,7 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
     for place, yielded in enumerate(group.results):
         # Absent is a row that a later attempt has already written: that one stands.
         if (pk := written.get(place)) is None:
-            log.warning("%s %s: a later result stands", target.task, target.bears(yielded.result))
+            log.warning("%s %s: a later result was kept", target.task, target.bears(yielded.result))
             continue
         result = yielded.result
         result.__data__["task_pk"] = pk

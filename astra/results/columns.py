@@ -40,7 +40,7 @@ _PLAIN: dict[type, type] = {
 
 
 class BadColumn(Exception):
-    """A value that has no form in the database; what it raised is the cause."""
+    """A value that cannot be stored in the database; what it raised is the cause."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -340,4 +340,4 @@ def _no_key(result: Any, target: Target) -> tuple[str, str]:
         return "NoKey", f"the result has no {names}; use from_row(), with the row that it is of"
     said = clean(repr(next(iter(given.values()))) if len(given) == 1 else repr(given), 200)
     kind = "a whole number of 64 bits" if link.is_whole else "the key of a row"
-    return "BadKey", f"{names}={said} is no key: {kind}"
+    return "BadKey", f"{names}={said} is not a key: {kind}"

@@ -111,7 +111,7 @@ def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
         for alike in _alike(members):
             columns = as_columns([yielded.result for yielded in alike])
             if columns is None:
-                raise ValueError("a value that has no form in the database")
+                raise ValueError("a value that cannot be stored in the database")
             batch = batch_of(type(alike[0].result), link, columns)
             written = dialect().upsert(batch)
             check_stored(alike, written, link)
@@ -149,7 +149,7 @@ def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) 
         if not model.select(model.task_pk).where(later).exists():
             raise NotStored(
                 "the database took the result and did not store it: a trigger or a rule of the "
-                f"table {model._meta.table_name} keeps it out"
+                f"table {model._meta.table_name} discarded it"
             )
 
 

@@ -207,7 +207,7 @@ def _release_dead(plan: Plan) -> None:
     alive = {page.page for page in statuses if page.state in ALIVE}
     dead = [attempt for attempt in running if attempt.page.number not in alive]
     with connection(), writing():
-        release(dead, "ended without a word before its plan was cancelled")
+        release(dead, "ended without a record before its plan was cancelled")
 
 
 def _cancel_page(plan: Plan, number: int) -> Cancelled:

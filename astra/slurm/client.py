@@ -64,7 +64,7 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
         raise refusal(failed.words) from None
     if made := parse_submission(output):
         return made
-    raise SlurmUnknown(f"sbatch ended well, but printed {output.strip()[:200]!r} and no job id")
+    raise SlurmUnknown(f"sbatch succeeded, but printed {output.strip()[:200]!r} and no job id")
 
 
 def try_options(options: Iterable[tuple[str, str | None]]) -> None:
@@ -241,7 +241,7 @@ def _asked_elsewhere(
     try:
         this = here(env)
     except SlurmError as error:
-        note = f"which cluster this is is not known, so that no job counts as gone: {error}"
+        note = f"which cluster this is is not known, so no job is treated as gone: {error}"
         return [_doubted(answer, silent, note)]
     elsewhere: dict[str, list[JobId]] = {}
     for job in silent:
@@ -259,7 +259,7 @@ def _asked_elsewhere(
         users = ", ".join(sorted({str(job.user) for job in hidden}))
         note = (
             f"Slurm shows {user_name()} no jobs of others (PrivateData), so that jobs of {users} "
-            f"are unknown here: have {users} ask"
+            f"are unknown here: ask {users} to run the command"
         )
         answer = _doubted(answer, hidden, note)
     parts = []
@@ -292,7 +292,9 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
     try:
         queued = queue(ids)
     except SlurmError as error:
-        return Answer(queue=False, notes=(f"squeue gave no answer, nothing is known: {error}",))
+        return Answer(
+            queue=False, notes=(f"squeue gave no answer, so the jobs are unknown: {error}",)
+        )
     try:
         booked = _merged([_sacct(part, names, cluster, asks) for part in _chunks(ids)])
     except SlurmError as error:

@@ -85,7 +85,7 @@ def failures(plan: int) -> list[FailedRow]:
         as_key = key_reader(frozen.pk)
     rows = [_failed_row(f, as_key) for f in own]
     rows += [_failed_row(f, as_key, f"failed again in plan {f.plan_pk}") for f in again.values()]
-    gone = "ended otherwise since: it has a result now, or none"
+    gone = "has ended differently since: it has a result now, or none"
     rows += [
         FailedRow(key, None, "(no record)", "", None, 1, False, None, gone)
         for key in missing

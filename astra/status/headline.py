@@ -83,11 +83,11 @@ def _next_of(plan: PlanStatus, kind: Kind) -> list[str]:
     """What to type about a plan that lives, or is over, and needs nobody."""
     local = " --local" if dialect().name == "sqlite" else ""
     if plan.state is PlanState.RUNNING and kind is not Kind.ATTENTION:
-        return [f"astra status {plan.plan} --watch   shows how it goes on"]
+        return [f"astra status {plan.plan} --watch   shows its progress"]
     if plan.state is PlanState.CANCELLED and kind is Kind.CANCELLED:
-        return [f"astra submit {plan.task}{local}   plans its rows again, and submits them"]
+        return [f"astra submit {plan.task}{local}   plans and submits its rows again"]
     if plan.state is PlanState.WHOLE and kind is Kind.WHOLE:
-        return [f"astra results {plan.task}   prints what was stored"]
+        return [f"astra results {plan.task}   prints the stored results"]
     return []
 
 
@@ -98,7 +98,7 @@ def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
         return _ended_text(n_rows, rows["failed"])
     some = f"{n_rows - n_ended:,} of {n_rows:,} rows have not ended"
     if kind is Kind.RUNNING:
-        return f"{some}; what runs, or waits, goes on by itself."
+        return f"{some}; running and waiting elements continue by themselves."
     if kind is Kind.CANCELLED:
         return f"{some}: the plan was cancelled."
     if kind is Kind.NOT_BEGUN:
@@ -123,7 +123,7 @@ def _stuck_text(plans: Sequence[PlanStatus], pages: Mapping[str, int]) -> Iterab
     stuck = [page for plan in plans for page in stuck_pages(plan)]
     unknown = sum(page.state is PageState.UNKNOWN for page in stuck)
     if len(stuck) > unknown:
-        yield f"{_pages(len(stuck) - unknown)} will not end without somebody"
+        yield f"{_pages(len(stuck) - unknown)} will not end without intervention"
     if unknown:
         yield f"{_pages(unknown)} unknown, as Slurm did not answer"
     if alive := pages["running"] + pages["waiting"]:

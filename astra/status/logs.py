@@ -128,7 +128,7 @@ def text_of(plan: int, log: Log) -> str:
             return text
     owner = path is not None and not os.access(run_folder(get_plan(plan).folder), os.X_OK)
     why = ", or only its owner may read it" if owner else ""
-    raise UsageError(f"the log of page {log.page} is not here{why}: {log.path}")
+    raise UsageError(f"the log of page {log.page} is not on this machine{why}: {log.path}")
 
 
 def _packed(path: Path) -> str | None:

@@ -287,7 +287,7 @@ def _spooled(plan: Plan) -> list[str]:
     if not (files := run_folder.spool_files(plan.folder)):
         return []
     many = "a spool file holds" if len(files) == 1 else f"{len(files)} spool files hold"
-    return [f"{many} what the database did not take: astra recover {plan.pk}"]
+    return [f"{many} results that the database did not store: astra recover {plan.pk}"]
 
 
 #: What slurmstepd writes into the log of a job that it ends for its memory. Where it watches by
@@ -325,7 +325,9 @@ def _ask(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> 
     if not jobs:
         return None, []
     if not command.available():
-        return None, ["there is no Slurm on this machine: what its elements do is unknown here"]
+        return None, [
+            "Slurm is not installed on this machine: the state of its elements is unknown here"
+        ]
     answer = client.elements(jobs, again=again, recent_s=recent_s)
     return answer, list(answer.notes)
 

@@ -212,9 +212,9 @@ def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
             if state is not None
         ]
     except AstraError as error:
-        return [], [f"what becomes of the pages that are not whole is not known: {error}"]
+        return [], [f"the next step of the unfinished pages is unknown: {error}"]
     notes = [
-        f"node {e.node} is left out until {e.until:%Y-%m-%d %H:%M:%S}: {e.reason}"
+        f"node {e.node} is excluded until {e.until:%Y-%m-%d %H:%M:%S}: {e.reason}"
         for e in excluded_nodes().values()
         if pages.tally.keys() - {PageState.DONE}
     ]
@@ -287,18 +287,19 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         PageState.INCOMPLETE,
         PageState.UNSUBMITTED,
     }:
-        advice.append(f"astra resume {plan.pk}{suffix}   submits what is not whole and not alive")
-    for state in sorted({str(step.state) for step in steps if not step.retry}):
         advice.append(
-            f"astra resume {plan.pk} {retry_policy.remedy(state)}   takes them all the same"
+            f"astra resume {plan.pk}{suffix}   submits the pages that are neither done nor running"
         )
+    for state in sorted({str(step.state) for step in steps if not step.retry}):
+        advice.append(f"astra resume {plan.pk} {retry_policy.remedy(state)}   submits them anyway")
     for broken in islice(in_states(pages, {PageState.BROKEN}), 1):
         advice.append(
-            f"astra logs {plan.pk} {broken.page}   why; fix it, then astra resume {plan.pk}{suffix}"
+            f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra "
+            f"resume {plan.pk}{suffix}"
         )
     died = next((p for p in in_states(pages, _UNSAID) if p.exit_code), None)
     if died is not None:
-        advice.append(f"astra logs {plan.pk} {died.page}   what it said (exit {died.exit_code})")
+        advice.append(f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})")
     for held in map(pages.__getitem__, pages.held[:1]):
         advice.append(
             f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): fix that "
@@ -312,7 +313,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     if True in unknown:
         advice.append(f"astra status {plan.pk}   again, when Slurm answers")
     if rows.get("failed"):
-        advice.append(f"astra failures {plan.pk}   which rows, and why")
+        advice.append(f"astra failures {plan.pk}   shows which rows, and why")
     if states <= {PageState.DONE} and rows.get("failed"):
-        advice.append(f"astra retry {plan.pk}{suffix}   takes these rows again")
+        advice.append(f"astra retry {plan.pk}{suffix}   processes these rows again")
     return advice

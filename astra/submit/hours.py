@@ -149,4 +149,8 @@ def _cancel_waiting() -> None:
         mine = JobId(int(job), name=os.environ.get("SLURM_JOB_NAME"))
         client.cancel(mine, waiting_only=True)
     except AstraError as error:
-        log.warning("what waits of job %s will begin, and do nothing: %s", job, error)
+        log.warning(
+            "waiting elements of job %s could not be cancelled; they will start and do nothing: %s",
+            job,
+            error,
+        )

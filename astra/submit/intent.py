@@ -158,7 +158,7 @@ def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Su
     )
     if changed != len(pages):
         if is_cancelled(plan.pk):
-            raise UsageError(f"plan {plan.pk} was cancelled meanwhile; nothing is submitted")
+            raise UsageError(f"plan {plan.pk} was cancelled in the meantime; nothing is submitted")
         raise BusyError(
             f"another process submitted {len(pages) - changed} of these pages of plan {plan.pk} "
             f"meanwhile, and this one submits none of them; see astra status {plan.pk}"

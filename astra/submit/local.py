@@ -76,7 +76,7 @@ def run_local(
             signal.signal(number, handler)
     if pool.stopped:
         raise Interrupted(
-            f"plan {plan.pk} was interrupted; what was yielded is stored: "
+            f"plan {plan.pk} was interrupted; its yielded results are stored: "
             f"astra resume {plan.pk} --local"
         )
     message = _what_went_ill(pool.bad, f"{logs}/local-{submission.token}") if pool.bad else None
@@ -95,9 +95,7 @@ def _what_went_ill(statuses: dict[int, int], log_path: str) -> str:
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     number = "1 element" if len(statuses) == 1 else f"{len(statuses)} elements"
     which = ":" if len(statuses) == 1 else ", first"
-    return (
-        f"{number} did not end well{which} element {element} ({how}); see {log_path}_{element}.log"
-    )
+    return f"{number} failed{which} element {element} ({how}); see {log_path}_{element}.log"
 
 
 def end_submission(submission: Submission) -> None:
@@ -139,7 +137,7 @@ def _tell(plan: Plan, progress: Callable[[int, int], None]) -> None:
     try:
         n_ended, n_rows = retrying(lambda: next(tuples(query)), bound_s=0)
     except DatabaseError as error:
-        log.info("progress is not known: %s", error)
+        log.info("progress is unknown: %s", error)
         return
     progress(int(n_ended or 0), int(n_rows or 0))
 

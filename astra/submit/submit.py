@@ -181,7 +181,9 @@ _USUAL_ARRAY_SIZE = 1001
 def _array_size(dry_run: bool) -> int:
     """Slurm's MaxArraySize; a dry run where there is no Slurm takes the usual one."""
     if dry_run and not available():
-        log.warning("there is no Slurm here: MaxArraySize is taken to be %d", _USUAL_ARRAY_SIZE)
+        log.warning(
+            "Slurm is not installed here: MaxArraySize is assumed to be %d", _USUAL_ARRAY_SIZE
+        )
         return _USUAL_ARRAY_SIZE
     return limits.max_array_size()
 
@@ -224,7 +226,7 @@ def _submit_slices(
                     if not error.limit:
                         return jobs, done, str(error)
                     if len(intent.piece.elements) == 1:
-                        rest = f"the rest stays with the plan: astra resume {plan.pk}"
+                        rest = f"the rest stays in the plan: astra resume {plan.pk}"
                         return jobs, done, f"{error}; {rest}"
                     queue[:0] = halves(intent.piece, chosen.pages_per_element)
                     holders = {*holders, None}  # what was taken back belongs to nobody
@@ -247,7 +249,7 @@ def _away(chosen: Profile) -> tuple[str, ...]:
     try:
         room = limits.room(str(chosen.options.get("partition") or "") or None)
     except SlurmError as error:
-        log.warning("which nodes there are is not known, so that none is left out: %s", error)
+        log.warning("the nodes of the partition are unknown, so none is excluded: %s", error)
         return ()
     return tuple(to_exclude(bad, room.nodes))
 
@@ -307,7 +309,7 @@ def _intend(
 def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
     """The job that sbatch made of an intent, bound to its submission."""
     submission, piece = intent.submission, intent.piece
-    kept = f"the pages are kept for it: astra resume {submission.plan_pk} looks again"
+    kept = f"its pages stay reserved for it: astra resume {submission.plan_pk} looks again"
     choose = partial(one_of, submission)
     path = Path(submission.script or "")
     try:

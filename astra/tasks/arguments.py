@@ -39,13 +39,15 @@ def parse_arguments(function: object, arguments: Mapping[str, object]) -> dict[s
         if secrets.holds_secret(f"{name}={value}"):
             raise TaskError(
                 f"{name} holds a password: arguments are stored with the plan, where everybody who "
-                "reads the database sees them; have the task read it from a file or the environment"
+                "reads the database sees them; read it in the task from a file or the environment"
             )
         if isinstance(value, str):
             value = parse_value(name, value, _kind_of_text(function, name))
         values[name] = fit(name, value, _kind(function, name))
     if values.get("write_to_database") is False:
-        raise TaskError("write_to_database=False: a plan is whole when its rows are stored")
+        raise TaskError(
+            "write_to_database=False: a plan can only be whole if its results are stored"
+        )
     values = restored(function, json.loads(as_stored(values)))
     bind_call(function, ([],), dict(values))
     return values
@@ -183,7 +185,7 @@ def _parse_many(name: str, text: str, kind: object) -> object:
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     members = _members(name, kind, len(parts))
     if any((typing.get_origin(member) or member) in _MANY for member in members):
-        raise TaskError(f"{name}={text!r}: write lists in a list as JSON: [[1, 2], [3]]")
+        raise TaskError(f"{name}={text!r}: write nested lists as JSON: [[1, 2], [3]]")
     values = [
         parse_value(name, part, str if member is Any else member)
         for part, member in zip(parts, members, strict=True)
@@ -311,7 +313,7 @@ def _plain_already(name: str, value: object) -> object:
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {k: _plain_already(name, v) for k, v in value.items()}
     raise TaskError(
-        f"{name}={value!r} would not come back from the plan as it is: annotate {name} in the "
+        f"{name}={value!r} would not be read back from the plan unchanged: annotate {name} in the "
         f"task's signature (Path, set[int], dict[int, str], ...), or {_KEPT}"
     )
 

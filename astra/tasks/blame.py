@@ -69,7 +69,7 @@ class Blame:
         if not began:
             if "'generator' object" in text:
                 place += ". Its rows come as an iterable: annotate it as Iterable[...], and loop"
-            said = f"{self.task} raised before it asked for a row: {text}{place}"
+            said = f"{self.task} raised before it took a row: {text}{place}"
             raise BrokenElement(said) from error
         if not rows:
             # Every row in hand has its result: nothing is lost by what came after it.
@@ -104,7 +104,7 @@ class Blame:
         if isinstance(error, MemoryError):
             raise OutOfMemory(f"{self.task} ran out of memory ({text})") from error
         raise BrokenElement(
-            f"{text}: this is taken to be no row's fault ([element] outer_exceptions), and the "
+            f"{text}: this is not attributed to a row ([element] outer_exceptions), and the "
             "rows stay pending"
         ) from error
 

@@ -160,7 +160,7 @@ def _check_function(function: Any) -> None:
         kind += ": move it out of the class, to the top level of its module"
     if kind is not None:
         name = getattr(function, "__qualname__", "partial")
-        raise TaskError(f"@task was given {name}, {kind}; a task is a plain function")
+        raise TaskError(f"@task was applied to {name}, {kind}; a task is a plain function")
 
 
 def _check_only(function: Any, namespace: dict[str, object]) -> None:
@@ -171,7 +171,7 @@ def _check_only(function: Any, namespace: dict[str, object]) -> None:
         return
     if getattr(spec, "_initializing", False):  # not a notebook, nor importlib.reload()
         raise TaskError(
-            f"two tasks are called {task_name(function)}, at the lines "
+            f"two tasks have the name {task_name(function)}, at the lines "
             f"{other.function.__code__.co_firstlineno} and {function.__code__.co_firstlineno}; "
             "rename one of them"
         )
@@ -204,7 +204,9 @@ def _checked_files(function: Any, files: Any) -> dict[str, Callable[[object], ob
                 f"files: {signature_of(function)} takes no {name!r}. {nearest(str(name), known)}"
             )
         if find is not None and not callable(find):
-            raise TaskError(f"files[{name!r}]={find!r}: give a function from a value to its file")
+            raise TaskError(
+                f"files[{name!r}]={find!r}: give a function that maps a value to its file"
+            )
     return found
 
 

@@ -97,7 +97,7 @@ def _checked_task(found: object, name: str) -> Callable[..., object]:
     elif not inspect.isfunction(found):
         kind = f"an object of {type(found).__name__}"
     if kind is not None:
-        raise TaskError(f"{name} is no task, but {kind}; a task is a function with @task")
+        raise TaskError(f"{name} is not a task, but {kind}; a task is a function with @task")
     return cast("Callable[..., Any]", found)
 
 
@@ -193,7 +193,8 @@ def rows_parameter(function: Callable[..., object]) -> inspect.Parameter:
         if parameter.kind is parameter.VAR_POSITIONAL:
             break
     raise TaskError(
-        f"{signature_of(function)} takes no rows: a task's first parameter is the iterable of "
+        f"{signature_of(function)} has no parameter for rows: a task's first "
+        "parameter is the iterable of "
         "its input rows, for instance spectra: Iterable[BossVisitSpectrum]"
     )
 
@@ -211,7 +212,7 @@ def input_models(function: Callable[..., object]) -> list[Any]:
 
     parameter = rows_parameter(function)
     annotation = hints_of(function).get(parameter.name, inspect.Parameter.empty)
-    wanted = f"write for instance {parameter.name}: Iterable[BossVisitSpectrum]"
+    wanted = f"write for example {parameter.name}: Iterable[BossVisitSpectrum]"
     if annotation is inspect.Parameter.empty:
         raise TaskError(
             f"{signature_of(function)}: no input model is annotated; {wanted}, or name the table: "
@@ -230,7 +231,7 @@ def input_models(function: Callable[..., object]) -> list[Any]:
                 f"with a primary key; {wanted}"
             )
     if not models:
-        raise TaskError(f"{signature_of(function)}: the annotation names no table; {wanted}")
+        raise TaskError(f"{signature_of(function)}: the annotation does not name a table; {wanted}")
     return list(models)
 
 
@@ -245,7 +246,7 @@ def output_model(function: Callable[..., object]) -> Any:
     from astra.models.pipeline import BASES, OutputModel
 
     annotation = hints_of(function).get("return", inspect.Parameter.empty)
-    wanted = "write for instance -> Iterable[Slam]"
+    wanted = "write for example -> Iterable[Slam]"
     if annotation is inspect.Parameter.empty:
         raise TaskError(f"{signature_of(function)}: no output model is annotated; {wanted}")
     found = list(dict.fromkeys(_parts(annotation)))

@@ -41,7 +41,7 @@ def a_plan(n: int = 4) -> int:
         (("submit", "{plan}", "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
         (("submit", TASK, "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
         (("resume", "{plan}", "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
-        (("resume", "{plan}", "--local", "--only", "TIMEOUT"), "with --local it says nothing"),
+        (("resume", "{plan}", "--local", "--only", "TIMEOUT"), "--local has none"),
         (("resume", "{plan}", "--only", " , "), "name states of Slurm's"),
         (("submit", "{plan}", "--limit", "5", "--local"), "plan {plan} is frozen: limit can be"),
         (("submit", "²", "--local"), "²"),

@@ -160,7 +160,7 @@ def test_what_is_no_result_is_shown_with_its_line_and_what_to_write(yielded, mod
 def test_two_tasks_of_one_name(module, sqlite_url):
     name = module(2 * f"{LOOP}        yield Measured.from_spectrum(s, value=1.0)\n\n\n")
     done = astra("initdb", name)
-    assert done.exit_code == 2 and f"two tasks are called {name}.f, at the lines 7 and 13" in (
+    assert done.exit_code == 2 and f"two tasks have the name {name}.f, at the lines 7 and 13" in (
         done.output
     )
 

@@ -200,7 +200,7 @@ def test_spectra_of_the_database(tmp_path, stars, sqlite_url):
     [
         ({"teff": [1, 2]}, "has no spectra: give columns"),
         ({"teff": [1, ""], "path": ["a.npz", "b.npz"]}, "has 1 rows with all of the labels"),
-        ({"teff": ["hot", 2], "path": ["a.npz", "b.npz"]}, "'teff' is no number"),
+        ({"teff": ["hot", 2], "path": ["a.npz", "b.npz"]}, "'teff' is not a number"),
         ({"teff": [1, 2], "path": ["a.npz", "b.npz"]}, "a.npz, of .*set.csv: No such file"),
     ],
 )

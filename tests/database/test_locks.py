@@ -83,7 +83,9 @@ def test_whoever_is_cut_off_holds_it_no_longer(postgres, pg_url, elsewhere, capl
         assert time.monotonic() - began < 3 * SILENCE_S + 1
         with caplog.at_level(logging.WARNING):
             proxy.heal()
-            wait_for(lambda: "another has it" in caplog.text, "its holder to notice", 20)
+            wait_for(
+                lambda: "another process holds it now" in caplog.text, "its holder to notice", 20
+            )
         held.release()
         elsewhere.release()
 

@@ -107,7 +107,7 @@ def test_the_day_of_a_visit_says_which_row_is_meant(tmp_path):
     assert np.allclose(second.arrays["flux"], FLUX + 1)
     with pytest.raises(UsageError, match=r"3 spectra in BOSS/APO, none of MJD 60000"):
         read_pixels(path, Wanted("BOSS", "apo25m", 60_000))
-    with pytest.raises(UsageError, match=r"does not say of which MJD"):
+    with pytest.raises(UsageError, match=r"the row has no MJD"):
         read_pixels(path, BOSS)
 
 

@@ -68,7 +68,7 @@ def insert(keys: str) -> None:
 def track() -> None:
     notes: list[str] = []
     init_database((__name__,), notes=notes, tracked=("Visit",))
-    assert "others_visit: the column changed says when a row changed" in notes
+    assert "others_visit: the column changed stores when a row changes" in notes
 
 
 def pending() -> int:

@@ -174,7 +174,7 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, mo
         ('tasks = ["a"]\nround = 3', "'rounds'"),
         ('tasks = ["a"]\nrunning = "maybe"', "'join' or 'leave'"),
         ('tasks = ["a", "a"]', "twice"),
-        ('tasks = [{ task = "a", after = ["b"] }, "b"]', "no task before"),
+        ('tasks = [{ task = "a", after = ["b"] }, "b"]', "not listed before"),
         ('tasks = [{ tsk = "a" }]', "'task'"),
         ("tasks = [{ limit = 3 }]", "lacks 'task'"),
         ('tasks = ["a"]\nlimit = true', "whole number"),

@@ -198,7 +198,7 @@ def test_unusable_annotations_show_the_signature():
         yield
 
     for function in (bare, wrong):
-        with pytest.raises(TaskError, match=r"def \w+\(rows.*write for instance"):
+        with pytest.raises(TaskError, match=r"def \w+\(rows.*write for example"):
             input_models(function)
     with pytest.raises(TaskError, match="Iterable"):
         output_model(no_output)

@@ -294,8 +294,8 @@ def test_failures_are_as_many_as_the_status_says(url):
     assert {f.key: f.since for f in failures(first.plan)} == {
         10: f"failed again in plan {second.plan}",
         20: f"failed again in plan {second.plan}",
-        5: "ended otherwise since: it has a result now, or none",
-        15: "ended otherwise since: it has a result now, or none",
+        5: "has ended differently since: it has a result now, or none",
+        15: "has ended differently since: it has a result now, or none",
     }
     assert {f.key: f.since for f in failures(second.plan)} == {10: None, 20: None}
     assert CliRunner().invoke(main, ["failures", str(first.plan)]).exit_code == 0

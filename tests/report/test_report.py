@@ -65,7 +65,7 @@ def test_the_numbers_add_up(url):
     assert report.rows == {"done": 970, "failed": 10, "no result": 20}
     assert report.verdict == "All 1,000 rows have ended, 10 of them as failures."
     why, again = report.next
-    assert why == f"astra failures {plan}   which rows, and why"
+    assert why == f"astra failures {plan}   shows which rows, and why"
     assert again.startswith(f"astra retry {plan}")
     assert (report.n_attempts, report.retries) == (10, 0)
     assert report.row_times.n == sum(report.row_times.counts) == 970

@@ -171,7 +171,7 @@ def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
     runner.send_signal(signal.SIGINT)
     said = runner.communicate(timeout=60)[1]
     assert runner.returncode == 75
-    assert f"plan {plan} was interrupted; what was yielded is stored" in said
+    assert f"plan {plan} was interrupted; its yielded results are stored" in said
 
 
 def test_of_those_who_claim_a_page_at_once_one_has_it(url):
