@@ -158,7 +158,7 @@ def _checked_task(
     models = choose_model(function, input_model)
     output = output_model(function)
     if not hasattr(function, "__astra__"):
-        raise TaskError(f"{task_name(function)} is no task: decorate it with @task")
+        raise TaskError(f"{task_name(function)} is not a task: decorate it with @task")
     if not function.__astra__.keywords.get("write_to_database", True):
         raise TaskError(
             f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
