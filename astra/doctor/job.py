@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from astra.config import profiles
 from astra.config import settings as config
 from astra.config.profiles import Profile, Value
 from astra.config.run_folder import check_folder, write_whole
 from astra.doctor.finding import Finding, failed, ok
-from astra.slurm import client, script
+from astra.slurm import client
 from astra.slurm.parse import JobId
-from astra.submit.render import environment
+from astra.submit.render import render_job
 
 #: Options that make the job a small one, whatever the profile's elements are.
 _SMALL: dict[str, Value] = {"time": "00:01:00", "mem": "500M", "ntasks": 1, "cpus_per_task": 1}
@@ -36,7 +35,13 @@ def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
     check_folder(folder)
     name = f"astra-doctor-{secrets.token_hex(4)}"
     answer, path = folder / f"{name}.json", folder / f"{name}.sh"
-    write_whole(path, _script(chosen, name, folder, answer), 0o700)
+    options = {k: v for k, v in chosen.options.items() if k not in _LEFT_OUT} | _SMALL
+    about = "to see how the run directory and the database look from a node"
+    text = render_job(
+        replace(chosen, options=options), name, str(Path.cwd()), folder, about,
+        ["doctor", "--answer", str(answer)],
+    )  # fmt: skip
+    write_whole(path, text, 0o700)
     job = replace(client.submit(path), name=name)
     until = time.monotonic() + wait_s
     while not answer.exists() and time.monotonic() < until and _lives(job):
@@ -61,24 +66,6 @@ def _lives(job: JobId) -> bool:
     """Whether Slurm says that the job waits or runs, or says nothing."""
     found = client.elements([job]).of(job.key, None)
     return found.state is None or found.state.alive
-
-
-def _script(chosen: Profile, name: str, folder: Path, answer: Path) -> str:
-    options = {k: v for k, v in chosen.options.items() if k not in _LEFT_OUT}
-    small = replace(chosen, options=options | _SMALL)
-    return script.render(
-        "check.sh.j2",
-        script.CheckScript(
-            answer=answer,
-            job_name=name,
-            log_path=script.log_pattern(folder, f"{name}-%j.log"),
-            chdir=Path.cwd(),
-            python=chosen.python,
-            directives=tuple(profiles.directives(small)),
-            setup=chosen.setup,
-            environment=environment(),
-        ),
-    )
 
 
 def write_answer(answer: Path, look: Callable[[], Iterable[Finding]]) -> None:

@@ -7,10 +7,8 @@ the job's name: a lost answer is looked up by it, and a job of an earlier token 
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from astra.config import profiles
 from astra.config.nights import NightSettings
 from astra.config.profiles import Profile, choose_profile
 from astra.config.run_folder import check_folder, run_folder, write_whole
@@ -19,10 +17,10 @@ from astra.database.connection import connection
 from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
 from astra.models.nights import Night
 from astra.processes import user_name
-from astra.slurm import client, limits, script
+from astra.slurm import client, limits
 from astra.slurm.parse import UNKNOWN, JobId
 from astra.submit.intent import send
-from astra.submit.render import environment
+from astra.submit.render import render_job
 
 #: Options of a profile that say where a job may run and who pays; its size is the finalizer's own.
 _WHERE = {
@@ -67,7 +65,10 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     night.finalizer_user = user_name()
     folder = run_folder(night.folder)
     check_folder(folder / "logs")
-    text = _render(night, chosen, folder)
+    token = str(night.finalizer)
+    arguments = ["nightly", night.name, "--continue", str(night.pk), "--job", token]
+    about = f"for the night {night.pk} of {night.name}: its finalizer, one at a time"
+    text = render_job(chosen, job_name(night), night.cwd, folder / "logs", about, arguments)
     mine = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
         changed = (
@@ -81,8 +82,8 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     write_whole(path, text, 0o700)
     kept = f"the night is kept for it: astra nights {night.name} --heal"
     try:
-        arguments = _arguments(behind, night.finalizer_home, wait_s)
-        found = send(path, job_name(night), cluster, kept, min, arguments)
+        options = _behind(behind, night.finalizer_home, wait_s)
+        found = send(path, job_name(night), cluster, kept, min, options)
     except SlurmError:
         _give_back(night, had)
         raise
@@ -104,7 +105,7 @@ def _give_back(night: Night, had: dict[str, object]) -> None:
         setattr(night, name, value)
 
 
-def _arguments(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
+def _behind(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
     """Options of sbatch with which the finalizer waits for jobs; it goes to the cluster `home`."""
     jobs = list(behind)
     near = {job.job_id for job in jobs if (job.cluster or job.home or home) == home}
@@ -171,21 +172,3 @@ def _profile(settings: NightSettings) -> Profile:
     kept = {**_SIZE, **kept, "time": written_time(limit_s or 3600)}
     kept.pop("signal", None)
     return replace(found, options=kept)
-
-
-def _render(night: Night, chosen: Profile, folder: Path) -> str:
-    return script.render(
-        "finalizer.sh.j2",
-        script.FinalizerScript(
-            night=night.pk,
-            name=night.name,
-            token=night.finalizer or "",
-            job_name=job_name(night),
-            log_path=script.log_pattern(folder / "logs", "%j.log"),
-            chdir=night.cwd if Path(night.cwd).is_dir() else str(Path.cwd()),
-            python=chosen.python,
-            directives=tuple(profiles.directives(chosen)),
-            setup=chosen.setup,
-            environment=environment(),
-        ),
-    )

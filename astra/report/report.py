@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from astra.config import settings
-from astra.database.connection import connection, dialect
+from astra.database.connection import connection, dialect, tuples
 from astra.models.plans import Page, Plan, Submission
 from astra.report.attempts import Ending, Histogram, Node, Over, Runs, SlowPage
 from astra.report.earlier import Earlier, earlier_of, earlier_plans
@@ -165,11 +165,11 @@ def _what_failed(found: Sequence[PlanStatus]) -> dict[str, Any]:
 
 def _last_logs(pages: Iterable[tuple[int, PageStatus]]) -> Iterable[tuple[int, int, str]]:
     """Plan, page and file of what the last attempt at each of some pages printed."""
-    last: dict[int, tuple[int, int]] = {}
-    for plan, page in pages:
-        mine = (Page.plan == plan) & (Page.number == page.page)
-        if attempt := Page.select(Page.attempt_pk).where(mine).scalar():
-            last[attempt] = plan, page.page
+    listed = {(plan, page.page) for plan, page in pages}
+    of_plans = Page.plan << list({plan for plan, _ in listed})
+    some = of_plans & dialect().among(Page.number, list({number for _, number in listed}))
+    query = Page.select(Page.attempt_pk, Page.plan, Page.number).where(some)
+    last = {pk: (plan, n) for pk, plan, n in tuples(query) if pk and (plan, n) in listed}
     return ((*last[attempt], path) for attempt, path in log_paths(last).items())
 
 

@@ -1,8 +1,8 @@
 """Pause, throttle and continue plans while their elements run: read by these before each page."""
 
-import getpass
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from peewee import SQL, fn
 
@@ -10,9 +10,10 @@ from astra.database.connection import connection, dialect, tuples
 from astra.errors import UsageError
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
 from astra.plan.lookup import get_plan
+from astra.processes import user_name
 from astra.resume.resume import resume
 from astra.states import AttemptState
-from astra.submit.submit import Submitted
+from astra.submit.submit import Submitted, refuse_cancelled
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ def live_plans() -> list[int]:
 
 def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:
     """Let the elements of some plans take no further page; those at work end theirs."""
-    return [_pause(get_plan(plan), reason or f"by {getpass.getuser()}") for plan in plans]
+    values = {"paused": SQL(dialect().now_sql), "pause_reason": reason or f"by {user_name()}"}
+    return [_changed(plan, values) for plan in plans]
 
 
-def _pause(plan: Plan, reason: str) -> Control:
-    _refuse_cancelled(plan)
+def _changed(number: int, values: dict[str, Any]) -> Control:
+    plan = get_plan(number)
+    refuse_cancelled(plan)
     with connection():
-        Plan.update(paused=SQL(dialect().now_sql), pause_reason=reason).where(
-            Plan.pk == plan.pk
-        ).execute()
+        Plan.update(values).where(Plan.pk == plan.pk).execute()
     return _control(plan.pk)
 
 
@@ -55,32 +56,22 @@ def throttle(plan: int, most: int | None) -> Control:
     Elements beyond it end with their page. Raised, it brings no ended element back: those that
     wait in the queue begin, and ``resume`` submits what no element is left for.
     """
-    frozen = get_plan(plan)
-    _refuse_cancelled(frozen)
     if most is not None and most < 1:
         raise UsageError(f"a throttle of {most}: at least 1; astra pause {plan} stops all elements")
-    with connection():
-        Plan.update(throttle=most).where(Plan.pk == frozen.pk).execute()
-    return _control(frozen.pk)
+    return _changed(plan, {"throttle": most})
 
 
 def continue_plans(plans: Iterable[int]) -> list[Control]:
     """Let plans that are paused go on: their pages are submitted where no element is left."""
-    return [_continue(get_plan(plan)) for plan in plans]
+    return [_continue(plan) for plan in plans]
 
 
-def _continue(plan: Plan) -> Control:
-    _refuse_cancelled(plan)
+def _continue(plan: int) -> Control:
+    control = _changed(plan, {"paused": None, "pause_reason": None})
     with connection():
-        Plan.update(paused=None, pause_reason=None).where(Plan.pk == plan.pk).execute()
-        kinds = Submission.select(Submission.kind).where(Submission.plan == plan.pk)
+        kinds = Submission.select(Submission.kind).where(Submission.plan == plan)
         last = kinds.order_by(Submission.pk.desc()).limit(1).scalar()
-    return _control(plan.pk, resume(plan.pk) if last == "slurm" else None)
-
-
-def _refuse_cancelled(plan: Plan) -> None:
-    if plan.cancelled is not None:
-        raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
+    return _control(plan, resume(plan)) if last == "slurm" else control
 
 
 def _control(pk: int, submitted: Submitted | None = None) -> Control:

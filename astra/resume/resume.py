@@ -19,7 +19,7 @@ from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import hold_plan
 from astra.submit.local import run_local, start_local
-from astra.submit.submit import Left, Submitted, check_ready, submit_pages
+from astra.submit.submit import Left, Submitted, check_ready, refuse_cancelled, submit_pages
 
 
 def resume(
@@ -83,21 +83,33 @@ def resume(
     wanted = checked_states(only)
     with hold_plan(frozen):
         pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, asked)
-        numbers = {page.number for page in pages}
-        chosen = [
-            replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
-            for s in statuses
-            if s.page in numbers
-        ]
+        chosen = _as_pending(statuses, {page.number for page in pages})
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
-        if not dry_run:
-            exclude_bad_nodes(frozen, statuses, steps)
-        done = _submit_groups(frozen, [n for n in steps if n.step.retry], dry_run, hours)
-        if not dry_run:
-            record(frozen, steps, statuses)
+        done = _take_steps(frozen, steps, statuses, dry_run, hours)
     left = [n for n in steps if not n.step.retry]
     skipped.update({"given up": len(left)} if left else {})
     return replace(done, skipped=skipped, left=_left(frozen, left))
+
+
+def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageStatus]:
+    """Some of the pages; whole ones, whose failures are taken again, as not submitted."""
+    return [
+        replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
+        for s in statuses
+        if s.page in numbers
+    ]
+
+
+def _take_steps(
+    plan: Plan, steps: list[Next], statuses: Sequence[PageStatus], dry_run: bool, hours: Hours
+) -> Submitted:
+    """Submit what the policy takes again, away from bad nodes, and record why."""
+    if not dry_run:
+        exclude_bad_nodes(plan, statuses, steps)
+    done = _submit_groups(plan, [n for n in steps if n.step.retry], dry_run, hours)
+    if not dry_run:
+        record(plan, steps, statuses)
+    return done
 
 
 def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -> Submitted:
@@ -116,16 +128,15 @@ def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -
         if done.message:  # a limit of Slurm's: it holds for the others too
             break
         if throttles and place >= len(throttles):
-            done = replace(
-                done, message=f"the throttle of {least} is used up: the rest comes later"
-            )
+            said = f"the throttle of {least} is used up: the rest comes later"
+            done = replace(done, message=said)
             break
         chosen = group[0].profile
         if throttles:
             chosen = replace(chosen, throttle=throttles[place])
+        pages = {n.page.number: n.page.n_pending for n in group}
+        holders = {n.page.submission_pk for n in group}
         try:
-            pages = {n.page.number: n.page.n_pending for n in group}
-            holders = {n.page.submission_pk for n in group}
             new = submit_pages(plan, pages, holders, chosen, dry_run, hours)
         except SlurmRefused as refused:
             if not done.jobs:
@@ -133,12 +144,7 @@ def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -
             done = replace(done, message=str(refused))
             break
         done = replace(
-            done,
-            pages=done.pages + new.pages,
-            rows=done.rows + new.rows,
-            jobs=done.jobs + new.jobs,
-            profile=new.profile,
-            message=new.message,
+            new, pages=done.pages + new.pages, rows=done.rows + new.rows, jobs=done.jobs + new.jobs
         )
     return replace(done, unsubmitted=waiting - done.pages)
 
@@ -193,8 +199,7 @@ def resume_local(
     """
     frozen = get_plan(plan)
     check_plan_version(frozen)
-    if frozen.cancelled is not None:
-        raise UsageError(f"plan {frozen.pk} was cancelled; its rows can be planned again")
+    refuse_cancelled(frozen)
     if frozen.paused is not None:
         raise UsageError(
             f"plan {frozen.pk} is paused ({frozen.pause_reason}): astra continue {frozen.pk}"
@@ -205,7 +210,7 @@ def resume_local(
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
         submission = start_local(frozen, pages)
     done = run_local(frozen, submission, pages, n_processes, progress, row_timeout, setup)
-    return Submitted(**{**vars(done), "skipped": skipped})
+    return replace(done, skipped=skipped)
 
 
 def _choose(
@@ -217,18 +222,17 @@ def _choose(
 ) -> tuple[list[Page], dict[str, int], Sequence[PageStatus]]:
     """The pages to submit, how many are passed over, by state, and how all of them stood."""
     statuses, _ = survey(plan, asked)
-    chosen: list[int] = []
+    chosen: set[int] = set()
     skipped: Counter[str] = Counter()
     for page in statuses:
-        if not _is_wanted(page, failed, only):
-            skipped[page.state.value] += 1
+        if _is_wanted(page, failed, only):
+            chosen.add(page.page)
         else:
-            chosen.append(page.page)
+            skipped[page.state.value] += 1
     if failed and not dry_run:
         _reset(plan, chosen)
-    numbers = set(chosen)
     with connection():
-        pages = [p for p in light_pages(plan) if p.number in numbers]
+        pages = [p for p in light_pages(plan) if p.number in chosen]
     return [p for p in pages if p.n_pending or (failed and dry_run)], dict(skipped), statuses
 
 
@@ -240,21 +244,17 @@ def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> b
     return not only or page.slurm_state in only or page.state is PageState.UNSUBMITTED
 
 
-def _reset(plan: Plan, numbers: list[int]) -> None:
+def _reset(plan: Plan, numbers: set[int]) -> None:
     """Make the failed rows of these pages pending again."""
     with connection(), writing():
         failed = Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0))
-        pages = [page for page in failed if page.number in set(numbers)]
+        pages = [page for page in failed if page.number in numbers]
         forgive(pages)
         for page in pages:
-            _reset_failures(page)
-
-
-def _reset_failures(page: Page) -> None:
-    outcomes = bytes(page.outcomes).replace(bytes([Outcome.FAILURE]), bytes([Outcome.PENDING]))
-    Page.update(outcomes=outcomes, n_failed=0).where(
-        (Page.pk == page.pk) & (Page.outcomes == page.outcomes)
-    ).execute()
+            was = bytes(page.outcomes)
+            outcomes = was.replace(bytes([Outcome.FAILURE]), bytes([Outcome.PENDING]))
+            as_read = (Page.pk == page.pk) & (Page.outcomes == page.outcomes)
+            Page.update(outcomes=outcomes, n_failed=0).where(as_read).execute()
 
 
 def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:

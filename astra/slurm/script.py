@@ -83,31 +83,16 @@ class ElementScript(Script):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinalizerScript(Script):
-    """What the script of a night's finalizer is made of."""
+class JobScript(Script):
+    """What the script of a job of one process is made of: a finalizer's, or a check's."""
 
-    night: int
-    name: str  # of the night, in the configuration
-    token: str
-
-    @property
-    def command(self) -> str:
-        """The shell command that looks after the night."""
-        words = [*self.python, "-m", "astra", "nightly", self.name]
-        return " ".join(map(quote, [*words, "--continue", str(self.night), "--job", self.token]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckScript(Script):
-    """What the script of ``astra doctor --job`` is made of."""
-
-    answer: Path  # the file that the job writes what it found to
+    about: str  # what the job does, for people
+    arguments: Sequence[str]  # of python -m astra
 
     @property
     def command(self) -> str:
-        """The shell command that runs the checks on a node."""
-        words = [*self.python, "-m", "astra", "doctor", "--answer", str(self.answer)]
-        return " ".join(map(quote, words))
+        """The shell command that does the job."""
+        return " ".join(map(quote, [*self.python, "-m", "astra", *self.arguments]))
 
 
 def render(template: str, script: Script, site: Path | None = None) -> str:

@@ -1,7 +1,9 @@
 """Render the script of a submission and write it to the run directory."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from astra.config import profiles, secrets
 from astra.config import settings as config
@@ -29,7 +31,6 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             task=plan.task,
             token=submission.token,
             planned_by=plan.role,
-            job_name=submission.job_name,
             pages=script.array_spec(piece.pages),
             array=script.array_spec(piece.indices(), chosen.throttle),
             offset=piece.offset,
@@ -38,14 +39,28 @@ def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, h
             row_timeout=chosen.row_timeout,
             start_until=hours.start_until,
             stop_at=hours.stop_at,
-            directives=tuple(profiles.directives(chosen)),
-            setup=chosen.setup,
-            log_path=script.log_pattern(run_folder(plan.folder) / "logs"),
-            chdir=plan.cwd if Path(plan.cwd).is_dir() else str(Path.cwd()),
-            python=chosen.python,
-            environment=environment(),
+            **_common(chosen, submission.job_name, plan.cwd, run_folder(plan.folder) / "logs"),
         ),
-    )  # fmt: skip
+    )
+
+
+def render_job(
+    chosen: Profile, job_name: str, cwd: str, logs: Path, about: str, arguments: Sequence[str]
+) -> str:
+    """Render the script of a job of one process, which runs ``astra`` with some arguments."""
+    common = _common(chosen, job_name, cwd, logs, f"{job_name}-%j.log")
+    return script.render("job.sh.j2", script.JobScript(about=about, arguments=arguments, **common))
+
+
+def _common(
+    chosen: Profile, job_name: str, cwd: str, logs: Path, log_name: str = "%A_%a.log"
+) -> dict[str, Any]:
+    return {
+        "job_name": job_name, "log_path": script.log_pattern(logs, log_name),
+        "chdir": cwd if Path(cwd).is_dir() else str(Path.cwd()), "python": chosen.python,
+        "directives": tuple(profiles.directives(chosen)), "setup": chosen.setup,
+        "environment": environment(),
+    }  # fmt: skip
 
 
 def check_export(chosen: Profile) -> None:

@@ -119,14 +119,18 @@ def submit(
 def check_ready(plan: Plan, dry_run: bool = False) -> None:
     """Refuse a plan that cannot be run by Slurm now; its scripts can be shown from any database."""
     check_plan_version(plan)
-    if plan.cancelled is not None:
-        raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
+    refuse_cancelled(plan)
     if dialect().name != "postgresql" and not dry_run:
         number = plan.pk or "TASK"
         raise UsageError(
             "elements on other machines cannot share a SQLite file: set ASTRA_DATABASE_URL to a "
             f"PostgreSQL server, or run here: astra submit {number} --local"
         )
+
+
+def refuse_cancelled(plan: Plan) -> None:
+    if plan.cancelled is not None:
+        raise UsageError(f"plan {plan.pk} was cancelled; its rows can be planned again: astra plan")
 
 
 def submit_pages(
