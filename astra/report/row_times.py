@@ -12,6 +12,7 @@ from astra.models.importing import load
 from astra.models.keys import RowKey
 from astra.models.pipeline import link_of
 from astra.models.plans import Attempt, Page, Plan
+from astra.models.schema import check_tables
 from astra.plan.lookup import find_modules
 from astra.report.attempts import Histogram, Runs, histogram
 
@@ -70,6 +71,7 @@ def _elapsed(plan: Plan, numbers: list[int]) -> Iterable[tuple[int, RowKey, floa
     """Page, key and seconds of the results of some pages that this plan's attempts wrote."""
     find_modules(plan)
     output = load(plan.output_model)
+    check_tables(output)
     key = link_of(output, load(plan.input_model)).key(output)
     pages = Page.select(Page.number, getattr(Page, key.page_column)).where(
         (Page.plan == plan.pk) & dialect().among(Page.number, numbers)

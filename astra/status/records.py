@@ -71,7 +71,13 @@ class Records:
             yield f"the table {Archive._meta.table_name} names {n} archives"
 
     def values(self) -> Iterator[str]:
-        """Values that no column of its kind can hold, with which nothing else can be checked."""
+        """Tables that are gone, and values that no column of their kind can hold.
+
+        Nothing else can be checked with them.
+        """
+        if gone := [m for m in (self.model, self.output) if not dialect().columns(m)]:
+            yield from (f"the table {model._meta.table_name} is missing" for model in gone)
+            return
         plan, pages = self.plan.pk, Page.select(Page.pk).where(Page.plan == self.plan.pk)
         of_plan = (
             (Plan, Plan.pk == plan), (MadeBy, MadeBy.plan_pk == plan),

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 #: What is checked: what a breach means, and what to do about it.
 CHECKS = {
     "values": (
-        "a column holds NULL, or a value of another type, and can hold none",
-        "somebody dropped a constraint, or wrote by hand: correct it; nothing else was checked",
+        "a table is gone, or a column holds NULL, or a value of another type, and can hold none",
+        "somebody dropped it, or wrote by hand: correct it; nothing else was checked",
     ),
     "pages": (
         "the plan's pages are not 1 to n_pages, or their rows not its n_rows",

@@ -179,6 +179,8 @@ _FORGERIES = {
     "index of some results": ("guards", _NOT_UNIQUE, _INDEX.format("result_number) WHERE result_number > 0")),
     "index of an expression": ("guards", _NOT_UNIQUE, _INDEX.format("(result_number + task_pk))")),
     "index of more columns": ("guards", _NOT_UNIQUE, _INDEX.format("result_number, task_pk)")),
+    "results gone": ("values", "ALTER TABLE measured RENAME TO gone"),
+    "inputs gone": ("values", "ALTER TABLE boss_visit_spectrum RENAME TO gone"),
     "trigger dropped": ("guards", "trigger dropped"),
     "unique index of failures": ("guards", "DROP INDEX {failure}"),
     "unique index of attempts": ("guards", "DROP INDEX {attempt}"),
