@@ -1,4 +1,4 @@
-"""What a process says of itself and others: when it began, its clock and memory."""
+"""Facts about this and other processes: when they began, their clock and memory."""
 
 import atexit
 import gc

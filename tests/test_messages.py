@@ -57,7 +57,7 @@ MODULES = {
         (("plan", "mt.h"), "Did you mean 'mt.g' or 'mt.f'"),
         (("plan", "slam.slm"), "Did you mean 'slam.slam'"),
         (("plan", "nowhere.f"), "is it installed, or in this folder"),
-        (("plan", "builtins.int"), "no task, but a class"),
+        (("plan", "builtins.int"), "not a task, but a class"),
         (("plan", "mt.f"), "make it: astra initdb mt"),
         (("plan", "slam", "--limit", str(2**70)), "below 2**63"),
     ],

@@ -25,13 +25,13 @@ def parsed(doc: str) -> NumpyDocString:
 
 def missing(doc: NumpyDocString, parameters: set[str]) -> list[str]:
     """What a function's docstring does not say."""
-    told = {name.strip(" *"): p for p in doc["Parameters"] for name in p.name.split(",")}
+    described = {name.strip(" *"): p for p in doc["Parameters"] for name in p.name.split(",")}
     lacks = [section for section in ("Summary", "Raises", "Examples") if not doc[section]]
     if not (doc["Returns"] or doc["Yields"]):
         lacks.append("Returns")
-    for name in sorted(parameters - told.keys()):
+    for name in sorted(parameters - described.keys()):
         lacks.append(f"parameter {name}")
-    for name, parameter in told.items():
+    for name, parameter in described.items():
         text = " ".join(parameter.desc)
         if not parameter.type or not text:
             lacks.append(f"type or meaning of {name}")
@@ -56,10 +56,12 @@ def test_a_public_name_says_what_it_takes_gives_and_raises(name):
 )
 def test_each_field_of_what_is_returned_is_explained(name):
     kind = NAMES[name]
-    told = ModuleAnalyzer.for_module(kind.__module__)
-    told.analyze()
+    described = ModuleAnalyzer.for_module(kind.__module__)
+    described.analyze()
     for field in dataclasses.fields(kind):
-        text = told.attr_docs.get((kind.__name__, field.name), parsed(kind.__doc__)["Parameters"])
+        text = described.attr_docs.get(
+            (kind.__name__, field.name), parsed(kind.__doc__)["Parameters"]
+        )
         assert text, f"{name}.{field.name} has no comment that begins with #:"
         if field.name.endswith(("_s", "_mb")):
             assert "[" in " ".join(text), f"{name}.{field.name} has no unit"

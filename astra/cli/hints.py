@@ -1,4 +1,4 @@
-"""What is typed by those who come from the published package, and what the command is here."""
+"""Hints for users of the published package: the command here for what they typed."""
 
 from collections.abc import Iterable
 

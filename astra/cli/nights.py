@@ -1,4 +1,4 @@
-"""Nights: begun, looked after, listed, and put into the crontab."""
+"""Commands for nights: start, continue, list, and put them into the crontab."""
 
 import logging
 import sys

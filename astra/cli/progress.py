@@ -1,4 +1,4 @@
-"""What became of a plan, and what is to be done about it."""
+"""Commands that show a plan and act on it: status, resume, cancel, logs and others."""
 
 import os
 import sys

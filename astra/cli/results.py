@@ -1,4 +1,4 @@
-"""What was stored, and the story of one row."""
+"""Commands that show stored results, and the history of one row."""
 
 import click
 

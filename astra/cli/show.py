@@ -1,4 +1,4 @@
-"""What a person sees: the one module that prints, and that knows of rich."""
+"""Print what commands return: the only module that uses rich."""
 
 import json
 import sys

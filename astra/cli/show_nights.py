@@ -1,4 +1,4 @@
-"""How nights are shown on a terminal."""
+"""Show nights on a terminal."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is shown of single rows and of what is stored for them."""
+"""Show single rows and their results."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""How a plan is shown live, while it runs."""
+"""Show a running plan live."""
 
 import signal
 import sys

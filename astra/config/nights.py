@@ -1,4 +1,4 @@
-"""What a night is: ``[nights.NAME]`` of the configuration, checked.
+"""The configuration of nights: the sections ``[nights.NAME]``, checked.
 
 A night is a list of tasks, planned and submitted together as often as cron says, resumed within
 bounds, and closed when nothing of it lives any more. Texts alone: nothing here asks the database.

@@ -1,4 +1,4 @@
-"""What each command does first: its log, the hiding of secrets, where modules are found."""
+"""Start a command: set up its log, the hiding of secrets, and the search path of modules."""
 
 import logging
 import re

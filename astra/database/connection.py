@@ -1,4 +1,4 @@
-"""The connection: which database, opened when, for how long, and tried again how often.
+"""The connection to the database: its URL, when it is opened and closed, and how it is retried.
 
 ``database`` stands for the one database of the process. It is resolved from the configuration
 when it is first used, never at import; :func:`bind` sets it by hand.

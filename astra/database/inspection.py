@@ -1,4 +1,4 @@
-"""What a database server is, how it is set, and what the role may do there."""
+"""Inspect a database server: its version, its settings, and the rights of the role."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

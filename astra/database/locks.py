@@ -1,4 +1,4 @@
-"""A lock that one process holds on PostgreSQL, and that is released when the process falls silent.
+"""A lock in PostgreSQL that is released when the process that holds it stops answering.
 
 A lock is a row of a table that is locked FOR UPDATE: a role that may only read cannot take it, two
 schemas of one database have locks of their own, and the row says who holds it and since when.

@@ -1,4 +1,4 @@
-"""How PostgreSQL is given a batch of results: by a binary COPY, or in one statement."""
+"""Write a batch of results to PostgreSQL: by a binary COPY, or in one statement."""
 
 from io import BytesIO
 from typing import Any

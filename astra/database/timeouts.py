@@ -1,4 +1,4 @@
-"""How long a statement may wait for the server's answer, before its connection is given up.
+"""Limit how long a statement waits for the server before its connection is abandoned.
 
 A link can be open and silent: a proxy that hangs, a firewall that forgot it. The kernel's
 keepalives find out only where nothing on the way answers for the server, and libpq itself waits for

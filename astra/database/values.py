@@ -1,4 +1,4 @@
-"""Values that PostgreSQL refuses and SQLite would take: looked at before SQLite gets them.
+"""Check values that PostgreSQL refuses and SQLite would accept, before SQLite gets them.
 
 A task that is tried on SQLite fails there on the rows on which it would fail on PostgreSQL.
 """

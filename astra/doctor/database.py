@@ -1,4 +1,4 @@
-"""The database: reachable, set as it should be, its tables whole, the role allowed to work."""
+"""Check the database: connection, settings, tables, and the rights of the role."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""One thing that was looked at: how it is, and what to type where it is not as it should be."""
+"""A finding of astra doctor: its state, and what to type if something is wrong."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

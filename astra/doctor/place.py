@@ -1,4 +1,4 @@
-"""This machine: Python and packages, the configuration, the run directory."""
+"""Check this machine: Python and packages, the configuration, the run directory."""
 
 import os
 import re

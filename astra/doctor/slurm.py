@@ -1,4 +1,4 @@
-"""Slurm: its commands, the cluster, what profiles ask for, limits that bind, accounting."""
+"""Check Slurm: its commands, the cluster, the profiles, limits on jobs, accounting."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What is asked of the elements of a plan while they run: to pause, or that fewer of them go on.
+"""The controls of a plan that its running elements obey: pause and throttle.
 
 They read it before each page. Slurm is not asked: its throttle bounds how many elements begin, and
 not how many go on.

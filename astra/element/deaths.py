@@ -1,4 +1,4 @@
-"""What an element's parent process records when its child has died.
+"""Record in an element's parent process how its child crashed.
 
 Until then the parent needs no database: these modules are imported when the first child dies.
 """

@@ -1,4 +1,4 @@
-"""How a page fared in an element, and what its log says of it."""
+"""The result of running a page in an element, as its log shows it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
-"""An element's two processes: one runs the task, and may die; the other sees to it.
+"""An element's two processes: one runs the task and may crash, the other supervises it.
 
-The task runs in a child. Which rows it has in hand stands on a board in memory that both share, so
-that the parent knows whom a death concerns, without a word to the database for each row. After a
-crash the child is started again and the page goes on; a row that takes longer than the row timeout
-ends its child and is recorded. SIGKILL is not outlived: it comes from a memory limit or a person,
-and what to do then is decided by who resumes the plan.
+The task runs in a child. A board in shared memory lists the rows that it has in hand. After a crash
+the parent thus knows the rows that are concerned, without a write to the database for each row.
+After a crash, the child is restarted and the page continues. A row that takes longer than the row
+timeout ends the child and is recorded. After SIGKILL, which comes from a memory limit or a person,
+the element ends; `astra resume` decides what follows.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def supervised(
     work: Callable[[Board], int], row_timeout_s: float = 0.0, stop_at: float | None = None
 ) -> int:
-    """Do an element's `work` in a child process, again after each crash; its exit status.
+    """Run an element's `work` in a child process, again after each crash; return its exit status.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ def supervised(
         if board.finished and not parent.timed_out:
             return OutOfHours.exit_status if parent.over and status == 75 else status
         if (-status if status < 0 else status - 128) == signal.SIGKILL and not parent.timed_out:
-            # Not ours to go on: the memory limit, or whoever ended it, knows why.
+            # Do not continue: a memory limit or a person ended the child on purpose.
             parent.note_death(status, alive=False)
             return 128 + signal.SIGKILL
         known = parent.note_death(status, alive=True)
-        if parent.told:
+        if parent.stop_requested:
             return OutOfHours.exit_status if parent.over else 75
         in_vain = 0 if known else in_vain + 1
         if in_vain >= settings.current().element.max_deaths:
@@ -76,7 +76,7 @@ def supervised(
 
 
 def _child(work: Callable[[Board], int], board: Board) -> int:
-    """In the child: never left behind by its parent, and known to have ended in order."""
+    """Run the work in the child, which is killed if its parent ends."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
@@ -89,10 +89,10 @@ def _child(work: Callable[[Board], int], board: Board) -> int:
 
 
 class _Stopwatch:
-    """How long a task has been at its rows, as far as this process was awake to see it.
+    """Measure how long a task has worked on its rows, while this process was awake.
 
-    An element that Slurm suspends, or a machine that sleeps, stands still as a whole: what the
-    clock went on meanwhile is nobody's computing.
+    When Slurm suspends an element, or a machine sleeps, both processes stand still. The time that
+    passes meanwhile is not counted.
     """
 
     def __init__(self, most_s: float) -> None:
@@ -100,7 +100,7 @@ class _Stopwatch:
         self.since = self.seen = self.worked_s = 0.0
 
     def read(self, since: float) -> float:
-        """Seconds since the task was given the word at `since`; 0 if it does not have it."""
+        """Return the seconds of work since `since`; 0 if the task does not work."""
         now = time.perf_counter()
         if since != self.since:
             self.since, self.worked_s, self.seen = since, 0.0, since
@@ -111,14 +111,14 @@ class _Stopwatch:
 
 
 class _Parent:
-    """Waits for a child: passes signals on to it, and ends it when a row takes too long.
+    """Wait for a child, pass signals on to it, and terminate it when a row takes too long.
 
     When the hours of its night are `over`, it is asked to stop, as Slurm would.
     """
 
     def __init__(self, board: Board, row_timeout_s: float, stop_at: float | None = None) -> None:
         self.board, self.row_timeout_s, self.stop_at = board, row_timeout_s, stop_at
-        self.told = self.timed_out = self.over = False
+        self.stop_requested = self.timed_out = self.over = False
         self.pid = 0
         # between two looks
         self.every_s = min(max(row_timeout_s / 10, 0.05), 1.0) if row_timeout_s else 1.0
@@ -130,8 +130,8 @@ class _Parent:
         handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), self._pass_on)
         handlers[signal.SIGALRM] = self._look
         previous = {number: signal.signal(number, do) for number, do in handlers.items()}
-        # Also with nothing to look at: a signal that comes just before the wait begins is handled
-        # at the next one.
+        # The timer also runs without limits: a signal that arrives just before the wait is handled
+        # at its next tick.
         signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
         try:
             _, status, used = os.wait4(pid, 0)
@@ -144,7 +144,7 @@ class _Parent:
         return os.waitstatus_to_exitcode(status)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.told = True
+        self.stop_requested = True
         if self.pid:
             os.kill(self.pid, number)
 
@@ -163,7 +163,7 @@ class _Parent:
         if working_s > limit_s and not self.timed_out:
             self.timed_out = True
             self.limit_s = working_s
-            # What it has yielded is written at this word, if its interpreter still hears it.
+            # On SIGTERM the child stores its yielded results, if its interpreter still runs.
             os.kill(self.pid, signal.SIGTERM)
         elif self.timed_out and working_s > self.limit_s + settings.current().element.grace_s + 2:
             os.kill(self.pid, signal.SIGKILL)
@@ -172,13 +172,13 @@ class _Parent:
     peak_mb = 0.0  # of the child that ended last
 
     def note_death(self, status: int, alive: bool) -> bool:
-        """Remember the rows in hand; whether there were any."""
+        """Record the rows in hand as suspects; return whether there were any."""
         from astra.element.deaths import note_death  # with the database, which no other needs
 
         return note_death(self.board, self.death(status), self.peak_mb, alive)
 
     def death(self, status: int) -> "Death":
-        """What ended the child."""
+        """Return how the child ended."""
         from astra.element.suspects import Death
 
         if self.timed_out:

@@ -1,4 +1,4 @@
-"""Suspects: rows that were in a task's hands when its process died.
+"""Suspects: rows that a task had in hand when its process crashed.
 
 A process that dies says nothing, so the rows that it had in hand are remembered, kept apart from
 the others of their page, and handed over last. A group in which a process dies again is halved,

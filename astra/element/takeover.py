@@ -1,4 +1,4 @@
-"""Taking over: pages of a pool whose element ended without giving them back.
+"""Take over pages of a pool whose element ended without releasing them.
 
 An element that finds no free page while others of its pool still run some becomes the pool's
 watcher, if there is none. It looks at the holders of pages again and again, and frees the pages of

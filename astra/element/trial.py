@@ -1,4 +1,4 @@
-"""Compute some rows here and store nothing: to see what a task makes of them, or why it fails."""
+"""Run a task here on some rows without storing anything, to see its results or why it fails."""
 
 import json
 import traceback as tracebacks

@@ -1,4 +1,4 @@
-"""What every table has in common: the database, names in snake case, times by its clock."""
+"""The base of every table: its database, names in snake case, times by the database's clock."""
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy

@@ -1,4 +1,4 @@
-"""Locks between processes: one at a time works on a plan or a night, and the others learn who."""
+"""Locks between processes: one at a time works on a plan or night, and others learn which one."""
 
 import logging
 import os

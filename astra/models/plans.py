@@ -1,4 +1,4 @@
-"""What astra itself remembers: plans, pages, submissions, attempts, and rows without a result."""
+"""The tables of astra's own state: plans, pages, submissions, attempts, rows without a result."""
 
 from functools import partial
 from secrets import token_hex

@@ -1,4 +1,4 @@
-"""The tables of a database: made, completed, and known by a version."""
+"""Create, complete and check the tables of a database, which have a version."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When rows of others' tables change: kept by a trigger of astra's, where that was asked for."""
+"""Track changes of tables that astra did not create, by a trigger that --track-changes adds."""
 
 import peewee
 from peewee import TextField

@@ -1,4 +1,4 @@
-"""Cleaning up: plans that are whole or cancelled and old, with their logs and scripts.
+"""Remove old plans that are whole or cancelled, with their logs and scripts.
 
 Results are never touched, nor are failures and rows without a result, which say that their rows
 are not pending. What a night came to stays with the night, for longer.

@@ -1,4 +1,4 @@
-"""Entries for cron and scrontab that begin a night in the environment that these give: almost none.
+"""Entries for cron and scrontab, which start a night in an almost empty environment.
 
 The entry itself holds all that the command needs: absolute paths, PATH, Slurm's and astra's
 configuration, the log. Standard output goes to the log alone, what is wrong there and into the

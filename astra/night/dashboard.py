@@ -1,4 +1,4 @@
-"""A folder of static pages: one for each plan and night that is recent or lives, and an index.
+"""A folder of static pages: one for each recent or active plan and night, and an index.
 
 What is on the disk is all that is remembered: a page bears a mark of what it is of, so that the
 page of a plan that has ended is made once, and any look may be the first. Pages appear whole, and

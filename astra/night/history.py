@@ -1,4 +1,4 @@
-"""Nights as they went: the last ones in a line each, and all of one."""
+"""The history of nights: the last ones with a line each, and one in detail."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Whose turn it is to work on a night: one process at a time, and how long others wait for it."""
+"""The lock of a night: one process at a time works on it, and others wait for a limited time."""
 
 import logging
 import random

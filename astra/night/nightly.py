@@ -1,4 +1,4 @@
-"""A night: what is new is planned and submitted, looked after until it is whole, and closed.
+"""A night: pending rows are planned and submitted, resumed until all have ended, and closed.
 
 Its state is in the database alone, so that any process may die in a step, and the step be done
 again. One process at a time works on a night (lock.py):

@@ -1,4 +1,4 @@
-"""Telling people how a night ended: by mail, to a webhook, to a command.
+"""Notify people of how a night ended: by mail, webhook or command.
 
 Each way is notified once of a state, and again when that changes, or where it failed.
 A failure to notify is kept with the night, and fails nothing.

@@ -1,4 +1,4 @@
-"""The plans of a night: begun, looked after, and submitted within the night's bounds.
+"""The plans of a night: made, resumed, and submitted within the limits of the night.
 
 A look finds what is due, plan by plan, and notes what lives; what is due is submitted afterwards,
 all together, since the throttle and the connections to the database are those of the whole night.

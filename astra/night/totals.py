@@ -1,4 +1,4 @@
-"""What the plans of a night came to: their totals, as they are now, stored with the night."""
+"""The totals of a night: counts of its plans, stored with the night."""
 
 import json
 from collections.abc import Iterable

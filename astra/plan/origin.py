@@ -1,4 +1,4 @@
-"""Where a plan comes from: the folder its task is imported from, and the commit of that code."""
+"""The origin of a plan: the folder from which its task is imported, and the commit of that code."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whose results a table holds: one row has one result in it, which is that of one task."""
+"""Ownership of a table of results: it holds one result for a row, and that of one task."""
 
 import inspect
 from pathlib import Path

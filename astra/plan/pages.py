@@ -1,4 +1,4 @@
-"""Pages of a plan: which wait for an element, and how they are released."""
+"""Pages of a plan: which of them wait for an element, and how they are released."""
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta

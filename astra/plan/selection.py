@@ -1,4 +1,4 @@
-"""Which rows a plan takes: what is pending, what is to be done again, and what is left out."""
+"""Select the rows of a plan: pending rows, rows to process again, and rows that are left out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Sizes from experience: rows per page, memory and time limits, from what attempts stored.
+"""Choose sizes from earlier attempts: rows per page, memory and time limits.
 
 An element's time is what it takes to start, and so much for each row. Rows per page are chosen by
 the mean, so that an element takes about the time asked for; limits by an upper quantile and a

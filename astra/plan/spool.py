@@ -1,4 +1,4 @@
-"""The spool: what an element could not store before it had to end, kept in a file.
+"""The spool: files of results that an element could not store before it had to end.
 
 A file holds what one attempt yielded and the database did not take. It is stored before anything
 is computed again: by ``astra recover``, by ``resume``, and by the next attempt at the page. It is

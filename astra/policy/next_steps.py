@@ -1,4 +1,4 @@
-"""The policy at work: what is known of a plan's pages, and what each of them is to have next."""
+"""Apply the policy to a plan: gather the ends of its pages, and choose what each gets next."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What is done about a page whose element ended before its rows had: by Slurm's word on the end.
+"""Decide what to do with a page whose element ended before its rows did, by its Slurm state.
 
 ``[policy.STATE]`` of the configuration, and ``[profiles.NAME.policy.STATE]`` on top of it, say how
 often a page is submitted again after which end, and with how much more memory or time. A retry is

@@ -1,4 +1,4 @@
-"""What was executed: the attempts of some plans as columns, and what they add up to over time."""
+"""The attempts of plans as columns, and their sums over time."""
 
 import math
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""What earlier plans, or nights, came to: the lines of the comparison in a report."""
+"""Earlier plans or nights, with which a report compares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The report of some plans as numbers: what ran when, how fast, on what, and what did not end well.
+"""The numbers of a report: what ran when, how fast and where, and what failed.
 
 :func:`report_of` reads the database, asks Slurm once what lives where something is not whole, and
 the accounting once what was used of what was asked for. It is bounded whatever the number of

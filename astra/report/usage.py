@@ -1,4 +1,4 @@
-"""What elements used of what they had asked for: CPU, memory, time.
+"""The CPU, memory and time that elements used, of what they requested.
 
 From Slurm's accounting, with the shares that ``reportseff`` gives of the same jobs; without it,
 from what attempts measured, against the options that they were submitted with.

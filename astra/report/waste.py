@@ -1,4 +1,4 @@
-"""What was slow or wasted: limits far from use, work done again, time not spent in the task."""
+"""Find slow or wasteful parts: unused limits, repeated work, time outside of the task."""
 
 from collections.abc import Iterator
 

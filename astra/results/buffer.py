@@ -1,4 +1,4 @@
-"""What a run has yielded and is not yet known to be stored."""
+"""The buffer of results that a run has yielded and that are not yet stored."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Rows on their way from the task to the database: handed over, yielded, refused."""
+"""Rows on their way from the task to the database: handed to the task, yielded, or refused."""
 
 import traceback as tracebacks
 from dataclasses import dataclass, field

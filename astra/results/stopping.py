@@ -1,4 +1,4 @@
-"""Why and how a run stops early: a request, a termination signal, too many failures."""
+"""Stop a run early: on request, on a termination signal, or after too many failures."""
 
 import atexit
 import os

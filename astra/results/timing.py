@@ -1,4 +1,4 @@
-"""What an attempt measures of itself: time per row, start-up, reading, writing, and memory.
+"""Measure an attempt: time per row, start-up, reading, writing, and memory.
 
 The times of rows are kept as counts in bins that grow by a twelfth of an octave, so that a page of
 any length takes some hundred bytes, pages can be added up, and a quantile is right within 3 %.

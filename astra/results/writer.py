@@ -1,4 +1,4 @@
-"""Writes what a run yields, as checkpoints.
+"""Write the results that a run yields, as checkpoints.
 
 The rows of a page are all written by a second thread: while the database is away the task goes on
 computing, and a transaction that the task left open cannot swallow a checkpoint. A task that a

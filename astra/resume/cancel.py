@@ -1,4 +1,4 @@
-"""Cancelling: elements are asked to stop, and the plan's rows are free again.
+"""Cancel a plan: ask its elements to stop, and release its rows.
 
 A row is free when no attempt can write it any more: at once where none runs, and otherwise when
 the attempt that has its page has ended.

@@ -1,4 +1,4 @@
-"""Pause, throttle and continue plans while their elements run: read by these before each page."""
+"""Pause, throttle and continue plans; elements read these controls before each page."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Resuming: the pages that are not whole and not alive, with only their missing rows."""
+"""Resume a plan: submit the pages that are neither done nor running, with their missing rows."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

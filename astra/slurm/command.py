@@ -1,4 +1,4 @@
-"""Run one of Slurm's commands, and know an answer from none."""
+"""Run Slurm's commands, and distinguish an answer from none."""
 
 import os
 import random

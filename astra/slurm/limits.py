@@ -1,4 +1,4 @@
-"""What a site lets an element have: time and memory of the partition, and maintenance ahead."""
+"""The limits of a site on an element: time and memory of the partition, and maintenance."""
 
 import logging
 import time

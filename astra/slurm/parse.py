@@ -1,4 +1,4 @@
-"""What Slurm's words mean: text in, value out. The words are fetched in client.py.
+"""Parse the output of Slurm's commands, which client.py runs: text in, values out.
 
 The texts that were read to write this are those of Slurm 22.05; the tests hold samples.
 """

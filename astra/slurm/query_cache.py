@@ -1,8 +1,8 @@
-"""What Slurm told this user just now, kept for some seconds: the controller is everyone's.
+"""Cache the output of Slurm's query commands for a few seconds, to reduce the load on slurmctld.
 
-A small file for each question, in the user's own cache, so that the next command of theirs need not
-ask again. Nothing is decided by what is kept: it is for those who look. Where it cannot be kept,
-Slurm is asked. A slow answer is kept for longer.
+Each query has a small file in the user's own cache folder, which the next command reads. Only
+commands that show something use the cache; none decides by it. If it cannot be written, Slurm is
+queried. The output of a slow query is kept for longer.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class _Kept:
 
 
 def kept(args: Sequence[str], where: str, recent_s: float, ask: Callable[[], str]) -> str:
-    """The answer to a command: one that is not older than `recent_s`, or a new one, which is kept.
+    """Return the output of a command: cached output up to `recent_s` old, or new output.
 
     Parameters
     ----------
@@ -67,13 +67,13 @@ def kept(args: Sequence[str], where: str, recent_s: float, ask: Callable[[], str
 
 
 def forget_all() -> None:
-    """What was kept is not so any more: something was submitted or cancelled."""
+    """Clear the cache, because something was submitted or cancelled."""
     if (folder := _folder(make=False)) is not None:
         _forget(folder, older_than=float("inf"))
 
 
 def _folder(make: bool = True) -> Path | None:
-    """The user's cache, if it is theirs alone: whoever could write there could lie about jobs."""
+    """Return the user's cache folder, if only the user can write to it; otherwise None."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(root) / "astra"
     try:

@@ -1,4 +1,4 @@
-"""What Slurm says when it refuses a job, and what to do about it."""
+"""The messages with which Slurm refuses a job, and what to do about each."""
 
 import re
 

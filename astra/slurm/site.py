@@ -1,4 +1,4 @@
-"""What a site allows: Slurm's words about partitions, reservations and its configuration.
+"""Query Slurm for the partitions, reservations and configuration of a site.
 
 Text in, value out: the words are fetched in limits.py.
 """

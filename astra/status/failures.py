@@ -1,4 +1,4 @@
-"""Failures: which rows raised, why, where and how often."""
+"""Failures: which rows failed, why, where and how often."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The headline of some plans: how they stand in a sentence, and the one command to type.
+"""The headline of plans: their state in one sentence, and the command to type next.
 
 The report and the pages of ``astra report --watch`` print it.
 """

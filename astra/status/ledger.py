@@ -1,4 +1,4 @@
-"""The checks of :mod:`astra.status.verify`: pages, attempts and rows, held against each other."""
+"""The checks of :mod:`astra.status.verify`: compare pages, attempts and rows with each other."""
 
 from collections import Counter
 from collections.abc import Iterator

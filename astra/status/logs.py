@@ -1,4 +1,4 @@
-"""Logs: the right file of the right attempt."""
+"""Find the log file of an attempt."""
 
 import os
 import tarfile

@@ -1,4 +1,4 @@
-"""The plans that there are, each as a line."""
+"""List the plans, with one line for each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Checks of what astra remembers of a plan's orchestration: submissions, pages and attempts.
+"""Check the records of a plan's orchestration: submissions, pages and attempts.
 
 Each is checked by itself, and against those that it names.
 """

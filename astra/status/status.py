@@ -1,4 +1,4 @@
-"""Status: what the database says is done, and what Slurm says lives, side by side.
+"""The status of a plan: finished rows from the database, running elements from Slurm.
 
 Slurm is asked first and the database read afterwards, so that whatever an element wrote before
 Slurm called it ended is seen.

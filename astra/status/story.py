@@ -1,4 +1,4 @@
-"""The story of one row: whether it is pending and why, what was stored, and what was tried."""
+"""The history of one row: whether it is pending and why, its results, and its attempts."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Verifying: does what a plan says of its rows agree with what is stored?
+"""Verify a plan: check that its pages agree with the results and records in the database.
 
 The database alone is read, in one snapshot, so that a plan may be verified while it runs. Every
 check is of something that must hold at every moment, whatever died: pages, attempts and rows add

@@ -1,4 +1,4 @@
-"""Watching a plan: its status again and again, until nothing of it lives."""
+"""Watch a plan: repeat its status until no element runs or waits."""
 
 import random
 import time

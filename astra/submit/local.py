@@ -1,4 +1,4 @@
-"""The local executor: the same elements as Slurm would run, as processes of this machine."""
+"""The local executor: run the elements that Slurm would run as processes of this machine."""
 
 import logging
 import os
@@ -54,7 +54,7 @@ def run_local(
     ----------
     plan, submission : from :func:`start_local`; no lock is held while elements run.
     pages : to be run. There may be an element for each; those that begin take what is free.
-    progress : is told (rows ended, rows) of the plan now and then.
+    progress : called now and then with (ended rows, rows) of the plan.
     row_timeout : longest time for a row, in seconds; without it the configured one.
     setup : lines of shell that each process runs first; the first that fails ends it.
 
@@ -66,29 +66,29 @@ def run_local(
     elements = [page.number for page in pages]
     logs = run_folder(plan.folder) / "logs"
     pool = _Pool(plan, submission, logs, row_timeout, setup)
-    told = _stopped_by_signals(pool)
+    previous = _stop_on_signals(pool)
     try:
         _drive(plan, pool, elements, n_processes, progress)
     finally:
         pool.end()
         end_submission(submission)
-        for number, handler in told.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     if pool.stopped:
         raise Interrupted(
             f"plan {plan.pk} was interrupted; its yielded results are stored: "
             f"astra resume {plan.pk} --local"
         )
-    message = _what_went_ill(pool.bad, f"{logs}/local-{submission.token}") if pool.bad else None
+    message = _failed_elements(pool.bad, f"{logs}/local-{submission.token}") if pool.bad else None
     rows = sum(page.n_pending for page in pages)
     return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
 
 
-def _what_went_ill(statuses: dict[int, int], log_path: str) -> str:
+def _failed_elements(statuses: dict[int, int], log_path: str) -> str:
     """
-    >>> _what_went_ill({3: 77}, "logs/local-a1")
-    '1 element did not end well: element 3 (exit status 77); see logs/local-a1_3.log'
-    >>> _what_went_ill({3: -9, 4: 77}, "logs/local-a1")
+    >>> _failed_elements({3: 77}, "logs/local-a1")
+    '1 element failed: element 3 (exit status 77); see logs/local-a1_3.log'
+    >>> _failed_elements({3: -9, 4: 77}, "logs/local-a1")
     '2 elements did not end well, first element 3 (killed by SIGKILL); see logs/local-a1_3.log'
     """
     element, status = next(iter(statuses.items()))
@@ -123,15 +123,15 @@ def _drive(
         if pool.reap():  # an element that ends well has found no page that is free
             queue.clear()
         if time.monotonic() - shown > 0.5:
-            _tell(plan, progress)
+            _report_progress(plan, progress)
             shown = time.monotonic()
         if pool.running:
             time.sleep(_LOOK_S)
-    _tell(plan, progress)
+    _report_progress(plan, progress)
 
 
-def _tell(plan: Plan, progress: Callable[[int, int], None]) -> None:
-    """Report how far the plan is; an unavailable database is ignored."""
+def _report_progress(plan: Plan, progress: Callable[[int, int], None]) -> None:
+    """Report the progress of the plan; an unavailable database is ignored."""
     ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
     query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk)
     try:
@@ -159,7 +159,7 @@ class _Pool:
         self.limit = [] if row_timeout is None else ["--row-timeout", f"{row_timeout:g}"]
         self.planned_by = [] if plan.role is None else ["--planned-by", plan.role]
         self.running: dict[int, subprocess.Popen[bytes]] = {}
-        self.stopped = self.told = self.at_once = False
+        self.stopped = self.stop_requested = self.at_once = False
         self.bad: dict[int, int] = {}  # element: exit status
 
     def start(self, element: int) -> None:
@@ -188,7 +188,7 @@ class _Pool:
             )  # fmt: skip
 
     def reap(self) -> bool:
-        """Look which elements have ended; whether one of them ended well."""
+        """Collect ended elements; return whether one of them succeeded."""
         ended_well = False
         for element, process in list(self.running.items()):
             if process.poll() is not None:
@@ -206,7 +206,7 @@ class _Pool:
                 process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Whatever happened here, no element is left behind."""
+        """Terminate all elements that still run."""
         if any(process.poll() is None for process in self.running.values()):
             self.ask_to_stop()
         deadline = time.monotonic() + config.current().element.grace_s + _STORING_S
@@ -219,16 +219,16 @@ class _Pool:
         self.running.clear()
 
 
-def _stopped_by_signals(pool: _Pool) -> dict[int, Any]:
+def _stop_on_signals(pool: _Pool) -> dict[int, Any]:
     def on_signal(number: int, frame: object) -> None:
-        """The first time in good order; the second time at once."""
-        pool.at_once, pool.told = pool.told, True
+        """Ask the elements to stop at the first signal; kill them at the second."""
+        pool.at_once, pool.stop_requested = pool.stop_requested, True
         pool.ask_to_stop()
 
     return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
 
 
 def pages_to_run(plan: Plan) -> list[Page]:
-    """Pages that were given to no submission and have rows left."""
+    """Return the pages that belong to no submission and have rows left."""
     with connection():
         return [p for p in light_pages(plan) if p.submission_pk is None and p.n_pending]

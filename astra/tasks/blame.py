@@ -1,4 +1,4 @@
-"""Finds out which row is to blame for an exception, by trying the rows in hand again."""
+"""Find the row that is to blame for an exception, by trying the rows in hand again."""
 
 import errno
 import logging

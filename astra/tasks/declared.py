@@ -1,4 +1,4 @@
-"""What the decorator knows of a task, and how a call's arguments are bound to it."""
+"""The declaration of a task in its decorator, and how the arguments of a call are bound to it."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping

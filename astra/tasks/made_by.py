@@ -1,4 +1,4 @@
-"""What makes a result: the task's arguments, the files that these name, and its code."""
+"""The provenance of a result: the task's arguments, the files that they name, and its code."""
 
 import hashlib
 import inspect

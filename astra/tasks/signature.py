@@ -1,4 +1,4 @@
-"""Names and annotations: which function is meant, which tables it reads, which it writes."""
+"""Resolve a task's name and annotations: its function, the tables it reads, the one it writes."""
 
 import ast
 import collections.abc

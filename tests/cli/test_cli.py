@@ -20,7 +20,7 @@ from astra.slurm import parse
 from astra.states import PageState, PlanState, worst
 from astra.status.pages import PageStatus, never_starts
 from astra.status.status import plan_state
-from astra.submit.local import _what_went_ill
+from astra.submit.local import _failed_elements
 from tests.sample_tasks import fill, measure
 
 TASK = "tests.sample_tasks.measure"
@@ -107,9 +107,9 @@ def test_what_waits_for_ever_needs_attention(reason, state):
 
 
 def test_elements_that_did_not_end_well_are_told_in_words():
-    told = _what_went_ill({3: 77}, "logs/local-a1")
-    assert told == "1 element did not end well: element 3 (exit status 77); see logs/local-a1_3.log"
-    assert "2 elements did not end well, first element 3 (killed by SIGKILL)" in _what_went_ill(
+    told = _failed_elements({3: 77}, "logs/local-a1")
+    assert told == "1 element failed: element 3 (exit status 77); see logs/local-a1_3.log"
+    assert "2 elements did not end well, first element 3 (killed by SIGKILL)" in _failed_elements(
         {3: -9, 4: 77}, "logs/local-a1"
     )
 

@@ -80,5 +80,5 @@ def test_a_row_that_ends_the_whole_element(url):
         assert n_resumed <= 9
     (failed,) = failures(planned.plan)
     assert (failed.key, failed.exception) == (3, "KilledProcess")
-    assert "in hand when its process ended without a word, 3 times" in failed.message
+    assert "being processed when its process ended without a record, 3 times" in failed.message
     assert Measured.select().count() == 7 and verify(planned.plan).sound

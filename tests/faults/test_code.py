@@ -125,7 +125,7 @@ def test_before_the_first_row(url):
     resume_local(planned.plan, 1)
     found, (attempt,) = status(planned.plan), Attempt.select()
     assert found.pages == {"broken": 1} and found.rows == {"done": 0, "broken": ROWS}
-    assert "raised before it asked for a row: FileNotFoundError: model.npz" in attempt.message
+    assert "raised before it took a row: FileNotFoundError: model.npz" in attempt.message
     assert failures(planned.plan) == [] and verify(planned.plan).sound
 
 

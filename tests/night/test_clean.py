@@ -142,8 +142,10 @@ def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
     assert CliRunner().invoke(main, ["logs", str(plan), "1", "--follow"]).output == printed
     archive.rename(tmp_path / "elsewhere")
     gone = CliRunner().invoke(main, ["logs", str(plan), "1"])
-    assert gone.exit_code == 2 and f"is not here, or only its owner may read it: {log}" in " ".join(
-        gone.stderr.split()
+    assert (
+        gone.exit_code == 2
+        and f"is not on this machine, or only its owner may read it: {log}"
+        in " ".join(gone.stderr.split())
     )
     (tmp_path / "elsewhere").rename(archive)
     with tarfile.open(archive) as tar:

@@ -283,7 +283,7 @@ class TestOnSlurm:
         made = resume(plan)
         script = Path(made.jobs[0].script).read_text()
         assert made.pages == lost and "--exclude=n1\n" in script and "--cpus-per-task=8" in script
-        assert any("node n1 is left out until" in note for note in status(plan).notes)
+        assert any("node n1 is excluded until" in note for note in status(plan).notes)
         run_out(slurm)
         assert status(plan).state == "whole" and resume(plan).pages == 0
         # It expires, and a node that Slurm does not know is never named.

@@ -64,7 +64,7 @@ def test_a_plan_pauses_when_all_pages_break(url):
     submission = pool_of(plan)
     assert [len(pulled(plan, submission, n)) for n in range(1, 13)] == [1] * 10 + [0] * 2
     assert get_plan(plan.pk).paused is not None
-    said = "the last 10 pages to end are all broken"
+    said = "the last 10 pages that ended are all broken"
     assert any(said in note for note in status(plan.pk).notes)
 
 
