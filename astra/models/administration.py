@@ -11,7 +11,7 @@ from peewee import Model
 from astra.database.connection import database, dialect
 from astra.database.inspection import indexes, literal, relations, stored_name
 from astra.errors import DatabaseError
-from astra.models.base import BaseModel
+from astra.models.base import BaseModel, missing_indexes
 from astra.models.pipeline import OutputModel
 
 #: How long initdb waits for a table that is in use; meanwhile everybody else waits behind it.
@@ -64,15 +64,12 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
 
 def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
     """The indexes that a table lacks: name, columns, statement."""
+    schema: Any = model._schema  # type: ignore[attr-defined]
+    for index in missing_indexes(model):
+        sql, parameters = schema._create_index(index, safe=True).query()
+        if not parameters:
+            yield index._name, [field.column_name for field in index._expressions], sql
     there = indexes(model)
-    for index in model._meta.fields_to_index():
-        if stored_name(index._name) not in there:
-            schema: Any = model._schema  # type: ignore[attr-defined]
-            context = schema._create_index(index, safe=True)
-            sql, parameters = context.query()
-            if not parameters:
-                names = [field.column_name for field in index._expressions]
-                yield index._name, names, sql
     for name, columns, sql in model.own_indexes():
         if stored_name(name) not in there:
             yield name, columns, sql

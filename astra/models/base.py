@@ -237,10 +237,15 @@ def _create(model: Any, safe: bool, options: dict[str, object]) -> None:
     To ask for one that is there would wait for all that write to the table.
     """
     model._schema.create_table(safe, **options)
+    for index in missing_indexes(model):
+        database.execute(model._schema._create_index(index, safe))
+
+
+def missing_indexes(model: Any) -> list[Any]:
+    """The indexes of a model's fields that its table lacks, as peewee declares them."""
     there = indexes(model)
-    for index in model._meta.fields_to_index():
-        if stored_name(index._name) not in there:
-            database.execute(model._schema._create_index(index, safe))
+    declared = model._meta.fields_to_index()
+    return [index for index in declared if stored_name(index._name) not in there]
 
 
 def _database_default(field: Field) -> str | None:

@@ -1,7 +1,5 @@
 """Ownership of a table of results: it holds one result for a row, and that of one task."""
 
-import inspect
-from pathlib import Path
 from typing import Any
 
 from peewee import SQL, ColumnBase, Model, fn
@@ -15,7 +13,13 @@ from astra.models.plans import N_PENDING, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import check_version
 from astra.models.source import Source
 from astra.plan.origin import _check_importable, import_root
-from astra.tasks.signature import choose_model, find_task, output_model, task_name
+from astra.tasks.signature import (
+    choose_model,
+    find_task,
+    output_model,
+    source_file,
+    task_name,
+)
 
 
 def check_own_results(function: Any, model: type[Model], output: Any) -> None:
@@ -101,7 +105,7 @@ def rename_task(old: str, task: str) -> int:
     function = find_task(task)
     _check_importable(function)
     new, output = task_name(function), output_model(function)
-    root = import_root(function, Path(inspect.getfile(inspect.unwrap(function))).resolve())
+    root = import_root(function, source_file(function))
     check_version()
     with connection(), writing():
         known = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]

@@ -1,10 +1,8 @@
 """Plans: the pending rows of one task and input model, frozen, cut into pages."""
 
-import inspect
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import peewee
@@ -29,7 +27,13 @@ from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.made_by import arguments_of, making_of, note_making
-from astra.tasks.signature import choose_model, find_task, output_model, task_name
+from astra.tasks.signature import (
+    choose_model,
+    find_task,
+    output_model,
+    source_file,
+    task_name,
+)
 
 
 @dataclass(frozen=True)
@@ -294,11 +298,10 @@ def _record(
     selection: Selection,
     making: dict[str, object],
 ) -> Plan:
-    file = Path(inspect.getfile(inspect.unwrap(function))).resolve()
     return Plan.create(
         task=task_name(function),
         task_path=import_path(function),
-        import_root=import_root(function, file),
+        import_root=import_root(function, source_file(function)),
         input_model=import_path(model),
         input_table=table_name(model),
         output_model=import_path(output),

@@ -15,7 +15,7 @@ from astra.models.pipeline import version_number
 from astra.models.plans import MadeBy
 from astra.tasks.arguments import plain
 from astra.tasks.declared import _KEYWORDS, Declared, bind_call
-from astra.tasks.signature import rows_parameter, task_name
+from astra.tasks.signature import rows_parameter, source_file, task_name
 
 
 def arguments_of(function: object, values: Mapping[str, object]) -> dict[str, object]:
@@ -180,7 +180,7 @@ def _said(value: object) -> object:
 
 def code_version(function: Any) -> str | None:
     """The commit that a task's code stands at, with "+" where files were changed since."""
-    return _commit(Path(inspect.getfile(inspect.unwrap(function))).resolve().parent)
+    return _commit(source_file(function).parent)
 
 
 @lru_cache(maxsize=64)  # what was imported stays as it is

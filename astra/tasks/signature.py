@@ -162,6 +162,11 @@ def _is_missing(module: str) -> bool:
         return True
 
 
+def source_file(function: Callable[..., object]) -> Path:
+    """The file that a task is written in."""
+    return Path(inspect.getfile(inspect.unwrap(function))).resolve()
+
+
 def task_name(function: Callable[..., object]) -> str:
     """The name that plans and failures know a task by: ``slam.slam``, ``mypackage.tasks.f``."""
     module = function.__module__
