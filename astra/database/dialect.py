@@ -31,11 +31,35 @@ class Batch:
     conflict: tuple[str, ...]
     where: str
     primary: str
+    model: Any
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """The type of each column, as the model declares it."""
+        schema, fields = self.model._schema, self.model._meta.columns
+        types = {}
+        for name in self.columns:
+            context = schema._create_context()
+            types[name] = context.sql(fields[name].ddl_datatype(context)).query()[0]
+        return types
 
     @property
     def keys(self) -> list[tuple[Any, ...]]:
         """The keys of the rows, in database form."""
         return list(zip(*(self.columns[name] for name in self.key), strict=True))
+
+
+class NotStored(ValueError):
+    """The database took a result without an error, and did not store it, or not as it was."""
+
+    def __init__(self, table: str, column: str | None = None, stored: str | None = None) -> None:
+        if column is None:
+            said = f"did not store it: a trigger or a rule of the table {table} discarded it"
+        else:
+            value = "NULL" if stored is None else stored
+            said = f"stored {value} in the column {column}: its type, a trigger or a rule of the "
+            said += f"table {table} changed what was yielded"
+        super().__init__(f"the database took the result and {said}")
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ class PostgreSQL(Keys):
         self._types: dict[str, dict[str, str]] = {}
         self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}
         self._sequences: dict[str, str | None] = {}
+        self._is_plain: dict[str, bool] = {}
         dialects[self.database] = self
 
     def storable(self, text: str) -> str:

@@ -1,5 +1,6 @@
 """Write a batch of results to PostgreSQL: by a binary COPY, or in one statement."""
 
+from datetime import date
 from io import BytesIO
 from typing import Any
 
@@ -7,10 +8,19 @@ import peewee
 from psycopg2.extensions import Binary
 
 from astra.database.array_text import BYTES, array_literal
-from astra.database.dialect import Batch, Common, on_conflict, peewee_errors
+from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
+from astra.database.values import MOMENTS, check
+from astra.errors import BrokenElement
 
 #: Rows from which the statements around a COPY cost less than it saves.
 _COPIED_FROM = 50
+
+#: What values of a type are to whoever reads them. An enum is a text; among types that are like no
+#: other, such as bytea, and between moments with a time zone and without, each is of its own kind.
+_KIND = """(SELECT CASE WHEN typname IN ('json', 'jsonb') THEN 'json'
+                        WHEN typcategory = 'U' OR typname = 'timestamptz' THEN typname::text
+                        WHEN typcategory = 'E' THEN 'S' ELSE typcategory::text END
+            FROM pg_type WHERE oid = {})"""
 
 
 class Writing(Common):
@@ -19,10 +29,13 @@ class Writing(Common):
     _types: dict[str, dict[str, str]]
     _seen_columns: dict[str, list[tuple[Any, ...]]]
     _sequences: dict[str, str | None]
+    _is_plain: dict[str, bool]
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """A value in database form; the server itself looks at all but bytes, of which a text
-        would make some."""
+        would make some, and moments, of which it makes others."""
+        if field.field_type in MOMENTS and type(value) is not date:
+            check(field, value)
         if field.field_type == "BLOB" and not isinstance(value, BYTES | Binary):
             raise TypeError(f"{type(value).__name__} is not bytes")
         return value
@@ -40,30 +53,102 @@ class Writing(Common):
             self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
         return self._types[table]
 
-    def _look_at_types(self, table: str) -> None:
-        """Forget what is known of a table's columns, if somebody has altered them since.
+    def _look_at(self, batch: Batch) -> None:
+        """Forget what is known of a table, if somebody has altered it since.
 
         The lock is the one that writing takes: the table stays as it is until the transaction ends.
+
+        Raises
+        ------
+        BrokenElement
+            If a column is of another kind than the model says, so that what is read is not what
+            was written.
         """
+        table = batch.table
         columns = self.run(
             f"""LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
-                SELECT attname, atttypid::bigint, atttypmod FROM pg_attribute
+                SELECT attname, atttypid::bigint, atttypmod, relkind <> 'r' OR relhasrules
+                    OR relrowsecurity OR EXISTS (
+                        SELECT 1 FROM pg_trigger WHERE tgrelid = attrelid AND NOT tgisinternal)
+                FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
                 WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
                 ORDER BY attnum""",
             (table,),
         ).fetchall()
-        if self._seen_columns.get(table) != columns:
-            self._seen_columns[table] = columns
-            self._types.pop(table, None)
-            self._sequences.pop(table, None)
+        if self._seen_columns.get(table) == columns:
+            return
+        self._types.pop(table, None)
+        self._sequences.pop(table, None)
+        declared = batch.declared
+        types = self.run(
+            f"""SELECT attname, format_type(atttypid, atttypmod), to_regtype(declared)::text,
+                    {_KIND.format("atttypid")}, {_KIND.format("to_regtype(declared)")}
+                FROM pg_attribute JOIN unnest(%s::text[], %s::text[]) AS wanted(name, declared)
+                    ON attname = name
+                WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped""",
+            (list(declared), list(declared.values()), table),
+        ).fetchall()
+        kinds = {name: (stored, kind == wanted) for name, stored, _, kind, wanted in types}
+        for name, kind in declared.items():
+            stored, is_same = kinds.get(name, ("missing", False))
+            if not is_same:
+                raise BrokenElement(
+                    f"the column {name} of the table {batch.model._meta.table_name} is {stored}, "
+                    f"where {batch.model.__name__} declares {kind}: its rows stay pending: repair "
+                    "the table (astra initdb adds a missing column), then astra resume"
+                )
+        self._is_plain[table] = not columns[0][3] and all(
+            stored == f"{wanted}{''.join(declared[name].partition('(')[1:]).replace(' ', '')}"
+            for name, stored, wanted, *_ in types
+        )
+        self._seen_columns[table] = columns
 
     def upsert(self, batch: Batch) -> dict[int, int]:
         """Write a batch; what was written, as {place in the batch: primary key}.
 
         A row is replaced only by one whose input was read later or at the same time. Where no row
         has a result yet, which is most often so, the batch is copied straight into the table.
+
+        Raises
+        ------
+        NotStored
+            If what is stored is not what was given.
         """
-        self._look_at_types(batch.table)
+        self._look_at(batch)
+        written = self._written(batch)
+        if written and not self._is_plain[batch.table]:
+            self._compare(batch, written)
+        return written
+
+    def _compare(self, batch: Batch, written: dict[int, int]) -> None:
+        """Look at what is stored, where a trigger, a rule or a type may have changed it."""
+        declared = batch.declared
+        arrays = [[str(pk) for pk in written.values()]]
+        arrays += [[values[place] for place in written] for values in batch.columns.values()]
+        given = ", ".join(f"g{i}" for i in range(len(declared)))
+        # By the text that a type's own function makes: char(n)::text would hide its blanks.
+        pairs = ", ".join(
+            f"({i}, to_jsonb(CAST(g{i} AS {kind})), CASE WHEN "
+            f"stored.{self.quote(name)} IS NOT NULL THEN "
+            f"to_jsonb(CAST(format('%%s', stored.{self.quote(name)}) AS {kind})) END, "
+            f"stored.{self.quote(name)}::text)"
+            for i, (name, kind) in enumerate(declared.items())
+        )
+        primary = f"stored.{self.quote(batch.primary)}"
+        other = self.run(
+            f"""SELECT {primary}, place, found
+                FROM unnest({", ".join(["%s::text[]"] * len(arrays))}) AS given(pk, {given})
+                LEFT JOIN {batch.table} AS stored ON {primary} = pk::bigint,
+                LATERAL (VALUES {pairs}) AS columns(place, wanted, read, found)
+                WHERE {primary} IS NULL OR wanted IS DISTINCT FROM read LIMIT 1""",
+            list(map(array_literal, arrays)),
+        ).fetchone()
+        if other is not None:
+            pk, place, found = other
+            column = None if pk is None else list(declared)[place]
+            raise NotStored(batch.model._meta.table_name, column, found)
+
+    def _written(self, batch: Batch) -> dict[int, int]:
         if len(batch.columns[batch.key[0]]) < _COPIED_FROM:
             return self._inserted(batch)
         try:

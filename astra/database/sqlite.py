@@ -23,6 +23,7 @@ from astra.database.dialect import (
     Batch,
     Common,
     Denied,
+    NotStored,
     adding_column,
     dialects,
     is_condition,
@@ -62,6 +63,13 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
 
 def _is_writable(path: str) -> bool:
     return os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
+
+
+#: What SQLite makes of values of a declared type.
+_AFFINITIES = {
+    "INTEGER": "INTEGER", "BIGINT": "INTEGER", "SMALLINT": "INTEGER", "REAL": "REAL",
+    "BLOB": "BLOB", "DECIMAL": "NUMERIC",
+}  # fmt: skip
 
 
 class SQLite(Common):
@@ -378,6 +386,44 @@ class SQLite(Common):
         return int(pages), int(rows)
 
     def upsert(self, batch: Batch) -> dict[int, int]:
+        """Write a batch; what was written, as {place in the batch: primary key}.
+
+        Raises
+        ------
+        NotStored
+            If what is stored is not what was given.
+        """
+        written = self._written(batch)
+        name, declared = batch.model._meta.table_name, batch.declared
+        sql = "SELECT 1 FROM sqlite_master WHERE tbl_name = ? AND type IN ('trigger', 'view')"
+        is_plain = not self.run(sql, (name,)).fetchone() and declared.items() <= set(
+            self.run("SELECT name, type FROM pragma_table_xinfo(?)", (name,)).fetchall()
+        )
+        if not is_plain:
+            self._compare(batch, declared, written)
+        return written
+
+    def _compare(self, batch: Batch, declared: dict[str, str], written: dict[int, int]) -> None:
+        """Look at what is stored, where a trigger or the type of a column may have changed it."""
+        # As of the declared type, of which a text of the same digits is another value.
+        kinds = [_AFFINITIES.get(kind.partition("(")[0], "TEXT") for kind in declared.values()]
+        same = ", ".join(
+            f"CAST({self.quote(name)} AS {kind}) IS CAST(? AS {kind})"
+            for name, kind in zip(declared, kinds, strict=True)
+        )
+        names = ", ".join(f"quote({self.quote(name)})" for name in declared)
+        primary, width = self.quote(batch.primary), len(declared)
+        sql = f"SELECT {same}, {names} FROM {batch.table} WHERE {primary} = ?"
+        for place, pk in written.items():
+            values = [values[place] for values in batch.columns.values()]
+            found = self.run(sql, (*values, pk)).fetchone()
+            if found is None:
+                raise NotStored(batch.model._meta.table_name)
+            for name, is_same, stored in zip(declared, found, found[width:], strict=False):
+                if not is_same:
+                    raise NotStored(batch.model._meta.table_name, name, stored)
+
+    def _written(self, batch: Batch) -> dict[int, int]:
         names = list(batch.columns)
         if batch.table not in self._columns:
             rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (batch.table.strip('"'),))

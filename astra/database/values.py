@@ -108,9 +108,13 @@ def _bytes(field: Field, value: Any) -> None:
 def _moment(kind: Any) -> Callable[[Field, Any], None]:
     def checked(field: Field, value: Any) -> None:
         if isinstance(value, str):
-            kind.fromisoformat(value)
+            value = kind.fromisoformat(value)
         elif not isinstance(value, kind):
             raise ValueError(f"{value!r} is no {kind.__name__}")
+        if field.field_type in ("DATETIME", "TIME") and value.utcoffset():
+            raise ValueError(
+                f"{value} has a time zone, which the column would drop; give it in UTC"
+            )
 
     return checked
 
@@ -134,6 +138,9 @@ def _json(field: Field, value: Any) -> None:
     if isinstance(value, str):
         json.loads(value, parse_constant=refuse)
 
+
+#: Types of moments: PostgreSQL takes "now" or "3/4/2001" for some, and drops the zone of others.
+MOMENTS = frozenset({"DATE", "TIME", "DATETIME", "MOMENT"})
 
 _CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "FLOAT": _real, "DOUBLE": _real, "DECIMAL": _decimal,

@@ -5,7 +5,7 @@ A column at a time where its values are plainly of its type, which most are; els
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from itertools import chain
 from typing import Any
 
@@ -88,9 +88,29 @@ def as_columns(results: Sequence[Any]) -> dict[str, Sequence[object]] | None:
     return columns
 
 
-def _converted(field: peewee.Field, value: object) -> object:
-    value = field.db_value(value)
-    return value if value is None else dialect().checked(field, value)
+def _converted(field: peewee.Field, value: Any) -> object:
+    converted = field.db_value(value)
+    if converted is None:
+        return None
+    if _is_changed(field, value, converted):
+        raise ValueError(f"{clean(repr(value), 100)} would be stored as {converted!r}")
+    return dialect().checked(field, converted)
+
+
+#: Fields that peewee makes a value fit, as a fraction a whole number, or any text true.
+_EXACT = {
+    peewee.IntegerField, peewee.BigIntegerField, peewee.SmallIntegerField,
+    peewee.BooleanField, peewee.FixedCharField,
+}  # fmt: skip
+
+
+def _is_changed(field: peewee.Field, value: Any, converted: Any) -> bool:
+    """Whether a field makes another value of one, so that not what was yielded would be stored."""
+    if type(field) is peewee.DateField and isinstance(value, datetime):
+        return value.time() != time.min
+    if type(field) not in _EXACT or converted == value:
+        return False
+    return str(converted) != str(value).strip(" ")
 
 
 def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) -> bool:
@@ -258,7 +278,7 @@ def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
     """
     model = type(yielded.result)
     message = clean(dialect().message(error), MESSAGE_LIMIT)
-    if dialect().is_tables_fault(error, set(model._meta.columns)):
+    if dialect().is_tables_fault(error, set(model._meta.columns) - BY_DATABASE):
         raise BrokenElement(
             f"the table {model._meta.table_name} takes no result of {model.__name__}: {message}; "
             "its rows stay pending: repair the table, then astra resume"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from astra.database.connection import database, dialect
-from astra.database.dialect import Batch
+from astra.database.dialect import Batch, NotStored
 from astra.models.pipeline import OutputModel, version_number
 from astra.results.claim import Claim
 from astra.results.columns import (
@@ -122,10 +122,6 @@ def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
     return stored
 
 
-class NotStored(ValueError):
-    """The database took a result without an error, and did not store it."""
-
-
 def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) -> None:
     """Make sure that each result was stored, or that a later one stands in its place.
 
@@ -147,10 +143,7 @@ def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) 
         if data.get("input_read") is not None:
             later &= model.input_read > data["input_read"]
         if not model.select(model.task_pk).where(later).exists():
-            raise NotStored(
-                "the database took the result and did not store it: a trigger or a rule of the "
-                f"table {model._meta.table_name} discarded it"
-            )
+            raise NotStored(model._meta.table_name)
 
 
 def batch_of(model: type[OutputModel], link: Any, columns: dict[str, Any]) -> Batch:
@@ -159,7 +152,7 @@ def batch_of(model: type[OutputModel], link: Any, columns: dict[str, Any]) -> Ba
     return Batch(
         dialect().table(model), columns, (*key, "result_number"),
         (*key, "v_astra_major_minor", "result_number"), link.where,
-        model.task_pk.column_name,
+        model.task_pk.column_name, model,
     )  # fmt: skip
 
 

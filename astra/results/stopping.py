@@ -4,7 +4,7 @@ import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,20 +58,21 @@ class Tally:
                 self.n_mistakes += 1
                 self.mistake = failure.said
 
-    def check(self, task: str, n_more: int = 0) -> None:
-        """Judge the rows up to now, and `n_more` of them that are about to fail.
+    def check(self, task: str, refused: "Sequence[Refusal]" = ()) -> None:
+        """Judge the rows up to now, and those that are about to fail.
 
         Raises
         ------
         BrokenElement
             If more than the share of rows has failed.
         """
-        n_failed = self.n_failed + n_more
+        n_failed = self.n_failed + len(refused)
         if self.n_ended >= self.after and n_failed > self.share * self.n_ended:
             raise BrokenElement(
                 f"{n_failed} of {self.n_ended} rows of this element failed, more than the "
                 f"share of {self.share:g} ([element] max_failures): {task} is taken to be broken, "
                 "not its rows; failures not yet stored are left out, and their rows stay pending"
+                + (f"; the last: {refused[-1].said}" if refused else "")
             )
 
     def check_end(self, task: str) -> None:

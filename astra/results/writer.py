@@ -269,7 +269,7 @@ class Writer:
     def _judge(self, refused: list[Refusal]) -> None:
         """End the run before failures are stored that are not the rows' own."""
         if self.claim is not None and refused:
-            self.tally.check(self.target.task, len(refused))
+            self.tally.check(self.target.task, refused)
 
     def _look_around(self, checkpoint: Checkpoint) -> None:
         """End the run if the checkpoint showed that it is in vain."""

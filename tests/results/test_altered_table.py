@@ -1,18 +1,29 @@
 """What is stored is what was yielded, or it fails loudly, whatever was done to the table meanwhile."""
 
+import re
+from collections.abc import Iterable
+
 import psycopg2
 import psycopg2.errors
 import pytest
 
+from astra import task
 from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Failure
+from astra.models.plans import Attempt, Failure
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
+
+
+@task
+def half(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """A value that no whole number is, and a text, for each spectrum."""
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=spectrum.spectrum_pk + 0.25, text="t")
 
 
 def values() -> dict[int, float]:
@@ -93,6 +104,90 @@ def test_a_trigger_keeps_a_replacement_out(url):
     (made,) = create_plan(measure, BossVisitSpectrum)
     resume_local(made.plan)
     assert status(made.plan).rows == {"done": 45, "failed": 15}
+
+
+def alter(statement: str) -> None:
+    with connection():
+        for part in statement.split(";;"):
+            database.execute_sql(part.replace("%", "%%") if dialect().name != "sqlite" else part)
+
+
+_TRIGGER = """CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    {} END $$;;CREATE TRIGGER change {} INSERT ON measured FOR EACH ROW EXECUTE FUNCTION change()"""
+_OF_SQLITE = "CREATE TRIGGER change AFTER INSERT ON measured BEGIN {}; END"
+
+#: What makes another value of some results, and of how many of 60.
+CHANGES = {
+    "a trigger before": (
+        _TRIGGER.format("NEW.value := NEW.value + (NEW.spectrum_pk % 6 = 0)::int; RETURN NEW;", "BEFORE"),
+        _OF_SQLITE.format(
+            "UPDATE measured SET value = 1 WHERE task_pk = NEW.task_pk AND NEW.spectrum_pk % 6 = 0"
+        ),
+        10,
+    ),
+    "a trigger after": (
+        _TRIGGER.format(
+            "DELETE FROM measured WHERE task_pk = NEW.task_pk AND NEW.spectrum_pk % 6 = 0; "
+            "RETURN NULL;", "AFTER",
+        ),
+        _OF_SQLITE.format("DELETE FROM measured WHERE task_pk = NEW.task_pk AND NEW.spectrum_pk % 6 = 0"),
+        10,
+    ),
+    "a trigger that keeps all": (
+        _TRIGGER.format("RETURN NEW;", "BEFORE"), _OF_SQLITE.format("SELECT 1"), 0,
+    ),
+    "fewer digits": (
+        "ALTER TABLE measured ALTER value TYPE numeric(6, 0) USING 0",
+        "ALTER TABLE measured DROP COLUMN value;;ALTER TABLE measured ADD COLUMN value INTEGER;;"
+        "CREATE TRIGGER change AFTER INSERT ON measured BEGIN UPDATE measured SET "
+        "value = CAST(value AS INTEGER) WHERE task_pk = NEW.task_pk AND NEW.spectrum_pk % 6 = 1; END",
+        None,
+    ),
+    "texts of bytes": (
+        "ALTER TABLE measured ALTER number TYPE text", "ALTER TABLE measured DROP COLUMN number;;"
+        "ALTER TABLE measured ADD COLUMN number DOUBLE PRECISION", None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [1, 1000])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_stored_as_another_value_is_its_rows_failure(url, change, batch_size):
+    fill(60)
+    of_postgresql, of_sqlite, n_failed = CHANGES[change]
+    (made,) = create_plan(measure, BossVisitSpectrum, arguments={"batch_size": batch_size})
+    alter(of_sqlite if dialect().name == "sqlite" else of_postgresql)
+    resume_local(made.plan)
+    with connection():
+        stored = dict(Measured.select(Measured.spectrum_pk, Measured.value).tuples())
+        assert {f.exception for f in Failure.select()} <= {"NotStored"}
+    assert all(float(value) == key * 0.5 for key, value in stored.items())
+    if n_failed is not None:
+        assert status(made.plan).rows.get("failed", 0) == n_failed == 60 - len(stored)
+    assert verify(made.plan).sound
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("ALTER value TYPE numeric(3,1) USING 0, ADD CHECK (value < 1)", "violates check constraint"),
+        ("ALTER text TYPE bytea USING NULL", "text of the table measured is bytea, where Measured"),
+        ("ALTER number TYPE boolean USING true", "is boolean, where Measured declares INTEGER"),
+        ("RENAME text TO words", "is missing, where Measured declares TEXT.*astra initdb"),
+        ("ALTER created DROP DEFAULT", "takes no result of Measured.*astra resume"),
+        ("ADD UNIQUE (number)", "share of 0.5.*the last: .*unique constraint"),
+        ("ALTER value TYPE numeric(5,0) USING 0", "stored 1 in the column value"),
+    ],
+)  # fmt: skip
+def test_a_table_that_takes_no_result_breaks_the_page_and_says_why(pg_url, statement, said):
+    fill(60)
+    (made,) = create_plan(half, BossVisitSpectrum)
+    alter(f"ALTER TABLE measured {statement}")
+    resume_local(made.plan)
+    assert status(made.plan).rows == {"done": 0, "broken": 60}
+    with connection():
+        assert re.search(said, Attempt.get().message), Attempt.get().message
+        assert not Measured.select(Measured.task_pk).exists() and not Failure.select().exists()
 
 
 def test_no_table_is_altered_while_it_is_verified(pg_url):

@@ -3,13 +3,18 @@
 import subprocess
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 
+import numpy as np
 import pytest
+from peewee import BooleanField, DateField, DateTimeField, FixedCharField, IntegerField
 
 from astra import task
 from astra.database.connection import connection, database
 from astra.errors import UsageError
-from astra.models import BossVisitSpectrum, Source
+from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
+from astra.models.plans import Failure
 from astra.plan.plan import create_plan
 from tests.own_tables import LightCurve, Period
 from tests.sample_tasks import Measured, OfSource, fill, measure
@@ -71,3 +76,44 @@ def test_null_is_stored_as_null_whatever_the_settings_of_the_database(pg_url, n)
     with connection():
         stored = {(result.text, result.number) for result in Measured.select()}
         assert stored == {("named", 2), (None, None)} and Measured.select().count() == n
+
+
+class Exact(PipelineOutputModel):
+    number = IntegerField(null=True)
+    flag = BooleanField(null=True)
+    code = FixedCharField(null=True, max_length=4)
+    day = DateField(null=True)
+    at = DateTimeField(null=True)
+
+
+_KATHMANDU = timezone(timedelta(hours=5, minutes=45))
+
+
+@pytest.mark.parametrize(
+    ("refused", "taken"),
+    [
+        ({"number": 1.5}, {"number": np.float32(2)}), ({"number": np.float64(-0.5)}, {"number": "5"}),
+        ({"number": Decimal("0.5")}, {"number": np.array(5, dtype=">i8")}),
+        ({"flag": "no"}, {"flag": np.bool_(False)}), ({"flag": 2}, {"flag": 1}),
+        ({"flag": float("nan")}, {"flag": 0.0}), ({"code": "abcde"}, {"code": "ab  "}),
+        ({"day": datetime(2001, 2, 3, 4)}, {"day": datetime(2001, 2, 3)}),
+        ({"day": "today"}, {"day": "2001-02-03"}), ({"at": "now"}, {"at": datetime(2001, 2, 3, 4)}),
+        ({"at": "3/4/2001"}, {"at": "2001-02-03T04:05:06"}), ({"at": "infinity"}, {"at": None}),
+        ({"at": datetime(2001, 2, 3, tzinfo=_KATHMANDU)}, {"at": datetime(2001, 2, 3, tzinfo=UTC)}),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_a_value_that_its_column_would_change_is_refused(url, refused, taken):
+    with connection():
+        Exact.create_table()
+        spectrum = BossVisitSpectrum.create()
+
+    @task
+    def yields(spectra: Iterable[BossVisitSpectrum], which: int) -> Iterable[Exact]:
+        for row in spectra:
+            yield Exact.from_spectrum(row, **(refused, taken)[which])
+
+    assert not list(yields([spectrum], which=0))
+    with connection():
+        assert next(iter(refused)) in Failure.get().message
+    assert len(list(yields([spectrum], which=1))) == 1
