@@ -20,17 +20,13 @@ import peewee
 from peewee import SQL, fn
 
 from astra.database.dialect import (
-    Batch,
-    Common,
     Denied,
-    NotStored,
     adding_column,
     dialects,
     is_condition,
-    on_conflict,
-    peewee_errors,
 )
 from astra.database.locks import Holder
+from astra.database.sqlite_writing import Writing
 from astra.database.values import check as check_value
 from astra.errors import DatabaseError
 
@@ -65,14 +61,7 @@ def _is_writable(path: str) -> bool:
     return os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
 
 
-#: What SQLite makes of values of a declared type.
-_AFFINITIES = {
-    "INTEGER": "INTEGER", "BIGINT": "INTEGER", "SMALLINT": "INTEGER", "REAL": "REAL",
-    "BLOB": "BLOB", "DECIMAL": "NUMERIC",
-}  # fmt: skip
-
-
-class SQLite(Common):
+class SQLite(Writing):
     name = "sqlite"
     timestamp_type = "TEXT"
     keys_type = key_texts_type = "TEXT"
@@ -89,7 +78,7 @@ class SQLite(Common):
             pragmas={"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1},
             timeout=30,
         )
-        self._columns: dict[str, set[str]] = {}
+        self._columns = {}
         dialects[self.database] = self
 
     def now(self) -> datetime:
@@ -384,77 +373,6 @@ class SQLite(Common):
         )
         pages, rows = cursor.fetchone()
         return int(pages), int(rows)
-
-    def upsert(self, batch: Batch) -> dict[int, int]:
-        """Write a batch; what was written, as {place in the batch: primary key}.
-
-        Raises
-        ------
-        NotStored
-            If what is stored is not what was given.
-        """
-        written = self._written(batch)
-        name, declared = batch.model._meta.table_name, batch.declared
-        sql = "SELECT 1 FROM sqlite_master WHERE tbl_name = ? AND type IN ('trigger', 'view')"
-        is_plain = not self.run(sql, (name,)).fetchone() and declared.items() <= set(
-            self.run("SELECT name, type FROM pragma_table_xinfo(?)", (name,)).fetchall()
-        )
-        if not is_plain:
-            self._compare(batch, declared, written)
-        return written
-
-    def _compare(self, batch: Batch, declared: dict[str, str], written: dict[int, int]) -> None:
-        """Look at what is stored, where a trigger or the type of a column may have changed it."""
-        # As of the declared type, of which a text of the same digits is another value.
-        kinds = [_AFFINITIES.get(kind.partition("(")[0], "TEXT") for kind in declared.values()]
-        same = ", ".join(
-            f"CAST({self.quote(name)} AS {kind}) IS CAST(? AS {kind})"
-            for name, kind in zip(declared, kinds, strict=True)
-        )
-        names = ", ".join(f"quote({self.quote(name)})" for name in declared)
-        primary, width = self.quote(batch.primary), len(declared)
-        sql = f"SELECT {same}, {names} FROM {batch.table} WHERE {primary} = ?"
-        for place, pk in written.items():
-            values = [values[place] for values in batch.columns.values()]
-            found = self.run(sql, (*values, pk)).fetchone()
-            if found is None:
-                raise NotStored(batch.model._meta.table_name)
-            for name, is_same, stored in zip(declared, found, found[width:], strict=False):
-                if not is_same:
-                    raise NotStored(batch.model._meta.table_name, name, stored)
-
-    def _written(self, batch: Batch) -> dict[int, int]:
-        names = list(batch.columns)
-        if batch.table not in self._columns:
-            rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (batch.table.strip('"'),))
-            self._columns[batch.table] = {row[0] for row in rows.fetchall()}
-        conflict = on_conflict(self, batch, self._columns[batch.table])
-        marks = ", ".join("?" for _ in names)
-        sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
-                  VALUES ({marks}) {conflict}"""
-        primary, keys = self.quote(batch.primary), batch.keys
-        newest = f"SELECT coalesce(max({primary}), 0) FROM {batch.table}"
-        (before,) = self.run(newest).fetchone()
-        with peewee_errors():
-            cursor = self.database.cursor()
-            cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
-        (last,) = self.run(newest).fetchone()
-        if last - before == len(keys):
-            # Nobody else writes meanwhile: all of them are new, and their keys follow each other.
-            return dict(enumerate(range(before + 1, last + 1)))
-        same = " AND ".join(
-            f"{self.quote(name)} = json_extract(wanted.value, '$[{place}]')"
-            for place, name in enumerate(batch.key)
-        )
-        stored = self.run(
-            f"""SELECT wanted.key, {primary}, input_read
-                FROM json_each(?) AS wanted JOIN {batch.table} ON {same}
-                WHERE v_astra_major_minor = ? {batch.where.replace("WHERE", "AND")}""",
-            (json.dumps(keys, default=str), batch.columns["v_astra"][0] // 1000),
-        ).fetchall()
-        # A row whose stored time of reading is not ours was written by a later attempt.
-        read = batch.columns["input_read"]
-        return {place: primary for place, primary, at in stored if read[place] == at}
 
     def keeps_modified(self, model: Any, column: str) -> bool:
         """Whether triggers keep the column, whatever they are called."""
