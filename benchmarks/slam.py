@@ -42,7 +42,6 @@ PACKAGES = (
     "scikit-learn==1.2.0",
     "astropy<6",
 )
-SEED = 2020
 TRAINING_SNR = 150.0
 #: Training sets, and how large the scatter may be at most, in units of astroslam's.
 TRAINING_SETS = {
@@ -107,6 +106,7 @@ def main() -> int:
     parser.add_argument("--training", type=int, default=300, help="spectra to train on")
     parser.add_argument("--stars", type=int, default=100, help="test spectra at each S/N")
     parser.add_argument("--every", type=int, default=16, help="use every n-th pixel of the model")
+    parser.add_argument("--seed", type=int, default=2020, help="of the spectra beside astroslam")
     parser.add_argument("--no-peer", action="store_true", help="leave astroslam out")
     parser.add_argument(
         "--environment",
@@ -124,18 +124,20 @@ def beside_astroslam(options: argparse.Namespace) -> int:
     python = make_environment(options.environment)
     missed = 0
     for name, most in TRAINING_SETS.items():
-        data = make_data(name, options.training, options.stars, options.every)
+        data = make_data(name, options.training, options.stars, options.every, options.seed)
         print(
             f"{name}: {options.training} training spectra, {options.stars} test spectra at each "
-            f"S/N, {data['wavelength'].size} pixels, one core, seed {SEED}\n"
+            f"S/N, {data['wavelength'].size} pixels, one core, seed {options.seed}\n"
         )
         missed += show(data["truth"], run_astra(data), run_astroslam(python, data), most)
     return missed
 
 
-def make_data(name: str, n_training: int, n_stars: int, every: int) -> dict[str, np.ndarray]:
+def make_data(
+    name: str, n_training: int, n_stars: int, every: int, seed: int
+) -> dict[str, np.ndarray]:
     """Normalised spectra for both: ``labels`` to train on, ``truth`` of the test stars."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     curves = basis(WAVELENGTH, CONTINUUM_DEGREE)
 
     def observe(labels: np.ndarray, snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,12 +13,13 @@ from astra.pipelines.slam.continuum import basis, normalise
 from astra.pipelines.slam.fit import fit, on_pixels
 from astra.pipelines.slam.label import label, label_many, prepare
 from astra.pipelines.slam.model_file import DEFAULT, SHIPPED, load
+from astra.pipelines.slam.outliers import clean
 from astra.pipelines.slam.problem import Problem
 from astra.pipelines.slam.regression import Factors, choose, radial_kernel, solve
 from astra.pipelines.slam.resample import resample
 from astra.pipelines.slam.shipped import make_synthetic
 from astra.pipelines.slam.synthetic import LABELS, WAVELENGTH
-from astra.pipelines.slam.training import train
+from astra.pipelines.slam.training import GAMMAS, RIDGES, train
 
 DWARF = np.array([3500.0, 4.8, -0.2, 0.1])
 
@@ -654,6 +655,18 @@ def test_wrong_labels_and_bad_pixels_are_left_out_of_the_training():
     truth = clean_model.flux(labels)
     error = np.abs(dirty_model.flux(labels) - truth).mean()
     assert error < 0.7 * np.abs(left.flux(labels) - truth).mean()
+
+
+def test_wrong_labels_do_not_hide_each_other():
+    rng = np.random.default_rng(31)
+    labels, curves = synthetic.random_labels(rng, 150), basis(WAVELENGTH, 4)
+    pairs = [normalise(*synthetic.spectrum(star, 150, rng)[1:], curves) for star in labels]
+    flux, ivar = (np.array(part)[:, ::32] for part in zip(*pairs, strict=True))
+    wrong = rng.permutation(150)[:7]
+    labels[wrong] = synthetic.random_labels(rng, 7)
+    nodes = (labels - labels.mean(0)) / labels.std(0)
+    kept = clean(nodes, flux, ivar > 0, 1 / ivar, GAMMAS, RIDGES, rejects=True).kept
+    assert kept[wrong].sum() <= 1 and (~kept).sum() <= 14
 
 
 def test_the_model_of_real_stars_knows_where_its_kind_ends():

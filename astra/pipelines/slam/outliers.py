@@ -3,27 +3,30 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from astra.pipelines.slam.regression import Factors, Training, choose, solve
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-#: Rounds of rejection, at most.
+#: Rounds of judging, at most; they end when no trust changes by more than this.
 MOST_ROUNDS = 12
+SETTLED = 0.05
 
 #: A pixel is rejected when its left-out error exceeds its spread over the training set, and what
 #: is usual in its spectrum, so many times.
 BAD_PIXEL = 5.0
 
-#: A spectrum is rejected when its left-out errors exceed those of the median spectrum so many
-#: times, and the median of their logarithms by so many standard deviations.
-BAD_SPECTRUM = 2.0
-BAD_SPECTRUM_SIGMAS = 5.0
+#: The misfit of a spectrum is measured in standard deviations of the logarithm of the left-out
+#: errors, from that of the median spectrum. A standard deviation is at least this.
+LEAST_SIGMA = 0.14
 
-#: A round rejects the spectra within this factor of the worst: they spoil those beside them.
-WORST = 0.5
+#: From this misfit on a spectrum is suspect, and its weight is divided by e for every two standard
+#: deviations: wrong labels would otherwise spoil the regression around them, and hide each other.
+SUSPECT = 3.0
+#: From this one on it is rejected.
+REJECTED = 5.0
 
 #: Training never loses more than this share of its spectra.
 MOST_REJECTED = 0.25
@@ -55,6 +58,9 @@ def clean(
 ) -> Cleaned:
     """Solve the regression, and leave out what it cannot explain from the other spectra.
 
+    All spectra are judged anew in each round, also those that hardly count any more: none is lost
+    to what a bad one did to its surroundings.
+
     Parameters
     ----------
     nodes
@@ -69,17 +75,18 @@ def clean(
         Whether to leave outliers out; spectra without data are left out in any case.
     """
     kept: Flags = np.asarray(good.any(1))
-    good = good.copy()
-    for _ in range(MOST_ROUNDS):
-        cleaned = _solved(nodes, flux, good, noise, kept, gammas, ridges)
-        if not rejects:
+    good, trust = good.copy(), np.ones(kept.sum())
+    for _ in range(MOST_ROUNDS if rejects else 0):
+        cleaned = _solved(nodes, flux, good, noise, kept, gammas, ridges, trust)
+        before, (trust, bad_pixels) = trust, _judged(cleaned, trust)
+        is_settled = np.abs(trust - before).max() < SETTLED and not (good[kept] & bad_pixels).any()
+        good[kept] &= ~bad_pixels
+        if is_settled:
             break
-        spectra, pixels = _outliers(cleaned)
-        before = kept.sum() + good.sum()
-        kept, good = kept & ~spectra, good & ~pixels
-        if kept.sum() + good.sum() == before:
-            break
-    return cleaned
+    # Beyond the share that may be lost, the least trusted go.
+    stays = trust >= min(_trust(REJECTED), np.quantile(trust, MOST_REJECTED))
+    kept[kept] = stays
+    return _solved(nodes, flux, good, noise, kept, gammas, ridges, trust[stays])
 
 
 def _solved(
@@ -90,18 +97,19 @@ def _solved(
     kept: Flags,
     gammas: tuple[float, ...],
     ridges: tuple[float, ...],
+    trust: Array,
 ) -> Cleaned:
     flux, data = flux[kept], good[kept]
     unit, middle, spread = standardise(flux, data)
     variance = noise[kept] / spread**2
-    weight = _weights(variance, data, 0.0)
+    weight = _weights(variance, data, 0.0) * trust
     gamma, ridge = _FIRST_GAMMA, np.full(flux.shape[1], _FIRST_RIDGE)
     for is_last in (False, True):
         factors = Factors.of(nodes[kept], gamma, weight)
         solved = solve(factors, unit, data, ridge)
         if not is_last:
             excess = np.where(data, solved.left_out_error**2 - variance, np.nan)
-            weight = _weights(variance, data, max(float(np.nanmedian(excess)), 1e-4))
+            weight = _weights(variance, data, max(float(np.nanmedian(excess)), 1e-4)) * trust
             gamma, ridge = choose(nodes[kept], solved.flux, gammas, ridges, weight)
     return Cleaned(kept, good, weight, middle, spread, gamma, ridge, factors, solved)
 
@@ -123,24 +131,23 @@ def _weights(variance: Array, data: Flags, scatter2: float) -> Array:
     return np.asarray(weight / weight.mean())
 
 
-def _outliers(cleaned: Cleaned) -> tuple[Flags, Flags]:
-    """Return spectra (N,) and pixels (N, P) to leave out."""
+def _judged(cleaned: Cleaned, trust: Array) -> tuple[Array, Flags]:
+    """Return how far to trust each kept spectrum, 0 to 1, (n,), and pixels to leave out (n, P)."""
     data = cleaned.good[cleaned.kept]
-    size = np.where(data, np.abs(cleaned.solved.standardised), np.nan)
+    # Were it trusted, its errors would be as large as if its weight were that of the others.
+    size = np.abs(cleaned.solved.standardised) / np.sqrt(trust)[:, None]
+    size = np.where(data, size, np.nan)
     size = size / np.maximum(1.4826 * np.nanmedian(size, axis=0), 1e-12)
     misfit = np.nanmedian(size, axis=1) / 0.6745
     level = np.log(np.maximum(misfit, 1e-12))
-    middle = np.median(level)
-    sigma = 1.4826 * np.median(np.abs(level - middle))
-    is_bad = level > middle + max(BAD_SPECTRUM_SIGMAS * sigma, np.log(BAD_SPECTRUM))
-    is_bad &= misfit > WORST * misfit.max()
-    n_all = cleaned.kept.size
-    spectra, pixels = np.zeros(n_all, bool), np.zeros(cleaned.good.shape, bool)
-    if (n_all - cleaned.kept.sum()) + is_bad.sum() <= MOST_REJECTED * n_all:
-        spectra[cleaned.kept] = is_bad
-    far = size > BAD_PIXEL * np.maximum(misfit, 1.0)[:, None]
-    pixels[cleaned.kept] = far & ~is_bad[:, None]
-    return spectra, pixels
+    level -= np.median(level)
+    sigma = max(1.4826 * float(np.median(np.abs(level))), LEAST_SIGMA)
+    return _trust(level / sigma), size > BAD_PIXEL * np.maximum(misfit, 1.0)[:, None]
+
+
+def _trust(sigmas: ArrayLike) -> Array:
+    """Return the factor of the weight of spectra of such misfits, from 0 to 1."""
+    return np.asarray(np.exp(-np.maximum(np.asarray(sigmas) - SUSPECT, 0.0) / 2))
 
 
 def standardise(flux: Array, good: Flags) -> tuple[Array, Array, Array]:

@@ -28,6 +28,7 @@ def make_synthetic(path: str | Path | None = None, n_spectra: int = N_SPECTRA) -
     return train(
         *training_set(n_spectra),
         path=path,
+        rejects=False,  # exact labels and no noise
         description=f"{n_spectra} synthetic cool dwarfs: it knows no real star",
     )
 
