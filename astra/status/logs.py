@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from peewee import ModelSelect
@@ -47,16 +48,25 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
         found = [_log(attempt) for attempt in query]
         if page is not None and (unclaimed := _unclaimed(frozen, page)):
             found.append(unclaimed)
-    if not found:
-        which = f"page {page} of plan {plan}" if page else f"plan {plan}"
-        statuses, _ = survey(frozen)
-        ended = [
-            s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.reason
-        ]
-        if ended:
-            raise UsageError(f"there is no log of {which}: {ended[0].reason}")
-        raise UsageError(f"no element has begun {which} yet: astra status {plan}")
-    return found
+    return found or _before_any_claim(frozen, page)
+
+
+#: Logs of elements that ended before they claimed a page: they say the same, most often.
+_UNCLAIMED = 20
+
+
+def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
+    """The first logs of elements that all ended before they claimed a page."""
+    statuses, _ = survey(plan)
+    ended = [s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.reason]
+    with connection():
+        logs_ = (_unclaimed(plan, status.page) for status in ended)
+        if found := list(islice(filter(None, logs_), _UNCLAIMED)):
+            return found
+    which = f"page {page} of plan {plan.pk}" if page else f"plan {plan.pk}"
+    if ended:
+        raise UsageError(f"there is no log of {which}: {ended[0].reason}")
+    raise UsageError(f"no element has begun {which} yet: astra status {plan.pk}")
 
 
 def has_ended(plan: int, log: Log) -> bool:

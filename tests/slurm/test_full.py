@@ -72,10 +72,7 @@ def test_a_node_that_cannot_write_its_log(ended, pg_url, commands, tmp_path, mon
     plan = planned(1)
     submit(plan)
     (submission,) = Submission.select()
-    booked.write_text(
-        f"100_1|FAILED|{ended}|n7|0|0||None|{submission.job_name}\n"
-        f"100_1.batch|FAILED|{ended}|n7|0||||batch\n"
-    )
+    booked.write_text(f"100_1|FAILED|{ended}|n7|None|{submission.job_name}\n")
     said = rf"node n7 could not write its log in {Path(submission.log_folder)}: set \[run\] dir"
     with pytest.raises(UsageError, match=f"no log of plan {plan}: the {said}"):
         logs(plan)
@@ -85,3 +82,26 @@ def test_a_node_that_cannot_write_its_log(ended, pg_url, commands, tmp_path, mon
     assert page.state == "lost" and "could not write its log" in (page.reason or "")
     shown = CliRunner().invoke(main, ["status", str(plan)])
     assert "could not write its log" in shown.output and shown.exit_code == 4, shown.output
+
+
+def test_the_log_of_an_element_that_ended_before_it_claimed_a_page(
+    pg_url, commands, tmp_path, monkeypatch
+):
+    """Python is not there on the node, say: the plan's logs are found with and without a page."""
+    booked = tmp_path / "booked"
+    booked.write_text("")
+    env = commands(
+        scontrol=CONFIG, squeue="true", sacct=f"cat {booked}", sbatch="echo 100", sinfo="true"
+    )
+    monkeypatch.setenv("PATH", env["PATH"])
+    plan = planned(2)
+    submit(plan)
+    (submission,) = Submission.select()
+    ended = [f"100_{n}|FAILED|127:0|n7|None|{submission.job_name}\n" for n in (1, 2)]
+    booked.write_text("".join(ended))
+    log = Path(submission.log_folder) / "100_2.log"
+    log.write_text("python: not found")
+    assert [(found.page, found.path) for found in logs(plan)] == [(2, str(log))]
+    assert [found.path for found in logs(plan, 2)] == [str(log)]
+    with pytest.raises(UsageError, match="no log of page 1"):
+        logs(plan, 1)

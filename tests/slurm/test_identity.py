@@ -83,10 +83,10 @@ def test_without_accounting_another_job_of_the_number_shows_that_ours_is_gone(co
 
 def test_signs_in_reasons_and_in_names_of_others_hide_no_job_of_ours(commands):
     queued = (
-        "9_1|PENDING|0|0||0:00|5:00|stage in|failed|%s|\\n9_2|RUNNING|0|0|n1|0:05|5:00|None|%s|"
-        "\\n7|RUNNING|0|0|n1|0:05|5:00|None|of two\\n\\nlines|and more|\\n"
+        "9_1|PENDING|0||stage in|failed|%s|\\n9_2|RUNNING|0|n1|None|%s|"
+        "\\n7|RUNNING|0|n1|None|of two\\n\\nlines|and more|\\n"
     )
-    booked = "7|RUNNING|0:0|n1|5|5||None|of two\\nlines\\n9_3|FAILED|1:0|n1|5|5||None|%s\\n"
+    booked = "7|RUNNING|0:0|n1|None|of two\\nlines\\n9_3|FAILED|1:0|n1|None|%s\\n"
     env = commands(
         squeue=f"printf '{queued % (OURS, OURS)}'",
         sacct=f"printf '{booked % OURS}'",
