@@ -89,7 +89,7 @@ def _failed_elements(statuses: dict[int, int], log_path: str) -> str:
     >>> _failed_elements({3: 77}, "logs/local-a1")
     '1 element failed: element 3 (exit status 77); see logs/local-a1_3.log'
     >>> _failed_elements({3: -9, 4: 77}, "logs/local-a1")
-    '2 elements did not end well, first element 3 (killed by SIGKILL); see logs/local-a1_3.log'
+    '2 elements failed, first element 3 (killed by SIGKILL); see logs/local-a1_3.log'
     """
     element, status = next(iter(statuses.items()))
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -106,10 +106,10 @@ def test_what_waits_for_ever_needs_attention(reason, state):
     assert plan_state({waits.state}, never_starts(waits)) is state
 
 
-def test_elements_that_did_not_end_well_are_told_in_words():
-    told = _failed_elements({3: 77}, "logs/local-a1")
-    assert told == "1 element failed: element 3 (exit status 77); see logs/local-a1_3.log"
-    assert "2 elements did not end well, first element 3 (killed by SIGKILL)" in _failed_elements(
+def test_failed_elements_are_named_with_their_exit_status():
+    message = _failed_elements({3: 77}, "logs/local-a1")
+    assert message == "1 element failed: element 3 (exit status 77); see logs/local-a1_3.log"
+    assert "2 elements failed, first element 3 (killed by SIGKILL)" in _failed_elements(
         {3: -9, 4: 77}, "logs/local-a1"
     )
 

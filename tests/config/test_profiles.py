@@ -157,7 +157,7 @@ class TestValues:
             ({"output": "x"}, "log of its own"),
             ({"wrap": "x"}, "setup"),
             ({"contiguous": "yes"}, "true or false"),
-            ({"partition": True}, "wants a value"),
+            ({"partition": True}, "requires a value"),
             ({"partition": ""}, "not empty"),
             ({"comment": "a\nb"}, "one line"),
             ({"nodes": [1, 2]}, "no list"),

@@ -138,5 +138,5 @@ def test_what_cannot_be_renamed(url: str) -> None:
     (first,) = create_plan(measure, BossVisitSpectrum)
     with pytest.raises(UsageError, match=r"there is nothing of a task 'nothing'"):
         rename_task("nothing", "tests.sample_tasks.costly")
-    with pytest.raises(UsageError, match=rf"plan {first.plan} .* is living.*astra cancel"):
+    with pytest.raises(UsageError, match=rf"plan {first.plan} .* is active.*astra cancel"):
         rename_task("tests.sample_tasks.measure", "tests.sample_tasks.costly")

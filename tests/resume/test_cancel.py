@@ -90,7 +90,7 @@ def test_an_attempt_that_is_silent_can_write_no_more(url):
 def test_a_claim_that_meets_a_cancelled_plan_does_nothing(url):
     plan = planned()
     cancel(plan)
-    with pytest.raises(UsageError, match="cancelled meanwhile"):
+    with pytest.raises(UsageError, match="cancelled in the meantime"):
         running_elsewhere(plan)
     submission = new_submission(get_plan(plan), [1], 0, 1, "local")
     submission.save(force_insert=True)

@@ -160,7 +160,7 @@ def test_an_array_that_is_sent_is_bound_though_the_next_cannot_be(
     cancel = 'sql "UPDATE plan SET cancelled = now()"'
     wrap(tmp_path / "bin", monkeypatch, sbatch=f'{cancel}\nexec $REAL "$@"')
     plan = plan_of(100, 5)
-    with pytest.raises(UsageError, match="cancelled meanwhile"):
+    with pytest.raises(UsageError, match="cancelled in the meantime"):
         submit(plan, options={"hold": True})
     with connection():
         sent = list(Submission.select())
