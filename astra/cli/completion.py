@@ -128,15 +128,13 @@ def dates(ctx: click.Context) -> Pairs:
 def plan_states(ctx: click.Context) -> Pairs:
     from astra.states import PlanState
 
-    for state in PlanState:
-        yield state.value.replace(" ", "-"), ""  # shells split words at blanks
+    return ((state.value.replace(" ", "-"), "") for state in PlanState)  # shells split at blanks
 
 
 def slurm_states(ctx: click.Context) -> Pairs:
     from astra.states import SlurmState
 
-    for state in SlurmState:
-        yield state.value, ""
+    return ((state.value, "") for state in SlurmState)
 
 
 def models(ctx: click.Context) -> Pairs:
@@ -152,8 +150,7 @@ def models(ctx: click.Context) -> Pairs:
 
 
 def modules(ctx: click.Context) -> Pairs:
-    for path in sorted(Path.cwd().glob("*.py")):
-        yield path.stem, ""
+    return ((path.stem, "") for path in sorted(Path.cwd().glob("*.py")))
 
 
 def commands(ctx: click.Context) -> Pairs:

@@ -144,13 +144,9 @@ def recover(plan: int, as_json: bool) -> None:
     submit and resume do this automatically.
     """
     from astra.cli import show
-    from astra.plan.lookup import get_plan
-    from astra.plan.spool import recover as recover_spool
-    from astra.submit.intent import plan_lock
+    from astra.resume.controls import recover as recover_plan
 
-    frozen = get_plan(plan)
-    with plan_lock(frozen):
-        found = recover_spool(frozen)
+    found = recover_plan(plan)
     show.as_json(found) if as_json else show.recovered(found)
 
 
@@ -258,15 +254,7 @@ def logs(
     if as_json:
         show.as_json(found)
     elif page is None:
-        made = show.table(
-            "page>", "attempt>", "state", "element", "node", "log", out="node, element"
-        )
-        for log in found:
-            made.add_row(
-                str(log.page), str(log.attempt), show.coloured(log.state), log.job or "",
-                show.escape(log.host), show.escape(log.path or ""),
-            )  # fmt: skip
-        show.print_table(made, show.console, as_csv)
+        show.logs(found, as_csv)
     else:
         path = path_of(plan, found[-1])
         if follow and path is not None and os.path.isfile(path):
@@ -311,12 +299,6 @@ def plans(
     check_version()
     found = all_plans(None if every else 20, task, state, mine, since)
     show.as_json(found) if as_json else show.plans(found, as_csv)
-
-
-def _plan_number(word: str) -> int:
-    if not word.isdigit():
-        raise UsageError(f"{word!r} is no number of a plan: astra plans lists them")
-    return int(word)
 
 
 @main.command()
@@ -370,7 +352,7 @@ def report(
         night, found = report_of_night(*which)
         file = output or Path(f"night-{night}.html")
     else:
-        found = report_of([_plan_number(word) for word in which] or [the_last()])
+        found = report_of([PLAN.convert(word, None, None) for word in which] or [the_last()])
         file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
     if as_json:
         show.as_json(found)

@@ -302,17 +302,9 @@ def _pages(pages: Iterable[Any]) -> None:
 def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
     """A line for each page; with a `width`, one line of it and no more: the last word is cut."""
     made = table(
-        "page>",
-        "state",
-        "rows>",
-        "left>",
-        "element",
-        "node",
-        "slurm",
-        "exit",
-        "last word",
+        "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word",
         out="exit, rows, slurm, node, element",
-    )
+    )  # fmt: skip
     for p in pages:
         exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
         last = f"{p.seen:%Y-%m-%d %H:%M:%S}" if p.seen else ""
@@ -377,6 +369,16 @@ def failures(
         for row in rows:
             console.rule(f"{row.key}")
             line(row.traceback or "no traceback: the result was refused by the database")
+
+
+def logs(found: list[Any], as_csv: bool = False) -> None:
+    made = table("page>", "attempt>", "state", "element", "node", "log", out="node, element")
+    for log in found:
+        made.add_row(
+            str(log.page), str(log.attempt), coloured(log.state), log.job or "", escape(log.host),
+            escape(log.path or ""),
+        )  # fmt: skip
+    print_table(made, console, as_csv)
 
 
 def tried(found: Any) -> None:

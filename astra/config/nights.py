@@ -81,6 +81,11 @@ class NightTask:
     throttle: int | None = entry(None, whole(1))  # at most, of the night's
     set: Mapping[str, Any] = field(default_factory=dict, metadata={"check": _arguments})
 
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What a night has one task of, at most."""
+        return self.task, self.input_model
+
 
 @dataclass(frozen=True)
 class Notify:
@@ -188,7 +193,7 @@ def _check_order(name: str, tasks: Sequence[NightTask]) -> None:
     """`after` names tasks that stand before: so there is no circle, and the list reads in order."""
     seen: list[tuple[str, str | None]] = []
     for task in tasks:
-        if (task.task, task.input_model) in seen:
+        if task.key in seen:
             raise ValueError(f"{name}.tasks: {task.task} is listed twice")
         before = [known for known, _ in seen]
         for wanted in task.after:
@@ -198,4 +203,4 @@ def _check_order(name: str, tasks: Sequence[NightTask]) -> None:
                     "listed before it. "
                     f"{nearest(wanted, before)}"
                 )
-        seen.append((task.task, task.input_model))
+        seen.append(task.key)

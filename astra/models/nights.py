@@ -91,3 +91,8 @@ class NightPlan(BaseModel):
     cpu_s = FloatField(default=0.0)
     has_ended = BooleanField(default=False)  # every row of the plan
     message = TextField(null=True)
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """The task that it is of, as ``NightTask.key``."""
+        return self.task, self.input_model

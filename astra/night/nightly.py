@@ -363,9 +363,9 @@ def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> l
                 why, command = f"{bound} (it was cancelled)", "astra plans"
             left = f"{n_left(entry):,} rows are left{why}"
             said.append(f"plan {entry.plan_pk} of {entry.task}: {left}: {command}")
-    there = {(entry.task, entry.input_model) for entry in entries}
+    there = {entry.key for entry in entries}
     for task in settings.tasks:
-        if (task.task, task.input_model) not in there:
+        if task.key not in there:
             waits = f": it waits for {', '.join(task.after)}" if task.after else ""
             said.append(f"{task.task} was not begun{bound if not waits else waits}")
     return said

@@ -87,20 +87,16 @@ def begin_tasks(night: Night, settings: NightSettings, look: Look, again: bool =
         due = [
             task
             for task in settings.tasks
-            if (task.task, task.input_model) not in asked
-            and (_is_due(task, entries) or (again and not task.after))
+            if task.key not in asked and (_is_due(task, entries) or (again and not task.after))
         ]
         if not due:
             return
-        asked.add((due[0].task, due[0].input_model))
+        asked.add(due[0].key)
         _plan(night, due[0], settings, look)
 
 
 def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
-    mine = [
-        e.pk for e in entries
-        if (e.task, e.input_model) == (task.task, task.input_model) and not e.leftover
-    ]  # fmt: skip
+    mine = [e.pk for e in entries if e.key == task.key and not e.leftover]
     before = [e for e in entries if e.task in task.after]
     if {e.task for e in before if not e.leftover} < set(task.after):
         return False
@@ -341,10 +337,7 @@ def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
 
 def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
     """The task of a plan as it is configured now; one that was taken out as the night has it."""
-    of_name = [task for task in settings.tasks if task.task == entry.task]
-    return next(
-        (task for task in of_name if task.input_model == entry.input_model), NightTask(entry.task)
-    )
+    return next((t for t in settings.tasks if t.key == entry.key), NightTask(entry.task))
 
 
 def living(night: Night) -> Look:

@@ -66,10 +66,6 @@ class Background:
             self.thread.start()
         self.woken.set()
 
-    def is_current(self) -> bool:
-        """Whether the caller is this thread."""
-        return threading.current_thread() is self.thread
-
     def close(self, wait: bool) -> None:
         """End the thread, and wait for its end unless the database may keep it."""
         self.over.set()

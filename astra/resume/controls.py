@@ -9,10 +9,13 @@ from peewee import SQL, fn
 from astra.database.connection import connection, dialect, tuples
 from astra.errors import UsageError
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.plan import spool
 from astra.plan.lookup import get_plan
+from astra.plan.spool import Recovered
 from astra.processes import user_name
 from astra.resume.resume import resume
 from astra.states import AttemptState
+from astra.submit.intent import plan_lock
 from astra.submit.submit import Submitted, refuse_cancelled
 
 
@@ -72,6 +75,13 @@ def _continue(plan: int) -> Control:
         kinds = Submission.select(Submission.kind).where(Submission.plan == plan)
         last = kinds.order_by(Submission.pk.desc()).limit(1).scalar()
     return _control(plan, resume(plan)) if last == "slurm" else control
+
+
+def recover(plan: int) -> Recovered:
+    """Store what elements of a plan had to leave in spool files, without computing it again."""
+    frozen = get_plan(plan)
+    with plan_lock(frozen):
+        return spool.recover(frozen)
 
 
 def _control(pk: int, submitted: Submitted | None = None) -> Control:

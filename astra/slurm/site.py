@@ -4,6 +4,7 @@ Text in, value out: the words are fetched in limits.py.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -35,6 +36,12 @@ def parse_max_array_size(text: str) -> int:
     return min(int(found[1]), int(tasks[1]) + 1) if tasks else int(found[1])
 
 
+def _records(text: str) -> Iterator[dict[str, str]]:
+    """The words ``Name=Value`` of each line."""
+    for line in text.splitlines():
+        yield dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+
 @dataclass(frozen=True)
 class Room:
     """What the partitions of a job allow it, and their nodes."""
@@ -59,8 +66,7 @@ class Partition:
 def parse_partitions(text: str) -> list[Partition]:
     """The lines of ``scontrol -o show partition``."""
     found = []
-    for line in text.splitlines():
-        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+    for values in _records(text):
         if "PartitionName" in values:
             memory = values.get("DefMemPerNode") or values.get("DefMemPerCPU") or ""
             found.append(
@@ -91,8 +97,7 @@ def parse_maintenance(text: str) -> list[tuple[str, float, float, str]]:
     Times are the machine's own, in seconds since the epoch; nodes as Slurm folds them.
     """
     found = []
-    for line in text.splitlines():
-        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+    for values in _records(text):
         if "MAINT" in values.get("Flags", "").split(","):
             begins, ends = (
                 datetime.fromisoformat(values[key]).timestamp() for key in ("StartTime", "EndTime")

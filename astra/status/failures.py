@@ -97,16 +97,9 @@ def failures(plan: int) -> list[FailedRow]:
 
 def _failed_row(f: Failure, as_key: Callable[[str], RowKey], since: str | None = None) -> FailedRow:
     return FailedRow(
-        as_key(f.key),
-        f.page,
-        f.exception,
-        f.message,
-        f.place,
-        f.times,
-        f.refused,
-        f.traceback,
+        as_key(f.key), f.page, f.exception, f.message, f.place, f.times, f.refused, f.traceback,
         since,
-    )
+    )  # fmt: skip
 
 
 def _failed_keys(plan: Plan) -> list[RowKey]:
