@@ -293,7 +293,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
         queued = queue(ids)
     except SlurmError as error:
         return Answer(
-            queue=False, notes=(f"squeue gave no answer, so the jobs are unknown: {error}",)
+            queue=False, notes=(f"squeue gave no answer, so nothing is known of the jobs: {error}",)
         )
     try:
         booked = _merged([_sacct(part, names, cluster, asks) for part in _chunks(ids)])
