@@ -58,14 +58,14 @@ _UNCLAIMED = 20
 def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
     """The first logs of elements that all ended before they claimed a page."""
     statuses, _ = survey(plan)
-    ended = [s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.reason]
+    ended = [s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.job]
     with connection():
         logs_ = (_unclaimed(plan, status.page) for status in ended)
         if found := list(islice(filter(None, logs_), _UNCLAIMED)):
             return found
     which = f"page {page} of plan {plan.pk}" if page else f"plan {plan.pk}"
-    if ended:
-        raise UsageError(f"there is no log of {which}: {ended[0].reason}")
+    if why := next((s.reason for s in ended if s.reason), "its element ended" if ended else None):
+        raise UsageError(f"there is no log of {which}: {why}")
     raise UsageError(f"no element has begun {which} yet: astra status {plan.pk}")
 
 
