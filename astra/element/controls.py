@@ -72,7 +72,7 @@ def pause_if_all_break(plan_pk: int) -> str | None:
     states = [state for (state,) in tuples(ends)]
     if len(states) < most or AttemptState.DONE.value in states:
         return None
-    reason = f"the last {most} pages to end are all broken"
+    reason = f"the last {most} pages that ended are all broken"
     paused = Plan.update(paused=SQL(dialect().now_sql), pause_reason=reason).where(
         (Plan.pk == plan_pk) & Plan.paused.is_null()
     )
