@@ -58,7 +58,7 @@ def status(
     filters = (task, state, mine, since)
     if any(filters):
         if plan is not None or live:
-            raise UsageError("--task, --state, --mine and --since choose plans: name none")
+            raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
         _status_of_several(filters, pages, as_json)
     plan = the_last() if plan is None else plan
     if live:
@@ -83,7 +83,7 @@ def _status_of_several(filters: Any, pages: bool, as_json: bool) -> None:
     for one in [] if as_json else found:
         show.status(one, pages)
     if not found and not as_json:
-        show.line("no plan is like that: astra plans")
+        show.line("no plan matches these options: astra plans")
     sys.exit(worst(one.state for one in found).exit_status)
 
 

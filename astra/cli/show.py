@@ -357,7 +357,7 @@ def failures(
         line(f"  {count(kind.rows, 'row')}: {keys}")
         if kind.place:
             line(f"  {kind.place}")
-        line(f"  astra try {plan} {quote(str(kind.keys[0]))}   computes one of them here")
+        line(f"  astra try {plan} {quote(str(kind.keys[0]))}   runs the task on one of them here")
     made = table("key>", "page>", "exception", "times>", "message", out="times, page")
     for row in rows:
         made.add_row(

@@ -30,7 +30,7 @@ def healed(done: list[Any]) -> None:
 
 def nights(found: list[Any], as_csv: bool = False) -> None:
     if not found and not as_csv:
-        line("no night was begun yet: astra nightly NAME")
+        line("no night has begun yet: astra nightly NAME")
         return
     made = table(
         "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",

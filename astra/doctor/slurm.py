@@ -39,7 +39,7 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
 
 def _absent(missing: list[str]) -> Finding:
     """Without Slurm, a SQLite file is still all that ``--local`` needs."""
-    said = "there is no Slurm here: "
+    said = "Slurm is not installed here: "
     if missing:
         said += f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH"
     else:

@@ -165,9 +165,9 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
         if cancelled is None and (n_ended or 0) < n_rows:
             kept.append(f"plan {pk} is not whole: astra status {pk}")
         elif running:
-            kept.append(f"plan {pk} has an attempt that did not end: astra status {pk}")
+            kept.append(f"plan {pk} has an attempt that has not ended: astra status {pk}")
         elif pk in needed:
-            kept.append(f"plan {pk} is part of a night that is open: astra nights")
+            kept.append(f"plan {pk} belongs to a night that is not closed: astra nights")
         elif spool_files(plan.folder):
             kept.append(f"plan {pk} has spool files: astra recover {pk}")
         else:

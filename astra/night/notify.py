@@ -94,7 +94,7 @@ def _tried(send: Callable[[], object]) -> str:
         send()
     except Exception as error:  # whatever a mail server, a network or a script may do
         said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        log.warning("somebody could not be notified: %s", said)
+        log.warning("a notification could not be sent: %s", said)
         return secrets.hide(said)
     return NOTIFIED
 

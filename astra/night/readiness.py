@@ -137,7 +137,7 @@ def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
     ]
     if not any(given for _, given, _, _ in tries):
         yield warning(
-            part, "nobody is notified of its end", f"set mail, webhook or command in {where}"
+            part, "nobody is notified when it ends", f"set mail, webhook or command in {where}"
         )
     for way, given, attempt, remedy in tries:
         if not given:

@@ -54,7 +54,7 @@ def _text(night: NightStatus, kind: Kind) -> str:
 def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
     which = f"astra nights {night.name} {night.night}"
     if night.state == "without a finalizer":
-        first = [f"astra nights {night.name} --heal   gives the night a finalizer again"]
+        first = [f"astra nights {night.name} --heal   gives the night a new finalizer"]
     elif kind in (Kind.RUNNING, Kind.NOT_BEGUN):
         first = [f"{which}   shows its progress"]
     elif kind is Kind.WHOLE or not of_plans.commands:

@@ -175,7 +175,7 @@ class Ledger:
             self._say("records", page.number, None, found)
         last = attempts[-1].pk if attempts else None
         if page.attempt_pk != last:
-            found = f"the page is of attempt {page.attempt_pk}, the last one is {last}"
+            found = f"the page belongs to attempt {page.attempt_pk}, its last attempt is {last}"
             self._say("attempts", page.number, None, found)
         for attempt in attempts[:-1]:
             if attempt.state == AttemptState.RUNNING:

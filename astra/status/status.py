@@ -307,9 +307,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         )
     unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
     if False in unknown:
-        advice.append(
-            f"astra resume {plan.pk}   finds out whether the array of an unanswered sbatch exists"
-        )
+        advice.append(f"astra resume {plan.pk}   looks up the array of an sbatch without an answer")
     if True in unknown:
         advice.append(f"astra status {plan.pk}   again, when Slurm answers")
     if rows.get("failed"):
