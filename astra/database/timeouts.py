@@ -45,7 +45,7 @@ class _Watch:
             self.waiting[statement] = until, connection
             if self.thread is None:
                 self.thread = threading.Thread(
-                    target=self._look, name="astra patience", daemon=True
+                    target=self._look, name="astra timeouts", daemon=True
                 )
                 self.thread.start()
             elif until < self.looks_at:

@@ -197,7 +197,7 @@ def _supersede(page: Page, submission: Submission, where: Where) -> None:
     if same_submission and not (requeued or overdue or dead_here):
         raise BusyError(
             f"page {page.number} of plan {page.plan_pk} is run by attempt {old.number} "
-            f"(process {old.pid} on {old.host}), last heard of {silent_s:.0f} s ago"
+            f"(process {old.pid} on {old.host}), no heartbeat for {silent_s:.0f} s"
         )
     if not requeued:
         suspect_rows(page, old)

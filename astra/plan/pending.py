@@ -250,7 +250,7 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
 def _checked_window(limit: object, page: object) -> tuple[int, int] | None:
     if limit is None:
         if page is not None:
-            raise TaskError(f"page={page!r} has no meaning without limit, the rows of a page")
+            raise TaskError(f"page={page!r} needs limit, the number of rows per page")
         return None
     rows = whole_number("limit", limit)
     number = whole_number("page", 1 if page is None else page)

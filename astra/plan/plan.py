@@ -166,7 +166,7 @@ def _checked_task(
     if not function.__astra__.keywords.get("write_to_database", True):
         raise TaskError(
             f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
-            "never end; take that out, or call the task from a program"
+            "never end; remove that, or call the task from a program"
         )
     _check_importable(function)
     for model in models:

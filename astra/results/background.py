@@ -81,7 +81,7 @@ class Background:
             self.work.fail_for_good(error)
 
     def _write_until_over(self) -> None:
-        last = time.monotonic()  # when the database last heard of the attempt
+        last = time.monotonic()  # of the last heartbeat that was written
         while not self.over.is_set():
             self.woken.clear()
             wait_s = self.work.seconds_until_due()

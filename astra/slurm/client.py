@@ -241,7 +241,7 @@ def _asked_elsewhere(
     try:
         this = here(env)
     except SlurmError as error:
-        note = f"which cluster this is is not known, so no job is treated as gone: {error}"
+        note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
         return [_doubted(answer, silent, note)]
     elsewhere: dict[str, list[JobId]] = {}
     for job in silent:

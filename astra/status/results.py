@@ -50,7 +50,7 @@ class StoredResults:
         links = dict.fromkeys(link_of(self.output, m) for m in choose_model(function, input_model))
         if keys is not None and len(links) > 1:
             raise UsageError(
-                f"{self.task} reads tables with different keys: say whose these are, by "
+                f"{self.task} reads tables with different keys: name the table of these keys with "
                 "--input-model"
             )
         self.link = next(iter(links))

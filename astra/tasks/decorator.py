@@ -145,7 +145,7 @@ def _check_function(function: Any) -> None:
     if hasattr(function, "__astra__"):
         raise TaskError(
             f"{task_name(function)} is a task already; to change its keywords for another use, "
-            "give them at the call"
+            "pass them at the call"
         )
     if isinstance(function, functools.partial):
         kind = "a functools.partial: decorate the function; give its arguments at the call"

@@ -149,7 +149,7 @@ class Run:
                     return
                 if not rows.asked and not self.stop.wanted.is_set():
                     raise BrokenElement(
-                        f"{self.writer.target.task} ended without asking for a row; its page "
+                        f"{self.writer.target.task} ended without taking a row; its page "
                         "stays pending"
                     )
             if rows.exhausted or self.stop.wanted.is_set():

@@ -1,4 +1,4 @@
-"""The lock of a plan or night: held while its holder is heard of, and no invariant rests on it."""
+"""The lock of a plan or night: it is released when its holder stops answering; no invariant depends on it."""
 
 import logging
 import os

@@ -155,10 +155,10 @@ class _Kept:
         """End every descendant; what could not be ended is the answer."""
         for pid, (_, last_signal) in self.running.items():
             os.kill(pid, last_signal)
-        patience = time.monotonic() + 5
+        deadline = time.monotonic() + 5
         end = time.monotonic() + _END_S
         while (alive := self.processes()) and time.monotonic() < end:
-            if not self.running or time.monotonic() > patience:
+            if not self.running or time.monotonic() > deadline:
                 for pid in alive:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)

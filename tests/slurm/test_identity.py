@@ -71,7 +71,7 @@ def test_where_it_is_not_known_which_cluster_this_is_nothing_is_gone(commands):
     env = commands(squeue="true", sacct="true", scontrol="exit 1")
     job = JobId(9, name=OURS, home="here")
     answer = client.elements([job], env=env)
-    assert answer.of(job.key, 1).state is None and "which cluster" in answer.notes[-1]
+    assert answer.of(job.key, 1).state is None and "the cluster of this machine" in answer.notes[-1]
 
 
 def test_without_accounting_another_job_of_the_number_shows_that_ours_is_gone(commands):
