@@ -45,7 +45,7 @@ def test_a_dry_run_shows_the_script_of_a_sqlite_file_where_there_is_no_slurm(
     done = astra("submit", TASK, *words, "--dry-run")
     assert done.exit_code == 0, done.output
     assert "#SBATCH --mem=3G" in done.output and "#SBATCH --array=1-2" in done.output
-    assert Plan.select().count() == 0 and "MaxArraySize is taken to be 1001" in caplog.text
+    assert Plan.select().count() == 0 and "MaxArraySize is assumed to be 1001" in caplog.text
     (planned,) = create_plan(measure, BossVisitSpectrum)
     done = astra("submit", str(planned.plan), "--dry-run")
     assert done.exit_code == 0 and "#SBATCH --array=1" in done.output

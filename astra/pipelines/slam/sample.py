@@ -179,7 +179,7 @@ def _numbers(table: Path, columns: dict[str, NDArray], name: str) -> Array:
     try:
         return np.asarray(column, float)
     except ValueError as error:
-        raise UsageError(f"{table}: the column {name!r} is no number: {error}") from error
+        raise UsageError(f"{table}: the column {name!r} is not a number: {error}") from error
 
 
 # -- spectra ------------------------------------------------------------------------------
