@@ -306,9 +306,11 @@ class _Unreachable(DatabaseError):
     def __init__(self, error: Exception) -> None:
         self.error = error
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        remedy, name = dialect().remedy(error), secrets.hide_password(url())
         super().__init__(
-            f"no connection to the database {secrets.hide_password(url())}: {first}; "
-            f"{dialect().advice(first)}"
+            f"the database {name} did not do this in time: {first}; {remedy}"
+            if remedy
+            else f"no connection to the database {name}: {first}; {dialect().advice(first)}"
         )
 
 

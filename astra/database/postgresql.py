@@ -33,6 +33,20 @@ from astra.database.timeouts import PatientCursor
 #: has become read-only after a failover (PostgreSQL manual, appendix A).
 _TRANSIENT = ("08", "40", "53", "57", "25P03", "25006", "55P03")
 
+_LOCKED = (
+    "others use the same tables at this moment: run it again, best while no elements run (astra "
+    "status); in pg_stat_activity it is seen who does"
+)
+
+#: What to do where such a state lasts.
+_REMEDIES = {
+    "40": _LOCKED,
+    "55P03": _LOCKED,
+    "57014": f"a statement_timeout is too short, or {_LOCKED}",
+    "53100": "the server's disk is full: have its administrator make room, then run it again",
+    "25006": "the server is read-only, as a standby is: name the primary in ASTRA_DATABASE_URL",
+}
+
 #: SQLSTATEs that are a value's own fault: data, integrity, raised by a trigger.
 _ROWS_FAULT = ("22", "23", "P0001", "54")
 
@@ -140,7 +154,13 @@ class PostgreSQL(Keys):
             return isinstance(error, peewee.OperationalError | peewee.InterfaceError) and (
                 self.database.was_open or not _is_refused_login(str(error))
             )
-        return code.startswith(_TRANSIENT)
+        return code.startswith(_TRANSIENT) and not self.is_triggers(error)
+
+    @staticmethod
+    def remedy(error: BaseException) -> str | None:
+        """What to do about what a server said that answers, and does not do the work."""
+        code = _sqlstate(error) or ""
+        return next((said for begin, said in _REMEDIES.items() if code.startswith(begin)), None)
 
     def advice(self, message: str) -> str:
         """What to look at when the server gave no connection."""
@@ -163,7 +183,7 @@ class PostgreSQL(Keys):
         code = _sqlstate(error)
         if code is None:
             return isinstance(error, ValueError | TypeError | OverflowError | peewee.DataError)
-        return code.startswith(_ROWS_FAULT)
+        return code.startswith(_ROWS_FAULT) or self.is_triggers(error)
 
     def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
         """Whether a column that the model does not have wants a value, so that no row fits."""
@@ -174,8 +194,10 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
-        """Whether a trigger refused the row, in words of its own."""
-        return _sqlstate(error) == "P0001"
+        """Whether a trigger refused the row, in words and with a SQLSTATE of its own choosing."""
+        cause = _driver_error(error)
+        source = cause.diag.source_function if isinstance(cause, psycopg2.Error) else None
+        return source in ("exec_stmt_raise", "exec_stmt_assert")
 
     def denied(self, error: BaseException) -> Denied | None:
         """What the role lacks, if that is what the server says."""

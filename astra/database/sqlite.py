@@ -102,6 +102,13 @@ class SQLite(Writing):
             "ASTRA_DATABASE_URL, or [database] url"
         )
 
+    @staticmethod
+    def remedy(error: BaseException) -> str | None:
+        """What to do about what keeps a file that was opened from being written."""
+        if "locked" in str(error) or "busy" in str(error):
+            return "another process is writing to the file: let it end (fuser shows which it is)"
+        return "make room on its disk" if "is full" in str(error) else None
+
     def is_lock(self, error: BaseException) -> bool:
         return isinstance(error, peewee.OperationalError) and "locked" in str(error)
 

@@ -2,12 +2,15 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import peewee
 import psycopg2
+import psycopg2.errors
 import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
-from astra.database.connection import connection, database, dialect
+from astra.database import postgresql
+from astra.database.connection import connection, database, dialect, retrying
 from astra.database.inspection import indexes
 from astra.errors import DatabaseError
 from astra.models import administration
@@ -115,6 +118,26 @@ def test_a_deadlock_with_what_runs_is_got_over(pg_url):
         rival.rollback()
         assert "measured" not in initdb.result()
     rival.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("40P01", "run it again, best while no elements run"), ("25006", "name the primary"),
+        ("53100", "disk is full"), ("53300", "check that the server runs"),
+    ],
+)  # fmt: skip
+def test_what_lasts_is_said_with_what_to_do(pg_url, monkeypatch, state, said):
+    error = peewee.OperationalError("as the server put it")
+    error.__cause__ = psycopg2.errors.lookup(state)()
+    monkeypatch.setattr(postgresql, "_sqlstate", lambda error: state)
+
+    def init() -> None:
+        raise error
+
+    with pytest.raises(DatabaseError, match=f"as the server put it.*{said}"):
+        retrying(init, bound_s=0)
 
 
 @pytest.mark.postgres

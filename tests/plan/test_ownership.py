@@ -18,6 +18,7 @@ from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
 from astra.status.verify import verify
+from astra.tasks.signature import find_task
 from tests.sample_tasks import Measured, fill, measure
 
 
@@ -93,6 +94,20 @@ def test_a_plan_that_came_to_nothing_stands_in_nobodys_way(url: str) -> None:
     assert verify(second.plan).sound and second.rows == 4
     with pytest.raises(TaskError, match=REFUSED.format(".*remeasure ")):
         create_plan(measure, BossVisitSpectrum)
+
+
+#: The same function, by another name in a module.
+measured_by_another_name = measure
+
+
+def test_the_same_function_by_another_name_is_the_same_task(url: str) -> None:
+    fill(4)
+    (first,) = create_plan(measure, BossVisitSpectrum)
+    resume_local(first.plan)
+    again = create_plan(find_task(f"{__name__}.measured_by_another_name"), BossVisitSpectrum)
+    assert again[0].plan is None
+    with connection():
+        assert Plan.select(Plan.task).distinct().scalar() == "tests.sample_tasks.measure"
 
 
 def test_what_a_direct_call_has_stored_counts(url: str) -> None:

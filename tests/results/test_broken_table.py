@@ -119,6 +119,27 @@ def test_a_trigger_that_one_row_meets_is_that_rows(url):
     assert verify(made.plan).sound
 
 
+@pytest.mark.parametrize("state", ["08006", "57P01", "57014", "40001", "42501", "AS001", "25006"])
+@pytest.mark.parametrize("n", [30, 60])
+def test_a_trigger_chooses_its_sqlstate_and_it_is_its_rows_all_the_same(pg_url, state, n):
+    """Whatever the state says elsewhere: no connection was lost, and nothing is worth a retry."""
+    fill(n)
+    with connection():
+        database.execute_sql(
+            "CREATE FUNCTION choose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF NEW.spectrum_pk = 7 THEN RAISE 'not 7' USING ERRCODE = '{state}'; END IF; "
+            "RETURN NEW; END $$"
+        )
+        database.execute_sql(
+            "CREATE TRIGGER choose BEFORE INSERT ON measured FOR EACH ROW EXECUTE FUNCTION choose()"
+        )
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    resume_local(made.plan)
+    assert status(made.plan).rows == {"done": n - 1, "failed": 1}
+    with connection():
+        assert (Failure.get().key, Failure.get().message) == ("7", "not 7")
+
+
 @task
 def misspelt(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
     for spectrum in spectra:

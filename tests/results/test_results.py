@@ -16,6 +16,9 @@ from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
 from astra.models.plans import Failure
 from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
+from astra.status.status import status
+from astra.status.verify import verify
 from tests.own_tables import LightCurve, Period
 from tests.sample_tasks import Measured, OfSource, fill, measure
 
@@ -117,3 +120,42 @@ def test_a_value_that_its_column_would_change_is_refused(url, refused, taken):
     with connection():
         assert next(iter(refused)) in Failure.get().message
     assert len(list(yields([spectrum], which=1))) == 1
+
+
+@task
+def misdirected(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """The result of each seventh row is for the row before, which is in another page."""
+    for spectrum in spectra:
+        result = Measured.from_spectrum(spectrum, value=spectrum.spectrum_pk)
+        result.spectrum_pk -= spectrum.spectrum_pk % 7 == 0
+        yield result
+
+
+@task
+def twice(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=spectrum.spectrum_pk)
+        yield Measured.from_spectrum(spectrum, value=-1.0)
+
+
+def test_a_result_for_a_row_that_is_not_the_pages_own(url):
+    """It is not stored, and harms neither that row nor what verify says."""
+    fill(14)
+    (made,) = create_plan(misdirected, BossVisitSpectrum, limit=1)
+    resume_local(made.plan)
+    with connection():
+        stored = dict(Measured.select(Measured.spectrum_pk, Measured.value).tuples())
+    assert stored == {key: float(key) for key in range(1, 15) if key % 7}
+    assert status(made.plan).rows["done"] == 12 and verify(made.plan).sound
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 1000])
+def test_a_second_result_of_a_row_leaves_the_first(url, batch_size):
+    fill(8)
+    (made,) = create_plan(twice, BossVisitSpectrum, limit=4, arguments={"batch_size": batch_size})
+    resume_local(made.plan)
+    with connection():
+        stored = dict(Measured.select(Measured.spectrum_pk, Measured.value).tuples())
+        assert {f.exception for f in Failure.select()} == {"DuplicateResult"}
+    assert stored == {key: float(key) for key in range(1, 9)}
+    assert verify(made.plan).sound
