@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 #: two questions to it.
 _LOOK, _FIRST_QUESTION, _QUESTION = 1 / 100, 1 / 30, 1 / 5
 
+#: Seconds between two looks, at least: a look costs a connection and 10 ms of the processor.
+_SOONEST_S = 0.25
+
 #: A watcher that has not looked for so many of its longest pauses is gone.
 _GONE = 4
 
@@ -76,7 +79,7 @@ class Watcher:
             if is_free is not None:
                 return is_free
             waited_s = time.monotonic() - self.began_s
-            self.stop.wanted.wait(min(max(waited_s / 10, 0.1), self.lease_s * _LOOK))
+            self.stop.wanted.wait(min(max(waited_s / 10, _SOONEST_S), self.lease_s * _LOOK))
         return False
 
     def _look(self) -> bool | None:

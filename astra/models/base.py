@@ -57,7 +57,7 @@ class TimeField(peewee.DateTimeField):
         return value
 
     def python_value(self, value: object) -> Any:
-        if type(value) is datetime and value.tzinfo is UTC:  # as PostgreSQL's driver gives it
+        if value is None or (type(value) is datetime and value.tzinfo is UTC):  # as it mostly is
             return value
         return self.adapt(value)
 

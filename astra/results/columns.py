@@ -35,6 +35,7 @@ BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"
 _PLAIN: dict[type, type] = {
     peewee.FloatField: float, peewee.DoubleField: float,
     peewee.IntegerField: int, peewee.BigIntegerField: int, peewee.SmallIntegerField: int,
+    peewee.AutoField: int, peewee.BigAutoField: int,
     peewee.TextField: str, peewee.CharField: str, peewee.BooleanField: bool,
 }  # fmt: skip
 
@@ -114,7 +115,8 @@ def _is_changed(field: peewee.Field, value: Any, converted: Any) -> bool:
 
 
 def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) -> bool:
-    kind = _PLAIN.get(type(field))
+    is_pointer = type(field) is peewee.ForeignKeyField
+    kind = _PLAIN.get(type(field.rel_field if is_pointer else field))
     if kind is None or not types <= {kind, type(None)}:
         return False
     return dialect().name == "postgresql" or are_in_range(field, values, types)

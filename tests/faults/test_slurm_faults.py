@@ -168,16 +168,16 @@ def test_signals_of_scancel(faulty, tmp_path, moment):
 def test_the_time_limit(faulty, tmp_path):
     """Of one minute, for longer work: drained as Slurm ends it, and resumed where it stood."""
     computed = tmp_path / "computed"
-    plan = plan_of(9, 9, row_s=10, computed=str(computed))
+    plan = plan_of(10, 10, row_s=12, computed=str(computed))
     submit(plan, options={"time": "1"})
     run_out(faulty)
     n_done = status(plan).rows["done"]
-    assert 3 <= n_done < 9 and status(plan).pages == {"interrupted": 1}
+    assert 3 <= n_done < 10 and status(plan).pages == {"interrupted": 1}
     (step,) = status(plan).steps
     assert step.state == "TIMEOUT" and "time 00:02:00 instead of 00:01:00" in step.said
     assert resume(plan).pages == 1
     run_out(faulty)
-    assert ended_well(plan) and len(computed.read_text().split()) <= 9 + 1  # the row that was cut
+    assert ended_well(plan) and len(computed.read_text().split()) <= 10 + 1  # the row that was cut
 
 
 def test_slurmctld_forgets_everything(faulty, tmp_path):

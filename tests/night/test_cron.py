@@ -79,7 +79,7 @@ def test_the_check_says_what_is_missing(night, monkeypatch):
     assert "no connection" in astra("cron", "survey", "--check", status=1)
     night.write_text(text)
     monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
-    assert "no Slurm" in astra("cron", "survey", "--check", status=1)
+    assert "SLURM_CONF names no file" in astra("cron", "survey", "--check", status=1)
 
 
 def test_other_lines_stay_as_they_are(night, monkeypatch):

@@ -254,7 +254,7 @@ def test_commands_say_what_is_wrong(url):
     assert run("statsu").exit_code == 2 and "status" in run("statsu").output
     assert "nothing is pending" in run("plan", "tests.sample_tasks.measure").output
     assert run("plan", "tests.sample_tasks.measure").exit_code == 0
-    assert "no plan was made" in run("status").output
+    assert "there is no plan yet" in run("status").output
     if "sqlite" in url:
         fill(2)
         done = run("submit", "tests.sample_tasks.measure")
