@@ -115,8 +115,9 @@ def _is_changed(field: peewee.Field, value: Any, converted: Any) -> bool:
 
 
 def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) -> bool:
-    is_pointer = type(field) is peewee.ForeignKeyField
-    kind = _PLAIN.get(type(field.rel_field if is_pointer else field))
+    # A pointer holds what the field that it points to would.
+    plain = field.rel_field if type(field) is peewee.ForeignKeyField else field
+    kind = _PLAIN.get(type(plain))
     if kind is None or not types <= {kind, type(None)}:
         return False
     return dialect().name == "postgresql" or are_in_range(field, values, types)
