@@ -183,7 +183,8 @@ DIRECTED = {
     "locks": _directed("locks", lasts_s=1.5),
     "deadlock": _directed("deadlock", lasts_s=2.0),
     "modify": _directed("modify", write_frequency=2.0, batch_size=100),
-    "columns": _directed("retype", "demand", "rename", "drop", "keep out", rows=120, limit=40),
+    "columns": _directed("retype", "demand", "rename", "drop", rows=120, limit=60),
+    "keep out": _directed("keep out", lasts_s=1.5),
     "guards": _directed("unguard", "unwatch"),
     "archives": _directed(
         "neighbour", "restart", "move", "copy", after=0.05, rows=100, limit=50, row_s=0.25,

@@ -16,7 +16,7 @@ FOUND_BY = {
     "read-when-written": ("modify", "a serial run has"),
     "living-taken": ("refuse while one watches", "lived when its page was given to another"),
     "outage-is-death": ("refuse while one watches", "lived when its page was given to another"),
-    "stored-uncounted": ("columns", "result-missing"),
+    "stored-uncounted": ("keep out", "result-missing"),
     "archive-unchecked": ("archives", "did not ask for --moved"),
     "one-death": ("kill child", "innocent rows were given up"),
 }
