@@ -115,13 +115,13 @@ class Common:
         )
 
 
-@lru_cache(maxsize=4096)  # each checkpoint names every column several times
 def is_condition(found: str | None, wanted: str) -> bool:
     """Whether the condition of an index, if it has one, is the ``WHERE`` that is wanted."""
     bare = (re.sub(r'[\s()"`\[\]]', "", c).lower() for c in (found or "", wanted))
     return not found or next(bare) == next(bare).removeprefix("where")
 
 
+@lru_cache(maxsize=4096)  # each checkpoint names every column several times
 def _quoted(name: str) -> str:
     if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
         raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")

@@ -24,7 +24,7 @@ from astra.submit.submit import Submitted
 log = logging.getLogger(__name__)
 
 
-#: How often the processes are looked at, and progress is told.
+#: How often the processes are checked, and progress is reported.
 _LOOK_S = 0.1
 
 #: Beyond the grace of a row, how long processes that were asked to stop may take to store.

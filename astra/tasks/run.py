@@ -94,7 +94,7 @@ class Run:
         self.n_results = 0
         self.began = False  # the first row has been asked for in this pass
         self.asked = False  # a row, or the end, has been asked for since the last result
-        self.at_end = False  # the task was told that there are no more rows
+        self.at_end = False  # the task has asked for a row, and there are no more
         self.after: Yielded | None = None  # the result of the row handed over last, once yielded
         _warn_of_transaction(self.settings.write_to_database)
 
