@@ -42,6 +42,7 @@ from astra.status.verify import verify
 from astra.submit.intent import make_intent, new_submission, plan_lock
 from astra.submit.submit import Submitted, check_ready, submit_pages
 from astra.submit.submit import submit as submit_plan
+from astra.version import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -358,13 +359,7 @@ def plan_sized(
 
 def _check_database(dry_run: bool) -> None:
     check_version()
-    check_ready(Plan(pk=0, v_astra=_current_version(), cancelled=None), dry_run)
-
-
-def _current_version() -> int:
-    from astra.models.pipeline import version_number
-
-    return version_number()
+    check_ready(Plan(pk=0, v_astra=CURRENT.number, cancelled=None), dry_run)
 
 
 def _submit(

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from astra import log
-from astra.models.pipeline import version_number as version_string_to_integer
-from astra.models.pipeline import version_text as version_integer_to_string
+from astra.version import Version
 
 __all__ = [
     "Timer",
@@ -26,6 +25,16 @@ __all__ = [
 def expand_path(path: str | os.PathLike[str]) -> str:
     """Expand ``~`` and environment variables in a path."""
     return os.path.expandvars(os.path.expanduser(os.fspath(path)))
+
+
+def version_string_to_integer(version: str) -> int:
+    """Return a version, such as ``0.8.1``, as the number that tables hold."""
+    return Version.parse(version).number
+
+
+def version_integer_to_string(number: int) -> str:
+    """Return a number that tables hold as the version that it stands for."""
+    return Version(number).text
 
 
 def flatten(nested: object) -> list[object]:

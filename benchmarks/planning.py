@@ -14,10 +14,10 @@ from astra import generate_queries_for_task
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
 from astra.models.keys import all_rows, key_of
-from astra.models.pipeline import version_number
 from astra.models.plans import Page
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.version import CURRENT
 from benchmarks.lines import Line, best, main, postgres, say, timed
 from benchmarks.tables import Marked, Named, OfMarked, OfNamed, fill, on_marked, on_named, twenty
 
@@ -47,7 +47,7 @@ def shape(sql: str, parameters: Any = None) -> list[str]:
 
 
 def counting(n_rows: int, n_done: int) -> Iterator[Line]:
-    by_hand = "SELECT count(*)" + ANTI_JOIN.format(version=version_number() // 1000)
+    by_hand = "SELECT count(*)" + ANTI_JOIN.format(version=CURRENT.major_minor)
     ((_, query),) = generate_queries_for_task(twenty, BossVisitSpectrum)
 
     def count() -> None:
@@ -78,7 +78,7 @@ def freezing(n_rows: int, n_done: int, limit: int) -> Iterator[Line]:
     say("freezing")
     bare = (
         "CREATE TEMPORARY TABLE frozen ON COMMIT DROP AS SELECT s.spectrum_pk"
-        + ANTI_JOIN.format(version=version_number() // 1000)
+        + ANTI_JOIN.format(version=CURRENT.major_minor)
     )
     plans: list[Any] = []
 
@@ -164,7 +164,7 @@ def few(n_rows: int) -> Iterator[Line]:
         "SELECT s.spectrum_pk, s.source_pk, %s, '', s.modified, s.modified, 1 "
         "FROM boss_visit_spectrum s WHERE s.spectrum_pk %% 100 <> 0 "
         "ON CONFLICT DO NOTHING",
-        (version_number(),),
+        (CURRENT.number,),
     )
     run("DELETE FROM twenty WHERE spectrum_pk %% 100 = 0", ())
     run("COMMIT")
@@ -212,7 +212,7 @@ def own_keys(n_rows: int, limit: int) -> Iterator[Line]:
         pointer = next(iter(output.declared_links.values())).key(output).fields[0].column_name
         run(f"INSERT INTO {table} SELECT {key}, 1 FROM generate_series(1, {n_rows}) AS i")
         run(
-            f"INSERT INTO {results} ({pointer}, v_astra, tag) SELECT {key}, {version_number()}, '' "
+            f"INSERT INTO {results} ({pointer}, v_astra, tag) SELECT {key}, {CURRENT.number}, '' "
             f"FROM generate_series(1, {n_rows // 2}) AS i"
         )
         for name in (table, results):
@@ -220,7 +220,7 @@ def own_keys(n_rows: int, limit: int) -> Iterator[Line]:
         bare = (
             f"CREATE TEMPORARY TABLE frozen ON COMMIT DROP AS SELECT s.key FROM {table} s "
             f"WHERE NOT EXISTS (SELECT 1 FROM {results} r WHERE r.{pointer} = s.key "
-            f"AND r.v_astra_major_minor = {version_number() // 1000})"
+            f"AND r.v_astra_major_minor = {CURRENT.major_minor})"
         )
         plans: list[Any] = []
 

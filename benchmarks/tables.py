@@ -13,6 +13,7 @@ from peewee import FloatField, Model, TextField, UUIDField
 from astra import task
 from astra.database.connection import database, dialect
 from astra.models import BossVisitSpectrum, OutputModel, PipelineOutputModel, result_of
+from astra.version import CURRENT
 
 COLUMNS = [f"c{i}" for i in range(20)]
 MANY = [f"c{i}" for i in range(800)]
@@ -156,19 +157,13 @@ def fill(n_rows: int, n_done: int = 0) -> None:
         run(
             "INSERT INTO twenty (spectrum_pk, source_pk, v_astra, tag, input_modified, input_read,"
             " c0) SELECT spectrum_pk, source_pk, "
-            f"{_version()}, '', modified, modified, 1 FROM boss_visit_spectrum "
+            f"{CURRENT.number}, '', modified, modified, 1 FROM boss_visit_spectrum "
             f"WHERE spectrum_pk * 7919 {mod} {n_rows} < {n_done}"
         )
     if postgresql:
         run("VACUUM ANALYZE")
     else:
         run("ANALYZE")
-
-
-def _version() -> int:
-    from astra.models.pipeline import version_number
-
-    return version_number()
 
 
 def processor_s() -> float:

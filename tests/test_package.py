@@ -10,18 +10,22 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.version import Version
+from packaging.version import Version as PackageVersion
 
 import astra
 from astra.config.resources import config_dir, templates_dir
-from astra.models.pipeline import PipelineOutputModel, version_number
+from astra.models.pipeline import PipelineOutputModel
+from astra.version import CURRENT, Version
 from tests.conftest import ROOT
 
 
 def test_names_and_version():
     assert astra.__all__ == ["End", "__version__", "generate_queries_for_task", "log", "task"]
     assert all(getattr(astra, name) is not None for name in astra.__all__)
-    assert astra.__version__ == "0.8.1" and version_number() == 8001
+    assert astra.__version__ == CURRENT.text == "0.8.1" and CURRENT.number == 8001
+    later = Version(1_002_003)
+    assert (later.text, later.major_minor_text, later.major_minor) == ("1.2.3", "1.2", 1002)
+    assert later == Version.parse("1.2.3") > Version.of_major_minor(1002) > CURRENT
     assert PipelineOutputModel._meta.table_name == "pipeline_output_model"
 
 
@@ -115,8 +119,8 @@ def test_no_version_with_a_known_advisory_can_be_installed(advisory):
     floors = [
         s.version for r in wanted if r.name == name for s in r.specifier if s.operator == ">="
     ]
-    assert floors and all(Version(floor) >= Version(mended) for floor in floors)
+    assert floors and all(PackageVersion(floor) >= PackageVersion(mended) for floor in floors)
     try:
-        assert Version(version(name)) >= Version(mended)
+        assert PackageVersion(version(name)) >= PackageVersion(mended)
     except PackageNotFoundError:
         assert name == "astropy"  # an extra that the tests do without

@@ -11,6 +11,7 @@ from astra.database.array_text import BYTES, array_literal
 from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
 from astra.database.values import MOMENTS, check
 from astra.errors import BrokenElement
+from astra.version import Version
 
 #: Rows from which the statements around a COPY cost less than it saves.
 _COPIED_FROM = 50
@@ -213,7 +214,7 @@ class Writing(Common):
                     AND v_astra_major_minor = %s {of} LIMIT 1) AS stored)""",
             (
                 sequence, len(lists[0]), *map(array_literal, lists),
-                batch.columns["v_astra"][0] // 1000,
+                Version(batch.columns["v_astra"][0]).major_minor,
             ),
         )  # fmt: skip
         return [pk for (pk,) in drawn.fetchall()]

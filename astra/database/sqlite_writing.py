@@ -3,6 +3,7 @@
 import json
 
 from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
+from astra.version import Version
 
 #: What SQLite makes of values of a declared type.
 _AFFINITIES = {
@@ -81,7 +82,7 @@ class Writing(Common):
             f"""SELECT wanted.key, {primary}, input_read
                 FROM json_each(?) AS wanted JOIN {batch.table} ON {same}
                 WHERE v_astra_major_minor = ? {batch.where.replace("WHERE", "AND")}""",
-            (json.dumps(keys, default=str), batch.columns["v_astra"][0] // 1000),
+            (json.dumps(keys, default=str), Version(batch.columns["v_astra"][0]).major_minor),
         ).fetchall()
         # A row whose stored time of reading is not ours was written by a later attempt.
         read = batch.columns["input_read"]

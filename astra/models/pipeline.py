@@ -20,33 +20,13 @@ from peewee import (
     TextField,
 )
 
-from astra import __version__
 from astra.database.connection import dialect
 from astra.errors import TaskError, UsageError, nearest
 from astra.models.base import BaseModel, ModelMeta, TimeField
 from astra.models.keys import Link, adopted, key_of
 from astra.models.source import Source
 from astra.models.spectrum import SpectrumMixin
-
-
-@cache
-def version_number(version: str = __version__) -> int:
-    """A version as an integer: major * 10**6 + minor * 10**3 + patch.
-
-    >>> version_number("0.8.1")
-    8001
-    """
-    major, minor, patch = map(int, version.split("."))
-    return major * 10**6 + minor * 10**3 + patch
-
-
-def version_text(number: int) -> str:
-    """A version as it is written, from an integer.
-
-    >>> version_text(8001)
-    '0.8.1'
-    """
-    return f"{number // 10**6}.{number // 1000 % 1000}.{number % 1000}"
+from astra.version import CURRENT
 
 
 @cache
@@ -195,7 +175,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     """
 
     task_pk = BigAutoField()
-    v_astra = IntegerField(default=version_number())
+    v_astra = IntegerField(default=CURRENT.number)
     v_astra_major_minor = IntegerField(
         null=True, constraints=[SQL("GENERATED ALWAYS AS (v_astra / 1000) STORED")]
     )

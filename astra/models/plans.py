@@ -20,6 +20,7 @@ from astra.database.connection import connection, dialect
 from astra.models.base import BaseModel, KeysField, KeyTextsField, RoleField, TimeField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
+from astra.version import Version
 
 if TYPE_CHECKING:
     from astra.slurm.parse import JobId
@@ -71,6 +72,11 @@ class Plan(BaseModel):
     def folder(self) -> str:
         """The name of its folder in the run directory."""
         return f"plan-{self.pk}-{self.token}"
+
+    @property
+    def version(self) -> Version:
+        """Return the version of astra that made the plan."""
+        return Version(self.v_astra)
 
 
 class MadeBy(BaseModel):

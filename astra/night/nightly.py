@@ -41,7 +41,6 @@ from astra.config.units import time_limit_s
 from astra.database.connection import connection, dialect
 from astra.errors import BusyError, ConfigError, Superseded, UsageError
 from astra.models.nights import Night, NightPlan
-from astra.models.pipeline import version_number
 from astra.models.plans import Plan
 from astra.models.schema import check_version
 from astra.night import finalizer as finalizer_module
@@ -64,6 +63,7 @@ from astra.submit.hours import next_hours
 from astra.submit.submit import check_ready
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
+from astra.version import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _settings_of_begun(name: str) -> NightSettings:
 
 def check_settings(settings: NightSettings) -> None:
     """Refuse what could not be planned or submitted, before anything is stored."""
-    check_ready(Plan(pk=0, v_astra=version_number(), cancelled=None))
+    check_ready(Plan(pk=0, v_astra=CURRENT.number, cancelled=None))
     finalizer_profile = settings.finalizer_profile or settings.profile
     choose_profile(finalizer_profile, None)
     for task in settings.tasks:

@@ -16,7 +16,6 @@ from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.nights import Night, NightPlan
-from astra.models.pipeline import version_number
 from astra.models.plans import Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import passes
@@ -31,6 +30,7 @@ from astra.submit.arrays import shares
 from astra.submit.hours import Hours
 from astra.submit.intent import plan_lock, recover_intents
 from astra.submit.submit import submit
+from astra.version import CURRENT
 
 #: How soon a finalizer looks again at elements that live although their arrays had ended.
 AGAIN_S = 30
@@ -240,7 +240,7 @@ def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
         live = {
             plan.pk for plan in Plan.select().where(
                 Plan.pk.in_(list(found)) & Plan.cancelled.is_null()
-            ) if plan.v_astra // 1000 == version_number() // 1000
+            ) if plan.version.major_minor == CURRENT.major_minor
         }  # fmt: skip
     taken = [
         NightPlan(

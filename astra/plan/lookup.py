@@ -10,9 +10,9 @@ from astra.config import settings
 from astra.database.connection import connection, dialect, tuples
 from astra.errors import TaskError, Untrusted, UsageError
 from astra.models.importing import load
-from astra.models.pipeline import version_number, version_text
 from astra.models.plans import Plan
 from astra.models.schema import check_version
+from astra.version import CURRENT
 
 
 def get_plan(pk: int) -> Plan:
@@ -43,10 +43,10 @@ def check_plan_version(plan: Plan) -> None:
     UsageError
         If it is another.
     """
-    if plan.v_astra // 1000 != version_number() // 1000:
+    if plan.version.major_minor != CURRENT.major_minor:
         raise UsageError(
-            f"plan {plan.pk} was made at version {version_text(plan.v_astra)}, this is astra "
-            f"{version_text(version_number())}: its results would belong to another version; "
+            f"plan {plan.pk} was made at version {plan.version.text}, this is astra "
+            f"{CURRENT.text}: its results would belong to another version; "
             f"astra cancel {plan.pk}, then plan again"
         )
 

@@ -8,7 +8,7 @@ from astra.database.connection import connection, tuples, writing
 from astra.errors import TaskError, UsageError, nearest
 from astra.models.importing import import_path
 from astra.models.keys import table_name
-from astra.models.pipeline import link_of, version_number
+from astra.models.pipeline import link_of
 from astra.models.plans import N_PENDING, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import check_version
 from astra.models.source import Source
@@ -20,6 +20,7 @@ from astra.tasks.signature import (
     source_file,
     task_name,
 )
+from astra.version import CURRENT
 
 
 def check_own_results(function: Any, model: type[Model], output: Any) -> None:
@@ -39,7 +40,7 @@ def check_own_results(function: Any, model: type[Model], output: Any) -> None:
     found = (
         result.select(result.made_by)
         .join(model, on=link_of(output, model).points(result, model))
-        .where(result.made_by.in_(pks) & (result.v_astra_major_minor == version_number() // 1000))
+        .where(result.made_by.in_(pks) & (result.v_astra_major_minor == CURRENT.major_minor))
         .limit(1)
         .scalar()
     )
@@ -57,7 +58,7 @@ def check_own_results(function: Any, model: type[Model], output: Any) -> None:
 
 
 def _makings(output: Any) -> ColumnBase:
-    same_version = MadeBy.v_astra / 1000 == version_number() // 1000
+    same_version = CURRENT.shares_results(MadeBy.v_astra)
     return (MadeBy.output_table == table_name(output)) & same_version
 
 

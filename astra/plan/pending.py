@@ -15,9 +15,10 @@ from astra.models.keys import (
     primary_fields,
     same_moment,
 )
-from astra.models.pipeline import OutputModel, link_of, version_number
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.source import of_sources
 from astra.tasks.signature import choose_model, find_task, output_model
+from astra.version import CURRENT
 
 
 def generate_queries_for_task(
@@ -167,7 +168,7 @@ def last_ended(
 
 
 def _is_of(result: Any, model: type[Model], output: type[OutputModel]) -> Any:
-    same_version = result.v_astra_major_minor == version_number() // 1000
+    same_version = result.v_astra_major_minor == CURRENT.major_minor
     return link_of(output, model).points(result, model) & same_version
 
 

@@ -15,7 +15,7 @@ from astra.models.archive import check_archive
 from astra.models.importing import import_path
 from astra.models.keys import Key, check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
-from astra.models.pipeline import OutputModel, link_of, version_number
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.models.schema import check_guards, check_tables, check_version
 from astra.plan.origin import _check_importable, _current_folder, import_root
@@ -34,6 +34,7 @@ from astra.tasks.signature import (
     source_file,
     task_name,
 )
+from astra.version import CURRENT
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def _freeze(
 
 def _without_held(pending: ModelSelect, model: type[Model], task: str) -> tuple[ModelSelect, int]:
     """The pending rows that no living plan has yet, and the number of those that one has."""
-    key, version = key_of(model), version_number() // 1000
+    key, version = key_of(model), CURRENT.major_minor
     held = dialect().held(
         key.column, task, table_name(model), version, Page, Plan, Attempt, key.page_column
     )
@@ -279,7 +280,7 @@ def _live_plans(name: str, table: str) -> list[int]:
         .where(
             (Plan.task == name)
             & (Plan.input_table == table)
-            & (Plan.v_astra / 1000 == version_number() // 1000)
+            & CURRENT.shares_results(Plan.v_astra)
             & (Plan.cancelled.is_null() | fn.EXISTS(running))
             & (ended < Page.n_rows)
         )
@@ -309,7 +310,7 @@ def _record(
         limit=limit,
         n_pages=0,
         n_rows=0,
-        v_astra=version_number(),
+        v_astra=CURRENT.number,
         commit=making["commit"],
         redo=selection.redo.text if selection.redo else None,
         where=selection.where,

@@ -13,10 +13,11 @@ from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.given_keys import find_keys, listed
 from astra.models.keys import in_order, key_of, same_moment, table_name
-from astra.models.pipeline import OutputModel, version_number
+from astra.models.pipeline import OutputModel
 from astra.models.plans import Failure, MadeBy, NoResult
 from astra.plan.pending import checked_ids, has_old_result, last_ended, pending_rows
 from astra.plan.where import condition
+from astra.version import CURRENT
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,6 @@ def has_ended(kind: Any, model: type[Model], task: str) -> tuple[Any, Any]:
         (record.task == task)
         & (record.input_table == table_name(model))
         & (record.key == key_of(model).text)
-        & (record.v_astra_major_minor == version_number() // 1000)
+        & (record.v_astra_major_minor == CURRENT.major_minor)
     )
     return record, clause

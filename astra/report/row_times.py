@@ -83,7 +83,7 @@ def _elapsed(plan: Plan, numbers: list[int]) -> Iterable[tuple[int, RowKey, floa
         .join(Attempt, on=(Attempt.pk == output.attempt_pk))
         .join(Page)
         .where(
-            (output.v_astra_major_minor == plan.v_astra // 1000)
+            (output.v_astra_major_minor == plan.version.major_minor)
             & (Page.plan == plan.pk)
             & output.t_elapsed.is_null(False)
         )

@@ -12,7 +12,6 @@ from peewee import ColumnBase
 
 from astra.database.connection import database, dialect, tuples, writing
 from astra.models.keys import RowKey, as_key, key_of
-from astra.models.pipeline import version_number
 from astra.models.plans import Attempt, Failure, NoResult, Page, RowWithoutResult
 from astra.results.claim import Claim, Progress, Seen, _hold
 from astra.results.columns import _by_columns, _Group, _row_by_row, refused_by_database
@@ -25,6 +24,7 @@ from astra.results.rows import (
     Yielded,
 )
 from astra.states import COUNTED, Outcome
+from astra.version import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, RowKey | None
             (model.task == target.task)
             & (model.input_table == table)
             & dialect().among_texts(model.key, keys)
-            & (model.v_astra_major_minor == version_number() // 1000)
+            & (model.v_astra_major_minor == CURRENT.major_minor)
         ).execute()
 
 
@@ -244,7 +244,7 @@ def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[
         "task": target.task,
         "input_table": _table_of(row, target),
         "key": row.key,
-        "v_astra_major_minor": version_number() // 1000,
+        "v_astra_major_minor": CURRENT.major_minor,
         "input_modified": row.modified,
         "attempt_pk": claim.attempt.pk if claim else None,
         "plan_pk": target.plan_pk,

@@ -16,7 +16,7 @@ from astra.database.values import are_in_range
 from astra.errors import BrokenElement
 from astra.models.base import TimeField
 from astra.models.keys import RowKey, as_key
-from astra.models.pipeline import BASES, OutputModel, version_number
+from astra.models.pipeline import BASES, OutputModel
 from astra.results.claim import Claim
 from astra.results.rows import (
     MESSAGE_LIMIT,
@@ -27,6 +27,7 @@ from astra.results.rows import (
     words_of,
 )
 from astra.states import Outcome
+from astra.version import CURRENT, Version
 
 #: Columns that the database fills itself.
 BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"})
@@ -192,7 +193,7 @@ def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | No
     versions = [yielded.result.__data__.get("v_astra") for yielded in results]
     return (
         set(map(type, versions)) == {int}
-        and set(versions) == {version_number()}
+        and set(versions) == {CURRENT.number}
         and not any(yielded.again for yielded in results)
         and (keys := _plain_keys(results, target)) is not None
         and len(set(keys)) == len(keys)
@@ -301,7 +302,7 @@ def _key_to_store(
         If it may not.
     """
     result = yielded.result
-    if type(result) is not target.output or result.__data__.get("v_astra") != version_number():
+    if type(result) is not target.output or result.__data__.get("v_astra") != CURRENT.number:
         _check_model(yielded, target.output)
     key, handed = target.bears(result), yielded.handed
     if key is None:
@@ -347,8 +348,8 @@ def _check_model(yielded: Yielded, wanted: Any) -> None:
     if not good:
         raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {said}")
     version = result.__data__.get("v_astra")
-    if not isinstance(version, int) or version // 1000 != version_number() // 1000:
-        message = f"v_astra={version!r}: leave it out; it is that of this astra, {version_number()}"
+    if not isinstance(version, int) or Version(version).major_minor != CURRENT.major_minor:
+        message = f"v_astra={version!r}: leave it out; it is that of this astra, {CURRENT.number}"
         raise _Bad(yielded, "WrongVersion", message)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from astra.database.connection import database, dialect
 from astra.database.dialect import Batch, NotStored
-from astra.models.pipeline import OutputModel, version_number
+from astra.models.pipeline import OutputModel
 from astra.results.claim import Claim
 from astra.results.columns import (
     _alike,
@@ -24,6 +24,7 @@ from astra.results.columns import (
 )
 from astra.results.rows import Refusal, Target, Yielded
 from astra.states import Outcome
+from astra.version import CURRENT
 
 #: The results of one row.
 Row = list[Yielded]
@@ -135,7 +136,7 @@ def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) 
             continue
         result = yielded.result
         model, data = type(result), result.__data__
-        later = (model.v_astra_major_minor == version_number() // 1000) & (
+        later = (model.v_astra_major_minor == CURRENT.major_minor) & (
             model.result_number == data.get("result_number", 0)
         )
         for name in link.result:
@@ -160,7 +161,7 @@ def _drop_further(rows: list[Row], target: Target) -> None:
     """Delete the further results that rows had before."""
     for row in rows:
         model, link = type(row[0].result), target.index_of(row[0].result)
-        clause = (model.result_number > 0) & (model.v_astra_major_minor == version_number() // 1000)
+        clause = (model.result_number > 0) & (model.v_astra_major_minor == CURRENT.major_minor)
         for name in link.result if link is not None else ():
             clause &= getattr(model, name) == row[0].result.__data__[name]
         model.delete().where(clause).execute()

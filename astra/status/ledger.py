@@ -280,10 +280,9 @@ class Ledger:
     def _moments_of_reading(self, keys: list[RowKey]) -> tuple[set[object], dict[int, object]]:
         """When rows with our results were read; and, by key, those with others' results."""
         output, key = self.output, self.link.key(self.output)
-        query = key.narrowed(output.select(), keys).select(
-            key.given, output.attempt_pk, output.input_read
-        )
-        found = self._fetched(query.where(output.v_astra_major_minor == self.plan.v_astra // 1000))
+        query = key.narrowed(output.select(key.given, output.attempt_pk, output.input_read), keys)
+        same_version = output.v_astra_major_minor == self.plan.version.major_minor
+        found = self._fetched(query.where(same_version))
         own = set(self.attempt_pks.tolist())
         return (
             {read for _, attempt, read in found if attempt in own},
@@ -334,7 +333,7 @@ class Ledger:
         whether its input was modified since (1) or is gone (2), its number, whether a moment is
         impossible, whether it bears another source than its input, and what made it."""
         output, model = self.output, self.model
-        same_version = output.v_astra_major_minor == self.plan.v_astra // 1000
+        same_version = output.v_astra_major_minor == self.plan.version.major_minor
         joined = self.link.points(output, model)
         gone = self.key.fields[0].is_null()
         input_is = peewee.Case(None, ((gone, 2), (is_up_to_date(output, model), 0)), 1)
@@ -384,7 +383,7 @@ class Ledger:
         return (
             (kind.task == self.plan.task)
             & (kind.input_table == self.plan.input_table)
-            & (kind.v_astra_major_minor == self.plan.v_astra // 1000)
+            & (kind.v_astra_major_minor == self.plan.version.major_minor)
         )
 
     def _records(self, kind: Any, keys: list[RowKey]) -> list[tuple[object, ...]]:

@@ -99,7 +99,7 @@ class Records:
         if declared is None or declared.group_by:
             return 0
         query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
-        same_version = self.output.v_astra_major_minor == self.plan.v_astra // 1000
+        same_version = self.output.v_astra_major_minor == self.plan.version.major_minor
         of_plan = Page.plan == self.plan.pk
         return int(query.join(Page).where(of_plan & same_version).count())
 

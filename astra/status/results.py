@@ -10,9 +10,10 @@ from peewee import Model
 from astra.database.connection import connection
 from astra.errors import UsageError
 from astra.models.given_keys import given_keys, run_keys
-from astra.models.pipeline import OutputModel, link_of, version_number
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.schema import check_tables, check_version
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
+from astra.version import CURRENT
 
 #: Results that are read at a time.
 CHUNK = 1000
@@ -94,7 +95,7 @@ class StoredResults:
     def _read(self, keys: list[object] | None, last: int, most: int) -> list[dict[str, Any]]:
         output = self.output
         query = output.select().where(
-            (output.v_astra_major_minor == version_number() // 1000) & (output.task_pk > last)
+            (output.v_astra_major_minor == CURRENT.major_minor) & (output.task_pk > last)
         )
         fields = output._meta.sorted_fields
         if keys is not None:

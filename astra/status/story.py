@@ -16,7 +16,7 @@ from astra.database.connection import connection, database, dialect
 from astra.errors import TaskError, UsageError
 from astra.models.given_keys import find_keys, given_keys
 from astra.models.keys import RowKey, key_of, table_name
-from astra.models.pipeline import OutputModel, link_of, version_number, version_text
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import check_tables, check_version
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
@@ -24,6 +24,7 @@ from astra.plan.selection import ended
 from astra.states import Outcome
 from astra.tasks.made_by import digest_of_file
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
+from astra.version import CURRENT, Version
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class _Row:
             return False, f"it has a result that is up to date{since}", then
         if old:
             return True, "it was modified since its result", plan
-        return True, f"it has no result at version {version_text(version_number())}", plan
+        return True, f"it has no result at version {CURRENT.text}", plan
 
     def _changed(self, results: tuple[StoredResult, ...]) -> str:
         """What has changed of the files and the revision that made the results; none of it: ''."""
@@ -236,9 +237,7 @@ class _Row:
 
     def _is_live(self, planning: Planning) -> bool:
         runs = any(a.state == "running" for a in planning.attempts)
-        same = (
-            planning.version.rpartition(".")[0] == version_text(version_number()).rpartition(".")[0]
-        )
+        same = Version.parse(planning.version).major_minor == CURRENT.major_minor
         return same and planning.outcome == "pending" and (not planning.cancelled or runs)
 
     def _as_option(self) -> str:
@@ -255,9 +254,7 @@ class _Row:
         output, model = self.output, self.model
         link = link_of(output, model)
         key = link.key(output)
-        is_now = (output.v_astra_major_minor == version_number() // 1000) & is_up_to_date(
-            output, model
-        )
+        is_now = (output.v_astra_major_minor == CURRENT.major_minor) & is_up_to_date(output, model)
         columns = (
             output.task_pk, output.result_number, output.v_astra, output.created, output.modified,
             output.input_read, output.attempt_pk, output.made_by,
@@ -270,7 +267,7 @@ class _Row:
         order = output.v_astra_major_minor, output.result_number, output.task_pk
         for row in query.order_by(*order).namedtuples():
             yield StoredResult(
-                row.task_pk, row.result_number, version_text(row.v_astra), bool(row.is_now),
+                row.task_pk, row.result_number, Version(row.v_astra).text, bool(row.is_now),
                 _time(row.created), _time(row.modified), _time(row.input_read), row.attempt_pk,
                 _making(row.made_by),
             )  # fmt: skip
@@ -288,7 +285,7 @@ class _Row:
                 if isinstance(row, Failure):
                     what = "refused result" if row.refused else "failure"
                     of_failure = (row.exception, row.message, row.times, row.traceback)
-                version = version_text(row.v_astra_major_minor * 1000).rpartition(".")[0]
+                version = Version.of_major_minor(row.v_astra_major_minor).major_minor_text
                 yield Ended(
                     what, version, _time(row.modified), row.plan_pk, row.page, row.attempt_pk,
                     _making(row.made_by), *of_failure,
@@ -311,7 +308,7 @@ class _Row:
             outcome = Outcome(page.outcomes[place]).name.lower().replace("_", " ")
             attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
             yield Planning(
-                plan.pk, version_text(plan.v_astra), _time(plan.created), plan.redo, plan.where,
+                plan.pk, plan.version.text, _time(plan.created), plan.redo, plan.where,
                 _time(plan.cancelled), _time(plan.paused), page.number, outcome,
                 tuple(map(_tries, attempts)),
             )  # fmt: skip
@@ -323,7 +320,7 @@ def _making(pk: int | None) -> Making | None:
         return None
     return Making(
         by.plan_pk, json.loads(by.arguments), by.arguments_digest, json.loads(by.files),
-        by.revision, by.commit, version_text(by.v_astra),
+        by.revision, by.commit, Version(by.v_astra).text,
     )  # fmt: skip
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from astra.errors import BrokenElement, TaskError
 from astra.models.keys import table_name
-from astra.models.pipeline import version_number
 from astra.models.plans import MadeBy
 from astra.tasks.arguments import plain
 from astra.tasks.declared import _KEYWORDS, Declared, bind_call
 from astra.tasks.signature import rows_parameter, source_file, task_name
+from astra.version import CURRENT
 
 
 def arguments_of(function: object, values: Mapping[str, object]) -> dict[str, object]:
@@ -54,7 +54,7 @@ def making_of(function: Any, arguments: Mapping[str, object], output: Any) -> di
         "files": json.dumps(files),
         "revision": None if declared.revision is None else str(declared.revision),
         "commit": code_version(function),
-        "v_astra": version_number(),
+        "v_astra": CURRENT.number,
     }
     return {**made, "fingerprint": _digest(_as_json(made))}
 

@@ -20,7 +20,6 @@ from astra.element.element import run_element
 from astra.element.reader import Chunk, Reader
 from astra.errors import TaskError, UsageError
 from astra.models import BossVisitSpectrum
-from astra.models.pipeline import version_number
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
@@ -29,6 +28,7 @@ from astra.resume.resume import resume_local
 from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
+from astra.version import CURRENT
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, bad_then_patient, fill, measure
 from tests.servers import wait_for
@@ -368,7 +368,7 @@ def test_no_page_goes_through_all_results(pg_url):
         "INSERT INTO measured (spectrum_pk, v_astra, input_modified, value, tag)"
         " SELECT spectrum_pk, %s, modified, 1, '' FROM boss_visit_spectrum"
         " WHERE spectrum_pk > 2000",
-        (version_number(),),
+        (CURRENT.number,),
     )
     plan = get_plan(plan_of(limit=1000).plan)
     submission = submitted_to_one(plan)
