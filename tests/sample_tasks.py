@@ -36,19 +36,23 @@ class Never(PipelineOutputModel):
 def measure(
     spectra: Iterable[BossVisitSpectrum | BossCombinedSpectrum],
     row_s: float = 0.0,
+    slow_until: str = "",
     raise_every: int = 0,
     null_every: int = 0,
     nothing_every: int = 0,
     computed: str | None = None,
     spin_s: float = 0.0,
 ) -> Iterable[Measured]:
-    """A value for each spectrum; raises, refuses and yields nothing where it is told to."""
+    """A value for each spectrum; raises, refuses and yields nothing where its arguments say so.
+
+    Each row takes `row_s`, until a file of the name `slow_until` exists.
+    """
     for spectrum in spectra:
         key = spectrum.spectrum_pk
         if computed:
             with open(computed, "a") as file:
                 file.write(f"{key}\n")
-        if row_s:
+        if row_s and not (slow_until and os.path.exists(slow_until)):
             time.sleep(row_s)
         until = time.process_time() + spin_s
         while time.process_time() < until:

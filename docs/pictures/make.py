@@ -23,7 +23,7 @@ STEPS = (
     ("submit", "token first,", "then sbatch"),
     ("element", "claims pages,", "runs the task"),
     ("checkpoint", "results, outcomes:", "one transaction"),
-    ("status", "database: done?", "Slurm: alive?"),
+    ("status", "database: done?", "Slurm: running?"),
 )
 
 _STYLE = (
@@ -47,7 +47,7 @@ def way() -> str:
             parts.append(f'<path d="M{left - gap},58 H{left - 3}"/>')
     first, last = (8 + n * (width + gap) + width // 2 for n in (3, len(STEPS) - 1))
     parts.append(f'<path d="M{last},100 V132 H{first} V104"/>')
-    below = "resume: pages that are neither done nor alive"
+    below = "resume: pages that are neither done nor running"
     parts.append(f'<text x="{(first + last) // 2}" y="152">{below}</text>')
     size = 16 + len(STEPS) * (width + gap) - gap
     return (

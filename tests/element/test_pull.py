@@ -100,12 +100,14 @@ class TestLocal:
         resume_local(plan.pk, 2)
         assert is_whole(plan) and set(elements()) <= {1, 2} and elements().total() == 6
 
-    def test_another_element_goes_on_with_what_one_left(self, pg_url):
-        plan = plan_of(60, 10, row_s=0.05)
+    def test_another_element_goes_on_with_what_one_left(self, pg_url, tmp_path):
+        fast = tmp_path / "fast"
+        plan = plan_of(6000, 1000, row_s=0.05, slow_until=str(fast))
 
         def interrupt() -> None:
-            attempt = running(1, 0)[0]
-            os.kill(attempt.pid, signal.SIGTERM)
+            os.kill(running(2, 0)[0].pid, signal.SIGTERM)
+            wait_for(lambda: len(elements()) == 3, "a third element", 60)
+            fast.touch()
 
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -173,20 +175,29 @@ class TestSlurm:
         run_out(slurm)
         assert is_whole(plan)
 
-    def test_a_requeued_element_goes_on_with_its_page(self, slurm: Slurm):
-        plan = plan_of(20, 10, row_s=0.1)
+    def test_the_page_of_a_requeued_element_stays_in_the_pool(self, slurm: Slurm, tmp_path):
+        fast = tmp_path / "fast"
+        plan = plan_of(600, 300, row_s=0.1, slow_until=str(fast))
         submit(plan.pk, options={"throttle": 1})
         (attempt,) = running(1, 0)
         slurm.run("scontrol", "requeue", f"{attempt.job_id}_{attempt.array_index}")
-        wait_for(lambda: PageState.RUNNING not in states(plan), "the end of the element", 60)
-        assert set(states(plan)) <= {PageState.WAITING, PageState.DONE}
-        resumed = resume(plan.pk)
-        assert resumed.pages == 0
+        wait_for(lambda: _state_of(attempt) != "running", "the end of the attempt", 60)
+        assert _state_of(attempt) == "interrupted"
+        assert set(states(plan)) <= {PageState.WAITING, PageState.RUNNING}
+        assert resume(plan.pk).pages == 0
+        fast.touch()
         run_out(slurm)
         assert is_whole(plan)
+        with connection():
+            assert Attempt.select().where(Attempt.page == attempt.page).count() == 2
 
     def test_free_pages_of_a_dead_pool_are_submitted_again(self, slurm: Slurm):
         plan = plan_of(40, 10, broken)
         submit(plan.pk, options={"throttle": 1})
         run_out(slurm)
         assert states(plan) == [PageState.BROKEN] * 4
+
+
+def _state_of(attempt: Attempt) -> str:
+    with connection():
+        return Attempt.get_by_id(attempt.pk).state

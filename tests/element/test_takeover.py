@@ -31,10 +31,16 @@ def short_lease(folder, monkeypatch):
 
 
 class TestLocal:
-    def test_a_killed_element_holds_up_no_page(self, url):
+    def test_a_killed_element_holds_up_no_page(self, url, tmp_path):
         """Nobody resumes: another process of the same run takes the page over."""
-        plan = plan_of(40, 10, row_s=0.05)
-        killer = threading.Thread(target=lambda: kill_element(running(2, 0)[0]))
+        fast = tmp_path / "fast"
+        plan = plan_of(4000, 1000, row_s=0.05, slow_until=str(fast))
+
+        def kill() -> None:
+            kill_element(running(2, 0)[0])
+            fast.touch()
+
+        killer = threading.Thread(target=kill)
         killer.start()
         resume_local(plan.pk, 2)
         killer.join()

@@ -46,28 +46,35 @@ def test_every_row_once(slurm):
 
 def test_killed_elements_are_lost_resumed_and_whole(slurm, tmp_path):
     computed = tmp_path / "computed"
-    plan = plan_of(1200, 200, row_s=0.02, write_frequency=0.5, computed=str(computed))
+    fast = tmp_path / "fast"
+    plan = plan_of(
+        6000, 1000, row_s=0.02, slow_until=str(fast), write_frequency=0.5, computed=str(computed)
+    )
     submit(plan, options={"pull": False})  # or the others would take over
     for attempt in running(3):
         os.kill(attempt.pid, signal.SIGKILL)
+    fast.touch()
     run_out(slurm)
     found = status(plan)
     assert found.state == "attention" and found.state.exit_status == 4
     assert found.pages == {"done": 3, "lost": 3}
-    assert sum(found.rows.values()) == 1200 and "resume" in found.advice[0]
+    assert sum(found.rows.values()) == 6000 and "resume" in found.advice[0]
     again = resume(plan, options={"mem": "200M"})
     assert again.pages == 3 and again.skipped == {"done": 3}
     assert resume(plan).pages == 0
     run_out(slurm)
-    assert counts() == (1200, 1200) and status(plan).state == "whole"
-    twice = len(computed.read_text().split()) - 1200
+    assert counts() == (6000, 6000) and status(plan).state == "whole"
+    twice = len(computed.read_text().split()) - 6000
     assert 0 < twice <= 3 * 60  # half a second of rows each, and the time to write them
     assert resume(plan).pages == 0
 
 
 def test_scancelled_elements_compute_no_row_twice(slurm, tmp_path):
     computed = tmp_path / "computed"
-    plan = plan_of(900, 300, row_s=0.02, write_frequency=0.5, computed=str(computed))
+    fast = tmp_path / "fast"
+    plan = plan_of(
+        3000, 1000, row_s=0.02, slow_until=str(fast), write_frequency=0.5, computed=str(computed)
+    )
     submit(plan)
     running(3)
     slurm.run("scancel", status(plan).elements[0].job.partition("_")[0])
@@ -75,14 +82,15 @@ def test_scancelled_elements_compute_no_row_twice(slurm, tmp_path):
     found = status(plan)
     assert found.pages == {"interrupted": 3}
     assert found.rows["done"] == len(computed.read_text().split())
+    fast.touch()
     resume(plan)
     run_out(slurm)
-    assert counts() == (900, 900)
+    assert counts() == (3000, 3000)
     assert Counter(computed.read_text().split()).most_common(1)[0][1] == 1
 
 
 def test_a_requeued_element_goes_on(slurm):
-    plan = plan_of(300, 300, row_s=0.02, write_frequency=0.5)
+    plan = plan_of(3000, 3000, row_s=0.02, write_frequency=0.5)
     submit(plan)
     (attempt,) = running(1)
     slurm.run("scontrol", "requeue", f"{attempt.job_id}_{attempt.array_index}")

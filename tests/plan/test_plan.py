@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from astra.element.element import run_element
 from astra.element.reader import Chunk, Reader
 from astra.errors import TaskError, UsageError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Page, Plan, Submission
+from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
@@ -127,53 +126,50 @@ def test_there_is_no_such_plan(url):
 
 
 def test_a_killed_elements_page_is_taken_over_in_the_same_run(url, tmp_path):
-    fill(200)
-    computed = tmp_path / "computed"
-    planned = plan_of(
-        limit=50, arguments={"row_s": 0.02, "computed": str(computed), "write_frequency": 0.2}
-    )
+    fill(2000)
+    computed, fast = tmp_path / "computed", tmp_path / "fast"
+    arguments = {"row_s": 0.02, "slow_until": str(fast), "write_frequency": 0.2}
+    planned = plan_of(limit=500, arguments={**arguments, "computed": str(computed)})
     runner = subprocess.Popen(
         [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local", "-j", "2"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    from astra.models.plans import Attempt
-
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        victim = Attempt.get_or_none((Attempt.n_done > 5) & (Attempt.state == "running"))
-        if victim is not None:
-            break
-        time.sleep(0.02)
+    at_work = (Attempt.n_done > 5) & (Attempt.state == "running")
+    wait_for(lambda: Attempt.get_or_none(at_work), "an attempt that has stored rows", 30)
+    victim = Attempt.get(at_work)
     os.kill(victim.pid, signal.SIGKILL)
+    fast.touch()
     runner.wait(60)
     assert Attempt.get_by_id(victim.pk).state == "superseded"
-    assert status(planned.plan).rows == {"done": 200}
-    assert Measured.select().count() == 200
-    twice = len(computed.read_text().split()) - 200
+    assert status(planned.plan).rows == {"done": 2000}
+    assert Measured.select().count() == 2000
+    twice = len(computed.read_text().split()) - 2000
     assert 0 < twice <= 40  # what 0.2 s of work came to, and the time to write it
     assert resume_local(planned.plan, 2).pages == 0
 
 
 def test_interrupted_elements_compute_nothing_twice(url, tmp_path):
-    fill(200)
-    computed = tmp_path / "computed"
-    planned = plan_of(limit=100, arguments={"row_s": 0.02, "computed": str(computed)})
+    fill(2000)
+    computed, fast = tmp_path / "computed", tmp_path / "fast"
+    arguments = {"row_s": 0.02, "slow_until": str(fast), "computed": str(computed)}
+    planned = plan_of(limit=1000, arguments=arguments)
     runner = subprocess.Popen(
         [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local", "-j", "2"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    end = time.monotonic() + 30
-    while time.monotonic() < end and (
-        not computed.exists() or len(computed.read_text().split()) < 20
-    ):
-        time.sleep(0.02)
+
+    def is_at_work() -> bool:
+        return computed.exists() and len(computed.read_text().split()) >= 20
+
+    wait_for(is_at_work, "20 rows", 30)
     runner.send_signal(signal.SIGINT)
     assert runner.wait(30) == 75
     found = status(planned.plan)
-    assert found.rows["done"] == len(computed.read_text().split()) < 200
+    assert found.rows["done"] == len(computed.read_text().split()) < 2000
+    fast.touch()
     resume_local(planned.plan, 2)
-    assert status(planned.plan).rows == {"done": 200}
-    assert len(computed.read_text().split()) == 200
+    assert status(planned.plan).rows == {"done": 2000}
+    assert len(computed.read_text().split()) == 2000
 
 
 _HELD = """

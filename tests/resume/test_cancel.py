@@ -117,7 +117,7 @@ def test_one_page(url):
 
 def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
     monkeypatch.setattr("astra.resume.cancel._PATIENCE_S", 20)
-    plan = planned(400, 200, row_s=0.02, computed=str(tmp_path / "computed"))
+    plan = planned(6000, 3000, row_s=0.02, computed=str(tmp_path / "computed"))
     runner = subprocess.Popen(
         [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -128,7 +128,7 @@ def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
         )
         done = cancel(plan)
         assert len(done.processes) == 2 and done.rows_held == 0
-        assert Measured.select().count() + done.rows_freed == 400
+        assert Measured.select().count() + done.rows_freed == 6000
         assert Submission.get().state in ("submitted", "ended")
     finally:
         runner.send_signal(signal.SIGINT)
@@ -154,7 +154,7 @@ def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path):
 
 def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
     """It comes when all has ended, and the message is on its way."""
-    plan = planned(400, 200, row_s=0.02, computed=str(tmp_path / "computed"))
+    plan = planned(6000, 3000, row_s=0.02, computed=str(tmp_path / "computed"))
     again = "os.kill(os.getpid(), signal.SIGINT)"
     code = (
         "import os, signal\nfrom astra.cli import show\nsay = show.error\n"

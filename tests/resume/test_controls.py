@@ -78,11 +78,13 @@ def test_a_cancelled_plan_has_no_controls(url):
 
 @pytest.mark.slurm
 @pytest.mark.postgres
-def test_elements_end_with_their_page_and_others_go_on_later(slurm: Slurm):
-    plan = plan_of(60, 10, row_s=0.1)
+def test_elements_end_with_their_page_and_others_go_on_later(slurm: Slurm, tmp_path):
+    fast = tmp_path / "fast"
+    plan = plan_of(3600, 600, row_s=0.1, slow_until=str(fast))
     submit(plan.pk, options={"throttle": 2})
     running(1, 0)
     pause([plan.pk], "maintenance")
+    fast.touch()
     run_out(slurm)
     stood = states(plan)
     assert set(stood) == {PageState.DONE, PageState.UNSUBMITTED}

@@ -17,6 +17,7 @@ from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec, directive
 from astra.slurm.site import parse_max_array_size
 from astra.states import SlurmState as S
+from tests.servers import wait_for
 
 # What Slurm 22.05 printed for an array of eight: whole, status 3, killed by signal 9, requeued,
 # killed by signal 15, cancelled, running, and one that kept the array's own job id.
@@ -379,13 +380,6 @@ def script(folder: Path, body: str, *options: str) -> Path:
     return file
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
-
-
 @pytest.mark.slurm
 class TestReal:
     def test_the_machine(self, real: dict[str, str]) -> None:
@@ -438,10 +432,10 @@ class TestReal:
         body = "case $SLURM_ARRAY_TASK_ID in 1) exit 0;; 2) exit 3;; 3) kill -9 $$;; *) sleep 99;; esac"
         job = client.submit(script(tmp_path, body, "--array=1-8%5"))
         states = lambda: {i: client.elements([job]).of(job.job_id, i).state for i in range(1, 9)}  # noqa: E731
-        until(lambda: states()[4] is S.RUNNING and states()[3] is S.FAILED)
+        wait_for(lambda: states()[4] is S.RUNNING and states()[3] is S.FAILED, "the ends", 20)
         command.run(["scontrol", "requeue", f"{job.job_id}_4"])
         client.cancel(job, [7, 8, 5])
-        until(lambda: states()[5] is S.CANCELLED and states()[4] is S.PENDING)
+        wait_for(lambda: states()[5] is S.CANCELLED and states()[4] is S.PENDING, "both", 20)
         answer = client.elements([job, 999_999])
         assert answer.queue and answer.accounting and not answer.notes
         found = {i: answer.of(job.job_id, i) for i in range(1, 10)}

@@ -215,7 +215,7 @@ class TestRunning:
 
     @pytest.fixture
     def python(self, tmp_path: Path) -> Path:
-        """An element that says when it began, and ends in its own time, or when it is told to."""
+        """An element that says when it began, and ends at once, or waits for a signal."""
         file = tmp_path / "my python"
         file.write_text(
             # Not named by the first line itself: the path may hold a blank.
@@ -228,7 +228,9 @@ class TestRunning:
             "signal.signal(signal.SIGTERM, told)\n"
             "print('began', *sys.argv[3:], os.environ['PYTHONUNBUFFERED'],"
             " os.environ['OMP_NUM_THREADS'], flush=True)\n"
-            "time.sleep(float(os.environ.get('LASTS_S', '0'))); sys.exit(int(os.environ['STATUS']))\n"
+            "while 'WAITS' in os.environ:\n"
+            "    time.sleep(0.05)  # a signal just before one long sleep would be handled after it\n"
+            "sys.exit(int(os.environ['STATUS']))\n"
         )
         file.chmod(0o755)
         return file
@@ -258,7 +260,7 @@ class TestRunning:
         file.write_text(render("own.sh.j2", self.site(tmp_path), python=(str(python),)))
         environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "7", "STATUS": "0"}
         with subprocess.Popen(
-            ["bash", file], env={**environment, "LASTS_S": "15"}, stdout=subprocess.PIPE, text=True
+            ["bash", file], env={**environment, "WAITS": "1"}, stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("began")

@@ -19,6 +19,7 @@ from astra.models import BossVisitSpectrum
 from astra.models.plans import Failure, NoResult
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, collect, fill, measure
+from tests.servers import wait_for
 
 
 def spectra() -> list:
@@ -254,19 +255,13 @@ def test_written_while_the_next_row_takes_long(url):
     def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         for s in spectra:
             if s.spectrum_pk == 2:
-                found.append(_wait_for_a_result())
+                wait_for(stored, "the first result", 10)
+                found.append(stored())
                 go_on.set()
             yield Measured.from_spectrum(s, value=1)
 
     list(analysis(spectra()))
     assert found == [[1]] and go_on.is_set() and stored() == [1, 2]
-
-
-def _wait_for_a_result() -> list[int]:
-    end = time.monotonic() + 10
-    while not stored() and time.monotonic() < end:
-        time.sleep(0.02)
-    return stored()
 
 
 def test_input_is_lazy_and_an_early_stop_loses_nothing(url):
@@ -285,23 +280,30 @@ def test_input_is_lazy_and_an_early_stop_loses_nothing(url):
     assert len(asked) == 5 and stored() == [1, 2, 3, 4, 5]
 
 
-def test_times(url):
+def test_a_result_bears_its_rows_time_and_a_share_of_the_loading(url, monkeypatch):
     fill(4)
+    now = 1.0
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("astra.tasks.row_clock.perf_counter", lambda: now)
 
     @task
     def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
-        time.sleep(0.2)
+        passes(0.2)
         for s in spectra:
-            time.sleep(0.1 if s.spectrum_pk == 2 else 0)
+            passes(0.1 if s.spectrum_pk == 2 else 0.01)
             if s.spectrum_pk != 2:
                 yield Measured.from_spectrum(s, value=1)
 
     for _ in analysis(spectra(), batch_size=1):
-        time.sleep(0.05)  # the consumer's time is not the task's
+        passes(0.05)  # the consumer's time is not the task's
     rows = list(Measured.select())
     assert len(rows) == 3
-    assert all(0 <= m.t_elapsed < 0.08 for m in rows)
-    assert all(m.t_overhead == pytest.approx(0.05, abs=0.03) for m in rows)
+    assert [m.t_elapsed for m in rows] == pytest.approx([0.01] * 3)
+    assert [m.t_overhead for m in rows] == pytest.approx([0.05] * 3)
 
 
 SCRIPT = """
