@@ -8,6 +8,7 @@ from typing import Any
 
 import peewee
 
+from astra.database import postgresql_queries, sqlite_queries
 from astra.database.connection import dialect
 
 
@@ -45,21 +46,8 @@ def _is_astras(model: Any, field: Any) -> bool:
 
 def _postgresql_parts(model: Any) -> tuple[set[str], set[str], set[tuple[str, str]]]:
     run, table = dialect().run, dialect().table(model)
-    columns = run(
-        """SELECT attname::text, attnotnull, attgenerated::text FROM pg_attribute
-           WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
-        (table,),
-    ).fetchall()
-    references = run(
-        """SELECT attname::text, relname::text FROM pg_constraint
-           JOIN pg_attribute ON attrelid = conrelid AND conkey = ARRAY[attnum]
-           JOIN pg_class ON pg_class.oid = confrelid
-           WHERE conrelid = to_regclass(%s) AND contype = 'f' AND convalidated
-             AND confdeltype = 'c' AND EXISTS (SELECT 1 FROM pg_trigger
-                 WHERE tgconstraint = pg_constraint.oid AND tgrelid = conrelid
-                   AND tgenabled <> 'D')""",
-        (table,),
-    ).fetchall()
+    columns = run(postgresql_queries.COLUMNS, (table,)).fetchall()
+    references = run(postgresql_queries.CASCADING_KEYS, (table,)).fetchall()
     return (
         {name for name, is_set, _ in columns if is_set},
         {name for name, _, kind in columns if kind == "s"},
@@ -69,11 +57,8 @@ def _postgresql_parts(model: Any) -> tuple[set[str], set[str], set[tuple[str, st
 
 def _sqlite_parts(model: Any) -> tuple[set[str], set[str], set[tuple[str, str]]]:
     run, table = dialect().run, (model._meta.table_name,)
-    columns = run('SELECT name, "notnull", hidden FROM pragma_table_xinfo(?)', table).fetchall()
-    references = run(
-        """SELECT "from", "table" FROM pragma_foreign_key_list(?) WHERE on_delete = 'CASCADE'""",
-        table,
-    ).fetchall()
+    columns = run(sqlite_queries.COLUMNS, table).fetchall()
+    references = run(sqlite_queries.CASCADING_KEYS, table).fetchall()
     return (
         {name for name, is_set, _ in columns if is_set},
         {name for name, _, hidden in columns if hidden == 3},
@@ -85,22 +70,20 @@ def _sequence_behind(model: Any, primary: str) -> str | None:
     """What is wrong with the sequence that numbers the rows of a table."""
     if not isinstance(model._meta.primary_key, peewee.AutoField):
         return None
-    run, table = dialect().run, dialect().table(model)
-    sequence, may_read = run(
-        """SELECT name, has_sequence_privilege(name, 'SELECT')
-           FROM pg_get_serial_sequence(%s, %s) AS name""",
-        (table, primary),
+    speaks, table = dialect(), dialect().table(model)
+    sequence, may_read = speaks.run(
+        postgresql_queries.READABLE_SEQUENCE, (table, primary)
     ).fetchone()
     if sequence is None:
         return f"has no sequence for the column {primary}"
-    column = dialect().quote(primary)
+    column = speaks.quote(primary)
     set_right = f"SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))"
-    has_default = """SELECT atthasdef OR attidentity <> '' FROM pg_attribute
-                     WHERE attrelid = to_regclass(%s) AND attname = %s"""
-    if not run(has_default, (table, primary)).fetchone()[0]:
+    if not speaks.fetch_value(postgresql_queries.HAS_DEFAULT, (table, primary)):
         return f"gives no {primary} to its rows: set its default, nextval('{sequence}')"
-    is_behind = f"SELECT max({column}) > (SELECT last_value FROM {sequence}) FROM {table}"
-    if may_read and run(is_behind).fetchone()[0]:
+    is_behind = postgresql_queries.SEQUENCE_IS_BEHIND.format(
+        column=column, sequence=sequence, table=table
+    )
+    if may_read and speaks.fetch_value(is_behind):
         return f"would give numbers of {primary} again: {set_right}"
     return None
 
@@ -130,12 +113,8 @@ def _other_type(field: Any) -> Any:
     column = field.column
     lists = {"KeysField": "integer", "KeyTextsField": "text"}
     if (item := lists.get(type(field).__name__)) is not None:
-        return peewee.SQL(
-            f"""CASE WHEN {field.column_name} IS NULL THEN 0
-                     WHEN NOT json_valid({field.column_name}) THEN 1
-                     ELSE EXISTS (SELECT 1 FROM json_each({field.column_name})
-                                  WHERE json_each.type <> '{item}') END"""
-        )
+        holds_others = sqlite_queries.LIST_HOLDS_OTHERS
+        return peewee.SQL(holds_others.format(column=field.column_name, type=item))
     kind = getattr(field, "rel_field", field).field_type
     allowed = _TYPES.get(kind)
     if allowed is None:

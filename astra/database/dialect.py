@@ -82,6 +82,14 @@ class Common:
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.database.execute_sql(sql, parameters)
 
+    def fetch_value(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """Run a query that has one value."""
+        return self.run(sql, parameters).fetchone()[0]
+
+    def fetch_column(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Run a query that has one column."""
+        return [value for (value,) in self.run(sql, parameters).fetchall()]
+
     def quote(self, name: str) -> str:
         """A name of a table or column as SQL takes it, whatever characters it holds.
 

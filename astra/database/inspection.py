@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from astra.database import postgresql_queries, sqlite_queries
 from astra.database.connection import dialect, schema
 
 _SETTINGS = (
@@ -34,14 +35,8 @@ def server() -> Server:
         old = sqlite3.sqlite_version_info[:2] < (3, 35)
         name = f"SQLite {sqlite3.sqlite_version}"
         return Server(name, "3.35" if old else None, settings={"journal_mode": mode})
-    number, role, used, standby = speaks.run(
-        """SELECT current_setting('server_version_num')::int, current_user::text,
-                  (SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL),
-                  pg_is_in_recovery()"""
-    ).fetchone()
-    rows = speaks.run(
-        "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", (list(_SETTINGS),)
-    ).fetchall()
+    number, role, used, standby = speaks.run(postgresql_queries.SERVER).fetchone()
+    rows = speaks.run(postgresql_queries.SERVER_SETTINGS, (list(_SETTINGS),)).fetchall()
     least = None if number >= 140_000 else "14"
     return Server(
         f"PostgreSQL {number // 10_000}.{number % 10_000}", least, role,
@@ -58,26 +53,17 @@ def lacking(wanted: Iterable[tuple[Any, str]]) -> list[tuple[Any, str]]:
     if speaks.name == "sqlite":
         return []
     words = [privilege.split(" ")[0] for _, privilege in asked]
-    rows = speaks.run(
-        """SELECT place FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY
-               AS wanted(name, privilege, place)
-           WHERE NOT CASE WHEN privilege = 'DELETE' THEN has_table_privilege(name, 'DELETE')
-                          ELSE has_any_column_privilege(name, privilege) END ORDER BY place""",
-        ([speaks.table(model) for model, _ in asked], words),
-    ).fetchall()
-    return [asked[place - 1] for (place,) in rows]
+    tables = [speaks.table(model) for model, _ in asked]
+    places = speaks.fetch_column(postgresql_queries.LACKING, (tables, words))
+    return [asked[place - 1] for place in places]
 
 
 def indexes(model: Any) -> set[str]:
     """The names of the valid indexes of a table."""
     speaks = dialect()
     if speaks.name == "sqlite":
-        sql, parameters = "SELECT name FROM pragma_index_list(?)", (model._meta.table_name,)
-    else:
-        sql = """SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
-                 WHERE indrelid = to_regclass(%s) AND indisvalid"""
-        parameters = (speaks.table(model),)
-    return {name for (name,) in speaks.run(sql, parameters).fetchall()}
+        return set(speaks.fetch_column(sqlite_queries.INDEXES, (model._meta.table_name,)))
+    return set(speaks.fetch_column(postgresql_queries.INDEXES, (speaks.table(model),)))
 
 
 def literal(sql: str, parameters: Any) -> str:
@@ -86,7 +72,9 @@ def literal(sql: str, parameters: Any) -> str:
     text = "\n".join(line.strip() for line in sql.strip().splitlines())
     if speaks.name == "sqlite":
         for value in parameters or ():
-            (quoted,) = speaks.database.connection().execute("SELECT quote(?)", (value,)).fetchone()
+            (quoted,) = (
+                speaks.database.connection().execute(sqlite_queries.LITERAL, (value,)).fetchone()
+            )
             text = text.replace("?", quoted, 1)
     elif parameters:
         with speaks.database.connection().cursor() as cursor:
@@ -98,14 +86,8 @@ def relations() -> set[str]:
     """The names of all tables, indexes and views that stand where astra's tables do."""
     speaks = dialect()
     if speaks.name == "sqlite":
-        rows = speaks.run("SELECT name FROM sqlite_master")
-    else:
-        rows = speaks.run(
-            """SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-               WHERE nspname = coalesce(%s, current_schema())""",
-            (schema(),),
-        )
-    return {name for (name,) in rows.fetchall()}
+        return set(speaks.fetch_column(sqlite_queries.RELATIONS))
+    return set(speaks.fetch_column(postgresql_queries.RELATIONS, (schema(),)))
 
 
 def stored_name(name: str) -> str:

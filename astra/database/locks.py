@@ -14,6 +14,7 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 
+from astra.database import postgresql_queries as queries
 from astra.database.timeouts import PatientCursor, bounded, shut
 
 log = logging.getLogger(__name__)
@@ -98,27 +99,16 @@ class RowLock:
 
     def _sign(self, connection: Any) -> bool:
         values = {**vars(self._holder), "name": self.name}
-        self._ask(
-            connection,
-            f'INSERT INTO {self._table} (name, host, pid, "user", purpose, since) '
-            "VALUES (%(name)s, %(host)s, %(pid)s, %(user)s, %(purpose)s, clock_timestamp()) "
-            "ON CONFLICT (name) DO NOTHING",
-            values,
-        )
+        self._ask(connection, queries.INSERT_LOCK.format(table=self._table), values)
         connection.commit()
         if not self._lock(connection):
             return False
-        self._ask(
-            connection,
-            f'UPDATE {self._table} SET host = %(host)s, pid = %(pid)s, "user" = %(user)s, '
-            "purpose = %(purpose)s, since = clock_timestamp() WHERE name = %(name)s",
-            values,
-        )
+        self._ask(connection, queries.SIGN_LOCK.format(table=self._table), values)
         connection.commit()
         return True
 
     def _lock(self, connection: Any, begin: str = "") -> bool:
-        sql = f"{begin}SELECT true FROM {self._table} WHERE name = %s FOR UPDATE NOWAIT"
+        sql = f"{begin}{queries.LOCK_ROW.format(table=self._table)} NOWAIT"
         try:
             return bool(self._ask(connection, sql, (self.name,)))
         except psycopg2.errors.LockNotAvailable:

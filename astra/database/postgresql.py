@@ -16,6 +16,7 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_INTRANS,
 )
 
+from astra.database import postgresql_queries as queries
 from astra.database.dialect import (
     Denied,
     adding_column,
@@ -131,21 +132,11 @@ class PostgreSQL(Keys):
     now_sql = "clock_timestamp()"
 
     def now(self) -> datetime:
-        return self.run("SELECT clock_timestamp()").fetchone()[0].astimezone(UTC)
+        return self.fetch_value(f"SELECT {self.now_sql}").astimezone(UTC)
 
     def connections_for(self, headroom: int) -> int:
         """How many connections the server has for this role, less some for others."""
-        (most,) = self.run(
-            """
-            SELECT least(
-                current_setting('max_connections')::int
-                    - current_setting('superuser_reserved_connections')::int
-                    - coalesce(current_setting('reserved_connections', true), '0')::int,
-                (SELECT nullif(datconnlimit, -1) FROM pg_database
-                 WHERE datname = current_database()),
-                (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user))"""
-        ).fetchone()
-        return max(int(most) - headroom, 0)
+        return max(int(self.fetch_value(queries.CONNECTION_LIMIT)) - headroom, 0)
 
     def is_transient(self, error: BaseException) -> bool:
         """Whether the same work may succeed in a moment."""
@@ -229,56 +220,23 @@ class PostgreSQL(Keys):
         table = self.table(model)
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
         function = prefix + self.quote(_keeper_of(column))
-        # In UTC, as which a column is read whose type has no time zone.
-        self.run(f"""
-            CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
-            LANGUAGE plpgsql SET timezone = 'UTC' AS $${self._keeping(column)}$$""")
-        self.run(f"""
-            CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE INSERT OR UPDATE ON {table}
-            FOR EACH ROW EXECUTE FUNCTION {function}()""")
-        # Also for changes that arrive by replication, or by session_replication_role = replica.
-        self.run(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER astra_keep_modified")
-
-    def _keeping(self, column: str) -> str:
-        """The body of the function that keeps a column."""
-        name = self.quote(column)
-        return f"""
-            BEGIN
-                IF TG_OP = 'INSERT' THEN
-                    NEW.{name} := coalesce(NEW.{name}, clock_timestamp());
-                ELSIF NEW.{name} IS NULL OR NEW.{name} <= OLD.{name} THEN
-                    NEW.{name} := greatest(
-                        clock_timestamp(), OLD.{name} + interval '1 microsecond');
-                END IF;
-                RETURN NEW;
-            END """
+        body = queries.KEEP_MODIFIED_BODY.format(column=self.quote(column))
+        self.run(queries.KEEP_MODIFIED.format(table=table, function=function, body=body))
 
     def keeps_modified(self, model: Any, column: str) -> bool:
         """Whether a trigger that is enabled keeps the column, whatever it is called."""
-        found = self.run(
-            """SELECT 1 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
-               WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-                 AND tgtype & 19 = 19 AND tgqual IS NULL AND tgattr = ''
-                 AND proname = %s AND prosrc = %s""",
-            (self.table(model), _keeper_of(column), self._keeping(column)),
-        )
-        return found.fetchone() is not None
+        body = queries.KEEP_MODIFIED_BODY.format(column=self.quote(column))
+        parameters = (self.table(model), _keeper_of(column), body)
+        return bool(self.fetch_value(queries.KEEPS_MODIFIED, parameters))
 
     def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
         """Whether a valid index keeps these columns unique, whatever it is called.
 
         One with a condition counts if it is `where`, or nothing but that no key is NULL.
         """
-        found = self.run(
-            """SELECT pg_get_expr(indpred, indrelid) FROM pg_index
-               WHERE indrelid = to_regclass(%s) AND indisunique AND indisvalid AND indisready
-                 AND indimmediate AND indexprs IS NULL
-                 AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
-                      WHERE attrelid = indrelid
-                        AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s""",
-            (self.table(model), sorted(columns)),
-        ).fetchall()
-        return any(is_condition(condition, where) for (condition,) in found)
+        parameters = (self.table(model), sorted(columns))
+        conditions = self.fetch_column(queries.UNIQUE_INDEX_CONDITIONS, parameters)
+        return any(is_condition(condition, where) for condition in conditions)
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
@@ -288,28 +246,19 @@ class PostgreSQL(Keys):
         taken looks empty in it. A lock is taken without one.
         """
         with self.database.atomic():
-            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self.run(queries.SNAPSHOT)
             for model in models:
-                self.run(f"LOCK TABLE {self.table(model)} IN ACCESS SHARE MODE")
+                self.run(queries.LOCK_SHARED.format(table=self.table(model)))
             yield
 
     def columns(self, model: Any) -> set[str]:
         """The names of a table's columns; none where there is no such table."""
-        rows = self.run(
-            """SELECT attname FROM pg_attribute
-               WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
-            (self.table(model),),
-        )
-        return {name for (name,) in rows.fetchall()}
+        return {name for name, *_ in self.run(queries.COLUMNS, (self.table(model),)).fetchall()}
 
     def other_owner(self, model: Any) -> str | None:
         """The role that a table belongs to, where it is not ours."""
-        found = self.run(
-            """SELECT pg_get_userbyid(relowner) FROM pg_class
-               WHERE oid = to_regclass(%s) AND NOT pg_has_role(relowner, 'USAGE')""",
-            (self.table(model),),
-        ).fetchone()
-        return found[0] if found else None
+        owners = self.fetch_column(queries.OTHER_OWNER, (self.table(model),))
+        return owners[0] if owners else None
 
     def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
         """A column that rows which are there get this value for."""
@@ -321,92 +270,67 @@ class PostgreSQL(Keys):
     def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
         """Give a column that was made without it the database's own default."""
         table, column = self.table(model), field.column_name
-        has_one = (
-            "SELECT atthasdef FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"
-        )
-        if not self.run(has_one, (table, column)).fetchone()[0]:
+        if not self.fetch_value(queries.HAS_DEFAULT, (table, column)):
             name, value = self.quote(column), default.replace("%", "%%")
-            self.run(f"ALTER TABLE {table} ALTER {name} SET DEFAULT {value}")
+            self.run(queries.SET_DEFAULT.format(table=table, column=name, value=value))
 
     def leave_room(self, model: Any) -> None:
         """Half of each block is left to later versions of its rows, which then stay in it: an
         update writes to no index."""
-        has_it = "SELECT 'fillfactor=50' = ANY(reloptions) FROM pg_class WHERE oid = %s::regclass"
-        if not self.run(has_it, (self.table(model),)).fetchone()[0]:
-            self.run(f"ALTER TABLE {self.table(model)} SET (fillfactor = 50)")
+        table = self.table(model)
+        if not self.fetch_value(queries.HAS_FILLFACTOR, (table,)):
+            self.run(queries.SET_FILLFACTOR.format(table=table))
 
     def compress_quickly(self, model: Any, field: peewee.Field) -> None:
         """Lists of keys are long enough to be compressed: with LZ4, where the server has it."""
         table, column = self.table(model), field.column_name
-        known = "SELECT 'lz4' = ANY(enumvals) FROM pg_settings WHERE name = %s"
-        has_lz4 = self.run(known, ("default_toast_compression",)).fetchone()
-        if not has_lz4 or not has_lz4[0]:
+        if not self.fetch_value(queries.SERVER_HAS_LZ4):
             return
-        set_so = """SELECT attcompression = 'l' FROM pg_attribute
-                    WHERE attrelid = %s::regclass AND attname = %s"""
-        if not self.run(set_so, (table, column)).fetchone()[0]:
-            self.run(f"ALTER TABLE {table} ALTER {self.quote(column)} SET COMPRESSION lz4")
+        if not self.fetch_value(queries.USES_LZ4, (table, column)):
+            self.run(queries.SET_LZ4.format(table=table, column=self.quote(column)))
 
     def create_schema(self, schema: str) -> None:
-        exists = self.run("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
-        if not exists:
-            self.run(f"CREATE SCHEMA IF NOT EXISTS {self.quote(schema)}")
+        if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):
+            self.run(queries.CREATE_SCHEMA.format(schema=self.quote(schema)))
 
     # -- roles --------------------------------------------------------------------------
 
     def session_role(self) -> str | None:
         """The role that this process has logged in as."""
-        return str(self.run("SELECT session_user").fetchone()[0])
+        return str(self.fetch_value("SELECT session_user"))
 
     def roles(self) -> list[str]:
-        rows = self.run("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'").fetchall()
-        return [name for (name,) in rows]
+        return self.fetch_column(queries.ROLES)
 
     def granted(self, model: Any, privilege: str) -> list[str]:
         """The roles, but for the owner, that were given this of a table by name."""
-        rows = self.run(
-            """SELECT rolname FROM pg_class, aclexplode(relacl) AS given, pg_roles
-               WHERE pg_class.oid = %s::regclass AND pg_roles.oid = given.grantee
-                 AND given.grantee <> relowner AND privilege_type = %s ORDER BY rolname""",
-            (self.table(model), privilege),
-        ).fetchall()
-        return [name for (name,) in rows]
+        return self.fetch_column(queries.GRANTED_ROLES, (self.table(model), privilege))
 
     def may(self, role: str, model: Any, privilege: str) -> bool:
-        found = self.run(
-            "SELECT has_table_privilege(%s, %s, %s)", (role, self.table(model), privilege)
-        )
-        return bool(found.fetchone()[0])
+        return bool(self.fetch_value(queries.HAS_PRIVILEGE, (role, self.table(model), privilege)))
 
     def grant_schema(self, role: str, model: Any) -> None:
         """The schema of a table may be used, and tables made in it later by us be read."""
         to = self._role(role)
-        schema = self.run(
-            """SELECT quote_ident(nspname), pg_has_role(nspowner, 'USAGE')
-               FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-               WHERE pg_class.oid = %s::regclass""",
-            (self.table(model),),
-        )
-        name, ours = schema.fetchone()
+        name, ours = self.run(queries.SCHEMA_OF_TABLE, (self.table(model),)).fetchone()
         name = name.replace("%", "%%")
         if ours:  # of the schema "public" everybody has it
-            self.run(f"GRANT USAGE ON SCHEMA {name} TO {to}")
-        self.run(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT SELECT ON TABLES TO {to}")
+            self.run(queries.GRANT_SCHEMA.format(schema=name, role=to))
+        self.run(queries.GRANT_LATER_TABLES.format(schema=name, role=to))
 
     def grant(self, role: str, model: Any, privilege: str) -> None:
         """One privilege on a table; with INSERT, the sequence that its keys come from."""
         to, table = self._role(role), self.table(model)
-        self.run(f"GRANT {privilege} ON TABLE {table} TO {to}")
+        self.run(queries.GRANT_TABLE.format(privilege=privilege, table=table, role=to))
         if privilege.startswith("INSERT") and model._meta.primary_key:
             key = model._meta.primary_key.column_name
-            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, key)).fetchone()
-            if found and found[0]:
-                sequence = found[0].replace("%", "%%")
-                self.run(f"GRANT USAGE ON SEQUENCE {sequence} TO {to}")
+            if sequence := self.fetch_value(queries.SEQUENCE, (table, key)):
+                sequence = sequence.replace("%", "%%")
+                self.run(queries.GRANT_SEQUENCE.format(sequence=sequence, role=to))
 
     def _role(self, role: str) -> str:
         """A role's name as SQL takes it, doubled for the driver where it needs that."""
-        return self.run("SELECT quote_ident(%s)", (role,)).fetchone()[0].replace("%", "%%")
+        return str(self.fetch_value("SELECT quote_ident(%s)", (role,))).replace("%", "%%")
 
     # -- locks --------------------------------------------------------------------------
 
@@ -426,7 +350,7 @@ class PostgreSQL(Keys):
 
         For what is done before there are tables; everything else has a lock of its own in one.
         """
-        self.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"astra {name}",))
+        self.run(queries.LOCK_NAME, (f"astra {name}",))
         yield
 
     def _row_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> RowLock:
@@ -439,12 +363,7 @@ class PostgreSQL(Keys):
 
         A schema that was copied within its database, or restored into it, has other tables.
         """
-        sql = """SELECT system_identifier, d.oid, c.oid
-            FROM pg_control_system(), pg_database AS d
-            LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace)
-                ON relname = 'astra_archive' AND nspname = coalesce(%s, current_schema())
-            WHERE datname = current_database()"""
-        server, number, table = self.run(sql, (schema,)).fetchone()
+        server, number, table = self.run(queries.PLACE, (schema,)).fetchone()
         return f"the database {number} of the PostgreSQL server {server}, table {table}"
 
     @staticmethod
@@ -459,7 +378,7 @@ class PostgreSQL(Keys):
 
     def wait_for_row(self, table: str, name: str) -> None:
         """Lock the row of a lock until the transaction ends, once its holder has ended."""
-        self.run(f"SELECT true FROM {table} WHERE name = %s FOR UPDATE", (name,))
+        self.run(queries.LOCK_ROW.format(table=table), (name,))
 
     @contextmanager
     def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:

@@ -5,6 +5,7 @@ from typing import Any
 import peewee
 from psycopg2.extensions import encodings, parse_dsn
 
+from astra.database import postgresql_queries as queries
 from astra.database.dialect import peewee_errors
 from astra.database.timeouts import bounded
 
@@ -38,33 +39,15 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
             super().begin(isolation_level)
             return
         with peewee_errors():
-            self.cursor().execute(f"BEGIN; {_SETTINGS}; {ends_after(silence_s)}")
-
-
-#: Settings on which it rests that values arrive as they are sent: a role, a database, or whoever
-#: had a connection of PgBouncer's before, may have them otherwise. Without array_nulls a NULL in an
-#: array is the text "NULL". An error of a deferred constraint, which would come at COMMIT, comes
-#: with the statement of its row, so that it costs that row alone. A checkpoint is done once it is
-#: on the disk: the next one of its page takes its rows as stored.
-_SETTINGS = (
-    "SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO'; "
-    "SET LOCAL standard_conforming_strings = on; SET LOCAL extra_float_digits = 1; "
-    "SET CONSTRAINTS ALL IMMEDIATE; "
-    "SELECT set_config('synchronous_commit', 'on', true) "
-    "WHERE current_setting('synchronous_commit') = 'off'"
-)
+            self.cursor().execute(f"BEGIN; {queries.WRITE_SETTINGS}; {ends_after(silence_s)}")
 
 
 def ends_after(silence_s: float) -> str:
-    """Settings of a transaction whose client may be stopped, or cut off: its locks are freed.
-
-    The first holds between statements; the others where the server waits for, or sends, data.
-    """
+    """Write the settings of a transaction that ends if its client is silent for so long."""
     most_s = max(round(silence_s), 4)
-    return (
-        f"SET LOCAL idle_in_transaction_session_timeout = {max(round(silence_s * 1000), 1)}; "
-        f"SET LOCAL tcp_user_timeout = {most_s * 1000}; "
-        f"SET LOCAL tcp_keepalives_idle = {most_s // 2}; "
-        f"SET LOCAL tcp_keepalives_interval = {max(most_s // 8, 1)}; "
-        "SET LOCAL tcp_keepalives_count = 4"
+    return queries.SILENCE_SETTINGS.format(
+        silence_ms=max(round(silence_s * 1000), 1),
+        tcp_ms=most_s * 1000,
+        idle_s=most_s // 2,
+        interval_s=max(most_s // 8, 1),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import peewee
 from peewee import SQL, fn
 
+from astra.database import postgresql_queries as queries
 from astra.database.array_text import array_literal
 from astra.database.postgresql_writing import Writing
 from astra.errors import TaskError
@@ -57,10 +58,7 @@ class Keys(Writing):
             if kind == "pg_catalog.timestamptz":
                 cast = f"timezone('UTC', {text}::timestamp)"
             clauses.append(peewee.Expression(field, "=", SQL(cast)))
-        rows = SQL(
-            "unnest(%s::text[]) WITH ORDINALITY AS wanted(key, place)", (self.pack_texts(keys),)
-        )
-        return rows, reduce(and_, clauses)
+        return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
     def as_moment(self, field: Any) -> Any:
         """A column of dates or times as a moment, UTC where it does not say otherwise."""
@@ -81,28 +79,12 @@ class Keys(Writing):
     def primary_columns(self, table: str, schema: str | None) -> list[str]:
         """The columns of a table's primary key, which a role that only reads can see as well."""
         name = ".".join(map(self.quote, [schema, table] if schema else [table]))
-        rows = self.run(
-            """SELECT attname FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k(n, place)
-               JOIN pg_attribute ON attnum = k.n
-               WHERE indrelid = to_regclass(%s) AND attrelid = indrelid AND indisprimary
-               ORDER BY place""",
-            (name,),
-        )
-        return [column for (column,) in rows.fetchall()]
+        return self.fetch_column(queries.PRIMARY_COLUMNS, (name,))
 
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
         """Whether the server itself keeps these columns unique, and none of them NULL."""
-        return bool(
-            self.run(
-                """SELECT EXISTS (
-                    SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisunique
-                    AND indisvalid AND indpred IS NULL AND indexprs IS NULL
-                    AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
-                         WHERE attrelid = indrelid AND attnotnull
-                         AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[])""",
-                (self.table(model), array_literal(sorted(columns))),
-            ).fetchone()[0]
-        )
+        parameters = (self.table(model), array_literal(sorted(columns)))
+        return bool(self.fetch_value(queries.IS_UNIQUE_AND_NOT_NULL, parameters))
 
     def holds(self, column: Any, key: Any) -> Any:
         """A clause: the keys of a page, in a query on pages, have this one among them."""
@@ -125,16 +107,12 @@ class Keys(Writing):
         major * 1000 + minor: a plan of another one cannot run.
         """
         clause = SQL(
-            f"""EXISTS (
-                SELECT 1 FROM {self.table(page)} AS hp
-                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk,
-                unnest(hp.{column}) WITH ORDINALITY AS held(key, place)
-                WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
-                  AND (hl.cancelled IS NULL OR EXISTS (
-                       SELECT 1 FROM {self.table(attempt)} AS ha
-                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
-                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
-                  AND get_byte(hp.outcomes, (held.place - 1)::int) = 0 AND held.key = """,
+            queries.HELD.format(
+                page=self.table(page),
+                plan=self.table(plan),
+                attempt=self.table(attempt),
+                keys=column,
+            ),
             (task, input_table, version),
         )
         return peewee.NodeList((clause, key, SQL(")")))
@@ -148,26 +126,10 @@ class Keys(Writing):
         holds the keys.
         """
         sql, parameters = query.sql()
-        cut = f"""
-            SELECT (place - 1) / %s + 1 AS number, count(*) AS n_rows,
-                   array_agg(key ORDER BY place) AS keys
-            FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
-                  FROM ({sql}) AS pending) AS numbered
-            GROUP BY 1"""
+        cut = queries.CUT_INTO_PAGES.format(order=order, pending=sql)
         with self._evaluated(cut, (limit, *parameters)) as (pages, values):
-            cursor = self.run(
-                f"""
-                WITH frozen AS (
-                    INSERT INTO {self.table(page)}
-                        (plan_pk, number, n_rows, {column}, outcomes, n_done, n_failed, n_no_result)
-                    SELECT %s, number, n_rows, keys, decode(repeat('00', n_rows::int), 'hex'),
-                           0, 0, 0
-                    FROM {pages} AS pages
-                    RETURNING n_rows)
-                SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen""",
-                (plan_pk, *values),
-            )
-            n_pages, n_rows = cursor.fetchone()
+            freeze = queries.FREEZE.format(page=self.table(page), keys=column, cut=pages)
+            n_pages, n_rows = self.run(freeze, (plan_pk, *values)).fetchone()
         return int(n_pages), int(n_rows)
 
     @contextmanager
@@ -179,15 +141,10 @@ class Keys(Writing):
         A temporary table, as PostgreSQL fills one with several processes, but runs an INSERT ...
         SELECT in one; the SELECT itself for a role that may make none.
         """
-        may = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
-        if not self.run(may).fetchone()[0]:
+        if not self.fetch_value(queries.MAY_MAKE_TEMPORARY_TABLES):
             yield f"({sql})", parameters
             return
-        # A compressed list is stored on as it is.
-        self.run(
-            """SELECT set_config(name, 'lz4', true) FROM pg_settings
-               WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)"""
-        )
-        self.run(f"CREATE TEMPORARY TABLE astra_evaluated ON COMMIT DROP AS {sql}", parameters)
+        self.run(queries.COMPRESS_WITH_LZ4)
+        self.run(queries.CREATE_EVALUATED.format(query=sql), parameters)
         yield "pg_temp.astra_evaluated", ()
-        self.run("DROP TABLE pg_temp.astra_evaluated")  # there may be another in the transaction
+        self.run(queries.DROP_EVALUATED)  # there may be another in the transaction

@@ -7,6 +7,7 @@ from typing import Any
 import peewee
 from psycopg2.extensions import Binary
 
+from astra.database import postgresql_queries as queries
 from astra.database.array_text import BYTES, array_literal
 from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
 from astra.database.values import MOMENTS, check
@@ -15,13 +16,6 @@ from astra.version import Version
 
 #: Rows from which the statements around a COPY cost less than it saves.
 _COPIED_FROM = 50
-
-#: What values of a type are to whoever reads them. An enum is a text; among types that are like no
-#: other, such as bytea, and between moments with a time zone and without, each is of its own kind.
-_KIND = """(SELECT CASE WHEN typname IN ('json', 'jsonb') THEN 'json'
-                        WHEN typcategory = 'U' OR typname = 'timestamptz' THEN typname::text
-                        WHEN typcategory = 'E' THEN 'S' ELSE typcategory::text END
-            FROM pg_type WHERE oid = {})"""
 
 
 class Writing(Common):
@@ -43,13 +37,7 @@ class Writing(Common):
 
     def column_types(self, table: str) -> dict[str, str]:
         if table not in self._types:
-            rows = self.run(
-                """SELECT attname, quote_ident(nspname) || '.' || quote_ident(typname)
-                   FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
-                   JOIN pg_namespace ON pg_namespace.oid = typnamespace
-                   WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped""",
-                (table,),
-            ).fetchall()
+            rows = self.run(queries.COLUMN_TYPES, (table,)).fetchall()
             # A percent sign in the name of a type would be taken for a parameter.
             self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
         return self._types[table]
@@ -66,28 +54,14 @@ class Writing(Common):
             was written.
         """
         table = batch.table
-        columns = self.run(
-            f"""LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
-                SELECT attname, atttypid::bigint, atttypmod, relkind <> 'r' OR relhasrules
-                    OR relrowsecurity OR EXISTS (
-                        SELECT 1 FROM pg_trigger WHERE tgrelid = attrelid AND NOT tgisinternal)
-                FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
-                WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
-                ORDER BY attnum""",
-            (table,),
-        ).fetchall()
+        columns = self.run(queries.LOCK_AND_DESCRIBE.format(table=table), (table,)).fetchall()
         if self._seen_columns.get(table) == columns:
             return
         self._types.pop(table, None)
         self._sequences.pop(table, None)
         declared = batch.declared
         types = self.run(
-            f"""SELECT attname, format_type(atttypid, atttypmod), to_regtype(declared)::text,
-                    {_KIND.format("atttypid")}, {_KIND.format("to_regtype(declared)")}
-                FROM pg_attribute JOIN unnest(%s::text[], %s::text[]) AS wanted(name, declared)
-                    ON attname = name
-                WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped""",
-            (list(declared), list(declared.values()), table),
+            queries.KINDS_OF_COLUMNS, (list(declared), list(declared.values()), table)
         ).fetchall()
         kinds = {name: (stored, kind == wanted) for name, stored, _, kind, wanted in types}
         for name, kind in declared.items():
@@ -127,7 +101,6 @@ class Writing(Common):
         arrays = [[str(pk) for pk in written.values()]]
         arrays += [[values[place] for place in written] for values in batch.columns.values()]
         given = ", ".join(f"g{i}" for i in range(len(declared)))
-        # By the text that a type's own function makes: char(n)::text would hide its blanks.
         pairs = ", ".join(
             f"({i}, to_jsonb(CAST(g{i} AS {kind})), CASE WHEN "
             f"stored.{self.quote(name)} IS NOT NULL THEN "
@@ -137,11 +110,13 @@ class Writing(Common):
         )
         primary = f"stored.{self.quote(batch.primary)}"
         other = self.run(
-            f"""SELECT {primary}, place, found
-                FROM unnest({", ".join(["%s::text[]"] * len(arrays))}) AS given(pk, {given})
-                LEFT JOIN {batch.table} AS stored ON {primary} = pk::bigint,
-                LATERAL (VALUES {pairs}) AS columns(place, wanted, read, found)
-                WHERE {primary} IS NULL OR wanted IS DISTINCT FROM read LIMIT 1""",
+            queries.FIRST_CHANGED.format(
+                primary=primary,
+                arrays=", ".join(["%s::text[]"] * len(arrays)),
+                given=given,
+                table=batch.table,
+                pairs=pairs,
+            ),
             list(map(array_literal, arrays)),
         ).fetchone()
         if other is not None:
@@ -184,40 +159,35 @@ class Writing(Common):
         names, rows = binary_copy.rows(packed, order)
         columns = ", ".join(map(self.quote, names))
         with peewee_errors(), self.database.cursor() as cursor:
-            cursor.copy_expert(
-                f"COPY {batch.table} ({columns}) FROM STDIN (FORMAT binary)", BytesIO(rows), 1 << 20
-            )
+            copy = queries.COPY.format(table=batch.table, columns=columns)
+            cursor.copy_expert(copy, BytesIO(rows), 1 << 20)
             if cursor.rowcount != len(primaries):
                 raise peewee.DataError("a trigger discarded rows")  # which, is found one by one
         return dict(enumerate(primaries))
 
     def _drawn(self, batch: Batch) -> list[int]:
-        """Primary keys for the rows of a batch; none if one of them has a result at this version.
-
-        By a LIMIT within, each row is looked up in the index: a table that was not analysed since
-        it was empty would be gone through from end to end.
-        """
+        """Draw primary keys for the rows of a batch; none if one of them has a result already."""
         sequence = self._sequence(batch.table, batch.primary)
         if sequence is None:
             return []
-        types, of = self.column_types(batch.table), batch.where.replace("WHERE", "AND")
+        types = self.column_types(batch.table)
         lists = [batch.columns[name] for name in batch.key]
         arrays = ", ".join(f"%s::{types[name]}[]" for name in batch.key)
         names = ", ".join(f"key_{place}" for place in range(len(lists)))
         same = " AND ".join(
             f"{self.quote(name)} = wanted.key_{place}" for place, name in enumerate(batch.key)
         )
-        drawn = self.run(
-            f"""SELECT nextval(%s::regclass) FROM generate_series(1, %s) WHERE NOT EXISTS (
-                SELECT 1 FROM unnest({arrays}) AS wanted({names}), LATERAL (
-                    SELECT 1 FROM {batch.table} WHERE {same}
-                    AND v_astra_major_minor = %s {of} LIMIT 1) AS stored)""",
-            (
-                sequence, len(lists[0]), *map(array_literal, lists),
-                Version(batch.columns["v_astra"][0]).major_minor,
-            ),
-        )  # fmt: skip
-        return [pk for (pk,) in drawn.fetchall()]
+        draw = queries.DRAW_NUMBERS.format(
+            arrays=arrays,
+            names=names,
+            table=batch.table,
+            same=same,
+            condition=batch.where.replace("WHERE", "AND"),
+        )
+        version = Version(batch.columns["v_astra"][0]).major_minor
+        return self.fetch_column(
+            draw, (sequence, len(lists[0]), *map(array_literal, lists), version)
+        )
 
     def _is_utf8(self) -> bool:
         return bool(self.database.connection().encoding == "UTF8")
@@ -225,16 +195,11 @@ class Writing(Common):
     def _sequence(self, table: str, column: str) -> str | None:
         """The sequence that a column's values come from."""
         if table not in self._sequences:
-            found = self.run("SELECT pg_get_serial_sequence(%s, %s)", (table, column))
-            self._sequences[table] = found.fetchone()[0]
+            self._sequences[table] = self.fetch_value(queries.SEQUENCE, (table, column))
         return self._sequences[table]
 
     def _inserted(self, batch: Batch) -> dict[int, int]:
-        """A batch in one statement.
-
-        Each column travels as one array literal: one parameter a column, whatever the rows,
-        and no table made or dropped (which would swell the catalogues at every checkpoint).
-        """
+        """Insert or replace a batch in one statement."""
         types = self.column_types(batch.table)
         names = [self.quote(name) for name in batch.columns]
         arrays: list[str] = []
@@ -253,19 +218,19 @@ class Writing(Common):
             f"written.{self.quote(name)} = given.{c}"
             for name, c in zip(batch.key, keys, strict=True)
         )
-        cursor = self.run(
-            f"""WITH given AS MATERIALIZED (
-                    SELECT u.place - 1 AS place, {selected}
-                    FROM unnest({unnested}) WITH ORDINALITY AS u({aliases}, place)),
-                written AS (
-                    INSERT INTO {batch.table} AS stored ({", ".join(names)})
-                    SELECT {aliases} FROM given ORDER BY {", ".join(keys)}
-                    {self._on_conflict(batch)}
-                    RETURNING {key}, {self.quote(batch.primary)} AS primary_key)
-                SELECT given.place, written.primary_key FROM given JOIN written ON {same}""",
-            arrays,
+        upsert = queries.UPSERT.format(
+            selected=selected,
+            arrays=unnested,
+            aliases=aliases,
+            table=batch.table,
+            names=", ".join(names),
+            keys=", ".join(keys),
+            conflict=self._on_conflict(batch),
+            key=key,
+            primary=self.quote(batch.primary),
+            same=same,
         )
-        return dict(cursor.fetchall())
+        return dict(self.run(upsert, arrays).fetchall())
 
     def _on_conflict(self, batch: Batch) -> str:
         return on_conflict(self, batch, set(self.column_types(batch.table)))

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import peewee
 from peewee import SQL, fn
 
+from astra.database import sqlite_queries as queries
 from astra.database.dialect import (
     Denied,
     adding_column,
@@ -67,8 +68,7 @@ class SQLite(Writing):
     keys_type = key_texts_type = "TEXT"
     wanted_key = SQL("wanted.value")
     is_same = "IS"
-    # Microseconds in form, milliseconds in fact: the form is the one that times are compared in.
-    now_sql = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+    now_sql = queries.NOW
 
     def __init__(self, path: str) -> None:
         self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
@@ -82,7 +82,7 @@ class SQLite(Writing):
         dialects[self.database] = self
 
     def now(self) -> datetime:
-        text = self.run(f"SELECT {self.now_sql}").fetchone()[0]
+        text = self.fetch_value(f"SELECT {self.now_sql}")
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
     def connections_for(self, headroom: int) -> int:
@@ -152,12 +152,11 @@ class SQLite(Writing):
         """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
         compares them as text."""
         mine = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
-        for suffix, start in self._keepers(model, column).items():
+        for suffix, keeper in self._keepers(model, column).items():
             trigger = self.quote(f"{model._meta.table_name}_modified_{suffix}")
-            wanted = f"CREATE TRIGGER {trigger} {start} WHERE {mine}; END"
-            stored = "SELECT 1 FROM sqlite_master WHERE sql = ?"
-            if not self.run(stored, (wanted,)).fetchone():
-                self.run(f"DROP TRIGGER IF EXISTS {trigger}")
+            wanted = queries.CREATE_KEEPER.format(trigger=trigger, keeper=keeper, row=mine)
+            if not self.fetch_column(queries.IS_STORED, (wanted,)):
+                self.run(queries.DROP_TRIGGER.format(trigger=trigger))
                 self.run(wanted)
 
     def _keepers(self, model: Any, column: str) -> dict[str, str]:
@@ -176,8 +175,9 @@ class SQLite(Writing):
         kept = f"{new} IS {old} OR ({back})"
         formed_later = f"CASE WHEN {formed} <= {old} THEN {later} ELSE {formed} END"
         return {
-            suffix: f"AFTER {event} ON {table} WHEN {when} BEGIN "
-            f"UPDATE {table} SET {moment} = {value}"
+            suffix: queries.KEEPER.format(
+                event=event, table=table, condition=when, column=moment, value=value
+            )
             for suffix, event, when, value in (
                 ("update", "UPDATE", kept, later),
                 ("form_insert", "INSERT", form, formed),
@@ -226,8 +226,7 @@ class SQLite(Writing):
                 return
             with closing(sqlite3.connect(self.path)) as beside, beside:
                 beside.execute(
-                    f'INSERT OR REPLACE INTO {table} (name, host, pid, "user", purpose, since) '
-                    f"VALUES (?, ?, ?, ?, ?, {self.now_sql})",
+                    queries.SIGN_LOCK.format(table=table, now=self.now_sql),
                     (name, holder.host, holder.pid, holder.user, holder.purpose),
                 )
             yield True
@@ -265,7 +264,7 @@ class SQLite(Writing):
 
     def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
         literal = json.dumps(list(map(int, keys)))
-        return peewee.Expression(field, "IN", SQL("(SELECT value FROM json_each(?))", (literal,)))
+        return peewee.Expression(field, "IN", SQL(queries.LIST, (literal,)))
 
     def pack_keys(self, keys: Sequence[int]) -> Any:
         return json.dumps(list(keys))
@@ -275,7 +274,7 @@ class SQLite(Writing):
 
     def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
         packed = self.pack_texts([str(key) for key in keys])
-        return peewee.Expression(field, "IN", SQL("(SELECT value FROM json_each(?))", (packed,)))
+        return peewee.Expression(field, "IN", SQL(queries.LIST, (packed,)))
 
     def pack_texts(self, keys: Iterable[str]) -> Any:
         return json.dumps(list(keys))
@@ -292,8 +291,7 @@ class SQLite(Writing):
             text = f"json_extract(wanted.value, '$[{place}]')"
             text = "wanted.value" if len(fields) == 1 else text
             clauses.append(peewee.Expression(field, "=", SQL(text)))
-        rows = SQL("json_each(?) AS wanted", (self.pack_texts(keys),))
-        return rows, reduce(and_, clauses)
+        return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
     def as_moment(self, field: Any) -> Any:
         """A column of dates or times as a moment, in the one form that moments are compared in."""
@@ -306,29 +304,25 @@ class SQLite(Writing):
 
     def primary_columns(self, table: str, schema: str | None) -> list[str]:
         """The columns of a table's primary key."""
-        rows = self.run("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (table,))
-        return [column for (column,) in rows.fetchall()]
+        return self.fetch_column(queries.PRIMARY_COLUMNS, (table,))
 
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
         """Whether the database itself keeps these columns unique, and none of them NULL."""
         table, wanted = model._meta.table_name, sorted(columns)
-        about = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
-        found = self.run(about, (table,)).fetchall()
-        primary = [row for row in found if row[3]]
+        described = self.run(queries.KEY_COLUMNS, (table,)).fetchall()
+        primary = [row for row in described if row[3]]
         if wanted == [row[0] for row in primary] and primary[0][1].upper() == "INTEGER":
             return True
-        if not set(wanted) <= {row[0] for row in found if row[2]}:
+        if not set(wanted) <= {row[0] for row in described if row[2]}:
             return False
-        indexes = self.run(
-            'SELECT name FROM pragma_index_list(?) WHERE "unique" AND NOT partial', (table,)
-        ).fetchall()
-        covered = [
-            sorted(
-                n for (n,) in self.run("SELECT name FROM pragma_index_info(?)", index).fetchall()
-            )
-            for index in indexes
-        ]
-        return wanted in [sorted(row[0] for row in primary), *covered]
+        if wanted == sorted(row[0] for row in primary):
+            return True
+        indexes = self.run(queries.UNIQUE_INDEXES, (table,)).fetchall()
+        whole = [index for index, is_partial, _ in indexes if not is_partial]
+        return any(set(wanted) == self._index_columns(index) for index in whole)
+
+    def _index_columns(self, index: str) -> set[str | None]:
+        return set(self.fetch_column(queries.INDEX_COLUMNS, (index,)))
 
     def holds(self, column: Any, key: Any) -> Any:
         keys, key = fn.json_each(column), peewee.Value(key, converter=False)
@@ -346,15 +340,12 @@ class SQLite(Writing):
         column: str,
     ) -> Any:
         clause = SQL(
-            f"""EXISTS (
-                SELECT 1 FROM {self.table(page)} AS hp
-                JOIN {self.table(plan)} AS hl ON hl.pk = hp.plan_pk, json_each(hp.{column}) AS held
-                WHERE hl.task = ? AND hl.input_table = ? AND hl.v_astra / 1000 = ?
-                  AND (hl.cancelled IS NULL OR EXISTS (
-                       SELECT 1 FROM {self.table(attempt)} AS ha
-                       WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
-                  AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
-                  AND substr(hp.outcomes, held.key + 1, 1) = x'00' AND held.value = """,
+            queries.HELD.format(
+                page=self.table(page),
+                plan=self.table(plan),
+                attempt=self.table(attempt),
+                keys=column,
+            ),
             (task, input_table, version),
         )
         return peewee.NodeList((clause, key, SQL(")")))
@@ -363,45 +354,24 @@ class SQLite(Writing):
         self, query: Any, page: Any, plan_pk: int, limit: int, order: str, column: str
     ) -> tuple[int, int]:
         sql, parameters = query.sql()
-        self.run(
-            f"""
-            INSERT INTO {self.table(page)}
-                (plan_pk, number, n_rows, {column}, outcomes, n_done, n_failed, n_no_result)
-            SELECT ?, (place - 1) / ? + 1, count(*), json_group_array(key), zeroblob(count(*)),
-                   0, 0, 0
-            FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
-                  FROM ({sql}) ORDER BY place)
-            GROUP BY 2""",
-            (plan_pk, limit, *parameters),
-        )
-        cursor = self.run(
-            f"SELECT count(*), coalesce(sum(n_rows), 0) FROM {self.table(page)} WHERE plan_pk = ?",
-            (plan_pk,),
-        )
-        pages, rows = cursor.fetchone()
+        table = self.table(page)
+        freeze = queries.FREEZE.format(page=table, keys=column, order=order, pending=sql)
+        self.run(freeze, (plan_pk, limit, *parameters))
+        pages, rows = self.run(queries.SIZE_OF_PLAN.format(page=table), (plan_pk,)).fetchone()
         return int(pages), int(rows)
 
     def keeps_modified(self, model: Any, column: str) -> bool:
         """Whether triggers keep the column, whatever they are called."""
-        found = self.run(
-            "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?",
-            (model._meta.table_name,),
-        ).fetchall()
-        wanted = self._keepers(model, column).values()
-        return all(any(f" {does} WHERE " in sql for (sql,) in found) for does in wanted)
+        triggers = self.fetch_column(queries.TRIGGERS, (model._meta.table_name,))
+        keepers = self._keepers(model, column).values()
+        return all(any(f" {keeper} WHERE " in sql for sql in triggers) for keeper in keepers)
 
     def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
         """Whether an index keeps these columns unique, whatever it is called."""
-        indexes = self.run(
-            """SELECT name, partial, (SELECT sql FROM sqlite_master AS m WHERE m.name = list.name)
-               FROM pragma_index_list(?) AS list WHERE "unique" """,
-            (model._meta.table_name,),
-        ).fetchall()
-        for name, partial, sql in indexes:
-            found = self.run("SELECT name FROM pragma_index_info(?)", (name,)).fetchall()
-            condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if partial else None
-            # The name of an expression is NULL.
-            if {n for (n,) in found} == set(columns) and is_condition(condition, where):
+        indexes = self.run(queries.UNIQUE_INDEXES, (model._meta.table_name,)).fetchall()
+        for name, is_partial, sql in indexes:
+            condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if is_partial else None
+            if self._index_columns(name) == set(columns) and is_condition(condition, where):
                 return True
         return False
 
@@ -413,8 +383,7 @@ class SQLite(Writing):
 
     def columns(self, model: Any) -> set[str]:
         """The names of a table's columns; none where there is no such table."""
-        rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (model._meta.table_name,))
-        return {name for (name,) in rows.fetchall()}
+        return {row[0] for row in self.run(queries.COLUMNS, (model._meta.table_name,)).fetchall()}
 
     def other_owner(self, model: Any) -> str | None:
         """SQLite has no roles."""
@@ -423,7 +392,7 @@ class SQLite(Writing):
     def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
         """A column that rows which are there get this value for."""
         value = None if default is None else self.checked(field, default)
-        (literal,) = self.run("SELECT quote(?)", (value,)).fetchone()
+        literal = self.fetch_value(queries.LITERAL, (value,))
         self._columns.pop(self.table(model), None)
         self.run(adding_column(self, model, field, default, literal))
 

@@ -2,6 +2,7 @@
 
 import json
 
+from astra.database import sqlite_queries as queries
 from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
 from astra.version import Version
 
@@ -27,9 +28,8 @@ class Writing(Common):
         """
         written = self._written(batch)
         name, declared = batch.model._meta.table_name, batch.declared
-        sql = "SELECT 1 FROM sqlite_master WHERE tbl_name = ? AND type IN ('trigger', 'view')"
-        is_plain = not self.run(sql, (name,)).fetchone() and declared.items() <= set(
-            self.run("SELECT name, type FROM pragma_table_xinfo(?)", (name,)).fetchall()
+        is_plain = not self.run(queries.TRIGGER_OR_VIEW, (name,)).fetchone() and (
+            declared.items() <= set(self.run(queries.COLUMN_TYPES, (name,)).fetchall())
         )
         if not is_plain:
             self._compare(batch, declared, written)
@@ -43,12 +43,12 @@ class Writing(Common):
             f"CAST({self.quote(name)} AS {kind}) IS CAST(? AS {kind})"
             for name, kind in zip(declared, kinds, strict=True)
         )
-        names = ", ".join(f"quote({self.quote(name)})" for name in declared)
+        values = ", ".join(f"quote({self.quote(name)})" for name in declared)
         primary, width = self.quote(batch.primary), len(declared)
-        sql = f"SELECT {same}, {names} FROM {batch.table} WHERE {primary} = ?"
+        sql = queries.COMPARE.format(same=same, values=values, table=batch.table, primary=primary)
         for place, pk in written.items():
-            values = [values[place] for values in batch.columns.values()]
-            found = self.run(sql, (*values, pk)).fetchone()
+            given = [column[place] for column in batch.columns.values()]
+            found = self.run(sql, (*given, pk)).fetchone()
             if found is None:
                 raise NotStored(batch.model._meta.table_name)
             for name, is_same, stored in zip(declared, found, found[width:], strict=False):
@@ -58,19 +58,21 @@ class Writing(Common):
     def _written(self, batch: Batch) -> dict[int, int]:
         names = list(batch.columns)
         if batch.table not in self._columns:
-            rows = self.run("SELECT name FROM pragma_table_xinfo(?)", (batch.table.strip('"'),))
-            self._columns[batch.table] = {row[0] for row in rows.fetchall()}
-        conflict = on_conflict(self, batch, self._columns[batch.table])
-        marks = ", ".join("?" for _ in names)
-        sql = f"""INSERT INTO {batch.table} AS stored ({", ".join(map(self.quote, names))})
-                  VALUES ({marks}) {conflict}"""
+            rows = self.run(queries.COLUMNS, (batch.table.strip('"'),)).fetchall()
+            self._columns[batch.table] = {row[0] for row in rows}
+        sql = queries.INSERT.format(
+            table=batch.table,
+            names=", ".join(map(self.quote, names)),
+            marks=", ".join("?" for _ in names),
+            conflict=on_conflict(self, batch, self._columns[batch.table]),
+        )
         primary, keys = self.quote(batch.primary), batch.keys
-        newest = f"SELECT coalesce(max({primary}), 0) FROM {batch.table}"
-        (before,) = self.run(newest).fetchone()
+        newest = queries.NEWEST.format(primary=primary, table=batch.table)
+        before = self.fetch_value(newest)
         with peewee_errors():
             cursor = self.database.cursor()
             cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
-        (last,) = self.run(newest).fetchone()
+        last = self.fetch_value(newest)
         if last - before == len(keys):
             # Nobody else writes meanwhile: all of them are new, and their keys follow each other.
             return dict(enumerate(range(before + 1, last + 1)))
@@ -78,10 +80,11 @@ class Writing(Common):
             f"{self.quote(name)} = json_extract(wanted.value, '$[{place}]')"
             for place, name in enumerate(batch.key)
         )
+        condition = batch.where.replace("WHERE", "AND")
         stored = self.run(
-            f"""SELECT wanted.key, {primary}, input_read
-                FROM json_each(?) AS wanted JOIN {batch.table} ON {same}
-                WHERE v_astra_major_minor = ? {batch.where.replace("WHERE", "AND")}""",
+            queries.STORED.format(
+                primary=primary, table=batch.table, same=same, condition=condition
+            ),
             (json.dumps(keys, default=str), Version(batch.columns["v_astra"][0]).major_minor),
         ).fetchall()
         # A row whose stored time of reading is not ours was written by a later attempt.

@@ -1,0 +1,349 @@
+"""The statements that astra sends to PostgreSQL alone, by name.
+
+A ``{name}`` is replaced by a quoted identifier or a fragment of SQL (``str.format``), a ``%s`` by a
+parameter. Queries that both dialects understand are written with peewee where they are used.
+"""
+
+# -- transactions and locks -----------------------------------------------------------------
+
+#: Settings on which it depends that values arrive as they were sent: a role, a database, or the
+#: previous user of a connection from PgBouncer may have changed them. Without array_nulls, a NULL
+#: in an array is the text "NULL". An error of a deferred constraint, which would come at COMMIT,
+#: comes with the statement of its row, and so costs that row alone. A checkpoint has to be on the
+#: disk when it is done: the next one of its page takes its rows as stored.
+WRITE_SETTINGS = """
+    SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO';
+    SET LOCAL standard_conforming_strings = on; SET LOCAL extra_float_digits = 1;
+    SET CONSTRAINTS ALL IMMEDIATE;
+    SELECT set_config('synchronous_commit', 'on', true)
+    WHERE current_setting('synchronous_commit') = 'off'"""
+
+#: Settings of a transaction whose client may be stopped or cut off: its locks are released. The
+#: first applies between statements, the others while the server waits for data or sends it.
+SILENCE_SETTINGS = """
+    SET LOCAL idle_in_transaction_session_timeout = {silence_ms};
+    SET LOCAL tcp_user_timeout = {tcp_ms};
+    SET LOCAL tcp_keepalives_idle = {idle_s};
+    SET LOCAL tcp_keepalives_interval = {interval_s};
+    SET LOCAL tcp_keepalives_count = 4"""
+
+SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+
+#: Keep a table from being altered until the transaction ends.
+LOCK_SHARED = "LOCK TABLE {table} IN ACCESS SHARE MODE"
+
+#: One holder of a name at a time, until the transaction ends; needs no table.
+LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+
+#: Make the row of a lock, if it is new.
+INSERT_LOCK = """
+    INSERT INTO {table} (name, host, pid, "user", purpose, since)
+    VALUES (%(name)s, %(host)s, %(pid)s, %(user)s, %(purpose)s, clock_timestamp())
+    ON CONFLICT (name) DO NOTHING"""
+
+#: Write down who holds a lock.
+SIGN_LOCK = """
+    UPDATE {table} SET host = %(host)s, pid = %(pid)s, "user" = %(user)s,
+        purpose = %(purpose)s, since = clock_timestamp() WHERE name = %(name)s"""
+
+LOCK_ROW = "SELECT true FROM {table} WHERE name = %s FOR UPDATE"
+
+# -- the server -----------------------------------------------------------------------------
+
+#: Version, role, number of connections, and whether the server is a standby.
+SERVER = """
+    SELECT current_setting('server_version_num')::int, current_user::text,
+           (SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL), pg_is_in_recovery()"""
+
+SERVER_SETTINGS = "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)"
+
+#: How many connections this role may have in this database.
+CONNECTION_LIMIT = """
+    SELECT least(
+        current_setting('max_connections')::int
+            - current_setting('superuser_reserved_connections')::int
+            - coalesce(current_setting('reserved_connections', true), '0')::int,
+        (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
+        (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user))"""
+
+#: The server, the database and the table astra_archive, by numbers that no copy of them has.
+PLACE = """
+    SELECT system_identifier, d.oid, c.oid
+    FROM pg_control_system(), pg_database AS d
+    LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace)
+        ON relname = 'astra_archive' AND nspname = coalesce(%s, current_schema())
+    WHERE datname = current_database()"""
+
+# -- tables as they are ---------------------------------------------------------------------
+
+#: The names of the tables, indexes and views of a schema.
+RELATIONS = """
+    SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname = coalesce(%s, current_schema())"""
+
+HAS_SCHEMA = "SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = %s)"
+
+COLUMNS = """
+    SELECT attname::text, attnotnull, attgenerated::text FROM pg_attribute
+    WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
+
+#: The type of each column, with its schema.
+COLUMN_TYPES = """
+    SELECT attname, quote_ident(nspname) || '.' || quote_ident(typname)
+    FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+    JOIN pg_namespace ON pg_namespace.oid = typnamespace
+    WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"""
+
+#: Whether the database numbers or fills a column.
+HAS_DEFAULT = """
+    SELECT atthasdef OR attidentity <> '' FROM pg_attribute
+    WHERE attrelid = to_regclass(%s) AND attname = %s"""
+
+SEQUENCE = "SELECT pg_get_serial_sequence(%s, %s)"
+
+#: The sequence of a column, and whether its last value may be read.
+READABLE_SEQUENCE = """
+    SELECT name, has_sequence_privilege(name, 'SELECT')
+    FROM pg_get_serial_sequence(%s, %s) AS name"""
+
+#: Whether a sequence would give numbers that its table already has.
+SEQUENCE_IS_BEHIND = """
+    SELECT max({column}) > (SELECT last_value FROM {sequence}) FROM {table}"""
+
+#: The columns of the primary key, which a role that may only read can see as well.
+PRIMARY_COLUMNS = """
+    SELECT attname FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k(n, place)
+    JOIN pg_attribute ON attnum = k.n
+    WHERE indrelid = to_regclass(%s) AND attrelid = indrelid AND indisprimary
+    ORDER BY place"""
+
+INDEXES = """
+    SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE indrelid = to_regclass(%s) AND indisvalid"""
+
+#: The condition of each valid index that keeps a sorted list of columns unique.
+UNIQUE_INDEX_CONDITIONS = """
+    SELECT pg_get_expr(indpred, indrelid) FROM pg_index
+    WHERE indrelid = to_regclass(%s) AND indisunique AND indisvalid AND indisready
+      AND indimmediate AND indexprs IS NULL
+      AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
+           WHERE attrelid = indrelid
+             AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s"""
+
+#: Whether a sorted list of columns is unique in every row, and NULL in none.
+IS_UNIQUE_AND_NOT_NULL = """
+    SELECT EXISTS (
+        SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisunique
+        AND indisvalid AND indpred IS NULL AND indexprs IS NULL
+        AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
+             WHERE attrelid = indrelid AND attnotnull
+             AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[])"""
+
+#: The foreign keys of one column that delete a row with the one that it points to, and whose
+#: triggers are enabled.
+CASCADING_KEYS = """
+    SELECT attname::text, relname::text FROM pg_constraint
+    JOIN pg_attribute ON attrelid = conrelid AND conkey = ARRAY[attnum]
+    JOIN pg_class ON pg_class.oid = confrelid
+    WHERE conrelid = to_regclass(%s) AND contype = 'f' AND convalidated
+      AND confdeltype = 'c' AND EXISTS (
+          SELECT 1 FROM pg_trigger WHERE tgconstraint = pg_constraint.oid
+            AND tgrelid = conrelid AND tgenabled <> 'D')"""
+
+# -- tables as astra makes them -------------------------------------------------------------
+
+CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
+
+SET_DEFAULT = "ALTER TABLE {table} ALTER {column} SET DEFAULT {value}"
+
+HAS_FILLFACTOR = "SELECT 'fillfactor=50' = ANY(reloptions) FROM pg_class WHERE oid = %s::regclass"
+
+SET_FILLFACTOR = "ALTER TABLE {table} SET (fillfactor = 50)"
+
+SERVER_HAS_LZ4 = """
+    SELECT coalesce(bool_or('lz4' = ANY(enumvals)), false) FROM pg_settings
+    WHERE name = 'default_toast_compression'"""
+
+USES_LZ4 = """
+    SELECT attcompression = 'l' FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"""
+
+SET_LZ4 = "ALTER TABLE {table} ALTER {column} SET COMPRESSION lz4"
+
+#: The body of the function that keeps a column at the time of a row's last change.
+KEEP_MODIFIED_BODY = """
+    BEGIN
+        IF TG_OP = 'INSERT' THEN
+            NEW.{column} := coalesce(NEW.{column}, clock_timestamp());
+        ELSIF NEW.{column} IS NULL OR NEW.{column} <= OLD.{column} THEN
+            NEW.{column} := greatest(
+                clock_timestamp(), OLD.{column} + interval '1 microsecond');
+        END IF;
+        RETURN NEW;
+    END """
+
+#: In UTC, as which a column is read whose type has no time zone. The trigger also fires for changes
+#: that arrive by replication, or under session_replication_role = replica.
+KEEP_MODIFIED = """
+    CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+    LANGUAGE plpgsql SET timezone = 'UTC' AS $${body}$$;
+    CREATE OR REPLACE TRIGGER astra_keep_modified BEFORE INSERT OR UPDATE ON {table}
+    FOR EACH ROW EXECUTE FUNCTION {function}();
+    ALTER TABLE {table} ENABLE ALWAYS TRIGGER astra_keep_modified"""
+
+#: Whether an enabled trigger of any name runs a function of this name and body for each row.
+KEEPS_MODIFIED = """
+    SELECT EXISTS (
+        SELECT 1 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+          AND tgtype & 19 = 19 AND tgqual IS NULL AND tgattr = ''
+          AND proname = %s AND prosrc = %s)"""
+
+# -- roles ----------------------------------------------------------------------------------
+
+ROLES = "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'"
+
+#: The owner of a table, where this role does not act for it.
+OTHER_OWNER = """
+    SELECT pg_get_userbyid(relowner) FROM pg_class
+    WHERE oid = to_regclass(%s) AND NOT pg_has_role(relowner, 'USAGE')"""
+
+#: The roles other than the owner to which a privilege on a table was granted by name.
+GRANTED_ROLES = """
+    SELECT rolname FROM pg_class, aclexplode(relacl) AS given, pg_roles
+    WHERE pg_class.oid = %s::regclass AND pg_roles.oid = given.grantee
+      AND given.grantee <> relowner AND privilege_type = %s ORDER BY rolname"""
+
+HAS_PRIVILEGE = "SELECT has_table_privilege(%s, %s, %s)"
+
+#: The places in two lists, of tables and privileges, of what this role lacks.
+LACKING = """
+    SELECT place FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY
+        AS wanted(name, privilege, place)
+    WHERE NOT CASE WHEN privilege = 'DELETE' THEN has_table_privilege(name, 'DELETE')
+                   ELSE has_any_column_privilege(name, privilege) END ORDER BY place"""
+
+#: The schema of a table, and whether this role may grant its use.
+SCHEMA_OF_TABLE = """
+    SELECT quote_ident(nspname), pg_has_role(nspowner, 'USAGE')
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE pg_class.oid = %s::regclass"""
+
+GRANT_SCHEMA = "GRANT USAGE ON SCHEMA {schema} TO {role}"
+
+GRANT_LATER_TABLES = "ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role}"
+
+GRANT_TABLE = "GRANT {privilege} ON TABLE {table} TO {role}"
+
+GRANT_SEQUENCE = "GRANT USAGE ON SEQUENCE {sequence} TO {role}"
+
+# -- keys and pages -------------------------------------------------------------------------
+
+#: Texts of keys as rows of a query.
+WANTED_KEYS = "unnest(%s::text[]) WITH ORDINALITY AS wanted(key, place)"
+
+#: The beginning of a clause, which a key and a ")" complete: a live plan of a task still has to end
+#: the row of the key. A cancelled plan lives on in the pages that an attempt still runs.
+HELD = """
+    EXISTS (
+        SELECT 1 FROM {page} AS hp JOIN {plan} AS hl ON hl.pk = hp.plan_pk,
+        unnest(hp.{keys}) WITH ORDINALITY AS held(key, place)
+        WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
+          AND (hl.cancelled IS NULL OR EXISTS (
+               SELECT 1 FROM {attempt} AS ha
+               WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
+          AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
+          AND get_byte(hp.outcomes, (held.place - 1)::int) = 0 AND held.key = """
+
+#: The keys of a query in pages of a limited number of rows. The order is total, so that the same
+#: keys are always cut into the same pages.
+CUT_INTO_PAGES = """
+    SELECT (place - 1) / %s + 1 AS number, count(*) AS n_rows, array_agg(key ORDER BY place) AS keys
+    FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
+          FROM ({pending}) AS pending) AS numbered
+    GROUP BY 1"""
+
+#: Store such pages; return how many they are, and of how many rows.
+FREEZE = """
+    WITH frozen AS (
+        INSERT INTO {page}
+            (plan_pk, number, n_rows, {keys}, outcomes, n_done, n_failed, n_no_result)
+        SELECT %s, number, n_rows, keys, decode(repeat('00', n_rows::int), 'hex'), 0, 0, 0
+        FROM {cut} AS pages
+        RETURNING n_rows)
+    SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen"""
+
+MAY_MAKE_TEMPORARY_TABLES = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
+
+#: A list that was compressed in a temporary table is copied from it as it is.
+COMPRESS_WITH_LZ4 = """
+    SELECT set_config(name, 'lz4', true) FROM pg_settings
+    WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)"""
+
+#: PostgreSQL fills a table from a query with several processes, but runs INSERT ... SELECT in one.
+CREATE_EVALUATED = "CREATE TEMPORARY TABLE astra_evaluated ON COMMIT DROP AS {query}"
+
+DROP_EVALUATED = "DROP TABLE pg_temp.astra_evaluated"
+
+# -- results --------------------------------------------------------------------------------
+
+#: Lock a table as writing does, so that it stays as it is until the transaction ends; return its
+#: columns, and whether a rule, a policy or a trigger may change what is written.
+LOCK_AND_DESCRIBE = """
+    LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
+    SELECT attname, atttypid::bigint, atttypmod, relkind <> 'r' OR relhasrules
+        OR relrowsecurity OR EXISTS (
+            SELECT 1 FROM pg_trigger WHERE tgrelid = attrelid AND NOT tgisinternal)
+    FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+    WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+    ORDER BY attnum"""
+
+#: What values of a type are to whoever reads them. An enum is a text; among types that are like no
+#: other, such as bytea, and between moments with a time zone and without, each is of its own kind.
+_KIND = """
+    (SELECT CASE WHEN typname IN ('json', 'jsonb') THEN 'json'
+                 WHEN typcategory = 'U' OR typname = 'timestamptz' THEN typname::text
+                 WHEN typcategory = 'E' THEN 'S' ELSE typcategory::text END
+     FROM pg_type WHERE oid = {})"""
+
+#: Of each declared column: its stored type, the declared type, and the kinds of both.
+KINDS_OF_COLUMNS = f"""
+    SELECT attname, format_type(atttypid, atttypmod), to_regtype(declared)::text,
+        {_KIND.format("atttypid")}, {_KIND.format("to_regtype(declared)")}
+    FROM pg_attribute JOIN unnest(%s::text[], %s::text[]) AS wanted(name, declared)
+        ON attname = name
+    WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"""
+
+#: The first row that is missing or holds another value than it was given. Each value is compared by
+#: the text that the type's own function makes of it: char(n)::text would hide blanks.
+FIRST_CHANGED = """
+    SELECT {primary}, place, found
+    FROM unnest({arrays}) AS given(pk, {given})
+    LEFT JOIN {table} AS stored ON {primary} = pk::bigint,
+    LATERAL (VALUES {pairs}) AS columns(place, wanted, read, found)
+    WHERE {primary} IS NULL OR wanted IS DISTINCT FROM read LIMIT 1"""
+
+#: Numbers for new rows; none if one of the keys has a result at this version. The LIMIT makes
+#: the server look each key up in the index: otherwise it would scan the whole of a table that was
+#: last analysed while it was empty.
+DRAW_NUMBERS = """
+    SELECT nextval(%s::regclass) FROM generate_series(1, %s) WHERE NOT EXISTS (
+        SELECT 1 FROM unnest({arrays}) AS wanted({names}), LATERAL (
+            SELECT 1 FROM {table} WHERE {same}
+            AND v_astra_major_minor = %s {condition} LIMIT 1) AS stored)"""
+
+#: Results in the binary format of COPY.
+COPY = "COPY {table} ({columns}) FROM STDIN (FORMAT binary)"
+
+#: Insert or replace results; return the place of each that was written, and its primary key. Each
+#: column is one array: one parameter for a column, however many rows there are, and no temporary
+#: table, which would bloat the catalogues at every checkpoint.
+UPSERT = """
+    WITH given AS MATERIALIZED (
+        SELECT u.place - 1 AS place, {selected}
+        FROM unnest({arrays}) WITH ORDINALITY AS u({aliases}, place)),
+    written AS (
+        INSERT INTO {table} AS stored ({names})
+        SELECT {aliases} FROM given ORDER BY {keys}
+        {conflict}
+        RETURNING {key}, {primary} AS primary_key)
+    SELECT given.place, written.primary_key FROM given JOIN written ON {same}"""

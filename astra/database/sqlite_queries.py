@@ -1,0 +1,113 @@
+"""The statements that astra sends to SQLite alone, by name.
+
+A ``{name}`` is replaced by a quoted identifier or a fragment of SQL (``str.format``), a ``?`` by a
+parameter. Queries that both dialects understand are written with peewee where they are used.
+"""
+
+#: The database's clock, in the form in which times are compared; its last three digits are zero.
+NOW = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+# -- tables as they are ---------------------------------------------------------------------
+
+#: The names of all tables, indexes and views.
+RELATIONS = "SELECT name FROM sqlite_master"
+
+COLUMNS = 'SELECT name, "notnull", hidden FROM pragma_table_xinfo(?)'
+
+COLUMN_TYPES = "SELECT name, type FROM pragma_table_xinfo(?)"
+
+KEY_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+
+PRIMARY_COLUMNS = "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk"
+
+INDEXES = "SELECT name FROM pragma_index_list(?)"
+
+#: The unique indexes of a table: name, whether each has a condition, and its definition.
+UNIQUE_INDEXES = """
+    SELECT name, partial, (SELECT sql FROM sqlite_master AS m WHERE m.name = list.name)
+    FROM pragma_index_list(?) AS list WHERE "unique" """
+
+#: The columns of an index; the name of an expression is NULL.
+INDEX_COLUMNS = "SELECT name FROM pragma_index_info(?)"
+
+#: The foreign keys that delete a row with the one that it points to.
+CASCADING_KEYS = """
+    SELECT "from", "table" FROM pragma_foreign_key_list(?) WHERE on_delete = 'CASCADE'"""
+
+TRIGGERS = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
+
+#: A trigger of a table, or a view in its place, which may change what is written.
+TRIGGER_OR_VIEW = "SELECT 1 FROM sqlite_master WHERE tbl_name = ? AND type IN ('trigger', 'view')"
+
+#: A change of any table, index, trigger or view changes this number.
+SCHEMA_VERSION = "PRAGMA schema_version"
+
+#: A value as SQL writes it.
+LITERAL = "SELECT quote(?)"
+
+#: A clause: a list in JSON holds something that is not of one type, or it is no list.
+LIST_HOLDS_OTHERS = """
+    CASE WHEN {column} IS NULL THEN 0 WHEN NOT json_valid({column}) THEN 1
+         ELSE EXISTS (SELECT 1 FROM json_each({column}) WHERE json_each.type <> '{type}') END"""
+
+# -- the time of a row's last change --------------------------------------------------------
+
+#: A trigger, up to the condition that names the row which it changes.
+KEEPER = "AFTER {event} ON {table} WHEN {condition} BEGIN UPDATE {table} SET {column} = {value}"
+
+CREATE_KEEPER = "CREATE TRIGGER {trigger} {keeper} WHERE {row}; END"
+
+DROP_TRIGGER = "DROP TRIGGER IF EXISTS {trigger}"
+
+IS_STORED = "SELECT 1 FROM sqlite_master WHERE sql = ?"
+
+# -- locks, keys and pages ------------------------------------------------------------------
+
+#: Write down who holds a lock.
+SIGN_LOCK = """
+    INSERT OR REPLACE INTO {table} (name, host, pid, "user", purpose, since)
+    VALUES (?, ?, ?, ?, ?, {now})"""
+
+#: The items of a list in JSON.
+LIST = "(SELECT value FROM json_each(?))"
+
+#: Texts of keys as rows of a query.
+WANTED_KEYS = "json_each(?) AS wanted"
+
+#: The beginning of a clause, which a key and a ")" complete: see the query of PostgreSQL.
+HELD = """
+    EXISTS (
+        SELECT 1 FROM {page} AS hp
+        JOIN {plan} AS hl ON hl.pk = hp.plan_pk, json_each(hp.{keys}) AS held
+        WHERE hl.task = ? AND hl.input_table = ? AND hl.v_astra / 1000 = ?
+          AND (hl.cancelled IS NULL OR EXISTS (
+               SELECT 1 FROM {attempt} AS ha
+               WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
+          AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
+          AND substr(hp.outcomes, held.key + 1, 1) = x'00' AND held.value = """
+
+#: Cut the keys of a query into pages, and store them.
+FREEZE = """
+    INSERT INTO {page} (plan_pk, number, n_rows, {keys}, outcomes, n_done, n_failed, n_no_result)
+    SELECT ?, (place - 1) / ? + 1, count(*), json_group_array(key), zeroblob(count(*)), 0, 0, 0
+    FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
+          FROM ({pending}) ORDER BY place)
+    GROUP BY 2"""
+
+#: How many pages a plan has, and how many rows.
+SIZE_OF_PLAN = "SELECT count(*), coalesce(sum(n_rows), 0) FROM {page} WHERE plan_pk = ?"
+
+# -- results --------------------------------------------------------------------------------
+
+NEWEST = "SELECT coalesce(max({primary}), 0) FROM {table}"
+
+INSERT = "INSERT INTO {table} AS stored ({names}) VALUES ({marks}) {conflict}"
+
+#: The place of each row that was given, its primary key, and when its input was read.
+STORED = """
+    SELECT wanted.key, {primary}, input_read
+    FROM json_each(?) AS wanted JOIN {table} ON {same}
+    WHERE v_astra_major_minor = ? {condition}"""
+
+#: Of one row, whether each value is the one that was given, and the values.
+COMPARE = "SELECT {same}, {values} FROM {table} WHERE {primary} = ?"
