@@ -4,27 +4,33 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, field
-from typing import Any
+from typing import Any, TypeVar
 
 from astra.config.units import size_mb, time_limit_s
 from astra.errors import nearest
 
-Check = Callable[[Any], Any]  # returns the value, or raises ValueError("should be ...")
+T = TypeVar("T")
+
+Check = Callable[[object], T]  # returns the value, or raises ValueError("should be ...")
 
 
-def entry(default: Any, check: Check) -> Any:
+def entry(default: T, check: Check[object]) -> T:
     """Declare a key of the configuration as a field of a dataclass."""
     return field(default=default, metadata={"check": check})
 
 
-def section(value: Any, name: str) -> dict[str, Any]:
+def section(value: object, name: str) -> dict[str, object]:
+    """Check that a value is a section of the file."""
     if not isinstance(value, dict):
         raise ValueError(f"should be a section: write [{name}], then its keys")
     return value
 
 
 def values(
-    where: str, table: Mapping[str, Any], keys: Iterable[Field[Any]], others: Iterable[str] = ()
+    where: str,
+    table: Mapping[str, object],
+    keys: Iterable[Field[object]],
+    others: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Check the keys and values of a section.
 
@@ -34,18 +40,24 @@ def values(
     others : what else may stand there, and is checked elsewhere.
     """
     checks = {item.name: item.metadata["check"] for item in keys}
-    found = {}
+    checked: dict[str, object] = {}
     for name, value in table.items():
         if name not in checks:
             raise ValueError(f"{where}.{name}: no such key. {nearest(name, [*checks, *others])}")
         try:
-            found[name] = checks[name](value)
+            checked[name] = checks[name](value)
         except ValueError as error:
             raise ValueError(f"{where}.{name} = {value!r}: {error}") from None
-    return found
+    return checked
 
 
-def text(value: Any) -> str:
+def changed(thing: T, values: Mapping[str, object]) -> T:
+    """Return a copy of a dataclass with some values, which were checked, replaced."""
+    make: Callable[..., T] = type(thing)
+    return make(**{**vars(thing), **values})
+
+
+def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("should be a text in quotes")
     if any(c in value for c in "\0\n\r") or re.search(r"[\ud800-\udfff]", value):
@@ -53,7 +65,7 @@ def text(value: Any) -> str:
     return value
 
 
-def texts(value: Any) -> tuple[str, ...]:
+def texts(value: object) -> tuple[str, ...]:
     """Check a list of texts; one text is a list of one."""
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple) or not all(isinstance(t, str) and t for t in listed):
@@ -61,41 +73,48 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def flag(value: Any) -> bool:
+def flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError("should be true or false")
     return value
 
 
-def number(least: float, most: float = math.inf, above: bool = False) -> Check:
-    said = f"{'above' if above else 'at least'} {least:g}, and finite"
-    said = f"from {least:g} to {most:g}" if math.isfinite(most) else said
+def number(least: float, most: float = math.inf, above: bool = False) -> Check[float]:
+    """Return a check for a number between two others."""
+    expected = f"{'above' if above else 'at least'} {least:g}, and finite"
+    if math.isfinite(most):
+        expected = f"from {least:g} to {most:g}"
 
-    def check(value: Any) -> float:
+    def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("should be a number, without quotes")
         if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
-            raise ValueError(f"should be {said}")
+            raise ValueError(f"should be {expected}")
         return float(value)
 
     return check
 
 
-def whole(least: int, most: int | None = None) -> Check:
-    said = f"of at least {least} and below {2**31}" if most is None else f"from {least} to {most}"
+def whole(least: int, most: int | None = None) -> Check[int]:
+    """Return a check for a whole number between two others."""
+    expected = f"of at least {least} and below {2**31}"
+    if most is not None:
+        expected = f"from {least} to {most}"
 
-    def check(value: Any) -> int:
+    def check(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError("should be a whole number, without quotes")
         if not least <= value <= (2**31 - 1 if most is None else most):
-            raise ValueError(f"should be a whole number {said}")
+            raise ValueError(f"should be a whole number {expected}")
         return value
 
     return check
 
 
-def one_of(*words: str) -> Check:
-    def check(value: Any) -> str:
+def one_of(*words: str) -> Check[str]:
+    """Return a check for one of several words."""
+
+    def check(value: object) -> str:
         if value not in words:
             raise ValueError(f"should be {' or '.join(map(repr, words))}")
         return str(value)
@@ -103,24 +122,24 @@ def one_of(*words: str) -> Check:
     return check
 
 
-def matching(pattern: str, said: str) -> Check:
-    """Check that a value is a text of a pattern."""
+def matching(pattern: str, expected: str) -> Check[str]:
+    """Return a check for a text of a pattern; `expected` describes it in the message."""
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise ValueError(f"should be {said}")
+            raise ValueError(f"should be {expected}")
         return value
 
     return check
 
 
-def time_limit(value: Any) -> str:
+def time_limit(value: object) -> str:
     if not isinstance(value, str) or not time_limit_s(value):
         raise ValueError('should be a time limit, such as "1-12:00:00"')
     return value
 
 
-def size(value: Any) -> str:
+def size(value: object) -> str:
     if not isinstance(value, str) or not size_mb(value):
         raise ValueError('should be a size, such as "64G"')
     return value

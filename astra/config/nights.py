@@ -7,7 +7,6 @@ bounds, and closed when nothing of it lives any more. Texts alone: nothing here 
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 from urllib.parse import urlsplit
 
 from astra.config.checks import (
@@ -29,20 +28,20 @@ from astra.errors import nearest
 _CLOCK = matching(r"([01]?\d|2[0-3]):[0-5]\d", 'a time of day, such as "06:30"')
 
 
-def _redo(value: Any) -> str:
+def _redo(value: object) -> str:
     split_redo(text(value))
     return str(value)
 
 
-def _mail(value: Any) -> tuple[str, ...]:
+def _mail(value: object) -> tuple[str, ...]:
     names = texts(value)
     if not all("@" in name and not any(c in name for c in " \r\n") for name in names):
         raise ValueError('should be addresses, such as ["me@example.org"]')
     return names
 
 
-def _url(*schemes: str) -> Check:
-    def check(value: Any) -> str:
+def _url(*schemes: str) -> Check[str]:
+    def check(value: object) -> str:
         parts = urlsplit(text(value))
         if parts.scheme not in schemes or not parts.hostname:
             raise ValueError(f"should be a URL that begins with {'://, '.join(schemes)}://")
@@ -53,7 +52,7 @@ def _url(*schemes: str) -> Check:
     return check
 
 
-def _command(value: Any) -> tuple[str, ...]:
+def _command(value: object) -> tuple[str, ...]:
     words = tuple(shlex.split(value)) if isinstance(value, str) else texts(value)
     if not words:
         raise ValueError('should be a command, such as "notify --quiet"')
@@ -68,7 +67,7 @@ def _arguments(value: object) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class NightTask:
-    """One task of a night. What is not said here is as the night has it."""
+    """One task of a night. What is not set here is as the night has it."""
 
     task: str = field(metadata={"check": text})
     input_model: str | None = entry(None, text)
@@ -79,17 +78,17 @@ class NightTask:
     where: str | None = entry(None, text)  # only these rows: a condition on their columns
     redo: str | None = entry(None, _redo)  # rows that have ended, too
     throttle: int | None = entry(None, whole(1))  # at most, of the night's
-    set: Mapping[str, Any] = field(default_factory=dict, metadata={"check": _arguments})
+    set: Mapping[str, object] = field(default_factory=dict, metadata={"check": _arguments})
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What a night has one task of, at most."""
+        """What identifies a task within a night."""
         return self.task, self.input_model
 
 
 @dataclass(frozen=True)
 class Notify:
-    """Who is notified of how a night ended: by each of these ways."""
+    """Who is notified of how a night ended, in each of these ways."""
 
     mail: tuple[str, ...] = entry((), _mail)
     sender: str | None = entry(None, text)
@@ -97,8 +96,8 @@ class Notify:
     webhook: str | None = entry(None, _url("http", "https"))  # that of Slack, Mattermost or a site
     command: tuple[str, ...] = entry((), _command)  # gets the night as JSON
 
-    def rows(self) -> list[tuple[str, Any]]:
-        """(key, value) of all; a webhook's path is as good as a password."""
+    def rows(self) -> list[tuple[str, object]]:
+        """Return (key, value) of all; a webhook's path is as good as a password."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.webhook:
             given["webhook"] = "{0.scheme}://{0.netloc}/***".format(urlsplit(self.webhook))
@@ -130,9 +129,9 @@ class NightSettings:
     finalizer_time: str = entry("12:00:00", time_limit)  # how long a finalizer may wait for answers
     notify: Notify = Notify()
 
-    def rows(self) -> list[tuple[str, Any]]:
-        """(key, value) of all that was configured."""
-        rows: list[tuple[str, Any]] = []
+    def rows(self) -> list[tuple[str, object]]:
+        """Return (key, value) of all that was configured."""
+        rows: list[tuple[str, object]] = []
         for place, task in enumerate(self.tasks, 1):
             given = {f.name: getattr(task, f.name) for f in fields(task)}
             rows += [(f"tasks.{place}.{key}", v) for key, v in given.items() if v]
@@ -144,7 +143,7 @@ _PARTS = ("name", "tasks", "notify")
 
 
 def checked(tables: object) -> dict[str, NightSettings]:
-    """The nights of a ``nights`` table, by name.
+    """Return the nights of a ``nights`` table, by name.
 
     Raises
     ------
@@ -154,9 +153,9 @@ def checked(tables: object) -> dict[str, NightSettings]:
     return {name: _night(name, table) for name, table in section(tables, "nights.NAME").items()}
 
 
-def _night(name: str, table: Any) -> NightSettings:
+def _night(name: str, value: object) -> NightSettings:
     where = f"nights.{name}"
-    table = section(table, where)
+    table = section(value, where)
     if not name.replace("-", "").replace("_", "").isalnum() or len(name) > 40:
         raise ValueError(f"{name!r}: the name should be of letters, digits, - and _, at most 40")
     if "tasks" not in table:
@@ -178,15 +177,15 @@ def _night(name: str, table: Any) -> NightSettings:
     )  # fmt: skip
 
 
-def _task(where: str, given: Any) -> NightTask:
+def _task(where: str, given: object) -> NightTask:
     if isinstance(given, str):
         given = {"task": given}
     if not isinstance(given, dict):
         raise ValueError(f"{where}: {given!r} should be a task's name, or a table with one")
-    found = values(where, given, fields(NightTask))
-    if "task" not in found:
+    checked_values = values(where, given, fields(NightTask))
+    if "task" not in checked_values:
         raise ValueError(f"{where}: a task lacks 'task': write task = ...")
-    return NightTask(**found)
+    return NightTask(**checked_values)
 
 
 def _check_order(name: str, tasks: Sequence[NightTask]) -> None:

@@ -11,14 +11,13 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 from astra.config import resources, retry_rules, settings
-from astra.config.checks import entry, flag, number, whole
+from astra.config.checks import changed, entry, flag, number, whole
 from astra.config.settings import Config
 from astra.config.units import duration_s, time_limit_s, written_time
 from astra.errors import ConfigError, nearest
@@ -97,7 +96,7 @@ _SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)
 _SIGNAL = re.compile(r"([RB]+:)?(\w+)(@\d+)?", re.IGNORECASE)
 
 
-def _setup(value: Any) -> tuple[str, ...]:
+def _setup(value: object) -> tuple[str, ...]:
     lines = [value] if isinstance(value, str) else value
     if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
         raise ValueError('should be a list of shell lines, such as ["module load python"]')
@@ -106,7 +105,7 @@ def _setup(value: Any) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _command(value: Any) -> tuple[str, ...]:
+def _command(value: object) -> tuple[str, ...]:
     """Return the words of a command, which the script quotes again one by one."""
     try:
         words = shlex.split(value) if isinstance(value, str) else value
@@ -120,15 +119,15 @@ def _command(value: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _is_word(word: Any) -> bool:
+def _is_word(word: object) -> bool:
     return isinstance(word, str) and bool(word) and not any(c in word for c in "\0\n\r")
 
 
-def _throttle(value: Any) -> int | None:
+def _throttle(value: object) -> int | None:
     return None if value is False or value is None else whole(1)(value)
 
 
-def _template(value: Any) -> str:
+def _template(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError('should be the name of a template, such as "element.sh.j2"')
     return value
@@ -149,8 +148,8 @@ class Profile:
     pull: bool = entry(True, flag)  # elements take pages while any is free; else fixed ones
     row_timeout: float | None = entry(None, number(0, 1e9))  # in s; or that of [element]
     template: str = entry("element.sh.j2", _template)
-    policy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # on the [policy]'s
-    given: Mapping[str, Any] = field(default_factory=dict)  # what was changed for one submission
+    policy: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # on the [policy]'s
+    given: Mapping[str, object] = field(default_factory=dict)  # what was changed for one submission
     chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
 
     def with_options(self, **changes: object) -> "Profile":
@@ -161,8 +160,8 @@ class Profile:
         ConfigError
             If a key or its value would be refused in a file.
         """
-        changed = _applied(self, changes, f"options given on top of profile {self.name!r}")
-        return replace(changed, given={**self.given, **changes})
+        profile = _applied(self, changes, f"options given on top of profile {self.name!r}")
+        return replace(profile, given={**self.given, **changes})
 
 
 #: astra's own keys of a profile. Two more are read elsewhere: ``policy`` and ``extends``.
@@ -200,7 +199,7 @@ def directives(profile: Profile) -> list[tuple[str, str | None]]:
     ]
 
 
-Layer = tuple[str, Mapping[str, Any], str]  # name, keys, the file that has it
+Layer = tuple[str, Mapping[str, object], str]  # name, keys, the file that has it
 
 
 def _layers(name: str, config: Config) -> list[Layer]:
@@ -217,12 +216,13 @@ def _layers(name: str, config: Config) -> list[Layer]:
             raise ConfigError(f"{layer[2]}: profiles extend each other in a circle: {circle}")
         seen.append((wanted, layer[2]))
         layers.append(layer)
-        wanted = layer[1].get("extends")
-        if wanted is not None and not isinstance(wanted, str):
+        extends = layer[1].get("extends")
+        if extends is not None and not isinstance(extends, str):
             raise ConfigError(
-                f"{layer[2]}: [profiles.{layer[0]}] extends = {wanted!r}: should be the name of "
+                f"{layer[2]}: [profiles.{layer[0]}] extends = {extends!r}: should be the name of "
                 'one profile, such as "general"'
             )
+        wanted = extends
     return layers
 
 
@@ -247,7 +247,7 @@ def _shipped() -> Mapping[str, Mapping[str, object]]:
 
 def _applied(profile: Profile, keys: Mapping[str, object], where: str) -> Profile:
     options: dict[str, Value] = dict(profile.options)
-    own: dict[str, Any] = {}
+    own: dict[str, object] = {}
     for key, value in keys.items():
         try:
             if key == "policy":
@@ -266,7 +266,7 @@ def _applied(profile: Profile, keys: Mapping[str, object], where: str) -> Profil
         own.setdefault("pull", False)
     elif own.get("pull"):
         own["pages_per_element"] = 1
-    return replace(profile, options=MappingProxyType(options), **own)
+    return changed(profile, {**own, "options": MappingProxyType(options)})
 
 
 def _on_top(
@@ -275,7 +275,7 @@ def _on_top(
     return {state: {**below.get(state, {}), **rules.get(state, {})} for state in {*below, *rules}}
 
 
-def _option(key: str, value: Any) -> Value:
+def _option(key: str, value: object) -> Value:
     """The checked value of an sbatch option; False for an option that is not to be there."""
     if key in REFUSED:
         raise ValueError(f"cannot be set in a profile: {REFUSED[key]}")
@@ -303,7 +303,7 @@ def _option(key: str, value: Any) -> Value:
     return _well_formed(key, value)
 
 
-def _joined(key: str, value: Any) -> str:
+def _joined(key: str, value: Sequence[object]) -> str:
     if key not in _COMMA_LISTS:
         raise ValueError("sbatch takes no list here; write one value")
     if not value or not all(isinstance(item, str | int) and item is not True for item in value):
@@ -338,17 +338,16 @@ def _time_instead(text: str) -> str:
 
 def choose_profile(name: str | None, options: Mapping[str, object] | None) -> Profile:
     """The profile of a name, with options that override its own."""
-    found = get(name, settings.current())
+    profile = get(name, settings.current())
     given = {key: value for key, value in (options or {}).items() if value is not None}
-    return without_early_signal(found.with_options(**given) if given else found)
+    return without_early_signal(profile.with_options(**given) if given else profile)
 
 
 def keys_for_slurm(chosen: Profile) -> list[str]:
     """The keys of a profile that mean something to Slurm alone."""
     plain = Profile(chosen.name)
     own = ("throttle", "pages_per_element", "python", "template")
-    changed = [key for key in own if getattr(chosen, key) != getattr(plain, key)]
-    return [*chosen.options, *changed]
+    return [*chosen.options, *(k for k in own if getattr(chosen, k) != getattr(plain, k))]
 
 
 def without_early_signal(chosen: Profile) -> Profile:

@@ -1,8 +1,7 @@
 """How an element that ended in a state is retried, and how configuration changes the rules."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 from astra.config import checks
 from astra.config.checks import entry
@@ -33,7 +32,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def checked(table: Any) -> dict[str, dict[str, object]]:
+def checked(table: object) -> dict[str, dict[str, object]]:
     """The rules of a ``policy`` table, by state.
 
     Raises
@@ -45,16 +44,16 @@ def checked(table: Any) -> dict[str, dict[str, object]]:
     return {state: _checked_rule(state, rule) for state, rule in states.items()}
 
 
-def _checked_rule(state: str, given: Any) -> dict[str, Any]:
+def _checked_rule(state: str, given: object) -> dict[str, object]:
     if state not in RULES:
         raise ValueError(f"{state}: no state that has a policy. {nearest(state, RULES)}")
     return checks.values(state, checks.section(given, f"policy.{state}"), fields(Rule))
 
 
-def rules(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Rule]:
-    """The rule of every state: astra's own, changed by each table in turn."""
-    found = dict(RULES)
+def rules(*tables: Mapping[str, Mapping[str, object]]) -> dict[str, Rule]:
+    """Return the rule of every state: astra's own, changed by each table in turn."""
+    current = dict(RULES)
     for table in tables:
         for state, values in table.items():
-            found[state] = replace(found[state], **values)
-    return found
+            current[state] = checks.changed(current[state], values)
+    return current

@@ -23,18 +23,18 @@ from astra.config.secrets import _known, hide, hide_secret, know_url
 from astra.errors import ConfigError, nearest
 
 
-def _classes(value: Any) -> tuple[str, ...]:
-    for item in (found := texts(value)):
+def _classes(value: object) -> tuple[str, ...]:
+    for item in (classes := texts(value)):
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", item):
             raise ValueError(f"{item!r} should be a class by its dotted path")
-    return found
+    return classes
 
 
-def _folders(value: Any) -> tuple[str, ...]:
-    for item in (found := texts(value)):
+def _folders(value: object) -> tuple[str, ...]:
+    for item in (folders := texts(value)):
         if not Path(item).is_absolute():
             raise ValueError(f"{item!r} should be an absolute path, starting with /")
-    return found
+    return folders
 
 
 #: Exceptions of the world around a task: its rows stay pending.
@@ -62,10 +62,10 @@ def check_schema(schema: str | None) -> None:
         _checked(schema, "database.schema", "schema")
 
 
-def _mode(value: Any) -> str:
+def _mode(value: object) -> str:
     written = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
-    said = '"0700", "0750" or "0755": others may never write'
-    return str(matching(r"[02]?7[05][05]", said)(written))
+    expected = '"0700", "0750" or "0755": others may never write'
+    return matching(r"[02]?7[05][05]", expected)(written)
 
 
 _PATH = {"check": text, "path": True}
@@ -166,7 +166,7 @@ class Config:
     data: Data = Data()
     profiles: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     rules: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # [policy.STATE]
-    nights: Mapping[str, night.NightSettings] = field(default_factory=dict)  # [nights.NAME]
+    nights: Mapping[str, NightSettings] = field(default_factory=dict)  # [nights.NAME]
     path: Path | None = None  # the file that was read
     sources: Mapping[str, str] = field(default_factory=dict)  # "database.url": where it is from
 
@@ -243,7 +243,8 @@ def load(
         if "path" in item.metadata and value is not None:
             values[key] = Path(os.path.normpath(base / _expanded(str(value), environ)))
         elif key == "database.url":
-            values[key] = _absolute_sqlite(value, base, environ) or f"sqlite:///{_db(folder)}"
+            url = _absolute_sqlite(str(value), base, environ)
+            values[key] = url or f"sqlite:///{_db(folder)}"
     sections: dict[str, dict[str, object]] = {name: {} for name in _SECTIONS}
     for key, value in values.items():
         sections[key.split(".")[0]][_KEYS[key].name] = value
@@ -285,12 +286,12 @@ def _exists(file: Path) -> bool:
         raise ConfigError(f"{str(file)!r} cannot be examined: {error}") from error
 
 
-Tables = dict[str, Mapping[str, Any]]
+Tables = dict[str, Mapping[str, object]]
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Tables, Tables, dict[str, night.NightSettings]]:
+def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, NightSettings]]:
     """Values, profiles, policy and nights of a file, checked; paths as they are written."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     tables = _parsed(file)
     try:
         nights = night.checked(tables.pop("nights", {}))
@@ -344,7 +345,7 @@ def _parsed(file: Path) -> dict[str, object]:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
-def _checked(value: object, key: str, where: str) -> Any:
+def _checked(value: object, key: str, where: str) -> object:
     section, name = key.split(".", 1)
     if key not in _KEYS:
         known = [item.name for item in fields(_SECTIONS[section])]

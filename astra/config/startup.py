@@ -7,9 +7,13 @@ import threading
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from astra.config.secrets import hide
+
+if TYPE_CHECKING:
+    from logging import _SysExcInfoType as SysExcInfoType
 
 #: Characters that a terminal takes for commands, or that change the order in which others are
 #: shown. Logs and messages are other people's texts.
@@ -44,7 +48,7 @@ class _Hiding(logging.Formatter):
         text = printable(hide(super().format(record)))
         return text if self.with_traceback else " ".join(text.splitlines())
 
-    def formatException(self, info: Any) -> str:  # noqa: N802 - logging's name
+    def formatException(self, info: "SysExcInfoType") -> str:  # noqa: N802 - logging's name
         return super().formatException(info) if self.with_traceback else ""
 
 
@@ -55,5 +59,7 @@ def one_line_for_each_error() -> None:
             handler.formatter.with_traceback = False
 
 
-def _show_bug(kind: Any, error: Any, trace: Any) -> None:
+def _show_bug(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
     sys.stderr.write(printable(hide("".join(traceback.format_exception(kind, error, trace)))))
