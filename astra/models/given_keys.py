@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import peewee
-from peewee import Field, Model, ModelSelect
+from peewee import Field, Model
 
 from astra.database.connection import database, dialect
 from astra.errors import TaskError, UsageError
@@ -117,7 +117,7 @@ def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey
     return list(dict.fromkeys(found.values())), [k for k in given if k not in found]
 
 
-def run_keys(query: ModelSelect) -> list[tuple[Any, ...]]:
+def run_keys(query: peewee.BaseQuery) -> list[tuple[Any, ...]]:
     """The rows of a query that asks for keys; a key of another type is a mistake of the user's."""
     try:
         return list(database.execute(query).fetchall())

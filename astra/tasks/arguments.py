@@ -1,4 +1,4 @@
-"""Arguments of a task: texts and values made what its signature says, kept with a plan as JSON.
+"""Arguments of a task: converted to the annotated types, and kept with a plan as JSON.
 
 text -- parse_value --> value -- plain --> JSON, in the plan -- fit --> value, in the element
 """
@@ -10,23 +10,19 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
-from typing import Any
 
 from astra.config import secrets
 from astra.errors import TaskError, nearest
-from astra.tasks.declared import bind_call
+from astra.tasks.declared import KEYWORDS, bind_call, declared_by
 from astra.tasks.signature import hints_of, rows_parameter, signature_of
 
-_KEYWORDS: dict[str, object] = {
-    "live": bool, "batch_size": int, "write_frequency": float,
-    "write_to_database": bool, "re_raise_exceptions": bool,
-}  # fmt: skip
 
+def parse_arguments(
+    function: Callable[..., object], arguments: Mapping[str, object]
+) -> dict[str, object]:
+    """Convert arguments of a task, by name, to the annotated types, and check them.
 
-def parse_arguments(function: object, arguments: Mapping[str, object]) -> dict[str, object]:
-    """Arguments of a task by name, texts parsed to the annotated types, all checked.
-
-    They are what an element will read back from the plan.
+    The values are those that an element will read back from the plan.
 
     Raises
     ------
@@ -49,67 +45,67 @@ def parse_arguments(function: object, arguments: Mapping[str, object]) -> dict[s
             "write_to_database=False: a plan can only be whole if its results are stored"
         )
     values = restored(function, json.loads(as_stored(values)))
-    bind_call(function, ([],), dict(values))
+    bind_call(function, ([],), values)
     return values
 
 
 def as_stored(values: Mapping[str, object]) -> str:
-    """Arguments as JSON."""
+    """Return arguments as JSON, as a plan holds them."""
     return json.dumps({name: plain(name, value) for name, value in values.items()})
 
 
-def restored(function: object, stored: Mapping[str, object]) -> dict[str, object]:
-    """Arguments as the task takes them, from what was stored with its plan."""
+def restored(function: Callable[..., object], stored: Mapping[str, object]) -> dict[str, object]:
+    """Return arguments as the task takes them, from what was stored with its plan."""
     return {name: fit(name, value, _kind(function, name)) for name, value in stored.items()}
 
 
-def _check_names(function: Any, names: Iterable[str]) -> None:
-    inner = function.__astra__.function
+def _check_names(function: object, names: Iterable[str]) -> None:
+    inner = declared_by(function).function
     parameters = inspect.signature(inner).parameters
     rows = rows_parameter(inner).name
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = {
         n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-    known = (known | _KEYWORDS.keys()) - {rows}
+    known = (known | KEYWORDS.keys()) - {rows}
     for name in names:
         if name == rows or (name not in known and not takes_any):
             raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, known)}")
 
 
-def _kind(function: Any, name: str) -> object:
-    """The annotation of a parameter; Any where it has none."""
-    parameters = inspect.signature(function.__astra__.function).parameters
-    found = parameters.get(name)
-    if found is None or found.kind is found.VAR_KEYWORD:
-        found = next((p for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
-        if name in _KEYWORDS:
-            return _KEYWORDS[name]
-    kind = hints_of(function).get(found.name, Any) if found is not None else Any
-    if kind is Any and name in _KEYWORDS:
-        return _KEYWORDS[name]
-    if kind is not Any and found is not None and found.default is None:
+def _kind(function: Callable[..., object], name: str) -> object:
+    """Return the annotation of a parameter; `object` where it has none."""
+    parameters = inspect.signature(declared_by(function).function).parameters
+    parameter = parameters.get(name)
+    if parameter is None or parameter.kind is parameter.VAR_KEYWORD:
+        if name in KEYWORDS:
+            return KEYWORDS[name]
+        parameter = next((p for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    kind = _bare(hints_of(function).get(parameter.name, object)) if parameter else object
+    if kind is object:
+        return KEYWORDS.get(name, object)
+    if parameter is not None and parameter.default is None:
         return typing.Optional[kind]  # noqa: UP045 - `x: int = None` says so, in an older way
     return kind
 
 
-def _kind_of_text(function: Any, name: str) -> object:
-    """The type that a text is to become: the annotation, or without one that of the default."""
-    kind = _kind(function, name)
-    parameters = inspect.signature(function.__astra__.function).parameters
-    if kind is not Any or name not in parameters or name in hints_of(function):
+def _kind_of_text(function: Callable[..., object], name: str) -> object:
+    """Return the type for a text: the annotation, or without one the type of the default."""
+    kind, inner = _kind(function, name), declared_by(function).function
+    parameters = inspect.signature(inner).parameters
+    if kind is not object or name not in parameters or name in hints_of(function):
         return kind
     default = parameters[name].default
     if isinstance(default, bool | int | float | str | Path):
         return Path if isinstance(default, Path) else type(default)
     raise TaskError(
         f"{name} has no annotation, and no default that says what a text is to become: write for "
-        f"instance {name}: int in {signature_of(function.__astra__.function)}"
+        f"instance {name}: int in {signature_of(inner)}"
     )
 
 
-def parse_value(name: str, text: str, kind: Any) -> Any:
-    """A text as a value of the annotated type.
+def parse_value(name: str, text: str, kind: object) -> object:
+    """Convert a text to the annotated type.
 
     >>> parse_value("n", "3", int), parse_value("x", "", str | None)
     (3, '')
@@ -132,8 +128,8 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
     if (origin or kind) in _MAPPINGS:
         return fit(name, _from_json(name, text), kind)
     raise TaskError(
-        f"{name}: a text cannot be made {_said(kind)}; annotate it as int, float, bool, str, Path, "
-        "Literal, or list, tuple, set or dict of these"
+        f"{name}: a text cannot be made {_named(kind)}; annotate it as int, float, bool, str, "
+        "Path, Literal, or list, tuple, set or dict of these"
     )
 
 
@@ -145,18 +141,18 @@ def _parse_bool(name: str, text: str) -> bool:
 
 
 def _parse_number(kind: type) -> Callable[[str, str], object]:
-    def parse(name: str, text: str) -> Any:
+    def parse(name: str, text: str) -> object:
         try:
             return kind(text)
         except ValueError as error:
-            raise TaskError(f"{name}={text!r} is not {_said(kind)}") from error
+            raise TaskError(f"{name}={text!r} is not {_named(kind)}") from error
 
     return parse
 
 
 _SCALARS: dict[object, Callable[[str, str], object]] = {
     bool: _parse_bool, int: _parse_number(int), float: _parse_number(float),
-    str: lambda name, text: text, Any: lambda name, text: text, object: lambda name, text: text,
+    str: lambda name, text: text, object: lambda name, text: text,
     Path: lambda name, text: Path(text), PurePath: lambda name, text: Path(text),
 }  # fmt: skip
 
@@ -173,7 +169,7 @@ def _parse_union(name: str, text: str, kinds: tuple[object, ...]) -> object:
         except TaskError as error:
             errors.append(str(error))
             continue
-        # 007 beside str is a name, not the number 7.
+        # Where str is allowed too, 007 is a name, not the number 7.
         if kind not in (int, float) or str not in kinds or str(value) == text:
             return value
     raise TaskError("; ".join(errors))
@@ -187,7 +183,7 @@ def _parse_many(name: str, text: str, kind: object) -> object:
     if any((typing.get_origin(member) or member) in _MANY for member in members):
         raise TaskError(f"{name}={text!r}: write nested lists as JSON: [[1, 2], [3]]")
     values = [
-        parse_value(name, part, str if member is Any else member)
+        parse_value(name, part, str if _bare(member) is object else member)
         for part, member in zip(parts, members, strict=True)
     ]
     return _MANY[typing.get_origin(kind) or kind](values)
@@ -200,8 +196,8 @@ def _from_json(name: str, text: str) -> object:
         raise TaskError(f"{name}={text!r} is not JSON: {error}") from error
 
 
-def fit(name: str, value: object, kind: Any) -> Any:
-    """A value as one of the annotated type; plain ones, as JSON has them, too.
+def fit(name: str, value: object, kind: object) -> object:
+    """Convert a value, which may be as JSON has it, to the annotated type.
 
     Raises
     ------
@@ -214,7 +210,7 @@ def fit(name: str, value: object, kind: Any) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, np.generic):
         value = value.item()
-    if kind is Any or kind is object:
+    if kind is object:
         return _plain_already(name, value)
     if origin in (typing.Union, types.UnionType):
         return _fit_union(name, value, inner)
@@ -228,9 +224,10 @@ def fit(name: str, value: object, kind: Any) -> Any:
         if isinstance(value, kind):
             return value
     elif kind is int or kind is float:
-        wanted = int if kind is int else int | float
-        if isinstance(value, wanted) and not isinstance(value, bool):
-            return kind(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return int(value) if kind is int else float(value)
+        if kind is float and isinstance(value, float):
+            return value
     elif kind is Path or kind is PurePath:
         if isinstance(value, str | PurePath):
             return Path(value)
@@ -241,11 +238,11 @@ def fit(name: str, value: object, kind: Any) -> Any:
             return _MANY[origin or kind](values)
     elif (origin or kind) in _MAPPINGS:
         if isinstance(value, Mapping):
-            of_key, of_value = inner or (str, Any)
+            of_key, of_value = inner or (str, object)
             return {_fit_key(name, k, of_key): fit(name, v, of_value) for k, v in value.items()}
     else:
-        raise TaskError(f"{name}: {_said(kind)} cannot be stored with a plan; {_KEPT}")
-    raise TaskError(f"{name}={value!r} is not {_said(kind)}")
+        raise TaskError(f"{name}: {_named(kind)} cannot be stored with a plan; {_KEPT}")
+    raise TaskError(f"{name}={value!r} is not {_named(kind)}")
 
 
 _KEPT = "give numbers, texts, paths, or lists and dictionaries of these"
@@ -262,28 +259,28 @@ _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 def _bare(kind: object) -> object:
-    """An annotation without Annotated and NewType around it."""
+    """Return an annotation without Annotated and NewType around it; `object` for typing.Any."""
     while True:
         if typing.get_origin(kind) is typing.Annotated:
             kind = typing.get_args(kind)[0]
         elif hasattr(kind, "__supertype__"):
             kind = kind.__supertype__
         else:
-            return kind
+            return object if kind is typing.Any else kind
 
 
 def _members(name: str, kind: object, n: int) -> list[object]:
-    """The annotations of the `n` members of a collection."""
+    """Return the annotations of the `n` members of a collection."""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is not tuple or not inner or inner[-1] is ...:
-        return [inner[0] if inner else Any] * n
+        return [inner[0] if inner else object] * n
     if len(inner) != n:
-        raise TaskError(f"{name}: {_said(kind)} has {len(inner)} members, not {n}")
+        raise TaskError(f"{name}: {_named(kind)} has {len(inner)} members, not {n}")
     return list(inner)
 
 
 def _fit_key(name: str, key: object, kind: object) -> object:
-    # JSON has texts for keys.
+    # The keys of JSON are texts.
     return parse_value(name, key, kind) if isinstance(key, str) else fit(name, key, kind)
 
 
@@ -301,7 +298,7 @@ def _fit_union(name: str, value: object, kinds: tuple[object, ...]) -> object:
 
 
 def _plain_already(name: str, value: object) -> object:
-    """A value that nothing is known of must come back from JSON as it is."""
+    """Return a value without an annotation, which must come back from JSON unchanged."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -318,8 +315,8 @@ def _plain_already(name: str, value: object) -> object:
     )
 
 
-def plain(name: str, value: object) -> Any:
-    """A value as JSON has it; :func:`fit` makes it what it was."""
+def plain(name: str, value: object) -> object:
+    """Return a value as JSON has it; :func:`fit` converts it back."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, set | frozenset):
@@ -334,7 +331,7 @@ def plain(name: str, value: object) -> Any:
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def _said(kind: object) -> str:
+def _named(kind: object) -> str:
     if kind in _NAMES:
         return _NAMES[kind]
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -1,17 +1,17 @@
-"""Find the row that is to blame for an exception, by trying the rows in hand again."""
+"""Find the row that is to blame for an exception, by trying the open rows again."""
 
 import errno
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from astra.errors import BrokenElement, MissingExtra, OutOfMemory
+from astra.models.keys import RowKey
 from astra.results.rows import Handed, place_of, words_of
 
 log = logging.getLogger(__name__)
 
 
-#: Errors of the operating system that no row is to blame for: disk, memory, network, mounts.
+#: Errors of the operating system that no row causes: of disks, memory, network and mounts.
 _SYSTEM_ERRORS = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE,
@@ -22,27 +22,27 @@ _SYSTEM_ERRORS = frozenset(
 
 
 class Blame:
-    """The groups of rows that are to be tried again, each by itself.
+    """Finds the row that is to blame, in groups of rows that are tried again by themselves.
 
     Parameters
     ----------
-    task : its name.
-    suspects : rows by their keys in whose hands a process died, by groups.
-    outer : exceptions that are no row's fault.
+    task : the name of the task.
+    suspects : groups of keys: the rows that were open when a process died.
+    outer : exceptions that no row is to blame for.
     fail : records that a row has failed.
     """
 
     def __init__(
         self,
         task: str,
-        suspects: Iterable[list[Any]],
+        suspects: Iterable[list[RowKey]],
         outer: tuple[type[BaseException], ...],
         fail: Callable[[Handed, BaseException], None],
     ) -> None:
         self.task, self.outer, self.fail = task, outer, fail
         self.groups = [([Handed(key, None) for key in group], True) for group in suspects][::-1]
         self.is_deadly = bool(self.groups)  # a process died before, and may die again
-        self.note: str | None = None  # on what was raised when no row was in hand
+        self.note: str | None = None  # about an exception that was raised when no row was open
 
     def next_group(self) -> tuple[list[Handed], bool] | None:
         """Return the rows that are tried next, and whether they are halved if that fails."""
@@ -53,9 +53,9 @@ class Blame:
 
         Parameters
         ----------
-        rows : that were in hand.
-        began : the task had asked for a row.
-        halve : the rows are suspects already.
+        rows : the rows that were open.
+        began : whether the task had asked for a row.
+        halve : whether the rows are suspects already.
 
         Raises
         ------
@@ -69,10 +69,10 @@ class Blame:
         if not began:
             if "'generator' object" in text:
                 place += ". Its rows come as an iterable: annotate it as Iterable[...], and loop"
-            said = f"{self.task} raised before it took a row: {text}{place}"
-            raise BrokenElement(said) from error
+            message = f"{self.task} raised before it took a row: {text}{place}"
+            raise BrokenElement(message) from error
         if not rows:
-            # Every row in hand has its result: nothing is lost by what came after it.
+            # Every row has its result already: nothing is lost.
             self.note = f"{type(error).__name__} after a result: {words_of(error)}"
         elif len(rows) == 1:
             self.fail(rows[0], error)
@@ -80,22 +80,17 @@ class Blame:
             middle = len(rows) // 2
             self.groups += [(rows[middle:], True), (rows[:middle], True)]
         else:
-            # Likeliest is the last; the others may have had no result, or have been collected.
+            # The last row is the likeliest; the others may have no result, or were collected.
             self.groups += [(rows[:-1], True), (rows[-1:], True)]
 
     def is_outer(self, error: BaseException) -> bool:
-        """Whether an exception comes from outside, such as a full disk, and from no row."""
+        """Return whether an exception comes from outside, such as a full disk, not from a row."""
         return isinstance(error, (MissingExtra, *self.outer)) or (
             isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS
         )
 
     def refuse_outer(self, error: BaseException) -> None:
-        """
-        Raises
-        ------
-        BrokenElement
-            If an exception is no row's fault.
-        """
+        """Raise `BrokenElement` for an exception that no row is to blame for."""
         if not self.is_outer(error):
             return
         if isinstance(error, MissingExtra):
@@ -110,7 +105,7 @@ class Blame:
 
 
 def _printable(error: BaseException) -> BaseException | None:
-    """An exception as the log can show it: one without a text would end the logging itself."""
+    """Return an exception if the log can show it; None if its own `__str__` raises."""
     try:
         str(error)
     except Exception:

@@ -1,6 +1,6 @@
-"""``@task``: makes a generator function a task.
+"""``@task``: make a generator function a task.
 
-Results that it yields are batched, written to the database at checkpoints, and yielded on.
+The results that it yields are batched, written to the database at checkpoints, and passed on.
 """
 
 import functools
@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import TypeVar, cast, overload
 
 import peewee
 
@@ -20,7 +20,14 @@ from astra.models.schema import check_tables
 from astra.results.rows import Target
 from astra.results.stopping import Settings, Stop, Tally
 from astra.results.writer import Writer
-from astra.tasks.declared import _KEYWORDS, Declared, bind_call, caller, check_keywords
+from astra.tasks.declared import (
+    KEYWORDS,
+    Declared,
+    bind_call,
+    caller,
+    check_keywords,
+    declared_by,
+)
 from astra.tasks.made_by import bound_arguments, making_of, note_making
 from astra.tasks.run import Run
 from astra.tasks.signature import (
@@ -32,19 +39,31 @@ from astra.tasks.signature import (
     task_name,
 )
 
+Result = TypeVar("Result")
 
-def task(function: Callable[..., object] | None = None, **keywords: object) -> Any:
+
+@overload
+def task(function: Callable[..., Iterable[Result]]) -> Callable[..., Iterator[Result]]: ...
+
+
+@overload
+def task(
+    function: None = None, **keywords: object
+) -> Callable[[Callable[..., Iterable[Result]]], Callable[..., Iterator[Result]]]: ...
+
+
+def task(function: Callable[..., object] | None = None, **keywords: object) -> object:
     """Make a generator function a task.
 
-    It is used bare, or with keywords, which can also be given at the call: call beats decorator
-    beats default.
+    Use it bare, or with keywords. They can also be given at the call: a call overrides the
+    decorator, which overrides the default.
 
     Parameters
     ----------
     function : callable
         The generator function, where the decorator is used bare.
     **keywords : bool, int, float or str
-        Any of these:
+        One or more of these:
 
         - ``live``: yield each result at once, before it is written (default False: results come
           out after their batch is in the database, with their ``task_pk``).
@@ -92,7 +111,9 @@ def task(function: Callable[..., object] | None = None, **keywords: object) -> A
     return _declare(function, keywords, sys._getframe(1).f_locals)
 
 
-def _declare(function: Any, keywords: dict[str, object], namespace: dict[str, object]) -> object:
+def _declare(
+    function: Callable[..., object], keywords: dict[str, object], namespace: dict[str, object]
+) -> Callable[..., Iterator[object]]:
     _check_function(function)
     if not inspect.isgeneratorfunction(function):
         raise TaskError(
@@ -101,30 +122,7 @@ def _declare(function: Any, keywords: dict[str, object], namespace: dict[str, ob
         )
     rows_parameter(function)
     _check_only(function, namespace)
-    group_by = _checked_groups(keywords.pop("group_by", ()))
-    many = keywords.pop("many", False)
-    if not isinstance(many, bool):
-        raise TaskError(f"many={many!r}: give True or False")
-    files = _checked_files(function, keywords.pop("files", ()))
-    revision = keywords.pop("revision", None)
-    if isinstance(revision, bool) or not isinstance(revision, str | int | None):
-        raise TaskError(f"revision={revision!r}: give a number or a text")
-    for name in keywords:
-        if name not in _KEYWORDS:
-            known = [*_KEYWORDS, "group_by", "many", "files", "revision"]
-            raise TaskError(f"@task has no keyword {name!r}. {nearest(name, known)}")
-    check_keywords(keywords)
-    parameters = inspect.signature(function).parameters
-    declared = Declared(
-        function,
-        keywords,
-        group_by,
-        many,
-        hints_where_defined(function, namespace),
-        files,
-        revision,
-        frozenset(name for name in _KEYWORDS if name in parameters),
-    )
+    declared = _declaration(function, dict(keywords), namespace)
 
     @functools.wraps(function)
     def call(*arguments: object, **named: object) -> Iterator[object]:
@@ -139,8 +137,30 @@ def _declare(function: Any, keywords: dict[str, object], namespace: dict[str, ob
     return call
 
 
-def _check_function(function: Any) -> None:
-    """Refuse what cannot be imported by its name, or has no rows for a first parameter."""
+def _declaration(
+    function: Callable[..., object], keywords: dict[str, object], namespace: dict[str, object]
+) -> Declared:
+    """Check the keywords of @task, and return what it knows of a function."""
+    group_by = _checked_groups(keywords.pop("group_by", ()))
+    many = keywords.pop("many", False)
+    if not isinstance(many, bool):
+        raise TaskError(f"many={many!r}: give True or False")
+    files = _checked_files(function, keywords.pop("files", ()))
+    revision = keywords.pop("revision", None)
+    if isinstance(revision, bool) or not isinstance(revision, str | int | None):
+        raise TaskError(f"revision={revision!r}: give a number or a text")
+    for name in keywords:
+        if name not in KEYWORDS:
+            known = [*KEYWORDS, "group_by", "many", "files", "revision"]
+            raise TaskError(f"@task has no keyword {name!r}. {nearest(name, known)}")
+    check_keywords(keywords)
+    own = KEYWORDS.keys() & inspect.signature(function).parameters
+    hints = hints_where_defined(function, namespace)
+    return Declared(function, keywords, group_by, many, hints, files, revision, frozenset(own))
+
+
+def _check_function(function: Callable[..., object]) -> None:
+    """Refuse a method, a partial function, or a function that is a task already."""
     kind = None
     if hasattr(function, "__astra__"):
         raise TaskError(
@@ -163,17 +183,17 @@ def _check_function(function: Any) -> None:
         raise TaskError(f"@task was applied to {name}, {kind}; a task is a plain function")
 
 
-def _check_only(function: Any, namespace: dict[str, object]) -> None:
-    """Refuse a second task of a name in a module; one that is loaded again replaces itself."""
+def _check_only(function: Callable[..., object], namespace: dict[str, object]) -> None:
+    """Refuse a second task with the same name in a module; a task may replace itself."""
     spec = namespace.get("__spec__")
     other = getattr(namespace.get(function.__name__), "__astra__", None)
     if other is None or other.function.__module__ != function.__module__:
         return
     if getattr(spec, "_initializing", False):  # not a notebook, nor importlib.reload()
+        lines = [f.__code__.co_firstlineno for f in (other.function, inspect.unwrap(function))]
         raise TaskError(
-            f"two tasks have the name {task_name(function)}, at the lines "
-            f"{other.function.__code__.co_firstlineno} and {function.__code__.co_firstlineno}; "
-            "rename one of them"
+            f"two tasks have the name {task_name(function)}, at the lines {lines[0]} and "
+            f"{lines[1]}; rename one of them"
         )
 
 
@@ -189,16 +209,18 @@ def _checked_groups(group_by: object) -> tuple[str, ...]:
     return names
 
 
-def _checked_files(function: Any, files: Any) -> dict[str, Callable[[object], object] | None]:
-    """The arguments that name files, and what finds the file of a value."""
+def _checked_files(
+    function: Callable[..., object], files: object
+) -> dict[str, Callable[[object], object] | None]:
+    """Return the arguments that name files, and the functions that find the file of a value."""
     given = (files,) if isinstance(files, str) else files
-    try:
-        found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
-    except TypeError:
-        raise TaskError(f"files={files!r}: give names of the task's arguments") from None
+    names: list[str] = list(given) if isinstance(given, Iterable) else []
+    if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TaskError(f"files={files!r}: give names of the task's arguments")
+    finders = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names)
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name != rows_parameter(function).name]
-    for name, find in found.items():
+    for name, find in finders.items():
         if name not in known:
             raise TaskError(
                 f"files: {signature_of(function)} takes no {name!r}. {nearest(str(name), known)}"
@@ -207,13 +229,16 @@ def _checked_files(function: Any, files: Any) -> dict[str, Callable[[object], ob
             raise TaskError(
                 f"files[{name!r}]={find!r}: give a function that maps a value to its file"
             )
-    return found
+    return finders
 
 
 def _direct(
-    call: object, rows: Iterable[object], bound: inspect.BoundArguments, settings: Settings
+    call: Callable[..., object],
+    rows: Iterable[object],
+    bound: inspect.BoundArguments,
+    settings: Settings,
 ) -> Iterator[object]:
-    """A task called by a program, outside of any plan."""
+    """Run a task for a program that calls it, outside of any plan."""
     target = _target(call, rows)
     n_rows = len(rows) if isinstance(rows, list | tuple) else None
     if settings.write_to_database:
@@ -225,12 +250,14 @@ def _direct(
     writer = Writer(settings, target, Stop(), Tally())
     run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
     if settings.write_to_database:
-        run.in_hand.read = retrying(lambda: dialect().now())
+        run.open_rows.read = retrying(lambda: dialect().now())
     yield from _closing(iter(run))
 
 
-def _pending(call: Any, bound: inspect.BoundArguments, settings: Settings) -> Iterator[object]:
-    """A task that is called without rows, which it need not be given: it takes what is pending."""
+def _pending(
+    call: Callable[..., object], bound: inspect.BoundArguments, settings: Settings
+) -> Iterator[object]:
+    """Run a task that is called without rows, which are optional: it takes all pending rows."""
     from astra import generate_queries_for_task
 
     for _, query in generate_queries_for_task(call):
@@ -246,19 +273,19 @@ def _closing(results: Iterator[object]) -> Iterator[object]:
 
 def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
     if isinstance(rows, peewee.BaseQuery):
-        rows = rows.clone()  # one that was executed before would give its old rows
+        rows = rows.clone()  # a query that was executed before would return its old rows
         if dialect().name == "sqlite" and settings.write_to_database:
-            # What a cursor of SQLite's sees is not defined while its connection writes.
+            # Which rows a cursor of SQLite returns is undefined while its connection writes.
             own = dialect().url.endswith(":memory:") or in_transaction()
             return iter(list(rows)) if own else read_in_background(rows)
-        return cast("Iterator[Any]", rows.iterator())
+        return cast("Iterator[object]", rows.iterator())
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")
     return iter(rows)
 
 
-def _target(call: Any, rows: object) -> Target:
-    """Whose results these are, as far as the annotations, or the rows, say."""
+def _target(call: Callable[..., object], rows: object) -> Target:
+    """Return the task and its tables, as far as the annotations or the rows define them."""
     try:
         output = output_model(call)
     except TaskError:
@@ -273,7 +300,7 @@ def _target(call: Any, rows: object) -> Target:
         model = type(first) if hasattr(first, "_meta") else next(iter(models), None)
     if not (isinstance(model, type) and issubclass(model, peewee.Model)):
         model = None
-    declared: Declared = call.__astra__
+    declared = declared_by(call)
     return Target(
         task_name(call), model, output, many=declared.many, groups=bool(declared.group_by)
     )

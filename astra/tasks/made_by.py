@@ -4,45 +4,51 @@ import hashlib
 import inspect
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import cast
+
+from peewee import Model
 
 from astra.errors import BrokenElement, TaskError
 from astra.models.keys import table_name
 from astra.models.plans import MadeBy
 from astra.tasks.arguments import plain
-from astra.tasks.declared import _KEYWORDS, Declared, bind_call
+from astra.tasks.declared import KEYWORDS, Declared, bind_call, declared_by
 from astra.tasks.signature import rows_parameter, source_file, task_name
 from astra.version import CURRENT
 
 
-def arguments_of(function: object, values: Mapping[str, object]) -> dict[str, object]:
-    """All arguments of a call but its rows, those that are left at their defaults too."""
-    _, bound = bind_call(function, ((),), dict(values))
+def arguments_of(
+    function: Callable[..., object], values: Mapping[str, object]
+) -> dict[str, object]:
+    """Return all arguments of a call except its rows, including defaults."""
+    _, bound = bind_call(function, ((),), values)
     return bound_arguments(function, bound)
 
 
-def bound_arguments(function: Any, bound: inspect.BoundArguments) -> dict[str, object]:
-    """The same of arguments that were bound already."""
+def bound_arguments(function: object, bound: inspect.BoundArguments) -> dict[str, object]:
+    """Return what :func:`arguments_of` does, from arguments that are bound already."""
     bound.apply_defaults()
-    left_out = {rows_parameter(function.__astra__.function).name, *_KEYWORDS}
+    left_out = {rows_parameter(declared_by(function).function).name, *KEYWORDS}
     return {name: value for name, value in bound.arguments.items() if name not in left_out}
 
 
-def making_of(function: Any, arguments: Mapping[str, object], output: Any) -> dict[str, object]:
-    """The columns of a :class:`MadeBy`, of a call with all these arguments and this output model.
+def making_of(
+    function: Callable[..., object], arguments: Mapping[str, object], output: type[Model] | None
+) -> dict[str, object]:
+    """Return the columns of a :class:`MadeBy` for a call with all these arguments.
 
     Raises
     ------
     TaskError
         If a file that an argument names cannot be read.
     """
-    declared: Declared = function.__astra__
+    declared = declared_by(function)
     files = {name: _digests(declared, name, arguments.get(name)) for name in declared.files}
-    # A file counts by what it holds: it may be renamed.
-    contents = {name: sorted(found.values()) for name, found in files.items()}
+    # A file counts by its contents: it may be renamed.
+    contents = {name: sorted(digests.values()) for name, digests in files.items()}
     others = {name: v for name, v in arguments.items() if not contents.get(name)}
     stored = _as_json(arguments)
     made = {
@@ -60,7 +66,7 @@ def making_of(function: Any, arguments: Mapping[str, object], output: Any) -> di
 
 
 def fingerprint(making: MadeBy) -> str:
-    """What the fingerprint of a stored row begins with, by what the row holds now."""
+    """Return the first part of the fingerprint that the current columns of a row give."""
     names = (
         "task", "output_table", "digest", "arguments", "arguments_digest", "files", "revision",
         "commit", "v_astra",
@@ -68,29 +74,34 @@ def fingerprint(making: MadeBy) -> str:
     return _digest(_as_json({name: getattr(making, name) for name in names}))
 
 
-def note_making(making: Mapping[str, Any]) -> int:
-    """The key of the row that says so, which is made if there is none yet."""
-    found = MadeBy.select(MadeBy.pk).where(MadeBy.fingerprint == making["fingerprint"])
-    pk = found.scalar()
+def note_making(making: Mapping[str, object]) -> int:
+    """Return the key of the row with these columns, which is inserted if there is none yet."""
+    query = MadeBy.select(MadeBy.pk).where(MadeBy.fingerprint == making["fingerprint"])
+    pk = query.scalar()
     if pk is None:
         MadeBy.insert(making).on_conflict_ignore().execute()
-        pk = found.scalar()
+        pk = query.scalar()
     return int(pk)
 
 
 def check_files(
-    function: Any, values: Mapping[str, object], then: Mapping[str, Mapping[str, str]], plan: int
+    function: Callable[..., object],
+    values: Mapping[str, object],
+    then: Mapping[str, Mapping[str, str]],
+    plan: int,
 ) -> None:
     """Refuse to go on with a file that has changed since the plan was made.
 
-    `then` holds the digests of that time, by argument and path.
+    Parameters
+    ----------
+    then : the digests when the plan was made, by argument and path.
 
     Raises
     ------
     BrokenElement
-        It says which, and what to do.
+        If a file has changed; the message names it.
     """
-    declared: Declared = function.__astra__
+    declared = declared_by(function)
     arguments = arguments_of(function, values)
     for name in declared.files:
         try:
@@ -108,24 +119,28 @@ def check_files(
 
 
 def _digests(declared: Declared, name: str, value: object) -> dict[str, str]:
-    """The digests of the files that an argument names, by their paths."""
+    """Return the digests of the files that an argument names, by their paths."""
     return {str(path): digest_of_file(name, path) for path in _paths(declared, name, value)}
 
 
-def _paths(declared: Declared, name: str, value: Any) -> Iterator[Path]:
+def _paths(declared: Declared, name: str, value: object) -> Iterator[Path]:
     find = declared.files[name]
     if isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from _paths(declared, name, item)
     elif find is not None:
-        if (path := find(value)) is not None:
-            yield Path(path)
-    elif value is not None:
-        yield Path(value)
+        yield from _path(find(value))
+    else:
+        yield from _path(value)
+
+
+def _path(value: object) -> Iterator[Path]:
+    if value is not None:
+        yield Path(cast("str", value))
 
 
 def digest_of_file(name: str, path: Path) -> str:
-    """The SHA-256 of a file, or of all files of a folder.
+    """Return the SHA-256 of a file, or of all files of a folder.
 
     Raises
     ------
@@ -151,7 +166,7 @@ def _read_digest(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _digest_at(path: Path, *about: int) -> str:
-    """The digest of a file, read once while the file stays as it is."""
+    """Return the digest of a file, which is read again only when the file has changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -161,7 +176,7 @@ def _digest(text: str) -> str:
 
 
 def _as_json(value: object) -> str:
-    return json.dumps(_sorted(plain("", value)), sort_keys=True, default=_said)
+    return json.dumps(_sorted(plain("", value)), sort_keys=True, default=_placeholder)
 
 
 def _sorted(value: object) -> object:
@@ -170,16 +185,16 @@ def _sorted(value: object) -> object:
     return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
-def _said(value: object) -> object:
-    """What stands for a value that JSON has no form for."""
+def _placeholder(value: object) -> object:
+    """Return what replaces a value that JSON cannot hold."""
     if hasattr(value, "tolist"):
         return value.tolist()
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"<{getattr(value, '__module__', type(value).__module__)}.{name}>"
 
 
-def code_version(function: Any) -> str | None:
-    """The commit that a task's code stands at, with "+" where files were changed since."""
+def code_version(function: Callable[..., object]) -> str | None:
+    """Return the commit of a task's code, with "+" where files were changed since."""
     return _commit(source_file(function).parent)
 
 

@@ -1,4 +1,4 @@
-"""The time that a task works on each row, and before its first one."""
+"""Measure the time that a task spends on each row, and before the first one."""
 
 from collections.abc import Collection
 from time import perf_counter
@@ -11,19 +11,19 @@ from astra.results.timing import RowTimes
 
 
 class Board(Protocol):
-    """Learns which rows the task has in hand, and since when it works (see supervisor.py)."""
+    """Is notified of the task's open rows, and of when it computes (see supervisor.py)."""
 
     def hand(self, key: RowKey | None) -> None:
-        """The task was given a row."""
+        """Note that the task was given a row."""
 
     def end(self, key: RowKey | None) -> None:
-        """The row has ended."""
+        """Note that a row has ended."""
 
     def clear(self) -> None:
-        """The task has no row in hand."""
+        """Note that no row is open."""
 
     def works(self, since: float) -> None:
-        """The task has been computing since then; 0 while it is not."""
+        """Note when the task began to compute; 0 when it has stopped."""
 
 
 class RowClock:
@@ -31,17 +31,17 @@ class RowClock:
 
     Parameters
     ----------
-    n_rows : how many rows there are, where that is known.
-    board : learns since when the task computes.
+    n_rows : the number of rows, where it is known.
+    board : is notified when the task starts and stops computing.
     """
 
     def __init__(self, n_rows: int | None, board: Board | None) -> None:
         self.n_rows, self.board = n_rows, board
         self.row_times = RowTimes()  # of the rows of a page that have ended
-        self.t_task_s = 0.0  # all that the task took
-        self.t_before_s = 0.0  # what it took before its first row
-        self.overhead_s = 0.0  # the share of the next result in that
-        self.since = 0.0  # when the task began to compute; 0 while it does not
+        self.t_task_s = 0.0  # the whole time of the task
+        self.t_before_s = 0.0  # its time before the first row
+        self.overhead_s = 0.0  # the share of the next result in that time
+        self.since = 0.0  # when the task began to compute; 0 while it does not compute
 
     def start(self) -> None:
         self.since = since = perf_counter()
@@ -49,7 +49,7 @@ class RowClock:
             self.board.works(since)
 
     def stop(self) -> float:
-        """Stop; return the seconds since the start, 0 if it stands already."""
+        """Stop the clock; return the seconds since its start, 0 if it was stopped already."""
         if not self.since:
             return 0.0
         spent_s = perf_counter() - self.since
@@ -60,7 +60,7 @@ class RowClock:
         return spent_s
 
     def is_running(self) -> bool:
-        """Whether the task computes."""
+        """Return whether the task computes."""
         return self.since != 0.0
 
     def credit_overhead(self, spent_s: float) -> None:
@@ -75,7 +75,7 @@ class RowClock:
             self.overhead_s += spent_s
 
     def set_times(self, result: OutputModel, elapsed_s: float) -> None:
-        """Set the times of a result. Assignments would take four times as long."""
+        """Set the times of a result; assigning attributes would take four times as long."""
         data, dirty = result.__data__, result._dirty  # type: ignore[attr-defined]
         data["t_elapsed"], data["t_overhead"] = elapsed_s, self.overhead_s
         dirty.add("t_elapsed")
@@ -85,7 +85,7 @@ class RowClock:
 
 
 def share_out(spent_s: float, others: Collection[Handed]) -> float:
-    """Credit time to a row and to `others` alike: the task collected them before it computed.
+    """Divide time equally between a row and `others`, which the task collected before it computed.
 
     Return the share of the row itself.
     """

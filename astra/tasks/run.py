@@ -1,54 +1,55 @@
-"""One run of a task: rows are handed over, and results are taken and left to the writer.
+"""One run of a task: it gets rows, and its results go to the writer.
 
-The task computes in the caller's thread. :mod:`~astra.tasks.rows_in_hand` knows which rows it has,
-:mod:`~astra.tasks.row_clock` how long it works on each, :mod:`~astra.tasks.blame` finds the row
-that an exception belongs to, and :mod:`~astra.results.writer` stores what is yielded.
+The task computes in the caller's thread. :mod:`~astra.tasks.open_rows` knows which rows it has,
+:mod:`~astra.tasks.row_clock` measures how long it works on each, :mod:`~astra.tasks.blame` finds
+the row that an exception belongs to, and :mod:`~astra.results.writer` stores the results.
 """
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from astra.database.connection import in_transaction
 from astra.errors import BrokenElement
+from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
 from astra.results.rows import End, Handed, Yielded, refusal
 from astra.results.stopping import ActiveRuns, Terminated
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
+from astra.tasks.open_rows import OpenRows
 from astra.tasks.row_clock import Board, RowClock, share_out
-from astra.tasks.rows_in_hand import RowsInHand
 
 log = logging.getLogger(__name__)
 
 
-#: In the place of a row, when there are no more.
+#: Stands for a row when there are no more.
 _END = object()
 
 
 class PageRows(Protocol):
     """The rows of a page (see reader.py)."""
 
-    groups: list[list[object]]  # of suspects, by their keys: each is handed over by itself, at last
+    groups: list[list[RowKey]]  # the keys of suspects; each group is handed over by itself, last
 
     def __iter__(self) -> Iterator[Handed]:
-        """Read the rows that are no suspects."""
+        """Read the rows that are not suspects."""
 
-    def again(self, keys: list[Any]) -> Iterable[Handed]:
-        """Read rows once more by their keys."""
+    def again(self, keys: list[RowKey]) -> Iterable[Handed]:
+        """Read rows again, by their keys."""
 
-    def enter(self, keys: list[Any]) -> None:
-        """Note that a group is handed over next; all else is written."""
+    def enter(self, keys: list[RowKey]) -> None:
+        """Note that a group is handed over next; everything before it is written."""
 
 
 class Pass:
-    """Rows that the task is called with: all of them, or a group that is tried again."""
+    """The rows of one call of the task: all of them, or a group that is tried again."""
 
     def __init__(self, rows: Iterable[object], halve: bool = False) -> None:
         self.rows = iter(rows)
-        self.halve = halve  # they are suspects: if one raises, each half is tried by itself
+        self.halve = halve  # the rows are suspects: if one raises, each half is tried by itself
         self.exhausted = False
-        self.asked = False  # the task, as it was called last, has asked for one
+        self.asked = False  # the task has asked for a row since it was called last
 
 
 class Run:
@@ -56,15 +57,15 @@ class Run:
 
     Parameters
     ----------
-    rows : what it is to process: the rows of a page, or rows as they are.
+    rows : the rows of a page, or any other rows.
     call : calls the task with an iterator of rows and its other arguments.
     writer : stores the results. If it has a claim, the rows are those of a page, every row has to
-        end, and a task that stops asking is called again with the rest.
-    n_rows : how many rows there are, where that is known.
-    ends : asked when all rows have ended: whether the last checkpoint may be written on this
-        thread's connection, which the task has left alone.
-    board : learns which rows the task has in hand.
-    outer : exceptions that are no row's fault.
+        end, and a task that returns early is called again with the remaining rows.
+    n_rows : the number of rows, where it is known.
+    ends : called when all rows have ended; returns whether the last checkpoint may be written on
+        this thread's connection, which the task has not used.
+    board : is notified of the open rows.
+    outer : exceptions that no row is to blame for.
     """
 
     def __init__(
@@ -85,20 +86,20 @@ class Run:
         self.is_page = writer.claim is not None
         self.rows = rows
         self.pages = cast("PageRows", rows) if self.is_page and hasattr(rows, "again") else None
-        # A row that may have to be handed over again, and that nobody reads again, is kept.
+        # A row is kept if it may have to be handed over again and cannot be read again.
         keeps_rows = self.pages is None and not self.settings.re_raise_exceptions
-        self.in_hand = RowsInHand(writer.target, keeps_rows, self.is_page, board)
+        self.open_rows = OpenRows(writer.target, keeps_rows, self.is_page, board)
         self.clock = RowClock(n_rows, board)
         groups = self.pages.groups if self.pages is not None else []
         self.blame = Blame(writer.target.task, groups, outer, self._fail)
         self.n_results = 0
-        self.began = False  # the first row has been asked for in this pass
-        self.asked = False  # a row, or the end, has been asked for since the last result
+        self.began = False  # the task has asked for the first row of this pass
+        self.asked = False  # the task has asked for a row since its last result
         self.at_end = False  # the task has asked for a row, and there are no more
-        self.after: Yielded | None = None  # the result of the row handed over last, once yielded
+        self.after: Yielded | None = None  # the result of the row that was handed over last
         _warn_of_transaction(self.settings.write_to_database)
 
-    # -- the way through ------------------------------------------------------------------
+    # -- the passes -----------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[object]:
         ActiveRuns.enter(self)
@@ -121,7 +122,7 @@ class Run:
     def _once_more(self, group: list[Handed], halve: bool) -> Pass:
         """Hand over a group of rows by itself."""
         keys = [handed.key for handed in group if handed.key is not None]
-        if self.blame.is_deadly:  # write before what may end this process
+        if self.blame.is_deadly:  # the group may end this process: write everything first
             self.writer.write_all()
             if self.pages is not None:
                 self.pages.enter(keys)
@@ -132,7 +133,7 @@ class Run:
         while True:
             self.began = rows.asked = self.at_end = False
             self.after = None
-            self.in_hand.start_pass()
+            self.open_rows.start_pass()
             generator = self.call(self._hand(rows))
             try:
                 error = yield from self._take(generator)
@@ -142,7 +143,7 @@ class Run:
                     close()
             if error is not None:
                 self._handle(error, rows.halve)
-                error = None  # its traceback holds all that the task has loaded
+                error = None  # its traceback would keep everything that the task has loaded
             else:
                 self._settle()
                 if not self.is_page:
@@ -156,7 +157,7 @@ class Run:
                 return
 
     def _take(self, generator: Iterator[object]) -> Generator[object, None, BaseException | None]:
-        """Take results from the task, and pass on those that may be; return what it raised."""
+        """Take results from the task, pass on those that may be, and return its exception."""
         clock, writer, is_over = self.clock, self.writer, self.stop.wanted.is_set
         writes, stored = self.settings.write_to_database, writer.stored
         passes_on = self.settings.live or not writes
@@ -180,7 +181,7 @@ class Run:
                 self._credit(clock.stop())
             elif type(result) is End:
                 self._credit(clock.stop())
-                self._end_row(self.in_hand.find(result.row))
+                self._end_row(self.open_rows.find(result.row))
             else:
                 gathers = writer.target.gathers  # known once the first row was handed over
                 yielded = self._gathered(result) if gathers else self._timed(result)
@@ -196,7 +197,7 @@ class Run:
                     yield from self._stored()
             if writer.trouble is not None:
                 raise writer.trouble
-            if not self.in_hand.open and is_over():
+            if not self.open_rows.by_key and is_over():
                 return None
 
     def _stored(self) -> Iterator[object]:
@@ -209,12 +210,12 @@ class Run:
     # -- rows in, results out ---------------------------------------------------------------
 
     def _hand(self, rows: Pass) -> Iterator[object]:
-        """What the task iterates over: rows, until there are none or the run is to end."""
-        clock, in_hand, is_over = self.clock, self.in_hand, self.stop.wanted.is_set
+        """Generate the rows for the task, until there are none or the run has to stop."""
+        clock, open_rows, is_over = self.clock, self.open_rows, self.stop.wanted.is_set
         rows.asked = True
         clock.credit_overhead(clock.stop())
         while not is_over():
-            if in_hand.gathered:
+            if open_rows.gathered:
                 self._end_gathered()
             try:
                 row = next(rows.rows, _END)
@@ -222,25 +223,25 @@ class Run:
                     self._note_end(rows)
                     break
             except Exception as error:
-                # Not the task's doing, though it comes out through the task.
+                # The task did not cause it, although the exception passes through the task.
                 self.writer.trouble = error
                 raise
             if type(row) is Handed:
                 handed = row
             else:
-                if not self.began and not in_hand.open:
-                    self.writer.target = in_hand.look_at_first(row)
-                handed = in_hand.wrap(row)
-            given = in_hand.take(handed)
+                if not self.began and not open_rows.by_key:
+                    self.writer.target = open_rows.look_at_first(row)
+                handed = open_rows.wrap(row)
+            given = open_rows.take(handed)
             self.after, self.began, self.asked = None, True, True
-            del row, handed  # what the task lets go of is not held here, either
+            del row, handed  # so that a row can be freed when the task releases it
             clock.start()
             yield given
             self._credit(clock.stop())
         clock.start()
 
     def _note_end(self, rows: Pass) -> None:
-        """There are no more rows; all is written, if what comes next may be deadly."""
+        """Note that there are no more rows; write everything if the rest may end this process."""
         rows.exhausted = self.at_end = self.asked = True
         if self.blame.is_deadly:
             self.writer.write_all()
@@ -248,22 +249,22 @@ class Run:
     def _credit(self, spent_s: float) -> None:
         """Credit time to the row that was handed over last, or to its result.
 
-        What a checkpoint has taken keeps the times that it was written with.
+        A result that a checkpoint has taken keeps its times.
         """
         if self.after is not None:
             if not self.after.taken:
                 self.after.result.__data__["t_elapsed"] += spent_s
-        elif self.in_hand.last is not None:
-            self.in_hand.last.t_spent_s += spent_s
+        elif self.open_rows.last is not None:
+            self.open_rows.last.t_spent_s += spent_s
 
     def _timed(self, result: object) -> Yielded:
-        """Return the result with the row that it is for, which ends with it; set its times."""
+        """Set the times of a result; return it with its row, which ends with it."""
         spent_s = self.clock.stop()
-        in_hand = self.in_hand
-        handed, again = in_hand.row_of(result)
+        open_rows = self.open_rows
+        handed, again = open_rows.row_of(result)
         if handed is not None and not again:
-            if in_hand.open and self.asked and (self.at_end or handed is not in_hand.last):
-                spent_s = share_out(spent_s, in_hand.open.values())
+            if open_rows.by_key and self.asked and (self.at_end or handed is not open_rows.last):
+                spent_s = share_out(spent_s, open_rows.by_key.values())
             spent_s += handed.t_spent_s
             handed.t_spent_s, handed.row = 0.0, None
             if self.is_page:
@@ -275,19 +276,19 @@ class Run:
         self.tally.n_ended += 1
         yielded = Yielded(result, handed, again)
         if handed is None:
-            yielded.bears = in_hand.target.bears(result)
-        if type(result) is in_hand.target.output or isinstance(result, OutputModel):
+            yielded.bears = open_rows.target.bears(result)
+        if type(result) is open_rows.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
-            if handed is in_hand.last:
+            if handed is open_rows.last:
                 self.after = yielded
         return yielded
 
     def _gathered(self, result: object) -> Yielded:
-        """Return a result that waits for the end of its row; set its times."""
+        """Set the times of a result that waits for the end of its row."""
         spent_s = self.clock.stop()
         self.asked = False
         self.n_results += 1
-        yielded = self.in_hand.gather(result)
+        yielded = self.open_rows.gather(result)
         if yielded.handed is not None:
             yielded.handed.t_spent_s += spent_s
         if isinstance(result, OutputModel):
@@ -295,15 +296,15 @@ class Run:
         return yielded
 
     def _end_gathered(self) -> None:
-        """The task asks for another row, or is done: rows with results have ended."""
-        for handed in list(self.in_hand.gathered):
+        """End the rows with results: the task asks for another row, or is done."""
+        for handed in list(self.open_rows.gathered):
             self._end_row(handed)
 
     def _end_row(self, handed: Handed | None) -> None:
-        """End a row, with the results that were yielded for it up to now, or without any."""
-        if handed is None or not self.in_hand.close(handed):
+        """End a row with the results that were yielded for it so far, if any."""
+        if handed is None or not self.open_rows.close(handed):
             return
-        results = self.in_hand.gathered.pop(handed, [])
+        results = self.open_rows.gathered.pop(handed, [])
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         if self.board is not None:
@@ -316,9 +317,9 @@ class Run:
             self.writer.add_no_results([handed])
 
     def _settle(self) -> None:
-        """The task has ended in order: it yielded nothing for the rows that are still in hand."""
+        """End the open rows without a result: the task has returned."""
         self._end_gathered()
-        rows = self.in_hand.clear()
+        rows = self.open_rows.clear()
         if rows and self.settings.write_to_database:
             self.writer.add_no_results(rows)
             self.tally.n_ended += len(rows)
@@ -328,22 +329,22 @@ class Run:
     # -- failures ---------------------------------------------------------------------------
 
     def _handle(self, error: BaseException, halve: bool) -> None:
-        """Find the row that an exception belongs to, or pass the exception on."""
+        """Find the row that an exception belongs to, or raise the exception."""
         if self.is_page:
             self.blame.refuse_outer(error)
         elif self.blame.is_outer(error):
             raise error
         if self.settings.re_raise_exceptions:
             # Its row is known if it is the only one.
-            if isinstance(error, Exception) and len(self.in_hand) == 1 and self.is_page:
-                self._fail(next(iter(self.in_hand.open.values())), error)
+            if isinstance(error, Exception) and len(self.open_rows) == 1 and self.is_page:
+                self._fail(next(iter(self.open_rows.by_key.values())), error)
             raise error
-        self.blame.find(error, list(self.in_hand.open.values()), self.began, halve)
-        self.in_hand.clear()
+        self.blame.find(error, list(self.open_rows.by_key.values()), self.began, halve)
+        self.open_rows.clear()
 
     def _fail(self, handed: Handed, error: BaseException) -> None:
         """Record that a row has failed."""
-        self.in_hand.close(handed)
+        self.open_rows.close(handed)
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         failure = refusal(error, handed)
@@ -357,7 +358,7 @@ class Run:
 
 
 def _place_of_yield(generator: object) -> str | None:
-    """The line at which a generator has yielded."""
+    """Return the line at which a generator has yielded."""
     frame = getattr(generator, "gi_frame", None)
     if frame is None:
         return None

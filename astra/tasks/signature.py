@@ -10,13 +10,15 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
-import peewee
 from peewee import Model
 
 from astra.errors import TaskError, nearest
 from astra.models.importing import import_failed, import_named
+
+if TYPE_CHECKING:
+    from astra.models.pipeline import OutputModel
 
 ENTRY_POINTS = "astra.tasks"
 
@@ -24,7 +26,7 @@ _PIPELINES = "astra.pipelines"
 
 
 def find_task(task: str | Callable[..., object]) -> Callable[..., object]:
-    """The function that `task` names.
+    """Import the function that `task` names.
 
     Parameters
     ----------
@@ -42,13 +44,13 @@ def find_task(task: str | Callable[..., object]) -> Callable[..., object]:
     if not isinstance(task, str):
         raise TaskError(f"a task is a function or its name, not {task!r}")
     for path in _candidates(task):
-        if (found := _import(path)) is not None:
-            return _checked_task(found, task)
+        if (function := _import(path)) is not None:
+            return _checked_task(function, task)
     raise TaskError(f"there is no task {task!r}. {_near_tasks(task)}")
 
 
 def _candidates(name: str) -> Iterator[str]:
-    """Import paths ("module:function") that a name may stand for, likeliest first."""
+    """Generate the import paths ("module:function") of a name, the likeliest first."""
     if ":" in name:
         yield name
         return
@@ -62,47 +64,47 @@ def _candidates(name: str) -> Iterator[str]:
 
 
 def _registered() -> dict[str, str]:
-    """Tasks that installed packages offer: paths, by name."""
-    # Takes as long to import as peewee; elements know the path of their task.
+    """Return the paths of the tasks that installed packages offer, by name."""
+    # It takes as long to import as peewee, and elements know the path of their task.
     from importlib.metadata import entry_points
 
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
 def _import(path: str) -> Callable[..., object] | None:
-    """The function at a path; None where there is no such module or name in it."""
+    """Import the function at a path; None where there is no such module, or no such name in it."""
     module_name, _, function = path.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         return None
     try:
         module = import_named(module_name)
     except ModuleNotFoundError as error:
-        # Missing is the module that was asked for, or one of those that it stands in.
+        # What is missing is this module or one of its parents, not a module that it imports.
         if error.name and (module_name + ".").startswith(error.name + "."):
             return None
         raise import_failed(module_name, error) from error
-    found = getattr(module, function, None)
-    return found if callable(found) else None
+    value = getattr(module, function, None)
+    return value if callable(value) else None
 
 
-def _checked_task(found: object, name: str) -> Callable[..., object]:
-    """Refuse what can be called, and is no function that a task could be."""
+def _checked_task(value: Callable[..., object], name: str) -> Callable[..., object]:
+    """Refuse a value that can be called, but is not a function."""
     kind = None
-    if isinstance(found, functools.partial):
+    if isinstance(value, functools.partial):
         kind = "a functools.partial: give the task, and its arguments at the call or by --set"
-    elif inspect.ismethod(found):
+    elif inspect.ismethod(value):
         kind = "a method: move it to the top level of a module, as a function"
-    elif isinstance(found, type):
+    elif isinstance(value, type):
         kind = "a class"
-    elif not inspect.isfunction(found):
-        kind = f"an object of {type(found).__name__}"
+    elif not inspect.isfunction(value):
+        kind = f"an object of {type(value).__name__}"
     if kind is not None:
         raise TaskError(f"{name} is not a task, but {kind}; a task is a function with @task")
-    return cast("Callable[..., Any]", found)
+    return value
 
 
 def known_tasks() -> list[str]:
-    """The names of registered tasks and of astra's own pipelines."""
+    """Return the names of registered tasks and of astra's own pipelines."""
     names = set(_registered())
     for module in pkgutil.iter_modules(importlib.import_module(_PIPELINES).__path__):
         names.add(f"{module.name}.{module.name}")
@@ -110,24 +112,24 @@ def known_tasks() -> list[str]:
 
 
 def tasks_of_folder() -> Iterator[tuple[str, str]]:
-    """The names of tasks in the modules of this folder, which are not run, and their files."""
+    """Generate the names and files of tasks in this folder's modules, which are not imported."""
     for path in sorted(Path.cwd().glob("*.py"))[:100]:
         try:
             nodes = ast.parse(path.read_text()).body
         except (OSError, ValueError, SyntaxError):
             continue
         for node in (node for node in nodes if isinstance(node, ast.FunctionDef)):
-            for mark in node.decorator_list:
-                called = mark.func if isinstance(mark, ast.Call) else mark
-                if ast.unparse(called).rpartition(".")[2] == "task":
+            for decorator in node.decorator_list:
+                name = decorator.func if isinstance(decorator, ast.Call) else decorator
+                if ast.unparse(name).rpartition(".")[2] == "task":
                     yield f"{path.stem}.{node.name}", path.name
 
 
 def _near_tasks(name: str) -> str:
     if own := _tasks_in(name):
         return f"{name} is a module; its tasks: {', '.join(own)}"
-    here = [found for found, _ in tasks_of_folder()]
-    if own := [found for found in here if found.endswith(f".{name}")]:
+    here = [task for task, _ in tasks_of_folder()]
+    if own := [task for task in here if task.endswith(f".{name}")]:
         return f"Did you mean {' or '.join(map(repr, own))}?"
     known = {*here, *known_tasks(), *(known.rpartition(".")[2] for known in known_tasks())}
     module_name, _, _ = name.replace(":", ".").rpartition(".")
@@ -142,33 +144,33 @@ def _near_tasks(name: str) -> str:
 
 
 def _tasks_in(module_name: str) -> list[str]:
-    """The tasks of a module, by the names that find them; none where it cannot be imported."""
-    found = None
+    """Return the names of a module's tasks; none where it cannot be imported."""
+    module = None
     if module_name and all(part.isidentifier() for part in module_name.split(".")):
         for path in (module_name, f"{_PIPELINES}.{module_name}"):
             try:
-                found = import_named(path)
+                module = import_named(path)
                 break
             except ModuleNotFoundError:
                 continue
-    names = vars(found) if found is not None else {}
-    return sorted(f"{module_name}.{key}" for key, v in names.items() if hasattr(v, "__astra__"))
+    values = vars(module) if module is not None else {}
+    return sorted(f"{module_name}.{key}" for key, v in values.items() if hasattr(v, "__astra__"))
 
 
 def _is_missing(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is None
-    except (ImportError, ValueError):  # no name of a module at all
+    except (ImportError, ValueError):  # it cannot be the name of a module
         return True
 
 
 def source_file(function: Callable[..., object]) -> Path:
-    """The file that a task is written in."""
+    """Return the file that a task is written in."""
     return Path(inspect.getfile(inspect.unwrap(function))).resolve()
 
 
 def task_name(function: Callable[..., object]) -> str:
-    """The name that plans and failures know a task by: ``slam.slam``, ``mypackage.tasks.f``."""
+    """Return the name of a task in plans and failures: ``slam.slam``, ``mypackage.tasks.f``."""
     module = function.__module__
     if module.startswith(_PIPELINES + "."):
         module = module[len(_PIPELINES) + 1 :]
@@ -176,16 +178,16 @@ def task_name(function: Callable[..., object]) -> str:
 
 
 def signature_of(function: Callable[..., object]) -> str:
-    """A function as its definition begins."""
+    """Return the first line of a function's definition."""
     name = getattr(function, "__name__", repr(function))
     try:
         return f"def {name}{inspect.signature(function)}"
-    except (TypeError, ValueError):  # of what is not written in Python
+    except (TypeError, ValueError):  # it is not written in Python
         return name
 
 
 def rows_parameter(function: Callable[..., object]) -> inspect.Parameter:
-    """The first parameter of a task: the one that its rows come in by.
+    """Return the first parameter of a task, which takes its rows.
 
     Raises
     ------
@@ -198,14 +200,13 @@ def rows_parameter(function: Callable[..., object]) -> inspect.Parameter:
         if parameter.kind is parameter.VAR_POSITIONAL:
             break
     raise TaskError(
-        f"{signature_of(function)} has no parameter for rows: a task's first "
-        "parameter is the iterable of "
-        "its input rows, for instance spectra: Iterable[BossVisitSpectrum]"
+        f"{signature_of(function)} has no parameter for rows: a task's first parameter is the "
+        "iterable of its input rows, for instance spectra: Iterable[BossVisitSpectrum]"
     )
 
 
-def input_models(function: Callable[..., object]) -> list[Any]:
-    """The input models that a task's first annotation names, in its order.
+def input_models(function: Callable[..., object]) -> list[type[Model]]:
+    """Return the input models that a task's first annotation names, in its order.
 
     Raises
     ------
@@ -240,8 +241,8 @@ def input_models(function: Callable[..., object]) -> list[Any]:
     return list(models)
 
 
-def output_model(function: Callable[..., object]) -> Any:
-    """The output model that a task's return annotation names.
+def output_model(function: Callable[..., object]) -> "type[OutputModel]":
+    """Return the output model that a task's return annotation names.
 
     Raises
     ------
@@ -254,25 +255,23 @@ def output_model(function: Callable[..., object]) -> Any:
     wanted = "write for example -> Iterable[Slam]"
     if annotation is inspect.Parameter.empty:
         raise TaskError(f"{signature_of(function)}: no output model is annotated; {wanted}")
-    found = list(dict.fromkeys(_parts(annotation)))
-    if (
-        len(found) != 1
-        or not _is_model(found[0])
-        or not issubclass(found[0], OutputModel)
-        or found[0] in BASES
-    ):
-        names = ", ".join(map(_name, found)) or "nothing"
-        raise TaskError(
-            f"{signature_of(function)}: results are rows of one subclass of OutputModel, "
-            f"not {names}; {wanted}"
-        )
-    return found[0]
+    parts = list(dict.fromkeys(_parts(annotation)))
+    if len(parts) == 1 and _is_model(model := parts[0]):
+        if issubclass(model, OutputModel) and model not in BASES:
+            return model
+    names = ", ".join(map(_name, parts)) or "nothing"
+    raise TaskError(
+        f"{signature_of(function)}: results are rows of one subclass of OutputModel, "
+        f"not {names}; {wanted}"
+    )
 
 
-def choose_model(function: Callable[..., object], wanted: Any) -> list[Any]:
-    """The input models of a task, or the one of them that is `wanted` (a class or its name).
+def choose_model(
+    function: Callable[..., object], wanted: type[Model] | str | None
+) -> list[type[Model]]:
+    """Return the input models of a task, or the one of them that is `wanted` (a class or its name).
 
-    A task without an annotation of its rows reads whatever table is wanted.
+    A task without an annotation of its rows reads any table.
 
     Raises
     ------
@@ -306,23 +305,23 @@ def choose_model(function: Callable[..., object], wanted: Any) -> list[Any]:
 
 
 def is_annotated(function: Callable[..., object]) -> bool:
-    """Whether a task says which tables its rows are of."""
+    """Return whether the first parameter of a task has an annotation."""
     return rows_parameter(function).annotation is not inspect.Parameter.empty
 
 
-def _model_named(name: str) -> Any:
-    """The model of a name: ``boss.BossVisitSpectrum``, ``mytables:Star``; None if there is none."""
+def _model_named(name: str) -> type[Model] | None:
+    """Find a model by its name, such as ``boss.BossVisitSpectrum`` or ``mytables:Star``."""
     from astra import models
     from astra.models.base import BaseModel, every_subclass
 
     module, _, own = name.replace(":", ".").rpartition(".")
     for path in (f"{models.__name__}.{module}".rstrip("."), module):
         try:
-            found = getattr(import_named(path), own, None) if path else None
+            model = getattr(import_named(path), own, None) if path else None
         except ModuleNotFoundError:
             continue
-        if _is_model(found):
-            return found
+        if _is_model(model):
+            return model
     known = every_subclass(BaseModel)
     return next((m for m in known if name in (m.__name__, m._meta.table_name)), None)
 
@@ -330,19 +329,19 @@ def _model_named(name: str) -> Any:
 def hints_where_defined(
     function: Callable[..., object], namespace: dict[str, object]
 ) -> dict[str, object] | None:
-    """Annotations, with the names that were in sight where the function was defined."""
+    """Return annotations, resolved with the names of the scope that defines the function."""
     try:
         return typing.get_type_hints(function, localns=namespace)
     except Exception:
-        # A name that is defined further down is found later, when it is wanted.
+        # A name that is defined further down is resolved when it is needed.
         return None
 
 
 def hints_of(function: Callable[..., object]) -> dict[str, object]:
-    """What a task's signature is annotated with, names resolved."""
+    """Return the annotations of a task's signature, with names resolved."""
     settings = getattr(function, "__astra__", None)
     if settings is not None and settings.hints is not None:
-        return cast("dict[str, Any]", settings.hints)
+        return cast("dict[str, object]", settings.hints)
     inner = inspect.unwrap(function)
     try:
         return typing.get_type_hints(inner, localns=inspect.getclosurevars(inner).nonlocals)
@@ -353,8 +352,8 @@ def hints_of(function: Callable[..., object]) -> dict[str, object]:
         ) from error
 
 
-def _parts(annotation: object) -> Iterator[Any]:
-    """The classes that an annotation is made of, without containers and None."""
+def _parts(annotation: object) -> Iterator[object]:
+    """Generate the classes of an annotation, without containers and None."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         for argument in arguments:
@@ -371,9 +370,9 @@ def _parts(annotation: object) -> Iterator[Any]:
         yield annotation
 
 
-def _is_model(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, peewee.Model)
+def _is_model(value: object) -> TypeGuard[type[Model]]:
+    return isinstance(value, type) and issubclass(value, Model)
 
 
-def _name(thing: object) -> str:
-    return getattr(thing, "__name__", None) or str(thing)
+def _name(value: object) -> str:
+    return getattr(value, "__name__", None) or str(value)

@@ -1,7 +1,7 @@
-"""The rows that a task was given and that have not ended."""
+"""Open rows: those that a task was given and that have not ended."""
 
 from dataclasses import replace
-from typing import Any
+from datetime import datetime
 
 import peewee
 
@@ -10,35 +10,35 @@ from astra.results.rows import Handed, Target, Yielded
 from astra.tasks.row_clock import Board
 
 
-class RowsInHand:
-    """The rows in a task's hands, in the order in which it was given them.
+class OpenRows:
+    """The open rows of a task, in the order in which it was given them.
 
     Parameters
     ----------
     target : whose results are written.
-    keeps_rows : keep the rows themselves, since nobody can read them again.
+    keeps_rows : keep the rows themselves, since they cannot be read again.
     is_page : the rows are those of a page, and no others can end.
-    board : learns which rows are in hand.
+    board : is notified of the rows that are open.
     """
 
     def __init__(self, target: Target, keeps_rows: bool, is_page: bool, board: Board | None):
         self.target, self.key_name = target, target.key_name
         self.keeps_rows, self.is_page, self.board = keeps_rows, is_page, board
-        # By key; a row without one, or one of two with the same, by itself.
-        self.open: dict[object, Handed] = {}
-        self.last: Handed | None = None  # that was handed over
+        # A row without a key, or one of two with the same key, is its own key here.
+        self.by_key: dict[object, Handed] = {}
+        self.last: Handed | None = None  # the row that was handed over last
         self.gathered: dict[Handed, list[Yielded]] = {}  # results that wait for their row's end
-        #: The database's time at which rows that bear none of their own were read.
-        self.read: Any = None
-        self.row_type: object = None  # of the row before
-        self.is_model = self.has_values = False  # such rows are of a table, have values by name
-        self.table: str | None = None  # of such rows
+        #: The database's time at which rows were read that hold no such time themselves.
+        self.read: datetime | None = None
+        self.row_type: object = None  # the type of the previous row, and what such rows have:
+        self.is_model = self.has_values = False
+        self.table: str | None = None
 
     def __len__(self) -> int:
-        return len(self.open)
+        return len(self.by_key)
 
     def start_pass(self) -> None:
-        """The task is called anew."""
+        """Note that the task is called again."""
         self.last = None
 
     def wrap(self, row: object) -> Handed:
@@ -50,28 +50,28 @@ class RowsInHand:
         link = self.target.link
         modified = moment_in(row) if self.is_model else None
         bears = link.of_row(row) if link is not None else None
-        if self.key_name is not None:  # what it bears is its key
+        if self.key_name is not None:  # the value that its results bear is its key
             return Handed(as_key(bears), row, modified, self.read, 0.0, self.table)
         return Handed(None, row, modified, self.read, 0.0, self.table, bears)
 
-    def _look_at_type(self, row: Any) -> None:
+    def _look_at_type(self, row: object) -> None:
         """Note what rows of one type have in common."""
         self.row_type = type(row)
         self.is_model, self.has_values = isinstance(row, peewee.Model), hasattr(row, "__data__")
-        self.table = table_name(self.row_type) if self.is_model else None
+        self.table = table_name(type(row)) if isinstance(row, peewee.Model) else None
 
     def look_at_first(self, row: object) -> Target:
-        """Rows of a generator say only themselves of which table they are."""
+        """Learn from the first row of a generator which table the rows are of."""
         if isinstance(row, peewee.Model):
             self.target = replace(self.target, model=type(row))
             self.key_name = self.target.key_name
         return self.target
 
-    def take(self, handed: Handed) -> Any:
+    def take(self, handed: Handed) -> object:
         """Note that the task is given a row now; return the row itself."""
         row = handed.row
         known = handed.key if handed.bears is None else handed.bears
-        self.open[handed if known is None or known in self.open else known] = handed
+        self.by_key[handed if known is None or known in self.by_key else known] = handed
         if not self.keeps_rows:
             handed.row = None
         self.last = handed
@@ -82,33 +82,33 @@ class RowsInHand:
     def row_of(self, result: object) -> tuple[Handed | None, bool]:
         """Return the row that a result is for, which ends with it, and whether it had ended before.
 
-        A result that bears no key of a row in hand is for the row that was handed over last.
+        A result that bears no key of an open row is for the row that was handed over last.
         """
         last = self.last
-        if self.key_name is not None and type(result) is self.target.output:  # as it mostly is
+        if self.key_name is not None and type(result) is self.target.output:  # the usual case
             bears = as_key(result.__data__.get(self.key_name))
         else:
             bears = self.target.bears(result)
-        if bears is not None and bears in self.open:
-            return self.open.pop(bears), False
+        if bears is not None and bears in self.by_key:
+            return self.by_key.pop(bears), False
         if last is not None:
             known = last.known
             if bears is None or bears == known:
                 return last, not self.close(last)
             if known is None and self.close(last):
                 return last, False
-        # It is of a row that ended, or that was never handed over: nothing is known of it.
+        # Its row has ended, or was never handed over: nothing is known of it.
         if self.is_page:
             return None, False
         key = as_key(bears) if self.key_name is not None else None
         return Handed(key, None, None, self.read, bears=None if key else bears), False
 
     def gather(self, result: object) -> Yielded:
-        """Keep a result until its row ends: the row in hand that it bears, or else the last one.
+        """Keep a result until its row ends: the open row that it bears, or else the last row.
 
-        A result of a row that has ended is not kept; it comes `again`.
+        A result of a row that has ended is not kept; it is marked as `again`.
         """
-        handed = self.open.get(self.target.bears(result), self.last)
+        handed = self.by_key.get(self.target.bears(result), self.last)
         if handed is None or not self.holds(handed):
             return Yielded(result, handed, again=True)
         yielded = Yielded(result, handed)
@@ -116,28 +116,28 @@ class RowsInHand:
         return yielded
 
     def holds(self, handed: Handed) -> bool:
-        """Whether a row is in hand."""
-        return handed in self.open or self.open.get(handed.known) is handed
+        """Return whether a row is open."""
+        return handed in self.by_key or self.by_key.get(handed.known) is handed
 
     def find(self, row: object) -> Handed | None:
-        """The row in hand that a task names."""
+        """Return the open row that a task names."""
         link = self.target.link
-        return None if link is None else self.open.get(link.of_row(row))
+        return None if link is None else self.by_key.get(link.of_row(row))
 
     def close(self, handed: Handed) -> bool:
-        """Take a row out of hand; return whether it was in hand."""
-        if self.open.pop(handed, None) is not None:
+        """Close a row; return whether it was open."""
+        if self.by_key.pop(handed, None) is not None:
             return True
         known = handed.known
-        if self.open.get(known) is not handed:
+        if self.by_key.get(known) is not handed:
             return False
-        del self.open[known]
+        del self.by_key[known]
         return True
 
     def clear(self) -> list[Handed]:
-        """Take all rows out of hand; return them."""
-        rows = list(self.open.values())
-        self.open.clear()
+        """Close all rows; return them."""
+        rows = list(self.by_key.values())
+        self.by_key.clear()
         self.gathered.clear()
         if self.board is not None:
             self.board.clear()
