@@ -4,7 +4,6 @@ Whether a page is free stands in a column of its own, which changes as the page 
 is given back. An index holds the free pages, and no checkpoint changes it.
 """
 
-import json
 import logging
 from dataclasses import replace
 
@@ -82,7 +81,7 @@ def give_back(page: Page) -> None:
 
 def time_of_element(submission: Submission) -> int | None:
     """Seconds from the start of an element to the warning before its time limit, if it has one."""
-    options = json.loads(submission.profile).get("options", {})
+    options = submission.options
     limit_s = time_limit_s(options.get("time", ""))
     warning = str(options.get("signal") or "").rpartition("@")[2]
     return limit_s - int(warning) if limit_s and warning.isdecimal() else limit_s

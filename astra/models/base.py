@@ -81,7 +81,19 @@ class KeysField(Field):
         return None if value is None else dialect().pack_keys(value)
 
     def python_value(self, value: object) -> list[int] | None:
-        return None if value is None else dialect().unpack_keys(value)
+        if value is None:
+            return None
+        try:
+            keys = dialect().unpack_keys(value)
+        except ValueError:
+            keys = None
+        if not isinstance(keys, list):
+            where = f"{self.model._meta.table_name}.{self.column_name}"
+            raise DatabaseError(
+                f"{where} holds {str(value)[:60]!r}, which is no list: somebody changed it by "
+                "hand; astra verify lists such values of a plan"
+            )
+        return keys
 
 
 class KeyTextsField(KeysField):
@@ -92,9 +104,6 @@ class KeyTextsField(KeysField):
 
     def db_value(self, value: Any) -> Any:
         return None if value is None else dialect().pack_texts(value)
-
-    def python_value(self, value: object) -> Any:
-        return None if value is None else dialect().unpack_keys(value)
 
 
 class ModelMeta(ModelBase):

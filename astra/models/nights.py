@@ -14,6 +14,7 @@ from peewee import (
 )
 
 from astra.models.base import BaseModel, TimeField
+from astra.models.stored_json import stored
 
 
 class Night(BaseModel):
@@ -61,6 +62,16 @@ class Night(BaseModel):
         if self.whole:
             return "whole"
         return "failed rows" if self.failed_rows else "not whole"
+
+    @property
+    def notifications(self) -> dict[str, dict[str, str]]:
+        """Of what people were notified by each way, when, and how that went."""
+        ways = stored(self.notified, dict, f"`notified` of night {self.pk}")
+        return {
+            way: sent
+            for way, sent in ways.items()
+            if isinstance(sent, dict) and {"of", "at", "result"} <= sent.keys()
+        }
 
     @property
     def folder(self) -> str:

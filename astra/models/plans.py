@@ -20,6 +20,7 @@ from astra.database.connection import connection, dialect
 from astra.models.base import BaseModel, KeysField, KeyTextsField, RoleField, TimeField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
+from astra.models.stored_json import options_of, stored
 from astra.version import Version
 
 if TYPE_CHECKING:
@@ -131,6 +132,16 @@ class Submission(BaseModel):
     created = TimeField(now=True, null=False)
     created_by = TextField()
     role = RoleField(null=True)  # of the database, that made it
+
+    @property
+    def options(self) -> dict[str, str | float]:
+        """sbatch's options that its elements were submitted with."""
+        return options_of(self.stored_profile)
+
+    @property
+    def stored_profile(self) -> dict[str, Any]:
+        """The profile that it was submitted with: its name, options, throttle and set-up."""
+        return stored(self.profile, dict, f"the profile of submission {self.pk}")
 
     @property
     def job(self) -> "JobId":

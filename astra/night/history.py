@@ -1,6 +1,5 @@
 """The history of nights: the last ones with a line each, and one in detail."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -166,5 +165,5 @@ def _numbers(of: Night | NightPlan) -> dict[str, Any]:
 
 
 def _notified(night: Night) -> dict[str, str]:
-    ways = json.loads(night.notified or "{}")
-    return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways.items()}
+    ways = night.notifications.items()
+    return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways}

@@ -22,7 +22,6 @@ A step that leaves a night open leaves it with a finalizer, a job behind the arr
 What a step does with plans stands in plans.py.
 """
 
-import json
 import logging
 import socket
 from contextlib import suppress
@@ -346,8 +345,9 @@ def _notify_of_earlier(settings: NightSettings) -> None:
         closed = Night.select().where((Night.name == settings.name) & Night.ended.is_null(False))
         found = list(closed.order_by(Night.pk.desc()).limit(3))
     for night in found:
-        ways = json.loads(night.notified or "null")
-        if ways is None or any(way["result"] != "notified" for way in ways.values()):
+        ways = night.notifications
+        is_lost = not ways and night.notified != "{}"  # not notified yet, or damaged
+        if is_lost or any(way["result"] != "notified" for way in ways.values()):
             _notify(night, settings)
 
 

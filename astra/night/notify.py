@@ -43,8 +43,7 @@ def notify(night: Night, settings: NightSettings) -> dict[str, str]:
         found = night_of(night.name, str(night.pk))
         subject, text = words(found)
         with connection():
-            stored = Night.select(Night.notified).where(Night.pk == night.pk).scalar()
-        notified: dict[str, dict[str, str]] = json.loads(stored or "{}")
+            notified = Night.get_by_id(night.pk).notifications
         for way, send in _ways(settings.notify, found, subject, text).items():
             if notified.get(way, {}).get("of") == subject and notified[way]["result"] == NOTIFIED:
                 continue

@@ -4,7 +4,6 @@ A look finds what is due, plan by plan, and notes what lives; what is due is sub
 all together, since the throttle and the connections to the database are those of the whole night.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -329,7 +328,7 @@ def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
         for s in submissions:
             if n := len(elements.get(str(s.job_id), ())):
                 look.jobs.add(s.job)
-                look.used += min(json.loads(s.profile).get("throttle") or n, n)
+                look.used += min(s.stored_profile.get("throttle") or n, n)
     lives = not ALIVE.isdisjoint(pages.tally)
     look.lives |= lives
     return lives

@@ -1,6 +1,5 @@
 """The totals of a night: counts of its plans, stored with the night."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +8,9 @@ from peewee import JOIN, fn
 from astra.database.connection import connection, tuples
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.models.stored_json import options_of, stored
 from astra.policy import retry_policy
+from astra.policy.next_steps import ends_of
 
 #: The totals that a night has, and each plan of it.
 TOTALS = ("n_rows", "n_done", "n_failed", "n_no_result", "n_retries", "task_s", "cpu_s")
@@ -31,13 +32,11 @@ def pending(plan: int) -> int:
 
 
 def retries_of(plans: list[int]) -> int:
-    """Elements that ended before their pages had, and were answered by another."""
+    """Count the elements that ended before their pages had, and that another followed."""
+    of_plans = Page.plan.in_(plans or [0]) & Page.retries.is_null(False)
     with connection():
-        texts = Page.select(Page.retries).where(
-            Page.plan.in_(plans or [0]) & Page.retries.is_null(False)
-        )
-        ends = [end for (text,) in tuples(texts) for end in json.loads(text)]
-    return sum(end["state"] not in retry_policy.FREE for end in ends)
+        pages = list(Page.select(Page.plan, Page.number, Page.retries).where(of_plans))
+    return sum(end.state not in retry_policy.FREE for page in pages for end in ends_of(page))
 
 
 def refreshed(night: Night) -> list[NightPlan]:
@@ -91,7 +90,7 @@ def _seconds(which: Any) -> tuple[float, float]:
 
 def _cpus(profile: str | None) -> int:
     """How many processors an element has, by the options that it was submitted with."""
-    options = json.loads(profile or "{}").get("options", {})
+    options = options_of(stored(profile, dict, "the profile of a submission"))
     each, tasks = options.get("cpus_per_task", 1), options.get("ntasks", 1)
     return int(each) * int(tasks) if f"{each}{tasks}".isdecimal() else 1
 

@@ -14,6 +14,7 @@ from astra.config.profiles import Profile, choose_profile, without_early_signal
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import AstraError, ConfigError
 from astra.models.plans import Attempt, Exclusion, Page, Plan, Submission
+from astra.models.stored_json import log_damage
 from astra.plan.lookup import is_trusted
 from astra.plan.pages import light_pages
 from astra.policy import retry_policy
@@ -112,7 +113,7 @@ def _step(
     asked: bool,
 ) -> Step:
     rules = retry_rules.rules(config.current().rules, base.policy)
-    used = json.loads(submission.profile).get("options", {}) if submission is not None else {}
+    used = submission.options if submission is not None else {}
     grows = end is not None and end.state in ("TIMEOUT", "OUT_OF_MEMORY")
     where = str(base.options.get("partition") or "") or None
     return retry_policy.next_step(
@@ -136,7 +137,7 @@ def _profile(
         return choose_profile(name, options)
     if not is_trusted(submission.role, submission.plan.token):
         return choose_profile(None, options)  # options may name files and folders
-    was = json.loads(submission.profile)
+    was = submission.stored_profile
     given = {**was.get("given", {}), **{k: v for k, v in (options or {}).items() if v is not None}}
     try:
         profiles.get(was.get("name"), config.current())
@@ -153,8 +154,26 @@ def _grown(base: Profile, options: Mapping[str, str]) -> Profile:
 
 
 def ends_of(page: Page) -> list[End]:
-    """The ends of a page's elements that retries answered, first to last."""
-    return [End(**end) for end in json.loads(page.retries or "[]")]
+    """Return the ends of a page's elements that retries followed, first to last."""
+    if page.retries is None:
+        return []
+    if (ends := parsed_ends(page.retries)) is None:
+        log_damage(f"`retries` of page {page.number} of plan {page.plan_pk}", page.retries)
+    return ends or []
+
+
+def parsed_ends(text: str) -> list[End] | None:
+    """Parse the stored ends of a page; return None if they are damaged."""
+    try:
+        ends = [End(**end) for end in json.loads(text)]
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return ends if all(isinstance(end.state, str) for end in ends) else None
+
+
+def ends_as_stored(ends: Iterable[End]) -> str:
+    """Return the ends of a page as JSON."""
+    return json.dumps([vars(end) for end in ends])
 
 
 def record(plan: Plan, steps: Iterable[Next], statuses: Iterable[Any]) -> None:
@@ -166,9 +185,9 @@ def record(plan: Plan, steps: Iterable[Next], statuses: Iterable[Any]) -> None:
     with connection(), writing():
         for page in light_pages(plan):
             old = before.get(page.number)
-            if old is None or page.submission_pk == old.page.submission_pk:
+            if old is None or old.end is None or page.submission_pk == old.page.submission_pk:
                 continue  # it stayed behind: a limit of Slurm's
-            ends = json.dumps([vars(end) for end in [*ends_of(page), old.end]])
+            ends = ends_as_stored([*ends_of(page), old.end])
             Page.update(retries=ends).where(Page.pk == page.pk).execute()
             if page.attempt_pk is not None and words.get(page.number):
                 Attempt.update(slurm_state=words[page.number]).where(

@@ -4,7 +4,6 @@ From Slurm's accounting, with the shares that ``reportseff`` gives of the same j
 from what attempts measured, against the options that they were submitted with.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +85,7 @@ def _accounted(usage: list[Usage]) -> Efficiency:
 
 def _told(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
     """Of each element the peak of memory, and the time from its first claim to its last word."""
-    asked = {s.pk: json.loads(s.profile).get("options", {}) for s in submissions}
+    asked = {s.pk: s.options for s in submissions}
     lasted, peak = runs.elements()
     memory, time = [], []
     for (submission, element), seconds in lasted.items():

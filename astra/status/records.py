@@ -3,7 +3,6 @@
 Each is checked by itself, and against those that it names.
 """
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -31,6 +30,8 @@ from astra.models.plans import (
     Suspect,
 )
 from astra.models.schema import lacking_guard
+from astra.models.stored_json import parsed
+from astra.policy.next_steps import parsed_ends
 from astra.states import AttemptState
 from astra.tasks.made_by import fingerprint
 
@@ -134,10 +135,8 @@ class Records:
             return
         if making.fingerprint.partition("-")[0] != fingerprint(making):
             yield f"what its results are made by ({making.pk}) was changed since"
-        given, known = _json(plan.arguments), _json(making.arguments)
-        if not isinstance(given, dict) or any(
-            known.get(name, value) != value for name, value in given.items()
-        ):
+        given, known = parsed(plan.arguments, dict), parsed(making.arguments, dict) or {}
+        if given is None or any(known.get(name, v) != v for name, v in given.items()):
             yield f"the plan's arguments are {plan.arguments[:100]!r}, its results are of others"
         for name in ("task", "v_astra", "commit"):
             if (stands := getattr(plan, name)) != (made := getattr(making, name)):
@@ -157,7 +156,7 @@ class Records:
         if submission.pages_per_element < 1 or submission.offset < 0:
             each = submission.pages_per_element
             yield f"has {each} pages for each element, and the offset {submission.offset}"
-        if not isinstance(_json(submission.profile), dict):
+        if parsed(submission.profile, dict) is None:
             yield f"has the profile {submission.profile[:100]!r}"
         if self._late(submission, "created"):
             yield "was made in the future"
@@ -177,7 +176,7 @@ class Records:
             element = (page.number - 1) // max(given.pages_per_element, 1) + 1
             if element not in given.elements:
                 yield f"it is of element {element}, which submission {given.pk} does not have"
-        if page.retries is not None and not _are_retries(_json(page.retries)):
+        if page.retries is not None and parsed_ends(page.retries) is None:
             yield f"its retries are {page.retries[:100]!r}"
         if self._late(page, "modified"):
             yield "it was modified in the future"
@@ -261,19 +260,6 @@ def attempts_of(plan: Plan) -> dict[int, list[Any]]:
     for attempt in cast("Iterable[Any]", query.namedtuples()):
         found.setdefault(attempt.page_number, []).append(attempt)
     return found
-
-
-def _are_retries(found: Any) -> bool:
-    return isinstance(found, list) and all(
-        isinstance(end, dict) and isinstance(end.get("state"), str) for end in found
-    )
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
 
 
 def _suspects(plan: Plan) -> Found:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from astra.models.keys import RowKey, key_of, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import check_tables, check_version
+from astra.models.stored_json import stored
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
 from astra.plan.selection import ended
 from astra.states import Outcome
@@ -318,8 +318,11 @@ def _making(pk: int | None) -> Making | None:
     by = None if pk is None else MadeBy.get_or_none(MadeBy.pk == pk)
     if by is None:
         return None
+    arguments = stored(by.arguments, dict, f"`arguments` of made_by {pk}")
+    files = stored(by.files, dict, f"`files` of made_by {pk}")
     return Making(
-        by.plan_pk, json.loads(by.arguments), by.arguments_digest, json.loads(by.files),
+        by.plan_pk, arguments, by.arguments_digest,
+        {name: digests for name, digests in files.items() if isinstance(digests, dict)},
         by.revision, by.commit, Version(by.v_astra).text,
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ that begins too late gives back what nobody of its array began, which is then as
 been submitted; one that runs at the end is asked to stop, stores what it has, and uses up no retry.
 """
 
-import json
 import logging
 import os
 import time
@@ -17,6 +16,7 @@ from peewee import fn
 from astra.database.connection import retrying, writing
 from astra.errors import AstraError, OutOfHours
 from astra.models.plans import Attempt, Page, Submission
+from astra.policy.next_steps import ends_as_stored, ends_of
 from astra.slurm import client
 from astra.slurm.parse import JobId
 
@@ -136,8 +136,9 @@ def _before(page: Page) -> dict[str, object]:
     last = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
     if last is None:
         return {"submission_pk": None}
-    ends = json.loads(page.retries or "[]")[:-1]
-    return {"submission_pk": last.submission_pk, "retries": json.dumps(ends) if ends else None}
+    ends = ends_of(page)[:-1]
+    retries = ends_as_stored(ends) if ends else None
+    return {"submission_pk": last.submission_pk, "retries": retries}
 
 
 def _cancel_waiting() -> None:

@@ -144,7 +144,7 @@ def test_what_cannot_be_read_keeps_no_night_from_its_end(url):
     night = a_night()
     with connection():
         Night.update(notified="damaged").execute()
-    assert notify(night, settings(command="true")) == {}
+    assert notify(night, settings(command="true")) == {"command": NOTIFIED}
 
 
 def test_sendmail_gets_the_whole_message(url, tmp_path, monkeypatch):
