@@ -13,11 +13,20 @@ together with the labels: see fit.py.
 """
 
 import numpy as np
+from numpy.polynomial.chebyshev import chebvander
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
 MAX_ITERATIONS = 50
+
+#: The search ends when no logarithm of a continuum changes by more than this: the next step would
+#: be a hundredth of it.
+SETTLED = 1e-5
+
+#: It begins with one of so many pixels, where at least so many of these have data.
+COARSE = 8
+LEAST_COARSE = 100
 
 #: Pixels count alike above this signal-to-noise ratio, and less below it.
 FAINT = 5.0
@@ -27,7 +36,28 @@ def basis(wavelength: Array, degree: int) -> Array:
     """Return Chebyshev polynomials in log wavelength, from -1 to 1 over it; (P, degree + 1)."""
     log = np.log(wavelength)
     x = 2 * (log - log[0]) / (log[-1] - log[0]) - 1
-    return np.polynomial.chebyshev.chebvander(x, degree)
+    return chebvander(x, degree)
+
+
+def products(weight: Array, moments: Array) -> Array:
+    """Return the weighted sums over pixels of products of any two curves.
+
+    Of Chebyshev polynomials, ``T(i) T(j) = (T(i + j) + T(|i - j|)) / 2``.
+
+    Parameters
+    ----------
+    weight
+        Of the pixels, (M, P).
+    moments
+        The curves of :func:`basis` up to twice the degree, (P, 2 K - 1).
+
+    Returns
+    -------
+    array, shape (M, K, K)
+    """
+    number, moment = np.arange((moments.shape[1] + 1) // 2), weight @ moments
+    higher, lower = number[:, None] + number, np.abs(number[:, None] - number)
+    return np.asarray(moment[:, higher] + moment[:, lower]) / 2
 
 
 def continua(flux: Array, ivar: Array, basis: Array) -> Array:
@@ -52,32 +82,47 @@ def continua(flux: Array, ivar: Array, basis: Array) -> Array:
     (which,) = np.nonzero((count >= n_curves) & (mean > 0))
     if not which.size:
         return level
-    flux, ivar, good = flux[which], ivar[which], good[which]
-    products = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), -1)
+    good = good[which]
+    flux, ivar = np.where(good, flux[which], 0.0), np.where(good, ivar[which], 0.0)
     coefficients = np.zeros((which.size, n_curves))
     coefficients[:, 0] = np.log(mean[which])
-    active = np.arange(which.size)
-    for _ in range(MAX_ITERATIONS):
-        log_level = coefficients[active] @ basis.T
-        log_level = _tamed(log_level, good[active])
-        inverse = np.exp(-log_level)
-        ratio, snr2 = flux[active] * inverse, ivar[active] / inverse**2
-        weight = snr2 / (snr2 + FAINT**2)
-        # Below 0.1 a ratio is noise: the bound keeps the matrix positive, and changes no solution.
-        hessian = (weight * np.maximum(ratio, 0.1)) @ products
-        hessian = hessian.reshape(-1, n_curves, n_curves)
-        # The ridge holds curves that the pixels say nothing about.
-        trace = np.trace(hessian, axis1=1, axis2=2)[:, None, None]
-        hessian += 1e-10 * trace * np.eye(n_curves)
-        gradient = (weight * (ratio - 1)) @ basis
-        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        change = np.where(good[active], np.abs(step @ basis.T), 0.0).max(1)
-        coefficients[active] += step / np.maximum(change, 1.0)[:, None]
-        active = active[change >= 1e-7]
-        if not active.size:
-            break
+    for every in (COARSE, 1):
+        thin = slice(None, None, every)
+        use = np.flatnonzero(good[:, thin].sum(1) >= (LEAST_COARSE if every > 1 else 0))
+        parts = flux[use, thin], ivar[use, thin], good[use, thin]
+        coefficients[use] = _newton(*parts, basis[thin], coefficients[use])
     level[which] = np.exp(_tamed(coefficients @ basis.T, good))
     return level
+
+
+def _newton(
+    flux: Array, ivar: Array, good: NDArray[np.bool_], basis: Array, coefficients: Array
+) -> Array:
+    """Return the coefficients (M, K) of log continua, from those to start at."""
+    n_curves, coefficients = basis.shape[1], coefficients.copy()
+    moments = np.asarray(chebvander(basis[:, 1], 2 * n_curves - 2), float)
+    active = np.arange(len(flux))
+    log_level = np.where(good, coefficients @ basis.T, 0.0)
+    for _ in range(MAX_ITERATIONS):
+        inverse = np.exp(-log_level)
+        ratio = flux[active] * inverse
+        weight = ivar[active] / (ivar[active] + (FAINT * inverse) ** 2)
+        # Below 0.1 a ratio is noise: the bound keeps the matrix positive, and changes no solution.
+        hessian = products(weight * np.maximum(ratio, 0.1), moments)
+        # The ridge holds curves that the pixels say nothing about.
+        trace = np.trace(hessian, axis1=1, axis2=2)[:, None, None]
+        hessian += (1e-10 * trace + 1e-300) * np.eye(n_curves)
+        gradient = (weight * (ratio - 1)) @ basis
+        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        log_step = np.where(good[active], step @ basis.T, 0.0)
+        change = np.abs(log_step).max(1)
+        shorter = 1 / np.maximum(change, 1.0)[:, None]
+        coefficients[active] += step * shorter
+        ahead = change >= SETTLED
+        if not ahead.any():
+            break
+        active, log_level = active[ahead], (log_level + log_step * shorter)[ahead]
+    return coefficients
 
 
 def normalise(flux: ArrayLike, ivar: ArrayLike, basis: Array) -> tuple[Array, Array]:

@@ -25,6 +25,9 @@ BAD_CHI2 = 3.0
 LOW_SNR = 10.0
 BAD_VELOCITY_KM_S = 300.0
 
+#: The scale of a flux is that of one of so many pixels.
+SCALE_EVERY = 16
+
 #: A mismatch is flagged that exceeds the limit by so many of its errors.
 SIGMAS = 3.0
 
@@ -55,7 +58,8 @@ def prepare(
     """Check and mask the pixels of one spectrum, and shift them to rest: see :func:`label`."""
     wavelength, flux, ivar, flags = _arrays(wavelength, flux, ivar, pixel_flags)
     good = good_pixels(wavelength, flux, ivar, flags) & ~covered(wavelength, model.observed_masks)
-    scale = float(np.median(np.abs(flux[good]))) if good.any() else 0.0
+    some = np.flatnonzero(good)[::SCALE_EVERY]
+    scale = float(np.median(np.abs(flux[some]))) if some.size else 0.0
     scale = scale if scale > 0 else 1.0
     with np.errstate(over="ignore", invalid="ignore"):
         flux, ivar = flux / scale, ivar * scale * scale

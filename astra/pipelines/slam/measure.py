@@ -104,7 +104,7 @@ def normalised(
     flux = np.where(good, binned.flux / safe, 0.0)
     ivar = np.where(good, binned.ivar * safe**2, 0.0)
     spectra = Binned(flux, ivar, binned.offset, binned.taps)
-    return Problem.of(model, spectra, has_velocity=True), binned, level
+    return Problem.of(model, spectra), binned, level
 
 
 def _best_velocities(model: Model, observed: Observed) -> Array:

@@ -8,10 +8,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from astra.pipelines.slam.continuum import basis
 from astra.pipelines.slam.domain import Domain
-from astra.pipelines.slam.pixels import SPEED_OF_LIGHT_KM_S, Grid, Singles
+from astra.pipelines.slam.pixels import Grid, Singles
 from astra.pipelines.slam.regression import radial_kernel
 
 Array = NDArray[np.float64]
+
+#: The node to start a fit from is the best at about so many pixels.
+MOST_START_PIXELS = 640
 
 
 def _none() -> Array:
@@ -86,19 +89,24 @@ class Model:
         return Grid(self.wavelength)
 
     @cached_property
+    def continuum_moments(self) -> Array:
+        """What the products of these curves are made of, see :func:`.continuum.products`."""
+        return basis(self.wavelength, 2 * self.continuum_degree)
+
+    @cached_property
+    def components_and_bias(self) -> Array:
+        """The components, and the bias as the last one, (R + 1, P)."""
+        return np.vstack([self.components, self.bias])
+
+    @cached_property
     def splines(self) -> Array:
         """Spline coefficients of the integrals of the components and the bias, (R + 1, S)."""
-        return self.grid.splines(np.vstack([self.components, self.bias]))
+        return self.grid.splines(self.components_and_bias)
 
     @cached_property
     def densities(self) -> Singles:
         """Differences of the spline coefficients, (R + 1, S - 1)."""
         return np.diff(self.splines, axis=1).astype(np.float32)
-
-    @cached_property
-    def velocity_slopes(self) -> Singles:
-        """Derivatives of the components and the bias by the velocity [1 / (km/s)], (R + 1, P)."""
-        return (-self.grid.slopes(self.splines) / SPEED_OF_LIGHT_KM_S).astype(np.float32)
 
     @cached_property
     def is_used(self) -> NDArray[np.bool_]:
@@ -115,6 +123,23 @@ class Model:
         """Fluxes at the nodes, (N, P)."""
         return self.flux(self.node_labels)
 
+    @cached_property
+    def node_moments(self) -> Array:
+        """The weights of the nodes, and these times each scaled label, (N, (L + 1) R)."""
+        factors = np.append(np.ones((len(self.nodes), 1)), self.nodes, axis=1)
+        return (factors[:, :, None] * self.node_weights[:, None]).reshape(len(factors), -1)
+
+    @property
+    def start_pixels(self) -> slice:
+        """The pixels by which the node to start from is chosen."""
+        return slice(None, None, 1 + self.wavelength.size // MOST_START_PIXELS)
+
+    @cached_property
+    def start_fluxes(self) -> Array:
+        """Squares of the nodes' fluxes in these pixels, and -2 times the fluxes, (2 P', N)."""
+        flux = self.node_flux[:, self.start_pixels].T
+        return np.append(flux**2, -2 * flux, axis=0)
+
     def scores(self, labels: ArrayLike) -> Array:
         """Return what the components count at `labels` of shape (..., L): shape (..., R)."""
         scaled = (np.asarray(labels, float) - self.centre) / self.scale
@@ -127,11 +152,11 @@ class Model:
         ``-2 * gamma * (z[l] - nodes[i, l])`` times the kernel.
         """
         scaled = (labels - self.centre) / self.scale
-        kernel = radial_kernel(scaled, self.nodes, self.gamma)
-        offset = np.moveaxis(scaled[..., None, :] - self.nodes, -1, -2)
-        slopes = -2 * self.gamma / self.scale[:, None] * offset * kernel[..., None, :]
-        rows = slopes.reshape(-1, slopes.shape[-1]) @ self.node_weights
-        return kernel @ self.node_weights, rows.reshape(*slopes.shape[:-1], -1)
+        moments = radial_kernel(scaled, self.nodes, self.gamma) @ self.node_moments
+        moments = moments.reshape(*scaled.shape[:-1], scaled.shape[-1] + 1, -1)
+        scores = moments[..., 0, :]
+        offset = scaled[..., None] * scores[..., None, :] - moments[..., 1:, :]
+        return scores, -2 * self.gamma / self.scale[:, None] * offset
 
     def flux(self, labels: ArrayLike) -> Array:
         """Return the normalised flux.

@@ -13,6 +13,7 @@ of its spline's coefficients, in single precision, which halves the time of a fi
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ Array = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+
+Real = TypeVar("Real", np.float32, np.float64)
 
 SPEED_OF_LIGHT_KM_S = 299_792.458
 
@@ -96,14 +99,16 @@ class Grid:
         response = np.sqrt(3) * _POLE ** np.abs(np.arange(-REACH, REACH + 1))
         return np.array([np.convolve(one, response, "valid") for one in extended])
 
-    def slopes(self, splines: Array) -> Array:
-        """Return the derivatives of the pixels' means by a shift in log wavelength: (C, P)."""
-        n = self.position.size
-        density = (
-            splines[:, REACH + 1 : REACH + 1 + n] - splines[:, REACH - 1 : REACH - 1 + n]
-        ) / 2
-        log_step = np.gradient(self.position)
-        return np.diff(density / log_step, axis=1) / np.diff(self.position)
+    @cached_property
+    def velocity_taps(self) -> Singles:
+        """The taps that give the slopes of the pixels' means by the velocity [1 / (km/s)], (3, P).
+
+        The first tap of pixel p is on the spline difference ``p + REACH - 1``.
+        """
+        step, width = 2 * np.gradient(self.position), np.diff(self.position)
+        before, behind = 1 / (step[:-1] * width), 1 / (step[1:] * width)
+        slopes = np.stack([-before, behind - before, behind])
+        return (-slopes / SPEED_OF_LIGHT_KM_S).astype(np.float32)
 
     def place(self, log_wavelength: Array) -> tuple[Integers, Array]:
         """Return the pixel that wavelengths lie in, and how far from its left edge, 0 to 1."""
@@ -125,11 +130,40 @@ class Grid:
         return np.where(inside, total / (right - left), np.nan)
 
 
-def _taps(t: Array) -> tuple[Array, Array, Array, Array]:
+def _taps(t: NDArray[np.floating]) -> tuple[Array, ...]:
     """Return the weights of four spline coefficients at a place `t` from 0 to 1 between knots."""
     u, t2 = 1 - t, t * t
     t3 = t2 * t
     return u * u * u / 6, (4 - 6 * t2 + 3 * t3) / 6, (1 + 3 * t + 3 * t2 - 3 * t3) / 6, t3 / 6
+
+
+def _totals(values: NDArray[Real], starts: Integers) -> NDArray[Real]:
+    """Return the totals of runs of values that begin at `starts`."""
+    return values if starts.size == values.size else np.add.reduceat(values, starts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The taps on differences of spline coefficients that give the spline at T places.
+
+    Taps on coefficients add up to 1; those on the differences are 1 before them, and 0 behind.
+    """
+
+    offset: NDArray[np.int32]  #: the first coefficient of each place, (T,)
+    tails: list[Singles]  #: of the taps behind the first, the second and the third, (T,) each
+
+    @classmethod
+    def of(cls, offset: Integers, t: Array) -> "_Steps":
+        _, second, third, fourth = _taps(t.astype(np.float32))
+        tails = (second + third + fourth, third + fourth, fourth)
+        return cls(offset.astype(np.int32), [tail.astype(np.float32, copy=False) for tail in tails])
+
+    def at(self, row: int) -> Singles:
+        """Return the tap on the difference behind coefficient `row` of each place, (T,)."""
+        values = (self.offset > row).astype(np.float32)
+        for k, tail in enumerate(self.tails):
+            np.copyto(values, tail, where=self.offset == row - k)
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,43 +235,66 @@ class Binned:
         n_pixels = grid.wavelength.size
         pixel, _ = grid.place((observed.left + observed.right) / 2)
         (first, t_first), (last, t_last) = grid.place(observed.left), grid.place(observed.right)
-        inside = (first >= 0) & (last < n_pixels)
+        inside = np.flatnonzero((first >= 0) & (last < n_pixels))
         pixel, first, last = pixel[inside], first[inside], last[inside]
         t_first, t_last = t_first[inside], t_last[inside]
         weight = observed.ivar[inside]
         bin_ = observed.spectrum[inside] * n_pixels + pixel
         n_bins = observed.n_spectra * n_pixels
 
-        ivar: Array = np.bincount(bin_, weight, n_bins).astype(float)
-        per_weight = 1 / np.where(ivar > 0, ivar, 1.0)
-        flux = np.bincount(bin_, weight * observed.flux[inside], n_bins) * per_weight
+        # Pixels ascend: those of one bin follow each other.
+        starts = np.flatnonzero(np.diff(bin_, prepend=-1))
+        bins = bin_[starts]
+        total = _totals(weight, starts)
+        flux, ivar = np.zeros(n_bins), np.zeros(n_bins)
+        flux[bins], ivar[bins] = _totals(weight * observed.flux[inside], starts) / total, total
         low = int((first - pixel).min(initial=0))
         width = int((last - pixel).max(initial=0)) + 4 - low
-        taps = np.zeros((width, n_bins))
-        weight = weight / (observed.right - observed.left)[inside]
-        for place, t, sign in ((last, t_last, 1.0), (first, t_first, -1.0)):
-            values, rows = [sign * weight * tap for tap in _taps(t)], place - pixel
-            for row in range(rows.min(initial=0), rows.max(initial=0) + 1):
-                here = np.flatnonzero(rows == row)
-                for k, value in enumerate(values):
-                    taps[row - low + k] += np.bincount(bin_[here], value[here], n_bins)
-        # Taps on coefficients add up to 0: they are taps on the coefficients' differences.
-        taps = -np.cumsum(taps, axis=0)[:-1] * per_weight
+        taps = np.zeros((width - 1, n_bins), np.float32)
+        share = (weight / (observed.right - observed.left)[inside]).astype(np.float32)
+        per_weight = (1 / total).astype(np.float32)
+        ends = _Steps.of(last - pixel - low, t_last), _Steps.of(first - pixel - low, t_first)
+        for row in range(width - 1):
+            taps[row, bins] = (
+                _totals((ends[0].at(row) - ends[1].at(row)) * share, starts) * per_weight
+            )
         shape = (observed.n_spectra, n_pixels)
         return cls(
-            flux.reshape(shape), ivar.reshape(shape), low + REACH - 1,
-            taps.reshape(-1, *shape).astype(np.float32),
-        )  # fmt: skip
+            flux.reshape(shape), ivar.reshape(shape), low + REACH - 1, taps.reshape(-1, *shape)
+        )
 
-    def average(self, densities: Singles, which: Integers) -> Singles:
-        """Return the means of models of spline differences (m, S) or (m, L, S): (m, ..., P)."""
+    def average(
+        self, densities: Singles, which: Integers, shift: Singles, velocity_taps: Singles
+    ) -> tuple[Singles, Singles]:
+        """Return the means of models, and the slopes by the velocity of the last of each.
+
+        Parameters
+        ----------
+        densities
+            Differences of splines of C models for each spectrum, (m, C, S).
+        which
+            The spectra, (m,).
+        shift
+            Velocities by which to move the models [km/s], (m,).
+        velocity_taps
+            Of the grid.
+
+        Returns
+        -------
+        means, slopes
+            Shapes (m, C, P) and (m, P).
+        """
         if self.taps is None:
             raise ValueError("spectra on the pixels of the model need no splines")
-        n_pixels = self.flux.shape[1]
+        n_pixels, centre = self.flux.shape[1], REACH - 1 - self.offset
         mean = np.zeros((*densities.shape[:-1], n_pixels), np.float32)
-        for k, taps in enumerate(self.taps):
-            tap = taps if which.size == len(taps) else taps[which]
-            start = self.offset + k
-            part = densities[..., start : start + n_pixels]
-            mean += (tap if part.ndim == 2 else tap[:, None]) * part
-        return mean
+        slope = np.zeros((which.size, n_pixels), np.float32)
+        for i, spectrum in enumerate(which):  # one at a time: they stay in the processor's cache
+            shifted = shift[i] * velocity_taps
+            for k, taps in enumerate(self.taps[:, spectrum]):
+                density = densities[i, :, k + self.offset : k + self.offset + n_pixels]
+                if 0 <= k - centre < len(shifted):
+                    taps = taps + shifted[k - centre]
+                    slope[i] += velocity_taps[k - centre] * density[-1]
+                mean[i] += taps * density
+        return mean, slope

@@ -8,19 +8,18 @@ Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as of Kaufman 1975, BIT 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from astra.pipelines.slam.continuum import products
 from astra.pipelines.slam.model import Model
 from astra.pipelines.slam.pixels import Binned, Singles
 
 Array = NDArray[np.float64]
+Reals = NDArray[np.floating]
 Integers = NDArray[np.int64]
-
-#: The node to start from is the best at about so many pixels.
-MOST_START_PIXELS = 640
 
 #: Fits by models of so few nodes start twice: at the best, and at the best that is so far from it,
 #: in scaled labels.
@@ -39,22 +38,24 @@ class Problem:
     spectra: Binned
     weight: Array  #: square root of the inverse variance, of noise and model together, (M, P)
     curves: Array  #: of the continuum, (P, K)
-    has_velocity: bool  #: whether a velocity is the last parameter
 
     @classmethod
-    def of(
-        cls, model: Model, spectra: Binned, free_continuum: bool = True, has_velocity: bool = False
-    ) -> "Problem":
+    def of(cls, model: Model, spectra: Binned, free_continuum: bool = True) -> "Problem":
         """Weigh noise and scatter; pixels under a mask of the model do not count."""
         good = (spectra.ivar > 0) & model.is_used
         variance = 1 / np.where(good, spectra.ivar, 1.0) + model.scatter**2
         weight = np.where(good, 1 / np.sqrt(variance), 0.0)
         curves = model.continuum_basis[:, : None if free_continuum else 0]
-        return cls(model, spectra, weight, curves, has_velocity)
+        return cls(model, spectra, weight, curves)
 
     def without(self, clipped: NDArray[np.bool_]) -> "Problem":
         """Return the problem with pixels (M, P) left out."""
         return replace(self, weight=np.where(clipped, 0.0, self.weight))
+
+    @property
+    def has_velocity(self) -> bool:
+        """Whether a velocity is the last parameter: not of spectra on the model's own pixels."""
+        return self.spectra.taps is not None
 
     @property
     def n_pixels(self) -> Integers:
@@ -82,14 +83,13 @@ class Problem:
         minima, also the best of those that are far from it. The continuum is left as it is, the
         model is not averaged as the spectra were, and of large models only some pixels are used.
         """
-        model, some = self.model, slice(None, None, 1 + self.weight.shape[1] // MOST_START_PIXELS)
+        model, some = self.model, self.model.start_pixels
         square, flux = self.weight[:, some] ** 2, self.spectra.flux[:, some]
-        nodes = model.node_flux[:, some]
-        chi2 = square @ (nodes**2).T - 2 * (square * flux) @ nodes.T
+        chi2 = np.append(square, square * flux, axis=1) @ model.start_fluxes
         chi2 += (square * flux**2).sum(1, keepdims=True)
         best = np.argmin(chi2, axis=1)
         starts = [self._at_nodes(best)]
-        if len(nodes) <= FEW_NODES:
+        if len(model.nodes) <= FEW_NODES:
             distance = np.sqrt(((model.nodes[best, None] - model.nodes) ** 2).sum(-1))
             far = np.where(distance > FAR_NODE, chi2, np.inf)
             starts.append(self._at_nodes(np.argmin(far, axis=1)))
@@ -107,55 +107,59 @@ class Problem:
         n_labels = len(self.model.label_names)
         return self.lower[:n_labels] + self.width[:n_labels] * unit[:, :n_labels]
 
-    def flux_at(self, unit: Array, scores: Array, which: Integers) -> tuple[Array, Singles | None]:
-        """Return the model's flux (m, P), averaged as the spectra, and its slope by velocity."""
-        model = self.model
-        factors = np.append(scores, np.ones((len(scores), 1)), axis=1).astype(np.float32)
-        if self.spectra.taps is None:
-            flux = scores @ model.components + model.bias
-        else:
-            flux = self.spectra.average(factors @ model.densities, which).astype(float)
-        if not self.has_velocity:
-            return flux, None
-        slope = (factors @ model.velocity_slopes) * np.float32(self.width[-1])
-        slope *= self.spectra.ivar[which] > 0
-        return flux + (unit[:, -1:] - 0.5) * slope, slope
+    def flux_at(self, unit: Array, which: Integers) -> Array:
+        """Return the model's flux (m, P), averaged as the spectra."""
+        rows = _with_bias(self.model.scores(self.labels(unit))[:, None])
+        return self._averaged(rows, unit, which)[0][:, 0].astype(float)
 
-    def model_at(self, unit: Array, which: Integers) -> tuple[Array, NDArray[Any]]:
-        """Return the model's flux (m, P), averaged as the spectra, and its derivatives."""
+    def model_at(self, unit: Array, which: Integers) -> tuple[Array, Reals]:
+        """Return the model's flux (m, P), averaged as the spectra, and its slopes (m, D, P)."""
+        scores, slopes = self.model.scores_and_slopes(self.labels(unit))
+        slopes *= self.width[: slopes.shape[1], None]
+        rows = np.append(slopes, np.zeros((*slopes.shape[:2], 1)), axis=2)
+        rows = np.append(rows, _with_bias(scores[:, None]), axis=1)
+        averaged, by_velocity = self._averaged(rows, unit, which)
+        flux = averaged[:, -1].astype(float)
+        if by_velocity is None:
+            return flux, averaged[:, :-1]
+        averaged[:, -1] = by_velocity * np.float32(self.width[-1])
+        return flux, averaged
+
+    def _averaged(self, rows: Array, unit: Array, which: Integers) -> tuple[Reals, Singles | None]:
+        """Return sums of components and bias (m, C, P), averaged as the spectra.
+
+        The slopes of the last of each by the velocity, (m, P), are None if that is no parameter.
+        """
         model = self.model
-        scores, slopes = model.scores_and_slopes(self.labels(unit))
-        flux, by_velocity = self.flux_at(unit, scores, which)
-        slopes = slopes * self.width[: slopes.shape[1], None]
-        if self.spectra.taps is None:
-            jacobian: NDArray[Any] = slopes @ model.components
-        else:
-            jacobian = self.spectra.average(_rows_times(slopes, model.densities[:-1]), which)
-        if by_velocity is not None:
-            if (step := unit[:, -1:] - 0.5).any():
-                moved = _rows_times(slopes, model.velocity_slopes[:-1])
-                datum = (self.spectra.ivar[which] > 0) * (step * self.width[-1])
-                jacobian += moved * datum[:, None].astype(np.float32)
-            jacobian = np.append(jacobian, by_velocity[:, None], axis=1)
-        return flux, jacobian
+        if not self.has_velocity:
+            return rows @ model.components_and_bias, None
+        # One product in single precision, not one for each spectrum.
+        densities = rows.reshape(-1, rows.shape[-1]).astype(np.float32) @ model.densities
+        densities = densities.reshape(*rows.shape[:2], -1)
+        shift = ((unit[:, -1] - 0.5) * self.width[-1]).astype(np.float32)
+        return self.spectra.average(densities, which, shift, model.grid.velocity_taps)
 
     def continuum(self, flux: Array, which: Integers) -> tuple[Array, Array | None]:
         """Return the continuum (m, P) that fits best, and the inverse Gram matrices (m, K, K)."""
         n_curves = self.curves.shape[1]
         if not n_curves:
             return np.ones_like(flux), None
-        weight = self.weight[which]
-        products = (self.curves[:, :, None] * self.curves[:, None, :]).reshape(len(flux[0]), -1)
-        gram = ((flux * weight) ** 2 @ products).reshape(-1, n_curves, n_curves)
+        weighted = flux * self.weight[which]
+        gram = products(weighted**2, self.model.continuum_moments)
         trace = np.trace(gram, axis1=1, axis2=2)[:, None, None]
         inverse = np.linalg.inv(gram + (1e-13 * trace + 1e-300) * np.eye(n_curves))
-        along = (flux * self.spectra.flux[which] * weight**2) @ self.curves
+        along = (weighted * self.weighted_flux[which]) @ self.curves
         level = (inverse @ along[..., None])[..., 0]
         return level @ self.curves.T, inverse
 
+    @cached_property
+    def weighted_flux(self) -> Array:
+        """The spectra times their weights, (M, P)."""
+        return self.spectra.flux * self.weight
+
     def residuals(self, unit: Array, which: Integers) -> tuple[Array, Array, Array]:
         """Return flux less model (m, P), the model, and the continuum, of shape (m, P) each."""
-        flux, _ = self.flux_at(unit, self.model.scores(self.labels(unit)), which)
+        flux = self.flux_at(unit, which)
         level, _ = self.continuum(flux, which)
         return self.spectra.flux[which] - level * flux, flux, level
 
@@ -164,18 +168,20 @@ class Problem:
         weight = self.weight[which]
         flux, jacobian = self.model_at(unit, which)
         level, inverse = self.continuum(flux, which)
-        residual = (self.spectra.flux[which] - level * flux) * weight
-        jacobian *= (level * weight)[:, None]
+        flux *= weight
+        residual = self.weighted_flux[which] - level * flux
+        level *= weight
+        jacobian *= level.astype(jacobian.dtype)[:, None]
         hessian = jacobian @ np.swapaxes(jacobian, -1, -2)
-        gradient = (jacobian @ residual[..., None])[..., 0]
+        gradient = (jacobian @ residual.astype(jacobian.dtype)[..., None])[..., 0]
         if inverse is not None:
-            weighted = jacobian * (flux * weight).astype(jacobian.dtype)[:, None]
-            across = weighted @ self.curves.astype(jacobian.dtype)
+            jacobian *= flux.astype(jacobian.dtype)[:, None]
+            across = jacobian.reshape(-1, len(self.curves)) @ self.curves.astype(jacobian.dtype)
+            across = across.reshape(*jacobian.shape[:2], -1)
             hessian = hessian - across @ inverse @ np.swapaxes(across, -1, -2)
-        return (residual**2).sum(-1), hessian, gradient
+        return np.square(residual).sum(-1), hessian.astype(float), gradient.astype(float)
 
 
-def _rows_times(slopes: Array, components: Singles) -> Singles:
-    """Return (m, L, R) times (R, S) in single precision: one product, not one for each spectrum."""
-    rows = slopes.reshape(-1, slopes.shape[-1]).astype(np.float32)
-    return (rows @ components).reshape(*slopes.shape[:2], -1)
+def _with_bias(scores: Array) -> Array:
+    """Return scores of components (m, C, R), and 1 for the bias: (m, C, R + 1)."""
+    return np.append(scores, np.ones((*scores.shape[:-1], 1)), axis=-1)
