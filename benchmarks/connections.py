@@ -131,7 +131,7 @@ def measure(quick: bool) -> Iterator[Line]:
     from tests.servers import PgBouncer
 
     many, few, rows_per_s, lasts_s, budget, pool_size = (
-        (30, 3, 60.0, 3.0, 20, 4) if quick else (500, 50, 1000.0, 10.0, 60, 8)
+        (20, 2, 40.0, 2.0, 16, 4) if quick else (500, 50, 1000.0, 10.0, 60, 8)
     )
     with postgres(user="astra", max_connections=100) as server:
         server.sql(f"ALTER ROLE astra CONNECTION LIMIT {budget}")

@@ -260,7 +260,7 @@ def reading_own(kind: str, plan_pk: int, n_pages: int, model: Any) -> Iterator[L
 
 
 def measure(quick: bool) -> Iterator[Line]:
-    n_rows = 20_000 if quick else 4_000_000
+    n_rows = 10_000 if quick else 4_000_000
     settings = {"shared_buffers": "512MB", "work_mem": "64MB", "max_wal_size": "8GB"}
     settings |= {"shared_preload_libraries": "pg_stat_statements"}
     settings |= {"pg_stat_statements.track_planning": "on"}

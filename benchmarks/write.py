@@ -202,10 +202,10 @@ def on_sqlite(n_rows: int, rounds: int) -> Iterator[Line]:
 
 
 def measure(quick: bool) -> Iterator[Line]:
-    n_rows, rounds = (2_000, 1) if quick else (100_000, 3)
+    n_rows, rounds = (1_000, 1) if quick else (100_000, 3)
     yield from on_postgresql(n_rows, rounds)
     yield from on_sqlite(n_rows, 4 * rounds)
-    yield from wide(200 if quick else 5_000, rounds)
+    yield from wide(100 if quick else 5_000, rounds)
 
 
 if __name__ == "__main__":

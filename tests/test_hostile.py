@@ -231,7 +231,7 @@ class TestNames:
     """What is looked up by its name is found, or refused: never evaluated."""
 
     def test_tasks(self) -> None:
-        for name in hostile(500, "task"):
+        for name in hostile(200, "task"):
             with pytest.raises(TaskError):
                 find_task(name)
 
@@ -295,7 +295,7 @@ class TestDatabase:
 
     def test_results(self, url: str) -> None:
         """As elements write them: thousands in one statement; a bad one costs itself alone."""
-        values = hostile(4_000, f"result {dialect().name}")
+        values = hostile(1_500, f"result {dialect().name}")
         yielded = []
         for i, value in enumerate(values, 1):
             handed = Handed(i, None, None, dialect().now() if i == 1 else None)
@@ -323,7 +323,7 @@ class TestDatabase:
     def test_plans(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Names and arguments in the statements that plan: held rows, locks, freezing."""
         fill(3)
-        names = hostile(100, f"plan {dialect().name}")
+        names = hostile(50, f"plan {dialect().name}")
         for name in [v for v in dict.fromkeys(names) if arrives(v)]:
             monkeypatch.setattr("astra.plan.plan.task_name", lambda function, name=name: name)
             made = refused_or(name, partial(create_plan, measure, BossVisitSpectrum,

@@ -141,8 +141,8 @@ CREATE TRIGGER hold AFTER INSERT ON measured FOR EACH STATEMENT EXECUTE FUNCTION
 @pytest.mark.parametrize("moment", ["while a row computes", "while it writes"])
 def test_signals_of_scancel(faulty, tmp_path, moment):
     """All that was yielded is stored, and the exit status says interrupted."""
-    computed = tmp_path / "computed"
-    plan = plan_of(150, 50, row_s=0.1, computed=str(computed))
+    computed, fast = tmp_path / "computed", tmp_path / "fast"
+    plan = plan_of(1500, 500, row_s=0.1, slow_until=str(fast), computed=str(computed))
     database.execute_sql(_HOLD)
     submit(plan)
     at_work(3)
@@ -158,23 +158,25 @@ def test_signals_of_scancel(faulty, tmp_path, moment):
     assert ["ExitCode=75:0" in line for line in ends] == [True] * 3, ends
     found = status(plan)
     assert found.pages == {"interrupted": 3}
-    assert found.rows["done"] == len(computed.read_text().split()) < 150
+    assert found.rows["done"] == len(computed.read_text().split()) < 1500
     database.execute_sql("DELETE FROM held")
+    fast.touch()
     assert resume(plan).pages == 3
     run_out(faulty)
-    assert computed_once(computed, 150) and ended_well(plan)
+    assert computed_once(computed, 1500) and ended_well(plan)
 
 
 def test_the_time_limit(faulty, tmp_path):
     """Of one minute, for longer work: drained as Slurm ends it, and resumed where it stood."""
-    computed = tmp_path / "computed"
-    plan = plan_of(10, 10, row_s=12, computed=str(computed))
+    computed, fast = tmp_path / "computed", tmp_path / "fast"
+    plan = plan_of(10, 10, row_s=12, slow_until=str(fast), computed=str(computed))
     submit(plan, options={"time": "1"})
     run_out(faulty)
     n_done = status(plan).rows["done"]
     assert 3 <= n_done < 10 and status(plan).pages == {"interrupted": 1}
     (step,) = status(plan).steps
     assert step.state == "TIMEOUT" and "time 00:02:00 instead of 00:01:00" in step.said
+    fast.touch()
     assert resume(plan).pages == 1
     run_out(faulty)
     assert ended_well(plan) and len(computed.read_text().split()) <= 10 + 1  # the row that was cut
@@ -251,20 +253,22 @@ def test_a_requeued_elements_old_attempt_cannot_write(faulty):
 
 def test_a_node_fails(faulty, tmp_path):
     """Its slurmd is killed and the node set down; its elements' processes live on."""
-    computed = tmp_path / "computed"
-    plan = plan_of(80, 80, row_s=0.15, computed=str(computed))
+    fast = tmp_path / "fast"
+    plan = plan_of(800, 800, row_s=0.15, slow_until=str(fast))
     submit(plan)
     (attempt,) = at_work(1)
     faulty.kill_slurmd(attempt.host)
     faulty.run("scontrol", "update", f"nodename={attempt.host}", "state=down", "reason=test")
+    wait_for(lambda: (resume(plan), Attempt.select().count() > 1)[1], "another attempt", 150)
+    fast.touch()
     wait_for(lambda: (resume(plan), status(plan).state == "whole")[1], "the whole plan", 150)
     assert ended_well(plan)
 
 
 def test_an_element_is_suspended_longer_than_its_lease(faulty, tmp_path):
     """By scontrol suspend: nobody takes it over, and no row is called too slow."""
-    computed = tmp_path / "computed"
-    plan = plan_of(16, 16, row_s=0.5, computed=str(computed))
+    computed, fast = tmp_path / "computed", tmp_path / "fast"
+    plan = plan_of(160, 160, row_s=0.5, slow_until=str(fast), computed=str(computed))
     submit(plan, options={"row_timeout": 1.5})
     (attempt,) = at_work(1)
     job = f"{attempt.job_id}_{attempt.array_index}"
@@ -273,9 +277,10 @@ def test_an_element_is_suspended_longer_than_its_lease(faulty, tmp_path):
     wait_for(lambda: stopped.read_text().rpartition(")")[2].split()[0] == "T", "the stop")
     wait_for(lambda: _silent_s(attempt) > 3, "its lease to run out", 60)
     assert resume(plan).pages == 0
+    fast.touch()
     faulty.run("scontrol", "resume", job)
     run_out(faulty)
-    assert computed_once(computed, 16) and ended_well(plan)
+    assert computed_once(computed, 160) and ended_well(plan)
     assert status(plan).rows.get("failed", 0) == 0
 
 

@@ -230,9 +230,9 @@ def test_a_status_without_an_answer_is_unknown(slurm, tmp_path, monkeypatch):
 
 
 def test_more_elements_than_connections(cluster, monkeypatch, tmp_path):
-    """45 elements in four nodes' worth of slots, on a server that takes 20 connections."""
+    """25 elements in four nodes' worth of slots, on a server that takes 10 connections."""
     with folder() as path:
-        server = Postgres(path / "postgres", max_connections=20)
+        server = Postgres(path / "postgres", max_connections=10)
         try:
             server.sql("CREATE DATABASE small")
             monkeypatch.setenv("ASTRA_DATABASE_URL", server.url("small"))
@@ -240,16 +240,18 @@ def test_more_elements_than_connections(cluster, monkeypatch, tmp_path):
             monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
             reset()
             init_database(("tests.sample_tasks",))
-            plan = plan_of(450, 10, row_s=0.5, write_frequency=1)
+            fast = tmp_path / "fast"
+            plan = plan_of(5000, 200, row_s=0.5, slow_until=str(fast), write_frequency=1)
             database.close()
             submit(plan, options={"throttle": 60})
             wait_for(
-                lambda: len(cluster.run("squeue", "-h", "-r", "-t", "R").splitlines()) > 40,
-                "more than 40 elements at once",
+                lambda: len(cluster.run("squeue", "-h", "-r", "-t", "R").splitlines()) > 22,
+                "more than 22 elements at once",
                 60,
             )
+            fast.touch()
             run_out(cluster)
-            assert counts() == (450, 450) and status(plan).state == "whole"
+            assert counts() == (5000, 5000) and status(plan).state == "whole"
         finally:
             reset()
             server.stop()

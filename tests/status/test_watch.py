@@ -100,7 +100,8 @@ def test_a_terminal_is_left_as_it_was(slurm, how):
 @pytest.mark.postgres
 def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch):
     """A plan in several arrays; not in a terminal, a line for each change."""
-    plan = planned(80, 10, row_s=2.0)
+    fast = tmp_path / "fast"
+    plan = planned(8000, 1000, row_s=0.5, slow_until=str(fast))
     slurm.set_max_submit(3)
     submit(plan)
     slurm.set_max_submit(None)
@@ -114,17 +115,24 @@ def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch
         )
         (counted / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{counted}:{os.environ['PATH']}")
-    done = subprocess.run(
+    watching = subprocess.Popen(
         command(plan, "--watch", "--every", 1),
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "\x1b" not in done.stdout
-    lines = [line for line in done.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d plan", line)]
-    assert "running:" in lines[0] and "whole: 80 done = 80 rows" in lines[-1]
+    printed = ""
+    while printed.count("running:") < 2:  # it was seen to change
+        line = watching.stdout.readline()
+        assert line, printed
+        printed += line
+    fast.touch()
+    printed += watching.communicate(timeout=120)[0]
+    assert watching.returncode == 0, printed
+    assert "\x1b" not in printed
+    lines = [line for line in printed.splitlines() if re.match(r"\d\d:\d\d:\d\d plan", line)]
+    assert "running:" in lines[0] and "whole: 8,000 done = 8,000 rows" in lines[-1]
     calls = (counted / "calls").read_text().split()
     assert calls.count("squeue") == calls.count("sacct") >= len(lines) and "scontrol" not in calls
 
