@@ -17,8 +17,8 @@ each message says what to do next.
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from typing import Any, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import overload
 
 from peewee import Model
 
@@ -30,7 +30,7 @@ from astra.models.schema import check_version
 from astra.plan import sizes
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import waiting_pages
-from astra.plan.plan import Planned, create_plan
+from astra.plan.plan import Planned, Planning, create_plan
 from astra.plan.sizes import Estimate
 from astra.resume.cancel import Cancelled, cancel
 from astra.resume.resume import resume, resume_local
@@ -211,12 +211,12 @@ def _number(plan: int | Planned | Submitted) -> int:
     return plan.plan
 
 
-Progress = Callable[[str], Any]
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 def submit_task(
     task_or_plan: str,
-    planning: Mapping[str, object],
+    planning: Planning,
     profile_name: str | None = None,
     options: Mapping[str, object] | None = None,
     dry_run: bool = False,
@@ -269,7 +269,7 @@ def submit_task(
 
 def _planned(
     task: str,
-    planning: Mapping[str, Any],
+    planning: Planning,
     element_time_s: float | None,
     profile_name: str | None,
     options: Mapping[str, object] | None,
@@ -288,7 +288,7 @@ def _planned(
 
 
 def estimate(
-    task: object,
+    task: Callable[..., object] | str,
     input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
     arguments: Mapping[str, object] | None = None,
@@ -334,7 +334,10 @@ def estimate(
 
 
 def plan_sized(
-    task: object, planning: Mapping[str, Any], element_time_s: float, chosen: Profile | None = None
+    task: Callable[..., object] | str,
+    planning: Planning,
+    element_time_s: float,
+    chosen: Profile | None = None,
 ) -> list[tuple[Planned, "Estimate"]]:
     """Plan a task with as many rows in a page as make an element take about so long, in s.
 
@@ -352,7 +355,7 @@ def plan_sized(
     for found in estimate(task, model, element_time_s, arguments, chosen):
         for note in found.notes:
             log.warning("%s: %s", found.task, note)
-        wanted = {**planning, "input_model": found.input_model, "limit": found.limit}
+        wanted: Planning = {**planning, "input_model": found.input_model, "limit": found.limit}
         made += [(planned, found) for planned in create_plan(task, **wanted)]
     return made
 
@@ -395,7 +398,7 @@ def _local_profile(profile_name: str | None, options: Mapping[str, object]) -> P
 
 def _dry_run(
     task: str,
-    planning: Mapping[str, object],
+    planning: Planning,
     profile_name: str | None,
     options: Mapping[str, object] | None,
     element_time_s: float | None,

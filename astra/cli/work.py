@@ -1,7 +1,7 @@
 """From pending rows to results: estimate, plan, submit, run."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from astra.cli.options import (
 from astra.config.startup import one_line_for_each_error
 from astra.errors import UsageError
 from astra.states import worst
+
+if TYPE_CHECKING:
+    from astra.plan.plan import Planning
 
 
 @main.command("estimate")
@@ -60,7 +63,7 @@ def estimate_command(
 @profile_option("With --time: profile whose partition bounds the limits.")
 @json_option
 def plan(
-    task: str, planning: dict[str, Any], element_time: float | None, profile_name: str | None,
+    task: str, planning: "Planning", element_time: float | None, profile_name: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Freeze the pending rows of TASK into pages."""
@@ -104,7 +107,7 @@ def rename(old: str, task: str) -> None:
 @trust_option
 @json_option
 def submit(
-    task_or_plan: str, planning: dict[str, Any], element_time: float | None,
+    task_or_plan: str, planning: "Planning", element_time: float | None,
     profile_name: str | None, options: dict[str, Any], dry_run: bool, local: bool, jobs: int,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -151,7 +154,7 @@ def show_local(submissions: list[Any], as_json: bool) -> None:
     "--traceback", "with_traceback", is_flag=True, help="Show the tracebacks of rows that raise."
 )
 @json_option
-def run(task: str, planning: dict[str, Any], with_traceback: bool, as_json: bool) -> None:
+def run(task: str, planning: "Planning", with_traceback: bool, as_json: bool) -> None:
     """Plan TASK and run it in the foreground, in this process."""
     from astra.api import run_here
     from astra.cli import show

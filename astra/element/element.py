@@ -57,7 +57,7 @@ from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
 from astra.states import AttemptState, Outcome
 from astra.tasks.arguments import restored
-from astra.tasks.declared import bind_call, caller
+from astra.tasks.declared import bind_call, caller, declared_by
 from astra.tasks.made_by import check_files
 from astra.tasks.run import Run
 
@@ -294,7 +294,7 @@ class Element:
                 "write_frequency": element.write_frequency, "batch_size": element.batch_size
             }  # fmt: skip
             settings, bound = bind_call(function, (iter(()),), values, defaults)
-            if function.__astra__.files and plan.made_by is not None:
+            if declared_by(function).files and plan.made_by is not None:
                 then = retrying(lambda: MadeBy.get_by_id(plan.made_by))
                 check_files(function, given, json.loads(then.files), plan.pk)
             outer = outer_exceptions(element.outer_exceptions)
@@ -309,7 +309,7 @@ class Element:
             self._check_tables(claim, model, output)
             self.has_loaded = True
             collect_as_usual()
-        declared = function.__astra__
+        declared = declared_by(function)
         target = target_of(
             plan, model, output, claim.page.number, declared.many, bool(declared.group_by)
         )

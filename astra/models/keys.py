@@ -153,7 +153,7 @@ def adopted(model: type[Model]) -> Any:
     return model
 
 
-def primary_fields(model: type[Model]) -> tuple[ColumnBase, ...]:
+def primary_fields(model: type[Model]) -> tuple[Field, ...]:
     """The columns of a table's primary key; none where it has no primary key."""
     primary = model._meta.primary_key
     if isinstance(primary, CompositeKey):

@@ -1,10 +1,9 @@
-"""Find a plan by its number, and what its rows and task are."""
+"""Find a plan by its number, import its task, and decide whether to trust its code."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples
@@ -16,12 +15,12 @@ from astra.version import CURRENT
 
 
 def get_plan(pk: int) -> Plan:
-    """The plan of a number.
+    """Return the plan with a number.
 
     Raises
     ------
     UsageError
-        If there is none; it says which there are.
+        If there is none; the message lists the latest plans.
     """
     check_version()
     with connection():
@@ -36,12 +35,12 @@ def get_plan(pk: int) -> Plan:
 
 
 def check_plan_version(plan: Plan) -> None:
-    """A plan runs at the major.minor version that it was made at.
+    """Refuse a plan that was made at another major.minor version.
 
     Raises
     ------
     UsageError
-        If it is another.
+        If the versions differ.
     """
     if plan.version.major_minor != CURRENT.major_minor:
         raise UsageError(
@@ -51,36 +50,37 @@ def check_plan_version(plan: Plan) -> None:
         )
 
 
-def task_of(plan: Plan) -> Any:
-    """The plan's task, imported from where it stood when the plan was made.
+def task_of(plan: Plan) -> Callable[..., object]:
+    """Import the plan's task from where it was when the plan was made.
 
     Raises
     ------
     TaskError
-        If it is not there any more, or is no task.
+        If it is no longer there, or is not a task.
     """
     find_modules(plan)
-    found = load(plan.task_path)
-    if not hasattr(found, "__astra__"):
-        raise TaskError(f"{plan.task_path}, of plan {plan.pk}, is no task: it lacks @task")
-    return found
+    function: Callable[..., object] = load(plan.task_path)
+    if not hasattr(function, "__astra__"):
+        raise TaskError(f"{plan.task_path}, of plan {plan.pk}, is not a task: it lacks @task")
+    return function
 
 
-#: Tokens of plans whose code runs in this process, whichever role made them; "*" for all.
+#: Tokens of plans whose code may run in this process, whichever role made them; "*" for all.
 _trusted: set[str] = set()
 
 
 def trust(plan: Plan | None = None) -> None:
-    """Let the code of a plan run in this process, or that of every plan, whoever planned it."""
+    """Allow this process to run the code of a plan, or of every plan, whoever made it."""
     _trusted.add("*" if plan is None else plan.token)
 
 
 def trust_no_longer() -> None:
+    """Forget every plan that :func:`trust` was called for."""
     _trusted.clear()
 
 
 def is_trusted(role: str | None, token: str) -> bool:
-    """Whether what a role stored for a plan is acted on here: one's own, or trusted by a person."""
+    """Return whether a plan is of the user's own role, or trusted by the user."""
     if role is None or not _trusted.isdisjoint(("*", token)):
         return True
     with connection():
@@ -88,40 +88,39 @@ def is_trusted(role: str | None, token: str) -> bool:
 
 
 def check_trust(plan: Plan, *folders: str) -> None:
-    """Refuse to run code that another role has named for its plan, from wherever it comes.
+    """Refuse to run the code of another role's plan from a folder that is not trusted.
 
     Raises
     ------
     Untrusted
-        If it, or one of the `folders`, is not below a configured root, and the plan is another
-        role's.
+        If the code, or one of `folders`, is not below a configured root.
     """
     if is_trusted(plan.role, plan.token):
         return
     roots = [Path(root).resolve() for root in settings.current().plan.trusted_roots]
     places = [*folders, *_places_of_code(plan)]
-    strange = [
+    untrusted = [
         place
         for place in dict.fromkeys(places)
         if not any(Path(place).resolve().is_relative_to(root) for root in roots)
     ]
-    if strange:
+    if untrusted:
         raise Untrusted(
-            f"plan {plan.pk} was made by the role {plan.role!r}, and its code would run as you "
-            f"from {' and '.join(strange)}; look at the code, then add --trust, or name a folder "
-            "above it in [plan] trusted_roots"
+            f"plan {plan.pk} was made by the role {plan.role!r}, and its code in "
+            f"{' and '.join(untrusted)} would run with your privileges; review the code, then add "
+            "--trust, or name a folder above it in [plan] trusted_roots"
         )
 
 
 def _places_of_code(plan: Plan) -> Iterator[str]:
-    """The folders and files that a plan's task and models are imported from, without an import."""
+    """Generate the folders and files of a plan's task and models, without importing them."""
     root = plan.import_root
     if root is not None:
         yield root
     for path in (plan.task_path, plan.input_model, plan.output_model):
         name = path.partition(":")[0].partition(".")[0]
         if name == _PACKAGE:
-            continue  # it is imported already, and its tasks come with it
+            continue  # it is imported already, with its tasks
         spec = PathFinder.find_spec(name, None if root is None else [root, *sys.path])
         folders = (spec and spec.submodule_search_locations) or ()
         yield from folders or ((spec and spec.origin) or name,)
@@ -131,12 +130,12 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def find_modules(plan: Plan) -> None:
-    """Have the modules of the plan's task and models found, from whatever folder.
+    """Make the modules of the plan's task and models importable from any folder.
 
     Raises
     ------
     Untrusted
-        If another role has made the plan, and nobody trusts where they are.
+        If another role made the plan, and the modules are in a folder that is not trusted.
     """
     check_trust(plan)
     if plan.import_root and plan.import_root not in sys.path:

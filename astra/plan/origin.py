@@ -1,15 +1,15 @@
 """The origin of a plan: the folder from which its task is imported, and the commit of that code."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from astra.errors import TaskError, UsageError
 from astra.models.importing import import_path, load
 from astra.tasks.signature import task_name
 
 
-def _current_folder() -> str:
-    """Where elements begin; stored as text, which not every name of a folder is."""
+def current_folder() -> str:
+    """Return the folder in which elements start; plans store it as text, in UTF-8."""
     folder = str(Path.cwd())
     try:
         folder.encode()
@@ -21,15 +21,15 @@ def _current_folder() -> str:
     return folder
 
 
-def import_root(function: object, file: Path) -> str | None:
-    """The folder that has to be on ``sys.path`` to import the task; None where it is installed."""
+def import_root(function: Callable[..., object], file: Path) -> str | None:
+    """Return the folder that ``sys.path`` needs to import a task; None if the task is installed."""
     depth = function.__module__.count(".") + (1 if file.name == "__init__.py" else 0)
     root = file.parents[depth] if depth < len(file.parents) else file.parent
     return None if "site-packages" in root.parts else str(root)
 
 
-def _check_importable(function: Any) -> None:
-    """Elements import the task anew: it must stand in a module, by its name."""
+def check_importable(function: Callable[..., object]) -> None:
+    """Refuse a task that elements could not import by the name of its module and function."""
     path = import_path(function)
     if function.__module__ == "__main__" or "<locals>" in path:
         raise TaskError(

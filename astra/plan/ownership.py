@@ -1,18 +1,18 @@
-"""Ownership of a table of results: it holds one result for a row, and that of one task."""
+"""Ownership of a table of results: it holds one result for each row, of one task."""
 
-from typing import Any
+from collections.abc import Callable
 
-from peewee import SQL, ColumnBase, Model, fn
+from peewee import SQL, ColumnBase, Expression, Model, ModelSelect, fn
 
 from astra.database.connection import connection, tuples, writing
 from astra.errors import TaskError, UsageError, nearest
 from astra.models.importing import import_path
 from astra.models.keys import table_name
-from astra.models.pipeline import link_of
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import check_version
 from astra.models.source import Source
-from astra.plan.origin import _check_importable, import_root
+from astra.plan.origin import check_importable, import_root
 from astra.tasks.signature import (
     choose_model,
     find_task,
@@ -23,13 +23,15 @@ from astra.tasks.signature import (
 from astra.version import CURRENT
 
 
-def check_own_results(function: Any, model: type[Model], output: Any) -> None:
-    """Refuse to plan a task whose results would stand in the place of another's.
+def check_own_results(
+    function: Callable[..., object], model: type[Model], output: type[OutputModel]
+) -> None:
+    """Refuse to plan a task whose results would replace those of another task.
 
     Raises
     ------
     TaskError
-        It says which task has results there, or will, and what to do.
+        If another task has results there, or will have some; the message names it.
     """
     name = task_name(function)
     others = _makings(output) & (MadeBy.task != name)
@@ -37,18 +39,18 @@ def check_own_results(function: Any, model: type[Model], output: Any) -> None:
         return
     pks = MadeBy.select(MadeBy.pk).where(others)
     result = output.alias("result")
-    found = (
+    made_by = (
         result.select(result.made_by)
         .join(model, on=link_of(output, model).points(result, model))
         .where(result.made_by.in_(pks) & (result.v_astra_major_minor == CURRENT.major_minor))
         .limit(1)
         .scalar()
     )
-    if found is None:
-        found = _living(pks, model, output)
-    if found is None:
+    if made_by is None:
+        made_by = _living(pks, model, output)
+    if made_by is None:
         return
-    other = MadeBy.get_by_id(found).task
+    other = MadeBy.get_by_id(made_by).task
     raise TaskError(
         f"the table {table_name(output)} has one result for each row of {model.__name__}, and "
         f"those of {other} are there, or will be: the results of {name} would take their place. "
@@ -57,17 +59,20 @@ def check_own_results(function: Any, model: type[Model], output: Any) -> None:
     )
 
 
-def _makings(output: Any) -> ColumnBase:
+def _makings(output: type[Model]) -> Expression:
+    """Return the clause that a row of :class:`MadeBy` made results in this table."""
     same_version = CURRENT.shares_results(MadeBy.v_astra)
     return (MadeBy.output_table == table_name(output)) & same_version
 
 
-def _living(makings: object, model: type[Model], output: Any) -> int | None:
-    """What makes the results of a living plan that rows of a model may get; None if there is none.
+def _living(
+    makings: "ModelSelect[MadeBy]", model: type[Model], output: type[OutputModel]
+) -> int | None:
+    """Return the `made_by` of a live plan whose results may be of rows of `model`.
 
     The results of a task on sources may be of any spectrum.
     """
-    same_rows: object = Plan.input_table == table_name(model)
+    same_rows: ColumnBase = Plan.input_table == table_name(model)
     if output.gathers(model):
         same_rows = SQL("1 = 1")
     elif output.gathers(Source):
@@ -77,34 +82,34 @@ def _living(makings: object, model: type[Model], output: Any) -> int | None:
         .join(Page)
         .where(Plan.made_by.in_(makings) & Plan.cancelled.is_null() & same_rows & (N_PENDING > 0))
     )
-    found: int | None = query.limit(1).scalar()
-    return found
+    made_by: int | None = query.limit(1).scalar()
+    return made_by
 
 
 def rename_task(old: str, task: str) -> int:
-    """Give what the task of a former name has made to the same task as it is called now.
+    """Assign what a task made under a former name to its present name.
 
-    Plans, results, failures and rows without a result are known by the name of their task.
+    Plans, results, failures and rows without a result refer to their task by its name.
 
     Parameters
     ----------
     old : str
         The former name, as ``astra plans`` shows it.
     task : str
-        The task, by its name now.
+        The present name.
 
     Returns
     -------
     int
-        How many plans there were.
+        The number of plans that were renamed.
 
     Raises
     ------
     UsageError
-        If nothing was made under the former name, or a plan of that name is living.
+        If nothing was made under the former name, or a plan of that name is live.
     """
     function = find_task(task)
-    _check_importable(function)
+    check_importable(function)
     new, output = task_name(function), output_model(function)
     root = import_root(function, source_file(function))
     check_version()
@@ -136,8 +141,8 @@ def rename_task(old: str, task: str) -> int:
     return int(n_plans)
 
 
-def _rename_records(kind: Any, old: str, new: str) -> None:
-    """Where a row has ended under both names, the record of the new one stays."""
+def _rename_records(kind: type[Failure] | type[NoResult], old: str, new: str) -> None:
+    """Rename records of ends; where a row has ended under both names, keep that of the new one."""
     later = kind.alias("later")
     same = [
         getattr(later, name) == getattr(kind, name)

@@ -1,10 +1,9 @@
-"""Pages of a plan: which of them wait for an element, and how they are released."""
+"""Pages of a plan: read them, find those that wait for an element, and release them."""
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
 
-from peewee import SQL, fn
+from peewee import SQL, ModelSelect, fn
 
 from astra.config import settings
 from astra.database.connection import database, dialect
@@ -18,7 +17,7 @@ def page_of(plan: Plan, number: int) -> Page:
 
 
 def key_reader(plan_pk: int) -> Callable[[str], RowKey]:
-    """What makes the key of a plan's row of the text that failures know it by."""
+    """Return the function that converts the text of a failure's key to the key of a plan's row."""
     numbers = Page.select(Page.keys.is_null(False)).where(Page.plan == plan_pk).limit(1).scalar()
     return int if numbers else str
 
@@ -28,9 +27,9 @@ def is_cancelled(plan_pk: int) -> bool:
 
 
 def release_silent(name: str, table: str) -> None:
-    """Take pages of cancelled plans from attempts without a heartbeat for a lease.
+    """Release pages of cancelled plans whose attempts have had no heartbeat for a lease.
 
-    Such an attempt can write no more, should it come back: its rows are free.
+    Such an attempt can write nothing if it continues, so that its rows are free.
     """
     silent_since = dialect().now() - timedelta(seconds=settings.current().element.lease_s)
     silent = list(
@@ -49,7 +48,7 @@ def release_silent(name: str, table: str) -> None:
 
 
 def release(attempts: Iterable[Attempt], why: str) -> None:
-    """Take their pages from attempts that run no more: they can write nothing from now on."""
+    """Release the pages of attempts that no longer run, which can write nothing from now on."""
     pks = [attempt.pk for attempt in attempts]
     if not pks:
         return
@@ -60,18 +59,18 @@ def release(attempts: Iterable[Attempt], why: str) -> None:
 
 
 def waiting_pages(plan: Plan) -> dict[int, int]:
-    """Pages that were given to no submission, and how many rows each has left, if any."""
+    """Return the pages without a submission, and how many pending rows each of them has."""
     waiting = (Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0)
     if dialect().name == "sqlite":
         return dict(database.execute(Page.select(Page.number, N_PENDING).where(waiting)).fetchall())
-    # As two arrays: of 100,000 rows, each would cost more than the page that it is about.
+    # Two arrays: 100,000 rows would cost more to read than the pages that they describe.
     query = Page.select(fn.ARRAY_AGG(Page.number), fn.ARRAY_AGG(N_PENDING)).where(waiting)
     numbers, n_pending = database.execute(query).fetchone()
     return dict(sorted(zip(numbers or (), n_pending or (), strict=True)))
 
 
-def light_pages(plan: Plan) -> Any:
-    """The pages of a plan in order, without their keys."""
+def light_pages(plan: Plan) -> "ModelSelect[Page]":
+    """Return the query of a plan's pages, in order and without their keys."""
     return (
         Page.select(
             Page.pk, Page.plan, Page.number, Page.n_rows, Page.n_done, Page.n_failed,

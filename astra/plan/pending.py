@@ -1,10 +1,10 @@
-"""Pending rows: input rows with no result at the current version, or modified since it."""
+"""Pending rows: input rows without a result at the current version, or modified since."""
 
 import numbers
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TypeAlias
 
-from peewee import SQL, ColumnBase, Model, ModelSelect, NodeList, fn
+from peewee import SQL, ColumnBase, Field, Model, ModelAlias, ModelSelect, NodeList, fn
 
 from astra.errors import TaskError, nearest
 from astra.models.keys import (
@@ -16,9 +16,16 @@ from astra.models.keys import (
     same_moment,
 )
 from astra.models.pipeline import OutputModel, link_of
+from astra.models.plans import Failure, NoResult
 from astra.models.source import of_sources
 from astra.tasks.signature import choose_model, find_task, output_model
 from astra.version import CURRENT
+
+#: An alias of a table of ends: results, failures, or rows without a result.
+Record: TypeAlias = "ModelAlias[OutputModel] | ModelAlias[Failure] | ModelAlias[NoResult]"
+
+#: The table of results, or an alias of it.
+Results: TypeAlias = "type[OutputModel] | ModelAlias[OutputModel]"
 
 
 def generate_queries_for_task(
@@ -27,37 +34,32 @@ def generate_queries_for_task(
     sdss_ids: Iterable[int] | None = None,
     limit: int | None = None,
     page: int | None = None,
-) -> Iterator[tuple[Any, ModelSelect]]:
+) -> Iterator[tuple[type[Model], ModelSelect]]:
     """Find the input rows of a task that have no up-to-date result.
 
-    The order is total: ``modified``, most recent first, ties broken by key. Left out are rows
-    that have a result at the current major.minor version, unless the row was modified since that
-    result read it. Rows carry ``.source``, loaded in the same query.
-
-    With a task's ``group_by`` only the most recently modified row of each group counts; a row
-    whose group is NULL stands alone.
+    A row is left out if it has a result at the current major.minor version and was not modified
+    since. The most recently modified rows come first, ties broken by key. Rows have ``.source``
+    loaded. With ``group_by`` only the most recently modified row of each group counts.
 
     Parameters
     ----------
     task : callable or str
-        A function; or the name of a pipeline, a registered task, or a dotted path.
+        A task, or its name.
     input_model : class or str, optional
-        One of the input models that the task expects, or its name; default all.
+        One of the task's input models, or its name; default all.
     sdss_ids : iterable of int, optional
-        Only rows of these sources; none at all if empty.
+        Only rows of these sources.
     limit : int, optional
         At most this many rows for each input model.
     page : int, optional
-        From 1: the `page`-th window of `limit` rows. Pages of a live query slide while others
-        write results: rows move up, and later pages miss them. To share work out, freeze a plan
-        (:func:`astra.api.create_plan`), whose pages stay as they are.
+        The `page`-th window of `limit` rows, from 1. Pages of plans do not shift; windows do.
 
     Yields
     ------
     input_model : class
         An input model of the task.
     query : peewee.ModelSelect
-        Its pending rows: can be counted, iterated again, and narrowed with ``.where``.
+        Its pending rows.
 
     Raises
     ------
@@ -73,8 +75,7 @@ def generate_queries_for_task(
     BossCombinedSpectrum: 0 spectra to process
     """
     function = find_task(task)
-    models = choose_model(function, input_model)
-    output = output_model(function)
+    models, output = choose_model(function, input_model), output_model(function)
     groups = getattr(getattr(function, "__astra__", None), "group_by", ())
     ids = None if sdss_ids is None else checked_ids(sdss_ids)
     window = _checked_window(limit, page)
@@ -94,13 +95,15 @@ def pending_rows(
     output: type[OutputModel],
     group_by: Iterable[str] = (),
     sdss_ids: list[int] | None = None,
-    stands: Callable[[object], object] | None = None,
-    also: object = None,
+    stands: Callable[[Record], ColumnBase] | None = None,
+    also: ColumnBase | None = None,
 ) -> ModelSelect:
-    """The pending rows of one input model, in their order.
+    """Return the pending rows of one input model, in their order.
 
-    Of results that are to be made again, `stands` is the clause that one is not; `also` is a clause
-    of rows that are taken although their results stand.
+    Parameters
+    ----------
+    stands : returns the clause that a result is not to be replaced.
+    also : a clause of rows that are taken although their results stand.
     """
     query = all_rows(model)
     if sdss_ids is not None:
@@ -113,7 +116,7 @@ def pending_rows(
 
 
 def ordering(model: type[Model]) -> list[ColumnBase]:
-    """The order of an input model's rows, as a query takes it."""
+    """Return the order of an input model's rows, as a query takes it."""
     return [NodeList((column, SQL(how))) for column, how in in_order(model)]
 
 
@@ -121,75 +124,76 @@ def has_result(
     model: type[Model],
     output: type[OutputModel],
     by_index: bool = False,
-    stands: Callable[[object], object] | None = None,
+    stands: Callable[[Record], ColumnBase] | None = None,
 ) -> ColumnBase:
-    """A clause: the row has an up-to-date result at the current major.minor version.
+    """Return the clause that a row has an up-to-date result at the current major.minor version.
 
-    A result is up to date while its input has the ``modified`` that was read with it. That needs
-    no clock, and finds even a change that was committed after, but begun before, the reading.
-    Where nothing says when a row was modified, any result is up to date.
+    A result is up to date while its input has the ``modified`` that was read with it. This needs no
+    clock, and detects a change that began before the row was read and was committed afterwards.
+    Where the table does not record when a row was modified, any result is up to date.
 
-    With `by_index`, for few rows, each is looked up in the index: of a table that was not analysed
-    since it was empty, PostgreSQL would go through all results. An OFFSET keeps it from a join.
+    With `by_index`, for few rows, each row is looked up in the index: PostgreSQL would read all
+    results of a table that was not analysed since it was empty. OFFSET prevents the join.
     """
     result = output.alias("result")
-    found = result.select(1).where(_is_of(result, model, output) & is_up_to_date(result, model))
+    query = result.select(1).where(_is_of(result, model, output) & is_up_to_date(result, model))
     if stands is not None:
-        found = found.where(stands(result))
-    return fn.EXISTS(found.offset(0) if by_index else found)
+        query = query.where(stands(result))
+    return fn.EXISTS(query.offset(0) if by_index else query)
 
 
-def is_up_to_date(result: Any, model: type[Model]) -> ColumnBase:
-    """A clause: a result is of its input row as that is now."""
+def is_up_to_date(result: Results, model: type[Model]) -> ColumnBase:
+    """Return the clause that a result was computed from the present state of its input row."""
     if (field := modified_field(model)) is None:
         return SQL("1 = 1")
-    if field.null:  # a result without the moment is of a row that had none
+    if field.null:  # a result without the moment is of a row without one
         return same_moment(result.input_modified, model)
     return same_moment(result.input_modified, model) | (
-        # A result that was not written by a task counts as read when it was written.
+        # A result that no task wrote counts as read at the moment when it was written.
         result.input_modified.is_null() & (result.input_read >= moment_of(model))
     )
 
 
 def has_old_result(model: type[Model], output: type[OutputModel]) -> ColumnBase:
-    """A clause: the row has a result at the current version, which may be out of date."""
+    """Return the clause that a row has a result at the current version, even an outdated one."""
     result = output.alias("result")
     return fn.EXISTS(result.select(1).where(_is_of(result, model, output)))
 
 
 def last_ended(
-    model: type[Model], output: type[OutputModel], ends: Iterable[tuple[Any, Any]]
-) -> Any:
-    """When the row last ended: by one of `ends`, records with their clauses, or with a result."""
+    model: type[Model], output: type[OutputModel], ends: Iterable[tuple[Record, ColumnBase]]
+) -> ColumnBase:
+    """Return the expression for when a row last ended, with a result or as one of `ends`."""
     result = output.alias("result")
-    moments = [record.select(fn.MAX(record.modified)).where(clause) for record, clause in ends]
-    moments.append(result.select(fn.MAX(result.modified)).where(_is_of(result, model, output)))
+    ways: list[tuple[Record, ColumnBase]] = [*ends, (result, _is_of(result, model, output))]
+    moments = [record.select(fn.MAX(record.modified)).where(clause) for record, clause in ways]
     return fn.COALESCE(*moments)
 
 
-def _is_of(result: Any, model: type[Model], output: type[OutputModel]) -> Any:
+def _is_of(result: Results, model: type[Model], output: type[OutputModel]) -> ColumnBase:
+    """Return the clause that a result is of a row, and of this version."""
     same_version = result.v_astra_major_minor == CURRENT.major_minor
     return link_of(output, model).points(result, model) & same_version
 
 
 def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
-    """A clause: no other row of its group was modified later; all rows, if there are no groups."""
+    """Return the clause that a row is the last modified of its group; true without groups."""
     if not group_by:
         return SQL("1 = 1")
     other = model.alias("later")
-    columns = [(getattr(other, field.name), field, how) for field, how in group_order(model)]
-    later: object = None
-    for one, own, how in reversed(columns):
-        first = one > own if how == "DESC" else one < own
-        later = first if later is None else first | ((one == own) & later)
+    columns = [(getattr(other, column.name), column, how) for column, how in group_order(model)]
+    later: ColumnBase | None = None
+    for theirs, own, how in reversed(columns):
+        first = theirs > own if how == "DESC" else theirs < own
+        later = first if later is None else first | ((theirs == own) & later)
     for name in group_by:
         field = group_column(model, name)
         later &= getattr(other, field.name) == field
     return ~fn.EXISTS(other.select(1).where(later))
 
 
-def group_order(model: type[Model]) -> list[tuple[Any, str]]:
-    """The fields by which the one row of a group comes before its others."""
+def group_order(model: type[Model]) -> list[tuple[Field, str]]:
+    """Return the fields, and their directions, that sort the rows of a group."""
     field = modified_field(model)
     keys = primary_fields(model)
     if field is None:
@@ -197,8 +201,8 @@ def group_order(model: type[Model]) -> list[tuple[Any, str]]:
     return [(field, "DESC"), *((key, "DESC") for key in keys)]
 
 
-def group_column(model: type[Model], name: str) -> Any:
-    """The column of an input model that `name` means; names are looked up, never evaluated."""
+def group_column(model: type[Model], name: str) -> Field:
+    """Return the column of an input model with a name."""
     meta = model._meta
     if name not in meta.combined:
         raise TaskError(
@@ -208,38 +212,38 @@ def group_column(model: type[Model], name: str) -> Any:
 
 
 def checked_ids(sdss_ids: Iterable[int]) -> list[int]:
-    """SDSS identifiers as a list of int, each once.
+    """Return SDSS identifiers as a list of int, without duplicates.
 
     Raises
     ------
     TaskError
-        If the iterable is a text, or holds anything but whole numbers of 64 bits.
+        If the iterable is a text, or holds a value that is not a whole number of 64 bits.
     """
     try:
         values = None if isinstance(sdss_ids, str | bytes) else iter(sdss_ids)
-    except TypeError:  # an array without dimensions says that it can be iterated over
+    except TypeError:  # an array without dimensions claims that it can be iterated over
         values = None
     if values is None:
         raise TaskError(
             f"sdss_ids={sdss_ids!r}: give an iterable of int, for instance [{_digits(sdss_ids)}]"
         )
-    found: dict[int, None] = {}
+    ids: dict[int, None] = {}
     for value in values:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TaskError(f"sdss_ids holds {value!r}, which is not an int")
         if not -(2**63) <= int(value) < 2**63:
             raise TaskError(f"sdss_ids holds {value}, which does not fit in 64 bits")
-        found[int(value)] = None
-    return list(found)
+        ids[int(value)] = None
+    return list(ids)
 
 
-def _digits(value: Any) -> str:
+def _digits(value: object) -> str:
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return text if text.isdigit() else "54392544, 54392545"
 
 
 def whole_number(name: str, value: object, least: int = 1) -> int:
-    """`value` as an int of at least `least`; a TaskError names it otherwise."""
+    """Return `value` as an int of at least `least`, or raise a TaskError that names it."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise TaskError(f"{name}={value!r}: give a whole number from {least}")
     number = int(value)

@@ -1,24 +1,24 @@
 """Plans: the pending rows of one task and input model, frozen, cut into pages."""
 
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypedDict
 
 import peewee
-from peewee import SQL, Model, ModelSelect, NodeList, fn
+from peewee import SQL, ColumnBase, Model, ModelSelect, NodeList, fn
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.importing import import_path
-from astra.models.keys import Key, check_keys, key_of, modified_field, table_name
+from astra.models.keys import Key, RowKey, check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Attempt, Failure, Page, Plan
 from astra.models.schema import check_guards, check_tables, check_version
-from astra.plan.origin import _check_importable, _current_folder, import_root
+from astra.plan.origin import check_importable, current_folder, import_root
 from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_silent
 from astra.plan.pending import whole_number
@@ -26,6 +26,7 @@ from astra.plan.selection import Selection, ended
 from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
+from astra.tasks.declared import declared_by
 from astra.tasks.made_by import arguments_of, making_of, note_making
 from astra.tasks.signature import (
     choose_model,
@@ -39,7 +40,7 @@ from astra.version import CURRENT
 
 @dataclass(frozen=True)
 class Planned:
-    """What planning came to, for one input model: what :func:`astra.api.create_plan` returns.
+    """The result of planning for one input model; :func:`astra.api.create_plan` returns it.
 
     Examples
     --------
@@ -55,18 +56,33 @@ class Planned:
     pages: int  #: number of pages
     rows: int  #: number of rows
     limit: int  #: rows per page
-    held: int  #: pending rows left out: a live plan has them
-    failed: int  #: rows left out: ended as a failure, and were not modified since
-    no_result: int  #: rows left out: ended without a result, and were not modified since
-    quarantined: int = 0  #: of the failed: ended their process
+    held: int  #: pending rows left out because a live plan has them
+    failed: int  #: rows left out because they ended as a failure and were not modified since
+    no_result: int  #: rows left out because they ended without a result, not modified since
+    quarantined: int = 0  #: failed rows that crashed their process
     live_plans: tuple[int, ...] = ()  #: plans that have the held rows
-    tracks_changes: bool = True  #: False: nothing says when an input row was modified
+    tracks_changes: bool = True  #: whether the input table records when a row was modified
     unknown_keys: tuple[int | str, ...] = ()  #: keys asked for that no row has
-    is_empty: bool = False  #: the input table has no row at all
+    is_empty: bool = False  #: whether the input table has no rows
+
+
+class Planning(TypedDict, total=False):
+    """The optional parameters of :func:`create_plan`."""
+
+    input_model: type[Model] | str | None
+    sdss_ids: Iterable[int] | None
+    limit: int | None
+    max_rows: int | None
+    arguments: Mapping[str, object] | None
+    again: bool
+    new_first: bool
+    keys: Iterable[object] | None
+    where: str | None
+    redo: str | None
 
 
 def create_plan(
-    task: Any,
+    task: Callable[..., object] | str,
     input_model: type[Model] | str | None = None,
     sdss_ids: Iterable[int] | None = None,
     limit: int | None = None,
@@ -86,28 +102,21 @@ def create_plan(
         A task, or its name.
     input_model : class or str, optional
         One of the task's input models, or its name; default all.
-    sdss_ids : iterable of int, optional
-        Only rows of these sources.
+    sdss_ids, keys : iterable, optional
+        Only rows of these sources; only rows with these keys, tuples for a key of several columns.
     limit : int, optional
-        Rows per page; by default the configured ``[plan] limit``.
+        Rows per page; default the configured ``[plan] limit``.
     max_rows : int, optional
         At most this many rows, the first in their order.
     arguments : mapping, optional
         Arguments of the task, by name: values of the annotated types, or texts that are parsed.
-    again : bool
-        Also take rows that ended as a failure or without a result.
-    new_first : bool
-        Rows without any result come before those that were modified since theirs; otherwise, and
-        within these two, the most recently modified come first.
-    keys : iterable, optional
-        Only the rows with these keys; tuples, where the key has several columns.
+    again, new_first : bool
+        Also take rows that ended as a failure or without a result; take rows without any result
+        before modified rows. Otherwise the most recently modified rows come first.
     where : str, optional
-        Only rows for which this condition on the columns of the input holds, such as
-        ``"snr > 10 and release in ['dr19', 'dr20']"``.
+        Only rows that meet this condition, such as ``"snr > 10 and release in ['dr19', 'dr20']"``.
     redo : str, optional
-        Also take rows that have ended: ``"all"``; ``"changed"``, those whose results were made
-        with other arguments, other contents of named files or another revision;
-        ``"older-than 2026-01-31"``; or ``"failed"``. Their results stay until each is replaced.
+        Also take rows that have ended: ``all``, ``changed``, ``failed`` or ``older-than DATE``.
 
     Returns
     -------
@@ -126,14 +135,21 @@ def create_plan(
     >>> planned.rows, planned.pages
     (4, 2)
     """
+    selection = Selection.of(sdss_ids, keys, where, redo, again, new_first, max_rows)
+    return _plan(task, input_model, limit, arguments or {}, selection)
+
+
+def _plan(
+    task: Callable[..., object] | str,
+    input_model: type[Model] | str | None,
+    limit: int | None,
+    arguments: Mapping[str, object],
+    selection: Selection,
+) -> list[Planned]:
+    """Check the task, its tables and its arguments, and freeze a plan for each input model."""
     function, models, output = _checked_task(task, input_model)
-    values = parse_arguments(function, arguments or {})
+    values = parse_arguments(function, arguments)
     limit = whole_number("limit", settings.current().plan.limit if limit is None else limit)
-    if max_rows is not None:
-        max_rows = whole_number("max_rows", max_rows)
-    selection = Selection.of(
-        sdss_ids, keys, where, redo, again=again, new_first=new_first, max_rows=max_rows
-    )
     check_version()
     check_archive()
     with connection():
@@ -141,74 +157,74 @@ def create_plan(
         check_guards(*models, output)
         for model in models:
             check_keys(model)
-        found = {model: selection.check(model) for model in models}
+        keys = {model: selection.check(model) for model in models}
     making = making_of(function, arguments_of(function, values), output)
     try:
         return [
-            _freeze(function, model, values, limit, selection, making, *found[model])
+            _freeze(function, model, values, limit, selection, making, *keys[model])
             for model in models
         ]
     except (peewee.DataError, peewee.ProgrammingError) as error:
-        if where is None:
+        if (where := selection.where) is None:
             raise
-        said = dialect().message(error)
-        raise TaskError(f"--where {where!r} cannot be computed for every row: {said}") from error
+        reason = dialect().message(error)
+        raise TaskError(f"--where {where!r} cannot be computed for every row: {reason}") from error
 
 
 def _checked_task(
-    task: Any, input_model: type[Model] | str | None
-) -> tuple[Any, list[type[Model]], type[OutputModel]]:
-    """A task whose rows elements can process, the input models that are meant, and its output."""
+    task: Callable[..., object] | str, input_model: type[Model] | str | None
+) -> tuple[Callable[..., object], list[type[Model]], type[OutputModel]]:
+    """Return a task that elements can import, the wanted input models, and the output model."""
     function = find_task(task)
     models = choose_model(function, input_model)
     output = output_model(function)
-    if not hasattr(function, "__astra__"):
-        raise TaskError(f"{task_name(function)} is not a task: decorate it with @task")
-    if not function.__astra__.keywords.get("write_to_database", True):
+    if not declared_by(function).keywords.get("write_to_database", True):
         raise TaskError(
             f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
             "never end; remove that, or call the task from a program"
         )
-    _check_importable(function)
+    check_importable(function)
     for model in models:
         link_of(output, model)
     return function, models, output
 
 
-def plan_at_most(task: Any, planning: Mapping[str, Any]) -> list[Planned]:
+def plan_at_most(task: Callable[..., object] | str, planning: Planning) -> list[Planned]:
     """Plan a task with at most ``max_rows`` rows over all of its input models together."""
     if (left := planning.get("max_rows")) is None:
         return create_plan(task, **planning)
-    made: list[Planned] = []
+    plans: list[Planned] = []
     for model in choose_model(find_task(task), planning.get("input_model")):
-        if left or not made:
-            made += create_plan(task, **{**planning, "input_model": model, "max_rows": left})
-            left -= made[-1].rows
-    return made
+        if left or not plans:
+            wanted: Planning = {**planning, "input_model": model, "max_rows": left}
+            plans += create_plan(task, **wanted)
+            left -= plans[-1].rows
+    return plans
 
 
 def _freeze(
-    function: Any,
+    function: Callable[..., object],
     model: type[Model],
     arguments: dict[str, object],
     limit: int,
     selection: Selection,
-    making: dict[str, Any],
-    known: list[object] | None,
-    unknown: tuple[Any, ...],
+    making: dict[str, object],
+    known: list[RowKey] | None,
+    unknown: tuple[RowKey, ...],
 ) -> Planned:
+    """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, output = task_name(function), table_name(model), output_model(function)
+    digest = str(making["digest"])
     with connection(), writing():
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
         check_own_results(function, model, output)
         release_silent(name, table)
         live = _live_plans(name, table)
-        pending = selection.pending(
-            model, output, function.__astra__.group_by, known, name, making["digest"]
-        )
+        group_by = declared_by(function).group_by
+        pending = selection.pending(model, output, group_by, known, name, digest)
         pending, n_held = _without_held(pending, model, name) if live else (pending, 0)
-        pending, left_out = _without_ended(pending, selection, model, name, making["digest"])
+        pending, left_out = _without_ended(pending, selection, model, name, digest)
         plan = _record(function, model, output, arguments, limit, selection, making)
         order = selection.order(model, output, name)
         pages, rows = _write_pages(plan, pending, order, key_of(model), selection.max_rows)
@@ -229,7 +245,7 @@ def _freeze(
 
 
 def _without_held(pending: ModelSelect, model: type[Model], task: str) -> tuple[ModelSelect, int]:
-    """The pending rows that no living plan has yet, and the number of those that one has."""
+    """Return the pending rows that no live plan has, and the number of those that one has."""
     key, version = key_of(model), CURRENT.major_minor
     held = dialect().held(
         key.column, task, table_name(model), version, Page, Plan, Attempt, key.page_column
@@ -240,16 +256,16 @@ def _without_held(pending: ModelSelect, model: type[Model], task: str) -> tuple[
 def _without_ended(
     pending: ModelSelect, selection: Selection, model: type[Model], task: str, digest: str
 ) -> tuple[ModelSelect, dict[str, int]]:
-    """The pending rows that did not end without a result, and the numbers of those that did."""
+    """Return the pending rows that have not ended without a result, and count the others."""
     counts = {"failed": 0, "no_result": 0, "quarantined": 0}
     for kind, clause in selection.left_out(model, task, digest):
         if not kind.select().where(kind.task == task).exists():
             continue
-        what = "failed" if kind is Failure else "no_result"
-        counts[what] = pending.where(clause).count()
-        if kind is Failure and counts[what]:
-            deadly = ended(kind, model, task, QUARANTINED)
-            counts["quarantined"] = pending.where(deadly).count()
+        name = "failed" if kind is Failure else "no_result"
+        counts[name] = pending.where(clause).count()
+        if kind is Failure and counts[name]:
+            crashed = ended(kind, model, task, QUARANTINED)
+            counts["quarantined"] = pending.where(crashed).count()
         pending = pending.where(~clause)
     return pending, counts
 
@@ -257,7 +273,7 @@ def _without_ended(
 def _write_pages(
     plan: Plan,
     pending: ModelSelect,
-    order: list[tuple[Any, str]],
+    order: list[tuple[ColumnBase, str]],
     key: Key,
     max_rows: int | None,
 ) -> tuple[int, int]:
@@ -269,7 +285,7 @@ def _write_pages(
 
 
 def _live_plans(name: str, table: str) -> list[int]:
-    """Plans of the task that still have rows to end."""
+    """Return the plans of a task that have rows which have not ended."""
     ended = Page.n_done + Page.n_failed + Page.n_no_result
     running = Attempt.select(Attempt.pk).where(
         (Attempt.pk == Page.attempt_pk) & (Attempt.state == AttemptState.RUNNING.value)
@@ -291,7 +307,7 @@ def _live_plans(name: str, table: str) -> list[int]:
 
 
 def _record(
-    function: Any,
+    function: Callable[..., object],
     model: type[Model],
     output: type[OutputModel],
     arguments: dict[str, object],
@@ -299,6 +315,7 @@ def _record(
     selection: Selection,
     making: dict[str, object],
 ) -> Plan:
+    """Store a plan without pages."""
     return Plan.create(
         task=task_name(function),
         task_path=import_path(function),
@@ -316,10 +333,5 @@ def _record(
         where=selection.where,
         created_by=user_name(),
         created_on=socket.gethostname(),
-        cwd=_current_folder(),
+        cwd=current_folder(),
     )
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass as plain values for ``--json``."""
-    return asdict(value)

@@ -1,46 +1,55 @@
-"""Select the rows of a plan: pending rows, rows to process again, and rows that are left out."""
+"""Select the rows of a plan: pending rows, rows to process again, and rows to leave out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
 
-from peewee import SQL, ColumnBase, Model, ModelSelect, Value, fn
+from peewee import SQL, ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
 
 from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.given_keys import find_keys, listed
-from astra.models.keys import in_order, key_of, same_moment, table_name
+from astra.models.keys import RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import Failure, MadeBy, NoResult
-from astra.plan.pending import checked_ids, has_old_result, last_ended, pending_rows
+from astra.plan.pending import (
+    Record,
+    checked_ids,
+    has_old_result,
+    last_ended,
+    pending_rows,
+    whole_number,
+)
 from astra.plan.where import condition
 from astra.version import CURRENT
+
+#: A row that has ended without a result.
+End = Failure | NoResult
 
 
 @dataclass(frozen=True)
 class Redo:
-    """Which rows that have ended are processed again, besides those that are pending.
+    """Which rows that have ended are processed again, in addition to pending rows.
 
     ``all`` of them; ``changed``: those whose results were made with other arguments, other contents
     of the files that arguments name, or another revision of the task; ``older-than`` a date; or
     those that ``failed``.
     """
 
-    text: str  # as it was typed
+    text: str  # as the user typed it
     kind: str
     before: datetime | None = None
 
     @classmethod
     def parse(cls, text: str | None) -> "Redo | None":
-        """The meaning of ``--redo``.
+        """Parse the value of ``--redo``.
 
         Raises
         ------
         TaskError
-            If it has none.
+            If it is not valid.
         """
         if text is None:
             return None
@@ -49,8 +58,8 @@ class Redo:
         except ValueError as error:
             raise TaskError(f"--redo {text!r}: {error}") from None
 
-    def stands(self, record: Any, task: str, digest: str) -> ColumnBase:
-        """A clause: how a row ended is not to be replaced."""
+    def stands(self, record: Record, task: str, digest: str) -> ColumnBase:
+        """Return the clause that a result, or another record of an end, is not to be replaced."""
         if self.kind == "changed":
             same = MadeBy.select(MadeBy.pk).where((MadeBy.task == task) & (MadeBy.digest == digest))
             return record.made_by.in_(same)
@@ -78,9 +87,11 @@ class Selection:
         keys: Iterable[object] | None,
         where: str | None,
         redo: str | None,
-        **others: Any,
+        again: bool,
+        new_first: bool,
+        max_rows: int | None,
     ) -> "Selection":
-        """Check what a caller gave.
+        """Check the parameters of ``create_plan``.
 
         Raises
         ------
@@ -94,16 +105,18 @@ class Selection:
             None if keys is None else list(keys),
             where,
             Redo.parse(redo),
-            **others,
+            again,
+            new_first,
+            None if max_rows is None else whole_number("max_rows", max_rows),
         )
 
-    def check(self, model: type[Model]) -> tuple[list[Any] | None, tuple[Any, ...]]:
-        """Check the condition and the keys for a model: the keys that it has, and has not.
+    def check(self, model: type[Model]) -> tuple[list[RowKey] | None, tuple[RowKey, ...]]:
+        """Check the condition for a model; return the keys that rows of it have, and the others.
 
         Raises
         ------
         TaskError
-            If the condition or a key cannot be one of the model's, or it has none of the keys.
+            If the condition or a key does not fit the model, or no row has one of the keys.
         """
         if self.where is not None:
             condition(model, self.where)
@@ -119,11 +132,11 @@ class Selection:
         model: type[Model],
         output: type[OutputModel],
         group_by: Iterable[str],
-        known: Any,
+        known: list[RowKey] | None,
         task: str,
         digest: str,
     ) -> ModelSelect:
-        """The rows that a plan takes, but for those that are left out."""
+        """Return the rows that a plan takes, before others are left out."""
         redo, stands = self.redo, None
         if redo is not None:
             stands = partial(redo.stands, task=task, digest=digest)
@@ -137,23 +150,26 @@ class Selection:
             query = key_of(model).narrowed(query, known)
         return query
 
-    def left_out(self, model: type[Model], task: str, digest: str) -> list[tuple[Any, Any]]:
-        """For failures and rows without a result, the clause that a row ended so, and stays so."""
+    def left_out(
+        self, model: type[Model], task: str, digest: str
+    ) -> list[tuple[type[End], ColumnBase]]:
+        """Return, for each kind of end, the clause that a row ended so and is left out."""
         redo = self.redo
         if self.again or (redo is not None and redo.kind == "all"):
             return []
-        kinds = [NoResult] if redo is not None and redo.kind == "failed" else [Failure, NoResult]
+        retries = redo is not None and redo.kind == "failed"
+        kinds: list[type[End]] = [NoResult] if retries else [Failure, NoResult]
         return [(kind, ended(kind, model, task, redo=redo, digest=digest)) for kind in kinds]
 
     def order(
         self, model: type[Model], output: type[OutputModel], task: str
-    ) -> list[tuple[Any, str]]:
-        """The order of the rows that a plan takes: columns and their directions.
+    ) -> list[tuple[ColumnBase, str]]:
+        """Return the order of the rows that a plan takes: columns and their directions.
 
-        Where rows are processed again whatever made their results, a limited number at a time,
-        those that ended the longest ago come first: over several nights each has its turn.
+        Where a limited number of rows is processed again, whatever made their results, the rows
+        that ended the longest ago come first, so that several nights process all of them.
         """
-        order: list[tuple[Any, str]] = in_order(model)
+        order = in_order(model)
         if self.new_first:
             order.insert(0, (has_old_result(model, output), "ASC"))
         redo = None if self.max_rows is None or self.redo is None else self.redo.kind
@@ -164,27 +180,29 @@ class Selection:
 
 
 def ended(
-    kind: type[Model],
+    kind: type[End],
     model: type[Model],
     task: str,
     exceptions: tuple[str, ...] = (),
     redo: Redo | None = None,
     digest: str = "",
 ) -> ColumnBase:
-    """A clause: the row ended so at this version, was not modified since, and stays so."""
-    row, clause = has_ended(kind, model, task)
-    clause &= same_moment(row.input_modified, model)
+    """Return the clause that a row ended so at this version, not modified since, and stays so."""
+    record, clause = has_ended(kind, model, task)
+    clause &= same_moment(record.input_modified, model)
     if kind is Failure:
-        clause &= ~row.refused
+        clause &= ~record.refused
     if exceptions:
-        clause &= row.exception << exceptions
+        clause &= record.exception << exceptions
     if redo is not None:
-        clause &= redo.stands(row, task, digest)
-    return fn.EXISTS(row.select(1).where(clause))
+        clause &= redo.stands(record, task, digest)
+    return fn.EXISTS(record.select(1).where(clause))
 
 
-def has_ended(kind: Any, model: type[Model], task: str) -> tuple[Any, Any]:
-    """Records of a kind of end, under a name of their own, and the clause that one is the row's."""
+def has_ended(
+    kind: type[End], model: type[Model], task: str
+) -> tuple["ModelAlias[Failure] | ModelAlias[NoResult]", ColumnBase]:
+    """Return an alias of a kind of end, and the clause that a record of it is the row's."""
     record = kind.alias("ended")
     clause = (
         (record.task == task)

@@ -8,7 +8,6 @@ margin, so that hardly any element meets them.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from peewee import Model
 
@@ -24,6 +23,7 @@ from astra.plan.plan import create_plan
 from astra.results.timing import RowTimes
 from astra.slurm.limits import Bounds, bounds
 from astra.tasks.arguments import as_stored, parse_arguments
+from astra.tasks.declared import declared_by
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 
 #: Of the attempts that are looked at, so many of the latest.
@@ -104,7 +104,7 @@ class Estimate:
 
 
 def estimate(
-    task: Any,
+    task: Callable[..., object] | str,
     input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
     arguments: Mapping[str, object] | None = None,
@@ -127,7 +127,7 @@ def estimate(
     TaskError
         If the task or an argument cannot be used.
     """
-    function: Any = find_task(task)
+    function = find_task(task)
     check_version()
     models, output = choose_model(function, input_model), output_model(function)
     with connection():
@@ -141,7 +141,7 @@ def estimate(
             _probe(function, model, arguments, run_probe)
             had, source = experience(function, model, stored), "probe"
         with connection():
-            group_by = function.__astra__.group_by
+            group_by = declared_by(function).group_by
             pending = pending_rows(model, output, group_by, None).count()
         found.append(
             sizes(
@@ -163,7 +163,7 @@ def _known(chosen: Profile | None) -> Bounds:
 
 
 def _probe(
-    function: object,
+    function: Callable[..., object],
     model: type[Model],
     arguments: Mapping[str, object] | None,
     run_probe: Callable[[int], object],
@@ -174,7 +174,7 @@ def _probe(
 
 
 def experience(
-    function: Any, model: type[Model], arguments: str | None = None
+    function: Callable[..., object], model: type[Model], arguments: str | None = None
 ) -> Experience | None:
     """What the latest attempts at a task took; None if there were none.
 

@@ -1,4 +1,4 @@
-"""Apply the policy to a plan: gather the ends of its pages, and choose what each gets next."""
+"""Apply the retry policy to a plan: read how its pages ended, and choose the next step of each."""
 
 import json
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from astra.config import profiles, retry_rules
 from astra.config import settings as config
@@ -23,35 +23,35 @@ from astra.slurm import limits
 from astra.slurm.site import Room
 from astra.states import ALIVE, PageState
 
-Key = tuple[int | None, tuple[tuple[str, str], ...]]  # submission that ended, options that grew
+if TYPE_CHECKING:
+    from astra.status.pages import PageStatus
 
 
 @dataclass(frozen=True)
 class Next:
-    """One page that is neither whole nor alive, and what becomes of it."""
+    """The next step of a page that is neither done nor alive."""
 
     page: Page
     end: End | None
     step: Step
-    profile: Profile  # of its next element
+    profile: Profile  # for its next element
 
 
 def next_steps(
     plan: Plan,
-    statuses: Iterable[Any],
+    statuses: Iterable["PageStatus"],
     profile_name: str | None = None,
     options: Mapping[str, object] | None = None,
     asked: bool = False,
 ) -> list[Next]:
-    """What becomes of pages, by the policy.
+    """Choose the next step of each page by the policy.
 
-    Without a profile of that name and options, an element is submitted as the one before it was.
+    Without a profile and options, an element is submitted with those of the previous one.
 
     Parameters
     ----------
-    statuses : the :class:`~astra.status.pages.PageStatus` of pages; whole and living ones are
-        passed over.
-    asked : take pages too that have used up their retries.
+    statuses : of the plan's pages; those that are done or alive are skipped.
+    asked : whether to take pages that have used up their retries.
     """
     wanted = {s.page: s for s in statuses if s.state not in ALIVE and s.state is not PageState.DONE}
     if not wanted:
@@ -60,10 +60,10 @@ def next_steps(
         pages = [page for page in light_pages(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
         gained, searched = _gained(plan), _searched(plan)
-    # The same for all pages of an array: not worked out for each of thousands.
-    chosen = cache(lambda pk: _profile(submissions.get(pk), profile_name, options))
+    # Cached, as it is the same for all pages of an array, of which there may be thousands.
+    chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, options))
     room = cache(_room)
-    found = []
+    steps = []
     for page in pages:
         status, base = wanted[page.number], chosen(page.submission_pk)
         last = page.pk, page.submission_pk
@@ -72,15 +72,17 @@ def next_steps(
         )
         if end is not None and end.state in retry_policy.OF_ROWS and last in searched:
             end = replace(end, in_vain=False)
-        step = _step(end, page, base, submissions.get(page.submission_pk), options, room, asked)
+        step = _step(
+            end, page, base, submissions.get(page.submission_pk or 0), options, room, asked
+        )
         given = options or {}
         grown = {key: value for key, value in step.options if given.get(key) is None}
-        found.append(Next(page, end, step, _grown(base, grown)))
-    return found
+        steps.append(Next(page, end, step, _grown(base, grown)))
+    return steps
 
 
-def _gained(plan: Plan) -> dict[tuple[int, int], int]:
-    """Rows that ended, by page and submission."""
+def _gained(plan: Plan) -> dict[tuple[int, int | None], int]:
+    """Count the rows that ended, by page and submission."""
     from peewee import fn
 
     n = fn.SUM(Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found)
@@ -93,8 +95,8 @@ def _gained(plan: Plan) -> dict[tuple[int, int], int]:
     return {(page, submission): int(rows or 0) for page, submission, rows in tuples(query)}
 
 
-def _searched(plan: Plan) -> set[tuple[int, int]]:
-    """Where suspects were handed over, by page and submission: their number is halved by now."""
+def _searched(plan: Plan) -> set[tuple[int, int | None]]:
+    """Return the pages and submissions in which groups of suspects, halved each time, were run."""
     query = (
         Attempt.select(Attempt.page, Attempt.submission_pk)
         .join(Page)
@@ -126,13 +128,13 @@ def _room(partition: str | None) -> Room:
     try:
         return limits.room(partition)
     except AstraError:
-        return Room()  # sbatch has the last word
+        return Room()  # sbatch itself refuses what does not fit
 
 
 def _profile(
     submission: Submission | None, name: str | None, options: Mapping[str, object] | None
 ) -> Profile:
-    """The profile as it was chosen for a submission, as far as nothing else is asked for now."""
+    """Return the profile of a submission, with the options that are given now."""
     if name is not None or submission is None or submission.kind != "slurm":
         return choose_profile(name, options)
     if not is_trusted(submission.role, submission.plan.token):
@@ -176,9 +178,9 @@ def ends_as_stored(ends: Iterable[End]) -> str:
     return json.dumps([vars(end) for end in ends])
 
 
-def record(plan: Plan, steps: Iterable[Next], statuses: Iterable[Any]) -> None:
-    """Keep, of pages that were submitted again, how their elements had ended."""
-    words = {s.page: s.slurm_state for s in statuses}
+def record(plan: Plan, steps: Iterable[Next], statuses: Iterable["PageStatus"]) -> None:
+    """Store how the elements of pages that were submitted again had ended."""
+    slurm_states = {s.page: s.slurm_state for s in statuses}
     before = {n.page.number: n for n in steps if n.end is not None}
     if not before:
         return
@@ -186,17 +188,19 @@ def record(plan: Plan, steps: Iterable[Next], statuses: Iterable[Any]) -> None:
         for page in light_pages(plan):
             old = before.get(page.number)
             if old is None or old.end is None or page.submission_pk == old.page.submission_pk:
-                continue  # it stayed behind: a limit of Slurm's
+                continue  # a limit of Slurm's: it was not submitted
             ends = ends_as_stored([*ends_of(page), old.end])
             Page.update(retries=ends).where(Page.pk == page.pk).execute()
-            if page.attempt_pk is not None and words.get(page.number):
-                Attempt.update(slurm_state=words[page.number]).where(
+            if page.attempt_pk is not None and slurm_states.get(page.number):
+                Attempt.update(slurm_state=slurm_states[page.number]).where(
                     Attempt.pk == page.attempt_pk
                 ).execute()
 
 
-def exclude_bad_nodes(plan: Plan, statuses: Sequence[Any], steps: Iterable[Next]) -> list[str]:
-    """Leave nodes out for a while at which this plan's failures gather; their names."""
+def exclude_bad_nodes(
+    plan: Plan, statuses: Sequence["PageStatus"], steps: Iterable[Next]
+) -> list[str]:
+    """Exclude, for a while, the nodes at which many pages of a plan fail; return their names."""
     settings = config.current().policy
     ends: list[tuple[int, End | None, str | None]] = []
     with connection():
@@ -220,8 +224,8 @@ def exclude_bad_nodes(plan: Plan, statuses: Sequence[Any], steps: Iterable[Next]
 
 
 def grouped(steps: Iterable[Next]) -> dict[tuple[str | None, bool, str], list[int]]:
-    """Pages with the same next step, by state, whether it is a retry, and what is said of it."""
-    found: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
+    """Group pages by their next step: the state, whether it is a retry, and its description."""
+    groups: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
     for n in steps:
-        found[n.step.state, n.step.retry, n.step.said].append(n.page.number)
-    return dict(found)
+        groups[n.step.state, n.step.retry, n.step.said].append(n.page.number)
+    return dict(groups)

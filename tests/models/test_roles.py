@@ -315,11 +315,11 @@ def test_whatever_is_installed_is_no_task_of_anybody(of: Url, path: str, strange
     )
     use(Config(plan=settings.Plan(trusted_roots=(str(ROOT),))))
     as_role(of, "owner")
-    with pytest.raises(Untrusted, match=rf"from .*{strange}; look"):
+    with pytest.raises(Untrusted, match=rf"in .*{strange} would run"):
         find_modules(plan)
     try:
         trust(plan)
-        with pytest.raises(TaskError, match="is no task: it lacks @task"):
+        with pytest.raises(TaskError, match="is not a task: it lacks @task"):
             task_of(plan)
     finally:
         trust_no_longer()
