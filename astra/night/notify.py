@@ -12,14 +12,17 @@ import shutil
 import smtplib
 import socket
 import subprocess
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from email.message import EmailMessage
 from functools import partial
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from astra.config import secrets
@@ -31,8 +34,13 @@ from astra.night.history import NightStatus, night_of
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
+#: For a connection, an answer and a command.
 _TIMEOUT_S = 30
+
+#: For all of one way: a server that sends its answer byte by byte keeps within each timeout.
+WHOLE_S = 45
 
 NOTIFIED = "notified"
 
@@ -89,13 +97,37 @@ def _ways(
 
 
 def _tried(send: Callable[[], object]) -> str:
+    """Send a notification; return `NOTIFIED`, or what kept it from being sent."""
     try:
-        send()
+        within(WHOLE_S, send)
     except Exception as error:  # whatever a mail server, a network or a script may do
         said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         log.warning("a notification could not be sent: %s", said)
         return secrets.hide(said)
     return NOTIFIED
+
+
+def within(bound_s: float, send: Callable[[], T]) -> T:
+    """Return what `send` returns, in a thread that is left to itself after `bound_s` seconds.
+
+    Raises
+    ------
+    TimeoutError
+        If it takes longer.
+    """
+    sent: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            sent.set_result(send())
+        except BaseException as error:
+            sent.set_exception(error)
+
+    threading.Thread(target=run, name="astra notification", daemon=True).start()
+    wait([sent], bound_s)
+    if not sent.done():
+        raise TimeoutError(f"it took more than {bound_s} s")
+    return sent.result()
 
 
 def _mail(ways: Notify, subject: str, text: str) -> None:
@@ -151,14 +183,17 @@ def _webhook(url: str, night: NightStatus, text: str) -> None:
     request = urllib.request.Request(  # noqa: S310 - the configuration takes http alone
         url, body, {"Content-Type": "application/json"}
     )
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=_TIMEOUT_S):
-        pass
+    try:
+        urllib.request.build_opener(_NoRedirect).open(request, timeout=_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A request that is sent elsewhere arrives there without its body: it is an error instead."""
 
-    def redirect_request(self, *args: Any) -> None:
+    def redirect_request(self, *args: object) -> None:
         return None
 
 
@@ -168,5 +203,5 @@ def _command(command: tuple[str, ...], night: NightStatus) -> None:
         capture_output=True, env={**os.environ, "ASTRA_NIGHT_STATE": night.state}, check=False,
     )  # fmt: skip
     if done.returncode:
-        said: Any = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise RuntimeError(f"status {done.returncode}{': ' + said[0] if said else ''}")
+        last_line = "".join((done.stderr or done.stdout).strip().splitlines()[-1:])
+        raise RuntimeError(f"status {done.returncode}{last_line and ': ' + last_line}")

@@ -140,6 +140,24 @@ def test_a_webhook_that_sends_elsewhere_was_not_notified(url):
         assert "302" in notify(a_night(), settings(webhook=hook))["webhook"]
 
 
+def test_a_webhook_that_answers_byte_by_byte_holds_no_night(url, monkeypatch):
+    monkeypatch.setattr("astra.night.notify.WHOLE_S", 0.2)
+    ended = threading.Event()
+
+    class Drips(BaseHTTPRequestHandler):
+        def do_POST(self):
+            while not ended.wait(0.02):
+                self.wfile.write(b"H")
+
+    with HTTPServer(("127.0.0.1", 0), Drips) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        ways = settings(webhook=f"http://127.0.0.1:{server.server_port}/hook")
+        assert "TimeoutError" in notify(a_night(), ways)["webhook"]
+        ended.set()
+        thread.join()
+
+
 def test_what_cannot_be_read_keeps_no_night_from_its_end(url):
     night = a_night()
     with connection():
