@@ -3,7 +3,8 @@
 Nothing but a hand, or a restore that failed in part, brings these about.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import peewee
@@ -33,6 +34,25 @@ def lost_constraints(model: Any) -> Iterator[str]:
                 yield f"has no valid foreign key from {name} to {owner} that deletes with it"
     if not is_sqlite and (behind := _sequence_behind(model, primary[0])):
         yield behind
+
+
+def undoing_triggers(model: Any, tables: Iterable[str]) -> Iterator[str]:
+    """Name the triggers of a table that may undo what is written to one of `tables`.
+
+    One that writes to other tables alone, as for an audit, is harmless.
+    """
+    changes = re.compile(
+        r"\b(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE)\s+((OR\s+\w+|INTO|FROM|ONLY|TABLE)\s+)*"
+        rf"""([\w"`[]+\.)?["`[]?({"|".join(tables)})\b""",
+        re.IGNORECASE,
+    )
+    if dialect().name == "sqlite":
+        rows = dialect().run(sqlite_queries.ENABLED_TRIGGERS, (model._meta.table_name,))
+    else:
+        rows = dialect().run(postgresql_queries.ENABLED_TRIGGERS, (dialect().table(model),) * 2)
+    for name, may_replace, text in rows.fetchall():
+        if may_replace or changes.search(text):
+            yield f"has the trigger or rule {name}, which may undo what astra writes: drop it"
 
 
 def _is_astras(model: Any, field: Any) -> bool:

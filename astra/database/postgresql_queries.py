@@ -139,6 +139,15 @@ IS_UNIQUE_AND_NOT_NULL = """
              WHERE attrelid = indrelid AND attnotnull
              AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[])"""
 
+#: The triggers and rules of a table: the name, whether it may replace or drop a row that is
+#: written, and what it runs.
+ENABLED_TRIGGERS = """
+    SELECT tgname::text, tgtype & 3 = 3, prosrc FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+    WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+    UNION ALL
+    SELECT rulename::text, is_instead, pg_get_ruledef(oid) FROM pg_rewrite
+    WHERE ev_class = to_regclass(%s) AND ev_enabled IN ('O', 'A')"""
+
 #: The foreign keys of one column that delete a row with the one that it points to, and whose
 #: triggers are enabled.
 CASCADING_KEYS = """

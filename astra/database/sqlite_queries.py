@@ -36,6 +36,11 @@ CASCADING_KEYS = """
 
 TRIGGERS = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
 
+#: The name of each trigger, whether it may drop a row that is written, and what it runs.
+ENABLED_TRIGGERS = """
+    SELECT name, sql LIKE '%RAISE%(%IGNORE%)%', sql FROM sqlite_master
+    WHERE type = 'trigger' AND tbl_name = ?"""
+
 #: A trigger of a table, or a view in its place, which may change what is written.
 TRIGGER_OR_VIEW = "SELECT 1 FROM sqlite_master WHERE tbl_name = ? AND type IN ('trigger', 'view')"
 

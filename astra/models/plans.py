@@ -48,6 +48,7 @@ class Plan(BaseModel):
     input_table = TextField()
     output_model = TextField()
     arguments = TextField()  # JSON: what the task is called with
+    arguments_digest = TextField(null=True)  # SHA-256 of that text
     limit = IntegerField()  # rows per page
     n_pages = IntegerField()
     n_rows = BigIntegerField()

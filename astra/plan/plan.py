@@ -27,7 +27,7 @@ from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
-from astra.tasks.made_by import arguments_of, making_of, note_making
+from astra.tasks.made_by import arguments_of, digest_of, making_of, note_making
 from astra.tasks.signature import (
     choose_model,
     find_task,
@@ -323,7 +323,8 @@ def _record(
         input_model=import_path(model),
         input_table=table_name(model),
         output_model=import_path(output),
-        arguments=as_stored(arguments),
+        arguments=(stored := as_stored(arguments)),
+        arguments_digest=digest_of(stored),
         limit=limit,
         n_pages=0,
         n_rows=0,

@@ -16,7 +16,7 @@ from astra.models.pipeline import PipelineOutputModel, link_of
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
-from astra.status.records import Records, attempts_of, orphans
+from astra.status.records import FOREIGN_ROW, Records, attempts_of, orphans
 from astra.status.verdict import Breach, Verdict
 
 #: Rows that are looked at together.
@@ -27,10 +27,16 @@ OF_ANOTHER_KEY = 2**31
 
 
 class Ledger:
-    """The checks of one plan, and what they found."""
+    """The checks of one plan, and what they found.
 
-    def __init__(self, plan: Plan, most: int) -> None:
-        self.plan, self.most = plan, most
+    Parameters
+    ----------
+    most : breaches of each check that are listed.
+    is_grouped : the task takes rows in groups, and has results of other rows of the same groups.
+    """
+
+    def __init__(self, plan: Plan, most: int, is_grouped: bool) -> None:
+        self.plan, self.most, self.is_grouped = plan, most, is_grouped
         self.model, self.output = load(plan.input_model), load(plan.output_model)
         self.key = key_of(self.model)
         self.link = link_of(self.output, self.model)
@@ -119,13 +125,14 @@ class Ledger:
             self._say("orphans", None, None, found)
         for number, found in self.records.of_plan():
             self._say("records", number, None, found)
-        if (n := self.records.n_results()) > self.n_ours and not self.checks["shape"]:
+        n = 0 if self.is_grouped or self.checks["shape"] else self.records.n_results()
+        if n > self.n_ours:
             found = f"{n} results bear attempts of the plan, and {self.n_ours} are of its rows"
             self._say("orphans", None, None, found)
         for kind in self.recorded:
             mine = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if kind is Failure:  # the result of another row is a failure of that one
-                mine &= kind.exception != "ForeignRow"
+                mine &= kind.exception != FOREIGN_ROW
             if (n := kind.select().where(mine).count()) > self.n_recorded[kind]:
                 found = f"{n} of the table {kind._meta.table_name} are of the plan, and "
                 found += f"{self.n_recorded[kind]} of these of its rows"

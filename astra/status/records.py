@@ -4,7 +4,6 @@ Each is checked by itself, and against those that it names.
 """
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import cached_property
@@ -14,7 +13,7 @@ import peewee
 from peewee import Model
 
 from astra.database.connection import dialect, tuples
-from astra.database.constraints import impossible_values, lost_constraints
+from astra.database.constraints import impossible_values, lost_constraints, undoing_triggers
 from astra.models.archive import Archive
 from astra.models.base import BaseModel
 from astra.models.keys import table_name
@@ -33,10 +32,13 @@ from astra.models.schema import lacking_guard
 from astra.models.stored_json import parsed
 from astra.policy.next_steps import parsed_ends
 from astra.states import AttemptState
-from astra.tasks.made_by import fingerprint
+from astra.tasks.made_by import digest_of, fingerprint
 
 #: A clock of another node may be so much ahead.
 CLOCKS_DIFFER = timedelta(hours=1)
+
+#: The class of the failure of a row whose result was yielded for another; it has no traceback.
+FOREIGN_ROW = "ForeignRow"
 
 _SUBMISSION_STATES = {"intent", "submitted", "refused", "absent", "ended"}
 _COUNTS = ("n_done", "n_failed", "n_no_result", "n_found", "n_checkpoints")
@@ -63,10 +65,12 @@ class Records:
     def guards(self) -> Iterator[str]:
         """Tables without a key, a constraint or a trigger that an invariant rests on."""
         own = (Plan, MadeBy, Submission, Page, Attempt, Suspect, Failure, NoResult)
+        names = [model._meta.table_name for model in own]
         for model in (self.model, self.output, *own):
             lacks = lacking_guard(model)
             lost = lost_constraints(model) if issubclass(model, BaseModel) else ()
-            for found in (*([lacks] if lacks else []), *lost):
+            undone = undoing_triggers(model, names) if model in own else ()
+            for found in (*([lacks] if lacks else []), *lost, *undone):
                 yield f"the table {model._meta.table_name} {found}"
         if (n := Archive.select().count()) != 1:
             yield f"the table {Archive._meta.table_name} names {n} archives"
@@ -91,14 +95,7 @@ class Records:
             yield from impossible_values(model, where)
 
     def n_results(self) -> int:
-        """How many results of its version bear an attempt of the plan, where all are of its rows.
-
-        A task that takes rows in groups has others, of the same groups.
-        """
-        module, _, name = self.plan.task_path.partition(":")
-        declared = getattr(getattr(sys.modules.get(module), name, None), "__astra__", None)
-        if declared is None or declared.group_by:
-            return 0
+        """Count the results of the plan's version that bear one of its attempts."""
         query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
         same_version = self.output.v_astra_major_minor == self.plan.version.major_minor
         of_plan = Page.plan == self.plan.pk
@@ -126,6 +123,9 @@ class Records:
             for found in self._submission(submission):
                 yield None, f"submission {submission.pk} {found}"
         yield from _suspects(plan)
+        renamed = Failure.plan_pk == plan.pk, Failure.exception == FOREIGN_ROW
+        if n := Failure.select().where(*renamed, Failure.traceback.is_null(False)).count():
+            yield None, f"{n} failures that the task raised are called {FOREIGN_ROW}"
 
     def _making(self) -> Iterator[str]:
         """What is wrong with what the plan's results say that they were made by."""
@@ -138,6 +138,8 @@ class Records:
         given, known = parsed(plan.arguments, dict), parsed(making.arguments, dict) or {}
         if given is None or any(known.get(name, v) != v for name, v in given.items()):
             yield f"the plan's arguments are {plan.arguments[:100]!r}, its results are of others"
+        if plan.arguments_digest != digest_of(plan.arguments):
+            yield f"the plan's arguments were changed to {plan.arguments[:100]!r}"
         for name in ("task", "v_astra", "commit"):
             if (stands := getattr(plan, name)) != (made := getattr(making, name)):
                 yield f"the plan's {name} is {stands!r}, that of its results {made!r}"
@@ -153,6 +155,8 @@ class Records:
             yield f"has the elements {elements[:20]}"
         if submission.kind == "slurm" and submission.state == "submitted" and job_id is None:
             yield "was submitted, and has no job"
+        if submission.state == "refused" and job_id is not None:
+            yield f"was refused, and has the job {job_id}"
         if submission.pages_per_element < 1 or submission.offset < 0:
             each = submission.pages_per_element
             yield f"has {each} pages for each element, and the offset {submission.offset}"
@@ -233,6 +237,8 @@ class Records:
 def _beside(attempt: Any, submission: Submission) -> Iterator[str]:
     """In what an attempt and its submission contradict one another."""
     jobs, index = (attempt.job_id, submission.job_id), attempt.array_index
+    if submission.state == "refused":
+        yield f"is of submission {submission.pk}, which was refused"
     if submission.kind == "slurm" and None not in jobs and jobs[0] != jobs[1]:
         yield f"is of job {jobs[0]}, its submission of {jobs[1]}"
     if attempt.element not in submission.elements:

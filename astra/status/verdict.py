@@ -70,8 +70,10 @@ CHECKS = {
         "astra resume PLAN takes them; report it",
     ),
     "guards": (
-        "a table lacks a key, a constraint or a trigger that an invariant rests on",
-        "astra initdb makes indexes and triggers again, once no row stands twice; add the rest",
+        "a table lacks a key, a constraint or a trigger that an invariant rests on, or has a "
+        "trigger that may undo what astra writes",
+        "astra initdb makes indexes and triggers again, once no row stands twice; add the rest, "
+        "and drop triggers that others made for astra's own tables",
     ),
     "orphans": (
         "records belong to no plan, page or row",

@@ -6,9 +6,10 @@ up, and each row ended in exactly one way. What is found is named by page and ke
 """
 
 from astra.database.connection import connection, dialect
+from astra.errors import AstraError
 from astra.models.importing import load
 from astra.models.plans import Plan
-from astra.plan.lookup import find_modules, get_plan
+from astra.plan.lookup import find_modules, get_plan, task_of
 from astra.status.verdict import Verdict
 
 
@@ -42,6 +43,14 @@ def verify(plan: int, most: int = 20) -> Verdict:
 
     frozen = get_plan(plan)
     find_modules(frozen)
-    output = load(frozen.output_model)
+    output, is_grouped = load(frozen.output_model), _is_grouped(frozen)
     with connection(), dialect().snapshot([output] if dialect().columns(output) else []):
-        return Ledger(Plan.get_by_id(frozen.pk), most).checked()
+        return Ledger(Plan.get_by_id(frozen.pk), most, is_grouped).checked()
+
+
+def _is_grouped(plan: Plan) -> bool:
+    """Whether the plan's task takes rows in groups; a task that is gone may have done so."""
+    try:
+        return bool(task_of(plan).__astra__.group_by)
+    except AstraError:
+        return True

@@ -54,15 +54,15 @@ def making_of(
     made = {
         "task": task_name(function),
         "output_table": None if output is None else table_name(output),
-        "digest": _digest(_as_json([others, contents, declared.revision])),
+        "digest": digest_of(_as_json([others, contents, declared.revision])),
         "arguments": stored,
-        "arguments_digest": _digest(stored),
+        "arguments_digest": digest_of(stored),
         "files": json.dumps(files),
         "revision": None if declared.revision is None else str(declared.revision),
         "commit": code_version(function),
         "v_astra": CURRENT.number,
     }
-    return {**made, "fingerprint": _digest(_as_json(made))}
+    return {**made, "fingerprint": digest_of(_as_json(made))}
 
 
 def fingerprint(making: MadeBy) -> str:
@@ -71,7 +71,7 @@ def fingerprint(making: MadeBy) -> str:
         "task", "output_table", "digest", "arguments", "arguments_digest", "files", "revision",
         "commit", "v_astra",
     )  # fmt: skip
-    return _digest(_as_json({name: getattr(making, name) for name in names}))
+    return digest_of(_as_json({name: getattr(making, name) for name in names}))
 
 
 def note_making(making: Mapping[str, object]) -> int:
@@ -152,7 +152,7 @@ def digest_of_file(name: str, path: Path) -> str:
         if not path.is_dir():
             return _read_digest(path)
         parts = [p for p in sorted(path.rglob("*")) if p.is_file()]
-        return _digest(json.dumps([[str(p.relative_to(path)), _read_digest(p)] for p in parts]))
+        return digest_of(json.dumps([[str(p.relative_to(path)), _read_digest(p)] for p in parts]))
     except FileNotFoundError:
         raise TaskError(f"{name}: the file {path} does not exist") from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -171,7 +171,8 @@ def _digest_at(path: Path, *about: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """Return the SHA-256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -20,7 +20,7 @@ from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
 from astra.status.verdict import CHECKS
 from astra.status.verify import verify
-from astra.tasks.made_by import arguments_of, making_of, note_making
+from astra.tasks.made_by import arguments_of, digest_of, making_of, note_making
 from tests.sample_tasks import Measured, OfSource, fill, measure, on_sources
 
 
@@ -46,7 +46,8 @@ def change_arguments(plan: int, arguments: dict[str, object]) -> None:
     making = making_of(measure, arguments_of(measure, arguments), Measured)
     own = f"{making['fingerprint']}-{Plan.get_by_id(plan).token}"
     made_by = note_making({**making, "plan_pk": plan, "fingerprint": own})
-    given = {"arguments": json.dumps(arguments), "made_by": made_by}
+    stored = json.dumps(arguments)
+    given = {"arguments": stored, "arguments_digest": digest_of(stored), "made_by": made_by}
     Plan.update(given).where(Plan.pk == plan).execute()
 
 
