@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,12 @@ from astra.models.pipeline import PipelineOutputModel, link_of
 from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
+from astra.status.columns import OF_ANOTHER_KEY, Rows, Stored
 from astra.status.records import FOREIGN_ROW, Records, attempts_of, orphans
 from astra.status.verdict import Breach, Verdict
 
 #: Rows that are looked at together.
 ROWS_AT_ONCE = 200_000
-
-#: The number of a result of a row that is known by another key than the row's.
-OF_ANOTHER_KEY = 2**31
 
 
 class Ledger:
@@ -111,7 +108,7 @@ class Ledger:
         if self.checks[check] <= self.most:
             self.breaches.append(Breach(check, page, key, found))
 
-    def _say_each(self, check: str, rows: "_Rows", which: Any, found: str) -> None:
+    def _say_each(self, check: str, rows: Rows, which: Any, found: str) -> None:
         for place in np.flatnonzero(which):
             self._say(check, int(rows.page[place]), int(rows.key[place]), found)
 
@@ -214,11 +211,11 @@ class Ledger:
     # -- rows -------------------------------------------------------------------------------
 
     def _rows(self, pages: list[Page]) -> None:
-        rows = _Rows(pages, [key for page in pages for key in self._numbers(page)])
+        rows = Rows(pages, [key for page in pages for key in self._numbers(page)])
         keys = self._keys(sorted(set(rows.key.tolist())))
-        result = _Stored(self._results(keys), rows.key)
-        failure = _Stored(self._records(Failure, keys), rows.key)
-        nothing = _Stored(self._records(NoResult, keys), rows.key)
+        result = Stored(self._results(keys), rows.key)
+        failure = Stored(self._records(Failure, keys), rows.key)
+        nothing = Stored(self._records(NoResult, keys), rows.key)
         home = self._home(result.column(1))
         ours = result.there & (home > 0)
         self.n_ours += int(np.sum(self._home(result.every(1)) > 0))
@@ -262,7 +259,7 @@ class Ledger:
         ends = (done & ~ours) | (failed & ~our_failure) | (empty & ~our_nothing)
         self.seen["others"] += int(np.sum(ends & elsewhere))
 
-    def _forged(self, rows: "_Rows", result: "_Stored", home: Any) -> None:
+    def _forged(self, rows: Rows, result: Stored, home: Any) -> None:
         """Results that no attempt can have written so."""
         said, ours = self._say_each, result.there & (home > 0)
         late = result.there & (result.column(6) == 1)
@@ -296,7 +293,7 @@ class Ledger:
             {number: read for number, attempt, read in found if attempt not in own},
         )
 
-    def _given_away(self, kind: type[Model], rows: "_Rows", record: "_Stored") -> None:
+    def _given_away(self, kind: type[Model], rows: Rows, record: Stored) -> None:
         """Failures, or rows without result, of an attempt of one plan and the name of another."""
         home, ours = self._home(record.column(3)), record.column(1) == 1
         self.n_recorded[kind] += int(np.sum(record.there & ours))
@@ -310,7 +307,7 @@ class Ledger:
                 "given-away", int(rows.page[place]), int(rows.key[place]), found.format(attempt)
             )
 
-    def _not_counted(self, page: Page, rows: "_Rows", which: Any, name: str, what: str) -> None:
+    def _not_counted(self, page: Page, rows: Rows, which: Any, name: str, what: str) -> None:
         """Records of rows that are pending: of rows that are taken again, and of no others."""
         n = int(np.sum(which))
         if n > (again := self._again(page, name)):
@@ -421,69 +418,6 @@ class Ledger:
 
 def _flag(clause: Any) -> Any:
     return peewee.Case(None, ((clause, 1),), 0)
-
-
-class _Rows:
-    """The rows of some pages, as columns."""
-
-    def __init__(self, pages: list[Page], keys: list[int]) -> None:
-        self.page = np.repeat([page.number for page in pages], [page.n_rows for page in pages])
-        self.key = np.array(keys, dtype=np.int64)
-        joined = b"".join(bytes(page.outcomes) for page in pages)
-        self.outcome = np.frombuffer(joined, dtype=np.uint8)
-
-    def ended(self, outcome: Outcome) -> ColumnBase:
-        return self.outcome == outcome.value
-
-
-class _Stored:
-    """What is stored for some of `keys`, as columns beside them; `there` says for which."""
-
-    def __init__(self, rows: list[tuple[object, ...]], keys: Any) -> None:
-        # A row of zeros stands for what is not there.
-        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 9), dtype=np.int64)
-        numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
-        order = np.lexsort((numbers, table[:, 0]))
-        self._table, self._numbers, self._keys = table[order], numbers[order], keys
-        place = np.searchsorted(self._table[:, 0], keys)
-        self._place = np.minimum(place, len(self._table) - 1)
-        self.there = (self._table[self._place, 0] == keys) & bool(rows)
-
-    def every(self, number: int) -> Any:
-        """A column of all that is stored, not beside the keys."""
-        return self._table[:, number]
-
-    def column(self, number: int) -> Any:
-        return np.where(self.there, self._table[self._place, number], 0)
-
-    @cached_property
-    def _steps(self) -> tuple[ColumnBase, Any]:
-        """From each stored row to the next: whether that is of the same key, and the step of the
-        number."""
-        same = np.diff(self._table[:, 0]) == 0
-        return same & (self._numbers[1:] != OF_ANOTHER_KEY), np.diff(self._numbers)
-
-    @cached_property
-    def is_again(self) -> Any:
-        """Stored rows with the number of the one before."""
-        same, steps = self._steps
-        return np.append(False, same & (steps == 0))
-
-    @cached_property
-    def is_gap(self) -> ColumnBase:
-        """Stored rows that do not continue the one before, or do not begin at 0."""
-        same, steps = self._steps
-        wrong = same & ((steps > 1) | ((steps == 1) & (np.diff(self._table[:, 1]) != 0)))
-        first = np.append(True, np.diff(self._table[:, 0]) != 0)
-        return np.append(False, wrong) | (
-            first & (self._numbers != 0) & (self._numbers != OF_ANOTHER_KEY)
-        )
-
-    def any_of(self, which: Any) -> Any:
-        """For which keys one of the stored rows is so."""
-        if not which.any():
-            return np.zeros(len(self._keys), dtype=bool)
-        return np.isin(self._keys, self._table[which, 0]) & self.there
 
 
 def _any_of(plan: Plan, kind: Any) -> bool:

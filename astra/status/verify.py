@@ -11,6 +11,7 @@ from astra.models.importing import load
 from astra.models.plans import Plan
 from astra.plan.lookup import find_modules, get_plan, task_of
 from astra.status.verdict import Verdict
+from astra.tasks.declared import declared_by
 
 
 def verify(plan: int, most: int = 20) -> Verdict:
@@ -51,6 +52,6 @@ def verify(plan: int, most: int = 20) -> Verdict:
 def _is_grouped(plan: Plan) -> bool:
     """Whether the plan's task takes rows in groups; a task that is gone may have done so."""
     try:
-        return bool(task_of(plan).__astra__.group_by)
+        return bool(declared_by(task_of(plan)).group_by)
     except AstraError:
         return True

@@ -1,0 +1,76 @@
+"""Rows of a plan, and what is stored for them, as columns of numbers."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from peewee import ColumnBase
+
+from astra.models.plans import Page
+from astra.states import Outcome
+
+#: The number of a result of a row that is known by another key than the row's.
+OF_ANOTHER_KEY = 2**31
+
+
+class Rows:
+    """The rows of some pages, as columns."""
+
+    def __init__(self, pages: list[Page], keys: list[int]) -> None:
+        self.page = np.repeat([page.number for page in pages], [page.n_rows for page in pages])
+        self.key = np.array(keys, dtype=np.int64)
+        joined = b"".join(bytes(page.outcomes) for page in pages)
+        self.outcome = np.frombuffer(joined, dtype=np.uint8)
+
+    def ended(self, outcome: Outcome) -> ColumnBase:
+        return self.outcome == outcome.value
+
+
+class Stored:
+    """What is stored for some of `keys`, as columns beside them; `there` says for which."""
+
+    def __init__(self, rows: list[tuple[object, ...]], keys: Any) -> None:
+        # A row of zeros stands for what is not there.
+        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 9), dtype=np.int64)
+        numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
+        order = np.lexsort((numbers, table[:, 0]))
+        self._table, self._numbers, self._keys = table[order], numbers[order], keys
+        place = np.searchsorted(self._table[:, 0], keys)
+        self._place = np.minimum(place, len(self._table) - 1)
+        self.there = (self._table[self._place, 0] == keys) & bool(rows)
+
+    def every(self, number: int) -> Any:
+        """A column of all that is stored, not beside the keys."""
+        return self._table[:, number]
+
+    def column(self, number: int) -> Any:
+        return np.where(self.there, self._table[self._place, number], 0)
+
+    @cached_property
+    def _steps(self) -> tuple[ColumnBase, Any]:
+        """From each stored row to the next: whether that is of the same key, and the step of the
+        number."""
+        same = np.diff(self._table[:, 0]) == 0
+        return same & (self._numbers[1:] != OF_ANOTHER_KEY), np.diff(self._numbers)
+
+    @cached_property
+    def is_again(self) -> Any:
+        """Stored rows with the number of the one before."""
+        same, steps = self._steps
+        return np.append(False, same & (steps == 0))
+
+    @cached_property
+    def is_gap(self) -> ColumnBase:
+        """Stored rows that do not continue the one before, or do not begin at 0."""
+        same, steps = self._steps
+        wrong = same & ((steps > 1) | ((steps == 1) & (np.diff(self._table[:, 1]) != 0)))
+        first = np.append(True, np.diff(self._table[:, 0]) != 0)
+        return np.append(False, wrong) | (
+            first & (self._numbers != 0) & (self._numbers != OF_ANOTHER_KEY)
+        )
+
+    def any_of(self, which: Any) -> Any:
+        """For which keys one of the stored rows is so."""
+        if not which.any():
+            return np.zeros(len(self._keys), dtype=bool)
+        return np.isin(self._keys, self._table[which, 0]) & self.there
