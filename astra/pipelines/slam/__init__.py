@@ -6,7 +6,7 @@ Zhang et al. 2020, ApJS 246, 9; for M dwarfs Li et al. 2021, ApJS 253, 45. ``sla
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from astra import task
 from astra.models.boss import BossVisitSpectrum
@@ -14,6 +14,8 @@ from astra.models.mwm import BossCombinedSpectrum
 from astra.models.slam import Slam
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from astra.pipelines.slam.label import Pixels
     from astra.pipelines.slam.model import Model
     from astra.pipelines.slam.training import train
@@ -22,11 +24,13 @@ __all__ = ["slam", "train"]
 
 log = logging.getLogger(__name__)
 
+BossSpectrum = BossVisitSpectrum | BossCombinedSpectrum
+
 #: So many spectra are labelled at once.
 BATCH = 32
 
 
-def _model_file(model: str | None) -> Any:
+def _model_file(model: str | None) -> "str | Path":
     """The file of a model that is named as the task takes it."""
     from astra.pipelines.slam.model_file import DEFAULT, SHIPPED
 
@@ -81,21 +85,15 @@ def slam(
     from astra.pipelines.slam.model_file import DEFAULT, load
 
     machine = load(DEFAULT if model is None else model)
-    batch: list[tuple[Any, Pixels]] = []
+    batch: list[tuple[BossSpectrum, Pixels]] = []
     warned = model is not None
     for spectrum in spectra:
         try:
             pixels = _pixels(machine, spectrum)
         except Exception:
-            # The error is this spectrum's alone: those before it are done.
-            yield from _label(machine, batch, store_model)
+            yield from _label(machine, batch, store_model)  # the error is this spectrum's alone
             raise
-        if not warned and spectrum.path:
-            warned = True
-            log.warning(
-                "slam.slam: no model was chosen, and %s knows synthetic stars only; for real "
-                "spectra add --set model=slam_templates, or a file of `astra slam train`", DEFAULT
-            )  # fmt: skip
+        warned = warned or _warns_of_default(spectrum)
         batch.append((spectrum, pixels))
         if len(batch) == BATCH:
             yield from _label(machine, batch, store_model)
@@ -103,7 +101,19 @@ def slam(
     yield from _label(machine, batch, store_model)
 
 
-def _pixels(machine: "Model", spectrum: Any) -> "Pixels":
+def _warns_of_default(spectrum: BossSpectrum) -> bool:
+    """Return whether the spectrum comes from a file, and if so warn that no model was chosen."""
+    from astra.pipelines.slam.model_file import DEFAULT
+
+    if spectrum.path:
+        log.warning(
+            "slam.slam: no model was chosen, and %s knows synthetic stars only; for real "
+            "spectra add --set model=slam_templates, or a file of `astra slam train`", DEFAULT
+        )  # fmt: skip
+    return bool(spectrum.path)
+
+
+def _pixels(machine: "Model", spectrum: BossSpectrum) -> "Pixels":
     from astra.pipelines.slam.label import prepare
 
     is_visit = isinstance(spectrum, BossVisitSpectrum) and not spectrum.is_at_rest
@@ -113,7 +123,7 @@ def _pixels(machine: "Model", spectrum: Any) -> "Pixels":
 
 
 def _label(
-    machine: "Model", batch: list[tuple[Any, "Pixels"]], store_model: bool
+    machine: "Model", batch: list[tuple[BossSpectrum, "Pixels"]], store_model: bool
 ) -> Iterator[Slam]:
     from astra.pipelines.slam.label import label_many
 
@@ -123,7 +133,7 @@ def _label(
             yield Slam.from_spectrum(spectrum, **values)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "train":
         from astra.pipelines.slam.training import train
 

@@ -8,7 +8,7 @@ Processing Letters 9, 293).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,14 +125,25 @@ def learn(
     return domain, flagged, outside_flagged
 
 
-def _no_boundary(n_coarse: int) -> dict[str, Any]:
+class _Boundary(TypedDict):
+    """The fields of a domain that are its boundary to other kinds."""
+
+    middle: Array
+    directions: Array
+    nodes: Array
+    weights: Array
+    bias: float
+    gamma: float
+
+
+def _no_boundary(n_coarse: int) -> _Boundary:
     return {
         "middle": np.zeros(n_coarse), "directions": np.zeros((0, n_coarse)),
         "nodes": np.zeros((0, 0)), "weights": np.zeros(0), "bias": 0.0, "gamma": 1.0,
     }  # fmt: skip
 
 
-def _boundary(coarse: Array, n_inside: int) -> tuple[dict[str, Any], Array]:
+def _boundary(coarse: Array, n_inside: int) -> tuple[_Boundary, Array]:
     """Return the boundary, and the side of each spectrum by a boundary drawn without it."""
     middle = coarse.mean(0)
     _, size, directions = np.linalg.svd(coarse - middle, full_matrices=False)
@@ -145,7 +156,7 @@ def _boundary(coarse: Array, n_inside: int) -> tuple[dict[str, Any], Array]:
     factors = Factors.of(nodes, gamma)
     solved = solve(factors, side, np.ones(side.shape, bool), ridge)
     weights, bias = factors.coefficients_and_bias(side, ridge)
-    boundary = {
+    boundary: _Boundary = {
         "middle": middle, "directions": directions, "nodes": nodes, "weights": weights[:, 0],
         "bias": float(bias[0]), "gamma": gamma,
     }  # fmt: skip

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,7 +79,7 @@ def label(
     v_rad: float | None = None,
     *,
     is_at_rest: bool = True,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Label one spectrum, and return the columns of the table of results.
 
     Parameters
@@ -115,7 +114,7 @@ def label(
 
 def label_many(
     model: Model, spectra: Sequence[Pixels], store_model: bool = False
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Label several spectra at once: as :func:`label`, in a fraction of the time for each.
 
     Parameters
@@ -155,14 +154,14 @@ def _outside(model: Model, found: Measured) -> NDArray[np.bool_]:
     return np.asarray(far | model.domain.is_outside(found.coarse, found.coarse_noise2))
 
 
-def _label_columns(model: Model, found: Measured, i: int) -> dict[str, Any]:
+def _label_columns(model: Model, found: Measured, i: int) -> dict[str, object]:
     """Return the labels: those without columns of their own go into ``other_labels``."""
     names = model.label_names
     values, initial = found.fit.labels[i, :-1], found.fit.initial[i, :-1]
     covariance = found.fit.covariance[i, :-1, :-1] + np.diag(model.label_floor**2)
     errors, edge = np.sqrt(np.diagonal(covariance)), found.fit.at_edge[i, :-1]
-    columns: dict[str, Any] = {f"flag_{name}_edge": False for name in LABELS}
-    others: dict[str, Any] = {}
+    columns: dict[str, object] = {f"flag_{name}_edge": False for name in LABELS}
+    others: dict[str, object] = {}
     for k, name in enumerate(names):
         if name not in LABELS:
             others[name] = _number(values[k])
@@ -184,7 +183,7 @@ def _label_columns(model: Model, found: Measured, i: int) -> dict[str, Any]:
 
 def _other_columns(
     model: Model, found: Measured, i: int, pixels: Pixels, limit: float
-) -> dict[str, Any]:
+) -> dict[str, object]:
     chi2, n_valid = _number(found.fit.chi2[i]), int(found.n_valid[i])
     reduced_chi2 = None if chi2 is None else chi2 / int(found.fit.n_freedom[i])
     good = pixels.good

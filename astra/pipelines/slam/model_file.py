@@ -88,7 +88,7 @@ _ARRAYS = (
 )  # fmt: skip
 
 
-def _part(kind: type[Part], prefix: str, arrays: dict[str, NDArray[Any]]) -> Part | None:
+def _part(kind: type[Part], prefix: str, arrays: dict[str, NDArray[np.generic]]) -> Part | None:
     """Return what the file says of the validation or of the domain, if it says anything."""
     if f"{prefix}_{fields(kind)[0].name}" not in arrays:
         return None
@@ -101,7 +101,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _read(path: Path) -> tuple[bytes, dict[str, NDArray[Any]]]:
+def _read(path: Path) -> tuple[bytes, dict[str, NDArray[np.generic]]]:
     try:
         content = path.read_bytes()
         with np.load(BytesIO(content), allow_pickle=False) as archive:

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,7 +225,11 @@ def _spectra(
     return names, *_together(each)
 
 
-def _from_file(table: Path, name: str, mjd: float) -> tuple[Any, ...]:
+#: Wavelengths, fluxes and inverse variances, flags if there are any, and whether it is at rest.
+_Read = tuple[Array, Array, Array, NDArray[np.int64] | None, bool]
+
+
+def _from_file(table: Path, name: str, mjd: float) -> _Read:
     path = table.parent / name
     try:
         wanted = Wanted("BOSS", mjd=int(mjd) if np.isfinite(mjd) else None)
@@ -234,11 +237,13 @@ def _from_file(table: Path, name: str, mjd: float) -> tuple[Any, ...]:
     except OSError as error:
         raise UsageError(f"{path}, of {table}: {error.strerror or error}") from error
     arrays = pixels.arrays
-    three = (np.asarray(arrays[name], float) for name in ("wavelength", "flux", "ivar"))
-    return *three, arrays.get("pixel_flags"), pixels.is_at_rest
+    wavelength, flux, ivar = (
+        np.asarray(arrays[name], float) for name in ("wavelength", "flux", "ivar")
+    )
+    return wavelength, flux, ivar, arrays.get("pixel_flags"), pixels.is_at_rest
 
 
-def _from_database(table: Path, name: str, mjd: float) -> tuple[Any, ...]:
+def _from_database(table: Path, name: str, mjd: float) -> _Read:
     from astra.models.spectrum import Spectrum, every_spectrum_model
 
     register = Spectrum.get_or_none(Spectrum.pk == int(name))
@@ -249,8 +254,10 @@ def _from_database(table: Path, name: str, mjd: float) -> tuple[Any, ...]:
     row = model.get(model.spectrum_pk == int(name))
     if row.wavelength is None or row.flux is None or row.ivar is None:
         raise UsageError(f"{table}: spectrum_pk {name} has no wavelength, flux or ivar")
-    three = (np.asarray(array, float) for array in (row.wavelength, row.flux, row.ivar))
-    return *three, row.pixel_flags, row.is_at_rest
+    wavelength, flux, ivar = (
+        np.asarray(array, float) for array in (row.wavelength, row.flux, row.ivar)
+    )
+    return wavelength, flux, ivar, row.pixel_flags, row.is_at_rest
 
 
 def _together(each: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:

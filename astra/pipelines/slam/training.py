@@ -1,11 +1,22 @@
-"""Training: from labelled spectra to a model."""
+"""Training: from labelled spectra to a model.
 
+Each pixel's flux is a support vector regression of the labels with a radial kernel (Zhang et al.
+2020, ApJS 246, 9), here in its least-squares form (Suykens & Vandewalle 1999, Neural Processing
+Letters 9, 293), whose solution is linear in the flux. The width of the kernel, one for all pixels,
+and the ridge of each are those of the least leave-one-out error. Spectra count by their noise.
+Fluxes, and whole spectra, whose leave-one-out error is out of all proportion are rejected. Then
+each spectrum is labelled by a model that has not seen it: this gives the floors of the labels'
+errors and the limits beyond which a spectrum is flagged.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from astra.errors import UsageError
+from astra.errors import UsageError, nearest
 from astra.pipelines.slam.continuum import basis, normalise
 from astra.pipelines.slam.model import Model
 from astra.pipelines.slam.model_file import save
@@ -30,6 +41,31 @@ REST_MASKS = ((4853.0, 4873.0), (6555.0, 6575.0))
 OBSERVED_MASKS = ((5570.0, 5588.0), (6866.0, 6950.0), (7590.0, 7705.0))
 
 
+class Options(TypedDict, total=False):
+    """How to train, where it is not as in :data:`DEFAULTS`."""
+
+    continuum_degree: int  #: of the polynomial that takes out the continuum
+    is_normalised: bool  #: the spectra are divided by their continuum, and are used as they are
+    gammas: tuple[float, ...]  #: widths of the kernel to choose among
+    ridges: tuple[float, ...]  #: to choose among, for each pixel
+    rest_masks: ArrayLike  #: ranges [Angstrom] that fits do not use, in the star's frame, (m, 2)
+    observed_masks: ArrayLike  #: and in the observer's frame, (m, 2)
+    rejects: bool  #: whether spectra and pixels that the others contradict are left out
+    validates: bool  #: whether training spectra are labelled by models that have not seen them
+
+
+DEFAULTS: Options = {
+    "continuum_degree": CONTINUUM_DEGREE,
+    "is_normalised": False,
+    "gammas": GAMMAS,
+    "ridges": RIDGES,
+    "rest_masks": REST_MASKS,
+    "observed_masks": OBSERVED_MASKS,
+    "rejects": True,
+    "validates": True,
+}
+
+
 def train(
     labels: ArrayLike,
     wavelength: ArrayLike,
@@ -38,26 +74,11 @@ def train(
     path: str | Path | None = None,
     *,
     label_names: tuple[str, ...] = ("teff", "logg", "fe_h", "alpha_fe"),
-    continuum_degree: int = CONTINUUM_DEGREE,
-    is_normalised: bool = False,
-    gammas: tuple[float, ...] = GAMMAS,
-    ridges: tuple[float, ...] = RIDGES,
-    rest_masks: ArrayLike = REST_MASKS,
-    observed_masks: ArrayLike = OBSERVED_MASKS,
-    rejects: bool = True,
-    validates: bool = True,
     outside: tuple[ArrayLike, ArrayLike] | None = None,
     description: str = "",
+    **options: Unpack[Options],
 ) -> Model:
-    """Train a model on labelled spectra, and write it to `path` if that is given.
-
-    Each pixel's flux is a support vector regression of the labels with a radial kernel
-    (Zhang et al. 2020, ApJS 246, 9), here in its least-squares form (Suykens & Vandewalle 1999,
-    Neural Processing Letters 9, 293), whose solution is linear in the flux. The width of the
-    kernel, one for all pixels, and the ridge of each are those of the least leave-one-out error.
-    Spectra count by their noise. Fluxes, and whole spectra, whose leave-one-out error is out of
-    all proportion are rejected. Then each spectrum is labelled by a model that has not seen it:
-    this gives the floors of the labels' errors and the limits beyond which a spectrum is flagged.
+    """Train a model on labelled spectra as docs/slam.md says, and write it if `path` is given.
 
     Parameters
     ----------
@@ -66,33 +87,18 @@ def train(
     wavelength : array_like
         Vacuum Angstrom, ascending, shape (P,), the same for all: see resample.py.
     flux, ivar : array_like
-        Spectra at rest and their inverse variances [any unit], shape (N, P). NaN pixels, and
-        those of an ivar that is not positive, are left out of the regression of their pixel.
-        Without `ivar`, all finite pixels count, and are taken to be without noise.
+        Spectra at rest and their inverse variances [any unit], shape (N, P). NaN pixels and those
+        of an ivar that is not positive do not count; without `ivar` all count, as without noise.
     path : str or Path, optional
         File to write, ``.npz``.
     label_names : tuple of str
-        Names of the L labels. Those that ``slam`` has columns for are stored there, the others
-        together in its column ``other_labels``.
-    continuum_degree : int
-        Of the polynomial that takes out the continuum.
-    is_normalised : bool
-        Whether the spectra are divided by their continuum already, and are used as they are.
-    gammas, ridges : tuple of float
-        Widths of the kernel and ridges to choose among [no unit].
-    rest_masks, observed_masks : array_like
-        Ranges of wavelength [Angstrom] that fits do not use, shape (m, 2), in the frame of the
-        star and in that of the observer.
-    rejects : bool
-        Whether spectra and pixels that the others contradict are left out.
-    validates : bool
-        Whether the training spectra are labelled by models that have not seen them: this gives
-        the least errors of labels and the limits of the domain.
+        Names of the L labels.
     outside : tuple of array_like, optional
-        Fluxes and inverse variances, (O, P), of spectra of other kinds, if there are any: the
-        model then knows where its kind ends.
+        Fluxes and ivars (O, P) of spectra of other kinds: the model learns where its kind ends.
     description : str
         A sentence in the file: what the model was trained on.
+    **options : Options
+        How to train, such as ``rejects=False`` to keep outliers: see :class:`Options`.
 
     Returns
     -------
@@ -102,46 +108,105 @@ def train(
     Raises
     ------
     UsageError
-        If the shapes do not fit together, a label is not finite, none varies, or a pixel has
-        fewer than two spectra with data.
+        If shapes do not fit, a label is not finite or does not vary, or a pixel has few data.
 
     Examples
     --------
-    >>> import numpy as np
     >>> from astra.pipelines.slam import synthetic, train
-    >>> rng = np.random.default_rng(1)
-    >>> labels = synthetic.random_labels(rng, 30)
-    >>> spectra = [synthetic.spectrum(star, 50.0, rng) for star in labels]
-    >>> wavelength = spectra[0][0]
-    >>> flux, ivar = (np.array([one[i] for one in spectra]) for i in (1, 2))
-    >>> model = train(labels, wavelength, flux, ivar, "model.npz")  # doctest: +SKIP
+    >>> model = train(*synthetic.training_set(30), path="model.npz")  # doctest: +SKIP
     """
-    try:
-        labels = np.asarray(labels, float)
-    except ValueError as error:
-        raise UsageError(f"labels must be numbers: {error}") from error
-    wavelength, flux = np.asarray(wavelength, float), np.asarray(flux, float)
-    precise = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
-    _check(labels, wavelength, flux, precise, label_names)
-    normal, precision = flux, precise
-    if not is_normalised:
-        normal, precision = normalise(flux, precise, basis(wavelength, continuum_degree))
-    good = np.isfinite(normal) & np.isfinite(precision) & (precision > 0)
-    _check_pixels(good, wavelength)
-    noise = np.where(good & (ivar is not None), 1 / np.where(good, precision, 1.0), 0.0)
+    if unknown := options.keys() - DEFAULTS.keys():
+        raise TypeError(f"train() takes no {min(unknown)!r}. {nearest(min(unknown), DEFAULTS)}")
+    chosen = DEFAULTS | options
+    spectra = _TrainingSet.of(labels, wavelength, flux, ivar, label_names)
+    others = None if outside is None else spectra.of_other_kinds(*outside)
+    cleaned, noise = _cleaned(spectra, chosen)
+    model = _model(spectra, cleaned, noise, chosen, label_names, description)
+    if chosen["validates"]:
+        model = validated(model, cleaned, spectra.labels, spectra.pixels(cleaned.good), others)
+    return model if path is None else save(model, path)
 
-    centre, scale = labels.mean(0), np.where(np.ptp(labels, axis=0) > 0, labels.std(0), 1.0)
-    nodes = (labels - centre) / scale
-    cleaned = clean(nodes, normal, good, noise, gammas, ridges, rejects)
+
+@dataclass(frozen=True, eq=False)
+class _TrainingSet:
+    """Labelled spectra whose shapes fit together."""
+
+    labels: Array  # (N, L)
+    wavelength: Array  # (P,)
+    flux: Array  # (N, P)
+    ivar: Array  # (N, P)
+    has_noise: bool
+
+    @classmethod
+    def of(
+        cls,
+        labels: ArrayLike,
+        wavelength: ArrayLike,
+        flux: ArrayLike,
+        ivar: ArrayLike | None,
+        label_names: tuple[str, ...],
+    ) -> "_TrainingSet":
+        try:
+            labels = np.asarray(labels, float)
+        except ValueError as error:
+            raise UsageError(f"labels must be numbers: {error}") from error
+        wavelength, flux = np.asarray(wavelength, float), np.asarray(flux, float)
+        precise = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
+        _check(labels, wavelength, flux, precise, label_names)
+        return cls(labels, wavelength, flux, precise, ivar is not None)
+
+    def of_other_kinds(self, flux: ArrayLike, ivar: ArrayLike) -> tuple[Array, Array]:
+        """Return spectra of other kinds, (O, P) each, on the pixels of these."""
+        pair, n_pixels = (np.asarray(flux, float), np.asarray(ivar, float)), self.wavelength.size
+        for part in pair:
+            if part.ndim != 2 or part.shape[1] != n_pixels:
+                raise UsageError(
+                    f"spectra of other kinds have shape {part.shape}, not (O, {n_pixels})"
+                )
+        return pair
+
+    def pixels(self, good: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
+        """Return wavelengths, fluxes, and inverse variances that are 0 where not `good`."""
+        return self.wavelength, self.flux, np.where(good, self.ivar, 0.0)
+
+
+def _cleaned(spectra: _TrainingSet, chosen: Options) -> tuple[Cleaned, Array]:
+    """Normalise the spectra, and leave out outliers; return also the variances of the noise."""
+    flux, ivar = spectra.flux, spectra.ivar
+    if not chosen["is_normalised"]:
+        flux, ivar = normalise(flux, ivar, basis(spectra.wavelength, chosen["continuum_degree"]))
+    good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
+    _check_pixels(good, spectra.wavelength)
+    noise = np.where(good & spectra.has_noise, 1 / np.where(good, ivar, 1.0), 0.0)
+    centre, scale = _standard(spectra.labels)
+    nodes = (spectra.labels - centre) / scale
+    choices = chosen["gammas"], chosen["ridges"], chosen["rejects"]
+    return clean(nodes, flux, good, noise, *choices), noise
+
+
+def _standard(labels: Array) -> tuple[Array, Array]:
+    """Return the mean of labels and their standard deviation, 1 for those that do not vary."""
+    return labels.mean(0), np.where(np.ptp(labels, axis=0) > 0, labels.std(0), 1.0)
+
+
+def _model(
+    spectra: _TrainingSet,
+    cleaned: Cleaned,
+    noise: Array,
+    chosen: Options,
+    label_names: tuple[str, ...],
+    description: str,
+) -> Model:
+    """Return the regression of the spectra that were kept as a model, not validated yet."""
     node_weights, components, bias = compress(cleaned.factors, cleaned.solved.flux, cleaned.ridge)
-    nodes = nodes[cleaned.kept]
-    lower, upper = _bounds(labels[cleaned.kept])
-    model = Model(
-        wavelength=wavelength,
+    centre, scale = _standard(spectra.labels)
+    lower, upper = _bounds(spectra.labels[cleaned.kept])
+    return Model(
+        wavelength=spectra.wavelength,
         label_names=tuple(label_names),
         centre=centre,
         scale=scale,
-        nodes=nodes,
+        nodes=cleaned.factors.nodes,
         node_weights=node_weights,
         components=components * cleaned.spread,
         bias=cleaned.middle + bias * cleaned.spread,
@@ -149,22 +214,12 @@ def train(
         gamma=cleaned.gamma,
         lower=lower,
         upper=upper,
-        continuum_degree=continuum_degree,
+        continuum_degree=chosen["continuum_degree"],
         label_floor=np.zeros(len(label_names)),
-        rest_masks=np.asarray(rest_masks, float).reshape(-1, 2),
-        observed_masks=np.asarray(observed_masks, float).reshape(-1, 2),
+        rest_masks=np.asarray(chosen["rest_masks"], float).reshape(-1, 2),
+        observed_masks=np.asarray(chosen["observed_masks"], float).reshape(-1, 2),
         description=description,
     )
-    if validates:
-        observed = (wavelength, flux, np.where(cleaned.good, precise, 0.0))
-        others = outside and (np.asarray(outside[0], float), np.asarray(outside[1], float))
-        for other in others or ():
-            if other.ndim != 2 or other.shape[1] != wavelength.size:
-                raise UsageError(
-                    f"spectra of other kinds have shape {other.shape}, not (O, {wavelength.size})"
-                )
-        model = validated(model, cleaned, labels, observed, others)
-    return model if path is None else save(model, path)
 
 
 def _bounds(labels: Array) -> tuple[Array, Array]:
