@@ -1,10 +1,13 @@
 """Spectra and pixels that training leaves out."""
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
 from astra.pipelines.slam import synthetic
 from astra.pipelines.slam.continuum import basis, normalise
 from astra.pipelines.slam.outliers import clean
+from astra.pipelines.slam.pictures import labels_figure
 from astra.pipelines.slam.synthetic import WAVELENGTH
 from astra.pipelines.slam.training import GAMMAS, RIDGES, train
 from tests.pipelines.spectra import small_set
@@ -35,6 +38,23 @@ def test_wrong_labels_and_bad_pixels_are_left_out_of_the_training():
     truth = clean_model.flux(labels)
     error = np.abs(dirty_model.flux(labels) - truth).mean()
     assert error < 0.7 * np.abs(left.flux(labels) - truth).mean()
+
+
+def test_spectra_that_were_rejected_are_labelled_by_the_model_and_drawn_in_red():
+    rng = np.random.default_rng(3)
+    labels, wavelength, flux = small_set(80)
+    sigma = 0.01 * flux.mean(1, keepdims=True)
+    noisy = flux + rng.normal(0, 1, flux.shape) * sigma
+    true_teff, wrong = labels[:, 0].copy(), [20, 40]
+    labels[wrong, 0] += [1200.0, -1200.0]
+    model = train(labels, wavelength, noisy, np.broadcast_to(sigma**-2, flux.shape))
+    validation = model.validation
+    assert validation.rejected[wrong].all() and validation.flagged[wrong].all()
+    assert validation.fitted[wrong, 0] == pytest.approx(true_teff[wrong], abs=100)
+    figure = labels_figure(Figure, model, validation)
+    red = [c for c in figure.axes[0].containers if c.get_label() == "rejected in training"]
+    points = red[0].lines[0]
+    assert points.get_color() == "tab:red" and set(labels[wrong, 0]) <= set(points.get_xdata())
 
 
 def test_wrong_labels_do_not_hide_each_other():

@@ -21,8 +21,10 @@ LONGEST_STEP = 0.2
 #: reduced chi2 if that is above 1: by 0.03 of the errors that the residuals speak for.
 TOLERANCE = 1e-3
 
-#: A fit in which no step of such a damping helps is given up.
+#: A fit in which no step of such a damping helps ends. It has converged if a full step would gain
+#: less than this share: the single precision of the model hides what is left.
 MOST_DAMPING = 1e8
+TOLERANCE_AT_END = 1e-2
 
 #: A label is at an edge if it is within this share of the label's range of it.
 EDGE = 1e-3
@@ -185,8 +187,10 @@ def _one_step(problem: Problem, search: _Search, which: NDArray[np.int64]) -> ND
     hessian, gradient = _held_at_edges(unit, search.hessian[which], search.gradient[which])
     gain_of_full_step = (gradient * _solved(hessian, gradient, 0.0)).sum(-1)
     excess = search.chi2[which] / (problem.n_pixels - problem.n_parameters)[which]
-    search.converged[which] = gain_of_full_step < TOLERANCE * np.maximum(excess, 1.0)
-    ahead = ~search.converged[which] & (search.damping[which] < MOST_DAMPING)
+    may_go_on = search.damping[which] < MOST_DAMPING
+    tolerance = np.where(may_go_on, TOLERANCE, TOLERANCE_AT_END) * np.maximum(excess, 1.0)
+    search.converged[which] = gain_of_full_step < tolerance
+    ahead = ~search.converged[which] & may_go_on
     which, unit = which[ahead], unit[ahead]
     hessian, gradient = hessian[ahead], gradient[ahead]
     if not which.size:

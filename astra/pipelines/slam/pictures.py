@@ -1,14 +1,18 @@
 """Pictures of a model, with matplotlib: labels of spectra left out, residuals, and fits."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from astra.errors import MissingExtra
 from astra.pipelines.slam.continuum import normalise
 from astra.pipelines.slam.model import Model, Validation
 from astra.pipelines.slam.sample import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: How many spectra are shown beside the model: coolest to hottest, or the like.
 N_FITS = 3
@@ -43,7 +47,7 @@ def draw(model: Model, folder: Path, sample: Sample | None = None) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"model": _model(Figure, model)}
     if model.validation is not None:
-        figures["labels"] = _labels(Figure, model, model.validation)
+        figures["labels"] = labels_figure(Figure, model, model.validation)
     if sample is not None:
         figures["fits"] = _fits(Figure, model, sample)
     paths = []
@@ -53,7 +57,7 @@ def draw(model: Model, folder: Path, sample: Sample | None = None) -> list[Path]
     return paths
 
 
-def _labels(figure_class: Any, model: Model, validation: Validation) -> Any:
+def labels_figure(figure_class: type["Figure"], model: Model, validation: Validation) -> "Figure":
     """Draw fitted against true labels of spectra that were left out, and their errors."""
     n = len(model.label_names)
     figure = figure_class(figsize=(4.5 * n, 6), layout="constrained")
@@ -65,14 +69,10 @@ def _labels(figure_class: Any, model: Model, validation: Validation) -> Any:
         ("rejected in training", rejected, "tab:red"),
     )
     for i, name in enumerate(model.label_names):
-        true, fitted = validation.labels[:, i], validation.fitted[:, i]
         for title, rows, colour in groups:
             if rows.any():
-                style = {"fmt": ".", "color": colour, "elinewidth": 0.7}
-                error = validation.errors[rows, i]
-                axes[0, i].errorbar(true[rows], fitted[rows], error, label=title, **style)
-                axes[1, i].errorbar(true[rows], (fitted - true)[rows], error, **style)
-        ends = [true.min(), true.max()]
+                _points(axes[:, i], validation, i, rows, title, colour)
+        ends = [validation.labels[:, i].min(), validation.labels[:, i].max()]
         axes[0, i].plot(ends, ends, color="black", linewidth=0.8)
         axes[1, i].axhline(0, color="black", linewidth=0.8)
         axes[0, i].set(title=name, ylabel="fitted")
@@ -81,7 +81,25 @@ def _labels(figure_class: Any, model: Model, validation: Validation) -> Any:
     return figure
 
 
-def _model(figure_class: Any, model: Model) -> Any:
+def _points(
+    axes: NDArray[np.object_],
+    validation: Validation,
+    i: int,
+    rows: NDArray[np.bool_],
+    title: str,
+    colour: str,
+) -> None:
+    """Draw label `i` of some spectra; those without a fit are crosses at the lower end."""
+    true, fitted = validation.labels[rows, i], validation.fitted[rows, i]
+    style = {"fmt": ".", "color": colour, "elinewidth": 0.7}
+    axes[0].errorbar(true, fitted, validation.errors[rows, i], label=title, **style)
+    axes[1].errorbar(true, fitted - true, validation.errors[rows, i], **style)
+    lost = true[~np.isfinite(fitted)]
+    place = {"transform": axes[1].get_xaxis_transform(), "in_layout": False, "clip_on": False}
+    axes[1].plot(lost, np.zeros(lost.size), "x", color=colour, **place)
+
+
+def _model(figure_class: type["Figure"], model: Model) -> "Figure":
     """Draw the model along its first label, and its scatter."""
     figure = figure_class(figsize=(11, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -102,9 +120,11 @@ def _model(figure_class: Any, model: Model) -> Any:
     return figure
 
 
-def _fits(figure_class: Any, model: Model, sample: Sample) -> Any:
+def _fits(figure_class: type["Figure"], model: Model, sample: Sample) -> "Figure":
     """Draw some spectra, the model at their labels, and the differences."""
     order = np.argsort(sample.labels[:, 0])
+    if model.validation is not None:
+        order = order[~model.validation.rejected.astype(bool)[order]]
     rows = order[np.linspace(0, len(order) - 1, min(N_FITS, len(order))).astype(int)]
     figure = figure_class(figsize=(11, 3 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]

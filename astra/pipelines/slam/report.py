@@ -69,8 +69,9 @@ def _label(model: Model, i: int) -> LabelReport:
     if model.validation is not None:
         validation = model.validation
         error = validation.fitted[:, i] - validation.labels[:, i]
-        use = np.isfinite(error) & ~validation.rejected.astype(bool)
-        use &= ~near_edges(validation.labels)
+        kept = ~validation.rejected.astype(bool)
+        use = kept & np.isfinite(error)
+        use[kept] &= ~near_edges(validation.labels[kept])
         if use.any():
             error, stated = error[use], validation.errors[use, i]
             scatter, bias = float(np.sqrt((error**2).mean())), float(error.mean())

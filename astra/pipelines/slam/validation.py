@@ -85,7 +85,7 @@ def validated(
 def _left_out(
     model: Model, cleaned: Cleaned, shape: tuple[int, ...], spectra: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array, NDArray[np.bool_], Array]:
-    """Label each kept spectrum by a model without it; rows that were not kept stay NaN."""
+    """Label each spectrum by a model without it: for those that were rejected, the model itself."""
     kept = np.flatnonzero(cleaned.kept)
     folds = np.arange(kept.size) % (kept.size if kept.size <= MOST_SINGLE else N_FOLDS)
     fitted, errors = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -100,6 +100,10 @@ def _left_out(
         errors[out] = measured.fit.errors[:, :-1]
         at_edge[out] = measured.fit.at_edge[:, :-1].any(1)
         mismatch[out], coarse[out] = measured.mismatch2, measured.coarse
+    if kept.size < shape[0]:
+        out = np.flatnonzero(~cleaned.kept)
+        measured = measure(model, _observed(out, *spectra))
+        fitted[out], errors[out] = measured.fit.labels[:, :-1], measured.fit.errors[:, :-1]
     return fitted, errors, mismatch, at_edge, coarse
 
 
