@@ -1,9 +1,9 @@
 """Columns of models: peewee's, arrays, and flags. ``help_text`` is the description of a column.
 
-Models that are subclasses of ``BaseModel`` take a description that is not given from
-:mod:`astra.glossary`.
+Subclasses of ``BaseModel`` take a missing description from :mod:`astra.glossary`.
 """
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ class ArrayField(BlobField):
         np.save(buffer, np.asarray(value), allow_pickle=False)
         return super().db_value(buffer.getvalue())
 
-    def python_value(self, value: Any) -> "np.ndarray | None":
+    def python_value(self, value: bytes | memoryview | None) -> "np.ndarray | None":
         if value is None:
             return None
         import numpy as np
@@ -97,19 +97,19 @@ class PixelArray(ArrayField):
 
     Parameters
     ----------
-    ext : number or name of the table of a FITS file, the row's ``path``, that the array is read
-        from where the row holds none.
+    ext : number or name of a table in the FITS file at the row's ``path``, from which the array is
+        read if the row holds none.
     column_name : the column of that table; by default the name of the field.
-    transform : is applied to what was read.
-    accessor_class : gets and sets the attribute, in the place of peewee's.
-    options : of peewee's fields, such as ``help_text``.
+    transform : a function that is applied to the array that was read.
+    accessor_class : gets and sets the attribute, instead of peewee's.
+    options : those of peewee's fields, such as ``help_text``.
     """
 
     def __init__(
         self,
         ext: int | str | None = None,
         column_name: str | None = None,
-        transform: Any = None,
+        transform: "Callable[[np.ndarray], np.ndarray] | None" = None,
         accessor_class: object = None,
         **options: object,
     ) -> None:
@@ -122,12 +122,12 @@ class PixelArray(ArrayField):
 
 
 class _FromFile(FieldAccessor):
-    """Gives the array of a row, from its file where the row holds none."""
+    """Returns the array of a row; reads it from the row's file if the row holds none."""
 
-    def __get__(self, row: Any, model: type[Model] | None = None) -> Any:
+    def __get__(self, row: Model | None, model: type[Model] | None = None) -> object:
         value = super().__get__(row, model)
-        if value is None and row is not None and row.path:
-            value = row.__data__[self.name] = _read(self.field, str(data_path(row.path)))
+        if value is None and row is not None and (path := getattr(row, "path", None)):
+            value = row.__data__[self.name] = _read(self.field, str(data_path(path)))
         return value
 
 

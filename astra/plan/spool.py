@@ -1,8 +1,8 @@
 """The spool: files of results that an element could not store before it had to end.
 
-A file holds what one attempt yielded and the database did not take. It is stored before anything
-is computed again: by ``astra recover``, by ``resume``, and by the next attempt at the page. It is
-no state: without it, its rows are computed again and nothing else changes.
+A file holds the results of one attempt that the database did not accept. They are stored before
+anything is computed again: by ``astra recover``, ``resume``, and the next attempt at the page. The
+file is not part of the plan's state: without it, its rows are computed again.
 
 The first line is a header with the SHA-256 of the rest; then each line is one row, in JSON.
 """
@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import peewee
@@ -44,26 +43,39 @@ _FORMAT = "astra spool 1"
 
 
 class BadSpool(AstraError):
-    """A spool file that is not whole, or not ours."""
+    """A spool file that is damaged, or of another plan or user."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of a spool file, except for its format."""
+
+    plan: str  # its token
+    page: int
+    attempt: str  # its token
+    rows: int
+    sha256: str  # of the rest of the file
+    many: bool = False  # as in a Target
+    groups: bool = False
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """What became of the spool files of a plan."""
+    """The result of storing the spool files of a plan."""
 
     plan: int
     files: int  # that were stored and removed
     rows: int  # that were stored from them
     passed_over: int  # rows that have ended since, or whose input was modified
-    set_aside: tuple[str, ...] = ()  # files that a later attempt overtook, or that are damaged
+    set_aside: tuple[str, ...] = ()  # files of superseded attempts, and damaged files
 
 
 def save(
     plan: Plan, claim: Claim, checkpoint: Checkpoint, many: bool = False, groups: bool = False
 ) -> Path | None:
-    """Write what was not stored to a file that nobody else can read; None if there is nothing.
+    """Write a checkpoint that was not stored to a file that only the user can read.
 
-    `many` and `groups` say what the results of a row may be, as in a Target.
+    Return its path, or None if no row of it can be written; `many` and `groups` are as in a Target.
 
     Raises
     ------
@@ -74,26 +86,19 @@ def save(
     if not lines:
         return None
     body = "".join(f"{line}\n" for line in lines).encode()
-    header = {
-        "format": _FORMAT,
-        "plan": plan.token,
-        "page": claim.page.number,
-        "attempt": claim.attempt.token,
-        "rows": len(lines),
-        "many": many,
-        "groups": groups,
-        "sha256": hashlib.sha256(body).hexdigest(),
-    }
-    place = spool_folder(plan.folder)
-    check_folder(place)
-    path = place / f"page-{claim.page.number}-attempt-{claim.attempt.pk}.spool"
-    write_whole(path, json.dumps(header).encode() + b"\n" + body)
+    number, digest = claim.page.number, hashlib.sha256(body).hexdigest()
+    header = Header(plan.token, number, claim.attempt.token, len(lines), digest, many, groups)
+    first = json.dumps({"format": _FORMAT, **asdict(header)})
+    folder = spool_folder(plan.folder)
+    check_folder(folder)
+    path = folder / f"page-{number}-attempt-{claim.attempt.pk}.spool"
+    write_whole(path, first.encode() + b"\n" + body)
     return path
 
 
 def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     for yielded in checkpoint.results:
-        # A result that was yielded for no row that was handed over is known by its key alone.
+        # A result of a row that was not handed over could be found by its key only.
         if yielded.handed is None or yielded.handed.key is None:
             continue
         try:
@@ -123,7 +128,7 @@ def _handed(handed: Handed) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """A value as JSON has it; what JSON has no form for stands under its kind."""
+    """Return a value as JSON has it; other types become a mapping from their kind to a text."""
     import numpy as np  # here, as few commands touch an array
 
     if value is None or isinstance(value, str | bool | int | float):
@@ -149,36 +154,41 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} cannot be written to a spool file")
 
 
-_READERS: dict[str, Callable[[Any], object]] = {
+_READERS: dict[str, Callable[[str], object]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "bytes": base64.b64decode,
     "uuid": UUID,
     "decimal": Decimal,
-    "dict": lambda found: {k: _value(v) for k, v in found.items()},
 }
 
 
-def _value(plain: object) -> Any:
+def _value(plain: object) -> object:
+    """Convert a value back that :func:`_plain` has returned."""
     if isinstance(plain, list):
         return [_value(item) for item in plain]
     if isinstance(plain, dict):
         ((kind, content),) = plain.items()
+        if kind == "dict":
+            return {name: _value(value) for name, value in content.items()}
         return _READERS[kind](content)
     return plain
 
 
-#: What the first line of a spool file says beside its format and checksum.
-_HEADER = frozenset(["attempt", "page", "plan", "rows"])
+def _moment(plain: object) -> datetime | None:
+    value = _value(plain)
+    if value is not None and not isinstance(value, datetime):
+        raise ValueError(f"{value!r} is not a time")
+    return value
 
 
-def load_file(path: Path, output: type[OutputModel]) -> tuple[dict[str, Any], Checkpoint]:
-    """The header of a spool file, and what it holds; its results are of the model `output`.
+def load_file(path: Path, output: type[OutputModel]) -> tuple[Header, Checkpoint]:
+    """Read a spool file, with results of the model `output`.
 
     Raises
     ------
     BadSpool
-        If it is not a whole file of this user's.
+        If it is damaged, or belongs to another user.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -190,42 +200,41 @@ def load_file(path: Path, output: type[OutputModel]) -> tuple[dict[str, Any], Ch
     except OSError as error:
         raise BadSpool(f"{path} cannot be read: {error.strerror}") from error
     try:
-        header = json.loads(first)
-        if header["format"] != _FORMAT:
-            raise BadSpool(f"{path} is of the format {header['format']!r}, not {_FORMAT!r}")
-        if hashlib.sha256(body).hexdigest() != header["sha256"]:
+        values = json.loads(first)
+        if (form := values.pop("format")) != _FORMAT:
+            raise BadSpool(f"{path} is of the format {form!r}, not {_FORMAT!r}")
+        header = Header(**values)
+        if hashlib.sha256(body).hexdigest() != header.sha256:
             raise BadSpool(f"{path} is damaged: its checksum does not match")
-        if lacking := _HEADER - header.keys():
-            raise BadSpool(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}")
-        return header, _checkpoint([json.loads(line) for line in body.splitlines()], output)
+        return header, _checkpoint(body.splitlines(), output)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadSpool(f"{path} is damaged: {error}") from error
 
 
-def _checkpoint(rows: list[dict[str, Any]], output: type[OutputModel]) -> Checkpoint:
-    found = Checkpoint()
-    by_key: dict[object, Handed] = {}  # of one row there may be several results
-    for row in rows:
+def _checkpoint(lines: list[bytes], output: type[OutputModel]) -> Checkpoint:
+    checkpoint = Checkpoint()
+    by_key: dict[object, Handed] = {}  # a row may have several results
+    for row in map(json.loads, lines):
         if "failure" in row:
-            values = {**row["failure"], "modified": _value(row["failure"]["modified"])}
-            found.failures.append(Refusal(**values))
+            values = {**row["failure"], "modified": _moment(row["failure"]["modified"])}
+            checkpoint.failures.append(Refusal(**values))
             continue
-        handed = Handed(row["key"], None, _value(row["modified"]), _value(row["read"]))
+        handed = Handed(row["key"], None, _moment(row["modified"]), _moment(row["read"]))
         handed = by_key.setdefault(handed.key, handed)
         if "no_result" in row:
-            found.no_results.append(handed)
+            checkpoint.no_results.append(handed)
             continue
         result = output(**{name: _value(plain) for name, plain in row["result"].items()})
-        found.results.append(Yielded(result, handed))
-    return found
+        checkpoint.results.append(Yielded(result, handed))
+    return checkpoint
 
 
 def recover(plan: Plan, page: int | None = None) -> Recovered:
-    """Store what the elements of a plan spooled, where it is still valid.
+    """Store the spooled results of a plan, as far as they are still valid.
 
-    Valid is what a page's last attempt yielded, for rows that have not ended since and whose
-    input is what it was. A file that a later attempt overtook, or that is damaged, is set aside
-    under another name; its rows are computed again.
+    Results are valid if they are of the page's last attempt, and of rows that have not ended since
+    and were not modified. A file of a superseded attempt, or a damaged one, is renamed and its rows
+    are computed again.
     """
     n_files = n_rows = n_passed = 0
     aside: list[str] = []
@@ -236,17 +245,17 @@ def recover(plan: Plan, page: int | None = None) -> Recovered:
     for path in paths:
         try:
             header, checkpoint = load_file(path, output)
-            if header["plan"] != plan.token:
-                raise BadSpool(f"{path} is of another plan (token {header['plan']})")
+            if header.plan != plan.token:
+                raise BadSpool(f"{path} is of another plan (token {header.plan})")
             stored = _store(plan, header, checkpoint, output)
         except (BadSpool, Superseded) as error:
             if path.exists():
                 log.warning("%s; it is renamed and not used", error)
                 aside += _set_aside(path)
             continue
-        path.unlink(missing_ok=True)  # somebody else may have stored it at the same time
+        path.unlink(missing_ok=True)  # another process may have stored it at the same time
         n_files, n_rows = n_files + 1, n_rows + stored
-        n_passed += header["rows"] - stored
+        n_passed += header.rows - stored
     return Recovered(plan.pk, n_files, n_rows, n_passed, tuple(aside))
 
 
@@ -254,37 +263,35 @@ def _set_aside(path: Path) -> list[str]:
     kept = path.with_suffix(".aside")
     try:
         os.replace(path, kept)
-    except FileNotFoundError:  # somebody else did, at the same time
+    except FileNotFoundError:  # another process renamed it at the same time
         return []
     return [str(kept)]
 
 
-def _store(
-    plan: Plan, header: dict[str, Any], checkpoint: Checkpoint, output: type[OutputModel]
-) -> int:
-    """Store one file's rows as its attempt would have; their number."""
+def _store(plan: Plan, header: Header, checkpoint: Checkpoint, output: type[OutputModel]) -> int:
+    """Store the rows of a file as its attempt would have; return their number."""
     model = load(plan.input_model)
     link = link_of(output, model)
     for yielded in checkpoint.results if not link.is_whole else ():
         if yielded.handed is not None:
             if yielded.handed.bears is None:
                 yielded.handed.bears = link.of_result(yielded.result)
-    query = Page.select().where((Page.plan == plan.pk) & (Page.number == header["page"]))
+    query = Page.select().where((Page.plan == plan.pk) & (Page.number == header.page))
     if dialect().name == "postgresql":
-        query = query.for_update()  # somebody else may be storing the same file
+        query = query.for_update()  # another process may be storing the same file
 
     def work() -> int:
         with writing():
             page = query.clone().first()
-            attempt = Attempt.get_or_none(Attempt.token == header["attempt"])
+            attempt = Attempt.get_or_none(Attempt.token == header.attempt)
             if page is None or attempt is None or page.attempt_pk != attempt.pk:
                 raise Superseded(
-                    f"page {header['page']} of plan {plan.pk} was taken over by a later attempt: "
-                    f"what attempt {header['attempt']} spooled is no longer valid"
+                    f"page {header.page} of plan {plan.pk} was taken over by a later attempt: "
+                    f"the spool file of attempt {header.attempt} is no longer valid"
                 )
             claim = claim_of(page, attempt)
             valid = _valid(model, claim, checkpoint)
-            kinds = header.get("many", False), header.get("groups", False)
+            kinds = header.many, header.groups
             write(valid, target_of(plan, model, output, page.number, *kinds), claim)
             Attempt.update(
                 state=AttemptState.INTERRUPTED.value,
@@ -298,7 +305,7 @@ def _store(
 
 
 def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoint:
-    """Those rows that have not ended since, and whose input is what it was."""
+    """Return the rows that have not ended since, and whose input was not modified."""
     key = key_of(model)
 
     def is_open(k: object) -> bool:

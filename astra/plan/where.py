@@ -1,7 +1,7 @@
-"""``--where``: a condition on the columns of an input table, read with Python's own parser.
+"""``--where``: a condition on the columns of an input table, parsed by Python's own parser.
 
-What it holds becomes an expression of peewee's: names of columns, and literals that travel as
-parameters. Nothing of the text is pasted into SQL. A column that is NULL fulfils no comparison.
+Its columns and literals become an expression of peewee's; literals are passed as parameters, and no
+part of the text is inserted into SQL. A column that is NULL does not meet any comparison.
 """
 
 import ast
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import cast
 from uuid import UUID
 
 import peewee
@@ -22,7 +22,7 @@ from astra.errors import TaskError, nearest
 from astra.models.base import TimeField
 from astra.models.keys import Key
 
-#: A longer text, or one with more levels, is none that a person wrote.
+#: Bounds on the text and on its nesting, which no text that a person writes reaches.
 MOST_CHARACTERS, MOST_LEVELS = 20_000, 40
 
 _KINDS = {
@@ -44,13 +44,16 @@ _ALLOWED = (
 )
 
 
+Literal = bool | int | float | str | datetime | UUID | None
+
+
 @dataclass(frozen=True)
 class _Term:
     """A part of the condition that has a value."""
 
     kind: str
-    sql: Any = None
-    value: Any = None  # of a literal
+    sql: ColumnBase
+    value: Literal = None
     is_literal: bool = False
     is_whole: bool = False
 
@@ -60,12 +63,12 @@ class _Refused(Exception):
 
 
 def condition(model: type[Model], text: str) -> ColumnBase:
-    """The condition of a text, for a query on an input model.
+    """Parse a condition, for a query on an input model.
 
     Raises
     ------
     TaskError
-        If it is anything but a condition on the model's columns; it says what and where.
+        If the text is not a condition on the model's columns.
     """
     try:
         return _Reader(model).condition(_parsed(text), 0)
@@ -97,7 +100,7 @@ class _Reader:
 
     # -- conditions -------------------------------------------------------------------------
 
-    def condition(self, node: ast.expr, level: int) -> Any:
+    def condition(self, node: ast.expr, level: int) -> ColumnBase:
         self._check_level(level)
         if isinstance(node, ast.BoolOp):
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
@@ -110,19 +113,19 @@ class _Reader:
             return _balanced([self._compared(*pair, level) for pair in pairs], operator.and_)
         term = self.term(node, level)
         if term.kind != "true or false" or term.is_literal:
-            raise _Refused(f"{_said(node)} is not a condition: compare it with something")
+            raise _Refused(f"{_quoted(node)} is not a condition: compare it with something")
         return Expression(term.sql, "=", Value(True, converter=False))
 
     def _check_level(self, level: int) -> None:
         if level > MOST_LEVELS:
             raise _Refused(f"it has more than {MOST_LEVELS} levels")
 
-    def _compared(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> object:
+    def _compared(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> ColumnBase:
         if isinstance(how, ast.Is | ast.IsNot):
             term = self.term(left, level + 1)
             if term.is_literal or not (isinstance(right, ast.Constant) and right.value is None):
                 raise _Refused(
-                    f"{_said(left)} is ...: `is` is allowed only before None and after a column"
+                    f"{_quoted(left)} is ...: `is` is allowed only before None and after a column"
                 )
             return term.sql.is_null(isinstance(how, ast.Is))
         if isinstance(how, ast.In | ast.NotIn):
@@ -130,32 +133,36 @@ class _Reader:
         one, other = self.term(left, level + 1), self.term(right, level + 1)
         if one.is_literal and other.is_literal:
             raise _Refused(
-                f"{_said(left)} and {_said(right)} are compared, but neither is a column"
+                f"{_quoted(left)} and {_quoted(right)} are compared, but neither is a column"
             )
         one, other = _fitted(one, other), _fitted(other, one)
         if one.kind == "other" or one.kind != other.kind:
             raise _Refused(
-                f"{_said(left)} ({one.kind}) cannot be compared with {_said(right)} ({other.kind})"
+                f"{_quoted(left)} ({one.kind}) cannot be compared with {_quoted(right)} "
+                f"({other.kind})"
             )
         is_order = not isinstance(how, ast.Eq | ast.NotEq)
         if is_order and one.kind in ("true or false", "UUID"):
-            raise _Refused(f"{_said(left)} has no order: compare it by == or !=")
+            raise _Refused(f"{_quoted(left)} has no order: compare it by == or !=")
         return Expression(one.sql, _COMPARED[type(how)], other.sql)
 
     def _among(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> ColumnBase:
         term = self.term(left, level + 1)
         if not isinstance(right, ast.List | ast.Tuple | ast.Set) or not right.elts:
-            raise _Refused(f"{_said(left)} in {_said(right)}: write a list, such as in [1, 2]")
+            raise _Refused(f"{_quoted(left)} in {_quoted(right)}: write a list, such as in [1, 2]")
         if term.is_literal:
-            raise _Refused(f"{_said(left)} is not a column")
-        found = []
+            raise _Refused(f"{_quoted(left)} is not a column")
+        values = []
         for item in right.elts:
-            one = _fitted(self.term(item, level + 1), term)
-            if not one.is_literal or one.kind != term.kind:
-                raise _Refused(f"{_said(item)} in a list for {_said(left)} is no {term.kind}")
-            found.append(one.sql)
+            value = _fitted(self.term(item, level + 1), term)
+            if not value.is_literal or value.kind != term.kind:
+                raise _Refused(
+                    f"{_quoted(item)} in the list for {_quoted(left)} is not of the type "
+                    f"{term.kind}"
+                )
+            values.append(value.sql)
         op = "IN" if isinstance(how, ast.In) else "NOT IN"
-        return Expression(term.sql, op, EnclosedNodeList(found))
+        return Expression(term.sql, op, EnclosedNodeList(values))
 
     # -- terms ------------------------------------------------------------------------------
 
@@ -167,18 +174,18 @@ class _Reader:
             return self._column(node.id)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             term = self.term(node.operand, level + 1)
-            if not term.is_literal:  # a minus before a column is no literal's
+            if not term.is_literal:  # a sign before a column is a computation
                 op = ast.Sub() if isinstance(node.op, ast.USub) else ast.Add()
                 return self._computed(_literal(0), op, term, node)
-            if term.kind != "number":
-                raise _Refused(f"{_said(node)} is computed, but is not a number")
+            if term.kind != "number" or not isinstance(term.value, int | float):
+                raise _Refused(f"{_quoted(node)} is computed, but is not a number")
             return _literal(-term.value if isinstance(node.op, ast.USub) else term.value)
         if isinstance(node, ast.BinOp) and type(node.op) in _COMPUTED:
             sides = self.term(node.left, level + 1), self.term(node.right, level + 1)
             return self._computed(sides[0], node.op, sides[1], node)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
-            raise _Refused(f"{_said(node)}: write `and`, `or` instead of & and |")
-        raise _Refused(f"{_said(node)} is not allowed: {_ALLOWED}")
+            raise _Refused(f"{_quoted(node)}: write `and`, `or` instead of & and |")
+        raise _Refused(f"{_quoted(node)} is not allowed: {_ALLOWED}")
 
     def _column(self, name: str) -> _Term:
         meta = self.model._meta
@@ -195,20 +202,22 @@ class _Reader:
             return _Term(kind, dialect().as_moment(field))
         return _Term(kind, field)
 
-    def _computed(self, one: _Term, op: Any, other: _Term, node: ast.expr) -> _Term:
+    def _computed(self, one: _Term, op: ast.operator, other: _Term, node: ast.expr) -> _Term:
         if one.kind != "number" or other.kind != "number":
-            raise _Refused(f"{_said(node)} is computed, but not only from numbers")
+            raise _Refused(f"{_quoted(node)} is computed, but not only from numbers")
         if one.is_literal and other.is_literal:
             try:
                 return _literal(_COMPUTED[type(op)][1](one.value, other.value))
             except (ArithmeticError, ValueError) as error:
-                raise _Refused(f"{_said(node)}: {error}") from None
+                raise _Refused(f"{_quoted(node)}: {error}") from None
         is_whole = one.is_whole and other.is_whole
         if isinstance(op, ast.Mod) and not is_whole:
-            raise _Refused(f"{_said(node)}: % is for whole numbers")
+            raise _Refused(f"{_quoted(node)}: % is for whole numbers")
         exact = is_whole and not isinstance(op, ast.Div)
-        # As numeric nothing overflows; a division is one of floats, as in Python.
-        left, right = (t.sql.cast("numeric" if exact else "double precision") for t in (one, other))
+        # The type numeric does not overflow; a division is one of floats, as in Python.
+        kind = "numeric" if exact else "double precision"
+        left: ColumnBase = one.sql.cast(kind)
+        right: ColumnBase = other.sql.cast(kind)
         if isinstance(op, ast.Div | ast.Mod):
             right = fn.NULLIF(right, 0)
         if isinstance(op, ast.Mod):  # with the sign of the divisor, as in Python
@@ -241,30 +250,33 @@ def _has_bytes(text: str) -> bool:
 
 
 def _fitted(term: _Term, other: _Term) -> _Term:
-    """A text that is compared with times or UUIDs is read as one of these."""
+    """Parse a text that is compared with a time or a UUID."""
     if not term.is_literal or term.kind != "text" or other.kind not in ("time", "UUID"):
         return term
     try:
         if other.kind == "UUID":
-            found: object = UUID(term.value)
-            return _Term("UUID", Value(other.sql.db_value(found), converter=False), found, True)
-        at = datetime.fromisoformat(term.value)
+            uuid = UUID(str(term.value))
+            stored = cast("peewee.Field", other.sql).db_value(uuid)
+            return _Term("UUID", Value(stored, converter=False), uuid, True)
+        at = datetime.fromisoformat(str(term.value))
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
         is_ours = isinstance(other.sql, TimeField)
-        found = TimeField().db_value(at if is_ours else dialect().rounded(at))
+        stored = TimeField().db_value(at if is_ours else dialect().rounded(at))
     except (ValueError, OverflowError):
         wanted = "a time, such as '2026-01-31'" if other.kind == "time" else "a UUID"
-        raise _Refused(f"{term.value[:50]!r} is not {wanted}") from None
-    return _Term("time", Value(found, converter=False), at, True)
+        raise _Refused(f"{str(term.value)[:50]!r} is not {wanted}") from None
+    return _Term("time", Value(stored, converter=False), at, True)
 
 
-def _balanced(clauses: Sequence[object], join: Callable[[object, object], object]) -> object:
-    """Clauses joined as a balanced tree: a database bounds the levels of an expression."""
+def _balanced(
+    clauses: Sequence[ColumnBase], join: Callable[[ColumnBase, ColumnBase], ColumnBase]
+) -> ColumnBase:
+    """Join clauses as a balanced tree: a database limits the depth of an expression."""
     if len(clauses) == 1:
         return clauses[0]
     half = len(clauses) // 2
     return join(_balanced(clauses[:half], join), _balanced(clauses[half:], join))
 
 
-def _said(node: ast.expr) -> str:
+def _quoted(node: ast.expr) -> str:
     return f"`{ast.unparse(node)[:80]}`"

@@ -1,7 +1,7 @@
 """Cancel a plan: ask its elements to stop, and release its rows.
 
-A row is free when no attempt can write it any more: at once where none runs, and otherwise when
-the attempt that has its page has ended.
+A row is released when no attempt can write it: immediately if no attempt has its page, otherwise
+when that attempt has ended.
 """
 
 import os
@@ -26,13 +26,13 @@ from astra.states import ALIVE, AttemptState
 from astra.status.pages import PageStatus, slurm_jobs, survey
 from astra.submit.intent import plan_lock, recover_intents
 
-#: Beyond the grace that a row has, how long elements may take to end; and the submitter.
-_PATIENCE_S, _LOCK_S = 5.0, 30.0
+#: How long elements may take to end after the grace of a row; how long to wait for the lock.
+_STOPPING_S, _LOCK_S = 5.0, 30.0
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What cancelling came to; :func:`astra.api.cancel` returns it.
+    """The result of cancelling; :func:`astra.api.cancel` returns it.
 
     Examples
     --------
@@ -51,9 +51,9 @@ class Cancelled:
 
 
 def cancel(plan: int, page: int | None = None) -> Cancelled:
-    """Terminate the elements of a plan, and release its rows; or of one page alone.
+    """Terminate the elements of a plan and release its rows, or terminate the element of a page.
 
-    What they yielded is stored. It can be called again as long as elements have not ended.
+    Yielded results are stored. Call it again if elements have not ended.
 
     Parameters
     ----------
@@ -72,8 +72,8 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
     UsageError
         If there is no such plan or page.
     SlurmError
-        If Slurm could not be notified. The plan is cancelled all the same: elements that run end
-        at their next checkpoint.
+        If Slurm could not be notified. The plan is cancelled nevertheless: running elements end at
+        their next checkpoint.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
         return _cancel_page(frozen, page)
     if _n_pending(frozen) == 0:
         return Cancelled(frozen.pk, (), (), whole=True)
-    # First the mark: an element that starts meanwhile sees it and does nothing.
+    # Mark the plan first: an element that starts in the meantime then does nothing.
     with connection():
         Plan.update(cancelled=SQL(dialect().now_sql)).where(
             (Plan.pk == frozen.pk) & Plan.cancelled.is_null()
@@ -109,10 +109,10 @@ def _n_pending(plan: Plan) -> int:
 
 
 def _end_jobs(plan: Plan) -> list[int]:
-    """Cancel the arrays of a plan that may still live, those too that nobody knows of yet."""
+    """Cancel the arrays of a plan that may be alive, including those whose answer was lost."""
     marked = (
-        f"plan {plan.pk} is cancelled: no further element begins, and those that run end at their "
-        f"next checkpoint, which frees their rows. astra cancel {plan.pk} asks them again"
+        f"plan {plan.pk} is cancelled: no further element begins, and running elements end at "
+        f"their next checkpoint, which releases their rows. astra cancel {plan.pk} asks again"
     )
     deadline = time.monotonic() + _LOCK_S
     while True:
@@ -123,7 +123,7 @@ def _end_jobs(plan: Plan) -> list[int]:
                 for job in alive:
                     client.cancel(job)
             break
-        except BusyError as error:  # a submission ends soon: it asks for the mark before each array
+        except BusyError as error:  # a submission ends soon: it checks the mark before each array
             if time.monotonic() > deadline:
                 raise BusyError(f"{error}. {marked}") from error
             time.sleep(0.2)
@@ -132,14 +132,12 @@ def _end_jobs(plan: Plan) -> list[int]:
             raise kind(f"{error}. {marked}") from error
     if unknown:
         names = ", ".join(submission.job_name for submission in unknown)
-        raise SlurmUnknown(
-            f"whether {names} was made is not known: Slurm does not answer. {marked}"
-        )
+        raise SlurmUnknown(f"{names} may or may not exist: Slurm does not answer. {marked}")
     return [job.job_id for job in alive]
 
 
 def _slurm_jobs(plan: Plan) -> list[parse.JobId]:
-    """Jobs of the plan that may still live."""
+    """Return the jobs of a plan that may be alive."""
     with connection():
         jobs = slurm_jobs(Submission.select().where(Submission.plan == plan.pk))
     if not jobs:
@@ -152,7 +150,7 @@ def _slurm_jobs(plan: Plan) -> list[parse.JobId]:
 
 
 def _running(plan: Plan, numbers: Iterable[int] | None = None) -> list[Attempt]:
-    """Attempts that have a page of the plan, and said nothing of an end."""
+    """Return the attempts that have a page of the plan and have not recorded their end."""
 
     def work() -> list[Attempt]:
         query = (
@@ -172,18 +170,18 @@ def _running(plan: Plan, numbers: Iterable[int] | None = None) -> list[Attempt]:
 def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
     """Ask the elements of the local executor on this machine to stop.
 
-    A process counts as one by its own command line alone: elements write their numbers into the
-    database, where a role that may do so could name any process.
+    Only the command line of a process identifies it as an element: the process ids in the database
+    could be those of any process.
     """
-    ended = []
+    signalled = []
     for attempt in attempts:
         mine = attempt.job_id is None and attempt.host == socket.gethostname()
         if mine and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
             words = command_of(attempt.pid)
             if "run-page" in words and _token_of(attempt) in words:
                 os.kill(attempt.pid, signal.SIGTERM)
-                ended.append(attempt.pid)
-    return ended
+                signalled.append(attempt.pid)
+    return signalled
 
 
 def _token_of(attempt: Attempt) -> str | None:
@@ -193,14 +191,14 @@ def _token_of(attempt: Attempt) -> str | None:
 
 
 def _wait_for_ends(plan: Plan, numbers: Iterable[int] | None = None) -> None:
-    """Give the elements the time that they need to store what they yielded."""
-    deadline = time.monotonic() + settings.current().element.grace_s + _PATIENCE_S
+    """Wait for elements to store their results and end, within the time allowed."""
+    deadline = time.monotonic() + settings.current().element.grace_s + _STOPPING_S
     while _running(plan, numbers) and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
 def _release_dead(plan: Plan) -> None:
-    """Take pages from attempts that Slurm, or this machine, knows to have ended without a word."""
+    """Release the pages of attempts that are known to have ended without a record."""
     if not (running := _running(plan)):
         return
     statuses, _ = survey(plan)
@@ -220,7 +218,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     of_page = (Page.plan == plan.pk) & (Page.number == number)
     with connection():
         waited = Page.update(submission_pk=None, free=None).where(of_page & Page.free).execute()
-        # The element that is asked to stop gives nothing back.
+        # Prevents the element from giving the page back when it stops.
         pulled = Page.update(free=None).where(of_page & ~Page.free).execute()
     if waited:
         return Cancelled(plan.pk, (), (), (number,))
@@ -237,7 +235,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     still = {attempt.page.number for attempt in _running(plan, numbers)}
     ended = [n for n in numbers if n not in still]
     with connection():
-        # Nobody has to wait for Slurm to forget the element: it cannot claim them any more.
+        # The pages are free before Slurm forgets the element, which cannot claim them again.
         Page.update(submission_pk=None).where(
             (Page.plan == plan.pk) & Page.number.in_(ended) & (Page.attempt_pk.is_null() | _ENDED)
         ).execute()
@@ -250,16 +248,15 @@ _ENDED = Page.attempt_pk.in_(
 
 
 def _cancel_element(plan: Plan, page: PageStatus) -> list[str]:
-    """Cancel the element of a page, where it is one of a submission of the plan."""
+    """Cancel the element of a page, if it belongs to a submission of the plan."""
     number, _, index = str(page.job).partition("_")
     with connection():
         of_job = (Submission.plan == plan.pk) & (Submission.job_id == int(number))
-        found = Submission.select().where(of_job).order_by(Submission.pk.desc()).first()
-    if found is None or page.element not in found.elements:
+        submission = Submission.select().where(of_job).order_by(Submission.pk.desc()).first()
+    if submission is None or page.element not in submission.elements:
         raise UsageError(
-            f"page {page.page} is said to be computed by the element {page.element} of job "
-            f"{number}, which plan {plan.pk} did not submit: nothing was cancelled; astra verify "
-            f"{plan.pk}"
+            f"the database assigns page {page.page} to element {page.element} of job {number}, "
+            f"which plan {plan.pk} did not submit: nothing was cancelled; astra verify {plan.pk}"
         )
-    client.cancel(found.job, [int(index)])
+    client.cancel(submission.job, [int(index)])
     return [str(page.job)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from peewee import SQL, fn
 
@@ -21,18 +20,18 @@ from astra.submit.submit import Submitted, refuse_cancelled
 
 @dataclass(frozen=True)
 class Control:
-    """What a plan's elements are asked to do."""
+    """The controls of a plan, which its elements obey."""
 
     plan: int
     paused: bool
     reason: str | None
-    throttle: int | None  # at most so many elements go on to a further page
-    running: int  # pages that are at work; they are not interrupted
-    submitted: Submitted | None = None  # of a plan that continues
+    throttle: int | None  # how many elements may take a further page
+    running: int  # pages that are being processed; they are not interrupted
+    submitted: Submitted | None = None  # when a plan continues
 
 
 def live_plans() -> list[int]:
-    """Plans that have rows left and were not cancelled."""
+    """Return the plans that have pending rows and were not cancelled."""
     left = fn.EXISTS(Page.select(1).where((Page.plan == Plan.pk) & (N_PENDING > 0)))
     with connection():
         query = Plan.select(Plan.pk).where(Plan.cancelled.is_null() & left).order_by(Plan.pk)
@@ -40,12 +39,12 @@ def live_plans() -> list[int]:
 
 
 def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:
-    """Let the elements of some plans take no further page; those at work end theirs."""
+    """Pause plans: their elements finish their pages and take no further ones."""
     values = {"paused": SQL(dialect().now_sql), "pause_reason": reason or f"by {user_name()}"}
     return [_changed(plan, values) for plan in plans]
 
 
-def _changed(number: int, values: dict[str, Any]) -> Control:
+def _changed(number: int, values: dict[str, object]) -> Control:
     plan = get_plan(number)
     refuse_cancelled(plan)
     with connection():
@@ -54,10 +53,10 @@ def _changed(number: int, values: dict[str, Any]) -> Control:
 
 
 def throttle(plan: int, most: int | None) -> Control:
-    """Let at most so many elements of a plan go on to a further page; None for no limit.
+    """Limit how many elements of a plan take a further page; None for no limit.
 
-    Elements beyond it end with their page. Raised, it brings no ended element back: those that
-    wait in the queue begin, and ``resume`` submits what no element is left for.
+    Further elements end with their page. A higher limit does not restart elements that have ended:
+    those in the queue start, and ``resume`` submits the pages that have no element.
     """
     if most is not None and most < 1:
         raise UsageError(f"a throttle of {most}: at least 1; astra pause {plan} stops all elements")
@@ -65,7 +64,7 @@ def throttle(plan: int, most: int | None) -> Control:
 
 
 def continue_plans(plans: Iterable[int]) -> list[Control]:
-    """Let plans that are paused go on: their pages are submitted where no element is left."""
+    """Continue paused plans: submit the pages that have no element."""
     return [_continue(plan) for plan in plans]
 
 
@@ -78,7 +77,7 @@ def _continue(plan: int) -> Control:
 
 
 def recover(plan: int) -> Recovered:
-    """Store what elements of a plan had to leave in spool files, without computing it again."""
+    """Store the results in a plan's spool files, without computing them again."""
     frozen = get_plan(plan)
     with plan_lock(frozen):
         return spool.recover(frozen)

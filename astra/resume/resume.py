@@ -32,37 +32,31 @@ def resume(
     hours: Hours = ALWAYS,
     asked: Asked | None = None,
 ) -> Submitted:
-    """Submit the pages of a plan that are not whole and not alive.
+    """Submit the pages of a plan that are neither done nor alive.
 
-    Called twice, or while elements run, it starts nothing twice. The policy decides, for each page
-    by how its element ended, whether it is submitted again, and with how much more memory or time;
-    pages that it gives up stand in ``left`` of what is returned, with what would take them again.
-    Nodes at which failures gather are left out for a while.
+    Nothing is submitted twice. The retry policy decides for each page how it is submitted again.
 
     Parameters
     ----------
     plan : int
         Number of the plan.
-    failed : bool
-        Take rows again that are recorded as failures.
+    failed, dry_run : bool
+        Also take rows that failed; return the scripts, and submit nothing.
     only : iterable of str
-        Slurm states, such as ``OUT_OF_MEMORY``: only pages whose element ended so, including those
-        that have used up their retries.
+        Only pages whose element ended in one of these Slurm states, even without retries left.
     profile_name : str, optional
-        Profile; by default that of the elements before.
+        Profile; default that of the previous elements.
     options : mapping, optional
-        sbatch's options in snake case, on top of the profile.
-    dry_run : bool
-        Return the scripts, and submit nothing.
+        sbatch's options in snake case, which override the profile's.
     hours : Hours
         When elements may begin, and must have ended.
     asked : tuple, optional
-        What Slurm has just said of the plan; without it, Slurm is asked.
+        Slurm's present answer about the plan; default: Slurm is queried.
 
     Returns
     -------
     Submitted
-        What was submitted, passed over and given up.
+        The pages that were submitted, skipped and given up.
 
     Raises
     ------
@@ -77,9 +71,8 @@ def resume(
     >>> resume(1).pages  # doctest: +SKIP
     3
     """
-    frozen = get_plan(plan)
-    check_ready(frozen)
-    choose_profile(profile_name, options)  # refused before anything is changed
+    check_ready(frozen := get_plan(plan))
+    choose_profile(profile_name, options)  # refuses bad options before anything is changed
     wanted = checked_states(only)
     with hold_plan(frozen):
         pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, asked)
@@ -92,7 +85,7 @@ def resume(
 
 
 def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageStatus]:
-    """Some of the pages; whole ones, whose failures are taken again, as not submitted."""
+    """Return the pages with these numbers; done ones, which are retried, as not submitted."""
     return [
         replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
         for s in statuses
@@ -103,7 +96,7 @@ def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageS
 def _take_steps(
     plan: Plan, steps: list[Next], statuses: Sequence[PageStatus], dry_run: bool, hours: Hours
 ) -> Submitted:
-    """Submit what the policy takes again, away from bad nodes, and record why."""
+    """Submit the pages that the policy retries, exclude bad nodes, and record the ends."""
     if not dry_run:
         exclude_bad_nodes(plan, statuses, steps)
     done = _submit_groups(plan, [n for n in steps if n.step.retry], dry_run, hours)
@@ -113,10 +106,7 @@ def _take_steps(
 
 
 def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -> Submitted:
-    """Submit pages, those together whose elements have the same options.
-
-    These share the throttle, too.
-    """
+    """Submit pages, grouped by the options of their elements; the groups share the throttle."""
     groups: dict[str, list[Next]] = {}
     for n in steps:
         groups.setdefault(repr(n.profile), []).append(n)
@@ -125,11 +115,12 @@ def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -
     least = min((n.profile.throttle for n in steps if n.profile.throttle), default=None)
     throttles = shares(least, [len(group) for group in groups.values()])
     for place, group in enumerate(groups.values()):
-        if done.message:  # a limit of Slurm's: it holds for the others too
+        if done.message:  # a limit of Slurm's, which holds for the other groups too
             break
         if throttles and place >= len(throttles):
-            said = f"the throttle of {least} is used up: the rest comes later"
-            done = replace(done, message=said)
+            done = replace(
+                done, message=f"the throttle of {least} is used up: the rest comes later"
+            )
             break
         chosen = group[0].profile
         if throttles:
@@ -164,7 +155,7 @@ def resume_local(
     row_timeout: float | None = None,
     setup: tuple[str, ...] = (),
 ) -> Submitted:
-    """Run the pages of a plan that are not whole and not alive as processes of this machine.
+    """Run the pages of a plan that are neither done nor alive as processes of this machine.
 
     Parameters
     ----------
@@ -173,7 +164,7 @@ def resume_local(
     n_processes : int
         How many processes run at once.
     failed : bool
-        Take rows again that are recorded as failures.
+        Also take rows that failed.
     progress : callable, optional
         Called with the number of rows that have ended, and of all rows.
     row_timeout : float, optional
@@ -184,7 +175,7 @@ def resume_local(
     Returns
     -------
     Submitted
-        What was run and passed over.
+        The pages that were run and skipped.
 
     Raises
     ------
@@ -220,7 +211,7 @@ def _choose(
     dry_run: bool,
     asked: Asked | None = None,
 ) -> tuple[list[Page], dict[str, int], Sequence[PageStatus]]:
-    """The pages to submit, how many are passed over, by state, and how all of them stood."""
+    """Return the pages to submit, the numbers of others by state, and the states of all pages."""
     statuses, _ = survey(plan, asked)
     chosen: set[int] = set()
     skipped: Counter[str] = Counter()
@@ -258,17 +249,17 @@ def _reset(plan: Plan, numbers: set[int]) -> None:
 
 
 def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:
-    """Slurm states from their names, in either case.
+    """Return Slurm states by their names, in upper or lower case.
 
     Raises
     ------
     UsageError
-        If a name is none of Slurm's.
+        If a name is not a Slurm state.
     """
     known = {state.value for state in SlurmState if state is not SlurmState.ABSENT}
-    found = set()
+    states = set()
     for word in words:
         if word.upper() not in known:
-            raise UsageError(f"--only {word}: no state of Slurm's. {nearest(word.upper(), known)}")
-        found.add(SlurmState(word.upper()))
-    return frozenset(found)
+            raise UsageError(f"--only {word}: not a Slurm state. {nearest(word.upper(), known)}")
+        states.add(SlurmState(word.upper()))
+    return frozenset(states)

@@ -1,7 +1,7 @@
-"""An intent: what is about to be submitted, committed before sbatch is called.
+"""An intent: the record of a submission, committed before sbatch is called.
 
-Its token is part of the job's name. Where sbatch's answer was lost, the job is looked up
-by that name, and sent again only when it is established that there is none.
+Its token is part of the job's name. If the answer of sbatch is lost, the job is looked up by that
+name, and submitted again only when it certainly does not exist.
 """
 
 import json
@@ -35,18 +35,20 @@ from astra.slurm.refusals import at_limit
 log = logging.getLogger(__name__)
 
 
-#: Pauses between looking a job up whose answer was lost: slurmctld may still be at it.
+#: Pauses before each search for a job whose answer was lost: slurmctld may still create it.
 _LOOK_AGAIN_S = (0.5, 1.0, 2.0, 4.0)
 
 
 @contextmanager
 def plan_lock(plan: Plan) -> Iterator[None]:
-    """One process at a time submits, resumes or cancels a plan; freed when it dies.
+    """Lock a plan: one process at a time submits, resumes or cancels it.
+
+    The lock is released when the process dies.
 
     Raises
     ------
     BusyError
-        If another one is at it.
+        If another process holds the lock.
     """
     check_archive()
     what = f"submits, resumes or cancels plan {plan.pk}"
@@ -56,9 +58,9 @@ def plan_lock(plan: Plan) -> Iterator[None]:
 
 @contextmanager
 def hold_plan(plan: Plan) -> Iterator[None]:
-    """Hold a plan's lock, with lost submissions cleared up and spooled results stored.
+    """Lock a plan, resolve its lost submissions, and store its spooled results.
 
-    Whoever holds it may start elements, which import the plan's code as the user of this process.
+    The holder may start elements, which import the plan's code with the user's privileges.
     """
     check_trust(plan, plan.cwd)
     with plan_lock(plan):
@@ -76,7 +78,7 @@ def new_submission(
     chosen: Profile | None = None,
     pulls: bool = False,
 ) -> Submission:
-    """A submission with a token of its own, which is not stored yet."""
+    """Return a submission with its own token, which is not stored yet."""
     token = secrets.token_hex(6)
     local = kind == "local"
     return Submission(
@@ -109,14 +111,14 @@ def _describe(chosen: Profile) -> dict[str, object]:
 
 
 def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
-    """Commit what is about to be submitted, and give it the pages.
+    """Commit a submission, and assign the pages to it.
 
     Raises
     ------
     UsageError
-        If the plan was cancelled meanwhile.
+        If the plan was cancelled in the meantime.
     BusyError
-        If another process submitted one of them meanwhile: this one no longer held the plan.
+        If another process submitted one of the pages, since this one no longer held the lock.
     """
     pages = list(pages)
     holders = {page.submission_pk for page in pages}
@@ -124,14 +126,14 @@ def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
 
 
 def commit_intent(submission: Submission, pages: list[int], holders: Set[int | None]) -> None:
-    """As :func:`make_intent`, of pages by their numbers, which were seen with one of `holders`."""
+    """Commit a submission of pages by their numbers, whose submission was one of `holders`."""
     plan, tries = submission.plan, count()
 
     def work() -> None:
         with writing():
             if next(tries):
                 known = Submission.select(Submission.pk).where(Submission.token == submission.token)
-                if (pk := known.scalar()) is not None:  # only the answer to the commit was lost
+                if (pk := known.scalar()) is not None:  # only the answer of the commit was lost
                     submission.pk = pk
                     return
             submission.pk = None  # type: ignore[assignment]
@@ -142,9 +144,9 @@ def commit_intent(submission: Submission, pages: list[int], holders: Set[int | N
 
 
 def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Submission) -> None:
-    """Pages whose submission is one of `holders` are this one's now."""
+    """Assign pages to a submission, if their present one is among `holders`."""
     first, last = min(pages, default=1), max(pages, default=0)
-    given = Page.number.between(first, last)  # which an index finds, whatever their number
+    given = Page.number.between(first, last)  # an index finds them, however many
     if len(pages) <= last - first:
         given &= dialect().among(Page.number, pages)
     as_seen = Page.submission_pk.in_([pk for pk in holders if pk is not None])
@@ -161,7 +163,7 @@ def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Su
             raise UsageError(f"plan {plan.pk} was cancelled in the meantime; nothing is submitted")
         raise BusyError(
             f"another process submitted {len(pages) - changed} of these pages of plan {plan.pk} "
-            f"meanwhile, and this one submits none of them; see astra status {plan.pk}"
+            f"in the meantime; this one submits none of them: astra status {plan.pk}"
         )
 
 
@@ -174,15 +176,15 @@ def send(
     args: Sequence[str] = (),
     begun: Callable[[], parse.JobId] | None = None,
 ) -> parse.JobId:
-    """Call sbatch; look the job up where its answer was lost; send again only what is absent.
+    """Call sbatch; if its answer is lost, look the job up, and call again if there is none.
 
     Parameters
     ----------
-    job_name, cluster : by which the job is found; no other has the name.
-    kept : what becomes of it if it is not found out whether the job exists.
-    choose : one of several jobs of the name.
+    job_name, cluster : identify the job; no other job has the name.
+    kept : the end of the message if it remains unknown whether the job exists.
+    choose : chooses one of several jobs with the name.
     args : further arguments of sbatch.
-    begun : waits for the answer of an sbatch that was called before.
+    begun : waits for the answer of an earlier call of sbatch.
     """
     now = partial(client.submit, path, args)
     for call, again in ((begun or now, True), (now, False)):
@@ -191,14 +193,14 @@ def send(
         except SlurmUnknown as lost:
             log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
             try:
-                found = _look_up(job_name, cluster)
+                jobs = _look_up(job_name, cluster)
             except SlurmUnknown as unknown:
                 raise SlurmUnknown(
-                    f"sbatch gave no clear answer ({lost}), and whether it made the job is not "
-                    f"known: {unknown}; {kept}"
+                    f"sbatch gave no clear answer ({lost}), so the job may or may not exist: "
+                    f"{unknown}; {kept}"
                 ) from lost
-            if found:
-                return choose(found)
+            if jobs:
+                return choose(jobs)
             if limit := at_limit(str(lost)):
                 raise limit from lost
             if not again:
@@ -207,36 +209,35 @@ def send(
 
 
 def _look_up(job_name: str, cluster: str | None) -> list[parse.JobId]:
-    """The jobs of a name; none when it is established that there is none."""
+    """Return the jobs with a name; none if they certainly do not exist."""
     for pause_s in _LOOK_AGAIN_S:
         time.sleep(pause_s)
-        if found := client.find(job_name, cluster):
-            return found
+        if jobs := client.find(job_name, cluster):
+            return jobs
     return []
 
 
-def one_of(submission: Submission, found: list[parse.JobId]) -> parse.JobId:
-    """The first array of a name; further ones could do nothing, and are cancelled."""
+def one_of(submission: Submission, jobs: list[parse.JobId]) -> parse.JobId:
+    """Return the first array of a name; cancel further ones, whose elements could do nothing."""
     with connection():
         bound = Submission.get_by_id(submission.pk).job_id
-    kept = next((job for job in found if job.job_id == bound), min(found, key=lambda j: j.job_id))
-    others = [job for job in found if job != kept]
-    if others:
-        for job in others:
+    kept = next((job for job in jobs if job.job_id == bound), min(jobs, key=lambda j: j.job_id))
+    for job in jobs:
+        if job != kept:
             client.cancel(job)
     return kept
 
 
-def adopt(submission: Submission, found: parse.JobId) -> None:
-    """The submission is this job, if it is not bound to another yet."""
-    job_id = fn.COALESCE(Submission.job_id, found.job_id)
-    home = {"cluster_name": found.cluster} if found.cluster else {}
-    query = Submission.update(state="submitted", cluster=found.cluster, job_id=job_id, **home)
+def adopt(submission: Submission, job: parse.JobId) -> None:
+    """Bind a submission to a job, unless it is bound to another."""
+    job_id = fn.COALESCE(Submission.job_id, job.job_id)
+    home = {"cluster_name": job.cluster} if job.cluster else {}
+    query = Submission.update(state="submitted", cluster=job.cluster, job_id=job_id, **home)
     retrying(query.where(Submission.pk == submission.pk).execute, bound_s=30)
 
 
 def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
-    """Take the pages back from a submission that came to nothing."""
+    """End a submission that failed, and take its pages back."""
     message = hide(message) if message else None
 
     def work() -> None:
@@ -252,9 +253,9 @@ def withdraw(submission: Submission, state: str, message: str | None = None) -> 
 
 
 def recover_intents(plan: Plan) -> list[Submission]:
-    """Clear up submissions whose sender died, or whose answer was lost; the plan is locked.
+    """Resolve submissions whose process died or whose answer was lost; the plan is locked.
 
-    Returns those of which it is still not known whether their job exists.
+    Return the submissions whose job may or may not exist.
     """
     with connection():
         intents = list(
@@ -267,7 +268,7 @@ def recover_intents(plan: Plan) -> list[Submission]:
     unknown = []
     for submission in intents:
         try:
-            found = client.find(
+            jobs = client.find(
                 submission.job_name,
                 submission.cluster,
                 home=submission.cluster_name,
@@ -276,8 +277,8 @@ def recover_intents(plan: Plan) -> list[Submission]:
         except SlurmUnknown:
             unknown.append(submission)
             continue
-        if found:
-            adopt(submission, one_of(submission, found))
+        if jobs:
+            adopt(submission, one_of(submission, jobs))
         else:
             withdraw(submission, "absent")
     return unknown

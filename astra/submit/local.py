@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from peewee import fn
 
@@ -24,6 +24,9 @@ from astra.submit.submit import Submitted
 log = logging.getLogger(__name__)
 
 
+#: What handles a signal, as :func:`signal.signal` has it.
+Handler = Callable[[int, FrameType | None], object] | int | None
+
 #: How often the processes are checked, and progress is reported.
 _LOOK_S = 0.1
 
@@ -32,7 +35,7 @@ _STORING_S = 20.0
 
 
 def start_local(plan: Plan, pages: list[Page]) -> Submission:
-    """Give pages to this process, which is to run them; the plan is locked."""
+    """Store a submission of pages to this process; the plan is locked."""
     check_folder(run_folder(plan.folder) / "logs")
     submission = new_submission(plan, [page.number for page in pages], 0, 1, "local", pulls=True)
     make_intent(submission, pages)
@@ -48,13 +51,13 @@ def run_local(
     row_timeout: float | None = None,
     setup: tuple[str, ...] = (),
 ) -> Submitted:
-    """Run pages in `n_processes` processes at a time, until none is free any more.
+    """Run pages in `n_processes` processes at a time, until no page is free.
 
     Parameters
     ----------
     plan, submission : from :func:`start_local`; no lock is held while elements run.
-    pages : to be run. There may be an element for each; those that begin take what is free.
-    progress : called now and then with (ended rows, rows) of the plan.
+    pages : the pages to run. At most one element starts for each; an element takes any free page.
+    progress : called regularly with the numbers of ended rows and of all rows of the plan.
     row_timeout : longest time for a row, in seconds; without it the configured one.
     setup : lines of shell that each process runs first; the first that fails ends it.
 
@@ -104,7 +107,7 @@ def end_submission(submission: Submission) -> None:
     try:
         retrying(query.execute, bound_s=30)
     except DatabaseError as error:
-        # Nothing hangs on it: its processes, and then this one, are seen to be gone.
+        # Nothing depends on it: a status finds that the processes are gone.
         log.warning("the end of the local run could not be recorded: %s", error)
 
 
@@ -120,7 +123,7 @@ def _drive(
     while (queue or pool.running) and not pool.stopped:
         while queue and len(pool.running) < n_processes and not pool.stopped:
             pool.start(queue.pop(0))
-        if pool.reap():  # an element that ends well has found no page that is free
+        if pool.reap():  # an element that succeeds has found no free page
             queue.clear()
         if time.monotonic() - shown > 0.5:
             _report_progress(plan, progress)
@@ -173,7 +176,7 @@ class _Pool:
         settings = config.current()
         if settings.path is not None:
             environment["ASTRA_CONFIG"] = str(settings.path)
-        # The process works in the plan's folder: what is relative to this one's must not change.
+        # The process runs in the plan's folder, so that relative paths become absolute here.
         environment["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment.setdefault(name, "1")
@@ -181,7 +184,7 @@ class _Pool:
             del environment[name]
         cwd = self.plan.cwd if Path(self.plan.cwd).is_dir() else None
         with open_to_append(log_path) as log_file:
-            # A session of its own: Ctrl-C reaches this process alone, which passes it on.
+            # In a session of its own: Ctrl-C reaches only this process, which passes it on.
             self.running[element] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
                 env=environment, cwd=cwd, start_new_session=True, umask=umask_without_write(),
@@ -189,15 +192,15 @@ class _Pool:
 
     def reap(self) -> bool:
         """Collect ended elements; return whether one of them succeeded."""
-        ended_well = False
+        succeeded = False
         for element, process in list(self.running.items()):
             if process.poll() is not None:
                 del self.running[element]
                 if process.returncode:
                     self.bad[element] = process.returncode
                 else:
-                    ended_well = True
-        return ended_well
+                    succeeded = True
+        return succeeded
 
     def ask_to_stop(self) -> None:
         self.stopped = True
@@ -219,7 +222,9 @@ class _Pool:
         self.running.clear()
 
 
-def _stop_on_signals(pool: _Pool) -> dict[int, Any]:
+def _stop_on_signals(pool: _Pool) -> dict[int, Handler]:
+    """Handle SIGINT and SIGTERM by stopping the pool; return the previous handlers."""
+
     def on_signal(number: int, frame: object) -> None:
         """Ask the elements to stop at the first signal; kill them at the second."""
         pool.at_once, pool.stop_requested = pool.stop_requested, True

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from astra.config import profiles, secrets
 from astra.config import settings as config
@@ -17,13 +17,25 @@ from astra.submit.arrays import Slice
 from astra.submit.hours import Hours
 
 
+class _Common(TypedDict):
+    """What the scripts of all jobs have in common."""
+
+    job_name: str
+    log_path: str
+    chdir: str
+    python: tuple[str, ...]
+    directives: tuple[tuple[str, str | None], ...]
+    setup: tuple[str, ...]
+    environment: dict[str, str]
+
+
 def write_script(submission: Submission, text: str) -> Path:
     path = Path(submission.script or "")
     write_whole(path, text, 0o700)
     return path
 
 
-def _render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, hours: Hours) -> str:
+def render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, hours: Hours) -> str:
     return script.render(
         chosen.template,
         script.ElementScript(
@@ -54,7 +66,7 @@ def render_job(
 
 def _common(
     chosen: Profile, job_name: str, cwd: str, logs: Path, log_name: str = "%A_%a.log"
-) -> dict[str, Any]:
+) -> _Common:
     return {
         "job_name": job_name, "log_path": script.log_pattern(logs, log_name),
         "chdir": cwd if Path(cwd).is_dir() else str(Path.cwd()), "python": chosen.python,
@@ -64,7 +76,7 @@ def _common(
 
 
 def check_export(chosen: Profile) -> None:
-    """Refuse a profile whose elements would not be given the password of the database.
+    """Refuse a profile that would keep the password of the database from its elements.
 
     Raises
     ------
@@ -93,17 +105,17 @@ def _is_in_environment_alone() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """What a job needs to find the same configuration; never a secret."""
-    found: dict[str, str] = {}
+    """Return the variables with which a job finds the same configuration; never a secret."""
+    variables: dict[str, str] = {}
     settings = config.current()
     if settings.path:
-        found["ASTRA_CONFIG"] = str(settings.path)
-    # A URL with a password travels in the environment that sbatch passes on, not in the script.
+        variables["ASTRA_CONFIG"] = str(settings.path)
+    # A URL with a password is in the environment that sbatch passes on, not in the script.
     from_file = settings.source("database.url") == str(settings.path)
     if not from_file and not _is_in_environment_alone():
-        found["ASTRA_DATABASE_URL"] = url()
-    found["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
+        variables["ASTRA_DATABASE_URL"] = url()
+    variables["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
     for name in ("PYTHONPATH", "PGSERVICEFILE", "PGSERVICE", "PGPASSFILE"):
         if os.environ.get(name):
-            found[name] = os.environ[name]
-    return found
+            variables[name] = os.environ[name]
+    return variables

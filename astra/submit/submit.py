@@ -30,7 +30,7 @@ from astra.submit.intent import (
     send,
     withdraw,
 )
-from astra.submit.render import _render, check_export, write_script
+from astra.submit.render import check_export, render, write_script
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +300,7 @@ def _intend(
     if submission.cluster is None:
         submission.cluster_name = limits.here().name
     # What a template or a folder may refuse is refused before an intent is left behind.
-    text = _render(plan, started, sent, submission, hours)
+    text = render(plan, started, sent, submission, hours)
     folder = run_folder(plan.folder)
     submission.script = str(folder / f"{submission.job_name}.sh")
     submission.log_folder = str(folder / "logs")
@@ -344,7 +344,7 @@ def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
     path = run_folder(plan.folder) / f"{submission.job_name}.sh"
     return Job(
         None, script_module.array_spec(piece.indices(), chosen.throttle), piece.offset,
-        len(piece.pages), str(path), _render(plan, piece, chosen, submission, hours),
+        len(piece.pages), str(path), render(plan, piece, chosen, submission, hours),
         ("sbatch", "--parsable", str(path)),
     )  # fmt: skip
 

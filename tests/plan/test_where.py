@@ -148,7 +148,7 @@ def test_times_uuids_and_null(table):
         ("n in 5", "write a list"),
         ("n in []", "write a list"),
         ("'M' in name", "write a list"),
-        ("n in [1, 'a']", "is no number"),
+        ("n in [1, 'a']", "is not of the type number"),
         ("n & 4", "write `and`"),
         ("day > 'yesterday'", "is not a time"),
         ("uid == 'x'", "is not a UUID"),
