@@ -1,8 +1,8 @@
 """Submit jobs to Slurm, query their states, and cancel them.
 
-What reads the answers is pure: text in, value out. An unanswered query is never treated as an
-answer: :class:`~astra.errors.SlurmUnknown` where it is not known whether a job exists, a state of
-None where it is not known whether an element lives.
+An unanswered query is never treated as an answer: :class:`~astra.errors.SlurmUnknown` is raised
+where it is unknown whether a job exists, and an element's state is None where it is unknown whether
+the element is alive.
 """
 
 import math
@@ -51,7 +51,7 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
     Raises
     ------
     SlurmRefused
-        If Slurm said no; the message has its words and what to change.
+        If Slurm refused the job; the message quotes it, and says what to change.
     SlurmUnknown
         If it is not known whether the job exists: look for it with :func:`find`.
     """
@@ -59,11 +59,11 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
         words = ["sbatch", "--parsable", *args, str(script)]
         output = _pace.call(script.parent, lambda: run(words, env=env))
     except Failed as failed:
-        if made := parse_submission(failed.output):
-            return made  # it complained, and made the job all the same
+        if job := parse_submission(failed.output):
+            return job  # sbatch failed, but had created the job
         raise refusal(failed.words) from None
-    if made := parse_submission(output):
-        return made
+    if job := parse_submission(output):
+        return job
     raise SlurmUnknown(f"sbatch succeeded, but printed {output.strip()[:200]!r} and no job id")
 
 
@@ -73,7 +73,7 @@ def try_options(options: Iterable[tuple[str, str | None]]) -> None:
     Raises
     ------
     SlurmRefused
-        If it would refuse the job; the message has its words and what to change.
+        If it would refuse the job; the message quotes it, and says what to change.
     SlurmUnknown
         If there is no answer.
     """
@@ -85,15 +85,15 @@ def try_options(options: Iterable[tuple[str, str | None]]) -> None:
 
 
 class _Pace:
-    """sbatch is called with pauses, which slurmctld uses for others.
+    """Pauses between calls of sbatch, in which slurmctld can serve others.
 
-    The arrays of one plan, whose scripts lie in one folder, follow one another closely where it
-    answers at once; a call that takes a second is followed by a pause of one, and a call that
-    takes two by one of four.
+    The arrays of one plan, whose scripts are in one folder, are submitted without pauses while
+    slurmctld answers at once; a call that takes one second is followed by a pause of one second,
+    and a call that takes two by one of four.
     """
 
-    next_s = -math.inf  # by the monotonic clock: the next call is not to begin sooner
-    floor_s = -math.inf  # the same for a script of another folder
+    next_s = -math.inf  # on the monotonic clock: the earliest start of the next call
+    floor_s = -math.inf  # the same for a script in another folder
     folder: Path | None = None
 
     def call(self, folder: Path, work: Callable[[], str]) -> str:
@@ -120,15 +120,18 @@ def find(
     home: str | None = None,
     user: str | None = None,
 ) -> list[JobId]:
-    """The jobs of exactly that name which a `user` submitted, ended ones included.
+    """Return the jobs of exactly that name which a `user` submitted, ended ones included.
 
-    `clusters` is as sbatch's ``--clusters`` has it: one of these took the job. Without it the job
-    went to the cluster `home`, or to this machine's. Without `user` it is the caller.
+    Parameters
+    ----------
+    clusters : as for sbatch's ``--clusters``: one of these took the job. Without it, the cluster
+        `home` did, or that of this machine.
+    user : by default, the caller.
 
     Raises
     ------
     SlurmUnknown
-        If squeue gives no answer, or would not show the jobs of that user.
+        If squeue does not answer, or would not show the jobs of that user.
     """
     clusters = clusters or _if_elsewhere(home, env)
     is_mine = user in (None, user_name())
@@ -138,23 +141,23 @@ def find(
         text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *mine], env=env)
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.words}") from None
-    if not (found := _named(text, job_name)):
+    if not (jobs := _named(text, job_name)):
         period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName,Cluster"]
         try:
             text = run(["sacct", "-n", "-X", "-P", *period, *mine], env=env)
         except SlurmError:
-            return []  # no accounting: squeue has answered, and knows of none
-        found = _named(text, job_name)
-    if not found and not is_mine and os.geteuid() != 0 and here(env).is_private:
+            return []  # without accounting: squeue has answered, and lists none
+        jobs = _named(text, job_name)
+    if not jobs and not is_mine and os.geteuid() != 0 and here(env).is_private:
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {user} ask")
     return [
         JobId(job_id, cluster if clusters else None, job_name, user=user)
-        for job_id, cluster in sorted(found)
+        for job_id, cluster in sorted(jobs)
     ]
 
 
 def _named(text: str, job_name: str) -> set[tuple[int, str]]:
-    """Jobs of a name, each with its cluster."""
+    """Return the numbers of jobs of a name, each with its cluster."""
     lines = (line.split("|") for line in text.splitlines() if line.count("|") >= 2)
     return {
         (int(re.split(r"[_+]", job_id)[0]), cluster.strip())
@@ -169,73 +172,75 @@ def elements(
     again: bool = True,
     recent_s: float = 0.0,
 ) -> Answer:
-    """What Slurm says of all elements of some jobs: one squeue, one sacct for each cluster.
+    """Query the states of all elements of some jobs: one squeue and one sacct for each cluster.
 
-    squeue decides what lives. What has left its memory is taken from sacct, which may lag: an
-    element that sacct calls alive and squeue, asked `again`, does not know is unknown.
+    squeue decides which elements are alive. Those that have left its memory are taken from sacct,
+    which may lag: an element that sacct calls alive and squeue, queried `again`, does not list is
+    unknown.
 
-    Those who only look take answers that are `recent_s` seconds old; who acts upon them does not.
+    Commands that only show states accept output that is `recent_s` seconds old; those that act on
+    them do not.
     """
     parts = _by_cluster(jobs)
     asks = partial(run, env=env, recent_s=recent_s)
-    found = []
+    answers = []
     for cluster, part in parts:
         answer = _elements(part, cluster, asks, again)
-        found += _asked_elsewhere(part, answer, asks, env, again) if cluster is None else [answer]
+        answers += _asked_elsewhere(part, answer, asks, env, again) if cluster is None else [answer]
     return Answer(
-        executions=_merged(answer.executions for answer in found),
-        queue=all(answer.queue for answer in found),
-        accounting=all(answer.accounting for answer in found),
-        unsettled=frozenset().union(*(answer.unsettled for answer in found)),
-        notes=tuple(note for answer in found for note in answer.notes),
+        executions=_merged(answer.executions for answer in answers),
+        queue=all(answer.queue for answer in answers),
+        accounting=all(answer.accounting for answer in answers),
+        unsettled=frozenset().union(*(answer.unsettled for answer in answers)),
+        notes=tuple(note for answer in answers for note in answer.notes),
         jobs=frozenset(job.key for _, part in parts for job in part),
-        queued=frozenset().union(*(answer.queued for answer in found)),
+        queued=frozenset().union(*(answer.queued for answer in answers)),
     )
 
 
 def _merged(parts: Iterable[Mapping[Key, Execution]]) -> Mapping[Key, Execution]:
-    """Of several arrays' elements one mapping: there may be 100,000, and mostly one part."""
-    found: Mapping[Key, Execution] = {}
+    """Merge the elements of several arrays; most often there is one part, of up to 100,000."""
+    merged: Mapping[Key, Execution] = {}
     for part in parts:
-        found = {**found, **part} if found else part
-    return found
+        merged = {**merged, **part} if merged else part
+    return merged
 
 
 def _by_cluster(jobs: Iterable[int | JobId]) -> list[tuple[str | None, list[JobId]]]:
-    found: dict[str | None, dict[int | str, JobId]] = {}
+    by_cluster: dict[str | None, dict[int | str, JobId]] = {}
     for job in jobs:
         job = job if isinstance(job, JobId) else JobId(job)
-        found.setdefault(job.cluster, {})[job.key] = job
-    return [(cluster, sorted(part.values())) for cluster, part in found.items()]
+        by_cluster.setdefault(job.cluster, {})[job.key] = job
+    return [(cluster, sorted(part.values())) for cluster, part in by_cluster.items()]
 
 
-#: Numbers of jobs lie below. Slurm's commands refuse a whole list for one that does not.
+#: Job ids are below this. Slurm's commands refuse a whole list if one of them is not.
 _JOB_IDS_BELOW = 2**32
 
 
 def _ids(jobs: Iterable[JobId]) -> list[int]:
-    """The numbers of jobs; those that Slurm cannot have given are left out."""
+    """Return the ids of jobs, without those that Slurm cannot have assigned."""
     return sorted({job.job_id for job in jobs if 0 < job.job_id < _JOB_IDS_BELOW})
 
 
 def _names(jobs: Iterable[JobId]) -> Names:
-    found: dict[int, set[str]] = {}
+    names: dict[int, set[str]] = {}
     for job in jobs:
         if job.name is not None:
-            found.setdefault(job.job_id, set()).add(job.name)
-    return found
+            names.setdefault(job.job_id, set()).add(job.name)
+    return names
 
 
 def _asked_elsewhere(
     jobs: Sequence[JobId], answer: Answer, asks: Asks, env: Mapping[str, str] | None, again: bool
 ) -> list[Answer]:
-    """The answer, and those of other clusters about jobs that this one did not take.
+    """Return the answer, and those of other clusters about jobs that this one did not take.
 
-    That a job is absent counts only where it would be seen: on the cluster that took it, by a
+    A job counts as absent only if it would have been listed: on the cluster that took it, to a
     user who may see it.
     """
-    seen = {job for job, _ in answer.executions}
-    silent = [job for job in jobs if job.key not in seen and answer.queue]
+    listed = {job for job, _ in answer.executions}
+    silent = [job for job in jobs if job.key not in listed and answer.queue]
     if not any(job.home or job.user for job in silent):
         return [answer]
     try:
@@ -301,8 +306,8 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
         shown = frozenset(job for job, _ in queued)
         silent = [job for job in jobs if job.key not in shown and _ids([job])]
-        # A squeue that says nothing is no proof by itself. Of one of them Slurm is asked for its
-        # word, which then stands for all: never one call for each.
+        # That squeue lists none proves nothing by itself. Slurm is asked about one of them, and its
+        # answer counts for all: there is never one call for each.
         gone = not silent or _is_gone(max(silent), cluster, asks)
         unsure = frozenset() if gone else frozenset(job.key for job in silent)
         return Answer(queued, accounting=False, unsettled=unsure, notes=(note,), queued=shown)
@@ -312,7 +317,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
         for job, index in booked.keys() - queued.keys()
         if (state := booked[job, index].state)
         and state.alive
-        # An entry without index is the array as a whole, before its elements have theirs.
+        # An entry without an index is the whole array, until its elements have their own.
         and (index is not None or job not in known)
     }
     if lagging and again:
@@ -325,7 +330,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
 
 
 def _is_gone(job: JobId, cluster: str | None, asks: Asks) -> bool:
-    """Whether Slurm itself says that it has no such job, or another one of its number."""
+    """Whether Slurm itself reports that no such job exists, or another one with its number."""
     try:
         text = asks(["scontrol", *_on(cluster), "show", "job", str(job.job_id)])
         return job.name is not None and f"JobName={job.name}\n" not in text
@@ -353,12 +358,12 @@ def _squeue(
     ids: Sequence[int], names: Names, cluster: str | None, asks: Asks
 ) -> dict[Key, Execution]:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
-    # Without -r: elements of an array that wait are one line, "17_[2-1000%50]".
+    # Without -r, the waiting elements of an array are one line, "17_[2-1000%50]".
     args = ["squeue", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
     try:
         return parse_squeue(asks(args), names)
     except Failed as failed:
-        # Said of a single id that has left squeue's memory; of several, unknown ones are skipped.
+        # Only a single id that has left squeue's memory is an error; in a list it is skipped.
         if "Invalid job id specified" in failed.words:
             return {}
         raise
@@ -367,26 +372,26 @@ def _squeue(
 def _sacct(
     ids: Sequence[int], names: Names, cluster: str | None, asks: Asks
 ) -> dict[Key, Execution]:
-    # -D: also the earlier executions of a requeued element; -S: sacct looks at today only.
+    # -D: earlier executions of a requeued element too; -S: by default, sacct covers only today.
     args = ["sacct", "-n", "-X", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids)]
     return parse_sacct(asks([*args, "-o", ",".join(SACCT), *_on(cluster)]), names)
 
 
 def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
-    """What the elements of some jobs used of what they had asked for: one sacct for each cluster.
+    """Query what the elements of some jobs requested and used: one sacct for each cluster.
 
     Raises
     ------
     SlurmError
-        If there is no accounting, or it gives no answer.
+        If there is no accounting, or it does not answer.
     """
-    found: list[Usage] = []
+    usages: list[Usage] = []
     for cluster, some in _by_cluster(jobs):
         for part in _chunks(_ids(some)):
             args = ["sacct", "-n", "-P", "-S", "2000-01-01", "-j", _list(part)]
             args += ["-o", ",".join(USAGE), *_on(cluster)]
-            found += parse_usage(run(args, recent_s=recent_s), _names(some))
-    return found
+            usages += parse_usage(run(args, recent_s=recent_s), _names(some))
+    return usages
 
 
 def cancel(
@@ -395,29 +400,28 @@ def cancel(
     waiting_only: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """End a job, or some elements of it. Ended ones are no error.
+    """Cancel a job, or some of its elements; those that have ended are no error.
 
-    Where its name is known, it has to agree: a stranger that has the job's number by now is left
-    alone.
+    Where the name of the job is known, another job that has its number by now is left alone.
 
     Parameters
     ----------
-    indices : of the elements to end; without them, all.
-    waiting_only : end those only that have not begun.
+    indices : of the elements to cancel; by default, all.
+    waiting_only : cancel only elements that have not begun.
 
     Raises
     ------
     SlurmError
         If Slurm refuses.
     SlurmUnknown
-        If it gives no answer.
+        If it does not answer.
     """
     if not _ids([job]):
         return
     cluster = job.cluster or _if_elsewhere(job.home, env)
     args = _on(cluster)
     if indices := list(indices):
-        # With --name, scancel ends all waiting elements instead of those that it is given (22.05).
+        # With --name, scancel cancels all waiting elements instead of the given ones (22.05).
         if job.name is None or _squeue([job.job_id], _names([job]), cluster, partial(run, env=env)):
             _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]"], env)
         return
@@ -427,7 +431,7 @@ def cancel(
 
 
 def _if_elsewhere(home: str | None, env: Mapping[str, str] | None) -> str | None:
-    """The cluster that took a job, where that is another than this machine's."""
+    """Return the cluster that took a job, if it is not that of this machine."""
     return home if home is not None and home != here(env).name else None
 
 
@@ -438,6 +442,6 @@ def _scancel(args: list[str], env: Mapping[str, str] | None) -> None:
     try:
         run(["scancel", *args], env=env)
     except Failed as failed:
-        said = [w for w in failed.words.split("; ") if not _GONE.search(w)]
-        if said:
-            raise SlurmError(f"scancel: {'; '.join(said)}") from None
+        errors = [w for w in failed.words.split("; ") if not _GONE.search(w)]
+        if errors:
+            raise SlurmError(f"scancel: {'; '.join(errors)}") from None

@@ -1,4 +1,4 @@
-"""Run Slurm's commands, and distinguish an answer from none."""
+"""Run Slurm's commands, and distinguish an answer from a failure to answer."""
 
 import os
 import random
@@ -16,15 +16,15 @@ from astra.slurm import query_cache
 
 
 class Failed(SlurmError):
-    """A command ended with a status other than 0, and said why."""
+    """A command that ended with a status other than 0 and an error message."""
 
     def __init__(self, command: str, words: str, output: str) -> None:
         super().__init__(f"{command}: {words}")
         self.words, self.output = words, output
 
 
-# A surrounding job's variables would become options of ours (SBATCH_PARTITION, SQUEUE_FORMAT).
-# SLURM_CLUSTERS goes too: the cluster of a job is written down by the profile, not by a shell.
+# The variables of a surrounding job would become options of these commands (SBATCH_PARTITION,
+# SQUEUE_FORMAT). SLURM_CLUSTERS is removed too: the profile chooses the cluster, not a shell.
 _INHERITED = re.compile(r"(SLURM|SLURMD|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO)_")
 
 _KEPT = re.compile(r"SLURM_(CONF|CONF_SERVER|JWT|SACK_\w+)")
@@ -46,24 +46,24 @@ def run(
     env: Mapping[str, str] | None = None,
     recent_s: float = 0.0,
 ) -> str:
-    """Run one of Slurm's commands and give what it prints.
+    """Run one of Slurm's commands and return its output.
 
-    A query that is not answered is repeated, ``[slurm] retries`` times.
+    A query that is not answered is repeated ``[slurm] retries`` times.
 
     Parameters
     ----------
     args : the command and its arguments.
     input : text for its standard input.
-    env : environment, in place of that of the process; variables of a surrounding job are left
-        out of either.
-    recent_s : an answer that this user had to the same query within so many seconds will do.
+    env : environment instead of that of the process; variables of a surrounding job are removed
+        from either.
+    recent_s : accept cached output of the same query that is up to so many seconds old.
 
     Raises
     ------
     SlurmError
-        If the command is missing, or fails with words of its own.
+        If the command is missing, or fails with a message.
     SlurmUnknown
-        If there was no answer: nothing is known about what it did.
+        If there was no answer: it is not known whether the command had an effect.
     """
     if args[0] not in _READ_ONLY:
         query_cache.forget_all()
@@ -105,11 +105,11 @@ def _run_once(
             errors="replace",
             env=environment,
             timeout=timeout_s,
-            umask=umask_without_write(),  # sbatch hands it on to the element and its log
+            umask=umask_without_write(),  # sbatch passes it on to the element and its log
             check=False,
         )
     except subprocess.TimeoutExpired as late:
-        # Where the controller is full, sbatch says so and tries again for two minutes.
+        # If the controller has too many jobs, sbatch says so and tries again for two minutes.
         said = _words((late.stderr or b"").decode("utf-8", "replace"))
         raise SlurmUnknown(
             f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); "
@@ -129,14 +129,14 @@ def _run_once(
 
 def _environment(command: str, env: Mapping[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in env.items() if not _INHERITED.match(k) or _KEPT.fullmatch(k)}
-    if command != "sbatch":  # which hands its environment on to the job
-        # 0: "17_[1,3,5...]" is written out in full, not cut after 64 characters.
+    if command != "sbatch":  # which passes its environment on to the job
+        # 0: "17_[1,3,5...]" is written out in full, not truncated after 64 characters.
         kept.update(LC_ALL="C", SLURM_BITSTR_LEN="0", SLURM_TIME_FORMAT="standard")
     return kept
 
 
 def _words(stderr: str) -> str:
-    """Slurm's own words on one line, without the name of the command before each."""
+    """Return Slurm's messages on one line, without the name of the command before each."""
     lines = [
         re.sub(r"^[\w/.-]+: ((error|fatal): )?", "", line).strip() for line in stderr.splitlines()
     ]
@@ -149,7 +149,7 @@ def available(env: Mapping[str, str] | None = None) -> bool:
     sbatch = shutil.which("sbatch", path=env.get("PATH"))
     if sbatch is None:
         return False
-    if env.get("SLURM_CONF"):  # without the file, a command would wait for it for a minute
+    if env.get("SLURM_CONF"):  # a command would wait for a missing file for a minute
         return Path(env["SLURM_CONF"]).is_file()
     usual = [Path(sbatch).resolve().parents[1] / "etc", Path("/run/slurm/conf")]
     usual += [Path("/etc/slurm"), Path("/etc/slurm-llnl"), Path("/usr/local/etc")]

@@ -1,4 +1,4 @@
-"""The limits of a site on an element: time and memory of the partition, and maintenance."""
+"""Query the limits of a site on an element: time, memory, and scheduled maintenance."""
 
 import logging
 import time
@@ -26,18 +26,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Bounds:
-    """What elements of a profile may ask for; None where nothing is known to bound it."""
+    """What elements of a profile may request; None where no limit is known."""
 
     partition: str | None = None
     max_time_s: int | None = None
     max_mem_mb: int | None = None
-    maintenance: str | None = None  # the reservation that takes every node of the partition next
+    maintenance: str | None = None  # the next reservation that takes every node of the partition
     maintenance_in_s: float | None = None
-    note: str | None = None  # why nothing is known
+    note: str | None = None  # why no limits are known
 
 
 def bounds(chosen: Profile) -> Bounds:
-    """What Slurm says of the partition that a profile asks for: three questions to it."""
+    """Query the limits of the partition that a profile requests, with three commands."""
     partition = str(chosen.options.get("partition") or "") or None
     if not available():
         return Bounds(
@@ -59,27 +59,27 @@ def bounds(chosen: Profile) -> Bounds:
 
 
 def warnings(chosen: Profile, known: Bounds) -> list[str]:
-    """What keeps elements of a profile from starting, in words."""
+    """Describe what keeps elements of a profile from starting."""
     limit_s = time_limit_s(chosen.options.get("time", ""))
     name = f"partition {known.partition}" if known.partition else "the default partition"
-    found = []
+    obstacles = []
     if limit_s and known.max_time_s and limit_s > known.max_time_s:
-        found.append(
+        obstacles.append(
             f"time {written_time(limit_s)} is more than {name} allows "
             f"({written_time(known.max_time_s)}): elements would wait for ever; "
             f"give --time {written_time(known.max_time_s)} or another --partition"
         )
     if limit_s and known.maintenance_in_s is not None and limit_s > known.maintenance_in_s:
-        found.append(
+        obstacles.append(
             f"maintenance ({known.maintenance}) begins in {written_time(known.maintenance_in_s)}: "
             f"elements with time {written_time(limit_s)} start after it, "
             "shorter ones that fit before it at once"
         )
-    return found
+    return obstacles
 
 
 def warn(chosen: Profile) -> None:
-    """Say before a submission what keeps its elements from starting."""
+    """Log before a submission what keeps its elements from starting."""
     if "time" in chosen.options and "clusters" not in chosen.options:
         for words in warnings(chosen, bounds(chosen)):
             log.warning("%s", words)
@@ -90,15 +90,15 @@ _SHOW_CONFIG = ("scontrol", "show", "config")
 
 @cache
 def configuration() -> str:
-    """What Slurm says of its configuration; asked once in a process."""
+    """Return Slurm's configuration, which is queried once in a process."""
     return run(_SHOW_CONFIG)
 
 
 def max_array_size() -> int:
-    """Every array index must stay below this number.
+    """Return the number that every array index must be below.
 
-    ``MaxArraySize``, or less where the site bounds the elements of one array
-    (``max_array_tasks``): an array that begins with index 1 keeps both.
+    It is ``MaxArraySize``, or less where the site limits the elements of one array
+    (``max_array_tasks``): an array that begins with index 1 meets both limits.
     """
     return parse_max_array_size(configuration())
 
@@ -108,7 +108,7 @@ _site: dict[tuple[str, ...], str] | None = None
 
 @contextmanager
 def one_site() -> Iterator[None]:
-    """Within it, what Slurm says of partitions, nodes and reservations is asked once."""
+    """Query partitions, nodes and reservations only once within a block."""
     global _site
     before, _site = _site, {} if _site is None else _site
     try:
@@ -126,12 +126,12 @@ def _of_site(*args: str) -> str:
 
 
 def room(partition: str | None) -> Room:
-    """What a job may ask for in a partition, in the widest of several, or in the default one.
+    """Return what a job may request in a partition, in the largest of several, or the default.
 
     Raises
     ------
     SlurmError
-        If Slurm does not say.
+        If Slurm does not answer.
     """
     known = parse_partitions(_of_site("scontrol", "-o", "show", "partition"))
     names = set((partition or "").split(",")) - {""} or {p.name for p in known if p.is_default}
@@ -149,19 +149,19 @@ def room(partition: str | None) -> Room:
 
 
 def maintenance() -> list[Reservation]:
-    """Reservations for maintenance that are ahead, or have begun.
+    """Return the reservations for maintenance, future and current ones.
 
     Raises
     ------
     SlurmError
-        If Slurm does not say.
+        If Slurm does not answer.
     """
     text = _of_site("scontrol", "-o", "show", "reservation")
-    found = []
+    reservations = []
     for name, begins, ends, nodes in parse_maintenance(text):
         names = _of_site("scontrol", "show", "hostnames", nodes).split() if nodes else []
-        found.append(Reservation(name, begins, ends, tuple(names)))
-    return found
+        reservations.append(Reservation(name, begins, ends, tuple(names)))
+    return reservations
 
 
 def _widest(limits: list[int | None]) -> int | None:
@@ -169,11 +169,11 @@ def _widest(limits: list[int | None]) -> int | None:
 
 
 def here(env: Mapping[str, str] | None = None) -> Here:
-    """The cluster that Slurm's commands speak to on this machine.
+    """Return the cluster that Slurm's commands query on this machine.
 
     Raises
     ------
     SlurmError
-        If Slurm does not say.
+        If Slurm does not answer.
     """
     return parse_here(configuration() if env is None else run(_SHOW_CONFIG, env=env))

@@ -1,6 +1,6 @@
 """Parse the output of Slurm's commands, which client.py runs: text in, values out.
 
-The texts that were read to write this are those of Slurm 22.05; the tests hold samples.
+The format is that of Slurm 22.05; the tests hold samples.
 """
 
 import re
@@ -14,9 +14,9 @@ from astra.states import SlurmState
 
 @dataclass(frozen=True, order=True)
 class JobId:
-    """A job, as far as it is known who it is: numbers start again, and clusters share them.
+    """A job and what identifies it: numbers start again, and clusters share them.
 
-    Where its name is known, what Slurm says of the number counts only under that name.
+    Where the name is known, output of Slurm about the number counts only under that name.
     """
 
     job_id: int
@@ -27,7 +27,7 @@ class JobId:
 
     @property
     def key(self) -> int | str:
-        """What stands for the job in an :class:`Answer`: its name, which no other job has."""
+        """The job's key in an :class:`Answer`: its name, which no other job has."""
         return self.name or self.job_id
 
 
@@ -37,35 +37,36 @@ Names = Mapping[int, Collection[str]]
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What Slurm says of the last execution of one element, or of several in one line."""
+    """The state of the last execution of one element, or of several in one line."""
 
     state: SlurmState | None  # None: not known
     node: str | None = None
-    exit_code: int | None = None  # sacct shows 128 and more less 128: 143 as 15
+    exit_code: int | None = None  # sacct subtracts 128 from 128 and more: it shows 143 as 15
     signal: int | None = None  # that ended it
     reason: str | None = None  # why it waits, or why it failed
 
 
 ABSENT, UNKNOWN = Execution(SlurmState.ABSENT), Execution(None)
 
-#: Of a job (:attr:`JobId.key`) and an element; None for a job that is not an array.
+#: A job (:attr:`JobId.key`) and an array index, which is None for a job that is not an array.
 Key = tuple[int | str, int | None]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What squeue and sacct said of some jobs; ask :meth:`of` about one element."""
+    """The states of some jobs from squeue and sacct; :meth:`of` returns that of one element."""
 
     executions: Mapping[Key, Execution] = field(default_factory=dict)
     queue: bool = True  # squeue answered
     accounting: bool = True  # sacct answered
     unsettled: frozenset[int | str] = frozenset()  # jobs whose absence proves nothing
-    notes: tuple[str, ...] = ()  # for people: what was not answered, and why
-    jobs: frozenset[int | str] | None = None  # that were asked about; None: whatever job
+    notes: tuple[str, ...] = ()  # for people: which query was not answered, and why
+    jobs: frozenset[int | str] | None = None  # that were queried; None: any job
     queued: frozenset[int | str] = frozenset()  # jobs of which squeue showed at least one element
 
     def of(self, job: int | str, index: int | None) -> Execution:
-        """One element: state ABSENT if both answered and neither knows it, None if unknown."""
+        """Return the state of one element: ABSENT if both answered and neither lists it, None if
+        it is unknown."""
         if self.jobs is not None and job not in self.jobs:
             return UNKNOWN
         known = self.executions.get((job, index))
@@ -73,17 +74,17 @@ class Answer:
             return known
         whole = self.executions.get((job, None))
         if whole is not None and whole.state is not None and not whole.state.alive:
-            # An array that ended before any element began has no elements in Slurm's words.
+            # Slurm lists no elements of an array that ended before any of them began.
             return whole
-        sure = self.queue and self.accounting and job not in self.unsettled
-        return ABSENT if sure else UNKNOWN
+        is_certain = self.queue and self.accounting and job not in self.unsettled
+        return ABSENT if is_certain else UNKNOWN
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the last execution of one element used of what it had asked for.
+    """The resources that the last execution of one element requested and used.
 
-    The shares are those of `seff` and `reportseff`: None where the accounting does not know.
+    The shares are those of `seff` and `reportseff`: None where the accounting has no value.
     """
 
     job_id: int
@@ -117,30 +118,30 @@ class Usage:
 
 
 def parse_submission(output: str) -> JobId | None:
-    """The job of ``JOBID`` or ``JOBID;CLUSTER``; a site's wrapper may print lines around it."""
-    found = re.findall(r"^(\d+)(?:;(\S+))?\s*$", output, re.MULTILINE)
-    return JobId(int(found[-1][0]), found[-1][1] or None) if found else None
+    """Parse ``JOBID`` or ``JOBID;CLUSTER``; a site's wrapper may print lines around it."""
+    matches = re.findall(r"^(\d+)(?:;(\S+))?\s*$", output, re.MULTILINE)
+    return JobId(int(matches[-1][0]), matches[-1][1] or None) if matches else None
 
 
-#: The columns to ask for. The name comes last, since it may hold any character.
+#: The columns to request. The name comes last, since it may hold any character.
 SQUEUE = "JobArrayID State exit_code NodeList Reason Name".split()
 
 SACCT = "JobID State ExitCode NodeList Reason JobName".split()
 
 
 def parse_squeue(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
-    """Elements in lines of ``squeue -h -O``, columns divided by ``|``.
+    """Parse the elements in lines of ``squeue -h -O``, whose columns are separated by ``|``.
 
     Jobs whose number is in `names`, and whose name is not there, are left out.
     """
-    found: dict[Key, Execution] = {}
+    executions: dict[Key, Execution] = {}
     for _, keys, execution in _executions(text, names):
-        found.update(dict.fromkeys(keys, execution))
-    return found
+        executions.update(dict.fromkeys(keys, execution))
+    return executions
 
 
 def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
-    """Elements in lines of ``sacct -n -X -P -D``: the last execution of each.
+    """Parse the last execution of each element in lines of ``sacct -n -X -P -D``.
 
     An entry with indices in brackets stands for elements that never began; one that began has
     an entry of its own, which counts. Jobs whose number is in `names`, and whose name is not
@@ -156,67 +157,67 @@ def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Exe
 
 
 def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execution]]:
-    """Of each line Slurm's word for the elements, the elements, and what it says of them."""
+    """Yield of each line the elements as Slurm writes them, their keys, and their execution."""
     for job, state, code, node, reason, name in _lines(text, len(SQUEUE)):
         if keys := _keys(job, name, names):
-            ended, why = _state(state, _said(reason))
-            exit_code, signal = (None, None) if ended is None or ended.alive else _ended(code)
-            there = node if node not in ("", "None assigned") else None
-            yield job, keys, Execution(ended, there, exit_code, signal, why)
+            parsed, why = _state(state, _reason(reason))
+            exit_code, signal = (None, None) if parsed is None or parsed.alive else _ended(code)
+            host = node if node not in ("", "None assigned") else None
+            yield job, keys, Execution(parsed, host, exit_code, signal, why)
 
 
 def _keys(job: str, name: str, names: Names) -> list[Key]:
-    """The elements of a line; none if the job is a stranger that has one of our numbers."""
-    found = expand(job)
-    wanted = names.get(found[0][0]) if names else None
+    """Return the keys of a line's elements; none if the job only shares its number with ours."""
+    elements = expand(job)
+    wanted = names.get(elements[0][0]) if names else None
     if wanted is None:
-        return list(found)
-    # A reason, which stands before, may hold the sign that divides the columns, and ours does not.
+        return list(elements)
+    # The reason, the column before, may contain the separator; the names of our jobs do not.
     name = name.removesuffix("|").rpartition("|")[2]
-    return [(name, index) for _, index in found] if name in wanted else []
+    return [(name, index) for _, index in elements] if name in wanted else []
 
 
 def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None]:
-    """A state and why; None for a word that is new: one element is unknown then, and no other."""
+    """Parse a state; an unknown word leaves this one element unknown, and no other."""
     try:
-        found = slurm_state(word)
+        state = slurm_state(word)
     except SlurmError:
         return None, f"Slurm calls it {word}, a state that astra does not know"
     held = word.split()[0] in _HELD_WORDS and not never_starts(reason)
-    return found, word if held else reason
+    return state, word if held else reason
 
 
-#: The columns to ask for, for :func:`parse_usage`.
+#: The columns to request for :func:`parse_usage`.
 USAGE = (
     "JobID State ElapsedRaw TimelimitRaw AllocCPUS NNodes NTasks ReqMem TotalCPU MaxRSS JobName"
 ).split()
 
 
 def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
-    """Elements that have begun, in lines of ``sacct -n -P``, with the peak of their steps.
+    """Parse elements that have begun, and the peak of their steps, in lines of ``sacct -n -P``.
 
-    The memory of a step is its largest task's times the number of its tasks, as reportseff has it.
+    The memory of a step is that of its largest task times the number of tasks, as in reportseff.
     """
-    found: dict[tuple[int, int | None], Usage] = {}
-    stranger = False  # the last line that was no step is one's: its steps follow it
+    usages: dict[tuple[int, int | None], Usage] = {}
+    is_strangers = False  # the last job, whose steps follow it, is not one of ours
     for line in _lines(text, len(USAGE)):
         job, state, elapsed, limit, cpus, nodes, tasks, asked, cpu, rss, name = line
         key = expand(job.split(".")[0])[0]
         if "." not in job:
-            stranger = not _keys(job, name, names)
-        if stranger:
+            is_strangers = not _keys(job, name, names)
+        if is_strangers:
             continue
         if "." in job:
-            if key in found and (peak := _megabytes(rss)) and not found[key].state.alive:
+            if key in usages and (peak := _megabytes(rss)) and not usages[key].state.alive:
                 peak *= int(tasks or 1)
-                most = max(found[key].mem_used_mb or 0, peak)
-                found[key] = replace(found[key], mem_used_mb=most)
+                most = max(usages[key].mem_used_mb or 0, peak)
+                usages[key] = replace(usages[key], mem_used_mb=most)
             continue
         word, _ = _state(state, None)
         if "[" in job or word in (None, SlurmState.PENDING) or not int(elapsed or 0):
             continue
         n_cpus = int(cpus or 0)
-        found[key] = Usage(
+        usages[key] = Usage(
             *key,
             state=word,
             elapsed_s=int(elapsed),
@@ -226,34 +227,34 @@ def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
             mem_asked_mb=_asked_mb(asked, int(nodes or 1), n_cpus),
             mem_used_mb=None,
         )
-    return list(found.values())
+    return list(usages.values())
 
 
 def _asked_mb(text: str, nodes: int, cpus: int) -> float | None:
-    """sacct's ReqMem: ``4G``, before 21.08 ``4Gn`` of a node or ``4Gc`` of a CPU."""
+    """Parse sacct's ReqMem: ``4G``; before 21.08, ``4Gn`` for a node or ``4Gc`` for a CPU."""
     asked = _megabytes(text.rstrip("nc"))
     return asked and asked * {"n": nodes, "c": cpus}.get(text[-1:], 1)
 
 
 def _cpu_seconds(text: str) -> float | None:
-    """Seconds of sacct's ``1-02:03:04``, ``02:03:04`` or ``03:04.567``."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
-    if found is None:
+    """Parse sacct's ``1-02:03:04``, ``02:03:04`` or ``03:04.567`` to seconds."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
+    if match is None:
         return None
-    days, hours, minutes = (int(part or 0) for part in found.groups()[:3])
-    return ((days * 24 + hours) * 60 + minutes) * 60 + float(found[4])
+    days, hours, minutes = (int(part or 0) for part in match.groups()[:3])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])
 
 
 def expand(job: str) -> list[tuple[int, int | None]]:
-    """The elements of Slurm's word for some: ``17``, ``17_3`` or ``17_[2-5,8%2]``.
+    """Expand elements as Slurm writes them: ``17``, ``17_3`` or ``17_[2-5,8%2]``.
 
     >>> expand("17_[2-3,8-12:2%2]")
     [(17, 2), (17, 3), (17, 8), (17, 10), (17, 12)]
     """
-    found = re.fullmatch(r"(\d+)(?:\+\d+)?(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?", job)
-    if found is None:
+    match = re.fullmatch(r"(\d+)(?:\+\d+)?(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?", job)
+    if match is None:
         raise SlurmUnknown(f"Slurm names a job {job!r}, which astra does not understand")
-    job_id, index, several = int(found[1]), found[2], found[3]
+    job_id, index, several = int(match[1]), match[2], match[3]
     if not several:
         return [(job_id, int(index) if index else None)]
     indices: list[int] = []
@@ -268,7 +269,7 @@ def expand(job: str) -> list[tuple[int, int | None]]:
 
 
 def _lines(text: str, columns: int) -> Iterator[list[str]]:
-    """The columns of each line; a name of others' jobs, the last one, may go over several."""
+    """Split each line into columns; the last one, the name of somebody's job, may hold newlines."""
     any_before = False
     for line in text.split("\n"):
         if not line.strip() or line.startswith("CLUSTER:"):
@@ -284,16 +285,16 @@ def _lines(text: str, columns: int) -> Iterator[list[str]]:
         yield values
 
 
-def _said(reason: str) -> str | None:
+def _reason(reason: str) -> str | None:
     reason = reason.rstrip("|")
     return reason if reason not in ("", "None", "N/A") else None
 
 
 def _ended(text: str) -> tuple[int | None, int | None]:
-    """Exit status and signal.
+    """Parse exit status and signal.
 
-    Of sacct's ``3:0`` (status 3) or ``0:9`` (signal 9), or squeue's, which is the number that
-    wait(2) gives: 768 is status 3, 9 is signal 9.
+    sacct writes ``3:0`` (status 3) or ``0:9`` (signal 9); squeue the number that wait(2) returns:
+    768 is status 3, 9 is signal 9.
     """
     if text.isdigit():
         return int(text) >> 8, (int(text) & 127) or None
@@ -304,17 +305,17 @@ def _ended(text: str) -> tuple[int | None, int | None]:
 
 
 def _megabytes(text: str) -> float | None:
-    found = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
-    if found is None:
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    if match is None:
         return None
-    factor = {"": 2.0**-20, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}[found[2]]
-    return float(found[1]) * factor
+    factor = {"": 2.0**-20, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}[match[2]]
+    return float(match[1]) * factor
 
 
 def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
-    """One answer from what squeue and sacct say: the first decides, the second adds.
+    """Merge the executions from squeue and sacct: squeue decides, sacct adds ended elements.
 
-    The exit code is squeue's, too: sacct shows a status of 128 or more less 128 (22.05).
+    The exit code is squeue's, too: sacct subtracts 128 from a status of 128 or more (22.05).
     """
     executions = dict(queued)
     unsettled: set[int | str] = set()
@@ -322,14 +323,14 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
         if key in queued:
             continue
         if past.state is None or past.state.alive:
-            said = f"sacct calls it {past.state}" if past.state else past.reason or "no state"
-            reason = f"{said}, squeue does not know it (any more)"
+            known = f"sacct calls it {past.state}" if past.state else past.reason or "no state"
+            reason = f"{known}, squeue does not know it (any more)"
             executions[key] = replace(past, state=None, reason=reason)
             if key[1] is None:
                 unsettled.add(key[0])
         else:
             executions[key] = past
-    # An array as a whole: sacct's entry before its elements have theirs.
+    # sacct has an entry for the whole array until its elements have their own.
     if wholes := [key for key in executions if key[1] is None]:
         arrays = {job_id for job_id, index in executions if index is not None}
         for key in wholes:
@@ -339,7 +340,7 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
     return Answer(executions, unsettled=frozenset(unsettled), queued=queue)
 
 
-# squeue(1), JOB STATE CODES, and sacct(1): the transient ones count as what they lead to.
+# squeue(1), JOB STATE CODES, and sacct(1): a transient state counts as the one that follows it.
 _SLURM_WORDS = {
     **{state.value: state for state in SlurmState if state is not SlurmState.ABSENT},
     "CONFIGURING": SlurmState.RUNNING,
@@ -359,7 +360,7 @@ _SLURM_WORDS = {
 
 
 def slurm_state(word: str) -> SlurmState:
-    """Slurm's word for a state, with the text that sacct puts behind it.
+    """Parse Slurm's word for a state, which sacct may follow with more text.
 
     >>> slurm_state("CANCELLED by 0")
     <SlurmState.CANCELLED: 'CANCELLED'>
@@ -378,7 +379,7 @@ def slurm_state(word: str) -> SlurmState:
 #: States of jobs that somebody has to release.
 _HELD_WORDS = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
-#: Reasons that no time removes: somebody has to change the job, release it, or raise a limit. They
+#: Reasons that never go away: somebody has to change the job, release it, or raise a limit. They
 #: come in families (https://slurm.schedmd.com/job_reason_codes.html): a limit on what one job may
 #: ask for, a budget of minutes that is used up, a job that is held, something that is not allowed.
 #: Limits on what many jobs use together pass when others end, and are not among them.

@@ -1,8 +1,8 @@
 """Cache the output of Slurm's query commands for a few seconds, to reduce the load on slurmctld.
 
 Each query has a small file in the user's own cache folder, which the next command reads. Only
-commands that show something use the cache; none decides by it. If it cannot be written, Slurm is
-queried. The output of a slow query is kept for longer.
+commands that show states use the cache; no decision is based on it. If it cannot be written, Slurm
+is queried. The output of a slow query is kept for longer.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from astra.errors import AstraError
 log = logging.getLogger(__name__)
 
 
-#: Kept for so many times as long as it took, if that is longer than what is asked for.
+#: The output of a query is good for at least so many times the duration of the query.
 SLOW = 3.0
 
-_FORGOTTEN_S = 600  # files that are older go with the next that is written
+_FORGOTTEN_S = 600  # older files are removed when the next one is written
 
 
 @dataclass(frozen=True)
 class _Kept:
-    at: float  # seconds since the epoch, when the question was asked
+    at: float  # when the query began, in seconds since the epoch
     took_s: float
     text: str
 
@@ -45,23 +45,23 @@ def kept(args: Sequence[str], where: str, recent_s: float, ask: Callable[[], str
     Parameters
     ----------
     args : the command and its arguments.
-    where : what else the answer depends on: the cluster's configuration.
-    recent_s : 0: it is asked, and nothing is kept.
-    ask : gives the answer.
+    where : the cluster's configuration, on which the output depends too.
+    recent_s : 0 to run the query, and keep nothing.
+    ask : runs the query.
     """
     if not recent_s or (folder := _folder()) is None:
         return ask()
     name = hashlib.sha256("\0".join([where, *args]).encode()).hexdigest()[:32]
     path = folder / f"{args[0]}-{name}.json"
-    found = _read(path)
-    if found is not None and found.good_for(recent_s):
-        log.info("%s: as of %.1f s ago", args[0], time.time() - found.at)
-        return found.text
+    cached = _read(path)
+    if cached is not None and cached.good_for(recent_s):
+        log.info("%s: as of %.1f s ago", args[0], time.time() - cached.at)
+        return cached.text
     at, began = time.time(), time.monotonic()
     text = ask()
-    made = _Kept(at, time.monotonic() - began, text)
+    entry = _Kept(at, time.monotonic() - began, text)
     with suppress(AstraError, OSError):
-        write_whole(path, json.dumps(vars(made)))
+        write_whole(path, json.dumps(vars(entry)))
         _forget(folder, older_than=at - _FORGOTTEN_S)
     return text
 
@@ -79,11 +79,11 @@ def _folder(make: bool = True) -> Path | None:
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.lstat()
+        status = folder.lstat()
     except (OSError, ValueError):
         return None
-    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-    return folder if mine and not found.st_mode & 0o077 else None
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return folder if mine and not status.st_mode & 0o077 else None
 
 
 def _read(path: Path) -> _Kept | None:

@@ -1,4 +1,4 @@
-"""The messages with which Slurm refuses a job, and what to do about each."""
+"""Explain the messages with which Slurm refuses a job, and what to do about each."""
 
 import re
 
@@ -10,7 +10,7 @@ _POLICY = re.compile(r"violates accounting/QOS policy")
 
 _OTHER_LIMIT = re.compile(r"\b(QOS|Assoc|Part)\w*(Limit|Min\w+|Max\w+)\b")
 
-# What Slurm says (slurm_errno of 22.05, and tried), and what to do about it.
+# Slurm's messages (slurm_errno of 22.05, and tried), and what to do about each.
 _ADVICE = [
     ("account", "choose an account that `sacctmgr show assoc user=$USER` lists for the partition"),
     ("partition", "choose a partition that `sinfo -s` lists and you may use"),
@@ -33,12 +33,12 @@ _ADVICE = [
 ]
 
 
-#: What sbatch says while it sleeps and tries again, since slurmctld has MaxJobCount jobs.
+#: The message of sbatch while it sleeps and tries again because slurmctld has MaxJobCount jobs.
 _FULL = re.compile(r"temporarily unable to accept job")
 
 
 def at_limit(words: str) -> SlurmRefused | None:
-    """A refusal for the limit on all jobs, from the words of an sbatch that was not answered."""
+    """Return a refusal because of the limit on all jobs, from the messages of a waiting sbatch."""
     if not _FULL.search(words):
         return None
     return SlurmRefused(
@@ -49,19 +49,19 @@ def at_limit(words: str) -> SlurmRefused | None:
 
 
 def refusal(words: str) -> SlurmRefused:
-    """Slurm's refusal, with what to change."""
+    """Turn the message of a refusal into an error that says what to change."""
     limit = bool(_SUBMIT_LIMIT.search(words))
     other = _OTHER_LIMIT.search(words)
     if not limit and _POLICY.search(words):
-        limit = not other  # old versions name no limit: the count of jobs is the usual one
-    said = re.sub(r"Batch job submission failed: ", "", words)
+        limit = not other  # old versions do not name the limit, usually the number of jobs
+    reason = re.sub(r"Batch job submission failed: ", "", words)
     if limit:
         advice = "no more jobs are taken for now: submit again when some have ended"
     elif other:
         advice = "ask for less, or for another qos: `sacctmgr show qos` has the limits"
-    elif option := re.search(r"Invalid --(\S+) specification", said):
+    elif option := re.search(r"Invalid --(\S+) specification", reason):
         advice = f"change {option[1].replace('-', '_')} in the profile"
     else:
-        found = (hint for key, hint in _ADVICE if re.search(key, said, re.IGNORECASE))
-        advice = next(found, "change the profile or its template accordingly")
-    return SlurmRefused(f"Slurm refused: {said}; {advice}", limit)
+        hints = (hint for key, hint in _ADVICE if re.search(key, reason, re.IGNORECASE))
+        advice = next(hints, "change the profile or its template accordingly")
+    return SlurmRefused(f"Slurm refused: {reason}; {advice}", limit)

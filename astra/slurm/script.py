@@ -1,8 +1,8 @@
-"""The batch script of an array: rendered from a template, with every value quoted.
+"""Render batch scripts from templates, with every value quoted.
 
-A shell never sees a value that ``quote`` did not pass, and sbatch none that ``directive`` did not;
-the set-up lines of a profile are shell on purpose. A site's templates come before the shipped
-ones, which a site's own reach as ``astra/element.sh.j2`` where they have the same name.
+Every value for a shell passes through ``quote``, and every value for sbatch through ``directive``;
+only the set-up lines of a profile are shell code. A site's templates take precedence over the
+shipped ones, to which they can refer as ``astra/element.sh.j2``.
 """
 
 import re
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Script(ABC):
-    """What every script is made of."""
+    """The values for every script."""
 
     job_name: str
     log_path: str  # Slurm's pattern, see log_pattern()
@@ -48,20 +48,20 @@ class Script(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ElementScript(Script):
-    """What the script of one array of elements is made of."""
+    """The values for the script of one array of elements."""
 
     plan: int
     task: str
-    token: str  # of the submission, by which its elements are known to the database
-    planned_by: str | None = None  # the role of the database whose plan was submitted
+    token: str  # of the submission, by which its elements find it in the database
+    planned_by: str | None = None  # the database role that made the plan
     pages: str  # for people: "1-1000"
     array: str  # Slurm's: "1-1000%50"
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
     pages_per_element: int = 1
     pull: bool = False  # elements take pages as long as any is free
     row_timeout: float | None = None  # seconds; without it the configured one
-    start_until: int | None = None  # an element that begins later begins nothing
-    stop_at: int | None = None  # when an element that runs is asked to stop
+    start_until: int | None = None  # an element that starts later begins no page
+    stop_at: int | None = None  # when a running element is asked to stop
 
     @property
     def command(self) -> str:
@@ -84,7 +84,7 @@ class ElementScript(Script):
 
 @dataclass(frozen=True, kw_only=True)
 class JobScript(Script):
-    """What the script of a job of one process is made of: a finalizer's, or a check's."""
+    """The values for the script of a job of one process: a finalizer, or a check."""
 
     about: str  # what the job does, for people
     arguments: Sequence[str]  # of python -m astra
@@ -96,7 +96,7 @@ class JobScript(Script):
 
 
 def render(template: str, script: Script, site: Path | None = None) -> str:
-    """The text of a batch script.
+    """Render the text of a batch script.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def render(template: str, script: Script, site: Path | None = None) -> str:
 
 
 def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
-    """Array indices as sbatch reads them.
+    """Write array indices as sbatch reads them.
 
     >>> array_spec([1, 2, 3, 7, 9, 10], throttle=4)
     '1-3,7,9-10%4'
@@ -141,7 +141,7 @@ def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
         raise ValueError("an array needs indices, none of them below 0")
     if throttle is not None and throttle < 1:
         raise ValueError(f"throttle is {throttle}: at least 1 element must be allowed to run")
-    if ordered[-1] - ordered[0] == len(ordered) - 1:  # as it mostly is, of thousands
+    if ordered[-1] - ordered[0] == len(ordered) - 1:  # the usual case, with thousands
         starts, ends = ordered[:1], ordered[-1:]
     else:
         starts, ends = _runs(ordered)
@@ -150,19 +150,19 @@ def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
 
 
 def _runs(ordered: list[int]) -> tuple[list[int], list[int]]:
-    """Where runs of numbers that follow each other begin and end."""
+    """Return where runs of consecutive numbers begin and end."""
     starts = [i for k, i in enumerate(ordered) if k == 0 or ordered[k - 1] != i - 1]
     ends = [i for k, i in enumerate(ordered) if k + 1 == len(ordered) or ordered[k + 1] != i + 1]
     return starts, ends
 
 
 def log_pattern(folder: str | Path, name: str = "%A_%a.log") -> str:
-    """Slurm's pattern of the logs in `folder`, whose own percent signs stay as they are.
+    """Return Slurm's pattern of the logs in `folder`, whose own percent signs are escaped.
 
     Raises
     ------
     ScriptError
-        If the folder's name holds a backslash: with one, Slurm replaces no pattern at all.
+        If the folder's name holds a backslash, with which Slurm replaces no patterns.
     """
     if "\\" in str(folder):
         raise ScriptError(
@@ -173,7 +173,7 @@ def log_pattern(folder: str | Path, name: str = "%A_%a.log") -> str:
 
 
 def quote(value: object) -> str:
-    """`value` as one word of shell."""
+    """Quote `value` as one word for a shell."""
     text = _text(value)
     if "\0" in text:
         raise ScriptError(f"{text!r} holds a NUL, which no shell can pass on")
@@ -181,11 +181,11 @@ def quote(value: object) -> str:
 
 
 def directive(value: object) -> str:
-    r"""`value` as sbatch reads it in a ``#SBATCH`` line.
+    r"""Quote `value` for a ``#SBATCH`` line.
 
     No shell reads these lines. sbatch ends a value at a blank and the line at ``#``; both kinds of
-    quotes hold them together, and a backslash takes the next character as it is, in single quotes
-    too (tried on 22.05).
+    quotes protect these characters, and a backslash protects the next one, even in single quotes
+    (tried on 22.05).
 
     >>> print(directive("a b"), directive('5" #1'), directive("B:USR1@60"))
     "a b" "5\" #1" B:USR1@60
@@ -199,13 +199,13 @@ def directive(value: object) -> str:
 
 
 def comment(value: object) -> str:
-    """`value` as part of one line of comment."""
+    """Make `value` fit into one line of comment."""
     return "".join(c if c.isprintable() else " " for c in _text(value))
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str | int | float | Path):
-        str(value)  # of a name that a template does not know: raises, and names it
+        str(value)  # raises for an undefined name of a template, and names it
         raise ScriptError(f"{value!r} is neither text nor number")
     text = str(value)
     if not _is_utf8(text):
@@ -245,7 +245,7 @@ def _folders(site: Path | None) -> str:
 
 
 def _with_append(options: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
-    """The directives; unless they say otherwise, a requeued element keeps its first log."""
+    """Add the option by which a requeued element appends to its log, unless it is set."""
     listed = list(options)
     named = any(name == "open-mode" for name, _ in listed)
     return listed if named else [*listed, ("open-mode", "append")]
@@ -278,7 +278,7 @@ def _secret(where: str) -> ScriptError:
 
 
 def _place(error: BaseException, template: str) -> str:
-    """The innermost line of a template that `error` passed through."""
+    """Return the innermost line of a template that `error` passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         if frame.filename.endswith((".j2", f"/{template}")):
@@ -287,7 +287,7 @@ def _place(error: BaseException, template: str) -> str:
 
 
 def _whole(text: str, template: str, needed: Iterable[str]) -> str:
-    """`text`, if sbatch will read the directives in it: they end at the first command."""
+    """Return `text` if sbatch will read its directives, which end at the first command."""
     head = []
     for line in text.split("\n"):
         if line.strip() and not line.startswith("#"):

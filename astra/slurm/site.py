@@ -1,7 +1,4 @@
-"""Query Slurm for the partitions, reservations and configuration of a site.
-
-Text in, value out: the words are fetched in limits.py.
-"""
+"""Parse the partitions, reservations and configuration of a site, which limits.py queries."""
 
 import re
 from collections.abc import Iterator
@@ -14,14 +11,14 @@ from astra.errors import SlurmUnknown
 
 @dataclass(frozen=True)
 class Here:
-    """The cluster that this machine's commands speak to, and what they show to whom."""
+    """The cluster that this machine's commands query, and whether users see each other's jobs."""
 
     name: str
-    is_private: bool  # users see their own jobs only
+    is_private: bool  # users see only their own jobs
 
 
 def parse_here(text: str) -> Here:
-    """The cluster of ``scontrol show config``."""
+    """Parse the cluster in ``scontrol show config``."""
     values = dict(re.findall(r"^(ClusterName|PrivateData)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     if "ClusterName" not in values:
         raise SlurmUnknown("scontrol show config names no ClusterName")
@@ -29,15 +26,15 @@ def parse_here(text: str) -> Here:
 
 
 def parse_max_array_size(text: str) -> int:
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    if match is None:
         raise SlurmUnknown("scontrol show config names no MaxArraySize")
     tasks = re.search(r"\bmax_array_tasks=(\d+)", text)
-    return min(int(found[1]), int(tasks[1]) + 1) if tasks else int(found[1])
+    return min(int(match[1]), int(tasks[1]) + 1) if tasks else int(match[1])
 
 
 def _records(text: str) -> Iterator[dict[str, str]]:
-    """The words ``Name=Value`` of each line."""
+    """Yield the words ``Name=Value`` of each line."""
     for line in text.splitlines():
         yield dict(word.split("=", 1) for word in line.split() if "=" in word)
 
@@ -59,17 +56,17 @@ class Partition:
     name: str
     max_time_s: int | None
     max_mem_mb: int | None
-    default_mem_mb: int | None  # for a job of one CPU that asks for none
+    default_mem_mb: int | None  # for a job of one CPU that does not request memory
     is_default: bool
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """The lines of ``scontrol -o show partition``."""
-    found = []
+    """Parse the lines of ``scontrol -o show partition``."""
+    partitions = []
     for values in _records(text):
         if "PartitionName" in values:
             memory = values.get("DefMemPerNode") or values.get("DefMemPerCPU") or ""
-            found.append(
+            partitions.append(
                 Partition(
                     values["PartitionName"],
                     time_limit_s(values.get("MaxTime", "")),
@@ -78,7 +75,7 @@ def parse_partitions(text: str) -> list[Partition]:
                     values.get("Default") == "YES",
                 )
             )
-    return found
+    return partitions
 
 
 @dataclass(frozen=True)
@@ -92,15 +89,16 @@ class Reservation:
 
 
 def parse_maintenance(text: str) -> list[tuple[str, float, float, str]]:
-    """Of ``scontrol -o show reservation``: (name, begin, end, nodes) of those for maintenance.
+    """Parse ``scontrol -o show reservation``: (name, begin, end, nodes) of each for maintenance.
 
-    Times are the machine's own, in seconds since the epoch; nodes as Slurm folds them.
+    Times are in seconds since the epoch, read in the machine's time zone; nodes as Slurm writes
+    them.
     """
-    found = []
+    reservations = []
     for values in _records(text):
         if "MAINT" in values.get("Flags", "").split(","):
             begins, ends = (
                 datetime.fromisoformat(values[key]).timestamp() for key in ("StartTime", "EndTime")
             )
-            found.append((values["ReservationName"], begins, ends, values.get("Nodes", "")))
-    return found
+            reservations.append((values["ReservationName"], begins, ends, values.get("Nodes", "")))
+    return reservations
