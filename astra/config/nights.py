@@ -1,7 +1,7 @@
-"""The configuration of nights: the sections ``[nights.NAME]``, checked.
+"""Check the configuration of nights: the sections ``[nights.NAME]``.
 
-A night is a list of tasks, planned and submitted together as often as cron says, resumed within
-bounds, and closed when nothing of it lives any more. Texts alone: nothing here asks the database.
+A night is a list of tasks that cron starts: they are planned and submitted together, resumed within
+limits, and closed when none of their elements is alive. Nothing here uses the database.
 """
 
 import shlex
@@ -71,13 +71,13 @@ class NightTask:
 
     task: str = field(metadata={"check": text})
     input_model: str | None = entry(None, text)
-    after: tuple[str, ...] = entry((), texts)  # tasks whose results it reads: whole before it
+    after: tuple[str, ...] = entry((), texts)  # tasks whose results it reads: it waits for them
     profile: str | None = entry(None, text)
     limit: int | None = entry(None, whole(1))  # rows per page
     max_rows: int | None = entry(None, whole(1))
     where: str | None = entry(None, text)  # only these rows: a condition on their columns
-    redo: str | None = entry(None, _redo)  # rows that have ended, too
-    throttle: int | None = entry(None, whole(1))  # at most, of the night's
+    redo: str | None = entry(None, _redo)  # rows that have ended are processed again
+    throttle: int | None = entry(None, whole(1))  # elements at once, out of the night's
     set: Mapping[str, object] = field(default_factory=dict, metadata={"check": _arguments})
 
     @property
@@ -93,7 +93,7 @@ class Notify:
     mail: tuple[str, ...] = entry((), _mail)
     sender: str | None = entry(None, text)
     smtp: str | None = entry(None, _url("smtp", "smtps", "starttls"))  # without it, sendmail
-    webhook: str | None = entry(None, _url("http", "https"))  # that of Slack, Mattermost or a site
+    webhook: str | None = entry(None, _url("http", "https"))  # of Slack, Mattermost or a site
     command: tuple[str, ...] = entry((), _command)  # gets the night as JSON
 
     def rows(self) -> list[tuple[str, object]]:
@@ -106,7 +106,7 @@ class Notify:
 
 @dataclass(frozen=True)
 class NightSettings:
-    """A night as it is configured."""
+    """The configuration of a night."""
 
     name: str
     tasks: tuple[NightTask, ...]
@@ -115,18 +115,18 @@ class NightSettings:
     max_rows: int | None = entry(None, whole(1))  # of each task
     where: str | None = entry(None, text)
     redo: str | None = entry(None, _redo)
-    priority: str = entry("new", one_of("new", "recent"))  # rows without a result first, or not
-    throttle: int | None = entry(None, whole(1))  # elements at once, of all arrays together
-    connections: int | None = entry(None, whole(2))  # to the database, of all elements together
-    headroom: int = entry(20, whole(0))  # connections left to others where that is not set
+    priority: str = entry("new", one_of("new", "recent"))  # "new": rows without a result first
+    throttle: int | None = entry(None, whole(1))  # elements at once, in all arrays together
+    connections: int | None = entry(None, whole(2))  # to the database, for all elements together
+    headroom: int = entry(20, whole(0))  # connections that are left to others by default
     start_until: str | None = entry(None, _CLOCK)  # no element begins after this time of day
-    drain_by: str | None = entry(None, _CLOCK)  # those that run have ended by then
-    accept_failures: float = entry(0.0, number(0, 1))  # of its rows; with more it is not whole
+    drain_by: str | None = entry(None, _CLOCK)  # running elements have ended by then
+    accept_failures: float = entry(0.0, number(0, 1))  # share of rows; with more it is not whole
     rounds: int = entry(10, whole(0))  # in which pages are submitted again
     leftovers: str = entry("take", one_of("take", "leave"))  # rows that earlier nights left
-    running: str = entry("join", one_of("join", "leave"))  # the night before, if it still runs
+    running: str = entry("join", one_of("join", "leave"))  # an earlier night that is still open
     finalizer_profile: str | None = entry(None, text)
-    finalizer_time: str = entry("12:00:00", time_limit)  # how long a finalizer may wait for answers
+    finalizer_time: str = entry("12:00:00", time_limit)  # how long a finalizer waits for answers
     notify: Notify = Notify()
 
     def rows(self) -> list[tuple[str, object]]:
@@ -148,7 +148,7 @@ def checked(tables: object) -> dict[str, NightSettings]:
     Raises
     ------
     ValueError
-        If a key or a value is none of a night's; it says where and what instead.
+        If a key or a value is invalid; the message says where, and what to write instead.
     """
     return {name: _night(name, table) for name, table in section(tables, "nights.NAME").items()}
 
@@ -189,7 +189,7 @@ def _task(where: str, given: object) -> NightTask:
 
 
 def _check_order(name: str, tasks: Sequence[NightTask]) -> None:
-    """`after` names tasks that stand before: so there is no circle, and the list reads in order."""
+    """Check that `after` names only earlier tasks, which rules out circles."""
     seen: list[tuple[str, str | None]] = []
     for task in tasks:
         if task.key in seen:

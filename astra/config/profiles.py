@@ -2,8 +2,8 @@
 
 ``[profiles.NAME]`` of the configuration holds long options of sbatch in snake case, and astra's
 own keys: ``setup``, ``python``, ``throttle``, ``pages_per_element``, ``pull``, ``row_timeout``,
-``template``, ``policy`` and ``extends``. The profiles that ship with astra stand behind those of
-the configuration.
+``template``, ``policy`` and ``extends``. Profiles of the configuration take precedence over those
+that ship with astra.
 """
 
 import math
@@ -24,7 +24,7 @@ from astra.errors import ConfigError, nearest
 
 Value = str | int | float | bool
 
-# sbatch(1) of Slurm 22.05, and what was added up to 25.11.
+# The options in sbatch(1) of Slurm 22.05, and those added up to 25.11.
 _WITH_VALUE = frozenset(
     """
     account acctg_freq batch bb bbf begin cluster_constraint clusters comment constraint container
@@ -135,10 +135,10 @@ def _template(value: object) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """One profile, what it extends included."""
+    """One profile, merged with those that it extends."""
 
     name: str
-    options: Mapping[str, Value] = field(default_factory=dict)  # snake case; False is left out
+    options: Mapping[str, Value] = field(default_factory=dict)  # in snake case, none is False
     setup: tuple[str, ...] = entry((), _setup)  # lines of shell, run before the element
     #: The command that runs Python on a node.
     python: tuple[str, ...] = entry((sys.executable,), _command)
@@ -148,12 +148,12 @@ class Profile:
     pull: bool = entry(True, flag)  # elements take pages while any is free; else fixed ones
     row_timeout: float | None = entry(None, number(0, 1e9))  # in s; or that of [element]
     template: str = entry("element.sh.j2", _template)
-    policy: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # on the [policy]'s
-    given: Mapping[str, object] = field(default_factory=dict)  # what was changed for one submission
+    policy: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # overrides [policy]
+    given: Mapping[str, object] = field(default_factory=dict)  # overrides for one submission
     chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
 
     def with_options(self, **changes: object) -> "Profile":
-        """This profile with some keys changed; ``False`` or None takes an option out.
+        """Return this profile with some keys changed; ``False`` or None removes an option.
 
         Raises
         ------
@@ -164,17 +164,17 @@ class Profile:
         return replace(profile, given={**self.given, **changes})
 
 
-#: astra's own keys of a profile. Two more are read elsewhere: ``policy`` and ``extends``.
+#: astra's own keys of a profile, except ``policy`` and ``extends``, which are read elsewhere.
 _OWN = {item.name: item.metadata["check"] for item in fields(Profile) if "check" in item.metadata}
 
 
 def names(config: Config) -> list[str]:
-    """The profiles that can be used: those of the configuration, and the shipped ones."""
+    """Return the names of the profiles of the configuration, and of the shipped ones."""
     return sorted({*config.profiles, *_shipped()})
 
 
 def get(name: str | None, config: Config) -> Profile:
-    """The profile of a name; without one ``default``, or the shipped ``general``.
+    """Return the profile of a name; without one, ``default`` or the shipped ``general``.
 
     Raises
     ------
@@ -192,23 +192,23 @@ def get(name: str | None, config: Config) -> Profile:
 
 
 def directives(profile: Profile) -> list[tuple[str, str | None]]:
-    """(long option, value) of every option of a profile; None for a bare flag."""
+    """Return (long option, value) of every option of a profile; None for a bare flag."""
     return [
         (key.replace("_", "-"), None if value is True else str(value))
         for key, value in profile.options.items()
     ]
 
 
-Layer = tuple[str, Mapping[str, object], str]  # name, keys, the file that has it
+Layer = tuple[str, Mapping[str, object], str]  # name, keys, file
 
 
 def _layers(name: str, config: Config) -> list[Layer]:
-    """The profile and what it extends, nearest first."""
+    """Return the profile and those that it extends, nearest first."""
     layers: list[Layer] = []
     wanted: str | None = name
     seen: list[tuple[str, str]] = []
     while wanted is not None:
-        # A profile that extends its own name means the shipped one, which it stands before.
+        # A profile that extends its own name extends the shipped profile of that name.
         own = layers and layers[-1][0] == wanted and wanted in config.profiles
         layer = _layer(wanted, config, shipped=bool(own), asked_by=layers[-1] if layers else None)
         if (wanted, layer[2]) in seen:
@@ -262,7 +262,7 @@ def _applied(profile: Profile, keys: Mapping[str, object], where: str) -> Profil
                 options[key] = checked
         except ValueError as error:
             raise ConfigError(f"{where} {key}: {error}") from None
-    if "pages_per_element" in own:  # whoever says how many pages an element has assigns them
+    if "pages_per_element" in own:  # a number of pages for each element implies fixed pages
         own.setdefault("pull", False)
     elif own.get("pull"):
         own["pages_per_element"] = 1
@@ -276,7 +276,7 @@ def _on_top(
 
 
 def _option(key: str, value: object) -> Value:
-    """The checked value of an sbatch option; False for an option that is not to be there."""
+    """Return the checked value of an sbatch option; False for one that is left out."""
     if key in REFUSED:
         raise ValueError(f"cannot be set in a profile: {REFUSED[key]}")
     if key not in OPTIONS:
@@ -312,7 +312,7 @@ def _joined(key: str, value: Sequence[object]) -> str:
 
 
 def _well_formed(key: str, value: Value) -> Value:
-    """`value`, if sbatch can read it: the mistakes that are easily made are named here."""
+    """Return `value` if sbatch can read it; the message of a common mistake explains it."""
     text = str(value)
     if key in _TIMES and not _TIME.fullmatch(text):
         raise ValueError(f"{value!r} is not a time that Slurm accepts; {_time_instead(text)}")
@@ -329,7 +329,7 @@ def _well_formed(key: str, value: Value) -> Value:
 
 
 def _time_instead(text: str) -> str:
-    """What to write for a time such as ``2h`` or ``1d12h``."""
+    """Say what to write instead of a time such as ``2h`` or ``1d12h``."""
     seconds = duration_s(text)
     if seconds is None:
         return 'write minutes as 120, "02:00:00", or "1-12:00:00" for a day and 12 hours'
@@ -337,24 +337,24 @@ def _time_instead(text: str) -> str:
 
 
 def choose_profile(name: str | None, options: Mapping[str, object] | None) -> Profile:
-    """The profile of a name, with options that override its own."""
+    """Return the profile of a name, with options that override its own."""
     profile = get(name, settings.current())
     given = {key: value for key, value in (options or {}).items() if value is not None}
     return without_early_signal(profile.with_options(**given) if given else profile)
 
 
 def keys_for_slurm(chosen: Profile) -> list[str]:
-    """The keys of a profile that mean something to Slurm alone."""
+    """Return the keys of a profile that have an effect only on Slurm."""
     plain = Profile(chosen.name)
     own = ("throttle", "pages_per_element", "python", "template")
     return [*chosen.options, *(k for k in own if getattr(chosen, k) != getattr(plain, k))]
 
 
 def without_early_signal(chosen: Profile) -> Profile:
-    """The profile without its warning signal where that would come as the element begins.
+    """Return the profile without its warning signal if that would arrive as the element begins.
 
     Slurm may send it up to a minute early (sbatch(1), --signal). The SIGTERM at the time limit,
-    KillWait before SIGKILL, still has what was yielded stored.
+    KillWait before SIGKILL, still leaves time to store what was yielded.
     """
     signal, limit = chosen.options.get("signal"), chosen.options.get("time")
     _, _, lead = str(signal or "").partition("@")

@@ -1,10 +1,10 @@
-"""``redo``: which rows that have ended are processed again, as commands and nights name it."""
+"""Parse ``redo``, the option of commands and nights for rows that are processed again."""
 
 from datetime import UTC, datetime
 
 
 def split_redo(text: str) -> tuple[str, datetime | None]:
-    """The kind, and the moment that ``older-than`` names; a date is its beginning, in UTC.
+    """Return the kind, and the moment of ``older-than``; a date means its beginning, in UTC.
 
     >>> split_redo("changed"), split_redo("older-than 2026-01-31")[1].day
     (('changed', None), 31)
@@ -12,7 +12,7 @@ def split_redo(text: str) -> tuple[str, datetime | None]:
     Raises
     ------
     ValueError
-        If it is none; it says what to write.
+        If it is not valid; the message says what to write.
     """
     kind, _, rest = str(text).strip().partition(" ")
     if kind == "older-than":

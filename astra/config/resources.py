@@ -1,7 +1,7 @@
-"""The folders that travel with the package: script templates and example configuration.
+"""Find the folders that come with the package: script templates and example configuration.
 
-In a wheel they lie inside the package; in a checkout, which an editable install points to, at
-the top of the repository.
+A wheel has them inside the package; a checkout, to which an editable install points, at the top of
+the repository.
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def templates_dir() -> Path:
-    """The folder of the shipped script templates."""
+    """Return the folder of the shipped script templates."""
     return _folder("slurm_templates", "slurm_templates", "base.sh.j2")
 
 
 def config_dir() -> Path:
-    """The folder of the example configuration and of the shipped profiles."""
+    """Return the folder of the example configuration and the shipped profiles."""
     return _folder("config_examples", "config", "profiles.toml")
 
 

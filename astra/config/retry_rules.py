@@ -1,4 +1,4 @@
-"""How an element that ended in a state is retried, and how configuration changes the rules."""
+"""Rules for retries after each state in which an element may end, and their configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,16 +10,16 @@ from astra.errors import nearest
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done after one way to end."""
+    """What is done after an element ends in one state."""
 
-    retries: int = entry(3, checks.whole(0, 999))  # elements that may end so and end no row
-    mem_growth: float = entry(1.0, checks.number(1, 100))  # the next has so many times the memory
-    time_growth: float = entry(1.0, checks.number(1, 100))  # and the time limit
-    max_mem: str | None = entry(None, checks.size)  # bounds of growth; the partition's own hold too
+    retries: int = entry(3, checks.whole(0, 999))  # elements that may end so without ending a row
+    mem_growth: float = entry(1.0, checks.number(1, 100))  # factor for the next element's memory
+    time_growth: float = entry(1.0, checks.number(1, 100))  # factor for its time limit
+    max_mem: str | None = entry(None, checks.size)  # limits of growth, beside the partition's
     max_time: str | None = entry(None, checks.time_limit)
 
 
-#: The states that have a rule. COMPLETED with rows missing counts as FAILED.
+#: The rule of each state. COMPLETED with rows missing counts as FAILED.
 RULES: Mapping[str, Rule] = {
     "TIMEOUT": Rule(time_growth=2.0),
     "OUT_OF_MEMORY": Rule(mem_growth=1.5),
@@ -33,12 +33,12 @@ RULES: Mapping[str, Rule] = {
 
 
 def checked(table: object) -> dict[str, dict[str, object]]:
-    """The rules of a ``policy`` table, by state.
+    """Check the rules of a ``policy`` table, by state.
 
     Raises
     ------
     ValueError
-        If a state, a key or a value is none of a policy's.
+        If a state, a key or a value is invalid.
     """
     states = checks.section(table, "policy.TIMEOUT")
     return {state: _checked_rule(state, rule) for state, rule in states.items()}

@@ -1,7 +1,7 @@
-"""Folders and files of the run directory: private, whole, and never through another user's link.
+"""Create folders and files of the run directory: private, and never through others' links.
 
-Who could write where scripts stand could run commands as their owner; who could read logs would
-see what tasks print. So a folder of another owner, or one that others may write to, is refused.
+Whoever can write to the folder of scripts can run commands as their owner; whoever can read logs
+sees what tasks print. So a folder of another owner, or one that others may write to, is refused.
 """
 
 import os
@@ -14,15 +14,15 @@ from typing import IO
 from astra.config import settings
 from astra.errors import UsageError
 
-#: Never given to a file or folder here, whatever the umask: others do not write.
+#: Permissions that no file or folder here ever gets, whatever the umask is.
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check_folder(folder: Path) -> None:
-    """Make a folder of the run directory, or say why it cannot be used.
+    """Create a folder of the run directory, or raise why it cannot be used.
 
-    Folders from ``[run] dir`` downwards get the configured ``[run] mode``, 0700 by default, also
-    where they were there before; the run directory itself keeps its own if somebody made it.
+    Folders below ``[run] dir`` get the configured ``[run] mode``, 0700 by default, even if they
+    existed before; the run directory itself keeps its mode if it existed.
 
     Raises
     ------
@@ -32,16 +32,16 @@ def check_folder(folder: Path) -> None:
     root = Path(settings.current().run.dir)
     try:
         _refuse_foreign_links(root)
-        made = not root.exists()
+        is_new = not root.exists()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_owner(root, root.stat())
-        if made:
+        if is_new:
             _set_mode(root)
         for part in _below(root, folder):
             _private(part)
         probe = folder / f".{secrets.token_hex(8)}"
         try:
-            # A full disk makes files, and takes nothing into them.
+            # On a full disk, files can be created, but not filled.
             with os.fdopen(_new(probe, 0o600), "wb") as file:
                 file.write(b"astra\n")
         finally:
@@ -54,7 +54,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _below(root: Path, folder: Path) -> list[Path]:
-    """The folders from `root` (left out) down to `folder`."""
+    """Return the folders from below `root` down to `folder`."""
     parts = folder.relative_to(root).parts
     return [root.joinpath(*parts[: i + 1]) for i in range(len(parts))]
 
@@ -63,30 +63,30 @@ def _private(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        found = folder.lstat()
-        if stat.S_ISLNK(found.st_mode):
+        status = folder.lstat()
+        if stat.S_ISLNK(status.st_mode):
             raise UsageError(
                 f"{folder} is a link, which may lead anywhere; remove it, or set [run] dir or "
                 "ASTRA_RUN_DIR to another folder"
             ) from None
-        _check_owner(folder, found)
+        _check_owner(folder, status)
     _set_mode(folder)
 
 
-def _check_owner(folder: Path, found: os.stat_result) -> None:
+def _check_owner(folder: Path, status: os.stat_result) -> None:
     instead = "or set [run] dir or ASTRA_RUN_DIR to a folder of your own"
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"the run directory {folder} is no folder; remove it, {instead}")
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         raise UsageError(
-            f"the run directory {folder} belongs to the user {found.st_uid}, not to you "
+            f"the run directory {folder} belongs to the user {status.st_uid}, not to you "
             f"({os.geteuid()}), who could change scripts before they run; "
             f"ask an administrator to give it to you, {instead}"
         )
-    if found.st_mode & _OTHERS_WRITE:
+    if status.st_mode & _OTHERS_WRITE:
         raise UsageError(
             f"others may write to the run directory {folder} (mode "
-            f"{stat.S_IMODE(found.st_mode):04o}), and could change scripts before they run: "
+            f"{stat.S_IMODE(status.st_mode):04o}), and could change scripts before they run: "
             f"chmod go-w {folder}, {instead}"
         )
 
@@ -102,7 +102,7 @@ def _set_mode(folder: Path) -> None:
 
 
 def _refuse_foreign_links(folder: Path) -> None:
-    """A link on the way to the run directory may be the user's own or the administrator's."""
+    """Refuse links on the way to the run directory, unless the user or root owns them."""
     for part in (*reversed(folder.absolute().parents), folder.absolute()):
         if part.is_symlink() and (owner := part.lstat().st_uid) not in (0, os.geteuid()):
             raise UsageError(
@@ -112,23 +112,23 @@ def _refuse_foreign_links(folder: Path) -> None:
 
 
 def _new(path: Path, mode: int) -> int:
-    """A descriptor of a file that was not there before."""
+    """Open a descriptor of a file that must not exist yet."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(path, flags, mode)
 
 
 def new_file(path: Path) -> IO[bytes]:
-    """A file of the user's alone, to write to, that was not there before."""
+    """Create a private file, which must not exist yet, and open it for writing."""
     return os.fdopen(_new(path, 0o600), "wb")
 
 
 def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Write a file that appears under its name only when all of it is on the disk.
+    """Write a file that gets its name only when all of it is on the disk.
 
     Raises
     ------
     UsageError
-        If it cannot be written; nothing of it is left then.
+        If it cannot be written; no part of it remains then.
     """
     content = content if isinstance(content, bytes) else content.encode()
     unfinished = path.with_name(f".{secrets.token_hex(8)}")
@@ -147,12 +147,12 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
 
 
 def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:
-    """A file to write to at its end: made if it is missing, never somebody else's or a link.
+    """Open a file for appending, and create it if it is missing.
 
     Raises
     ------
     UsageError
-        If it is one of these, or cannot be written.
+        If it is a link, belongs to somebody else, or cannot be written.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -160,11 +160,11 @@ def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:
     except OSError as error:
         link = f"{path} is a link; remove it" if path.is_symlink() else None
         raise UsageError(link or f"{path} cannot be written: {_why(error)}") from error
-    found = os.fstat(descriptor)
-    if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise UsageError(
-            f"{path} does not belong to you (user {os.geteuid()}) but to the user {found.st_uid}; "
+            f"{path} does not belong to you (user {os.geteuid()}) but to the user {status.st_uid}; "
             "remove it"
         )
     os.set_blocking(descriptor, True)
@@ -172,7 +172,7 @@ def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:
 
 
 def umask_without_write() -> int:
-    """The umask of this process, and others may not write in any case."""
+    """Return the umask of this process, extended so that others may never write."""
     umask = os.umask(0o077)
     os.umask(umask)
     return umask | _OTHERS_WRITE
@@ -183,12 +183,12 @@ def _why(error: Exception) -> str:
 
 
 def run_folder(name: str) -> Path:
-    """A folder of the run directory, such as that of a plan's scripts, logs and spool files."""
+    """Return a folder of the run directory, such as that of a plan's scripts and logs."""
     return Path(settings.current().run.dir) / name
 
 
 def spool_folder(plan_folder: str) -> Path:
-    """The folder in which a plan's elements leave what the database did not take."""
+    """Return the folder where a plan's elements store results during a database outage."""
     return run_folder(plan_folder).absolute() / "spool"
 
 
@@ -196,14 +196,14 @@ _SPOOL_FILE = re.compile(r"page-(\d+)-attempt-(\d+)\.spool")
 
 
 def spool_files(plan_folder: str, page: int | None = None) -> list[Path]:
-    """The spool files of a plan, or of one of its pages, oldest attempt first."""
-    found, folder = [], spool_folder(plan_folder)
+    """Return the spool files of a plan, or of one of its pages, oldest attempt first."""
+    numbered, folder = [], spool_folder(plan_folder)
     try:
         names = os.listdir(folder)
-    except (FileNotFoundError, PermissionError):  # a colleague, who may look at plans alone
+    except (FileNotFoundError, PermissionError):  # it belongs to somebody else
         return []
     for path in map(folder.joinpath, names):
-        name = _SPOOL_FILE.fullmatch(path.name)  # anything else there is not ours
-        if name and page in (None, int(name[1])):
-            found.append((int(name[2]), path))
-    return [path for _, path in sorted(found)]
+        match = _SPOOL_FILE.fullmatch(path.name)  # other files are not astra's
+        if match and page in (None, int(match[1])):
+            numbered.append((int(match[2]), path))
+    return [path for _, path in sorted(numbered)]

@@ -6,8 +6,8 @@ from urllib.parse import quote, unquote
 
 from astra.errors import ConfigError
 
-#: What the name of a secret has in it; no other list of such words is kept. What ends in _FILE
-#: names the place of one.
+#: Parts of the names of secrets; this is the only list of them. A name that ends in _FILE is that
+#: of a path.
 _WORD = (
     r"(?i:passw|passphrase|pgpass(?!file)|secret|token(?!i[sz])|credential|jwt|[_-]pat\b"
     r"|(?<=[_'\"-])pwd\b|(?:my|db|sql)pwd\b"
@@ -21,19 +21,19 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
 
 _WHOLE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 
-# user:password@, also where the password holds / ? # or @, which a URL should not: everything
-# up to the last @ that stands before a proper ?key=value part. host:5432/db?... is none.
+# user:password@, even if the password holds / ? # or @, which should be quoted: all up to the last
+# @ before a proper ?key=value part. host:5432/db?... has no password.
 _USERINFO = re.compile(
     r"(?P<user>://[^:/?#@]*):(?!\d*/[^@?]*\?[\w.%-]+=).*@(?=[^@]*$|[^@?]*\?[\w.%-]+=)", re.DOTALL
 )
 
 _IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
 
-# password=geheim, PGPASSWORD="ge heim", 'password': 'geheim', whatever a shell or Python quotes.
+# password=geheim, PGPASSWORD="ge heim", 'password': 'geheim', with the quotes of a shell or Python.
 _VALUE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\,;)}\]&|])+"""
 
-#: Where secrets stand in a text: an assignment, an option of a command, the header of a request,
-#: the user of curl, what others take as -p. What comes before the value is the key.
+#: Places of secrets in a text: an assignment, an option of a command, the header of a request,
+#: curl's option for the user, -p of some commands. The key is the part before the value.
 _IN_WORDS = re.compile(
     r"(?P<key>\b\w*" + _WORD + r"\w*(?:\s*=\s*|['\"]\s*:\s*)"
     r"|--[\w-]*" + _WORD + r"[\w-]*(?:=|\s+)(?!-)"
@@ -47,7 +47,7 @@ _IN_WORDS = re.compile(
     re.DOTALL,
 )
 
-#: What is a secret by its own form, wherever it stands: tokens of services, and private keys.
+#: Secrets that their own form shows: tokens of services, and private keys.
 _SHAPES = re.compile(
     r"\b(?:gh[opsru]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeoprs]-[\w-]{10,}"
     r"|hf_\w{20,}|sk-[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{5,})"
@@ -55,27 +55,27 @@ _SHAPES = re.compile(
     re.DOTALL,
 )
 
-#: A password shorter than this is not looked for by itself: it may be any word.
+#: A shorter password is not searched for by itself, since it may be any word.
 _LEAST_KNOWN = 8
 
 _known: set[str] = set()
 
 
 def know_secret(text: str | None) -> None:
-    """Have a password of this process hidden wherever it would be shown, by itself too."""
+    """Register a password of this process, so that it is hidden wherever it would be shown."""
     if text and len(text) >= _LEAST_KNOWN:
         _known.update({text, quote(text), quote(text, safe=""), repr(text)[1:-1]})
 
 
 def know_url(url: str) -> None:
-    """Learn the password of a URL, in the form it has there and as it is meant."""
-    for found in [_USERINFO.search(url), *_IN_QUERY.finditer(url)]:
-        if found is None:
+    """Register the password of a URL, quoted and unquoted."""
+    for match in [_USERINFO.search(url), *_IN_QUERY.finditer(url)]:
+        if match is None:
             continue
-        if "user" in found.re.groupindex:
-            value = found[0][len(found["user"]) + 1 : -1]
-        elif _SECRET_NAME.search(unquote(found["key"])):
-            value = found["value"]
+        if "user" in match.re.groupindex:
+            value = match[0][len(match["user"]) + 1 : -1]
+        elif _SECRET_NAME.search(unquote(match["key"])):
+            value = match["value"]
         else:
             continue
         know_secret(value)
@@ -83,7 +83,7 @@ def know_url(url: str) -> None:
 
 
 def hide(text: str) -> str:
-    """`text` without any password: those of URLs and assignments, and this process's own."""
+    """Hide all passwords in `text`: those of URLs, of assignments, and of this process."""
     know_secret(os.environ.get("PGPASSWORD"))
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -97,26 +97,26 @@ def holds_known(text: str) -> bool:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a shell line or an option holds a password itself, and not only names its place."""
+    """Return whether a shell line or an option contains a password, and not only its path."""
     if holds_known(text) or _SHAPES.search(text):
         return True
     if any(has_userinfo(found[0]) for found in _URL.finditer(text)):
         return True
-    # $(cat ~/.token) and ${TOKEN} are no secrets: they say where one is.
+    # $(cat ~/.token) and ${TOKEN} are no secrets, but say where one is.
     values = (found["value"].lstrip("\"'") for found in _IN_WORDS.finditer(text))
     return any(not value.startswith(("$", "`")) for value in values)
 
 
 def has_userinfo(url: str) -> bool:
-    """Whether a URL holds a password, which is not the name of a variable."""
-    found = _USERINFO.search(url)
-    return bool(found and not found[0][len(found["user"]) + 1 :].startswith("$"))
+    """Return whether a URL contains a password that is not the name of a variable."""
+    match = _USERINFO.search(url)
+    return bool(match and not match[0][len(match["user"]) + 1 :].startswith("$"))
 
 
 def check_quoting(url: str) -> None:
-    """Refuse a URL whose password libpq would take apart, and repeat parts of in its messages."""
-    found = _USERINFO.search(url)
-    password = found[0][len(found["user"]) + 1 : -1] if found else ""
+    """Refuse a URL whose password libpq would split, and repeat parts of in its messages."""
+    match = _USERINFO.search(url)
+    password = match[0][len(match["user"]) + 1 : -1] if match else ""
     if any(c in password for c in "/?#@ ") or re.search(r"%(?![0-9A-Fa-f]{2})", password):
         raise ConfigError(
             f"the database URL {hide_password(url)!r}: its password holds characters that a URL "
@@ -126,7 +126,7 @@ def check_quoting(url: str) -> None:
 
 
 def hide_password(text: str) -> str:
-    """`text` with the passwords of all database URLs and connection strings in it hidden.
+    """Hide the passwords of all database URLs and connection strings in `text`.
 
     >>> hide_password("postgresql://me:geheim@host/db?password=x")
     'postgresql://me:***@host/db?password=***'
@@ -140,20 +140,20 @@ def hide_password(text: str) -> str:
 
 
 def _hide_in_url(url: str) -> str:
-    def query(found: re.Match[str]) -> str:
-        secret = _SECRET_NAME.search(unquote(found["key"]))
-        return f"{found['key']}=***" if secret and found["value"] else found[0]
+    def query(match: re.Match[str]) -> str:
+        secret = _SECRET_NAME.search(unquote(match["key"]))
+        return f"{match['key']}=***" if secret and match["value"] else match[0]
 
     return _SHAPES.sub("***", _IN_QUERY.sub(query, _USERINFO.sub(r"\g<user>:***@", url)))
 
 
 def has_password(url: str) -> bool:
-    """Whether a database URL, or a connection string, carries a password."""
+    """Return whether a database URL, or a connection string, contains a password."""
     return hide_password(url) != url
 
 
 def hide_secret(name: str, value: object) -> str:
-    """`value` as it is shown under `name`: hidden if the name or the value looks secret."""
+    """Return `value` as it is shown under `name`: hidden if one of them looks secret."""
     if value is None or value == "":
         return ""
     if _SECRET_NAME.search(name):

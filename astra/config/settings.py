@@ -1,9 +1,9 @@
 """Configuration: one TOML file, two environment variables, and where each value came from.
 
-Looked for in this order, and the first that exists is used, alone: ``--config``,
-``ASTRA_CONFIG``, ``./astra.toml``, ``$XDG_CONFIG_HOME/astra/astra.toml`` (``~/.config``), and
-``/etc/astra/astra.toml``. ``ASTRA_DATABASE_URL`` and ``ASTRA_RUN_DIR`` override single values.
-Relative paths in a file start from the file's own folder, all others from the current one.
+Only the first file that exists is read: ``--config``, ``ASTRA_CONFIG``, ``./astra.toml``,
+``$XDG_CONFIG_HOME/astra/astra.toml`` (``~/.config``), ``/etc/astra/astra.toml``.
+``ASTRA_DATABASE_URL`` and ``ASTRA_RUN_DIR`` override single values. Relative paths in a file start
+from the file's own folder, all others from the current one.
 """
 
 import os
@@ -37,7 +37,7 @@ def _folders(value: object) -> tuple[str, ...]:
     return folders
 
 
-#: Exceptions of the world around a task: its rows stay pending.
+#: Exceptions whose cause is outside of a task: its rows stay pending.
 OUTER = (
     "MemoryError",
     "ConnectionError",
@@ -49,7 +49,7 @@ OUTER = (
 
 
 def _name_of_schema(value: object) -> str:
-    # peewee writes it into its statements, where a percent sign would stand for a parameter.
+    # peewee writes it into its statements, where a percent sign would mark a parameter.
     name = text(value)
     if not re.fullmatch(r"[^\W\d][\w$]*", name) or len(name.encode()) > 63:
         raise ValueError("should be a plain name: letters, digits and _, at most 63 bytes")
@@ -57,7 +57,7 @@ def _name_of_schema(value: object) -> str:
 
 
 def check_schema(schema: str | None) -> None:
-    """Refuse a schema that was given by a program, as the configuration's is."""
+    """Check a schema that a program has passed, as one of the configuration is checked."""
     if schema is not None:
         _checked(schema, "database.schema", "schema")
 
@@ -73,7 +73,7 @@ _PATH = {"check": text, "path": True}
 
 @dataclass(frozen=True)
 class Database:
-    url: str = entry("", text)  # the default is ./astra.db, made absolute when it is resolved
+    url: str = entry("", text)  # by default, ./astra.db as an absolute path
     schema: str | None = entry(None, _name_of_schema)  # PostgreSQL schema that holds the tables
     connect_timeout_s: int = entry(10, whole(1))
     answer_timeout_s: float = entry(60.0, number(0, above=True))  # longest wait for an answer
@@ -83,54 +83,54 @@ class Database:
 @dataclass(frozen=True)
 class Run:
     dir: Path = field(default=Path("astra-runs"), metadata=_PATH)  # scripts and logs
-    mode: str = entry("0700", _mode)  # of the folders that are made in it
-    templates: Path | None = field(default=None, metadata=_PATH)  # a site's own templates, first
+    mode: str = entry("0700", _mode)  # of the folders in it
+    templates: Path | None = field(default=None, metadata=_PATH)  # a site's own templates
 
 
 @dataclass(frozen=True)
 class Element:
     write_frequency: float = entry(300.0, number(0, above=True))  # longest wait of a result, in s
     batch_size: int = entry(1000, whole(1))  # results written at once
-    lease_s: float = entry(300.0, number(0, above=True))  # no heartbeat for so long: overdue
-    grace_s: float = entry(3.0, number(0))  # how long a row may go on after SIGTERM
+    lease_s: float = entry(300.0, number(0, above=True))  # overdue without a heartbeat for so long
+    grace_s: float = entry(3.0, number(0))  # how long a row may continue after SIGTERM
     row_timeout_s: float = entry(0.0, number(0))  # longest time for a row; 0 for no limit
-    max_deaths: int = entry(3, whole(1))  # of its process, until a row is a failure
-    max_failures: float = entry(0.5, number(0, 1))  # share of rows; above it the task is broken
-    max_broken: int = entry(10, whole(1))  # pages, none whole since, until the plan pauses
-    max_failures_after: int = entry(20, whole(1))  # rows that an element has ended
-    outer_exceptions: tuple[str, ...] = entry(OUTER, _classes)  # no row's fault
+    max_deaths: int = entry(3, whole(1))  # of its process, after which a row is a failure
+    max_failures: float = entry(0.5, number(0, 1))  # share of rows; with more the task is broken
+    max_broken: int = entry(10, whole(1))  # pages without a whole one, after which the plan pauses
+    max_failures_after: int = entry(20, whole(1))  # rows after which the share is checked
+    outer_exceptions: tuple[str, ...] = entry(OUTER, _classes)  # that no row is to blame for
 
 
 @dataclass(frozen=True)
 class Plan:
     limit: int = entry(1000, whole(1))  # rows per page
-    trusted_roots: tuple[str, ...] = entry((), _folders)  # whose code runs, whichever role planned
+    trusted_roots: tuple[str, ...] = entry((), _folders)  # code in them is trusted for every role
 
 
 @dataclass(frozen=True)
 class Slurm:
     timeout_s: float = entry(30.0, number(0, above=True))  # for one of Slurm's commands
-    retries: int = entry(3, whole(0))  # of a query that had no answer
-    recent_s: float = entry(5.0, number(0))  # answers up to this age are used again; 0: never
+    retries: int = entry(3, whole(0))  # of an unanswered query
+    recent_s: float = entry(5.0, number(0))  # output up to this age is used again; 0: never
     pause_s: float = entry(0.2, number(0))  # between the calls of sbatch for two plans
 
 
 @dataclass(frozen=True)
 class Policy:
-    exclude_after: int = entry(3, whole(0))  # pages that failed at a node, and not elsewhere
-    exclude_for_s: float = entry(21600.0, number(0, above=True))  # how long it is left out
+    exclude_after: int = entry(3, whole(0))  # pages that failed on a node, and not elsewhere
+    exclude_for_s: float = entry(21600.0, number(0, above=True))  # how long the node is excluded
 
 
 @dataclass(frozen=True)
 class Clean:
     keep_days: float = entry(90.0, number(0))  # plans, logs and scripts that are inactive
     compress_days: float = entry(0.0, number(0))  # until scripts and logs are packed; 0: never
-    keep_nights_days: float = entry(1000.0, number(0))  # the lines of nights
+    keep_nights_days: float = entry(1000.0, number(0))  # rows of nights
 
 
 @dataclass(frozen=True)
 class Data:
-    root: Path | None = field(default=None, metadata=_PATH)  # where relative paths of spectra start
+    root: Path | None = field(default=None, metadata=_PATH)  # base of relative paths of spectra
 
 
 _SECTIONS: dict[str, Any] = {
@@ -148,13 +148,13 @@ _KEYS = {f"{name}.{item.name}": item for name, kind in _SECTIONS.items() for ite
 
 _ENVIRONMENT = {"ASTRA_DATABASE_URL": "database.url", "ASTRA_RUN_DIR": "run.dir"}
 
-#: The variables of the environment that mean something to astra.
+#: The environment variables that astra reads.
 VARIABLES = ("ASTRA_CONFIG", *_ENVIRONMENT)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every value, resolved; ``source(key)`` says where one came from."""
+    """Every value of the configuration; ``source(key)`` says where one came from."""
 
     database: Database = Database()
     run: Run = Run()
@@ -171,13 +171,13 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict)  # "database.url": where it is from
 
     def source(self, key: str) -> str:
-        """Where a value such as ``database.url`` came from: a file, a variable or "default"."""
+        """Return where a value such as ``database.url`` is from: a file, a variable, "default"."""
         if key.startswith(("profiles.", "nights.")) or key not in _KEYS:
             return str(self.path or "default")
         return self.sources.get(key, "default")
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(key, value as it is shown, where it came from) of every value, secrets hidden."""
+        """Return (key, value, source) of every value, with secrets hidden."""
         values = {key: getattr(getattr(self, key.split(".")[0]), _KEYS[key].name) for key in _KEYS}
         for name, options in self.profiles.items():
             values.update({f"profiles.{name}.{key}": value for key, value in options.items()})
@@ -192,7 +192,7 @@ _current: Config | None = None
 
 
 def current() -> Config:
-    """The configuration of this process, resolved when it is first asked for."""
+    """Return the configuration of this process, which is loaded when it is first needed."""
     global _current
     if _current is None:
         _current = load()
@@ -200,13 +200,13 @@ def current() -> Config:
 
 
 def use(configuration: Config) -> None:
-    """Make `configuration` that of this process."""
+    """Set the configuration of this process."""
     global _current
     _current = configuration
 
 
 def reset() -> None:
-    """Forget the configuration: it is resolved anew when it is next asked for."""
+    """Forget the configuration, so that it is loaded again when it is next needed."""
     global _current
     _current = None
     _known.clear()
@@ -217,17 +217,17 @@ def load(
     environ: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
 ) -> Config:
-    """The configuration as it stands now.
+    """Load the configuration.
 
     Parameters
     ----------
-    path : the file to read; without one, the first that is found.
-    environ, cwd : environment and current folder; those of the process where not given.
+    path : the file to read; by default, the first that exists.
+    environ, cwd : environment and current folder; by default, those of the process.
 
     Raises
     ------
     ConfigError
-        If a named file does not exist, or a file holds what astra does not know.
+        If a named file does not exist, or a file holds an unknown key or an invalid value.
     """
     environ = os.environ if environ is None else environ
     folder = Path(cwd or Path.cwd()).absolute()
@@ -235,7 +235,7 @@ def load(
     values, profiles, rules, nights = _read(file) if file else ({}, {}, {}, {})
     sources = dict.fromkeys(values, str(file))
     for variable, key in _ENVIRONMENT.items():
-        if environ.get(variable):  # a variable that is set to nothing counts as unset
+        if environ.get(variable):  # an empty variable counts as unset
             values[key], sources[key] = _checked(environ[variable], key, variable), variable
     for key, item in _KEYS.items():
         base = file.parent if file and sources.get(key) == str(file) else folder
@@ -274,7 +274,7 @@ def _find(path: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Pat
 
 
 def usual_files(environ: Mapping[str, str], cwd: Path) -> tuple[Path, Path, Path]:
-    """The files of which the first that exists is used, where none is named."""
+    """Return the files of which the first that exists is read, where none is named."""
     user = Path(environ.get("XDG_CONFIG_HOME") or _expanded("~/.config", environ))
     return cwd / "astra.toml", user / "astra" / "astra.toml", Path("/etc/astra/astra.toml")
 
@@ -290,7 +290,7 @@ Tables = dict[str, Mapping[str, object]]
 
 
 def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, NightSettings]]:
-    """Values, profiles, policy and nights of a file, checked; paths as they are written."""
+    """Read and check values, profiles, policy and nights of a file; paths stay as written."""
     values: dict[str, object] = {}
     tables = _parsed(file)
     try:
@@ -318,14 +318,14 @@ def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, Nigh
 
 
 def _rules(tables: dict[str, object], file: Path) -> Tables:
-    """The sections ``[policy.STATE]``, taken out of ``[policy]``."""
+    """Check the sections ``[policy.STATE]``, and remove them from ``[policy]``."""
     table = tables.get("policy")
     if not isinstance(table, dict):
         return {}
-    found = {key: value for key, value in table.items() if isinstance(value, dict)}
-    tables["policy"] = {key: value for key, value in table.items() if key not in found}
+    rules = {key: value for key, value in table.items() if isinstance(value, dict)}
+    tables["policy"] = {key: value for key, value in table.items() if key not in rules}
     try:
-        return {**retry_rules.checked(found)}
+        return {**retry_rules.checked(rules)}
     except ValueError as error:
         raise ConfigError(f"{file}: [policy] {error}") from None
 
@@ -355,7 +355,7 @@ def _checked(value: object, key: str, where: str) -> object:
     try:
         return _KEYS[key].metadata["check"](value)
     except ValueError as error:
-        # A wrong value may be a secret in the wrong place: shown as rows() would show it.
+        # A wrong value may be a secret in the wrong place: it is shown as rows() would show it.
         raise ConfigError(f"{where}: [{section}] {name} = {_shown(key, value)}: {error}") from error
 
 
@@ -366,11 +366,11 @@ def _expanded(path: str, environ: Mapping[str, str]) -> str:
 
 
 def _db(path: Path) -> str:
-    return quote(str(path / "astra.db"))  # the database's own reading undoes the quoting
+    return quote(str(path / "astra.db"))  # sqlite_path() undoes the quoting
 
 
 def _absolute_sqlite(url: str, base: Path, environ: Mapping[str, str]) -> str:
-    """`url`, where a ``sqlite:///relative`` path starts from `base`."""
+    """Return `url`, in which a ``sqlite:///relative`` path starts from `base`."""
     path, mark, query = url.removeprefix("sqlite:///").partition("?")
     if not url.startswith("sqlite:///") or path in ("", ":memory:"):
         return url
@@ -383,12 +383,12 @@ def _shown(key: str, value: object) -> str:
 
 
 def settings_of(name: str) -> NightSettings:
-    """A night as it is configured.
+    """Return the configuration of a night.
 
     Raises
     ------
     ConfigError
-        If it is not.
+        If there is none of this name.
     """
     nights = current().nights
     if name not in nights:
@@ -401,5 +401,5 @@ def settings_of(name: str) -> NightSettings:
 
 
 def data_path(path: str) -> Path:
-    """Where the file of an input row is; relative paths start at ``[data] root``."""
+    """Return the path of an input row's file; relative paths start at ``[data] root``."""
     return Path(current().data.root or "") / os.path.expandvars(os.path.expanduser(path))

@@ -15,14 +15,14 @@ from astra.config.secrets import hide
 if TYPE_CHECKING:
     from logging import _SysExcInfoType as SysExcInfoType
 
-#: Characters that a terminal takes for commands, or that change the order in which others are
-#: shown. Logs and messages are other people's texts.
+#: Characters that are commands to a terminal, or change the order in which others are shown. Logs
+#: and messages contain other people's texts.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """Write out control characters, so that a terminal does nothing about them."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Escape control characters, so that a terminal does not act on them."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def start_command(verbose: bool = False) -> None:
@@ -34,13 +34,13 @@ def start_command(verbose: bool = False) -> None:
             handler.setFormatter(_Hiding("%(asctime)s %(levelname)s %(message)s"))
     sys.excepthook = _show_bug
     threading.excepthook = lambda bug: _show_bug(bug.exc_type, bug.exc_value, bug.exc_traceback)
-    # As for `python -m`: a task of a module in this folder is found.
+    # As with `python -m`, tasks of modules in this folder can be imported.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 
 class _Hiding(logging.Formatter):
-    """What is logged, tracebacks too, without passwords: logs are kept and shown around."""
+    """Removes passwords from messages and tracebacks: logs are kept, and shown to others."""
 
     with_traceback = True
 

@@ -1,11 +1,11 @@
-"""Convert between numbers and the texts for times and sizes that Slurm and astra.toml use."""
+"""Convert between numbers and the times and sizes that Slurm and astra.toml write."""
 
 import math
 import re
 
 
 def time_limit_s(limit: object) -> int | None:
-    """A time limit as sbatch reads it, in seconds; None where it has none.
+    """Parse a time limit as sbatch does, to seconds; None where there is none.
 
     >>> time_limit_s(90), time_limit_s("1:30"), time_limit_s("02:00:00"), time_limit_s("1-0")
     (5400, 90, 7200, 86400)
@@ -28,21 +28,21 @@ _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
 
 
 def duration_s(text: str) -> int | None:
-    """A time as people write it, ``2h`` or ``1d12h``, in seconds; None where it is none.
+    """Parse a time as people write it, ``2h`` or ``1d12h``, to seconds; None if it is no time.
 
     >>> duration_s("2h"), duration_s("1h 30min"), duration_s("45s"), duration_s("two hours")
     (7200, 5400, 45, None)
     """
     text = text.replace(" ", "").lower()
-    found = _DURATION.fullmatch(text)
-    if not text or found is None:
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def written_time(seconds: float) -> str:
-    """A time as sbatch reads it, in whole minutes, rounded up.
+    """Write a time for sbatch, in whole minutes, rounded up.
 
     >>> written_time(7200), written_time(90061)
     ('02:00:00', '1-01:02:00')
@@ -53,7 +53,7 @@ def written_time(seconds: float) -> str:
 
 
 def written_size(mb: int) -> str:
-    """A size as sbatch reads it.
+    """Write a size for sbatch.
 
     >>> written_size(2048), written_size(1500)
     ('2G', '1500M')
@@ -62,13 +62,13 @@ def written_size(mb: int) -> str:
 
 
 def size_mb(text: str) -> int | None:
-    """A size as sbatch reads it, in MB; None where it is none, or 0: all of the node's.
+    """Parse a size as sbatch does, to MB; None if it is no size, or 0, which is the whole node.
 
     >>> size_mb("2G"), size_mb("512"), size_mb("1500K"), size_mb("0"), size_mb("UNLIMITED")
     (2048, 512, 2, None, None)
     """
-    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if not found:
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not match:
         return None
-    kilobytes = int(found[1]) * 1024 ** "KMGT".index(found[2].upper() or "M")
+    kilobytes = int(match[1]) * 1024 ** "KMGT".index(match[2].upper() or "M")
     return -(-kilobytes // 1024) or None
