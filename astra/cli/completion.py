@@ -139,13 +139,15 @@ def slurm_states(ctx: click.Context) -> Pairs:
 
 def models(ctx: click.Context) -> Pairs:
     """The input models of the task that was named, or those that come with astra."""
+    from peewee import Model
+
     from astra.models import Source
     from astra.models.spectrum import every_spectrum_model
     from astra.tasks.signature import find_task, input_models
 
     task = ctx.params.get("task") or ctx.params.get("task_or_plan")
-    found = input_models(find_task(task)) if task else [*every_spectrum_model(), Source]
-    for model in found:
+    known: list[type[Model]] = [*every_spectrum_model(), Source]
+    for model in input_models(find_task(task)) if task else known:
         yield model.__name__, model._meta.table_name
 
 

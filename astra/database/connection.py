@@ -254,7 +254,7 @@ def connection() -> Iterator[None]:
             database.obj.close()
 
 
-def tuples(query: peewee.Select) -> Iterator[tuple[Any, ...]]:
+def tuples(query: peewee.Select | peewee.Insert) -> Iterator[tuple[Any, ...]]:
     """The rows of a query, each as a tuple of its columns."""
     return iter(query.tuples())
 

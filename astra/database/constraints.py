@@ -131,8 +131,7 @@ def impossible_values(model: Any, where: Any) -> Iterator[str]:
 def _other_type(field: Any) -> Any:
     """A clause: SQLite holds a value of another type in a column."""
     column = field.column
-    lists = {"KeysField": "integer", "KeyTextsField": "text"}
-    if (item := lists.get(type(field).__name__)) is not None:
+    if (item := getattr(field, "item_type", None)) is not None:
         holds_others = sqlite_queries.LIST_HOLDS_OTHERS
         return peewee.SQL(holds_others.format(column=field.column_name, type=item))
     kind = getattr(field, "rel_field", field).field_type

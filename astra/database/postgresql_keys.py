@@ -19,11 +19,11 @@ from astra.errors import TaskError
 class Keys(Writing):
     """What the dialect of PostgreSQL knows of sets of keys."""
 
-    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
+    def among(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
         """`field` is one of `keys`: one parameter, whatever their number."""
         return peewee.Expression(field, "=", SQL("ANY(%s::bigint[])", (self.pack_keys(keys),)))
 
-    def pack_keys(self, keys: Iterable[int]) -> Any:
+    def pack_keys(self, keys: Iterable[Any]) -> str:
         return "{" + ",".join(map(str, map(int, keys))) + "}"  # a third of the time of a list
 
     def unpack_keys(self, value: Any) -> list[int]:
@@ -31,11 +31,10 @@ class Keys(Writing):
 
     def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
         """`field` is one of `keys`, as texts."""
-        packed = self.pack_texts([str(key) for key in keys])
-        return peewee.Expression(field, "=", SQL("ANY(%s::text[])", (packed,)))
+        return peewee.Expression(field, "=", SQL("ANY(%s::text[])", (self.pack_texts(keys),)))
 
-    def pack_texts(self, keys: Iterable[str]) -> Any:
-        return array_literal(list(keys))
+    def pack_texts(self, keys: Iterable[Any]) -> str:
+        return array_literal(list(map(str, keys)))
 
     def _kind_of(self, field: Any) -> str:
         """The type of a column, as the server has it."""
@@ -48,7 +47,7 @@ class Keys(Writing):
         one = parts[0] if len(parts) == 1 else fn.jsonb_build_array(*parts)
         return one.cast("text")
 
-    def wanted(self, fields: Sequence[Any], keys: Sequence[str]) -> tuple[Any, Any]:
+    def wanted(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
         """Texts of keys as rows of a query, and the clause that a row has such a key."""
         clauses = []
         for place, field in enumerate(fields):

@@ -78,7 +78,7 @@ class SQLite(Writing):
             pragmas={"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1},
             timeout=30,
         )
-        self._columns = {}
+        self._targets = {}
         dialects[self.database] = self
 
     def now(self) -> datetime:
@@ -262,29 +262,27 @@ class SQLite(Writing):
     def wait_for_row(self, table: str, name: str) -> None:
         """The transaction is the only one that writes: there is nobody to wait for."""
 
-    def among(self, field: Any, keys: Iterable[int]) -> peewee.Expression:
-        literal = json.dumps(list(map(int, keys)))
-        return peewee.Expression(field, "IN", SQL(queries.LIST, (literal,)))
+    def among(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
+        return peewee.Expression(field, "IN", SQL(queries.LIST, (self.pack_keys(keys),)))
 
-    def pack_keys(self, keys: Sequence[int]) -> Any:
-        return json.dumps(list(keys))
+    def pack_keys(self, keys: Iterable[Any]) -> str:
+        return json.dumps(list(map(int, keys)))
 
     def unpack_keys(self, value: Any) -> Any:
         return json.loads(value)
 
     def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
-        packed = self.pack_texts([str(key) for key in keys])
-        return peewee.Expression(field, "IN", SQL(queries.LIST, (packed,)))
+        return peewee.Expression(field, "IN", SQL(queries.LIST, (self.pack_texts(keys),)))
 
-    def pack_texts(self, keys: Iterable[str]) -> Any:
-        return json.dumps(list(keys))
+    def pack_texts(self, keys: Iterable[Any]) -> str:
+        return json.dumps(list(map(str, keys)))
 
     def key_text(self, fields: Sequence[Any]) -> Any:
         """The text of a key."""
         one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
         return one.cast("text")
 
-    def wanted(self, fields: Sequence[Any], keys: Sequence[str]) -> tuple[Any, Any]:
+    def wanted(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
         """Texts of keys as rows of a query, and the clause that a row has such a key."""
         clauses = []
         for place, field in enumerate(fields):
@@ -393,7 +391,6 @@ class SQLite(Writing):
         """A column that rows which are there get this value for."""
         value = None if default is None else self.checked(field, default)
         literal = self.fetch_value(queries.LITERAL, (value,))
-        self._columns.pop(self.table(model), None)
         self.run(adding_column(self, model, field, default, literal))
 
     def set_default(self, model: Any, field: peewee.Field, default: str) -> None:

@@ -1,22 +1,44 @@
-"""How SQLite is given a batch of results."""
+"""Write a batch of results to SQLite."""
 
 import json
+from dataclasses import dataclass
 
 from astra.database import sqlite_queries as queries
 from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
 from astra.version import Version
 
-#: What SQLite makes of values of a declared type.
+#: The affinity of a declared type, by which SQLite converts values.
 _AFFINITIES = {
     "INTEGER": "INTEGER", "BIGINT": "INTEGER", "SMALLINT": "INTEGER", "REAL": "REAL",
     "BLOB": "BLOB", "DECIMAL": "NUMERIC",
 }  # fmt: skip
 
 
-class Writing(Common):
-    """What the dialect of SQLite knows of writing."""
+@dataclass(frozen=True)
+class _Target:
+    """A table for batches of the same columns, at one version of the schema."""
 
-    _columns: dict[str, set[str]]
+    columns: set[str]  # all columns of the table
+    declared: dict[str, str]  # the types of the batch's columns, as the model declares them
+    is_plain: bool  # the table stores values of these types unchanged
+
+
+class Writing(Common):
+    """Writes results to SQLite."""
+
+    #: By version of the schema, model and columns.
+    _targets: dict[tuple[object, ...], _Target]
+
+    def _target(self, batch: Batch) -> _Target:
+        """Describe the table of a batch, anew if anybody has changed the schema since."""
+        key = (self.fetch_value(queries.SCHEMA_VERSION), batch.model, *batch.columns)
+        if key not in self._targets:
+            name, declared = batch.model._meta.table_name, batch.declared
+            stored = dict(self.run(queries.COLUMN_TYPES, (name,)).fetchall())
+            has_trigger = bool(self.fetch_column(queries.TRIGGER_OR_VIEW, (name,)))
+            is_plain = not has_trigger and declared.items() <= stored.items()
+            self._targets[key] = _Target(set(stored), declared, is_plain)
+        return self._targets[key]
 
     def upsert(self, batch: Batch) -> dict[int, int]:
         """Write a batch; what was written, as {place in the batch: primary key}.
@@ -26,18 +48,15 @@ class Writing(Common):
         NotStored
             If what is stored is not what was given.
         """
-        written = self._written(batch)
-        name, declared = batch.model._meta.table_name, batch.declared
-        is_plain = not self.run(queries.TRIGGER_OR_VIEW, (name,)).fetchone() and (
-            declared.items() <= set(self.run(queries.COLUMN_TYPES, (name,)).fetchall())
-        )
-        if not is_plain:
-            self._compare(batch, declared, written)
+        target = self._target(batch)
+        written = self._written(batch, target.columns)
+        if not target.is_plain:
+            self._compare(batch, target.declared, written)
         return written
 
     def _compare(self, batch: Batch, declared: dict[str, str], written: dict[int, int]) -> None:
-        """Look at what is stored, where a trigger or the type of a column may have changed it."""
-        # As of the declared type, of which a text of the same digits is another value.
+        """Check what is stored, where a trigger or the type of a column may have changed it."""
+        # Cast to the declared type: as a number, "1.0" equals 1, and as a text it does not.
         kinds = [_AFFINITIES.get(kind.partition("(")[0], "TEXT") for kind in declared.values()]
         same = ", ".join(
             f"CAST({self.quote(name)} AS {kind}) IS CAST(? AS {kind})"
@@ -48,23 +67,20 @@ class Writing(Common):
         sql = queries.COMPARE.format(same=same, values=values, table=batch.table, primary=primary)
         for place, pk in written.items():
             given = [column[place] for column in batch.columns.values()]
-            found = self.run(sql, (*given, pk)).fetchone()
-            if found is None:
+            row = self.run(sql, (*given, pk)).fetchone()
+            if row is None:
                 raise NotStored(batch.model._meta.table_name)
-            for name, is_same, stored in zip(declared, found, found[width:], strict=False):
+            for name, is_same, stored in zip(declared, row, row[width:], strict=False):
                 if not is_same:
                     raise NotStored(batch.model._meta.table_name, name, stored)
 
-    def _written(self, batch: Batch) -> dict[int, int]:
+    def _written(self, batch: Batch, columns: set[str]) -> dict[int, int]:
         names = list(batch.columns)
-        if batch.table not in self._columns:
-            rows = self.run(queries.COLUMNS, (batch.table.strip('"'),)).fetchall()
-            self._columns[batch.table] = {row[0] for row in rows}
         sql = queries.INSERT.format(
             table=batch.table,
             names=", ".join(map(self.quote, names)),
             marks=", ".join("?" for _ in names),
-            conflict=on_conflict(self, batch, self._columns[batch.table]),
+            conflict=on_conflict(self, batch, columns),
         )
         primary, keys = self.quote(batch.primary), batch.keys
         newest = queries.NEWEST.format(primary=primary, table=batch.table)

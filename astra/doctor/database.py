@@ -1,7 +1,7 @@
 """Check the database: connection, settings, tables, and the rights of the role."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import peewee
@@ -149,7 +149,7 @@ def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding
         yield ok(_PART, f"the role {role!r} has what it needs for: {', '.join(may)}")
 
 
-def _archive(models: list[type[Model]]) -> Iterator[Finding]:
+def _archive(models: Sequence[type[Model]]) -> Iterator[Finding]:
     if models:
         check_archive()
     yield from ()

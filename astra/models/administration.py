@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import peewee
 from peewee import Model
@@ -12,6 +11,7 @@ from astra.database.connection import database, dialect
 from astra.database.inspection import indexes, literal, relations, stored_name
 from astra.errors import DatabaseError
 from astra.models.base import BaseModel, missing_indexes
+from astra.models.keys import Link
 from astra.models.pipeline import OutputModel
 
 #: How long initdb waits for a table that is in use; meanwhile everybody else waits behind it.
@@ -64,11 +64,10 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
 
 def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
     """The indexes that a table lacks: name, columns, statement."""
-    schema: Any = model._schema  # type: ignore[attr-defined]
-    for index in missing_indexes(model):
-        sql, parameters = schema._create_index(index, safe=True).query()
+    for name, columns, statement in missing_indexes(model):
+        sql, parameters = statement.query()
         if not parameters:
-            yield index._name, [field.column_name for field in index._expressions], sql
+            yield name, columns, sql
     there = indexes(model)
     for name, columns, sql in model.own_indexes():
         if stored_name(name) not in there:
@@ -96,7 +95,7 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
     return made
 
 
-def _same_row(model: type[Model], link: Any) -> str:
+def _same_row(model: type[Model], link: Link) -> str:
     """A condition: a later result is of the same input row."""
     quote, fields = dialect().quote, model._meta.fields
     same = [fields[name].column_name for name in link.result]
@@ -118,12 +117,13 @@ def recorded() -> Iterator[list[str]]:
     bound, statements, there = database.bound(), [], relations()
     execute: Callable[..., object] = bound.execute_sql
 
-    def record(sql: str, parameters: object = None, *rest: object) -> Any:
-        found = execute(sql, parameters, *rest)
-        exists = (found_one := _IF_MISSING.match(sql)) and stored_name(found_one[4]) in there
+    def record(sql: str, parameters: object = None, *rest: object) -> object:
+        cursor = execute(sql, parameters, *rest)
+        created = _IF_MISSING.match(sql)
+        exists = created and stored_name(created[4]) in there
         if _CHANGES.match(sql) and not exists:
             statements.append(literal(sql, parameters))
-        return found
+        return cursor
 
     bound.execute_sql = record  # type: ignore[method-assign]
     try:

@@ -1,12 +1,12 @@
 """The base of every table: its database, names in snake case, times by the database's clock."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import peewee
-from peewee import SQL, Field, Model, ModelBase
+from peewee import SQL, Field, Model, ModelBase, ModelInsert, NodeList
 
 from astra.database.connection import (
     connection,
@@ -18,6 +18,8 @@ from astra.database.connection import (
 from astra.database.inspection import indexes, stored_name
 from astra.errors import DatabaseError
 from astra.glossary import describe
+
+M = TypeVar("M", bound=Model)
 
 
 class TimeField(peewee.DateTimeField):
@@ -36,48 +38,51 @@ class TimeField(peewee.DateTimeField):
     def clone(self) -> "TimeField":
         return deepcopy(self)
 
-    def ddl_datatype(self, ctx: object) -> Any:
+    def ddl_datatype(self, ctx: object) -> SQL:
         return SQL(dialect().timestamp_type)
 
-    def ddl(self, ctx: object) -> Any:
+    def ddl(self, ctx: object) -> NodeList:
         default = [SQL(f"DEFAULT {dialect().now_sql}")] if self.now else []
-        return peewee.NodeList((super().ddl(ctx), *default))
+        return NodeList((super().ddl(ctx), *default))
 
-    def adapt(self, value: object) -> Any:
-        value = super().adapt(value)  # type: ignore[no-untyped-call]
-        if not isinstance(value, datetime):
-            return value
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    def adapt(self, value: object) -> datetime | None:
+        moment: datetime | None = super().adapt(value)  # type: ignore[no-untyped-call]
+        if not isinstance(moment, datetime):
+            return moment
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
-    def db_value(self, value: object) -> Any:
-        value = self.adapt(value)
-        if isinstance(value, datetime) and dialect().name == "sqlite":
+    def db_value(self, value: object) -> datetime | str | None:
+        moment = self.adapt(value)
+        if isinstance(moment, datetime) and dialect().name == "sqlite":
             # Not strftime, which takes twenty times as long.
-            return value.replace(tzinfo=None).isoformat(" ", "microseconds")
-        return value
+            return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+        return moment
 
-    def python_value(self, value: object) -> Any:
+    def python_value(self, value: object) -> datetime | None:
         if value is None or (type(value) is datetime and value.tzinfo is UTC):  # as it mostly is
             return value
         return self.adapt(value)
 
 
 class RoleField(peewee.TextField):
-    """The role that inserted the row, by the server's own word; NULL on SQLite, which has none."""
+    """The role that inserted the row, as the server fills it in; NULL on SQLite, without roles."""
 
-    def ddl(self, ctx: object) -> Any:
+    def ddl(self, ctx: object) -> NodeList:
         default = _database_default(self)
         by_server = [SQL(f"DEFAULT {default}")] if default else []
-        return peewee.NodeList((super().ddl(ctx), *by_server))
+        return NodeList((super().ddl(ctx), *by_server))
 
 
 class KeysField(Field):
     """A list of integer keys: ``BIGINT[]`` on PostgreSQL, JSON on SQLite."""
 
-    def ddl_datatype(self, ctx: object) -> Any:
+    #: The type of the items, as JSON has it.
+    item_type = "integer"
+
+    def ddl_datatype(self, ctx: object) -> SQL:
         return SQL(dialect().keys_type)
 
-    def db_value(self, value: Sequence[int] | None) -> Any:
+    def db_value(self, value: Iterable[int | str] | None) -> object:
         return None if value is None else dialect().pack_keys(value)
 
     def python_value(self, value: object) -> list[int] | None:
@@ -99,10 +104,12 @@ class KeysField(Field):
 class KeyTextsField(KeysField):
     """A list of keys as texts: ``TEXT[]`` on PostgreSQL, JSON on SQLite."""
 
-    def ddl_datatype(self, ctx: object) -> Any:
+    item_type = "text"
+
+    def ddl_datatype(self, ctx: object) -> SQL:
         return SQL(dialect().key_texts_type)
 
-    def db_value(self, value: Any) -> Any:
+    def db_value(self, value: Iterable[int | str] | None) -> object:
         return None if value is None else dialect().pack_texts(value)
 
 
@@ -111,7 +118,7 @@ class ModelMeta(ModelBase):
 
     def __new__(
         cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
-    ) -> Any:
+    ) -> "ModelMeta":
         own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
         mixins = [k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")]
         for mixin in mixins:
@@ -121,14 +128,16 @@ class ModelMeta(ModelBase):
             for key, field in vars(mixin).items():
                 if isinstance(field, Field) and not (field.primary_key and own_key):
                     attrs.setdefault(key, deepcopy(field))
-        made = super().__new__(cls, name, bases, attrs, **kw)  # type: ignore[no-untyped-call]
-        for field in made._meta.sorted_fields if hasattr(made, "_meta") else ():
+        model: ModelMeta = super().__new__(  # type: ignore[no-untyped-call]
+            cls, name, bases, attrs, **kw
+        )
+        for field in model._meta.sorted_fields if hasattr(model, "_meta") else ():
             field.help_text = field.help_text or describe(field.name)
-        return made
+        return model
 
 
 class BaseModel(peewee.Model, metaclass=ModelMeta):
-    """The root of all tables. A subclass in your own module is a table, and is not registered.
+    """The root of all tables. A subclass in your own module is a table without registration.
 
     Examples
     --------
@@ -146,11 +155,9 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
 
     @classmethod
     def validate_model(cls) -> None:
-        # Called by peewee when the class is made: a table defined after the database was
-        # bound stands in the same schema as the others.
-        is_root = (
-            cls.__base__ is peewee.Model
-        )  # made as the first thing after the database was bound
+        # Called by peewee when the class is made: a table that is defined after the database was
+        # bound belongs to the same schema as the others.
+        is_root = cls.__base__ is peewee.Model
         if not is_root and not database_is_unset() and (siblings := BaseModel.__subclasses__()):
             cls._meta.schema = siblings[0]._meta.schema
 
@@ -170,7 +177,7 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
 
     @classmethod
     def complete_table(cls) -> None:
-        """What peewee cannot declare for both databases; can be run again."""
+        """Add what peewee cannot declare for both databases; can be run again."""
         for field in cls._meta.sorted_fields:
             if isinstance(field, KeysField):
                 dialect().compress_quickly(cls, field)
@@ -179,27 +186,32 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
 
     @classmethod
     def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
-        """Indexes that peewee does not declare: name, columns, and the statement that makes it."""
+        """Yield indexes that peewee does not declare: name, columns, and the statement."""
         if cls.is_input:
             yield order_index(cls, _key_columns(cls), "modified")
 
     #: Whether rows of the table are inputs of tasks.
     is_input = False
-    #: Gives rows that are about to be inserted the keys that they lack; spectra have it.
-    fill_keys: Any = None
-
-    def save(self, *args: Any, **options: Any) -> Any:
-        if self.fill_keys is not None and getattr(self, "spectrum_pk", None) is None:
-            for name, value in self.fill_keys([{}])[0].items():
-                setattr(self, name, value)
-        return super().save(*args, **options)
 
     @classmethod
-    def insert_many(cls, rows: Any, fields: Any = None) -> Any:
-        """peewee's; spectra given as dictionaries without a ``spectrum_pk`` get a new one."""
+    def fill_keys(cls, rows: list[dict[object, object]]) -> list[dict[object, object]]:
+        """Give rows that are about to be inserted the keys that they lack: spectra have some."""
+        return rows
+
+    def save(self, force_insert: bool = False, only: Sequence[Field] | None = None) -> int:
+        if getattr(self, "spectrum_pk", None) is None:
+            for name, value in self.fill_keys([{}])[0].items():
+                setattr(self, str(name), value)
+        return super().save(force_insert, only)
+
+    @classmethod
+    def insert_many(
+        cls, rows: Iterable[object], fields: Sequence[Field | str] | None = None
+    ) -> ModelInsert:
+        """Insert rows; spectra given as dictionaries without a ``spectrum_pk`` get a new one."""
         rows = list(rows)
-        if cls.fill_keys is not None and not fields and rows and isinstance(rows[0], dict):
-            rows = cls.fill_keys(rows)
+        if not fields and all(isinstance(row, dict) for row in rows):
+            rows = cls.fill_keys(cast("list[dict[object, object]]", rows))
         return super().insert_many(rows, fields)
 
 
@@ -240,21 +252,25 @@ def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
     )
 
 
-def _create(model: Any, safe: bool, options: dict[str, object]) -> None:
-    """Make a table, and the indexes that it lacks.
+def _create(model: type[Model], safe: bool, options: dict[str, object]) -> None:
+    """Create a table, and the indexes that it lacks.
 
-    To ask for one that is there would wait for all that write to the table.
+    Asking for one that exists would wait for everybody who writes to the table.
     """
-    model._schema.create_table(safe, **options)
-    for index in missing_indexes(model):
-        database.execute(model._schema._create_index(index, safe))
+    peewee.SchemaManager(model).create_table(safe, **options)
+    for _, _, statement in missing_indexes(model, safe):
+        database.execute(statement)
 
 
-def missing_indexes(model: Any) -> list[Any]:
-    """The indexes of a model's fields that its table lacks, as peewee declares them."""
-    there = indexes(model)
-    declared = model._meta.fields_to_index()
-    return [index for index in declared if stored_name(index._name) not in there]
+def missing_indexes(
+    model: type[Model], safe: bool = True
+) -> Iterator[tuple[str, list[str], peewee.Context]]:
+    """Yield the indexes of a model's fields that its table lacks: name, columns, statement."""
+    there, schema = indexes(model), peewee.SchemaManager(model)
+    for index in model._meta.fields_to_index():
+        if stored_name(index._name) not in there:
+            columns = [field.column_name for field in index._expressions]
+            yield index._name, columns, schema._create_index(index, safe)  # type: ignore[attr-defined]
 
 
 def _database_default(field: Field) -> str | None:
@@ -288,20 +304,26 @@ def _key_columns(model: type[Model]) -> list[str]:
 def order_index(
     model: type[Model], keys: list[str], moment: str, nulls: bool = False
 ) -> tuple[str, list[str], str]:
-    """The index that serves the order of pending rows: name, columns, and its statement."""
+    """Return the index that serves the order of pending rows: name, columns, statement."""
     quote, name = dialect().quote, f"{model._meta.table_name}_by_modified"
     # In an index of SQLite NULL comes last where the order is descending.
     last = " NULLS LAST" if nulls and dialect().name == "postgresql" else ""
     columns = [f"{quote(moment)} DESC{last}", *(f"{quote(key)} DESC" for key in keys)]
-    table = dialect().table(model)
-    sql = f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {table} ({', '.join(columns)})"
-    return name, [moment, *keys], sql
+    return name, [moment, *keys], creating_index(model, name, columns)
 
 
-def every_subclass(root: type) -> Iterator[Any]:
-    """All models below `root`, each once, in the order in which they were defined."""
-    seen: dict[Any, None] = {}
-    queue: list[Any] = [root]
+def creating_index(
+    model: type[Model], name: str, columns: Iterable[str], kind: str = "INDEX", where: str = ""
+) -> str:
+    """Return the statement that creates an index, or a UNIQUE INDEX, on some columns."""
+    quoted, table, listed = dialect().quote(name), dialect().table(model), ", ".join(columns)
+    return f"CREATE {kind} IF NOT EXISTS {quoted} ON {table} ({listed}) {where}"
+
+
+def every_subclass(root: type[M]) -> Iterator[type[M]]:
+    """Iterate over all models below `root`, each once, in the order of their definition."""
+    seen: dict[type[M], None] = {}
+    queue = [root]
     while queue:
         for child in queue.pop(0).__subclasses__():
             if child not in seen:

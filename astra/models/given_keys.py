@@ -1,11 +1,11 @@
-"""Keys as a person writes them: in a file, one row a line, or in a list."""
+"""Read keys as people write them: in a file with one on each line, or in a list."""
 
 import csv
 import json
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import cast
 from uuid import UUID
 
 import peewee
@@ -17,7 +17,7 @@ from astra.models.keys import Key, RowKey, as_key, key_of
 
 
 def keys_of(text: str, option: str = "--keys") -> list[str]:
-    """Keys from a file with one a line, or from a list that is separated by commas.
+    """Read keys from a file with one on each line, or from a list that is separated by commas.
 
     A key of several columns is a line of their values, separated by commas, tabs or blanks, or a
     JSON array; in a list it can only be a JSON array.
@@ -30,7 +30,7 @@ def keys_of(text: str, option: str = "--keys") -> list[str]:
     path = Path(text)
     try:
         is_file = path.is_file()
-    except (OSError, ValueError):  # a list is longer than a name of a file may be
+    except (OSError, ValueError):  # a list may be longer than a file name can be
         is_file = False
     if is_file:
         try:
@@ -44,46 +44,48 @@ def keys_of(text: str, option: str = "--keys") -> list[str]:
 
 
 def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
-    """Keys in the form in which a query is asked for them, each once.
+    """Return keys in the form that a query takes, each once.
 
     Raises
     ------
     TaskError
-        If a value cannot be a key of these columns; it says which.
+        If a value cannot be a key of these columns; the message names it.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise TaskError(f"keys={values!r}: give an iterable of keys, for instance [{values!r}]")
-    found: dict[RowKey, None] = {}
+    keys: dict[RowKey, None] = {}
     for number, value in enumerate(values, 1):
         try:
-            found[_given(key, value)] = None
+            keys[_given(key, value)] = None
         except (ValueError, TypeError) as error:
             names = ", ".join(field.name for field in key.fields)
             raise TaskError(
                 f"key {number}, {str(value)[:100]!r}, is no key ({names}): {error}"
             ) from None
-    return list(found)
+    return list(keys)
 
 
-def _given(key: Key, value: Any) -> RowKey:
+def _given(key: Key, value: object) -> RowKey:
     if len(key.fields) == 1:
         part = _part(key.fields[0], value)
-        return part if key.is_whole else str(part)
-    parts = _split(value, len(key.fields)) if isinstance(value, str) else list(value)
+        return part if isinstance(part, int) and key.is_whole else str(part)
+    if isinstance(value, str):
+        value = _split(value, len(key.fields))
+    parts = list(value) if isinstance(value, Iterable) else [value]
     if len(parts) != len(key.fields):
         raise ValueError(f"it has {len(parts)} parts, the key has {len(key.fields)}")
     return json.dumps([_part(f, v) for f, v in zip(key.fields, parts, strict=True)], default=str)
 
 
-def _split(text: str, n: int) -> list[Any]:
+def _split(text: str, n: int) -> list[object]:
     if text.lstrip().startswith("["):
         return list(json.loads(text))
     rows = [next(csv.reader([text], delimiter=mark), []) for mark in ",\t"]
-    return next((row for row in rows if len(row) == n), text.split())
+    return list(next((row for row in rows if len(row) == n), text.split()))
 
 
-def _part(field: Field, value: Any) -> Any:
-    """A value of one column of a key, as the database's text of it can be read."""
+def _part(field: Field, value: object) -> object:
+    """Return a value of one column of a key in a form that the database can read."""
     field = getattr(field, "rel_field", field)
     if Key((field,)).is_whole:
         number = int(value.strip()) if isinstance(value, str) else as_key(value)
@@ -93,32 +95,32 @@ def _part(field: Field, value: Any) -> Any:
     if field.field_type == "UUID":
         return field.db_value(value if isinstance(value, UUID) else UUID(str(value).strip()))
     if field.field_type == "DATE":
-        text = value.strip() if isinstance(value, str) else value.isoformat()
-        return date.fromisoformat(text).isoformat()
+        return date.fromisoformat(str(value).strip()).isoformat()
     if value is None or "\0" in (text := str(value)):
         raise ValueError("it is empty, or holds a NUL")
-    text.encode()  # a lone surrogate has no form in a database
+    text.encode()  # no database stores a lone surrogate
     return text
 
 
 def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey], list[RowKey]]:
-    """The keys of a table's rows, as its pages hold them, and those of `values` that are none.
+    """Return the keys of a table's rows, as pages hold them, and those of `values` without a row.
 
     Raises
     ------
     TaskError
         If a value cannot be a key of the table.
     """
-    key, found = key_of(model), {}
+    key = key_of(model)
+    known: dict[RowKey, RowKey] = {}
     given = given_keys(key, values)
     if given:
         query = key.narrowed(model.select().bind(database), given).select(key.given, key.column)
-        found = dict(run_keys(query))
-    return list(dict.fromkeys(found.values())), [k for k in given if k not in found]
+        known = dict(cast("list[tuple[RowKey, RowKey]]", run_keys(query)))
+    return list(dict.fromkeys(known.values())), [k for k in given if k not in known]
 
 
-def run_keys(query: peewee.BaseQuery) -> list[tuple[Any, ...]]:
-    """The rows of a query that asks for keys; a key of another type is a mistake of the user's."""
+def run_keys(query: peewee.BaseQuery) -> list[tuple[object, ...]]:
+    """Run a query for keys that a person gave; one of another type is that person's mistake."""
     try:
         return list(database.execute(query).fetchall())
     except (peewee.DataError, peewee.ProgrammingError) as error:
@@ -128,7 +130,7 @@ def run_keys(query: peewee.BaseQuery) -> list[tuple[Any, ...]]:
 
 
 def listed(keys: Iterable[RowKey], most: int = 5) -> str:
-    """Some keys, for a message."""
+    """Write out some keys, for a message."""
     keys = list(keys)
     shown = ", ".join(str(key)[:60] for key in keys[:most])
     return f"{shown} and {len(keys) - most:,} more" if len(keys) > most else shown

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import traceback as tracebacks
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def own_frame(error: BaseException) -> tracebacks.FrameSummary | None:
     return None
 
 
-def import_path(thing: Any) -> str:
-    """Where a function or class can be imported from again: ``module:qualified.name``."""
+def import_path(thing: type | Callable[..., object]) -> str:
+    """Return where a function or class can be imported from again: ``module:qualified.name``."""
     return f"{thing.__module__}:{thing.__qualname__}"
 
 

@@ -1,6 +1,6 @@
 """Row keys: what identifies a row, in its table, in its results and in the pages of a plan.
 
-An input model is any peewee ``Model`` with a primary key. Two attributes may say more of it:
+An input model is any peewee ``Model`` with a primary key. It may have two more attributes:
 ``row_key``, the name of another unique column that its results point to, and ``loaded_with``, the
 name of a foreign key whose row is loaded together with each row.
 """
@@ -9,21 +9,21 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import peewee
 from peewee import JOIN, SQL, ColumnBase, CompositeKey, Field, Model, ModelSelect
 
 from astra.database.connection import database, dialect
 from astra.errors import TaskError, nearest
-from astra.models.base import BaseModel, TimeField
+from astra.models.base import BaseModel, M, TimeField
 
 #: A key as pages hold it: a whole number, or the text that the server makes of the key.
 RowKey = int | str
 
 _WHOLE = frozenset({"AUTO", "BIGAUTO", "INT", "BIGINT", "SMALLINT"})
 _UNFIT = frozenset({"BLOB", "JSON", "JSONB"})
-#: Numbers with fractions, which lose digits as texts, and what it stores as bytes.
+#: Numbers with fractions, which lose digits as texts, and types that SQLite stores as bytes.
 _UNFIT_IN_SQLITE = frozenset({"FLOAT", "DOUBLE", "DECIMAL", "UUIDB"})
 
 
@@ -31,7 +31,7 @@ _UNFIT_IN_SQLITE = frozenset({"FLOAT", "DOUBLE", "DECIMAL", "UUIDB"})
 class Key:
     """The columns that identify a row, of an input model or of its results."""
 
-    fields: tuple[Any, ...]
+    fields: tuple[Field, ...]
 
     @cached_property
     def is_whole(self) -> bool:
@@ -44,20 +44,20 @@ class Key:
         return "keys" if self.is_whole else "key_texts"
 
     @property
-    def column(self) -> Any:
+    def column(self) -> ColumnBase:
         """The key as pages hold it, in a query on its table."""
         return self.fields[0] if self.is_whole else dialect().key_text(self.fields)
 
     @property
-    def text(self) -> Any:
-        """The key as failures are known by."""
-        return dialect().key_text(self.fields)
+    def text(self) -> ColumnBase:
+        """The key as it is stored with a failure."""
+        return cast("ColumnBase", dialect().key_text(self.fields))
 
-    def narrowed(self, query: "ModelSelect[Any]", keys: Sequence[Any]) -> Any:
-        """A query on the key's table, for the rows of these keys alone.
+    def narrowed(self, query: "ModelSelect[M]", keys: Sequence[object]) -> "ModelSelect[M]":
+        """Restrict a query on the key's table to the rows of these keys.
 
-        The server compares, in the type of the columns; :attr:`given` is what each row was asked
-        for by.
+        The server compares, in the type of the columns; :attr:`given` is the key by which each row
+        was requested.
         """
         if self.is_whole:
             return query.where(dialect().among(self.fields[0], keys))
@@ -69,8 +69,8 @@ class Key:
     def given(self) -> ColumnBase:
         return self.fields[0] if self.is_whole else dialect().wanted_key
 
-    def equals(self, other: "Key") -> Any:
-        """A clause: two keys are of the same row."""
+    def equals(self, other: "Key") -> ColumnBase:
+        """Return the clause that two keys are of the same row."""
         clause = self.fields[0] == other.fields[0]
         for one, another in zip(self.fields[1:], other.fields[1:], strict=True):
             clause &= one == another
@@ -88,8 +88,8 @@ class _Joined(peewee.Join):
 class Link:
     """How the results of an output model point to the rows of an input model.
 
-    ``row`` and ``result`` name the fields that are equal. Where a row may have results that are
-    known by another key, those that are not are unique by this one: their ``null`` are NULL.
+    ``row`` and ``result`` name the fields that are equal. Where some results of a row have another
+    key, this one is unique among the others, whose fields ``null`` are NULL.
     """
 
     row: tuple[str, ...]
@@ -99,25 +99,25 @@ class Link:
 
     @property
     def where(self) -> str:
-        """What completes the unique index of the results."""
+        """The condition of the unique index of the results, if it has one."""
         clause = " AND ".join(f"{dialect().quote(name)} IS NULL" for name in self.null)
         return f"WHERE {clause}" if clause else ""
 
     def key(self, output: type[Model]) -> Key:
-        """The columns of the results that name their rows."""
+        """Return the columns of the results that identify their rows."""
         return Key(tuple(output._meta.fields[name] for name in self.result))
 
-    def points(self, result: object, model: type[Model]) -> Any:
-        """A clause: a result is of a row of an input model."""
+    def points(self, result: object, model: type[Model]) -> ColumnBase:
+        """Return the clause that a result is of a row of an input model."""
         own = Key(tuple(getattr(result, name) for name in self.result))
         return own.equals(Key(tuple(getattr(model, name) for name in self.row)))
 
-    def of_row(self, row: object) -> Any:
-        """What a row is known by: the values that its results bear."""
+    def of_row(self, row: object) -> object:
+        """Return the values of a row that its results repeat."""
         return self._value(row, self.row)
 
-    def of_result(self, result: object) -> Any:
-        """The values that a result bears; None where they cannot be those of a row."""
+    def of_result(self, result: object) -> object:
+        """Return the values by which a result names its row; None where no row has such values."""
         return self._value(result, self.result)
 
     def _value(self, of: object, names: tuple[str, ...]) -> object:
@@ -136,7 +136,7 @@ class Link:
 
 
 def as_key(value: object) -> int | None:
-    """A value as a whole number of 64 bits; None where it is something else."""
+    """Return a value as a whole number of 64 bits; None where it is something else."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
     import numpy as np
@@ -146,15 +146,15 @@ def as_key(value: object) -> int | None:
     return int(value) if -(2**63) <= value < 2**63 else None
 
 
-def adopted(model: type[Model]) -> Any:
-    """A model; one without a database stands in astra's from now on."""
+def adopted(model: type[M]) -> type[M]:
+    """Bind a model to astra's database, if it has none of its own."""
     if model._meta.database is None:
         model._meta.set_database(database)
     return model
 
 
 def primary_fields(model: type[Model]) -> tuple[Field, ...]:
-    """The columns of a table's primary key; none where it has no primary key."""
+    """Return the columns of a table's primary key; none where it has no primary key."""
     primary = model._meta.primary_key
     if isinstance(primary, CompositeKey):
         return tuple(model._meta.fields[name] for name in primary.field_names)
@@ -162,12 +162,12 @@ def primary_fields(model: type[Model]) -> tuple[Field, ...]:
 
 
 def key_of(model: type[Model]) -> Key:
-    """The key by which pages and results know the rows of an input model.
+    """Return the key by which pages and results identify the rows of an input model.
 
     Raises
     ------
     TaskError
-        If the model has no primary key, or one of a type that is none for a page.
+        If the model has no primary key, or one of a type that pages cannot hold.
     """
     name = getattr(model, "row_key", None)
     fields = (model._meta.fields[name],) if name else primary_fields(model)
@@ -180,7 +180,7 @@ def key_of(model: type[Model]) -> Key:
     return Key(fields)
 
 
-def _check_types(model: type[Model], fields: Iterable[Any], unfit: Container[str]) -> None:
+def _check_types(model: type[Model], fields: Iterable[Field], unfit: Container[str]) -> None:
     for field in fields:
         if field.field_type in unfit:
             raise TaskError(
@@ -189,8 +189,8 @@ def _check_types(model: type[Model], fields: Iterable[Any], unfit: Container[str
             )
 
 
-def modified_field(model: type[Model]) -> Any:
-    """The column that says when a row of an input model changed; None where there is none.
+def modified_field(model: type[Model]) -> Field | None:
+    """Return the column that holds when a row of an input model changed; None without one.
 
     Raises
     ------
@@ -199,26 +199,28 @@ def modified_field(model: type[Model]) -> Any:
     """
     name = getattr(model._meta, "modified", None)
     if name is None:
-        return model._meta.fields["modified"] if getattr(model, "is_input", False) else None
+        name = "modified" if getattr(model, "is_input", False) else None
+    if name is None:
+        return None
     if name not in model._meta.combined:
         raise TaskError(
             f"{model.__name__}: class Meta: modified = {name!r} is not a column of the model. "
             f"{nearest(str(name), model._meta.columns)}"
         )
-    return model._meta.combined[name]
+    return cast("Field", model._meta.combined[name])
 
 
-def moment_of(model: type[Model]) -> Any:
-    """When a row changed, as a moment that results keep; None where nothing says so."""
+def moment_of(model: type[Model]) -> ColumnBase | None:
+    """Return when a row changed, as results store it; None where the model does not record it."""
     field = modified_field(model)
     if field is None or isinstance(field, TimeField):
         return field
-    return dialect().as_moment(field)
+    return cast("ColumnBase", dialect().as_moment(field))
 
 
-def moment_in(row: Any) -> datetime | None:
-    """The moment at which a row that was read by peewee changed, as :func:`moment_of` has it."""
-    if (field := modified_field(type(row))) is None:
+def moment_in(row: object) -> datetime | None:
+    """Return when a row that peewee has read changed, as :func:`moment_of` has it."""
+    if not isinstance(row, Model) or (field := modified_field(type(row))) is None:
         return None
     value = row.__data__.get(field.name)
     if value is None or isinstance(field, TimeField):
@@ -231,10 +233,10 @@ def moment_in(row: Any) -> datetime | None:
     return dialect().rounded(value)
 
 
-def same_moment(stored: object, model: type[Model]) -> Any:
-    """A clause: a stored moment is the one at which the row changed last."""
+def same_moment(stored: ColumnBase, model: type[Model]) -> ColumnBase:
+    """Return the clause that a stored moment is the one at which the row changed last."""
     moment, field = moment_of(model), modified_field(model)
-    if moment is None:
+    if moment is None or field is None:
         return SQL("1 = 1")
     if field.null:
         return peewee.Expression(stored, dialect().is_same, moment)
@@ -242,20 +244,20 @@ def same_moment(stored: object, model: type[Model]) -> Any:
 
 
 def in_order(model: type[Model]) -> list[tuple[ColumnBase, str]]:
-    """The total order of a table's rows: columns, and how each is sorted.
+    """Return the total order of a table's rows: columns, and how each is sorted.
 
-    The most recently modified come first, ties broken by key; where nothing says when a row was
-    modified, the order is that of the keys.
+    The most recently modified come first, ties broken by key; without a column that holds when a
+    row was modified, the order is that of the keys.
     """
-    keys, moment = primary_fields(model), moment_of(model)
-    if moment is None:
+    keys, moment, field = primary_fields(model), moment_of(model), modified_field(model)
+    if moment is None or field is None:
         return [(key, "ASC") for key in keys]
-    last = " NULLS LAST" if modified_field(model).null else ""
+    last = " NULLS LAST" if field.null else ""
     return [(moment, f"DESC{last}"), *((key, "DESC") for key in keys)]
 
 
 def all_rows(model: type[Model]) -> ModelSelect:
-    """All rows of an input model, read over astra's own connection."""
+    """Select all rows of an input model, over astra's own connection."""
     name = getattr(model, "loaded_with", None)
     if name is None:
         return model.select().bind(database)
@@ -268,20 +270,20 @@ def all_rows(model: type[Model]) -> ModelSelect:
 
 
 def table_name(model: type[Model]) -> str:
-    """The name that plans and failures know a table by: with its schema, where it is not ours."""
+    """Return the name of a table in plans and failures: with its schema if it is not astra's."""
     meta = model._meta
-    other = meta.schema and not issubclass(model, BaseModel)
-    return f"{meta.schema}.{meta.table_name}" if other else meta.table_name
+    is_foreign = meta.schema and not issubclass(model, BaseModel)
+    return f"{meta.schema}.{meta.table_name}" if is_foreign else meta.table_name
 
 
 def check_keys(model: type[Model]) -> None:
-    """Refuse a key that the model declares and the table does not keep.
+    """Refuse a key that the model declares and the table does not guarantee.
 
     Raises
     ------
     TaskError
-        If two rows have the same key, or one has none; if the database does not give a key of its
-        type back as it was.
+        If two rows have the same key, or one has none; if the database does not return keys of its
+        type unchanged.
     """
     key = key_of(model)
     _check_unique(model, key)
@@ -301,18 +303,15 @@ def _check_unique(model: type[Model], key: Key) -> None:
         .having((count > 1) | (is_null == 1))
         .limit(1)
     )
-    if (found := database.execute(query).fetchone()) is None:
+    if (row := database.execute(query).fetchone()) is None:
         return
-    *values, n_rows, no_key = found
-    what = "a row without a key" if no_key else f"{n_rows} rows with the key {_said(values)}"
+    *values, n_rows, no_key = row
+    shown = ", ".join(str(value)[:100] for value in values)
+    defect = "a row without a key" if no_key else f"{n_rows} rows with the key {shown}"
     raise TaskError(
-        f"{table_name(model)} has {what}: the key of {model.__name__} ({names}) does not identify "
-        "a row; declare a key with more columns, or another column"
+        f"{table_name(model)} has {defect}: the key of {model.__name__} ({names}) does not "
+        "identify a row; declare a key with more columns, or another column"
     )
-
-
-def _said(values: Iterable[object]) -> str:
-    return ", ".join(str(value)[:100] for value in values)
 
 
 def _any_null(fields: Sequence[Field]) -> ColumnBase:

@@ -1,17 +1,18 @@
-"""Results: one row for an input row and a major.minor version."""
+"""Tables of results: one row for each input row and major.minor version."""
 
 import hashlib
 from collections.abc import Iterator
 from copy import copy
 from functools import cache
 from inspect import getattr_static
-from typing import Any
+from typing import Any, Self
 
 import peewee
 from peewee import (
     SQL,
     BigAutoField,
     BigIntegerField,
+    Field,
     FieldAccessor,
     FloatField,
     ForeignKeyField,
@@ -22,7 +23,7 @@ from peewee import (
 
 from astra.database.connection import dialect
 from astra.errors import TaskError, UsageError, nearest
-from astra.models.base import BaseModel, ModelMeta, TimeField
+from astra.models.base import BaseModel, ModelMeta, TimeField, creating_index
 from astra.models.keys import Link, adopted, key_of
 from astra.models.source import Source
 from astra.models.spectrum import SpectrumMixin
@@ -31,15 +32,15 @@ from astra.version import CURRENT
 
 @cache
 def _plainly_set(model: type[Model]) -> frozenset[str]:
-    """The columns of a model for which setting one only stores the value."""
+    """Return the columns of a model for which setting one only stores the value."""
     if model.__init__ is not Model.__init__ or model.__setattr__ is not object.__setattr__:
         return frozenset()
     names = model._meta.fields
     return frozenset(n for n in names if type(getattr_static(model, n)) is FieldAccessor)
 
 
-#: Columns of numbers that count by themselves, as what they hold.
-_COUNTED: dict[type, type] = {
+#: Columns that the database numbers, and those that hold such numbers.
+_COUNTED: dict[type, type[Field]] = {
     peewee.AutoField: peewee.IntegerField,
     peewee.BigAutoField: peewee.BigIntegerField,
 }
@@ -51,26 +52,26 @@ class ResultOf:
     def __init__(self, model: type[Model], null: bool = False) -> None:
         self.model, self.null = adopted(model), null
 
-    def fields(self, name: str) -> dict[str, Any]:
-        """The columns that hold the key, by their names in the output model."""
+    def fields(self, name: str) -> dict[str, Field]:
+        """Return the columns that hold the key, by their names in the output model."""
         keys = key_of(self.model).fields
         if len(keys) == 1:
-            # No constraint of the database: the table may belong to others, or be a view.
+            # Without a constraint in the database: the table may belong to others, or be a view.
             pointer = ForeignKeyField(  # type: ignore[call-overload]
                 self.model, field=keys[0], null=self.null, index=False, backref="+", _deferred=True
             )
             return {name: pointer}
         return {f"{name}_{field.name}": self._copy(field) for field in keys}
 
-    def _copy(self, field: Any) -> object:
+    def _copy(self, field: Field) -> Field:
         field = getattr(field, "rel_field", field)
         if type(field) in _COUNTED:
             return _COUNTED[type(field)](null=self.null)
-        made = copy(field)
-        made.primary_key = made.unique = made.index = False
-        made.null, made.default, made.column_name = self.null, None, None
-        made._constraints = made.constraints = None
-        return made
+        column = copy(field)
+        column.primary_key = column.unique = column.index = False
+        column.null, column.default, column.column_name = self.null, None, None
+        column.constraints = None
+        return column
 
 
 def result_of(model: type[Model], null: bool = False) -> Any:
@@ -84,7 +85,7 @@ def result_of(model: type[Model], null: bool = False) -> Any:
     Parameters
     ----------
     model : class
-        Any peewee ``Model`` with a primary key.
+        A peewee ``Model`` with a primary key.
     null : bool
         True where some results are of rows of another table.
 
@@ -118,7 +119,7 @@ class OutputMeta(ModelMeta):
 
     def __new__(
         cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
-    ) -> Any:
+    ) -> ModelMeta:
         links: dict[object, Link] = {}
         for base in reversed(bases):
             links |= getattr(base, "declared_links", {})
@@ -131,7 +132,7 @@ class OutputMeta(ModelMeta):
                 names = tuple(field.name for field in rows.fields)
                 links[declared.model] = Link(names, tuple(fields), rows.is_whole)
         attrs["declared_links"] = links
-        # Of `class Result(BaseModel, PipelineOutputMixin)` the second says all.
+        # In `class Result(BaseModel, PipelineOutputMixin)` the second base includes the first.
         bases = tuple(b for b in bases if not any(o is not b and issubclass(o, b) for o in bases))
         for base in bases:
             _keep_own_columns(base, attrs)
@@ -139,19 +140,19 @@ class OutputMeta(ModelMeta):
 
 
 def _keep_own_columns(base: object, attrs: dict[str, object]) -> None:
-    """Leave out columns of astra's own that a model declares once more, as another type."""
+    """Leave out columns of astra's own that a model declares again with another type."""
     for name, field in getattr(getattr(base, "_meta", None), "fields", {}).items():
         declared = attrs.get(name)
         if isinstance(declared, peewee.Field) and not isinstance(declared, type(field)):
             del attrs[name]
 
 
-#: Bytes of a name in PostgreSQL; what is longer is cut, and two names may become one.
+#: Bytes of a name in PostgreSQL, which truncates longer ones: two names may become one.
 _LONGEST_NAME = 63
 
 
 def _name(wanted: str) -> str:
-    """A name for an index, as it is or, if it is too long, with a digest in it."""
+    """Return a name for an index; one that is too long gets a digest at its end."""
     if len(wanted.encode()) <= _LONGEST_NAME:
         return wanted
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:12]
@@ -162,7 +163,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     """The columns of every result. Subclass it, add ``result_of`` and your own columns.
 
     ``input_read`` is the database's time at which the input row was read, ``input_modified`` the
-    ``modified`` that it had then: the result is up to date while the input still has it. The
+    ``modified`` that it had then: the result is up to date until that of the input changes. The
     database allows one result for each input row and major.minor version.
 
     Examples
@@ -197,11 +198,11 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         only_save_dirty = True
 
     #: The links that ``result_of`` has declared, by input model.
-    declared_links: dict[Any, Link] = {}
+    declared_links: dict[type[Model], Link] = {}
 
     @classmethod
     def link_to(cls, model: type[Model]) -> Link | None:
-        """How results point to the rows of an input model; None where they do not."""
+        """Return how results point to the rows of an input model; None where they do not."""
         for declared, link in cls.declared_links.items():
             if model is declared or issubclass(model, declared):
                 return link
@@ -209,52 +210,45 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
 
     @classmethod
     def gathers(cls, model: type[Model]) -> bool:
-        """Whether a row of an input model may have results that are known by another key."""
+        """Whether a row of an input model may have results with the key of another table."""
         return False
 
     def index_of(self, link: Link) -> Link:
-        """The link whose unique index this result falls under."""
+        """Return the link whose unique index this result falls under."""
         return link
 
     @classmethod
     def links(cls) -> Iterator[tuple[Link, str]]:
-        """The ways in which results of this table point to rows, and a name for each."""
+        """Yield the ways in which results of this table point to rows, and a name for each."""
         for link in cls.declared_links.values():
             yield link, "_".join(link.result)
 
     @classmethod
     def complete_table(cls) -> None:
-        """One result for a row and major.minor version, by unique indexes of the database."""
+        """Create the unique indexes that allow one result for a row and major.minor version."""
         super().complete_table()
         for _, _, sql in cls.own_indexes():
             dialect().run(sql)
 
     @classmethod
     def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
-        """The unique indexes that keep one result for a row, where none does so yet."""
+        """Yield the unique indexes that allow one result for a row, where the table lacks them."""
         for link, name in cls.links():
             names = [cls._meta.fields[name].column_name for name in link.result]
             names += ["v_astra_major_minor", "result_number"]
-            columns = ", ".join(map(dialect().quote, names))
+            columns = list(map(dialect().quote, names))
             if not dialect().has_unique(cls, names, link.where):
                 index = _name(f"{cls._meta.table_name}_one_per_{name}")
-                start = f"CREATE UNIQUE INDEX IF NOT EXISTS {dialect().quote(index)}"
-                sql = f"{start} ON {dialect().table(cls)} ({columns}) {link.where}"
-                yield index, names, sql
+                yield index, names, creating_index(cls, index, columns, "UNIQUE INDEX", link.where)
 
     @classmethod
     def missing_index(cls) -> str | None:
-        """The columns that no index keeps unique, though one result for a row rests on it."""
-        for link, _ in cls.links():
-            names = [cls._meta.fields[name].column_name for name in link.result]
-            names += ["v_astra_major_minor", "result_number"]
-            if not dialect().has_unique(cls, names, link.where):
-                return ", ".join(names)
-        return None
+        """Return the columns of the first unique index that the table lacks."""
+        return next((", ".join(columns) for _, columns, _ in cls.own_indexes()), None)
 
     @classmethod
-    def from_row(cls, row: Any, **values: object) -> Any:
-        """A result for an input row, not saved yet, with your columns set from `values`.
+    def from_row(cls, row: Model, **values: object) -> Self:
+        """Make a result for an input row, not saved yet, with your columns set from `values`.
 
         Raises
         ------
@@ -264,14 +258,14 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             If the results of this table do not point to such rows.
         """
         link = link_of(cls, type(row))
-        data = row.__data__
+        data = vars(row)["__data__"]
         own = {name: data.get(of) for name, of in zip(link.result, link.row, strict=True)}
         return cls._of(own, values, link)
 
     @classmethod
-    def _of(cls, own: dict[str, object], values: dict[str, object], link: Link) -> object:
-        """A row of these values, as ``cls(**own, **values)``; where no column is set in a way of
-        its own, all at once, which takes a third of the time."""
+    def _of(cls, own: dict[str, object], values: dict[str, object], link: Link) -> Self:
+        """Make a row of these values, as ``cls(**own, **values)`` does; where no column has a
+        setter of its own, all at once, which takes a third of the time."""
         if not values.keys().isdisjoint(link.result):
             for name in link.result:
                 if name in values and values[name] != own[name]:
@@ -299,7 +293,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
 
 
 def link_of(output: type[OutputModel], model: type[Model]) -> Link:
-    """How the results of an output model point to the rows of an input model.
+    """Return how the results of an output model point to the rows of an input model.
 
     Raises
     ------
@@ -338,7 +332,7 @@ class PipelineOutputModel(OutputModel):
 
     @classmethod
     def link_to(cls, model: type[Model]) -> Link | None:
-        """Results point to spectra, or, where they are of no spectrum, to sources."""
+        """Point to spectra, or, for a result of no spectrum, to sources."""
         if issubclass(model, SpectrumMixin):
             return _OF_SPECTRA
         return _OF_SOURCES if issubclass(model, Source) else super().link_to(model)
@@ -349,7 +343,7 @@ class PipelineOutputModel(OutputModel):
         return issubclass(model, Source)
 
     def index_of(self, link: Link) -> Link:
-        """A result of a spectrum is known by that, also where it was computed from its source."""
+        """Return the link to a spectrum for every result of one, even if computed from a source."""
         return _OF_SPECTRA if link == _OF_SOURCES and self.spectrum_pk is not None else link
 
     @classmethod
@@ -359,8 +353,8 @@ class PipelineOutputModel(OutputModel):
         yield from super().links()
 
     @classmethod
-    def from_row(cls, row: object, **values: object) -> Any:
-        """A result for a spectrum, a source, or a row of a declared table, not saved yet."""
+    def from_row(cls, row: Model, **values: object) -> Self:
+        """Make a result for a spectrum, a source, or a row of a declared table, not saved yet."""
         if isinstance(row, SpectrumMixin):
             return cls.from_spectrum(row, **values)
         if isinstance(row, Source):
@@ -368,8 +362,8 @@ class PipelineOutputModel(OutputModel):
         return super().from_row(row, **values)
 
     @classmethod
-    def from_spectrum(cls, spectrum: Any, **values: object) -> Any:
-        """A result for `spectrum`, not saved yet, with your columns set from `values`.
+    def from_spectrum(cls, spectrum: SpectrumMixin, **values: object) -> Self:
+        """Make a result for `spectrum`, not saved yet, with your columns set from `values`.
 
         Raises
         ------
@@ -384,13 +378,13 @@ class PipelineOutputModel(OutputModel):
         return cls._of(own, values, _OF_SPECTRA)
 
     @classmethod
-    def from_source(cls, source: Any, **values: object) -> Any:
-        """A result for a source as a whole, not saved yet: as :meth:`from_spectrum`."""
+    def from_source(cls, source: Source, **values: object) -> Self:
+        """Make a result for a source as a whole, not saved yet, as :meth:`from_spectrum` does."""
         own = {"source_pk": source.pk, "input_modified": source.modified}
         return cls._of(own, values, _OF_SOURCES)
 
     @property
-    def source(self) -> Any:
+    def source(self) -> Source | None:
         """The source of this result, looked up now; None where it is not known."""
         return None if self.source_pk is None else Source.get_or_none(Source.pk == self.source_pk)
 

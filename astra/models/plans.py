@@ -2,7 +2,7 @@
 
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from peewee import (
     AutoField,
@@ -20,7 +20,7 @@ from astra.database.connection import connection, dialect
 from astra.models.base import BaseModel, KeysField, KeyTextsField, RoleField, TimeField
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
-from astra.models.stored_json import options_of, stored
+from astra.models.stored_json import StoredProfile, options_of, stored
 from astra.version import Version
 
 if TYPE_CHECKING:
@@ -140,9 +140,10 @@ class Submission(BaseModel):
         return options_of(self.stored_profile)
 
     @property
-    def stored_profile(self) -> dict[str, Any]:
+    def stored_profile(self) -> StoredProfile:
         """The profile that it was submitted with: its name, options, throttle and set-up."""
-        return stored(self.profile, dict, f"the profile of submission {self.pk}")
+        profile = stored(self.profile, dict, f"the profile of submission {self.pk}")
+        return cast("StoredProfile", profile)
 
     @property
     def job(self) -> "JobId":
@@ -156,7 +157,7 @@ class Submission(BaseModel):
 class OutcomesField(BlobField):
     """A byte for each row, as bytes: of a driver's memoryview no item equals a number."""
 
-    def python_value(self, value: Any) -> bytes | None:
+    def python_value(self, value: bytes | memoryview | None) -> bytes | None:
         return None if value is None else bytes(value)
 
 

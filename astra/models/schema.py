@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import peewee
 from peewee import Model
@@ -134,12 +134,14 @@ def _init(
 
 def _make_tables(
     version: int | None, notes: list[str]
-) -> tuple[list[str], list[Any], list[str]]:  # fmt: skip
+) -> tuple[list[str], list[type[BaseModel]], list[str]]:  # fmt: skip
     """Make or complete every table: names of the new ones, models of ours, owners of others.
 
     What was added, and what is in a table and not in its model, is noted.
     """
-    new, ours, owners = [], [], set()
+    new: list[str] = []
+    ours: list[type[BaseModel]] = []
+    owners: set[str] = set()
     notes += _shared_tables()
     for model in tables():
         _check_names(model)
@@ -180,7 +182,7 @@ def _import(name: str) -> None:
 
 def _shared_tables() -> Iterator[str]:
     """Which models of results, of different modules, would be stored in one table."""
-    first: dict[str, object] = {}
+    first: dict[str, type[BaseModel]] = {}
     for model in (m for m in tables() if issubclass(m, OutputModel)):
         other = first.setdefault(model._meta.table_name, model)
         if other.__module__ != model.__module__:
@@ -305,8 +307,9 @@ def lacking_guard(model: type[Model]) -> str | None:
 
 def _kept_column(model: type[Model]) -> str | None:
     """The column in which astra's trigger keeps when a row changed; None where it has none."""
-    kept = getattr(model, "is_input", False) or is_tracked(model)
-    return modified_field(model).column_name if kept else None
+    is_kept = getattr(model, "is_input", False) or is_tracked(model)
+    field = modified_field(model) if is_kept else None
+    return None if field is None else str(field.column_name)
 
 
 def _missing_unique(model: type[Model]) -> str | None:
@@ -332,18 +335,18 @@ def _check_names(model: type[Model]) -> None:
             raise DatabaseError(f"{name!r}, of the model {model.__name__}, exceeds 63 bytes")
 
 
-def tables() -> list[Any]:
-    """Every table, each after those that it refers to."""
-    found = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
-    wanted = [m for m in found if _is_table(m)]
-    return cast("list[Any]", peewee.sort_models(wanted))  # type: ignore[attr-defined]
+def tables() -> list[type[BaseModel]]:
+    """Return every table, each after those that it refers to."""
+    known = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
+    wanted = [model for model in known if _is_table(model)]
+    return cast("list[type[BaseModel]]", peewee.sort_models(wanted))  # type: ignore[attr-defined]
 
 
-def own_tables() -> list[Any]:
-    """The tables that come with astra."""
-    mine = [*ORCHESTRATION, Archive, TrackedTable]
-    found = [*mine, *(getattr(science, name) for name in science.__all__)]
-    return [m for m in found if _is_table(m)]
+def own_tables() -> list[type[BaseModel]]:
+    """Return the tables that come with astra."""
+    state = [*ORCHESTRATION, Archive, TrackedTable]
+    known = [*state, *(getattr(science, name) for name in science.__all__)]
+    return [model for model in known if _is_table(model)]
 
 
 def _is_table(model: type[Model]) -> bool:

@@ -96,7 +96,7 @@ class Slam(PipelineOutputModel):
 
     @property
     def flag_edge(self) -> bool:
-        """Any label is at an edge of the grid: all labels and their errors are doubtful."""
+        """Whether a label is at an edge of the grid: all labels and their errors are doubtful."""
         return bool(
             self.flag_teff_edge
             or self.flag_logg_edge

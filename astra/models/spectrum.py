@@ -1,8 +1,7 @@
 """Spectra: one table for each instrument and product, one register of their keys."""
 
-from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peewee import SQL, BigAutoField, Field, FloatField, ForeignKeyField, Model, TextField
 
@@ -15,6 +14,10 @@ from astra.models.spectrum_files import Pixels, Wanted, read_pixels
 
 if TYPE_CHECKING:
     import numpy as np
+
+    Mixin = Model  # what the tables are that a mixin is for
+else:
+    Mixin = object
 
 
 class Spectrum(BaseModel):
@@ -34,7 +37,7 @@ class Spectrum(BaseModel):
 
     @classmethod
     def allocate(cls, kind: str, n: int) -> list[int]:
-        """`n` new keys for rows of the table `kind`."""
+        """Return `n` new keys for rows of the table `kind`."""
         keys: list[int] = []
         with database.atomic():
             while len(keys) < n:
@@ -43,7 +46,7 @@ class Spectrum(BaseModel):
         return keys
 
 
-class SpectrumMixin:
+class SpectrumMixin(Mixin):
     """What every table of spectra has: subclass ``BaseModel, SpectrumMixin`` for your own.
 
     ``wavelength`` [Angstrom, vacuum], ``flux`` [1e-17 erg/s/cm^2/A, or normalised],
@@ -66,6 +69,7 @@ class SpectrumMixin:
         Spectrum, unique=True, lazy_load=False, column_name="spectrum_pk", on_delete="CASCADE"
     )
     source = ForeignKeyField(Source, null=True, column_name="source_pk", backref=None)
+    source_pk: int | None
     release = TextField(null=True)
     snr = FloatField(null=True, help_text="signal-to-noise ratio per pixel")
     path = TextField(null=True, help_text="file: .npz, or .fits with the extra 'fits'")
@@ -85,12 +89,12 @@ class SpectrumMixin:
     instrument: str | None = None
 
     @classmethod
-    def fill_keys(cls, rows: Iterable[dict[object, object]]) -> list[dict[object, object]]:
-        """The same rows; those without a ``spectrum_pk`` are given a new one."""
+    def fill_keys(cls, rows: list[dict[object, object]]) -> list[dict[object, object]]:
+        """Return the same rows; those without a ``spectrum_pk`` are given a new one."""
         rows = [dict(row) for row in rows]
         names = {"spectrum_pk", cls.spectrum_pk}
         bare = [row for row in rows if not names & row.keys()]
-        keys = Spectrum.allocate(cls._meta.table_name, len(bare))  # type: ignore[attr-defined]
+        keys = Spectrum.allocate(cls._meta.table_name, len(bare))
         for row, key in zip(bare, keys, strict=True):
             row["spectrum_pk"] = key
         return rows
@@ -160,11 +164,11 @@ class SpectrumMixin:
         return read_pixels(data_path(self.path or ""), wanted)
 
 
-def every_spectrum_model() -> list[Any]:
-    """All tables of spectra, those of your own imported modules too."""
+def every_spectrum_model() -> list[type[SpectrumMixin]]:
+    """Return all tables of spectra, those of your own imported modules too."""
     return [m for m in every_subclass(BaseModel) if issubclass(m, SpectrumMixin)]
 
 
 def pixel_columns(model: type[Model]) -> list[Field]:
-    """The columns of `model` that hold arrays: the wide ones."""
+    """Return the columns of `model` that hold arrays: the wide ones."""
     return [field for field in model._meta.sorted_fields if isinstance(field, ArrayField)]

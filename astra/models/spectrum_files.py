@@ -14,12 +14,13 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from astra.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    from astropy.io.fits import BinTableHDU, HDUList
 
 #: What a spectrum consists of, and the columns of a table that hold it.
 _COLUMNS = {
@@ -117,7 +118,7 @@ def _read_fits(path: Path, wanted: Wanted) -> Pixels:
         raise UsageError(f"{path} cannot be read as FITS: {error}") from error
 
 
-def _choose_table(path: Path, units: Any, wanted: Wanted) -> object:
+def _choose_table(path: Path, units: "HDUList", wanted: Wanted) -> "BinTableHDU":
     """Return the table that holds the spectrum that is wanted."""
     tables = [u for u in units if getattr(u, "columns", None) is not None]
     with_flux = [u for u in tables if "flux" in _names(u) and len(u.data)]
@@ -139,18 +140,18 @@ def _choose_table(path: Path, units: Any, wanted: Wanted) -> object:
     )
 
 
-def _contents(unit: Any) -> str:
+def _contents(unit: "BinTableHDU") -> str:
     if getattr(unit, "columns", None) is not None:
         return f"a table of {len(unit.data)} rows with {', '.join(_names(unit)) or 'no columns'}"
     shape = () if unit.data is None else unit.data.shape
     return f"an image {shape}" if shape else "no data"
 
 
-def _names(unit: Any) -> list[str]:
+def _names(unit: "BinTableHDU") -> list[str]:
     return [name.lower() for name in unit.columns.names]
 
 
-def _instrument(unit: Any) -> tuple[str, str] | None:
+def _instrument(unit: "BinTableHDU") -> tuple[str, str] | None:
     """Return instrument and observatory of a table of mwmStar or mwmVisit: ("BOSS", "APO")."""
     instrument, _, observatory = unit.name.upper().partition("/")
     if "INSTRMNT" in unit.header and "OBSRVTRY" in unit.header:
@@ -158,7 +159,7 @@ def _instrument(unit: Any) -> tuple[str, str] | None:
     return (instrument.upper(), observatory.upper()) if observatory else None
 
 
-def _matches(unit: object, wanted: Wanted) -> bool:
+def _matches(unit: "BinTableHDU", wanted: Wanted) -> bool:
     instrument, observatory = _instrument(unit) or ("", "")
     if wanted.instrument is not None and instrument != wanted.instrument:
         return False
@@ -166,7 +167,7 @@ def _matches(unit: object, wanted: Wanted) -> bool:
     return site is None or observatory == site
 
 
-def _read_table(path: Path, unit: Any, wanted: Wanted) -> Pixels:
+def _read_table(path: Path, unit: "BinTableHDU", wanted: Wanted) -> Pixels:
     import numpy as np
 
     names, table = _names(unit), unit.data
@@ -189,7 +190,7 @@ def _read_table(path: Path, unit: Any, wanted: Wanted) -> Pixels:
     return Pixels(arrays, is_at_rest=one_spectrum_a_row and _instrument(unit) is not None)
 
 
-def _choose_row(path: Path, unit: Any, wanted: Wanted) -> int:
+def _choose_row(path: Path, unit: "BinTableHDU", wanted: Wanted) -> int:
     import numpy as np
 
     n = len(unit.data)
@@ -207,7 +208,9 @@ def _choose_row(path: Path, unit: Any, wanted: Wanted) -> int:
     raise UsageError(f"{path} has {n} spectra in {unit.name}, {said}: exactly one must match")
 
 
-def _from_header(path: Path, unit: Any, names: list[str], arrays: "dict[str, np.ndarray]") -> None:
+def _from_header(
+    path: Path, unit: "BinTableHDU", names: list[str], arrays: "dict[str, np.ndarray]"
+) -> None:
     """Add wavelengths that only the header of a table gives."""
     import numpy as np
 

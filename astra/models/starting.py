@@ -3,11 +3,10 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import peewee
-from playhouse.reflection import Introspector, UnknownField
+from playhouse.reflection import Column, Introspector, UnknownField
 
 from astra.config.settings import current
 from astra.database.connection import bind, connection, database, dialect
@@ -122,10 +121,10 @@ def _views(schema: str | None) -> set[str]:
     return {view.name for view in database.bound().get_views(schema)}
 
 
-def _model(found: Any, table: str, schema: str | None) -> str:
+def _model(tables: Introspector, table: str, schema: str | None) -> str:
     """The model of a table, and a task on its rows."""
-    name = found.make_model_name(table)
-    columns = found.metadata.get_columns(table, schema)
+    name = tables.make_model_name(table)
+    columns = tables.metadata.get_columns(table, schema)
     keys = dialect().primary_columns(table, schema)
     lines = ["", "", f"class {name}(peewee.Model):"]
     for column in columns.values():
@@ -148,7 +147,7 @@ def _model(found: Any, table: str, schema: str | None) -> str:
     return "\n".join(lines) + "\n" + _TASK.format(name=name, pointer=table.lower())
 
 
-def _field(column: Any) -> str:
+def _field(column: Column) -> str:
     """A column, as a model declares it."""
     if issubclass(column.field_class, peewee.AutoField):
         kind = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"

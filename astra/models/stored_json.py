@@ -6,11 +6,21 @@ JSON that was damaged by hand is logged, and counts as empty: a command goes on 
 import json
 import logging
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class StoredProfile(TypedDict, total=False):
+    """The profile that a submission was made with."""
+
+    name: str
+    options: dict[str, object]
+    given: dict[str, object]
+    throttle: int | None
+    setup: list[str]
 
 
 def parsed(text: str, kind: type[T]) -> T | None:

@@ -160,7 +160,7 @@ class Target:
     def link(self) -> Link | None:
         """How results point to their rows; None where that is not known."""
         if self.model is None:
-            return PipelineOutputModel.link_to(SpectrumMixin)  # type: ignore[arg-type]
+            return PipelineOutputModel.link_to(SpectrumMixin)
         return (self.output or PipelineOutputModel).link_to(self.model)
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import Any
 import peewee
 from peewee import Model
 
-from astra.database.connection import connection, database, dialect
+from astra.database.connection import connection, database, dialect, tuples
 from astra.errors import TaskError, UsageError
 from astra.models.given_keys import find_keys, given_keys
 from astra.models.keys import RowKey, key_of, table_name
@@ -265,11 +265,12 @@ class _Row:
             output, model, peewee.JOIN.LEFT_OUTER, on=link.points(output, model), attr="input_row"
         )
         order = output.v_astra_major_minor, output.result_number, output.task_pk
-        for row in query.order_by(*order).namedtuples():
+        for pk, number, version, created, modified, read, attempt, made_by, newest in tuples(
+            query.order_by(*order)
+        ):
             yield StoredResult(
-                row.task_pk, row.result_number, Version(row.v_astra).text, bool(row.is_now),
-                _time(row.created), _time(row.modified), _time(row.input_read), row.attempt_pk,
-                _making(row.made_by),
+                pk, number, Version(version).text, bool(newest),
+                _time(created), _time(modified), _time(read), attempt, _making(made_by),
             )  # fmt: skip
 
     def _ends(self) -> Iterator[Ended]:

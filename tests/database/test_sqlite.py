@@ -63,6 +63,21 @@ def left_open(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 
 @task(batch_size=5)
+def altering(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Once two batches are stored, another process adds a trigger that discards later results."""
+    for place, spectrum in enumerate(spectra):
+        if place == 17:
+            _seen.append(n_stored())
+            with sqlite3.connect(_path[0]) as other:
+                other.execute(
+                    "CREATE TRIGGER discard AFTER INSERT ON measured WHEN NEW.spectrum_pk % 2 "
+                    "BEGIN DELETE FROM measured WHERE task_pk = NEW.task_pk; END"
+                )
+            other.close()
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task(batch_size=5)
 def connecting(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
     """A connection for each row: the thread has none that it did not open."""
     for spectrum in spectra:
@@ -96,6 +111,13 @@ def test_every_result_is_stored_once(generator, seen):
     found = verify(plan)
     assert found.sound and found.whole
     assert n_stored() == 40 and Attempt.get().n_done == 40 and Attempt.get().n_failed == 0
+
+
+def test_a_trigger_is_noticed_that_another_process_adds_between_two_batches():
+    plan = run_page_of(altering, 40)
+    assert _seen and 10 <= _seen[0] < 20
+    assert n_stored() == Attempt.get().n_done and Attempt.get().n_failed > 8
+    assert verify(plan).sound
 
 
 def test_whoever_leaves_a_reading_early_is_collected_without_waiting(sqlite_url):
