@@ -59,7 +59,7 @@ def checkpoint(plan: int, claim, n: int) -> list:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr("astra.resume.cancel._PATIENCE_S", -3.0)
+    monkeypatch.setattr("astra.resume.cancel._STOPPING_S", -3.0)
 
 
 def test_rows_that_an_attempt_runs_are_not_free(url):
@@ -116,7 +116,7 @@ def test_one_page(url):
 
 
 def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
-    monkeypatch.setattr("astra.resume.cancel._PATIENCE_S", 20)
+    monkeypatch.setattr("astra.resume.cancel._STOPPING_S", 20)
     plan = planned(6000, 3000, row_s=0.02, computed=str(tmp_path / "computed"))
     runner = subprocess.Popen(
         [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"],
