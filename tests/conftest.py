@@ -7,10 +7,12 @@ its own: they share no port and no folder, so that nothing need be agreed upon.
 import importlib
 import itertools
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,14 +136,29 @@ def pg_url(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     postgres.drop_database(name)
 
 
-@pytest.fixture
-def sqlite_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh SQLite file with astra's tables, configured as astra's."""
-    url = f"sqlite:///{tmp_path}/astra.db"
-    monkeypatch.setenv("ASTRA_DATABASE_URL", url)
-    from astra.models.schema import init_database
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with astra's tables and those of the tests' modules, for the tests to copy."""
+    file = tmp_path_factory.mktemp("template") / "astra.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASTRA_DATABASE_URL", f"sqlite:///{file}")
+        from astra.models.schema import init_database
 
-    init_database(("tests.sample_tasks",))
+        init_database(("tests.sample_tasks",))
+        _reset_database()
+    return file
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh SQLite file with astra's tables, configured as astra's."""
+    file = Path(shutil.copy(sqlite_template, tmp_path))
+    url = f"sqlite:///{file}"
+    monkeypatch.setenv("ASTRA_DATABASE_URL", url)
+    from astra.database.connection import dialect
+
+    with closing(sqlite3.connect(file)) as copy, copy:  # as `astra initdb --moved` does
+        copy.execute("UPDATE astra_archive SET made_in = ?", (dialect().place(),))
     return url
 
 
@@ -161,6 +178,31 @@ def slurm(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield cluster
     cluster.restore()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the modules to the workers: those that wait for Slurm or for faults beside the others.
+
+    pytest-xdist gives each worker an equal share of the list, in its order, and later the end of a
+    busier one's share. The end of each share is short tests, so that the workers end together.
+    """
+    n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if n_workers == 1:
+        return
+    modules = [list(group) for _, group in itertools.groupby(items, key=lambda item: item.path)]
+    waiting, others = [m for m in modules if _waits(m)], [m for m in modules if not _waits(m)]
+    placed = [
+        (share * place / len(group), module)
+        for share, group in ((0.8, waiting), (1.0, others))
+        for place, module in enumerate(group)
+    ]
+    dealt = [module for _, module in sorted(placed, key=lambda pair: pair[0])]
+    items[:] = [item for n in range(n_workers) for module in dealt[n::n_workers] for item in module]
+
+
+def _waits(module: list[pytest.Item]) -> bool:
+    """Whether the tests of a module mostly wait."""
+    return "faults" in module[0].path.parts or any(i.get_closest_marker("slurm") for i in module)
 
 
 #: Hostile strings that a whole run sends through astra, at least, over all its workers.

@@ -10,7 +10,7 @@ from pathlib import Path
 import peewee
 import psycopg2
 
-from astra.database.connection import database, drop_connection
+from astra.database.connection import connection, database, drop_connection
 from astra.errors import AstraError
 from astra.status.verify import verify
 from tests.faults import judge
@@ -162,7 +162,8 @@ class Drive:
     def look(self) -> None:
         """A plan is sound at every moment, not only when it is whole; a guard may be lost for a while."""
         try:
-            found = verify(self.plan, most=3)
+            with connection():  # one for all that it reads
+                found = verify(self.plan, most=3)
         except (AstraError, peewee.PeeweeException):  # the database is away
             return
         finally:
