@@ -1,4 +1,4 @@
-"""For programs: what the commands do, as functions with types.
+"""The interface for programs, which the command line uses too: one function for each command.
 
 ::
 
@@ -6,11 +6,11 @@
 
     plans = create_plan("slam.slam", limit=2000)
     submissions = submit(plans, profile="debug", mem="4G")
-    for found in wait(submissions):
-        print(found.plan, found.state, found.rows)
+    for plan_status in wait(submissions):
+        print(plan_status.plan, plan_status.state, plan_status.rows)
 
-A task that reads several tables has a plan for each, so that lists go from call to call; one of
-their items, or a plan's number, is taken just as well. Errors are those of :mod:`astra.errors`;
+A task that reads several tables has a plan for each of them, so these functions take and return
+lists; they also take one item, or the number of a plan. Errors are those of :mod:`astra.errors`;
 each message says what to do next.
 """
 
@@ -69,8 +69,8 @@ __all__ = [
     "wait",
 ]
 
-#: The first pause between two looks of :func:`wait`, in s; each is half as long again as the last.
-_FIRST_LOOK_S = 1.0
+#: The first pause of :func:`wait` between two queries, in s; each pause is 1.5 times the last.
+_FIRST_PAUSE_S = 1.0
 
 
 @overload
@@ -86,15 +86,15 @@ def submit(
 def submit(
     plan: int | Planned | Iterable[int | Planned], profile: str | None = None, **options: object
 ) -> Submitted | list[Submitted]:
-    """Submit those pages of a plan, or of several, that were not submitted yet, as Slurm arrays.
+    """Submit the pages of plans that were not submitted yet, as Slurm arrays.
 
     Parameters
     ----------
     plan : Planned or int, or an iterable of these
-        From :func:`create_plan`, or the number of a plan. Of several, those without rows are
-        passed over.
+        From :func:`create_plan`, or the number of a plan. Of several plans, those without rows
+        are skipped.
     profile : str, optional
-        A profile of the configuration, or one that ships.
+        A profile of the configuration, or one that is installed with astra.
     **options : str, int or bool
         sbatch's options in snake case, ``throttle`` and ``pages_per_element``, which override the
         profile's.
@@ -118,8 +118,8 @@ def submit(
     """
     if isinstance(plan, int | Planned):
         return submit_plan(_number(plan), profile, options)
-    given = [one for one in plan if not isinstance(one, Planned) or one.plan is not None]
-    return [submit_plan(_number(one), profile, options) for one in given]
+    plans = [item for item in plan if not isinstance(item, Planned) or item.plan is not None]
+    return [submit_plan(_number(item), profile, options) for item in plans]
 
 
 @overload
@@ -146,17 +146,17 @@ def wait(
     every_s: float = 30.0,
     notify: Callable[[PlanStatus], None] | None = None,
 ) -> PlanStatus | list[PlanStatus]:
-    """Wait until nothing of a plan, or of several, will go on by itself.
+    """Wait until no element of a plan, or of several plans, is running or waiting.
 
     The state is then ``whole``, ``failed rows``, ``cancelled``, or ``attention``: rows are left,
-    and somebody, such as :func:`resume`, has to do something.
+    and an action such as :func:`resume` is needed.
 
     Parameters
     ----------
     submission : Planned, Submitted or int, or an iterable of these
         From :func:`create_plan` or :func:`submit`, or the number of a plan.
     timeout_s : float, optional
-        Longest wait for each plan [s]; default no bound.
+        Longest time to wait for each plan [s]; default no bound.
     every_s : float
         Longest pause between two queries of Slurm [s]; the first pauses are shorter.
     notify : callable, optional
@@ -170,7 +170,7 @@ def wait(
     Raises
     ------
     TimeoutError
-        If a plan is still running after `timeout_s`. Its elements go on.
+        If a plan is still running after `timeout_s`. Its elements continue.
 
     Examples
     --------
@@ -180,19 +180,19 @@ def wait(
     """
     if isinstance(submission, int | Planned | Submitted):
         return _wait(_number(submission), timeout_s, every_s, notify)
-    return [_wait(_number(one), timeout_s, every_s, notify) for one in submission]
+    return [_wait(_number(item), timeout_s, every_s, notify) for item in submission]
 
 
 def _wait(
     plan: int, timeout_s: float | None, every_s: float, notify: Callable[[PlanStatus], None] | None
 ) -> PlanStatus:
-    began, pause_s = time.monotonic(), _FIRST_LOOK_S
+    began, pause_s = time.monotonic(), _FIRST_PAUSE_S
     while True:
-        found = status(plan)
+        plan_status = status(plan)
         if notify is not None:
-            notify(found)
-        if found.state is not PlanState.RUNNING:
-            return found
+            notify(plan_status)
+        if plan_status.state is not PlanState.RUNNING:
+            return plan_status
         rest_s = None if timeout_s is None else began + timeout_s - time.monotonic()
         if rest_s is not None and rest_s <= 0:
             raise TimeoutError(
@@ -225,12 +225,12 @@ def submit_task(
     progress: Progress | None = None,
     element_time_s: float | None = None,
 ) -> list[tuple[Planned | None, Submitted | None]]:
-    """Plan a task and submit it, or submit a plan by its number; each plan with its submission.
+    """Plan a task and submit it, or submit a plan by its number; return each with its submission.
 
-    With `element_time_s`, rows per page, memory and time limits are chosen by experience, such that
-    an element takes about so long; memory and time that are given stay as they are.
+    With `element_time_s`, rows per page, memory and time limits are chosen from earlier attempts,
+    such that an element takes about this time; given memory and time limits stay as they are.
 
-    A dry run leaves nothing behind: the plan that it makes is taken back.
+    A dry run stores nothing: the plan that it makes is deleted.
     """
     if local and dry_run:
         raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
@@ -243,7 +243,7 @@ def submit_task(
                 "not afterwards; leave it out, or give the task's name"
             )
         return [(None, _submit(plan, profile_name, options, dry_run, local, n_processes, progress))]
-    # What would be refused is refused before anything is stored.
+    # Errors come before anything is stored.
     choose_profile(profile_name, options)
     if not local:
         _check_database(dry_run)
@@ -275,15 +275,13 @@ def _planned(
     options: Mapping[str, object] | None,
     local: bool = False,
 ) -> list[tuple[Planned, Mapping[str, object] | None]]:
-    """Plans of a task, each with the options that it is to be submitted with."""
+    """Plan a task; return each plan with the options for its submission."""
     if element_time_s is None:
         return [(planned, options) for planned in create_plan(task, **planning)]
-    from astra.plan.sizes import options_of
-
     chosen = None if local else choose_profile(profile_name, options)
     return [
-        (planned, options_of(found, options or {}))
-        for planned, found in plan_sized(task, planning, element_time_s, chosen)
+        (planned, sizes.options_of(estimated, options or {}))
+        for planned, estimated in plan_sized(task, planning, element_time_s, chosen)
     ]
 
 
@@ -295,7 +293,7 @@ def estimate(
     chosen: Profile | None = None,
     probe: bool = False,
 ) -> list[Estimate]:
-    """Choose sizes such that an element takes about `target_s`, from what earlier attempts took.
+    """Choose sizes such that an element takes about `target_s`, from earlier attempts.
 
     Parameters
     ----------
@@ -308,9 +306,9 @@ def estimate(
     arguments : mapping, optional
         Arguments of the task, by name.
     chosen : Profile, optional
-        The profile to be used: its partition bounds the limits. Without one nothing does.
+        The profile to use: its partition bounds the limits. Without a profile there are no bounds.
     probe : bool
-        Run a task of which nothing is known on a few rows here first, and store their results.
+        If the task has no attempts yet, run a few rows here first, and store their results.
 
     Returns
     -------
@@ -339,7 +337,7 @@ def plan_sized(
     element_time_s: float,
     chosen: Profile | None = None,
 ) -> list[tuple[Planned, "Estimate"]]:
-    """Plan a task with as many rows in a page as make an element take about so long, in s.
+    """Plan a task with pages of a size such that an element takes about `element_time_s`.
 
     Raises
     ------
@@ -351,13 +349,15 @@ def plan_sized(
             "--page-size (--limit) sets the rows of a page, which the time of an element chooses"
         )
     model, arguments = planning.get("input_model"), planning.get("arguments")
-    made = []
-    for found in estimate(task, model, element_time_s, arguments, chosen):
-        for note in found.notes:
-            log.warning("%s: %s", found.task, note)
-        wanted: Planning = {**planning, "input_model": found.input_model, "limit": found.limit}
-        made += [(planned, found) for planned in create_plan(task, **wanted)]
-    return made
+    plans = []
+    for estimated in estimate(task, model, element_time_s, arguments, chosen):
+        for note in estimated.notes:
+            log.warning("%s: %s", estimated.task, note)
+        sized: Planning = {
+            **planning, "input_model": estimated.input_model, "limit": estimated.limit
+        }  # fmt: skip
+        plans += [(planned, estimated) for planned in create_plan(task, **sized)]
+    return plans
 
 
 def _check_database(dry_run: bool) -> None:
@@ -377,12 +377,12 @@ def _submit(
     if not local:
         return submit_plan(plan, profile_name, options, dry_run)
     chosen = _local_profile(profile_name, options or {})
-    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
-        return resume_local(plan, n_processes, False, tell, chosen.row_timeout, chosen.setup)
+    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as report:
+        return resume_local(plan, n_processes, False, report, chosen.row_timeout, chosen.setup)
 
 
 def _local_profile(profile_name: str | None, options: Mapping[str, object]) -> Profile:
-    """The profile of a local run, which takes its set-up and row timeout; what it ignores is said.
+    """Return the profile of a local run; warn of its options, which only Slurm uses.
 
     Raises
     ------
@@ -433,7 +433,7 @@ def resume_plan(
     n_processes: int,
     progress: Progress | None,
 ) -> Submitted:
-    """Resume a plan, by Slurm or with processes of this machine."""
+    """Resume a plan on Slurm, or with processes of this machine."""
     if not local:
         return resume(plan, failed, only, profile_name, options, dry_run)
     if dry_run:
@@ -441,11 +441,11 @@ def resume_plan(
     if only:
         raise UsageError("--only selects pages by their Slurm state; --local has none")
     chosen = _local_profile(profile_name, options)
-    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as tell:
-        return resume_local(plan, n_processes, failed, tell, chosen.row_timeout, chosen.setup)
+    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as report:
+        return resume_local(plan, n_processes, failed, report, chosen.row_timeout, chosen.setup)
 
 
-def run_here(plan_pk: int, tell: Callable[[list[object]], None] = lambda runs: None) -> None:
+def run_here(plan_pk: int, notify: Callable[[list[object]], None] = lambda runs: None) -> None:
     """Run every page of a plan in this process, one after the other."""
     from astra.element.element import Element
     from astra.element.signals import heard
@@ -464,7 +464,7 @@ def run_here(plan_pk: int, tell: Callable[[list[object]], None] = lambda runs: N
             for page in pages:
                 if (run := this.run_page(page.number, page.number)) is None:
                     break
-                tell([run])
+                notify([run])
                 if stop.wanted.is_set():
                     break
     finally:
@@ -477,7 +477,7 @@ def run_here(plan_pk: int, tell: Callable[[list[object]], None] = lambda runs: N
 
 
 def last_plan() -> int:
-    """The number of the last plan.
+    """Return the number of the last plan.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Choose sizes from earlier attempts: rows per page, memory and time limits.
 
-An element's time is what it takes to start, and so much for each row. Rows per page are chosen by
-the mean, so that an element takes about the time asked for; limits by an upper quantile and a
-margin, so that hardly any element meets them.
+An element takes some time to start, and some for each row. Rows per page are chosen by the mean, so
+that an element takes about the requested time; limits by an upper quantile and a margin, so that
+elements rarely reach them.
 """
 
 import math
@@ -26,42 +26,42 @@ from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 
-#: Of the attempts that are looked at, so many of the latest.
+#: The number of latest attempts that are read.
 LATEST = 200
 
-#: Limits are so many times the upper quantile.
+#: The ratio of a limit to the upper quantile.
 MARGIN = 1.25
 
-#: The upper quantile of pages; of fewer than 20 pages it is the largest.
+#: The upper quantile of pages; for fewer than 20 pages it is the largest.
 UPPER = 0.95
 
-#: No time limit is chosen below this, and memory in steps of this.
+#: The least time limit, and the step of memory.
 LEAST_TIME_S, STEP_MB = 300, 64
 
-#: What the process that watches the task's takes beside it.
-BESIDE_MB = 64
+#: The memory of the process that supervises the task's process.
+SUPERVISOR_MB = 64
 
-#: Time for elements to be submitted and to start before a maintenance, in s.
+#: The time for elements to be submitted and to start before a maintenance, in s.
 TO_START_S = 300
 
-#: Rows of a probe.
+#: The number of rows of a probe.
 N_PROBE = 20
 
-#: No page is made longer than this.
+#: The most rows of a page.
 MOST_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What attempts at a task took. Times in s, memory in MB; `upper` is a quantile of pages."""
+    """Measurements of earlier attempts, in s and MB; `upper` is a quantile of pages."""
 
     attempts: int
     rows: int
     plans: tuple[int, ...]
-    same_arguments: bool  # as asked for; else of any arguments
-    row_s: float  # mean, reading and writing included
+    same_arguments: bool  # whether the attempts had the requested arguments
+    row_s: float  # mean, including reading and writing
     row_s_upper: float
-    row_s_p50: float  # of the task alone
+    row_s_p50: float  # without reading and writing
     row_s_p95: float
     row_s_p999: float
     row_s_deviation: float
@@ -75,7 +75,7 @@ class Experience:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes for one task and input model, and what they were chosen from.
+    """Sizes for one task and input model, and the measurements that they were chosen by.
 
     :func:`astra.api.estimate` returns it.
 
@@ -92,15 +92,15 @@ class Estimate:
     source: str  #: "history", "probe" or "defaults"
     target_s: float  #: how long an element should take [s]
     limit: int  #: rows per page
-    pages_per_element: int  #: pages that an element is submitted for
+    pages_per_element: int  #: pages for which an element is submitted
     pending: int  #: pending rows
-    pages: int  #: pages that they make
-    elements: int  #: elements that they make
+    pages: int  #: pages of these rows
+    elements: int  #: elements of these pages
     element_s: float | None  #: expected time of an element [s]; None: unknown
     time: str | None  #: sbatch's --time; None: the profile's
     mem: str | None  #: sbatch's --mem; None: the profile's
-    experience: Experience | None  #: what earlier attempts took; None: nothing is known
-    notes: tuple[str, ...] = ()  #: what bounded the choice
+    experience: Experience | None  #: measurements of earlier attempts; None: there are none
+    notes: tuple[str, ...] = ()  #: what limited the choice
 
 
 def estimate(
@@ -111,16 +111,16 @@ def estimate(
     chosen: Profile | None = None,
     run_probe: Callable[[int], object] | None = None,
 ) -> list[Estimate]:
-    """Choose sizes such that an element takes about `target_s`; for each input model of the task.
+    """Choose sizes such that an element takes about `target_s`, for each input model of a task.
 
     Parameters
     ----------
     task, input_model, arguments : as for :func:`astra.plan.plan.create_plan`.
     target_s : how long an element should take, in s.
-    chosen : the profile that is to be used: its partition bounds the limits, and its
-        ``pages_per_element`` divide the rows. Without one nothing bounds them.
-    run_probe : runs a plan, by its number, here and now. Where nothing is known of the task,
-        :data:`N_PROBE` rows of it are run so first, and their results stored as any other.
+    chosen : the profile to use: its partition bounds the limits, and its ``pages_per_element``
+        divide the rows. Without a profile there are no bounds.
+    run_probe : runs a plan, by its number, on this machine. If the task has no attempts yet,
+        :data:`N_PROBE` rows are run first, and their results are stored as usual.
 
     Raises
     ------
@@ -133,8 +133,8 @@ def estimate(
     with connection():
         check_tables(*models, output)
     stored = as_stored(parse_arguments(function, arguments or {}))
-    known = _known(chosen)
-    found = []
+    limits = _limits(chosen)
+    estimates = []
     for model in models:
         had, source = experience(function, model, stored), "history"
         if had is None and run_probe is not None:
@@ -143,17 +143,17 @@ def estimate(
         with connection():
             group_by = declared_by(function).group_by
             pending = pending_rows(model, output, group_by, None).count()
-        found.append(
+        estimates.append(
             sizes(
                 task_name(function), model.__name__, had, source if had else "defaults",
-                target_s, pending, chosen, known,
+                target_s, pending, chosen, limits,
             )
         )  # fmt: skip
-    return found
+    return estimates
 
 
-def _known(chosen: Profile | None) -> Bounds:
-    """What bounds the limits: the site, and a time limit that was asked for by name."""
+def _limits(chosen: Profile | None) -> Bounds:
+    """Return the bounds of the limits: those of the site, and a time limit that was given."""
     if chosen is None:
         return Bounds()
     known = bounds(chosen)
@@ -176,9 +176,9 @@ def _probe(
 def experience(
     function: Callable[..., object], model: type[Model], arguments: str | None = None
 ) -> Experience | None:
-    """What the latest attempts at a task took; None if there were none.
+    """Return measurements of the latest attempts at a task; None if there were none.
 
-    Those with the same arguments count alone, where there are any.
+    If there are attempts with the same arguments, only they count.
     """
     with connection():
         for same in (True, False) if arguments is not None else (False,):
@@ -233,7 +233,7 @@ def _experience(attempts: list[Attempt], same: bool) -> Experience:
 
 
 def upper(values: list[float]) -> float:
-    """The upper quantile; of fewer than 20 values it is the largest, of none 0.
+    """Return the upper quantile: for fewer than 20 values the largest, for none 0.
 
     >>> upper([1.0, 3.0, 2.0]), upper([float(i) for i in range(100)])
     (3.0, 95.0)
@@ -252,7 +252,7 @@ def sizes(
     chosen: Profile | None,
     known: Bounds,
 ) -> Estimate:
-    """Choose by what attempts took: numbers alone."""
+    """Choose sizes from measurements, without queries."""
     each = chosen.pages_per_element if chosen else 1
     notes = [known.note] if known.note else []
     limit, time, mem, element_s = settings.current().plan.limit, None, None, None
@@ -264,13 +264,13 @@ def sizes(
     else:
         if not had.same_arguments:
             notes.append("no attempt had these arguments: attempts with others were used")
-        limit, time_s, said = _fitted(had, target_s, each, known)
-        notes += said
+        limit, time_s, more = _fitted(had, target_s, each, known)
+        notes += more
         n_rows = min(limit * each, max(pending, 1))
         element_s = each * had.start_s + n_rows * had.row_s
         time = written_time(time_s)
-        mem_mb, said = _memory(had, known)
-        mem, notes = written_size(mem_mb), notes + said
+        mem_mb, more = _memory(had, known)
+        mem, notes = written_size(mem_mb), notes + more
     pages = math.ceil(pending / limit)
     return Estimate(
         task, model, source, target_s, limit, each, pending, pages, math.ceil(pages / each),
@@ -281,7 +281,7 @@ def sizes(
 def _fitted(
     had: Experience, target_s: float, each: int, known: Bounds
 ) -> tuple[int, int, list[str]]:
-    """Rows per page, the time limit in s, and what cut them."""
+    """Return the rows per page, the time limit in s, and notes on what reduced them."""
     limit, notes = _rows(had, target_s, each), []
     if limit == 1 and each * (had.start_s + had.row_s) > 1.25 * target_s:
         notes.append(
@@ -318,10 +318,10 @@ def _rows(had: Experience, target_s: float, each: int) -> int:
 
 
 def time_limit(had: Experience, limit: int, each: int) -> int:
-    """The time limit in s of an element with so many rows in each of its pages.
+    """Return the time limit, in s, of an element whose pages have `limit` rows.
 
-    Upper quantiles of the start and of a row's time, as it differs between pages and by chance
-    within them, the slowest of 1,000 rows, and the margin; whole minutes.
+    It is made of upper quantiles of the start and of a row's time, which differs between pages and
+    by chance within them, the slowest of 1,000 rows, and the margin, in whole minutes.
     """
     n_rows = limit * each
     by_chance_s = had.row_s + 1.645 * had.row_s_deviation / math.sqrt(n_rows)
@@ -330,7 +330,7 @@ def time_limit(had: Experience, limit: int, each: int) -> int:
 
 
 def _most_rows(had: Experience, each: int, bound_s: float, most: int) -> int:
-    """The longest page, up to `most` rows, whose time limit is within the bound; 0 for none."""
+    """Return the largest page, up to `most` rows, whose time limit is within the bound, or 0."""
     least, most = 0, most
     while least < most:
         middle = (least + most + 1) // 2
@@ -341,7 +341,7 @@ def _most_rows(had: Experience, each: int, bound_s: float, most: int) -> int:
 
 
 def _memory(had: Experience, known: Bounds) -> tuple[int, list[str]]:
-    needed_mb = MARGIN * had.mem_mb_upper + BESIDE_MB
+    needed_mb = MARGIN * had.mem_mb_upper + SUPERVISOR_MB
     mem_mb = math.ceil(needed_mb / STEP_MB) * STEP_MB
     if known.max_mem_mb and mem_mb > known.max_mem_mb:
         most = written_size(known.max_mem_mb)
@@ -349,11 +349,11 @@ def _memory(had: Experience, known: Bounds) -> tuple[int, list[str]]:
     return mem_mb, []
 
 
-def options_of(found: Estimate, given: Mapping[str, object]) -> dict[str, object]:
-    """Options of sbatch by an estimate, where none were given."""
+def options_of(estimated: Estimate, given: Mapping[str, object]) -> dict[str, object]:
+    """Return sbatch's options: those given, and time and memory by an estimate otherwise."""
     chosen = dict(given)
-    if found.time and "time" not in chosen:
-        chosen["time"] = found.time
-    if found.mem and not {"mem", "mem_per_cpu", "mem_per_gpu"} & chosen.keys():
-        chosen["mem"] = found.mem
+    if estimated.time and "time" not in chosen:
+        chosen["time"] = estimated.time
+    if estimated.mem and not {"mem", "mem_per_cpu", "mem_per_gpu"} & chosen.keys():
+        chosen["mem"] = estimated.mem
     return chosen

@@ -1,11 +1,11 @@
-"""Decide what to do with a page whose element ended before its rows did, by its Slurm state.
+"""The retry policy: decide what to do with a page whose element ended before its rows did.
 
-``[policy.STATE]`` of the configuration, and ``[profiles.NAME.policy.STATE]`` on top of it, say how
-often a page is submitted again after which end, and with how much more memory or time. A retry is
-used up only by an element that ended no row: a page that gets on is never given up. Nodes at which
-pages end badly that do well elsewhere are left out for a while.
+``[policy.STATE]`` of the configuration, overridden by ``[profiles.NAME.policy.STATE]``, sets for
+each Slurm state how often a page is submitted again, and with how much more memory or time. Only an
+element that ended no row uses up a retry: a page that makes progress is never given up. Nodes on
+which pages fail that succeed elsewhere are excluded for a while.
 
-Numbers alone: nothing here asks Slurm or the database.
+Nothing here queries Slurm or the database.
 """
 
 import math
@@ -19,25 +19,25 @@ from astra.errors import OutOfHours
 from astra.slurm.site import Room
 from astra.states import PageState
 
-#: Ends that say nothing of the page: they use up no retry.
+#: Ends that the page did not cause: they use up no retry.
 FREE = frozenset({"PREEMPTED", "OUTAGE", "HOURS"})
 
-#: Ends that a row may bring about. Where it is being looked for, each end halves those it can be:
-#: that is no retry in vain, and comes to an end by itself.
+#: Ends that a row may cause. While astra searches for the row, each end halves the suspects: it is
+#: not a retry in vain, and the search is finite.
 OF_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
 
-#: Ends that may be a node's fault.
+#: Ends that a node may cause.
 _OF_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 
-_TEMPORARY_FAILURE = 75  # an element that was asked to stop, or that the database kept waiting
+_TEMPORARY_FAILURE = 75  # of an element that was asked to stop, or waited in vain for the database
 
-#: Ends that lie with the world around, which have no rule: what kept the element from its rows.
-_AROUND = {"OUTAGE": "the database was unavailable", "HOURS": "the hours of the night were over"}
+#: Ends with an external cause, which have no rule: what kept the element from its rows.
+_EXTERNAL = {"OUTAGE": "the database was unavailable", "HOURS": "the hours of the night were over"}
 
 
 @dataclass(frozen=True)
 class End:
-    """How an element of a page ended, as it is kept with the page."""
+    """How an element of a page ended, as stored with the page."""
 
     state: str
     node: str | None = None
@@ -46,22 +46,22 @@ class End:
 
 @dataclass(frozen=True)
 class Step:
-    """What becomes of a page that is neither whole nor alive."""
+    """The next step of a page that is neither done nor alive."""
 
-    state: str | None  # what ended its element; None: it never had one
+    state: str | None  # how its element ended; None: it had none
     retry: bool
     said: str  # "next with mem 3G instead of 2G (retry 1 of 3)"
-    options: tuple[tuple[str, str], ...] = ()  # sbatch's, that grow
+    options: tuple[tuple[str, str], ...] = ()  # of sbatch, that grow
 
 
 def end_of(
     page: PageState, slurm_state: str | None, exit_code: int | None, in_vain: bool, node: str | None
 ) -> End | None:
-    """How the last element of a page ended; None if it had none.
+    """Return how the last element of a page ended; None if it had none.
 
-    An element that ended in order before its page was whole had been warned of its time limit,
-    unless Slurm says otherwise; one that ended with status 75 and without a word in the database
-    could not reach that; one with status 74 was out of its night's hours.
+    An interrupted element was warned of its time limit, unless Slurm reports another state. One
+    that ended with status 75 and no record in the database could not reach the database; one with
+    status 74 was outside of its night's hours.
     """
     if page in (PageState.UNSUBMITTED, PageState.CANCELLED, PageState.DONE):
         return None
@@ -84,21 +84,21 @@ def next_step(
     room: Room,
     asked: bool = False,
 ) -> Step:
-    """What becomes of a page, by its ends.
+    """Choose the next step of a page by how its elements ended.
 
     Parameters
     ----------
-    last, earlier : its last end, and those that retries answered.
-    rule : of every state.
-    base : options of the profile that the next element would have.
-    used : options that the last element had.
-    room : what the partition allows.
-    asked : somebody wants just these pages, whatever was used up.
+    last, earlier : the last end, and the ends that a retry followed.
+    rule : the rule of each state.
+    base : the options of the next element's profile.
+    used : the options of the last element.
+    room : the limits of the partition.
+    asked : whether the user asks for these pages, even if their retries are used up.
     """
     if last is None:
         return Step(None, True, "not submitted yet")
-    if last.state in _AROUND:
-        why = _AROUND[last.state]
+    if last.state in _EXTERNAL:
+        why = _EXTERNAL[last.state]
         return Step(last.state, True, f"next as before: {why} (uses up no retry)")
     this = rule[last.state]
     tries = sum(end.in_vain for end in earlier if end.state == last.state)
@@ -118,15 +118,15 @@ def next_step(
 class _Growth:
     said: str = ""
     options: tuple[tuple[str, str], ...] = ()
-    stuck: bool = False  # the bound is reached, and was not enough
+    stuck: bool = False  # the bound was reached and was not enough
 
 
 def _grown(
     last: End, rule: Rule, base: Mapping[str, object], used: Mapping[str, object], room: Room
 ) -> _Growth:
-    """The memory and time of the next element: never less than the last had, or the profile asks.
+    """Return the memory and time of the next element: at least those of the last and the profile.
 
-    What a retry had is kept by those after it, whatever ended them.
+    Further retries keep what a retry had, however they end.
     """
     said, options, stuck = [], [], False
     per_what = next((k for k in ("mem_per_cpu", "mem_per_gpu") if k in used or k in base), "mem")
@@ -159,21 +159,21 @@ def _grown(
 
 
 def remedy(state: str | None) -> str:
-    """Options of ``astra resume`` that take pages again which were given up."""
+    """Return the options of ``astra resume`` that retry pages which were given up."""
     more = {"TIMEOUT": " --time ...", "OUT_OF_MEMORY": " --mem ..."}
     return f"--only {state}{more.get(state or '', '')}"
 
 
 def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) -> dict[str, str]:
-    """Nodes where failures gather that do not go with the page, and why.
+    """Return the nodes on which pages fail that the pages themselves do not explain, and why.
+
+    At least half of a bad node's pages failed on it, and less than half that share on other nodes.
+    A page that failed on two nodes is not counted.
 
     Parameters
     ----------
-    ends : (page, how an element of it ended, at which node); None for one that did well.
-    least : pages that must have ended badly at a node. 0: no node is bad.
-
-    A page that ended badly at two nodes is its own fault. Of a bad node's pages at least half ended
-    badly, and at the others less than half as large a share.
+    ends : (page, how an element of it ended, on which node); None for one that succeeded.
+    least : the number of pages that must have failed on a node. 0: no node is bad.
     """
     bad: dict[str, set[int]] = {}
     seen: dict[str, set[int]] = {}
@@ -187,7 +187,7 @@ def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) ->
             bad[node].add(page)
             nodes_of[page].add(node)
     own_fault = {page for page, nodes in nodes_of.items() if len(nodes) > 1}
-    found = {}
+    reasons = {}
     for node, pages in bad.items():
         guilty = len(pages - own_fault)
         others = [other for other in seen if other != node]
@@ -195,5 +195,5 @@ def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) ->
         share = guilty / max(len(seen[node] - own_fault), 1)
         elsewhere = sum(len(bad[other] - own_fault) for other in others) / max(n_others, 1)
         if least and guilty >= least and share >= 0.5 and n_others and elsewhere < share / 2:
-            found[node] = f"{guilty} pages failed on it and not elsewhere"
-    return found
+            reasons[node] = f"{guilty} pages failed on it and not elsewhere"
+    return reasons

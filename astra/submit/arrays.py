@@ -11,7 +11,7 @@ from astra.config.profiles import Profile
 class Slice:
     """The part of a submission that one array serves."""
 
-    pages: list[int]  # their numbers
+    pages: list[int]  # page numbers
     elements: list[int]
     offset: int
 
@@ -23,13 +23,13 @@ class Slice:
         return replace(self, elements=self.elements[: chosen.max_elements]) if chosen.pull else self
 
 
-def _in_lane(chosen: Profile, lanes: list[int], n: int) -> Profile:
-    """The profile of the n-th array, with its share of the throttle."""
-    return replace(chosen, throttle=lanes[n % len(lanes)]) if lanes else chosen
+def with_share(chosen: Profile, shared: list[int], n: int) -> Profile:
+    """Return the profile of the n-th array, with its share of the throttle."""
+    return replace(chosen, throttle=shared[n % len(shared)]) if shared else chosen
 
 
 def shares(total: int | None, weights: Sequence[int]) -> list[int]:
-    """A throttle divided by weight, at least 1 each; fewer shares than weights if it is small.
+    """Divide a throttle by weight, at least 1 each; a small one gives fewer shares than weights.
 
     >>> shares(10, [600, 300, 100]), shares(2, [5, 5, 5]), shares(None, [7])
     ([6, 3, 1], [1, 1], [])
@@ -38,18 +38,18 @@ def shares(total: int | None, weights: Sequence[int]) -> list[int]:
         return []
     taken = list(weights[:total])
     exact = [total * weight / sum(taken) for weight in taken]
-    found = [max(int(part), 1) for part in exact]
-    while (over := sum(found) - total) != 0:
-        wrong = [n - part for n, part in zip(found, exact, strict=True)]
-        if over > 0:
-            found[max((i for i, n in enumerate(found) if n > 1), key=lambda i: wrong[i])] -= 1
+    parts = [max(int(part), 1) for part in exact]
+    while (excess := sum(parts) - total) != 0:
+        errors = [n - part for n, part in zip(parts, exact, strict=True)]
+        if excess > 0:
+            parts[max((i for i, n in enumerate(parts) if n > 1), key=lambda i: errors[i])] -= 1
         else:
-            found[min(range(len(found)), key=lambda i: wrong[i])] += 1
-    return found
+            parts[min(range(len(parts)), key=lambda i: errors[i])] += 1
+    return parts
 
 
 def slices(pages: Iterable[int], each: int, most: int) -> Iterator[Slice]:
-    """Cut pages by the array that their elements belong to: indices 1 to `most`, and an offset."""
+    """Cut pages into arrays, each with the indices 1 to `most` and an offset."""
     numbers, of_array = sorted(pages), each * most
     begin = 0
     while begin < len(numbers):
@@ -65,6 +65,7 @@ def _elements(pages: list[int], each: int) -> list[int]:
 
 
 def halves(piece: Slice, each: int) -> list[Slice]:
+    """Cut a slice into two with half of its elements each."""
     second = piece.elements[len(piece.elements) // 2]
     cut = bisect_left(piece.pages, (second - 1) * each + 1)
     return [

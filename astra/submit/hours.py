@@ -1,8 +1,8 @@
-"""The hours of a night: until when elements may begin, and when those that run have to have ended.
+"""The hours of a night: when elements may begin, and when they must have ended.
 
-They are fixed as the night begins, as moments, so that no node's time zone matters. An element
-that begins too late gives back what nobody of its array began, which is then as if it had never
-been submitted; one that runs at the end is asked to stop, stores what it has, and uses up no retry.
+They are fixed as moments when the night begins, so that no node's time zone matters. An element
+that starts too late gives back the pages that no element of its array has begun, as if they had not
+been submitted. An element that runs at the end is asked to stop, and uses up no retry.
 """
 
 import logging
@@ -23,24 +23,24 @@ from astra.slurm.parse import JobId
 log = logging.getLogger(__name__)
 
 
-#: Elements are asked to stop so long before their end, at most: they store their rows then.
+#: Elements are asked to stop at most this long before the end, to store their rows, in s.
 LEAD_S = 60
 
 
 @dataclass(frozen=True)
 class Hours:
-    """Moments in seconds since the epoch; None where there is no such bound."""
+    """Moments in seconds since the epoch; None for no bound."""
 
     start_until: int | None = None
     drain_by: int | None = None
 
     def open(self) -> bool:
-        """Whether elements may begin now."""
+        """Return whether elements may begin now."""
         return self.start_until is None or time.time() < self.start_until
 
     @property
     def stop_at(self) -> int | None:
-        """When elements that run are asked to stop."""
+        """Return when running elements are asked to stop."""
         if self.drain_by is None:
             return None
         between = self.drain_by - (self.start_until or 0)
@@ -51,11 +51,11 @@ ALWAYS = Hours()
 
 
 def next_hours(start_until: str | None, drain_by: str | None, now: datetime) -> Hours:
-    """The hours of a night that begins now, by times of day of this machine's clock.
+    """Return the hours of a night that begins now, from times of day of this machine's clock.
 
     >>> from datetime import datetime as moment
-    >>> found = next_hours("06:30", "07:00", moment(2026, 11, 24, 20, 0))
-    >>> moment.fromtimestamp(found.start_until), moment.fromtimestamp(found.drain_by)
+    >>> hours = next_hours("06:30", "07:00", moment(2026, 11, 24, 20, 0))
+    >>> moment.fromtimestamp(hours.start_until), moment.fromtimestamp(hours.drain_by)
     (datetime.datetime(2026, 11, 25, 6, 30), datetime.datetime(2026, 11, 25, 7, 0))
     """
     first = start_until or drain_by
@@ -72,17 +72,18 @@ _DAY = 1440
 
 
 def _next(clock: str, since: int) -> int:
-    """The first moment from `since` on at which this machine's clock reads `clock`, or skips it.
+    """Return the first moment from `since` on at which this machine's clock shows or skips `clock`.
 
-    It is looked for minute by minute, as the clock may be put forward or back in between: then
-    hours are still moments, one after the other.
+    The search goes minute by minute, as the clock may be put forward or back in between.
     """
     hour, minute = map(int, clock.split(":"))
     wanted, moment = hour * 60 + minute, -(-since // 60) * 60
     before = _minute_of_day(moment - 60)
     while True:
         now = _minute_of_day(moment)
-        ahead = (now - before) % _DAY  # a minute, or what is skipped; else the clock goes back
+        ahead = (
+            now - before
+        ) % _DAY  # one minute, or the skipped time; more if the clock goes back
         if now == wanted or (ahead < _DAY // 2 and 0 < (wanted - before) % _DAY < ahead):
             return moment
         before, moment = now, moment + 60
@@ -94,25 +95,25 @@ def _minute_of_day(moment: int) -> int:
 
 
 def begin(start_until: int, token: str) -> None:
-    """Let an element begin, unless it is too late: then what nobody began is given back.
+    """Check that an element may begin; if it is too late, give back the pages of its array.
 
     Raises
     ------
     OutOfHours
-        If it is too late; the policy goes by its exit status.
+        If it is too late; the retry policy recognizes the exit status.
     """
     if Hours(start_until).open():
         return
     n_pages = retrying(lambda: _give_back(token))
     _cancel_waiting()
     raise OutOfHours(
-        f"the hours of the night are over: nothing is begun, and {n_pages} pages are as if they "
-        "had not been submitted; the next night, or astra resume, takes them"
+        f"the hours of the night are over: no page is begun, and {n_pages} pages count as not "
+        "submitted; the next night, or astra resume, takes them"
     )
 
 
 def _give_back(token: str) -> int:
-    """Pages of a submission that no attempt of it has claimed: taken back from it."""
+    """Take back the pages of a submission that none of its attempts has claimed; count them."""
     with writing():
         submission = Submission.get(Submission.token == token)
         begun = Attempt.select().where(
@@ -132,7 +133,7 @@ def _give_back(token: str) -> int:
 
 
 def _before(page: Page) -> dict[str, object]:
-    """What a page was before it was submitted: a retry that did not come about is not counted."""
+    """Return the columns of a page before its submission, without the retry that did not start."""
     last = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
     if last is None:
         return {"submission_pk": None}
@@ -142,7 +143,7 @@ def _before(page: Page) -> dict[str, object]:
 
 
 def _cancel_waiting() -> None:
-    """The elements of this array that still wait would do the same, one after the other."""
+    """Cancel the waiting elements of this array, which would do the same."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     if job is None:
         return

@@ -1,4 +1,4 @@
-"""Submission: pages are cut into arrays; for each an intent is committed, and sbatch called."""
+"""Submission: cut pages into arrays; for each, commit an intent and call sbatch."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
 from astra.slurm.limits import warn
-from astra.submit.arrays import Slice, _in_lane, halves, shares, slices
+from astra.submit.arrays import Slice, halves, shares, slices, with_share
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import (
     adopt,
@@ -40,27 +40,27 @@ class Job:
     """One Slurm array of a submission."""
 
     job_id: int | None
-    array: str  # as given to sbatch: "1-1000%50"
+    array: str  # as passed to sbatch: "1-1000%50"
     offset: int  # page (or element) = array index + offset
     pages: int
     script: str
-    text: str | None = None  # the script, of a dry run
+    text: str | None = None  # the script, in a dry run
     command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Left:
-    """Pages that the policy does not submit again, and what would."""
+    """Pages that the policy does not submit again, and the command that does."""
 
     pages: tuple[int, ...]
-    state: str  # what ended their elements
+    state: str  # how their elements ended
     said: str  # "3 of 3 retries used up"
     remedy: str  # "astra resume 1 --only TIMEOUT --time ..."
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a submission came to: what ``submit`` and ``resume`` of :mod:`astra.api` return.
+    """The result of a submission; ``submit`` and ``resume`` of :mod:`astra.api` return it.
 
     Examples
     --------
@@ -75,11 +75,11 @@ class Submitted:
     rows: int  #: pending rows of those pages
     jobs: tuple[Job, ...] = ()  #: Slurm arrays
     profile: str | None = None  #: name of the profile
-    unsubmitted: int = 0  #: pages left for later: a limit of Slurm's was reached
-    skipped: Mapping[str, int] = field(default_factory=dict)  #: pages not touched, by state
-    left: tuple[Left, ...] = ()  #: pages that are given up
-    message: str | None = None  #: why fewer pages were submitted than asked for
-    dry_run: bool = False  #: True: nothing was submitted
+    unsubmitted: int = 0  #: pages left for later, because a limit of Slurm's was reached
+    skipped: Mapping[str, int] = field(default_factory=dict)  #: pages that were skipped, by state
+    left: tuple[Left, ...] = ()  #: pages that were given up
+    message: str | None = None  #: why fewer pages were submitted than requested
+    dry_run: bool = False  #: whether nothing was submitted
 
 
 def submit(
@@ -89,16 +89,16 @@ def submit(
     dry_run: bool = False,
     hours: Hours = ALWAYS,
 ) -> Submitted:
-    """Submit those pages of a plan that were not submitted yet, as Slurm arrays.
+    """Submit the pages of a plan that were not submitted yet, as Slurm arrays.
 
     Parameters
     ----------
-    plan : its number.
-    profile_name : of the configuration or one that ships.
+    plan : the number of the plan.
+    profile_name : a profile of the configuration, or one that is installed with astra.
     options : ``sbatch`` options in snake case, ``throttle`` and ``pages_per_element``, which
         override the profile's.
-    dry_run : render the scripts, store and submit nothing.
-    hours : in which elements may begin and run.
+    dry_run : render the scripts; store and submit nothing.
+    hours : when elements may begin and run.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def submit(
 
 
 def check_ready(plan: Plan, dry_run: bool = False) -> None:
-    """Refuse a plan that cannot be run by Slurm now; its scripts can be shown from any database."""
+    """Refuse a plan that Slurm cannot run now; a dry run works with any database."""
     check_plan_version(plan)
     refuse_cancelled(plan)
     if dialect().name != "postgresql" and not dry_run:
@@ -143,47 +143,46 @@ def submit_pages(
 ) -> Submitted:
     """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked.
 
-    The throttle is that of all of them together: each has a share of it, and those for which none
-    is left wait for one of those before them.
+    The arrays share the throttle; an array without a share waits for the end of an earlier one.
 
     Parameters
     ----------
-    pages : their numbers, and how many rows each has left.
-    holders : submissions that they were given to when they were looked at; None for those that
-        were given to none.
+    pages : the numbers of the pages, and how many pending rows each has.
+    holders : the submissions that the pages belonged to when they were read; None for no
+        submission.
     """
     check_export(chosen)
     if plan.paused is not None and pages and not dry_run:
-        said = f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
-        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=said)
-    away = _away(chosen) if pages else ()
+        paused = f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
+        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=paused)
+    excluded = _excluded(chosen) if pages else ()
     each = chosen.pages_per_element
     queue = list(slices(pages, each, _array_size(dry_run) - 1)) if pages else []
     if queue:
         chosen = replace(chosen, max_elements=-(-chosen.max_elements // len(queue)))
-    lanes = shares(chosen.throttle, [len(piece.elements) for piece in queue])
+    shared = shares(chosen.throttle, [len(piece.elements) for piece in queue])
     if dry_run:
+        message, done = None, list(pages)
         jobs = [
-            _dry(plan, piece, _as_sent(_in_lane(chosen, lanes, n), away, None), hours)
+            _dry(plan, piece, _as_sent(with_share(chosen, shared, n), excluded, None), hours)
             for n, piece in enumerate(queue)
         ]
-        done, message = list(pages), None
     else:
         if queue:
             check_folder(run_folder(plan.folder) / "logs")
-        jobs, done, message = _submit_slices(plan, queue, holders, chosen, lanes, away, hours)
+        jobs, done, message = _submit_slices(plan, queue, holders, chosen, shared, excluded, hours)
     return Submitted(
         plan.pk, plan.task, len(done), sum(map(pages.__getitem__, done)), tuple(jobs),
         chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
     )  # fmt: skip
 
 
-#: Slurm's own default of MaxArraySize.
+#: The default of Slurm for MaxArraySize.
 _USUAL_ARRAY_SIZE = 1001
 
 
 def _array_size(dry_run: bool) -> int:
-    """Slurm's MaxArraySize; a dry run where there is no Slurm takes the usual one."""
+    """Return Slurm's MaxArraySize, or in a dry run without Slurm its default."""
     if dry_run and not available():
         log.warning(
             "Slurm is not installed here: MaxArraySize is assumed to be %d", _USUAL_ARRAY_SIZE
@@ -197,13 +196,13 @@ def _submit_slices(
     queue: list[Slice],
     holders: Set[int | None],
     chosen: Profile,
-    lanes: list[int],
-    away: tuple[str, ...],
+    shared: list[int],
+    excluded: tuple[str, ...],
     hours: Hours,
 ) -> tuple[list[Job], list[int], str | None]:
-    """Call sbatch for one slice after the other; while it runs, the next intent is made.
+    """Call sbatch for each slice; while it runs, commit the next intent.
 
-    Returns the jobs, their pages, and what Slurm said where it took no more.
+    Return the jobs, their pages, and the message of Slurm if it accepted no more.
     """
     jobs: list[Job] = []
     done: list[int] = []
@@ -212,10 +211,10 @@ def _submit_slices(
         while queue or sending:
             coming = None
             n = len(jobs) + bool(sending)
-            behind = n - len(lanes) if lanes else -1  # the job whose share of the throttle it takes
+            behind = n - len(shared) if shared else -1  # the job whose share it waits for
             if queue and behind < len(jobs):
-                mine = _in_lane(chosen, lanes, n)
-                sent = _as_sent(mine, away, jobs[behind] if behind >= 0 else None)
+                mine = with_share(chosen, shared, n)
+                sent = _as_sent(mine, excluded, jobs[behind] if behind >= 0 else None)
                 coming = _intend(plan, queue[0], holders, mine, sent, hours)
             if sending:
                 (intent, answer), sending = sending, None
@@ -233,20 +232,20 @@ def _submit_slices(
                         rest = f"the rest stays in the plan: astra resume {plan.pk}"
                         return jobs, done, f"{error}; {rest}"
                     queue[:0] = halves(intent.piece, chosen.pages_per_element)
-                    holders = {*holders, None}  # what was taken back belongs to nobody
+                    holders = {*holders, None}  # withdrawn pages belong to no submission
                     continue
             if coming:
                 del queue[0]
                 sending = coming, in_background(coming.call)
     except BaseException:
-        if sending:  # the next intent could not be made
+        if sending:  # the next intent could not be committed
             _bind_if_answered(*sending)
         raise
     return jobs, done, None
 
 
-def _away(chosen: Profile) -> tuple[str, ...]:
-    """Nodes to keep away from: none that Slurm does not know, and never all of a partition."""
+def _excluded(chosen: Profile) -> tuple[str, ...]:
+    """Return the nodes to exclude: only nodes of the partition, and never all of them."""
     bad = excluded_nodes()
     if not bad or "nodelist" in chosen.options:
         return ()
@@ -258,10 +257,10 @@ def _away(chosen: Profile) -> tuple[str, ...]:
     return tuple(to_exclude(bad, room.nodes))
 
 
-def _as_sent(chosen: Profile, away: tuple[str, ...], behind: Job | None) -> Profile:
-    """The profile of one array: away from bad nodes, and behind the one whose share it takes."""
+def _as_sent(chosen: Profile, excluded: tuple[str, ...], behind: Job | None) -> Profile:
+    """Return the profile of one array: without bad nodes, and after the job it waits for."""
     more = {
-        "exclude": away,
+        "exclude": excluded,
         "dependency": (f"afterany:{behind.job_id}",) if behind and behind.job_id else (),
     }
     added = {
@@ -274,7 +273,7 @@ def _as_sent(chosen: Profile, away: tuple[str, ...], behind: Job | None) -> Prof
 
 @dataclass(frozen=True)
 class _Intent:
-    """An array that is committed to the database, and was not given to sbatch yet."""
+    """An array that is committed to the database and not yet submitted."""
 
     piece: Slice
     submission: Submission
@@ -299,7 +298,7 @@ def _intend(
     )
     if submission.cluster is None:
         submission.cluster_name = limits.here().name
-    # What a template or a folder may refuse is refused before an intent is left behind.
+    # Errors of templates and folders come before an intent is stored.
     text = render(plan, started, sent, submission, hours)
     folder = run_folder(plan.folder)
     submission.script = str(folder / f"{submission.job_name}.sh")
@@ -311,23 +310,23 @@ def _intend(
 
 
 def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
-    """The job that sbatch made of an intent, bound to its submission."""
+    """Wait for the job of an intent, and bind it to its submission."""
     submission, piece = intent.submission, intent.piece
     kept = f"its pages stay reserved for it: astra resume {submission.plan_pk} looks again"
     choose = partial(one_of, submission)
     path = Path(submission.script or "")
     try:
-        found = send(path, submission.job_name, submission.cluster, kept, choose, begun=answer)
+        sent = send(path, submission.job_name, submission.cluster, kept, choose, begun=answer)
     except (SlurmRefused, UsageError) as error:  # the latter: no script could be written
         refused = isinstance(error, SlurmRefused)
         withdraw(submission, "refused" if refused else "absent", str(error))
         raise
-    adopt(submission, found)
-    return Job(found.job_id, intent.array, piece.offset, len(piece.pages), str(path))
+    adopt(submission, sent)
+    return Job(sent.job_id, intent.array, piece.offset, len(piece.pages), str(path))
 
 
 def _bind_if_answered(intent: _Intent, answer: Callable[[], parse.JobId]) -> None:
-    """As the command ends early: what sbatch did is taken down, and not asked for again."""
+    """Record the answer of sbatch when the command ends early; do not ask again."""
     try:
         adopt(intent.submission, answer())
     except AstraError as error:
@@ -336,7 +335,7 @@ def _bind_if_answered(intent: _Intent, answer: Callable[[], parse.JobId]) -> Non
 
 
 def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
-    """The script and the command as they would be, of a submission that is not stored."""
+    """Return the script and the command of a submission, without storing it."""
     each, piece = chosen.pages_per_element, piece.with_elements(chosen)
     submission = Submission(
         plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
@@ -353,7 +352,7 @@ _NODE = re.compile(r"[\w.-]+")
 
 
 def to_exclude(wanted: Iterable[str], partition: Iterable[str]) -> list[str]:
-    """Those of the nodes that the partition has; none if that left no node."""
-    there = set(partition)
-    found = sorted(n for n in set(wanted) & there if _NODE.fullmatch(n))
-    return found if len(found) < len(there) else []
+    """Return the wanted nodes that are in the partition; none if no node would be left."""
+    nodes = set(partition)
+    excluded = sorted(n for n in set(wanted) & nodes if _NODE.fullmatch(n))
+    return excluded if len(excluded) < len(nodes) else []
