@@ -6,13 +6,16 @@
 | SDSS, BOSS and SDSS-V ``spec-*`` | the first table with a column FLUX: a row for each pixel |
 | ``mwmStar``, ``mwmVisit`` | the table of the row's instrument and telescope: a row for each one |
 
-Wavelengths are in a column ``wavelength`` (vacuum Angstrom) or ``loglam`` (its log10), or in the
-header of the table (``CRVAL``, ``CDELT``, a ``CTYPE`` of LOG-LINEAR).
+Wavelengths are in a column ``wavelength`` (vacuum Angstrom, or the unit of the column), in
+``loglam`` (their log10), or in the header of the table (``CRVAL``, ``CDELT``, a ``CTYPE`` of
+LOG-LINEAR).
 """
 
+import gzip
 import zipfile
 import zlib
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +32,8 @@ _COLUMNS = {
     "ivar": ("ivar",),
     "pixel_flags": ("pixel_flags", "and_mask"),
 }
+#: How files name the unit of wavelengths that are in Angstrom.
+_ANGSTROM = ("angstrom", "angstroms", "ang", "aa", "a")
 _OBSERVATORIES = {"apo": "APO", "lco": "LCO"}
 
 
@@ -86,6 +91,9 @@ def _check(path: Path, arrays: "dict[str, np.ndarray]") -> None:
                 f"{path} has no {name!r}: a spectrum is wavelength [vacuum Angstrom], flux and "
                 f"ivar; the file holds {', '.join(sorted(arrays)) or 'none of them'}"
             )
+    for name in _COLUMNS.keys() & arrays.keys():
+        if arrays[name].dtype.kind not in "fiub":
+            raise UsageError(f"{path}: {name!r} holds {arrays[name].dtype}, not real numbers")
     shapes = {name: array.shape for name, array in arrays.items() if name in _COLUMNS}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -109,11 +117,14 @@ def _read_fits(path: Path, wanted: Wanted) -> Pixels:
     except ImportError as error:
         raise MissingExtra("fits", "astropy", f"to read {path}") from error
     try:
-        with fits.open(path, memmap=False) as units:
+        # All of a compressed file is read: its check sum, at its end, says whether it is whole.
+        is_compressed = path.suffix.lower() == ".gz"
+        content = BytesIO(gzip.decompress(path.read_bytes())) if is_compressed else path
+        with fits.open(content, memmap=False) as units:
             unit = _choose_table(path, units, wanted)
             return _read_table(path, unit, wanted)
-    except OSError as error:
-        if error.errno is not None:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UsageError(f"{path} cannot be read as FITS: {error}") from error
 
@@ -170,24 +181,41 @@ def _matches(unit: "BinTableHDU", wanted: Wanted) -> bool:
 def _read_table(path: Path, unit: "BinTableHDU", wanted: Wanted) -> Pixels:
     import numpy as np
 
-    names, table = _names(unit), unit.data
-    arrays = {}
+    names, arrays, column = _names(unit), {}, {}
     for ours, theirs in _COLUMNS.items():
-        for name in theirs:
-            if name in names:
-                column = np.asarray(table[unit.columns.names[names.index(name)]])
-                column = column.astype(column.dtype.newbyteorder("="))
-                arrays[ours] = 10 ** column.astype(float) if name == "loglam" else column
-                break
-    one_spectrum_a_row = arrays["flux"].ndim > 1
+        if present := [name for name in theirs if name in names]:
+            column[ours] = unit.columns[names.index(present[0])]
+            arrays[ours] = np.asarray(unit.data[column[ours].name])
+    # A vector in each row, of a fixed or of a variable length.
+    one_spectrum_a_row = arrays["flux"].ndim > 1 or arrays["flux"].dtype.kind == "O"
     if one_spectrum_a_row:
         row = _choose_row(path, unit, wanted)
-        arrays = {name: array[row] for name, array in arrays.items()}
+        arrays = {name: np.asarray(array[row]) for name, array in arrays.items()}
+    arrays = {n: array.astype(array.dtype.newbyteorder("=")) for n, array in arrays.items()}
     if "wavelength" not in arrays:
         _from_header(path, unit, names, arrays)
+    elif column["wavelength"].name.lower() == "loglam":
+        arrays["wavelength"] = 10 ** arrays["wavelength"].astype(float)
+    else:
+        arrays["wavelength"] = arrays["wavelength"] * _angstrom(path, column["wavelength"].unit)
     if "pixel_flags" in arrays:
         arrays["pixel_flags"] = arrays["pixel_flags"].astype(np.int64)
     return Pixels(arrays, is_at_rest=one_spectrum_a_row and _instrument(unit) is not None)
+
+
+def _angstrom(path: Path, unit: str | None) -> float:
+    """Return the unit of a column of wavelengths in Angstrom."""
+    if not unit or unit.lower() in _ANGSTROM:
+        return 1.0
+    from astropy.units import Unit
+
+    try:
+        return float(Unit(unit).to("Angstrom"))
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path}: the column 'wavelength' is in {unit!r}, which is no length: give vacuum "
+            "Angstrom"
+        ) from error
 
 
 def _choose_row(path: Path, unit: "BinTableHDU", wanted: Wanted) -> int:

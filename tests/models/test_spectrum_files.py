@@ -1,5 +1,6 @@
 """Files of spectra: what is read, and what is refused, with a message that says why."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -59,6 +60,18 @@ def mwm_table(instrument, observatory, n=1, in_header=False):
         cards |= {"CRVAL": 3.5523, "CDELT": 1e-4, "CRPIX": 1, "CTYPE": "LOG-LINEAR"}
     table.header.update(cards)
     return table
+
+
+def table_of(unit=None, flux=FLUX):
+    """A table of a wavelength, in some unit, and of a flux, in any format, for each pixel."""
+    kind = {"U": "20A", "c": "C"}.get(flux.dtype.kind, "E")
+    return fits.BinTableHDU.from_columns(
+        [
+            fits.Column("wavelength", "D", unit, array=10**LOGLAM),
+            fits.Column("flux", kind, array=flux),
+            fits.Column("ivar", "E", array=FLUX),
+        ]
+    )
 
 
 def empty(table):
@@ -125,6 +138,23 @@ def test_rows_know_their_instrument(tmp_path, sqlite_url):
     assert not BossVisitSpectrum(wavelength=LOGLAM, flux=FLUX, ivar=FLUX).is_at_rest
 
 
+@pytest.mark.parametrize(("unit", "angstrom"), [("nm", 10), ("um", 1e4), ("Angstrom", 1), ("A", 1)])
+def test_wavelengths_in_units(tmp_path, unit, angstrom):
+    pixels = read_pixels(write(tmp_path / "a.fits", table_of(unit)))
+    assert pixels.arrays["wavelength"] == pytest.approx(angstrom * 10**LOGLAM)
+
+
+def test_vectors_of_variable_length(tmp_path):
+    columns = [
+        fits.Column(name, "PD()", array=np.array([array, FLUX[:3]], dtype=object))
+        for name, array in {"loglam": LOGLAM, "flux": FLUX, "ivar": FLUX}.items()
+    ]
+    mjd = column("mjd", [59000, 59001], "J")
+    path = write(tmp_path / "a.fits", fits.BinTableHDU.from_columns([mjd, *columns]))
+    assert read_pixels(path, Wanted(mjd=59000)).arrays["wavelength"] == pytest.approx(10**LOGLAM)
+    assert read_pixels(path, Wanted(mjd=59001)).arrays["flux"].shape == (3,)
+
+
 # -- what is refused ----------------------------------------------------------------------
 
 
@@ -137,6 +167,9 @@ def test_rows_know_their_instrument(tmp_path, sqlite_url):
         (lambda: [spec_table(flux=None)], "no table with a column 'flux'"),
         (lambda: [fits.ImageHDU(np.ones((4, 50)))], r"no table.*an image \(4, 50\)"),
         (lambda: [], "no table with a column 'flux'"),
+        (lambda: [table_of(flux=FLUX.astype(str))], "'flux' holds .*, not real numbers"),
+        (lambda: [table_of(flux=FLUX.astype(complex))], "'flux' holds .*, not real numbers"),
+        (lambda: [table_of(unit="km/s")], "in 'km/s', which is no length"),
     ],
 )
 def test_fits_files_that_are_no_spectrum(tmp_path, units, message):
@@ -146,7 +179,7 @@ def test_fits_files_that_are_no_spectrum(tmp_path, units, message):
 
 def test_files_that_are_cut_off_or_of_another_kind(tmp_path):
     whole = write(tmp_path / "whole.fits", spec_table())
-    for content in (b"", b"some text", whole.read_bytes()[:3000]):
+    for content in (b"", b"some text", whole.read_bytes()[:3000], whole.read_bytes()[:5900]):
         (tmp_path / "cut.fits").write_bytes(content)
         with pytest.raises(UsageError, match=r"cut\.fits"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # astropy's own, of the length
@@ -155,6 +188,17 @@ def test_files_that_are_cut_off_or_of_another_kind(tmp_path):
         read_pixels(tmp_path / "gone.fits")
     with pytest.raises(UsageError, match=r"an \.npz or a \.fits file, not '\.txt'"):
         read_pixels(tmp_path / "a.txt")
+
+
+def test_compressed_files_that_are_not_whole(tmp_path):
+    noise = np.random.default_rng(1).normal(size=9000)
+    columns = {"flux": noise, "loglam": noise, "ivar": noise, "and_mask": None}
+    whole = gzip.compress(write(tmp_path / "a.fits", spec_table(**columns)).read_bytes())
+    spoilt = whole[:20_000] + b"spoilt" + whole[20_006:]
+    for content in (whole[:20_000], whole[:-4], spoilt, b"no gzip"):
+        (tmp_path / "a.fits.gz").write_bytes(content)
+        with pytest.raises(UsageError, match=r"a\.fits\.gz cannot be read as FITS"):
+            read_pixels(tmp_path / "a.fits.gz")
 
 
 def test_npz_files(tmp_path):
@@ -211,6 +255,23 @@ def test_a_visit_that_its_file_holds_at_rest_is_not_shifted_again(tmp_path, sqli
     results = list(slam(rows, write_to_database=False, re_raise_exceptions=True))
     assert len(results) == 2
     assert all(abs(result.teff - 3500) < 5 * result.e_teff for result in results)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ivar": np.zeros(50)},
+        {"flux": np.full(50, np.nan)},
+        {"loglam": np.full(50, np.nan)},
+        {"loglam": LOGLAM + 1},
+        {"and_mask": np.ones(50)},
+    ],
+)
+def test_a_file_in_which_no_pixel_is_a_datum_is_an_error_of_its_row(tmp_path, change):
+    path = write(tmp_path / "spec.fits", spec_table(**change))
+    row = BossVisitSpectrum(path=str(path), xcsao_v_rad=0.0)
+    with pytest.raises(UsageError, match=r"spec\.fits has nothing to label: .* 50 pixels"):
+        list(slam([row], write_to_database=False, re_raise_exceptions=True))
 
 
 def run_slam(**environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from astra import task
+from astra.errors import UsageError
 from astra.models.boss import BossVisitSpectrum
 from astra.models.mwm import BossCombinedSpectrum
 from astra.models.slam import Slam
@@ -119,7 +120,29 @@ def _pixels(machine: "Model", spectrum: BossSpectrum) -> "Pixels":
     is_visit = isinstance(spectrum, BossVisitSpectrum) and not spectrum.is_at_rest
     arrays = (spectrum.wavelength, spectrum.flux, spectrum.ivar, spectrum.pixel_flags)
     v_rad = spectrum.xcsao_v_rad if is_visit else None
-    return prepare(machine, *arrays, v_rad, is_at_rest=not is_visit)
+    pixels = prepare(machine, *arrays, v_rad, is_at_rest=not is_visit)
+    if spectrum.path and machine.covers(pixels.wavelength[pixels.good]).sum() < 2:
+        raise _nothing_to_label(machine, spectrum.path, pixels)
+    return pixels
+
+
+def _nothing_to_label(machine: "Model", path: str, pixels: "Pixels") -> UsageError:
+    """Return the error of a file in which no pixel is a datum that the model could be fitted to."""
+    import numpy as np
+
+    counts = {
+        "lie in the range of the model": machine.covers(pixels.wavelength),
+        "have a finite flux": np.isfinite(pixels.flux),
+        "have a positive ivar": pixels.ivar > 0,
+        "are good": pixels.good,
+    }
+    first, last = machine.wavelength[[0, -1]]
+    return UsageError(
+        f"{path} has nothing to label: of its {pixels.good.size} pixels "
+        + ", ".join(f"{np.count_nonzero(which)} {what}" for what, which in counts.items())
+        + f"; the model covers {first:.0f} to {last:.0f} Angstrom (vacuum), and a pixel is good "
+        "if wavelength, flux and ivar are finite, ivar is positive, and no flag is set"
+    )
 
 
 def _label(

@@ -108,6 +108,10 @@ class Model:
         """Differences of the spline coefficients, (R + 1, S - 1)."""
         return np.diff(self.splines, axis=1).astype(np.float32)
 
+    def covers(self, wavelength: Array) -> NDArray[np.bool_]:
+        """Return which wavelengths lie in the range of the pixels."""
+        return (wavelength >= self.wavelength[0]) & (wavelength <= self.wavelength[-1])
+
     @cached_property
     def is_used(self) -> NDArray[np.bool_]:
         """The pixels that no mask in the star's frame covers, (P,)."""
