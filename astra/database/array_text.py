@@ -1,4 +1,4 @@
-"""Values as the text of a PostgreSQL array, which is read on any connection in one statement."""
+"""Write values as the text of a PostgreSQL array, so that one parameter holds many values."""
 
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
@@ -13,20 +13,20 @@ _ARRAY_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
 def array_literal(values: Sequence[Any]) -> str:
-    """Values as the text of a PostgreSQL array."""
+    """Write values as the text of a PostgreSQL array."""
     return "{" + ",".join(map(_array_element, values)) + "}"
 
 
 BYTES = bytes | bytearray | memoryview
 
-#: What has a text that the server reads as the same value.
+#: Types whose text the server reads as the same value.
 _PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta)
 
 
 def _array_element(value: Any, inner: bool = False) -> str:
-    """A value as it stands in the text of an array.
+    """Write a value within the text of an array.
 
-    A list among them is an array of its own, which travels as a text, and holds lists as they are.
+    A list is sent as the text of an array of its own, in which further lists are nested.
     """
     if value is None:
         return "NULL"
@@ -35,7 +35,7 @@ def _array_element(value: Any, inner: bool = False) -> str:
         return repr(value)
     if kind is str:
         return _quoted(value)
-    import numpy as np  # here, as few commands touch an array
+    import numpy as np  # here, because few commands use arrays
 
     if isinstance(value, np.ndarray):
         value = value.tolist()

@@ -1,11 +1,11 @@
-"""Columns of values as PostgreSQL's binary COPY takes them, with no text between.
+"""Pack columns of values into the binary format of PostgreSQL's COPY.
 
-A column of a type that is not known here, or with a value that is not plainly of it, is not packed:
-its batch travels as texts, which the server reads as it reads every text.
+A column is not packed if its type is not known here, or a value is not exactly of that type: its
+batch is sent as texts, which the server parses.
 
-The form is that of PostgreSQL's manual, COPY, "Binary Format"; of values, that of the types' own
-functions (float4recv and so on): big-endian numbers, microseconds since 2000. Python's own struct
-packs a column at once; numpy would take longer to import than an element has to write.
+PostgreSQL's manual describes the format under COPY, "Binary Format"; values have the format of the
+types' own functions (float4recv and so on): big-endian numbers, microseconds since 2000. Python's
+own struct packs a column at once; importing numpy would take longer than an element's writing does.
 """
 
 import struct
@@ -27,8 +27,8 @@ _NONE = type(None)
 class Packed:
     """The values of one column.
 
-    Where all have one length, it stands before each, as `length`, and the bytes of all together are
-    `data`. Else `cells` has those of each, its length first.
+    If all have the same length, `length` holds it in packed form, and `data` the bytes of all
+    values. Otherwise `cells` has the bytes of each value, with its length before them.
     """
 
     length: bytes = _NULL
@@ -41,7 +41,7 @@ Packer = Callable[[Sequence[Any]], Packed | None]
 
 
 def pack(kind: str, values: Sequence[Any]) -> Packed | None:
-    """A column in binary form; None where it has none here.
+    """Pack a column; return None if its type or a value cannot be packed.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def pack(kind: str, values: Sequence[Any]) -> Packed | None:
 
 
 def _cells(column: Packed) -> Sequence[bytes]:
-    """Each value of a column of which some are not NULL, its length first."""
+    """Return the bytes of each value, with its length before them."""
     if column.cells is not None:
         return column.cells
     length, width, data = column.length, column.width, column.data
@@ -72,7 +72,7 @@ def _cells(column: Packed) -> Sequence[bytes]:
 
 
 def rows(columns: dict[str, Packed], order: Sequence[int]) -> tuple[list[str], bytes]:
-    """Packed columns as the rows of a binary COPY, in an order; and the names in their order."""
+    """Join packed columns to the rows of a COPY, in an order; return names and data."""
     fixed = {name: column for name, column in columns.items() if column.cells is None}
     others = {name: column.cells for name, column in columns.items() if column.cells is not None}
     head = struct.pack(">h", len(columns))
@@ -91,7 +91,7 @@ def rows(columns: dict[str, Packed], order: Sequence[int]) -> tuple[list[str], b
 
 
 def _numbers(form: str) -> Packer:
-    """Values that struct packs by a letter; None where one is out of range."""
+    """Return a packer for a format of struct; it returns None if a value is out of range."""
     width = struct.calcsize(f">{form}")
 
     def pack_numbers(values: Sequence[Any]) -> Packed | None:
@@ -104,13 +104,14 @@ def _numbers(form: str) -> Packer:
     return pack_numbers
 
 
-#: The greatest number that becomes zero with 32 bits.
+#: The greatest number that 32 bits round to zero.
 _VANISHES = 2.0**-150
 
 
 def _floats(values: Sequence[Any]) -> Packed | None:
     packed = _numbers("f")(values)
-    # Out of range: the server says so, of the text. Zero ends in three bytes of nothing.
+    # A value that is out of range is sent as a text, which the server refuses. The packed bytes of
+    # zero end in three zeros.
     may_vanish = packed is not None and b"\0\0\0" in packed.data
     if may_vanish and any(value and -_VANISHES <= value <= _VANISHES for value in values):
         return None
@@ -121,22 +122,24 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def _moments(values: Sequence[Any]) -> Packed | None:
-    found = []
+    microseconds = []
     for value in values:
         if value.tzinfo is None:
             return None
         passed = value - _EPOCH
-        found.append((passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds)
-    return _numbers("q")(found)
+        microseconds.append(
+            (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+        )
+    return _numbers("q")(microseconds)
 
 
 def _texts(values: Sequence[Any]) -> Packed | None:
-    """Texts in UTF-8; those that the server would refuse as texts are left to it to refuse."""
+    """Pack texts in UTF-8; those that the server would refuse are sent as texts."""
     try:
-        found = [value.encode() for value in values]
+        encoded = [value.encode() for value in values]
     except UnicodeEncodeError:
         return None
-    return None if any(b"\0" in value for value in found) else _bytes(found)
+    return None if any(b"\0" in value for value in encoded) else _bytes(encoded)
 
 
 def _bytes(values: Sequence[Any]) -> Packed:

@@ -1,7 +1,7 @@
-"""The connection to the database: its URL, when it is opened and closed, and how it is retried.
+"""The connection to the database: its URL, opening and closing, and retries.
 
-``database`` stands for the one database of the process. It is resolved from the configuration
-when it is first used, never at import; :func:`bind` sets it by hand.
+``database`` stands for the one database of the process. It is looked up in the configuration when
+it is first used, never at import; :func:`bind` sets it explicitly.
 """
 
 import logging
@@ -35,13 +35,13 @@ T = TypeVar("T")
 
 
 class LazyDatabase(peewee.DatabaseProxy):
-    """A proxy that looks up the configured database when it is first asked for anything."""
+    """A proxy that looks up the configured database when it is first used."""
 
     __slots__ = peewee.DatabaseProxy.__slots__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
-            raise AttributeError(name)  # an inspection of the object, not a use of the database
+            raise AttributeError(name)  # Python inspects the object
         if self.obj is None:
             bind()
         return getattr(self.obj, name)
@@ -53,7 +53,7 @@ class LazyDatabase(peewee.DatabaseProxy):
         self.bound().__exit__(*error)
 
     def bound(self) -> peewee.Database:
-        """The database itself."""
+        """Return the database itself."""
         return bind() if self.obj is None else self.obj
 
 
@@ -67,11 +67,11 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
 
     Parameters
     ----------
-    url : ``postgresql://[user@][host][:port]/[database][?options]``, which libpq reads, so that
-        ``~/.pgpass``, ``PGSERVICE`` and its environment count; or ``sqlite:///path``. Without
-        one, the configuration's.
-    schema : PostgreSQL schema that holds the tables. Without one, the configuration's; the
-        server's ``search_path`` where there is none.
+    url : ``postgresql://[user@][host][:port]/[database][?options]``, which libpq reads together
+        with ``~/.pgpass``, ``PGSERVICE`` and its environment; or ``sqlite:///path``. By default,
+        that of the configuration.
+    schema : PostgreSQL schema that holds the tables. By default, that of the configuration, or
+        the server's ``search_path``.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
 
 
 def _warn_of_ignored_path(url: str) -> None:
-    """Say that the variable by which the published package finds its database has no effect."""
+    """Print that the variable with which the published package finds its database is ignored."""
     if path := os.environ.get("ASTRA_DATABASE_PATH"):
         print(
             f"ASTRA_DATABASE_PATH={path} is IGNORED: the database is {secrets.hide_password(url)}; "
@@ -106,7 +106,7 @@ def _warn_of_ignored_path(url: str) -> None:
 
 
 def reset() -> None:
-    """Forget the database and the configuration of this process: both are looked up anew."""
+    """Forget the database and the configuration of this process: both are looked up again."""
     with _binding:
         if not database_is_unset():
             database.obj.close()
@@ -125,7 +125,7 @@ def is_file(url: str) -> bool:
 
 
 def sqlite_path(url: str) -> str:
-    """The file that a ``sqlite:`` URL names, or ``:memory:``.
+    """Return the file that a ``sqlite:`` URL names, or ``:memory:``.
 
     >>> sqlite_path("sqlite:///data/a%20b.db"), sqlite_path("sqlite:////abs/x.db")
     ('data/a b.db', '/abs/x.db')
@@ -133,7 +133,7 @@ def sqlite_path(url: str) -> str:
     Raises
     ------
     ConfigError
-        If it is not written with three slashes, names no file, or has options.
+        If the URL lacks three slashes, names no file, or has options.
     """
     if url == "sqlite://:memory:":
         return ":memory:"
@@ -177,10 +177,10 @@ def _check_postgresql(url: str) -> None:
 
 
 def _libpq_url(url: str) -> str:
-    """The same URL without options that libpq would refuse: ``schema`` is ours."""
+    """Return the URL without the option ``schema``, which is astra's and not libpq's."""
     _, _, rest = url.partition("://")
     rest, mark, query = rest.partition("?")
-    # As they are written: libpq quotes otherwise than forms do, where a blank is a "+".
+    # The options stay as written: parse_qsl would read a "+" as a blank, and libpq does not.
     kept = [option for option in query.split("&") if option and not option.startswith("schema=")]
     return f"postgresql://{rest}{'?' if mark and kept else ''}{'&'.join(kept)}"
 
@@ -189,7 +189,7 @@ _schema: str | None = None
 
 
 def schema() -> str | None:
-    """The schema that holds the tables; None for that of the server's ``search_path``."""
+    """Return the schema that holds the tables; None for that of the server's ``search_path``."""
     return _schema
 
 
@@ -204,26 +204,26 @@ def _set_schema(schema: str | None) -> None:
 
 
 def listen_to_schema(listener: Callable[[str | None], None]) -> None:
-    """Call `listener` with the schema that holds the tables: now, and whenever it changes."""
+    """Call `listener` with the schema that holds the tables, now and whenever it changes."""
     _schema_listeners.append(listener)
     listener(_schema)
 
 
 def dialect() -> PostgreSQL | SQLite:
-    """The dialect of the bound database."""
+    """Return the dialect of the bound database."""
     if database_is_unset():
         bind()
     return of(database.obj)
 
 
-#: What a verb does outside of :func:`retrying`, such as freezing a plan, may take so much longer
-#: than a statement of an element.
+#: Statements outside of :func:`retrying`, such as freezing a plan, may take so many times longer
+#: than those of an element.
 LONG = 10
 
 
 @contextmanager
 def connection() -> Iterator[None]:
-    """A connection for the length of a block: the one that is open, or one opened and closed."""
+    """Use a connection within a block: an open one, or one that is opened and closed."""
     if database_is_unset():
         bind()
     if not database.obj.is_closed():
@@ -235,7 +235,7 @@ def connection() -> Iterator[None]:
     except peewee.OperationalError as error:
         raise _Unreachable(error) from error
     except peewee.ProgrammingError:
-        # Its words would repeat parts of the URL.
+        # The error's message would repeat parts of the URL.
         raise ConfigError(
             f"libpq cannot read the database URL {secrets.hide(url())!r}; write "
             "postgresql://user@host:port/database"
@@ -255,13 +255,13 @@ def connection() -> Iterator[None]:
 
 
 def tuples(query: peewee.Select | peewee.Insert) -> Iterator[tuple[Any, ...]]:
-    """The rows of a query, each as a tuple of its columns."""
+    """Iterate over the rows of a query, each as a tuple of its columns."""
     return iter(query.tuples())
 
 
 @contextmanager
 def keep_connected() -> Iterator[None]:
-    """Use one connection for all that is retried within a block, if one can be had just now."""
+    """Use one connection for everything that is retried within a block, if one can be opened."""
     opened = connected()
     try:
         yield
@@ -271,7 +271,7 @@ def keep_connected() -> Iterator[None]:
 
 
 def connected() -> bool:
-    """Open this thread's connection, if one can be had just now; whether it had none before."""
+    """Open this thread's connection, if possible; return whether it had none before."""
     try:
         return bool(database.bound().connect(reuse_if_open=True))
     except (peewee.DatabaseError, peewee.InterfaceError) as error:
@@ -281,7 +281,7 @@ def connected() -> bool:
 
 @contextmanager
 def _denied() -> Iterator[None]:
-    """What the role may not do, said in words that help."""
+    """Turn errors about missing rights into ones that say what to do."""
     try:
         yield
     except (peewee.ProgrammingError, peewee.OperationalError) as error:
@@ -315,35 +315,35 @@ class _Unreachable(DatabaseError):
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error says that the database cannot be reached now, and may be again."""
+    """Whether an error means that the database cannot be reached at the moment."""
     error = error.error if isinstance(error, _Unreachable) else error
-    ours = isinstance(error, peewee.DatabaseError | peewee.InterfaceError)
-    return ours and dialect().is_transient(error)
+    is_databases = isinstance(error, peewee.DatabaseError | peewee.InterfaceError)
+    return is_databases and dialect().is_transient(error)
 
 
 def url() -> str:
-    """The URL of the bound database, as configured (it may hold a password)."""
+    """Return the URL of the bound database as it is configured, maybe with a password."""
     return dialect().url
 
 
-#: Seconds for trying again once a process was asked to stop: less than Slurm's KillWait leaves.
+#: Seconds for retries once a process was asked to stop: less than Slurm's KillWait.
 HURRY_S = 2.0
 
 
 def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any = None) -> T:
-    """`work()` in a connection of its own, again with growing pauses while the database is away.
+    """Call `work()` with a connection, and again after growing pauses during an outage.
 
     Parameters
     ----------
     work : a unit that can be repeated: one transaction.
-    bound_s : seconds after which the last error is raised; without it, the configured
+    bound_s : seconds after which the last error is raised; by default, the configured
         ``[database] retry_for_s``.
-    waiting : a ``threading.Event`` that, once set, leaves :data:`HURRY_S` for the trying.
+    waiting : a ``threading.Event`` that, once set, limits the retries to :data:`HURRY_S`.
 
     Raises
     ------
     DatabaseError
-        If the database stayed away for longer than the bound.
+        If the outage lasted for longer than the bound.
     """
     if bound_s is None:
         bound_s = config.current().database.retry_for_s
@@ -357,7 +357,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
             if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
                 raise
             if not dialect().is_lock(getattr(error, "error", error)):
-                drop_connection()  # a cursor that is being read would be lost with it
+                drop_connection()  # after a mere lock, open cursors are still needed
             now = time.monotonic()
             if waiting is not None and waiting.is_set():
                 hurried = hurried or now
@@ -367,7 +367,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
                 if isinstance(error, _Unreachable):
                     raise
                 raise _Unreachable(error) from error
-            # Jitter, so that a thousand elements do not come back in the same instant.
+            # Jitter, so that a thousand elements do not reconnect at the same moment.
             nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             log.info(
                 "the database is unavailable (%s): next attempt in %.1f s",
@@ -382,28 +382,28 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
 
 
 def _patience_s(left_s: float) -> float:
-    """How long each statement of a unit may take, of which so much time is left."""
+    """Return how long each statement may take if so much time is left."""
     return min(config.current().database.answer_timeout_s, max(left_s, HURRY_S))
 
 
 def writing() -> Any:
-    """A transaction that writes, as a context manager.
+    """Return a context manager for a transaction that writes.
 
-    It holds locks that others wait for: a server that hears no more of it than this ends it.
+    Others wait for its locks, so the server ends it if its client is silent for too long.
     """
     silence_s = config.current().database.answer_timeout_s
     return database.atomic(**dialect().begin_to_write(silence_s))
 
 
 def in_transaction() -> bool:
-    """Whether the caller stands in a transaction of its own, which a retry cannot repeat."""
+    """Whether the caller is in a transaction of its own, which a retry cannot repeat."""
     if database_is_unset() or database.obj.is_closed():
         return False
     return bool(database.obj.in_transaction()) or dialect().in_transaction()
 
 
 def abandon_transaction() -> bool:
-    """Roll back what was left open on this thread's connection; whether there was anything."""
+    """Roll back a transaction that was left open on this thread; return whether there was one."""
     if not in_transaction():
         return False
     connection_ = database.obj
@@ -418,7 +418,7 @@ def abandon_transaction() -> bool:
 
 
 def drop_connection() -> None:
-    """Close this thread's connection, whatever state it is in."""
+    """Close this thread's connection, in whatever state it is."""
     try:
         if not database.obj.is_closed():
             database.obj.close()
@@ -427,6 +427,6 @@ def drop_connection() -> None:
 
 
 def of(database: peewee.Database) -> PostgreSQL | SQLite:
-    """The dialect that speaks for `database`."""
-    found: PostgreSQL | SQLite = dialects[getattr(database, "obj", database)]
-    return found
+    """Return the dialect of `database`."""
+    speaks: PostgreSQL | SQLite = dialects[getattr(database, "obj", database)]
+    return speaks

@@ -1,6 +1,6 @@
-"""What a table has lost of what its model declares, and values that its columns cannot hold.
+"""Find lost constraints of tables, and values that their columns should not hold.
 
-Nothing but a hand, or a restore that failed in part, brings these about.
+Only changes by hand, or an incomplete restore, cause these.
 """
 
 import re
@@ -14,12 +14,15 @@ from astra.database.connection import dialect
 
 
 def lost_constraints(model: Any) -> Iterator[str]:
-    """What a table lacks of its keys and constraints, in words."""
-    is_sqlite = dialect().name == "sqlite"
-    not_null, generated, references = (_sqlite_parts if is_sqlite else _postgresql_parts)(model)
+    """Describe the keys and constraints that a table lacks."""
+    speaks, name = dialect(), (dialect().catalogue_name(model),)
+    columns = speaks.run(speaks.queries.COLUMNS, name).fetchall()
+    references = set(speaks.run(speaks.queries.CASCADING_KEYS, name).fetchall())
+    not_null = {column for column, is_not_null, _ in columns if is_not_null}
+    generated = {column for column, _, is_generated in columns if is_generated}
     fields = [field for field in model._meta.sorted_fields if _is_astras(model, field)]
     primary = [field.column_name for field in model._meta.get_primary_keys()]
-    if not dialect().keeps_unique(model, primary):
+    if not speaks.keeps_unique(model, primary):
         yield f"has no primary key ({', '.join(primary)})"
     for field in fields:
         name = field.column_name
@@ -32,7 +35,7 @@ def lost_constraints(model: Any) -> Iterator[str]:
             owner = field.rel_model._meta.table_name
             if (name, owner) not in references:
                 yield f"has no valid foreign key from {name} to {owner} that deletes with it"
-    if not is_sqlite and (behind := _sequence_behind(model, primary[0])):
+    if speaks.name == "postgresql" and (behind := _sequence_behind(model, primary[0])):
         yield behind
 
 
@@ -56,7 +59,7 @@ def undoing_triggers(model: Any, tables: Iterable[str]) -> Iterator[str]:
 
 
 def _is_astras(model: Any, field: Any) -> bool:
-    """Whether astra itself declares a column: what users declare they may change by hand."""
+    """Whether astra itself declares a column: users may change by hand those that they declare."""
     return any(
         field.name in getattr(getattr(base, "_meta", None), "fields", {})
         for base in model.__mro__
@@ -64,30 +67,8 @@ def _is_astras(model: Any, field: Any) -> bool:
     )
 
 
-def _postgresql_parts(model: Any) -> tuple[set[str], set[str], set[tuple[str, str]]]:
-    run, table = dialect().run, dialect().table(model)
-    columns = run(postgresql_queries.COLUMNS, (table,)).fetchall()
-    references = run(postgresql_queries.CASCADING_KEYS, (table,)).fetchall()
-    return (
-        {name for name, is_set, _ in columns if is_set},
-        {name for name, _, kind in columns if kind == "s"},
-        set(references),
-    )
-
-
-def _sqlite_parts(model: Any) -> tuple[set[str], set[str], set[tuple[str, str]]]:
-    run, table = dialect().run, (model._meta.table_name,)
-    columns = run(sqlite_queries.COLUMNS, table).fetchall()
-    references = run(sqlite_queries.CASCADING_KEYS, table).fetchall()
-    return (
-        {name for name, is_set, _ in columns if is_set},
-        {name for name, _, hidden in columns if hidden == 3},
-        set(references),
-    )
-
-
 def _sequence_behind(model: Any, primary: str) -> str | None:
-    """What is wrong with the sequence that numbers the rows of a table."""
+    """Describe what is wrong with the sequence that numbers the rows of a table."""
     if not isinstance(model._meta.primary_key, peewee.AutoField):
         return None
     speaks, table = dialect(), dialect().table(model)
@@ -97,18 +78,17 @@ def _sequence_behind(model: Any, primary: str) -> str | None:
     if sequence is None:
         return f"has no sequence for the column {primary}"
     column = speaks.quote(primary)
-    set_right = f"SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))"
     if not speaks.fetch_value(postgresql_queries.HAS_DEFAULT, (table, primary)):
         return f"gives no {primary} to its rows: set its default, nextval('{sequence}')"
-    is_behind = postgresql_queries.SEQUENCE_IS_BEHIND.format(
-        column=column, sequence=sequence, table=table
-    )
+    names = {"column": column, "sequence": sequence, "table": table}
+    is_behind = postgresql_queries.SEQUENCE_IS_BEHIND.format(**names)
     if may_read and speaks.fetch_value(is_behind):
-        return f"would give numbers of {primary} again: {set_right}"
+        advance = postgresql_queries.ADVANCE_SEQUENCE.format(**names)
+        return f"would give numbers of {primary} again: {advance}"
     return None
 
 
-#: How SQLite may store the values of a column; it takes whatever it is given.
+#: The storage classes of SQLite that are valid for a type; a column accepts others too.
 _TYPES = {
     "INT": "integer", "BIGINT": "integer", "SMALLINT": "integer", "AUTO": "integer",
     "BIGAUTO": "integer", "BOOL": "integer", "FLOAT": "real integer", "DOUBLE": "real integer",
@@ -117,7 +97,7 @@ _TYPES = {
 
 
 def impossible_values(model: Any, where: Any) -> Iterator[str]:
-    """Columns of astra's own that hold what they cannot: NULL, or a value of another type."""
+    """Describe columns of astra's own that hold invalid NULLs, or values of another type."""
     for field in model._meta.sorted_fields:
         if not _is_astras(model, field) or field.primary_key:
             continue
@@ -129,7 +109,7 @@ def impossible_values(model: Any, where: Any) -> Iterator[str]:
 
 
 def _other_type(field: Any) -> Any:
-    """A clause: SQLite holds a value of another type in a column."""
+    """Return the clause that SQLite holds a value of another type in a column."""
     column = field.column
     if (item := getattr(field, "item_type", None)) is not None:
         holds_others = sqlite_queries.LIST_HOLDS_OTHERS

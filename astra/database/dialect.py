@@ -1,18 +1,20 @@
-"""What both dialects share."""
+"""What both dialects share: quoting, batches of results, and statements in common."""
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import peewee
 
+from astra.database import queries
 from astra.errors import DatabaseError
 
-#: Each database's own.
+#: The dialect of each database.
 dialects: WeakKeyDictionary[peewee.Database, Any] = WeakKeyDictionary()
 
 
@@ -50,7 +52,7 @@ class Batch:
 
 
 class NotStored(ValueError):
-    """The database took a result without an error, and did not store it, or not as it was."""
+    """The database accepted a result without an error, but did not store it unchanged."""
 
     def __init__(self, table: str, column: str | None = None, stored: str | None = None) -> None:
         if column is None:
@@ -64,7 +66,7 @@ class NotStored(ValueError):
 
 @dataclass(frozen=True)
 class Denied:
-    """What a role may not do, and which kind of role may (see roles.py)."""
+    """What a role may not do, and the kind of role that may (see roles.py)."""
 
     role: str
     what: str  # "may not INSERT into the table plan"
@@ -72,11 +74,14 @@ class Denied:
 
 
 class Common:
+    """What both dialects have."""
+
     database: peewee.Database
     now_sql: str  # the database's clock
+    queries: ModuleType  # the dialect's statements
 
     def session_role(self) -> str | None:
-        """The role that this process has logged in as; None where there are no roles."""
+        """Return the role that this process has logged in as; None where there are no roles."""
         return None
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
@@ -91,10 +96,10 @@ class Common:
         return [value for (value,) in self.run(sql, parameters).fetchall()]
 
     def quote(self, name: str) -> str:
-        """A name of a table or column as SQL takes it, whatever characters it holds.
+        """Quote the name of a table or column, whatever characters it holds.
 
-        peewee writes names into its statements as they are: what would end one there, or be
-        taken for a parameter by the driver, is refused.
+        peewee writes names into its statements as they are: characters that would end a name
+        there, or mark a parameter for the driver, are refused.
         """
         return _quoted(name)
 
@@ -103,30 +108,58 @@ class Common:
         return text
 
     def table(self, model: Any) -> str:
-        """The quoted name of a model's table, with its schema."""
+        """Return the quoted name of a model's table, with its schema."""
         meta = model._meta
         parts = [meta.schema, meta.table_name] if meta.schema else [meta.table_name]
         return ".".join(map(self.quote, parts))
 
     def set_at(self, model: Any, pk: int, moment: peewee.Field, values: dict[str, Any]) -> None:
-        """Set columns of one row, and a moment to now.
-
-        For what is done at each checkpoint: peewee takes longer to write such a statement than a
-        database to obey it.
-        """
-        key, mark = model._meta.primary_key.column_name, self.database.param
-        sets = [f"{self.quote(name)} = {mark}" for name in values]
-        sets.append(f"{self.quote(moment.column_name)} = {self.now_sql}")
-        self.run(
-            f"UPDATE {self.table(model)} SET {', '.join(sets)} WHERE {self.quote(key)} = {mark}",
-            (*values.values(), pk),
+        """Set columns of one row, and a moment to now."""
+        mark = self.database.param
+        columns = [f"{self.quote(name)} = {mark}" for name in values]
+        columns.append(f"{self.quote(moment.column_name)} = {self.now_sql}")
+        update = queries.UPDATE_ROW.format(
+            table=self.table(model),
+            columns=", ".join(columns),
+            key=self.quote(model._meta.primary_key.column_name),
+            mark=mark,
         )
+        self.run(update, (*values.values(), pk))
+
+    def catalogue_name(self, model: Any) -> str:
+        """Return the name by which queries of the catalogue find a model's table."""
+        return self.table(model)
+
+    def columns(self, model: Any) -> set[str]:
+        """Return the names of a table's columns; none where there is no such table."""
+        rows = self.run(self.queries.COLUMNS, (self.catalogue_name(model),)).fetchall()
+        return {name for name, *_ in rows}
+
+    def held(
+        self,
+        key: Any,
+        task: str,
+        input_table: str,
+        version: int,
+        page: Any,
+        plan: Any,
+        attempt: Any,
+        column: str,
+    ) -> Any:
+        """Return the clause that a live plan of the task still has to end the row of a `key`.
+
+        `version` is major * 1000 + minor: a plan of another version cannot run.
+        """
+        page, plan, attempt = map(self.table, (page, plan, attempt))
+        clause = self.queries.HELD.format(page=page, plan=plan, attempt=attempt, keys=column)
+        parameters = (task, input_table, version)
+        return peewee.NodeList((peewee.SQL(clause, parameters), key, peewee.SQL(")")))
 
 
-def is_condition(found: str | None, wanted: str) -> bool:
-    """Whether the condition of an index, if it has one, is the ``WHERE`` that is wanted."""
-    bare = (re.sub(r'[\s()"`\[\]]', "", c).lower() for c in (found or "", wanted))
-    return not found or next(bare) == next(bare).removeprefix("where")
+def is_condition(condition: str | None, wanted: str) -> bool:
+    """Whether an index has no condition, or the one in the ``WHERE`` clause that is wanted."""
+    bare = (re.sub(r'[\s()"`\[\]]', "", c).lower() for c in (condition or "", wanted))
+    return not condition or next(bare) == next(bare).removeprefix("where")
 
 
 @lru_cache(maxsize=4096)  # each checkpoint names every column several times
@@ -139,26 +172,27 @@ def _quoted(name: str) -> str:
 def adding_column(
     dialect: Common, model: Any, field: peewee.Field, default: Any, literal: str
 ) -> str:
-    """The statement that adds a column to a table; rows that are there get the literal."""
+    """Return the statement that adds a column to a table; existing rows get the literal."""
     context = model._schema._create_context()
-    sql, _ = context.sql(field.ddl(context)).query()
+    column, _ = context.sql(field.ddl(context)).query()
     value = f" DEFAULT {literal}" if default is not None else ""
-    return f"ALTER TABLE {dialect.table(model)} ADD COLUMN {sql}{value}"
+    return queries.ADD_COLUMN.format(table=dialect.table(model), column=column, default=value)
 
 
 def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
-    """What becomes of a row that has a result: the one that was read later stands."""
+    """Return the clause that replaces an earlier result; `every` names the table's columns."""
     kept = {*batch.conflict, batch.primary, "created", "modified", "v_astra_major_minor"}
     changed = [dialect.quote(name) for name in sorted(every - kept)]
-    sets = ", ".join(f"{name} = excluded.{name}" for name in changed)
-    target = ", ".join(map(dialect.quote, batch.conflict))
-    return f"""ON CONFLICT ({target}) {batch.where}
-        DO UPDATE SET {sets}, "modified" = {dialect.now_sql}
-        WHERE stored."input_read" IS NULL OR excluded."input_read" >= stored."input_read" """
+    return queries.ON_CONFLICT.format(
+        target=", ".join(map(dialect.quote, batch.conflict)),
+        where=batch.where,
+        columns=", ".join(f"{name} = excluded.{name}" for name in changed),
+        now=dialect.now_sql,
+    )
 
 
 @contextmanager
 def peewee_errors() -> Iterator[None]:
-    """Errors of the driver as peewee's, for the calls that peewee has no name for."""
+    """Raise errors of the driver as peewee's, for calls that do not go through peewee."""
     with peewee.__exception_wrapper__:  # type: ignore[attr-defined]
         yield

@@ -17,10 +17,10 @@ class Server:
     """A server, or the library that reads a file."""
 
     name: str  # "PostgreSQL 15.3"
-    least: str | None = None  # the oldest version that will do, where this one is older
+    least: str | None = None  # the oldest supported version, where this one is older
     role: str | None = None
     most: int | None = None  # connections that the role may have
-    used: int | None = None  # connections of everybody
+    used: int | None = None  # connections of all roles
     is_standby: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -31,7 +31,7 @@ def server() -> Server:
     if speaks.name == "sqlite":
         import sqlite3
 
-        (mode,) = speaks.run("PRAGMA journal_mode").fetchone()
+        mode = speaks.fetch_value(sqlite_queries.JOURNAL_MODE)
         old = sqlite3.sqlite_version_info[:2] < (3, 35)
         name = f"SQLite {sqlite3.sqlite_version}"
         return Server(name, "3.35" if old else None, settings={"journal_mode": mode})
@@ -45,9 +45,9 @@ def server() -> Server:
 
 
 def lacking(wanted: Iterable[tuple[Any, str]]) -> list[tuple[Any, str]]:
-    """Those of (model, privilege) that the role of the connection lacks; tables exist.
+    """Return those of (model, privilege) that the role of the connection lacks; tables exist.
 
-    A privilege is as roles.py has it: ``UPDATE (a, b)`` is one of some columns.
+    A privilege is written as in roles.py: ``UPDATE (a, b)`` is one of some columns.
     """
     speaks, asked = dialect(), list(wanted)
     if speaks.name == "sqlite":
@@ -59,15 +59,13 @@ def lacking(wanted: Iterable[tuple[Any, str]]) -> list[tuple[Any, str]]:
 
 
 def indexes(model: Any) -> set[str]:
-    """The names of the valid indexes of a table."""
+    """Return the names of the valid indexes of a table."""
     speaks = dialect()
-    if speaks.name == "sqlite":
-        return set(speaks.fetch_column(sqlite_queries.INDEXES, (model._meta.table_name,)))
-    return set(speaks.fetch_column(postgresql_queries.INDEXES, (speaks.table(model),)))
+    return set(speaks.fetch_column(speaks.queries.INDEXES, (speaks.catalogue_name(model),)))
 
 
 def literal(sql: str, parameters: Any) -> str:
-    """A statement with its parameters written into it."""
+    """Write the parameters of a statement into it."""
     speaks = dialect()
     text = "\n".join(line.strip() for line in sql.strip().splitlines())
     if speaks.name == "sqlite":
@@ -83,7 +81,7 @@ def literal(sql: str, parameters: Any) -> str:
 
 
 def relations() -> set[str]:
-    """The names of all tables, indexes and views that stand where astra's tables do."""
+    """Return the names of all tables, indexes and views in the schema of astra's tables."""
     speaks = dialect()
     if speaks.name == "sqlite":
         return set(speaks.fetch_column(sqlite_queries.RELATIONS))
@@ -91,6 +89,6 @@ def relations() -> set[str]:
 
 
 def stored_name(name: str) -> str:
-    """The name that an object has in the database: PostgreSQL cuts it after 63 bytes."""
+    """Return the name of an object as the database stores it: PostgreSQL keeps 63 bytes."""
     is_cut = dialect().name == "postgresql"
     return name.encode()[:63].decode(errors="ignore") if is_cut else name

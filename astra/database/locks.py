@@ -1,7 +1,7 @@
-"""A lock in PostgreSQL that is released when the process that holds it stops answering.
+"""A lock in PostgreSQL that is released when the process that holds it stops responding.
 
-A lock is a row of a table that is locked FOR UPDATE: a role that may only read cannot take it, two
-schemas of one database have locks of their own, and the row says who holds it and since when.
+A lock is a row of a table, locked FOR UPDATE: a role that may only read cannot take it, each schema
+of a database has its own locks, and the row says who holds the lock and since when.
 """
 
 import logging
@@ -22,26 +22,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who wants a lock."""
+    """The process that requests a lock."""
 
     host: str
     pid: int
     user: str
-    purpose: str = ""  # what it is held for, where that matters to those who wait
+    purpose: str = ""  # why it is held, if that matters to others
 
 
 class RowLock:
     """The lock of a name, held by a transaction on a connection of its own.
 
-    A transaction, so that it works through PgBouncer. The server ends it, and so releases the
-    lock, when its holder was silent for `silence_s`: a thread asks the server something
-    four times as often, and takes the lock again where the connection was lost, if nobody else did
-    meanwhile. A holder that was stopped or cut off for longer goes on without it: the lock keeps
-    processes out of each other's way, and no invariant rests on it.
+    A transaction also works through PgBouncer. The server ends it, which releases the lock, if its
+    holder is silent for `silence_s`: a thread queries the server four times as often. If the
+    connection is lost, it takes the lock again unless another process has. A holder that was
+    stopped or disconnected for longer continues without the lock: it only keeps processes from
+    interfering with each other, and no invariant depends on it.
 
     Parameters
     ----------
-    connect : makes a connection.
+    connect : opens a connection.
     table : the quoted name of the table of locks.
     begin : settings for the transaction.
     """
@@ -62,12 +62,12 @@ class RowLock:
         self._thread: threading.Thread | None = None
 
     def take(self) -> bool:
-        """Whether it is ours, until :meth:`release`."""
-        ours = self._try()
-        if ours:
+        """Take the lock until :meth:`release`; return whether it was free."""
+        is_taken = self._try()
+        if is_taken:
             self._thread = threading.Thread(target=self._keep, name="astra lock", daemon=True)
             self._thread.start()
-        return ours
+        return is_taken
 
     def release(self) -> None:
         self._over.set()
@@ -78,20 +78,20 @@ class RowLock:
             shut(waiting)
 
     def sign(self) -> bool:
-        """Write down who holds the lock, if nobody does at this moment."""
+        """Store who is about to hold the lock, if nobody holds it at this moment."""
         with closing(self._connect()) as connection:
             return self._sign(connection)
 
     def _try(self) -> bool:
         connection = self._connect()
         try:
-            # Signed and committed first, so that others can read it while the lock is held. Whoever
-            # comes between the two transactions signs later, and holds it.
-            ours = self._sign(connection) and self._lock(connection, f"{self._begin}; ")
+            # The holder is committed first, so that others can read it while the lock is held. A
+            # process that comes between the two transactions signs later, and holds the lock.
+            is_taken = self._sign(connection) and self._lock(connection, f"{self._begin}; ")
         except BaseException:
             connection.close()
             raise
-        if not ours:
+        if not is_taken:
             connection.close()
             return False
         self._connection = connection
@@ -133,7 +133,7 @@ class RowLock:
         if self._connection is None:
             return False
         try:
-            return bool(self._ask(self._connection, "SELECT true"))
+            return bool(self._ask(self._connection, queries.KEEP_ALIVE))
         except psycopg2.Error as error:
             log.info("the connection that holds the lock %r was lost: %s", self.name, error)
             self._connection.close()
@@ -141,7 +141,7 @@ class RowLock:
             return False
 
     def _again(self) -> bool:
-        """Take it again; whether there is any use in looking after it further."""
+        """Take the lock again; return whether to go on trying."""
         try:
             if self._try():
                 return True

@@ -124,6 +124,7 @@ class PostgreSQL(Keys):
             return text
         return text.encode(codec, "backslashreplace").decode(codec)
 
+    queries = queries
     timestamp_type = "TIMESTAMPTZ"
     keys_type = "BIGINT[]"
     key_texts_type = "TEXT[]"
@@ -251,10 +252,6 @@ class PostgreSQL(Keys):
                 self.run(queries.LOCK_SHARED.format(table=self.table(model)))
             yield
 
-    def columns(self, model: Any) -> set[str]:
-        """The names of a table's columns; none where there is no such table."""
-        return {name for name, *_ in self.run(queries.COLUMNS, (self.table(model),)).fetchall()}
-
     def other_owner(self, model: Any) -> str | None:
         """The role that a table belongs to, where it is not ours."""
         owners = self.fetch_column(queries.OTHER_OWNER, (self.table(model),))
@@ -297,7 +294,7 @@ class PostgreSQL(Keys):
 
     def session_role(self) -> str | None:
         """The role that this process has logged in as."""
-        return str(self.fetch_value("SELECT session_user"))
+        return str(self.fetch_value(queries.SESSION_ROLE))
 
     def roles(self) -> list[str]:
         return self.fetch_column(queries.ROLES)
@@ -330,7 +327,7 @@ class PostgreSQL(Keys):
 
     def _role(self, role: str) -> str:
         """A role's name as SQL takes it, doubled for the driver where it needs that."""
-        return str(self.fetch_value("SELECT quote_ident(%s)", (role,))).replace("%", "%%")
+        return str(self.fetch_value(queries.QUOTED, (role,))).replace("%", "%%")
 
     # -- locks --------------------------------------------------------------------------
 

@@ -89,33 +89,6 @@ class Keys(Writing):
         """A clause: the keys of a page, in a query on pages, have this one among them."""
         return peewee.Expression(peewee.Value(key, converter=False), "=", fn.ANY(column))
 
-    def held(
-        self,
-        key: Any,
-        task: str,
-        input_table: str,
-        version: int,
-        page: Any,
-        plan: Any,
-        attempt: Any,
-        column: str,
-    ) -> Any:
-        """A clause: a live plan of the task still has to end the row of this `key`.
-
-        A cancelled plan lives on in the pages that an attempt still runs. `version` is
-        major * 1000 + minor: a plan of another one cannot run.
-        """
-        clause = SQL(
-            queries.HELD.format(
-                page=self.table(page),
-                plan=self.table(plan),
-                attempt=self.table(attempt),
-                keys=column,
-            ),
-            (task, input_table, version),
-        )
-        return peewee.NodeList((clause, key, SQL(")")))
-
     def freeze(
         self, query: Any, page: Any, plan_pk: int, limit: int, order: str, column: str
     ) -> tuple[int, int]:

@@ -48,6 +48,11 @@ SIGN_LOCK = """
 
 LOCK_ROW = "SELECT true FROM {table} WHERE name = %s FOR UPDATE"
 
+#: Keep the connection that holds a lock from being silent.
+KEEP_ALIVE = "SELECT true"
+
+LIMIT_WAITING = "SET LOCAL lock_timeout = '{seconds}s'"
+
 # -- the server -----------------------------------------------------------------------------
 
 #: Version, role, number of connections, and whether the server is a standby.
@@ -83,8 +88,9 @@ RELATIONS = """
 
 HAS_SCHEMA = "SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = %s)"
 
+#: Of each column, whether it is NOT NULL, and whether it is computed.
 COLUMNS = """
-    SELECT attname::text, attnotnull, attgenerated::text FROM pg_attribute
+    SELECT attname::text, attnotnull, attgenerated = 's' FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
 #: The type of each column, with its schema.
@@ -109,6 +115,9 @@ READABLE_SEQUENCE = """
 #: Whether a sequence would give numbers that its table already has.
 SEQUENCE_IS_BEHIND = """
     SELECT max({column}) > (SELECT last_value FROM {sequence}) FROM {table}"""
+
+#: What a message says to type for it.
+ADVANCE_SEQUENCE = "SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))"
 
 #: The columns of the primary key, which a role that may only read can see as well.
 PRIMARY_COLUMNS = """
@@ -161,6 +170,8 @@ CASCADING_KEYS = """
 
 # -- tables as astra makes them -------------------------------------------------------------
 
+DROP_INDEX = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
+
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 
 SET_DEFAULT = "ALTER TABLE {table} ALTER {column} SET DEFAULT {value}"
@@ -208,6 +219,11 @@ KEEPS_MODIFIED = """
           AND proname = %s AND prosrc = %s)"""
 
 # -- roles ----------------------------------------------------------------------------------
+
+SESSION_ROLE = "SELECT session_user"
+
+#: The name of a role as SQL writes it.
+QUOTED = "SELECT quote_ident(%s)"
 
 ROLES = "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'"
 

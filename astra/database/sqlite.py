@@ -49,7 +49,7 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
                 f"file:{quote(path)}?{options}", uri=True, timeout=self._timeout,  # type: ignore[attr-defined]
                 isolation_level=None, **self.connect_params,
             )  # fmt: skip
-            made.execute("SELECT count(*) FROM sqlite_master")
+            made.execute(queries.READ_SCHEMA)
         except sqlite3.OperationalError as error:
             raise sqlite3.OperationalError(
                 f"{error}: you may only read this file or its folder, and its log ({path}-wal, "
@@ -64,6 +64,7 @@ def _is_writable(path: str) -> bool:
 
 class SQLite(Writing):
     name = "sqlite"
+    queries = queries
     timestamp_type = "TEXT"
     keys_type = key_texts_type = "TEXT"
     wanted_key = SQL("wanted.value")
@@ -122,8 +123,8 @@ class SQLite(Writing):
 
     def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
         """Whether a column that the model does not have wants a value, so that no row fits."""
-        found = re.search(r"NOT NULL constraint failed: [^\n]+\.([^.\n]+)$", str(error))
-        return found is not None and found[1] not in columns
+        match = re.search(r"NOT NULL constraint failed: [^\n]+\.([^.\n]+)$", str(error))
+        return match is not None and match[1] not in columns
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
@@ -326,28 +327,6 @@ class SQLite(Writing):
         keys, key = fn.json_each(column), peewee.Value(key, converter=False)
         return peewee.NodeList((key, SQL("IN (SELECT value FROM"), keys, SQL(")")))
 
-    def held(
-        self,
-        key: Any,
-        task: str,
-        input_table: str,
-        version: int,
-        page: Any,
-        plan: Any,
-        attempt: Any,
-        column: str,
-    ) -> Any:
-        clause = SQL(
-            queries.HELD.format(
-                page=self.table(page),
-                plan=self.table(plan),
-                attempt=self.table(attempt),
-                keys=column,
-            ),
-            (task, input_table, version),
-        )
-        return peewee.NodeList((clause, key, SQL(")")))
-
     def freeze(
         self, query: Any, page: Any, plan_pk: int, limit: int, order: str, column: str
     ) -> tuple[int, int]:
@@ -379,13 +358,12 @@ class SQLite(Writing):
         with self.database.atomic():
             yield
 
-    def columns(self, model: Any) -> set[str]:
-        """The names of a table's columns; none where there is no such table."""
-        return {row[0] for row in self.run(queries.COLUMNS, (model._meta.table_name,)).fetchall()}
-
     def other_owner(self, model: Any) -> str | None:
         """SQLite has no roles."""
         return None
+
+    def catalogue_name(self, model: Any) -> str:
+        return str(model._meta.table_name)
 
     def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
         """A column that rows which are there get this value for."""

@@ -9,10 +9,16 @@ NOW = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 # -- tables as they are ---------------------------------------------------------------------
 
+JOURNAL_MODE = "PRAGMA journal_mode"
+
+#: Fails where the file cannot be read.
+READ_SCHEMA = "SELECT count(*) FROM sqlite_master"
+
 #: The names of all tables, indexes and views.
 RELATIONS = "SELECT name FROM sqlite_master"
 
-COLUMNS = 'SELECT name, "notnull", hidden FROM pragma_table_xinfo(?)'
+#: Of each column, whether it is NOT NULL, and whether it is computed.
+COLUMNS = 'SELECT name, "notnull", hidden = 3 FROM pragma_table_xinfo(?)'
 
 COLUMN_TYPES = "SELECT name, type FROM pragma_table_xinfo(?)"
 

@@ -1,4 +1,4 @@
-"""Database work in a thread of its own, and so on a connection of its own."""
+"""Run database work in another thread, and so on a connection of its own."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ from astra.database.connection import T, connected, dialect, drop_connection
 
 
 def in_background(work: Callable[[], T]) -> Callable[[], T]:
-    """Begin `work()` in a thread of its own; return a function that waits for its result.
+    """Start `work()` in another thread; return a function that waits for its result.
 
-    What a task left open on this thread's connection can neither swallow nor block the work. A
-    database in memory is known to one connection alone: there, `work` is called by the caller.
+    A transaction that a task left open on this thread's connection cannot affect the work. A
+    database in memory has only one connection: there, the returned function does the work.
     """
     if dialect().url.endswith(":memory:"):
         return work
@@ -33,7 +33,7 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
         try:
             thread.join()
         except BaseException:
-            thread.join()  # a signal came: what was begun is finished, and not begun twice at once
+            thread.join()  # after a signal too, the work ends before it could begin again
             raise
         if failed:
             raise failed[0]
@@ -42,15 +42,15 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
     return result
 
 
-#: Rows that a query is read by in a thread of its own.
+#: The number of rows that the other thread reads at once.
 CHUNK = 50
 
 
 def read_in_background(query: Any) -> Iterator[Any]:
-    """Read the rows of a query, as they are wanted, in a thread of its own.
+    """Read the rows of a query in another thread, chunk by chunk as they are needed.
 
-    They are as they were when the reading began, whatever is written meanwhile, and the caller's
-    connection is free for everything else.
+    Rows are as they were when reading began, whatever is written meanwhile, and the caller's
+    connection is free for other work.
     """
     wanted: SimpleQueue[bool] = SimpleQueue()
     chunks: SimpleQueue[list[Any] | BaseException] = SimpleQueue()
@@ -77,6 +77,6 @@ def read_in_background(query: Any) -> Iterator[Any]:
             if not chunk:
                 return
             yield from chunk
-    finally:  # also where a caller that left early is collected as garbage
+    finally:  # also if the caller stops early, and the generator is collected
         wanted.put(False)
         thread.join()

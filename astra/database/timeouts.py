@@ -1,9 +1,9 @@
 """Limit how long a statement waits for the server before its connection is abandoned.
 
-A link can be open and silent: a proxy that hangs, a firewall that forgot it. The kernel's
-keepalives find out only where nothing on the way answers for the server, and libpq itself waits for
-ever. A thread of astra's own looks at the clock, and shuts the socket of a statement that waited
-too long: libpq then reports a lost connection, which is tried again like any other.
+A connection can be open and silent: a proxy hangs, a firewall has dropped it. The kernel's
+keepalives notice this only if nothing in between answers for the server, and libpq itself waits for
+ever. A thread shuts the socket of a statement that has waited too long: libpq then reports a lost
+connection, and the work is retried like after any other.
 """
 
 import os
@@ -21,7 +21,7 @@ from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 
 class _Own(threading.local):
-    """What the statements of this thread may take, in seconds."""
+    """How long the statements of this thread may take, in seconds."""
 
     bound_s: float | None = None
 
@@ -30,12 +30,12 @@ _own = _Own()
 
 
 class _Watch:
-    """The statements that wait for an answer, and the thread that looks at them."""
+    """The statements that wait for an answer, and the thread that watches them."""
 
     def __init__(self) -> None:
         self.lock = threading.Condition()
-        self.waiting: dict[object, tuple[float, Any]] = {}  # by statement: until when, connection
-        self.most_s = float("inf")  # of every statement, once the process was asked to stop
+        self.waiting: dict[object, tuple[float, Any]] = {}  # by statement: deadline, connection
+        self.most_s = float("inf")  # for every statement, once the process was asked to stop
         self.looks_at = float("inf")
         self.thread: threading.Thread | None = None
 
@@ -52,7 +52,7 @@ class _Watch:
                 self.lock.notify()
 
     def leave(self, statement: object) -> bool:
-        """Whether the statement was in time."""
+        """Stop watching a statement; return whether it was in time."""
         with self.lock:
             return self.waiting.pop(statement, None) is not None
 
@@ -74,24 +74,24 @@ class _Watch:
                         shut(connection)
                 ends = (end for end, _ in self.waiting.values())
                 self.looks_at = min(ends, default=float("inf"))
-                # An idle process is woken now and then for nothing: as rarely as a lock can wait.
+                # An idle process wakes up without need, but only once an hour.
                 self.lock.wait(min(self.looks_at - time.monotonic(), 3600.0))
 
 
 def shut(connection: Any) -> None:
-    """Whoever waits for the server at this connection finds it lost."""
+    """Shut a connection, so that a statement that waits on it fails."""
     try:
         with socket.socket(fileno=os.dup(connection.fileno())) as link:
             link.shutdown(socket.SHUT_RDWR)
     except (OSError, psycopg2.Error):
-        pass  # it has ended by itself
+        pass  # it was closed already
 
 
 _watch = _Watch()
 
 
 def _start_anew() -> None:
-    """In a fork there is no such thread, and the connections are its parent's."""
+    """Start afresh in a fork, which has no such thread, and only its parent's connections."""
     global _watch
     _watch = _Watch()
 
@@ -101,7 +101,7 @@ os.register_at_fork(after_in_child=_start_anew)
 
 @contextmanager
 def bounded(bound_s: float) -> Iterator[None]:
-    """Give each statement of this thread `bound_s` seconds, and no more than before."""
+    """Limit each statement of this thread to `bound_s` seconds, within any earlier limit."""
     before = _own.bound_s
     _own.bound_s = bound_s if before is None else min(bound_s, before)
     try:
@@ -111,12 +111,12 @@ def bounded(bound_s: float) -> Iterator[None]:
 
 
 def hurry(most_s: float) -> None:
-    """The process is to end: no statement, not even one under way, takes longer than this now."""
+    """Limit every statement, also one that is running, because the process is to end."""
     _watch.hurry(most_s)
 
 
 def _nearest_moment(text: str | bytes | None, cursor: Any) -> Any:
-    """The moment of a timestamptz; the first or last that Python has, for one beyond them."""
+    """Parse a timestamptz; one that Python cannot represent becomes its first or last moment."""
     try:
         return PYDATETIMETZ(text, cursor)
     except ValueError:
@@ -128,7 +128,7 @@ _NEAREST_MOMENT = new_type(PYDATETIMETZ.values, "NEAREST_MOMENT", _nearest_momen
 
 
 class PatientCursor(Cursor):
-    """A cursor whose statements wait for their answer within the thread's bound."""
+    """A cursor that applies the time limit of its thread to each statement."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
         with self._bounded():
@@ -137,7 +137,7 @@ class PatientCursor(Cursor):
     def fetchall(self) -> list[tuple[Any, ...]]:
         try:
             return super().fetchall()
-        except ValueError:  # a moment that Python has no number for: it must not cost others
+        except ValueError:  # Python cannot represent a moment: the other rows are still needed
             if not (self.query or b"").lstrip().startswith(b"SELECT"):
                 raise
             register_type(_NEAREST_MOMENT, self)

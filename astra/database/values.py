@@ -1,6 +1,6 @@
-"""Check values that PostgreSQL refuses and SQLite would accept, before SQLite gets them.
+"""Refuse values for SQLite that PostgreSQL would refuse.
 
-A task that is tried on SQLite fails there on the rows on which it would fail on PostgreSQL.
+A task that is tested with SQLite then fails on the same rows as with PostgreSQL.
 """
 
 import json
@@ -22,8 +22,8 @@ def check(field: Field, value: Any) -> None:
 
     Raises
     ------
-    ValueError
-        If it is not; TypeError and OverflowError too.
+    ValueError, TypeError, OverflowError
+        If it is not.
     """
     kind = field.field_type
     if kind in _BITS:
@@ -33,23 +33,23 @@ def check(field: Field, value: Any) -> None:
 
 
 def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
-    """Whether all values of a column, which are None or plainly of its type, pass :func:`check`.
+    """Whether all values of a column, which are None or of its type, pass :func:`check`.
 
-    False where that is not known: each is to be looked at.
+    False means that each has to be checked.
     """
     if types == {type(None)}:
         return True
-    kind, found = field.field_type, values
+    kind, present = field.field_type, values
     if type(None) in types:
-        found = [value for value in values if value is not None]
+        present = [value for value in values if value is not None]
     if kind in _BITS:
         half = 1 << (_BITS[kind] - 1)
-        return -half <= min(found) and max(found) < half
+        return -half <= min(present) and max(present) < half
     if kind in ("FLOAT", "DOUBLE"):
         import numpy as np
 
-        # In less than half the time of np.array(found).
-        sizes = np.abs(np.frombuffer(struct.pack(f"{len(found)}d", *found)))
+        # In less than half the time of np.array(present).
+        sizes = np.abs(np.frombuffer(struct.pack(f"{len(present)}d", *present)))
         if sizes.min() >= _LEAST_FLOAT and sizes.max() <= _MOST_FLOAT:
             return True
         if np.isnan(sizes).any():
@@ -57,12 +57,12 @@ def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
         inside = (sizes >= _LEAST_FLOAT) & (sizes <= _MOST_FLOAT) | (sizes == 0)
         return kind == "DOUBLE" or bool((inside | np.isinf(sizes)).all())
     if kind == "TEXT":
-        text = "".join(found)
+        text = "".join(present)
         return "\0" not in text and text.isascii()
     return kind == "BOOL"
 
 
-#: The least and the greatest number that 32 bits hold as others: IEEE 754.
+#: The least and the greatest normal number of 32 bits, after IEEE 754.
 _LEAST_FLOAT, _MOST_FLOAT = 2.0**-126, 2.0**128 - 2.0**104
 
 
@@ -139,7 +139,7 @@ def _json(field: Field, value: Any) -> None:
         json.loads(value, parse_constant=refuse)
 
 
-#: Types of moments: PostgreSQL takes "now" or "3/4/2001" for some, and drops the zone of others.
+#: Types of moments: PostgreSQL accepts "now" or "3/4/2001" for some, and drops others' time zone.
 MOMENTS = frozenset({"DATE", "TIME", "DATETIME", "MOMENT"})
 
 _CHECKS: dict[str, Callable[[Any, Any], None]] = {

@@ -1,4 +1,4 @@
-"""What the administrator of a database asks for: indexes without a queue, views, the SQL itself."""
+"""Create indexes and views for the administrator of a database, and record statements."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import peewee
 from peewee import Model
 
+from astra.database import postgresql_queries, queries
 from astra.database.connection import database, dialect
 from astra.database.inspection import indexes, literal, relations, stored_name
 from astra.errors import DatabaseError
@@ -14,21 +15,21 @@ from astra.models.base import BaseModel, missing_indexes
 from astra.models.keys import Link
 from astra.models.pipeline import OutputModel
 
-#: How long initdb waits for a table that is in use; meanwhile everybody else waits behind it.
+#: How long initdb waits for a table in use; meanwhile all others wait behind it.
 LOCK_TIMEOUT_S = 5
 
 
 @contextmanager
 def no_queue() -> Iterator[None]:
-    """Give up where a table is in use for longer, in the caller's transaction.
+    """Limit how long the caller's transaction waits for tables that are in use.
 
     Raises
     ------
     DatabaseError
-        If it was; nothing is changed then.
+        If one was in use for longer; nothing is changed then.
     """
     if dialect().name == "postgresql":
-        dialect().run(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        dialect().run(postgresql_queries.LIMIT_WAITING.format(seconds=LOCK_TIMEOUT_S))
     try:
         yield
     except peewee.OperationalError as error:
@@ -41,9 +42,10 @@ def no_queue() -> Iterator[None]:
 
 
 def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
-    """Make the indexes that tables lack, one after the other, while others read and write them.
+    """Create the indexes that tables lack, one after the other, while others use the tables.
 
-    Outside of any transaction, before the tables are completed. SQLite has one writer at a time.
+    It runs outside of any transaction, before the tables are completed, and does nothing on
+    SQLite, which has one writer at a time.
     """
     speaks = dialect()
     if speaks.name != "postgresql":
@@ -54,16 +56,14 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
             continue
         for name, columns, sql in _missing(model):
             if set(columns) <= have:
-                prefix = f"{speaks.quote(model._meta.schema)}." if model._meta.schema else ""
-                # One that was begun before, and is not valid.
-                speaks.run(
-                    f"DROP INDEX CONCURRENTLY IF EXISTS {prefix}{speaks.quote(stored_name(name))}"
-                )
+                # An earlier attempt may have left an invalid index.
+                index = _beside(model, stored_name(name))
+                speaks.run(postgresql_queries.DROP_INDEX.format(index=index))
                 speaks.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
 
 
 def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
-    """The indexes that a table lacks: name, columns, statement."""
+    """Yield the indexes that a table lacks: name, columns, statement."""
     for name, columns, statement in missing_indexes(model):
         sql, parameters = statement.query()
         if not parameters:
@@ -75,28 +75,32 @@ def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
 
 
 def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
-    """Make a view TABLE_current of each table of results: of each row those of its last version."""
-    made = []
+    """Create a view TABLE_current of each table of results, with the newest version of each row."""
+    views = []
     speaks = dialect()
     for model in models:
         if not issubclass(model, OutputModel) or not (links := list(model.links())):
             continue
         name = f"{model._meta.table_name}_current"
-        prefix = f"{speaks.quote(model._meta.schema)}." if model._meta.schema else ""
-        view, table = f"{prefix}{speaks.quote(name)}", speaks.table(model)
-        later = " AND ".join(
-            f"NOT EXISTS (SELECT 1 FROM {table} AS later WHERE {_same_row(model, link)} AND "
-            "later.v_astra_major_minor > stored.v_astra_major_minor)"
+        view, table = _beside(model, name), speaks.table(model)
+        current = " AND ".join(
+            queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))
             for link, _ in links
         )
-        speaks.run(f"DROP VIEW IF EXISTS {view}")
-        speaks.run(f"CREATE VIEW {view} AS SELECT stored.* FROM {table} AS stored WHERE {later}")
-        made.append(name)
-    return made
+        speaks.run(queries.DROP_VIEW.format(view=view))
+        speaks.run(queries.CREATE_VIEW.format(view=view, table=table, condition=current))
+        views.append(name)
+    return views
+
+
+def _beside(model: type[Model], name: str) -> str:
+    """Return the quoted name of an object in the schema of a model's table."""
+    names = [model._meta.schema, name] if model._meta.schema else [name]
+    return ".".join(map(dialect().quote, names))
 
 
 def _same_row(model: type[Model], link: Link) -> str:
-    """A condition: a later result is of the same input row."""
+    """Return the condition that a later result is of the same input row."""
     quote, fields = dialect().quote, model._meta.fields
     same = [fields[name].column_name for name in link.result]
     empty = [fields[name].column_name for name in link.null]
@@ -107,13 +111,13 @@ def _same_row(model: type[Model], link: Link) -> str:
 
 _CHANGES = re.compile(r"\s*(CREATE|ALTER|DROP|GRANT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
-#: What does nothing where there is one of the name.
+#: Statements that do nothing if an object of the name exists.
 _IF_MISSING = re.compile(r'CREATE (UNIQUE )?(TABLE|INDEX) IF NOT EXISTS ("[^"]+"\.)?"([^"]+)"')
 
 
 @contextmanager
 def recorded() -> Iterator[list[str]]:
-    """The statements of a block that change the database, as they could be typed."""
+    """Record the statements of a block that change the database, as they could be typed."""
     bound, statements, there = database.bound(), [], relations()
     execute: Callable[..., object] = bound.execute_sql
 

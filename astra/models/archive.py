@@ -1,8 +1,8 @@
-"""The archive: one database that astra was set up in, and whether this one is still it.
+"""Identify the archive of a database, and notice when it was copied or moved.
 
-An identifier that is kept in a database is copied with it. So the archive also stores where it was
-made; where that differs, somebody has copied, restored or moved it, and says which before anything
-is written: the plans of a copy are those of the original, which goes on with them.
+An identifier in a database is copied with it. So the archive also stores where it was created. If
+that differs, somebody has copied, restored or moved the database, and has to say which before
+anything is written: the plans in a copy belong to the original, which continues with them.
 """
 
 from secrets import token_hex
@@ -19,7 +19,7 @@ from astra.states import AttemptState
 
 
 class Archive(BaseModel):
-    """Who this database is: one row."""
+    """The identity of this database: one row."""
 
     identifier = TextField(primary_key=True)
     made_in = TextField()  # the server and database, or the file
@@ -30,7 +30,7 @@ class Archive(BaseModel):
 
 
 def check_archive() -> None:
-    """Refuse to write to a database that is not where its archive was made.
+    """Refuse to write to a database that is not where its archive was created.
 
     Raises
     ------
@@ -57,14 +57,14 @@ def check_archive() -> None:
 
 
 def settle_archive(copied: bool, moved: bool) -> str | None:
-    """Write down who this database is, in the caller's transaction; what was done, if anything.
+    """Store the identity of this database, in the caller's transaction; return what was done.
 
     Raises
     ------
     UsageError
-        If it is declared copied or moved, but is where it was made.
+        If it is declared copied or moved, but is where it was created.
     DatabaseError
-        If it was copied or moved, and not said to be.
+        If it was copied or moved, but not declared to be.
     """
     known, here = Archive.select().first(), dialect().place(schema())
     if known is None:
@@ -91,7 +91,7 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
 
 
 def _give_up_plans() -> int:
-    """Plans, elements and nights are the original's: here nothing of them runs, or ever will."""
+    """Cancel plans, elements and nights, which belong to the original and never run here."""
     now = SQL(dialect().now_sql)
     pending = Page.select(Page.plan).where(
         Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows
@@ -107,7 +107,7 @@ def _give_up_plans() -> int:
         Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows
     ).execute()
     n_living: int = Plan.update(cancelled=now).where(living).execute()
-    for model in (Plan, Night):  # so that folders of the original are not taken for their own
+    for model in (Plan, Night):  # so that they do not use folders of the original
         for row in model.select(model.pk):
             model.update(token=token_hex(4)).where(model.pk == row.pk).execute()
     Night.update(

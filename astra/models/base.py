@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import peewee
 from peewee import SQL, Field, Model, ModelBase, ModelInsert, NodeList
 
+from astra.database import queries
 from astra.database.connection import (
     connection,
     database,
@@ -23,10 +24,10 @@ M = TypeVar("M", bound=Model)
 
 
 class TimeField(peewee.DateTimeField):
-    """A moment, UTC. By default the one at which the row is written, by the database's clock.
+    """A moment in UTC; with `now`, by default the database's time at which the row is written.
 
-    PostgreSQL keeps ``TIMESTAMPTZ``; SQLite text in one form, ``YYYY-MM-DD HH:MM:SS.ffffff``, so
-    that comparing texts compares times. Values come back aware; naive ones are taken for UTC.
+    PostgreSQL stores ``TIMESTAMPTZ``; SQLite a text of one form, ``YYYY-MM-DD HH:MM:SS.ffffff``, so
+    that comparing texts compares times. Values that are read are aware; naive ones count as UTC.
     """
 
     field_type = "MOMENT"
@@ -114,7 +115,7 @@ class KeyTextsField(KeysField):
 
 
 class ModelMeta(ModelBase):
-    """peewee's, with the fields of mixins that are not models themselves."""
+    """Adds the fields of mixins that are not models themselves."""
 
     def __new__(
         cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
@@ -163,12 +164,12 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
 
     @classmethod
     def create_table(cls, safe: bool = True, **options: object) -> None:
-        """Make or complete the table with all that astra relies on: columns, indexes, triggers.
+        """Create or complete the table with all that astra needs: columns, indexes, triggers.
 
         Raises
         ------
         DatabaseError
-            If rows that are there would have no value for a column.
+            If existing rows would have no value for a column.
         """
         with connection():
             _add_columns(cls)
@@ -216,7 +217,7 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
 
 
 def _add_columns(model: type[Model]) -> None:
-    """Add columns and defaults that a model was given after its table was made."""
+    """Add columns and defaults that a model was given after its table was created."""
     have = dialect().columns(model)
     for field in model._meta.sorted_fields if have else ():
         by_database = _database_default(field)
@@ -237,12 +238,12 @@ def _add_columns(model: type[Model]) -> None:
 
 
 def columns_gone(model: type[Model], have: set[str]) -> list[str]:
-    """The columns of a table that its model does not have, or has no more."""
+    """Return the columns of a table that its model does not have."""
     return sorted(have - {field.column_name for field in model._meta.sorted_fields})
 
 
 def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
-    """What to type if the column had another name before."""
+    """Say what to type if the column had another name before."""
     if not (gone := columns_gone(model, have)):
         return ""
     quote = dialect().quote
@@ -274,7 +275,7 @@ def missing_indexes(
 
 
 def _database_default(field: Field) -> str | None:
-    """The default that the database itself gives to a column, as SQL; None where it gives none."""
+    """Return the default that the database itself gives to a column, as SQL; None without one."""
     if getattr(field, "now", False):  # SQLite adds no column whose default is computed
         return dialect().now_sql if dialect().name == "postgresql" else None
     if isinstance(field, RoleField):
@@ -284,16 +285,17 @@ def _database_default(field: Field) -> str | None:
 
 
 def keep_inputs_in_order(model: type[Model]) -> None:
-    """For a table of inputs: ``modified`` is kept by the database, and has its index.
+    """Add to a table of inputs the trigger that keeps ``modified``, and its index.
 
-    Pending rows come most recent first, ties broken by key: one index serves that order.
+    Pending rows are sorted by it, most recent first, ties broken by key: one index serves that
+    order.
     """
     keys = _key_columns(model)
     name, _, sql = order_index(model, keys, "modified")
     if stored_name(name) not in indexes(model):
         dialect().run(sql)
     if dialect().name == "sqlite" or not dialect().keeps_modified(model, "modified"):
-        dialect().keep_modified(model, keys, "modified")  # which waits for all that use the table
+        dialect().keep_modified(model, keys, "modified")  # waits for all who use the table
 
 
 def _key_columns(model: type[Model]) -> list[str]:
@@ -317,7 +319,9 @@ def creating_index(
 ) -> str:
     """Return the statement that creates an index, or a UNIQUE INDEX, on some columns."""
     quoted, table, listed = dialect().quote(name), dialect().table(model), ", ".join(columns)
-    return f"CREATE {kind} IF NOT EXISTS {quoted} ON {table} ({listed}) {where}"
+    return queries.CREATE_INDEX.format(
+        kind=kind, index=quoted, table=table, columns=listed, where=where
+    )
 
 
 def every_subclass(root: type[M]) -> Iterator[type[M]]:

@@ -12,14 +12,14 @@ from astra.errors import AstraError, TaskError
 
 
 def import_named(name: str) -> types.ModuleType:
-    """The module of a dotted name.
+    """Import a module by its dotted name.
 
     Raises
     ------
     TaskError
-        If the name is none, or its import raises or ends the process.
+        If the name is invalid, or the import raises or exits.
     ModuleNotFoundError
-        If it, or a module that it imports, is not there.
+        If it, or a module that it imports, does not exist.
     """
     if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
         parts = re.split(r"[/\\]", name.removesuffix(".py"))
@@ -38,32 +38,32 @@ def import_named(name: str) -> types.ModuleType:
 
 
 def import_failed(name: str, error: BaseException) -> TaskError:
-    """What is raised where the import of a module raised."""
+    """Return the error to raise after the import of a module raised another."""
     return TaskError(f"importing {name} failed: {_import_error(error)}")
 
 
 def _import_error(error: BaseException) -> str:
-    """What an import raised, and where."""
-    said = str(error) if isinstance(error, AstraError) else f"{type(error).__name__}: {error}"
+    """Describe what an import raised, and where."""
+    message = str(error) if isinstance(error, AstraError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SystemExit):
-        said = f"it ends the process (sys.exit({error.code!r})); put that in a function"
+        message = f"it ends the process (sys.exit({error.code!r})); put that in a function"
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frame = own_frame(error)
     if frame is not None:
-        said += f" ({frame.filename}:{frame.lineno})"
+        message += f" ({frame.filename}:{frame.lineno})"
     if isinstance(error, ModuleNotFoundError):
-        said += f"; install {error.name}, or correct its name"
-    return said
+        message += f"; install {error.name}, or correct its name"
+    return message
 
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def own_frame(error: BaseException) -> tracebacks.FrameSummary | None:
-    """The innermost line of a traceback that is not astra's own: a mistake is shown where it is.
+    """Return the innermost frame of a traceback that is not in astra's own code.
 
-    The pipelines that come with astra are tasks like any other.
+    The pipelines that come with astra count as tasks, not as its own code.
     """
     frames = tracebacks.extract_tb(error.__traceback__)
     for frame in reversed(frames):
@@ -80,21 +80,21 @@ def import_path(thing: type | Callable[..., object]) -> str:
 
 
 def load(path: str) -> Any:
-    """What stands at an import path.
+    """Import what an import path names.
 
     Raises
     ------
     TaskError
-        If it is not there any more.
+        If it does not exist any more.
     """
     module_name, _, name = path.partition(":")
     try:
-        found: object = importlib.import_module(module_name)
+        thing: object = importlib.import_module(module_name)
         for part in name.split("."):
-            found = getattr(found, part)
+            thing = getattr(thing, part)
     except (Exception, SystemExit) as error:
         raise TaskError(
             f"{path} cannot be imported: {_import_error(error)}; "
             "it was there when the plan was made"
         ) from error
-    return found
+    return thing

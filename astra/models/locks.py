@@ -1,4 +1,4 @@
-"""Locks between processes: one at a time works on a plan or night, and others learn which one."""
+"""Locks between processes: one at a time works on a plan or night, and others see which one."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Lock(BaseModel):
-    """A lock, and who took it last. It is held while its row, or its byte of a file, is locked."""
+    """A lock and its last holder. It is held while its row, or its byte of a file, is locked."""
 
     name = TextField(primary_key=True)
     host = TextField()
@@ -38,19 +38,19 @@ class Held(BusyError):
 
     def __init__(self, message: str, purpose: str) -> None:
         super().__init__(message)
-        self.purpose = purpose  # what it is held for
+        self.purpose = purpose  # why the lock is held
 
 
 @contextmanager
 def hold(name: str, what: str, see: str, purpose: str = "") -> Iterator[None]:
-    """Hold the lock of a name, from whatever host; it is released when this process dies.
+    """Hold the lock of a name across all hosts; it is released when this process dies.
 
     Parameters
     ----------
     name : of the lock, such as ``plan 12``.
-    what : what its holder does, for those who are refused: "submits, resumes or cancels plan 12".
-    see : the command that shows how that stands.
-    purpose : stored with the lock, and given to those who are refused.
+    what : what its holder does, for the message: "submits, resumes or cancels plan 12".
+    see : the command that shows the holder's progress.
+    purpose : stored with the lock, for programs that find it held.
 
     Raises
     ------
@@ -65,9 +65,9 @@ def hold(name: str, what: str, see: str, purpose: str = "") -> Iterator[None]:
 
 
 def lock_row(name: str, what: str) -> None:
-    """Hold the lock of a name until the transaction that the caller is in ends.
+    """Hold the lock of a name until the caller's transaction ends.
 
-    Waits for whoever holds it, and says who that is.
+    If another process holds it, log which one, and wait.
     """
     table, silence_s = dialect().table(Lock), settings.current().database.answer_timeout_s
     if not dialect().sign_lock(table, name, _me(""), silence_s):
@@ -86,8 +86,8 @@ def _held(name: str, what: str, see: str) -> Held:
 
 def _lock(name: str) -> Lock | None:
     with connection():
-        found: Lock | None = Lock.get_or_none(Lock.name == name)
-        return found
+        lock: Lock | None = Lock.get_or_none(Lock.name == name)
+        return lock
 
 
 def _who(lock: Lock | None) -> str:

@@ -1,4 +1,4 @@
-"""The tables of nights: which plans they made, and how these ended."""
+"""The tables of nights: their plans, and how these ended."""
 
 from functools import partial
 from secrets import token_hex
@@ -18,37 +18,37 @@ from astra.models.stored_json import stored
 
 
 class Night(BaseModel):
-    """One run of a configured night, from its first plan until nothing of it lives any more.
+    """One run of a configured night, from its first plan until none of its elements is alive.
 
-    The finalizer is the job that looks after it. Its token is committed before sbatch is called,
-    and a job with another token does nothing.
+    A job, the finalizer, resumes and closes it. The token of the finalizer is committed before
+    sbatch is called, and a job with another token does nothing.
     """
 
     pk = BigAutoField()
-    token = TextField(default=partial(token_hex, 4))  # numbers are given again, tokens are not
+    token = TextField(default=partial(token_hex, 4))  # unique, while numbers are assigned again
     name = TextField()
-    date = TextField()  # on which it began, where it was begun: "2026-11-24"
+    date = TextField()  # on which it began, in local time: "2026-11-24"
     began = TimeField(now=True, null=False)
-    ended = TimeField(null=True)  # without it, the night is open
+    ended = TimeField(null=True)  # NULL while the night is open
     whole = BooleanField(default=False)
-    failed_rows = BooleanField(default=False)  # more rows failed than it accepts; all have ended
-    round = IntegerField(default=0)  # in which pages were submitted again
-    n_rows = BigIntegerField(default=0)  # the sums of its plans, from its last look
+    failed_rows = BooleanField(default=False)  # all rows ended, but more failed than it accepts
+    round = IntegerField(default=0)  # the number of rounds in which pages were submitted again
+    n_rows = BigIntegerField(default=0)  # the totals of its plans when they were last updated
     n_done = BigIntegerField(default=0)
     n_failed = BigIntegerField(default=0)
     n_no_result = BigIntegerField(default=0)
     n_retries = BigIntegerField(default=0)
-    task_s = FloatField(default=0.0)  # spent in tasks, over all attempts
-    cpu_s = FloatField(default=0.0)  # that these held processors for, times how many
-    start_until = BigIntegerField(null=True)  # its hours, in seconds since the epoch
+    task_s = FloatField(default=0.0)  # the time of tasks, over all attempts
+    cpu_s = FloatField(default=0.0)  # the same, times the number of allocated processors
+    start_until = BigIntegerField(null=True)  # in seconds since the epoch, as the next one
     drain_by = BigIntegerField(null=True)
     finalizer = TextField(null=True)  # the token of its finalizer
-    finalizer_job = BigIntegerField(null=True)  # None: sbatch has not answered
+    finalizer_job = BigIntegerField(null=True)  # NULL until sbatch has answered
     finalizer_cluster = TextField(null=True)  # as given to sbatch's --clusters
     finalizer_home = TextField(null=True)  # the name of the cluster that took it
     finalizer_user = TextField(null=True)  # who submitted it
     message = TextField(null=True)  # what is not whole, and what to do
-    notified = TextField(null=True)  # JSON: by way, what was sent, and how that went
+    notified = TextField(null=True)  # JSON: for each way, what was sent, and the outcome
     cwd = TextField()
     host = TextField()
     created_by = TextField()
@@ -58,7 +58,7 @@ class Night(BaseModel):
 
     @property
     def verdict(self) -> str:
-        """How it ended: whole, failed rows, or not whole."""
+        """How the night ended: whole, failed rows, or not whole."""
         if self.whole:
             return "whole"
         return "failed rows" if self.failed_rows else "not whole"
@@ -82,16 +82,16 @@ class Night(BaseModel):
 class NightPlan(BaseModel):
     """A plan of a night, or the note that nothing was pending for a task.
 
-    Its totals outlast the plan, which may be removed by ``astra clean``.
+    Its totals remain when ``astra clean`` removes the plan.
     """
 
     pk = BigAutoField()
     night = ForeignKeyField(Night, column_name="night_pk", on_delete="CASCADE", backref="plans")
     task = TextField()
     input_model = TextField(null=True)
-    plan_pk = BigIntegerField(null=True, index=True)  # None: nothing was pending, or an error
+    plan_pk = BigIntegerField(null=True, index=True)  # NULL: nothing was pending, or an error
     leftover = BooleanField(default=False)  # planned by an earlier night
-    retries_before = IntegerField(default=0)  # those of earlier nights
+    retries_before = IntegerField(default=0)  # in earlier nights
     began = TimeField(now=True, null=False)
     n_rows = BigIntegerField(default=0)
     n_done = BigIntegerField(default=0)
@@ -100,10 +100,10 @@ class NightPlan(BaseModel):
     n_retries = BigIntegerField(default=0)
     task_s = FloatField(default=0.0)
     cpu_s = FloatField(default=0.0)
-    has_ended = BooleanField(default=False)  # every row of the plan
+    has_ended = BooleanField(default=False)  # every row of the plan has
     message = TextField(null=True)
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """The task that it is of, as ``NightTask.key``."""
+        """Its task and input model, as ``NightTask.key``."""
         return self.task, self.input_model

@@ -40,32 +40,32 @@ class Plan(BaseModel):
     """The pending rows of one task and input model, frozen, cut into pages."""
 
     pk = BigAutoField()
-    token = TextField(default=partial(token_hex, 4))  # numbers are given again, tokens are not
+    token = TextField(default=partial(token_hex, 4))  # unique, while numbers are assigned again
     task = TextField()  # its name: "slam.slam"
     task_path = TextField()  # where it is imported from: "astra.pipelines.slam:slam"
-    import_root = TextField(null=True)  # the folder that the import began at, if not installed
+    import_root = TextField(null=True)  # the folder that it was imported from, if not installed
     input_model = TextField()  # "astra.models.boss:BossVisitSpectrum"
     input_table = TextField()
     output_model = TextField()
-    arguments = TextField()  # JSON: what the task is called with
+    arguments = TextField()  # JSON: the task's arguments
     arguments_digest = TextField(null=True)  # SHA-256 of that text
     limit = IntegerField()  # rows per page
     n_pages = IntegerField()
     n_rows = BigIntegerField()
     v_astra = IntegerField()
-    commit = TextField(null=True)  # of the task's code, with "+" where it was modified
+    commit = TextField(null=True)  # of the task's code, with "+" if it was modified
     created = TimeField(now=True, null=False)
     created_by = TextField()
     created_on = TextField()  # the host
-    role = RoleField(null=True)  # of the database, that made it
+    role = RoleField(null=True)  # the database role that created it
     cwd = TextField()
     cancelled = TimeField(null=True)
-    redo = TextField(null=True)  # rows that had ended are processed again: which, as it was typed
+    redo = TextField(null=True)  # which rows that had ended are processed again, as it was typed
     where = TextField(null=True)  # the condition on its rows, as it was typed
-    made_by = IntegerField(null=True)  # what its results say that they were made by
+    made_by = IntegerField(null=True)  # the MadeBy of its results
     paused = TimeField(null=True)  # since when its elements take no further page
     pause_reason = TextField(null=True)
-    throttle = IntegerField(null=True)  # at most so many elements go on to a further page
+    throttle = IntegerField(null=True)  # at most so many elements take a further page
 
     class Meta:
         indexes = ((("task", "input_table"), False),)
@@ -82,19 +82,19 @@ class Plan(BaseModel):
 
 
 class MadeBy(BaseModel):
-    """What made results: a task, its arguments and files, and its code. Results point to it."""
+    """The origin of results, which point to it: a task, its arguments and files, and its code."""
 
     pk = AutoField()
-    fingerprint = TextField(unique=True)  # of all that follows, and of the plan
+    fingerprint = TextField(unique=True)  # of all following columns, and the plan
     task = TextField()
-    output_table = TextField(null=True)  # where the results are
-    digest = TextField()  # of what makes results differ: arguments, contents of files, revision
+    output_table = TextField(null=True)  # the table of the results
+    digest = TextField()  # of all that changes results: arguments, contents of files, revision
     plan_pk = BigIntegerField(null=True)  # None: the task was called directly
-    arguments = TextField()  # JSON: all of them, defaults too
+    arguments = TextField()  # JSON: all of them, including defaults
     arguments_digest = TextField(index=True)
     files = TextField()  # JSON: for each argument that names files, their digests by path
     revision = TextField(null=True)  # of @task
-    commit = TextField(null=True)  # of the task's code, with "+" where it was modified
+    commit = TextField(null=True)  # of the task's code, with "+" if it was modified
     v_astra = IntegerField()
     created = TimeField(now=True, null=False)
 
@@ -117,22 +117,22 @@ class Submission(BaseModel):
     job_id = BigIntegerField(null=True, index=True)  # of the array; for local ones the pid
     cluster = TextField(null=True)  # as given to sbatch's --clusters
     cluster_name = TextField(null=True)  # of the cluster that took it
-    pid_began = TextField(null=True)  # of local ones: tells the process from a later namesake
+    pid_began = TextField(null=True)  # for local ones: the start time of the process
     job_name = TextField()
-    host = TextField()  # from where it was submitted
-    elements = KeysField()  # numbers of its elements, from 1 over the whole plan
+    host = TextField()  # from which it was submitted
+    elements = KeysField()  # numbers of its elements, counted from 1 over the whole plan
     offset = IntegerField()  # element = array index + offset
     pages_per_element = IntegerField()
     pulls = BooleanField(default=False)  # its elements take any of its pages that are free
-    watcher = IntegerField(null=True)  # the element that watches over those that hold pages
-    watched = TimeField(null=True)  # when it last looked
+    watcher = IntegerField(null=True)  # the element that checks whether the others are alive
+    watched = TimeField(null=True)  # when it last checked
     profile = TextField()  # JSON: the name, options and set-up that were used
     script = TextField(null=True)
     log_folder = TextField(null=True)
-    message = TextField(null=True)  # Slurm's own words, when it refused
+    message = TextField(null=True)  # Slurm's message, if it refused
     created = TimeField(now=True, null=False)
     created_by = TextField()
-    role = RoleField(null=True)  # of the database, that made it
+    role = RoleField(null=True)  # the database role that created it
 
     @property
     def options(self) -> dict[str, str | float]:
@@ -147,7 +147,7 @@ class Submission(BaseModel):
 
     @property
     def job(self) -> "JobId":
-        """The array that it became: its number counts only with its name and its cluster."""
+        """The array that was submitted: its number counts only with its name and cluster."""
         from astra.slurm.parse import JobId  # here, as elements seldom ask Slurm
 
         number = self.job_id or 0
@@ -155,37 +155,37 @@ class Submission(BaseModel):
 
 
 class OutcomesField(BlobField):
-    """A byte for each row, as bytes: of a driver's memoryview no item equals a number."""
+    """A byte for each row, read as bytes also where the driver returns a memoryview."""
 
     def python_value(self, value: bytes | memoryview | None) -> bytes | None:
         return None if value is None else bytes(value)
 
 
 class Page(BaseModel):
-    """Up to ``limit`` rows of a plan. One byte per row says how it ended (states.Outcome).
+    """Up to ``limit`` rows of a plan, with one byte per row for how it ended (states.Outcome).
 
-    A row is its place in its page; the keys of a page are numbers, or the texts of other keys.
+    A row is identified by its place in the page; keys are numbers, or the texts of other keys.
     """
 
     pk = BigAutoField()
-    plan = ForeignKeyField(  # its index is the one below
+    plan = ForeignKeyField(  # the index below serves it
         Plan, column_name="plan_pk", on_delete="CASCADE", backref="pages", index=False
     )
     plan_pk: int
     number = IntegerField()
     n_rows = IntegerField()
     keys = KeysField(null=True)
-    key_texts = KeyTextsField(null=True)  # where the keys are no whole numbers
+    key_texts = KeyTextsField(null=True)  # if the keys are not whole numbers
     outcomes = OutcomesField()
     n_done = IntegerField(default=0)
     n_failed = IntegerField(default=0)
     n_no_result = IntegerField(default=0)
-    submission_pk = BigIntegerField(null=True)  # whose elements may claim it
-    attempt_pk = BigIntegerField(null=True)  # who alone may write
-    # Of a submission that pulls: whether any of its elements may take the page. It changes as a
-    # page is claimed and given back; NULL where pages are assigned to elements.
+    submission_pk = BigIntegerField(null=True)  # the submission whose elements may claim it
+    attempt_pk = BigIntegerField(null=True)  # the only attempt that may write
+    # Whether any element of a submission that pulls may take the page, which changes when a page is
+    # claimed or released; NULL where pages are assigned to elements.
     free = BooleanField(null=True)
-    retries = TextField(null=True)  # JSON: how often it was retried after which Slurm state
+    retries = TextField(null=True)  # JSON: the number of retries after each Slurm state
     modified = TimeField(now=True, null=False)
 
     class Meta:
@@ -193,13 +193,13 @@ class Page(BaseModel):
 
     @classmethod
     def complete_table(cls) -> None:
-        """Its rows change at each checkpoint, and none of its indexes with them."""
+        """Leave room for updates: rows change at each checkpoint, and indexes should not."""
         super().complete_table()
         dialect().leave_room(cls)
 
     @property
     def row_keys(self) -> list[int | str]:
-        """The keys of its rows, in the order of their places."""
+        """The keys of its rows, by place."""
         keys: list[int | str] = self.key_texts if self.keys is None else self.keys
         return keys
 
@@ -210,7 +210,7 @@ class Page(BaseModel):
 
 Page.add_index(Page.index(Page.submission_pk, name="page_free", where=Page.free))
 
-#: The same of a page in a query.
+#: :attr:`Page.n_pending` in a query.
 N_PENDING = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
 
 
@@ -224,8 +224,8 @@ class Attempt(BaseModel):
     page_pk: int
     token = TextField(default=partial(token_hex, 4))
     submission_pk = BigIntegerField(index=True)
-    submission: Submission  # where a query joins it
-    number = IntegerField()  # from 1, for each page
+    submission: Submission  # if a query joins it
+    number = IntegerField()  # counted from 1 for each page
     element = IntegerField()
     state = TextField()
     job_id = BigIntegerField(null=True)  # the array's
@@ -233,26 +233,26 @@ class Attempt(BaseModel):
     restarts = IntegerField(default=0)  # SLURM_RESTART_COUNT
     host = TextField()
     pid = IntegerField()
-    pid_began = TextField(null=True)  # from /proc, to know the process from a later namesake
+    pid_began = TextField(null=True)  # the start time of the process, from /proc
     log = TextField(null=True)
     began = TimeField(now=True, null=False)
-    seen = TimeField(now=True, null=False)  # last word: claim, checkpoint, heartbeat or end
+    seen = TimeField(now=True, null=False)  # the last claim, checkpoint, heartbeat or end
     ended = TimeField(null=True)
-    slurm_state = TextField(null=True)  # Slurm's word on its end, once somebody asked
-    n_handed = IntegerField(default=0)  # places of its page that the task may have been given
-    group = IntegerField(null=True)  # of suspects, that the task may have been given
+    slurm_state = TextField(null=True)  # how it ended according to Slurm, once that was queried
+    n_handed = IntegerField(default=0)  # places of its page that the task may have received
+    group = IntegerField(null=True)  # the group of suspects that the task may have received
     n_done = IntegerField(default=0)  # rows that this attempt ended, by how they ended
     n_failed = IntegerField(default=0)
     n_no_result = IntegerField(default=0)
-    n_found = IntegerField(default=0)  # rows whose result others had written
+    n_found = IntegerField(default=0)  # rows that had a result from another attempt
     n_checkpoints = IntegerField(default=0)
     t_task_s = FloatField(default=0.0)
     t_read_s = FloatField(default=0.0)
     t_write_s = FloatField(default=0.0)
     t_start_s = FloatField(null=True)  # from the start of the process to the first row
-    t_rows_s = FloatField(null=True)  # from the first row on
-    row_times = TextField(null=True)  # measures.RowTimes: how many rows took how long
-    max_rss_mb = FloatField(null=True)  # of the process that ran the task, up to then
+    t_rows_s = FloatField(null=True)  # since the first row
+    row_times = TextField(null=True)  # a histogram of the times of rows
+    max_rss_mb = FloatField(null=True)  # the peak of the process that ran the task
     message = TextField(null=True)
 
     class Meta:
@@ -260,22 +260,22 @@ class Attempt(BaseModel):
 
     @classmethod
     def complete_table(cls) -> None:
-        """As that of a page."""
+        """Leave room for updates, as in the table of pages."""
         super().complete_table()
         dialect().leave_room(cls)
 
 
 class Suspect(BaseModel):
-    """A row that was in the task's hands when its process died."""
+    """A row that the task was processing when its process died."""
 
     pk = BigAutoField()
     page = ForeignKeyField(
         Page, column_name="page_pk", on_delete="CASCADE", backref="suspects", index=False
     )
     place = IntegerField()  # in the page, from 0
-    group = IntegerField()  # rows of one group are handed over together, apart from all others
-    deaths = IntegerField(default=0)  # of processes in which it was the only row in hand
-    exception = TextField()  # what it is recorded as, if it has to be given up
+    group = IntegerField()  # rows of one group are processed together, apart from all others
+    deaths = IntegerField(default=0)  # of processes that processed only this row
+    exception = TextField()  # the exception that is recorded if the row is given up
     cause = TextField()  # of the last death: "killed its process (signal 11, SIGSEGV)"
 
     class Meta:
@@ -283,7 +283,7 @@ class Suspect(BaseModel):
 
 
 class Exclusion(BaseModel):
-    """A node that elements keep away from for a while, since failures gathered there."""
+    """A node that elements avoid for a while because of failures there."""
 
     pk = BigAutoField()
     node = TextField(unique=True)
@@ -293,14 +293,14 @@ class Exclusion(BaseModel):
 
 
 class RowKeyField(TextField):
-    """The key of a row of any table, as a text."""
+    """The key of a row of any table, stored as text."""
 
     def db_value(self, value: object) -> str | None:
         return None if value is None else str(value)
 
 
 class RowWithoutResult(BaseModel):
-    """The columns of a row that ended, at a version, without a result."""
+    """The columns for a row that ended without a result at a version."""
 
     pk = BigAutoField()
     task = TextField()
@@ -318,12 +318,12 @@ class RowWithoutResult(BaseModel):
 class Failure(RowWithoutResult):
     """One input row whose processing raised: its key, attempt and traceback."""
 
-    exception = TextField()  # its class
+    exception = TextField()  # the name of its class
     message = TextField()
     place = TextField(null=True)  # file:line in the task's own code
     traceback = TextField(null=True)
     times = IntegerField(default=1)
-    refused = BooleanField(default=False)  # a further result of a row that has one
+    refused = BooleanField(default=False)  # another result of a row that has one
 
     class Meta:
         indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
@@ -336,7 +336,7 @@ class NoResult(RowWithoutResult):
         indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
 
 
-#: Tables in the order in which they are made.
+#: Tables in the order in which they are created.
 ORCHESTRATION = (
     Schema, Plan, MadeBy, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
     Night, NightPlan, Lock,
@@ -344,6 +344,6 @@ ORCHESTRATION = (
 
 
 def excluded_nodes() -> dict[str, Exclusion]:
-    """Nodes that are left out at present."""
+    """Return the nodes that are excluded at present."""
     with connection():
         return {e.node: e for e in Exclusion.select().where(Exclusion.until > dialect().now())}

@@ -1,6 +1,6 @@
-"""Roles of PostgreSQL: who plans, who writes results, and who only reads.
+"""Grant roles of PostgreSQL the rights to plan, to write results, or only to read.
 
-The owner of the tables, who ran ``astra initdb``, gives; nothing is ever taken away here.
+The owner of the tables, who ran ``astra initdb``, grants; nothing is ever revoked here.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from astra.models.plans import (
     Suspect,
 )
 
-#: What each kind of role is for.
+#: What each kind of role may do.
 KINDS = {
     "plans": "plans, submits, resumes and cancels; reads all",
     "writes": "runs elements: writes results, failures and the progress of pages; reads all",
     "reads": "status, failures, plans; changes nothing",
 }
 
-#: Columns that stay as they were made: an element changes all others of its page, its submission
-#: and its attempt. Who and where an attempt is is written once, as it begins.
+#: Columns that elements may not change; they change all others of their page, submission and
+#: attempt. Those that identify an attempt are written once, as it begins.
 _FROZEN: dict[object, set[str]] = {
     Page: {"pk", "plan_pk", "number", "n_rows", "keys", "key_texts", "submission_pk", "retries"},
     Submission: {
@@ -48,35 +48,35 @@ _FROZEN: dict[object, set[str]] = {
 }  # fmt: skip
 
 
-#: Columns that a planner changes of plans and submissions, its own and others': what is run, from
-#: where and with which options stays as it was made by the role that stands beside it.
+#: Columns of plans and submissions that planners may change, also in those of other roles. What is
+#: run, from where and with which options stays as the role wrote it that the row names.
 _CONTROLLED: dict[object, set[str]] = {
     Plan: {"n_pages", "n_rows", "made_by", "cancelled", "paused", "pause_reason", "throttle"},
     Submission: {"state", "job_id", "cluster", "cluster_name", "message"},
 }
 
 
-#: What a role of each kind may do, and one of a lesser kind may not.
+#: A privilege that each kind of role has, and lesser kinds lack.
 _MARKS = {"plans": (Page, "INSERT"), "writes": (Failure, "INSERT"), "reads": (Plan, "SELECT")}
 
 
 @dataclass(frozen=True)
 class Grant:
-    """A role, and what it is for."""
+    """A role and its kind."""
 
     role: str
     kind: str
 
 
 def parse_grants(words: tuple[str, ...]) -> list[Grant]:
-    """``ROLE:plans``, ``ROLE:writes`` or ``ROLE:reads``; ``ROLE`` alone is all three.
+    """Parse ``ROLE:plans``, ``ROLE:writes`` or ``ROLE:reads``; ``ROLE`` alone means all three.
 
     Raises
     ------
     UsageError
-        If what stands after the colon is none of these.
+        If the kind after the colon is none of these.
     """
-    found = []
+    grants = []
     for word in words:
         role, colon, kind = word.rpartition(":") if ":" in word else (word, "", "")
         if not role or (colon and kind not in KINDS):
@@ -84,12 +84,12 @@ def parse_grants(words: tuple[str, ...]) -> list[Grant]:
                 f"--grant {word!r}: write ROLE, or ROLE:plans, ROLE:writes, ROLE:reads. "
                 f"{nearest(kind, KINDS)}"
             )
-        found += [Grant(role, kind)] if colon else [Grant(role, each) for each in KINDS]
-    return found
+        grants += [Grant(role, kind)] if colon else [Grant(role, each) for each in KINDS]
+    return grants
 
 
 def check_grants(grants: list[Grant]) -> None:
-    """Refuse what cannot be given, before a table is made.
+    """Refuse what cannot be granted, before a table is created.
 
     Raises
     ------
@@ -114,9 +114,9 @@ def check_grants(grants: list[Grant]) -> None:
 
 
 def give(grants: list[Grant], models: list[type[BaseModel]]) -> None:
-    """Give the roles what they need of these tables, and of later ones of the same owner.
+    """Grant the roles what they need on these tables, and on later ones of the same owner.
 
-    Roles that were given something before get the same of tables that are new since.
+    Roles that were granted something before get the same on tables that are new since.
     """
     speaks = dialect()
     if not isinstance(speaks, PostgreSQL):
@@ -140,7 +140,7 @@ def _given_before(speaks: PostgreSQL) -> list[Grant]:
 
 
 def privileges_of(kind: str, model: type[BaseModel]) -> list[str]:
-    """What a kind of role may do to a table, as it stands before ON in a GRANT."""
+    """Return what a kind of role may do to a table, as a GRANT writes it before ON."""
     own = {"plans": _of_planners, "writes": _of_writers}
     return ["SELECT", *(own[kind](model) if kind in own else [])]
 
@@ -151,9 +151,9 @@ def _of_planners(model: type[BaseModel]) -> list[str]:
         return [_on("INSERT", begins), _on("UPDATE", sorted(_CONTROLLED[model])), "DELETE"]
     if model in (Page, Exclusion, Suspect, Night, NightPlan, Lock):
         return ["INSERT", "UPDATE", "DELETE"]
-    if model is MadeBy:  # that of a dry run is taken back
+    if model is MadeBy:  # a dry run removes its row again
         return ["INSERT", "DELETE"]
-    # What Slurm said of an attempt's end, and rows that are to be tried once more.
+    # The state that Slurm reported for an attempt, and rows that are to be processed again.
     return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])
 
 
@@ -169,9 +169,9 @@ def _of_writers(model: type[BaseModel]) -> list[str]:
     if model is Suspect:
         return ["INSERT", "UPDATE"]
     if issubclass(model, OutputModel):
-        # A row that has fewer results than before loses those that it had further.
+        # If a row has fewer results than before, the surplus is deleted.
         return ["INSERT", "UPDATE", "DELETE"]
-    # A result that is a spectrum itself is entered in the register of spectra.
+    # A result that is a spectrum itself is registered as one.
     return ["INSERT"] if model in (Spectrum, MadeBy) else []
 
 
@@ -180,7 +180,7 @@ def _on(privilege: str, columns: list[str]) -> str:
 
 
 def _check_given(speaks: PostgreSQL, grant: Grant) -> None:
-    """PostgreSQL only warns where the giver has nothing to give."""
+    """Check that a grant had an effect: PostgreSQL only warns if the grantor lacks the right."""
     model, privilege = _MARKS[grant.kind]
     if not speaks.may(grant.role, model, privilege):
         name = database.obj.connection().info.user

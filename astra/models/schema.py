@@ -1,4 +1,4 @@
-"""Create, complete and check the tables of a database, which have a version."""
+"""Create, complete and check the tables of a database, and their version."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,25 +42,25 @@ def init_database(
     views: bool = False,
     tracked: Sequence[str] = (),
 ) -> list[str]:
-    """Make all missing tables, those of the named modules too; the names of the new ones.
+    """Create all missing tables, and return the names of the new ones.
+
+    It can be run again: tables that exist are completed (columns, indexes, triggers).
 
     Parameters
     ----------
-    modules : whose tables are made too.
+    modules : whose tables are created too.
     grant : roles that are to use the tables, as ``ROLE:plans`` (see roles.py).
-    copied, moved : what happened to the database since its archive was made in another place.
-    notes : is given what was done besides making tables.
-    views : make a view ``TABLE_current`` of each table of results, too.
-    tracked : models of others' tables whose changes the database is to note from now on.
-
-    Can be run again: tables that exist are completed (indexes, triggers) and kept.
+    copied, moved : what happened to the database since its archive was created elsewhere.
+    notes : a list to which everything else that was done is appended.
+    views : create a view ``TABLE_current`` of each table of results too.
+    tracked : models of others' tables whose changes the database records from now on.
 
     Raises
     ------
     UsageError
         If a module cannot be imported, or there is no such role.
     DatabaseError
-        If the tables were made by a later astra, or one is in use for too long.
+        If the tables were created by a later astra, or one is in use for too long.
     """
     for name in modules:
         _import(name)
@@ -74,7 +74,8 @@ def init_database(
             new = _init(parse_grants(grant), copied, moved, noted, views)
             return new, noted + [track_changes(name) for name in tracked]
 
-    new, noted = retrying(init, LOCK_TIMEOUT_S)  # elements may lock the tables in another order
+    # Retried because elements may lock the tables in another order.
+    new, noted = retrying(init, LOCK_TIMEOUT_S)
     if notes is not None:
         notes += noted
     return new
@@ -86,12 +87,12 @@ def sql_of(
     views: bool = False,
     tracked: Sequence[str] = (),
 ) -> str:
-    """What :func:`init_database` would do, as SQL: it is done in a transaction that is undone.
+    """Return what :func:`init_database` would do, as SQL, by running and rolling it back.
 
     Raises
     ------
     DatabaseError
-        As there: the role has to be one that may make tables.
+        As :func:`init_database` does; the role needs the right to create tables.
     """
     for name in modules:
         _import(name)
@@ -109,7 +110,7 @@ def sql_of(
 def _init(
     wanted: list[Grant], copied: bool, moved: bool, notes: list[str], views: bool
 ) -> list[str]:
-    """Do what :func:`init_database` does, in its transaction."""
+    """Run :func:`init_database` within its transaction."""
     check_grants(wanted)
     if schema := Schema._meta.schema:
         dialect().create_schema(schema)
@@ -124,8 +125,8 @@ def _init(
             "them: have astra initdb run by that role"
         )
     _upgrade(version)
-    if not owners and (said := settle_archive(copied, moved)):
-        notes.append(said)
+    if not owners and (settled := settle_archive(copied, moved)):
+        notes.append(settled)
     if views:
         notes.append(f"views: {', '.join(make_views(ours))}")
     give(wanted, ours)
@@ -135,9 +136,9 @@ def _init(
 def _make_tables(
     version: int | None, notes: list[str]
 ) -> tuple[list[str], list[type[BaseModel]], list[str]]:  # fmt: skip
-    """Make or complete every table: names of the new ones, models of ours, owners of others.
+    """Create or complete every table; return new names, models of this role, and other owners.
 
-    What was added, and what is in a table and not in its model, is noted.
+    Notes say what was added, and which columns of a table are not in its model.
     """
     new: list[str] = []
     ours: list[type[BaseModel]] = []
@@ -160,7 +161,7 @@ def _make_tables(
 
 
 def _upgrade(version: int | None) -> None:
-    """Write down the version of astra's own tables, whose missing columns have been added."""
+    """Store the version of astra's own tables, whose missing columns have been added."""
     if version is None:
         Schema.create(version=VERSION)
     elif version < VERSION:
@@ -181,7 +182,7 @@ def _import(name: str) -> None:
 
 
 def _shared_tables() -> Iterator[str]:
-    """Which models of results, of different modules, would be stored in one table."""
+    """Yield notes about models of results, of different modules, that share one table."""
     first: dict[str, type[BaseModel]] = {}
     for model in (m for m in tables() if issubclass(m, OutputModel)):
         other = first.setdefault(model._meta.table_name, model)
@@ -194,7 +195,7 @@ def _shared_tables() -> Iterator[str]:
 
 
 def _differences(model: type[Model], have: set[str]) -> list[str]:
-    """What is different between a table and its model, in words."""
+    """Describe the differences between a table and its model."""
     table, model_name = model._meta.table_name, import_path(model)
     notes = [f"{table}: added the column {name}" for name in _missing(model, have)]
     for name in columns_gone(model, have):
@@ -218,7 +219,7 @@ def _differences(model: type[Model], have: set[str]) -> list[str]:
 _NUMBERS = ("integer", "bigint", "smallint", "real", "double", "numeric", "decimal")
 _TEXTS = ("text", "character", "varchar", "char")
 
-#: How the types of columns begin that cannot take the values of a field.
+#: The beginnings of types of columns that cannot store the values of a field.
 _OTHERS = {
     **dict.fromkeys(("INT", "BIGINT", "SMALLINT", "FLOAT", "DOUBLE", "DECIMAL"), _TEXTS),
     **dict.fromkeys(("TEXT", "VARCHAR", "CHAR"), _NUMBERS),
@@ -228,7 +229,7 @@ _OTHERS = {
 def _check_others_table(
     model: type[Model], have: set[str], owner: str, version: int | None
 ) -> None:
-    """A table of another role is used as it is; what only its owner could do is asked of him."""
+    """Refuse a table of another role that is incomplete: only its owner can complete it."""
     missing = _missing(model, have)
     if missing or version != VERSION:
         lacks = f"lacks the column {missing[0]!r}" if missing else "is of another version of astra"
@@ -243,7 +244,7 @@ def _missing(model: type[Model], have: set[str]) -> list[str]:
 
 
 def command_for(model: type[Model]) -> str:
-    """What to type to make or complete a table."""
+    """Return the command that creates or completes a table."""
     module = model.__module__
     command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
     return command + ("" if issubclass(model, BaseModel) else f" --track-changes {model.__name__}")
@@ -255,7 +256,7 @@ def check_tables(*models: type[Model]) -> None:
     Raises
     ------
     DatabaseError
-        It says what to type.
+        The message says what to type.
     """
     for model in models:
         have = dialect().columns(model)
@@ -276,14 +277,14 @@ def check_tables(*models: type[Model]) -> None:
 
 
 def check_guards(*models: type[Model]) -> None:
-    """Refuse to work on tables without the indexes and triggers that results rest on.
+    """Refuse to work on tables without the indexes and triggers on which results depend.
 
-    They are looked for by what they do: a table may have been replaced, or restored without them.
+    They are recognized by what they do: a table may have been replaced, or restored without them.
 
     Raises
     ------
     DatabaseError
-        It says what is missing, and what to type.
+        The message says what is missing, and what to type.
     """
     for model in models:
         if lacks := lacking_guard(model):
@@ -293,7 +294,7 @@ def check_guards(*models: type[Model]) -> None:
 
 
 def lacking_guard(model: type[Model]) -> str | None:
-    """What a table lacks of the indexes and triggers that results rest on, and what to type."""
+    """Describe an index or trigger that results depend on and a table lacks, and the remedy."""
     lacks = None
     if columns := _missing_unique(model):
         lacks = f"no unique index on ({columns}), so that a row could have two results"
@@ -306,14 +307,14 @@ def lacking_guard(model: type[Model]) -> str | None:
 
 
 def _kept_column(model: type[Model]) -> str | None:
-    """The column in which astra's trigger keeps when a row changed; None where it has none."""
+    """Return the column in which astra's trigger stores when a row changed; None without one."""
     is_kept = getattr(model, "is_input", False) or is_tracked(model)
     field = modified_field(model) if is_kept else None
     return None if field is None else str(field.column_name)
 
 
 def _missing_unique(model: type[Model]) -> str | None:
-    """The columns of a table that no index keeps unique, though its model says so."""
+    """Return columns of a table that no index keeps unique, though its model declares one."""
     if issubclass(model, OutputModel):
         return model.missing_index()
     if not issubclass(model, BaseModel):
@@ -328,7 +329,7 @@ def _missing_unique(model: type[Model]) -> str | None:
 
 
 def _check_names(model: type[Model]) -> None:
-    """Refuse names that peewee would not quote as they are, or PostgreSQL would cut."""
+    """Refuse names that peewee would not quote properly, or PostgreSQL would truncate."""
     for name in (model._meta.table_name, *model._meta.columns):
         dialect().quote(name)
         if len(name.encode()) > 63:
@@ -359,15 +360,15 @@ def _is_table(model: type[Model]) -> bool:
 
 
 def check_version() -> None:
-    """Refuse to work on tables that are not this astra's.
+    """Refuse to work on tables of another version of astra.
 
     Raises
     ------
     DatabaseError
-        If the tables are missing, older or newer; it says what to type.
+        If the tables are missing, older or newer; the message says what to type.
     """
     version = None
-    if not _is_missing_file():  # to look must not make one
+    if not _is_missing_file():  # connecting would create it
         with connection():
             version = _version()
     if version is None:

@@ -82,12 +82,12 @@ class Source(BaseModel):
 
 
 def of_sources(model: type[Model], sdss_ids: Iterable[int]) -> ColumnBase:
-    """A clause: a row is one of these sources, or of one of them.
+    """Return the clause that a row is one of these sources, or belongs to one of them.
 
     Raises
     ------
     TaskError
-        If rows of the model are of no source.
+        If rows of the model belong to no source.
     """
     if not issubclass(model, Source) and getattr(model, "loaded_with", None) != "source":
         raise TaskError(f"sdss_ids: rows of {model.__name__} have no source; leave it out")

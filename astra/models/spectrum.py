@@ -80,9 +80,9 @@ class SpectrumMixin(Mixin):
     created = TimeField(now=True, null=False)
     modified = TimeField(now=True, null=False)
 
-    #: peewee's methods come first in the order of bases: BaseModel calls on these two.
+    #: ModelMeta copies these attributes to each table, where BaseModel's would take precedence.
     is_input = True
-    #: What results point to, and what is loaded with each row (see keys.py).
+    #: The column that results point to, and the row that is loaded with each row (see keys.py).
     row_key, loaded_with = "spectrum_pk", "source"
 
     #: Which table of a file of several instruments holds these spectra.
@@ -121,7 +121,7 @@ class SpectrumMixin(Mixin):
 
     @property
     def ivar(self) -> "np.ndarray | None":
-        """Inverse variance of the flux [its unit to the power -2], shape (P,); 0 is no datum."""
+        """Inverse variance of the flux [its unit to the power -2], shape (P,); 0 for no datum."""
         return self._array("ivar")
 
     @ivar.setter
@@ -142,7 +142,7 @@ class SpectrumMixin(Mixin):
 
     @property
     def pixel_flags(self) -> "np.ndarray | None":
-        """Bits of what is wrong with each pixel, shape (P,); None where nothing is known."""
+        """Bits for defects of each pixel, shape (P,); None if they are not known."""
         return self._array("pixel_flags")
 
     @pixel_flags.setter
@@ -155,7 +155,7 @@ class SpectrumMixin(Mixin):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether the wavelengths are in the frame of the star, as its file says."""
+        """Whether the wavelengths are in the frame of the star, according to the file."""
         return bool(self.path) and self.stored_wavelength is None and self._file.is_at_rest
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Files of spectra: from a path to the arrays of one spectrum, or a refusal that says why.
+"""Read the arrays of one spectrum from a file, or raise why it cannot be read.
 
 | file | read as |
 | --- | --- |
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from astropy.io.fits import BinTableHDU, HDUList
 
-#: What a spectrum consists of, and the columns of a table that hold it.
+#: The arrays of a spectrum, and the columns of a table that may hold each.
 _COLUMNS = {
     "wavelength": ("wavelength", "loglam"),
     "flux": ("flux",),
@@ -39,7 +39,7 @@ _OBSERVATORIES = {"apo": "APO", "lco": "LCO"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which spectrum of a file that holds several is meant."""
+    """Selects a spectrum from a file with several."""
 
     instrument: str | None = None  #: "BOSS" or "APOGEE"
     telescope: str | None = None  #: such as "apo25m"
@@ -48,10 +48,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Pixels:
-    """One spectrum as its file holds it."""
+    """One spectrum from a file."""
 
     arrays: "dict[str, np.ndarray]" = field(default_factory=dict)
-    is_at_rest: bool = False  #: whether the file holds it in the frame of the star
+    is_at_rest: bool = False  #: whether its wavelengths are in the frame of the star
 
 
 def read_pixels(path: Path, wanted: Wanted | None = None) -> Pixels:
@@ -67,7 +67,7 @@ def read_pixels(path: Path, wanted: Wanted | None = None) -> Pixels:
     Raises
     ------
     UsageError
-        If the file is of another kind, lacks an array, or holds several that could be meant.
+        If the file is of another kind, lacks an array, or has several matching spectra.
     MissingExtra
         If astropy is wanted and not installed.
     OSError
@@ -96,15 +96,15 @@ def _check(path: Path, arrays: "dict[str, np.ndarray]") -> None:
             raise UsageError(f"{path}: {name!r} holds {arrays[name].dtype}, not real numbers")
     shapes = {name: array.shape for name, array in arrays.items() if name in _COLUMNS}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise UsageError(f"{path}: the arrays of a spectrum have one shape (P,), not {said}")
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise UsageError(f"{path}: the arrays of a spectrum have one shape (P,), not {shown}")
 
 
 def _read_npz(path: Path) -> "dict[str, np.ndarray]":
     import numpy as np
 
     try:
-        # numpy leaves a file open that it opened and found broken.
+        # Opened here because numpy does not close a damaged file that it has opened.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -130,7 +130,7 @@ def _read_fits(path: Path, wanted: Wanted) -> Pixels:
 
 
 def _choose_table(path: Path, units: "HDUList", wanted: Wanted) -> "BinTableHDU":
-    """Return the table that holds the spectrum that is wanted."""
+    """Return the table of the requested spectrum."""
     tables = [u for u in units if getattr(u, "columns", None) is not None]
     with_flux = [u for u in tables if "flux" in _names(u) and len(u.data)]
     if not with_flux:
@@ -230,16 +230,16 @@ def _choose_row(path: Path, unit: "BinTableHDU", wanted: Wanted) -> int:
         rows = np.flatnonzero(days == wanted.mjd)
         if rows.size == 1:
             return int(rows[0])
-        said = f"{rows.size or 'none'} of MJD {wanted.mjd}"
+        mismatch = f"{rows.size or 'none'} of MJD {wanted.mjd}"
     else:
-        said = "and the row has no MJD"
-    raise UsageError(f"{path} has {n} spectra in {unit.name}, {said}: exactly one must match")
+        mismatch = "and the row has no MJD"
+    raise UsageError(f"{path} has {n} spectra in {unit.name}, {mismatch}: exactly one must match")
 
 
 def _from_header(
     path: Path, unit: "BinTableHDU", names: list[str], arrays: "dict[str, np.ndarray]"
 ) -> None:
-    """Add wavelengths that only the header of a table gives."""
+    """Add wavelengths that are only in the header of a table."""
     import numpy as np
 
     header = unit.header

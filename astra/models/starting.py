@@ -1,4 +1,4 @@
-"""A starting point for somebody's own tasks: models of tables that exist, and a task on them."""
+"""Write a first module for a user's own tasks: models of existing tables, and a task on each."""
 
 import re
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
 '''
 
 
-#: What peewee does not know by name, by what SQLite's manual calls its affinity.
+#: The fields for types that peewee does not know, by SQLite's rules of affinity.
 _AFFINITIES: dict[str, type[peewee.Field]] = {
     "INT": peewee.BigIntegerField, "CHAR": peewee.TextField, "CLOB": peewee.TextField,
     "TEXT": peewee.TextField, "BLOB": peewee.BlobField, "REAL": peewee.DoubleField,
@@ -81,14 +81,14 @@ _AFFINITIES: dict[str, type[peewee.Field]] = {
 
 
 def configuration(url: str) -> str:
-    """The text of an ``astra.toml`` that names a database."""
+    """Return the text of an ``astra.toml`` that names a database."""
     return _CONFIGURATION.format(url=url)
 
 
 def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
-    """The text of a module with models of tables that exist, and a task on each.
+    """Return the text of a module with models of existing tables, and a task on each.
 
-    Without `tables` it is one on spectra.
+    Without `tables`, it has a task on spectra.
 
     Raises
     ------
@@ -99,20 +99,20 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
         return _SPECTRA.format(module=module)
     parts: list[str] = []
     with connection():
-        found = Introspector.from_database(database.bound(), schema=schema)
-        known = {*found.metadata.database.get_tables(schema), *_views(schema)}
+        reflected = Introspector.from_database(database.bound(), schema=schema)
+        existing = {*reflected.metadata.database.get_tables(schema), *_views(schema)}
         for table in tables:
-            if table not in known:
+            if table not in existing:
                 where = f" in the schema {schema!r}" if schema else ""
-                raise UsageError(f"there is no table {table!r}{where}. {nearest(table, known)}")
-            parts.append(_model(found, table, schema))
+                raise UsageError(f"there is no table {table!r}{where}. {nearest(table, existing)}")
+            parts.append(_model(reflected, table, schema))
     text = "".join(parts)
     used = set(re.findall(r"\b(?:[A-Z]\w*Field|CompositeKey)\b", text)) & vars(peewee).keys()
     return _HEAD.format(module=module, names=", ".join(sorted(used))) + text
 
 
 def tables_of(schema: str | None) -> list[str]:
-    """The names of the tables of a schema."""
+    """Return the names of the tables of a schema."""
     with connection():
         return sorted(database.bound().get_tables(schema))
 
@@ -122,7 +122,7 @@ def _views(schema: str | None) -> set[str]:
 
 
 def _model(tables: Introspector, table: str, schema: str | None) -> str:
-    """The model of a table, and a task on its rows."""
+    """Return the text of the model of a table, and of a task on its rows."""
     name = tables.make_model_name(table)
     columns = tables.metadata.get_columns(table, schema)
     keys = dialect().primary_columns(table, schema)
@@ -148,7 +148,7 @@ def _model(tables: Introspector, table: str, schema: str | None) -> str:
 
 
 def _field(column: Column) -> str:
-    """A column, as a model declares it."""
+    """Return the line by which a model declares a column."""
     if issubclass(column.field_class, peewee.AutoField):
         kind = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
         return f"{column.name} = {kind}()"
@@ -168,9 +168,9 @@ def start_here(
 
     Parameters
     ----------
-    tables : those that get models; all of the schema where a database is named and none of these.
-    url : of the database; without one the configured one, or a new file of SQLite.
-    schema : of PostgreSQL, that holds the tables.
+    tables : the tables that get models; by default, all of the schema if `url` is given.
+    url : of the database; by default, the configured one, or a new SQLite file.
+    schema : the PostgreSQL schema that holds the tables.
     module : the name of the module.
 
     Raises

@@ -10,7 +10,7 @@ from astra.models.keys import adopted, key_of, modified_field, table_name
 
 
 class TrackedTable(BaseModel):
-    """A table of others whose changes astra was asked to track."""
+    """A table that astra did not create, and whose changes it tracks."""
 
     name = TextField(primary_key=True)  # with its schema, if it has one
     column_name = TextField()
@@ -20,14 +20,17 @@ class TrackedTable(BaseModel):
 
 
 def is_tracked(model: type[peewee.Model]) -> bool:
-    """Whether astra was asked to keep the moment of changes in a model's table."""
+    """Whether astra's trigger stores when rows of a model's table change."""
     if getattr(model, "is_input", False) or modified_field(model) is None:
         return False
     return bool(TrackedTable.select().where(TrackedTable.name == table_name(model)).exists())
 
 
 def tracked_model(table: str, module: str) -> type[peewee.Model] | None:
-    """A model of a tracked table with the column of its changes alone: its own is not imported."""
+    """Return a model of a tracked table with only the column of its changes.
+
+    Its own model may not be imported.
+    """
     known = TrackedTable.get_or_none(TrackedTable.name == table)
     if known is None:
         return None
@@ -39,11 +42,11 @@ def tracked_model(table: str, module: str) -> type[peewee.Model] | None:
 
 
 def track_changes(name: str) -> str:
-    """Have the database note when rows of a table change; what was done, in words.
+    """Have the database record when rows of a table change; return what was done.
 
-    The column that the model's ``class Meta: modified`` names is added, if the table lacks it:
-    empty, so that results which are there stay up to date. Rows that are inserted or changed from
-    now on get the moment, by a trigger.
+    If the table lacks the column that the model's ``class Meta: modified`` names, it is added
+    without values, so that existing results stay up to date. A trigger sets it in rows that are
+    inserted or changed from now on.
 
     Parameters
     ----------
@@ -52,7 +55,7 @@ def track_changes(name: str) -> str:
     Raises
     ------
     UsageError
-        If there is no such model, or it names no column for the moment.
+        If there is no such model, or it names no column for the time of changes.
     NotAllowed
         If the table is a view, or belongs to another role.
     """

@@ -1,0 +1,27 @@
+"""The statements of which both dialects understand the same text, by name.
+
+A ``{name}`` is replaced by a quoted identifier or a fragment of SQL (``str.format``).
+"""
+
+#: Set columns of one row. Peewee needs longer to write such a statement than a database to run it,
+#: and a checkpoint runs several.
+UPDATE_ROW = "UPDATE {table} SET {columns} WHERE {key} = {mark}"
+
+ADD_COLUMN = "ALTER TABLE {table} ADD COLUMN {column}{default}"
+
+CREATE_INDEX = "CREATE {kind} IF NOT EXISTS {index} ON {table} ({columns}) {where}"
+
+#: For a row that has a result already: the one whose input was read later is kept.
+ON_CONFLICT = """
+    ON CONFLICT ({target}) {where}
+    DO UPDATE SET {columns}, "modified" = {now}
+    WHERE stored."input_read" IS NULL OR excluded."input_read" >= stored."input_read" """
+
+DROP_VIEW = "DROP VIEW IF EXISTS {view}"
+
+CREATE_VIEW = "CREATE VIEW {view} AS SELECT stored.* FROM {table} AS stored WHERE {condition}"
+
+#: A condition: no later version has a result for the same row.
+IS_CURRENT = """
+    NOT EXISTS (SELECT 1 FROM {table} AS later WHERE {same_row}
+                AND later.v_astra_major_minor > stored.v_astra_major_minor)"""
