@@ -1,13 +1,13 @@
 """Batch orchestration for science archives.
 
-``@task`` makes a generator function a task; ``generate_queries_for_task`` finds the input rows
-that have no up-to-date result. Plans, Slurm arrays and the morning's status are built on these
-two: see ``astra --help``, and ``astra.api`` for the same from programs.
+``@task`` makes a generator function a task; ``generate_queries_for_task`` finds the input rows that
+have no up-to-date result. Plans, Slurm arrays and reports are based on these two: see
+``astra --help``, and ``astra.api`` for programs.
 """
 
 __version__ = "0.8.1"
 
-TYPE_CHECKING = False  # but for who checks types: all that is imported here delays every command
+TYPE_CHECKING = False  # type checkers assume True; an import here would delay every command
 if TYPE_CHECKING:
     from logging import Logger
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from astra.results.rows import End
     from astra.tasks.decorator import task
 
-    #: The log of the package: ``astra`` and its children, set up by the program that uses it.
+    #: The package's logger, ``astra``; programs that use the package configure it.
     log: Logger
 
 __all__ = ["End", "__version__", "generate_queries_for_task", "log", "task"]
@@ -32,8 +32,8 @@ def __getattr__(name: str) -> object:
     if name == "log":
         import logging
 
-        globals()["log"] = found = logging.getLogger("astra")
-        return found
+        globals()["log"] = logger = logging.getLogger("astra")
+        return logger
     if name not in _HOME_OF:
         raise AttributeError(f"module 'astra' has no attribute {name!r}")
     import importlib

@@ -6,19 +6,19 @@ import sys
 
 from astra.processes import collect_seldom
 
-#: What a full disk, or one that is gone, says of what is written to it.
+#: Errors of writing to a disk that is full or not available.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def run() -> None:
-    """Do what the command line says, and exit."""
-    collect_seldom()  # before the imports
+    """Run the command of the command line, and exit."""
+    collect_seldom()  # before the other imports
     for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed
+        if getattr(sys, name) is None:  # it is closed
             setattr(sys, name, open(os.devnull, "r+"))
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
-            # Whatever the locale: a λ in a message or printed by a task is no error.
+            # A λ in a message or in the output of a task is not an error in any locale.
             reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         os.getcwd()
@@ -31,7 +31,7 @@ def run() -> None:
         finally:
             sys.stdout.flush()
     except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever read has read enough, as head has
+        if error.errno == errno.EPIPE:  # the reader, such as head, has closed the pipe
             os._exit(1)
         if error.errno not in _FULL:
             raise
@@ -40,11 +40,11 @@ def run() -> None:
             "astra status shows it\n"
         )
         sys.stderr.flush()
-        os._exit(1)  # the rest of the output would be tried once more, and fail again
+        os._exit(1)  # exiting normally would write the rest of the output, and fail again
 
 
 def _do() -> None:
-    if sys.argv[1:2] == ["run-page"]:  # an element does not wait for the command line
+    if sys.argv[1:2] == ["run-page"]:  # an element does not load the command line
         from astra.run_page import main as run_page
 
         sys.exit(run_page(sys.argv[2:]))

@@ -1,13 +1,13 @@
-"""For those who run Airflow: an operator that submits, and a sensor that waits (extra ``airflow``).
+"""Airflow: an operator that submits plans, and a sensor that waits for them (extra ``airflow``).
 
 ::
 
     submit = AstraSubmitOperator(task_id="submit", astra_task="slam.slam", profile="general")
     whole = AstraPlanSensor(task_id="whole", plans=submit.output)
 
-Both are thin, on the functions of :mod:`astra.api`. A worker, and the triggerer, need astra's
-configuration (``ASTRA_CONFIG``) and Slurm's commands. Airflow may try the operator again: rows of a
-live plan are not planned again, and pages that were submitted are not submitted again.
+Both call functions of :mod:`astra.api`. Workers and the triggerer need astra's configuration
+(``ASTRA_CONFIG``) and Slurm's commands. Airflow may retry the operator: rows of a live plan are not
+planned again, and submitted pages are not submitted again.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ __all__ = ["AstraPlanSensor", "AstraPlanTrigger", "AstraSubmitOperator"]
 
 
 class AstraSubmitOperator(BaseOperator):
-    """Plan what is pending for a task, and submit it; returns the numbers of its plans.
+    """Plan the pending rows of a task and submit them; return the numbers of the plans.
 
-    Where nothing is pending but what live plans hold, it returns these.
+    If live plans have all pending rows, return the numbers of these plans.
 
     Parameters
     ----------
@@ -71,29 +71,29 @@ class AstraSubmitOperator(BaseOperator):
     def execute(self, context: Any) -> list[int]:
         planned = api.create_plan(self.astra_task, **self.planning)
         plans: dict[int, None] = {}
-        for one in planned:
-            plans |= dict.fromkeys([one.plan] if one.plan is not None else one.live_plans)
+        for made in planned:
+            plans |= dict.fromkeys([made.plan] if made.plan is not None else made.live_plans)
         for submitted in api.submit(list(plans), self.profile, **self.options):
             self.log.info("plan %s: %s pages submitted", submitted.plan, submitted.pages)
         return list(plans)
 
 
 class AstraPlanSensor(BaseSensorOperator):
-    """Wait until nothing of some plans goes on by itself; fail where one is not whole then.
+    """Wait until no element of some plans runs or waits; fail if a plan is not whole then.
 
     Parameters
     ----------
     plans : int or sequence of int
-        Numbers, as :class:`AstraSubmitOperator` returns them; without any, there is nothing to do.
+        Numbers, as :class:`AstraSubmitOperator` returns them; without any, it succeeds at once.
     deferrable : bool
-        Wait in the triggerer, and leave the worker free.
+        Wait in the triggerer instead of a worker.
     poke_interval : float
-        Time between two queries, each of which asks Slurm once for all plans [s].
+        Time between two queries; each queries Slurm once for all plans [s].
 
     Raises
     ------
     AirflowException
-        If a plan is not whole in the end.
+        If a plan is not whole at the end.
 
     Examples
     --------
@@ -122,19 +122,19 @@ class AstraPlanSensor(BaseSensorOperator):
         return None
 
     def poke(self, context: Any) -> bool:
-        return _ended(_look(self._numbers()))
+        return _ended(_query(self._numbers()))
 
     def ended(self, context: Any, event: Any) -> None:
-        """The triggerer has seen the end."""
-        _ended({int(plan): tuple(found) for plan, found in event["plans"].items()})
+        """Check the states that the triggerer has found."""
+        _ended({int(plan): tuple(state) for plan, state in event["plans"].items()})
 
     def _numbers(self) -> list[int]:
-        one = isinstance(self.plans, int | str)
-        return [int(plan) for plan in ([self.plans] if one else self.plans or ())]
+        is_single = isinstance(self.plans, int | str)
+        return [int(plan) for plan in ([self.plans] if is_single else self.plans or ())]
 
 
 class AstraPlanTrigger(BaseTrigger):
-    """Wait in the triggerer until nothing of some plans goes on by itself.
+    """Wait in the triggerer until no element of some plans runs or waits.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class AstraPlanTrigger(BaseTrigger):
     Raises
     ------
     AstraError
-        If the database or Slurm cannot be asked for good.
+        If the database or Slurm cannot be queried permanently.
 
     Examples
     --------
@@ -162,34 +162,35 @@ class AstraPlanTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         while True:
-            # In a thread: it talks to the database and to Slurm, and the triggerer serves others.
-            found = await asyncio.to_thread(_look, self.plans)
-            if all(state != PlanState.RUNNING for state, _ in found.values()):
-                yield TriggerEvent({"plans": found})
+            # In a thread, as the queries would block other triggers.
+            states = await asyncio.to_thread(_query, self.plans)
+            if all(state != PlanState.RUNNING for state, _ in states.values()):
+                yield TriggerEvent({"plans": states})
                 return
             await asyncio.sleep(self.every_s)
 
 
-_Look = dict[int, tuple[str, str]]  # by plan: its state, and what to type
+#: The state of each plan, and the command to run next.
+_States = dict[int, tuple[str, str]]
 
 
-def _look(plans: Sequence[int]) -> _Look:
-    found = api.statuses(plans) if plans else []
-    return {status.plan: (status.state.value, "; ".join(status.advice)) for status in found}
+def _query(plans: Sequence[int]) -> _States:
+    statuses = api.statuses(plans) if plans else []
+    return {status.plan: (status.state.value, "; ".join(status.advice)) for status in statuses}
 
 
-def _ended(found: _Look) -> bool:
-    """Whether nothing goes on.
+def _ended(plans: _States) -> bool:
+    """Return whether all plans have ended.
 
     Raises
     ------
     AirflowException
-        If a plan is not whole and will not be by itself; it says what to type.
+        If a plan has ended and is not whole; the message says what to run.
     """
-    states = {state for state, _ in found.values()}
+    states = {state for state, _ in plans.values()}
     if PlanState.RUNNING in states:
         return False
-    left = [f"plan {p} is {state}: {why}" for p, (state, why) in found.items() if state != "whole"]
+    left = [f"plan {p} is {state}: {why}" for p, (state, why) in plans.items() if state != "whole"]
     if left:
         raise AirflowException("; ".join(left))
     return True

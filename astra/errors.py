@@ -1,4 +1,4 @@
-"""Every error that astra raises on purpose, and the exit status it ends a command with.
+"""The errors that astra raises on purpose, with the exit status of a command that raises them.
 
 ::
 
@@ -7,21 +7,21 @@
     │   ├── ConfigError             configuration: file, key and the nearest right one
     │   ├── TaskError               a task that cannot be found, or used as written
     │   ├── ScriptError             a template that cannot be rendered
-    │   └── MissingExtra            a package that is not installed, and the extra that brings it
+    │   └── MissingExtra            a package that is not installed, and the extra that installs it
     ├── DatabaseError           5   no connection, wrong schema version
     │   └── NotAllowed              the role lacks a privilege
-    ├── SlurmError              6   Slurm refused, or a command of its is missing
-    │   ├── SlurmRefused            Slurm said no, in its own words
-    │   └── SlurmUnknown            Slurm gave no answer: nothing follows from that
-    ├── BusyError               7   another process is at work on the same plan
-    ├── OutOfHours             74   the hours of a night are over: an element begins nothing
+    ├── SlurmError              6   Slurm refused, or one of its commands is missing
+    │   ├── SlurmRefused            Slurm refused, with its message
+    │   └── SlurmUnknown            Slurm gave no answer, so that its state is unknown
+    ├── BusyError               7   another process is changing the same plan
+    ├── OutOfHours             74   the hours of a night are over: an element begins no page
     ├── Held                    0   a plan is paused or throttled: an element takes no page
     ├── Interrupted            75   asked to stop; its yielded results are stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
-        └── OutOfMemory             a row, or what came before it, took all memory
+        └── OutOfMemory             a row, or the task before it, exhausted the memory
 
-The command line catches this tree alone. Anything else is a bug and keeps its traceback.
+The command line catches only this tree. Any other exception is a bug and keeps its traceback.
 The statuses 3 (running) and 4 (needs attention) belong to ``astra status``: see states.py.
 """
 
@@ -29,7 +29,7 @@ from collections.abc import Iterable
 
 
 class AstraError(Exception):
-    """Something a person can put right; the message says how."""
+    """An error that the user can fix; the message says how."""
 
     exit_status = 1
 
@@ -39,7 +39,7 @@ class UsageError(AstraError):
 
 
 class Untrusted(UsageError):
-    """Code that another role has named, and that nobody trusts."""
+    """Code of another role's plan that the user does not trust."""
 
 
 class ConfigError(UsageError):
@@ -55,7 +55,7 @@ class ScriptError(UsageError):
 
 
 class MissingExtra(UsageError):
-    """A package is not installed: no row's fault, the same for all that need it."""
+    """A package is not installed, which no row is to blame for."""
 
     def __init__(self, extra: str, package: str, purpose: str) -> None:
         super().__init__(
@@ -77,7 +77,7 @@ class SlurmError(AstraError):
 
 
 class SlurmRefused(SlurmError):
-    """Slurm said no, in words: no job was made. `limit` is true if it may say yes later."""
+    """Slurm refused, and made no job. `limit` is true if it may accept the job later."""
 
     def __init__(self, message: str, limit: bool = False) -> None:
         super().__init__(message)
@@ -97,7 +97,7 @@ class OutOfHours(AstraError):
 
 
 class Held(AstraError):
-    """A plan is paused or throttled: its element takes no further page. Nothing is wrong."""
+    """A plan is paused or throttled, so that its element takes no further page: not a failure."""
 
     exit_status = 0
 
@@ -119,7 +119,7 @@ class OutOfMemory(BrokenElement):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence for the end of a message: the nearest known name, or all of them.
+    """Return a sentence for the end of a message: the nearest known names, or all of them.
 
     >>> nearest("partitoin", ["partition", "time"])
     "Did you mean 'partition'?"
@@ -127,7 +127,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'Known: a, b.'
     """
     known = sorted(known)
-    from difflib import get_close_matches  # only where something is wrong
+    from difflib import get_close_matches  # only when an error is raised
 
     near = get_close_matches(name, known, n=3, cutoff=0.6)
     if near:

@@ -1,4 +1,4 @@
-"""Facts about this and other processes: when they began, their clock and memory."""
+"""Facts about processes: their start, command line, user and memory."""
 
 import atexit
 import gc
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def process_began(pid: int) -> str | None:
-    """When a process of this machine began, in ticks since the machine did; None if it is gone.
+    """Return when a process began, in ticks since the machine started; None if it has ended.
 
-    Tells a process from a later one of the same number (proc(5), field 22 of stat).
+    It distinguishes a process from a later one with the same number (proc(5), field 22 of stat).
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -23,7 +23,7 @@ def process_began(pid: int) -> str | None:
 
 
 def command_of(pid: int) -> list[str]:
-    """The words that a process of this machine was started with; none if it is gone."""
+    """Return the command line of a process of this machine; empty if it has ended."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -32,7 +32,7 @@ def command_of(pid: int) -> list[str]:
 
 
 def user_name() -> str:
-    """The name of the user of this process; the number where there is no entry for it."""
+    """Return the name of the user of this process, or the number if it has no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -40,18 +40,18 @@ def user_name() -> str:
 
 
 def now_s() -> float:
-    """The clock by which processes are born: seconds since the machine started."""
+    """Return the seconds since the machine started, by the clock of :func:`born_s`."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def born_s(pid: int | str = "self") -> float:
-    """When a process was started, by the same clock (proc(5), field 22 of stat)."""
+    """Return when a process started, in seconds since the machine did (proc(5), stat, field 22)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mb() -> float:
-    """The largest memory, in MB, that this process has held up to now."""
+    """Return the peak memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -61,15 +61,15 @@ _SELDOM = (100_000, *_USUAL[1:])
 
 
 def collect_seldom() -> None:
-    """From the start of a command; what is there at its end is left to the operating system."""
+    """Collect garbage rarely from the start of a command, and not at its end."""
     gc.set_threshold(*_SELDOM)
     atexit.register(gc.freeze)
 
 
 def collect_as_usual() -> None:
-    """Before the code of a task runs: as it expects, but for what was imported up to now.
+    """Collect garbage as usual from here on, as a task expects, except for imported modules.
 
-    In a process that is not astra's own nothing was changed, and nothing is.
+    Do nothing in a process that did not call :func:`collect_seldom`.
     """
     if gc.get_threshold() != _SELDOM:
         return

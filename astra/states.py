@@ -1,7 +1,4 @@
-"""The states of rows, pages and Slurm jobs, and what each means.
-
-Slurm's own words are mapped in one function, :func:`slurm_state`; an unknown word raises.
-"""
+"""The states of rows, pages, plans and Slurm jobs, and what each means."""
 
 from collections.abc import Iterable
 from enum import IntEnum, StrEnum
@@ -16,7 +13,7 @@ class Outcome(IntEnum):
     NO_RESULT = 3  # the task yielded nothing for it
 
 
-#: The columns of pages and attempts that count the rows that ended so.
+#: The columns of pages and attempts that count rows by how they ended.
 COUNTED = {
     "n_done": Outcome.RESULT,
     "n_failed": Outcome.FAILURE,
@@ -25,9 +22,9 @@ COUNTED = {
 
 
 class AttemptState(StrEnum):
-    """How one execution of one page stands, in the words of the element itself."""
+    """The state of one execution of a page, as its element recorded it."""
 
-    RUNNING = "running"  # claimed, and has not ended as far as is known
+    RUNNING = "running"  # it has claimed the page and recorded no end
     DONE = "done"  # every row of the page has ended
     INTERRUPTED = "interrupted"  # asked to stop; its yielded results are stored
     BROKEN = "broken"  # the task failed outside of any row
@@ -36,25 +33,25 @@ class AttemptState(StrEnum):
 
 
 class PageState(StrEnum):
-    """Where a page stands, from the database and Slurm together."""
+    """The state of a page, from the database and Slurm together."""
 
     DONE = "done"  # every row has ended
-    RUNNING = "running"  # its element lives
+    RUNNING = "running"  # its element is running
     WAITING = "waiting"  # its element is queued
-    UNSUBMITTED = "unsubmitted"  # no element was asked for
-    INTERRUPTED = "interrupted"  # its element was asked to stop and said so
+    UNSUBMITTED = "unsubmitted"  # it has no element
+    INTERRUPTED = "interrupted"  # its element was asked to stop, and recorded it
     BROKEN = "broken"  # its task failed outside of any row
-    LOST = "lost"  # its element ended without a word, rows are missing
-    INCOMPLETE = "incomplete"  # Slurm calls its element COMPLETED, rows are missing
+    LOST = "lost"  # its element ended without a record; rows are missing
+    INCOMPLETE = "incomplete"  # its element is COMPLETED in Slurm; rows are missing
     UNKNOWN = "unknown"  # Slurm gave no answer
     CANCELLED = "cancelled"  # the plan was cancelled before it ran
 
 
-#: Pages whose element lives or may live: never submitted again.
+#: Pages whose element is or may be alive, which are never submitted again.
 ALIVE = frozenset({PageState.RUNNING, PageState.WAITING, PageState.UNKNOWN})
 
 
-#: What a status counts rows by that have ended.
+#: The names by which a status counts rows that have ended.
 ENDED = ("done", "failed", "no result")
 
 
@@ -68,11 +65,11 @@ class PlanState(StrEnum):
     8
     """
 
-    WHOLE = "whole"  #: every row has a result, or rightly none: 0
+    WHOLE = "whole"  #: every row has a result, or correctly none: 0
     FAILED_ROWS = "failed rows"  #: every row has ended, some as failures: 8
-    RUNNING = "running"  #: something lives that will go on by itself: 3
-    ATTENTION = "attention"  #: somebody has to do something: 4
-    CANCELLED = "cancelled"  #: given up on purpose: 0
+    RUNNING = "running"  #: elements are running or waiting: 3
+    ATTENTION = "attention"  #: rows are left and an action is needed: 4
+    CANCELLED = "cancelled"  #: cancelled by a user: 0
 
     @property
     def exit_status(self) -> int:
@@ -80,20 +77,20 @@ class PlanState(StrEnum):
         return statuses[self.value]
 
 
-#: Plans together are in the first of these states that one of them is in.
+#: Several plans together are in the first of these states that one of them has.
 _WORST_FIRST = (
     PlanState.ATTENTION, PlanState.RUNNING, PlanState.FAILED_ROWS, PlanState.CANCELLED,
 )  # fmt: skip
 
 
 def worst(states: Iterable[PlanState]) -> PlanState:
-    """The state of several plans together: that of the one that most needs somebody."""
-    found = set(states)
-    return next((state for state in _WORST_FIRST if state in found), PlanState.WHOLE)
+    """Return the state of several plans together: that of the plan that most needs an action."""
+    present = set(states)
+    return next((state for state in _WORST_FIRST if state in present), PlanState.WHOLE)
 
 
 class SlurmState(StrEnum):
-    """What Slurm says of one element."""
+    """The state of one element in Slurm."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -113,7 +110,7 @@ class SlurmState(StrEnum):
         return self in (SlurmState.PENDING, SlurmState.RUNNING)
 
 
-#: The exception under which a row is recorded that is given up, by what it did to its process.
+#: The exceptions of rows that are given up because they ended their process.
 KILLED, OUT_OF_MEMORY, TIMED_OUT = "KilledProcess", "OutOfMemory", "RowTimeout"
 
 QUARANTINED = (KILLED, OUT_OF_MEMORY, TIMED_OUT)

@@ -1,4 +1,4 @@
-"""Helpers that modules of the published package import: a public name, and no place for others."""
+"""Public helpers that modules of the published package import."""
 
 import os
 import pkgutil
@@ -38,7 +38,7 @@ def version_integer_to_string(number: int) -> str:
 
 
 def flatten(nested: object) -> list[object]:
-    """List the items of nested containers in their order; of mappings, the values.
+    """List the items of nested containers, and the values of mappings, in order.
 
     >>> flatten({"a": 1, "b": [2, ("three", None)]})
     [1, 2, 'three', None]
@@ -51,7 +51,7 @@ def flatten(nested: object) -> list[object]:
 
 
 def list_to_dict(rows: Sequence[Mapping[object, object]]) -> dict[object, list[object]]:
-    """Turn a list of mappings with the same keys into one of lists.
+    """Convert a list of mappings with the same keys to a mapping of lists.
 
     >>> list_to_dict([{"a": 1}, {"a": 2}])
     {'a': [1, 2]}
@@ -62,7 +62,7 @@ def list_to_dict(rows: Sequence[Mapping[object, object]]) -> dict[object, list[o
 
 
 def dict_to_list(columns: Mapping[object, Sequence[object]]) -> list[dict[object, object]]:
-    """Turn a mapping of lists of one length into a list of mappings.
+    """Convert a mapping of lists of the same length to a list of mappings.
 
     >>> dict_to_list({"a": [1, 2]})
     [{'a': 1}, {'a': 2}]
@@ -72,18 +72,18 @@ def dict_to_list(columns: Mapping[object, Sequence[object]]) -> list[dict[object
 
 
 def executable(name: str | Callable[..., object]) -> Callable[..., object]:
-    """Import what can be called by its dotted name; return what can be called already."""
-    found = pkgutil.resolve_name(name) if isinstance(name, str) else name
-    if not callable(found):
+    """Import a callable by its dotted name, or return a callable unchanged."""
+    value = pkgutil.resolve_name(name) if isinstance(name, str) else name
+    if not callable(value):
         raise TypeError(f"{name!r} cannot be called")
-    return found
+    return value
 
 
 class Timer:
-    """Measure how long a block took, or an iterable over each of its items, in s.
+    """Measure the time of a block, or of each item of an iterable, in s.
 
-    ``elapsed`` is the time without pauses, ``interval`` that of the last item. Items get their
-    times as the attributes that are named.
+    ``elapsed`` is the time without pauses, ``interval`` that of the last item. The times are set as
+    attributes of the items, with the given names.
 
     Examples
     --------
@@ -117,12 +117,12 @@ class Timer:
 
     @property
     def elapsed(self) -> float:
-        """Time since the start, or of the whole block, without pauses."""
+        """Return the time since the start, or of the whole block, without pauses."""
         return (perf_counter() if self._end is None else self._end) - self._start - self._paused
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave out what is done within."""
+        """Do not count the time of a block."""
         begin = perf_counter()
         try:
             yield
@@ -130,7 +130,7 @@ class Timer:
             self._paused += perf_counter() - begin
 
     def __iter__(self) -> Iterator[object]:
-        """Give each item, with its times; call `callback` every `frequency` seconds."""
+        """Yield each item with its times; call `callback` every `frequency` seconds."""
         items, overhead = iter(self._items), self.elapsed
         while True:
             before = self.elapsed
