@@ -6,6 +6,7 @@
 import ast
 import importlib
 import pkgutil
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -47,6 +48,9 @@ PUBLIC = {
     "astra.api": ("create_plan", "resume", "status", "submit", "wait"),
     "astra.pipelines.slam": ("slam", "train"),
 }
+
+#: The most lines of a function; lines that say ``Any`` are fewer than this in all.
+MOST_LINES, MOST_ANY = 95, 240
 
 _FLOOR_OF = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
 
@@ -124,6 +128,30 @@ def test_a_folder_imports_only_from_those_above_it_in_the_list():
 def test_no_module_has_more_than_500_lines():
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules()}
     assert {name: n for name, n in lengths.items() if n > 500} == {}
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """The functions of a module, with their lines: decorators, signature, docstring and body."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(line.lineno for line in node.decorator_list)])
+            yield node.name, (node.end_lineno or first) - first + 1
+
+
+def test_no_function_has_more_than_60_lines():
+    lengths = {f"{m}.{f}": n for m, path in modules() for f, n in functions(path)}
+    assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_few_lines_say_any():
+    """``Any`` checks nothing. Rows of the database and what Airflow hands over are of any type."""
+    counts = Counter(
+        name
+        for name, path in modules()
+        for line in path.read_text().splitlines()
+        if folder(name) not in ("database", "airflow") and re.search(r"\bAny\b", line)
+    )
+    assert counts.total() < MOST_ANY, counts.most_common()
 
 
 def test_every_module_can_be_imported_and_public_names_stay():
