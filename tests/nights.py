@@ -1,15 +1,15 @@
 """Plans and nights on a real cluster: how tests begin them, and wait for their ends."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from astra.cli.group import main
 from astra.config import settings
 from astra.database.connection import connection
 from astra.models.nights import Night
 from astra.plan.plan import create_plan
-from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Slurm, wait_for
 
@@ -22,12 +22,11 @@ def write(folder: Path, text: str, monkeypatch) -> Path:
     return file
 
 
-def astra(*words: str, status: int = 0, folder: Path = ROOT) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", *words], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
-    return done.stdout if not status else done.stdout + done.stderr
+def astra(*words: str, status: int = 0) -> str:
+    """The output of one of astra's commands, called in this process."""
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == status, (words, done.exit_code, done.output)
+    return done.output if status else done.stdout
 
 
 def last() -> Night:

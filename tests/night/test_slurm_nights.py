@@ -48,7 +48,7 @@ def test_killed_elements_are_lost_resumed_and_whole(slurm, tmp_path):
     computed = tmp_path / "computed"
     fast = tmp_path / "fast"
     plan = plan_of(
-        6000, 1000, row_s=0.02, slow_until=str(fast), write_frequency=0.5, computed=str(computed)
+        3600, 600, row_s=0.02, slow_until=str(fast), write_frequency=0.5, computed=str(computed)
     )
     submit(plan, options={"pull": False})  # or the others would take over
     for attempt in running(3):
@@ -58,13 +58,13 @@ def test_killed_elements_are_lost_resumed_and_whole(slurm, tmp_path):
     found = status(plan)
     assert found.state == "attention" and found.state.exit_status == 4
     assert found.pages == {"done": 3, "lost": 3}
-    assert sum(found.rows.values()) == 6000 and "resume" in found.advice[0]
+    assert sum(found.rows.values()) == 3600 and "resume" in found.advice[0]
     again = resume(plan, options={"mem": "200M"})
     assert again.pages == 3 and again.skipped == {"done": 3}
     assert resume(plan).pages == 0
     run_out(slurm)
-    assert counts() == (6000, 6000) and status(plan).state == "whole"
-    twice = len(computed.read_text().split()) - 6000
+    assert counts() == (3600, 3600) and status(plan).state == "whole"
+    twice = len(computed.read_text().split()) - 3600
     assert 0 < twice <= 3 * 60  # half a second of rows each, and the time to write them
     assert resume(plan).pages == 0
 
