@@ -1,10 +1,9 @@
 """Rows of a plan, and what is stored for them, as columns of numbers."""
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from peewee import ColumnBase
+from numpy.typing import NDArray
 
 from astra.models.plans import Page
 from astra.states import Outcome
@@ -12,24 +11,28 @@ from astra.states import Outcome
 #: The number of a result of a row that is known by another key than the row's.
 OF_ANOTHER_KEY = 2**31
 
+Numbers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
 
 class Rows:
     """The rows of some pages, as columns."""
 
     def __init__(self, pages: list[Page], keys: list[int]) -> None:
-        self.page = np.repeat([page.number for page in pages], [page.n_rows for page in pages])
+        numbers, n_rows = [page.number for page in pages], [page.n_rows for page in pages]
+        self.page: Numbers = np.repeat(np.array(numbers, dtype=np.int64), n_rows)
         self.key = np.array(keys, dtype=np.int64)
         joined = b"".join(bytes(page.outcomes) for page in pages)
         self.outcome = np.frombuffer(joined, dtype=np.uint8)
 
-    def ended(self, outcome: Outcome) -> ColumnBase:
+    def ended(self, outcome: Outcome) -> Flags:
         return self.outcome == outcome.value
 
 
 class Stored:
     """What is stored for some of `keys`, as columns beside them; `there` says for which."""
 
-    def __init__(self, rows: list[tuple[object, ...]], keys: Any) -> None:
+    def __init__(self, rows: list[tuple[int, ...]], keys: Numbers) -> None:
         # A row of zeros stands for what is not there.
         table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 9), dtype=np.int64)
         numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
@@ -39,28 +42,28 @@ class Stored:
         self._place = np.minimum(place, len(self._table) - 1)
         self.there = (self._table[self._place, 0] == keys) & bool(rows)
 
-    def every(self, number: int) -> Any:
+    def every(self, number: int) -> Numbers:
         """A column of all that is stored, not beside the keys."""
         return self._table[:, number]
 
-    def column(self, number: int) -> Any:
+    def column(self, number: int) -> Numbers:
         return np.where(self.there, self._table[self._place, number], 0)
 
     @cached_property
-    def _steps(self) -> tuple[ColumnBase, Any]:
+    def _steps(self) -> tuple[Flags, Numbers]:
         """From each stored row to the next: whether that is of the same key, and the step of the
         number."""
         same = np.diff(self._table[:, 0]) == 0
         return same & (self._numbers[1:] != OF_ANOTHER_KEY), np.diff(self._numbers)
 
     @cached_property
-    def is_again(self) -> Any:
+    def is_again(self) -> Flags:
         """Stored rows with the number of the one before."""
         same, steps = self._steps
         return np.append(False, same & (steps == 0))
 
     @cached_property
-    def is_gap(self) -> ColumnBase:
+    def is_gap(self) -> Flags:
         """Stored rows that do not continue the one before, or do not begin at 0."""
         same, steps = self._steps
         wrong = same & ((steps > 1) | ((steps == 1) & (np.diff(self._table[:, 1]) != 0)))
@@ -69,7 +72,7 @@ class Stored:
             first & (self._numbers != 0) & (self._numbers != OF_ANOTHER_KEY)
         )
 
-    def any_of(self, which: Any) -> Any:
+    def any_of(self, which: Flags) -> Flags:
         """For which keys one of the stored rows is so."""
         if not which.any():
             return np.zeros(len(self._keys), dtype=bool)

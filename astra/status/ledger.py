@@ -1,26 +1,27 @@
 """The checks of :mod:`astra.status.verify`: compare pages, attempts and rows with each other."""
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import peewee
-from peewee import ColumnBase, Model, ModelSelect
+from peewee import ColumnBase
 
 from astra.database.connection import dialect
 from astra.models.importing import load
 from astra.models.keys import RowKey, key_of
 from astra.models.pipeline import PipelineOutputModel, link_of
-from astra.models.plans import Attempt, Failure, NoResult, Page, Plan
+from astra.models.plans import Attempt, Failure, NoResult, Page, Plan, RowWithoutResult
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
-from astra.status.columns import OF_ANOTHER_KEY, Rows, Stored
+from astra.status.columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, Stored
 from astra.status.records import FOREIGN_ROW, Records, attempts_of, orphans
 from astra.status.verdict import Breach, Verdict
 
 #: Rows that are looked at together.
 ROWS_AT_ONCE = 200_000
+
+Kind = type[RowWithoutResult]
 
 
 class Ledger:
@@ -47,11 +48,12 @@ class Ledger:
         pairs = sorted((a.pk, page) for page, found in self.attempts.items() for a in found)
         self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
         self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
-        self.recorded = {m: _any_of(plan, m) for m in (Failure, NoResult)}
+        self.recorded: dict[Kind, bool] = {m: _any_of(plan, m) for m in (Failure, NoResult)}
         self.records = Records(plan, self.model, self.output)
         self.latest = self.records.latest
         self.n_ours = 0  # results of its attempts that are of its rows
-        self.n_recorded: Counter[Any] = Counter()  # rows with such a record of this plan
+        # Rows with such a record of this plan.
+        self.n_recorded: Counter[Kind] = Counter()
 
     def checked(self) -> Verdict:
         for found in self.records.values():
@@ -69,7 +71,7 @@ class Ledger:
         )  # fmt: skip
 
     def _check(self) -> None:
-        keys: list[tuple[int, Any]] = []
+        keys: list[tuple[int, Sequence[int]]] = []
         for pages in _chunks(self.plan):
             whole = [page for page in pages if self._page(page)]
             keys += [(page.number, self._numbers(page)) for page in pages]
@@ -79,7 +81,7 @@ class Ledger:
         self._plan([number for number, _ in keys], sum(len(k) for _, k in keys))
         self._unique(keys)
 
-    def _numbers(self, page: Page) -> Any:
+    def _numbers(self, page: Page) -> Sequence[int]:
         """The keys of a page, as numbers."""
         if not self._has_keys(page):
             return []
@@ -98,7 +100,7 @@ class Ledger:
             self.texts.append(text)
         return self.numbers[text]
 
-    def _keys(self, numbers: list[int]) -> list[Any]:
+    def _keys(self, numbers: list[int]) -> Sequence[RowKey]:
         """The keys of such numbers."""
         return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
 
@@ -108,7 +110,7 @@ class Ledger:
         if self.checks[check] <= self.most:
             self.breaches.append(Breach(check, page, key, found))
 
-    def _say_each(self, check: str, rows: Rows, which: Any, found: str) -> None:
+    def _say_each(self, check: str, rows: Rows, which: Flags, found: str) -> None:
         for place in np.flatnonzero(which):
             self._say(check, int(rows.page[place]), int(rows.key[place]), found)
 
@@ -145,7 +147,7 @@ class Ledger:
             found = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
             self._say("pages", None, None, found)
 
-    def _unique(self, keys: list[tuple[int, Any]]) -> None:
+    def _unique(self, keys: list[tuple[int, Sequence[int]]]) -> None:
         every = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
         page = np.repeat([number for number, _ in keys], [len(k) for _, k in keys])
         order = np.argsort(every, kind="stable")
@@ -259,7 +261,7 @@ class Ledger:
         ends = (done & ~ours) | (failed & ~our_failure) | (empty & ~our_nothing)
         self.seen["others"] += int(np.sum(ends & elsewhere))
 
-    def _forged(self, rows: Rows, result: Stored, home: Any) -> None:
+    def _forged(self, rows: Rows, result: Stored, home: Numbers) -> None:
         """Results that no attempt can have written so."""
         said, ours = self._say_each, result.there & (home > 0)
         late = result.there & (result.column(6) == 1)
@@ -281,7 +283,7 @@ class Ledger:
             found = "it was read together with this plan's rows, and is of none of its attempts"
             said("attempt-unknown", rows, others, found)
 
-    def _moments_of_reading(self, keys: list[RowKey]) -> tuple[set[object], dict[int, object]]:
+    def _moments_of_reading(self, keys: Sequence[RowKey]) -> tuple[set[object], dict[int, object]]:
         """When rows with our results were read; and, by key, those with others' results."""
         output, key = self.output, self.link.key(self.output)
         query = key.narrowed(output.select(key.given, output.attempt_pk, output.input_read), keys)
@@ -293,7 +295,7 @@ class Ledger:
             {number: read for number, attempt, read in found if attempt not in own},
         )
 
-    def _given_away(self, kind: type[Model], rows: Rows, record: Stored) -> None:
+    def _given_away(self, kind: Kind, rows: Rows, record: Stored) -> None:
         """Failures, or rows without result, of an attempt of one plan and the name of another."""
         home, ours = self._home(record.column(3)), record.column(1) == 1
         self.n_recorded[kind] += int(np.sum(record.there & ours))
@@ -307,14 +309,14 @@ class Ledger:
                 "given-away", int(rows.page[place]), int(rows.key[place]), found.format(attempt)
             )
 
-    def _not_counted(self, page: Page, rows: Rows, which: Any, name: str, what: str) -> None:
+    def _not_counted(self, page: Page, rows: Rows, which: Flags, name: str, what: str) -> None:
         """Records of rows that are pending: of rows that are taken again, and of no others."""
         n = int(np.sum(which))
         if n > (again := self._again(page, name)):
             found = f"a {what} is stored, and it counts as pending; {again} were taken again"
             self._say_each("not-counted", rows, which, found)
 
-    def _written_unseen(self, page: Page, attempt_pks: Any) -> None:
+    def _written_unseen(self, page: Page, attempt_pks: Numbers) -> None:
         written = Counter(attempt_pks.tolist())
         for attempt in self.attempts.get(page.number, []):
             if written[attempt.pk] > attempt.n_done:
@@ -324,7 +326,7 @@ class Ledger:
                 )
                 self._say("written-unseen", page.number, None, found)
 
-    def _home(self, attempt_pks: Any) -> Any:
+    def _home(self, attempt_pks: Numbers) -> Numbers:
         """The pages of this plan that attempts are of; 0 where they are of none."""
         if not len(self.attempt_pks):
             return np.zeros_like(attempt_pks)
@@ -332,7 +334,7 @@ class Ledger:
         place = np.minimum(place, len(self.attempt_pks) - 1)
         return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
 
-    def _results(self, keys: list[RowKey]) -> list[tuple[object, ...]]:
+    def _results(self, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
         """Of each stored result: key, attempt, read before it began, stored before it was read,
         whether its input was modified since (1) or is gone (2), its number, whether a moment is
         impossible, whether it bears another source than its input, and what made it."""
@@ -382,7 +384,7 @@ class Ledger:
         is_given = output.source_pk.is_null(False)
         return _flag(is_given & another & is_up_to_date(output, model))
 
-    def _of_task(self, kind: Any) -> ColumnBase:
+    def _of_task(self, kind: Kind) -> ColumnBase:
         """A clause: a record is of the plan's task, input table and version."""
         return (
             (kind.task == self.plan.task)
@@ -390,13 +392,13 @@ class Ledger:
             & (kind.v_astra_major_minor == self.plan.version.major_minor)
         )
 
-    def _records(self, kind: Any, keys: list[RowKey]) -> list[tuple[object, ...]]:
+    def _records(self, kind: Kind, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
         """Of each failure or row without result: key, of this plan, a further result's, attempt,
         page, and whether a moment, a count or what made it is impossible."""
         if not self.recorded[kind]:
             return []
         mine, known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
-        refused = peewee.Value(0)
+        refused: ColumnBase = peewee.Value(0)
         bad = (kind.modified > self.latest) | (mine & (kind.made_by.is_null() | ~known))
         if kind is Failure:
             refused, bad = _flag(kind.refused), bad | (kind.times < 1)
@@ -408,7 +410,7 @@ class Ledger:
             kind.select(*columns).where(self._of_task(kind) & dialect().among_texts(kind.key, keys))
         )
 
-    def _fetched(self, query: ModelSelect) -> list[tuple[Any, ...]]:
+    def _fetched(self, query: peewee.Select) -> list[tuple[int, ...]]:
         """The rows of a query, a key and numbers, as the driver gives them: there are many."""
         rows = dialect().run(*query.sql()).fetchall()
         if self.key.is_whole:
@@ -416,11 +418,11 @@ class Ledger:
         return [(self._number(text), *numbers) for text, *numbers in rows]
 
 
-def _flag(clause: Any) -> Any:
+def _flag(clause: ColumnBase) -> ColumnBase:
     return peewee.Case(None, ((clause, 1),), 0)
 
 
-def _any_of(plan: Plan, kind: Any) -> bool:
+def _any_of(plan: Plan, kind: Kind) -> bool:
     query = kind.select(kind.pk).where(
         (kind.task == plan.task) & (kind.input_table == plan.input_table)
     )

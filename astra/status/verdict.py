@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from astra.models.keys import RowKey
+
 #: What is checked: what a breach means, and what to do about it.
 CHECKS = {
     "values": (
@@ -116,7 +118,7 @@ class Breach:
 
     check: str  # one of CHECKS
     page: int | None
-    key: int | None
+    key: RowKey | None
     found: str
 
 
