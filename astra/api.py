@@ -24,6 +24,7 @@ from peewee import Model
 
 from astra.config.profiles import Profile, choose_profile, keys_for_slurm
 from astra.database.connection import connection
+from astra.element.page_run import PageRun
 from astra.errors import AstraError, Interrupted, UsageError
 from astra.models.plans import MadeBy, Page, Plan
 from astra.models.schema import check_version
@@ -445,7 +446,7 @@ def resume_plan(
         return resume_local(plan, n_processes, failed, report, chosen.row_timeout, chosen.setup)
 
 
-def run_here(plan_pk: int, notify: Callable[[list[object]], None] = lambda runs: None) -> None:
+def run_here(plan_pk: int, notify: Callable[[list[PageRun]], None] = lambda runs: None) -> None:
     """Run every page of a plan in this process, one after the other."""
     from astra.element.element import Element
     from astra.element.signals import heard

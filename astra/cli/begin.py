@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,9 @@ from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
 from astra.cli.options import Duration, json_option, profile_option
 from astra.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from astra.doctor.finding import Finding
 
 
 @main.command()
@@ -108,7 +111,7 @@ def doctor(
     show_findings(examine(None, job, wait_s, profile_name), as_json, False, "ready")
 
 
-def show_findings(found: Iterable[Any], as_json: bool, quiet: bool, ready: str) -> None:
+def show_findings(found: Iterable["Finding"], as_json: bool, quiet: bool, ready: str) -> None:
     """Show findings as they come, and exit with 4 if one of them failed."""
     from astra.cli import show
     from astra.night.readiness import is_ready

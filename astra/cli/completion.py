@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -24,10 +23,14 @@ class Completed(click.ParamType):
     def __init__(self, *sources: Callable[[click.Context], Pairs], name: str = "text") -> None:
         self.name, self.sources = name, sources
 
-    def convert(self, value: object, param: object, ctx: object) -> Any:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
         return str(value)
 
-    def shell_complete(self, ctx: Any, param: object, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
         """Give the values that begin like `incomplete`, of a list its last word."""
         before, comma, word = incomplete.rpartition(",")
         found = []
@@ -50,12 +53,14 @@ class PlanNumber(Completed):
     def __init__(self) -> None:
         super().__init__(plans, name="plan")
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
         if isinstance(value, int):
             return value
-        if not (value.isascii() and value.isdecimal()):
+        if not (str(value).isascii() and str(value).isdecimal()):
             self.fail(f"{value!r} is no number of a plan: astra plans lists them", param, ctx)
-        return int(value)
+        return int(str(value))
 
 
 def _configure(ctx: click.Context) -> None:

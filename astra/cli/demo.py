@@ -8,7 +8,6 @@ import tempfile
 import time
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import numpy as np
 
@@ -102,7 +101,7 @@ def _submit_and_kill(plan: int) -> None:
         time.sleep(0.02)
 
 
-def _victim(plan: int) -> Any:
+def _victim(plan: int) -> Attempt | None:
     """The attempt that began last and has stored nothing, once half of the plan's rows ended."""
     with connection():
         pages = list(Page.select().where(Page.plan == plan))

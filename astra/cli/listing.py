@@ -7,7 +7,6 @@ cut: no word is folded. What goes to a file or another program is whole.
 import csv
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -40,8 +39,8 @@ class Listing(Table):
         super().__init__(box=None, pad_edge=False, header_style="bold")
         self.out = out
         for column in columns:
-            justify: Any = "right" if column.endswith(">") else "left"
-            self.add_column(column.rstrip(">"), justify=justify, no_wrap=True)
+            name = column.rstrip(">")
+            self.add_column(name, justify="left" if name == column else "right", no_wrap=True)
 
 
 def table(*columns: str, out: str = "") -> Listing:

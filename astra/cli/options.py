@@ -1,23 +1,33 @@
 """Options that several commands take, and the values that they stand for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import click
 
 from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
 from astra.errors import UsageError
 
+if TYPE_CHECKING:
+    from click.parser import _OptionParser, _ParsingState
+
 F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 
 
-def together(*options: Any) -> Any:
-    """One decorator of several options, which help shows in this order."""
+class Decorator(Protocol):
+    """Adds options to the function of a command."""
 
-    def decorate(function: Any) -> Any:
+    def __call__(self, function: F, /) -> F: ...
+
+
+def together(*options: Decorator) -> Decorator:
+    """Return one decorator of several options, which help shows in this order."""
+
+    def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
         return function
@@ -25,18 +35,18 @@ def together(*options: Any) -> Any:
     return decorate
 
 
-def _gathered(name: str, gather: Callable[..., Any], *options: Any) -> Any:
-    """One decorator of several options, whose values a command gets as one, `name`."""
+def _gathered(name: str, gather: Callable[..., object], *options: Decorator) -> Decorator:
+    """Return one decorator of several options, whose values a command gets as one, `name`."""
 
-    def decorate(function: Any) -> Any:
+    def decorate(function: F) -> F:
         @wraps(function)
-        def command(*args: Any, **values: Any) -> Any:
+        def command(*args: object, **values: object) -> object:
             values[name] = gather(**{key: values.pop(key) for key in keys})
             return function(*args, **values)
 
         before = len(getattr(command, "__click_params__", ()))
-        decorated = together(*options)(command)
-        keys = [option.name for option in decorated.__click_params__[before:]]
+        decorated = cast("F", together(*options)(command))
+        keys = [option.name for option in getattr(decorated, "__click_params__", ())[before:]]
         return decorated
 
     return decorate
@@ -51,11 +61,11 @@ def the_last() -> int:
     return plan
 
 
-def _last_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
+def _last_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None) -> int | None:
     return plan if plan is not None or ctx.resilient_parsing else the_last()
 
 
-def _named_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | None:
+def _named_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None) -> int | None:
     if plan is not None or ctx.resilient_parsing:
         return plan
     from astra.api import last_plan
@@ -64,7 +74,7 @@ def _named_plan(ctx: click.Context, parameter: Any, plan: int | None) -> int | N
     raise UsageError(f"astra {ctx.info_name}: name a plan; the last is {last}: astra plans")
 
 
-def _trust(ctx: click.Context, parameter: Any, wanted: bool) -> None:
+def _trust(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         from astra.plan.lookup import trust, trust_no_longer
 
@@ -72,11 +82,13 @@ def _trust(ctx: click.Context, parameter: Any, wanted: bool) -> None:
         ctx.call_on_close(trust_no_longer)
 
 
-def _pairs(ctx: click.Context, parameter: Any, given: tuple[str, ...]) -> dict[str, str]:
+def _pairs(
+    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
     return pairs(given, parameter.opts[0])
 
 
-def _keys(ctx: click.Context, parameter: Any, given: str | None) -> Any:
+def _keys(ctx: click.Context, parameter: click.Parameter, given: str | None) -> list[str] | None:
     from astra.models.given_keys import keys_of
 
     return None if given is None else keys_of(given)
@@ -88,7 +100,7 @@ class Since(click.ParamType):
     name = "time"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
     ) -> datetime:
         from astra.config.units import duration_s
 
@@ -109,7 +121,9 @@ class Duration(click.ParamType):
 
     name = "time"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         from astra.config.units import duration_s, time_limit_s
 
         seconds = duration_s(value) or time_limit_s(value)
@@ -121,17 +135,17 @@ class Duration(click.ParamType):
 class RedoOption(click.Option):
     """--redo older-than DATE: the date may be a word of its own."""
 
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+    def add_to_parser(self, parser: "_OptionParser", ctx: click.Context) -> None:
         super().add_to_parser(parser, ctx)
         option = parser._long_opt["--redo"]
         process = option.process
 
-        def take(value: Any, state: Any) -> None:
+        def take(value: str, state: "_ParsingState") -> None:
             if value == "older-than" and state.rargs:
                 value = f"{value} {state.rargs.pop(0)}"
             process(value, state)
 
-        option.process = take
+        vars(option)["process"] = take
 
 
 def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
@@ -156,12 +170,12 @@ def slurm_pairs(given: tuple[str, ...]) -> dict[str, object]:
     }
 
 
-def _slurm_values(extra: tuple[str, ...], **named: Any) -> dict[str, Any]:
+def _slurm_values(extra: tuple[str, ...], **named: object) -> dict[str, object]:
     given = {key: value for key, value in named.items() if value is not None}
     return {**given, **slurm_pairs(extra)}
 
 
-def _ids(ctx: click.Context, parameter: Any, text: str | None) -> list[int] | None:
+def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
     """Identifiers from a list, or from a file with one or more to a line."""
     if text is None:
         return None
@@ -181,8 +195,8 @@ def _ids(ctx: click.Context, parameter: Any, text: str | None) -> list[int] | No
     return ids
 
 
-def one(found: list[Any]) -> Any:
-    """One thing as itself: most tasks read one table."""
+def one(found: Sequence[T]) -> T | Sequence[T]:
+    """Return the only item of a list, or the list: most tasks read one table."""
     return found[0] if len(found) == 1 else found
 
 
@@ -212,7 +226,7 @@ arguments_option = click.option(
 )  # fmt: skip
 
 
-def profile_option(text: str) -> Any:
+def profile_option(text: str) -> Decorator:
     return click.option("--profile", "profile_name", type=PROFILE, metavar="P", help=text)
 
 
@@ -227,7 +241,7 @@ plan_filters = together(
 )  # fmt: skip
 
 
-def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Any:
+def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Decorator:
     """Which rows are planned, and how many are a page; the names are those of ``create_plan``."""
     return _gathered(
         "planning", dict,

@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from astra.cli.work import show_local
 from astra.config.startup import printable
 from astra.errors import UsageError
 from astra.states import worst
+
+if TYPE_CHECKING:
+    from astra.status.plans import PlanLine
 
 
 @main.command()
@@ -50,6 +53,7 @@ def status(
     """
     from astra.cli import show, show_watch
     from astra.config import settings
+    from astra.status.plans import all_plans
     from astra.status.status import status as status_of
     from astra.status.watch import watch
 
@@ -59,7 +63,7 @@ def status(
     if any(filters):
         if plan is not None or live:
             raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
-        _status_of_several(filters, pages, as_json)
+        _status_of_several(all_plans(20, *filters), pages, as_json)
     plan = the_last() if plan is None else plan
     if live:
         found = show_watch.watched(watch(plan, every_s))
@@ -70,14 +74,12 @@ def status(
     sys.exit(found.state.exit_status)
 
 
-def _status_of_several(filters: Any, pages: bool, as_json: bool) -> None:
-    """Show how the plans that filters choose stand, the latest first; exit as the worst of them."""
+def _status_of_several(plans: "list[PlanLine]", pages: bool, as_json: bool) -> None:
+    """Show the status of several plans, and exit with the status of the worst of them."""
     from astra.cli import show
-    from astra.status.plans import all_plans
     from astra.status.status import statuses
 
-    chosen = [p.plan for p in all_plans(20, *filters)]
-    found = statuses(chosen, of_whole=pages or as_json)
+    found = statuses([line.plan for line in plans], of_whole=pages or as_json)
     if as_json:
         show.as_json(found)
     for one in [] if as_json else found:
@@ -113,7 +115,7 @@ def retry(**options: Any) -> None:
 
 
 def _resume(
-    plan: int, failed: bool, only: str | None, profile_name: str | None, options: dict[str, Any],
+    plan: int, failed: bool, only: str | None, profile_name: str | None, options: dict[str, object],
     dry_run: bool, local: bool, jobs: int, as_json: bool,
 ) -> None:  # fmt: skip
     from astra.api import resume_plan

@@ -1,5 +1,7 @@
 """Print what commands return: the only module that uses rich."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +11,7 @@ from datetime import datetime
 from enum import Enum
 from itertools import islice
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape as escape_markup
 from rich.table import Table
@@ -19,6 +21,27 @@ from astra.cli.listing import Terminal, print_table, table
 from astra.config.secrets import hide
 from astra.config.startup import printable
 from astra.states import PageState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from astra.config.settings import Config
+    from astra.doctor.finding import Finding
+    from astra.element.page_run import PageRun
+    from astra.element.trial import Tried
+    from astra.plan.plan import Planned
+    from astra.plan.sizes import Estimate
+    from astra.plan.spool import Recovered
+    from astra.report.report import Report
+    from astra.resume.cancel import Cancelled
+    from astra.resume.controls import Control
+    from astra.status.failures import FailedRow, Kind
+    from astra.status.logs import Log
+    from astra.status.pages import PageStatus
+    from astra.status.plans import PlanLine
+    from astra.status.status import PlanStatus
+    from astra.status.verdict import Verdict
+    from astra.submit.submit import Submitted
 
 #: A terminal wraps; what goes to a file or another program keeps its columns.
 console = Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -84,7 +107,7 @@ def count(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
-def planned(plans: list[Any]) -> None:
+def planned(plans: Iterable[Planned]) -> None:
     for plan in plans:
         if plan.plan is None:
             why = ", which has no rows" if plan.is_empty else ""
@@ -114,7 +137,7 @@ def planned(plans: list[Any]) -> None:
             line(f"  left out: {' and '.join(parts)}, not modified since (--again takes them)")
 
 
-def estimated(found: list[Any]) -> None:
+def estimated(found: Iterable[Estimate]) -> None:
     for one in found:
         line(f"{one.task} on {one.input_model}: for elements of about {_duration(one.target_s)}")
         each = f" x {one.pages_per_element} pages" if one.pages_per_element > 1 else ""
@@ -150,7 +173,7 @@ def estimated(found: list[Any]) -> None:
             line(f"  note: {note}")
 
 
-def sized(plans: list[Any]) -> None:
+def sized(plans: Iterable[tuple[Planned, Estimate]]) -> None:
     """What to type to submit plans whose sizes were chosen."""
     for plan, found in plans:
         if plan.plan is not None:
@@ -170,7 +193,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def submitted(done: Any) -> None:
+def submitted(done: Submitted) -> None:
     if done.dry_run:
         for job in done.jobs:
             line(f"# {' '.join(job.command)}   (array {job.array}, {count(job.pages, 'page')})")
@@ -196,12 +219,12 @@ def submitted(done: Any) -> None:
         line(f"  not submitted: {count(done.unsubmitted, 'page')}: {done.message}")
 
 
-def nothing_submitted(planned: Any) -> dict[str, object]:
+def nothing_submitted(planned: Planned | None) -> dict[str, object]:
     """As JSON, a task without pending rows looks like a submission of none."""
-    return {"plan": None, "task": planned.task, "pages": 0, "rows": 0, "jobs": []}
+    return {"plan": None, "task": planned and planned.task, "pages": 0, "rows": 0, "jobs": []}
 
 
-def cancelled(done: Any) -> None:
+def cancelled(done: Cancelled) -> None:
     if done.whole:
         line(f"plan {done.plan}: every row has ended; there is nothing to cancel")
         return
@@ -220,7 +243,7 @@ def cancelled(done: Any) -> None:
         )
 
 
-def controls(found: Iterable[Any]) -> None:
+def controls(found: Iterable[Control]) -> None:
     for one in found:
         how = f"paused: {one.reason}" if one.paused else "not paused"
         most = f"; at most {count(one.throttle, 'element')} at once" if one.throttle else ""
@@ -229,7 +252,7 @@ def controls(found: Iterable[Any]) -> None:
             submitted(one.submitted)
 
 
-def status(plan: Any, every_page: bool = False) -> None:
+def status(plan: PlanStatus, every_page: bool = False) -> None:
     line(f"plan {plan.plan}: {plan.task} on {plan.input_model}")
     console.print(f"  {coloured(plan.state.value)}: {_sum(plan)}")
     states = ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(plan.pages.items()))
@@ -254,7 +277,7 @@ def status(plan: Any, every_page: bool = False) -> None:
             line(f"  {advice}")
 
 
-def verdict(found: Any) -> None:
+def verdict(found: Verdict) -> None:
     from astra.status.verdict import CHECKS
 
     word = "[bold green]sound[/]" if found.sound else "[bold red]not sound[/]"
@@ -290,16 +313,16 @@ def verdict(found: Any) -> None:
             line(f"    ... and {n - len(shown):,} more")
 
 
-def _sum(plan: Any) -> str:
+def _sum(plan: PlanStatus) -> str:
     parts = " + ".join(f"{n:,} {coloured(state)}" for state, n in plan.rows.items())
     return f"{parts} = {count(plan.n_rows, 'row')}"
 
 
-def _pages(pages: Iterable[Any]) -> None:
+def _pages(pages: Iterable[PageStatus]) -> None:
     print_table(_page_table(pages), console)
 
 
-def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
+def _page_table(pages: Iterable[PageStatus], width: int | None = None) -> Table:
     """A line for each page; with a `width`, one line of it and no more: the last word is cut."""
     made = table(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word",
@@ -324,7 +347,7 @@ def _page_table(pages: Iterable[Any], width: int | None = None) -> Table:
     return made
 
 
-def plans(found: list[Any], as_csv: bool = False) -> None:
+def plans(found: Sequence[PlanLine], as_csv: bool = False) -> None:
     if not found and not as_csv:
         line("there is no plan yet: astra plan TASK")
         return
@@ -344,7 +367,11 @@ def plans(found: list[Any], as_csv: bool = False) -> None:
 
 
 def failures(
-    plan: int, kinds: list[Any], rows: list[Any], with_traceback: bool, as_csv: bool = False
+    plan: int,
+    kinds: Iterable[Kind],
+    rows: Sequence[FailedRow],
+    with_traceback: bool,
+    as_csv: bool = False,
 ) -> None:
     if not rows and not as_csv:
         line("no row failed")
@@ -371,7 +398,7 @@ def failures(
             line(row.traceback or "no traceback: the result was refused by the database")
 
 
-def logs(found: list[Any], as_csv: bool = False) -> None:
+def logs(found: Iterable[Log], as_csv: bool = False) -> None:
     made = table("page>", "attempt>", "state", "element", "node", "log", out="node, element")
     for log in found:
         made.add_row(
@@ -381,11 +408,11 @@ def logs(found: list[Any], as_csv: bool = False) -> None:
     print_table(made, console, as_csv)
 
 
-def tried(found: Any) -> None:
+def tried(found: Tried) -> None:
     """What a task made of one row."""
     if found.exception:
         line(f"{found.key}: {found.exception}: {found.message}")
-        line(found.traceback.rstrip())
+        line((found.traceback or "").rstrip())
         return
     line(f"{found.key}: {count(len(found.results), 'result') if found.results else 'no result'}")
     for result in found.results:
@@ -397,7 +424,7 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def finding(found: Any) -> None:
+def finding(found: Finding) -> None:
     """A line of ``astra doctor``, and below it what to type."""
     colour = {"ok": "green", "warning": "yellow", "failed": "bold red"}[found.state]
     console.print(f"[{colour}]{found.state:7}[/] {escape(f'{found.part}: {found.said}')}")
@@ -405,14 +432,14 @@ def finding(found: Any) -> None:
         line(f"        {found.remedy}")
 
 
-def configuration(settings: Any) -> None:
+def configuration(settings: Config) -> None:
     made = table("key", "value", "from", out="from")
     for key, value, source in settings.rows():
         made.add_row(escape(key), escape(str(value)), escape(source))
     print_table(made, console)
 
 
-def page_runs(runs: list[Any]) -> None:
+def page_runs(runs: Iterable[PageRun]) -> None:
     for run in runs:
         for text in run.lines():
             line(text)
@@ -464,14 +491,14 @@ def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
                 pause_s = min(pause_s * 1.5, 5.0)  # Slurm is asked: seldom where it is quiet
 
 
-def reported(report: Any, file: object, size: int) -> None:
+def reported(report: Report, file: Path | str, size: int) -> None:
     console.print(f"{coloured(report.kind.value)}: {escape(report.verdict)}")
     line(f"{file} ({size / 1000:,.0f} kB)")
     for advice in report.next:
         line(f"  {advice}")
 
 
-def recovered(found: Any) -> None:
+def recovered(found: Recovered) -> None:
     if not found.files and not found.set_aside:
         line(f"plan {found.plan}: no spool file, nothing to store")
         return

@@ -1,12 +1,22 @@
 """Show nights on a terminal."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from astra.cli.listing import print_table, table
 from astra.cli.show import coloured, console, count, escape, line
 
+if TYPE_CHECKING:
+    from datetime import datetime
 
-def nightly(done: Any) -> None:
+    from astra.night.clean import Cleaned
+    from astra.night.history import NightStatus
+    from astra.night.nightly import Nightly
+
+
+def nightly(done: Nightly) -> None:
     what = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
     parts = [f"{what}: {done.state}"]
     if done.plans:
@@ -21,14 +31,14 @@ def nightly(done: Any) -> None:
         line(f"  {done.message}")
 
 
-def healed(done: list[Any]) -> None:
+def healed(done: Sequence[Nightly]) -> None:
     if not done:
         line("every night that is open has a finalizer")
     for one in done:
         line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
 
 
-def nights(found: list[Any], as_csv: bool = False) -> None:
+def nights(found: Sequence[NightStatus], as_csv: bool = False) -> None:
     if not found and not as_csv:
         line("no night has begun yet: astra nightly NAME")
         return
@@ -46,11 +56,11 @@ def nights(found: list[Any], as_csv: bool = False) -> None:
     print_table(made, console, as_csv)
 
 
-def _moment(time: Any) -> str:
+def _moment(time: datetime | None) -> str:
     return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
 
 
-def night(found: Any) -> None:
+def night(found: NightStatus) -> None:
     console.print(
         f"night {found.night} of {escape(found.name)}, {_moment(found.began)} to "
         f"{_moment(found.ended) or 'now'}: {coloured(found.state)}"
@@ -80,7 +90,7 @@ def night(found: Any) -> None:
         line(f"next:\n  astra nights {found.name} --heal")
 
 
-def cleaned(done: Any) -> None:
+def cleaned(done: Cleaned) -> None:
     what = (
         f"{count(len(done.plans), 'plan')} ({count(done.pages, 'page')}, "
         f"{count(done.attempts, 'attempt')}), {count(len(done.nights), 'night')}, "

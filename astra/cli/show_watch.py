@@ -1,14 +1,16 @@
 """Show a running plan live."""
 
+from __future__ import annotations
+
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from astra.cli.listing import Terminal
@@ -26,8 +28,13 @@ from astra.cli.show import (
 from astra.config.secrets import hide
 from astra.states import PageState
 
+if TYPE_CHECKING:
+    from astra.night.dashboard import Dashboard, Look
+    from astra.status.status import PlanStatus
+    from astra.status.watch import Watched
 
-def watched(looks: Iterator[Any]) -> Any:
+
+def watched(looks: Iterator[Watched]) -> PlanStatus:
     """Show each look at a plan until there are no more, or Ctrl-C; the last one.
 
     In a terminal on a screen of its own, which leaves what was there as it was; elsewhere a line
@@ -44,9 +51,10 @@ def watched(looks: Iterator[Any]) -> Any:
                     said = now
                     line(f"{datetime.fromtimestamp(look.at):%H:%M:%S} {now}")
     except KeyboardInterrupt:
-        if last is None:
-            sys.exit(130)
-    return last.status if last else None
+        pass
+    if last is None:
+        sys.exit(130)
+    return last.status
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def _stopped_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def keep_pages(dashboard: Any, every_s: float) -> None:
+def keep_pages(dashboard: Dashboard, every_s: float) -> None:
     """Look after a folder of pages until Ctrl-C or SIGTERM, which the index says then."""
     from astra.night.dashboard import keep
 
@@ -80,7 +88,7 @@ def keep_pages(dashboard: Any, every_s: float) -> None:
         dashboard.say(f"Nobody looks after these pages since {at:%Y-%m-%d %H:%M:%S %Z}.")
 
 
-def pages(look: Any) -> None:
+def pages(look: Look) -> None:
     """Print what a look at a folder of pages changed, if anything."""
     for what, names in (("written", look.written), ("removed", look.removed)):
         if names:
@@ -90,7 +98,7 @@ def pages(look: Any) -> None:
 
 
 @contextmanager
-def _screen() -> Iterator[Callable[[object], None] | None]:
+def _screen() -> Iterator[Callable[[Watched], None] | None]:
     """What draws a look; None where there is no terminal."""
     if not console.is_terminal or console.is_dumb_terminal:
         yield None
@@ -102,18 +110,18 @@ def _screen() -> Iterator[Callable[[object], None] | None]:
         yield lambda look: live.update(_watched(look, own), refresh=True)
 
 
-def _watched_line(look: Any) -> str:
+def _watched_line(look: Watched) -> str:
     found = look.status
     rows = " + ".join(f"{n:,} {state}" for state, n in found.rows.items())
     return f"plan {found.plan} {found.state.value}: {rows} = {count(found.n_rows, 'row')}"
 
 
-def _watched(look: Any, own: Terminal) -> Group:
+def _watched(look: Watched, own: Terminal) -> Group:
     """One look as a screen: it is as high as the terminal, and no higher."""
     found, width = look.status, own.width
     rate = "" if look.rows_per_s is None else f"{look.rows_per_s:,.1f} rows/s"
     left = "" if look.left_s is None else f", {timedelta(seconds=round(look.left_s))} to go"
-    parts: list[Any] = [
+    parts: list[RenderableType] = [
         Text.from_markup(
             f"[bold]plan {found.plan}: {escape(found.task)}[/] on {escape(found.input_model)}"
         ),
@@ -125,7 +133,7 @@ def _watched(look: Any, own: Terminal) -> Group:
         _bar(found.pages, found.n_pages, width),
         Text(f"{rate}{left}"),
     ]
-    foot: list[Any] = [
+    foot: list[RenderableType] = [
         Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in found.notes
     ]
     foot += [Text(f"next: {hide(advice)}") for advice in found.advice]

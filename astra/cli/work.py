@@ -1,7 +1,7 @@
 """From pending rows to results: estimate, plan, submit, run."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,6 +25,7 @@ from astra.states import worst
 
 if TYPE_CHECKING:
     from astra.plan.plan import Planning
+    from astra.submit.submit import Submitted
 
 
 @main.command("estimate")
@@ -108,7 +109,7 @@ def rename(old: str, task: str) -> None:
 @json_option
 def submit(
     task_or_plan: str, planning: "Planning", element_time: float | None,
-    profile_name: str | None, options: dict[str, Any], dry_run: bool, local: bool, jobs: int,
+    profile_name: str | None, options: dict[str, object], dry_run: bool, local: bool, jobs: int,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Plan and submit TASK, or submit a PLAN by its number, as Slurm job arrays.
@@ -124,7 +125,7 @@ def submit(
         None if as_json else show.progress, element_time,
     )  # fmt: skip
     if as_json:
-        show.as_json(one([s if s is not None else show.nothing_submitted(p) for p, s in done]))
+        show.as_json(one([s or show.nothing_submitted(p) for p, s in done]))
     else:
         show.planned([p for p, _ in done if p is not None])
     submissions = [s for _, s in done if s is not None]
@@ -134,7 +135,7 @@ def submit(
         show.submitted(submission)
 
 
-def show_local(submissions: list[Any], as_json: bool) -> None:
+def show_local(submissions: list["Submitted"], as_json: bool) -> None:
     """How plans stand that were run here; the exit status says it, too."""
     from astra.cli import show
     from astra.status.status import status as status_of

@@ -225,6 +225,7 @@ class Attempt(BaseModel):
     token = TextField(default=partial(token_hex, 4))
     submission_pk = BigIntegerField(index=True)
     submission: Submission  # if a query joins it
+    page_number: int  # if a query selects it
     number = IntegerField()  # counted from 1 for each page
     element = IntegerField()
     state = TextField()

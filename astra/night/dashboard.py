@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 from markupsafe import escape
 
@@ -26,7 +26,7 @@ from astra.night.report import report_of_night
 from astra.report.format import clipped, count, first_line, unbroken
 from astra.report.page import html, render
 from astra.report.report import Report, report_of
-from astra.report.tables import Cell, Columns, Table, moment, number, table
+from astra.report.tables import Cell, Columns, Item, Table, moment, number, table
 from astra.status.plans import PlanLine, all_plans
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ class Look:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _Line(Generic[Item]):
     """A plan or a night in the index: its page, and how that stands."""
 
     page: str
-    item: Any
+    item: Item
     kind: str
 
 
@@ -89,7 +89,8 @@ class Dashboard:
         look, since = Look(), datetime.now(UTC) - timedelta(days=self.keep_days)
         of_nights = [self._night(night, look) for night in nights(None, N_NIGHTS)]
         of_plans = [self._plan(plan, look) for plan in all_plans() if self._is_shown(plan, since)]
-        self._remove_old({line.page for line in (*of_nights, *of_plans)}, since, look)
+        pages = {line.page for line in of_nights} | {line.page for line in of_plans}
+        self._remove_old(pages, since, look)
         text = render(
             "index.html.j2", mark=mark, notes=look.problems, nights=_nights_table(of_nights),
             living=_plans_table(line for line in of_plans if line.item.is_live),
@@ -129,12 +130,12 @@ class Dashboard:
         mark = _mark(path)
         return mark is not None and (mark != _plan_mark(plan) or _modified(path) >= since)
 
-    def _plan(self, plan: PlanLine, look: Look) -> _Line:
+    def _plan(self, plan: PlanLine, look: Look) -> _Line[PlanLine]:
         page, mark = _page(plan), _plan_mark(plan)
         kind = self._keep(page, mark, plan.is_live, look, lambda: report_of([plan.plan]))
         return _Line(page, plan, kind)
 
-    def _night(self, night: NightStatus, look: Look) -> _Line:
+    def _night(self, night: NightStatus, look: Look) -> _Line[NightStatus]:
         def report() -> Report:
             return report_of_night(night.name, str(night.night))[1]
 
@@ -223,8 +224,8 @@ def _modified(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-def _nights_table(lines: Iterable[_Line]) -> Table | None:
-    columns: Columns = {
+def _nights_table(lines: Iterable[_Line[NightStatus]]) -> Table | None:
+    columns: Columns[_Line[NightStatus]] = {
         "night": lambda line: Cell(line.item.name, href=line.page),
         "date": lambda line: line.item.date,
         "state": lambda line: Cell(line.item.state, kind=line.kind),
@@ -243,8 +244,8 @@ def _lasted_s(night: NightStatus) -> float | None:
     return (night.ended - night.began).total_seconds() if night.ended else None
 
 
-def _plans_table(lines: Iterable[_Line]) -> Table | None:
-    columns: Columns = {
+def _plans_table(lines: Iterable[_Line[PlanLine]]) -> Table | None:
+    columns: Columns[_Line[PlanLine]] = {
         "plan": lambda line: Cell(str(line.item.plan), line.item.plan, line.page),
         "task": lambda line: line.item.task,
         "input": lambda line: line.item.input_model,

@@ -7,10 +7,9 @@ the job's name: a lost answer is looked up by it, and a job of an earlier token 
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from astra.config.nights import NightSettings
-from astra.config.profiles import Profile, choose_profile
+from astra.config.profiles import Profile, Value, choose_profile
 from astra.config.run_folder import check_folder, run_folder, write_whole
 from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
@@ -28,7 +27,7 @@ _WHERE = {
     "reservation", "wckey",
 }  # fmt: skip
 
-_SIZE = {"ntasks": 1, "cpus_per_task": 1, "mem": "1G"}
+_SIZE: dict[str, Value] = {"ntasks": 1, "cpus_per_task": 1, "mem": "1G"}
 
 
 def job_name(night: Night) -> str:
@@ -161,7 +160,7 @@ def _profile(settings: NightSettings) -> Profile:
     """Where the finalizer runs: where the tasks do, unless it has a profile of its own."""
     own = settings.finalizer_profile
     found = choose_profile(own or settings.profile, None)
-    kept: dict[str, Any] = {k: v for k, v in found.options.items() if own or k in _WHERE}
+    kept = {k: v for k, v in found.options.items() if own or k in _WHERE}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
         most_s = limits.room(str(kept.get("partition") or "") or None).max_time_s
@@ -169,6 +168,6 @@ def _profile(settings: NightSettings) -> Profile:
         most_s = None  # sbatch has the last word
     if limit_s and most_s:
         limit_s = min(limit_s, most_s)
-    kept = {**_SIZE, **kept, "time": written_time(limit_s or 3600)}
+    kept = _SIZE | kept | {"time": written_time(limit_s or 3600)}
     kept.pop("signal", None)
     return replace(found, options=kept)

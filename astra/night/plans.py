@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
@@ -28,7 +27,7 @@ from astra.status.pages import Asked, Pages, ask, in_states, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import Hours
 from astra.submit.intent import plan_lock, recover_intents
-from astra.submit.submit import submit
+from astra.submit.submit import Submitted, submit
 from astra.version import CURRENT
 
 #: How soon a finalizer looks again at elements that live although their arrays had ended.
@@ -211,7 +210,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, look: L
     return began
 
 
-def _note(done: Any, look: Look) -> bool:
+def _note(done: Submitted, look: Look) -> bool:
     """Note what a submission came to: its arrays, and whether something waits for a later look."""
     pks = [job.job_id for job in done.jobs if job.job_id is not None]
     if pks:

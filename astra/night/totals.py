@@ -1,9 +1,8 @@
 """The totals of a night: counts of its plans, stored with the night."""
 
 from collections.abc import Iterable
-from typing import Any
 
-from peewee import JOIN, fn
+from peewee import JOIN, Expression, fn
 
 from astra.database.connection import connection, tuples
 from astra.models.nights import Night, NightPlan
@@ -52,7 +51,7 @@ def refreshed(night: Night) -> list[NightPlan]:
     return entries
 
 
-def _now(entry: NightPlan) -> dict[str, Any]:
+def _now(entry: NightPlan) -> dict[str, object]:
     """The totals of a plan; none where it was cleaned away: its last ones stand."""
     of_plan = Page.plan == entry.plan_pk
     columns = (Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result)
@@ -71,7 +70,7 @@ def _now(entry: NightPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seconds(which: Any) -> tuple[float, float]:
+def _seconds(which: Expression) -> tuple[float, float]:
     """Time that attempts spent in the task, and that they held processors for, times how many."""
     held = fn.SUM(fn.COALESCE(Attempt.t_start_s, 0) + fn.COALESCE(Attempt.t_rows_s, 0))
     query = (
@@ -95,7 +94,7 @@ def _cpus(profile: str | None) -> int:
     return int(each) * int(tasks) if f"{each}{tasks}".isdecimal() else 1
 
 
-def totals_of(entries: Iterable[NightPlan]) -> dict[str, Any]:
+def totals_of(entries: Iterable[NightPlan]) -> dict[str, float]:
     return {name: sum(getattr(entry, name) for entry in entries) for name in TOTALS}
 
 

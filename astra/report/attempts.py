@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from astra.database.connection import tuples
 from astra.models.plans import Attempt, Page
 from astra.states import AttemptState, PageState
 from astra.status.status import PlanStatus
+
+Reals = NDArray[np.float64]
 
 N_BINS = 96  # bars over time
 
@@ -281,18 +284,20 @@ class Runs:
         return sorted(found, key=lambda e: (e.state != AttemptState.DONE, -e.attempts))
 
 
-def _edges(over: Over) -> Any:
+def _edges(over: Over) -> Reals:
     return np.linspace(over.began.timestamp(), over.ended.timestamp(), N_BINS + 1)
 
 
-def mean_over(starts: Any, ends: object, edges: Any, weights: Any = None) -> tuple[float, ...]:
+def mean_over(
+    starts: Reals, ends: Reals, edges: Reals, weights: Reals | None = None
+) -> tuple[float, ...]:
     """How many of the intervals ``[start, end)`` lie over each bin, as the mean over the bin."""
     weights = np.ones(len(starts)) if weights is None else weights
     total = _ramps(starts, weights, edges) - _ramps(ends, weights, edges)
     return tuple(np.maximum(np.diff(total) / np.diff(edges), 0).round(6).tolist())
 
 
-def _ramps(times: Any, weights: Any, at: Any) -> Any:
+def _ramps(times: Reals, weights: Reals, at: Reals) -> Reals:
     """The sum of ``weight * max(0, t - time)`` at each t of `at`."""
     order = np.argsort(times)
     since = times[order] - at[0]  # small numbers keep their digits
@@ -302,7 +307,7 @@ def _ramps(times: Any, weights: Any, at: Any) -> Any:
     return (at - at[0]) * weight[n] - moment[n]
 
 
-def histogram(values: Any, of: str | None = None) -> Histogram:
+def histogram(values: Reals, of: str | None = None) -> Histogram:
     """Five intervals to a decade; the values are seconds, of any size."""
     least = 1e-6
     values = np.maximum(np.asarray(values, dtype=float), least)

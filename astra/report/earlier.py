@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from peewee import Case, fn
 
@@ -85,7 +84,7 @@ def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
     )  # fmt: skip
 
 
-def _time(value: Any) -> datetime:
+def _time(value: datetime | str) -> datetime:
     """A time out of an aggregate, which SQLite gives as text."""
     found = datetime.fromisoformat(value) if isinstance(value, str) else value
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TypeVar
 
 from astra.report.format import (
     count,
@@ -17,6 +17,8 @@ from astra.report.format import (
 )
 from astra.report.how import How
 from astra.report.report import Report
+from astra.status.pages import PageStatus
+from astra.status.status import PlanStatus
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ class Table:
     more: int = 0
 
 
+Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
+
 #: Heads of columns, and what makes a cell of an item: a text, or a number and its words.
-Columns = Mapping[str, Callable[[Any], "Cell | str | None"]]
+Columns = Mapping[str, Callable[[Item], "Cell | str | None"]]
 
 _LONG = frozenset({"last message", "an example", "log", "profile"})
 _TIMES = frozenset({"began", "last seen", "made", "submitted"})
@@ -53,7 +58,7 @@ _TIMES = frozenset({"began", "last seen", "made", "submitted"})
 N_SLOWEST = 6  # rows and pages that are shown
 
 
-def number(value: float | None, words: Callable[[Any], str]) -> Cell:
+def number(value: Number | None, words: Callable[[Number], str]) -> Cell:
     """Return a cell that is sorted by a number."""
     return Cell("", -1) if value is None else Cell(words(value), value)
 
@@ -66,7 +71,7 @@ def file(path: str | None) -> Cell:
     return Cell(path or "", href=file_url(path) if path else None)
 
 
-def table(items: Iterable[object], columns: Columns, more: int = 0) -> Table | None:
+def table(items: Iterable[Item], columns: Columns[Item], more: int = 0) -> Table | None:
     lines = [[_cell(make(item)) for make in columns.values()] for item in items]
     kept = [at for at in range(len(columns)) if any(line[at].text for line in lines)]
     if not kept:
@@ -98,13 +103,13 @@ def tables(report: Report) -> dict[str, Table | None]:
     return {make.__name__.strip("_"): make(report) for make in makers}
 
 
-def _plan(report: Report, plan_of: Callable[[Any], int]) -> Columns:
+def _plan(report: Report, plan_of: Callable[[Item], int]) -> Columns[Item]:
     """A column that says which plan, where there are several."""
     return {"plan": lambda item: number(plan_of(item), str)} if len(report.plans) > 1 else {}
 
 
 def _plans(report: Report) -> Table | None:
-    several: Sequence[Any] = report.plans if len(report.plans) > 1 else ()
+    several: Sequence[PlanStatus] = report.plans if len(report.plans) > 1 else ()
     return table(several, {
         **_plan(report, lambda p: p.plan),
         "task": lambda p: p.task,
@@ -121,7 +126,7 @@ def _plans(report: Report) -> Table | None:
 def _attention(report: Report) -> Table | None:
     logs = {(plan, page): path for plan, page, path in report.logs}
 
-    def slurm(page: Any) -> str:
+    def slurm(page: PageStatus) -> str:
         code = f"{page.exit_code}:{page.signal or 0}" if page.exit_code else ""
         why = f"({page.reason})" if page.reason else ""
         return " ".join(filter(None, (page.slurm_state, code, why)))

@@ -9,9 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, overload
-
-from peewee import ColumnBase
+from typing import overload
 
 from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect
@@ -45,14 +43,19 @@ class PageStatus:
     message: str | None = None
 
 
+#: What the status of a page is made of: its number, rows, done, failed and no result; its
+#: submission and attempt; its pending rows; and whether it is free.
+Row = tuple[int, int, int, int, int, int | None, int | None, int, bool | None]
+
+
 @dataclass(frozen=True)
 class Stored:
     """What the database says of a plan's pages; of whole ones their attempts only if asked."""
 
     plan: Plan
-    submissions: Mapping[int, Submission]
-    rows: Sequence[tuple[Any, ...]]  # see _ROW; there may be 100,000, and more
-    attempts: Mapping[int, Any]
+    submissions: Mapping[int | None, Submission]
+    rows: Sequence[Row]  # there may be 100,000, and more
+    attempts: Mapping[int | None, Attempt]
     now: datetime
 
     def asked_about(self, of_whole: bool) -> list[Submission]:
@@ -63,7 +66,7 @@ class Stored:
         return [s for pk, s in self.submissions.items() if pk in pending]
 
 
-#: The columns of a page that its status is made of.
+#: The columns of a row.
 _ROW = (
     Page.number, Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result,
     Page.submission_pk, Page.attempt_pk, N_PENDING, Page.free,
@@ -82,11 +85,13 @@ def _read(plan: Plan, of_whole: bool) -> Stored:
     with connection():
         now = dialect().now()
         of_plan = Submission.select().where(Submission.plan == plan.pk)
-        submissions = {s.pk: s for s in of_plan}
+        submissions: dict[int | None, Submission] = {s.pk: s for s in of_plan}
         # The numbers as the driver gives them: peewee looks at each once more.
         query = Page.select(*_ROW).where(Page.plan == plan.pk).order_by(Page.number)
         rows = database.execute(query).fetchall()
-        last = {attempt.pk: attempt for attempt in attempts.namedtuples()}
+        last: dict[int | None, Attempt] = {
+            attempt.pk: attempt for attempt in attempts.namedtuples()
+        }
     return Stored(plan, submissions, rows, last, now)
 
 
@@ -101,14 +106,14 @@ class Pages(Sequence[PageStatus]):
     any_ended : Slurm does not call an element alive whose page has rows left.
     """
 
-    def __init__(self, stored: Stored, answer: Any, cancelled: bool) -> None:
+    def __init__(self, stored: Stored, answer: parse.Answer | None, cancelled: bool) -> None:
         self.stored, self.answer, self.cancelled = stored, answer, cancelled
         self._arrays = {
             pk: (s.job_name, s.pages_per_element, s.offset)
             for pk, s in stored.submissions.items()
             if s.kind == "slurm" and s.job_id and answer is not None
         }
-        self._pools: dict[str, Any] = {}
+        self._pools: dict[int | str, parse.Execution | None] = {}
         self.states = [PageState.DONE] * len(stored.rows)
         self.held: list[int] = []
         self.any_ended = False
@@ -123,11 +128,11 @@ class Pages(Sequence[PageStatus]):
             key = row[5], row[6], row[8], id(execution)
             if (kind := alike.get(key)) is None:
                 state = self._state(row, stored.attempts.get(row[6]), execution)
-                waits = state is PageState.WAITING and execution
-                held = waits and parse.never_starts(execution.reason)
-                kind = alike[key] = state, counts[state], bool(held)
+                held = False
                 if execution is not None:
+                    held = state is PageState.WAITING and parse.never_starts(execution.reason)
                     self.any_ended |= execution.state is None or not execution.state.alive
+                kind = alike[key] = state, counts[state], held
             self.states[place], count, held = kind
             count[0] += 1
             count[1] += left
@@ -154,10 +159,10 @@ class Pages(Sequence[PageStatus]):
         local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
         return any(row[5] in local for row in self.stored.rows)
 
-    def _execution(self, row: tuple[Any, ...]) -> Any:
+    def _execution(self, row: Row) -> parse.Execution | None:
         """What Slurm says of the element that a page was given to."""
         array = self._arrays.get(row[5])
-        if array is None:
+        if array is None or self.answer is None:
             return None
         name, _, offset = array
         if row[8] and (pool := self._pool(name)):
@@ -165,7 +170,7 @@ class Pages(Sequence[PageStatus]):
         key = name, self._element(row) - offset
         return self.answer.executions.get(key) or self.answer.of(*key)
 
-    def _element(self, row: tuple[Any, ...]) -> int:
+    def _element(self, row: Row) -> int:
         """The element of a page: the one that took it, or the one that it was submitted for."""
         attempt = self.stored.attempts.get(row[6])
         if row[8] is not None and attempt is not None and attempt.submission_pk == row[5]:
@@ -175,23 +180,26 @@ class Pages(Sequence[PageStatus]):
         # A pool may have fewer elements than pages: the last stands for those beyond it.
         return min(element, submission.elements[-1]) if submission.pulls else element
 
-    def _pool(self, name: str) -> ColumnBase:
+    def _pool(self, name: str) -> parse.Execution | None:
         """What a free page waits for: an element of its array that waits, or that runs and will
         take it; None if no element lives."""
         if name not in self._pools:
             if not self._pools:
-                for (job, _), execution in self.answer.executions.items():
+                answered = self.answer.executions if self.answer is not None else {}
+                for (job, _), execution in answered.items():
                     if execution.state is None or not execution.state.alive:
                         continue
                     if self._pools.get(job) is None or execution.state is SlurmState.PENDING:
                         self._pools[job] = execution
-                for job, execution in self._pools.items():
-                    if execution.state is SlurmState.RUNNING:
-                        self._pools[job] = replace(execution, state=SlurmState.PENDING, node=None)
+                for job, lives in self._pools.items():
+                    if lives is not None and lives.state is SlurmState.RUNNING:
+                        self._pools[job] = replace(lives, state=SlurmState.PENDING, node=None)
             self._pools.setdefault(name, None)
         return self._pools[name]
 
-    def _state(self, row: tuple[Any, ...], attempt: object, execution: object) -> PageState:
+    def _state(
+        self, row: Row, attempt: Attempt | None, execution: parse.Execution | None
+    ) -> PageState:
         submission = self.stored.submissions.get(row[5] or 0)
         mine, overdue = self._mine(submission, attempt)
         if submission is None:
@@ -207,7 +215,9 @@ class Pages(Sequence[PageStatus]):
                 state = PageState.UNSUBMITTED
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
-    def _mine(self, submission: Submission | None, attempt: Any) -> tuple[Any, bool]:
+    def _mine(
+        self, submission: Submission | None, attempt: Attempt | None
+    ) -> tuple[Attempt | None, bool]:
         """The attempt, if it is of this submission, and whether its heartbeat is overdue."""
         if attempt is None or submission is None or attempt.submission_pk != submission.pk:
             return None, False
@@ -215,7 +225,7 @@ class Pages(Sequence[PageStatus]):
         lease_s = settings.current().element.lease_s
         return attempt, attempt.state == AttemptState.RUNNING and silent_s > lease_s
 
-    def _page(self, row: tuple[Any, ...], state: PageState) -> PageStatus:
+    def _page(self, row: Row, state: PageState) -> PageStatus:
         number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk, left, _ = row
         attempt = self.stored.attempts.get(attempt_pk)
         submission = self.stored.submissions.get(submission_pk)
@@ -225,7 +235,7 @@ class Pages(Sequence[PageStatus]):
         mine, overdue = self._mine(submission, attempt)
         job = _job_name(submission, element)
         word = execution.state.value if execution and execution.state else None
-        if word == SlurmState.FAILED and execution.signal == signal.SIGKILL:
+        if word == SlurmState.FAILED and execution and execution.signal == signal.SIGKILL:
             if _ran_out_of_memory(submission, job):
                 word = SlurmState.OUT_OF_MEMORY.value
         return PageStatus(
@@ -246,7 +256,7 @@ class Pages(Sequence[PageStatus]):
 _NO_OUTPUT = 53
 
 
-def _reason(execution: Any, submission: Submission | None) -> str | None:
+def _reason(execution: parse.Execution | None, submission: Submission | None) -> str | None:
     if execution is None:
         return None
     if execution.signal == _NO_OUTPUT and submission is not None:
@@ -267,7 +277,7 @@ def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Ite
 
 
 #: Slurm's answer, and what it did not answer.
-Asked = tuple[Any, list[str]]
+Asked = tuple[parse.Answer | None, list[str]]
 
 
 def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
@@ -276,7 +286,7 @@ def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
     return _pages(plan, answer, True), [*notes, *_spooled(plan)]
 
 
-def _pages(plan: Plan, answer: object, of_whole: bool) -> Pages:
+def _pages(plan: Plan, answer: parse.Answer | None, of_whole: bool) -> Pages:
     """The pages as the database has them now, after Slurm was asked."""
     with connection():
         now = Plan.get_or_none(Plan.pk == plan.pk) or plan
@@ -363,8 +373,8 @@ def _submitter_lives(submission: Submission) -> bool:
 def _slurm_page_state(
     submission: Submission,
     mine: Attempt | None,
-    execution: Any,
-    answer: Any,
+    execution: parse.Execution | None,
+    answer: parse.Answer | None,
     now: datetime,
     lease_s: float,
 ) -> PageState:
@@ -372,7 +382,7 @@ def _slurm_page_state(
     silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
     state = execution.state if execution else None
     sure = answer is not None and answer.queue and submission.job_name not in answer.unsettled
-    if execution is parse.UNKNOWN and sure and not answer.accounting:
+    if execution is parse.UNKNOWN and answer is not None and sure and not answer.accounting:
         # Without accounting squeue has the only word, and it does not know the element.
         state = SlurmState.ABSENT
     if state is None:
@@ -381,7 +391,8 @@ def _slurm_page_state(
     if state is SlurmState.ABSENT:
         # Slurm does not know the element: if it gave a sign of life just now, that is no proof of
         # its end, unless squeue shows others of its array, and so would show it too.
-        is_gone = silent_s > lease_s or submission.job_name in answer.queued
+        queued = answer.queued if answer is not None else ()
+        is_gone = silent_s > lease_s or submission.job_name in queued
         return _said(mine) or (PageState.LOST if is_gone else PageState.UNKNOWN)
     if state is SlurmState.PENDING:
         return PageState.WAITING

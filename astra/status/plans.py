@@ -1,11 +1,9 @@
 """List the plans, with one line for each."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
 
-from peewee import fn
+from peewee import Expression, fn
 
 from astra.database.connection import connection
 from astra.errors import UsageError, nearest
@@ -87,22 +85,26 @@ def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
     return [p for p in listed if p.plan in there]
 
 
-def _listed(clauses: list[Any], limit: int | None) -> list[PlanLine]:
-    sums = (Page.n_done, Page.n_failed, Page.n_no_result)
+#: Columns of pages whose sums a plan is read with.
+_COUNTS = ("n_done", "n_failed", "n_no_result")
+
+
+def _listed(clauses: list[Expression], limit: int | None) -> list[PlanLine]:
     query = (
-        Plan.select(Plan, *(fn.SUM(column).alias(column.name) for column in sums))
+        Plan.select(Plan, *(fn.SUM(getattr(Page, name)).alias(name) for name in _COUNTS))
         .join(Page)
-        .where(*clauses or [True])
         .group_by(Plan.pk)
         .order_by(Plan.pk.desc())
         .limit(limit)
     )
+    if clauses:
+        query = query.where(*clauses)
     with connection():
-        return [_line(plan) for plan in cast("Iterable[Any]", query)]
+        return [_line(plan) for plan in query]
 
 
-def _line(p: Any) -> PlanLine:
-    done, failed, no_result = (int(n or 0) for n in (p.n_done, p.n_failed, p.n_no_result))
+def _line(p: Plan) -> PlanLine:
+    done, failed, no_result = (int(getattr(p, name) or 0) for name in _COUNTS)
     return PlanLine(
         p.pk, p.task, p.input_model.rpartition(":")[2], p.created, p.created_by, p.n_pages,
         p.n_rows, done, failed, no_result, p.n_rows - done - failed - no_result,

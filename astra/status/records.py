@@ -4,10 +4,9 @@ Each is checked by itself, and against those that it names.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, cast
 
 import peewee
 from peewee import Model
@@ -165,7 +164,7 @@ class Records:
         if self._late(submission, "created"):
             yield "was made in the future"
 
-    def of_page(self, page: Page, attempts: list[Any]) -> Iterator[str]:
+    def of_page(self, page: Page, attempts: list[Attempt]) -> Iterator[str]:
         """What is wrong with a page, or with an attempt at it."""
         given = self.submissions.get(page.submission_pk or 0)
         if page.submission_pk is not None and given is None:
@@ -191,7 +190,7 @@ class Records:
             for found in self._attempt(attempt, page.n_rows):
                 yield f"attempt {attempt.pk} {found}"
 
-    def _attempt(self, attempt: Any, n_rows: int) -> Iterator[str]:
+    def _attempt(self, attempt: Attempt, n_rows: int) -> Iterator[str]:
         submission = self.submissions.get(attempt.submission_pk)
         if submission is not None:
             yield from _beside(attempt, submission)
@@ -207,12 +206,12 @@ class Records:
         if min(attempt.restarts, attempt.t_task_s, attempt.t_read_s, attempt.t_write_s) < 0:
             yield "took less than no time, or restarted less than 0 times"
         if not re.fullmatch(r"(-?\d+:\d+ ?)*", attempt.row_times or ""):
-            yield f"has the times of rows {attempt.row_times[:100]!r}"
+            yield f"has the times of rows {str(attempt.row_times)[:100]!r}"
         if not attempt.token or attempt.token in self.tokens:
             yield f"has the token {attempt.token!r}, which is another's or none"
         self.tokens.add(attempt.token)
 
-    def _when(self, attempt: Any) -> Iterator[str]:
+    def _when(self, attempt: Attempt) -> Iterator[str]:
         """What is wrong with the state and the moments of an attempt."""
         state, ended = attempt.state, attempt.ended
         if state not in set(AttemptState):
@@ -234,7 +233,7 @@ class Records:
         return next((n for n, at in moments.items() if at is not None and at > self.latest), None)
 
 
-def _beside(attempt: Any, submission: Submission) -> Iterator[str]:
+def _beside(attempt: Attempt, submission: Submission) -> Iterator[str]:
     """In what an attempt and its submission contradict one another."""
     jobs, index = (attempt.job_id, submission.job_id), attempt.array_index
     if submission.state == "refused":
@@ -247,7 +246,7 @@ def _beside(attempt: Any, submission: Submission) -> Iterator[str]:
         yield f"is of element {attempt.element}, and has the array index {index}"
 
 
-def attempts_of(plan: Plan) -> dict[int, list[Any]]:
+def attempts_of(plan: Plan) -> dict[int, list[Attempt]]:
     """The attempts at each page, in their order."""
     query = (
         Attempt.select(
@@ -262,10 +261,10 @@ def attempts_of(plan: Plan) -> dict[int, list[Any]]:
         .where(Page.plan == plan.pk)
         .order_by(Attempt.number)
     )  # fmt: skip
-    found: dict[int, list[Any]] = {}
-    for attempt in cast("Iterable[Any]", query.namedtuples()):
-        found.setdefault(attempt.page_number, []).append(attempt)
-    return found
+    attempts: dict[int, list[Attempt]] = {}
+    for attempt in query.namedtuples():
+        attempts.setdefault(attempt.page_number, []).append(attempt)
+    return attempts
 
 
 def _suspects(plan: Plan) -> Found:

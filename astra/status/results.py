@@ -1,15 +1,16 @@
 """Results: what a task has stored, row by row."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time
-from typing import Any
+from typing import cast
 
 from peewee import Model
 
 from astra.database.connection import connection
 from astra.errors import UsageError
 from astra.models.given_keys import given_keys, run_keys
+from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.schema import check_tables, check_version
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
@@ -37,7 +38,7 @@ class StoredResults:
 
     def __init__(
         self,
-        task: Any,
+        task: Callable[..., object] | str,
         keys: Iterable[object] | None = None,
         input_model: type[Model] | str | None = None,
         limit: int | None = None,
@@ -82,9 +83,9 @@ class StoredResults:
                 yield from rows
                 if len(rows) < CHUNK:
                     break
-                last = rows[-1]["task_pk"]
+                last = cast("int", rows[-1]["task_pk"])
 
-    def _chunks(self) -> Iterator[list[Any] | None]:
+    def _chunks(self) -> Iterator[list[RowKey] | None]:
         """The keys that are asked for at a time."""
         if self.given is None:
             yield None
@@ -92,7 +93,7 @@ class StoredResults:
         for begin in range(0, len(self.given), CHUNK):
             yield self.given[begin : begin + CHUNK]
 
-    def _read(self, keys: list[object] | None, last: int, most: int) -> list[dict[str, Any]]:
+    def _read(self, keys: list[RowKey] | None, last: int, most: int) -> list[dict[str, object]]:
         output = self.output
         query = output.select().where(
             (output.v_astra_major_minor == CURRENT.major_minor) & (output.task_pk > last)
@@ -113,7 +114,7 @@ class StoredResults:
         return [{name: row[name] for name in order} for row in rows]
 
 
-def plain(value: object) -> Any:
+def plain(value: object) -> object:
     """A value as JSON has it: times as texts, arrays as lists, bytes in hexadecimal digits."""
     if hasattr(value, "tolist"):  # an array, or a number, of numpy's
         value = value.tolist()

@@ -19,6 +19,7 @@ from astra.models.tracking import tracked_model
 from astra.plan.lookup import get_plan
 from astra.policy import retry_policy
 from astra.policy.next_steps import grouped, next_steps
+from astra.slurm.parse import Answer
 from astra.states import ALIVE, ENDED, PageState, PlanState
 from astra.status.pages import (
     Pages,
@@ -173,7 +174,9 @@ def _lost_guard(plan: Plan) -> list[str]:
     return [f"the table {plan.input_table} {lacks}"] if lacks else []
 
 
-def _status(stored: "Stored", answer: object, notes: list[str], of_whole: bool) -> PlanStatus:
+def _status(
+    stored: "Stored", answer: Answer | None, notes: list[str], of_whole: bool
+) -> PlanStatus:
     """From what the database said before Slurm was asked, or, where that may be old, says now.
 
     It is good enough of pages that were whole, and of elements that live. Of one that has ended
@@ -226,8 +229,8 @@ _UNSAID = (PageState.LOST, PageState.INCOMPLETE)
 
 def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
     rows: Counter[str] = Counter()
-    for column, name in enumerate(ENDED, 2):
-        rows[name] = sum(row[column] for row in pages.stored.rows)
+    for place, name in enumerate(ENDED):
+        rows[name] = sum(row[2:5][place] for row in pages.stored.rows)
     for at, (_, left) in pages.tally.items():
         rows[at.value] += left
     by_page = {at.value: n for at, (n, _) in pages.tally.items()}

@@ -2,11 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import peewee
 from peewee import Model
@@ -125,7 +125,9 @@ class Story:
     ends: tuple[Ended, ...]
 
 
-def story_of(task: Any, key: str, input_model: type[Model] | str | None = None) -> Story:
+def story_of(
+    task: Callable[..., object] | str, key: str, input_model: type[Model] | str | None = None
+) -> Story:
     """The story of the row with this key, of the first input model of the task that has it.
 
     Raises
@@ -157,7 +159,11 @@ class _Row:
     """One row of one input model, inside a connection."""
 
     def __init__(
-        self, function: Any, model: type[Model], output: type[OutputModel], key: str
+        self,
+        function: Callable[..., object],
+        model: type[Model],
+        output: type[OutputModel],
+        key: str,
     ) -> None:
         self.function, self.model, self.output = function, model, output
         self.task, self.typed = task_name(function), key
@@ -281,16 +287,18 @@ class _Row:
                 & (kind.key == str(self.key))
             )
             for row in rows.order_by(kind.modified):
-                what: str = "no result"
-                of_failure: tuple[Any, ...] = ()
-                if isinstance(row, Failure):
-                    what = "refused result" if row.refused else "failure"
-                    of_failure = (row.exception, row.message, row.times, row.traceback)
                 version = Version.of_major_minor(row.v_astra_major_minor).major_minor_text
-                yield Ended(
-                    what, version, _time(row.modified), row.plan_pk, row.page, row.attempt_pk,
-                    _making(row.made_by), *of_failure,
+                end = Ended(
+                    "no result", version, _time(row.modified), row.plan_pk, row.page,
+                    row.attempt_pk, _making(row.made_by),
                 )  # fmt: skip
+                if isinstance(row, Failure):
+                    end = replace(
+                        end, what="refused result" if row.refused else "failure",
+                        exception=row.exception, message=row.message, times=row.times,
+                        traceback=row.traceback,
+                    )  # fmt: skip
+                yield end
 
     def _plans(self) -> Iterator[Planning]:
         column = getattr(Page, key_of(self.model).page_column)
@@ -310,8 +318,8 @@ class _Row:
             attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
             yield Planning(
                 plan.pk, plan.version.text, _time(plan.created), plan.redo, plan.where,
-                _time(plan.cancelled), _time(plan.paused), page.number, outcome,
-                tuple(map(_tries, attempts)),
+                plan.cancelled and _time(plan.cancelled), plan.paused and _time(plan.paused),
+                page.number, outcome, tuple(map(_tries, attempts)),
             )  # fmt: skip
 
 
@@ -332,9 +340,9 @@ def _tries(attempt: Attempt) -> Tries:
     job = None if attempt.job_id is None else f"{attempt.job_id}_{attempt.array_index}"
     return Tries(
         attempt.pk, attempt.number, attempt.state, attempt.slurm_state, job, attempt.host,
-        _time(attempt.began), _time(attempt.ended), attempt.message, attempt.log,
+        _time(attempt.began), attempt.ended and _time(attempt.ended), attempt.message, attempt.log,
     )  # fmt: skip
 
 
-def _time(at: Any) -> Any:
-    return None if at is None else at.isoformat()
+def _time(at: datetime) -> str:
+    return at.isoformat()
