@@ -46,12 +46,12 @@ def estimate_command(
 ) -> None:  # fmt: skip
     """Choose rows per page, memory and time limit for TASK from its earlier attempts."""
     from astra.api import estimate
-    from astra.cli import show
+    from astra.cli import show, show_sizes
     from astra.config.profiles import choose_profile
 
     chosen = choose_profile(profile_name, {"partition": partition})
     found = estimate(task, input_model, element_time, arguments, chosen, probe)
-    show.as_json(one(found)) if as_json else show.estimated(found)
+    show.as_json(one(found)) if as_json else show_sizes.estimated(found)
 
 
 @main.command()
@@ -69,7 +69,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Freeze the pending rows of TASK into pages."""
     from astra.api import create_plan, plan_sized
-    from astra.cli import show
+    from astra.cli import show, show_sizes
     from astra.config.profiles import choose_profile
 
     sized = []
@@ -82,7 +82,7 @@ def plan(
         show.as_json(one(plans))
     else:
         show.planned(plans)
-        show.sized(sized)
+        show_sizes.sized(sized)
 
 
 @main.command()
