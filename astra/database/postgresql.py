@@ -29,9 +29,9 @@ from astra.database.postgresql_connection import PostgresqlDatabase, ends_after
 from astra.database.postgresql_keys import Keys
 from astra.database.timeouts import PatientCursor
 
-#: SQLSTATEs of a world that may be better in a moment: connection, resources, shutdown,
-#: rollbacks by serialisation or deadlock, lock and idle timeouts, a server that recovers or
-#: has become read-only after a failover (PostgreSQL manual, appendix A).
+#: SQLSTATEs of temporary conditions: connection, resources, shutdown, serialization failures and
+#: deadlocks, lock and idle timeouts, a server that is in recovery, or read-only after a failover
+#: (PostgreSQL manual, appendix A).
 _TRANSIENT = ("08", "40", "53", "57", "25P03", "25006", "55P03")
 
 _LOCKED = (
@@ -39,7 +39,7 @@ _LOCKED = (
     "status); in pg_stat_activity it is seen who does"
 )
 
-#: What to do where such a state lasts.
+#: What to do if such a condition persists.
 _REMEDIES = {
     "40": _LOCKED,
     "55P03": _LOCKED,
@@ -48,7 +48,7 @@ _REMEDIES = {
     "25006": "the server is read-only, as a standby is: name the primary in ASTRA_DATABASE_URL",
 }
 
-#: SQLSTATEs that are a value's own fault: data, integrity, raised by a trigger.
+#: SQLSTATEs for which one value is to blame: data, integrity, raised by a trigger.
 _ROWS_FAULT = ("22", "23", "P0001", "54")
 
 
@@ -66,14 +66,14 @@ def _driver_error(error: BaseException | None) -> BaseException | None:
     return error
 
 
-#: Whose work a table is, by what is done to it; every other is one of results.
+#: The tables that planners change; elements change all others.
 _PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "astra_lock"}
 
 _PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
 
 
 def _kind(words: str, statement: str) -> str | None:
-    """The kind of role (see roles.py) that a refused statement is the work of."""
+    """Return the kind of role (see roles.py) that may run a refused statement."""
     if "must be owner" in words or "to create" in words:
         return None
     verb = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER|GRANT|DROP)\b", statement)
@@ -88,7 +88,7 @@ def _kind(words: str, statement: str) -> str | None:
 
 
 def _keeper_of(column: str) -> str:
-    """The name of the function that keeps a column, as PostgreSQL cuts it."""
+    """Return the name of the function that keeps a column, as PostgreSQL truncates it."""
     return f"astra_keep_{column}".encode()[:63].decode(errors="ignore")
 
 
@@ -108,7 +108,7 @@ class PostgreSQL(Keys):
             "application_name": "astra",
             "client_encoding": "UTF8",
         }
-        # A server, or a proxy before it, that keeps a connection open and is silent: timeouts.py.
+        # timeouts.py limits how long a server, or a proxy in front of it, may be silent.
         options: dict[str, Any] = {"cursor_factory": PatientCursor}
         options |= {key: value for key, value in defaults.items() if key not in given}
         self.database: PostgresqlDatabase = PostgresqlDatabase(url, **options)
@@ -120,7 +120,7 @@ class PostgreSQL(Keys):
 
     def storable(self, text: str) -> str:
         codec = self.database.codec
-        if codec in ("utf_8", "ascii"):  # a database in SQL_ASCII takes any bytes
+        if codec in ("utf_8", "ascii"):  # a database in SQL_ASCII stores any bytes
             return text
         return text.encode(codec, "backslashreplace").decode(codec)
 
@@ -136,13 +136,13 @@ class PostgreSQL(Keys):
         return self.fetch_value(f"SELECT {self.now_sql}").astimezone(UTC)
 
     def connections_for(self, headroom: int) -> int:
-        """How many connections the server has for this role, less some for others."""
+        """Return how many connections this role may use, without some that are for others."""
         return max(int(self.fetch_value(queries.CONNECTION_LIMIT)) - headroom, 0)
 
     def is_transient(self, error: BaseException) -> bool:
         """Whether the same work may succeed in a moment."""
         code = _sqlstate(error)
-        if code is None:  # libpq's own: the connection failed, or was lost
+        if code is None:  # an error of libpq: the connection failed, or was lost
             return isinstance(error, peewee.OperationalError | peewee.InterfaceError) and (
                 self.database.was_open or not _is_refused_login(str(error))
             )
@@ -150,12 +150,12 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def remedy(error: BaseException) -> str | None:
-        """What to do about what a server said that answers, and does not do the work."""
+        """Say what to do if the server answers, but refuses to work."""
         code = _sqlstate(error) or ""
-        return next((said for begin, said in _REMEDIES.items() if code.startswith(begin)), None)
+        return next((text for begin, text in _REMEDIES.items() if code.startswith(begin)), None)
 
     def advice(self, message: str) -> str:
-        """What to look at when the server gave no connection."""
+        """Say what to check if no connection can be opened."""
         where = "ASTRA_DATABASE_URL, or [database] url"
         if "does not exist" in message and "database" in message:
             return f"make it (createdb), or name another in {where}"
@@ -167,7 +167,7 @@ class PostgreSQL(Keys):
         return f"check that the server runs and {where}"
 
     def is_lock(self, error: BaseException) -> bool:
-        """Whether another only holds a lock, and the connection is whole."""
+        """Whether only a lock is held by another, and the connection is intact."""
         return False  # the server waits for locks by itself
 
     def is_rows_fault(self, error: BaseException) -> bool:
@@ -178,7 +178,7 @@ class PostgreSQL(Keys):
         return code.startswith(_ROWS_FAULT) or self.is_triggers(error)
 
     def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
-        """Whether a column that the model does not have wants a value, so that no row fits."""
+        """Whether a column that the model does not have needs a value, so that every row fails."""
         cause = _driver_error(error)
         if _sqlstate(error) != "23502" or not isinstance(cause, psycopg2.Error):
             return False
@@ -186,24 +186,24 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
-        """Whether a trigger refused the row, in words and with a SQLSTATE of its own choosing."""
+        """Whether a trigger refused the row, whatever SQLSTATE it used."""
         cause = _driver_error(error)
         source = cause.diag.source_function if isinstance(cause, psycopg2.Error) else None
         return source in ("exec_stmt_raise", "exec_stmt_assert")
 
     def denied(self, error: BaseException) -> Denied | None:
-        """What the role lacks, if that is what the server says."""
+        """Return which right the role lacks, if the error is about one."""
         if _sqlstate(error) != "42501":
             return None
         cause = _driver_error(error)
-        # Not "Nobody": the login is known also where nothing can be asked any more.
+        # From the connection: after an error, the transaction runs no more queries.
         info = self.database.connection().info
         statement = getattr(getattr(cause, "cursor", None), "query", None) or b""
         words = self.message(error)
         return Denied(info.user, f"may not do this: {words},", _kind(words, statement.decode()))
 
     def message(self, error: BaseException) -> str:
-        """The server's own words, without the statement that they quote."""
+        """Return the server's message, without the statement that it quotes."""
         cause = _driver_error(error)
         if isinstance(cause, psycopg2.Error) and cause.diag.message_primary:
             detail = cause.diag.message_detail
@@ -213,10 +213,10 @@ class PostgreSQL(Keys):
     # -- tables -------------------------------------------------------------------------
 
     def keep_modified(self, model: Any, keys: Sequence[str], column: str) -> None:
-        """A trigger: an update that does not set the column sets it by the server's clock.
+        """Create a trigger by which every update increases the column, by the server's clock.
 
-        It never stays, and never goes back: no change can hide behind the time of a row that
-        somebody had loaded before, and saved later.
+        The column never keeps its value, and never decreases: saving a row that was loaded earlier
+        cannot hide a change that somebody else made meanwhile.
         """
         table = self.table(model)
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
@@ -225,15 +225,15 @@ class PostgreSQL(Keys):
         self.run(queries.KEEP_MODIFIED.format(table=table, function=function, body=body))
 
     def keeps_modified(self, model: Any, column: str) -> bool:
-        """Whether a trigger that is enabled keeps the column, whatever it is called."""
+        """Whether an enabled trigger of any name keeps the column."""
         body = queries.KEEP_MODIFIED_BODY.format(column=self.quote(column))
         parameters = (self.table(model), _keeper_of(column), body)
         return bool(self.fetch_value(queries.KEEPS_MODIFIED, parameters))
 
     def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
-        """Whether a valid index keeps these columns unique, whatever it is called.
+        """Whether a valid index of any name keeps these columns unique.
 
-        One with a condition counts if it is `where`, or nothing but that no key is NULL.
+        One with a condition counts if that is `where`.
         """
         parameters = (self.table(model), sorted(columns))
         conditions = self.fetch_column(queries.UNIQUE_INDEX_CONDITIONS, parameters)
@@ -241,10 +241,10 @@ class PostgreSQL(Keys):
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
-        """A transaction that reads, and sees one state of the database throughout.
+        """Begin a transaction that reads, and sees one state of the database throughout.
 
-        No table of `models` is altered in it: one that was written anew after the snapshot was
-        taken looks empty in it. A lock is taken without one.
+        The tables of `models` are locked against changes of their columns: a table that is
+        rewritten after the snapshot was taken looks empty in it. Taking a lock takes no snapshot.
         """
         with self.database.atomic():
             self.run(queries.SNAPSHOT)
@@ -253,33 +253,33 @@ class PostgreSQL(Keys):
             yield
 
     def other_owner(self, model: Any) -> str | None:
-        """The role that a table belongs to, where it is not ours."""
+        """Return the owner of a table, if this role does not act for it."""
         owners = self.fetch_column(queries.OTHER_OWNER, (self.table(model),))
         return owners[0] if owners else None
 
     def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
-        """A column that rows which are there get this value for."""
+        """Add a column, with a value for existing rows."""
         with self.database.connection().cursor() as cursor:
             literal = cursor.mogrify("%s", (default,)).decode()
         self._types.pop(self.table(model), None)
         self.run(adding_column(self, model, field, default, literal.replace("%", "%%")))
 
     def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
-        """Give a column that was made without it the database's own default."""
+        """Set a column's default in the database, if it has none."""
         table, column = self.table(model), field.column_name
         if not self.fetch_value(queries.HAS_DEFAULT, (table, column)):
             name, value = self.quote(column), default.replace("%", "%%")
             self.run(queries.SET_DEFAULT.format(table=table, column=name, value=value))
 
     def leave_room(self, model: Any) -> None:
-        """Half of each block is left to later versions of its rows, which then stay in it: an
-        update writes to no index."""
+        """Leave half of each block free for new versions of its rows, so that updates change no
+        index."""
         table = self.table(model)
         if not self.fetch_value(queries.HAS_FILLFACTOR, (table,)):
             self.run(queries.SET_FILLFACTOR.format(table=table))
 
     def compress_quickly(self, model: Any, field: peewee.Field) -> None:
-        """Lists of keys are long enough to be compressed: with LZ4, where the server has it."""
+        """Compress a column of long lists with LZ4, if the server has it."""
         table, column = self.table(model), field.column_name
         if not self.fetch_value(queries.SERVER_HAS_LZ4):
             return
@@ -293,21 +293,21 @@ class PostgreSQL(Keys):
     # -- roles --------------------------------------------------------------------------
 
     def session_role(self) -> str | None:
-        """The role that this process has logged in as."""
+        """Return the role that this process has logged in as."""
         return str(self.fetch_value(queries.SESSION_ROLE))
 
     def roles(self) -> list[str]:
         return self.fetch_column(queries.ROLES)
 
     def granted(self, model: Any, privilege: str) -> list[str]:
-        """The roles, but for the owner, that were given this of a table by name."""
+        """Return the roles other than the owner that have a privilege on a table by name."""
         return self.fetch_column(queries.GRANTED_ROLES, (self.table(model), privilege))
 
     def may(self, role: str, model: Any, privilege: str) -> bool:
         return bool(self.fetch_value(queries.HAS_PRIVILEGE, (role, self.table(model), privilege)))
 
     def grant_schema(self, role: str, model: Any) -> None:
-        """The schema of a table may be used, and tables made in it later by us be read."""
+        """Grant the use of a table's schema, and reading tables that this role creates in it."""
         to = self._role(role)
         name, ours = self.run(queries.SCHEMA_OF_TABLE, (self.table(model),)).fetchone()
         name = name.replace("%", "%%")
@@ -316,7 +316,7 @@ class PostgreSQL(Keys):
         self.run(queries.GRANT_LATER_TABLES.format(schema=name, role=to))
 
     def grant(self, role: str, model: Any, privilege: str) -> None:
-        """One privilege on a table; with INSERT, the sequence that its keys come from."""
+        """Grant a privilege on a table; with INSERT, also the sequence of its primary key."""
         to, table = self._role(role), self.table(model)
         self.run(queries.GRANT_TABLE.format(privilege=privilege, table=table, role=to))
         if privilege.startswith("INSERT") and model._meta.primary_key:
@@ -326,7 +326,7 @@ class PostgreSQL(Keys):
                 self.run(queries.GRANT_SEQUENCE.format(sequence=sequence, role=to))
 
     def _role(self, role: str) -> str:
-        """A role's name as SQL takes it, doubled for the driver where it needs that."""
+        """Quote a role's name for SQL, with percent signs doubled for the driver."""
         return str(self.fetch_value(queries.QUOTED, (role,))).replace("%", "%%")
 
     # -- locks --------------------------------------------------------------------------
@@ -338,14 +338,14 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def begin_to_write(silence_s: float) -> dict[str, Any]:
-        """How ``atomic()`` begins a transaction that takes locks."""
+        """Return the arguments with which ``atomic()`` begins a transaction that takes locks."""
         return {"silence_s": silence_s}
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """One holder at a time, until the end of the transaction that this block is in.
+        """Hold a lock until the end of the transaction that this block is in.
 
-        For what is done before there are tables; everything else has a lock of its own in one.
+        It needs no table, which the other locks do.
         """
         self.run(queries.LOCK_NAME, (f"astra {name}",))
         yield
@@ -356,7 +356,7 @@ class PostgreSQL(Keys):
         return RowLock(connect, table, name, holder, ends_after(silence_s), silence_s)
 
     def place(self, schema: str | None = None) -> str:
-        """Which tables of which database of which server these are, whoever asks.
+        """Identify the server, the database, and the tables in a schema, the same for every role.
 
         A schema that was copied within its database, or restored into it, has other tables.
         """
@@ -365,28 +365,31 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def is_same_place(stored: str, here: str) -> bool:
-        """What was stored without its table is known by its database."""
+        """Whether two places are the same; one that was stored without a table matches any."""
         return here == stored or here.startswith(f"{stored},")
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
-        """Write down who is about to wait for a lock; False if somebody holds it."""
+        """Store who is about to take a lock; return False if somebody holds it."""
         with peewee_errors():
             return self._row_lock(table, name, holder, silence_s).sign()
 
     def wait_for_row(self, table: str, name: str) -> None:
-        """Lock the row of a lock until the transaction ends, once its holder has ended."""
+        """Wait for the holder of a lock, then hold it until the transaction ends."""
         self.run(queries.LOCK_ROW.format(table=table), (name,))
 
     @contextmanager
     def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:
-        """Whether the lock is ours, for the block; released when its holder dies or is silent."""
-        held = self._row_lock(table, name, holder, silence_s)
+        """Try to take a lock for a block, and yield whether it was free.
+
+        It is released early if its holder dies or is silent.
+        """
+        lock = self._row_lock(table, name, holder, silence_s)
         with peewee_errors():
-            ours = held.take()
+            is_taken = lock.take()
         try:
-            yield ours
+            yield is_taken
         finally:
-            held.release()
+            lock.release()
 
 
 def _is_refused_login(message: str) -> bool:

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: what is set on them, so that values travel as they are."""
+"""Connections to PostgreSQL, with the settings by which values arrive unchanged."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from astra.database.timeouts import bounded
 
 
 class PostgresqlDatabase(peewee.PostgresqlDatabase):
-    was_open = False  # a connection was made once: whoever is refused now was not refused then
-    codec = "utf_8"  # of the texts that the server can store, once a connection was made
+    was_open = False  # a login succeeded once: a later refusal may be temporary
+    codec = "utf_8"  # of the server's encoding, once a connection was opened
 
     def _connect(self) -> Any:
         made = super()._connect()  # type: ignore[misc]
         self.was_open = True
         if made.get_parameter_status("standard_conforming_strings") == "off":
-            # The driver decides how it quotes texts once, as it connects.
+            # The driver decides how it quotes texts when it connects.
             made.close()
             given = parse_dsn(self.database).get("options", "")
             self.connect_params["options"] = f"{given} -c standard_conforming_strings=on".strip()
             made = super()._connect()  # type: ignore[misc]
-        # The server may fall silent here too, and peewee lets no other thread connect meanwhile.
+        # Limited, because the server may be silent here too while other threads wait to connect.
         with bounded(self.connect_params["connect_timeout"]), made.cursor() as cursor:
-            # Numbers are read as they are stored, to the last digit.
+            # Numbers are read with all of their digits.
             cursor.execute("SET extra_float_digits = 1")
         self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
         return made
@@ -33,7 +33,7 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
     def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
         """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.
 
-        Its own settings, so that they hold behind pgbouncer too, and in the same message.
+        Settings of the transaction work behind PgBouncer too, and are sent in the same message.
         """
         if silence_s is None:
             super().begin(isolation_level)

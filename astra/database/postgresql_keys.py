@@ -1,4 +1,4 @@
-"""Keys of rows in PostgreSQL, of any type: lists of them, and pages frozen from a query."""
+"""Keys of rows in PostgreSQL, of any type: lists of keys, and pages frozen from a query."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ from astra.errors import TaskError
 
 
 class Keys(Writing):
-    """What the dialect of PostgreSQL knows of sets of keys."""
+    """The part of the dialect of PostgreSQL that handles keys."""
 
     def among(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
-        """`field` is one of `keys`: one parameter, whatever their number."""
+        """Return the clause that `field` is one of `keys`, which are one parameter together."""
         return peewee.Expression(field, "=", SQL("ANY(%s::bigint[])", (self.pack_keys(keys),)))
 
     def pack_keys(self, keys: Iterable[Any]) -> str:
@@ -30,25 +30,25 @@ class Keys(Writing):
         return list(value)
 
     def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
-        """`field` is one of `keys`, as texts."""
+        """Return the clause that `field` is one of `keys`, as texts."""
         return peewee.Expression(field, "=", SQL("ANY(%s::text[])", (self.pack_texts(keys),)))
 
     def pack_texts(self, keys: Iterable[Any]) -> str:
         return array_literal(list(map(str, keys)))
 
     def _kind_of(self, field: Any) -> str:
-        """The type of a column, as the server has it."""
+        """Return the type of a column in the database."""
         return self.column_types(self.table(field.model)).get(field.column_name, "text")
 
     def key_text(self, fields: Sequence[Any]) -> Any:
-        """The text of a key, the same whatever the settings of the session are."""
+        """Return the text of a key, which does not depend on settings of the session."""
         zoned = "pg_catalog.timestamptz"
         parts = [fn.timezone("UTC", f) if self._kind_of(f) == zoned else f for f in fields]
         one = parts[0] if len(parts) == 1 else fn.jsonb_build_array(*parts)
         return one.cast("text")
 
     def wanted(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
-        """Texts of keys as rows of a query, and the clause that a row has such a key."""
+        """Return texts of keys as rows of a query, and the clause that a row has such a key."""
         clauses = []
         for place, field in enumerate(fields):
             text = "wanted.key" if len(fields) == 1 else f"(wanted.key::jsonb ->> {place})"
@@ -60,7 +60,7 @@ class Keys(Writing):
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
     def as_moment(self, field: Any) -> Any:
-        """A column of dates or times as a moment, UTC where it does not say otherwise."""
+        """Convert a column of dates or times to a moment; without a time zone, it is UTC."""
         kind = self._kind_of(field).removeprefix("pg_catalog.").strip('"')
         if kind == "timestamptz":
             return field
@@ -72,11 +72,11 @@ class Keys(Writing):
         )
 
     def rounded(self, moment: datetime) -> datetime:
-        """A moment as the server keeps it."""
+        """Return a moment with the precision of the server."""
         return moment
 
     def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        """The columns of a table's primary key, which a role that only reads can see as well."""
+        """Return the columns of a table's primary key."""
         name = ".".join(map(self.quote, [schema, table] if schema else [table]))
         return self.fetch_column(queries.PRIMARY_COLUMNS, (name,))
 
@@ -86,16 +86,16 @@ class Keys(Writing):
         return bool(self.fetch_value(queries.IS_UNIQUE_AND_NOT_NULL, parameters))
 
     def holds(self, column: Any, key: Any) -> Any:
-        """A clause: the keys of a page, in a query on pages, have this one among them."""
+        """Return the clause that this key is among the keys of a page."""
         return peewee.Expression(peewee.Value(key, converter=False), "=", fn.ANY(column))
 
     def freeze(
         self, query: Any, page: Any, plan_pk: int, limit: int, order: str, column: str
     ) -> tuple[int, int]:
-        """Cut the keys of `query` (key, and the columns of the order) into pages.
+        """Freeze the keys of `query` (key, and the columns of the order) into pages.
 
-        The order is total, so that they are cut into the same pages again; `column` of a page
-        holds the keys.
+        Return the numbers of pages and rows. The order is total, so that the same keys always give
+        the same pages; `column` of a page holds its keys.
         """
         sql, parameters = query.sql()
         cut = queries.CUT_INTO_PAGES.format(order=order, pending=sql)
@@ -108,10 +108,9 @@ class Keys(Writing):
     def _evaluated(
         self, sql: str, parameters: tuple[Any, ...]
     ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """What stands for a SELECT in the transaction's next statement, and its parameters.
+        """Evaluate a SELECT for the transaction's next statement: yield its source and parameters.
 
-        A temporary table, as PostgreSQL fills one with several processes, but runs an INSERT ...
-        SELECT in one; the SELECT itself for a role that may make none.
+        The source is a temporary table, or the SELECT itself for a role that may not create one.
         """
         if not self.fetch_value(queries.MAY_MAKE_TEMPORARY_TABLES):
             yield f"({sql})", parameters

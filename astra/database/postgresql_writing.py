@@ -14,12 +14,12 @@ from astra.database.values import MOMENTS, check
 from astra.errors import BrokenElement
 from astra.version import Version
 
-#: Rows from which the statements around a COPY cost less than it saves.
+#: The number of rows from which a COPY is faster, with the statements that it needs.
 _COPIED_FROM = 50
 
 
 class Writing(Common):
-    """What the dialect of PostgreSQL knows of writing."""
+    """The part of the dialect of PostgreSQL that writes results."""
 
     _types: dict[str, dict[str, str]]
     _seen_columns: dict[str, list[tuple[Any, ...]]]
@@ -27,8 +27,8 @@ class Writing(Common):
     _is_plain: dict[str, bool]
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
-        """A value in database form; the server itself looks at all but bytes, of which a text
-        would make some, and moments, of which it makes others."""
+        """Check a value in database form: the server would take a text for bytes, and interpret
+        some moments in its own way; it checks all others itself."""
         if field.field_type in MOMENTS and type(value) is not date:
             check(field, value)
         if field.field_type == "BLOB" and not isinstance(value, BYTES | Binary):
@@ -43,15 +43,13 @@ class Writing(Common):
         return self._types[table]
 
     def _look_at(self, batch: Batch) -> None:
-        """Forget what is known of a table, if somebody has altered it since.
-
-        The lock is the one that writing takes: the table stays as it is until the transaction ends.
+        """Describe a table again if somebody has altered it, and lock it against that.
 
         Raises
         ------
         BrokenElement
-            If a column is of another kind than the model says, so that what is read is not what
-            was written.
+            If a column is of another kind than the model declares, so that reading would not
+            return what was written.
         """
         table = batch.table
         columns = self.run(queries.LOCK_AND_DESCRIBE.format(table=table), (table,)).fetchall()
@@ -79,10 +77,10 @@ class Writing(Common):
         self._seen_columns[table] = columns
 
     def upsert(self, batch: Batch) -> dict[int, int]:
-        """Write a batch; what was written, as {place in the batch: primary key}.
+        """Write a batch, and return what was written, as {place in the batch: primary key}.
 
-        A row is replaced only by one whose input was read later or at the same time. Where no row
-        has a result yet, which is most often so, the batch is copied straight into the table.
+        A result is replaced only by one whose input was read later or at the same time. If no row
+        has a result yet, which is the usual case, the batch is copied directly into the table.
 
         Raises
         ------
@@ -96,7 +94,7 @@ class Writing(Common):
         return written
 
     def _compare(self, batch: Batch, written: dict[int, int]) -> None:
-        """Look at what is stored, where a trigger, a rule or a type may have changed it."""
+        """Check what is stored, where a trigger, a rule or a type may have changed it."""
         declared = batch.declared
         arrays = [[str(pk) for pk in written.values()]]
         arrays += [[values[place] for place in written] for values in batch.columns.values()]
@@ -131,16 +129,16 @@ class Writing(Common):
             with self.database.atomic():
                 copied = self._copied(batch)
         except (peewee.IntegrityError, peewee.DataError, peewee.NotSupportedError):
-            # A row is bad, or another process has just written one: this is found below. Or the
-            # table has row level security, under which PostgreSQL copies nothing.
+            # A row is bad, or another process has just written one, which the insertion handles. Or
+            # the table has row level security, under which PostgreSQL does not copy.
             copied = None
         return self._inserted(batch) if copied is None else copied
 
     def _copied(self, batch: Batch) -> dict[int, int] | None:
-        """A batch by a binary COPY; None where it cannot be, or replaces a row."""
+        """Write a batch by a binary COPY; return None if that is impossible, or replaces a row."""
         if not self._is_utf8():
             return None
-        from astra.database import binary_copy  # here, as few commands write results
+        from astra.database import binary_copy  # here, because few commands write results
 
         types = self.column_types(batch.table)
         packed: dict[str, binary_copy.Packed] = {}
@@ -154,7 +152,7 @@ class Writing(Common):
         if not primaries:
             return None
         packed[batch.primary] = binary_copy.pack("int8", primaries)  # type: ignore[assignment]
-        # In the order of their keys, so that two who write the same rows do not block each other.
+        # In the order of their keys, so that two processes with the same rows do not deadlock.
         order = sorted(range(len(primaries)), key=batch.keys.__getitem__)
         names, rows = binary_copy.rows(packed, order)
         columns = ", ".join(map(self.quote, names))
@@ -162,7 +160,7 @@ class Writing(Common):
             copy = queries.COPY.format(table=batch.table, columns=columns)
             cursor.copy_expert(copy, BytesIO(rows), 1 << 20)
             if cursor.rowcount != len(primaries):
-                raise peewee.DataError("a trigger discarded rows")  # which, is found one by one
+                raise peewee.DataError("a trigger discarded rows")  # inserting shows which
         return dict(enumerate(primaries))
 
     def _drawn(self, batch: Batch) -> list[int]:
@@ -193,7 +191,7 @@ class Writing(Common):
         return bool(self.database.connection().encoding == "UTF8")
 
     def _sequence(self, table: str, column: str) -> str | None:
-        """The sequence that a column's values come from."""
+        """Return the sequence of a column, if it has one."""
         if table not in self._sequences:
             self._sequences[table] = self.fetch_value(queries.SEQUENCE, (table, column))
         return self._sequences[table]

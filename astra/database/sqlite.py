@@ -1,4 +1,4 @@
-"""SQLite: a file, or memory, with one writer at a time."""
+"""SQLite: a file, or a database in memory, with one writer at a time."""
 
 import fcntl
 import hashlib
@@ -33,10 +33,10 @@ from astra.errors import DatabaseError
 
 
 class _SQLiteDatabase(peewee.SqliteDatabase):
-    """Opens a file for reading where that is all that may be done with it, or with its folder.
+    """Opens a file only for reading if it, or its folder, may not be written.
 
-    A file whose log is there is read with the log. One without has been closed by everybody, and is
-    read as it is: SQLite could not make a log in a folder that may not be written.
+    A file with a log is read with the log. A file without one has been closed by everybody, and is
+    read as immutable, because SQLite cannot create a log in a folder that may not be written.
     """
 
     def _connect(self) -> sqlite3.Connection:
@@ -87,7 +87,7 @@ class SQLite(Writing):
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
     def connections_for(self, headroom: int) -> int:
-        """A file has no bound of its own."""
+        """Return a large number: a file has no limit of connections."""
         return 1000
 
     def is_transient(self, error: BaseException) -> bool:
@@ -97,7 +97,7 @@ class SQLite(Writing):
         )
 
     def advice(self, message: str) -> str:
-        """What to look at when the file cannot be opened."""
+        """Say what to check if the file cannot be opened."""
         return (
             "check that its folder is there, that it is a file that you may read and write, and "
             "ASTRA_DATABASE_URL, or [database] url"
@@ -105,7 +105,7 @@ class SQLite(Writing):
 
     @staticmethod
     def remedy(error: BaseException) -> str | None:
-        """What to do about what keeps a file that was opened from being written."""
+        """Say what to do if a file that was opened cannot be written."""
         if "locked" in str(error) or "busy" in str(error):
             return "another process is writing to the file: let it end (fuser shows which it is)"
         return "make room on its disk" if "is full" in str(error) else None
@@ -122,13 +122,13 @@ class SQLite(Writing):
         )
 
     def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
-        """Whether a column that the model does not have wants a value, so that no row fits."""
+        """Whether a column that the model does not have needs a value, so that every row fails."""
         match = re.search(r"NOT NULL constraint failed: [^\n]+\.([^.\n]+)$", str(error))
         return match is not None and match[1] not in columns
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
-        """Whether a trigger refused the row, in words of its own."""
+        """Whether a trigger refused the row."""
         cause = error.__cause__ or error.__context__ or error
         return getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER"
 
@@ -136,22 +136,21 @@ class SQLite(Writing):
         return str(error).strip()
 
     def denied(self, error: BaseException) -> Denied | None:
-        """SQLite has no roles, only files that may not be written."""
+        """Recognize a file that may not be written: SQLite has no roles."""
         if "readonly" not in str(error):
             return None
         return Denied("you", "may not write this file, or its folder, which holds its log", None)
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
-        """A value in database form; refused is what PostgreSQL would, since any column of SQLite
-        takes any value."""
+        """Check a value in database form as PostgreSQL would: columns of SQLite accept any."""
         if isinstance(value, peewee.Function) and value.name == "json":
-            (value,) = value.arguments or ()  # a document, which SQLite keeps as text
+            (value,) = value.arguments or ()  # a document, which SQLite stores as text
         check_value(field, value)
         return value
 
     def keep_modified(self, model: Any, keys: Sequence[str], column: str) -> None:
-        """Triggers: as on PostgreSQL; and one form of writing for every time, since SQLite
-        compares them as text."""
+        """Create triggers as on PostgreSQL, which also give every time the same format, because
+        SQLite compares times as texts."""
         mine = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
         for suffix, keeper in self._keepers(model, column).items():
             trigger = self.quote(f"{model._meta.table_name}_modified_{suffix}")
@@ -161,7 +160,7 @@ class SQLite(Writing):
                 self.run(wanted)
 
     def _keepers(self, model: Any, column: str) -> dict[str, str]:
-        """What the triggers do that keep a column, up to the row that they change."""
+        """Return the triggers that keep a column, up to the condition for the row."""
         table, moment = self.table(model), self.quote(column)
         new, old = f"NEW.{moment}", f"OLD.{moment}"
         pattern = "GLOB '????-??-?? ??:??:??.??????'"
@@ -171,7 +170,7 @@ class SQLite(Writing):
             f"strftime('%Y-%m-%d %H:%M:%f', {old}, '+0.001 seconds') || '000', ''))"
         )
         formed = f"coalesce(strftime('%Y-%m-%d %H:%M:%f', {new}) || '000', {self.now_sql})"
-        # Two times in that form compare as texts; while one is being brought into it, none does.
+        # Times in this format compare as texts; one that a trigger is converting does not.
         back = f"{new} {pattern} AND {old} {pattern} AND {new} < {old}"
         kept = f"{new} IS {old} OR ({back})"
         formed_later = f"CASE WHEN {formed} <= {old} THEN {later} ELSE {formed} END"
@@ -192,21 +191,24 @@ class SQLite(Writing):
 
     @staticmethod
     def begin_to_write(silence_s: float) -> dict[str, Any]:
-        """Its lock is taken at the beginning: one that is read in first cannot wait for it."""
+        """Take the lock at the beginning: a transaction that has read cannot wait for it."""
         return {"lock_type": "IMMEDIATE"}
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """The transaction is the only one that writes: SQLite has no finer lock."""
+        """Do nothing: the transaction is the only one that writes."""
         yield
 
     @contextmanager
     def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:
-        """Whether the lock is ours, for the block; released when its holder dies."""
+        """Try to take a lock for a block, and yield whether it was free.
+
+        It is released early if its holder dies.
+        """
         if self.path == ":memory:":
             yield True
             return
-        # Not through a link: the folder may be one where others write too.
+        # Links are not followed, because others may write to the folder too.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(f"{self.path}.lock", flags, 0o666)
@@ -216,9 +218,9 @@ class SQLite(Writing):
                 "file, no link, that you may write"
             ) from error
         with os.fdopen(descriptor, "a") as file:
-            # One byte of the file stands for one name.
+            # A name is represented by one byte of the file.
             place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
-            # Of the open file and not of the process: closing another one does not release it.
+            # The lock belongs to the open file, not the process: closing another one keeps it.
             one_byte = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
             try:
                 fcntl.fcntl(file, fcntl.F_OFD_SETLK, one_byte)
@@ -233,7 +235,7 @@ class SQLite(Writing):
             yield True
 
     def place(self, schema: str | None = None) -> str:
-        """Which file this is."""
+        """Identify the file."""
         if self.path == ":memory:":
             return "memory"
         inode = os.stat(self.path).st_ino
@@ -241,9 +243,9 @@ class SQLite(Writing):
 
     @staticmethod
     def is_same_place(stored: str, here: str) -> bool:
-        """A file that was renamed keeps its inode, and one that was restored its path and host.
+        """Whether two places are the same: after a rename the inode, after a restore path and host.
 
-        Another filesystem may give a copy the same inode: then the original is still in its place.
+        A copy on another filesystem may have the same inode: then the original still exists.
         """
         then, now = (
             re.fullmatch(r"the file (.*) \(inode (\d+)(?:, (.*))?\)", place, re.DOTALL)
@@ -257,11 +259,11 @@ class SQLite(Writing):
         return then[2] == now[2] and not is_left
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
-        """The transaction is the only one that writes: nobody else can hold the lock in it."""
+        """Return True: the transaction is the only one that writes, so nobody holds the lock."""
         return True
 
     def wait_for_row(self, table: str, name: str) -> None:
-        """The transaction is the only one that writes: there is nobody to wait for."""
+        """Do nothing: the transaction is the only one that writes."""
 
     def among(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
         return peewee.Expression(field, "IN", SQL(queries.LIST, (self.pack_keys(keys),)))
@@ -279,12 +281,12 @@ class SQLite(Writing):
         return json.dumps(list(map(str, keys)))
 
     def key_text(self, fields: Sequence[Any]) -> Any:
-        """The text of a key."""
+        """Return the text of a key."""
         one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
         return one.cast("text")
 
     def wanted(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
-        """Texts of keys as rows of a query, and the clause that a row has such a key."""
+        """Return texts of keys as rows of a query, and the clause that a row has such a key."""
         clauses = []
         for place, field in enumerate(fields):
             text = f"json_extract(wanted.value, '$[{place}]')"
@@ -293,16 +295,16 @@ class SQLite(Writing):
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
     def as_moment(self, field: Any) -> Any:
-        """A column of dates or times as a moment, in the one form that moments are compared in."""
+        """Convert a column of dates or times to the format in which moments are compared."""
         return fn.strftime("%Y-%m-%d %H:%M:%f", field).concat("000")
 
     def rounded(self, moment: datetime) -> datetime:
-        """A moment as SQLite's functions give it: to the millisecond."""
+        """Return a moment with the precision of SQLite's functions, milliseconds."""
         whole = (moment.microsecond + 500) // 1000 * 1000
         return moment + timedelta(microseconds=whole - moment.microsecond)
 
     def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        """The columns of a table's primary key."""
+        """Return the columns of a table's primary key."""
         return self.fetch_column(queries.PRIMARY_COLUMNS, (table,))
 
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
@@ -338,13 +340,13 @@ class SQLite(Writing):
         return int(pages), int(rows)
 
     def keeps_modified(self, model: Any, column: str) -> bool:
-        """Whether triggers keep the column, whatever they are called."""
+        """Whether triggers of any names keep the column."""
         triggers = self.fetch_column(queries.TRIGGERS, (model._meta.table_name,))
         keepers = self._keepers(model, column).values()
         return all(any(f" {keeper} WHERE " in sql for sql in triggers) for keeper in keepers)
 
     def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
-        """Whether an index keeps these columns unique, whatever it is called."""
+        """Whether an index of any name keeps these columns unique."""
         indexes = self.run(queries.UNIQUE_INDEXES, (model._meta.table_name,)).fetchall()
         for name, is_partial, sql in indexes:
             condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if is_partial else None
@@ -354,31 +356,31 @@ class SQLite(Writing):
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
-        """A transaction that reads, and sees one state of the database throughout."""
+        """Begin a transaction that reads, and sees one state of the database throughout."""
         with self.database.atomic():
             yield
 
     def other_owner(self, model: Any) -> str | None:
-        """SQLite has no roles."""
+        """Return None: SQLite has no roles."""
         return None
 
     def catalogue_name(self, model: Any) -> str:
         return str(model._meta.table_name)
 
     def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
-        """A column that rows which are there get this value for."""
+        """Add a column, with a value for existing rows."""
         value = None if default is None else self.checked(field, default)
         literal = self.fetch_value(queries.LITERAL, (value,))
         self.run(adding_column(self, model, field, default, literal))
 
     def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
-        """SQLite has a column's default from the time that its table is made."""
+        """Do nothing: SQLite sets a column's default when its table is created."""
 
     def leave_room(self, model: Any) -> None:
-        """SQLite changes rows in place."""
+        """Do nothing: SQLite changes rows in place."""
 
     def compress_quickly(self, model: Any, field: peewee.Field) -> None:
-        """SQLite compresses nothing."""
+        """Do nothing: SQLite does not compress."""
 
     def create_schema(self, schema: str) -> None:
-        """SQLite has no schemas."""
+        """Do nothing: SQLite has no schemas."""

@@ -41,7 +41,7 @@ class Writing(Common):
         return self._targets[key]
 
     def upsert(self, batch: Batch) -> dict[int, int]:
-        """Write a batch; what was written, as {place in the batch: primary key}.
+        """Write a batch, and return what was written, as {place in the batch: primary key}.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class Writing(Common):
             cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
         last = self.fetch_value(newest)
         if last - before == len(keys):
-            # Nobody else writes meanwhile: all of them are new, and their keys follow each other.
+            # Nobody else writes meanwhile, so all rows are new, and have consecutive keys.
             return dict(enumerate(range(before + 1, last + 1)))
         same = " AND ".join(
             f"{self.quote(name)} = json_extract(wanted.value, '$[{place}]')"
@@ -103,6 +103,6 @@ class Writing(Common):
             ),
             (json.dumps(keys, default=str), Version(batch.columns["v_astra"][0]).major_minor),
         ).fetchall()
-        # A row whose stored time of reading is not ours was written by a later attempt.
+        # A result that was read at another time was written by a later attempt.
         read = batch.columns["input_read"]
         return {place: primary for place, primary, at in stored if read[place] == at}
