@@ -32,6 +32,7 @@ from astra.plan import sizes
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import waiting_pages
 from astra.plan.plan import Planned, Planning, create_plan
+from astra.plan.plan import plan_at_most as plan_at_most
 from astra.plan.sizes import Estimate
 from astra.resume.cancel import Cancelled, cancel
 from astra.resume.resume import resume, resume_local

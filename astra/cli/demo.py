@@ -11,16 +11,14 @@ from shlex import quote
 
 import numpy as np
 
+from astra.api import create_plan, resume_local, status
 from astra.cli import show
 from astra.database.connection import bind, connection, database, reset, tuples
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, Slam, Source
 from astra.models.plans import Attempt, Page
 from astra.models.schema import init_database
-from astra.plan.plan import create_plan
-from astra.resume.resume import resume_local
 from astra.states import AttemptState
-from astra.status.status import status
 
 
 def run_demo(folder: Path | None, n_rows: int) -> None:

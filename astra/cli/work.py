@@ -137,8 +137,8 @@ def submit(
 
 def show_local(submissions: list["Submitted"], as_json: bool) -> None:
     """How plans stand that were run here; the exit status says it, too."""
+    from astra.api import status as status_of
     from astra.cli import show
-    from astra.status.status import status as status_of
 
     statuses = [status_of(submission.plan) for submission in submissions]
     for submission, found in [] if as_json else zip(submissions, statuses, strict=True):
@@ -157,10 +157,9 @@ def show_local(submissions: list["Submitted"], as_json: bool) -> None:
 @json_option
 def run(task: str, planning: "Planning", with_traceback: bool, as_json: bool) -> None:
     """Plan TASK and run it in the foreground, in this process."""
-    from astra.api import run_here
+    from astra.api import plan_at_most, run_here
+    from astra.api import status as status_of
     from astra.cli import show
-    from astra.plan.plan import plan_at_most
-    from astra.status.status import status as status_of
 
     if not with_traceback:
         one_line_for_each_error()
