@@ -378,24 +378,24 @@ def _submit(
 ) -> Submitted:
     if not local:
         return submit_plan(plan, profile_name, options, dry_run)
-    chosen = _local_profile(profile_name, options or {})
-    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as report:
-        return resume_local(plan, n_processes, False, report, chosen.row_timeout, chosen.setup)
+    return _run_local(plan, False, profile_name, options or {}, n_processes, progress)
 
 
-def _local_profile(profile_name: str | None, options: Mapping[str, object]) -> Profile:
-    """Return the profile of a local run; warn of its options, which only Slurm uses.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such profile.
-    """
+def _run_local(
+    plan: int,
+    failed: bool,
+    profile_name: str | None,
+    options: Mapping[str, object],
+    n_processes: int,
+    progress: Progress | None,
+) -> Submitted:
+    """Run a plan here with the set-up and row timeout of a profile; warn of Slurm's options."""
     chosen = choose_profile(profile_name, options)
     ignored = keys_for_slurm(chosen) if profile_name else sorted({*options} - {"row_timeout"})
     if ignored:
         log.warning("--local ignores what is for Slurm: %s", ", ".join(ignored))
-    return chosen
+    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as report:
+        return resume_local(plan, n_processes, failed, report, chosen.row_timeout, chosen.setup)
 
 
 def _dry_run(
@@ -442,9 +442,7 @@ def resume_plan(
         raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
     if only:
         raise UsageError("--only selects pages by their Slurm state; --local has none")
-    chosen = _local_profile(profile_name, options)
-    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as report:
-        return resume_local(plan, n_processes, failed, report, chosen.row_timeout, chosen.setup)
+    return _run_local(plan, failed, profile_name, options, n_processes, progress)
 
 
 def run_here(plan_pk: int, notify: Callable[[list[PageRun]], None] = lambda runs: None) -> None:

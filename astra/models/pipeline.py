@@ -270,8 +270,8 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             for name in link.result:
                 if name in values and values[name] != own[name]:
                     raise UsageError(
-                        f"{cls.__name__}.{name} is {own[name]!r}, that of the row which the result "
-                        f"is of, and not {values[name]!r}: leave it out, or pass the other row"
+                        f"{cls.__name__}.{name} of this row is {own[name]!r}, not "
+                        f"{values[name]!r}: leave it out, or pass the other row"
                     )
         if not values.keys() <= _plainly_set(cls):
             cls._check(values)

@@ -111,21 +111,9 @@ def estimate(
     chosen: Profile | None = None,
     run_probe: Callable[[int], object] | None = None,
 ) -> list[Estimate]:
-    """Choose sizes such that an element takes about `target_s`, for each input model of a task.
+    """Choose sizes for each input model of a task, as :func:`astra.api.estimate` does.
 
-    Parameters
-    ----------
-    task, input_model, arguments : as for :func:`astra.plan.plan.create_plan`.
-    target_s : how long an element should take, in s.
-    chosen : the profile to use: its partition bounds the limits, and its ``pages_per_element``
-        divide the rows. Without a profile there are no bounds.
-    run_probe : runs a plan, by its number, on this machine. If the task has no attempts yet,
-        :data:`N_PROBE` rows are run first, and their results are stored as usual.
-
-    Raises
-    ------
-    TaskError
-        If the task or an argument cannot be used.
+    If the task has no attempts yet, `run_probe` runs a plan of :data:`N_PROBE` rows by its number.
     """
     function = find_task(task)
     check_version()

@@ -89,21 +89,9 @@ def submit(
     dry_run: bool = False,
     hours: Hours = ALWAYS,
 ) -> Submitted:
-    """Submit the pages of a plan that were not submitted yet, as Slurm arrays.
+    """Submit the pages of a plan that were not submitted yet, as :func:`astra.api.submit` does.
 
-    Parameters
-    ----------
-    plan : the number of the plan.
-    profile_name : a profile of the configuration, or one that is installed with astra.
-    options : ``sbatch`` options in snake case, ``throttle`` and ``pages_per_element``, which
-        override the profile's.
-    dry_run : render the scripts; store and submit nothing.
-    hours : when elements may begin and run.
-
-    Raises
-    ------
-    SlurmError
-        If Slurm refuses; the plan can be submitted again.
+    A dry run renders the scripts, and stores and submits nothing.
     """
     frozen = get_plan(plan)
     check_ready(frozen, dry_run)

@@ -233,8 +233,8 @@ def input_models(function: Callable[..., object]) -> list[type[Model]]:
             models[adopted(part)] = None
         else:
             raise TaskError(
-                f"{signature_of(function)}: {_name(part)} is no table, which is a peewee Model "
-                f"with a primary key; {wanted}"
+                f"{signature_of(function)}: {_name(part)} is not a table: a table is a peewee "
+                f"Model with a primary key; {wanted}"
             )
     if not models:
         raise TaskError(f"{signature_of(function)}: the annotation does not name a table; {wanted}")
