@@ -130,21 +130,21 @@ class _Reader:
             return term.sql.is_null(isinstance(how, ast.Is))
         if isinstance(how, ast.In | ast.NotIn):
             return self._among(left, how, right, level)
-        one, other = self.term(left, level + 1), self.term(right, level + 1)
-        if one.is_literal and other.is_literal:
+        first, second = self.term(left, level + 1), self.term(right, level + 1)
+        if first.is_literal and second.is_literal:
             raise _Refused(
                 f"{_quoted(left)} and {_quoted(right)} are compared, but neither is a column"
             )
-        one, other = _fitted(one, other), _fitted(other, one)
-        if one.kind == "other" or one.kind != other.kind:
+        first, second = _fitted(first, second), _fitted(second, first)
+        if first.kind == "other" or first.kind != second.kind:
             raise _Refused(
-                f"{_quoted(left)} ({one.kind}) cannot be compared with {_quoted(right)} "
-                f"({other.kind})"
+                f"{_quoted(left)} ({first.kind}) cannot be compared with {_quoted(right)} "
+                f"({second.kind})"
             )
         is_order = not isinstance(how, ast.Eq | ast.NotEq)
-        if is_order and one.kind in ("true or false", "UUID"):
+        if is_order and first.kind in ("true or false", "UUID"):
             raise _Refused(f"{_quoted(left)} has no order: compare it by == or !=")
-        return Expression(one.sql, _COMPARED[type(how)], other.sql)
+        return Expression(first.sql, _COMPARED[type(how)], second.sql)
 
     def _among(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> ColumnBase:
         term = self.term(left, level + 1)
@@ -202,22 +202,22 @@ class _Reader:
             return _Term(kind, dialect().as_moment(field))
         return _Term(kind, field)
 
-    def _computed(self, one: _Term, op: ast.operator, other: _Term, node: ast.expr) -> _Term:
-        if one.kind != "number" or other.kind != "number":
+    def _computed(self, first: _Term, op: ast.operator, second: _Term, node: ast.expr) -> _Term:
+        if first.kind != "number" or second.kind != "number":
             raise _Refused(f"{_quoted(node)} is computed, but not only from numbers")
-        if one.is_literal and other.is_literal:
+        if first.is_literal and second.is_literal:
             try:
-                return _literal(_COMPUTED[type(op)][1](one.value, other.value))
+                return _literal(_COMPUTED[type(op)][1](first.value, second.value))
             except (ArithmeticError, ValueError) as error:
                 raise _Refused(f"{_quoted(node)}: {error}") from None
-        is_whole = one.is_whole and other.is_whole
+        is_whole = first.is_whole and second.is_whole
         if isinstance(op, ast.Mod) and not is_whole:
             raise _Refused(f"{_quoted(node)}: % is for whole numbers")
         exact = is_whole and not isinstance(op, ast.Div)
         # The type numeric does not overflow; a division is one of floats, as in Python.
         kind = "numeric" if exact else "double precision"
-        left: ColumnBase = one.sql.cast(kind)
-        right: ColumnBase = other.sql.cast(kind)
+        left: ColumnBase = first.sql.cast(kind)
+        right: ColumnBase = second.sql.cast(kind)
         if isinstance(op, ast.Div | ast.Mod):
             right = fn.NULLIF(right, 0)
         if isinstance(op, ast.Mod):  # with the sign of the divisor, as in Python

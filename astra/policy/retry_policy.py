@@ -128,7 +128,7 @@ def _grown(
 
     Further retries keep what a retry had, however they end.
     """
-    said, options, stuck = [], [], False
+    changes, options, stuck = [], [], False
     per_what = next((k for k in ("mem_per_cpu", "mem_per_gpu") if k in used or k in base), "mem")
     whole = per_what == "mem"
     default_mb = room.default_mem_mb if whole else None
@@ -145,16 +145,16 @@ def _grown(
         bound = min((b for b in bounds if b), default=math.inf)
         value = max(profiles, had, min(math.ceil(had * factor), bound))
         if value > had:
-            said.append(f"{key} {written(int(value))} instead of {written(int(had))}")
+            changes.append(f"{key} {written(int(value))} instead of {written(int(had))}")
         elif factor > 1:
             stuck = True
-            said.append(
+            changes.append(
                 f"{key} {written(int(had))} was not enough, and the limit is "
                 f"{written(int(bound))}" if bound < math.inf else f"{key} {written(int(had))}"
             )  # fmt: skip
         if value > profiles:
             options.append((key, written(int(value))))
-    return _Growth(("with " if not stuck else "") + " and ".join(said) if said else "",
+    return _Growth(("with " if not stuck else "") + " and ".join(changes) if changes else "",
                    tuple(options), stuck)  # fmt: skip
 
 
