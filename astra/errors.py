@@ -21,7 +21,7 @@
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
         └── OutOfMemory             a row, or the task before it, exhausted the memory
 
-The command line catches only this tree. Any other exception is a bug and keeps its traceback.
+The command line catches only this tree. Other exceptions are bugs and keep their traceback.
 The statuses 3 (running) and 4 (needs attention) belong to ``astra status``: see states.py.
 """
 

@@ -259,7 +259,7 @@ _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 def _bare(kind: object) -> object:
-    """Return an annotation without Annotated and NewType around it; `object` for typing.Any."""
+    """Return an annotation without Annotated and NewType around it; `object` if it allows all."""
     while True:
         if typing.get_origin(kind) is typing.Annotated:
             kind = typing.get_args(kind)[0]
