@@ -417,11 +417,12 @@ def abandon_transaction() -> bool:
     return True
 
 
-def drop_connection() -> None:
-    """Close this thread's connection, in whatever state it is."""
+def drop_connection(bound: peewee.Database | None = None) -> None:
+    """Close this thread's connection, in whatever state it is; to the bound database by default."""
+    bound = database.obj if bound is None else bound
     try:
-        if not database.obj.is_closed():
-            database.obj.close()
+        if not bound.is_closed():
+            bound.close()
     except (peewee.DatabaseError, peewee.InterfaceError):
         log.debug("a broken connection could not be closed", exc_info=True)
 

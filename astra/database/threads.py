@@ -1,12 +1,23 @@
 """Run database work in another thread, and so on a connection of its own."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
-from astra.database.connection import T, connected, dialect, drop_connection
+from astra.database.connection import T, connected, database, dialect, drop_connection
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait until a daemon thread has ended.
+
+    A generator that the interpreter collects as it ends does not wait: from Python 3.13 on, daemon
+    threads stand still by then, and it would wait for ever.
+    """
+    if not sys.is_finalizing():
+        thread.join()
 
 
 def in_background(work: Callable[[], T]) -> Callable[[], T]:
@@ -55,6 +66,8 @@ def read_in_background(query: Any) -> Iterator[Any]:
     wanted: SimpleQueue[bool] = SimpleQueue()
     chunks: SimpleQueue[list[Any] | BaseException] = SimpleQueue()
 
+    bound = database.obj  # who stops early may have bound another when the thread ends
+
     def read() -> None:
         try:
             connected()
@@ -64,7 +77,7 @@ def read_in_background(query: Any) -> Iterator[Any]:
         except BaseException as error:
             chunks.put(error)
         finally:
-            drop_connection()
+            drop_connection(bound)
 
     thread = threading.Thread(target=read, name="astra reader", daemon=True)
     thread.start()
@@ -79,4 +92,4 @@ def read_in_background(query: Any) -> Iterator[Any]:
             yield from chunk
     finally:  # also if the caller stops early, and the generator is collected
         wanted.put(False)
-        thread.join()
+        join(thread)

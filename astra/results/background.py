@@ -11,6 +11,7 @@ from typing import Protocol
 import peewee
 
 from astra.database.connection import keep_connected, retrying
+from astra.database.threads import join
 from astra.errors import DatabaseError
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Background:
         self.over.set()
         self.woken.set()
         if self.thread is not None and wait:
-            self.thread.join()
+            join(self.thread)
 
     def _run(self) -> None:
         try:

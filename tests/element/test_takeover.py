@@ -37,7 +37,9 @@ class TestLocal:
         plan = plan_of(4000, 1000, row_s=0.05, slow_until=str(fast))
 
         def kill() -> None:
-            kill_element(running(2, 0)[0])
+            with connection():
+                victim, _ = running(2, 0)
+            kill_element(victim)
             fast.touch()
 
         killer = threading.Thread(target=kill)
