@@ -11,6 +11,10 @@ WORK_PER_COST = 100
 #: Seconds between two checkpoints, at least.
 LEAST_INTERVAL_S = 1.0
 
+#: A checkpoint that falls due so many seconds before its page is expected to end waits for that
+#: end: one transaction, and one connection, serve for both.
+SLACK_S = LEAST_INTERVAL_S / 2
+
 #: How many checkpoints are recent. Their median counts, so that one outage of the database does
 #: not make an element lose minutes afterwards.
 N_RECENT = 3
@@ -36,12 +40,19 @@ class Schedule:
         """Note that a run begins now."""
         self.last = time.monotonic()
 
-    def due(self, since: float) -> float:
-        """When rows that have waited since then are written, by the monotonic clock."""
+    def due(self, since: float, end: float | None = None) -> float:
+        """When rows that have waited since then are written, by the monotonic clock.
+
+        `end` is when the page is expected to end, where that is known. Should it take longer than
+        expected, the rows wait for :data:`SLACK_S` and no more.
+        """
         latest = since + self.longest_s
         if not self.by_cost:
             return latest
-        return min(latest, max(since, self.last + self.interval_s))
+        due = max(since, self.last + self.interval_s)
+        if end is not None and due < end <= due + SLACK_S:
+            due += SLACK_S
+        return min(latest, due)
 
     def note(self, took_s: float) -> None:
         """Count a checkpoint that ended now; what it took includes waiting for the database.

@@ -41,6 +41,20 @@ def test_a_checkpoint_costs_one_per_cent(took_s, longest_s, interval_s):
     assert made.due(since) - since == pytest.approx(interval_s)
 
 
+@pytest.mark.parametrize(
+    ("ends_in_s", "interval_s"),
+    [
+        (0.9, 1.0),  # the page ends before
+        (1.2, 1.5),  # and here its last checkpoint does for both
+        (1.6, 1.0),
+    ],
+)
+def test_a_checkpoint_waits_for_the_end_of_the_page(ends_in_s, interval_s):
+    made = schedule(0.001)
+    since = made.last
+    assert made.due(since, since + ends_in_s) - since == pytest.approx(interval_s)
+
+
 def test_a_long_row_is_due_as_it_ends():
     made = schedule(0.01)
     assert made.due(made.last + 60.0) == made.last + 60.0
