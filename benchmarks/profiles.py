@@ -30,7 +30,7 @@ SVG = ROOT / "benchmarks" / "element.svg"
 #: By the first that a stack holds: file and function.
 PARTS = {
     "reading rows": ("reader.py", "_read"),
-    "writing checkpoints": ("results.py", "write"),
+    "writing checkpoints": ("checkpoint.py", "write"),
     "claiming pages": ("claim.py", "claim_page"),
     "ending pages": ("element.py", "_end"),
     "making results (the task)": ("tables.py", "science"),
@@ -38,7 +38,7 @@ PARTS = {
 }
 #: A thread that stands in one of these waits, and costs nothing.
 IDLE = {("threading.py", "wait"), ("threading.py", "_wait_for_tstate_lock"),
-        ("element.py", "watch"), ("signals.py", "watch"), ("patience.py", "_look"),
+        ("signals.py", "watch"), ("timeouts.py", "_look"),
         ("queue.py", "get")}  # fmt: skip
 
 Stack = tuple[tuple[str, str], ...]
