@@ -8,7 +8,6 @@ import os
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from peewee import SQL, IntegrityError, fn
 
@@ -98,45 +97,17 @@ def claim_page(
         check_controls(plan, submission, element)
         if number is None and (number := take_page(submission, element)) is None:
             return None
-        page = _page_to_claim(plan, number)
+        page, is_withdrawn, n_attempts = _page_to_claim(plan, number)
         if page.n_pending == 0:
             return None
-        if page.cancelled is not None:
+        if is_withdrawn:
             raise Superseded(f"plan {plan.pk} was cancelled")
-        if page.submission_pk != submission.pk:
-            raise Superseded(
-                f"page {number} of plan {plan.pk} was given to submission {page.submission_pk} "
-                f"since this one ({submission.pk}) was submitted; this element does nothing"
-            )
+        _check_owner(page, submission)
         _supersede(page, submission, where)
         suspects = suspects_of(page.pk)
-        taken = f"page {number} of plan {plan.pk} was claimed by another attempt"
-        try:
-            attempt = Attempt.create(
-                page=page.pk,
-                submission_pk=submission.pk,
-                number=(page.last_number or 0) + 1,
-                element=element,
-                state=AttemptState.RUNNING.value,
-                n_handed=_place_after(page, {s.place for s in suspects}, in_hand),
-                **{k: getattr(where, k) for k in where.__dataclass_fields__},
-            )
-        except IntegrityError as error:  # of the same number, in the same moment
-            raise BusyError(taken) from error
-        seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
-        # What the attempt before wrote up to this moment counts.
-        progress = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
-        changed = list(
-            Page.update(attempt_pk=attempt.pk)
-            .where((Page.pk == page.pk) & seen & (Page.submission_pk == submission.pk))
-            .returning(*progress)
-            .execute()
-        )
-        if not changed:
-            raise BusyError(taken)
-        for field in progress:
-            setattr(page, field.name, getattr(changed[0], field.name))
-        page.attempt_pk = attempt.pk
+        n_handed = _place_after(page, {s.place for s in suspects}, in_hand)
+        attempt = _new_attempt(page, n_attempts + 1, submission, element, where, n_handed)
+        _take_over(page, attempt)
     if where.job_id is not None:
         submission.job_id = where.job_id
     if is_cancelled(plan.pk):
@@ -147,12 +118,81 @@ def claim_page(
     return replace(claim_of(page, attempt), suspects=suspects)
 
 
-def _page_to_claim(plan: Plan, number: int) -> Any:
-    """The page, since when its plan is `cancelled`, and the `last_number` of its attempts."""
+def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int]:
+    """Read a page, whether its plan was cancelled, and the number of its last attempt."""
     cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
     last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
     query = Page.select(Page, cancelled.alias("cancelled"), last.alias("last_number"))
-    return query.where((Page.plan == plan.pk) & (Page.number == number)).get()
+    page: Page = query.where((Page.plan == plan.pk) & (Page.number == number)).get()
+    return page, getattr(page, "cancelled", None) is not None, getattr(page, "last_number", 0) or 0
+
+
+def _check_owner(page: Page, submission: Submission) -> None:
+    """Refuse a page of another submission.
+
+    Raises
+    ------
+    Superseded
+        If it is one.
+    """
+    if page.submission_pk != submission.pk:
+        raise Superseded(
+            f"page {page.number} of plan {page.plan_pk} was given to submission "
+            f"{page.submission_pk} since this one ({submission.pk}) was submitted; this element "
+            "does nothing"
+        )
+
+
+def _new_attempt(
+    page: Page, number: int, submission: Submission, element: int, where: Where, n_handed: int
+) -> Attempt:
+    """Record an attempt that runs from now on.
+
+    Raises
+    ------
+    BusyError
+        If another process has recorded one in the same moment.
+    """
+    try:
+        return Attempt.create(
+            page=page.pk,
+            submission_pk=submission.pk,
+            number=number,
+            element=element,
+            state=AttemptState.RUNNING.value,
+            n_handed=n_handed,
+            **{k: getattr(where, k) for k in where.__dataclass_fields__},
+        )
+    except IntegrityError as error:
+        raise _busy(page) from error
+
+
+def _take_over(page: Page, attempt: Attempt) -> None:
+    """Make the attempt the one that may write the page, as nobody else has since it was read.
+
+    Raises
+    ------
+    BusyError
+        If somebody has.
+    """
+    seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
+    # What the attempt before wrote up to this moment counts.
+    progress = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
+    changed = list(
+        Page.update(attempt_pk=attempt.pk)
+        .where((Page.pk == page.pk) & seen & (Page.submission_pk == page.submission_pk))
+        .returning(*progress)
+        .execute()
+    )
+    if not changed:
+        raise _busy(page)
+    for field in progress:
+        setattr(page, field.name, getattr(changed[0], field.name))
+    page.attempt_pk = attempt.pk
+
+
+def _busy(page: Page) -> BusyError:
+    return BusyError(f"page {page.number} of plan {page.plan_pk} was claimed by another attempt")
 
 
 def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:

@@ -4,11 +4,8 @@ No connection to the database is held while the task computes: a page is claimed
 read, and a checkpoint written, each in a short one; what lies between two pages shares one.
 """
 
-import importlib
-import json
 import logging
 import os
-from collections.abc import Iterable
 
 from peewee import SQL, Model
 
@@ -26,6 +23,7 @@ from astra.database.connection import (
 from astra.element.board import Board
 from astra.element.claim import FIRST_IN_HAND, claim_page, here
 from astra.element.controls import pause_if_all_break
+from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.page_run import PageRun
 from astra.element.pool import close_pool, give_back, page_in_hand, time_of_element
 from astra.element.reader import Reader
@@ -42,10 +40,9 @@ from astra.errors import (
     UsageError,
 )
 from astra.models.archive import check_archive
-from astra.models.importing import load
-from astra.models.plans import Attempt, MadeBy, Page, Plan, Submission
+from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.plan import spool
-from astra.plan.lookup import check_plan_version, get_plan, task_of, trust
+from astra.plan.lookup import check_plan_version, get_plan, trust
 from astra.plan.pages import is_cancelled, page_of
 from astra.processes import born_s, collect_as_usual, now_s, peak_mb
 from astra.results.background import Heartbeat
@@ -56,9 +53,6 @@ from astra.results.schedule import Schedule
 from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
 from astra.states import AttemptState, Outcome
-from astra.tasks.arguments import restored
-from astra.tasks.declared import bind_call, caller, declared_by
-from astra.tasks.made_by import check_files
 from astra.tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -279,74 +273,24 @@ class Element:
                 raise BrokenElement(message)
 
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
-        """Run the task until every row of the page has ended; what is to be noted of it."""
-        element, plan, stop = config.current().element, self.plan, self.stop
+        """Run the task until every row of the page has ended; return what is noted of it."""
         if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
             self._unlink()
-        stop.is_loading = True
-        try:
-            function, model = task_of(plan), load(plan.input_model)
-            output = load(plan.output_model)
-            # A row that raises costs itself, unless the plan itself says otherwise.
-            given = restored(function, json.loads(plan.arguments))
-            values = {"re_raise_exceptions": False, **given}
-            defaults = {
-                "write_frequency": element.write_frequency, "batch_size": element.batch_size
-            }  # fmt: skip
-            settings, bound = bind_call(function, (iter(()),), values, defaults)
-            if declared_by(function).files and plan.made_by is not None:
-                then = retrying(lambda: MadeBy.get_by_id(plan.made_by))
-                check_files(function, given, json.loads(then.files), plan.pk)
-            outer = outer_exceptions(element.outer_exceptions)
-        except AstraError as error:
-            _end(claim, AttemptState.BROKEN, str(error))
-            raise BrokenElement(str(error)) from error
-        except Terminated:
-            raise _interrupted(claim, stop.reason) from None
-        finally:
-            stop.is_loading = False
+        task = self._load(claim)
         if not self.has_loaded:
-            self._check_tables(claim, model, output)
+            self._check_tables(claim, task.model, task.output)
             self.has_loaded = True
             collect_as_usual()
-        declared = declared_by(function)
-        target = target_of(
-            plan, model, output, claim.page.number, declared.many, bool(declared.group_by)
-        )
-        reader = Reader(model, output, claim, stop, meter.first_row, bool(plan.redo))
-
-        writer = Writer(
-            settings,
-            target,
-            stop,
-            self.tally,
-            claim,
-            Heartbeat(lambda: _heartbeat(claim, stop), element.lease_s / 4),
-            element.grace_s,
-            self.schedule,
-        )
-        self.schedule = writer.schedule
-
-        def end() -> bool:
-            self._abandon()
-            return dialect().name == "postgresql" and self._link()
-
-        n_rows = claim.outcomes.count(Outcome.PENDING)
+        stop = self.stop
+        reader = Reader(task.model, task.output, claim, stop, meter.first_row, bool(self.plan.redo))
+        writer = self._writer(claim, task)
         run = Run(
-            reader, caller(function, bound), writer, n_rows, ends=end, board=self.board, outer=outer
-        )
+            reader, task.call, writer, claim.outcomes.count(Outcome.PENDING),
+            ends=self._end_of_rows, board=self.board, outer=task.outer,
+        )  # fmt: skip
         meter.run, meter.reader = run, reader
-        writer.wake()  # it has the heartbeat, too
         try:
-            try:
-                reader.begin(writer)
-                self._unlink()
-                for _ in run:
-                    pass
-                self.tally.check_end(plan.task)
-            finally:
-                writer.close()
-                self._abandon()
+            self._run(run, reader, writer)
         except Terminated:
             raise _interrupted(claim, stop.reason) from None
         except OutOfMemory:
@@ -359,9 +303,9 @@ class Element:
             _end(claim, _ended_by(error), clean(str(error), 2000), stop.wanted.is_set())
             raise
         except Exception as error:
-            said = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
-            _end(claim, AttemptState.BROKEN, said)
-            raise BrokenElement(said) from error
+            message = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
+            _end(claim, AttemptState.BROKEN, message)
+            raise BrokenElement(message) from error
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"
             raise _interrupted(claim, reason, stop.wanted.is_set())
@@ -373,6 +317,60 @@ class Element:
         except DatabaseError as error:
             raise _spooled(self.plan, claim, writer, error) from error
         return run.blame.note
+
+    def _load(self, claim: Claim) -> LoadedTask:
+        """Import the task and its tables, and bind the arguments of the plan.
+
+        Raises
+        ------
+        BrokenElement
+            If they cannot be imported, or do not fit; the attempt has ended.
+        Interrupted
+            If the element was asked to stop meanwhile.
+        """
+        self.stop.is_loading = True
+        try:
+            return load_task(self.plan)
+        except AstraError as error:
+            _end(claim, AttemptState.BROKEN, str(error))
+            raise BrokenElement(str(error)) from error
+        except Terminated:
+            raise _interrupted(claim, self.stop.reason) from None
+        finally:
+            self.stop.is_loading = False
+
+    def _writer(self, claim: Claim, task: LoadedTask) -> Writer:
+        """The writer of a page; its second thread has begun with the heartbeat."""
+        element, plan, stop = config.current().element, self.plan, self.stop
+        target = target_of(
+            plan, task.model, task.output, claim.page.number, task.declared.many,
+            bool(task.declared.group_by),
+        )  # fmt: skip
+        heartbeat = Heartbeat(lambda: _heartbeat(claim, stop), element.lease_s / 4)
+        writer = Writer(
+            task.settings, target, stop, self.tally, claim, heartbeat, element.grace_s,
+            self.schedule,
+        )  # fmt: skip
+        self.schedule = writer.schedule
+        writer.wake()
+        return writer
+
+    def _run(self, run: Run, reader: Reader, writer: Writer) -> None:
+        """Take all results of a run, and store them."""
+        try:
+            reader.begin(writer)
+            self._unlink()
+            for _ in run:
+                pass
+            self.tally.check_end(self.plan.task)
+        finally:
+            writer.close()
+            self._abandon()
+
+    def _end_of_rows(self) -> bool:
+        """Whether the last checkpoint may be written on this thread's connection."""
+        self._abandon()
+        return dialect().name == "postgresql" and self._link()
 
 
 def _ended_by(error: AstraError) -> AttemptState:
@@ -386,27 +384,6 @@ def _page_run(page: Page, state: str, message: str | None = None, status: int = 
         page.number, state, page.n_rows, page.n_done, page.n_failed, page.n_no_result,
         message, status,
     )  # fmt: skip
-
-
-def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
-    """The classes of ``[element] outer_exceptions``; of modules that are never imported, none.
-
-    Raises
-    ------
-    UsageError
-        If a path names no exception.
-    """
-    found = []
-    for path in paths:
-        module, _, name = path.rpartition(".")
-        try:
-            kind = getattr(importlib.import_module(module or "builtins"), name)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"[element] outer_exceptions: {path}: {error}") from error
-        if not isinstance(kind, type) or not issubclass(kind, BaseException):
-            raise UsageError(f"[element] outer_exceptions: {path} is not an exception class")
-        found.append(kind)
-    return tuple(found)
 
 
 def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> Interrupted:

@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import cache, reduce
 from inspect import getattr_static
 from operator import add
-from typing import Any
 
 import peewee
 from peewee import (
+    ColumnBase,
     Field,
     FieldAccessor,
     ForeignKeyAccessor,
@@ -48,7 +49,7 @@ CHUNK, CHUNK_BYTES, LAST_ROWS = 1000, 4_000_000, 32
 IN_HAND_S = 5.0
 
 #: Rows that were read together, and the keys of those that are left.
-Chunk = tuple[list[Handed], list[Any]]
+Chunk = tuple[list[Handed], list[RowKey]]
 
 
 class Reader:
@@ -81,13 +82,13 @@ class Reader:
         self.began = time.monotonic()
         self.n_given = 0
         limit = settings.current().element.max_deaths
-        self.keys: list[object] = []  # of the rows that come first, once it is known which
+        self.keys: list[RowKey] = []  # of the rows that come first, once it is known which
         self.first: Chunk | None = None
         at = claim.page.row_keys
         suspects = [(at[s.place], s) for s in claim.suspects if self._is_pending(at[s.place])]
         self.given_up = {key: s for key, s in suspects if s.deaths >= limit}
         self.group_of = {key: s.group for key, s in suspects if s.deaths < limit}
-        by_group: dict[int, list[object]] = {}
+        by_group: dict[int, list[RowKey]] = {}
         for key, group in self.group_of.items():
             by_group.setdefault(group, []).append(key)
         self.groups = list(by_group.values())
@@ -99,8 +100,9 @@ class Reader:
         """Read the first rows, before the task can have left anything open on the connection."""
         self.writer = writer
         self._give_up(writer)
+        at = self.claim.page.row_keys
         apart = self.given_up.keys() | self.group_of.keys()
-        self.keys = [k for k in self.claim.positions if self._is_pending(k) and k not in apart]
+        self.keys = [k for k in at if self._is_pending(k) and k not in apart]
         self.first = self._read_patiently(self.keys)
 
     def _give_up(self, writer: Writer) -> None:
@@ -135,22 +137,22 @@ class Reader:
         self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
         self._note(n_handed=self.n_handed)
 
-    def enter(self, keys: list[Any]) -> None:
+    def enter(self, keys: list[RowKey]) -> None:
         """A group of suspects is handed over next."""
         self._note(group=self.group_of.get(keys[0]) if keys else None)
 
-    def _note(self, **values: Any) -> None:
+    def _note(self, **values: int | None) -> None:
         query = Attempt.update(values).where(Attempt.pk == self.claim.attempt.pk)
         try:
             in_background(lambda: retrying(query.execute, bound_s=0))()
         except (AstraError, PeeweeException) as error:
             log.info("the rows in work could not be recorded: %s", error)
 
-    def again(self, keys: list[object]) -> Iterator[Handed]:
+    def again(self, keys: list[RowKey]) -> Iterator[Handed]:
         """Rows by their keys, some of them once more."""
         return self._by_chunks(keys)
 
-    def _by_chunks(self, keys: list[object], first: Chunk | None = None) -> Iterator[Handed]:
+    def _by_chunks(self, keys: list[RowKey], first: Chunk | None = None) -> Iterator[Handed]:
         """Rows by their keys; a chunk is read while the task is at the last eighth of another."""
         ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
         while ahead is not None:
@@ -164,13 +166,13 @@ class Reader:
                 if handed is not None:
                     yield handed
 
-    def _ahead(self, keys: list[object]) -> Callable[[], Chunk]:
+    def _ahead(self, keys: list[RowKey]) -> Callable[[], Chunk]:
         return in_background(lambda: self._read_patiently(keys))
 
-    def _read_patiently(self, keys: list[object]) -> Chunk:
+    def _read_patiently(self, keys: list[RowKey]) -> Chunk:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
 
-    def _read(self, keys: list[object]) -> Chunk:
+    def _read(self, keys: list[RowKey]) -> Chunk:
         """The first rows of `keys`: as many as are read at a time."""
         began = time.perf_counter()
         # The clock first: the rows are at least as recent as it says.
@@ -185,14 +187,14 @@ class Reader:
         self.t_read_s += time.perf_counter() - began
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], left
 
-    def _handed(self, key: RowKey, row: object, at: object, now: Any) -> Handed:
+    def _handed(self, key: RowKey, row: object, at: object, now: datetime) -> Handed:
         bears = None if self.key.is_whole else self.link.of_row(row)
         return Handed(key, row, OutputModel.input_modified.python_value(at), now, bears=bears)
 
-    def _asked_for(self, keys: list[object]) -> Any:
+    def _asked_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)
 
-    def _rows(self, keys: list[object]) -> dict[object, tuple[object, object]]:
+    def _rows(self, keys: list[RowKey]) -> dict[object, tuple[object, object]]:
         """Rows without a result, and when they changed, by key; until arrays are measured those
         without any."""
         wanted = ~self._has_result()
@@ -202,12 +204,12 @@ class Reader:
         query = self._asked_for(keys).where(wanted)
         return {k: (row, at) for row, (k, at) in read_rows(query, extra)}
 
-    def _has_result(self) -> Any:
+    def _has_result(self) -> ColumnBase:
         if self.redo:
             return peewee.SQL("1 = 0")
         return has_result(self.model, self.output, by_index=True)
 
-    def _note_missing(self, keys: list[Any]) -> list[object]:
+    def _note_missing(self, keys: list[RowKey]) -> list[RowKey]:
         """Rows that have an up-to-date result already, or are no more, are noted; the others."""
         if not keys:
             return keys
@@ -220,7 +222,7 @@ class Reader:
                 self.writer.fail(Refusal(k, "InputGone", message))
         return [k for k in keys if k in has and not has[k]]
 
-    def _cut(self, keys: list[Any]) -> tuple[list[Any], list[object]]:
+    def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:
         """The keys of a chunk, and of what is left: no more than :data:`CHUNK_BYTES` of arrays."""
         chunk, n_bytes = keys[:CHUNK], 0
         measured = self.arrays and not self.unmeasured
@@ -232,13 +234,13 @@ class Reader:
                 return keys[:n], keys[n:]
         return chunk, keys[CHUNK:]
 
-    def _sizes(self, keys: list[Any]) -> dict[RowKey, int]:
+    def _sizes(self, keys: list[RowKey]) -> dict[RowKey, int]:
         """Bytes of the arrays of rows, by key, which the database knows without reading them."""
         query = self._asked_for(keys).select(self.key.given, self._size())
         query = query.where(self._size() > 0)
         return dict.fromkeys(keys, 0) | dict(database.execute(query).fetchall())
 
-    def _size(self) -> Any:
+    def _size(self) -> ColumnBase:
         return reduce(add, (fn.COALESCE(fn.LENGTH(array), 0) for array in self.arrays))
 
 
@@ -251,8 +253,8 @@ _PLAIN = {
 
 
 def read_rows(
-    query: "ModelSelect[Any]", extra: Sequence[object] = ()
-) -> list[tuple[object, Sequence[object]]]:
+    query: "ModelSelect[Model]", extra: Sequence[object] = ()
+) -> list[tuple[Model, Sequence[object]]]:
     """The rows of a query of :func:`astra.models.keys.all_rows`, each with further columns."""
     model, name = query.model, getattr(query.model, "loaded_with", None)
     query = query.select(*query._returning, *extra)  # type: ignore[attr-defined]
@@ -274,26 +276,26 @@ def read_rows(
     return rows
 
 
-def _maker(model: Any) -> Callable[[Sequence[object]], Any]:
+def _maker(model: type[Model]) -> Callable[[Sequence[object]], Model]:
     """Makes an object of the values of a row, in the order of SELECT, as peewee's own does."""
     new, fields = model.__new__, model._meta.sorted_fields
     names = [f.name for f in fields]
     converters = [(f.name, f.python_value) for f in fields if type(_referred(f)) not in _PLAIN]
 
-    def make(values: Sequence[Any]) -> object:
+    def make(values: Sequence[object]) -> Model:
         made = new(model)
         made.__data__ = data = dict(zip(names, values, strict=True))
-        made._dirty, made.__rel__ = set(), {}
+        made._dirty, made.__rel__ = set(), {}  # type: ignore[attr-defined]
         for name, convert in converters:
             if data[name] is not None:
                 data[name] = convert(data[name])
         return made
 
-    def make_its_own_way(values: Sequence[object]) -> object:
+    def make_its_own_way(values: Sequence[object]) -> Model:
         made = model(__no_default__=1)
         for field, value in zip(fields, values, strict=True):
             setattr(made, field.name, field.python_value(value))
-        made._dirty.clear()
+        made._dirty.clear()  # type: ignore[attr-defined]
         return made
 
     return make if _is_plain(model) else make_its_own_way

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 from peewee import SQL
 
@@ -28,6 +28,9 @@ from astra.models.plans import Attempt, Page, Plan, Submission
 from astra.processes import now_s, process_began
 from astra.results.stopping import Stop
 from astra.states import AttemptState, SlurmState
+
+if TYPE_CHECKING:
+    from astra.slurm.parse import Answer
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +167,7 @@ class Watcher:
         since_s = self.gone.setdefault(attempt.pk, time.monotonic())
         return time.monotonic() - since_s > _RESTART_S
 
-    def _asked(self) -> Any:
+    def _asked(self) -> "Answer | None":
         """What Slurm says of the pool's elements; None if it is not asked now, or cannot be."""
         from astra.slurm import client, command  # here, as other elements need none of it
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING
 
 import peewee
 from peewee import ColumnBase
@@ -25,6 +25,10 @@ from astra.results.rows import (
 )
 from astra.states import COUNTED, Outcome
 from astra.version import CURRENT
+
+if TYPE_CHECKING:
+    from astra.database.postgresql import PostgreSQL
+    from astra.database.sqlite import SQLite
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ def _find_keys(
     key, kinds = key_of(model), _recorded(target)
     handed = [y.handed for y in stored if y.handed] if kinds else []
     for row in [*unknown, *(h for h in handed if h.key is None)]:
-        values = row.bears if len(key.fields) > 1 else (row.bears,)
+        values = row.bears if isinstance(row.bears, tuple) else (row.bears,)
         query = model.select(key.text)
         for field, value in zip(key.fields, values, strict=True):
             query = query.where(field == value)
@@ -209,7 +213,7 @@ def _forget_other_ends(
     _forget(kinds & {Failure}, target, [(_table_of(h, target), h.key) for h in no_results])
 
 
-def _recorded(target: Target) -> set[object]:
+def _recorded(target: Target) -> set[type[RowWithoutResult]]:
     """Of failures and rows without a result, the kinds of which the task has any."""
     found = database.execute_sql(*_query_of_recorded(dialect(), target.task)).fetchone()
     return {kind for kind, any_ in zip(_KINDS, found, strict=True) if any_}
@@ -219,13 +223,15 @@ _KINDS = (Failure, NoResult)
 
 
 @lru_cache(maxsize=16)
-def _query_of_recorded(bound: Any, task: str) -> tuple[str, object]:
+def _query_of_recorded(bound: "PostgreSQL | SQLite", task: str) -> tuple[str, object]:
     """Kept, since peewee takes as long to write it as a database to answer it."""
     ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
     return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(bound.database).sql()
 
 
-def _forget(kinds: set[Any], target: Target, rows: list[tuple[str, RowKey | None]]) -> None:
+def _forget(
+    kinds: set[type[RowWithoutResult]], target: Target, rows: list[tuple[str, RowKey | None]]
+) -> None:
     by_table: dict[str, list[RowKey]] = {}
     for table, key in rows if kinds else ():
         if key is not None:

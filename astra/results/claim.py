@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import peewee
 
@@ -21,7 +20,7 @@ class Claim:
 
     page: Page
     attempt: Attempt
-    positions: dict[Any, int]  # key -> place in the page
+    positions: dict[object, int]  # key -> place in the page
     outcomes: bytearray
     n_found: int = 0  # rows whose result others had written
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
@@ -30,7 +29,7 @@ class Claim:
     suspects: Sequence[Suspect] = ()  # of the page, as it was claimed
 
     @cached_property
-    def standing(self) -> tuple[str, Any]:
+    def standing(self) -> tuple[str, list[object]]:
         """The query, and its parameters, for who holds the page, whether the plan was cancelled,
         and how many checkpoints of the attempt are there; it locks the page."""
         query = (
@@ -129,5 +128,5 @@ def _check_memory(claim: Claim, n_checkpoints: int | None) -> None:
 def claim_of(page: Page, attempt: Attempt) -> Claim:
     """The right of an attempt to write its page."""
     outcomes = bytearray(page.outcomes)
-    places = {key: place for place, key in enumerate(page.row_keys)}
+    places: dict[object, int] = {key: place for place, key in enumerate(page.row_keys)}
     return Claim(page, attempt, places, outcomes, attempt.n_found)

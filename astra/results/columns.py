@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 from itertools import chain
-from typing import Any
 
 import peewee
 
@@ -48,7 +47,7 @@ class BadColumn(Exception):
         self.name = name
 
 
-def as_row(result: Any) -> dict[str, object]:
+def as_row(result: OutputModel) -> dict[str, object]:
     """What a result sets, by column.
 
     Raises
@@ -67,7 +66,7 @@ def as_row(result: Any) -> dict[str, object]:
     return row
 
 
-def as_columns(results: Sequence[Any]) -> dict[str, Sequence[object]] | None:
+def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]] | None:
     """What results of one model set, who all set the same in one order; None if a value is bad."""
     fields, names = results[0]._meta.fields, list(results[0].__data__)
     columns: dict[str, Sequence[object]] = {}
@@ -90,7 +89,7 @@ def as_columns(results: Sequence[Any]) -> dict[str, Sequence[object]] | None:
     return columns
 
 
-def _converted(field: peewee.Field, value: Any) -> object:
+def _converted(field: peewee.Field, value: object) -> object:
     converted = field.db_value(value)
     if converted is None:
         return None
@@ -106,7 +105,7 @@ _EXACT = {
 }  # fmt: skip
 
 
-def _is_changed(field: peewee.Field, value: Any, converted: Any) -> bool:
+def _is_changed(field: peewee.Field, value: object, converted: object) -> bool:
     """Whether a field makes another value of one, so that not what was yielded would be stored."""
     if type(field) is peewee.DateField and isinstance(value, datetime):
         return value.time() != time.min
@@ -334,7 +333,7 @@ def _complete(results: Iterable[Yielded], target: Target, claim: Claim | None) -
         data["made_by"] = target.made_by
 
 
-def _check_model(yielded: Yielded, wanted: Any) -> None:
+def _check_model(yielded: Yielded, wanted: type[OutputModel] | None) -> None:
     """A result is a row of the one table that the task is known to write, at this version."""
     result = yielded.result
     name = type(result).__name__
@@ -353,7 +352,7 @@ def _check_model(yielded: Yielded, wanted: Any) -> None:
         raise _Bad(yielded, "WrongVersion", message)
 
 
-def _no_key(result: Any, target: Target) -> tuple[str, str]:
+def _no_key(result: OutputModel, target: Target) -> tuple[str, str]:
     link = target.link_for(result)
     if link is None:
         name, of = type(result).__name__, getattr(target.model, "__name__", "its row")

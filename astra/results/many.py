@@ -5,11 +5,11 @@ group, or of a spectrum of the source that the row is, is known by its own key.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from astra.database.connection import database, dialect
 from astra.database.dialect import Batch, NotStored
+from astra.models.keys import Link
 from astra.models.pipeline import OutputModel
 from astra.results.claim import Claim
 from astra.results.columns import (
@@ -56,7 +56,7 @@ def _check(row: Row, target: Target, claim: Claim | None) -> None:
     _Bad
         If one of them may not be stored.
     """
-    handed, numbers = row[0].handed, Counter[Any]()
+    handed, numbers = row[0].handed, Counter[tuple[object, ...]]()
     _complete(row, target, claim)
     for yielded in row:
         _check_model(yielded, target.output)
@@ -105,9 +105,10 @@ def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yiel
 def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
     """Write results, each by the index that it falls under; those that were written."""
     stored: list[Yielded] = []
-    by_link: dict[object, list[Yielded]] = {}
+    by_link: dict[Link, list[Yielded]] = {}
     for yielded in results:
-        by_link.setdefault(target.index_of(yielded.result), []).append(yielded)
+        if (index := target.index_of(yielded.result)) is not None:  # as was checked
+            by_link.setdefault(index, []).append(yielded)
     for link, members in by_link.items():
         for alike in _alike(members):
             columns = as_columns([yielded.result for yielded in alike])
@@ -123,7 +124,7 @@ def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
     return stored
 
 
-def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) -> None:
+def check_stored(results: list[Yielded], written: Mapping[int, int], link: Link) -> None:
     """Make sure that each result was stored, or that a later one stands in its place.
 
     Raises
@@ -147,7 +148,7 @@ def check_stored(results: list[Yielded], written: Mapping[int, int], link: Any) 
             raise NotStored(model._meta.table_name)
 
 
-def batch_of(model: type[OutputModel], link: Any, columns: dict[str, Any]) -> Batch:
+def batch_of(model: type[OutputModel], link: Link, columns: dict[str, Sequence[object]]) -> Batch:
     """Rows of results that set the same columns, and the unique index that they fall under."""
     key = tuple(field.column_name for field in link.key(model).fields)
     return Batch(

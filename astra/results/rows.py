@@ -38,10 +38,10 @@ class Handed:
     read: datetime | None = None
     t_spent_s: float = 0.0
     table: str | None = None  # that the row stands in; None for the target's own
-    bears: Any = None  # what its results bear, where that is not its key: values, as they were read
+    bears: object = None  # what its results bear, as it was read, where that is not its key
 
     @property
-    def known(self) -> Any:
+    def known(self) -> object:
         """What a result of the row is found by; None where it bears nothing."""
         return self.key if self.bears is None else self.bears
 
@@ -93,7 +93,7 @@ class Refusal:
     traceback: str | None = None
     refused: bool = False  # a further result of a row that has one
     table: str | None = None  # that the row stands in; None for the target's own
-    bears: Any = None  # what its results bear, where its key is not known
+    bears: object = None  # what its results bear, where its key is not known
     is_mistake: bool = False  # of the task or the table: each row may meet it
 
     @property
@@ -151,7 +151,7 @@ class Target:
             return self.many or self.groups
         return self.output.gathers(self.model)
 
-    def index_of(self, result: Any) -> Link | None:
+    def index_of(self, result: OutputModel) -> Link | None:
         """The link whose unique index a result falls under."""
         link = self.link_for(result)
         return None if link is None else result.index_of(link)
@@ -174,7 +174,7 @@ class Target:
             return self.link
         return self.link if self.model is None else type(result).link_to(self.model)
 
-    def bears(self, result: object) -> Any:
+    def bears(self, result: object) -> object:
         """What a result bears of its row; None where it bears nothing that could be of one."""
         if not isinstance(result, OutputModel) or (link := self.link_for(result)) is None:
             return None

@@ -21,6 +21,7 @@ from astra.results.checkpoint import write
 from astra.results.claim import Claim
 from astra.results.rows import Checkpoint, Handed, Refusal, Target, Yielded
 from astra.results.schedule import Schedule
+from astra.states import Outcome
 
 if TYPE_CHECKING:
     from astra.results.stopping import Settings, Stop, Tally
@@ -68,6 +69,8 @@ class Writer:
         self.stored = self.buffer.stored
         self.schedule = schedule or Schedule(settings.write_frequency, by_cost=claim is not None)
         self.schedule.begin()
+        self.began, self.n_ended_before = time.monotonic(), tally.n_ended
+        self.n_rows = 0 if claim is None else claim.outcomes.count(Outcome.PENDING)
         self.is_file = settings.write_to_database and dialect().name == "sqlite"
         self.is_behind = claim is not None and _may_write_behind()
         self.background = Background(self, heartbeat, self.is_file)
@@ -225,7 +228,14 @@ class Writer:
                 return None
             if self.ending or self.stop.wanted.is_set() or (self.is_behind and self.is_full()):
                 return 0.0
-            return self.schedule.due(since) - time.monotonic()
+            return self.schedule.due(since, self._expected_end()) - time.monotonic()
+
+    def _expected_end(self) -> float | None:
+        """When the page will have ended if its rows go on as they did, by the monotonic clock."""
+        n_ended = self.tally.n_ended - self.n_ended_before
+        if not self.n_rows or not n_ended:
+            return None
+        return self.began + (time.monotonic() - self.began) * self.n_rows / n_ended
 
     def write_due(self) -> None:
         """Write what is due, and on the same connection the batches that became full meanwhile."""

@@ -86,7 +86,7 @@ class OpenRows:
         """
         last = self.last
         if self.key_name is not None and type(result) is self.target.output:  # the usual case
-            bears = as_key(result.__data__.get(self.key_name))
+            bears: object = as_key(result.__data__.get(self.key_name))
         else:
             bears = self.target.bears(result)
         if bears is not None and bears in self.by_key:

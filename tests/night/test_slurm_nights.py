@@ -294,22 +294,22 @@ def test_clocks_an_hour_apart(cluster, monkeypatch, tmp_path):
 
 
 def test_more_pages_than_an_array_holds(pg_url, monkeypatch, tmp_path):
-    """8 pages on a cluster with MaxArraySize=4: three arrays, each with its offset."""
+    """25 pages on a cluster with MaxArraySize=11: three arrays, each with its offset."""
     with folder() as path:
-        small = Slurm(path / "slurm", nodes=1, max_array_size=4, accounting=False)
+        small = Slurm(path / "slurm", nodes=1, max_array_size=11, accounting=False)
         try:
             monkeypatch.setenv("SLURM_CONF", str(small.conf))
             monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "a run's folder"))
             configuration.cache_clear()
-            plan = plan_of(16, 2)
+            plan = plan_of(50, 2)
             done = submit(plan)
             assert [(job.array.partition("%")[0], job.offset) for job in done.jobs] == [
-                ("1-3", 0),
-                ("1-3", 3),
-                ("1-2", 6),
+                ("1-10", 0),
+                ("1-10", 10),
+                ("1-5", 20),
             ]
             run_out(small)
-            assert counts() == (16, 16) and status(plan).state == "whole"
+            assert counts() == (50, 50) and status(plan).state == "whole"
         finally:
             configuration.cache_clear()
             small.stop()

@@ -350,7 +350,7 @@ def number(text: str) -> float:
 @pytest.mark.slurm
 @pytest.mark.postgres
 def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
-    fill(300)
+    fill(400)
     (planned,) = create_plan(
         measure, "BossVisitSpectrum", limit=100,
         arguments={"spin_s": 0.03, "raise_every": 50, "write_frequency": 0.5},
@@ -362,7 +362,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     wait_for(slurm.idle, "the end of the array", 180)
     wait_for(
         lambda: (
-            len(slurm.accounted(job.job_id)) == 3
+            len(slurm.accounted(job.job_id)) == 4
             and not {"RUNNING", "PENDING"} & set(slurm.accounted(job.job_id).values())
         ),
         "the accounting",
@@ -373,14 +373,14 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     # Of a plan that is not whole: what lives, what ended, and what was used.
     assert Counter(counted.read_text().split())["squeue"] == 1
     found = {u.job: u for u in report.efficiency.elements}
-    assert report.efficiency.source == "Slurm's accounting" and len(found) == 3
+    assert report.efficiency.source == "Slurm's accounting" and len(found) == 4
     columns = "JobID,State,CPUEff,MemEff,TimeEff"
     told = subprocess.run(
         [str(Path(sys.executable).with_name("reportseff")), "--no-color", "--parsable", "--format", columns, str(job.job_id)],
         env=slurm.env(), capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     lines = [line.split("|") for line in told.splitlines() if line.startswith(str(job.job_id))]
-    assert len(lines) == 3, told
+    assert len(lines) == 4, told
     for name, state, cpu, mem, limit in lines:
         mine = found[name.strip()]
         assert mine.state == state.strip()

@@ -1,0 +1,76 @@
+"""The task that an element runs, imported and ready to be called."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from peewee import Model
+
+from astra.config import settings as config
+from astra.database.connection import retrying
+from astra.errors import UsageError
+from astra.models.importing import load
+from astra.models.pipeline import OutputModel
+from astra.models.plans import MadeBy, Plan
+from astra.plan.lookup import task_of
+from astra.results.stopping import Settings
+from astra.tasks.arguments import restored
+from astra.tasks.declared import Declared, bind_call, caller, declared_by
+from astra.tasks.made_by import check_files
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A plan's task, ready to be called, with its tables."""
+
+    declared: Declared
+    model: type[Model]
+    output: type[OutputModel]
+    call: Callable[[Iterator[object]], Iterator[object]]
+    settings: Settings
+    outer: tuple[type[BaseException], ...]
+
+
+def load_task(plan: Plan) -> LoadedTask:
+    """Import the task of a plan, and bind the plan's arguments.
+
+    Raises
+    ------
+    AstraError
+        If it cannot be imported, or its arguments or files are not those that were planned.
+    """
+    element, function = config.current().element, task_of(plan)
+    model, output = load(plan.input_model), load(plan.output_model)
+    arguments = restored(function, json.loads(plan.arguments))
+    # A row that raises costs itself, unless the plan itself says otherwise.
+    values = {"re_raise_exceptions": False, **arguments}
+    defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
+    settings, bound = bind_call(function, (iter(()),), values, defaults)
+    declared = declared_by(function)
+    if declared.files and plan.made_by is not None:
+        then = retrying(lambda: MadeBy.get_by_id(plan.made_by))
+        check_files(function, arguments, json.loads(then.files), plan.pk)
+    outer = outer_exceptions(element.outer_exceptions)
+    return LoadedTask(declared, model, output, caller(function, bound), settings, outer)
+
+
+def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
+    """The classes of ``[element] outer_exceptions``; of modules that are never imported, none.
+
+    Raises
+    ------
+    UsageError
+        If a path names no exception.
+    """
+    found = []
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module or "builtins"), name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"[element] outer_exceptions: {path}: {error}") from error
+        if not isinstance(kind, type) or not issubclass(kind, BaseException):
+            raise UsageError(f"[element] outer_exceptions: {path} is not an exception class")
+        found.append(kind)
+    return tuple(found)
