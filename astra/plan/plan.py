@@ -1,12 +1,13 @@
 """Plans: the pending rows of one task and input model, frozen, cut into pages."""
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
 import peewee
-from peewee import SQL, ColumnBase, Model, ModelSelect, NodeList, fn
+from peewee import SQL, Case, ColumnBase, Model, ModelSelect, NodeList, fn
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples, writing
@@ -223,8 +224,7 @@ def _freeze(
         live = _live_plans(name, table)
         group_by = declared_by(function).group_by
         pending = selection.pending(model, output, group_by, known, name, digest)
-        pending, n_held = _without_held(pending, model, name) if live else (pending, 0)
-        pending, left_out = _without_ended(pending, selection, model, name, digest)
+        pending, left_out = _without_left_out(pending, selection, model, name, digest, bool(live))
         plan = _record(function, model, output, arguments, limit, selection, making)
         order = selection.order(model, output, name)
         pages, rows = _write_pages(plan, pending, order, key_of(model), selection.max_rows)
@@ -236,37 +236,50 @@ def _freeze(
             numbers = {"n_pages": pages, "n_rows": rows, "made_by": made_by}
             Plan.update(numbers).where(Plan.pk == plan.pk).execute()
         return Planned(
-            plan.pk if rows else None, name, model.__name__, pages, rows, limit, held=n_held,
-            live_plans=tuple(live) if n_held else (),
+            plan.pk if rows else None, name, model.__name__, pages, rows, limit,
+            held=left_out["held"], failed=left_out["failed"],
+            no_result=left_out["no_result"], quarantined=left_out["quarantined"],
+            live_plans=tuple(live) if left_out["held"] else (),
             tracks_changes=modified_field(model) is not None,
             unknown_keys=unknown,
-            is_empty=not rows and not model.select().exists(), **left_out,
+            is_empty=not rows and not model.select().exists(),
         )  # fmt: skip
 
 
-def _without_held(pending: ModelSelect, model: type[Model], task: str) -> tuple[ModelSelect, int]:
-    """Return the pending rows that no live plan has, and the number of those that one has."""
-    key, version = key_of(model), CURRENT.major_minor
-    held = dialect().held(
-        key.column, task, table_name(model), version, Page, Plan, Attempt, key.page_column
-    )
-    return pending.where(NodeList((SQL("NOT"), held))), pending.where(held).count()
+def _without_left_out(
+    pending: ModelSelect,
+    selection: Selection,
+    model: type[Model],
+    task: str,
+    digest: str,
+    any_live: bool,
+) -> tuple[ModelSelect, Counter[str]]:
+    """Return the pending rows that a plan takes, and count the others in one query.
 
-
-def _without_ended(
-    pending: ModelSelect, selection: Selection, model: type[Model], task: str, digest: str
-) -> tuple[ModelSelect, dict[str, int]]:
-    """Return the pending rows that have not ended without a result, and count the others."""
-    counts = {"failed": 0, "no_result": 0, "quarantined": 0}
+    A row is held by a live plan, or has ended without a result; its first reason counts.
+    """
+    reasons: list[tuple[ColumnBase, str]] = []
+    if any_live:
+        key, version = key_of(model), CURRENT.major_minor
+        held = dialect().held(
+            key.column, task, table_name(model), version, Page, Plan, Attempt, key.page_column
+        )
+        reasons.append((held, "held"))
     for kind, clause in selection.left_out(model, task, digest):
-        if not kind.select().where(kind.task == task).exists():
-            continue
-        name = "failed" if kind is Failure else "no_result"
-        counts[name] = pending.where(clause).count()
-        if kind is Failure and counts[name]:
-            crashed = ended(kind, model, task, QUARANTINED)
-            counts["quarantined"] = pending.where(crashed).count()
-        pending = pending.where(~clause)
+        if kind.select().where(kind.task == task).exists():
+            if kind is Failure:
+                crashed = ended(kind, model, task, QUARANTINED)
+                reasons.append((clause & crashed, "quarantined"))
+            reasons.append((clause, "failed" if kind is Failure else "no_result"))
+    if not reasons:
+        return pending, Counter()
+    why = Case(None, reasons)
+    rows = pending.select(why.alias("why"), fn.COUNT(SQL("*"))).group_by(SQL("why")).order_by()
+    counts = Counter({reason: n for reason, n in tuples(rows) if reason is not None})
+    counts["failed"] += counts["quarantined"]
+    for clause, reason in reasons:
+        if reason != "quarantined":  # these are among the failed
+            pending = pending.where(NodeList((SQL("NOT"), clause)))
     return pending, counts
 
 
