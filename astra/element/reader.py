@@ -27,7 +27,7 @@ from astra.database.dialect import peewee_errors
 from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN
 from astra.errors import AstraError
-from astra.models.keys import RowKey, all_rows, key_of, moment_of
+from astra.models.keys import FALSE, RowKey, all_rows, key_of, moment_of
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Attempt
 from astra.models.spectrum import pixel_columns
@@ -206,7 +206,7 @@ class Reader:
 
     def _has_result(self) -> ColumnBase:
         if self.redo:
-            return peewee.SQL("1 = 0")
+            return FALSE
         return has_result(self.model, self.output, by_index=True)
 
     def _note_missing(self, keys: list[RowKey]) -> list[RowKey]:

@@ -21,6 +21,9 @@ from astra.models.base import BaseModel, M, TimeField
 #: A key as pages hold it: a whole number, or the text that the server makes of the key.
 RowKey = int | str
 
+#: Clauses that hold for every row, and for none.
+TRUE, FALSE = SQL("1 = 1"), SQL("1 = 0")
+
 _WHOLE = frozenset({"AUTO", "BIGAUTO", "INT", "BIGINT", "SMALLINT"})
 _UNFIT = frozenset({"BLOB", "JSON", "JSONB"})
 #: Numbers with fractions, which lose digits as texts, and types that SQLite stores as bytes.
@@ -237,7 +240,7 @@ def same_moment(stored: ColumnBase, model: type[Model]) -> ColumnBase:
     """Return the clause that a stored moment is the one at which the row changed last."""
     moment, field = moment_of(model), modified_field(model)
     if moment is None or field is None:
-        return SQL("1 = 1")
+        return TRUE
     if field.null:
         return peewee.Expression(stored, dialect().is_same, moment)
     return stored == moment

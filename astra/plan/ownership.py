@@ -7,7 +7,7 @@ from peewee import SQL, ColumnBase, Expression, Model, ModelSelect, fn
 from astra.database.connection import connection, tuples, writing
 from astra.errors import TaskError, UsageError, nearest
 from astra.models.importing import import_path
-from astra.models.keys import table_name
+from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Failure, MadeBy, NoResult, Page, Plan
 from astra.models.schema import check_version
@@ -74,7 +74,7 @@ def _living(
     """
     same_rows: ColumnBase = Plan.input_table == table_name(model)
     if output.gathers(model):
-        same_rows = SQL("1 = 1")
+        same_rows = TRUE
     elif output.gathers(Source):
         same_rows |= Plan.input_table == table_name(Source)
     query = (

@@ -8,6 +8,7 @@ from peewee import SQL, ColumnBase, Field, Model, ModelAlias, ModelSelect, NodeL
 
 from astra.errors import TaskError, nearest
 from astra.models.keys import (
+    TRUE,
     all_rows,
     in_order,
     modified_field,
@@ -145,7 +146,7 @@ def has_result(
 def is_up_to_date(result: Results, model: type[Model]) -> ColumnBase:
     """Return the clause that a result was computed from the present state of its input row."""
     if (field := modified_field(model)) is None:
-        return SQL("1 = 1")
+        return TRUE
     if field.null:  # a result without the moment is of a row without one
         return same_moment(result.input_modified, model)
     return same_moment(result.input_modified, model) | (
@@ -179,7 +180,7 @@ def _is_of(result: Results, model: type[Model], output: type[OutputModel]) -> Co
 def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
     """Return the clause that a row is the last modified of its group; true without groups."""
     if not group_by:
-        return SQL("1 = 1")
+        return TRUE
     other = model.alias("later")
     columns = [(getattr(other, column.name), column, how) for column, how in group_order(model)]
     later: ColumnBase | None = None

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
-from peewee import SQL, ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
+from peewee import ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
 
 from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.given_keys import find_keys, listed
-from astra.models.keys import RowKey, in_order, key_of, same_moment, table_name
+from astra.models.keys import FALSE, TRUE, RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import Failure, MadeBy, NoResult
 from astra.plan.pending import (
@@ -65,7 +65,7 @@ class Redo:
             return record.made_by.in_(same)
         if self.kind == "older-than":
             return record.modified >= Value(TimeField().db_value(self.before), converter=False)
-        return SQL("1 = 1" if self.kind == "failed" else "1 = 0")
+        return TRUE if self.kind == "failed" else FALSE
 
 
 @dataclass(frozen=True)

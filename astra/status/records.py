@@ -15,7 +15,7 @@ from astra.database.connection import dialect, tuples
 from astra.database.constraints import impossible_values, lost_constraints, undoing_triggers
 from astra.models.archive import Archive
 from astra.models.base import BaseModel
-from astra.models.keys import table_name
+from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import (
     Attempt,
@@ -88,7 +88,7 @@ class Records:
             (Submission, Submission.plan == plan), (Page, Page.plan == plan),
             (Attempt, Attempt.page.in_(pages)), (Suspect, Suspect.page.in_(pages)),
             (Failure, Failure.plan_pk == plan), (NoResult, NoResult.plan_pk == plan),
-            (self.output, peewee.SQL("1 = 1")),
+            (self.output, TRUE),
         )  # fmt: skip
         for model, where in of_plan:
             yield from impossible_values(model, where)
