@@ -319,7 +319,7 @@ def _well_formed(key: str, value: Value) -> Value:
     if key in _SIZES and not _SIZE.fullmatch(text):
         raise ValueError(f'{value!r} is not a size of Slurm\'s; write "8G", "512M", or MB as 8000')
     if key == "signal" and not (
-        (found := _SIGNAL.fullmatch(text)) and "B" in (found[1] or "").upper()
+        (match := _SIGNAL.fullmatch(text)) and "B" in (match[1] or "").upper()
     ):
         raise ValueError(
             f'{value!r} would not reach the element, which runs in the batch shell; write "B:'

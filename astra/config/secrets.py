@@ -100,10 +100,10 @@ def holds_secret(text: str) -> bool:
     """Return whether a shell line or an option contains a password, and not only its path."""
     if holds_known(text) or _SHAPES.search(text):
         return True
-    if any(has_userinfo(found[0]) for found in _URL.finditer(text)):
+    if any(has_userinfo(match[0]) for match in _URL.finditer(text)):
         return True
     # $(cat ~/.token) and ${TOKEN} are no secrets, but say where one is.
-    values = (found["value"].lstrip("\"'") for found in _IN_WORDS.finditer(text))
+    values = (match["value"].lstrip("\"'") for match in _IN_WORDS.finditer(text))
     return any(not value.startswith(("$", "`")) for value in values)
 
 
@@ -135,7 +135,7 @@ def hide_password(text: str) -> str:
     """
     if _WHOLE_URL.fullmatch(text) and "\n" not in text:
         return _hide_in_url(text)
-    hidden = _URL.sub(lambda found: _hide_in_url(found[0]), text)
+    hidden = _URL.sub(lambda match: _hide_in_url(match[0]), text)
     return _SHAPES.sub("***", _IN_WORDS.sub(r"\g<key>***", hidden))
 
 

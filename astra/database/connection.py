@@ -290,13 +290,13 @@ def _denied() -> Iterator[None]:
             raise
         if denied.kind is None and dialect().name == "sqlite":
             raise NotAllowed(f"{denied.role} {denied.what}: {secrets.hide(url())}") from error
-        what = f"the role {denied.role!r} {denied.what} of the database {secrets.hide(url())}"
+        refusal = f"the role {denied.role!r} {denied.what} of the database {secrets.hide(url())}"
         raise NotAllowed(
-            f"{what}; the owner of the tables can grant it: astra initdb --grant "
+            f"{refusal}; the owner of the tables can grant it: astra initdb --grant "
             f"{quote(f'{denied.role}:{denied.kind}')}"
             if denied.kind
             else (
-                f"{what}; only the owner of the tables, who created them with astra "
+                f"{refusal}; only the owner of the tables, who created them with astra "
                 "initdb, may do this"
             )
         ) from error

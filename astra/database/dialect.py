@@ -56,12 +56,12 @@ class NotStored(ValueError):
 
     def __init__(self, table: str, column: str | None = None, stored: str | None = None) -> None:
         if column is None:
-            said = f"did not store it: a trigger or a rule of the table {table} discarded it"
+            effect = f"did not store it: a trigger or a rule of the table {table} discarded it"
         else:
             value = "NULL" if stored is None else stored
-            said = f"stored {value} in the column {column}: its type, a trigger or a rule of the "
-            said += f"table {table} changed what was yielded"
-        super().__init__(f"the database took the result and {said}")
+            effect = f"stored {value} in the column {column}: its type, a trigger or a rule of the "
+            effect += f"table {table} changed what was yielded"
+        super().__init__(f"the database took the result and {effect}")
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,17 @@ class Common:
         """Return the role that this process has logged in as; None where there are no roles."""
         return None
 
-    def run(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
-        return self.database.execute_sql(sql, parameters)
+    def run(self, sql: str, parameters: Sequence[Any] = (), **parts: object) -> Any:
+        """Run a statement, in which each ``{name}`` is replaced by the part of that name."""
+        return self.database.execute_sql(sql.format(**parts) if parts else sql, parameters)
 
-    def fetch_value(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+    def fetch_value(self, sql: str, parameters: Sequence[Any] = (), **parts: object) -> Any:
         """Run a query that has one value."""
-        return self.run(sql, parameters).fetchone()[0]
+        return self.run(sql, parameters, **parts).fetchone()[0]
 
-    def fetch_column(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    def fetch_column(self, sql: str, parameters: Sequence[Any] = (), **parts: object) -> list[Any]:
         """Run a query that has one column."""
-        return [value for (value,) in self.run(sql, parameters).fetchall()]
+        return [value for (value,) in self.run(sql, parameters, **parts).fetchall()]
 
     def quote(self, name: str) -> str:
         """Quote the name of a table or column, whatever characters it holds.
@@ -115,16 +116,11 @@ class Common:
 
     def set_at(self, model: Any, pk: int, moment: peewee.Field, values: dict[str, Any]) -> None:
         """Set columns of one row, and a moment to now."""
-        mark = self.database.param
-        columns = [f"{self.quote(name)} = {mark}" for name in values]
-        columns.append(f"{self.quote(moment.column_name)} = {self.now_sql}")
-        update = queries.UPDATE_ROW.format(
-            table=self.table(model),
-            columns=", ".join(columns),
-            key=self.quote(model._meta.primary_key.column_name),
-            mark=mark,
-        )
-        self.run(update, (*values.values(), pk))
+        mark, key = self.database.param, self.quote(model._meta.primary_key.column_name)
+        sets = [f"{self.quote(name)} = {mark}" for name in values]
+        columns = ", ".join([*sets, f"{self.quote(moment.column_name)} = {self.now_sql}"])
+        parts = {"table": self.table(model), "columns": columns, "key": key, "mark": mark}
+        self.run(queries.UPDATE_ROW, (*values.values(), pk), **parts)
 
     def catalogue_name(self, model: Any) -> str:
         """Return the name by which queries of the catalogue find a model's table."""
@@ -183,12 +179,9 @@ def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
     """Return the clause that replaces an earlier result; `every` names the table's columns."""
     kept = {*batch.conflict, batch.primary, "created", "modified", "v_astra_major_minor"}
     changed = [dialect.quote(name) for name in sorted(every - kept)]
-    return queries.ON_CONFLICT.format(
-        target=", ".join(map(dialect.quote, batch.conflict)),
-        where=batch.where,
-        columns=", ".join(f"{name} = excluded.{name}" for name in changed),
-        now=dialect.now_sql,
-    )
+    columns = ", ".join(f"{name} = excluded.{name}" for name in changed)
+    parts = {"where": batch.where, "columns": columns, "now": dialect.now_sql}
+    return queries.ON_CONFLICT.format(target=", ".join(map(dialect.quote, batch.conflict)), **parts)
 
 
 @contextmanager

@@ -222,7 +222,7 @@ class PostgreSQL(Keys):
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
         function = prefix + self.quote(_keeper_of(column))
         body = queries.KEEP_MODIFIED_BODY.format(column=self.quote(column))
-        self.run(queries.KEEP_MODIFIED.format(table=table, function=function, body=body))
+        self.run(queries.KEEP_MODIFIED, table=table, function=function, body=body)
 
     def keeps_modified(self, model: Any, column: str) -> bool:
         """Whether an enabled trigger of any name keeps the column."""
@@ -249,7 +249,7 @@ class PostgreSQL(Keys):
         with self.database.atomic():
             self.run(queries.SNAPSHOT)
             for model in models:
-                self.run(queries.LOCK_SHARED.format(table=self.table(model)))
+                self.run(queries.LOCK_SHARED, table=self.table(model))
             yield
 
     def other_owner(self, model: Any) -> str | None:
@@ -269,14 +269,14 @@ class PostgreSQL(Keys):
         table, column = self.table(model), field.column_name
         if not self.fetch_value(queries.HAS_DEFAULT, (table, column)):
             name, value = self.quote(column), default.replace("%", "%%")
-            self.run(queries.SET_DEFAULT.format(table=table, column=name, value=value))
+            self.run(queries.SET_DEFAULT, table=table, column=name, value=value)
 
     def leave_room(self, model: Any) -> None:
         """Leave half of each block free for new versions of its rows, so that updates change no
         index."""
         table = self.table(model)
         if not self.fetch_value(queries.HAS_FILLFACTOR, (table,)):
-            self.run(queries.SET_FILLFACTOR.format(table=table))
+            self.run(queries.SET_FILLFACTOR, table=table)
 
     def compress_quickly(self, model: Any, field: peewee.Field) -> None:
         """Compress a column of long lists with LZ4, if the server has it."""
@@ -284,11 +284,11 @@ class PostgreSQL(Keys):
         if not self.fetch_value(queries.SERVER_HAS_LZ4):
             return
         if not self.fetch_value(queries.USES_LZ4, (table, column)):
-            self.run(queries.SET_LZ4.format(table=table, column=self.quote(column)))
+            self.run(queries.SET_LZ4, table=table, column=self.quote(column))
 
     def create_schema(self, schema: str) -> None:
         if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):
-            self.run(queries.CREATE_SCHEMA.format(schema=self.quote(schema)))
+            self.run(queries.CREATE_SCHEMA, schema=self.quote(schema))
 
     # -- roles --------------------------------------------------------------------------
 
@@ -312,18 +312,18 @@ class PostgreSQL(Keys):
         name, ours = self.run(queries.SCHEMA_OF_TABLE, (self.table(model),)).fetchone()
         name = name.replace("%", "%%")
         if ours:  # of the schema "public" everybody has it
-            self.run(queries.GRANT_SCHEMA.format(schema=name, role=to))
-        self.run(queries.GRANT_LATER_TABLES.format(schema=name, role=to))
+            self.run(queries.GRANT_SCHEMA, schema=name, role=to)
+        self.run(queries.GRANT_LATER_TABLES, schema=name, role=to)
 
     def grant(self, role: str, model: Any, privilege: str) -> None:
         """Grant a privilege on a table; with INSERT, also the sequence of its primary key."""
         to, table = self._role(role), self.table(model)
-        self.run(queries.GRANT_TABLE.format(privilege=privilege, table=table, role=to))
+        self.run(queries.GRANT_TABLE, privilege=privilege, table=table, role=to)
         if privilege.startswith("INSERT") and model._meta.primary_key:
             key = model._meta.primary_key.column_name
             if sequence := self.fetch_value(queries.SEQUENCE, (table, key)):
                 sequence = sequence.replace("%", "%%")
-                self.run(queries.GRANT_SEQUENCE.format(sequence=sequence, role=to))
+                self.run(queries.GRANT_SEQUENCE, sequence=sequence, role=to)
 
     def _role(self, role: str) -> str:
         """Quote a role's name for SQL, with percent signs doubled for the driver."""
@@ -375,7 +375,7 @@ class PostgreSQL(Keys):
 
     def wait_for_row(self, table: str, name: str) -> None:
         """Wait for the holder of a lock, then hold it until the transaction ends."""
-        self.run(queries.LOCK_ROW.format(table=table), (name,))
+        self.run(queries.LOCK_ROW, (name,), table=table)
 
     @contextmanager
     def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:

@@ -15,20 +15,20 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
     codec = "utf_8"  # of the server's encoding, once a connection was opened
 
     def _connect(self) -> Any:
-        made = super()._connect()  # type: ignore[misc]
+        connection = super()._connect()  # type: ignore[misc]
         self.was_open = True
-        if made.get_parameter_status("standard_conforming_strings") == "off":
+        if connection.get_parameter_status("standard_conforming_strings") == "off":
             # The driver decides how it quotes texts when it connects.
-            made.close()
+            connection.close()
             given = parse_dsn(self.database).get("options", "")
             self.connect_params["options"] = f"{given} -c standard_conforming_strings=on".strip()
-            made = super()._connect()  # type: ignore[misc]
+            connection = super()._connect()  # type: ignore[misc]
         # Limited, because the server may be silent here too while other threads wait to connect.
-        with bounded(self.connect_params["connect_timeout"]), made.cursor() as cursor:
+        with bounded(self.connect_params["connect_timeout"]), connection.cursor() as cursor:
             # Numbers are read with all of their digits.
             cursor.execute("SET extra_float_digits = 1")
-        self.codec = encodings.get(made.get_parameter_status("server_encoding"), "utf_8")
-        return made
+        self.codec = encodings.get(connection.get_parameter_status("server_encoding"), "utf_8")
+        return connection
 
     def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
         """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.

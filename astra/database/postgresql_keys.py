@@ -100,8 +100,8 @@ class Keys(Writing):
         sql, parameters = query.sql()
         cut = queries.CUT_INTO_PAGES.format(order=order, pending=sql)
         with self._evaluated(cut, (limit, *parameters)) as (pages, values):
-            freeze = queries.FREEZE.format(page=self.table(page), keys=column, cut=pages)
-            n_pages, n_rows = self.run(freeze, (plan_pk, *values)).fetchone()
+            parts = {"page": self.table(page), "keys": column, "cut": pages}
+            n_pages, n_rows = self.run(queries.FREEZE, (plan_pk, *values), **parts).fetchone()
         return int(n_pages), int(n_rows)
 
     @contextmanager
@@ -116,6 +116,6 @@ class Keys(Writing):
             yield f"({sql})", parameters
             return
         self.run(queries.COMPRESS_WITH_LZ4)
-        self.run(queries.CREATE_EVALUATED.format(query=sql), parameters)
+        self.run(queries.CREATE_EVALUATED, parameters, query=sql)
         yield "pg_temp.astra_evaluated", ()
         self.run(queries.DROP_EVALUATED)  # there may be another in the transaction

@@ -338,8 +338,14 @@ KINDS_OF_COLUMNS = f"""
         ON attname = name
     WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"""
 
-#: The first row that is missing or holds another value than it was given. Each value is compared by
-#: the text that the type's own function makes of it: char(n)::text would hide blanks.
+#: A value as given and as stored, by the text that the type's own function makes of it:
+#: char(n)::text would hide blanks.
+COMPARED = (
+    "({place}, to_jsonb(CAST(g{place} AS {kind})), CASE WHEN stored.{column} IS NOT NULL THEN "
+    "to_jsonb(CAST(format('%%s', stored.{column}) AS {kind})) END, stored.{column}::text)"
+)
+
+#: The first row that is missing or holds another value than it was given.
 FIRST_CHANGED = """
     SELECT {primary}, place, found
     FROM unnest({arrays}) AS given(pk, {given})

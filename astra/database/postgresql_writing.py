@@ -52,7 +52,7 @@ class Writing(Common):
             return what was written.
         """
         table = batch.table
-        columns = self.run(queries.LOCK_AND_DESCRIBE.format(table=table), (table,)).fetchall()
+        columns = self.run(queries.LOCK_AND_DESCRIBE, (table,), table=table).fetchall()
         if self._seen_columns.get(table) == columns:
             return
         self._types.pop(table, None)
@@ -100,27 +100,23 @@ class Writing(Common):
         arrays += [[values[place] for place in written] for values in batch.columns.values()]
         given = ", ".join(f"g{i}" for i in range(len(declared)))
         pairs = ", ".join(
-            f"({i}, to_jsonb(CAST(g{i} AS {kind})), CASE WHEN "
-            f"stored.{self.quote(name)} IS NOT NULL THEN "
-            f"to_jsonb(CAST(format('%%s', stored.{self.quote(name)}) AS {kind})) END, "
-            f"stored.{self.quote(name)}::text)"
+            queries.COMPARED.format(place=i, kind=kind, column=self.quote(name))
             for i, (name, kind) in enumerate(declared.items())
         )
         primary = f"stored.{self.quote(batch.primary)}"
         other = self.run(
-            queries.FIRST_CHANGED.format(
-                primary=primary,
-                arrays=", ".join(["%s::text[]"] * len(arrays)),
-                given=given,
-                table=batch.table,
-                pairs=pairs,
-            ),
+            queries.FIRST_CHANGED,
             list(map(array_literal, arrays)),
+            primary=primary,
+            arrays=", ".join(["%s::text[]"] * len(arrays)),
+            given=given,
+            table=batch.table,
+            pairs=pairs,
         ).fetchone()
         if other is not None:
-            pk, place, found = other
+            pk, place, stored = other
             column = None if pk is None else list(declared)[place]
-            raise NotStored(batch.model._meta.table_name, column, found)
+            raise NotStored(batch.model._meta.table_name, column, stored)
 
     def _written(self, batch: Batch) -> dict[int, int]:
         if len(batch.columns[batch.key[0]]) < _COPIED_FROM:
@@ -144,10 +140,10 @@ class Writing(Common):
         packed: dict[str, binary_copy.Packed] = {}
         for name, values in batch.columns.items():
             schema, _, kind = types[name].rpartition(".")
-            found = binary_copy.pack(kind, values) if schema == "pg_catalog" else None
-            if found is None:
+            column = binary_copy.pack(kind, values) if schema == "pg_catalog" else None
+            if column is None:
                 return None
-            packed[name] = found
+            packed[name] = column
         primaries = self._drawn(batch)
         if not primaries:
             return None
@@ -175,17 +171,11 @@ class Writing(Common):
         same = " AND ".join(
             f"{self.quote(name)} = wanted.key_{place}" for place, name in enumerate(batch.key)
         )
-        draw = queries.DRAW_NUMBERS.format(
-            arrays=arrays,
-            names=names,
-            table=batch.table,
-            same=same,
-            condition=batch.where.replace("WHERE", "AND"),
-        )
+        condition = batch.where.replace("WHERE", "AND")
+        parts = {"arrays": arrays, "names": names, "table": batch.table, "same": same}
         version = Version(batch.columns["v_astra"][0]).major_minor
-        return self.fetch_column(
-            draw, (sequence, len(lists[0]), *map(array_literal, lists), version)
-        )
+        parameters = (sequence, len(lists[0]), *map(array_literal, lists), version)
+        return self.fetch_column(queries.DRAW_NUMBERS, parameters, condition=condition, **parts)
 
     def _is_utf8(self) -> bool:
         return bool(self.database.connection().encoding == "UTF8")
@@ -223,12 +213,9 @@ class Writing(Common):
             table=batch.table,
             names=", ".join(names),
             keys=", ".join(keys),
-            conflict=self._on_conflict(batch),
+            conflict=on_conflict(self, batch, set(types)),
             key=key,
             primary=self.quote(batch.primary),
             same=same,
         )
         return dict(self.run(upsert, arrays).fetchall())
-
-    def _on_conflict(self, batch: Batch) -> str:
-        return on_conflict(self, batch, set(self.column_types(batch.table)))

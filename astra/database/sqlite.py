@@ -45,17 +45,17 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
             return super()._connect()  # type: ignore[misc]
         options = "mode=ro" if os.path.exists(f"{path}-wal") else "mode=ro&immutable=1"
         try:
-            made = sqlite3.connect(
+            connection = sqlite3.connect(
                 f"file:{quote(path)}?{options}", uri=True, timeout=self._timeout,  # type: ignore[attr-defined]
                 isolation_level=None, **self.connect_params,
             )  # fmt: skip
-            made.execute(queries.READ_SCHEMA)
+            connection.execute(queries.READ_SCHEMA)
         except sqlite3.OperationalError as error:
             raise sqlite3.OperationalError(
                 f"{error}: you may only read this file or its folder, and its log ({path}-wal, "
                 "-shm), which others are writing to, cannot be read"
             ) from error
-        return made
+        return connection
 
 
 def _is_writable(path: str) -> bool:
@@ -156,7 +156,7 @@ class SQLite(Writing):
             trigger = self.quote(f"{model._meta.table_name}_modified_{suffix}")
             wanted = queries.CREATE_KEEPER.format(trigger=trigger, keeper=keeper, row=mine)
             if not self.fetch_column(queries.IS_STORED, (wanted,)):
-                self.run(queries.DROP_TRIGGER.format(trigger=trigger))
+                self.run(queries.DROP_TRIGGER, trigger=trigger)
                 self.run(wanted)
 
     def _keepers(self, model: Any, column: str) -> dict[str, str]:
@@ -336,7 +336,7 @@ class SQLite(Writing):
         table = self.table(page)
         freeze = queries.FREEZE.format(page=table, keys=column, order=order, pending=sql)
         self.run(freeze, (plan_pk, limit, *parameters))
-        pages, rows = self.run(queries.SIZE_OF_PLAN.format(page=table), (plan_pk,)).fetchone()
+        pages, rows = self.run(queries.SIZE_OF_PLAN, (plan_pk,), page=table).fetchone()
         return int(pages), int(rows)
 
     def keeps_modified(self, model: Any, column: str) -> bool:

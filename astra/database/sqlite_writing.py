@@ -98,10 +98,12 @@ class Writing(Common):
         )
         condition = batch.where.replace("WHERE", "AND")
         stored = self.run(
-            queries.STORED.format(
-                primary=primary, table=batch.table, same=same, condition=condition
-            ),
+            queries.STORED,
             (json.dumps(keys, default=str), Version(batch.columns["v_astra"][0]).major_minor),
+            primary=primary,
+            table=batch.table,
+            same=same,
+            condition=condition,
         ).fetchall()
         # A result that was read at another time was written by a later attempt.
         read = batch.columns["input_read"]

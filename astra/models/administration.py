@@ -29,7 +29,7 @@ def no_queue() -> Iterator[None]:
         If one was in use for longer; nothing is changed then.
     """
     if dialect().name == "postgresql":
-        dialect().run(postgresql_queries.LIMIT_WAITING.format(seconds=LOCK_TIMEOUT_S))
+        dialect().run(postgresql_queries.LIMIT_WAITING, seconds=LOCK_TIMEOUT_S)
     try:
         yield
     except peewee.OperationalError as error:
@@ -58,7 +58,7 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
             if set(columns) <= have:
                 # An earlier attempt may have left an invalid index.
                 index = _beside(model, stored_name(name))
-                speaks.run(postgresql_queries.DROP_INDEX.format(index=index))
+                speaks.run(postgresql_queries.DROP_INDEX, index=index)
                 speaks.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
 
 
@@ -87,8 +87,8 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
             queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))
             for link, _ in links
         )
-        speaks.run(queries.DROP_VIEW.format(view=view))
-        speaks.run(queries.CREATE_VIEW.format(view=view, table=table, condition=current))
+        speaks.run(queries.DROP_VIEW, view=view)
+        speaks.run(queries.CREATE_VIEW, view=view, table=table, condition=current)
         views.append(name)
     return views
 

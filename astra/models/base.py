@@ -182,8 +182,14 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         for field in cls._meta.sorted_fields:
             if isinstance(field, KeysField):
                 dialect().compress_quickly(cls, field)
-        if cls.is_input:
-            keep_inputs_in_order(cls)
+        there = indexes(cls)
+        for name, _, sql in cls.own_indexes():
+            if stored_name(name) not in there:
+                dialect().run(sql)
+        if cls.is_input and not (
+            dialect().name == "postgresql" and dialect().keeps_modified(cls, "modified")
+        ):  # creating a trigger waits for all who use the table
+            dialect().keep_modified(cls, _key_columns(cls), "modified")
 
     @classmethod
     def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
@@ -282,20 +288,6 @@ def _database_default(field: Field) -> str | None:
         return "session_user" if dialect().name == "postgresql" else None
     declared = (getattr(constraint, "sql", "") for constraint in field.constraints or ())
     return next((sql[8:] for sql in declared if sql.upper().startswith("DEFAULT ")), None)
-
-
-def keep_inputs_in_order(model: type[Model]) -> None:
-    """Add to a table of inputs the trigger that keeps ``modified``, and its index.
-
-    Pending rows are sorted by it, most recent first, ties broken by key: one index serves that
-    order.
-    """
-    keys = _key_columns(model)
-    name, _, sql = order_index(model, keys, "modified")
-    if stored_name(name) not in indexes(model):
-        dialect().run(sql)
-    if dialect().name == "sqlite" or not dialect().keeps_modified(model, "modified"):
-        dialect().keep_modified(model, keys, "modified")  # waits for all who use the table
 
 
 def _key_columns(model: type[Model]) -> list[str]:

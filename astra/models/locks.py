@@ -58,8 +58,8 @@ def hold(name: str, what: str, see: str, purpose: str = "") -> Iterator[None]:
         If another process holds it. The message says which, and since when.
     """
     silence_s = settings.current().database.answer_timeout_s
-    with dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s) as ours:
-        if not ours:
+    with dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s) as is_taken:
+        if not is_taken:
             raise _held(name, what, see)
         yield
 

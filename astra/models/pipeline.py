@@ -224,14 +224,13 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             yield link, "_".join(link.result)
 
     @classmethod
-    def complete_table(cls) -> None:
-        """Create the unique indexes that allow one result for a row and major.minor version."""
-        super().complete_table()
-        for _, _, sql in cls.own_indexes():
-            dialect().run(sql)
+    def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
+        """Yield all indexes that peewee does not declare: name, columns, and the statement."""
+        yield from super().own_indexes()
+        yield from cls.lacking_indexes()
 
     @classmethod
-    def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
+    def lacking_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
         """Yield the unique indexes that allow one result for a row, where the table lacks them."""
         for link, name in cls.links():
             names = [cls._meta.fields[name].column_name for name in link.result]
@@ -240,11 +239,6 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             if not dialect().has_unique(cls, names, link.where):
                 index = _name(f"{cls._meta.table_name}_one_per_{name}")
                 yield index, names, creating_index(cls, index, columns, "UNIQUE INDEX", link.where)
-
-    @classmethod
-    def missing_index(cls) -> str | None:
-        """Return the columns of the first unique index that the table lacks."""
-        return next((", ".join(columns) for _, columns, _ in cls.own_indexes()), None)
 
     @classmethod
     def from_row(cls, row: Model, **values: object) -> Self:

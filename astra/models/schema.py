@@ -117,7 +117,7 @@ def _init(
     version = _version()
     if version is not None and version > VERSION:
         raise _mismatch(version)
-    new, ours, owners = _make_tables(version, notes)
+    new, own, owners = _make_tables(version, notes)
     if owners and (wanted or not new):
         raise NotAllowed(
             f"the role {database.obj.connection().info.user!r} is not the owner of the tables, "
@@ -128,8 +128,8 @@ def _init(
     if not owners and (settled := settle_archive(copied, moved)):
         notes.append(settled)
     if views:
-        notes.append(f"views: {', '.join(make_views(ours))}")
-    give(wanted, ours)
+        notes.append(f"views: {', '.join(make_views(own))}")
+    give(wanted, own)
     return new
 
 
@@ -141,7 +141,7 @@ def _make_tables(
     Notes say what was added, and which columns of a table are not in its model.
     """
     new: list[str] = []
-    ours: list[type[BaseModel]] = []
+    own: list[type[BaseModel]] = []
     owners: set[str] = set()
     notes += _shared_tables()
     for model in tables():
@@ -156,8 +156,8 @@ def _make_tables(
         else:
             notes += _differences(model, have)
         model.create_table()
-        ours.append(model)
-    return new, ours, sorted(owners)
+        own.append(model)
+    return new, own, sorted(owners)
 
 
 def _upgrade(version: int | None) -> None:
@@ -262,12 +262,12 @@ def check_tables(*models: type[Model]) -> None:
         have = dialect().columns(model)
         if have and not _missing(model, have):
             continue
-        what = f"no table {model._meta.table_name!r}"
+        defect = f"no table {model._meta.table_name!r}"
         if have:
             missing = ", ".join(map(repr, _missing(model, have)))
-            what = f"no column {missing} in the table {model._meta.table_name!r}"
+            defect = f"no column {missing} in the table {model._meta.table_name!r}"
         raise DatabaseError(
-            f"the database {hide_password(url())} has {what}, which {import_path(model)} has; "
+            f"the database {hide_password(url())} has {defect}, which {import_path(model)} has; "
             + (
                 f"make it: {command_for(model)}"
                 if issubclass(model, BaseModel)
@@ -316,7 +316,7 @@ def _kept_column(model: type[Model]) -> str | None:
 def _missing_unique(model: type[Model]) -> str | None:
     """Return columns of a table that no index keeps unique, though its model declares one."""
     if issubclass(model, OutputModel):
-        return model.missing_index()
+        return next((", ".join(columns) for _, columns, _ in model.lacking_indexes()), None)
     if not issubclass(model, BaseModel):
         return None
     for index in model._meta.fields_to_index():
@@ -391,8 +391,8 @@ def _version() -> int | None:
 
 
 def _mismatch(version: int) -> DatabaseError:
-    what = "upgrade astra" if version > VERSION else "bring them up to date: astra initdb"
+    remedy = "upgrade astra" if version > VERSION else "bring them up to date: astra initdb"
     return DatabaseError(
         f"the tables of {hide_password(url())} are of version {version}, this astra works with "
-        f"{VERSION}; {what}"
+        f"{VERSION}; {remedy}"
     )

@@ -47,5 +47,5 @@ def log_damage(where: str, text: str) -> None:
 def options_of(profile: Mapping[str, object]) -> dict[str, str | float]:
     """Return sbatch's options from a stored profile."""
     options = profile.get("options")
-    found = options.items() if isinstance(options, dict) else ()
-    return {str(key): value for key, value in found if isinstance(value, str | float | int)}
+    items = options.items() if isinstance(options, dict) else ()
+    return {str(key): value for key, value in items if isinstance(value, str | float | int)}

@@ -37,8 +37,8 @@ def tracked_model(table: str, module: str) -> type[peewee.Model] | None:
     schema, _, name = table.rpartition(".")
     column = known.column_name
     options = {"table_name": name, "schema": schema or None, "modified": column}
-    made = {column: TimeField(), "Meta": type("Meta", (), options), "__module__": module}
-    return type("Tracked", (peewee.Model,), made)
+    attributes = {column: TimeField(), "Meta": type("Meta", (), options), "__module__": module}
+    return type("Tracked", (peewee.Model,), attributes)
 
 
 def track_changes(name: str) -> str:
