@@ -79,8 +79,8 @@ def result_of(model: type[Model], null: bool = False) -> Any:
 
     The output model gets a column of the key's own type, or one for each column of the key, and
     the database allows one result for each row and major.minor version. The attribute gives the
-    row itself, looked up when it is asked for; of a key of several columns, the columns are
-    attributes: ``exposure_night`` and ``exposure_fiber``.
+    row itself, which is looked up when it is accessed. A key of several columns gives an attribute
+    for each: ``exposure_night`` and ``exposure_fiber``.
 
     Parameters
     ----------
@@ -333,7 +333,7 @@ class PipelineOutputModel(OutputModel):
 
     @classmethod
     def gathers(cls, model: type[Model]) -> bool:
-        """A task on sources may yield a result for each spectrum of a source."""
+        """Whether a task on such rows may yield results of other rows: spectra of a source."""
         return issubclass(model, Source)
 
     def index_of(self, link: Link) -> Link:
