@@ -344,8 +344,7 @@ def report(
     if folder is not None:
         if which or output or as_json:
             raise UsageError("--watch keeps pages of all plans and nights: no PLAN, -o or --json")
-        _keep_pages(folder, every_s, once, keep_days)
-        return
+        return _keep_pages(folder, every_s, once, keep_days)
     if once:
         raise UsageError("--once is of --watch FOLDER: astra report --watch FOLDER --once")
     if which and not which[0].isdigit():
@@ -357,14 +356,13 @@ def report(
         found = report_of([PLAN.convert(word, None, None) for word in which] or [the_last()])
         file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
     if as_json:
-        show.as_json(found)
-        return
+        return show.as_json(found)
     page = html(found)
     if str(output) == "-":
         click.echo(page)
-        return
-    write_whole(file, page, 0o644)
-    show.reported(found, file, len(page.encode()))
+    else:
+        write_whole(file, page, 0o644)
+        show.reported(found, file, len(page.encode()))
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:

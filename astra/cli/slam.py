@@ -63,26 +63,24 @@ def train(
         show.line(f"{show.count(sample.n_without_labels, 'row')} without all labels left out")
     outside = read_others(others, names, sample.wavelength) if others else None
     train_model(
-        sample.labels,
-        sample.wavelength,
-        sample.flux,
-        sample.ivar,
-        output,
-        label_names=names,
-        outside=outside,
-        rejects=not keep_outliers,
+        sample.labels, sample.wavelength, sample.flux, sample.ivar, output, label_names=names,
+        outside=outside, rejects=not keep_outliers,
         description=description or f"{len(sample.labels)} spectra of {table.name}",
-    )
+    )  # fmt: skip
     model = model_file.load(output)
     show.line(f"{output}, {output.stat().st_size / 1e6:.1f} MB")
     _show(model)
-    if model.validation is not None and model.validation.rejected.any():
-        rejected = [
-            n for n, out in zip(sample.names, model.validation.rejected, strict=True) if out
-        ]
-        show.line(f"rejected as outliers: {', '.join(rejected)}")
+    _show_rejected(model, sample)
     _draw(model, pictures, sample)
     show.line(f"use it: astra plan slam.slam --set model={output.absolute()}")
+
+
+def _show_rejected(model: "Model", sample: "Sample") -> None:
+    from astra.cli import show
+
+    if model.validation is not None and model.validation.rejected.any():
+        pairs = zip(sample.names, model.validation.rejected, strict=True)
+        show.line(f"rejected as outliers: {', '.join(name for name, out in pairs if out)}")
 
 
 @slam.command()

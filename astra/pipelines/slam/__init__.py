@@ -76,10 +76,9 @@ def slam(
     --------
     >>> from astra.models import BossVisitSpectrum
     >>> from astra.pipelines.slam import slam
-    >>> spectra = BossVisitSpectrum.select().limit(3)
+    >>> spectra = BossVisitSpectrum.select().limit(2)
     >>> for result in slam(spectra, write_to_database=False):
     ...     print(type(result).__name__)
-    Slam
     Slam
     Slam
     """
