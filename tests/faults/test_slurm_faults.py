@@ -16,7 +16,6 @@ from astra.errors import SlurmError, Superseded
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Attempt, Page, Submission
 from astra.plan.lookup import get_plan
-from astra.plan.plan import create_plan
 from astra.results.checkpoint import write
 from astra.results.rows import Checkpoint, Handed, Target, Yielded
 from astra.resume.cancel import cancel
@@ -25,7 +24,9 @@ from astra.status.status import status
 from astra.status.verify import verify
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.sample_tasks import Measured, fill, measure
+from tests.nights import plan_of, run_out
+from tests.pools import running
+from tests.sample_tasks import Measured
 from tests.servers import Slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
@@ -48,29 +49,6 @@ def faulty(plain, pg_url, monkeypatch, tmp_path) -> Iterator[Slurm]:
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
     yield plain
     plain.restore()
-
-
-def plan_of(n: int, limit: int, **arguments) -> int:
-    fill(n)
-    (planned, *_) = create_plan(measure, BossVisitSpectrum, limit=limit, arguments=arguments)
-    return planned.plan
-
-
-def at_work(n: int) -> list[Attempt]:
-    found: list[Attempt] = []
-
-    def are_there() -> bool:
-        found[:] = Attempt.select().where(
-            (Attempt.state == "running") & (Attempt.n_checkpoints > 0)
-        )
-        return len(found) >= n
-
-    wait_for(are_there, f"{n} attempts at work", 90)
-    return found[:n]
-
-
-def run_out(cluster: Slurm) -> None:
-    wait_for(cluster.idle, "the end of the arrays", 120)
 
 
 def computed_once(path: Path, rows: int) -> bool:
@@ -145,7 +123,7 @@ def test_signals_of_scancel(faulty, tmp_path, moment):
     plan = plan_of(1500, 500, row_s=0.1, slow_until=str(fast), computed=str(computed))
     database.execute_sql(_HOLD)
     submit(plan)
-    at_work(3)
+    running(3)
     if moment == "while it writes":
         database.execute_sql("INSERT INTO held VALUES (1.5)")
         held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
@@ -187,7 +165,7 @@ def test_slurmctld_forgets_everything(faulty, tmp_path):
     computed = tmp_path / "computed"
     plan = plan_of(120, 60, row_s=0.1, computed=str(computed))
     submit(plan)
-    at_work(2)
+    running(2)
     faulty.forget()
     wait_for(lambda: (resume(plan), status(plan).state == "whole")[1], "the whole plan", 120)
     assert ended_well(plan)
@@ -221,7 +199,7 @@ def test_job_ids_start_again(faulty):
 def test_without_accounting_it_is_said(faulty):
     plan = plan_of(60, 60, row_s=0.1)
     submit(plan)
-    (attempt,) = at_work(1)
+    (attempt,) = running(1)
     os.kill(attempt.pid, signal.SIGKILL)
     run_out(faulty)
     found = status(plan)
@@ -256,7 +234,7 @@ def test_a_node_fails(faulty, tmp_path):
     fast = tmp_path / "fast"
     plan = plan_of(800, 800, row_s=0.15, slow_until=str(fast))
     submit(plan)
-    (attempt,) = at_work(1)
+    (attempt,) = running(1)
     faulty.kill_slurmd(attempt.host)
     faulty.run("scontrol", "update", f"nodename={attempt.host}", "state=down", "reason=test")
     wait_for(lambda: (resume(plan), Attempt.select().count() > 1)[1], "another attempt", 150)
@@ -270,7 +248,7 @@ def test_an_element_is_suspended_longer_than_its_lease(faulty, tmp_path):
     computed, fast = tmp_path / "computed", tmp_path / "fast"
     plan = plan_of(160, 160, row_s=0.5, slow_until=str(fast), computed=str(computed))
     submit(plan, options={"row_timeout": 1.5})
-    (attempt,) = at_work(1)
+    (attempt,) = running(1)
     job = f"{attempt.job_id}_{attempt.array_index}"
     faulty.run("scontrol", "suspend", job)
     stopped = Path(f"/proc/{attempt.pid}/stat")

@@ -28,6 +28,7 @@ from astra.states import PageState
 from astra.status.status import status
 from astra.submit.submit import submit, to_exclude
 from tests.conftest import ROOT
+from tests.nights import run_out
 from tests.sample_tasks import Measured, fill, hungry, measure
 from tests.servers import Slurm, wait_for
 
@@ -226,10 +227,6 @@ class TestConfiguration:
         found = self.load(tmp_path, "[profiles.x.policy.TIMEOUT]\nretrys = 1")
         with pytest.raises(ConfigError, match=r"profiles.x.*policy: TIMEOUT.retrys.*'retries'"):
             get("x", found)
-
-
-def run_out(cluster: Slurm) -> None:
-    wait_for(cluster.idle, "the end of the arrays", 120)
 
 
 @pytest.fixture(scope="module")

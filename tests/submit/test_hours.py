@@ -27,14 +27,9 @@ from astra.submit.hours import Hours, begin, next_hours
 from astra.submit.intent import make_intent, new_submission
 from astra.submit.submit import submit
 from tests.conftest import ROOT
+from tests.nights import plan_of
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import wait_for
-
-
-def plan_of(n: int, limit: int, **arguments) -> int:
-    fill(n)
-    (planned,) = create_plan(measure, BossVisitSpectrum, limit=limit, arguments=arguments)
-    return planned.plan
 
 
 def test_hours_are_the_next_ones_of_the_clock():
