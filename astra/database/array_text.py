@@ -9,11 +9,15 @@ from uuid import UUID
 from psycopg2.extensions import Binary
 from psycopg2.extras import Json
 
+_NUMBERS = frozenset({float, int, bool})
+
 _ARRAY_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
 def array_literal(values: Sequence[Any]) -> str:
     """Write values as the text of a PostgreSQL array."""
+    if _NUMBERS.issuperset(map(type, values)):
+        return "{" + ",".join(map(repr, values)) + "}"
     return "{" + ",".join(map(_array_element, values)) + "}"
 
 
@@ -31,7 +35,7 @@ def _array_element(value: Any, inner: bool = False) -> str:
     if value is None:
         return "NULL"
     kind = type(value)
-    if kind is float or kind is int or kind is bool:
+    if kind in _NUMBERS:
         return repr(value)
     if kind is str:
         return _quoted(value)

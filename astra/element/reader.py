@@ -189,7 +189,8 @@ class Reader:
 
     def _handed(self, key: RowKey, row: object, at: object, now: datetime) -> Handed:
         bears = None if self.key.is_whole else self.link.of_row(row)
-        return Handed(key, row, OutputModel.input_modified.python_value(at), now, bears=bears)
+        modified = None if at is None else OutputModel.input_modified.python_value(at)
+        return Handed(key, row, modified, now, bears=bears)
 
     def _asked_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)

@@ -286,6 +286,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
                 )
 
 
+@cache
 def link_of(output: type[OutputModel], model: type[Model]) -> Link:
     """Return how the results of an output model point to the rows of an input model.
 

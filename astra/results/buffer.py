@@ -12,7 +12,8 @@ class Buffer:
     """The rows that wait for their checkpoint. Two threads use it: one adds, one takes."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition(threading.RLock())  # guards all of the following
+        self.mutex = threading.RLock()  # guards all of the following
+        self.changed = threading.Condition(self.mutex)
         self.waiting = Checkpoint()
         self.in_writing = Checkpoint()
         self.n_waiting = 0
@@ -21,33 +22,33 @@ class Buffer:
 
     def add(self, yielded: Yielded) -> bool:
         """Add a result; return whether it is the first row that waits."""
-        with self.changed:
+        with self.mutex:
             self.waiting.results.append(yielded)
             self.n_waiting += 1
             return self._start_clock()
 
     def add_row(self, results: list[Yielded]) -> bool:
         """Add all results of a row, which go into one checkpoint."""
-        with self.changed:
+        with self.mutex:
             self.waiting.results += results
             self.n_waiting += len(results)
             return self._start_clock()
 
     def add_no_results(self, rows: Iterable[Handed]) -> bool:
-        with self.changed:
+        with self.mutex:
             self.waiting.no_results += rows
             self.n_waiting = len(self.waiting)
             return self._start_clock()
 
     def add_failure(self, failure: Refusal) -> bool:
-        with self.changed:
+        with self.mutex:
             self.waiting.failures.append(failure)
             self.n_waiting += 1
             return self._start_clock()
 
     def forget_failures(self) -> None:
         """Leave out the failures that are not stored yet."""
-        with self.changed:
+        with self.mutex:
             self.waiting.failures.clear()
             self.n_waiting = len(self.waiting)
 
@@ -59,12 +60,12 @@ class Buffer:
 
     def unwritten(self) -> Checkpoint:
         """Everything that was added and is not known to be stored."""
-        with self.changed:
+        with self.mutex:
             return self.in_writing + self.waiting
 
     def take(self) -> Checkpoint:
         """Return all that waits, to be written now."""
-        with self.changed:
+        with self.mutex:
             checkpoint, self.waiting = self.waiting, Checkpoint()
             self.in_writing, self.since, self.n_waiting = checkpoint, None, 0
             for yielded in checkpoint.results:
@@ -73,7 +74,7 @@ class Buffer:
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Have a checkpoint that could not be written wait again, before all else."""
-        with self.changed:
+        with self.mutex:
             self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
             self.n_waiting = len(self.waiting)
             self.since = time.monotonic()
@@ -81,7 +82,7 @@ class Buffer:
 
     def finish(self, results: Iterable[object]) -> None:
         """Note that the checkpoint is stored; `results` of it may be passed on."""
-        with self.changed:
+        with self.mutex:
             self.in_writing = Checkpoint()
             self.stored.extend(results)
             self.changed.notify_all()
