@@ -10,14 +10,13 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 from astra.config import nights as night
 from astra.config import retry_rules
-from astra.config.checks import entry, matching, number, text, texts, whole
+from astra.config.checks import changed, entry, matching, number, text, texts, whole
 from astra.config.nights import NightSettings
 from astra.config.secrets import _known, hide, hide_secret, know_url
 from astra.errors import ConfigError, nearest
@@ -133,19 +132,6 @@ class Data:
     root: Path | None = field(default=None, metadata=_PATH)  # base of relative paths of spectra
 
 
-_SECTIONS: dict[str, Any] = {
-    "database": Database,
-    "run": Run,
-    "element": Element,
-    "plan": Plan,
-    "slurm": Slurm,
-    "policy": Policy,
-    "clean": Clean,
-    "data": Data,
-}
-
-_KEYS = {f"{name}.{item.name}": item for name, kind in _SECTIONS.items() for item in fields(kind)}
-
 _ENVIRONMENT = {"ASTRA_DATABASE_URL": "database.url", "ASTRA_RUN_DIR": "run.dir"}
 
 #: The environment variables that astra reads.
@@ -186,6 +172,12 @@ class Config:
         for name, plan in self.nights.items():
             values.update({f"nights.{name}.{key}": value for key, value in plan.rows()})
         return [(key, _shown(key, value), self.source(key)) for key, value in values.items()]
+
+
+#: The sections of the file with their default values.
+_SECTIONS = {item.name: item.default for item in fields(Config) if is_dataclass(item.default)}
+
+_KEYS = {f"{name}.{item.name}": item for name, part in _SECTIONS.items() for item in fields(part)}
 
 
 _current: Config | None = None
@@ -249,14 +241,9 @@ def load(
     for key, value in values.items():
         sections[key.split(".")[0]][_KEYS[key].name] = value
     know_url(str(values["database.url"]))
-    return Config(
-        **{name: kind(**sections[name]) for name, kind in _SECTIONS.items()},
-        profiles=profiles,
-        rules=rules,
-        nights=nights,
-        path=file,
-        sources=sources,
-    )
+    parts = {name: changed(part, sections[name]) for name, part in _SECTIONS.items()}
+    config = Config(profiles=profiles, rules=rules, nights=nights, path=file, sources=sources)
+    return changed(config, parts)
 
 
 def _find(path: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
