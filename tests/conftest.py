@@ -144,6 +144,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("ASTRA_DATABASE_URL", f"sqlite:///{file}")
         from astra.models.schema import init_database
 
+        _reset_database()  # pytest looks for attributes of all names in a module, `database` too
         init_database(("tests.sample_tasks",))
         _reset_database()
     return file
