@@ -88,7 +88,7 @@ def tasks(ctx: click.Context) -> Pairs:
 
 
 def plans(ctx: click.Context) -> Pairs:
-    """The last plans, and what they are."""
+    """Complete the numbers of the last plans."""
     from astra.config import settings
     from astra.database.connection import dialect, is_file
     from astra.status.plans import all_plans
@@ -123,7 +123,7 @@ def nights(ctx: click.Context) -> Pairs:
 
 
 def dates(ctx: click.Context) -> Pairs:
-    """The days on which the last nights of a name began."""
+    """Complete the days on which the last nights of a name began."""
     from astra.night.history import nights as last_nights
 
     for night in last_nights(ctx.params.get("name")):
@@ -143,7 +143,7 @@ def slurm_states(ctx: click.Context) -> Pairs:
 
 
 def models(ctx: click.Context) -> Pairs:
-    """The input models of the task that was named, or those that come with astra."""
+    """Complete the input models of the given task, or those that come with astra."""
     from peewee import Model
 
     from astra.models import Source

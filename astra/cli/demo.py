@@ -51,8 +51,8 @@ def run_demo(folder: Path | None, n_rows: int) -> None:
     _step(f"astra submit {planned.plan} --local -j 2, and one of its processes is killed")
     _submit_and_kill(planned.plan)  # it shows how the plan stands at its end
     _step(f"astra resume {planned.plan} --local -j 2")
-    with show.progress(f"plan {planned.plan}") as tell:
-        resume_local(planned.plan, 2, progress=tell)
+    with show.progress(f"plan {planned.plan}") as report:
+        resume_local(planned.plan, 2, progress=report)
     show.status(status(planned.plan))
     _step("results")
     _show_results()
@@ -87,7 +87,7 @@ def make_spectra(n_rows: int, seed: int = 8) -> None:
 
 
 def _submit_and_kill(plan: int) -> None:
-    """Run the plan in another process, and SIGKILL an element that has work in hand."""
+    """Run the plan in another process, and SIGKILL an element that has claimed rows."""
     command = [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"]
     runner = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     killed = None
@@ -100,7 +100,7 @@ def _submit_and_kill(plan: int) -> None:
 
 
 def _victim(plan: int) -> Attempt | None:
-    """The attempt that began last and has stored nothing, once half of the plan's rows ended."""
+    """Return the latest attempt without a stored result, once half of the rows have ended."""
     with connection():
         pages = list(Page.select().where(Page.plan == plan))
         if sum(p.n_pending for p in pages) * 2 > sum(p.n_rows for p in pages):

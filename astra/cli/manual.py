@@ -33,7 +33,7 @@ def man_page() -> str:
 
 
 def _contexts(parent: click.Context) -> Iterator[click.Context]:
-    """Every command that is shown, those of groups after their group."""
+    """Yield every visible command, those of a group after the group."""
     group = parent.command
     for name, command in group.commands.items() if isinstance(group, click.Group) else ():
         if not command.hidden:
@@ -67,6 +67,6 @@ def _text(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A text in which man(7) finds no command of its own."""
+    """Escape a text for man(7)."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{text}" if text.startswith((".", "'")) else text

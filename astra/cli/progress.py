@@ -124,8 +124,8 @@ def _resume(
     states = [word.strip() for word in (only or "").split(",") if word.strip()]
     if only is not None and not states:
         raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
-    tell = None if as_json else show.progress
-    done = resume_plan(plan, failed, states, profile_name, options, dry_run, local, jobs, tell)
+    progress = None if as_json else show.progress
+    done = resume_plan(plan, failed, states, profile_name, options, dry_run, local, jobs, progress)
     if as_json:
         show.as_json(done)
     elif not local or not done.pages:

@@ -55,7 +55,7 @@ _COLOURS = {
 
 
 def as_json(value: object) -> None:
-    """A dataclass, or a list of them, as JSON on standard output."""
+    """Print a dataclass, or a list of them, as JSON on standard output."""
     print(json.dumps(_plain(value), default=str, indent=2))
 
 
@@ -74,7 +74,7 @@ def _plain(value: object) -> object:
 
 
 def escape(text: str) -> str:
-    """A text as rich prints it literally, without control characters."""
+    """Escape a text so that rich prints it literally, without control characters."""
     return escape_markup(printable(text))
 
 
@@ -89,7 +89,7 @@ def error(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """What does not belong to the output itself: a program reads that."""
+    """Print a note on standard error, apart from the output that programs read."""
     Terminal(stderr=True, highlight=False, soft_wrap=True).print(escape(hide(text)))
 
 
@@ -163,7 +163,7 @@ def submitted(done: Submitted) -> None:
 
 
 def nothing_submitted(planned: Planned | None) -> dict[str, object]:
-    """As JSON, a task without pending rows looks like a submission of none."""
+    """Return a task without pending rows as a submission of no pages, for JSON."""
     return {"plan": None, "task": planned and planned.task, "pages": 0, "rows": 0, "jobs": []}
 
 
@@ -266,7 +266,7 @@ def _pages(pages: Iterable[PageStatus]) -> None:
 
 
 def _page_table(pages: Iterable[PageStatus], width: int | None = None) -> Table:
-    """A line for each page; with a `width`, one line of it and no more: the last word is cut."""
+    """Make a table of pages; with a `width`, each page takes one line."""
     made = table(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word",
         out="exit, rows, slurm, node, element",
@@ -352,7 +352,7 @@ def logs(found: Iterable[Log], as_csv: bool = False) -> None:
 
 
 def tried(found: Tried) -> None:
-    """What a task made of one row."""
+    """Print what a task yielded or raised for one row."""
     if found.exception:
         line(f"{found.key}: {found.exception}: {found.message}")
         line((found.traceback or "").rstrip())
@@ -368,7 +368,7 @@ def _first_line(text: str) -> str:
 
 
 def finding(found: Finding) -> None:
-    """A line of ``astra doctor``, and below it what to type."""
+    """Print a line of ``astra doctor``, and its remedy below it."""
     colour = {"ok": "green", "warning": "yellow", "failed": "bold red"}[found.state]
     console.print(f"[{colour}]{found.state:7}[/] {escape(f'{found.part}: {found.said}')}")
     if found.remedy:
@@ -390,7 +390,7 @@ def page_runs(runs: Iterable[PageRun]) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar where somebody looks, lines where the output goes to a file."""
+    """Show progress as a bar on a terminal, and as lines in a file."""
     if not console.is_terminal:
         yield _line_progress(title)
         return
@@ -405,13 +405,13 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 def _line_progress(title: str) -> Callable[[int, int], None]:
     last = [-1]
 
-    def tell(ended: int, rows: int) -> None:
+    def report(ended: int, rows: int) -> None:
         tenth = ended * 10 // rows if rows else 10
         if tenth != last[0]:
             last[0] = tenth
             print(f"{title}: {ended:,} of {rows:,} rows", flush=True)
 
-    return tell
+    return report
 
 
 def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:

@@ -60,7 +60,7 @@ def results(found: StoredResults, limit: int | None) -> None:
 
 
 def _short(value: object) -> str:
-    """A value as a cell of a table has room for it."""
+    """Shorten a value for a cell of a table."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -120,7 +120,7 @@ def _made_by(made: Making | None) -> None:
 
 
 def _of_plan(plan: Planning) -> Iterator[tuple[str, ...]]:
-    """The events of one plan that has the row."""
+    """Yield the events of one plan that contains the row."""
     how = f", --redo {plan.redo}" if plan.redo else ""
     how += f", --where {plan.where!r}" if plan.where else ""
     yield plan.created, f"plan {plan.plan}, page {plan.page}{how}: {plan.outcome} in it"
@@ -138,7 +138,7 @@ def _of_plan(plan: Planning) -> Iterator[tuple[str, ...]]:
 
 
 def _of_end(end: Ended) -> tuple[str, ...]:
-    """What is said of a recorded failure, or of no result; its traceback below."""
+    """Return the lines about a failure or a row without a result; the traceback comes last."""
     where = f"plan {end.plan}, attempt {end.attempt}" if end.plan else _who(end.attempt)
     if end.exception is None:
         return (f"{end.what} ({where})",)

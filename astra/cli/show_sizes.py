@@ -44,7 +44,7 @@ def estimated(found: Iterable[Estimate]) -> None:
 
 
 def sized(plans: Iterable[tuple[Planned, Estimate]]) -> None:
-    """What to type to submit plans whose sizes were chosen."""
+    """Print the commands that submit plans whose sizes were chosen."""
     for plan, found in plans:
         if plan.plan is not None:
             options = [f"--time {found.time}", f"--mem {found.mem}"] if found.time else []

@@ -99,7 +99,7 @@ def pages(look: Look) -> None:
 
 @contextmanager
 def _screen() -> Iterator[Callable[[Watched], None] | None]:
-    """What draws a look; None where there is no terminal."""
+    """Yield a function that draws a look; None without a terminal."""
     if not console.is_terminal or console.is_dumb_terminal:
         yield None
         return
@@ -117,7 +117,7 @@ def _watched_line(look: Watched) -> str:
 
 
 def _watched(look: Watched, own: Terminal) -> Group:
-    """One look as a screen: it is as high as the terminal, and no higher."""
+    """Lay out one look as a screen that is not higher than the terminal."""
     found, width = look.status, own.width
     rate = "" if look.rows_per_s is None else f"{look.rows_per_s:,.1f} rows/s"
     left = "" if look.left_s is None else f", {timedelta(seconds=round(look.left_s))} to go"
@@ -154,7 +154,7 @@ def _watched(look: Watched, own: Terminal) -> Group:
 
 
 def _bar(counts: Mapping[str, int], total: int, width: int) -> Text:
-    """A bar of that width, divided by state; no state is left out."""
+    """Return a bar of this width, divided by state; no state is left out."""
     bar, at = Text(), 0
     known = sorted((s for s, n in counts.items() if n), key=lambda s: (s != "done", s))
     for place, state in enumerate(known):

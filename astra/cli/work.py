@@ -136,7 +136,7 @@ def submit(
 
 
 def show_local(submissions: list["Submitted"], as_json: bool) -> None:
-    """How plans stand that were run here; the exit status says it, too."""
+    """Show the status of plans that were run here, and exit with the worst of them."""
     from astra.api import status as status_of
     from astra.cli import show
 

@@ -28,7 +28,7 @@ _LITTLE_ROOM = 10
 
 
 def database() -> Iterator[Finding]:
-    """All about the database; one that cannot be reached is the only finding."""
+    """Check the database; if it cannot be reached, that is the only finding."""
     if dialect().name == "sqlite":
         yield from _file(Path(getattr(dialect(), "path", "")))
     with connection():
@@ -42,7 +42,7 @@ def database() -> Iterator[Finding]:
 
 
 def _file(path: Path) -> Iterator[Finding]:
-    """A file, and its folder, in which SQLite keeps its log."""
+    """Check an SQLite file and its folder, which must be writable for the log."""
     if not path.exists():
         raise DatabaseError(f"there is no file {path}; make it: astra initdb")
     for place in (path, path.parent):
@@ -91,7 +91,7 @@ def _settings(found: Server) -> Iterator[Finding]:
 
 
 def _tables() -> Iterator[Finding]:
-    """The tables of astra and of the tasks that have plans: columns, indexes, triggers."""
+    """Check the tables of astra and of planned tasks: columns, indexes, triggers."""
     check_version()
     models = own_tables()
     for plan in Plan.select().where(Plan.pk.in_(_last_of_each_task())):
@@ -113,7 +113,7 @@ def _last_of_each_task() -> object:
 
 
 def table_findings(part: str, model: type[Model]) -> Iterator[Finding]:
-    """What a table lacks: itself, columns, indexes, triggers."""
+    """Check whether a table exists, and has its columns, indexes and triggers."""
     before = list(findings(part, lambda: _checked(model)))
     yield from before
     if before or not issubclass(model, BaseModel):
@@ -132,7 +132,7 @@ def _checked(model: type[Model]) -> Iterator[Finding]:
 
 
 def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding]:
-    """For which of the three kinds of work the role has all that it needs."""
+    """Check for which kinds of work the role has the required privileges."""
     may = []
     for kind, purpose in KINDS.items():
         wanted = [(model, p) for model in models for p in privileges_of(kind, model)]

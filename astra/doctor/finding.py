@@ -34,7 +34,7 @@ def failed(part: str, said: str, remedy: str) -> Finding:
 
 
 def of_error(part: str, error: Exception) -> Finding:
-    """What an error says: its message ends with what to do, after the last semicolon."""
+    """Make a finding of an error, whose message ends with the remedy after a semicolon."""
     said, _, remedy = str(error).rpartition("; ")
     if not said:
         return failed(part, str(error), "correct what is named here")
@@ -42,7 +42,7 @@ def of_error(part: str, error: Exception) -> Finding:
 
 
 def findings(part: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What a look finds; an error that ends it is its last finding."""
+    """Yield the findings of a check; an error that ends it is the last one."""
     try:
         yield from look()
     except AstraError as error:

@@ -63,7 +63,7 @@ def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
 
 
 def _lives(job: JobId) -> bool:
-    """Whether Slurm says that the job waits or runs, or says nothing."""
+    """Return whether the job waits or runs, or Slurm gives no answer."""
     found = client.elements([job]).of(job.key, None)
     return found.state is None or found.state.alive
 

@@ -48,7 +48,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def configuration() -> Iterator[Finding]:
-    """Every file of the configuration, variables, and profiles; the one in use comes first."""
+    """Check each file of the configuration, variables and profiles."""
     part = "configuration"
     known = True
     try:
@@ -101,7 +101,7 @@ def wrong_profiles() -> list[tuple[str, AstraError]]:
 
 
 def run_directory() -> Iterator[Finding]:
-    """Whether scripts and logs can be written, and have room."""
+    """Check whether scripts and logs can be written, and have room."""
     part, folder = "run directory", Path(settings.current().run.dir).absolute()
     was_there = folder.exists()
     check_folder(folder)

@@ -20,7 +20,7 @@ _LOAD = "module load slurm, or work on a login node"
 
 
 def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
-    """All about Slurm, and whether it would take a job of each profile."""
+    """Check Slurm, and whether it would accept a job of each profile."""
     missing = [name for name in _COMMANDS if shutil.which(name) is None]
     if missing or not available():
         yield _absent(missing)
@@ -54,7 +54,7 @@ def _absent(missing: list[str]) -> Finding:
 
 
 def _profile(chosen: Profile) -> Iterator[Finding]:
-    """Whether Slurm would take a job with the options of a profile, and ever start it."""
+    """Check whether Slurm would accept a job with a profile's options, and ever start it."""
     name = f"profile {chosen.name}"
     try:
         client.try_options(directives(chosen))
@@ -73,7 +73,7 @@ def _profile(chosen: Profile) -> Iterator[Finding]:
 
 
 def _accounting() -> Iterator[Finding]:
-    """Whether ended elements are remembered, and what bounds this user's jobs."""
+    """Check whether accounting remembers ended elements, and limits this user's jobs."""
     try:
         run(["sacct", "-n", "-X", "-P", "-S", "now-1minutes", "-o", "JobID"])
         yield ok(_PART, "accounting (sacct) answers")

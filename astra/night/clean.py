@@ -97,7 +97,7 @@ def clean(
 
 
 def _places(plan: Plan) -> list[Path]:
-    """Where scripts and logs of a plan lie: its folder, and what that was packed into."""
+    """Return the folder of a plan and the archive that it was packed into."""
     folder = run_folder(plan.folder)
     return [folder, folder.with_name(f"{folder.name}.tar.gz")]
 

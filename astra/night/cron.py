@@ -53,7 +53,7 @@ class Entry:
 
 
 def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) -> Entry:
-    """The entry that begins the night `name` at the times `at`.
+    """Return the crontab entry that begins the night `name` at the times `at`.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
 
 
 def _longest_part(command: str) -> str:
-    """What takes most of a command that is too long, and what to do about it."""
+    """Describe the longest part of a command that is too long, and how to shorten it."""
     values = {key: len(value) for key, value in re.findall(r"(\b[A-Z_]+)=('[^']*'|\S+)", command)}
     key = max(values, key=values.__getitem__)
     if key == "PYTHONPATH":
@@ -98,7 +98,7 @@ def _longest_part(command: str) -> str:
 
 
 def command_of(name: str, *options: str) -> str:
-    """The shell command that begins a night from nothing, and its log."""
+    """Return the shell command that begins a night in an empty environment, and its log."""
     given = {**environment(), "PATH": _path()}
     given |= {key: os.environ[key] for key in _PASSED_ON if os.environ.get(key)}
     if config.current().source("database.url") == "ASTRA_DATABASE_URL":
@@ -159,7 +159,7 @@ def remove(name: str, scron: bool = False) -> bool:
 
 
 def has_entry(name: str) -> bool:
-    """Whether a table of the user's, crontab or scrontab, begins a night.
+    """Return whether the user's crontab or scrontab begins a night.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def has_entry(name: str) -> bool:
 
 
 def without(table: str, name: str) -> str:
-    """A table without the entry of a night."""
+    """Return a crontab without the entry of a night."""
     begin, end = map(re.escape, _marks(name))
     return re.sub(rf"^{begin}\n.*?^{end}\n?", "", table, flags=re.MULTILINE | re.DOTALL)
 

@@ -123,7 +123,7 @@ class Dashboard:
             )
 
     def _is_shown(self, plan: PlanLine, since: datetime) -> bool:
-        """Whether a plan lives, is young, or has a page that is: that of an old one is ended."""
+        """Return whether a plan is shown: it lives, it is recent, or its page is."""
         if plan.is_live or plan.created >= since:
             return True
         path = self.folder / _page(plan)
@@ -215,7 +215,7 @@ def _head(path: Path) -> str:
 
 
 def _mark(path: Path) -> str | None:
-    """What a page is of, None where there is none, or none of these."""
+    """Return the mark of a page; None if the file is missing or no such page."""
     found = _MARK.search(_head(path))
     return found[1] if found else None
 

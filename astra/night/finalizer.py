@@ -35,7 +35,7 @@ def job_name(night: Night) -> str:
 
 
 def job_of(night: Night) -> JobId:
-    """The job of a night's finalizer: its number counts only with its name and its cluster."""
+    """Return the job of a night's finalizer, identified by number, name and cluster."""
     number, name = night.finalizer_job or 0, job_name(night)
     return JobId(number, night.finalizer_cluster, name, night.finalizer_home, night.finalizer_user)
 
@@ -115,7 +115,7 @@ def _behind(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
 
 
 def _adopt(night: Night, found: JobId) -> None:
-    """The night's finalizer is this job."""
+    """Store this job as the night's finalizer."""
     night.finalizer_job, night.finalizer_cluster = found.job_id, found.cluster
     night.finalizer_home = found.cluster or night.finalizer_home
     with connection():
@@ -125,7 +125,7 @@ def _adopt(night: Night, found: JobId) -> None:
 
 
 def lives(night: Night) -> bool:
-    """Whether a night has a finalizer that is queued or at work.
+    """Return whether a night has a finalizer that waits or runs.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def lives(night: Night) -> bool:
 
 
 def _profile(settings: NightSettings) -> Profile:
-    """Where the finalizer runs: where the tasks do, unless it has a profile of its own."""
+    """Return the finalizer's profile: its own, or that of the tasks."""
     own = settings.finalizer_profile
     found = choose_profile(own or settings.profile, None)
     kept = {k: v for k, v in found.options.items() if own or k in _WHERE}

@@ -72,7 +72,7 @@ class NightStatus:
 
 
 def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
-    """The last nights, or those of a name, the latest first, without their plans."""
+    """List the last nights, or those of a name, the latest first, without their plans."""
     check_version()
     query = Night.select().order_by(Night.pk.desc()).limit(last)
     with connection():
@@ -84,7 +84,7 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
 
 
 def night_of(name: str, date: str | None = None) -> NightStatus:
-    """All of one night: the last of a name, or the last that began on a day.
+    """Return one night with its plans: the last of a name, or the last that began on a day.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def _unknown(name: str) -> UsageError:
 
 
 def _states(found: list[Night]) -> dict[int, str]:
-    """How nights stand; Slurm is asked once about the finalizers of all that are open."""
+    """Return the states of nights; Slurm is asked once about all open ones."""
     states = {n.pk: n.verdict for n in found if n.ended is not None}
     looked_after = [n for n in found if n.ended is None]
     jobs = [job_of(n) for n in looked_after if n.finalizer_job]

@@ -208,7 +208,7 @@ def heal(night: Night, settings: NightSettings) -> bool:
 
 
 def heal_all(name: str | None = None) -> list[Nightly]:
-    """The same for all open nights, or those of a name."""
+    """Heal all open nights, or those of a name."""
     check_version()
     healed = []
     for night in _open_nights(name):
@@ -225,7 +225,7 @@ def heal_all(name: str | None = None) -> list[Nightly]:
 
 
 def _settings_of_begun(name: str) -> NightSettings:
-    """The settings of a night that has begun, which may be out of the configuration since.
+    """Return the settings of an open night, which may have left the configuration since.
 
     Its plans are completed all the same; nothing new begins, and nobody is notified.
     """
@@ -261,7 +261,7 @@ def _said(night: Night, state: str, look: Look, message: str | None = None) -> N
 
 
 def open_night(name: str) -> Night | None:
-    """The night of a name that is not closed."""
+    """Return the open night of a name, if there is one."""
     found = _open_nights(name)
     return found[-1] if found else None
 
@@ -306,7 +306,7 @@ def _close(
 
 
 def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:
-    """What to type about rows that failed, if they are more than the night accepts."""
+    """Return the commands about failed rows, if more failed than the night accepts."""
     n_rows, n_failed = map(totals_of(entries).__getitem__, ("n_rows", "n_failed"))
     if n_failed <= settings.accept_failures * n_rows:
         return []
@@ -352,7 +352,7 @@ def _notify_of_earlier(settings: NightSettings) -> None:
 
 
 def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> list[str]:
-    """What is not whole, what kept it from that, and what to type."""
+    """Return what is not whole, why, and which command to type."""
     said = []
     for entry in entries:
         if entry.plan_pk is None and not entry.has_ended:

@@ -66,7 +66,7 @@ def notify(night: Night, settings: NightSettings) -> dict[str, str]:
 
 
 def words(night: NightStatus) -> tuple[str, str]:
-    """What people read of a night: one line, and some more."""
+    """Return the subject and the text of a notification."""
     subject = f"astra: night {night.name} of {night.date} is {night.state}"
     numbers = (
         f"{night.results:,} results + {night.failures:,} failed + {night.no_result:,} no result "

@@ -143,13 +143,13 @@ def _has_entry(night: Night, task: NightTask) -> bool:
 
 
 def how(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, object]]:
-    """The profile of a task's elements, and what is changed of it."""
+    """Return the profile of a task's elements, and the options that override it."""
     throttle = task.throttle or settings.throttle
     return task.profile or settings.profile, {"throttle": throttle} if throttle else {}
 
 
 def at_once(settings: NightSettings) -> int:
-    """How many elements of a night may run at once: its throttle, and what the database takes."""
+    """Return how many elements of a night may run at once."""
     connections = settings.connections
     if connections is None:
         connections = dialect().connections_for(settings.headroom)
@@ -334,12 +334,12 @@ def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
 
 
 def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
-    """The task of a plan as it is configured now; one that was taken out as the night has it."""
+    """Return the configured task of a plan; a removed one as the night recorded it."""
     return next((t for t in settings.tasks if t.key == entry.key), NightTask(entry.task))
 
 
 def living(night: Night) -> Look:
-    """What of a night lives; changes nothing."""
+    """Return what of a night is alive, without changing anything."""
     look = Look()
     plans = _not_cancelled(pk for pk in plan_pks(night) if pending(pk))
     asked = ask(plans)

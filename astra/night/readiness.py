@@ -63,14 +63,14 @@ def examine(
 
 
 def on_a_node() -> Iterator[Finding]:
-    """What an element needs: the configuration, the run directory, the database."""
+    """Check what an element needs: the configuration, the run directory, the database."""
     yield from configuration()
     yield from findings("run directory", run_directory)
     yield from findings("database", database)
 
 
 def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
-    """The profiles that jobs are submitted with; those that cannot be used are said elsewhere."""
+    """Return the usable profiles; the others are reported elsewhere."""
     found: dict[str, Profile] = {}
     wanted = [(name, None) for name in (None, *config.current().profiles)] if of_all else []
     tasks = [how(task, night) for night in nights for task in night.tasks]
@@ -111,7 +111,7 @@ def _tables(part: str, task: str, input_model: str | None) -> Iterator[Finding]:
 
 
 def _connections(part: str, settings: NightSettings) -> Iterator[Finding]:
-    """How many elements the server has connections for, two each."""
+    """Check for how many elements the server has connections, two for each."""
     if dialect().name == "sqlite":
         return
     with connection():
@@ -128,7 +128,7 @@ def _connections(part: str, settings: NightSettings) -> Iterator[Finding]:
 
 
 def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
-    """Whether each way to notify people would work; nothing is sent."""
+    """Check whether each way to notify people would work, without sending anything."""
     ways, where = settings.notify, f"[nights.{settings.name}.notify]"
     tries = [
         ("mail", ways.mail, lambda: _mail(ways), f"correct mail and smtp in {where}"),
@@ -174,7 +174,7 @@ def _command(ways: Notify) -> str:
 
 
 def _begun(part: str, name: str) -> Iterator[Finding]:
-    """Whether this user's crontab, or scrontab, begins the night."""
+    """Check whether this user's crontab or scrontab begins the night."""
     remedy = f'astra cron {name} --at "0 20 * * *" --install'
     try:
         if has_entry(name):
@@ -186,5 +186,5 @@ def _begun(part: str, name: str) -> Iterator[Finding]:
 
 
 def is_ready(found: list[Finding]) -> bool:
-    """Whether nothing failed: with a warning, it works all the same."""
+    """Return whether no finding failed; warnings are allowed."""
     return all(finding.state != FAILED for finding in found)

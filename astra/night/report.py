@@ -67,7 +67,7 @@ def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
 
 
 def _earlier_nights(night: NightStatus) -> list[Earlier]:
-    """The ones of its name before it, as far as their plans are there, the latest first."""
+    """Return earlier nights of the same name whose plans remain, the latest first."""
     found = []
     for other in nights(night.name, 8):
         if other.night >= night.night:

@@ -39,7 +39,7 @@ def retries_of(plans: list[int]) -> int:
 
 
 def refreshed(night: Night) -> list[NightPlan]:
-    """The plans of a night with their totals as they are now, stored where they changed."""
+    """Update the totals of a night's plans, and return the plans."""
     entries = entries_of(night)
     for entry in entries:
         for name, value in _now(entry).items() if entry.plan_pk is not None else ():
@@ -52,7 +52,7 @@ def refreshed(night: Night) -> list[NightPlan]:
 
 
 def _now(entry: NightPlan) -> dict[str, object]:
-    """The totals of a plan; none where it was cleaned away: its last ones stand."""
+    """Return the totals of a plan; none if it was cleaned away, so that its last ones remain."""
     of_plan = Page.plan == entry.plan_pk
     columns = (Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result)
     with connection():
@@ -71,7 +71,7 @@ def _now(entry: NightPlan) -> dict[str, object]:
 
 
 def _seconds(which: Expression) -> tuple[float, float]:
-    """Time that attempts spent in the task, and that they held processors for, times how many."""
+    """Sum the time that attempts spent in the task, and their CPU time."""
     held = fn.SUM(fn.COALESCE(Attempt.t_start_s, 0) + fn.COALESCE(Attempt.t_rows_s, 0))
     query = (
         Attempt.select(Submission.profile, fn.SUM(Attempt.t_task_s), held)
@@ -88,7 +88,7 @@ def _seconds(which: Expression) -> tuple[float, float]:
 
 
 def _cpus(profile: str | None) -> int:
-    """How many processors an element has, by the options that it was submitted with."""
+    """Return the number of processors of an element, from its submitted options."""
     options = options_of(stored(profile, dict, "the profile of a submission"))
     each, tasks = options.get("cpus_per_task", 1), options.get("ntasks", 1)
     return int(each) * int(tasks) if f"{each}{tasks}".isdecimal() else 1
@@ -107,5 +107,5 @@ def store_totals(night: Night) -> list[NightPlan]:
 
 
 def n_left(of: Night | NightPlan) -> int:
-    """Rows that have not ended."""
+    """Return the number of rows that have not ended."""
     return of.n_rows - of.n_done - of.n_failed - of.n_no_result

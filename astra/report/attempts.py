@@ -114,7 +114,7 @@ _WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
 
 
 def _said_or_lost(run: _Run, alive: set[tuple[int, int]], asked: datetime) -> _Run:
-    """A run that calls itself running is lost if nothing of it lived when that was asked."""
+    """Mark a running attempt as lost if its element did not live when Slurm was asked."""
     silent = (run.plan, run.page) not in alive and run.seen <= asked
     lost = run.state == AttemptState.RUNNING and silent
     return run._replace(state=_LOST) if lost else run
@@ -166,7 +166,7 @@ class Runs:
         self.ended = max(until, default=None)
 
     def over_time(self, first: datetime | None) -> Over | None:
-        """Pages by how they stood, from the first submission to the last word."""
+        """Count pages by state over time, from the first submission to the last heartbeat."""
         if not self.n or self.began is None or self.ended is None:
             return None
         start = min(first or self.began, self.began)
@@ -198,7 +198,7 @@ class Runs:
         return Over(over.began, over.ended, series)
 
     def rate(self, over: Over | None) -> Over | None:
-        """Rows ended per second; the rows of an attempt are taken as spread over its time."""
+        """Return the rows ended per second, those of an attempt spread evenly over its time."""
         if over is None:
             return None
         lasted = np.maximum(self.until - self.at, 1e-3)
@@ -263,7 +263,7 @@ class Runs:
         return sorted(found, key=lambda node: (-node.not_well, node.node))
 
     def endings(self) -> list[Ending]:
-        """How attempts ended, those that ended well first."""
+        """Return how attempts ended, those that ended well first."""
         counts = Counter((run.state, run.slurm_state) for run in self.runs)
         found = []
         for (state, slurm_state), n in counts.items():
@@ -291,14 +291,14 @@ def _edges(over: Over) -> Reals:
 def mean_over(
     starts: Reals, ends: Reals, edges: Reals, weights: Reals | None = None
 ) -> tuple[float, ...]:
-    """How many of the intervals ``[start, end)`` lie over each bin, as the mean over the bin."""
+    """Return how many of the intervals ``[start, end)`` cover each bin, on average."""
     weights = np.ones(len(starts)) if weights is None else weights
     total = _ramps(starts, weights, edges) - _ramps(ends, weights, edges)
     return tuple(np.maximum(np.diff(total) / np.diff(edges), 0).round(6).tolist())
 
 
 def _ramps(times: Reals, weights: Reals, at: Reals) -> Reals:
-    """The sum of ``weight * max(0, t - time)`` at each t of `at`."""
+    """Return the sum of ``weight * max(0, t - time)`` at each t of `at`."""
     order = np.argsort(times)
     since = times[order] - at[0]  # small numbers keep their digits
     weight = np.concatenate([[0.0], np.cumsum(weights[order])])

@@ -41,7 +41,7 @@ class Earlier:
 
 
 def earlier_plans(plan: Plan) -> list[Earlier]:
-    """The plans of the same task and input before this one, the latest first."""
+    """Return the earlier plans of the same task and input, the latest first."""
     query = (
         Plan.select(Plan.pk)
         .where(
@@ -55,7 +55,7 @@ def earlier_plans(plan: Plan) -> list[Earlier]:
 
 
 def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
-    """What some plans came to, to compare others with; None where nothing ran."""
+    """Summarize some plans, to compare others with; None if nothing ran."""
     with connection():
         of_pages = (
             Page.select(
@@ -85,6 +85,6 @@ def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
 
 
 def _time(value: datetime | str) -> datetime:
-    """A time out of an aggregate, which SQLite gives as text."""
+    """Return the time of an aggregate, which SQLite gives as text."""
     found = datetime.fromisoformat(value) if isinstance(value, str) else value
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found

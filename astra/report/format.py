@@ -10,7 +10,7 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def advice(line: str) -> tuple[str, str]:
-    """A line of advice as the command to type, and why."""
+    """Split a line of advice into the command to type and its reason."""
     command, _, why = line.partition("   ")
     return command.strip(), why.strip()
 

@@ -57,7 +57,7 @@ def how_it_ran(plan: Plan, submissions: Sequence[Submission]) -> How:
 
 
 def _results_table(plan: Plan) -> str:
-    """The name of the table of its results, or of its model where that cannot be imported."""
+    """Return the name of the result table, or of its model if that cannot be imported."""
     try:
         find_modules(plan)
         meta = load(plan.output_model)._meta

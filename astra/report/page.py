@@ -101,7 +101,7 @@ def _kind(state: str) -> str:
 
 
 def _changes(over: Over | None) -> bool:
-    """Whether something changes over time, other than from nothing to all in one step."""
+    """Return whether something changes over time in more than one step."""
     if over is None:
         return False
     bins = zip(*over.series.values(), strict=True)
@@ -109,7 +109,7 @@ def _changes(over: Over | None) -> bool:
 
 
 def _histograms(report: Report) -> list[tuple[str, Histogram, str]]:
-    """The histograms that show more than the numbers below them say."""
+    """Return the histograms that show more than the numbers below them."""
     known = (
         ("Run time of a row", report.row_times, "results"),
         ("Run time of a page", report.page_times, "whole pages"),
@@ -147,7 +147,7 @@ def _columns(counts: Sequence[int]) -> Iterable[Bar]:
 
 
 def _parts(counts: Mapping[str, int], total: int) -> Iterable[Bar]:
-    """A bar of 1,000 units, divided by state; no state is thinner than can be seen."""
+    """Divide a bar of 1,000 units by state; every state is wide enough to be seen."""
     at = 0.0
     shown = [(state, max(n / max(total, 1) * 1000, 4)) for state, n in _by_state(counts)]
     scale = 1000 / max(sum(width for _, width in shown), 1)

@@ -143,7 +143,7 @@ def report_of(
 
 
 def _counted(found: Sequence[PlanStatus]) -> dict[str, Any]:
-    """How many rows and pages there are, by state."""
+    """Count rows and pages by state."""
     return dict(
         rows=dict(total(s.rows for s in found)), pages=dict(total(s.pages for s in found)),
         n_rows=sum(s.n_rows for s in found), n_pages=sum(s.n_pages for s in found),
@@ -151,7 +151,7 @@ def _counted(found: Sequence[PlanStatus]) -> dict[str, Any]:
 
 
 def _what_failed(found: Sequence[PlanStatus]) -> dict[str, Any]:
-    """Rows that failed, by kind, and pages that need attention, the most urgent first."""
+    """Return failed rows by kind, and pages that need attention, the most urgent first."""
     failures = failures_of([status.plan for status in found])
     n_failed = sum(status.rows.get("failed", 0) for status in found)
     attention = [(status.plan, page) for status in found for page in stuck_pages(status)]

@@ -57,7 +57,7 @@ def row_times(plans: list[Plan], runs: Runs) -> tuple[Histogram | None, list[Slo
 
 
 def _pages_to_look_at(plan: Plan, runs: Runs, n_rows: int) -> list[int]:
-    """All pages of a plan, or the slowest and others between them, for about `n_rows` rows."""
+    """Choose pages of about `n_rows` rows: all, or the slowest and some spread over the plan."""
     most = max(2, n_rows // plan.limit)
     if plan.n_pages <= most:
         return list(range(1, plan.n_pages + 1))

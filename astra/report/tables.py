@@ -104,7 +104,7 @@ def tables(report: Report) -> dict[str, Table | None]:
 
 
 def _plan(report: Report, plan_of: Callable[[Item], int]) -> Columns[Item]:
-    """A column that says which plan, where there are several."""
+    """Return the column of the plan, if there are several plans."""
     return {"plan": lambda item: number(plan_of(item), str)} if len(report.plans) > 1 else {}
 
 

@@ -49,7 +49,7 @@ class Efficiency:
 def efficiency(
     submissions: Sequence[Submission], runs: Runs
 ) -> tuple[Efficiency | None, tuple[str, ...]]:
-    """What is known, and notes on what could not be found out."""
+    """Return how resources were used, and notes on what is unknown."""
     jobs = slurm_jobs(submissions)
     if not jobs:
         return None, ()
@@ -84,7 +84,7 @@ def _accounted(usage: list[Usage]) -> Efficiency:
 
 
 def _told(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
-    """Of each element the peak of memory, and the time from its first claim to its last word."""
+    """Return memory and time of each element as its attempts measured them."""
     asked = {s.pk: s.options for s in submissions}
     lasted, peak = runs.elements()
     memory, time = [], []

@@ -43,7 +43,7 @@ class Stored:
         self.there = (self._table[self._place, 0] == keys) & bool(rows)
 
     def every(self, number: int) -> Numbers:
-        """A column of all that is stored, not beside the keys."""
+        """Return a column of everything that is stored, whatever its key."""
         return self._table[:, number]
 
     def column(self, number: int) -> Numbers:
@@ -73,7 +73,7 @@ class Stored:
         )
 
     def any_of(self, which: Flags) -> Flags:
-        """For which keys one of the stored rows is so."""
+        """Return the keys for which one of the stored rows is marked."""
         if not which.any():
             return np.zeros(len(self._keys), dtype=bool)
         return np.isin(self._keys, self._table[which, 0]) & self.there

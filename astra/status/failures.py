@@ -116,7 +116,7 @@ def _failed_keys(plan: Plan) -> list[RowKey]:
 
 
 def kinds(rows: Iterable[FailedRow]) -> list[Kind]:
-    """Failures grouped by exception and place, the most frequent first."""
+    """Group failures by exception and place, the most frequent first."""
     groups: dict[tuple[str, str | None], list[FailedRow]] = {}
     for row in rows:
         groups.setdefault((row.exception, row.place), []).append(row)

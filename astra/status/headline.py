@@ -62,7 +62,7 @@ def headline_of(plans: Sequence[PlanStatus]) -> Headline:
 
 
 def stuck_pages(plan: PlanStatus) -> list[PageStatus]:
-    """The pages of a plan that will not end by themselves, or of which that is not known."""
+    """Return the pages of a plan that will not end by themselves, or may not."""
     return [
         page
         for page in plan.in_states(set(PageState) - {PageState.DONE})
@@ -80,7 +80,7 @@ def _not_begun(plan: PlanStatus) -> bool:
 
 
 def _next_of(plan: PlanStatus, kind: Kind) -> list[str]:
-    """What to type about a plan that lives, or is over, and needs nobody."""
+    """Return the command for a plan that needs nobody's attention."""
     local = " --local" if dialect().name == "sqlite" else ""
     if plan.state is PlanState.RUNNING and kind is not Kind.ATTENTION:
         return [f"astra status {plan.plan} --watch   shows its progress"]

@@ -82,13 +82,13 @@ class Ledger:
         self._unique(keys)
 
     def _numbers(self, page: Page) -> Sequence[int]:
-        """The keys of a page, as numbers."""
+        """Return the keys of a page as numbers."""
         if not self._has_keys(page):
             return []
         return page.keys if self.key.is_whole else [self._number(t) for t in page.key_texts]
 
     def _has_keys(self, page: Page) -> bool:
-        """Whether a page has keys of the plan's kind, and no others."""
+        """Return whether a page has keys of the plan's kind, and no others."""
         kept, other = page.keys, page.key_texts
         if not self.key.is_whole:
             kept, other = other, kept
@@ -101,7 +101,7 @@ class Ledger:
         return self.numbers[text]
 
     def _keys(self, numbers: list[int]) -> Sequence[RowKey]:
-        """The keys of such numbers."""
+        """Return the keys that these numbers stand for."""
         return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
 
     def _say(self, check: str, page: int | None, number: int | None, found: str) -> None:
@@ -203,7 +203,7 @@ class Ledger:
             self._say("done-too-early", page.number, None, f"{pending} rows are pending")
 
     def _again(self, page: Page, *names: str) -> int:
-        """How many rows of a page were made pending again, after they had ended."""
+        """Count the rows of a page that had ended and were made pending again."""
         attempts = self.attempts.get(page.number, [])
         return sum(
             sum(getattr(a, name) for a in attempts) - getattr(page, name)
@@ -262,7 +262,7 @@ class Ledger:
         self.seen["others"] += int(np.sum(ends & elsewhere))
 
     def _forged(self, rows: Rows, result: Stored, home: Numbers) -> None:
-        """Results that no attempt can have written so."""
+        """Check for results that no attempt can have written."""
         said, ours = self._say_each, result.there & (home > 0)
         late = result.there & (result.column(6) == 1)
         said("moments", rows, late, "a moment of its result lies in the future, or out of order")
@@ -284,7 +284,7 @@ class Ledger:
             said("attempt-unknown", rows, others, found)
 
     def _moments_of_reading(self, keys: Sequence[RowKey]) -> tuple[set[object], dict[int, object]]:
-        """When rows with our results were read; and, by key, those with others' results."""
+        """Return when rows with our results were read and, by key, those with other results."""
         output, key = self.output, self.link.key(self.output)
         query = key.narrowed(output.select(key.given, output.attempt_pk, output.input_read), keys)
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
@@ -310,7 +310,7 @@ class Ledger:
             )
 
     def _not_counted(self, page: Page, rows: Rows, which: Flags, name: str, what: str) -> None:
-        """Records of rows that are pending: of rows that are taken again, and of no others."""
+        """Check that only rows that are processed again have a record while they are pending."""
         n = int(np.sum(which))
         if n > (again := self._again(page, name)):
             found = f"a {what} is stored, and it counts as pending; {again} were taken again"
@@ -327,7 +327,7 @@ class Ledger:
                 self._say("written-unseen", page.number, None, found)
 
     def _home(self, attempt_pks: Numbers) -> Numbers:
-        """The pages of this plan that attempts are of; 0 where they are of none."""
+        """Return the page of this plan of each attempt; 0 where an attempt belongs to none."""
         if not len(self.attempt_pks):
             return np.zeros_like(attempt_pks)
         place = np.searchsorted(self.attempt_pks, attempt_pks)
@@ -368,7 +368,7 @@ class Ledger:
         )
 
     def _number_of_result(self) -> ColumnBase:
-        """Of results within their row; a result that is known by another key has none."""
+        """Return the number of a result within its row; one with another key has none."""
         number = self.output.result_number
         for name in self.link.null:
             is_own = getattr(self.output, name).is_null()
@@ -376,7 +376,7 @@ class Ledger:
         return number
 
     def _is_of_another_source(self) -> ColumnBase:
-        """Results of spectra bear the source of their spectrum."""
+        """Return the clause that a result of a spectrum has another source than the spectrum."""
         output, model = self.output, self.model
         if "source_pk" not in model._meta.combined or not issubclass(output, PipelineOutputModel):
             return peewee.Value(0)
@@ -385,7 +385,7 @@ class Ledger:
         return _flag(is_given & another & is_up_to_date(output, model))
 
     def _of_task(self, kind: Kind) -> ColumnBase:
-        """A clause: a record is of the plan's task, input table and version."""
+        """Return the clause that a record belongs to the plan's task, table and version."""
         return (
             (kind.task == self.plan.task)
             & (kind.input_table == self.plan.input_table)
@@ -411,7 +411,7 @@ class Ledger:
         )
 
     def _fetched(self, query: peewee.Select) -> list[tuple[int, ...]]:
-        """The rows of a query, a key and numbers, as the driver gives them: there are many."""
+        """Return the rows of a query as the driver gives them, since there are many."""
         rows = dialect().run(*query.sql()).fetchall()
         if self.key.is_whole:
             return [(int(key), *numbers) for key, *numbers in rows]
@@ -430,7 +430,7 @@ def _any_of(plan: Plan, kind: Kind) -> bool:
 
 
 def _chunks(plan: Plan) -> Iterator[list[Page]]:
-    """The pages of a plan in order, some at a time."""
+    """Yield the pages of a plan in order, some at a time."""
     at_once = max(1, ROWS_AT_ONCE // plan.limit)
     last = 0
     while True:

@@ -31,7 +31,7 @@ class Log:
 
 
 def logs(plan: int, page: int | None = None) -> list[Log]:
-    """The attempts of a plan, or of one page, with their files; the latest last.
+    """Return the attempts of a plan, or of one page, with their files; the latest last.
 
     Raises
     ------
@@ -56,7 +56,7 @@ _UNCLAIMED = 20
 
 
 def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
-    """The first logs of elements that all ended before they claimed a page."""
+    """Return the first logs of elements that all ended before they claimed a page."""
     statuses, _ = survey(plan)
     ended = [s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.job]
     with connection():
@@ -70,7 +70,7 @@ def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
 
 
 def has_ended(plan: int, log: Log) -> bool:
-    """Whether the attempt that prints to a log has ended, by its own word or Slurm's."""
+    """Return whether the attempt that writes a log has ended, by its record or by Slurm."""
     if log.attempt:
         last = logs(plan, log.page)[-1]
         if last.attempt != log.attempt or last.state != AttemptState.RUNNING:
@@ -99,7 +99,7 @@ def _attempts() -> "ModelSelect[Attempt]":
 
 
 def path_of(plan: int, log: Log) -> Path | None:
-    """The file of an attempt's log, which has to lie in its plan's folder.
+    """Return the file of an attempt's log, which must be in its plan's folder.
 
     Elements write the path into the database: a role that may do so could name any file.
 
@@ -120,7 +120,7 @@ def path_of(plan: int, log: Log) -> Path | None:
 
 
 def text_of(plan: int, log: Log) -> str:
-    """What an attempt printed; also where its plan's folder is packed by now.
+    """Return what an attempt printed, even if its plan's folder has been packed.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def text_of(plan: int, log: Log) -> str:
 
 
 def _packed(path: Path) -> str | None:
-    """What a file holds that lay in a plan's folder, in the archive of it (see clean.py)."""
+    """Read a file of a plan's folder from the archive that clean.py made of it."""
     folder = path.parent.parent
     archive = folder.with_name(f"{folder.name}.tar.gz") if folder.name else folder
     if not os.path.isfile(archive):
@@ -157,7 +157,7 @@ def _packed(path: Path) -> str | None:
 
 
 def _unclaimed(plan: Plan, number: int) -> Log | None:
-    """The log of an element that has begun, and ended before it claimed its page."""
+    """Return the log of an element that started and ended before it claimed its page."""
     page = Page.get((Page.plan == plan.pk) & (Page.number == number))
     submission = Submission.get_or_none(Submission.pk == page.submission_pk)
     mine = Attempt.page == page.pk

@@ -59,7 +59,7 @@ class Stored:
     now: datetime
 
     def asked_about(self, of_whole: bool) -> list[Submission]:
-        """The submissions that Slurm has a say in."""
+        """Return the submissions that Slurm has to be asked about."""
         if of_whole:
             return list(self.submissions.values())
         pending = {row[5] for row in self.rows if row[7]}
@@ -155,12 +155,12 @@ class Pages(Sequence[PageStatus]):
         return self._page(self.stored.rows[place], self.states[place])
 
     def any_local(self) -> bool:
-        """Whether a page was last given to processes of one machine."""
+        """Return whether a page was last assigned to local processes."""
         local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
         return any(row[5] in local for row in self.stored.rows)
 
     def _execution(self, row: Row) -> parse.Execution | None:
-        """What Slurm says of the element that a page was given to."""
+        """Return Slurm's state of the element that a page is assigned to."""
         array = self._arrays.get(row[5])
         if array is None or self.answer is None:
             return None
@@ -171,7 +171,7 @@ class Pages(Sequence[PageStatus]):
         return self.answer.executions.get(key) or self.answer.of(*key)
 
     def _element(self, row: Row) -> int:
-        """The element of a page: the one that took it, or the one that it was submitted for."""
+        """Return the element that claimed a page, or that it was submitted for."""
         attempt = self.stored.attempts.get(row[6])
         if row[8] is not None and attempt is not None and attempt.submission_pk == row[5]:
             return int(attempt.element)
@@ -218,7 +218,7 @@ class Pages(Sequence[PageStatus]):
     def _mine(
         self, submission: Submission | None, attempt: Attempt | None
     ) -> tuple[Attempt | None, bool]:
-        """The attempt, if it is of this submission, and whether its heartbeat is overdue."""
+        """Return the attempt, if of this submission, and whether its heartbeat is overdue."""
         if attempt is None or submission is None or attempt.submission_pk != submission.pk:
             return None, False
         silent_s = (self.stored.now - attempt.seen).total_seconds()
@@ -268,7 +268,7 @@ def _reason(execution: parse.Execution | None, submission: Submission | None) ->
 
 
 def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Iterator[PageStatus]:
-    """The pages that are in one of these states; the others are not even made."""
+    """Yield the pages in one of these states, without making the others."""
     if not isinstance(pages, Pages):
         return (page for page in pages if page.state in states)
     if pages.tally.keys().isdisjoint(states):
@@ -281,13 +281,13 @@ Asked = tuple[parse.Answer | None, list[str]]
 
 
 def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
-    """Every page of a plan as it stands, and what could not be found out."""
+    """Return the pages of a plan with their present states, and notes on what is unknown."""
     answer, notes = asked or ask([plan])
     return _pages(plan, answer, True), [*notes, *_spooled(plan)]
 
 
 def _pages(plan: Plan, answer: parse.Answer | None, of_whole: bool) -> Pages:
-    """The pages as the database has them now, after Slurm was asked."""
+    """Read the pages from the database again, after Slurm has been asked."""
     with connection():
         now = Plan.get_or_none(Plan.pk == plan.pk) or plan
     return Pages(_read(now, of_whole), answer, now.cancelled is not None)
@@ -317,13 +317,13 @@ def _ran_out_of_memory(submission: Submission | None, job: str | None) -> bool:
 
 
 def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
-    """The arrays that these submissions became, each with its cluster."""
+    """Return the arrays of these submissions, each with its cluster."""
     found = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
     return [s.job for s in sorted(found, key=lambda s: s.job_id or 0)]
 
 
 def ask(plans: Iterable[Plan]) -> Asked:
-    """What Slurm says of the arrays of some plans, all at once."""
+    """Ask Slurm about the arrays of some plans, all at once."""
     pks = [plan.pk for plan in plans]
     with connection():
         found = list(Submission.select().where(Submission.plan.in_(pks or [0])))
@@ -331,7 +331,7 @@ def ask(plans: Iterable[Plan]) -> Asked:
 
 
 def _ask(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:
-    """What Slurm says of these jobs: one squeue and one sacct for all of them."""
+    """Ask Slurm about these jobs, with one squeue and one sacct for all of them."""
     if not jobs:
         return None, []
     if not command.available():
@@ -378,7 +378,7 @@ def _slurm_page_state(
     now: datetime,
     lease_s: float,
 ) -> PageState:
-    """What a page that is not whole is, from Slurm's word and the attempt's own."""
+    """Return the state of an unfinished page, from Slurm and from its attempt."""
     silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
     state = execution.state if execution else None
     sure = answer is not None and answer.queue and submission.job_name not in answer.unsettled
@@ -404,7 +404,7 @@ def _slurm_page_state(
 
 
 def _said(attempt: Attempt | None) -> PageState | None:
-    """What an attempt said of its own end, if it did."""
+    """Return the state that an attempt recorded as it ended, if it did."""
     if attempt is None:
         return None
     return {
@@ -414,5 +414,5 @@ def _said(attempt: Attempt | None) -> PageState | None:
 
 
 def never_starts(page: PageStatus) -> bool:
-    """Whether a page waits for something that does not come by itself."""
+    """Return whether a page waits for something that only a person can change."""
     return page.state is PageState.WAITING and parse.never_starts(page.reason)

@@ -32,7 +32,7 @@ class PlanLine:
 
     @property
     def is_live(self) -> bool:
-        """Whether it has rows left, and was not cancelled."""
+        """Return whether it has pending rows and was not cancelled."""
         return bool(self.pending) and not self.cancelled
 
 
@@ -43,7 +43,7 @@ def all_plans(
     mine: bool = False,
     since: datetime | None = None,
 ) -> list[PlanLine]:
-    """The last plans, most recent first, with their rows by how they ended.
+    """List the last plans, the most recent first, with their rows by outcome.
 
     Parameters
     ----------

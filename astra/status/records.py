@@ -62,7 +62,7 @@ class Records:
         return {submission.pk: submission for submission in query}
 
     def guards(self) -> Iterator[str]:
-        """Tables without a key, a constraint or a trigger that an invariant rests on."""
+        """Yield tables that lack a key, a constraint or a trigger that an invariant requires."""
         own = (Plan, MadeBy, Submission, Page, Attempt, Suspect, Failure, NoResult)
         names = [model._meta.table_name for model in own]
         for model in (self.model, self.output, *own):
@@ -75,7 +75,7 @@ class Records:
             yield f"the table {Archive._meta.table_name} names {n} archives"
 
     def values(self) -> Iterator[str]:
-        """Tables that are gone, and values that no column of their kind can hold.
+        """Yield tables that are missing, and values that no column of their type can hold.
 
         Nothing else can be checked with them.
         """
@@ -101,7 +101,7 @@ class Records:
         return int(query.join(Page).where(of_plan & same_version).count())
 
     def of_plan(self) -> Found:
-        """What is wrong with the plan itself, its submissions and its suspects."""
+        """Yield what is wrong with the plan itself, its submissions and its suspects."""
         plan = self.plan
         if plan.input_table != table_name(self.model):
             yield None, f"the plan is of the table {plan.input_table}, its model of another"
@@ -127,7 +127,7 @@ class Records:
             yield None, f"{n} failures that the task raised are called {FOREIGN_ROW}"
 
     def _making(self) -> Iterator[str]:
-        """What is wrong with what the plan's results say that they were made by."""
+        """Yield what is wrong with the record of what made the plan's results."""
         plan, making = self.plan, MadeBy.get_or_none(MadeBy.pk == self.plan.made_by)
         if making is None or making.plan_pk != plan.pk:
             yield f"the plan's results are made by {plan.made_by}, which is nothing of this plan"
@@ -165,7 +165,7 @@ class Records:
             yield "was made in the future"
 
     def of_page(self, page: Page, attempts: list[Attempt]) -> Iterator[str]:
-        """What is wrong with a page, or with an attempt at it."""
+        """Yield what is wrong with a page or with its attempts."""
         given = self.submissions.get(page.submission_pk or 0)
         if page.submission_pk is not None and given is None:
             yield f"it was given to submission {page.submission_pk}, which the plan does not have"
@@ -212,7 +212,7 @@ class Records:
         self.tokens.add(attempt.token)
 
     def _when(self, attempt: Attempt) -> Iterator[str]:
-        """What is wrong with the state and the moments of an attempt."""
+        """Yield what is wrong with the state and the times of an attempt."""
         state, ended = attempt.state, attempt.ended
         if state not in set(AttemptState):
             yield f"has the state {state!r}"
@@ -228,13 +228,13 @@ class Records:
             yield f"{late} in the future"
 
     def _late(self, of: object, *names: str) -> str | None:
-        """The first of these moments that lies in the future."""
+        """Return the name of the first of these times that lies in the future."""
         moments = {name: getattr(of, name) for name in names}
         return next((n for n, at in moments.items() if at is not None and at > self.latest), None)
 
 
 def _beside(attempt: Attempt, submission: Submission) -> Iterator[str]:
-    """In what an attempt and its submission contradict one another."""
+    """Yield how an attempt and its submission contradict each other."""
     jobs, index = (attempt.job_id, submission.job_id), attempt.array_index
     if submission.state == "refused":
         yield f"is of submission {submission.pk}, which was refused"
@@ -247,7 +247,7 @@ def _beside(attempt: Attempt, submission: Submission) -> Iterator[str]:
 
 
 def attempts_of(plan: Plan) -> dict[int, list[Attempt]]:
-    """The attempts at each page, in their order."""
+    """Return the attempts at each page, in their order."""
     query = (
         Attempt.select(
             Page.number.alias("page_number"), Attempt.pk, Attempt.number, Attempt.token,
@@ -291,7 +291,7 @@ _PARTS = ((Submission, "plan", Plan), (Page, "plan", Plan), (Attempt, "page", Pa
 
 
 def orphans() -> Iterator[str]:
-    """Records of whatever plan that belong to nothing: foreign keys were dropped or disabled."""
+    """Yield records of any plan whose owner is missing: a foreign key was dropped or disabled."""
     for model, name, owner in _PARTS:
         field = getattr(model, name)
         is_there = owner.select(peewee.SQL("1")).where(owner.pk == field)

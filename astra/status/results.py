@@ -86,7 +86,7 @@ class StoredResults:
                 last = cast("int", rows[-1]["task_pk"])
 
     def _chunks(self) -> Iterator[list[RowKey] | None]:
-        """The keys that are asked for at a time."""
+        """Yield the keys that one query asks for."""
         if self.given is None:
             yield None
             return
@@ -115,7 +115,7 @@ class StoredResults:
 
 
 def plain(value: object) -> object:
-    """A value as JSON has it: times as texts, arrays as lists, bytes in hexadecimal digits."""
+    """Convert a value for JSON: times to text, arrays to lists, bytes to hexadecimal digits."""
     if hasattr(value, "tolist"):  # an array, or a number, of numpy's
         value = value.tolist()
     if value is None or isinstance(value, bool | int | str):

@@ -165,7 +165,7 @@ def _input(plan: Plan) -> tuple[str, str]:
 
 
 def _lost_guard(plan: Plan) -> list[str]:
-    """What the input table of a plan lacks, so that changes would not be noticed."""
+    """Return what a plan's input table lacks for changes of its rows to be noticed."""
     module = plan.input_model.partition(":")[0]
     with connection():
         loaded = module in sys.modules  # other people's modules are not imported to look
@@ -177,7 +177,7 @@ def _lost_guard(plan: Plan) -> list[str]:
 def _status(
     stored: "Stored", answer: Answer | None, notes: list[str], of_whole: bool
 ) -> PlanStatus:
-    """From what the database said before Slurm was asked, or, where that may be old, says now.
+    """Combine what is stored with Slurm's answer; read again what may have changed meanwhile.
 
     It is good enough of pages that were whole, and of elements that live. Of one that has ended
     meanwhile the last checkpoint is to be seen.
@@ -192,7 +192,7 @@ def _status(
 
 
 def _controls(plan: Plan) -> list[str]:
-    """What its elements are asked to do."""
+    """Return notes on a plan that is paused or throttled."""
     notes = []
     if plan.paused is not None:
         notes.append(
@@ -205,7 +205,7 @@ def _controls(plan: Plan) -> list[str]:
 
 
 def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
-    """What the policy does about pages that Slurm ran, and nodes that are left out."""
+    """Return what the policy does about unfinished pages, and notes on excluded nodes."""
     stuck = in_states(pages, set(PageState) - ALIVE - {PageState.DONE})
     ended = [p for p in stuck if p.job and not p.job.startswith("local:")]
     try:
@@ -263,7 +263,7 @@ def plan_state(
     cancelled: bool = False,
     any_failed: bool = False,
 ) -> PlanState:
-    """A plan is whole when every row has a result, or rightly none; stuck pages need attention."""
+    """Return the state of a plan from the states of its pages."""
     states = set(states)
     if states <= {PageState.DONE}:
         return PlanState.FAILED_ROWS if any_failed else PlanState.WHOLE

@@ -128,7 +128,7 @@ class Story:
 def story_of(
     task: Callable[..., object] | str, key: str, input_model: type[Model] | str | None = None
 ) -> Story:
-    """The story of the row with this key, of the first input model of the task that has it.
+    """Return the history of the row with this key, from the first input model that has it.
 
     Raises
     ------
@@ -185,7 +185,7 @@ class _Row:
     def _why(
         self, results: tuple[StoredResult, ...], plans: tuple[Planning, ...]
     ) -> tuple[bool, str, str | None]:
-        """Whether the row is pending, why or why not, and what to type."""
+        """Return whether the row is pending, why or why not, and which command to type."""
         if not self.exists:
             return False, f"{table_name(self.model)} has no such row any more", None
         done, old, failed, empty, is_last = self._flags()
@@ -213,7 +213,7 @@ class _Row:
         return True, f"it has no result at version {CURRENT.text}", plan
 
     def _changed(self, results: tuple[StoredResult, ...]) -> str:
-        """What has changed of the files and the revision that made the results; none of it: ''."""
+        """Describe how the files and the revision that made the results have changed, if at all."""
         revision = getattr(getattr(self.function, "__astra__", None), "revision", None)
         changed = {}
         for by in (result.made_by for result in results if result.up_to_date and result.made_by):
@@ -247,7 +247,7 @@ class _Row:
         return same and planning.outcome == "pending" and (not planning.cancelled or runs)
 
     def _as_option(self) -> str:
-        """The key as ``--keys`` takes it."""
+        """Return the key as ``--keys`` takes it."""
         if len(key_of(self.model).fields) > 1:
             return quote(str(self.key))
         text = io.StringIO()

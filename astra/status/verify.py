@@ -50,7 +50,7 @@ def verify(plan: int, most: int = 20) -> Verdict:
 
 
 def _is_grouped(plan: Plan) -> bool:
-    """Whether the plan's task takes rows in groups; a task that is gone may have done so."""
+    """Return whether the plan's task takes rows in groups; True if the task is gone."""
     try:
         return bool(declared_by(task_of(plan)).group_by)
     except AstraError:

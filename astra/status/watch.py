@@ -25,7 +25,7 @@ class Watched:
 
 
 def watch(plan: int, every_s: float) -> Iterator[Watched]:
-    """How a plan stands, every `every_s` seconds; the last is of a plan of which nothing lives.
+    """Yield the status of a plan every `every_s` seconds, until nothing of it runs.
 
     Each look is one squeue and one sacct, whatever the number of arrays; fewer where this user has
     just asked.
@@ -55,5 +55,5 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
 
 
 def lives(found: PlanStatus) -> bool:
-    """Whether something of a plan will go on by itself, or may."""
+    """Return whether something of a plan may go on by itself."""
     return any(not never_starts(page) for page in found.in_states(ALIVE))
