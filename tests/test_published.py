@@ -122,7 +122,7 @@ def test_errors_of_the_flux_and_kinds_of_spectra(url):
         assert Spectrum.get(Spectrum.kind == "apogee_visit_spectrum_in_ap_star")
 
 
-def test_helpers(tmp_path, monkeypatch):
+def test_published_helper_functions_do_what_they_did(tmp_path, monkeypatch):
     monkeypatch.setenv("HERE", "there")
     assert utils.expand_path("~/$HERE/x") == f"{tmp_path}/there/x"
     assert utils.log is logging.getLogger("astra")

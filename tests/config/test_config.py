@@ -166,12 +166,12 @@ class TestErrors:
         for word in [str(tmp_path / "astra.toml"), *words]:
             assert word in str(caught.value)
 
-    def test_not_utf8(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_utf8_is_refused_with_the_line(self, tmp_path: Path) -> None:
         (tmp_path / "astra.toml").write_bytes(b"[plan]\nlimit = 3\n# caf\xe9\n")
         with pytest.raises(ConfigError, match="line 3: not UTF-8"):
             load(tmp_path)
 
-    def test_a_folder(self, tmp_path: Path) -> None:
+    def test_a_folder_of_that_name_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "astra.toml").mkdir()
         with pytest.raises(ConfigError, match="is a folder"):
             load(tmp_path)
@@ -183,7 +183,7 @@ class TestErrors:
             settings.load("no.toml", {}, tmp_path)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-    def test_unreadable(self, tmp_path: Path) -> None:
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
         write(tmp_path, "[plan]").chmod(0)
         with pytest.raises(ConfigError, match="cannot be read"):
             load(tmp_path)

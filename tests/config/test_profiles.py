@@ -56,7 +56,7 @@ class TestInheritance:
         assert (found.setup, found.throttle, found.chain) == (("x",), 3, ("a", "b", "c"))
 
     @pytest.mark.parametrize("config", [having(a={"extends": "b"}, b={"extends": "a"})])
-    def test_circles(self, config: Config) -> None:
+    def test_a_circle_is_shown(self, config: Config) -> None:
         with pytest.raises(ConfigError, match="a -> b -> a"):
             profile.get("a", config)
 
@@ -64,7 +64,7 @@ class TestInheritance:
         with pytest.raises(ConfigError, match=r"extends 'a': no profile 'a'|circle"):
             profile.get("a", having(a={"extends": "a"}))
 
-    def test_unknown_profiles(self) -> None:
+    def test_an_unknown_profile_is_refused_with_the_nearest_name(self) -> None:
         with pytest.raises(ConfigError, match=r"no profile 'genral'. Did you mean 'general'"):
             profile.get("genral", Config())
         with pytest.raises(ConfigError, match=r"astra.toml: \[profiles.a\] extends 'x'"):
@@ -93,7 +93,7 @@ class TestValues:
             ({"nice": 5}, [("nice", "5")]),
         ],
     )
-    def test_become_directives(self, keys: dict[str, Any], lines: list[Any]) -> None:
+    def test_values_become_directives(self, keys: dict[str, Any], lines: list[Any]) -> None:
         assert profile.directives(profile.get("a", having(a=keys))) == lines
 
     @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ class TestValues:
             options(time=time)
 
     @pytest.mark.parametrize("mem", [0, 4000, "4000", "8G", "8g", "8GB", "500M", "1T", "10K"])
-    def test_sizes(self, mem: Any) -> None:
+    def test_sizes_of_memory_are_accepted(self, mem: Any) -> None:
         assert options(mem=mem)
 
     @pytest.mark.parametrize("mem", ["1.5G", "8 G", "8Gi", "8X", -1, "lots"])
-    def test_sizes_that_are_none(self, mem: Any) -> None:
+    def test_what_is_no_size_of_memory_is_refused(self, mem: Any) -> None:
         with pytest.raises(ConfigError, match='write "8G"'):
             options(mem=mem)
 

@@ -37,7 +37,7 @@ class TestFolders:
             assert mode(folder) == 0o700
             assert not [file for file in folder.iterdir() if file.is_file()]
 
-    def test_asked_otherwise(self, runs: Path) -> None:
+    def test_a_configured_mode_is_kept(self, runs: Path) -> None:
         settings.use(settings.Config(run=settings.Run(dir=runs, mode="0750")))
         check_folder(runs / "plan-1")
         assert mode(runs) == mode(runs / "plan-1") == 0o750
@@ -102,7 +102,7 @@ class TestFolders:
             settings._checked(given, "run.mode", "astra.toml")
 
     @pytest.mark.parametrize("given", ["0700", "700", 0o700, "0750", "0755", 0o2750])
-    def test_modes(self, given: object) -> None:
+    def test_modes_that_others_cannot_write_with_are_accepted(self, given: object) -> None:
         assert int(settings._checked(given, "run.mode", "astra.toml"), 8) & 0o022 == 0
 
 
@@ -152,7 +152,7 @@ class TestFiles:
             finally:
                 os.system(f"umount {tmp_path} 2>/dev/null")  # noqa: S605
 
-    def test_appended_to(self, tmp_path: Path) -> None:
+    def test_a_log_is_appended_to_and_private(self, tmp_path: Path) -> None:
         for text in (b"one ", b"two"):
             with open_to_append(tmp_path / "log") as file:
                 file.write(text)

@@ -181,7 +181,7 @@ def _configure(names: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.postgres
-def test_on_this_machine(
+def test_a_local_run_shows_no_password(
     configured: None, server: Postgres, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     fill(6)
@@ -201,7 +201,7 @@ def test_on_this_machine(
 @pytest.mark.postgres
 @pytest.mark.slurm
 @pytest.mark.parametrize("way", ["ASTRA_DATABASE_URL", "PGPASSWORD", "~/.pgpass"])
-def test_on_slurm(
+def test_a_run_on_slurm_shows_no_password(
     way: str, cluster: Slurm, server: Postgres, bare: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -393,7 +393,7 @@ class TestMessages:
             f'{{"database": {{"token": "{PLAIN}"}}}}', f"eyJ{MARK}.eyJ{MARK}.{MARK}",
         ],
     )  # fmt: skip
-    def test_written_otherwise(self, text: str) -> None:
+    def test_a_password_is_hidden_however_it_is_written(self, text: str) -> None:
         assert not has_mark(secrets.hide_password(text))
 
 

@@ -88,7 +88,7 @@ def write(path, *units):
 
 @pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize("name", ["spec-0618-52049-0372.fits", "spec.fits.gz", "SPEC.FIT"])
-def test_spec_files(tmp_path, name, upper):
+def test_spec_files_are_read_from_their_first_table_with_flux(tmp_path, name, upper):
     others = fits.BinTableHDU.from_columns([column("Z", [0.1])], name="SPALL")
     pixels = read_pixels(write(tmp_path / name, spec_table(upper), others), BOSS)
     assert np.allclose(pixels.arrays["wavelength"], 10**LOGLAM, rtol=1e-6)
@@ -201,7 +201,7 @@ def test_compressed_files_that_are_not_whole(tmp_path):
             read_pixels(tmp_path / "a.fits.gz")
 
 
-def test_npz_files(tmp_path):
+def test_arrays_of_npz_files_are_read(tmp_path):
     arrays = {"wavelength": 10**LOGLAM, "flux": FLUX, "ivar": FLUX}
     np.savez(tmp_path / "whole.npz", **arrays)
     assert read_pixels(tmp_path / "whole.npz").arrays.keys() == arrays.keys()

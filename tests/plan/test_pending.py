@@ -99,7 +99,7 @@ def test_one_row_per_group(url):
         list(generate_queries_for_task(wrong))
 
 
-def test_sdss_ids(url):
+def test_only_rows_of_the_given_sdss_ids_are_pending(url):
     fill(30)
     assert query_of(sdss_ids=[100, 101]).count() == 12
     assert query_of(sdss_ids=np.array([100])).count() == 6
@@ -121,7 +121,7 @@ def test_sdss_ids(url):
         {"limit": True},
     ],
 )
-def test_wrong_windows(sqlite_url, options):
+def test_a_wrong_limit_or_page_is_refused(sqlite_url, options):
     with pytest.raises(TaskError):
         generate_queries_for_task(measure, **options)
 
@@ -138,7 +138,7 @@ def test_tasks_on_sources(url):
     assert OfSource.select().count() == 5
 
 
-def test_names(sqlite_url):
+def test_a_task_is_found_by_its_names_and_a_wrong_name_is_refused(sqlite_url):
     slam = find_task("slam.slam")
     assert find_task("slam") is slam and find_task("astra.pipelines.slam.slam") is slam
     assert find_task("tests.sample_tasks.measure") is measure and find_task(measure) is measure
@@ -154,7 +154,7 @@ def test_names(sqlite_url):
     assert model is BossCombinedSpectrum
 
 
-def test_annotations():
+def test_annotations_name_the_input_models():
     a, b = BossVisitSpectrum, ApogeeVisitSpectrum
     for annotation, expected in (
         (Iterable[a], [a]),

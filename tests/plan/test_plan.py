@@ -270,7 +270,7 @@ def test_cancelled_rows_are_free_again(url):
     [(90, 5400), ("90", 5400), ("1:30", 90), ("02:00:00", 7200), ("1-0", 86400),
      ("1-12:30", 131400), ("UNLIMITED", None)],
 )  # fmt: skip
-def test_time_limits(limit, seconds):
+def test_time_limits_are_read_as_slurm_reads_them(limit, seconds):
     assert time_limit_s(limit) == seconds
 
 

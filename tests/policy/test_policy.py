@@ -75,7 +75,7 @@ class TestRules:
         assert made.options == (("mem", "150M"),)
         assert step("TIMEOUT", base={"time": "UNLIMITED"}, used={"time": "60"}).options == ()
 
-    def test_bounds(self):
+    def test_memory_and_time_grow_to_the_limits_and_no_further(self):
         had = {"mem": "2G", "time": "60"}
         near = Room(max_mem_mb=2500, max_time_s=5400)
         assert step("OUT_OF_MEMORY", used=had, room=near).options[0] == ("mem", "2500M")

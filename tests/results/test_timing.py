@@ -62,7 +62,7 @@ def test_a_start_is_told_from_rows(pg_url):
     assert attempt.t_rows_s < attempt.t_start_s
 
 
-def test_interrupted(pg_url):
+def test_an_interrupted_attempt_keeps_its_measurements(pg_url):
     plan = plan_of(400, 400, row_s=0.05, load_s=0.2, mb=50, write_frequency=0.2)
     _signalled(plan, signal.SIGTERM)
     (attempt,) = attempts()
@@ -70,7 +70,7 @@ def test_interrupted(pg_url):
     check_costs(attempt, attempt.n_done, 0.05, 0.2, 50)
 
 
-def test_killed(pg_url):
+def test_a_killed_attempt_keeps_those_of_its_last_checkpoint(pg_url):
     """Nobody writes at the end: what the last checkpoint said stays, and the parent knows more."""
     plan = plan_of(400, 400, row_s=0.05, load_s=0.2, mb=50, write_frequency=0.2)
     _signalled(plan, signal.SIGKILL)

@@ -106,7 +106,7 @@ def test_a_whole_plan_is_left_alone(url):
     assert Plan.get().cancelled is None
 
 
-def test_one_page(url):
+def test_one_page_is_cancelled_by_its_number(url):
     plan = planned()
     with pytest.raises(UsageError, match="pages 1 to 2, not 3"):
         cancel(plan, 3)

@@ -62,7 +62,7 @@ class TestSqueue:
             8: (S.CANCELLED, 0, 15),
         }
 
-    def test_the_rest(self) -> None:
+    def test_a_waiting_element_has_a_reason_and_a_running_one_a_node(self) -> None:
         found = parse_squeue(SQUEUE)
         assert (found[30, 4].reason, found[30, 4].node) == ("BeginTime", None)
         assert (found[30, 7].reason, found[30, 7].node) == (None, "n2")
@@ -94,7 +94,7 @@ class TestSacct:
         assert (found[9, 1].state, found[9, 2].state) == (S.PENDING, S.RUNNING)
 
     @pytest.mark.parametrize("word", ["OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "PREEMPTED"])
-    def test_other_ends(self, word: str) -> None:
+    def test_an_end_is_a_state_with_its_signal(self, word: str) -> None:
         found = parse_sacct(f"9_1|{word}|0:125|n1||astra\n")
         assert found[9, 1].state is S(word) and found[9, 1].signal == 125
 
@@ -103,11 +103,11 @@ class TestSacct:
         assert expand(f"7_[{array_spec(indices, most)}]") == [(7, i) for i in sorted(indices)]
 
     @pytest.mark.parametrize("job", ["7", "7+0"])
-    def test_no_array(self, job: str) -> None:
+    def test_a_job_without_elements_has_none(self, job: str) -> None:
         assert expand(job) == [(7, None)]
 
     @pytest.mark.parametrize("job", ["", "x", "7_[1-3...]", "7_", "7_[1,]x"])
-    def test_not_understood(self, job: str) -> None:
+    def test_a_job_that_is_not_understood_is_no_answer(self, job: str) -> None:
         with pytest.raises(SlurmUnknown):
             expand(job)
 
@@ -382,11 +382,11 @@ def script(folder: Path, body: str, *options: str) -> Path:
 
 @pytest.mark.slurm
 class TestReal:
-    def test_the_machine(self, real: dict[str, str]) -> None:
+    def test_a_cluster_is_available_and_says_its_limits(self, real: dict[str, str]) -> None:
         assert command.available()
         assert limits.max_array_size() > 1
 
-    def test_refusals(self, real: dict[str, str], tmp_path: Path) -> None:
+    def test_a_refusal_says_what_to_do(self, real: dict[str, str], tmp_path: Path) -> None:
         file = script(tmp_path, "true", "--hold")
         for option, words in (
             ("--partition=nope", "sinfo -s"),

@@ -73,7 +73,7 @@ class TestText:
         ]
         assert "append" not in render(directives=[("open-mode", "truncate")])
 
-    def test_the_command(self) -> None:
+    def test_the_command_names_plan_job_and_element(self) -> None:
         command = render(offset=2000, python=("/opt/my python/bin/python",)).split(" &\n")[0]
         assert command.splitlines()[-1] == (
             "'/opt/my python/bin/python' -m astra run-page --plan 12 --job c0ffee "

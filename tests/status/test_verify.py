@@ -358,7 +358,7 @@ def test_the_list_is_bounded_and_the_count_is_not(url):
     assert found.n_breaches == found.checks["result-missing"] == 43 and len(found.breaches) == 5
 
 
-def test_the_command(url):
+def test_the_command_says_what_is_broken_and_exits_with_4(url):
     plan = run(plan_of(20, raise_every=9))
     done = CliRunner().invoke(main, ["verify", str(plan)])
     assert done.exit_code == 0 and "sound: 18 done + 2 failed of 20 rows" in done.stdout

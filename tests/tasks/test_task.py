@@ -74,7 +74,7 @@ def test_live_comes_before_it_is_written(url):
     assert all(r.task_pk for r in measure(spectra(), live=False))
 
 
-def test_not_written(url):
+def test_results_are_not_stored_where_nobody_wants_it(url):
     fill(3)
     assert len(list(measure(spectra(), write_to_database=False))) == 3
     assert stored() == []
