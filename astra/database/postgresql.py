@@ -35,8 +35,8 @@ from astra.database.timeouts import PatientCursor
 _TRANSIENT = ("08", "40", "53", "57", "25P03", "25006", "55P03")
 
 _LOCKED = (
-    "others use the same tables at this moment: run it again, best while no elements run (astra "
-    "status); in pg_stat_activity it is seen who does"
+    "other sessions are using the same tables, and pg_stat_activity shows which: run it again, "
+    "best while no elements run (astra status)"
 )
 
 #: What to do if such a condition persists.

@@ -107,7 +107,9 @@ class SQLite(Writing):
     def remedy(error: BaseException) -> str | None:
         """Say what to do if a file that was opened cannot be written."""
         if "locked" in str(error) or "busy" in str(error):
-            return "another process is writing to the file: let it end (fuser shows which it is)"
+            return (
+                "another process is writing to the file: wait for its end (fuser shows which it is)"
+            )
         return "make room on its disk" if "is full" in str(error) else None
 
     def is_lock(self, error: BaseException) -> bool:

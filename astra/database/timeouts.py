@@ -166,7 +166,7 @@ class PatientCursor(Cursor):
             if not _watch.leave(statement):
                 raise psycopg2.OperationalError(
                     f"the database did not answer within {min(bound_s, _watch.most_s):g} s "
-                    "([database] answer_timeout_s): the connection is given up"
+                    "([database] answer_timeout_s), so that its connection was closed"
                 ) from error
             raise
         finally:
