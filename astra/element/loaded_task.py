@@ -1,7 +1,6 @@
 """The task that an element runs, imported and ready to be called."""
 
 import importlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from astra.errors import UsageError
 from astra.models.importing import load
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy, Plan
+from astra.models.stored_json import parsed, stored
 from astra.plan.lookup import task_of
 from astra.results.stopping import Settings
 from astra.tasks.arguments import restored
@@ -42,7 +42,7 @@ def load_task(plan: Plan) -> LoadedTask:
     """
     element, function = config.current().element, task_of(plan)
     model, output = load(plan.input_model), load(plan.output_model)
-    arguments = restored(function, json.loads(plan.arguments))
+    arguments = arguments_of(plan, function)
     # A row that raises costs itself, unless the plan itself says otherwise.
     values = {"re_raise_exceptions": False, **arguments}
     defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
@@ -50,9 +50,28 @@ def load_task(plan: Plan) -> LoadedTask:
     declared = declared_by(function)
     if declared.files and plan.made_by is not None:
         then = retrying(lambda: MadeBy.get_by_id(plan.made_by))
-        check_files(function, arguments, json.loads(then.files), plan.pk)
+        check_files(
+            function, arguments, stored(then.files, dict, f"files of made_by {then.pk}"), plan.pk
+        )
     outer = outer_exceptions(element.outer_exceptions)
     return LoadedTask(declared, model, output, caller(function, bound), settings, outer)
+
+
+def arguments_of(plan: Plan, function: Callable[..., object]) -> dict[str, object]:
+    """Return the arguments that a plan calls its task with.
+
+    Raises
+    ------
+    UsageError
+        If they were damaged since the plan was made: nothing is computed with others.
+    """
+    values = parsed(plan.arguments, dict)
+    if values is None:
+        raise UsageError(
+            f"the stored arguments of plan {plan.pk} are damaged: {plan.arguments:.60}; cancel it, "
+            f"and plan its rows again: astra cancel {plan.pk}"
+        )
+    return restored(function, values)
 
 
 def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:

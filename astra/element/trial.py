@@ -1,8 +1,7 @@
 """Run a task here on some rows without storing anything, to see its results or why it fails."""
 
-import json
 import traceback as tracebacks
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -11,6 +10,7 @@ from peewee import Model
 
 from astra.config import secrets
 from astra.database.connection import connection
+from astra.element.loaded_task import arguments_of
 from astra.element.reader import read_rows
 from astra.errors import UsageError
 from astra.models.given_keys import find_keys, listed
@@ -19,7 +19,7 @@ from astra.models.keys import RowKey, adopted, all_rows, key_of
 from astra.models.pipeline import BASES
 from astra.plan.lookup import get_plan, task_of
 from astra.results.rows import words_of
-from astra.tasks.arguments import parse_arguments, restored
+from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
 
 
@@ -56,7 +56,10 @@ class Trial:
 
 
 def trial_of_task(
-    task: Any, keys: Sequence[str], input_model: str | None, arguments: Mapping[str, str]
+    task: str | Callable[..., object],
+    keys: Sequence[str],
+    input_model: str | None,
+    arguments: Mapping[str, str],
 ) -> Trial:
     """Try a task on rows of the first of its input models that has them all.
 
@@ -80,7 +83,7 @@ def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
     """Try the task of a plan, with the plan's arguments, on rows of the plan's table."""
     frozen = get_plan(plan)
     function = task_of(frozen)
-    given = restored(function, json.loads(frozen.arguments))
+    given = arguments_of(frozen, function)
     return Trial(function, given, _rows(adopted(load(frozen.input_model)), keys))
 
 

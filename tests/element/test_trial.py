@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from astra.cli.group import main
 from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Failure
+from astra.models.plans import Attempt, Failure, Plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from tests.conftest import ROOT
@@ -82,3 +82,18 @@ def test_what_is_not_there_is_said(sqlite_url, words, said):
     fill(1)
     done = astra("try", *words)
     assert done.exit_code == 2 and said in done.output
+
+
+def test_damaged_arguments_are_a_clear_error_and_nothing_is_computed_with_others(url):
+    fill(6)
+    (planned,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 5})
+    with connection():
+        Plan.update(arguments='{"raise_every":').execute()
+    resume_local(planned.plan)
+    with connection():
+        (attempt,) = Attempt.select()
+        assert attempt.state == "broken"
+        assert "the stored arguments of plan 1 are damaged" in attempt.message
+        assert Measured.select().count() == 0
+    done = astra("try", "1", "5")
+    assert done.exit_code == 2 and "are damaged" in done.output

@@ -38,12 +38,12 @@ def test_it_bears_the_times_of_the_database(url):
 
 def test_the_key_of_another_row_is_refused():
     spectrum = BossVisitSpectrum(spectrum_pk=3)
-    with pytest.raises(UsageError, match="spectrum_pk is 3"):
+    with pytest.raises(UsageError, match="spectrum_pk of this row is 3"):
         Measured.from_spectrum(spectrum, spectrum_pk=4, value=1.0)
     assert Measured.from_spectrum(spectrum, spectrum_pk=3, value=1.0).spectrum_pk == 3
-    with pytest.raises(UsageError, match="source_pk is 1"):
+    with pytest.raises(UsageError, match="source_pk of this row is 1"):
         OfSource.from_source(Source(pk=1), source_pk=2, value=1.0)
-    with pytest.raises(UsageError, match="light_curve is 'a'"):
+    with pytest.raises(UsageError, match="light_curve of this row is 'a'"):
         Period.from_row(LightCurve(obj_id="a"), light_curve="b", period=1.0)
 
 
