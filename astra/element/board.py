@@ -18,6 +18,8 @@ class Board:
         memory = memoryview(mmap.mmap(-1, _HEADER + _PLACES))
         self._header, self._hands = memory[:_HEADER], memory[_HEADER:]
         self._numbers, self._times = self._header.cast("q"), self._header.cast("d")
+        #: Since when the task computes, by perf_counter; 0 while it does not.
+        self.since = self._times[_SINCE : _SINCE + 1]
         self._positions: dict[object, int] = {}
         self._birth_s: float | None = None
 
@@ -36,25 +38,24 @@ class Board:
         self._numbers[_PAGE], self._numbers[_ATTEMPT] = page_pk, attempt_pk
 
     def hand(self, key: int | str | None) -> None:
-        self._set(key, 1)
+        """The task was given a row."""
+        place = self._positions.get(key, _PLACES)
+        if place < _PLACES and not self._hands[place]:
+            self._hands[place] = 1
+            self._numbers[_IN_HAND] += 1
 
     def end(self, key: int | str | None) -> None:
-        self._set(key, 0)
-
-    def _set(self, key: int | str | None, value: int) -> None:
-        place = self._positions.get(key, _PLACES) if key is not None else _PLACES
-        if place < _PLACES and self._hands[place] != value:
-            self._hands[place] = value
-            self._numbers[_IN_HAND] += 1 if value else -1
+        """A row has ended."""
+        place = self._positions.get(key, _PLACES)
+        if place < _PLACES and self._hands[place]:
+            self._hands[place] = 0
+            self._numbers[_IN_HAND] -= 1
 
     def clear(self) -> None:
         n = min(len(self._positions), _PLACES)
         self._hands[:n] = bytes(n)
         self._numbers[_IN_HAND] = 0
-        self.works(0.0)
-
-    def works(self, since: float) -> None:
-        self._times[_SINCE] = since
+        self.since[0] = 0.0
 
     def started(self, start_s: float) -> None:
         """It took so long until the task was given its first row; 0: it was given none yet."""
@@ -97,10 +98,6 @@ class Board:
     def places(self, n_rows: int) -> list[int]:
         """Places in the page of the rows in hand."""
         return [place for place, value in enumerate(self._hands[:n_rows]) if value]
-
-    def works_since(self) -> float:
-        """When the task was given the word, as perf_counter says it; 0 while it has not."""
-        return self._times[_SINCE]
 
     def n_in_hand(self) -> int:
         return self._numbers[_IN_HAND]

@@ -156,7 +156,7 @@ class _Parent:
         if not self.row_timeout_s:
             return
         n_in_hand = self.board.n_in_hand()
-        working_s = self.stopwatch.read(self.board.works_since())
+        working_s = self.stopwatch.read(self.board.since[0])
         if not self.pid or not n_in_hand:
             return
         limit_s = self.row_timeout_s * n_in_hand  # a task may collect rows before it computes

@@ -25,26 +25,26 @@ class Buffer:
         with self.mutex:
             self.waiting.results.append(yielded)
             self.n_waiting += 1
-            return self._start_clock()
+            return self.since is None and self._start_clock()
 
     def add_row(self, results: list[Yielded]) -> bool:
         """Add all results of a row, which go into one checkpoint."""
         with self.mutex:
             self.waiting.results += results
             self.n_waiting += len(results)
-            return self._start_clock()
+            return self.since is None and self._start_clock()
 
     def add_no_results(self, rows: Iterable[Handed]) -> bool:
         with self.mutex:
             self.waiting.no_results += rows
             self.n_waiting = len(self.waiting)
-            return self._start_clock()
+            return self.since is None and self._start_clock()
 
     def add_failure(self, failure: Refusal) -> bool:
         with self.mutex:
             self.waiting.failures.append(failure)
             self.n_waiting += 1
-            return self._start_clock()
+            return self.since is None and self._start_clock()
 
     def forget_failures(self) -> None:
         """Leave out the failures that are not stored yet."""
@@ -53,10 +53,8 @@ class Buffer:
             self.n_waiting = len(self.waiting)
 
     def _start_clock(self) -> bool:
-        is_first = self.since is None
-        if is_first:
-            self.since = time.monotonic()
-        return is_first
+        self.since = time.monotonic()
+        return True
 
     def unwritten(self) -> Checkpoint:
         """Everything that was added and is not known to be stored."""

@@ -22,8 +22,8 @@ class Board(Protocol):
     def clear(self) -> None:
         """Note that no row is open."""
 
-    def works(self, since: float) -> None:
-        """Note when the task began to compute; 0 when it has stopped."""
+    #: One number: when the task began to compute; 0 when it has stopped.
+    since: "memoryview[float]"
 
 
 class RowClock:
@@ -36,7 +36,8 @@ class RowClock:
     """
 
     def __init__(self, n_rows: int | None, board: Board | None) -> None:
-        self.n_rows, self.board = n_rows, board
+        self.n_rows = n_rows
+        self.shared: list[float] | memoryview[float] = [0.0] if board is None else board.since
         self.row_times = RowTimes()  # of the rows of a page that have ended
         self.t_task_s = 0.0  # the whole time of the task
         self.t_before_s = 0.0  # its time before the first row
@@ -44,19 +45,15 @@ class RowClock:
         self.since = 0.0  # when the task began to compute; 0 while it does not compute
 
     def start(self) -> None:
-        self.since = since = perf_counter()
-        if self.board is not None:
-            self.board.works(since)
+        self.since = self.shared[0] = perf_counter()
 
     def stop(self) -> float:
         """Stop the clock; return the seconds since its start, 0 if it was stopped already."""
         if not self.since:
             return 0.0
         spent_s = perf_counter() - self.since
-        self.since = 0.0
+        self.since = self.shared[0] = 0.0
         self.t_task_s += spent_s
-        if self.board is not None:
-            self.board.works(0.0)
         return spent_s
 
     def is_running(self) -> bool:
