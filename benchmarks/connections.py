@@ -23,7 +23,7 @@ import psycopg2
 
 from astra.database.connection import bind, connection, database, drop_connection
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.plan.plan import create_plan
 from benchmarks.elements import activity, forked, submitted
 from benchmarks.lines import Line, main, postgres, say

@@ -19,7 +19,8 @@ from typing import Any
 
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page
+from astra.models.attempts import Attempt
+from astra.models.plans import Page
 from astra.plan.plan import create_plan
 from benchmarks.lines import Line, main, postgres, say
 from benchmarks.start import environment

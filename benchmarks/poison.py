@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from astra.models.plans import Attempt  # noqa: E402
+from astra.models.attempts import Attempt  # noqa: E402
 from astra.status.failures import failures  # noqa: E402
 from astra.status.status import status  # noqa: E402
 from astra.status.verify import verify  # noqa: E402

@@ -19,7 +19,7 @@ import numpy as np
 
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.plan.plan import create_plan
 from benchmarks.connections import processor_s
 from benchmarks.elements import forked, submitted

@@ -23,8 +23,10 @@ from aiosmtpd.controller import Controller
 
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum, Source
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
 from astra.models.nights import Night
-from astra.models.plans import Attempt, Failure, Plan
+from astra.models.plans import Plan
 from tests.servers import Postgres, Slurm, cron_daemon, wait_for
 from tests.servers.server import Ports
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.plan.plan import create_plan
 from benchmarks.connections import processor_s
 from benchmarks.elements import activity, forked, submitted

@@ -6,7 +6,8 @@ from collections import Counter
 
 from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.states import PageState

@@ -23,8 +23,9 @@ from astra.config.run_folder import check_folder, write_whole
 from astra.database.connection import bind, connection, database, dialect
 from astra.errors import AstraError, ConfigError, DatabaseError, ScriptError, TaskError
 from astra.models import BossVisitSpectrum
+from astra.models.failures import Failure
 from astra.models.locks import Held, hold
-from astra.models.plans import Failure, Page, Plan
+from astra.models.plans import Page, Plan
 from astra.plan.pending import generate_queries_for_task, group_column
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import write

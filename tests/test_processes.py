@@ -11,7 +11,7 @@ import pytest
 
 from astra.api import run_here
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Failure
+from astra.models.failures import Failure
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.sample_tasks import fill, measure

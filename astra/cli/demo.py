@@ -16,7 +16,8 @@ from astra.cli import show
 from astra.database.connection import bind, connection, database, reset, tuples
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, Slam, Source
-from astra.models.plans import Attempt, Page
+from astra.models.attempts import Attempt
+from astra.models.plans import Page
 from astra.models.schema import init_database
 from astra.states import AttemptState
 

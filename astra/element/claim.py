@@ -17,7 +17,8 @@ from astra.element.controls import check_controls
 from astra.element.pool import take_page
 from astra.element.suspects import Death, record_death, suspects_of
 from astra.errors import BusyError, Superseded
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import is_cancelled, release
 from astra.processes import process_began
 from astra.results.claim import Claim, claim_of

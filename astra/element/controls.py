@@ -11,7 +11,8 @@ from peewee import SQL
 from astra.config import settings
 from astra.database.connection import dialect, tuples
 from astra.errors import Held
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.states import AttemptState
 
 

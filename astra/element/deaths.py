@@ -12,7 +12,8 @@ from astra.element.board import Board
 from astra.element.controls import pause_if_all_break
 from astra.element.suspects import Death, record_death
 from astra.errors import AstraError
-from astra.models.plans import Attempt, Page
+from astra.models.attempts import Attempt
+from astra.models.plans import Page
 from astra.results.rows import clean
 from astra.states import AttemptState
 

@@ -40,7 +40,8 @@ from astra.errors import (
     UsageError,
 )
 from astra.models.archive import check_archive
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, trust
 from astra.plan.pages import is_cancelled, page_of

@@ -12,7 +12,8 @@ from peewee import ColumnBase
 from astra.config.units import time_limit_s
 from astra.database.connection import dialect
 from astra.errors import AstraError
-from astra.models.plans import N_PENDING, Attempt, Page, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import N_PENDING, Page, Submission
 from astra.states import AttemptState
 
 log = logging.getLogger(__name__)

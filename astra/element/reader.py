@@ -27,9 +27,9 @@ from astra.database.dialect import peewee_errors
 from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN
 from astra.errors import AstraError
+from astra.models.attempts import Attempt
 from astra.models.keys import FALSE, RowKey, all_rows, key_of, moment_of
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.plans import Attempt
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
 from astra.results.claim import Claim

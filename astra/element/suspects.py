@@ -9,7 +9,8 @@ failure. A bad row among n costs about log2(n) + max_deaths processes, and nothi
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from astra.models.plans import Page, Suspect
+from astra.models.attempts import Suspect
+from astra.models.plans import Page
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from astra.config import retry_rules, settings
 from astra.database.connection import dialect, retrying, writing
 from astra.element.claim import suspect_rows
 from astra.element.pool import left_in
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.processes import now_s, process_began
 from astra.results.stopping import Stop
 from astra.states import AttemptState, SlurmState

@@ -12,9 +12,10 @@ from peewee import SQL, TextField
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, schema, url
 from astra.errors import DatabaseError, UsageError
+from astra.models.attempts import Attempt
 from astra.models.base import BaseModel, TimeField
 from astra.models.nights import Night
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.plans import Page, Plan, Submission
 from astra.states import AttemptState
 
 

@@ -1,4 +1,4 @@
-"""The tables of astra's own state: plans, pages, submissions, attempts, rows without a result."""
+"""The tables of plans, of their pages, and of their submissions to Slurm."""
 
 from functools import partial
 from secrets import token_hex
@@ -10,16 +10,13 @@ from peewee import (
     BigIntegerField,
     BlobField,
     BooleanField,
-    FloatField,
     ForeignKeyField,
     IntegerField,
     TextField,
 )
 
-from astra.database.connection import connection, dialect
+from astra.database.connection import dialect
 from astra.models.base import BaseModel, KeysField, KeyTextsField, RoleField, TimeField
-from astra.models.locks import Lock
-from astra.models.nights import Night, NightPlan
 from astra.models.stored_json import StoredProfile, options_of, stored
 from astra.version import Version
 
@@ -212,139 +209,3 @@ Page.add_index(Page.index(Page.submission_pk, name="page_free", where=Page.free)
 
 #: :attr:`Page.n_pending` in a query.
 N_PENDING = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
-
-
-class Attempt(BaseModel):
-    """One execution of one page: where, when, which job id, how it ended."""
-
-    pk = BigAutoField()
-    page = ForeignKeyField(
-        Page, column_name="page_pk", on_delete="CASCADE", backref="attempts", index=False
-    )
-    page_pk: int
-    token = TextField(default=partial(token_hex, 4))
-    submission_pk = BigIntegerField(index=True)
-    submission: Submission  # if a query joins it
-    page_number: int  # if a query selects it
-    number = IntegerField()  # counted from 1 for each page
-    element = IntegerField()
-    state = TextField()
-    job_id = BigIntegerField(null=True)  # the array's
-    array_index = IntegerField(null=True)
-    restarts = IntegerField(default=0)  # SLURM_RESTART_COUNT
-    host = TextField()
-    pid = IntegerField()
-    pid_began = TextField(null=True)  # the start time of the process, from /proc
-    log = TextField(null=True)
-    began = TimeField(now=True, null=False)
-    seen = TimeField(now=True, null=False)  # the last claim, checkpoint, heartbeat or end
-    ended = TimeField(null=True)
-    slurm_state = TextField(null=True)  # how it ended according to Slurm, once that was queried
-    n_handed = IntegerField(default=0)  # places of its page that the task may have received
-    group = IntegerField(null=True)  # the group of suspects that the task may have received
-    n_done = IntegerField(default=0)  # rows that this attempt ended, by how they ended
-    n_failed = IntegerField(default=0)
-    n_no_result = IntegerField(default=0)
-    n_found = IntegerField(default=0)  # rows that had a result from another attempt
-    n_checkpoints = IntegerField(default=0)
-    t_task_s = FloatField(default=0.0)
-    t_read_s = FloatField(default=0.0)
-    t_write_s = FloatField(default=0.0)
-    t_start_s = FloatField(null=True)  # from the start of the process to the first row
-    t_rows_s = FloatField(null=True)  # since the first row
-    row_times = TextField(null=True)  # a histogram of the times of rows
-    max_rss_mb = FloatField(null=True)  # the peak of the process that ran the task
-    message = TextField(null=True)
-
-    class Meta:
-        indexes = ((("page", "number"), True),)
-
-    @classmethod
-    def complete_table(cls) -> None:
-        """Leave room for updates, as in the table of pages."""
-        super().complete_table()
-        dialect().leave_room(cls)
-
-
-class Suspect(BaseModel):
-    """A row that the task was processing when its process died."""
-
-    pk = BigAutoField()
-    page = ForeignKeyField(
-        Page, column_name="page_pk", on_delete="CASCADE", backref="suspects", index=False
-    )
-    place = IntegerField()  # in the page, from 0
-    group = IntegerField()  # rows of one group are processed together, apart from all others
-    deaths = IntegerField(default=0)  # of processes that processed only this row
-    exception = TextField()  # the exception that is recorded if the row is given up
-    cause = TextField()  # of the last death: "killed its process (signal 11, SIGSEGV)"
-
-    class Meta:
-        indexes = ((("page", "place"), True),)
-
-
-class Exclusion(BaseModel):
-    """A node that elements avoid for a while because of failures there."""
-
-    pk = BigAutoField()
-    node = TextField(unique=True)
-    reason = TextField()
-    since = TimeField(now=True, null=False)
-    until = TimeField(null=False)
-
-
-class RowKeyField(TextField):
-    """The key of a row of any table, stored as text."""
-
-    def db_value(self, value: object) -> str | None:
-        return None if value is None else str(value)
-
-
-class RowWithoutResult(BaseModel):
-    """The columns for a row that ended without a result at a version."""
-
-    pk = BigAutoField()
-    task = TextField()
-    input_table = TextField()
-    key = RowKeyField(column_name="key_text")
-    v_astra_major_minor = IntegerField()
-    input_modified = TimeField(null=True)
-    attempt_pk = BigIntegerField(null=True)
-    plan_pk = BigIntegerField(null=True, index=True)
-    page = IntegerField(null=True)
-    made_by = IntegerField(null=True)
-    modified = TimeField(now=True, null=False)
-
-
-class Failure(RowWithoutResult):
-    """One input row whose processing raised: its key, attempt and traceback."""
-
-    exception = TextField()  # the name of its class
-    message = TextField()
-    place = TextField(null=True)  # file:line in the task's own code
-    traceback = TextField(null=True)
-    times = IntegerField(default=1)
-    refused = BooleanField(default=False)  # another result of a row that has one
-
-    class Meta:
-        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
-
-
-class NoResult(RowWithoutResult):
-    """One input row for which the task yielded nothing."""
-
-    class Meta:
-        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
-
-
-#: Tables in the order in which they are created.
-ORCHESTRATION = (
-    Schema, Plan, MadeBy, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
-    Night, NightPlan, Lock,
-)  # fmt: skip
-
-
-def excluded_nodes() -> dict[str, Exclusion]:
-    """Return the nodes that are excluded at present."""
-    with connection():
-        return {e.node: e for e in Exclusion.select().where(Exclusion.until > dialect().now())}

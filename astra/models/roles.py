@@ -9,21 +9,13 @@ from astra.database.connection import database, dialect
 from astra.database.postgresql import PostgreSQL
 from astra.errors import DatabaseError, UsageError, nearest
 from astra.models import Spectrum
+from astra.models.attempts import Attempt, Exclusion, Suspect
 from astra.models.base import BaseModel, RoleField
+from astra.models.failures import Failure, NoResult
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import OutputModel
-from astra.models.plans import (
-    Attempt,
-    Exclusion,
-    Failure,
-    MadeBy,
-    NoResult,
-    Page,
-    Plan,
-    Submission,
-    Suspect,
-)
+from astra.models.plans import MadeBy, Page, Plan, Submission
 
 #: What each kind of role may do.
 KINDS = {

@@ -19,16 +19,26 @@ from astra.models.administration import (
     recorded,
 )
 from astra.models.archive import Archive, settle_archive
+from astra.models.attempts import Attempt, Exclusion, Suspect
 from astra.models.base import BaseModel, columns_gone, every_subclass
+from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.importing import import_failed, import_named, import_path
 from astra.models.keys import modified_field
+from astra.models.locks import Lock
+from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import BASES, OutputModel
-from astra.models.plans import ORCHESTRATION, RowWithoutResult, Schema
+from astra.models.plans import MadeBy, Page, Plan, Schema, Submission
 from astra.models.roles import Grant, check_grants, give, parse_grants
-from astra.models.tracking import TrackedTable, is_tracked, track_changes
+from astra.models.tracked_tables import TrackedTable, is_tracked, track_changes
 
 #: The version of astra's own tables.
 VERSION = 1
+
+#: Tables in the order in which they are created.
+ORCHESTRATION = (
+    Schema, Plan, MadeBy, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
+    Night, NightPlan, Lock,
+)  # fmt: skip
 
 _ABSTRACT = {BaseModel, RowWithoutResult, *BASES}
 

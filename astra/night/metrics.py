@@ -10,7 +10,8 @@ from datetime import datetime
 from astra import __version__
 from astra.database.connection import connection, dialect, tuples
 from astra.models.archive import Archive
-from astra.models.plans import Attempt, Page
+from astra.models.attempts import Attempt
+from astra.models.plans import Page
 from astra.models.schema import check_version
 from astra.night.history import NightStatus, nights
 from astra.night.totals import retries_of

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from peewee import JOIN, Expression, fn
 
 from astra.database.connection import connection, tuples
+from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
-from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.models.stored_json import options_of, stored
 from astra.policy import retry_policy
 from astra.policy.next_steps import ends_of

@@ -7,8 +7,9 @@ from peewee import SQL, ModelSelect, fn
 
 from astra.config import settings
 from astra.database.connection import database, dialect
+from astra.models.attempts import Attempt
 from astra.models.keys import RowKey
-from astra.models.plans import N_PENDING, Attempt, Page, Plan
+from astra.models.plans import N_PENDING, Page, Plan
 from astra.states import AttemptState
 
 

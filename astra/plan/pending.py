@@ -7,6 +7,7 @@ from typing import TypeAlias
 from peewee import SQL, ColumnBase, Field, Model, ModelAlias, ModelSelect, NodeList, fn
 
 from astra.errors import TaskError, nearest
+from astra.models.failures import Failure, NoResult
 from astra.models.keys import (
     TRUE,
     all_rows,
@@ -17,7 +18,6 @@ from astra.models.keys import (
     same_moment,
 )
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.plans import Failure, NoResult
 from astra.models.source import of_sources
 from astra.tasks.signature import choose_model, find_task, output_model
 from astra.version import CURRENT

@@ -10,10 +10,11 @@ from peewee import ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
 from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
+from astra.models.failures import Failure, NoResult
 from astra.models.given_keys import find_keys, listed
 from astra.models.keys import FALSE, TRUE, RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
-from astra.models.plans import Failure, MadeBy, NoResult
+from astra.models.plans import MadeBy
 from astra.plan.pending import (
     Record,
     checked_ids,

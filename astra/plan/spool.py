@@ -26,10 +26,11 @@ from peewee import Model
 from astra.config.run_folder import check_folder, spool_files, spool_folder, write_whole
 from astra.database.connection import database, dialect, retrying, writing
 from astra.errors import AstraError, Superseded
+from astra.models.attempts import Attempt
 from astra.models.importing import load
 from astra.models.keys import all_rows, key_of, moment_of
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.plans import Attempt, Page, Plan
+from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
 from astra.results.checkpoint import write
 from astra.results.claim import Claim, claim_of

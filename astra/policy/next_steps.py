@@ -13,7 +13,8 @@ from astra.config import settings as config
 from astra.config.profiles import Profile, choose_profile, without_early_signal
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import AstraError, ConfigError
-from astra.models.plans import Attempt, Exclusion, Page, Plan, Submission
+from astra.models.attempts import Attempt, Exclusion
+from astra.models.plans import Page, Plan, Submission
 from astra.models.stored_json import log_damage
 from astra.plan.lookup import is_trusted
 from astra.plan.pages import light_pages

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astra.database.connection import tuples
-from astra.models.plans import Attempt, Page
+from astra.models.attempts import Attempt
+from astra.models.plans import Page
 from astra.states import AttemptState, PageState
 from astra.status.status import PlanStatus
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from peewee import Case, fn
 
 from astra.database.connection import connection, tuples
-from astra.models.plans import Attempt, Page, Plan
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan
 
 N_EARLIER = 8
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from peewee import fn
 
 from astra.database.connection import tuples
+from astra.models.failures import Failure
 from astra.models.keys import RowKey
-from astra.models.plans import Failure
 from astra.plan.pages import key_reader
 from astra.status.logs import log_paths
 

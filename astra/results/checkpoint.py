@@ -11,8 +11,10 @@ import peewee
 from peewee import ColumnBase
 
 from astra.database.connection import database, dialect, tuples, writing
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.keys import RowKey, as_key, key_of
-from astra.models.plans import Attempt, Failure, NoResult, Page, RowWithoutResult
+from astra.models.plans import Page
 from astra.results.claim import Claim, Progress, Seen, _hold
 from astra.results.columns import _by_columns, _Group, _row_by_row, refused_by_database
 from astra.results.many import batch_of, check_stored, write_rows

@@ -9,8 +9,9 @@ import peewee
 
 from astra.database.connection import database, dialect
 from astra.errors import DatabaseError, Superseded
+from astra.models.attempts import Attempt, Suspect
 from astra.models.keys import RowKey
-from astra.models.plans import Attempt, Page, Plan, Suspect
+from astra.models.plans import Page, Plan
 from astra.states import Outcome
 
 

@@ -17,7 +17,8 @@ from astra.config import settings
 from astra.database.connection import connection, dialect, retrying, writing
 from astra.errors import BusyError, SlurmError, SlurmUnknown, UsageError
 from astra.models.archive import check_archive
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.pages import light_pages, release
 from astra.processes import command_of, process_began

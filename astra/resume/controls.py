@@ -7,7 +7,8 @@ from peewee import SQL, fn
 
 from astra.database.connection import connection, dialect, tuples
 from astra.errors import UsageError
-from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import get_plan
 from astra.plan.spool import Recovered

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from astra.database.connection import connection, dialect
+from astra.models.failures import Failure
 from astra.models.keys import RowKey
-from astra.models.plans import Failure, Page, Plan
+from astra.models.plans import Page, Plan
 from astra.plan.lookup import get_plan
 from astra.plan.pages import key_reader
 from astra.states import Outcome

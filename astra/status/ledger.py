@@ -8,10 +8,12 @@ import peewee
 from peewee import ColumnBase
 
 from astra.database.connection import dialect
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.importing import load
 from astra.models.keys import RowKey, key_of
 from astra.models.pipeline import PipelineOutputModel, link_of
-from astra.models.plans import Attempt, Failure, NoResult, Page, Plan, RowWithoutResult
+from astra.models.plans import Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.status.columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, Stored

@@ -12,7 +12,8 @@ from peewee import ModelSelect
 from astra.config.run_folder import run_folder
 from astra.database.connection import connection
 from astra.errors import UsageError
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.states import ALIVE, AttemptState
 from astra.status.pages import survey

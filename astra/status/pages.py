@@ -13,7 +13,8 @@ from typing import overload
 
 from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect
-from astra.models.plans import N_PENDING, Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.processes import process_began
 from astra.slurm import client, command, parse
 from astra.states import ALIVE, AttemptState, PageState, SlurmState

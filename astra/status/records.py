@@ -14,19 +14,12 @@ from peewee import Model
 from astra.database.connection import dialect, tuples
 from astra.database.constraints import impossible_values, lost_constraints, undoing_triggers
 from astra.models.archive import Archive
+from astra.models.attempts import Attempt, Suspect
 from astra.models.base import BaseModel
+from astra.models.failures import Failure, NoResult
 from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel
-from astra.models.plans import (
-    Attempt,
-    Failure,
-    MadeBy,
-    NoResult,
-    Page,
-    Plan,
-    Submission,
-    Suspect,
-)
+from astra.models.plans import MadeBy, Page, Plan, Submission
 from astra.models.schema import lacking_guard
 from astra.models.stored_json import parsed
 from astra.policy.next_steps import parsed_ends

@@ -15,7 +15,8 @@ from peewee import fn
 
 from astra.database.connection import retrying, writing
 from astra.errors import AstraError, OutOfHours
-from astra.models.plans import Attempt, Page, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Submission
 from astra.policy.next_steps import ends_as_stored, ends_of
 from astra.slurm import client
 from astra.slurm.parse import JobId

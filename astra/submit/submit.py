@@ -12,7 +12,8 @@ from astra.config.run_folder import check_folder, run_folder
 from astra.database.connection import connection, dialect, keep_connected
 from astra.database.threads import in_background
 from astra.errors import AstraError, SlurmError, SlurmRefused, UsageError
-from astra.models.plans import Plan, Submission, excluded_nodes
+from astra.models.attempts import excluded_nodes
+from astra.models.plans import Plan, Submission
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import waiting_pages
 from astra.slurm import client, limits, parse

@@ -12,7 +12,9 @@ from astra.config.run_folder import run_folder
 from astra.database.connection import connection
 from astra.errors import SlurmUnknown
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Failure, Plan
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
+from astra.models.plans import Plan
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local

@@ -16,7 +16,8 @@ from astra.config import settings
 from astra.config.run_folder import run_folder
 from astra.database.connection import database, reset
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Plan
+from astra.models.attempts import Attempt
+from astra.models.plans import Plan
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan

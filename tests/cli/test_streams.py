@@ -17,8 +17,10 @@ from astra import task
 from astra.cli import main
 from astra.database.connection import bind, connection, reset
 from astra.models import BossVisitSpectrum
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
 from astra.models.nights import Night
-from astra.models.plans import Attempt, Failure, Plan
+from astra.models.plans import Plan
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local

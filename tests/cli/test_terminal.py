@@ -13,7 +13,9 @@ from astra.cli.listing import Terminal
 from astra.config.startup import _Hiding, printable
 from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Failure, Plan
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
+from astra.models.plans import Plan
 from astra.night.history import NightStatus
 from astra.night.notify import words
 from astra.plan.plan import create_plan

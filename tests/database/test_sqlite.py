@@ -14,7 +14,7 @@ from astra.database.connection import database, in_transaction
 from astra.database.threads import read_in_background
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop

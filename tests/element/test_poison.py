@@ -8,7 +8,7 @@ import pytest
 from astra.config import settings
 from astra.element.board import Board
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.failures import failures

@@ -10,7 +10,8 @@ from peewee import PostgresqlDatabase
 from astra.database.connection import connection, database, writing
 from astra.element.element import Element
 from astra.element.pool import take_page
-from astra.models.plans import Attempt, Page, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Submission
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume, resume_local

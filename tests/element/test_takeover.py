@@ -11,7 +11,8 @@ from astra.database.connection import connection, dialect, writing
 from astra.element.claim import claim_page, here
 from astra.element.element import Element
 from astra.element.takeover import Watcher
-from astra.models.plans import Attempt, Page, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Submission
 from astra.results.stopping import Stop
 from astra.resume.resume import resume_local
 from astra.slurm.parse import Answer, Execution

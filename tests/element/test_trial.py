@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from astra.cli.group import main
 from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Failure, Plan
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
+from astra.models.plans import Plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from tests.conftest import ROOT

@@ -15,7 +15,8 @@ import pytest
 
 from astra.database.connection import reset
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page
+from astra.models.attempts import Attempt
+from astra.models.plans import Page
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.states import Outcome

@@ -11,7 +11,7 @@ import pytest
 
 from astra.database.connection import reset
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.plan.plan import create_plan
 from astra.status.verify import verify
 from tests.conftest import ROOT, prepare_template

@@ -14,7 +14,8 @@ from astra.database.connection import database
 from astra.element.claim import Where, claim_page
 from astra.errors import SlurmError, Superseded
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Submission
 from astra.plan.lookup import get_plan
 from astra.results.checkpoint import write
 from astra.results.rows import Checkpoint, Handed, Target, Yielded

@@ -17,7 +17,8 @@ from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
 from astra.errors import NotAllowed, TaskError, Untrusted, UsageError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import find_modules, get_plan, task_of, trust, trust_no_longer
 from astra.plan.plan import create_plan

@@ -13,7 +13,7 @@ from astropy.io import fits
 
 from astra.errors import MissingExtra, UsageError
 from astra.models import ApogeeVisitSpectrum, BossVisitSpectrum, Slam, Source
-from astra.models.plans import Failure
+from astra.models.failures import Failure
 from astra.models.spectrum_files import Wanted, read_pixels
 from astra.pipelines.slam import slam, synthetic
 from tests.conftest import ROOT

@@ -14,8 +14,10 @@ from astra.cli.group import main
 from astra.config import settings
 from astra.config.run_folder import run_folder
 from astra.database.connection import connection, database
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
 from astra.models.nights import Night, NightPlan
-from astra.models.plans import Attempt, Failure, Page, Plan
+from astra.models.plans import Page, Plan
 from astra.night.clean import clean
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan

@@ -11,8 +11,9 @@ import pytest
 from astra.config import settings
 from astra.database.connection import connection, reset
 from astra.errors import ConfigError
+from astra.models.attempts import Attempt
 from astra.models.nights import Night
-from astra.models.plans import Attempt, Plan
+from astra.models.plans import Plan
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
 from astra.night.nightly import heal_all

@@ -17,7 +17,8 @@ from astra import generate_queries_for_task
 from astra.database.connection import database, reset
 from astra.errors import SlurmError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume

@@ -16,9 +16,10 @@ from astra.api import run_here
 from astra.database.connection import bind, connection, dialect
 from astra.element.trial import trial_of_plan
 from astra.errors import DatabaseError, TaskError, UsageError
+from astra.models.failures import Failure, NoResult
 from astra.models.given_keys import find_keys
 from astra.models.keys import adopted, check_keys, key_of
-from astra.models.plans import Failure, NoResult, Page
+from astra.models.plans import Page
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status.failures import failures

@@ -11,7 +11,8 @@ from astra.cli.group import main
 from astra.database.connection import connection
 from astra.errors import TaskError, UsageError
 from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel, Source
-from astra.models.plans import Failure, MadeBy, Plan
+from astra.models.failures import Failure
+from astra.models.plans import MadeBy, Plan
 from astra.models.schema import init_database
 from astra.plan.ownership import rename_task
 from astra.plan.plan import create_plan

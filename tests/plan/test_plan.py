@@ -19,7 +19,8 @@ from astra.element.element import run_element
 from astra.element.reader import Chunk, Reader
 from astra.errors import TaskError, UsageError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan

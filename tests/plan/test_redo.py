@@ -17,8 +17,10 @@ from astra.config.nights import checked
 from astra.database.connection import connection, dialect
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure, NoResult
 from astra.models.nights import Night
-from astra.models.plans import Attempt, Failure, MadeBy, NoResult, Page, Plan
+from astra.models.plans import MadeBy, Page, Plan
 from astra.models.schema import init_database
 from astra.night.plans import Look, begin_tasks
 from astra.plan.plan import create_plan

@@ -10,7 +10,8 @@ from astra.api import estimate, submit_task
 from astra.cli.group import main
 from astra.config import profiles, settings
 from astra.config.units import time_limit_s
-from astra.models.plans import Attempt, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Submission
 from astra.plan.plan import create_plan
 from astra.plan.sizes import Estimate, Experience, sizes, time_limit
 from astra.slurm.limits import Bounds, bounds, warnings

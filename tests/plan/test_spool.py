@@ -19,7 +19,9 @@ from astra.database.connection import database
 from astra.element.claim import claim_page, here
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Failure, Page, Submission, Suspect
+from astra.models.attempts import Attempt, Suspect
+from astra.models.failures import Failure
+from astra.models.plans import Page, Submission
 from astra.plan import spool
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan

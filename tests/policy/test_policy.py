@@ -16,7 +16,8 @@ from astra.config.units import size_mb
 from astra.database.connection import connection, dialect
 from astra.errors import ConfigError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Exclusion, Page
+from astra.models.attempts import Attempt, Exclusion
+from astra.models.plans import Page
 from astra.plan.plan import create_plan
 from astra.policy import retry_policy
 from astra.policy.next_steps import ends_of

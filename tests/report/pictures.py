@@ -31,7 +31,8 @@ def _planned(n: int, limit: int, **arguments: object) -> int:
 def _run(plan: int) -> None:
     """Run a plan, and have its attempts look as if four nodes had taken an hour."""
     from astra.api import run_here
-    from astra.models.plans import Attempt, Page
+    from astra.models.attempts import Attempt
+    from astra.models.plans import Page
 
     run_here(plan)
     began = datetime.now(UTC) - timedelta(hours=2)
@@ -46,7 +47,8 @@ def _run(plan: int) -> None:
 
 
 def _in_trouble(plan: int) -> None:
-    from astra.models.plans import Attempt, Page
+    from astra.models.attempts import Attempt
+    from astra.models.plans import Page
 
     stuck = [page.pk for page in Page.select().where(Page.plan == plan) if page.number % 7 == 3]
     Page.update(n_done=0, n_failed=0, n_no_result=0).where(Page.pk << stuck).execute()

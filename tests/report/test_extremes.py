@@ -7,7 +7,9 @@ import pytest
 
 from astra.api import run_here
 from astra.database.connection import connection, dialect
-from astra.models.plans import Attempt, Failure, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.plan import create_plan
 from astra.report.format import clipped, first_line, in_both_zones
 from astra.report.page import html

@@ -16,7 +16,9 @@ from playwright.sync_api import Page as BrowserPage
 
 from astra.api import run_here
 from astra.database.connection import connection, dialect
-from astra.models.plans import Attempt, Failure, Page, Plan
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
+from astra.models.plans import Page, Plan
 from astra.plan.plan import create_plan
 from astra.report.attempts import histogram, mean_over
 from astra.report.earlier import earlier_of

@@ -10,7 +10,8 @@ import pytest
 from astra import task
 from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Failure
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local

@@ -7,7 +7,8 @@ import pytest
 from astra import task
 from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Failure, Plan
+from astra.models.failures import Failure
+from astra.models.plans import Plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status

@@ -27,7 +27,8 @@ from astra.api import run_here
 from astra.database.connection import database
 from astra.fields import ArrayField
 from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel
-from astra.models.plans import Failure, NoResult, Page
+from astra.models.failures import Failure, NoResult
+from astra.models.plans import Page
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, keyed, measure

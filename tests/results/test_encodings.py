@@ -7,7 +7,7 @@ import pytest
 from astra import task
 from astra.database.connection import bind, connection
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Failure
+from astra.models.failures import Failure
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local

@@ -11,7 +11,7 @@ from astra.api import run_here
 from astra.database.connection import connection
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, Source
-from astra.models.plans import Failure, NoResult
+from astra.models.failures import Failure, NoResult
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan

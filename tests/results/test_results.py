@@ -14,7 +14,7 @@ from astra import task
 from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
-from astra.models.plans import Failure
+from astra.models.failures import Failure
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status

@@ -8,7 +8,7 @@ import pytest
 from astra import task
 from astra.api import run_here
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.plan.plan import create_plan
 from astra.results import schedule as schedules
 from astra.results.schedule import Schedule

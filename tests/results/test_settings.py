@@ -4,7 +4,7 @@ import pytest
 
 from astra.database.connection import bind, connection, database, reset, writing
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Failure
+from astra.models.failures import Failure
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.verify import verify

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from astra.database.connection import database
-from astra.models.plans import Attempt
+from astra.models.attempts import Attempt
 from astra.models.schema import VERSION, init_database
 from astra.plan.plan import create_plan
 from astra.results.timing import RowTimes

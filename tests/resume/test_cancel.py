@@ -17,7 +17,8 @@ from astra.database.connection import connection
 from astra.element.claim import claim_page, here
 from astra.errors import BusyError, Superseded, UsageError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import write

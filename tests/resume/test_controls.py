@@ -5,7 +5,8 @@ import pytest
 from astra.database.connection import connection
 from astra.element.element import Element
 from astra.errors import UsageError
-from astra.models.plans import Attempt, Page, Plan
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan
 from astra.plan.lookup import get_plan
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel

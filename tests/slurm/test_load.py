@@ -12,8 +12,9 @@ import pytest
 
 from astra.config import settings
 from astra.database.connection import connection
+from astra.models.attempts import Attempt
 from astra.models.nights import Night
-from astra.models.plans import Attempt, Page, Submission
+from astra.models.plans import Page, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan

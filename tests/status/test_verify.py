@@ -11,7 +11,9 @@ from astra.cli.group import main
 from astra.database.connection import database, dialect
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum, Source
-from astra.models.plans import Attempt, Failure, NoResult, Page, Plan, Submission
+from astra.models.attempts import Attempt
+from astra.models.failures import Failure, NoResult
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.claim import Claim

@@ -17,7 +17,8 @@ from dataclasses import replace
 import pytest
 
 from astra.api import run_here
-from astra.models.plans import Attempt, Page, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Submission
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.states import PageState

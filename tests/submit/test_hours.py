@@ -13,7 +13,8 @@ from astra.config.retry_rules import rules
 from astra.database.connection import connection, database
 from astra.errors import OutOfHours
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Attempt, Page, Submission
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Submission
 from astra.night.plans import at_once
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan

@@ -16,7 +16,7 @@ from astra import generate_queries_for_task, task
 from astra.database.connection import database
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum
-from astra.models.plans import Failure, NoResult
+from astra.models.failures import Failure, NoResult
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, collect, fill, measure
 from tests.servers import wait_for

@@ -1,0 +1,102 @@
+"""The tables of attempts at pages, of the rows and nodes that they died at."""
+
+from functools import partial
+from secrets import token_hex
+
+from peewee import (
+    BigAutoField,
+    BigIntegerField,
+    FloatField,
+    ForeignKeyField,
+    IntegerField,
+    TextField,
+)
+
+from astra.database.connection import connection, dialect
+from astra.models.base import BaseModel, TimeField
+from astra.models.plans import Page, Submission
+
+
+class Attempt(BaseModel):
+    """One execution of one page: where, when, which job id, how it ended."""
+
+    pk = BigAutoField()
+    page = ForeignKeyField(
+        Page, column_name="page_pk", on_delete="CASCADE", backref="attempts", index=False
+    )
+    page_pk: int
+    token = TextField(default=partial(token_hex, 4))
+    submission_pk = BigIntegerField(index=True)
+    submission: Submission  # if a query joins it
+    page_number: int  # if a query selects it
+    number = IntegerField()  # counted from 1 for each page
+    element = IntegerField()
+    state = TextField()
+    job_id = BigIntegerField(null=True)  # the array's
+    array_index = IntegerField(null=True)
+    restarts = IntegerField(default=0)  # SLURM_RESTART_COUNT
+    host = TextField()
+    pid = IntegerField()
+    pid_began = TextField(null=True)  # the start time of the process, from /proc
+    log = TextField(null=True)
+    began = TimeField(now=True, null=False)
+    seen = TimeField(now=True, null=False)  # the last claim, checkpoint, heartbeat or end
+    ended = TimeField(null=True)
+    slurm_state = TextField(null=True)  # how it ended according to Slurm, once that was queried
+    n_handed = IntegerField(default=0)  # places of its page that the task may have received
+    group = IntegerField(null=True)  # the group of suspects that the task may have received
+    n_done = IntegerField(default=0)  # rows that this attempt ended, by how they ended
+    n_failed = IntegerField(default=0)
+    n_no_result = IntegerField(default=0)
+    n_found = IntegerField(default=0)  # rows that had a result from another attempt
+    n_checkpoints = IntegerField(default=0)
+    t_task_s = FloatField(default=0.0)
+    t_read_s = FloatField(default=0.0)
+    t_write_s = FloatField(default=0.0)
+    t_start_s = FloatField(null=True)  # from the start of the process to the first row
+    t_rows_s = FloatField(null=True)  # since the first row
+    row_times = TextField(null=True)  # a histogram of the times of rows
+    max_rss_mb = FloatField(null=True)  # the peak of the process that ran the task
+    message = TextField(null=True)
+
+    class Meta:
+        indexes = ((("page", "number"), True),)
+
+    @classmethod
+    def complete_table(cls) -> None:
+        """Leave room for updates, as in the table of pages."""
+        super().complete_table()
+        dialect().leave_room(cls)
+
+
+class Suspect(BaseModel):
+    """A row that the task was processing when its process died."""
+
+    pk = BigAutoField()
+    page = ForeignKeyField(
+        Page, column_name="page_pk", on_delete="CASCADE", backref="suspects", index=False
+    )
+    place = IntegerField()  # in the page, from 0
+    group = IntegerField()  # rows of one group are processed together, apart from all others
+    deaths = IntegerField(default=0)  # of processes that processed only this row
+    exception = TextField()  # the exception that is recorded if the row is given up
+    cause = TextField()  # of the last death: "killed its process (signal 11, SIGSEGV)"
+
+    class Meta:
+        indexes = ((("page", "place"), True),)
+
+
+class Exclusion(BaseModel):
+    """A node that elements avoid for a while because of failures there."""
+
+    pk = BigAutoField()
+    node = TextField(unique=True)
+    reason = TextField()
+    since = TimeField(now=True, null=False)
+    until = TimeField(null=False)
+
+
+def excluded_nodes() -> dict[str, Exclusion]:
+    """Return the nodes that are excluded at present."""
+    with connection():
+        return {e.node: e for e in Exclusion.select().where(Exclusion.until > dialect().now())}

@@ -1,0 +1,49 @@
+"""The tables of rows that ended without a result: failures, and rows rightly without one."""
+
+from peewee import BigAutoField, BigIntegerField, BooleanField, IntegerField, TextField
+
+from astra.models.base import BaseModel, TimeField
+
+
+class RowKeyField(TextField):
+    """The key of a row of any table, stored as text."""
+
+    def db_value(self, value: object) -> str | None:
+        return None if value is None else str(value)
+
+
+class RowWithoutResult(BaseModel):
+    """The columns for a row that ended without a result at a version."""
+
+    pk = BigAutoField()
+    task = TextField()
+    input_table = TextField()
+    key = RowKeyField(column_name="key_text")
+    v_astra_major_minor = IntegerField()
+    input_modified = TimeField(null=True)
+    attempt_pk = BigIntegerField(null=True)
+    plan_pk = BigIntegerField(null=True, index=True)
+    page = IntegerField(null=True)
+    made_by = IntegerField(null=True)
+    modified = TimeField(now=True, null=False)
+
+
+class Failure(RowWithoutResult):
+    """One input row whose processing raised: its key, attempt and traceback."""
+
+    exception = TextField()  # the name of its class
+    message = TextField()
+    place = TextField(null=True)  # file:line in the task's own code
+    traceback = TextField(null=True)
+    times = IntegerField(default=1)
+    refused = BooleanField(default=False)  # another result of a row that has one
+
+    class Meta:
+        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
+
+
+class NoResult(RowWithoutResult):
+    """One input row for which the task yielded nothing."""
+
+    class Meta:
+        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
