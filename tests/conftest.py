@@ -6,6 +6,7 @@ its own: they share no port and no folder, so that nothing need be agreed upon.
 
 import importlib
 import itertools
+import logging
 import os
 import shutil
 import sqlite3
@@ -109,7 +110,9 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)  # so that it is below HOME
     monkeypatch.chdir(tmp_path)
     _reset_database()
+    level = logging.getLogger().level
     yield
+    logging.getLogger().setLevel(level)  # a command that the test called may have changed it
     _reset_database()
 
 

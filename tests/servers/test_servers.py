@@ -169,7 +169,7 @@ class TestSlurm:
         restored.start_slurmd("n2")
         assert restored.states(job) == {job: "RUNNING"}
         (tmp_path / "go").touch()
-        restored.wait_job(job)
+        restored.wait_job(job, timeout_s=180)
 
     def test_accounting_catches_up(self, restored: Slurm) -> None:
         restored.stop_dbd()
