@@ -102,12 +102,15 @@ class World:
         self.neighbours: list[Neighbour] = []
         self.strangers: list[Stranger] = []
         self.history: dict[int, dict[float, float]] = {}  # key: modified: snr
+        self.dropped = 0.0  # when a column was dropped, with the values that it had
+        self.excused: dict[int, set[str]] = {}  # rows that may fail, and as what
         if beside is not None:
             self.name += f"_{len(beside.neighbours)}"
             self.scenario = replace(scenario, row_s=min(scenario.row_s, 0.02), faults=())
         if beside is not None and copied:
             self.direct = server.copy_database(beside.name, self.name)
             self.history = deepcopy(beside.history)
+            self.dropped, self.excused = beside.dropped, deepcopy(beside.excused)
         else:
             self.direct = server.create_database(self.name, TEMPLATE, self.tablespace)
         self.pool = PgBouncer(server) if scenario.pooled and beside is None else None
@@ -117,8 +120,6 @@ class World:
         self.computed = folder / f"computed-{self.name}"
         self.log = folder / f"log-{self.name}"
         self.n_rounds = 0
-        self.dropped = 0.0  # when a column was dropped, with the values that it had
-        self.excused: dict[int, set[str]] = {}  # rows that may fail, and as what
         self.computed.touch()
         if beside is None:
             self._write_files()
