@@ -286,8 +286,8 @@ class Element:
         reader = Reader(task.model, task.output, claim, stop, meter.first_row, bool(self.plan.redo))
         writer = self._writer(claim, task)
         run = Run(
-            reader, task.call, writer, claim.outcomes.count(Outcome.PENDING),
-            ends=self._end_of_rows, board=self.board, outer=task.outer,
+            reader, task.call, writer, writer.n_rows, ends=self._end_of_rows, board=self.board,
+            outer=task.outer,
         )  # fmt: skip
         meter.run, meter.reader = run, reader
         try:
@@ -341,7 +341,7 @@ class Element:
             self.stop.is_loading = False
 
     def _writer(self, claim: Claim, task: LoadedTask) -> Writer:
-        """The writer of a page; its second thread has begun with the heartbeat."""
+        """The writer of a page."""
         element, plan, stop = config.current().element, self.plan, self.stop
         target = target_of(
             plan, task.model, task.output, claim.page.number, task.declared.many,
@@ -353,12 +353,12 @@ class Element:
             self.schedule,
         )  # fmt: skip
         self.schedule = writer.schedule
-        writer.wake()
         return writer
 
     def _run(self, run: Run, reader: Reader, writer: Writer) -> None:
         """Take all results of a run, and store them."""
         try:
+            writer.wake()  # it has the heartbeat, too
             reader.begin(writer)
             self._unlink()
             for _ in run:

@@ -42,7 +42,7 @@ def load_task(plan: Plan) -> LoadedTask:
     """
     element, function = config.current().element, task_of(plan)
     model, output = load(plan.input_model), load(plan.output_model)
-    arguments = arguments_of(plan, function)
+    arguments = planned_arguments(plan, function)
     # A row that raises costs itself, unless the plan itself says otherwise.
     values = {"re_raise_exceptions": False, **arguments}
     defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
@@ -51,13 +51,13 @@ def load_task(plan: Plan) -> LoadedTask:
     if declared.files and plan.made_by is not None:
         then = retrying(lambda: MadeBy.get_by_id(plan.made_by))
         check_files(
-            function, arguments, stored(then.files, dict, f"files of made_by {then.pk}"), plan.pk
+            function, arguments, stored(then.files, dict, f"`files` of made_by {then.pk}"), plan.pk
         )
     outer = outer_exceptions(element.outer_exceptions)
     return LoadedTask(declared, model, output, caller(function, bound), settings, outer)
 
 
-def arguments_of(plan: Plan, function: Callable[..., object]) -> dict[str, object]:
+def planned_arguments(plan: Plan, function: Callable[..., object]) -> dict[str, object]:
     """Return the arguments that a plan calls its task with.
 
     Raises

@@ -10,7 +10,7 @@ from peewee import Model
 
 from astra.config import secrets
 from astra.database.connection import connection
-from astra.element.loaded_task import arguments_of
+from astra.element.loaded_task import planned_arguments
 from astra.element.reader import read_rows
 from astra.errors import UsageError
 from astra.models.given_keys import find_keys, listed
@@ -83,7 +83,7 @@ def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
     """Try the task of a plan, with the plan's arguments, on rows of the plan's table."""
     frozen = get_plan(plan)
     function = task_of(frozen)
-    given = arguments_of(frozen, function)
+    given = planned_arguments(frozen, function)
     return Trial(function, given, _rows(adopted(load(frozen.input_model)), keys))
 
 

@@ -70,6 +70,7 @@ class Writer:
         self.schedule = schedule or Schedule(settings.write_frequency, by_cost=claim is not None)
         self.schedule.begin()
         self.began, self.n_ended_before = time.monotonic(), tally.n_ended
+        #: Rows of the page that have to end.
         self.n_rows = 0 if claim is None else claim.outcomes.count(Outcome.PENDING)
         self.is_file = settings.write_to_database and dialect().name == "sqlite"
         self.is_behind = claim is not None and _may_write_behind()
