@@ -39,10 +39,8 @@ def _array_element(value: Any, inner: bool = False) -> str:
         return repr(value)
     if kind is str:
         return _quoted(value)
-    import numpy as np  # here, because few commands use arrays
-
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    if kind is datetime:
+        return _quoted(value.isoformat())
     if isinstance(value, list | tuple):
         literal = "{" + ",".join(_array_element(item, inner=True) for item in value) + "}"
         return literal if inner else _quoted(literal)
@@ -54,9 +52,15 @@ def _array_element(value: Any, inner: bool = False) -> str:
         return _quoted("\\x" + bytes(value).hex())
     if isinstance(value, datetime):
         return _quoted(value.isoformat())
+    if isinstance(value, _PLAIN):
+        return _quoted(str(value))
+    import numpy as np  # here, as most elements store no value of numpy's
+
+    if isinstance(value, np.ndarray):
+        return _array_element(value.tolist(), inner)
     if isinstance(value, np.bool_):
         return repr(bool(value))
-    if isinstance(value, (*_PLAIN, np.integer, np.floating)):
+    if isinstance(value, np.integer | np.floating):
         return _quoted(str(value))
     raise TypeError(f"{kind.__module__}.{kind.__qualname__} cannot be stored in the database")
 

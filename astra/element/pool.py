@@ -90,11 +90,18 @@ def time_of_element(submission: Submission) -> int | None:
 
 def close_pool(submission: Submission) -> None:
     """When all pages of a submission have ended, cancel those of its elements that still wait."""
-    if submission.kind != "slurm" or len(submission.elements) == 1:
-        return
     left = Page.select(Page.pk).where(left_in(submission))
-    if left.limit(1).scalar() is not None:
-        return
+    if may_have_waiting(submission) and left.limit(1).scalar() is None:
+        cancel_waiting(submission)
+
+
+def may_have_waiting(submission: Submission) -> bool:
+    """Whether elements of a submission may not have begun."""
+    return submission.kind == "slurm" and len(submission.elements) > 1
+
+
+def cancel_waiting(submission: Submission) -> None:
+    """Cancel the elements of a submission that have not begun, if no other element has done so."""
     begun = Attempt.select(Attempt.element).where(Attempt.submission_pk == submission.pk)
     if begun.distinct().count() == len(submission.elements):
         return

@@ -9,9 +9,13 @@ not say, it is dead if its heartbeat has not changed while the watcher looked, w
 whole lease. So an outage, after which every heartbeat is old, makes nobody look dead: whoever lives
 writes one as soon as the database is back. Each takeover is conditional on the heartbeat that was
 read, and fences like any later attempt: a holder that lives after all can write no more.
+
+With a watcher that has time left, elements that have not begun are not needed. They are cancelled:
+each would start, find nothing to do, and end.
 """
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterable
@@ -23,10 +27,10 @@ from peewee import SQL
 from astra.config import retry_rules, settings
 from astra.database.connection import dialect, retrying, writing
 from astra.element.claim import suspect_rows
-from astra.element.pool import left_in
+from astra.element.pool import cancel_waiting, left_in, may_have_waiting
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
-from astra.processes import now_s, process_began
+from astra.processes import born_s, now_s, process_began
 from astra.results.stopping import Stop
 from astra.states import AttemptState, SlurmState
 
@@ -70,21 +74,29 @@ class Watcher:
         self.gone: dict[int, float] = {}  # attempts whose process ended here, and since when
         self.alive: set[int] = set()  # attempts of elements that Slurm last called alive
         self.given_up: set[int] = set()  # attempts whose pages wait for a resume
+        self.may_cancel = may_have_waiting(submission)
 
     def wait(self, end_s: float | None) -> bool:
         """Wait until a page of the pool is free; False if none will be, or another one watches.
 
         Parameters
         ----------
-        end_s : when the element has no time for one more page, in seconds since the epoch.
+        end_s : when the element has no time for one more page, by :func:`~astra.processes.now_s`.
         """
         while not self.stop.wanted.is_set() and (end_s is None or now_s() < end_s):
             is_free = self._look()
             if is_free is not None:
                 return is_free
+            self._cancel_waiting(end_s)
             waited_s = time.monotonic() - self.began_s
             self.stop.wanted.wait(min(max(waited_s / 10, _SOONEST_S), self.lease_s * _LOOK))
         return False
+
+    def _cancel_waiting(self, end_s: float | None) -> None:
+        """Cancel the elements that have not begun, once, if half of this one's time is left."""
+        now, self.may_cancel, may = now_s(), False, self.may_cancel
+        if may and (end_s is None or end_s - now > now - born_s(os.getppid())):
+            retrying(lambda: cancel_waiting(self.submission), waiting=self.stop.wanted)
 
     def _look(self) -> bool | None:
         """Whether a page is free; None if it is worth while to look again."""

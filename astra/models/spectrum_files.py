@@ -11,8 +11,6 @@ Wavelengths are in a column ``wavelength`` (vacuum Angstrom, or the unit of the 
 LOG-LINEAR).
 """
 
-import gzip
-import zipfile
 import zlib
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -101,17 +99,21 @@ def _check(path: Path, arrays: "dict[str, np.ndarray]") -> None:
 
 
 def _read_npz(path: Path) -> "dict[str, np.ndarray]":
+    from zipfile import BadZipFile  # here, as few commands read files
+
     import numpy as np
 
     try:
         # Opened here because numpy does not close a damaged file that it has opened.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         raise UsageError(f"{path} cannot be read as an .npz of arrays: {error}") from error
 
 
 def _read_fits(path: Path, wanted: Wanted) -> Pixels:
+    import gzip
+
     try:
         from astropy.io import fits
     except ImportError as error:

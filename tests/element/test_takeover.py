@@ -1,5 +1,8 @@
 """Pages of dead elements are taken over by living ones of their pool, and those of living ones never."""
 
+import resource
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +16,14 @@ from astra.element.element import Element
 from astra.element.takeover import Watcher
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
+from astra.processes import now_s
 from astra.results.stopping import Stop
 from astra.resume.resume import resume_local
 from astra.slurm.parse import Answer, Execution
 from astra.states import SlurmState
 from astra.submit.submit import submit
 from tests.nights import run_out
-from tests.pools import is_whole, kill_element, plan_of, pool_of, running
+from tests.pools import elements, is_whole, kill_element, plan_of, pool_of, running
 from tests.servers import Slurm
 
 
@@ -94,6 +98,32 @@ def answer(state: SlurmState | None) -> Answer:
     return Answer({("astra-1-x", 1): Execution(state)})
 
 
+class TestLate:
+    @pytest.mark.postgres
+    def test_who_comes_late_and_finds_nothing_costs_little(self, pg_url):
+        plan = plan_of(10, 10)
+        submission = pool_of(plan)
+        with connection(), writing():
+            claim_page(plan, 1, submission, 1, here("local", Path()))
+            Page.update(free=False).execute()
+            Submission.update(watcher=1, watched=dialect().now()).execute()
+        words = ["--plan", str(plan.pk), "--job", submission.token, "--element", "2"]
+        run_page = [sys.executable, "-m", "astra", "run-page", *words]
+        subprocess.run(run_page, check=True)  # it compiles what has changed
+        bare = [sys.executable, "-c", "import peewee, psycopg2, numpy"]
+        late_s, bare_s = (min(cpu_of(words) for _ in range(3)) for words in (run_page, bare))
+        assert late_s < 0.3 or late_s < bare_s + 0.1, (late_s, bare_s)
+        assert elements() == {1: 1}
+
+
+def cpu_of(words: list[str]) -> float:
+    """Processor time of a command, and of its own children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 class TestDeaths:
     """Who is dead is decided by Slurm's word, and without it by a heartbeat that was watched."""
 
@@ -120,6 +150,25 @@ class TestDeaths:
         for _ in range(2):  # nobody waits for it either
             assert not watcher._look() and Attempt.get().state == "running"
         assert watcher._look() is False
+
+    @pytest.mark.parametrize("has_time", [True, False])
+    def test_elements_that_wait_are_cancelled_while_one_with_time_left_watches(
+        self, plan, slurm_says, monkeypatch, has_time
+    ):
+        """Each would start, find nothing to do, and end; the watcher stands in for all of them."""
+        held(Submission.get(), plan)
+        Submission.update(elements=[1, 2, 3]).execute()
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        watcher, cancelled = self.watcher(plan), []
+
+        def cancel(job, waiting_only=False):
+            cancelled.append((job.job_id, waiting_only))
+            watcher.stop.ask("it was seen")
+
+        monkeypatch.setattr("astra.slurm.client.cancel", cancel)
+        assert watcher.wait(now_s() + 1e9 if has_time else now_s() + 0.2) is False
+        assert cancelled == ([(7, True)] if has_time else [])
+        assert Submission.get().state == ("ended" if has_time else "submitted")
 
     @pytest.mark.parametrize("state", [SlurmState.NODE_FAIL, SlurmState.FAILED, SlurmState.ABSENT])
     def test_whom_slurm_knows_as_ended_is_dead_at_once(self, plan, slurm_says, state):
