@@ -2,8 +2,10 @@
 
 import random
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -17,6 +19,9 @@ from tests.servers import ServerError
 
 #: Longest wait for a fault's moment, for a checkpoint to be inside of, and for an element.
 _MOMENT_S, _CHECKPOINT_S, _ELEMENT_S = 20.0, 3.0, 2.0
+
+#: Longest wait for the fault that is being done when the run ends; some call several commands.
+_FINISH_S = 120.0
 
 
 class Nemesis(threading.Thread):
@@ -33,6 +38,7 @@ class Nemesis(threading.Thread):
         self.n_deaths = 0  # ends without a word that rows in hand may be blamed for
         self.trouble: BaseException | None = None
         self.later: list[threading.Timer] = []
+        self.doing = "nothing"
 
     def run(self) -> None:
         try:
@@ -46,11 +52,14 @@ class Nemesis(threading.Thread):
     def finish(self) -> None:
         """No more faults; what was taken away is given back."""
         self.over.set()
-        self.join(40)
+        self.join(_FINISH_S)
         for timer in self.later:
             timer.join(20)
         if self.is_alive():
-            raise TimeoutError("the nemesis does not end")
+            frames = traceback.format_stack(sys._current_frames()[self.ident or 0])
+            raise TimeoutError(
+                f"after {_FINISH_S:g} s the nemesis still does {self.doing}:\n{''.join(frames)}"
+            )
 
     def _await(self, fault: Fault) -> bool:
         """Wait for the fault's moment; whether it comes before all is over."""
@@ -62,6 +71,7 @@ class Nemesis(threading.Thread):
 
     def _do(self, fault: Fault) -> None:
         did: str | None = None
+        self.doing = f"{fault.kind} at {fault.after:.2f}"
         with suppress(psycopg2.Error, ServerError):
             if fault.inside:
                 self._hold(fault.inside)
