@@ -1,9 +1,12 @@
 """The functions for programs, and what --json prints against its published schemas."""
 
+import ast
+import importlib
 import importlib.resources
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -24,12 +27,35 @@ def _importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-def test_names_are_documented_and_the_package_stays_light():
-    for name in astra.api.__all__:
+def test_the_facade_tells_type_checkers_and_programs_the_same():
+    tree = ast.parse(Path(astra.api.__file__).read_text())
+    (declared,) = (node.body for node in tree.body if isinstance(node, ast.If))
+    homes = {alias.asname or alias.name: node.module for node in declared for alias in node.names}
+    reexported = {alias.name for node in declared for alias in node.names if alias.asname}
+    assert homes == astra.api._HOME_OF
+    assert homes.keys() - reexported == set(astra.api.__all__) <= set(dir(astra.api))
+    for name, home in homes.items():
         assert getattr(astra.api, name).__doc__, name
-    code = "import astra, sys; print('astra.api' in sys.modules, 'peewee' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["False", "False"]
+        assert getattr(astra.api, name) is getattr(importlib.import_module(home), name)
+    assert not hasattr(astra.api, "no_such_name")
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import astra", {"astra.api", "peewee"}),
+        ("import astra.api, astra.cli", {"peewee", "psycopg2", "astra.config.settings"}),
+        ("from astra.api import failures", {"astra.status.status", "astra.submit.submit"}),
+        ("from astra.api import verify", {"astra.status.status", "astra.submit.submit"}),
+        ("from astra.api import status", {"astra.element.element", "astra.api.submitting"}),
+        ("from astra.api import submit, wait", {"astra.element.element"}),
+    ],
+)
+def test_a_name_loads_only_what_it_needs(statement, heavy):
+    heavy |= {"numpy", "jinja2"}
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy.isdisjoint(done.stdout.split())
 
 
 @pytest.mark.slurm

@@ -34,6 +34,22 @@ def get_plan(pk: int) -> Plan:
     )
 
 
+def last_plan() -> int:
+    """Return the number of the last plan.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    check_version()
+    with connection():
+        last = Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(1).scalar()
+    if last is None:
+        raise UsageError("there is no plan yet: astra plan TASK")
+    return int(last)
+
+
 def check_plan_version(plan: Plan) -> None:
     """Refuse a plan that was made at another major.minor version.
 
