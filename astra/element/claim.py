@@ -1,7 +1,7 @@
-"""Claiming: one process becomes the one attempt that may write a page.
+"""Claiming: a process becomes the only attempt that may write a page.
 
-It is one conditional update. What the attempt before left behind is ended with it, and if that one
-died without a word, the rows that it had in hand become suspects.
+A claim is one conditional UPDATE. The same transaction ends an earlier attempt that still counts as
+running; if that one died without recording its end, its rows in progress become suspects.
 """
 
 import os
@@ -24,8 +24,8 @@ from astra.processes import process_began
 from astra.results.claim import Claim, claim_of
 from astra.states import KILLED, OUT_OF_MEMORY, AttemptState, Outcome, SlurmState
 
-#: Rows that a new attempt is taken to have in hand, until it says more: what is looked through
-#: when it ends without a word.
+#: Rows that a new attempt is assumed to have in progress until it records more. They are the
+#: candidates for suspects if it ends without recording how.
 FIRST_IN_HAND = 64
 
 
@@ -43,22 +43,21 @@ class Where:
 
 
 def here(kind: str, folder: Path) -> Where:
-    """Where this process runs; for a submission to Slurm, as Slurm's environment says.
+    """Return where this process runs; for a submission to Slurm, by Slurm's environment variables.
 
-    Its log is what it prints to, if that is a file in its plan's folder.
-
-    A local run inside somebody's job is no element of that job.
+    Its log is its standard output, if that is a file in the plan's folder.
     """
-    slurms = os.environ if kind == "slurm" else {}
-    job = slurms.get("SLURM_ARRAY_JOB_ID")
-    index = slurms.get("SLURM_ARRAY_TASK_ID")
+    # A local run inside somebody's job is not an element of that job.
+    environment = os.environ if kind == "slurm" else {}
+    job = environment.get("SLURM_ARRAY_JOB_ID")
+    index = environment.get("SLURM_ARRAY_TASK_ID")
     return Where(
-        host=slurms.get("SLURMD_NODENAME") or socket.gethostname(),
+        host=environment.get("SLURMD_NODENAME") or socket.gethostname(),
         pid=os.getpid(),
         pid_began=process_began(os.getpid()),
         job_id=int(job) if job else None,
         array_index=int(index) if index else None,
-        restarts=int(slurms.get("SLURM_RESTART_COUNT") or 0),
+        restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
         log=_own_log(folder),
     )
 
@@ -79,19 +78,19 @@ def claim_page(
     where: Where,
     in_hand: int = FIRST_IN_HAND,
 ) -> Claim | None:
-    """Make this process the one attempt that may write the page; None if the page is whole.
+    """Make this process the only attempt that may write a page; return None if the page is whole.
 
-    Without a number it is the next free page of the submission; None if none is free. The attempt
-    is taken to have so many rows `in_hand` until it says more.
+    Without a number, claim the next free page of the submission; return None if none is free.
+    `in_hand` rows are assumed to be in progress until the attempt records more.
 
     Raises
     ------
     Held
-        If the plan is paused, or as many of its elements run as its throttle allows.
+        If the plan is paused, or already runs as many elements as its throttle allows.
     Superseded
         If the page belongs to another submission, or to the first array of this one.
     BusyError
-        If another attempt of the same submission lives.
+        If another attempt of the same submission is running the page.
     """
     with writing():
         _bind_array(submission, where)
@@ -112,7 +111,8 @@ def claim_page(
     if where.job_id is not None:
         submission.job_id = where.job_id
     if is_cancelled(plan.pk):
-        # Meanwhile: another plan may have taken the rows before this attempt was seen to run.
+        # Cancelled since the claim: another plan may have planned the rows before it could see
+        # that this attempt runs.
         with writing():
             release([attempt], "the plan was cancelled when it began")
         raise Superseded(f"plan {plan.pk} was cancelled")
@@ -120,7 +120,7 @@ def claim_page(
 
 
 def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int]:
-    """Read a page, whether its plan was cancelled, and the number of its last attempt."""
+    """Return a page, whether its plan was cancelled, and the number of its last attempt."""
     cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
     last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
     query = Page.select(Page, cancelled.alias("cancelled"), last.alias("last_number"))
@@ -129,13 +129,7 @@ def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int]:
 
 
 def _check_owner(page: Page, submission: Submission) -> None:
-    """Refuse a page of another submission.
-
-    Raises
-    ------
-    Superseded
-        If it is one.
-    """
+    """Raise Superseded if a page belongs to another submission."""
     if page.submission_pk != submission.pk:
         raise Superseded(
             f"page {page.number} of plan {page.plan_pk} was given to submission "
@@ -152,7 +146,7 @@ def _new_attempt(
     Raises
     ------
     BusyError
-        If another process has recorded one in the same moment.
+        If another process has recorded one at the same moment.
     """
     try:
         return Attempt.create(
@@ -169,26 +163,26 @@ def _new_attempt(
 
 
 def _take_over(page: Page, attempt: Attempt) -> None:
-    """Make the attempt the one that may write the page, as nobody else has since it was read.
+    """Make an attempt the only one that may write a page.
 
     Raises
     ------
     BusyError
-        If somebody has.
+        If another attempt has claimed the page since it was read.
     """
-    seen = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
-    # What the attempt before wrote up to this moment counts.
+    unchanged = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
+    # What the earlier attempt wrote up to this moment counts.
     progress = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
-    changed = list(
+    updated = list(
         Page.update(attempt_pk=attempt.pk)
-        .where((Page.pk == page.pk) & seen & (Page.submission_pk == page.submission_pk))
+        .where((Page.pk == page.pk) & unchanged & (Page.submission_pk == page.submission_pk))
         .returning(*progress)
         .execute()
     )
-    if not changed:
+    if not updated:
         raise _busy(page)
     for field in progress:
-        setattr(page, field.name, getattr(changed[0], field.name))
+        setattr(page, field.name, getattr(updated[0], field.name))
     page.attempt_pk = attempt.pk
 
 
@@ -197,7 +191,7 @@ def _busy(page: Page) -> BusyError:
 
 
 def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
-    """The place behind the first `n_rows` of a page that are to be handed over."""
+    """Return the place after the first `n_rows` rows of a page that the task will be given."""
     for place, outcome in enumerate(page.outcomes):
         if outcome == Outcome.PENDING and place not in suspected:
             n_rows -= 1
@@ -207,8 +201,8 @@ def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
 
 
 def _bind_array(submission: Submission, where: Where) -> None:
-    """The first array to start is the one of its submission: a second one does nothing."""
-    if where.job_id is None or submission.job_id == where.job_id:  # once it is so, it stays so
+    """Bind a submission to its first array that starts; raise Superseded in any other."""
+    if where.job_id is None or submission.job_id == where.job_id:  # a binding never changes
         return
     Submission.update(job_id=where.job_id, state="submitted").where(
         (Submission.pk == submission.pk) & Submission.job_id.is_null()
@@ -222,7 +216,7 @@ def _bind_array(submission: Submission, where: Where) -> None:
 
 
 def _supersede(page: Page, submission: Submission, where: Where) -> None:
-    """End the attempt that still stands as running, if it may be ended."""
+    """End the attempt that is still recorded as running; raise BusyError if it may really run."""
     old = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
     if old is None or old.state != AttemptState.RUNNING:
         return
@@ -249,8 +243,8 @@ def _supersede(page: Page, submission: Submission, where: Where) -> None:
     ).where(Attempt.pk == old.pk).execute()
 
 
-#: Slurm's words for ends that no row brought about.
-_NO_ROWS_DOING = frozenset(
+#: States of Slurm for ends that no row can have caused.
+_NOT_CAUSED_BY_ROWS = frozenset(
     {
         SlurmState.NODE_FAIL.value, SlurmState.BOOT_FAIL.value, SlurmState.PREEMPTED.value,
         SlurmState.CANCELLED.value, SlurmState.DEADLINE.value,
@@ -259,23 +253,26 @@ _NO_ROWS_DOING = frozenset(
 
 
 def suspect_rows(page: Page, old: Attempt) -> None:
-    """Remember the rows that an attempt which ended without a word may have had in hand."""
-    if old.n_handed < 0 or old.slurm_state in _NO_ROWS_DOING:
+    """Record as suspects the rows that may have been in progress when an attempt ended.
+
+    It is for attempts that did not record their end themselves.
+    """
+    if old.n_handed < 0 or old.slurm_state in _NOT_CAUSED_BY_ROWS:
         return
-    known = {s.place: s.group for s in suspects_of(page.pk)}
+    group_of = {s.place: s.group for s in suspects_of(page.pk)}
     places = [
         place
         for place, outcome in enumerate(page.outcomes)
         if outcome == Outcome.PENDING
         and (
-            known.get(place) == old.group
+            group_of.get(place) == old.group
             if old.group
-            else place < old.n_handed and place not in known
+            else place < old.n_handed and place not in group_of
         )
     ]
     if old.slurm_state == SlurmState.OUT_OF_MEMORY:
         death = Death(OUT_OF_MEMORY, "ran out of memory (Slurm: OUT_OF_MEMORY)")
     else:
-        word = f" (Slurm: {old.slurm_state})" if old.slurm_state else ""
-        death = Death(KILLED, f"was being processed when its process ended without a record{word}")
+        cause = f" (Slurm: {old.slurm_state})" if old.slurm_state else ""
+        death = Death(KILLED, f"was being processed when its process ended without a record{cause}")
     record_death(page.pk, places, death)

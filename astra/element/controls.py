@@ -1,7 +1,7 @@
 """The controls of a plan that its running elements obey: pause and throttle.
 
-They read it before each page. Slurm is not asked: its throttle bounds how many elements begin, and
-not how many go on.
+Elements read them from the database before each page. Slurm's own throttle would not do: it limits
+how many elements start, not how many continue.
 """
 
 from datetime import timedelta
@@ -17,27 +17,27 @@ from astra.states import AttemptState
 
 
 def check_controls(plan: Plan, submission: Submission, element: int) -> None:
-    """Make sure, inside the transaction of a claim, that an element may take a page.
+    """Check, inside the transaction of a claim, that an element may take a page.
 
     Raises
     ------
     Held
         If the plan is paused, or as many others run as its throttle allows.
     """
-    now = Plan.select(Plan.pk, Plan.paused, Plan.pause_reason, Plan.throttle)
-    found = now.where(Plan.pk == plan.pk).get()
-    if found.paused is not None:
-        raise Held(f"plan {plan.pk} is paused ({found.pause_reason}): astra continue {plan.pk}")
-    if found.throttle is None:
+    query = Plan.select(Plan.pk, Plan.paused, Plan.pause_reason, Plan.throttle)
+    current = query.where(Plan.pk == plan.pk).get()
+    if current.paused is not None:
+        raise Held(f"plan {plan.pk} is paused ({current.pause_reason}): astra continue {plan.pk}")
+    if current.throttle is None:
         return
-    if dialect().name == "postgresql":  # elements that ask at once are counted one after the other
-        found = now.where(Plan.pk == plan.pk).for_update().get()
-    if found.throttle is not None and _n_others(plan, submission, element) >= found.throttle:
-        raise Held(f"plan {plan.pk} is throttled to {found.throttle} elements, which already run")
+    if dialect().name == "postgresql":  # elements that claim at once are counted one by one
+        current = query.where(Plan.pk == plan.pk).for_update().get()
+    if current.throttle is not None and _n_others(plan, submission, element) >= current.throttle:
+        raise Held(f"plan {plan.pk} is throttled to {current.throttle} elements, which already run")
 
 
 def _n_others(plan: Plan, submission: Submission, element: int) -> int:
-    """How many other elements of a plan run a page."""
+    """Return how many other elements of a plan run a page."""
     since = dialect().now() - timedelta(seconds=settings.current().element.lease_s)
     others = (Attempt.submission_pk != submission.pk) | (Attempt.element != element)
     return (
@@ -55,9 +55,9 @@ def _n_others(plan: Plan, submission: Submission, element: int) -> int:
 
 
 def pause_if_all_break(plan_pk: int) -> str | None:
-    """Pause a plan whose last pages all broke, inside a transaction; why, if it is paused so.
+    """Pause a plan whose last pages all broke, inside a transaction; return the reason, or None.
 
-    A node, or a task, that breaks each page would have them all broken otherwise.
+    Otherwise a node or a task that breaks every page would go on until all pages are broken.
     """
     most = settings.current().element.max_broken
     ends = (

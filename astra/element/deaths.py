@@ -1,6 +1,6 @@
-"""Record in an element's parent process how its child crashed.
+"""Record, in an element's parent process, how its child crashed.
 
-Until then the parent needs no database: these modules are imported when the first child dies.
+The parent needs no database until then, so this module is imported when the first child dies.
 """
 
 import logging
@@ -20,13 +20,13 @@ from astra.states import AttemptState
 log = logging.getLogger(__name__)
 
 
-#: States of an attempt that its process did not end by itself. One that the row timeout
-#: stopped calls itself interrupted.
+#: States of an attempt whose process did not record how it died. One that was stopped at the row
+#: timeout has recorded itself as interrupted.
 _OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
 
 
 def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
-    """Remember the rows in hand; whether there were any."""
+    """Record the rows in progress as suspects; return whether there were any."""
     if not board.attempt_pk:
         log.error("the element's process %s before it claimed a page", death.cause)
         return False
@@ -49,17 +49,20 @@ def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
             return bool(places)
 
     try:
-        known = retrying(work)
+        had_rows = retrying(work)
     except AstraError as error:
         log.error("the suspect rows could not be recorded: %s", error)
         return False
-    log.error("the task %s; suspect rows: %d", death.cause, board.n_in_hand())
-    return known
+    log.error("the task %s; suspect rows: %d", death.cause, board.n_in_progress())
+    return had_rows
 
 
 def give_up(board: Board, death: Death) -> None:
-    """The process died again and again with no row in hand: it is the task, not a row."""
-    message = f"its process crashed without a row in work: it {death.cause}"
+    """Record a page as broken: its process died repeatedly with no row in progress.
+
+    The task itself is to blame then, and not a row.
+    """
+    message = f"its process crashed with no row in progress: it {death.cause}"
     log.error("%s; the page stays pending", message)
 
     def work() -> None:

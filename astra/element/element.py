@@ -1,7 +1,7 @@
 """One element: claims its pages, one after the other, and runs the task over their rows.
 
-No connection to the database is held while the task computes: a page is claimed, a chunk of rows
-read, and a checkpoint written, each in a short one; what lies between two pages shares one.
+No connection to the database is held while the task computes. Claiming a page, reading a chunk of
+rows and writing a checkpoint each use a short one; everything between two pages shares one.
 """
 
 import logging
@@ -60,35 +60,35 @@ log = logging.getLogger(__name__)
 
 
 class Meter:
-    """What an attempt has measured of itself: written with each checkpoint, and at its end."""
+    """Measure an attempt. The values are written with each checkpoint, and at its end."""
 
     def __init__(self, since_s: float, board: Board | None) -> None:
-        self.since_s, self.board = since_s, board  # when what leads to the first row began
+        self.since_s, self.board = since_s, board  # when the start-up before the first row began
         self.first_s: float | None = None  # when the task was given its first row
         self.run: Run | None = None
         self.reader: Reader | None = None
 
     def first_row(self) -> None:
-        """The task is about to be given a row, its first or a later one."""
+        """Note the time at the first call, which comes before the task is given its first row."""
         if self.first_s is None:
             self.first_s = now_s()
             if self.board is not None:  # should the process die before a checkpoint
                 self.board.started(self.first_s - self.since_s)
 
     def read(self) -> dict[str, object]:
-        """Columns of the attempt, as of now."""
-        found: dict[str, object] = {"max_rss_mb": peak_mb()}
+        """Return columns of the attempt with their current values."""
+        columns: dict[str, object] = {"max_rss_mb": peak_mb()}
         if self.run is not None and self.reader is not None:
-            found |= {
+            columns |= {
                 "t_task_s": self.run.clock.t_task_s,
                 "t_write_s": self.run.writer.t_write_s,
                 "t_read_s": self.reader.t_read_s,
                 "row_times": str(self.run.clock.row_times) or None,
             }
         if self.first_s is not None:
-            found["t_start_s"] = self.first_s - self.since_s
-            found["t_rows_s"] = now_s() - self.first_s
-        return found
+            columns["t_start_s"] = self.first_s - self.since_s
+            columns["t_rows_s"] = now_s() - self.first_s
+        return columns
 
 
 def run_element(
@@ -101,7 +101,7 @@ def run_element(
 ) -> list[PageRun]:
     """Run the pages of one element of a submission, each until its rows have ended.
 
-    The submitter has trusted the plan as the role `planned_by` made it, and no other in its place.
+    The submitter trusted the plan of the role `planned_by`, and not one that took its place since.
 
     Raises
     ------
@@ -135,9 +135,9 @@ def run_element(
 
 
 class Element:
-    """What runs pages in this process, one after the other.
+    """Run pages in this process, one after the other.
 
-    One connection serves from the last checkpoint of a page to the first row of the next; none is
+    One connection is used from the last checkpoint of a page to the first row of the next. None is
     held while the task is imported, or computes.
     """
 
@@ -147,7 +147,7 @@ class Element:
         self.plan, self.submission, self.stop, self.board = plan, submission, stop, board
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
-        self.in_hand = FIRST_IN_HAND  # rows that an attempt is taken to have in hand at first
+        self.in_hand = FIRST_IN_HAND  # rows that an attempt is assumed to have in progress at first
         self.is_linked = self.has_loaded = False
         self.is_held = False  # the plan is paused or throttled
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
@@ -159,7 +159,7 @@ class Element:
         self._unlink()
 
     def _link(self) -> bool:
-        """Open the connection, if one can be had just now; whether it is new."""
+        """Open the connection, if the database accepts one now; return whether it is new."""
         is_new = connected()
         self.is_linked = is_new or self.is_linked
         return is_new
@@ -170,10 +170,10 @@ class Element:
             self.is_linked = False
 
     def pull(self, element: int) -> list[PageRun]:
-        """Run pages of the submission as long as any is free, and the time suffices for one more.
+        """Run pages of the submission while any is free and the time suffices for one more.
 
-        It begins with the page that an earlier process of this element had in hand. After a page
-        that was not completed it takes no other: what broke one may break all of them.
+        The first is the page that an earlier process of this element had claimed, if any. After a
+        page that was not completed no other is taken: what broke one may break all of them.
         """
         limit_s, longest_s = time_of_element(self.submission), 0.0
         end_s = None if limit_s is None else born_s(os.getppid()) + limit_s
@@ -194,7 +194,7 @@ class Element:
         return runs
 
     def _await_page(self, element: int, end_s: float | None) -> bool:
-        """Watch over the elements that still hold pages; whether there is a free page now."""
+        """Wait for pages that other elements hold; return whether one has become free."""
         from astra.element.takeover import Watcher  # here, as few elements watch
 
         self._unlink()
@@ -203,11 +203,11 @@ class Element:
     def run_page(self, number: int | None, element: int) -> PageRun | None:
         """Claim a page and run the task over the rows that it still needs.
 
-        Without a number it is the next free page of the submission. None if no page is free, or
-        the plan is paused or throttled.
+        Without a number, claim the next free page of the submission. Return None if no page is
+        free, or the plan is paused or throttled.
         """
         board, plan = self.board, self.plan
-        # Of an element's first page, what its process took to get here counts as start-up, too.
+        # For the first page, the time since the process was born counts as start-up, too.
         since_s, began_s = board.take_birth() if board else None, now_s()
         try:
             # What an earlier attempt computed and could not store is not computed again.
@@ -232,7 +232,7 @@ class Element:
         try:
             note = self._run_claimed(claim, meter)
         except OutOfMemory as error:
-            if board is not None:  # the other process starts this one anew, and takes it from there
+            if board is not None:  # the parent records the death, and starts a new process
                 board.out_of_memory()
             else:
                 _end(claim, AttemptState.BROKEN, clean(str(error), 2000))
@@ -260,7 +260,7 @@ class Element:
         return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
 
     def _check_tables(self, claim: Claim, *models: type[Model]) -> None:
-        """Look once for the indexes and triggers that results rest on, as the plan did."""
+        """Check once, as planning did, the indexes and triggers that stored results rely on."""
         from astra.models.schema import lacking_guard  # here, as it needs the task's models
 
         for model in models:
@@ -274,7 +274,7 @@ class Element:
                 raise BrokenElement(message)
 
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
-        """Run the task until every row of the page has ended; return what is noted of it."""
+        """Run the task until every row of the page has ended; return a note for the attempt."""
         if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
             self._unlink()
         task = self._load(claim)
@@ -325,7 +325,7 @@ class Element:
         Raises
         ------
         BrokenElement
-            If they cannot be imported, or do not fit; the attempt has ended.
+            If they cannot be imported, or do not fit. The attempt has been ended.
         Interrupted
             If the element was asked to stop meanwhile.
         """
@@ -341,7 +341,7 @@ class Element:
             self.stop.is_loading = False
 
     def _writer(self, claim: Claim, task: LoadedTask) -> Writer:
-        """The writer of a page."""
+        """Make the writer of a page; its schedule of checkpoints continues from page to page."""
         element, plan, stop = config.current().element, self.plan, self.stop
         target = target_of(
             plan, task.model, task.output, claim.page.number, task.declared.many,
@@ -356,9 +356,9 @@ class Element:
         return writer
 
     def _run(self, run: Run, reader: Reader, writer: Writer) -> None:
-        """Take all results of a run, and store them."""
+        """Compute all results of a run, and store them."""
         try:
-            writer.wake()  # it has the heartbeat, too
+            writer.wake()  # its thread also writes the heartbeat
             reader.begin(writer)
             self._unlink()
             for _ in run:
@@ -369,7 +369,7 @@ class Element:
             self._abandon()
 
     def _end_of_rows(self) -> bool:
-        """Whether the last checkpoint may be written on this thread's connection."""
+        """Return whether the last checkpoint may be written on this thread's connection."""
         self._abandon()
         return dialect().name == "postgresql" and self._link()
 
@@ -388,7 +388,7 @@ def _page_run(page: Page, state: str, message: str | None = None, status: int = 
 
 
 def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> Interrupted:
-    """The database stayed away: keep what it did not take in a file."""
+    """Save what an unavailable database did not store in a file; return the error to raise."""
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
         unwritten = writer.unwritten()
@@ -402,6 +402,7 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
 
 
 def _interrupted(claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
+    """End an attempt as interrupted; return the error to raise."""
     left = claim.outcomes.count(Outcome.PENDING)
     message = f"asked to stop ({reason}); all yielded results are stored, {left} rows are left"
     _end(claim, AttemptState.INTERRUPTED, message, gives_back)
@@ -418,7 +419,7 @@ def _counts(claim: Claim) -> dict[str, int]:
 
 
 def _counted(claim: Claim) -> Page:
-    """The page, as it was written with its end."""
+    """Return the page with the counts that were written at its end."""
     for name, n in _counts(claim).items():
         setattr(claim.page, name, n)
     return claim.page
@@ -431,9 +432,9 @@ def _heartbeat(claim: Claim, stop: Stop) -> None:
 
 
 def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False) -> None:
-    """Record how the attempt ended, and what it found of the page.
+    """Record how an attempt ended, and the outcomes of its page.
 
-    An interrupted one `gives_back` its page, for another element of its submission to take.
+    With `gives_back`, an interrupted attempt releases its page to other elements of its submission.
     """
     now = SQL(dialect().now_sql)
     measured = claim.measures()
@@ -451,7 +452,7 @@ def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: boo
             ).where(
                 (Attempt.pk == claim.attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
             ).execute()
-            # Rows whose result was found, and not written, are in no checkpoint.
+            # Rows that were found to have a result already are in no checkpoint.
             Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
                 (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)
             ).execute()
@@ -465,5 +466,6 @@ def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: boo
     except DatabaseError as error:
         if state is not AttemptState.INTERRUPTED:
             raise
-        # Told to end, there is no time to wait: its rows are stored, its word is not needed.
+        # The element was asked to stop and must not wait. Its rows are stored; that it recorded
+        # its end is not needed.
         log.warning("the end of the attempt could not be recorded: %s", error)

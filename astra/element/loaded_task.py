@@ -43,16 +43,15 @@ def load_task(plan: Plan) -> LoadedTask:
     element, function = config.current().element, task_of(plan)
     model, output = load(plan.input_model), load(plan.output_model)
     arguments = planned_arguments(plan, function)
-    # A row that raises costs itself, unless the plan itself says otherwise.
+    # A row that raises fails alone, unless the plan itself says otherwise.
     values = {"re_raise_exceptions": False, **arguments}
     defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
     settings, bound = bind_call(function, (iter(()),), values, defaults)
     declared = declared_by(function)
     if declared.files and plan.made_by is not None:
-        then = retrying(lambda: MadeBy.get_by_id(plan.made_by))
-        check_files(
-            function, arguments, stored(then.files, dict, f"`files` of made_by {then.pk}"), plan.pk
-        )
+        planned = retrying(lambda: MadeBy.get_by_id(plan.made_by))
+        files = stored(planned.files, dict, f"`files` of made_by {planned.pk}")
+        check_files(function, arguments, files, plan.pk)
     outer = outer_exceptions(element.outer_exceptions)
     return LoadedTask(declared, model, output, caller(function, bound), settings, outer)
 
@@ -63,7 +62,7 @@ def planned_arguments(plan: Plan, function: Callable[..., object]) -> dict[str, 
     Raises
     ------
     UsageError
-        If they were damaged since the plan was made: nothing is computed with others.
+        If they were damaged since the plan was made. Nothing is computed with other arguments.
     """
     values = parsed(plan.arguments, dict)
     if values is None:
@@ -75,14 +74,14 @@ def planned_arguments(plan: Plan, function: Callable[..., object]) -> dict[str, 
 
 
 def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
-    """The classes of ``[element] outer_exceptions``; of modules that are never imported, none.
+    """Import the exception classes that ``[element] outer_exceptions`` names.
 
     Raises
     ------
     UsageError
-        If a path names no exception.
+        If a path does not name an exception class.
     """
-    found = []
+    classes = []
     for path in paths:
         module, _, name = path.rpartition(".")
         try:
@@ -91,5 +90,5 @@ def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
             raise UsageError(f"[element] outer_exceptions: {path}: {error}") from error
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
             raise UsageError(f"[element] outer_exceptions: {path} is not an exception class")
-        found.append(kind)
-    return tuple(found)
+        classes.append(kind)
+    return tuple(classes)

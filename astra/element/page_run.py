@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PageRun:
-    """How one page fared in this element."""
+    """How a page ended in this element, and its counts."""
 
     page: int
     state: str
@@ -18,8 +18,8 @@ class PageRun:
     exit_status: int = 0
 
     def lines(self) -> Iterator[str]:
-        """Give the lines of the log about it."""
-        if self.state == "refused":  # not this element's: what became of it is said elsewhere
+        """Yield the lines that the log shows about the page."""
+        if self.state == "refused":  # this element has no part in the page, and no counts of it
             yield f"page {self.page}: refused; {self.message}"
             return
         yield (

@@ -1,7 +1,7 @@
 """The pool: pages of a submission that any of its elements may take.
 
-Whether a page is free stands in a column of its own, which changes as the page is claimed and as it
-is given back. An index holds the free pages, and no checkpoint changes it.
+A column of its own says whether a page is free. It changes when the page is claimed or released. An
+index holds the free pages, and checkpoints do not change it.
 """
 
 import logging
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 def left_in(submission: Submission) -> ColumnBase:
-    """A clause: the page is of a submission's pool, and has rows left."""
+    """Return a clause: the page belongs to a submission's pool, and has rows left."""
     return (Page.submission_pk == submission.pk) & (N_PENDING > 0)
 
 
 def take_page(submission: Submission, own: int) -> int | None:
-    """Take the page `own` if it is free, else the free one with most rows left; its number.
+    """Take the page `own` if it is free, else the free one with most rows left; return its number.
 
-    Rows that others are taking at this moment are passed over. Where nothing else is free they are
-    waited for: whoever is taking one may still fail to.
+    Pages that other elements have locked to take them are skipped. If nothing else is free, wait
+    for their locks: an element that is taking a page may still fail to.
     """
     skips_locked = (True, False) if dialect().name == "postgresql" else (None,)
     for skips in skips_locked:
@@ -48,15 +48,15 @@ def take_page(submission: Submission, own: int) -> int | None:
     return None
 
 
-#: States of an attempt whose page its element takes up again when it is started once more.
-_TAKEN_UP_AGAIN = (
+#: States of an attempt whose page its element continues when it is started again.
+_CONTINUED = (
     AttemptState.RUNNING.value, AttemptState.DIED.value, AttemptState.INTERRUPTED.value
 )  # fmt: skip
 
 
 def page_in_hand(submission: Submission, element: int) -> int | None:
-    """The page that an earlier process of this element has claimed, and neither ended nor given
-    back: it crashed, or Slurm requeued the element."""
+    """Return the page that an earlier process of this element claimed, and neither ended nor
+    released, because it crashed or Slurm requeued the element."""
     return (
         Page.select(Page.number)
         .join(Attempt, on=Attempt.pk == Page.attempt_pk)
@@ -65,7 +65,7 @@ def page_in_hand(submission: Submission, element: int) -> int | None:
             & ~Page.free
             & (Attempt.submission_pk == submission.pk)
             & (Attempt.element == element)
-            & Attempt.state.in_(_TAKEN_UP_AGAIN)
+            & Attempt.state.in_(_CONTINUED)
         )
         .order_by(Attempt.pk.desc())
         .limit(1)
@@ -74,14 +74,14 @@ def page_in_hand(submission: Submission, element: int) -> int | None:
 
 
 def give_back(page: Page) -> None:
-    """Let another element take a page that this one was interrupted at, if it may be taken."""
+    """Release a page that this element was interrupted at, if it is a page of a pool."""
     Page.update(free=True).where(
         (Page.pk == page.pk) & (Page.attempt_pk == page.attempt_pk) & Page.free.is_null(False)
     ).execute()
 
 
 def time_of_element(submission: Submission) -> int | None:
-    """Seconds from the start of an element to the warning before its time limit, if it has one."""
+    """Return the seconds from an element's start to the warning before its time limit, if any."""
     options = submission.options
     limit_s = time_limit_s(options.get("time", ""))
     warning = str(options.get("signal") or "").rpartition("@")[2]
@@ -89,30 +89,30 @@ def time_of_element(submission: Submission) -> int | None:
 
 
 def close_pool(submission: Submission) -> None:
-    """When all pages of a submission have ended, cancel those of its elements that still wait."""
+    """Cancel the waiting elements of a submission if all of its pages have ended."""
     left = Page.select(Page.pk).where(left_in(submission))
     if may_have_waiting(submission) and left.limit(1).scalar() is None:
         cancel_waiting(submission)
 
 
 def may_have_waiting(submission: Submission) -> bool:
-    """Whether elements of a submission may not have begun."""
+    """Return whether a submission can have elements that have not started."""
     return submission.kind == "slurm" and len(submission.elements) > 1
 
 
 def cancel_waiting(submission: Submission) -> None:
-    """Cancel the elements of a submission that have not begun, if no other element has done so."""
-    begun = Attempt.select(Attempt.element).where(Attempt.submission_pk == submission.pk)
-    if begun.distinct().count() == len(submission.elements):
+    """Cancel the elements of a submission that have not started, unless another element has."""
+    started = Attempt.select(Attempt.element).where(Attempt.submission_pk == submission.pk)
+    if started.distinct().count() == len(submission.elements):
         return
-    of_pool = (Submission.pk == submission.pk) & (Submission.state == "submitted")
-    if not Submission.update(state="ended").where(of_pool).execute():
-        return  # another element did it
-    from astra.slurm import client, command  # here, as other elements need none of it
+    still_open = (Submission.pk == submission.pk) & (Submission.state == "submitted")
+    if not Submission.update(state="ended").where(still_open).execute():
+        return  # another element has cancelled them
+    from astra.slurm import client, command  # imported here, as few elements need it
 
-    if not command.available():  # as in a container: they find nothing to do, and end
+    if not command.available():  # as in a container: the elements will find no page, and end
         return
-    # This is an element of the job: its cluster need not be looked up.
+    # This element belongs to the job, so its cluster need not be looked up.
     job = replace(submission.job, home=None)
     try:
         client.cancel(job, waiting_only=True)

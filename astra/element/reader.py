@@ -1,4 +1,4 @@
-"""The rows of a page, read for the task by chunks, and only those that have not ended."""
+"""Read the rows of a page that have not ended, in chunks, for the task."""
 
 import logging
 import time
@@ -41,21 +41,21 @@ from astra.states import Outcome
 log = logging.getLogger(__name__)
 
 
-#: Rows that are read at a time, at most, and bytes of arrays in them; rows that the task still has
-#: when the next are read, at least.
+#: The most rows of a chunk, the most bytes of their arrays, and the fewest rows that the task still
+#: has when the next chunk is read.
 CHUNK, CHUNK_BYTES, LAST_ROWS = 1000, 4_000_000, 32
 
-#: Seconds of work for which an attempt says beforehand which rows it will have in hand.
+#: Seconds of work for which an attempt records in advance which rows will be in progress.
 IN_HAND_S = 5.0
 
-#: Rows that were read together, and the keys of those that are left.
+#: Rows that were read together, and the keys of the rows after them.
 Chunk = tuple[list[Handed], list[RowKey]]
 
 
 class Reader:
-    """The rows of a page that still need the task, read by chunks, in the page's order.
+    """Iterate over the rows of a page that still need the task, in the page's order, by chunks.
 
-    Suspects come last, each group by itself; those that have been given up are failures.
+    Suspects come last, each group by itself. Those that were given up are recorded as failures.
     """
 
     def __init__(
@@ -70,22 +70,22 @@ class Reader:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.key, self.moment, self.link = key_of(model), moment_of(model), link_of(output, model)
         self.redo = redo  # rows that have results are processed again
-        self.first_row = first_row  # is called before the task is given a row
+        self.first_row = first_row  # called before the task is given the rows of a chunk
         self.writer: Writer | None = None
         self.t_read_s = 0.0
         self.arrays = pixel_columns(model)
-        # How large arrays are is not asked for until a row has some: mostly none has, and one
-        # statement does.
+        # The sizes of arrays are not queried until a row has some. Mostly none has, and then one
+        # statement is enough.
         self.unmeasured = bool(self.arrays)
         self.n_bytes: dict[RowKey, int] = {}  # of the arrays of rows, by key
-        self.n_handed = claim.attempt.n_handed  # places that are said to be in hand
+        self.n_handed = claim.attempt.n_handed  # places that are recorded as in progress
         self.began = time.monotonic()
         self.n_given = 0
         limit = settings.current().element.max_deaths
-        self.keys: list[RowKey] = []  # of the rows that come first, once it is known which
+        self.keys: list[RowKey] = []  # of the rows that come before suspects; set by `begin`
         self.first: Chunk | None = None
-        at = claim.page.row_keys
-        suspects = [(at[s.place], s) for s in claim.suspects if self._is_pending(at[s.place])]
+        keys = claim.page.row_keys
+        suspects = [(keys[s.place], s) for s in claim.suspects if self._is_pending(keys[s.place])]
         self.given_up = {key: s for key, s in suspects if s.deaths >= limit}
         self.group_of = {key: s.group for key, s in suspects if s.deaths < limit}
         by_group: dict[int, list[RowKey]] = {}
@@ -97,25 +97,25 @@ class Reader:
         return self.claim.outcomes[self.claim.positions[key]] == Outcome.PENDING
 
     def begin(self, writer: Writer) -> None:
-        """Read the first rows, before the task can have left anything open on the connection."""
+        """Read the first chunk, before the task can have left anything open on the connection."""
         self.writer = writer
         self._give_up(writer)
-        at = self.claim.page.row_keys
-        apart = self.given_up.keys() | self.group_of.keys()
-        self.keys = [k for k in at if self._is_pending(k) and k not in apart]
+        suspects = self.given_up.keys() | self.group_of.keys()
+        row_keys = self.claim.page.row_keys
+        self.keys = [k for k in row_keys if self._is_pending(k) and k not in suspects]
         self.first = self._read_patiently(self.keys)
 
     def _give_up(self, writer: Writer) -> None:
-        """Record the rows that ended too many processes as failures."""
+        """Record the rows that crashed too many processes as failures."""
         if not self.given_up:
             return
         moment = peewee.Value(None) if self.moment is None else self.moment
         query = self._asked_for(list(self.given_up)).select(self.key.given, moment)
-        for k, at in retrying(lambda: database.execute(query).fetchall()):
-            modified = OutputModel.input_modified.python_value(at)
-            suspect = self.given_up[k]
+        for key, stored in retrying(lambda: database.execute(query).fetchall()):
+            modified = OutputModel.input_modified.python_value(stored)
+            suspect = self.given_up[key]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
-            writer.fail(Refusal(k, suspect.exception, f"{suspect.cause}{times}", modified))
+            writer.fail(Refusal(key, suspect.exception, f"{suspect.cause}{times}", modified))
 
     def __iter__(self) -> Iterator[Handed]:
         self.began = time.monotonic()
@@ -123,22 +123,22 @@ class Reader:
         for handed in self._by_chunks(self.keys, first):
             place = self.claim.positions[handed.key]
             if place >= self.n_handed:
-                self._say_in_hand(place)
+                self._record_in_progress(place)
             self.n_given += 1
             yield handed
 
     def soon(self) -> int:
-        """The rows that the task is handed in the next seconds, as it goes now."""
+        """Estimate how many rows the task will be given in the next :data:`IN_HAND_S` seconds."""
         return int(IN_HAND_S * self.n_given / max(time.monotonic() - self.began, 1e-3))
 
-    def _say_in_hand(self, place: int) -> None:
-        """Tell the database how far the task will be."""
+    def _record_in_progress(self, place: int) -> None:
+        """Record in the database how far the task will get in the next seconds."""
         ahead = self.keys[self.n_given : self.n_given + 1 + self.soon()]
         self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
         self._note(n_handed=self.n_handed)
 
     def enter(self, keys: list[RowKey]) -> None:
-        """A group of suspects is handed over next."""
+        """Record which group of suspects the task is given next."""
         self._note(group=self.group_of.get(keys[0]) if keys else None)
 
     def _note(self, **values: int | None) -> None:
@@ -146,14 +146,14 @@ class Reader:
         try:
             in_background(lambda: retrying(query.execute, bound_s=0))()
         except (AstraError, PeeweeException) as error:
-            log.info("the rows in work could not be recorded: %s", error)
+            log.info("the rows in progress could not be recorded: %s", error)
 
     def again(self, keys: list[RowKey]) -> Iterator[Handed]:
-        """Rows by their keys, some of them once more."""
+        """Yield rows by their keys, even those that were yielded before."""
         return self._by_chunks(keys)
 
     def _by_chunks(self, keys: list[RowKey], first: Chunk | None = None) -> Iterator[Handed]:
-        """Rows by their keys; a chunk is read while the task is at the last eighth of another."""
+        """Yield rows by their keys; read each chunk during the last eighth of the one before."""
         ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
         while ahead is not None:
             (rows, keys), ahead = ahead(), None
@@ -173,9 +173,9 @@ class Reader:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
 
     def _read(self, keys: list[RowKey]) -> Chunk:
-        """The first rows of `keys`: as many as are read at a time."""
+        """Read the first chunk of `keys`."""
         began = time.perf_counter()
-        # The clock first: the rows are at least as recent as it says.
+        # The clock is read first, so the rows are at least as recent as it says.
         now = dialect().now()
         chunk, left = self._cut(keys)
         rows = self._rows(chunk)
@@ -187,23 +187,25 @@ class Reader:
         self.t_read_s += time.perf_counter() - began
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], left
 
-    def _handed(self, key: RowKey, row: object, at: object, now: datetime) -> Handed:
+    def _handed(self, key: RowKey, row: object, stored: object, now: datetime) -> Handed:
         bears = None if self.key.is_whole else self.link.of_row(row)
-        modified = None if at is None else OutputModel.input_modified.python_value(at)
+        modified = None if stored is None else OutputModel.input_modified.python_value(stored)
         return Handed(key, row, modified, now, bears=bears)
 
     def _asked_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)
 
     def _rows(self, keys: list[RowKey]) -> dict[object, tuple[object, object]]:
-        """Rows without a result, and when they changed, by key; until arrays are measured those
-        without any."""
+        """Return the rows without a result, and when they were modified, by key.
+
+        As long as arrays are not measured, it omits rows that have any.
+        """
         wanted = ~self._has_result()
         if self.unmeasured:
-            wanted &= self._size() < 1  # by "= 0" the planner would expect next to none
+            wanted &= self._size() < 1  # for "= 0" PostgreSQL's planner would expect hardly any
         extra = [self.key.given, peewee.Value(None) if self.moment is None else self.moment]
         query = self._asked_for(keys).where(wanted)
-        return {k: (row, at) for row, (k, at) in read_rows(query, extra)}
+        return {key: (row, modified) for row, (key, modified) in read_rows(query, extra)}
 
     def _has_result(self) -> ColumnBase:
         if self.redo:
@@ -211,20 +213,20 @@ class Reader:
         return has_result(self.model, self.output, by_index=True)
 
     def _note_missing(self, keys: list[RowKey]) -> list[RowKey]:
-        """Rows that have an up-to-date result already, or are no more, are noted; the others."""
+        """Record rows that already have a result or were deleted; return the keys of the others."""
         if not keys:
             return keys
         query = self._asked_for(keys).select(self.key.given, self._has_result())
-        has = dict(database.execute(query).fetchall())
-        self.claim.find(k for k in keys if has.get(k))
+        has_result = dict(database.execute(query).fetchall())
+        self.claim.find(k for k in keys if has_result.get(k))
         for k in keys:
-            if k not in has and self.writer is not None:
+            if k not in has_result and self.writer is not None:
                 message = "the input row was deleted after it was planned"
                 self.writer.fail(Refusal(k, "InputGone", message))
-        return [k for k in keys if k in has and not has[k]]
+        return [k for k in keys if k in has_result and not has_result[k]]
 
     def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:
-        """The keys of a chunk, and of what is left: no more than :data:`CHUNK_BYTES` of arrays."""
+        """Split keys into a chunk, with at most :data:`CHUNK_BYTES` of arrays, and the rest."""
         chunk, n_bytes = keys[:CHUNK], 0
         measured = self.arrays and not self.unmeasured
         for n, k in enumerate(chunk if measured else ()):
@@ -236,7 +238,7 @@ class Reader:
         return chunk, keys[CHUNK:]
 
     def _sizes(self, keys: list[RowKey]) -> dict[RowKey, int]:
-        """Bytes of the arrays of rows, by key, which the database knows without reading them."""
+        """Return the bytes of the rows' arrays, by key; the database knows them without reading."""
         query = self._asked_for(keys).select(self.key.given, self._size())
         query = query.where(self._size() > 0)
         return dict.fromkeys(keys, 0) | dict(database.execute(query).fetchall())
@@ -245,7 +247,7 @@ class Reader:
         return reduce(add, (fn.COALESCE(fn.LENGTH(array), 0) for array in self.arrays))
 
 
-#: Fields whose values the driver gives as they are.
+#: Fields whose values need no conversion after the database driver's.
 _PLAIN = {
     peewee.AutoField, peewee.BigAutoField, peewee.IntegerField, peewee.BigIntegerField,
     peewee.SmallIntegerField, peewee.FloatField, peewee.DoubleField, peewee.TextField,
@@ -256,50 +258,50 @@ _PLAIN = {
 def read_rows(
     query: "ModelSelect[Model]", extra: Sequence[object] = ()
 ) -> list[tuple[Model, Sequence[object]]]:
-    """The rows of a query of :func:`astra.models.keys.all_rows`, each with further columns."""
+    """Return the rows of a query of :func:`astra.models.keys.all_rows`, each with extra columns."""
     model, name = query.model, getattr(query.model, "loaded_with", None)
     query = query.select(*query._returning, *extra)  # type: ignore[attr-defined]
     with peewee_errors():
-        found = database.execute(query).fetchall()
+        records = database.execute(query).fetchall()
     make, width = _maker(model), len(model._meta.sorted_fields)
     if name is None:
-        return [(make(values[:width]), values[width:]) for values in found]
+        return [(make(values[:width]), values[width:]) for values in records]
     field = model._meta.fields[name]
     other = field.rel_model
     make_other, end = _maker(other), width + len(other._meta.sorted_fields)
     key_place = other._meta.sorted_fields.index(field.rel_field)
     rows = []
-    for values in found:
+    for values in records:
         row, loaded = make(values[:width]), values[width:end]
-        # What a row has none of is not asked for again when it is looked up.
+        # A row without a related row gets None, so that looking it up runs no further query.
         row.__rel__[name] = None if loaded[key_place] is None else make_other(loaded)
         rows.append((row, values[end:]))
     return rows
 
 
 def _maker(model: type[Model]) -> Callable[[Sequence[object]], Model]:
-    """Makes an object of the values of a row, in the order of SELECT, as peewee's own does."""
+    """Return a function that makes an object of a row's values, as peewee does, in SELECT order."""
     new, fields = model.__new__, model._meta.sorted_fields
     names = [f.name for f in fields]
     converters = [(f.name, f.python_value) for f in fields if type(_referred(f)) not in _PLAIN]
 
     def make(values: Sequence[object]) -> Model:
-        made = new(model)
-        made.__data__ = data = dict(zip(names, values, strict=True))
-        made._dirty, made.__rel__ = set(), {}  # type: ignore[attr-defined]
+        row = new(model)
+        row.__data__ = data = dict(zip(names, values, strict=True))
+        row._dirty, row.__rel__ = set(), {}  # type: ignore[attr-defined]
         for name, convert in converters:
             if data[name] is not None:
                 data[name] = convert(data[name])
-        return made
+        return row
 
-    def make_its_own_way(values: Sequence[object]) -> Model:
-        made = model(__no_default__=1)
+    def make_by_constructor(values: Sequence[object]) -> Model:
+        row = model(__no_default__=1)
         for field, value in zip(fields, values, strict=True):
-            setattr(made, field.name, field.python_value(value))
-        made._dirty.clear()  # type: ignore[attr-defined]
-        return made
+            setattr(row, field.name, field.python_value(value))
+        row._dirty.clear()  # type: ignore[attr-defined]
+        return row
 
-    return make if _is_plain(model) else make_its_own_way
+    return make if _is_plain(model) else make_by_constructor
 
 
 def _referred(field: Field) -> object:
@@ -308,7 +310,7 @@ def _referred(field: Field) -> object:
 
 @cache
 def _is_plain(model: type[Model]) -> bool:
-    """Whether rows of a model come to be as peewee's own do."""
+    """Return whether a model leaves the construction and the fields of its rows to peewee."""
     if model.__init__ is not peewee.Model.__init__ or model.__setattr__ is not object.__setattr__:
         return False
     accessors = {type(getattr_static(model, name)) for name in model._meta.fields}

@@ -1,4 +1,4 @@
-"""Requests to stop: what SIGTERM, SIGINT and SIGUSR1 do to a process that runs a task."""
+"""Requests to stop: how a process that runs a task handles SIGTERM, SIGINT and SIGUSR1."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ from astra.results.stopping import ActiveRuns, Stop
 
 @contextmanager
 def heard(stop: Stop) -> Iterator[None]:
-    """End the element at SIGTERM, SIGINT and SIGUSR1: after the row in hand, or soon after.
+    """Stop the element on SIGTERM, SIGINT and SIGUSR1, after the row in progress or soon after.
 
-    A row that goes on for longer than ``grace_s`` is interrupted by an exception. A pipe is written
-    by the C handler itself, so that what waits is stored at once, even while the task is deep in a
-    library's code.
+    A row that goes on for longer than ``grace_s`` is interrupted by an exception. The C handler
+    itself writes to a pipe, so that waiting results are stored at once, even while the task is deep
+    in a library's code.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,27 +31,28 @@ def heard(stop: Stop) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        """Nothing: an event that is set here would wait for itself when a second signal comes
-        meanwhile, as from Slurm and from the parent. The thread that reads the pipe sets it."""
+        """Do nothing; the thread that reads the pipe sets the event. Set here, it would deadlock
+        when a second signal arrives meanwhile, as one from Slurm and one from the parent."""
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if stop.is_loading or ActiveRuns.are_computing():
             ActiveRuns.interrupt(Interrupted.exit_status)
-        # Rows are being read or written: that ends by itself, within a bound.
+        # Reading and writing rows is not interrupted: it ends by itself, within a bound.
         signal.setitimer(signal.ITIMER_REAL, 0.1)
 
     def watch() -> None:
-        got = b""
-        while 0 not in got:
-            got = os.read(read, 64)
-            for number in got:
+        received = b""
+        while 0 not in received:
+            received = os.read(read, 64)
+            for number in received:
                 if number in numbers:
                     stop.ask(signal.Signals(number).name)
-                    # Here, and not in the handler: a signal that comes just before the main
-                    # thread begins to sleep is handled when it has slept, unless another wakes it.
+                    # The timer is set here and not in the handler: a signal that arrives just
+                    # before the main thread begins to sleep is handled only after the sleep,
+                    # unless another signal wakes it.
                     if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
                         signal.setitimer(signal.ITIMER_REAL, grace_s)
-                    hurry(max(grace_s, HURRY_S))  # a silent database is waited for no longer
+                    hurry(max(grace_s, HURRY_S))  # do not wait longer for a silent database
                     for run in list(ActiveRuns.runs):
                         run.writer.wake()
 

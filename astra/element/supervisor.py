@@ -1,10 +1,10 @@
 """An element's two processes: one runs the task and may crash, the other supervises it.
 
-The task runs in a child. A board in shared memory lists the rows that it has in hand. After a crash
-the parent thus knows the rows that are concerned, without a write to the database for each row.
-After a crash, the child is restarted and the page continues. A row that takes longer than the row
-timeout ends the child and is recorded. After SIGKILL, which comes from a memory limit or a person,
-the element ends; `astra resume` decides what follows.
+The task runs in a child. A board in shared memory lists the rows in progress, so that after a crash
+the parent knows the rows concerned, without a write to the database for each row. The child is then
+restarted, and the page continues. A row that takes longer than the row timeout ends the child and
+is recorded. After SIGKILL, which comes from a memory limit or a person, the element ends;
+`astra resume` decides what follows.
 """
 
 import ctypes
@@ -40,8 +40,8 @@ def supervised(
 
     Parameters
     ----------
-    work : runs the element's pages; its exit status. It is called in the child.
-    row_timeout_s : longest time that a task may take for each row in hand; 0 for no limit.
+    work : runs the element's pages and returns an exit status. It is called in the child.
+    row_timeout_s : longest time that a task may take for each row in progress; 0 for no limit.
     stop_at : when the element is asked to stop, in seconds since the epoch.
     """
     board = Board()
@@ -52,7 +52,7 @@ def supervised(
         board.start(birth_s)
         sys.stdout.flush()
         sys.stderr.flush()
-        gc.freeze()  # the child would write to each page that it looks for garbage in
+        gc.freeze()  # else the child's garbage collection would copy all shared memory pages
         pid = os.fork()
         if pid == 0:
             return _child(work, board)
@@ -64,10 +64,10 @@ def supervised(
             # Do not continue: a memory limit or a person ended the child on purpose.
             parent.note_death(status, alive=False)
             return 128 + signal.SIGKILL
-        known = parent.note_death(status, alive=True)
+        had_rows = parent.note_death(status, alive=True)
         if parent.stop_requested:
             return OutOfHours.exit_status if parent.over else 75
-        in_vain = 0 if known else in_vain + 1
+        in_vain = 0 if had_rows else in_vain + 1
         if in_vain >= settings.current().element.max_deaths:
             from astra.element.deaths import give_up
 
@@ -79,7 +79,7 @@ def _child(work: Callable[[Board], int], board: Board) -> int:
     """Run the work in the child, which is killed if its parent ends."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent died before the line above
         os._exit(128 + signal.SIGKILL)
     try:
         return work(board)
@@ -91,12 +91,12 @@ def _child(work: Callable[[Board], int], board: Board) -> int:
 class _Stopwatch:
     """Measure how long a task has worked on its rows, while this process was awake.
 
-    When Slurm suspends an element, or a machine sleeps, both processes stand still. The time that
-    passes meanwhile is not counted.
+    When Slurm suspends an element, or a machine sleeps, both processes pause. That time is not
+    counted.
     """
 
     def __init__(self, most_s: float) -> None:
-        self.most_s = most_s  # that one look may add
+        self.most_s = most_s  # the most seconds that one call of `read` may add
         self.since = self.seen = self.worked_s = 0.0
 
     def read(self, since: float) -> float:
@@ -113,25 +113,25 @@ class _Stopwatch:
 class _Parent:
     """Wait for a child, pass signals on to it, and terminate it when a row takes too long.
 
-    When the hours of its night are `over`, it is asked to stop, as Slurm would.
+    When the hours of its night are `over`, ask it to stop, as Slurm would.
     """
 
     def __init__(self, board: Board, row_timeout_s: float, stop_at: float | None = None) -> None:
         self.board, self.row_timeout_s, self.stop_at = board, row_timeout_s, stop_at
         self.stop_requested = self.timed_out = self.over = False
         self.pid = 0
-        # between two looks
+        # seconds between two checks
         self.every_s = min(max(row_timeout_s / 10, 0.05), 1.0) if row_timeout_s else 1.0
         self.stopwatch = _Stopwatch(2 * self.every_s)
 
     def wait(self, pid: int) -> int:
-        """The exit status of the child, minus the signal that ended it."""
+        """Wait for the child; return its exit status, or minus the signal that ended it."""
         self.pid, self.timed_out = pid, False
         handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), self._pass_on)
-        handlers[signal.SIGALRM] = self._look
+        handlers[signal.SIGALRM] = self._check_limits
         previous = {number: signal.signal(number, do) for number, do in handlers.items()}
-        # The timer also runs without limits: a signal that arrives just before the wait is handled
-        # at its next tick.
+        # The timer also runs if there are no limits: a signal that arrives just before the wait is
+        # handled at its next tick.
         signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
         try:
             _, status, used = os.wait4(pid, 0)
@@ -148,18 +148,18 @@ class _Parent:
         if self.pid:
             os.kill(self.pid, number)
 
-    def _look(self, number: int, frame: FrameType | None) -> None:
+    def _check_limits(self, number: int, frame: FrameType | None) -> None:
         if self.stop_at is not None and time.time() >= self.stop_at and not self.over:
             self.over = True
             log.warning("the hours of the night are over: the yielded results are stored")
             self._pass_on(signal.SIGTERM, None)
         if not self.row_timeout_s:
             return
-        n_in_hand = self.board.n_in_hand()
+        n_in_progress = self.board.n_in_progress()
         working_s = self.stopwatch.read(self.board.since[0])
-        if not self.pid or not n_in_hand:
+        if not self.pid or not n_in_progress:
             return
-        limit_s = self.row_timeout_s * n_in_hand  # a task may collect rows before it computes
+        limit_s = self.row_timeout_s * n_in_progress  # a task may collect rows before it computes
         if working_s > limit_s and not self.timed_out:
             self.timed_out = True
             self.limit_s = working_s
@@ -172,8 +172,8 @@ class _Parent:
     peak_mb = 0.0  # of the child that ended last
 
     def note_death(self, status: int, alive: bool) -> bool:
-        """Record the rows in hand as suspects; return whether there were any."""
-        from astra.element.deaths import note_death  # with the database, which no other needs
+        """Record the rows in progress as suspects; return whether there were any."""
+        from astra.element.deaths import note_death  # here, as only this needs the database
 
         return note_death(self.board, self.death(status), self.peak_mb, alive)
 
@@ -191,9 +191,6 @@ class _Parent:
             return Death(KILLED, f"ended its process (exit status {status})")
         name = signal.Signals(-status).name
         if -status == signal.SIGKILL:
-            word = (
-                "was being processed when its process was killed (signal 9, SIGKILL), "
-                "by a memory limit"
-            )
-            return Death(KILLED, f"{word} or from outside")
+            killed = "was being processed when its process was killed (signal 9, SIGKILL)"
+            return Death(KILLED, f"{killed}, by a memory limit or from outside")
         return Death(KILLED, f"killed its process (signal {-status}, {name})")

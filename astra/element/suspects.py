@@ -1,9 +1,10 @@
-"""Suspects: rows that a task had in hand when its process crashed.
+"""Suspects: rows that were in progress when their process crashed.
 
-A process that dies says nothing, so the rows that it had in hand are remembered, kept apart from
-the others of their page, and handed over last. A group in which a process dies again is halved,
-until one row stands alone; a row that was alone in hand at ``max_deaths`` deaths is recorded as a
-failure. A bad row among n costs about log2(n) + max_deaths processes, and nothing but itself.
+A process that dies cannot say which row was to blame. So all of its rows in progress are recorded,
+separated from the others of their page, and given to the task last. A group in which a process dies
+again is halved, until one row is alone; a row that was alone in progress at ``max_deaths`` deaths
+is recorded as a failure. A bad row among n costs about log2(n) + max_deaths processes, and no other
+row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,34 +16,34 @@ from astra.models.plans import Page
 
 @dataclass(frozen=True)
 class Death:
-    """What ended a process, in the words of the failure that a row may become of it."""
+    """How a process ended, as the failure of a row to blame describes it."""
 
     exception: str
     cause: str  # "killed its process (signal 11, SIGSEGV)"
-    certain: bool = False  # a row that is alone in hand is to blame, at the first time
+    certain: bool = False  # a row that was alone in progress is to blame, at its first death
 
 
 def record_death(page_pk: int, places: Sequence[int], death: Death) -> None:
-    """Remember the rows that a process had in hand as it died, in the order they were handed.
+    """Record the rows in progress when a process died, in the order in which it was given them.
 
-    Inside a transaction. Without places nothing is known, and nothing is remembered.
+    Inside a transaction. Without `places`, nothing is known and nothing recorded.
     """
     if not places:
         return
-    known = {s.place: s for s in Suspect.select().where(Suspect.page == page_pk)}
-    free = 1 + max((s.group for s in known.values()), default=0)
-    groups = {known[place].group if place in known else 0 for place in places}
+    earlier = {s.place: s for s in Suspect.select().where(Suspect.page == page_pk)}
+    next_group = 1 + max((s.group for s in earlier.values()), default=0)
+    groups = {earlier[place].group if place in earlier else 0 for place in places}
     if len(places) == 1:
         parts = [places]
     elif groups == {0}:
-        parts = [places]  # a row among many: first apart from those that are beyond doubt
+        parts = [places]  # their first death: only separate them from the rows beyond suspicion
     else:
         middle = len(places) // 2
         parts = [places[:middle], places[middle:]]
     alone = len(places) == 1
-    for number, part in enumerate(parts, free):
+    for number, part in enumerate(parts, next_group):
         for place in part:
-            deaths = known[place].deaths if place in known else 0
+            deaths = earlier[place].deaths if place in earlier else 0
             _upsert(page_pk, place, number, deaths + alone, death)
     if alone and death.certain:
         Suspect.update(deaths=CERTAIN).where(
@@ -50,7 +51,7 @@ def record_death(page_pk: int, places: Sequence[int], death: Death) -> None:
         ).execute()
 
 
-#: Deaths of a row that needs no second one.
+#: The number of deaths that is recorded for a row which is certainly to blame.
 CERTAIN = 1_000_000
 
 
@@ -64,15 +65,16 @@ def _upsert(page_pk: int, place: int, group: int, deaths: int, death: Death) -> 
 
 
 def suspects_of(page_pk: int) -> list[Suspect]:
-    """The suspects of a page, smallest groups first: what is likely to go well goes first."""
-    found = list(Suspect.select().where(Suspect.page == page_pk).order_by(Suspect.place))
+    """Return the suspects of a page, those with the fewest deaths and in the largest groups first:
+    they are the most likely to end well."""
+    suspects = list(Suspect.select().where(Suspect.page == page_pk).order_by(Suspect.place))
     size: dict[int, int] = {}
-    for suspect in found:
+    for suspect in suspects:
         size[suspect.group] = size.get(suspect.group, 0) + 1
-    return sorted(found, key=lambda s: (s.deaths, -size[s.group], s.group, s.place))
+    return sorted(suspects, key=lambda s: (s.deaths, -size[s.group], s.group, s.place))
 
 
 def forgive(pages: Iterable[Page]) -> None:
-    """Rows of these pages are to be tried again: their deaths count no more."""
+    """Reset the deaths of all suspects of these pages, whose rows are to be tried again."""
     pks = [page.pk for page in pages]
     Suspect.update(deaths=0).where(Suspect.page.in_(pks)).execute()

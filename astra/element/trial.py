@@ -25,7 +25,7 @@ from astra.tasks.signature import choose_model, find_task
 
 @dataclass(frozen=True)
 class Tried:
-    """What a task made of one row."""
+    """What a task computed from one row, or the exception that it raised."""
 
     key: RowKey
     results: tuple[dict[str, object], ...] = ()  # the columns of each that have a value
@@ -36,23 +36,23 @@ class Tried:
 
 @dataclass(frozen=True)
 class Trial:
-    """A task with its arguments, and the rows that it is tried on."""
+    """A task with its arguments, and the rows that it is tried on. Iterating runs it."""
 
     function: Any
     arguments: Mapping[str, object]
     rows: Mapping[RowKey, object]
 
     def __iter__(self) -> Iterator[tuple[Tried, TracebackType | None]]:
-        """Compute one row after the other; what each raised comes with it."""
+        """Compute one row after the other; yield each outcome with its traceback, if it raised."""
         for key, row in self.rows.items():
             try:
-                found = self.function([row], **self.arguments, write_to_database=False)
-                yield Tried(key, tuple(_values(result) for result in found)), None
+                results = self.function([row], **self.arguments, write_to_database=False)
+                yield Tried(key, tuple(_values(result) for result in results)), None
             except (Exception, SystemExit) as error:
                 trace = _own_part(error, self.function)
                 text = "".join(tracebacks.format_exception(type(error), error, trace))
-                said = secrets.hide(words_of(error))
-                yield Tried(key, (), type(error).__name__, said, secrets.hide(text)), trace
+                message = secrets.hide(words_of(error))
+                yield Tried(key, (), type(error).__name__, message, secrets.hide(text)), trace
 
 
 def trial_of_task(
@@ -88,19 +88,18 @@ def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
 
 
 def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
-    """Rows by their keys."""
     with connection():
         wanted, missing = find_keys(model, keys)
         if missing:
             raise UsageError(f"{model.__name__} has no row {listed(missing)}")
         key = key_of(model)
         query = key.narrowed(all_rows(model), wanted)
-        found = {k: row for row, (k,) in read_rows(query, [key.given])}
-    return {k: found[k] for k in wanted}
+        rows = {k: row for row, (k,) in read_rows(query, [key.given])}
+    return {k: rows[k] for k in wanted}
 
 
 def _values(result: object) -> dict[str, object]:
-    """The columns of a result that have a value, but for what astra writes itself."""
+    """Return the columns of a result that have a value, except those that astra writes itself."""
     own = {name for base in BASES for name in base._meta.fields} - {"t_elapsed"}
     data = getattr(result, "__data__", None)
     if data is None:
@@ -109,7 +108,7 @@ def _values(result: object) -> dict[str, object]:
 
 
 def _own_part(error: BaseException, function: Any) -> TracebackType | None:
-    """The traceback from the task's own file on; all of it where the task is not in it."""
+    """Return the traceback from the task's own file on; all of it if that file is not in it."""
     file = function.__astra__.function.__code__.co_filename
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != file:

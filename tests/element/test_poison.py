@@ -66,7 +66,7 @@ def test_a_process_begins_with_nothing_in_hand():
             board.hand(8)
             os._exit(0)
         os.waitpid(pid, 0)
-        assert board.n_in_hand() == 1 and board.places(2) == [1]
+        assert board.n_in_progress() == 1 and board.places(2) == [1]
 
 
 def test_a_row_that_ends_the_whole_element(url):

@@ -129,7 +129,7 @@ class TestDeaths:
 
     def watcher(self, plan) -> Watcher:
         watcher = Watcher(plan, Submission.get(), 2, Stop())
-        watcher.asks_s = 0.0
+        watcher.query_s = 0.0
         return watcher
 
     @pytest.fixture
@@ -145,11 +145,11 @@ class TestDeaths:
         attempt = held(Submission.get(), plan, silent_s=1000)
         slurm_says["answer"] = answer(state)
         watcher = self.watcher(plan)
-        assert watcher._look() is None
+        assert watcher._check() is None
         watcher.unchanged[attempt.pk] = (attempt.seen, -1000.0)
         for _ in range(2):  # nobody waits for it either
-            assert not watcher._look() and Attempt.get().state == "running"
-        assert watcher._look() is False
+            assert not watcher._check() and Attempt.get().state == "running"
+        assert watcher._check() is False
 
     @pytest.mark.parametrize("has_time", [True, False])
     def test_elements_that_wait_are_cancelled_while_one_with_time_left_watches(
@@ -174,7 +174,7 @@ class TestDeaths:
     def test_whom_slurm_knows_as_ended_is_dead_at_once(self, plan, slurm_says, state):
         held(Submission.get(), plan)
         slurm_says["answer"] = answer(state)
-        assert self.watcher(plan)._look() is True
+        assert self.watcher(plan)._check() is True
         attempt, page = Attempt.get(), Page.get()
         assert attempt.state == "superseded" and page.free
         assert attempt.slurm_state == (None if state is SlurmState.ABSENT else state.value)
@@ -183,19 +183,19 @@ class TestDeaths:
         """Each heartbeat is old then, and the watcher has not looked for as long."""
         attempt = held(Submission.get(), plan, silent_s=1000)
         watcher = self.watcher(plan)
-        assert watcher._look() is None
-        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.looked_s - 1000)
-        watcher.looked_s -= 900  # the database was away
-        assert watcher._look() is None and Attempt.get().state == "running"
+        assert watcher._check() is None
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1000)
+        watcher.checked_s -= 900  # the database was away
+        assert watcher._check() is None and Attempt.get().state == "running"
 
     def test_a_heartbeat_that_stood_still_for_a_lease_is_a_death_without_blame(
         self, plan, slurm_says
     ):
         attempt = held(Submission.get(), plan, silent_s=1)
         watcher = self.watcher(plan)
-        assert watcher._look() is None
-        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.looked_s - 2.1)
-        assert watcher._look() is True
+        assert watcher._check() is None
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 2.1)
+        assert watcher._check() is True
         with connection():
             assert not list(Page.get().suspects)
 
@@ -203,13 +203,13 @@ class TestDeaths:
         """The first is taken over, the second is not: the next needs more memory."""
         slurm_says["answer"] = answer(SlurmState.OUT_OF_MEMORY)
         held(Submission.get(), plan)
-        assert self.watcher(plan)._look() is True
+        assert self.watcher(plan)._check() is True
         with connection(), writing():
             claim_page(plan, 1, Submission.get(), 3, here("local", Path()))
             Page.update(free=False).execute()
             Attempt.update(array_index=1).where(Attempt.number == 2).execute()
         watcher = self.watcher(plan)
-        assert watcher._look() is None and watcher._look() is False
+        assert watcher._check() is None and watcher._check() is False
         assert not Page.get().free
 
     def test_slurm_is_asked_rarely(self, plan, slurm_says):
@@ -217,14 +217,14 @@ class TestDeaths:
         slurm_says["answer"] = answer(SlurmState.RUNNING)
         watcher = self.watcher(plan)
         for _ in range(5):
-            watcher._look()
+            watcher._check()
         assert len(slurm_says["asked"]) == 1
 
     def test_a_pool_has_one_watcher(self, plan, slurm_says):
         held(Submission.get(), plan)
-        assert self.watcher(plan)._look() is None
+        assert self.watcher(plan)._check() is None
         other = Watcher(plan, Submission.get(), 3, Stop())
-        assert other._look() is False
+        assert other._check() is False
 
 
 @pytest.mark.slurm
