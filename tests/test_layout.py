@@ -125,6 +125,20 @@ def test_a_folder_imports_only_from_those_above_it_in_the_list():
     assert wrong <= {("airflow", "api"), ("cli", "api")}
 
 
+def test_the_command_line_takes_its_functions_from_the_api():
+    """Beside them it imports settings, errors, states, and the public models."""
+    beside = {"astra", "astra.api", "astra.errors", "astra.states", "astra.models"}
+    wrong = {
+        (name, used)
+        for name, path in modules()
+        if folder(name) == "cli"
+        for used in imports(path) - beside
+        if folder(used) not in ("cli", "config")
+    }
+    # The demonstration looks into its own database, and the other commands are a pipeline's.
+    assert {pair for pair in wrong if pair[0] not in ("astra.cli.demo", "astra.cli.slam")} == set()
+
+
 def test_no_module_has_more_than_500_lines():
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules()}
     assert {name: n for name, n in lengths.items() if n > 500} == {}

@@ -18,25 +18,58 @@ Names that are not in ``__all__`` are for the command line: they may change in a
 
 TYPE_CHECKING = False  # type checkers assume True; an import here would delay every command
 if TYPE_CHECKING:
-    from astra.api.running import run_here as run_here
-    from astra.api.sizing import estimate
-    from astra.api.sizing import plan_sized as plan_sized
-    from astra.api.submitting import resume_plan as resume_plan
-    from astra.api.submitting import submit
-    from astra.api.submitting import submit_task as submit_task
+    from astra.api.running import run_here
+    from astra.api.sizing import estimate, plan_sized
+    from astra.api.submitting import resume_plan, submit, submit_task
     from astra.api.waiting import wait
-    from astra.plan.lookup import last_plan as last_plan
-    from astra.plan.plan import Planned, create_plan
-    from astra.plan.plan import plan_at_most as plan_at_most
+    from astra.database.connection import is_file as is_database_file
+    from astra.database.connection import retrying
+    from astra.database.connection import url as database_url
+    from astra.doctor.job import write_answer
+    from astra.doctor.place import wrong_profiles
+    from astra.element.trial import trial_of_plan, trial_of_task
+    from astra.models.given_keys import keys_of, listed
+    from astra.models.schema import check_version, init_database
+    from astra.models.schema import sql_of as sql_of_tables
+    from astra.models.spectrum import every_spectrum_model
+    from astra.models.starting import start_here
+    from astra.night.clean import clean
+    from astra.night.cron import check as check_cron
+    from astra.night.cron import entry as cron_entry
+    from astra.night.cron import install as install_cron
+    from astra.night.cron import remove as remove_cron
+    from astra.night.dashboard import Dashboard
+    from astra.night.dashboard import keep as keep_dashboard
+    from astra.night.history import night_of, nights
+    from astra.night.metrics import metrics
+    from astra.night.nightly import heal_all as heal
+    from astra.night.nightly import nightly, proceed
+    from astra.night.readiness import examine, is_ready, on_a_node
+    from astra.night.report import report_of_night
+    from astra.plan.lookup import last_plan, trust, trust_no_longer
+    from astra.plan.ownership import rename_task
+    from astra.plan.plan import Planned, create_plan, plan_at_most
     from astra.plan.sizes import Estimate
+    from astra.report.page import html as report_html
+    from astra.report.report import report_of as report
     from astra.resume.cancel import Cancelled, cancel
+    from astra.resume.controls import continue_plans, live_plans, pause, recover, throttle
     from astra.resume.resume import resume, resume_local
     from astra.states import PlanState
     from astra.status.failures import FailedRow, failures
+    from astra.status.failures import kinds as kinds_of_failures
+    from astra.status.logs import has_ended, logs
+    from astra.status.logs import path_of as log_path
+    from astra.status.logs import text_of as log_text
+    from astra.status.plans import all_plans as plans
+    from astra.status.results import StoredResults, plain
     from astra.status.status import PlanStatus, status, statuses
-    from astra.status.verdict import Verdict
+    from astra.status.story import story_of as why
+    from astra.status.verdict import CHECKS, Verdict
     from astra.status.verify import verify
+    from astra.status.watch import watch
     from astra.submit.submit import Submitted
+    from astra.tasks.signature import find_task, input_models, known_tasks, tasks_of_folder
 
 __all__ = [
     "Cancelled",
@@ -60,33 +93,90 @@ __all__ = [
     "wait",
 ]
 
-#: The module that defines each name, which is imported when the name is first used.
+#: The module that defines each name, and its name there where that differs; it is imported when the
+#: name is first used.
 _HOME_OF = {
+    "CHECKS": "astra.status.verdict",
     "Cancelled": "astra.resume.cancel",
+    "Dashboard": "astra.night.dashboard",
     "Estimate": "astra.plan.sizes",
     "FailedRow": "astra.status.failures",
     "PlanState": "astra.states",
     "PlanStatus": "astra.status.status",
     "Planned": "astra.plan.plan",
+    "StoredResults": "astra.status.results",
     "Submitted": "astra.submit.submit",
     "Verdict": "astra.status.verdict",
     "cancel": "astra.resume.cancel",
+    "check_cron": "astra.night.cron:check",
+    "check_version": "astra.models.schema",
+    "clean": "astra.night.clean",
+    "continue_plans": "astra.resume.controls",
     "create_plan": "astra.plan.plan",
+    "cron_entry": "astra.night.cron:entry",
+    "database_url": "astra.database.connection:url",
     "estimate": "astra.api.sizing",
+    "every_spectrum_model": "astra.models.spectrum",
+    "examine": "astra.night.readiness",
     "failures": "astra.status.failures",
+    "find_task": "astra.tasks.signature",
+    "has_ended": "astra.status.logs",
+    "heal": "astra.night.nightly:heal_all",
+    "init_database": "astra.models.schema",
+    "input_models": "astra.tasks.signature",
+    "install_cron": "astra.night.cron:install",
+    "is_database_file": "astra.database.connection:is_file",
+    "is_ready": "astra.night.readiness",
+    "keep_dashboard": "astra.night.dashboard:keep",
+    "keys_of": "astra.models.given_keys",
+    "kinds_of_failures": "astra.status.failures:kinds",
+    "known_tasks": "astra.tasks.signature",
     "last_plan": "astra.plan.lookup",
+    "listed": "astra.models.given_keys",
+    "live_plans": "astra.resume.controls",
+    "log_path": "astra.status.logs:path_of",
+    "log_text": "astra.status.logs:text_of",
+    "logs": "astra.status.logs",
+    "metrics": "astra.night.metrics",
+    "night_of": "astra.night.history",
+    "nightly": "astra.night.nightly",
+    "nights": "astra.night.history",
+    "on_a_node": "astra.night.readiness",
+    "pause": "astra.resume.controls",
+    "plain": "astra.status.results",
     "plan_at_most": "astra.plan.plan",
     "plan_sized": "astra.api.sizing",
+    "plans": "astra.status.plans:all_plans",
+    "proceed": "astra.night.nightly",
+    "recover": "astra.resume.controls",
+    "remove_cron": "astra.night.cron:remove",
+    "rename_task": "astra.plan.ownership",
+    "report": "astra.report.report:report_of",
+    "report_html": "astra.report.page:html",
+    "report_of_night": "astra.night.report",
     "resume": "astra.resume.resume",
     "resume_local": "astra.resume.resume",
     "resume_plan": "astra.api.submitting",
+    "retrying": "astra.database.connection",
     "run_here": "astra.api.running",
+    "sql_of_tables": "astra.models.schema:sql_of",
+    "start_here": "astra.models.starting",
     "status": "astra.status.status",
     "statuses": "astra.status.status",
     "submit": "astra.api.submitting",
     "submit_task": "astra.api.submitting",
+    "tasks_of_folder": "astra.tasks.signature",
+    "throttle": "astra.resume.controls",
+    "trial_of_plan": "astra.element.trial",
+    "trial_of_task": "astra.element.trial",
+    "trust": "astra.plan.lookup",
+    "trust_no_longer": "astra.plan.lookup",
     "verify": "astra.status.verify",
     "wait": "astra.api.waiting",
+    "watch": "astra.status.watch",
+    "why": "astra.status.story:story_of",
+    "write_answer": "astra.doctor.job",
+    "wrong_profiles": "astra.doctor.place",
 }
 
 
@@ -95,7 +185,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'astra.api' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    module, _, name_there = _HOME_OF[name].partition(":")
+    return getattr(importlib.import_module(module), name_there or name)
 
 
 def __dir__() -> list[str]:

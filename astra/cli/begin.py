@@ -47,25 +47,24 @@ def initdb(
     tracked: tuple[str, ...], sql: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Create all missing tables, including those of your MODULEs. Can be run again."""
+    from astra.api import database_url, init_database, sql_of_tables
     from astra.cli import show
     from astra.config.secrets import hide_password
-    from astra.database.connection import url
-    from astra.models.schema import init_database, sql_of
 
     if copied and moved:
         raise click.UsageError("a database was either --copied or --moved")
     if sql:
         if copied or moved or as_json:
             raise click.UsageError("--sql prints what would be done for MODULEs, --grant, --views")
-        click.echo(sql_of(modules, grant, views, tracked))
+        click.echo(sql_of_tables(modules, grant, views, tracked))
         return
     notes: list[str] = []
     new = init_database(modules, grant, copied, moved, notes, views, tracked)
     if as_json:
-        show.as_json({"database": hide_password(url()), "new": new, "notes": notes})
+        show.as_json({"database": hide_password(database_url()), "new": new, "notes": notes})
     else:
         what = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
-        show.line(f"{hide_password(url())}: {what}")
+        show.line(f"{hide_password(database_url())}: {what}")
         for note in notes:
             show.line(note)
 
@@ -77,8 +76,8 @@ def initdb(
 @click.option("--module", default="mytasks", show_default=True, help="Name of the Python module.")
 def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: str) -> None:
     """Write a starting point: astra.toml, and mytasks.py with models of existing TABLEs."""
+    from astra.api import start_here
     from astra.cli import show
-    from astra.models.starting import start_here
 
     for path in start_here(tables, url, schema, module):
         show.line(f"written: {path}")
@@ -102,8 +101,7 @@ def doctor(
     Checks Python, the configuration, the database, Slurm, the run directory, and each night with
     its mail, webhook and cron. Exit status: 0 ready, perhaps with warnings; 4 something failed.
     """
-    from astra.doctor.job import write_answer
-    from astra.night.readiness import examine, on_a_node
+    from astra.api import examine, on_a_node, write_answer
 
     if answer is not None:
         write_answer(answer, on_a_node)
@@ -113,8 +111,8 @@ def doctor(
 
 def show_findings(found: Iterable["Finding"], as_json: bool, quiet: bool, ready: str) -> None:
     """Show findings as they come, and exit with 4 if one of them failed."""
+    from astra.api import is_ready
     from astra.cli import show
-    from astra.night.readiness import is_ready
 
     kept = []
     for finding in found:
@@ -136,9 +134,9 @@ def show_findings(found: Iterable["Finding"], as_json: bool, quiet: bool, ready:
 @json_option
 def config_command(as_json: bool) -> None:
     """Show each setting and where it came from, and check the profiles. Secrets are hidden."""
+    from astra.api import wrong_profiles
     from astra.cli import show
     from astra.config import settings as config
-    from astra.doctor.place import wrong_profiles
 
     settings = config.current()
     if as_json:

@@ -76,8 +76,8 @@ def _configure(ctx: click.Context) -> None:
 
 def tasks(ctx: click.Context) -> Pairs:
     """Tasks of astra, of packages, of the modules in this folder, and of nights."""
+    from astra.api import known_tasks, tasks_of_folder
     from astra.config import settings
-    from astra.tasks.signature import known_tasks, tasks_of_folder
 
     for name in known_tasks():
         yield name, "installed"
@@ -89,15 +89,14 @@ def tasks(ctx: click.Context) -> Pairs:
 
 def plans(ctx: click.Context) -> Pairs:
     """Complete the numbers of the last plans."""
+    from astra.api import is_database_file
+    from astra.api import plans as last_plans
     from astra.config import settings
-    from astra.database.connection import dialect, is_file
-    from astra.status.plans import all_plans
 
     url = settings.current().database.url
-    if url.startswith("sqlite:") and not is_file(url):
+    if url.startswith("sqlite:") and not is_database_file(url):
         return  # to look must not make one
-    dialect()
-    for p in all_plans(30):
+    for p in last_plans(30):
         left = f"{p.pending:,} of {p.rows:,} rows left"
         yield str(p.plan), f"{p.task} on {p.input_model}, {p.created:%m-%d %H:%M}, {left}"
 
@@ -124,7 +123,7 @@ def nights(ctx: click.Context) -> Pairs:
 
 def dates(ctx: click.Context) -> Pairs:
     """Complete the days on which the last nights of a name began."""
-    from astra.night.history import nights as last_nights
+    from astra.api import nights as last_nights
 
     for night in last_nights(ctx.params.get("name")):
         yield night.date, night.state
@@ -146,9 +145,8 @@ def models(ctx: click.Context) -> Pairs:
     """Complete the input models of the given task, or those that come with astra."""
     from peewee import Model
 
+    from astra.api import every_spectrum_model, find_task, input_models
     from astra.models import Source
-    from astra.models.spectrum import every_spectrum_model
-    from astra.tasks.signature import find_task, input_models
 
     task = ctx.params.get("task") or ctx.params.get("task_or_plan")
     known: list[type[Model]] = [*every_spectrum_model(), Source]

@@ -11,14 +11,13 @@ from shlex import quote
 
 import numpy as np
 
-from astra.api import create_plan, resume_local, status
+from astra.api import create_plan, init_database, resume_local, status
 from astra.cli import show
 from astra.database.connection import bind, connection, database, reset, tuples
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, Slam, Source
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
-from astra.models.schema import init_database
 from astra.states import AttemptState
 
 

@@ -35,15 +35,14 @@ def nightly(
     Queues a small job, the finalizer, behind the arrays. It resumes what did not finish, starts
     tasks that depend on others, and closes the night.
     """
+    from astra.api import examine, proceed
+    from astra.api import nightly as begin
     from astra.cli import show, show_nights
-    from astra.night.nightly import nightly as begin
-    from astra.night.nightly import proceed
 
     if quiet:  # recovered problems are not reported; the others are errors
         logging.getLogger().setLevel(logging.ERROR)
     if check:
         from astra.cli.begin import show_findings
-        from astra.night.readiness import examine
 
         show_findings(examine(name), as_json, quiet, f"night {name}: ready")
     done = begin(name) if night is None else proceed(name, night, token)
@@ -70,13 +69,13 @@ def nights(
 
     Exit status with DATE: 0 whole, 3 running, 4 needs attention, 8 failed rows.
     """
+    from astra.api import heal as heal_nights
+    from astra.api import night_of
+    from astra.api import nights as last_nights
     from astra.cli import show, show_nights
-    from astra.night.history import night_of
-    from astra.night.history import nights as last_nights
-    from astra.night.nightly import heal_all
 
     if heal:
-        healed = heal_all(name)
+        healed = heal_nights(name)
         show.as_json(healed) if as_json else show_nights.healed(healed)
     elif name is not None and date is not None:
         found = night_of(name, date)
@@ -94,9 +93,9 @@ def nights(
 )  # fmt: skip
 def metrics(output: Path | None) -> None:
     """Print Prometheus metrics of nights and plans: rows by state, ages, retries."""
+    from astra.api import metrics as collected
+    from astra.api import retrying
     from astra.config.run_folder import write_whole
-    from astra.database.connection import retrying
-    from astra.night.metrics import metrics as collected
 
     text = retrying(collected, bound_s=30)
     if output is None:
@@ -118,20 +117,20 @@ def cron(
     mailto: str | None,
 ) -> None:  # fmt: skip
     """Print, install, remove or check the crontab entry that starts the night NAME."""
+    from astra.api import check_cron, cron_entry, install_cron, remove_cron
     from astra.cli import show
-    from astra.night import cron as of_cron
 
     if (at is not None) == (remove or check):
         raise UsageError(
             'say when: --at "0 20 * * *" (with --install or not), or --remove, --check'
         )
     if check:
-        show.line(of_cron.check(name))
+        show.line(check_cron(name))
     elif remove:
-        gone = of_cron.remove(name, scron)
+        gone = remove_cron(name, scron)
         show.line(f"night {name}: {'its entry was taken out' if gone else 'there was no entry'}")
     elif at is not None:
-        made = of_cron.entry(name, at, mailto, scron)
+        made = cron_entry(name, at, mailto, scron)
         if install:
-            of_cron.install(made, scron)
+            install_cron(made, scron)
         click.echo(made.text, nl=False)

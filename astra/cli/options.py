@@ -76,7 +76,7 @@ def _named_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None
 
 def _trust(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from astra.plan.lookup import trust, trust_no_longer
+        from astra.api import trust, trust_no_longer
 
         trust()
         ctx.call_on_close(trust_no_longer)
@@ -89,7 +89,7 @@ def _pairs(
 
 
 def _keys(ctx: click.Context, parameter: click.Parameter, given: str | None) -> list[str] | None:
-    from astra.models.given_keys import keys_of
+    from astra.api import keys_of
 
     return None if given is None else keys_of(given)
 

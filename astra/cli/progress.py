@@ -51,11 +51,11 @@ def status(
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 failed rows.
     """
+    from astra.api import plans as list_plans
+    from astra.api import status as status_of
+    from astra.api import watch
     from astra.cli import show, show_watch
     from astra.config import settings
-    from astra.status.plans import all_plans
-    from astra.status.status import status as status_of
-    from astra.status.watch import watch
 
     if live and as_json:
         raise UsageError("--watch shows, --json prints once: leave one of them out")
@@ -63,7 +63,7 @@ def status(
     if any(filters):
         if plan is not None or live:
             raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
-        _status_of_several(all_plans(20, *filters), pages, as_json)
+        _status_of_several(list_plans(20, *filters), pages, as_json)
     plan = the_last() if plan is None else plan
     if live:
         found = show_watch.watched(watch(plan, every_s))
@@ -76,8 +76,8 @@ def status(
 
 def _status_of_several(plans: "list[PlanLine]", pages: bool, as_json: bool) -> None:
     """Show the status of several plans, and exit with the status of the worst of them."""
+    from astra.api import statuses
     from astra.cli import show
-    from astra.status.status import statuses
 
     found = statuses([line.plan for line in plans], of_whole=pages or as_json)
     if as_json:
@@ -145,8 +145,8 @@ def recover(plan: int, as_json: bool) -> None:
 
     submit and resume do this automatically.
     """
+    from astra.api import recover as recover_plan
     from astra.cli import show
-    from astra.resume.controls import recover as recover_plan
 
     found = recover_plan(plan)
     show.as_json(found) if as_json else show.recovered(found)
@@ -163,8 +163,8 @@ def verify(plan: int, as_json: bool) -> None:
     while the plan runs. Exit status: 0 consistent, 4 inconsistent; each breach is listed by page
     and key.
     """
+    from astra.api import verify as verify_plan
     from astra.cli import show
-    from astra.status.verify import verify as verify_plan
 
     found = verify_plan(plan)
     show.as_json(found) if as_json else show.verdict(found)
@@ -177,8 +177,8 @@ def verify(plan: int, as_json: bool) -> None:
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
     """Terminate the elements of PLAN, and release its rows."""
+    from astra.api import cancel as cancel_plan
     from astra.cli import show
-    from astra.resume.cancel import cancel as cancel_plan
 
     done = cancel_plan(plan, page)
     show.as_json(done) if as_json else show.cancelled(done)
@@ -193,8 +193,8 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 @json_option
 def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> None:
     """Pause PLAN: its elements complete their pages and take no further ones."""
+    from astra.api import pause as pause_plans
     from astra.cli import show
-    from astra.resume.controls import pause as pause_plans
 
     done = pause_plans(_chosen(plan, of_all), reason)
     show.as_json(done) if as_json else show.controls(done)
@@ -207,8 +207,8 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 @json_option
 def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
     """Let at most N elements of PLAN take further pages."""
+    from astra.api import throttle as throttle_plan
     from astra.cli import show
-    from astra.resume.controls import throttle as throttle_plan
 
     if (n is None) != off:
         raise UsageError(f"write astra throttle {plan} N, or astra throttle {plan} --off")
@@ -222,15 +222,15 @@ def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
 @json_option
 def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     """End the pause of PLAN, and submit pages for which no element is left."""
+    from astra.api import continue_plans
     from astra.cli import show
-    from astra.resume.controls import continue_plans
 
     done = continue_plans(_chosen(plan, of_all))
     show.as_json(done) if as_json else show.controls(done)
 
 
 def _chosen(plan: int | None, of_all: bool) -> list[int]:
-    from astra.resume.controls import live_plans
+    from astra.api import live_plans
 
     if (plan is None) != of_all:
         raise UsageError("name one PLAN, or --all")
@@ -248,9 +248,9 @@ def logs(
     plan: int, page: int | None, follow: bool, raw: bool, as_csv: bool, as_json: bool
 ) -> None:  # fmt: skip
     """Print the log of the last attempt at PAGE, or list the logs of PLAN or the last plan."""
+    from astra.api import has_ended, log_path, log_text
+    from astra.api import logs as logs_of
     from astra.cli import show
-    from astra.status.logs import has_ended, path_of, text_of
-    from astra.status.logs import logs as logs_of
 
     found = logs_of(plan, page)
     if as_json:
@@ -258,12 +258,12 @@ def logs(
     elif page is None:
         show.logs(found, as_csv)
     else:
-        path = path_of(plan, found[-1])
+        path = log_path(plan, found[-1])
         if follow and path is not None and os.path.isfile(path):
             with suppress(KeyboardInterrupt):
                 show.follow(str(path), raw, lambda: has_ended(plan, found[-1]))
         else:
-            text = text_of(plan, found[-1])
+            text = log_text(plan, found[-1])
             click.echo(text if raw else printable(text), nl=False)
 
 
@@ -274,13 +274,13 @@ def logs(
 @json_option
 def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> None:
     """List the failed rows of PLAN or of the last plan, and why they failed."""
+    from astra.api import failures as failures_of
+    from astra.api import kinds_of_failures
     from astra.cli import show
-    from astra.status.failures import failures as failures_of
-    from astra.status.failures import kinds
 
     rows = failures_of(plan)
     show.as_json(rows) if as_json else show.failures(
-        plan, kinds(rows), rows, with_traceback, as_csv
+        plan, kinds_of_failures(rows), rows, with_traceback, as_csv
     )
 
 
@@ -294,12 +294,12 @@ def plans(
     as_csv: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """List plans, the latest first."""
+    from astra.api import check_version
+    from astra.api import plans as list_plans
     from astra.cli import show
-    from astra.models.schema import check_version
-    from astra.status.plans import all_plans
 
     check_version()
-    found = all_plans(None if every else 20, task, state, mine, since)
+    found = list_plans(None if every else 20, task, state, mine, since)
     show.as_json(found) if as_json else show.plans(found, as_csv)
 
 
@@ -335,11 +335,10 @@ def report(
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
     next. It needs no network and holds no password.
     """
+    from astra.api import report as report_of
+    from astra.api import report_html, report_of_night
     from astra.cli import show
     from astra.config.run_folder import write_whole
-    from astra.night.report import report_of_night
-    from astra.report.page import html
-    from astra.report.report import report_of
 
     if folder is not None:
         if which or output or as_json:
@@ -357,7 +356,7 @@ def report(
         file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
     if as_json:
         return show.as_json(found)
-    page = html(found)
+    page = report_html(found)
     if str(output) == "-":
         click.echo(page)
     else:
@@ -366,9 +365,8 @@ def report(
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:
+    from astra.api import Dashboard, retrying
     from astra.cli import show_watch
-    from astra.database.connection import retrying
-    from astra.night.dashboard import Dashboard
 
     dashboard = Dashboard(folder, keep_days)
     if not once:
@@ -393,8 +391,8 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
 
     Results, and plans with pending rows, are never removed.
     """
+    from astra.api import clean as clean_up
     from astra.cli import show, show_nights
-    from astra.night.clean import clean as clean_up
 
     done = clean_up(keep_days, not yes)
     show.as_json(done) if as_json else show_nights.cleaned(done)

@@ -24,9 +24,8 @@ def results(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Print the results of TASK at the current version."""
+    from astra.api import StoredResults, keys_of, listed
     from astra.cli import show, show_rows
-    from astra.models.given_keys import keys_of, listed
-    from astra.status.results import StoredResults
 
     if as_csv and as_json:
         raise UsageError("--csv and --json are two forms: leave one of them out")
@@ -51,8 +50,8 @@ def results(
 @json_option
 def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
     """Explain why the row with this KEY is or is not pending for TASK, and show its history."""
+    from astra.api import why as story_of
     from astra.cli import show, show_rows
-    from astra.status.story import story_of
 
     found = story_of(task, key, input_model)
     if as_json:

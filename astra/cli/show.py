@@ -122,7 +122,7 @@ def planned(plans: Iterable[Planned]) -> None:
                 "until they have a result, in the order of their keys"
             )
         if plan.unknown_keys:
-            from astra.models.given_keys import listed
+            from astra.api import listed
 
             n = count(len(plan.unknown_keys), "key")
             line(f"  {n} of no row of {plan.input_model}: {listed(plan.unknown_keys)}")
@@ -221,7 +221,7 @@ def status(plan: PlanStatus, every_page: bool = False) -> None:
 
 
 def verdict(found: Verdict) -> None:
-    from astra.status.verdict import CHECKS
+    from astra.api import CHECKS
 
     word = "[bold green]sound[/]" if found.sound else "[bold red]not sound[/]"
     line(f"plan {found.plan}: {found.task}")

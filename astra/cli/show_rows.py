@@ -1,16 +1,22 @@
 """Show single rows and their results."""
 
+from __future__ import annotations
+
 import csv
 import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
 from textwrap import indent
+from typing import TYPE_CHECKING
 
+from astra.api import plain
 from astra.cli import show
 from astra.config.secrets import hide
-from astra.status.results import StoredResults, plain
-from astra.status.story import Ended, Making, Planning, Story
+
+if TYPE_CHECKING:
+    from astra.status.results import StoredResults
+    from astra.status.story import Ended, Making, Planning, Story
 
 #: Results that a table shows where nobody says how many.
 SHOWN = 20

@@ -1,10 +1,15 @@
 """Show the sizes that were estimated for pages and elements."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from astra.cli.show import count, line
-from astra.plan.plan import Planned
-from astra.plan.sizes import Estimate
+
+if TYPE_CHECKING:
+    from astra.plan.plan import Planned
+    from astra.plan.sizes import Estimate
 
 
 def estimated(found: Iterable[Estimate]) -> None:

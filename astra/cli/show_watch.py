@@ -73,7 +73,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def keep_pages(dashboard: Dashboard, every_s: float) -> None:
     """Look after a folder of pages until Ctrl-C or SIGTERM, which the index says then."""
-    from astra.night.dashboard import keep
+    from astra.api import keep_dashboard
 
     def wait() -> bool:
         time.sleep(every_s)
@@ -81,7 +81,7 @@ def keep_pages(dashboard: Dashboard, every_s: float) -> None:
 
     try:
         with _stopped_by_signals():
-            for look in keep(dashboard, wait):
+            for look in keep_dashboard(dashboard, wait):
                 pages(look)
     except KeyboardInterrupt:
         at = datetime.now().astimezone()

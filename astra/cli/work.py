@@ -90,8 +90,8 @@ def plan(
 @click.argument("task", type=TASK)
 def rename(old: str, task: str) -> None:
     """Assign the plans and results of a task's former name OLD to TASK."""
+    from astra.api import rename_task
     from astra.cli import show
-    from astra.plan.ownership import rename_task
 
     n_plans = rename_task(old, task)
     show.line(f"{show.count(n_plans, 'plan')} of {old}, and what they made, are of {task} now")
@@ -194,8 +194,8 @@ def try_command(
 
     With a PLAN, its arguments are used. Exit status: 0, or 8 if a row raised.
     """
+    from astra.api import trial_of_plan, trial_of_task
     from astra.cli import show
-    from astra.element.trial import trial_of_plan, trial_of_task
     from astra.states import PlanState
 
     if task_or_plan.isdecimal() and task_or_plan.isascii():
