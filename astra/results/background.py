@@ -1,4 +1,4 @@
-"""The second thread of a run: it writes what is due while the task computes, and the heartbeat."""
+"""The second thread of a run: it writes what is due, and heartbeats, while the task computes."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Says to the database that the attempt lives, when nothing was written for a while."""
+    """Record in the database that the attempt is running, after a while without a checkpoint."""
 
     beat: Callable[[], None]
     every_s: float
@@ -35,13 +35,13 @@ class Work(Protocol):
     """What the thread does."""
 
     def seconds_until_due(self) -> float | None:
-        """How long nothing has to be written; None for as long as nothing waits."""
+        """Return how long nothing has to be written; None while nothing waits."""
 
     def write_due(self) -> None:
-        """Write what is due."""
+        """Write the rows whose checkpoint is due."""
 
     def fail_for_good(self, error: BaseException) -> None:
-        """Take note that nothing more is written."""
+        """Record that the thread has ended by an error and writes nothing more."""
 
 
 class Background:
@@ -49,7 +49,7 @@ class Background:
 
     Parameters
     ----------
-    work : what it does, and when.
+    work : what is written, and when.
     heartbeat : sent while there is nothing to write.
     keeps_connection : hold one connection for the whole run instead of one for each checkpoint.
     """
@@ -61,14 +61,14 @@ class Background:
         self.thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Have the thread look at the clock again; start it at the first time."""
+        """Make the thread check again what is due; start it at the first call."""
         if self.thread is None:
             self.thread = threading.Thread(target=self._run, name="astra writer", daemon=True)
             self.thread.start()
         self.woken.set()
 
     def close(self, wait: bool) -> None:
-        """End the thread, and wait for its end unless the database may keep it."""
+        """End the thread; with `wait`, wait until it has ended, which a silent database delays."""
         self.over.set()
         self.woken.set()
         if self.thread is not None and wait:
@@ -82,7 +82,7 @@ class Background:
             self.work.fail_for_good(error)
 
     def _write_until_over(self) -> None:
-        last = time.monotonic()  # of the last heartbeat that was written
+        last = time.monotonic()  # when the last checkpoint or heartbeat was written
         while not self.over.is_set():
             self.woken.clear()
             wait_s = self.work.seconds_until_due()

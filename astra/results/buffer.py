@@ -9,7 +9,7 @@ from astra.results.rows import Checkpoint, Handed, Refusal, Yielded
 
 
 class Buffer:
-    """The rows that wait for their checkpoint. Two threads use it: one adds, one takes."""
+    """Hold rows until their checkpoint. Two threads use it: one adds rows, one takes them."""
 
     def __init__(self) -> None:
         self.mutex = threading.RLock()  # guards all of the following
@@ -17,11 +17,11 @@ class Buffer:
         self.waiting = Checkpoint()
         self.in_writing = Checkpoint()
         self.n_waiting = 0
-        self.since: float | None = None  # when the oldest row that waits was added
-        self.stored: deque[object] = deque()  # results that may be passed on now
+        self.since: float | None = None  # when the oldest waiting row was added
+        self.stored: deque[object] = deque()  # results that may be passed on to the caller
 
     def add(self, yielded: Yielded) -> bool:
-        """Add a result; return whether it is the first row that waits."""
+        """Add a result; return whether it is the first waiting row."""
         with self.mutex:
             self.waiting.results.append(yielded)
             self.n_waiting += 1
@@ -47,7 +47,7 @@ class Buffer:
             return self.since is None and self._start_clock()
 
     def forget_failures(self) -> None:
-        """Leave out the failures that are not stored yet."""
+        """Drop the failures that wait, so that their rows stay pending."""
         with self.mutex:
             self.waiting.failures.clear()
             self.n_waiting = len(self.waiting)
@@ -57,12 +57,12 @@ class Buffer:
         return True
 
     def unwritten(self) -> Checkpoint:
-        """Everything that was added and is not known to be stored."""
+        """Return everything that was added and is not known to be stored."""
         with self.mutex:
             return self.in_writing + self.waiting
 
     def take(self) -> Checkpoint:
-        """Return all that waits, to be written now."""
+        """Return all waiting rows, to be written now."""
         with self.mutex:
             checkpoint, self.waiting = self.waiting, Checkpoint()
             self.in_writing, self.since, self.n_waiting = checkpoint, None, 0
@@ -71,7 +71,7 @@ class Buffer:
             return checkpoint
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Have a checkpoint that could not be written wait again, before all else."""
+        """Put a checkpoint that could not be written back, before the rows added since."""
         with self.mutex:
             self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
             self.n_waiting = len(self.waiting)
@@ -79,7 +79,7 @@ class Buffer:
             self.changed.notify_all()
 
     def finish(self, results: Iterable[object]) -> None:
-        """Note that the checkpoint is stored; `results` of it may be passed on."""
+        """Note that the checkpoint is stored; its `results` may be passed on to the caller."""
         with self.mutex:
             self.in_writing = Checkpoint()
             self.stored.extend(results)

@@ -41,11 +41,11 @@ def write(
     claim: Claim | None,
     judge: Callable[[list[Refusal]], None] = lambda refused: None,
 ) -> list[ColumnBase]:
-    """Write a checkpoint, all of it or nothing; the results that were stored.
+    """Write a checkpoint, all of it or nothing; return the results that were stored.
 
-    A result that the database refuses fails alone: its batch is halved until it stands by itself,
-    and it is recorded as a failure of its row, with the database's own message. `judge` is given
-    all that were refused before anything is committed; what it raises takes everything back.
+    A result that the database refuses fails alone: its batch is halved until it is by itself, and
+    it is recorded as a failure of its row, with the database's own message. `judge` is given all
+    refused results before anything is committed; if it raises, everything is rolled back.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def write(
 def _find_keys(
     checkpoint: Checkpoint, stored: list[Yielded], refused: list[Refusal], target: Target
 ) -> None:
-    """Look up the keys of rows that are known by what their results bear alone."""
+    """Look up the keys of rows of which only the columns that results point to are known."""
     rows: list[Handed | Refusal] = [*checkpoint.no_results, *checkpoint.failures, *refused]
     unknown = [row for row in rows if row.key is None and row.bears is not None]
     if target.model is None or not (unknown or stored):
@@ -94,12 +94,12 @@ def _find_keys(
         query = model.select(key.text)
         for field, value in zip(key.fields, values, strict=True):
             query = query.where(field == value)
-        found = database.execute(query.limit(1)).fetchone()
-        row.key = found[0] if found else None
+        record = database.execute(query.limit(1)).fetchone()
+        row.key = record[0] if record else None
 
 
 def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
-    """A failure of a row whose result is stored is a further result, that was refused."""
+    """Mark failures of rows whose result is stored: only a further result of theirs was refused."""
     if not failures:
         return []
     done = {(y.handed.table, y.handed.key) for y in stored if y.handed}
@@ -131,7 +131,7 @@ def _write_results(
 def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
     """Write rows that set the same columns; on an error halve them until the bad one is alone."""
     model, link = type(group.results[0].result), target.link_for(group.results[0].result)
-    if link is None:  # of a model that does not say; none of its results is let through
+    if link is None:  # the model does not declare it, and its results were refused before
         return []
     batch = batch_of(model, link, group.columns)
     try:
@@ -151,7 +151,7 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         ]
     stored: list[Yielded] = []
     for place, yielded in enumerate(group.results):
-        # Absent is a row that a later attempt has already written: that one stands.
+        # A result is missing if a later attempt has already written the row: that one is kept.
         if (pk := written.get(place)) is None:
             log.warning("%s %s: a later result was kept", target.task, target.bears(yielded.result))
             continue
@@ -159,13 +159,13 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
         result.__data__["task_pk"] = pk
         result._dirty.clear()
         stored.append(yielded)
-    if target.page is None:  # who runs a page does not look at its results
+    if target.page is None:  # an element that runs a page does not use its results
         _note_moments(stored)
     return stored
 
 
 def take_back_failures(claim: Claim) -> None:
-    """Have the rows pending again that the attempt recorded as failures."""
+    """Make the rows pending again that the attempt recorded as failures."""
     with writing():
         _hold(claim)
         mine = Failure.attempt_pk == claim.attempt.pk
@@ -181,30 +181,30 @@ def take_back_failures(claim: Claim) -> None:
 
 
 def _note_moments(stored: list[Yielded]) -> None:
-    """Set the moments of results that the caller is given as the database has them."""
+    """Set `created` and `modified`, which the database filled, on results for the caller."""
     if not stored:
         return
     model = type(stored[0].result)
     pks = [yielded.result.task_pk for yielded in stored]
     query = model.select(model.task_pk, model.created, model.modified)
     query = query.where(dialect().among(model.task_pk, pks))
-    moments = {pk: at for pk, *at in tuples(query)}
+    moments = {pk: both for pk, *both in tuples(query)}
     for yielded in stored:
         data = yielded.result.__data__
         data["created"], data["modified"] = moments[data["task_pk"]]
 
 
-def _table_of(of: Handed | Refusal | None, target: Target) -> str:
-    """The table of a row: that of the target, where the row itself says nothing else."""
-    return (of.table if of is not None else None) or target.input_table
+def _table_of(row: Handed | Refusal | None, target: Target) -> str:
+    """Return the table of a row: its own, if it has one, else the target's."""
+    return (row.table if row is not None else None) or target.input_table
 
 
 def _forget_other_ends(
     target: Target, stored: list[Yielded], failures: list[Refusal], no_results: list[Handed]
 ) -> None:
-    """What was recorded of rows that end otherwise now: a row has one end."""
+    """Delete the failures and no results of rows that end otherwise now: a row has one outcome."""
     kinds = _recorded(target)
-    if not kinds:  # mostly nothing was ever recorded of the task
+    if not kinds:  # mostly the task has neither failures nor rows without a result
         return
     done = [
         (_table_of(y.handed, target), y.handed.key if y.handed else as_key(y.bears)) for y in stored
@@ -216,9 +216,9 @@ def _forget_other_ends(
 
 
 def _recorded(target: Target) -> set[type[RowWithoutResult]]:
-    """Of failures and rows without a result, the kinds of which the task has any."""
-    found = database.execute_sql(*_query_of_recorded(dialect(), target.task)).fetchone()
-    return {kind for kind, any_ in zip(_KINDS, found, strict=True) if any_}
+    """Return which of the two kinds, failures and rows without a result, the task has any of."""
+    flags = database.execute_sql(*_query_of_recorded(dialect(), target.task)).fetchone()
+    return {kind for kind, has_any in zip(_KINDS, flags, strict=True) if has_any}
 
 
 _KINDS = (Failure, NoResult)
@@ -226,7 +226,7 @@ _KINDS = (Failure, NoResult)
 
 @lru_cache(maxsize=16)
 def _query_of_recorded(bound: "PostgreSQL | SQLite", task: str) -> tuple[str, object]:
-    """Kept, since peewee takes as long to write it as a database to answer it."""
+    """Return the query; cached, as peewee takes as long to write it as a database to answer it."""
     ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
     return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(bound.database).sql()
 
@@ -280,14 +280,14 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
         }
         times: peewee.ColumnBase = Failure.times + 1
         if claim is not None and not refused:
-            # Written again after an answer that was lost, it is the same failure.
-            same = Failure.attempt_pk == claim.attempt.pk
-            times = peewee.Case(None, ((same, Failure.times),), times)
+            # If it is written again because the commit's answer was lost, it is the same failure.
+            is_same = Failure.attempt_pk == claim.attempt.pk
+            times = peewee.Case(None, ((is_same, Failure.times),), times)
         _upsert_row(Failure, values, {Failure.times: times})
 
 
 def _is_done(claim: Claim | None, key: RowKey) -> bool:
-    """Whether the row has a result already: what failed is a further one."""
+    """Return whether the row has a result already, so that what failed is a further one."""
     place = claim.positions.get(key) if claim is not None else None
     return claim is not None and place is not None and claim.outcomes[place] == Outcome.RESULT
 
@@ -315,13 +315,13 @@ def _write_progress(
     failures: list[Refusal],
     checkpoint: Checkpoint,
 ) -> Progress:
-    """The page's progress, in the same transaction."""
+    """Write the page's progress in the transaction of its results, and return it."""
     outcomes = bytearray(seen.outcomes)
     results = [y.handed.key for y in checkpoint.results if y.handed]
     bad = {f.key for f in failures}
-    # A result that a later attempt has already written counts as a result all the same.
+    # A row whose result a later attempt has already written counts as having a result, too.
     _mark(outcomes, claim, [k for k in results if k not in bad], Outcome.RESULT)
-    if bad:  # of a row that has a result, a further one may have failed
+    if bad:  # a row that has a result may have failed at a further one
         _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
     _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
     _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
@@ -331,15 +331,16 @@ def _write_progress(
 def _store_progress(claim: Claim, seen: Seen, outcomes: bytearray) -> Progress:
     counts = {name: outcomes.count(outcome) for name, outcome in COUNTED.items()}
     dialect().set_at(Page, claim.page.pk, Page.modified, {"outcomes": bytes(outcomes), **counts})
-    # What this attempt ended itself: the attempts of a page add up to the page. As numbers, not
-    # as increments: where the answer to the commit was lost, all this is written once more.
+    # The rows that this attempt ended itself, so that the attempts of a page add up to the page.
+    # They are written as numbers, not as increments: if the answer to the commit is lost, all of
+    # this is written once more.
     own = {
         name: getattr(claim.attempt, name) + counts[name] - seen.outcomes.count(outcome)
         for name, outcome in COUNTED.items()
     }
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    known = {"n_found": seen.n_found, **own, **claim.measures()}
-    dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, known)
+    columns = {"n_found": seen.n_found, **own, **claim.measures()}
+    dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
     return Progress(bytes(outcomes), own)
 
 
@@ -348,6 +349,6 @@ def _mark(
 ) -> None:
     value, result = outcome.value, Outcome.RESULT.value
     for place in map(claim.positions.get, keys):
-        # A stored result is never taken back by a later failure of the same row.
+        # A later failure of the same row never hides a stored result.
         if place is not None and outcomes[place] != result:
             outcomes[place] = value

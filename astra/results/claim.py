@@ -1,4 +1,4 @@
-"""The right of an attempt to write a page, and what it knows of the page."""
+"""The claim: the right of an attempt to write a page, and what it knows of the page."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from astra.states import Outcome
 
 @dataclass
 class Claim:
-    """The right to write a page: held while the page names this attempt."""
+    """The right to write a page, which lasts as long as the page refers to this attempt."""
 
     page: Page
     attempt: Attempt
@@ -25,14 +25,14 @@ class Claim:
     outcomes: bytearray
     n_found: int = 0  # rows whose result others had written
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
-    cancelled: bool = False  # the plan, as the last checkpoint found: the attempt is to end
-    measures: Callable[[], dict[str, object]] = dict  # columns of the attempt, as of now
-    suspects: Sequence[Suspect] = ()  # of the page, as it was claimed
+    cancelled: bool = False  # whether the last checkpoint found that the plan was cancelled
+    measures: Callable[[], dict[str, object]] = dict  # returns current columns of the attempt
+    suspects: Sequence[Suspect] = ()  # of the page, when it was claimed
 
     @cached_property
     def standing(self) -> tuple[str, list[object]]:
-        """The query, and its parameters, for who holds the page, whether the plan was cancelled,
-        and how many checkpoints of the attempt are there; it locks the page."""
+        """The query, with its parameters, of the attempt that holds the page, whether the plan was
+        cancelled, and the number of the attempt's stored checkpoints; it locks the page."""
         query = (
             Page.select(Page.attempt_pk, Plan.cancelled, Attempt.n_checkpoints)
             .join(Plan, on=Plan.pk == Page.plan)
@@ -44,7 +44,7 @@ class Claim:
         return query.sql()
 
     def find(self, keys: Iterable[RowKey]) -> None:
-        """Rows that turn out to have a result already: the next checkpoint says so."""
+        """Note rows that turn out to have a result already; the next checkpoint records them."""
         with self.mutex:
             for key in keys:
                 place = self.positions[key]
@@ -57,10 +57,10 @@ class Claim:
             return Seen(bytes(self.outcomes), self.n_found)
 
     def advance(self, seen: "Seen", progress: "Progress") -> None:
-        """A checkpoint was committed. What was found while it was written stays found."""
+        """Apply a committed checkpoint, and keep what :meth:`find` noted while it was written."""
         with self.mutex:
-            ends = zip(seen.outcomes, progress.outcomes, strict=True)
-            for place, (before, after) in enumerate(ends):
+            changes = zip(seen.outcomes, progress.outcomes, strict=True)
+            for place, (before, after) in enumerate(changes):
                 if before != after:
                     self.outcomes[place] = after
         for name, value in progress.counts.items():
@@ -69,7 +69,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Seen:
-    """A page as a checkpoint of it begins."""
+    """The state of a page at the beginning of a checkpoint."""
 
     outcomes: bytes
     n_found: int
@@ -77,17 +77,17 @@ class Seen:
 
 @dataclass(frozen=True)
 class Progress:
-    """A page as a checkpoint of it leaves it, and what its attempt has ended up to then."""
+    """The state of a page after a checkpoint, and the counts of its attempt up to then."""
 
     outcomes: bytes
     counts: dict[str, int]
 
 
 def _hold(claim: Claim) -> None:
-    """Make sure that the page is still ours, and stays so until the transaction ends."""
+    """Check that the attempt still holds the page, and lock it until the transaction ends."""
     sql, parameters = claim.standing
-    found = database.execute_sql(sql, parameters).fetchone()
-    holder, cancelled, n_checkpoints = found or (None, None, None)
+    record = database.execute_sql(sql, parameters).fetchone()
+    holder, cancelled, n_checkpoints = record or (None, None, None)
     claim.cancelled = cancelled is not None
     if holder is None:
         raise Superseded(
@@ -103,10 +103,10 @@ def _hold(claim: Claim) -> None:
 
 
 def check_memory(claim: Claim) -> None:
-    """Make sure that every checkpoint that was acknowledged is there.
+    """Check that the database still has every checkpoint that it acknowledged.
 
-    A standby that became the primary, or a backup that was restored, may stand at an earlier
-    moment: what this process knows of the page is not true there, and must not be written.
+    A standby that became the primary, or a restored backup, may be in an earlier state. What this
+    process knows of the page does not hold there, and must not be written.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def _check_memory(claim: Claim, n_checkpoints: int | None) -> None:
 
 
 def claim_of(page: Page, attempt: Attempt) -> Claim:
-    """The right of an attempt to write its page."""
+    """Make the claim of an attempt to its page."""
     outcomes = bytearray(page.outcomes)
     places: dict[object, int] = {key: place for place, key in enumerate(page.row_keys)}
     return Claim(page, attempt, places, outcomes, attempt.n_found)

@@ -1,6 +1,7 @@
-"""What results set, by column, in database form.
+"""Convert the values that results set to columns of the form that the database stores.
 
-A column at a time where its values are plainly of its type, which most are; else value by value.
+A column is converted as a whole if all of its values are plainly of its type, as in most columns;
+otherwise value by value.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ from astra.version import CURRENT, Version
 #: Columns that the database fills itself.
 BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"})
 
-#: Fields whose database form of such a value is the value.
+#: Fields that store a value of this type unchanged.
 _PLAIN: dict[type, type] = {
     peewee.FloatField: float, peewee.DoubleField: float,
     peewee.IntegerField: int, peewee.BigIntegerField: int, peewee.SmallIntegerField: int,
@@ -41,14 +42,14 @@ _PLAIN: dict[type, type] = {
 
 
 class BadColumn(Exception):
-    """A value that cannot be stored in the database; what it raised is the cause."""
+    """A value cannot be stored in the database; ``__cause__`` is the error of its conversion."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 def as_row(result: OutputModel) -> dict[str, object]:
-    """What a result sets, by column.
+    """Return the values that a result sets, by column.
 
     Raises
     ------
@@ -67,10 +68,14 @@ def as_row(result: OutputModel) -> dict[str, object]:
 
 
 def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]] | None:
-    """What results of one model set, who all set the same in one order; None if a value is bad."""
+    """Return the values that results set, by column; None if one of them cannot be stored.
+
+    All results are of one model and set the same columns in the same order.
+    """
     fields, names = results[0]._meta.fields, list(results[0].__data__)
     columns: dict[str, Sequence[object]] = {}
-    # Row by row, as they lie in memory: to go through all rows for each column takes longer.
+    # Values are gathered row by row, as they are in memory: going through all rows for each column
+    # takes longer.
     every = list(chain.from_iterable(result.__data__.values() for result in results))
     for place, name in enumerate(names):
         if name in BY_DATABASE:
@@ -79,11 +84,11 @@ def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]] | 
         field, types = fields[name], set(map(type, values))
         try:
             if type(field) is TimeField and types <= {datetime, type(None)}:
-                known = {value: field.db_value(value) for value in set(values)}  # mostly few
-                values = [known[value] for value in values]
+                stored = {value: field.db_value(value) for value in set(values)}  # mostly few
+                values = [stored[value] for value in values]
             elif not _are_plain(field, values, types):
                 values = [_converted(field, value) for value in values]
-        except Exception:  # which it is, and what it raised, is found row by row
+        except Exception:  # the caller then finds the bad value and its error row by row
             return None
         columns[field.column_name] = values
     return columns
@@ -98,7 +103,7 @@ def _converted(field: peewee.Field, value: object) -> object:
     return dialect().checked(field, converted)
 
 
-#: Fields that peewee makes a value fit, as a fraction a whole number, or any text true.
+#: Fields for which peewee coerces values, such as a fraction to an integer, or any text to true.
 _EXACT = {
     peewee.IntegerField, peewee.BigIntegerField, peewee.SmallIntegerField,
     peewee.BooleanField, peewee.FixedCharField,
@@ -106,7 +111,7 @@ _EXACT = {
 
 
 def _is_changed(field: peewee.Field, value: object, converted: object) -> bool:
-    """Whether a field makes another value of one, so that not what was yielded would be stored."""
+    """Return whether a field changes a value, so that another than yielded would be stored."""
     if type(field) is peewee.DateField and isinstance(value, datetime):
         return value.time() != time.min
     if type(field) not in _EXACT or converted == value:
@@ -115,9 +120,9 @@ def _is_changed(field: peewee.Field, value: object, converted: object) -> bool:
 
 
 def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) -> bool:
-    # A pointer holds what the field that it points to would.
-    plain = field.rel_field if type(field) is peewee.ForeignKeyField else field
-    kind = _PLAIN.get(type(plain))
+    # A foreign key holds a value of the field that it refers to.
+    referred = field.rel_field if type(field) is peewee.ForeignKeyField else field
+    kind = _PLAIN.get(type(referred))
     if kind is None or not types <= {kind, type(None)}:
         return False
     return dialect().name == "postgresql" or are_in_range(field, values, types)
@@ -125,7 +130,7 @@ def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) 
 
 @dataclass
 class _Group:
-    """Results of one model that set the same columns, and what they set."""
+    """Results of one model that set the same columns, and the values of these columns."""
 
     results: list[Yielded]
     columns: dict[str, Sequence[object]]
@@ -138,24 +143,24 @@ class _Group:
 def _by_columns(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[_Group] | None:
-    """Results whose values can all be stored, by what they set in which order; else None."""
+    """Group results by the columns that they set; return None if a value cannot be stored."""
     if not _all_may_be_stored(results, target, claim):
         results = _that_may_be_stored(results, target, claim, refused)
     _complete(results, target, claim)
-    found = []
+    groups = []
     for members in _alike(results):
         columns = as_columns([yielded.result for yielded in members])
         if columns is None:
             return None
-        found.append(_Group(members, columns))
-    return found
+        groups.append(_Group(members, columns))
+    return groups
 
 
 def _alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
-    """Results of one model that set the same columns in one order together."""
+    """Group results that are of one model and set the same columns in the same order."""
     kinds = ((type(yielded.result), list(yielded.result.__data__)) for yielded in results)
     if (first := next(kinds, None)) is not None and all(kind == first for kind in kinds):
-        return [results]  # mostly; and hashing all names takes twice as long
+        return [results]  # mostly they are all alike, and hashing all names takes twice as long
     groups: dict[tuple[object, ...], list[Yielded]] = {}
     for yielded in results:
         groups.setdefault((type(yielded.result), *yielded.result.__data__), []).append(yielded)
@@ -165,7 +170,7 @@ def _alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
 def _row_by_row(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[_Group]:
-    """The same, less those with a value that cannot be stored."""
+    """Group results like :func:`_by_columns`; refuse those with a value that is not storable."""
     seen: set[object] = set()
     groups: dict[tuple[object, frozenset[str]], list[tuple[Yielded, dict[str, object]]]] = {}
     for yielded in results:
@@ -186,7 +191,7 @@ def _row_by_row(
 
 
 def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | None) -> bool:
-    """Whether :func:`_key_to_store` would refuse none of them; False where that is not plain."""
+    """Return whether :func:`_key_to_store` would certainly refuse none of the results."""
     if {type(yielded.result) for yielded in results} != {target.output}:
         return False
     versions = [yielded.result.__data__.get("v_astra") for yielded in results]
@@ -201,13 +206,13 @@ def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | No
 
 
 def _plain_keys(results: list[Yielded], target: Target) -> list[object] | None:
-    """The keys of the rows that results are of; None where one is not plain."""
+    """Return the keys of the rows of results; None if one of them has to be looked at by itself."""
     link = target.link
     if link is None or not link.is_whole:
-        known = [y.handed for y in results if y.handed and y.handed.bears == target.bears(y.result)]
-        if len(known) < len(results) or any(handed.bears is None for handed in known):
+        rows = [y.handed for y in results if y.handed and y.handed.bears == target.bears(y.result)]
+        if len(rows) < len(results) or any(handed.bears is None for handed in rows):
             return None
-        return [handed.bears if handed.key is None else handed.key for handed in known]
+        return [handed.bears if handed.key is None else handed.key for handed in rows]
     keys = [yielded.result.__data__.get(link.result[0]) for yielded in results]
     plain = set(map(type, keys)) == {int} and -(2**63) <= min(keys) <= max(keys) < 2**63
     return keys if plain else None
@@ -254,7 +259,7 @@ class _Bad(Exception):
     ) -> None:
         handed, is_mistake = yielded.handed, is_mistake or kind in _MISTAKES
         if handed is None:
-            # Without a row that it was yielded for, a result is known by the key that it bears.
+            # A result that was yielded for no row is identified by the key that it holds.
             key = as_key(yielded.bears)
             self.refusal = Refusal(
                 key, kind, message, place=yielded.place, refused=refused, is_mistake=is_mistake
@@ -267,17 +272,17 @@ class _Bad(Exception):
         )  # fmt: skip
 
 
-#: Refusals that each row of a task may meet.
+#: Refusals that are mistakes of the task: any of its rows may meet them.
 _MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey", "NotStored"})
 
 
 def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
-    """Why the database refused a result.
+    """Return why the database refused a result.
 
     Raises
     ------
     BrokenElement
-        If it refuses every row of the task, so that none of them is to blame.
+        If it would refuse every row of the task, so that none of them is to blame.
     """
     model = type(yielded.result)
     message = clean(dialect().message(error), MESSAGE_LIMIT)
@@ -293,12 +298,12 @@ def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
 def _key_to_store(
     yielded: Yielded, target: Target, claim: Claim | None, seen: set[object]
 ) -> RowKey | object:
-    """The key of the row of a result that may be stored, or what it bears of it.
+    """Return the key of a result's row, or else the value by which the result points to it.
 
     Raises
     ------
     _Bad
-        If it may not.
+        If the result may not be stored.
     """
     result = yielded.result
     if type(result) is not target.output or result.__data__.get("v_astra") != CURRENT.number:
@@ -307,7 +312,7 @@ def _key_to_store(
     if key is None:
         raise _Bad(yielded, *_no_key(result, target))
     if handed is not None and handed.bears is not None and handed.key is not None:
-        # The place in the page is known by the text of the key.
+        # Pages identify rows by the text of their keys.
         key = handed.key if key == handed.bears else key
     if claim is not None:
         place = claim.positions.get(key)
@@ -321,7 +326,7 @@ def _key_to_store(
 
 
 def _complete(results: Iterable[Yielded], target: Target, claim: Claim | None) -> None:
-    """Set on results which reading of its row each is of, which attempt stores it, what made it."""
+    """Set on results when their rows were read, which attempt stores them, and what made them."""
     attempt_pk = claim.attempt.pk if claim is not None else None
     for yielded in results:
         data, handed = yielded.result.__data__, yielded.handed
@@ -334,18 +339,18 @@ def _complete(results: Iterable[Yielded], target: Target, claim: Claim | None) -
 
 
 def _check_model(yielded: Yielded, wanted: type[OutputModel] | None) -> None:
-    """A result is a row of the one table that the task is known to write, at this version."""
+    """Refuse what is not a result of this version in the table that the task writes."""
     result = yielded.result
     name = type(result).__name__
     if isinstance(result, type):
         name = f"the class {result.__name__} itself"
     if wanted is None:
-        good = isinstance(result, OutputModel) and type(result) not in BASES
-        said = "a row of a subclass of OutputModel"
+        is_right = isinstance(result, OutputModel) and type(result) not in BASES
+        expected = "a row of a subclass of OutputModel"
     else:
-        good, said = type(result) is wanted, wanted.__name__
-    if not good:
-        raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {said}")
+        is_right, expected = type(result) is wanted, wanted.__name__
+    if not is_right:
+        raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {expected}")
     version = result.__data__.get("v_astra")
     if not isinstance(version, int) or Version(version).major_minor != CURRENT.major_minor:
         message = f"v_astra={version!r}: leave it out; it is that of this astra, {CURRENT.number}"
@@ -355,12 +360,12 @@ def _check_model(yielded: Yielded, wanted: type[OutputModel] | None) -> None:
 def _no_key(result: OutputModel, target: Target) -> tuple[str, str]:
     link = target.link_for(result)
     if link is None:
-        name, of = type(result).__name__, getattr(target.model, "__name__", "its row")
-        return "NoKey", f"{name} does not say how it points to {of}: declare result_of({of})"
+        name, model = type(result).__name__, getattr(target.model, "__name__", "its row")
+        return "NoKey", f"{name} does not say how it points to {model}: declare result_of({model})"
     given = {name: result.__data__.get(name) for name in link.result}
     names = " and ".join(given)
     if all(value is None for value in given.values()):
         return "NoKey", f"the result has no {names}; use from_row(), with the row that it is of"
-    said = clean(repr(next(iter(given.values()))) if len(given) == 1 else repr(given), 200)
+    value = clean(repr(next(iter(given.values()))) if len(given) == 1 else repr(given), 200)
     kind = "a whole number of 64 bits" if link.is_whole else "the key of a row"
-    return "BadKey", f"{names}={said} is not a key: {kind}"
+    return "BadKey", f"{names}={value} is not a key: {kind}"

@@ -1,7 +1,7 @@
 """Rows with many results: all of a row's results are stored together, or none.
 
-A result that bears the key of its own row is numbered within the row; one of another row of the
-group, or of a spectrum of the source that the row is, is known by its own key.
+A result that points to its own row is numbered within the row. A result of another row of the
+group, or of a spectrum of the source that the row is, is identified by its own key.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ Row = list[Yielded]
 def write_rows(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[Yielded]:
-    """Store the results of rows; those of a row that cannot all be stored are refused."""
+    """Store the results of rows; refuse all results of a row if one of them cannot be stored."""
     rows: dict[int, Row] = {}
     for yielded in results:
         rows.setdefault(id(yielded.handed or yielded), []).append(yielded)
@@ -69,7 +69,7 @@ def _check(row: Row, target: Target, claim: Claim | None) -> None:
         bears = None if link is None else link.of_result(result)
         if bears is None:
             raise _Bad(yielded, *_no_key(result, target))
-        if link != target.link:  # it is up to date while the row is that it was computed from
+        if link != target.link:  # it is up to date as long as the row that it was computed from
             result.__data__["input_modified"] = handed.modified
         result.__data__["result_number"] = numbers[link, bears]
         numbers[link, bears] += 1
@@ -85,13 +85,14 @@ def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yiel
         return []
     try:
         with database.atomic():
-            # The first results decide who is later; the others are replaced by a new statement.
-            won = {id(y.handed) for y in _upserted([row[0] for row in rows], target)}
-            rest = [y for row in rows if id(row[0].handed) in won for y in row[1:]]
+            # The first result of a row decides whether the stored ones are older. If they are,
+            # further statements replace the others.
+            newer = {id(y.handed) for y in _upserted([row[0] for row in rows], target)}
+            rest = [y for row in rows if id(row[0].handed) in newer for y in row[1:]]
             if target.many:
-                _drop_further([row for row in rows if id(row[0].handed) in won], target)
+                _drop_further([row for row in rows if id(row[0].handed) in newer], target)
             _upserted(rest, target)
-            return [y for row in rows if id(row[0].handed) in won for y in row]
+            return [y for row in rows if id(row[0].handed) in newer for y in row]
     except Exception as error:
         if not dialect().is_rows_fault(error):
             raise
@@ -103,11 +104,11 @@ def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yiel
 
 
 def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
-    """Write results, each by the index that it falls under; those that were written."""
+    """Write results, each by the unique index that applies to it; return those written."""
     stored: list[Yielded] = []
     by_link: dict[Link, list[Yielded]] = {}
     for yielded in results:
-        if (index := target.index_of(yielded.result)) is not None:  # as was checked
+        if (index := target.index_of(yielded.result)) is not None:  # `_check` made sure of it
             by_link.setdefault(index, []).append(yielded)
     for link, members in by_link.items():
         for alike in _alike(members):
@@ -125,7 +126,7 @@ def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
 
 
 def check_stored(results: list[Yielded], written: Mapping[int, int], link: Link) -> None:
-    """Make sure that each result was stored, or that a later one stands in its place.
+    """Check that each result was stored, or that a later one is in its place.
 
     Raises
     ------
@@ -149,7 +150,7 @@ def check_stored(results: list[Yielded], written: Mapping[int, int], link: Link)
 
 
 def batch_of(model: type[OutputModel], link: Link, columns: dict[str, Sequence[object]]) -> Batch:
-    """Rows of results that set the same columns, and the unique index that they fall under."""
+    """Make a batch of results that set the same columns, with the unique index that applies."""
     key = tuple(field.column_name for field in link.key(model).fields)
     return Batch(
         dialect().table(model), columns, (*key, "result_number"),

@@ -18,7 +18,7 @@ from astra.models.pipeline import OutputModel, PipelineOutputModel
 from astra.models.plans import Plan
 from astra.models.spectrum import SpectrumMixin
 
-#: Stored tracebacks and messages are cut to so many characters; the end says most.
+#: Stored tracebacks and messages are cut to this many characters; their ends are kept.
 TRACEBACK_LIMIT = 20_000
 
 MESSAGE_LIMIT = 2_000
@@ -28,27 +28,27 @@ MESSAGE_LIMIT = 2_000
 class Handed:
     """An input row that was given to the task and has not ended yet.
 
-    ``key`` is the row's in its page. Outside of a page, a key that is no number is not known; the
-    row is known by what it bears there.
+    ``key`` is the row's key in its page. Outside of a page a key that is not a number is unknown,
+    and the row is identified by ``bears``.
     """
 
     key: RowKey | None
-    row: object  # the row itself, or None where it can be read again
+    row: object  # the row itself, or None if it can be read again
     modified: datetime | None = None
     read: datetime | None = None
     t_spent_s: float = 0.0
-    table: str | None = None  # that the row stands in; None for the target's own
-    bears: object = None  # what its results bear, as it was read, where that is not its key
+    table: str | None = None  # of the row; None for the target's own
+    bears: object = None  # the value by which its results point to it, unless that is its key
 
     @property
     def known(self) -> object:
-        """What a result of the row is found by; None where it bears nothing."""
+        """The value by which results point to the row; None if they do not."""
         return self.key if self.bears is None else self.bears
 
 
 @dataclass(frozen=True)
 class End:
-    """Say that an input row is done, where a task took several rows before it yielded.
+    """Declare that an input row is done, in a task that takes several rows before it yields.
 
     Parameters
     ----------
@@ -76,14 +76,14 @@ class Yielded:
     result: Any
     handed: Handed | None
     again: bool = False  # a further result of a row that has one
-    bears: object = None  # what a result bears that is of no row in hand
-    taken: bool = False  # by a checkpoint: what changes later is not in it
-    place: str | None = None  # the line of the task that yielded what is no result
+    bears: object = None  # what it points to, if that is no row in progress
+    taken: bool = False  # by a checkpoint, which does not include later changes
+    place: str | None = None  # the line of the task that yielded something other than a result
 
 
 @dataclass
 class Refusal:
-    """Why a row has no result: what was raised, and where."""
+    """Why a row has no result: the exception, and where it was raised."""
 
     key: RowKey | None
     exception: str
@@ -92,13 +92,13 @@ class Refusal:
     place: str | None = None
     traceback: str | None = None
     refused: bool = False  # a further result of a row that has one
-    table: str | None = None  # that the row stands in; None for the target's own
-    bears: object = None  # what its results bear, where its key is not known
-    is_mistake: bool = False  # of the task or the table: each row may meet it
+    table: str | None = None  # of the row; None for the target's own
+    bears: object = None  # the value by which its results point to it, if its key is unknown
+    is_mistake: bool = False  # of the task or the table, which any row may meet
 
     @property
     def said(self) -> str:
-        """What was raised, where, and what to write instead, in one line."""
+        """One line that says what was raised, where, and what to write instead."""
         place = f" ({self.place})" if self.place else ""
         hint = "; make results by from_spectrum() or from_row() of that model"
         message = shorten(self.message, 300, placeholder="...")
@@ -107,13 +107,13 @@ class Refusal:
 
 @dataclass
 class Checkpoint:
-    """What one transaction is to write."""
+    """The rows that one transaction writes, and how that went."""
 
     results: list[Yielded] = field(default_factory=list)
     failures: list[Refusal] = field(default_factory=list)
     no_results: list[Handed] = field(default_factory=list)
 
-    refused: list[Refusal] = field(default_factory=list)  # of the results, once it is written
+    refused: list[Refusal] = field(default_factory=list)  # results, once the rest is written
     n_stored: int = 0  # rows with a result, or rightly none
 
     def __len__(self) -> int:
@@ -129,16 +129,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Target:
-    """Whose results are written: the task, and the table of its inputs."""
+    """The task whose results are written, and its tables."""
 
     task: str
-    model: type[Model] | None = None  # the input model, where it is known
-    output: type[OutputModel] | None = None  # the output model, where it is known
+    model: type[Model] | None = None  # the input model, if it is known
+    output: type[OutputModel] | None = None  # the output model, if it is known
     plan_pk: int | None = None
     page: int | None = None
     many: bool = False  # a row may have several results
-    groups: bool = False  # results may be of other rows of a row's group
-    made_by: int | None = None  # what results and failures say that they were made by
+    groups: bool = False  # results may belong to other rows of a row's group
+    made_by: int | None = None  # the row of `made_by` that results and failures refer to
 
     @cached_property
     def input_table(self) -> str:
@@ -146,43 +146,43 @@ class Target:
 
     @cached_property
     def gathers(self) -> bool:
-        """Whether the results of a row wait for its end, and are stored together."""
+        """Whether the results of a row are kept until its end, and stored together."""
         if self.many or self.groups or self.output is None or self.model is None:
             return self.many or self.groups
         return self.output.gathers(self.model)
 
     def index_of(self, result: OutputModel) -> Link | None:
-        """The link whose unique index a result falls under."""
+        """Return the link whose unique index applies to a result."""
         link = self.link_for(result)
         return None if link is None else result.index_of(link)
 
     @cached_property
     def link(self) -> Link | None:
-        """How results point to their rows; None where that is not known."""
+        """How results point to their rows; None if that is unknown."""
         if self.model is None:
             return PipelineOutputModel.link_to(SpectrumMixin)
         return (self.output or PipelineOutputModel).link_to(self.model)
 
     @cached_property
     def key_name(self) -> str | None:
-        """The column of a result that holds its row's key, where that is a whole number."""
+        """The column of a result that holds its row's key, if that is a whole number."""
         return self.link.result[0] if self.link is not None and self.link.is_whole else None
 
     def link_for(self, result: object) -> Link | None:
-        """The same of one result, of whatever model."""
+        """Return how a result of any model points to its row; None if that is unknown."""
         if self.output is not None or not isinstance(result, OutputModel):
             return self.link
         return self.link if self.model is None else type(result).link_to(self.model)
 
     def bears(self, result: object) -> object:
-        """What a result bears of its row; None where it bears nothing that could be of one."""
+        """Return the value by which a result points to its row; None if it has none."""
         if not isinstance(result, OutputModel) or (link := self.link_for(result)) is None:
             return None
         return link.of_result(result)
 
 
 def refusal(error: BaseException, handed: Handed) -> Refusal:
-    """What is kept of an exception that a task raised on a row."""
+    """Make the record of an exception that a task raised on a row."""
     text = "".join(tracebacks.format_exception(error))
     return Refusal(
         handed.key,
@@ -198,17 +198,17 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
 
 
 def place_of(error: BaseException) -> str | None:
-    """The line of the task, or of what it calls, that raised."""
+    """Return the line of the task, or of the user's code that it calls, that raised."""
     frame = own_frame(error)
     return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else None
 
 
-#: What code that cannot work raises, whichever row it is given.
+#: Exceptions of code that cannot work for any row.
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AstraError)
 
 
 def words_of(error: BaseException) -> str:
-    """The text of an exception, whose own method for it may raise too."""
+    """Return the text of an exception, even if its own ``__str__`` raises."""
     try:
         return str(error)
     except Exception as another:
@@ -216,7 +216,7 @@ def words_of(error: BaseException) -> str:
 
 
 def clean(text: str, limit: int) -> str:
-    """`text` as the database may store it: no password, no NUL, cut at the front."""
+    """Return a text that the database can store: without passwords and NUL, cut at the front."""
     text = secrets.hide(text.replace("\0", "\\0"))
     text = dialect().storable(text.encode("utf-8", "backslashreplace").decode())
     return text if len(text) <= limit else "… " + text[-limit:]
@@ -230,5 +230,5 @@ def target_of(
     many: bool = False,
     groups: bool = False,
 ) -> Target:
-    """Whose results a plan's are."""
+    """Make the target of a plan's page."""
     return Target(plan.task, model, output, plan.pk, page, many, groups, plan.made_by)

@@ -4,47 +4,47 @@ import time
 from collections import deque
 from statistics import median
 
-#: An element works so many times as long as its recent checkpoints took before it writes the next:
-#: a checkpoint costs at most one per cent of its time.
+#: Before its next checkpoint, an element works this many times as long as recent ones took, so that
+#: checkpoints cost at most one per cent of its time.
 WORK_PER_COST = 100
 
-#: Seconds between two checkpoints, at least.
+#: The fewest seconds between two checkpoints.
 LEAST_INTERVAL_S = 1.0
 
-#: A checkpoint that falls due so many seconds before its page is expected to end waits for that
-#: end: one transaction, and one connection, serve for both.
+#: A checkpoint that is due at most this many seconds before its page is expected to end waits for
+#: that end, so that both share one transaction and one connection.
 SLACK_S = LEAST_INTERVAL_S / 2
 
-#: How many checkpoints are recent. Their median counts, so that one outage of the database does
+#: The number of recent checkpoints. Their median is used, so that one outage of the database does
 #: not make an element lose minutes afterwards.
 N_RECENT = 3
 
 
 class Schedule:
-    """Decides when rows that wait are written. An element keeps one from page to page.
+    """Decide when waiting rows are written. An element keeps one schedule for all of its pages.
 
     Parameters
     ----------
     longest_s : a row waits no longer than this (``write_frequency``).
-    by_cost : write earlier than that where the recent checkpoints were cheap.
+    by_cost : write earlier than that if recent checkpoints were cheap.
     """
 
     def __init__(self, longest_s: float, by_cost: bool) -> None:
         self.longest_s, self.by_cost = longest_s, by_cost
         self.recent_s: deque[float] = deque(maxlen=N_RECENT)
-        self.is_cold = True  # the first checkpoint of a process imports and prepares what it needs
+        self.is_cold = True  # the first checkpoint of a process also imports modules
         self.last = time.monotonic()  # when the last checkpoint ended, or the run began
-        self.interval_s = LEAST_INTERVAL_S  # that the element works from one to the next
+        self.interval_s = LEAST_INTERVAL_S  # of work between two checkpoints
 
     def begin(self) -> None:
         """Note that a run begins now."""
         self.last = time.monotonic()
 
     def due(self, since: float, end: float | None = None) -> float:
-        """When rows that have waited since then are written, by the monotonic clock.
+        """Return when rows that have waited since `since` are due, by the monotonic clock.
 
-        `end` is when the page is expected to end, where that is known. Should it take longer than
-        expected, the rows wait for :data:`SLACK_S` and no more.
+        `end` is when the page is expected to end, if that is known. If it takes longer than
+        expected, the rows wait for another :data:`SLACK_S` and no more.
         """
         latest = since + self.longest_s
         if not self.by_cost:
@@ -55,9 +55,9 @@ class Schedule:
         return min(latest, due)
 
     def note(self, took_s: float) -> None:
-        """Count a checkpoint that ended now; what it took includes waiting for the database.
+        """Record a checkpoint that ended now; `took_s` includes waiting for the database.
 
-        The first one says nothing about the next, and counts for nothing.
+        The first one of a process is not representative, and is not counted.
         """
         self.last = time.monotonic()
         if self.is_cold:

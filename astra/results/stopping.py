@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """The keywords of a task, resolved: call beats decorator beats default."""
+    """The settings of a task: those of the call, else of the decorator, else the defaults."""
 
     live: bool = False
     batch_size: int = 1000
@@ -26,7 +26,7 @@ class Settings:
 
 
 class Stop:
-    """A request that the run ends: after the row in hand, or soon."""
+    """A request to end the run, after the row in progress or soon after."""
 
     def __init__(self) -> None:
         self.wanted = threading.Event()
@@ -40,15 +40,15 @@ class Stop:
 
 @dataclass
 class Tally:
-    """How the rows of an element fared: a task that fails them all is not the rows' fault."""
+    """Count how an element's rows ended: if nearly all fail, the task is broken, not the rows."""
 
     share: float = 1.0  # of the rows that may fail
     after: int = 20  # rows; with fewer nothing is concluded
     n_ended: int = 0
     n_failed: int = 0
-    n_mistakes: int = 0  # of the failures, that are mistakes of the task or of its table
+    n_mistakes: int = 0  # failures that are mistakes of the task or of its table
     mistake: str = ""  # the last of them: what was raised, and where
-    n_stored: int = 0  # rows with a result, or rightly none, that the database has taken
+    n_stored: int = 0  # rows whose result, or that they rightly have none, is stored
 
     def count(self, failures: "Iterable[Refusal]") -> None:
         """Count rows that have failed."""
@@ -59,7 +59,7 @@ class Tally:
                 self.mistake = failure.said
 
     def check(self, task: str, refused: "Sequence[Refusal]" = ()) -> None:
-        """Judge the rows up to now, and those that are about to fail.
+        """Check the share of failures among the rows so far, with those about to fail.
 
         Raises
         ------
@@ -76,12 +76,12 @@ class Tally:
             )
 
     def check_end(self, task: str) -> None:
-        """Judge the rows at the end of a page.
+        """Check the failures at the end of a page.
 
         Raises
         ------
         BrokenElement
-            If all of several rows failed by what each row would meet.
+            If there are several rows, and all of them failed by errors that any row would meet.
         """
         if not self.n_stored and self.n_failed == self.n_mistakes > 1:
             raise BrokenElement(
@@ -92,21 +92,21 @@ class Tally:
 
 
 class Terminated(SystemExit):
-    """The process was asked to stop; whatever the task makes of its exceptions, it ends."""
+    """The process was asked to stop. It ends even if the task catches this exception."""
 
 
 class ActiveRuns:
-    """The runs under way in this process, the innermost last.
+    """The active runs of this process, the innermost last.
 
-    They are what is interrupted when the process is asked to stop, and what stores its results
-    before the interpreter ends. A SIGTERM that nobody handles interrupts them at once; an element
-    has a handler of its own (see signals.py).
+    They are interrupted when the process is asked to stop, and their results are stored before the
+    interpreter ends. A SIGTERM that has no other handler interrupts them at once; an element has a
+    handler of its own (see signals.py).
     """
 
     runs: list[Any] = []  # each has a `writer` and a `clock`
-    previous: Any = None  # what handled SIGTERM before
-    pid = 0  # of the process that entered: a fork of it has nothing to write
-    status = 0  # that the process ends with, once it was interrupted
+    previous: Any = None  # the earlier handler of SIGTERM
+    pid = 0  # of the process of the runs: a fork of it has nothing to write
+    status = 0  # the exit status of the process once it was interrupted
 
     @classmethod
     def enter(cls, run: object) -> None:
@@ -132,40 +132,40 @@ class ActiveRuns:
 
     @classmethod
     def flush(cls) -> None:
-        """Store what the runs have yielded."""
+        """Store the yielded results of all runs."""
         if cls.pid == os.getpid():
             for run in list(cls.runs):
                 run.writer.write_all()
 
     @classmethod
     def are_computing(cls) -> bool:
-        """Whether a task computes, and nothing of it is being written."""
+        """Return whether the innermost task is computing, and not reading or writing."""
         return bool(cls.runs) and cls.runs[-1].clock.is_running()
 
     @classmethod
     def on_sigterm(cls, number: int, frame: object) -> None:
-        """End the process; the runs' own ends, or that of the interpreter, write what waits."""
+        """End the process; waiting rows are written as the runs or the interpreter end."""
         cls.interrupt(128 + number)
 
     @classmethod
     def interrupt(cls, status: int) -> NoReturn:
-        """Raise :class:`Terminated` where the main thread stands, in a handler of a signal."""
+        """Raise :class:`Terminated`, from a signal handler, in the code of the main thread."""
         cls.status = status
         raise Terminated(status)
 
     @classmethod
     def check(cls) -> None:
-        """End a run whose task has caught the exception that was to end it."""
+        """End a run whose task has caught the exception that should have ended it."""
         if cls.status:
             raise Terminated(cls.status)
 
 
 def _forget_runs() -> None:
-    """In a process that a task forked: the results are its parent's to write."""
+    """Forget the runs in a process that a task forked: its parent writes their results."""
     if not ActiveRuns.runs:
         return
     ActiveRuns.runs = []
-    # multiprocessing ends its workers by SIGTERM, which must not wake the parent's handlers.
+    # multiprocessing ends its workers by SIGTERM, which must not run the parent's handlers.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
         if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

@@ -1,7 +1,7 @@
 """Measure an attempt: time per row, start-up, reading, writing, and memory.
 
-The times of rows are kept as counts in bins that grow by a twelfth of an octave, so that a page of
-any length takes some hundred bytes, pages can be added up, and a quantile is right within 3 %.
+Row times are stored as counts in bins that grow by a twelfth of an octave, so that a page of any
+length takes some hundred bytes, pages can be added up, and a quantile is accurate within 3 %.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from math import floor, log2, sqrt
 #: Bins to an octave (a factor of two) of time.
 _BINS = 12
 
-_SHORTEST_S = 1e-6  # what is shorter counts as this long
+_SHORTEST_S = 1e-6  # shorter times count as this long
 
 
 class RowTimes:
@@ -30,34 +30,34 @@ class RowTimes:
             self.add(row_s)
 
     def add(self, row_s: float) -> None:
-        """Count a row that took so long."""
+        """Count a row that took `row_s` seconds."""
         place = floor(log2(row_s if row_s > _SHORTEST_S else _SHORTEST_S) * _BINS)
         self.bins[place] += 1
 
     @classmethod
     def parse(cls, text: str | None) -> "RowTimes":
-        """From its text; of None, no rows."""
-        made = cls()
+        """Parse the text that `str` makes of a histogram; None means no rows."""
+        times = cls()
         for pair in (text or "").split():
             place, _, count = pair.partition(":")
-            made.bins[int(place)] += int(count)
-        return made
+            times.bins[int(place)] += int(count)
+        return times
 
     def __str__(self) -> str:
-        # The copy is one step of the interpreter's: another thread may write while this one counts.
+        # Copying is atomic in the interpreter; another thread may add a row at this moment.
         return " ".join(f"{place}:{count}" for place, count in sorted(dict(self.bins).items()))
 
     def __add__(self, other: "RowTimes") -> "RowTimes":
-        made = RowTimes()
-        made.bins = self.bins + other.bins
-        return made
+        times = RowTimes()
+        times.bins = self.bins + other.bins
+        return times
 
     @property
     def n_rows(self) -> int:
         return sum(self.bins.values())
 
     def quantile(self, share: float) -> float:
-        """The time in s that this share of rows stays within; 0 without rows."""
+        """Return the seconds that this share of the rows does not exceed; 0 without rows."""
         left = share * self.n_rows
         for place, count in sorted(self.bins.items()):
             left -= count
@@ -69,7 +69,7 @@ class RowTimes:
         return sum(n * _middle_s(b) for b, n in self.bins.items()) / max(self.n_rows, 1)
 
     def deviation(self) -> float:
-        """The standard deviation in s."""
+        """Return the standard deviation in seconds."""
         mean = self.mean()
         squares = sum(n * (_middle_s(b) - mean) ** 2 for b, n in self.bins.items())
         return sqrt(squares / max(self.n_rows, 1))

@@ -1,9 +1,9 @@
 """Write the results that a run yields, as checkpoints.
 
-The rows of a page are all written by a second thread: while the database is away the task goes on
-computing, and a transaction that the task left open cannot swallow a checkpoint. A task that a
-program calls writes its full batches itself, before it passes their results on; the second thread
-writes what has waited for ``write_frequency`` seconds meanwhile.
+A second thread writes all rows of a page: the task goes on computing while the database is
+unavailable, and a transaction that the task left open cannot swallow a checkpoint. If a program
+calls a task, the task's thread writes each full batch before it passes the results on; the second
+thread writes results that have waited for ``write_frequency`` seconds meanwhile.
 """
 
 import logging
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-#: Batches that may wait while one is written, or while the database is away.
+#: Batches that may wait while one is written, or while the database is unavailable.
 MOST_BATCHES = 4
 
-#: Seconds that a task waits while its batch is written to SQLite: beside a task that computes, each
-#: row of it would wait 5 ms for the interpreter's lock. Where another process holds the file for
+#: Seconds that a task waits while its batch is written to SQLite: while a task computes, each row
+#: of the batch would wait 5 ms for the interpreter's lock. If another process locks the file for
 #: longer, the task goes on.
 WAIT_FOR_FILE_S = 1.0
 
 
 class Writer:
-    """Stores what a run yields.
+    """Store what a run yields.
 
     Parameters
     ----------
-    settings, target : how, and whose results these are.
-    claim : of a plan's page; without one, results are not bound to a plan.
-    stop : the request that the run ends; it is made here when the plan was cancelled.
-    tally : of the element; it counts results that are refused.
-    heartbeat : of the attempt, for the time in which nothing is written.
-    grace_s : how long a database that is away is waited for, once the run is to end.
-    schedule : of the element, which knows what its checkpoints took up to now.
+    settings, target : how results are written, and the task and table that they belong to.
+    stop : the request to end the run; it is made here if the plan was cancelled.
+    tally : the counts of the element's rows; refused results are added to it.
+    claim : the claim to a plan's page; without one, results do not belong to a plan.
+    heartbeat : of the attempt, sent while nothing is written.
+    grace_s : how long to wait for an unavailable database once the run has to end.
+    schedule : of the element's earlier pages, which knows what their checkpoints cost.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class Writer:
         self.is_behind = claim is not None and _may_write_behind()
         self.background = Background(self, heartbeat, self.is_file)
         self.writing = threading.RLock()  # one checkpoint at a time
-        self.ending = False  # whatever waits is to be written now
+        self.ending = False  # all waiting rows have to be written now
         self.goes_on = False  # the task does not wait for the file before the next checkpoint
-        #: What ends the run, and is neither the task's doing nor a row's.
+        #: The error that ends the run, caused neither by the task nor by a row.
         self.trouble: BaseException | None = None
         self.t_write_s = 0.0
 
-    # -- what waits ----------------------------------------------------------------------------
+    # -- waiting rows --------------------------------------------------------------------------
 
     def add(self, yielded: Yielded) -> None:
         if self.buffer.add(yielded):
             self.wake()
 
     def add_row(self, results: list[Yielded]) -> None:
-        """All results of a row that has ended: they go into one checkpoint."""
+        """Add all results of a row that has ended, which go into one checkpoint."""
         if self.buffer.add_row(results):
             self.wake()
 
@@ -103,11 +103,11 @@ class Writer:
             self.wake()
 
     def unwritten(self) -> Checkpoint:
-        """What was yielded and is not known to be stored."""
+        """Return everything that was yielded and is not known to be stored."""
         return self.buffer.unwritten()
 
     def wake(self) -> None:
-        """Have the second thread look at the clock again."""
+        """Make the second thread check again what is due."""
         if self.background.thread is not None or _may_write_behind():
             self.background.wake()
 
@@ -115,15 +115,15 @@ class Writer:
         return self.buffer.n_waiting >= self.settings.batch_size
 
     def is_stuck(self) -> bool:
-        """Whether it is no use to wait for the second thread."""
+        """Return whether it is useless to wait for the second thread."""
         return self.trouble is not None or self.stop.wanted.is_set()
 
-    # -- by the task's thread ------------------------------------------------------------------
+    # -- called by the task's thread -----------------------------------------------------------
 
     def keep_up(self, is_last: bool = False) -> None:
-        """Have written what is due, and let the task go on when there is room for more.
+        """Have rows written that are due, and return when there is room for more.
 
-        After the last row comes the end of the run, which writes all.
+        After the last row, do not wait: the end of the run writes everything.
         """
         if not self.is_behind:
             if self.is_full() or self._is_due():
@@ -156,10 +156,10 @@ class Writer:
                 self.buffer.changed.wait(1.0)
 
     def flush(self) -> None:
-        """Write all that waits on this thread's connection, where nothing speaks against it.
+        """Write all waiting rows, on this thread's connection unless the database is SQLite.
 
-        SQLite does not say what a cursor sees whose own connection writes, and refuses the write
-        of a connection whose cursor sees an older state: there the second thread writes.
+        SQLite does not define what a cursor sees if its own connection writes, and refuses the
+        write of a connection whose cursor sees an older state. So there the second thread writes.
         """
         if not self.settings.write_to_database:
             return
@@ -171,13 +171,13 @@ class Writer:
     def write_all(self) -> None:
         """Wait until everything that was yielded is stored.
 
-        Where the run is to stop and the database is away, it waits a moment only: what is not
-        stored then is :meth:`unwritten`.
+        If the run has to stop and the database is unavailable, wait only for the grace time; what
+        is not stored then is :meth:`unwritten`.
 
         Raises
         ------
         DatabaseError
-            If the database did not take it.
+            If the database did not store everything.
         """
         if not self.settings.write_to_database:
             return
@@ -187,17 +187,17 @@ class Writer:
             self.flush()
 
     def _flush_behind(self, grace_s: float | None = None) -> None:
-        """Have the second thread write all that waits; after a request to stop, for `grace_s`."""
+        """Have the second thread write all waiting rows; after a request to stop, for `grace_s`."""
         with self.buffer.changed:
             if not self.unwritten():
                 return
             self.ending = True
             self.wake()
-            asked: float | None = None
+            asked_at: float | None = None
             while self.unwritten() and self.trouble is None:
                 if grace_s is not None and self.stop.wanted.is_set():
-                    asked = asked or time.monotonic()
-                    if time.monotonic() - asked > grace_s:
+                    asked_at = asked_at or time.monotonic()
+                    if time.monotonic() - asked_at > grace_s:
                         raise DatabaseError(
                             "the run was asked to stop, and the database did not take the last "
                             f"checkpoint within {grace_s:g} s"
@@ -208,21 +208,21 @@ class Writer:
                 raise self.trouble
 
     def write_last(self) -> None:
-        """Write what is left of the page on the connection that this thread goes on with."""
+        """Write the rest of the page on this thread's connection, which it continues to use."""
         try:
             self.write()
         except Exception as error:
-            self.trouble = error  # it was tried for as long as anything is
+            self.trouble = error  # `write` has already retried for as long as it may
             raise
 
     def close(self) -> None:
-        """End the second thread, unless the database keeps it."""
+        """End the second thread; do not wait for it while the database keeps it from writing."""
         self.background.close(wait=not (self.is_behind and self.unwritten()))
 
-    # -- by the second thread ------------------------------------------------------------------
+    # -- called by the second thread -----------------------------------------------------------
 
     def seconds_until_due(self) -> float | None:
-        """How long nothing has to be written; None while nothing waits."""
+        """Return how long nothing has to be written; None while nothing waits."""
         with self.buffer.changed:
             since = self.buffer.since
             if since is None:
@@ -232,29 +232,29 @@ class Writer:
             return self.schedule.due(since, self._expected_end()) - time.monotonic()
 
     def _expected_end(self) -> float | None:
-        """When the page will have ended if its rows go on as they did, by the monotonic clock."""
+        """Estimate, by the monotonic clock, when the page ends if its rows continue as before."""
         n_ended = self.tally.n_ended - self.n_ended_before
         if not self.n_rows or not n_ended:
             return None
         return self.began + (time.monotonic() - self.began) * self.n_rows / n_ended
 
     def write_due(self) -> None:
-        """Write what is due, and on the same connection the batches that became full meanwhile."""
+        """Write what is due, and on the same connection any batches that become full meanwhile."""
         with keep_connected():
             self.write()
             while self.is_behind and self.is_full():
                 self.write()
 
     def fail_for_good(self, error: BaseException) -> None:
-        """Take note that the second thread writes nothing more."""
+        """Record the error that ended the second thread, and wake whoever waits for it."""
         with self.buffer.changed:
             self.trouble = error
             self.buffer.changed.notify_all()
 
-    # -- by either -----------------------------------------------------------------------------
+    # -- called by either ----------------------------------------------------------------------
 
     def write(self) -> None:
-        """Write all that waits as one checkpoint; nothing is dropped if that fails."""
+        """Write all waiting rows as one checkpoint; keep them if that fails."""
         if not self.settings.write_to_database:
             return
         with self.writing:
@@ -275,15 +275,15 @@ class Writer:
             self.schedule.note(took_s)
             self.goes_on = False
             self.buffer.finish(written if self.claim is None else ())
-            self._look_around(checkpoint)
+            self._check_run(checkpoint)
 
     def _judge(self, refused: list[Refusal]) -> None:
-        """End the run before failures are stored that are not the rows' own."""
+        """End the run before failures are stored that the rows did not cause."""
         if self.claim is not None and refused:
             self.tally.check(self.target.task, refused)
 
-    def _look_around(self, checkpoint: Checkpoint) -> None:
-        """End the run if the checkpoint showed that it is in vain."""
+    def _check_run(self, checkpoint: Checkpoint) -> None:
+        """End the run if the checkpoint showed that its plan was cancelled, or its task broken."""
         self.tally.count(checkpoint.refused)
         self.tally.n_stored += checkpoint.n_stored
         if self.claim is not None:
@@ -293,6 +293,6 @@ class Writer:
 
 
 def _may_write_behind() -> bool:
-    # A database in memory belongs to one connection, and a transaction that the caller holds open
-    # belongs to the caller's: nobody else could see, or get past, it.
+    # A database in memory exists in one connection only, and a transaction that the caller holds
+    # open in the caller's: another connection would not see it, or would wait for it.
     return not dialect().url.endswith(":memory:") and not in_transaction()
