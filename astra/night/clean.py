@@ -79,8 +79,8 @@ def clean(
     done = []
     if not dry_run:
         for plan in old:
-            if said := _remove(plan):
-                kept.append(said)
+            if reason := _remove(plan):
+                kept.append(reason)
             else:
                 done.append(plan.pk)
         for plan in packed:
@@ -177,9 +177,9 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
 
 
 def _moment(value: object) -> datetime:
-    found = Page.modified.python_value(value)
-    assert isinstance(found, datetime)  # noqa: S101 - of a column of times
-    return found
+    moment = Page.modified.python_value(value)
+    assert isinstance(moment, datetime)  # noqa: S101 - of a column of times
+    return moment
 
 
 def _old_nights(before: datetime) -> list[Night]:

@@ -117,9 +117,9 @@ def command_of(name: str, *options: str) -> str:
 
 def _path() -> str:
     """Python, Slurm's commands, and the system's own."""
-    found = [Path(sys.executable).parent]
-    found += [Path(p).parent for p in (shutil.which("sbatch"), shutil.which("sendmail")) if p]
-    return ":".join(dict.fromkeys([*map(str, found), "/usr/local/bin", "/usr/bin", "/bin"]))
+    folders = [Path(sys.executable).parent]
+    folders += [Path(p).parent for p in (shutil.which("sbatch"), shutil.which("sendmail")) if p]
+    return ":".join(dict.fromkeys([*map(str, folders), "/usr/local/bin", "/usr/bin", "/bin"]))
 
 
 def _scron_lines(name: str, profile_name: str | None) -> list[str]:
@@ -166,7 +166,7 @@ def has_entry(name: str) -> bool:
     UsageError
         If there is neither of the two, or none can be read.
     """
-    programs = [found for word in ("crontab", "scrontab") if (found := shutil.which(word))]
+    programs = [path for word in ("crontab", "scrontab") if (path := shutil.which(word))]
     if not programs:
         _program(False)
     tables = []
@@ -187,11 +187,11 @@ def without(table: str, name: str) -> str:
 
 def _program(scron: bool) -> str:
     name = "scrontab" if scron else "crontab"
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         other = "" if scron else "; where the cluster has scrontab: --scron"
         raise UsageError(f"there is no {name} here{other}; without --install the entry is printed")
-    return found
+    return path
 
 
 def _run(words: Iterable[str], text: str = "") -> subprocess.CompletedProcess[str]:
@@ -229,6 +229,6 @@ def check(name: str) -> str:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().removeprefix("astra:").strip()
-        raise AstraError(f"begun by cron, it would end with status {done.returncode}:\n{said}")
+        output = (done.stdout + done.stderr).strip().removeprefix("astra:").strip()
+        raise AstraError(f"begun by cron, it would end with status {done.returncode}:\n{output}")
     return done.stdout.strip()

@@ -105,8 +105,8 @@ class Dashboard:
         """Put a note above the index as it is; the next look takes it away."""
         with suppress(FileNotFoundError):
             text = (self.folder / INDEX).read_text()
-            said = f'<p class="note said">{escape(clipped(note))}</p>'
-            changed = _SAID.sub("", text).replace("</h1>\n", f"</h1>\n{said}\n", 1)
+            paragraph = f'<p class="note said">{escape(clipped(note))}</p>'
+            changed = _SAID.sub("", text).replace("</h1>\n", f"</h1>\n{paragraph}\n", 1)
             if changed != text:
                 write_whole(self.folder / INDEX, changed, 0o644)
 
@@ -115,11 +115,11 @@ class Dashboard:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be made: {error.strerror}") from error
-        of = _mark(self.folder / INDEX)
-        if of is not None and of != archive:
+        owner = _mark(self.folder / INDEX)
+        if owner is not None and owner != archive:
             raise UsageError(
-                f"{self.folder} holds the pages of another archive ({of}, this one is {archive}): "
-                f"name another folder, or remove its {INDEX}"
+                f"{self.folder} holds the pages of another archive ({owner}, this one is "
+                f"{archive}): name another folder, or remove its {INDEX}"
             )
 
     def _is_shown(self, plan: PlanLine, since: datetime) -> bool:
@@ -154,8 +154,8 @@ class Dashboard:
                 if is_away(error):
                     raise
                 look.problems.append(f"{page} cannot be made: {error}")
-        found = _TITLE.search(_head(self.folder / page))
-        return found[1] if found else "unknown"
+        match = _TITLE.search(_head(self.folder / page))
+        return match[1] if match else "unknown"
 
     def _write(self, page: str, text: str, look: Look) -> None:
         path = self.folder / page
@@ -216,8 +216,8 @@ def _head(path: Path) -> str:
 
 def _mark(path: Path) -> str | None:
     """Return the mark of a page; None if the file is missing or no such page."""
-    found = _MARK.search(_head(path))
-    return found[1] if found else None
+    match = _MARK.search(_head(path))
+    return match[1] if match else None
 
 
 def _modified(path: Path) -> datetime:

@@ -82,11 +82,11 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     kept = f"the night is kept for it: astra nights {night.name} --heal"
     try:
         options = _behind(behind, night.finalizer_home, wait_s)
-        found = send(path, job_name(night), cluster, kept, min, options)
+        job = send(path, job_name(night), cluster, kept, min, options)
     except SlurmError:
         _give_back(night, had)
         raise
-    _adopt(night, found)
+    _adopt(night, job)
 
 
 def _known(night: Night) -> dict[str, object]:
@@ -114,10 +114,10 @@ def _behind(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
     return [*words, *([f"--begin=now+{wait_s}"] if wait_s else [])]
 
 
-def _adopt(night: Night, found: JobId) -> None:
+def _adopt(night: Night, job: JobId) -> None:
     """Store this job as the night's finalizer."""
-    night.finalizer_job, night.finalizer_cluster = found.job_id, found.cluster
-    night.finalizer_home = found.cluster or night.finalizer_home
+    night.finalizer_job, night.finalizer_cluster = job.job_id, job.cluster
+    night.finalizer_home = job.cluster or night.finalizer_home
     with connection():
         Night.update(_known(night)).where(
             (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
@@ -135,13 +135,13 @@ def lives(night: Night) -> bool:
     if night.finalizer is None:
         return False
     if night.finalizer_job is None:
-        found = client.find(
+        jobs = client.find(
             job_name(night), night.finalizer_cluster, home=night.finalizer_home,
             user=night.finalizer_user,
         )  # fmt: skip
-        if not found:
+        if not jobs:
             return False
-        _adopt(night, min(found))
+        _adopt(night, min(jobs))
     job = job_of(night)
     answer = client.elements([job])
     execution = answer.of(job.key, None)
@@ -159,8 +159,8 @@ def lives(night: Night) -> bool:
 def _profile(settings: NightSettings) -> Profile:
     """Return the finalizer's profile: its own, or that of the tasks."""
     own = settings.finalizer_profile
-    found = choose_profile(own or settings.profile, None)
-    kept = {k: v for k, v in found.options.items() if own or k in _WHERE}
+    chosen = choose_profile(own or settings.profile, None)
+    kept = {k: v for k, v in chosen.options.items() if own or k in _WHERE}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
         most_s = limits.room(str(kept.get("partition") or "") or None).max_time_s
@@ -170,4 +170,4 @@ def _profile(settings: NightSettings) -> Profile:
         limit_s = min(limit_s, most_s)
     kept = _SIZE | kept | {"time": written_time(limit_s or 3600)}
     kept.pop("signal", None)
-    return replace(found, options=kept)
+    return replace(chosen, options=kept)

@@ -76,11 +76,11 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
     check_version()
     query = Night.select().order_by(Night.pk.desc()).limit(last)
     with connection():
-        found = list(query.where(Night.name == name) if name else query)
-    if name and not found:
+        listed = list(query.where(Night.name == name) if name else query)
+    if name and not listed:
         raise _unknown(name)
-    states = _states(found)
-    return [_status(night, states[night.pk]) for night in found]
+    states = _states(listed)
+    return [_status(night, states[night.pk]) for night in listed]
 
 
 def night_of(name: str, date: str | None = None) -> NightStatus:
@@ -113,9 +113,9 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
 
 def _unknown(name: str) -> UsageError:
     with connection():
-        known = [n for (n,) in tuples(Night.select(Night.name).distinct())]
+        names = [n for (n,) in tuples(Night.select(Night.name).distinct())]
     return UsageError(
-        f"there was no night {name!r} yet: astra nightly {name}. {nearest(name, known)}"
+        f"there was no night {name!r} yet: astra nightly {name}. {nearest(name, names)}"
     )
 
 

@@ -60,34 +60,34 @@ def _last_of_each(found: Iterable[NightStatus]) -> list[NightStatus]:
 
 
 def _of_nights(last: Sequence[NightStatus], now: datetime) -> Iterator[str]:
-    of = [({"night": night.name}, night) for night in last]
+    labelled = [({"night": night.name}, night) for night in last]
     yield _metric(
         "astra_night_state", "Whether the last night of a name is in a state.",
-        [({**name, "state": s}, n.state == s) for name, n in of for s in NIGHT_STATES],
+        [({**name, "state": s}, n.state == s) for name, n in labelled for s in NIGHT_STATES],
     )  # fmt: skip
     yield _metric(
         "astra_night_began_timestamp_seconds", "When the last night of a name began.",
-        [(name, night.began.timestamp()) for name, night in of],
+        [(name, night.began.timestamp()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
         "astra_night_age_seconds", "Time since the last night of a name began.",
-        [(name, (now - night.began).total_seconds()) for name, night in of],
+        [(name, (now - night.began).total_seconds()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
         "astra_night_duration_seconds", "How long the last night of a name took, or takes by now.",
-        [(name, ((night.ended or now) - night.began).total_seconds()) for name, night in of],
+        [(name, ((night.ended or now) - night.began).total_seconds()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
         "astra_night_rows", "Rows of the last night of a name, by how they ended.",
         [
             ({**name, "outcome": outcome}, getattr(night, outcome))
-            for name, night in of
+            for name, night in labelled
             for outcome in ("results", "failures", "no_result", "pending")
         ],
     )  # fmt: skip
     yield _metric(
         "astra_night_retries", "Elements of the last night of a name that another followed.",
-        [(name, night.retries) for name, night in of],
+        [(name, night.retries) for name, night in labelled],
     )  # fmt: skip
 
 

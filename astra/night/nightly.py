@@ -262,8 +262,8 @@ def _said(night: Night, state: str, look: Look, message: str | None = None) -> N
 
 def open_night(name: str) -> Night | None:
     """Return the open night of a name, if there is one."""
-    found = _open_nights(name)
-    return found[-1] if found else None
+    open_nights = _open_nights(name)
+    return open_nights[-1] if open_nights else None
 
 
 def _open_nights(name: str | None = None) -> list[Night]:
@@ -311,12 +311,12 @@ def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:
     if n_failed <= settings.accept_failures * n_rows:
         return []
     most = f"accept_failures = {settings.accept_failures:g}"
-    said = [f"{n_failed:,} of {n_rows:,} rows failed, more than the night accepts ({most})"]
+    lines = [f"{n_failed:,} of {n_rows:,} rows failed, more than the night accepts ({most})"]
     for entry in entries:
         if entry.n_failed:
-            what = f"astra failures {entry.plan_pk}, astra retry {entry.plan_pk}"
-            said.append(f"{entry.n_failed:,} of {entry.task}: {what}")
-    return said
+            commands = f"astra failures {entry.plan_pk}, astra retry {entry.plan_pk}"
+            lines.append(f"{entry.n_failed:,} of {entry.task}: {commands}")
+    return lines
 
 
 def _report(night: Night) -> None:
@@ -327,8 +327,8 @@ def _report(night: Night) -> None:
     folder = Path(config.current().run.dir).absolute() / "nights"
     try:
         check_folder(folder)
-        _, found = report_of_night(night.name, str(night.pk))
-        write_whole(folder / f"{night.name}-{night.pk}.html", html(found))
+        _, report = report_of_night(night.name, str(night.pk))
+        write_whole(folder / f"{night.name}-{night.pk}.html", html(report))
     except Exception as error:  # a mistake in it keeps nobody from being notified, either
         log.warning("the report of the night %s is not written: %r", night.pk, error)
 
@@ -343,8 +343,8 @@ def _notify_of_earlier(settings: NightSettings) -> None:
     """Notify people of nights whose finalizer died before it could."""
     with connection():
         closed = Night.select().where((Night.name == settings.name) & Night.ended.is_null(False))
-        found = list(closed.order_by(Night.pk.desc()).limit(3))
-    for night in found:
+        recent = list(closed.order_by(Night.pk.desc()).limit(3))
+    for night in recent:
         ways = night.notifications
         is_lost = not ways and night.notified != "{}"  # not notified yet, or damaged
         if is_lost or any(way["result"] != "notified" for way in ways.values()):
@@ -353,19 +353,19 @@ def _notify_of_earlier(settings: NightSettings) -> None:
 
 def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> list[str]:
     """Return what is not whole, why, and which command to type."""
-    said = []
+    lines = []
     for entry in entries:
         if entry.plan_pk is None and not entry.has_ended:
-            said.append(f"{entry.task} could not be planned: {entry.message}")
+            lines.append(f"{entry.task} could not be planned: {entry.message}")
         elif not entry.has_ended:
             why, command = bound, f"astra status {entry.plan_pk}"
             if entry.message:
                 why, command = f"{bound} (it was cancelled)", "astra plans"
             left = f"{n_left(entry):,} rows are left{why}"
-            said.append(f"plan {entry.plan_pk} of {entry.task}: {left}: {command}")
+            lines.append(f"plan {entry.plan_pk} of {entry.task}: {left}: {command}")
     there = {entry.key for entry in entries}
     for task in settings.tasks:
         if task.key not in there:
             waits = f": it waits for {', '.join(task.after)}" if task.after else ""
-            said.append(f"{task.task} was not begun{bound if not waits else waits}")
-    return said
+            lines.append(f"{task.task} was not begun{bound if not waits else waits}")
+    return lines

@@ -48,11 +48,11 @@ NOTIFIED = "notified"
 def notify(night: Night, settings: NightSettings) -> dict[str, str]:
     """Notify people of a closed night, by all ways that have not yet; return how each went."""
     try:
-        found = night_of(night.name, str(night.pk))
-        subject, text = words(found)
+        status = night_of(night.name, str(night.pk))
+        subject, text = words(status)
         with connection():
             notified = Night.get_by_id(night.pk).notifications
-        for way, send in _ways(settings.notify, found, subject, text).items():
+        for way, send in _ways(settings.notify, status, subject, text).items():
             if notified.get(way, {}).get("of") == subject and notified[way]["result"] == NOTIFIED:
                 continue
             moment = time.strftime("%Y-%m-%d %H:%M:%S %z")
@@ -86,14 +86,14 @@ def words(night: NightStatus) -> tuple[str, str]:
 def _ways(
     ways: Notify, night: NightStatus, subject: str, text: str
 ) -> dict[str, Callable[[], object]]:
-    found: dict[str, Callable[[], object]] = {}
+    senders: dict[str, Callable[[], object]] = {}
     if ways.mail:
-        found["mail"] = partial(_mail, ways, subject, text)
+        senders["mail"] = partial(_mail, ways, subject, text)
     if ways.webhook:
-        found["webhook"] = partial(_webhook, ways.webhook, night, text)
+        senders["webhook"] = partial(_webhook, ways.webhook, night, text)
     if ways.command:
-        found["command"] = partial(_command, ways.command, night)
-    return found
+        senders["command"] = partial(_command, ways.command, night)
+    return senders
 
 
 def _tried(send: Callable[[], object]) -> str:
@@ -101,9 +101,9 @@ def _tried(send: Callable[[], object]) -> str:
     try:
         within(WHOLE_S, send)
     except Exception as error:  # whatever a mail server, a network or a script may do
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        log.warning("a notification could not be sent: %s", said)
-        return secrets.hide(said)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        log.warning("a notification could not be sent: %s", reason)
+        return secrets.hide(reason)
     return NOTIFIED
 
 
@@ -170,10 +170,10 @@ def mail_server(url: str, timeout_s: float = _TIMEOUT_S) -> Iterator[smtplib.SMT
         if parts.scheme == "starttls":
             server.starttls()
         if parts.username:
-            known = netrc.netrc().authenticators(host)
-            if known is None:
+            login = netrc.netrc().authenticators(host)
+            if login is None:
                 raise LookupError(f"~/.netrc has no password for {host}")
-            server.login(parts.username, known[2] or "")
+            server.login(parts.username, login[2] or "")
         yield server
 
 

@@ -215,10 +215,10 @@ def _note(done: Submitted, look: Look) -> bool:
     pks = [job.job_id for job in done.jobs if job.job_id is not None]
     if pks:
         with connection():
-            found = Submission.select().where(
+            submissions = Submission.select().where(
                 Submission.job_id.in_(pks), Submission.plan == done.plan
             )
-            look.jobs |= {s.job for s in found}
+            look.jobs |= {s.job for s in submissions}
     later = bool(done.unsubmitted or done.message)
     look.lives |= later or bool(done.pages)
     return later or bool(done.pages)
@@ -234,10 +234,10 @@ def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
         .order_by(NightPlan.pk.desc())
     )
     with connection():
-        found = {e.plan_pk: e for e in earlier if e.plan_pk is not None and e.plan_pk not in here}
+        left = {e.plan_pk: e for e in earlier if e.plan_pk is not None and e.plan_pk not in here}
         live = {
             plan.pk for plan in Plan.select().where(
-                Plan.pk.in_(list(found)) & Plan.cancelled.is_null()
+                Plan.pk.in_(list(left)) & Plan.cancelled.is_null()
             ) if plan.version.major_minor == CURRENT.major_minor
         }  # fmt: skip
     taken = [
@@ -245,7 +245,7 @@ def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
             night=night.pk, task=entry.task, input_model=entry.input_model, plan_pk=plan,
             leftover=True, retries_before=retries_of([plan]),
         )
-        for plan, entry in sorted(found.items())
+        for plan, entry in sorted(left.items())
         if plan in live
     ]  # fmt: skip
     for entry in tend(taken, settings, look):  # of these, elements live

@@ -47,8 +47,8 @@ def examine(
     """
     settings = settings_of(night) if night is not None else None
     yield from python()
-    found = list(configuration())
-    yield from found
+    of_configuration = list(configuration())
+    yield from of_configuration
     try:
         nights = [settings] if settings else list(config.current().nights.values())
     except AstraError:
@@ -71,7 +71,7 @@ def on_a_node() -> Iterator[Finding]:
 
 def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
     """Return the usable profiles; the others are reported elsewhere."""
-    found: dict[str, Profile] = {}
+    profiles: dict[str, Profile] = {}
     wanted = [(name, None) for name in (None, *config.current().profiles)] if of_all else []
     tasks = [how(task, night) for night in nights for task in night.tasks]
     others = [(night.finalizer_profile or night.profile, None) for night in nights]
@@ -80,8 +80,8 @@ def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
             chosen = choose_profile(name, options)
         except AstraError:
             continue
-        found.setdefault(chosen.name, chosen)
-    return list(found.values())
+        profiles.setdefault(chosen.name, chosen)
+    return list(profiles.values())
 
 
 def _night(settings: NightSettings) -> Iterator[Finding]:
@@ -116,12 +116,12 @@ def _connections(part: str, settings: NightSettings) -> Iterator[Finding]:
         return
     with connection():
         room = settings.connections or dialect().connections_for(settings.headroom)
-    said = f"connections for {room // 2} elements at once (headroom = {settings.headroom})"
+    summary = f"connections for {room // 2} elements at once (headroom = {settings.headroom})"
     if room < 2:
         remedy = f"lower headroom in [nights.{settings.name}], or raise max_connections"
-        yield failed(part, said, remedy)
+        yield failed(part, summary, remedy)
     else:
-        yield ok(part, said)
+        yield ok(part, summary)
 
 
 # -- who is notified --------------------------------------------------------------------

@@ -68,12 +68,12 @@ def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
 
 def _earlier_nights(night: NightStatus) -> list[Earlier]:
     """Return earlier nights of the same name whose plans remain, the latest first."""
-    found = []
+    lines = []
     for other in nights(night.name, 8):
         if other.night >= night.night:
             continue
         all_of = night_of(other.name, str(other.night))
         plans = [p.plan for p in all_of.plans if p.plan is not None and p.kept]
         if plans and (earlier := earlier_of(plans, all_of.date)):
-            found.append(earlier)
-    return found
+            lines.append(earlier)
+    return lines

@@ -47,7 +47,7 @@ class Histogram:
     median: float
     p90: float
     most: float
-    of: str | None = None  # where not all were looked at: which
+    of: str | None = None  # which values were used, if not all
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Runs:
     """The attempts of some plans, as columns."""
 
     def __init__(
-        self, plans: Sequence[int], found: Sequence[PlanStatus], asked: datetime, now: datetime
+        self, plans: Sequence[int], statuses: Sequence[PlanStatus], asked: datetime, now: datetime
     ) -> None:
         query = (
             Attempt.select(
@@ -148,12 +148,12 @@ class Runs:
             .order_by(Page.plan, Page.number, Attempt.number)
         )  # fmt: skip
         alive = {
-            (s.plan, p.page) for s in found for p in s.elements if p.state is PageState.RUNNING
+            (s.plan, p.page) for s in statuses for p in s.elements if p.state is PageState.RUNNING
         }
         runs = [_said_or_lost(_Run(*values), alive, asked) for values in tuples(query)]
         self.plans, self.runs, self.n, self.now = list(plans), runs, len(runs), now
-        self.whole = {(s.plan, p.page) for s in found for p in s.elements if not p.pending}
-        self.n_pages = sum(s.n_pages for s in found)
+        self.whole = {(s.plan, p.page) for s in statuses for p in s.elements if not p.pending}
+        self.n_pages = sum(s.n_pages for s in statuses)
         self.at = np.array([run.began.timestamp() for run in runs])
         until = [_last_word(run, now) for run in runs]
         self.until = np.maximum(np.array([u.timestamp() for u in until]), self.at)
@@ -221,14 +221,15 @@ class Runs:
         return histogram(np.array(times)) if times else None
 
     def elements(self) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
-        """By submission and element: seconds from the first claim to the last word, peak in MB."""
+        """Return, by submission and element, the seconds from its first claim to its last record,
+        and its peak memory in MB."""
         began: dict[tuple[int, int], float] = {}
         ended: dict[tuple[int, int], float] = {}
         peak: dict[tuple[int, int], float] = {}
-        for run, at, until in zip(self.runs, self.at, self.until, strict=True):
+        for run, start, end in zip(self.runs, self.at, self.until, strict=True):
             key = run.submission, run.element
-            began[key] = min(began.get(key, at), at)
-            ended[key] = max(ended.get(key, until), until)
+            began[key] = min(began.get(key, start), start)
+            ended[key] = max(ended.get(key, end), end)
             if run.max_rss_mb:
                 peak[key] = max(peak.get(key, 0.0), run.max_rss_mb)
         return {key: ended[key] - began[key] for key in began}, peak
@@ -247,12 +248,12 @@ class Runs:
         ]  # fmt: skip
 
     def nodes(self) -> list[Node]:
-        """Nodes, those first where most attempts did not end by themselves."""
+        """Return the nodes, those first where most attempts did not end by themselves."""
         of_node: dict[str, list[int]] = defaultdict(list)
         for place, host in enumerate(self.host):
             of_node[host].append(place)
         lasted = self.until - self.at
-        found = [
+        nodes = [
             Node(
                 host, len(places), int(self.rows[places].sum()), float(lasted[places].sum()),
                 sum(self.runs[i].failed for i in places),
@@ -261,12 +262,12 @@ class Runs:
             )
             for host, places in of_node.items()
         ]  # fmt: skip
-        return sorted(found, key=lambda node: (-node.not_well, node.node))
+        return sorted(nodes, key=lambda node: (-node.not_well, node.node))
 
     def endings(self) -> list[Ending]:
         """Return how attempts ended, those that ended well first."""
         counts = Counter((run.state, run.slurm_state) for run in self.runs)
-        found = []
+        endings = []
         for (state, slurm_state), n in counts.items():
             message = None
             if state != AttemptState.DONE:
@@ -281,8 +282,8 @@ class Runs:
                     .limit(1)
                     .scalar()
                 )
-            found.append(Ending(state, slurm_state, n, message))
-        return sorted(found, key=lambda e: (e.state != AttemptState.DONE, -e.attempts))
+            endings.append(Ending(state, slurm_state, n, message))
+        return sorted(endings, key=lambda e: (e.state != AttemptState.DONE, -e.attempts))
 
 
 def _edges(over: Over) -> Reals:
@@ -309,7 +310,7 @@ def _ramps(times: Reals, weights: Reals, at: Reals) -> Reals:
 
 
 def histogram(values: Reals, of: str | None = None) -> Histogram:
-    """Five intervals to a decade; the values are seconds, of any size."""
+    """Return a histogram of seconds, with five bins to a decade."""
     least = 1e-6
     values = np.maximum(np.asarray(values, dtype=float), least)
     low, high = math.floor(math.log10(values.min()) * 5), math.ceil(math.log10(values.max()) * 5)

@@ -51,8 +51,8 @@ def earlier_plans(plan: Plan) -> list[Earlier]:
         .order_by(Plan.pk.desc())
         .limit(N_EARLIER)
     )
-    found = [earlier_of([pk], f"plan {pk}") for (pk,) in tuples(query)]
-    return [line for line in found if line is not None]
+    lines = [earlier_of([pk], f"plan {pk}") for (pk,) in tuples(query)]
+    return [line for line in lines if line is not None]
 
 
 def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
@@ -87,5 +87,5 @@ def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
 
 def _time(value: datetime | str) -> datetime:
     """Return the time of an aggregate, which SQLite gives as text."""
-    found = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+    time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time

@@ -67,5 +67,5 @@ def _results_table(plan: Plan) -> str:
 
 
 def _sent(s: Submission) -> Sent:
-    what = f"array {s.job_id or '(not answered)'}" if s.kind == "slurm" else "processes here"
-    return Sent(s.created, what, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile)
+    where = f"array {s.job_id or '(not answered)'}" if s.kind == "slurm" else "processes here"
+    return Sent(s.created, where, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile)

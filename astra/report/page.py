@@ -110,11 +110,11 @@ def _changes(over: Over | None) -> bool:
 
 def _histograms(report: Report) -> list[tuple[str, Histogram, str]]:
     """Return the histograms that show more than the numbers below them."""
-    known = (
+    histograms = (
         ("Run time of a row", report.row_times, "results"),
         ("Run time of a page", report.page_times, "whole pages"),
     )
-    return [(title, h, of) for title, h, of in known if h and sum(map(bool, h.counts)) > 2]
+    return [(title, h, of) for title, h, of in histograms if h and sum(map(bool, h.counts)) > 2]
 
 
 def _stacked(over: Over, order: Sequence[str]) -> Iterable[Bar]:
@@ -147,13 +147,13 @@ def _columns(counts: Sequence[int]) -> Iterable[Bar]:
 
 
 def _parts(counts: Mapping[str, int], total: int) -> Iterable[Bar]:
-    """Divide a bar of 1,000 units by state; every state is wide enough to be seen."""
-    at = 0.0
+    """Divide a bar of 1,000 units by state; make every state wide enough to be seen."""
+    left = 0.0
     shown = [(state, max(n / max(total, 1) * 1000, 4)) for state, n in _by_state(counts)]
     scale = 1000 / max(sum(width for _, width in shown), 1)
     for state, width in shown:
-        yield Bar(_kind(state), round(at, 2), 0, round(width * scale, 2), 10)
-        at += width * scale
+        yield Bar(_kind(state), round(left, 2), 0, round(width * scale, 2), 10)
+        left += width * scale
 
 
 def _divided(counts: Mapping[str, int]) -> bool:
@@ -162,5 +162,5 @@ def _divided(counts: Mapping[str, int]) -> bool:
 
 def _by_state(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     order = list(_KINDS)
-    known = [(state, n) for state, n in counts.items() if n]
-    return sorted(known, key=lambda item: order.index(item[0]) if item[0] in order else 99)
+    present = [(state, n) for state, n in counts.items() if n]
+    return sorted(present, key=lambda item: order.index(item[0]) if item[0] in order else 99)

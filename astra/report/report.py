@@ -108,35 +108,35 @@ def report_of(
     """
     with connection():
         asked = dialect().now()
-    found = statuses(plans, of_whole=False, recent_s=settings.current().slurm.recent_s)
-    verdict = headline(found)
+    current = statuses(plans, of_whole=False, recent_s=settings.current().slurm.recent_s)
+    verdict = headline(current)
     with connection():
         frozen = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
         now = dialect().now()
-        runs = Runs(plans, found, asked, now)
+        runs = Runs(plans, current, asked, now)
         if earlier is None and len(plans) == 1:
             earlier = earlier_plans(frozen[plans[0]])
         how = tuple(how_it_ran(frozen[pk], submissions) for pk in plans)
         what_ran = _what_ran(list(frozen.values()), submissions, runs)
-        what_failed = _what_failed(found)
+        what_failed = _what_failed(current)
         this = earlier_of(plans, "this one") if runs.n else None
     used, notes = efficiency(submissions, runs)
     return Report(
-        title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in found),
+        title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
         made=now,
-        state=worst(status.state for status in found),
+        state=worst(status.state for status in current),
         kind=verdict.kind,
         verdict=verdict.text,
         next=verdict.commands,
-        plans=tuple(replace(status, elements=()) for status in found),
+        plans=tuple(replace(status, elements=()) for status in current),
         efficiency=used,
         wasted=tuple(wasted(used, runs, what_ran["page_times"])),
         this=this,
         earlier=tuple(earlier or ()),
         how=how,
-        notes=tuple(dict.fromkeys([*(n for s in found for n in s.notes), *notes])),
-        **_counted(found),
+        notes=tuple(dict.fromkeys([*(n for s in current for n in s.notes), *notes])),
+        **_counted(current),
         **what_failed,
         **what_ran,
     )

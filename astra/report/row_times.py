@@ -34,13 +34,13 @@ class SlowRow:
 
 
 def row_times(plans: list[Plan], runs: Runs) -> tuple[Histogram | None, list[SlowRow]]:
-    """Run times of rows, from their results: of all, or of enough pages where they are many."""
+    """Return run times of rows, from the results of all pages, or of some if there are many."""
     times: list[float] = []
     slowest: list[SlowRow] = []
-    looked = 0
+    n_read = 0
     for plan in plans:
         numbers = _pages_to_look_at(plan, runs, ROWS_LOOKED_AT // len(plans))
-        looked += len(numbers)
+        n_read += len(numbers)
         try:
             elapsed = list(_elapsed(plan, numbers))
         except AstraError as error:
@@ -53,8 +53,8 @@ def row_times(plans: list[Plan], runs: Runs) -> tuple[Histogram | None, list[Slo
     if not times:
         return None, []
     n_pages = sum(plan.n_pages for plan in plans)
-    of = f"{looked:,} of {n_pages:,} pages, the slowest among them" if looked < n_pages else None
-    return histogram(np.array(times), of), slowest
+    extent = f"{n_read:,} of {n_pages:,} pages, the slowest among them"
+    return histogram(np.array(times), extent if n_read < n_pages else None), slowest
 
 
 def _pages_to_look_at(plan: Plan, runs: Runs, n_rows: int) -> list[int]:

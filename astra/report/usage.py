@@ -101,15 +101,15 @@ def _told(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
 def _gauge(
     name: str, unit: str, pairs: Iterable[tuple[float | None, float | None]]
 ) -> Gauge | None:
-    known = np.array([(used, asked) for used, asked in pairs if used is not None and asked])
-    if not len(known):
+    measured = np.array([(used, asked) for used, asked in pairs if used is not None and asked])
+    if not len(measured):
         return None
-    shares = known[:, 0] / known[:, 1]
+    shares = measured[:, 0] / measured[:, 1]
     # 100 % and more share the last step.
     counts = np.bincount(np.clip((shares * 20).astype(int), 0, 20), minlength=21)
     most = float(shares.max())
-    used, asked = known[int(shares.argmax())]
+    used, asked = measured[int(shares.argmax())]
     return Gauge(
-        name, unit, most, float(np.median(shares)), most, len(known), tuple(counts.tolist()),
+        name, unit, most, float(np.median(shares)), most, len(measured), tuple(counts.tolist()),
         float(used), float(asked),
     )  # fmt: skip

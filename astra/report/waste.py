@@ -57,12 +57,12 @@ def wasted(used: Efficiency | None, runs: Runs, page_times: Histogram | None) ->
 
 def _of_gauge(gauge: Gauge) -> Iterator[str]:
     name = gauge.name[0].upper() + gauge.name[1:]
-    of = f"{amount(gauge.used, gauge.unit)} of {amount(gauge.asked, gauge.unit)}"
+    amounts = f"{amount(gauge.used, gauge.unit)} of {amount(gauge.asked, gauge.unit)}"
     if gauge.share < _LITTLE[gauge.name]:
         most = "were used" if gauge.name == "CPU" else "was the most that an element used"
-        yield f"{name}: {percent(gauge.share)} ({of}) {most}; {_ASK_FOR_LESS[gauge.name]}."
+        yield f"{name}: {percent(gauge.share)} ({amounts}) {most}; {_ASK_FOR_LESS[gauge.name]}."
     elif gauge.name != "CPU" and gauge.most > _NEARLY_ALL:
         yield (
-            f"{name}: an element used {percent(gauge.most)} ({of}); with more, none is ended by "
-            "its limit."
+            f"{name}: an element used {percent(gauge.most)} ({amounts}); with more, none is ended "
+            "by its limit."
         )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from astra.models.plans import Page
 from astra.states import Outcome
 
-#: The number of a result of a row that is known by another key than the row's.
+#: Stands for the number of a result that is identified by another key than its row's.
 OF_ANOTHER_KEY = 2**31
 
 Numbers = NDArray[np.int64]
@@ -30,10 +30,10 @@ class Rows:
 
 
 class Stored:
-    """What is stored for some of `keys`, as columns beside them; `there` says for which."""
+    """What is stored for `keys`, as columns parallel to them; `there` marks those with anything."""
 
     def __init__(self, rows: list[tuple[int, ...]], keys: Numbers) -> None:
-        # A row of zeros stands for what is not there.
+        # A row of zeros represents that nothing is stored.
         table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 9), dtype=np.int64)
         numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
         order = np.lexsort((numbers, table[:, 0]))
@@ -51,20 +51,20 @@ class Stored:
 
     @cached_property
     def _steps(self) -> tuple[Flags, Numbers]:
-        """From each stored row to the next: whether that is of the same key, and the step of the
-        number."""
+        """For each stored row, whether the next has the same key, and by how much its number is
+        higher."""
         same = np.diff(self._table[:, 0]) == 0
         return same & (self._numbers[1:] != OF_ANOTHER_KEY), np.diff(self._numbers)
 
     @cached_property
     def is_again(self) -> Flags:
-        """Stored rows with the number of the one before."""
+        """Mark stored rows that repeat the number of the row before."""
         same, steps = self._steps
         return np.append(False, same & (steps == 0))
 
     @cached_property
     def is_gap(self) -> Flags:
-        """Stored rows that do not continue the one before, or do not begin at 0."""
+        """Mark stored rows that do not continue the row before, or do not begin at 0."""
         same, steps = self._steps
         wrong = same & ((steps > 1) | ((steps == 1) & (np.diff(self._table[:, 1]) != 0)))
         first = np.append(True, np.diff(self._table[:, 0]) != 0)

@@ -48,8 +48,8 @@ class Kind:
 def failures(plan: int) -> list[FailedRow]:
     """Return the failures of a plan, by key: as many as its status counts, and refused results.
 
-    A row has one record: where a later plan took the row again, the record is of that plan, and
-    where the row has ended otherwise since there is none.
+    A row has one record. If a later plan processed the row again, the record belongs to that plan;
+    if the row has ended otherwise since, there is none.
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ def kinds(rows: Iterable[FailedRow]) -> list[Kind]:
     groups: dict[tuple[str, str | None], list[FailedRow]] = {}
     for row in rows:
         groups.setdefault((row.exception, row.place), []).append(row)
-    found = [
+    grouped = [
         Kind(exception, place, members[0].message, len(members), tuple(m.key for m in members))
         for (exception, place), members in groups.items()
     ]
-    return sorted(found, key=lambda kind: -kind.rows)
+    return sorted(grouped, key=lambda kind: -kind.rows)

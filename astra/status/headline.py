@@ -15,7 +15,7 @@ from astra.status.status import PlanStatus
 
 
 class Kind(StrEnum):
-    """What people distinguish at first sight; each has a colour of its own."""
+    """The kinds of state that people distinguish at first sight, each with its own colour."""
 
     WHOLE = "whole"
     FAILED_ROWS = "failed rows"
@@ -41,9 +41,9 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Headline:
-    """The verdict on some plans. Of `commands` the first is the one to type; each with its reason.
+    """The state of some plans, and the commands to type next, the most useful first.
 
-    A command and its reason are divided by three blanks, as in ``PlanStatus.advice``.
+    Three blanks separate a command from its reason, as in ``PlanStatus.advice``.
     """
 
     kind: Kind
@@ -55,14 +55,14 @@ def headline_of(plans: Sequence[PlanStatus]) -> Headline:
     """Return the headline of one plan, or of several together."""
     state = worst(plan.state for plan in plans)
     kind = Kind.NOT_BEGUN if plans and all(map(_not_begun, plans)) else Kind(state.value)
-    # The command is about a plan that makes them need somebody, not about one that is whole.
+    # The first command is for a plan that determines their state, not for one that is whole.
     first = sorted(plans, key=lambda plan: plan.state is not state)
     commands = [line for plan in first for line in (*_next_of(plan, kind), *plan.advice)]
     return Headline(kind, _text(plans, kind), tuple(dict.fromkeys(commands)))
 
 
 def stuck_pages(plan: PlanStatus) -> list[PageStatus]:
-    """Return the pages of a plan that will not end by themselves, or may not."""
+    """Return the pages of a plan that will not, or may not, end by themselves."""
     return [
         page
         for page in plan.in_states(set(PageState) - {PageState.DONE})
@@ -80,7 +80,7 @@ def _not_begun(plan: PlanStatus) -> bool:
 
 
 def _next_of(plan: PlanStatus, kind: Kind) -> list[str]:
-    """Return the command for a plan that needs nobody's attention."""
+    """Return the command for a plan that does not need attention."""
     local = " --local" if dialect().name == "sqlite" else ""
     if plan.state is PlanState.RUNNING and kind is not Kind.ATTENTION:
         return [f"astra status {plan.plan} --watch   shows its progress"]
@@ -135,8 +135,8 @@ def _pages(n: int) -> str:
 
 
 def total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    """Add up what several plans count by state."""
-    added: Counter[str] = Counter()
-    for each in counts:
-        added.update(each)
-    return added
+    """Add up the counts of several plans by state."""
+    totals: Counter[str] = Counter()
+    for plan_counts in counts:
+        totals.update(plan_counts)
+    return totals

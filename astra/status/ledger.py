@@ -20,14 +20,14 @@ from astra.status.columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, Stored
 from astra.status.records import FOREIGN_ROW, Records, attempts_of, orphans
 from astra.status.verdict import Breach, Verdict
 
-#: Rows that are looked at together.
+#: Rows that are checked together.
 ROWS_AT_ONCE = 200_000
 
 Kind = type[RowWithoutResult]
 
 
 class Ledger:
-    """The checks of one plan, and what they found.
+    """Check one plan, and collect the breaches.
 
     Parameters
     ----------
@@ -40,21 +40,21 @@ class Ledger:
         self.model, self.output = load(plan.input_model), load(plan.output_model)
         self.key = key_of(self.model)
         self.link = link_of(self.output, self.model)
-        # A key that is no number is checked as the number of its text.
+        # Text keys are represented by their index in `texts`.
         self.texts: list[str] = []
         self.numbers: dict[str, int] = {}
         self.breaches: list[Breach] = []
         self.checks: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
         self.attempts = attempts_of(plan)
-        pairs = sorted((a.pk, page) for page, found in self.attempts.items() for a in found)
+        pairs = sorted((a.pk, page) for page, attempts in self.attempts.items() for a in attempts)
         self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
         self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
         self.recorded: dict[Kind, bool] = {m: _any_of(plan, m) for m in (Failure, NoResult)}
         self.records = Records(plan, self.model, self.output)
         self.latest = self.records.latest
         self.n_ours = 0  # results of its attempts that are of its rows
-        # Rows with such a record of this plan.
+        # Rows with a record of this kind that belongs to the plan.
         self.n_recorded: Counter[Kind] = Counter()
 
     def checked(self) -> Verdict:
@@ -106,38 +106,38 @@ class Ledger:
         """Return the keys that these numbers stand for."""
         return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
 
-    def _say(self, check: str, page: int | None, number: int | None, found: str) -> None:
+    def _say(self, check: str, page: int | None, number: int | None, problem: str) -> None:
         key = None if number is None else self._keys([number])[0]
         self.checks[check] += 1
         if self.checks[check] <= self.most:
-            self.breaches.append(Breach(check, page, key, found))
+            self.breaches.append(Breach(check, page, key, problem))
 
-    def _say_each(self, check: str, rows: Rows, which: Flags, found: str) -> None:
+    def _say_each(self, check: str, rows: Rows, which: Flags, problem: str) -> None:
         for place in np.flatnonzero(which):
-            self._say(check, int(rows.page[place]), int(rows.key[place]), found)
+            self._say(check, int(rows.page[place]), int(rows.key[place]), problem)
 
     # -- the plan and its pages -------------------------------------------------------------
 
     def _remembered(self) -> None:
         """Check the tables, the plan, and that each record of the plan is of one of its rows."""
-        for found in self.records.guards():
-            self._say("guards", None, None, found)
-        for found in orphans():
-            self._say("orphans", None, None, found)
-        for number, found in self.records.of_plan():
-            self._say("records", number, None, found)
+        for problem in self.records.guards():
+            self._say("guards", None, None, problem)
+        for problem in orphans():
+            self._say("orphans", None, None, problem)
+        for number, problem in self.records.of_plan():
+            self._say("records", number, None, problem)
         n = 0 if self.is_grouped or self.checks["shape"] else self.records.n_results()
         if n > self.n_ours:
-            found = f"{n} results bear attempts of the plan, and {self.n_ours} are of its rows"
-            self._say("orphans", None, None, found)
+            problem = f"{n} results bear attempts of the plan, and {self.n_ours} are of its rows"
+            self._say("orphans", None, None, problem)
         for kind in self.recorded:
             mine = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if kind is Failure:  # the result of another row is a failure of that one
                 mine &= kind.exception != FOREIGN_ROW
             if (n := kind.select().where(mine).count()) > self.n_recorded[kind]:
-                found = f"{n} of the table {kind._meta.table_name} are of the plan, and "
-                found += f"{self.n_recorded[kind]} of these of its rows"
-                self._say("orphans", None, None, found)
+                problem = f"{n} of the table {kind._meta.table_name} are of the plan, and "
+                problem += f"{self.n_recorded[kind]} of these of its rows"
+                self._say("orphans", None, None, problem)
 
     def _plan(self, numbers: list[int], n_rows: int) -> None:
         wanted = set(range(1, self.plan.n_pages + 1))
@@ -146,8 +146,8 @@ class Ledger:
         for number in sorted(set(numbers) - wanted):
             self._say("pages", number, None, f"the plan has {self.plan.n_pages} pages")
         if n_rows != self.plan.n_rows:
-            found = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
-            self._say("pages", None, None, found)
+            problem = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
+            self._say("pages", None, None, problem)
 
     def _unique(self, keys: list[tuple[int, Sequence[int]]]) -> None:
         every = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
@@ -158,20 +158,20 @@ class Ledger:
             self._say("key-twice", int(one), int(every[order[place]]), f"again in page {other}")
 
     def _page(self, page: Page) -> bool:
-        """Check a page and its attempts; whether its rows can be looked at one by one."""
+        """Check a page and its attempts; return whether its rows can be checked one by one."""
         number, outcomes = page.number, bytes(page.outcomes)
         if not self._has_keys(page):
             self._say("shape", number, None, "it has no keys, or keys of another kind")
             return False
         if not len(page.row_keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
-            found = f"{page.n_rows} rows, {len(page.row_keys)} keys, {len(outcomes)} outcomes"
-            self._say("shape", number, None, found)
+            problem = f"{page.n_rows} rows, {len(page.row_keys)} keys, {len(outcomes)} outcomes"
+            self._say("shape", number, None, problem)
             return False
         for name, outcome in COUNTED.items():
             stands, counted = getattr(page, name), outcomes.count(outcome)
             if stands != counted:
-                found = f"{name} is {stands}, the outcomes say {counted}"
-                self._say("counts", number, None, found)
+                problem = f"{name} is {stands}, the outcomes say {counted}"
+                self._say("counts", number, None, problem)
         for outcome in Outcome:
             self.seen[outcome.name] += outcomes.count(outcome)
         self._attempts_of(page)
@@ -179,26 +179,26 @@ class Ledger:
 
     def _attempts_of(self, page: Page) -> None:
         attempts = self.attempts.get(page.number, [])
-        for found in self.records.of_page(page, attempts):
-            self._say("records", page.number, None, found)
+        for problem in self.records.of_page(page, attempts):
+            self._say("records", page.number, None, problem)
         last = attempts[-1].pk if attempts else None
         if page.attempt_pk != last:
-            found = f"the page belongs to attempt {page.attempt_pk}, its last attempt is {last}"
-            self._say("attempts", page.number, None, found)
+            problem = f"the page belongs to attempt {page.attempt_pk}, its last attempt is {last}"
+            self._say("attempts", page.number, None, problem)
         for attempt in attempts[:-1]:
             if attempt.state == AttemptState.RUNNING:
-                found = f"attempt {attempt.pk} runs beside {last}"
-                self._say("attempts", page.number, None, found)
+                problem = f"attempt {attempt.pk} runs beside {last}"
+                self._say("attempts", page.number, None, problem)
         ended = sum(a.n_done + a.n_found for a in attempts)
         if ended != page.n_done:
-            found = f"n_done is {page.n_done}, its attempts ended {ended}"
-            self._say("sums", page.number, None, found)
+            problem = f"n_done is {page.n_done}, its attempts ended {ended}"
+            self._say("sums", page.number, None, problem)
         for name in ("n_failed", "n_no_result"):
             ended = sum(getattr(a, name) for a in attempts)
-            # More of them in the attempts: rows that were taken again since.
+            # Attempts may have more of them than the page: rows that were processed again since.
             if ended < getattr(page, name):
-                found = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
-                self._say("sums", page.number, None, found)
+                problem = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
+                self._say("sums", page.number, None, problem)
         pending = page.n_pending
         again = max(0, self._again(page))
         if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
@@ -230,25 +230,25 @@ class Ledger:
         elsewhere = (result.there & ~ours) | (failure.there & (failure.column(1) == 0))
         elsewhere |= nothing.there & (nothing.column(1) == 0)
 
-        said = self._say_each
-        said("result-missing", rows, done & ~result.there, "no result is stored")
+        note = self._say_each
+        note("result-missing", rows, done & ~result.there, "no result is stored")
         refused = failure.there & (failure.column(2) == 1)
         lost = failed & (~failure.there & ~elsewhere | refused & ~result.there)
-        said("failure-missing", rows, lost, "no failure is recorded")
+        note("failure-missing", rows, lost, "no failure is recorded")
         lost = empty & ~nothing.there & ~elsewhere
-        said("no-result-missing", rows, lost, "no record says that it has no result")
-        said("ended-twice", rows, failed & ours, "a failure, and a result")
-        said("ended-twice", rows, empty & ours, "without a result, and a result")
-        said("ended-twice", rows, done & our_failure, "a result, and a failure")
-        said("ended-twice", rows, done & our_nothing, "a result, and a record of no result")
-        said("ended-twice", rows, failed & our_nothing, "a failure, and a record of no result")
-        said("ended-twice", rows, empty & our_failure, "without a result, and a failure")
-        said("not-counted", rows, pending & ours, "its result is stored, and it counts as pending")
-        said("wrong-page", rows, ours & (home != rows.page), "written by another page's attempt")
+        note("no-result-missing", rows, lost, "no record says that it has no result")
+        note("ended-twice", rows, failed & ours, "a failure, and a result")
+        note("ended-twice", rows, empty & ours, "without a result, and a result")
+        note("ended-twice", rows, done & our_failure, "a result, and a failure")
+        note("ended-twice", rows, done & our_nothing, "a result, and a record of no result")
+        note("ended-twice", rows, failed & our_nothing, "a failure, and a record of no result")
+        note("ended-twice", rows, empty & our_failure, "without a result, and a failure")
+        note("not-counted", rows, pending & ours, "its result is stored, and it counts as pending")
+        note("wrong-page", rows, ours & (home != rows.page), "written by another page's attempt")
         early = ours & (result.column(2) == 1)
-        said("read-too-early", rows, early, "its input was read before its attempt began")
+        note("read-too-early", rows, early, "its input was read before its attempt began")
         early = ours & (result.column(3) == 1)
-        said("read-too-early", rows, early, "it was stored before its input was read")
+        note("read-too-early", rows, early, "it was stored before its input was read")
         self._forged(rows, result, home)
         for kind, record in ((Failure, failure), (NoResult, nothing)):
             self._given_away(kind, rows, record)
@@ -265,16 +265,16 @@ class Ledger:
 
     def _forged(self, rows: Rows, result: Stored, home: Numbers) -> None:
         """Check for results that no attempt can have written."""
-        said, ours = self._say_each, result.there & (home > 0)
+        note, ours = self._say_each, result.there & (home > 0)
         late = result.there & (result.column(6) == 1)
-        said("moments", rows, late, "a moment of its result lies in the future, or out of order")
+        note("moments", rows, late, "a moment of its result lies in the future, or out of order")
         wrong = result.there & (result.column(7) == 1)
-        said("wrong-source", rows, wrong, "its result bears another source than the row")
+        note("wrong-source", rows, wrong, "its result bears another source than the row")
         wrong = ours & ~np.isin(result.column(8), self.records.makings)
-        said("attempt-unknown", rows, wrong, "it is made by what is not of this plan")
-        said("result-twice", rows, result.any_of(result.is_again), "two results of one number")
+        note("attempt-unknown", rows, wrong, "it is made by what is not of this plan")
+        note("result-twice", rows, result.any_of(result.is_again), "two results of one number")
         mixed = result.any_of(result.is_gap)
-        said("result-mixed", rows, mixed, "its results are not numbered from 0, or of two attempts")
+        note("result-mixed", rows, mixed, "its results are not numbered from 0, or of two attempts")
         done = rows.ended(Outcome.RESULT) & result.there
         others = done & ~ours
         if others.any() and ours.any():
@@ -282,51 +282,51 @@ class Ledger:
             read_by_us, read = self._moments_of_reading(keys)
             forged = [read.get(k) in read_by_us for k in rows.key[others].tolist()]
             others[np.flatnonzero(others)] = forged
-            found = "it was read together with this plan's rows, and is of none of its attempts"
-            said("attempt-unknown", rows, others, found)
+            problem = "it was read together with this plan's rows, and is of none of its attempts"
+            note("attempt-unknown", rows, others, problem)
 
     def _moments_of_reading(self, keys: Sequence[RowKey]) -> tuple[set[object], dict[int, object]]:
         """Return when rows with our results were read and, by key, those with other results."""
         output, key = self.output, self.link.key(self.output)
         query = key.narrowed(output.select(key.given, output.attempt_pk, output.input_read), keys)
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
-        found = self._fetched(query.where(same_version))
+        readings = self._fetched(query.where(same_version))
         own = set(self.attempt_pks.tolist())
         return (
-            {read for _, attempt, read in found if attempt in own},
-            {number: read for number, attempt, read in found if attempt not in own},
+            {read for _, attempt, read in readings if attempt in own},
+            {number: read for number, attempt, read in readings if attempt not in own},
         )
 
     def _given_away(self, kind: Kind, rows: Rows, record: Stored) -> None:
-        """Failures, or rows without result, of an attempt of one plan and the name of another."""
+        """Check for records that name another plan or page than that of their attempt."""
         home, ours = self._home(record.column(3)), record.column(1) == 1
         self.n_recorded[kind] += int(np.sum(record.there & ours))
         wrong = record.there & (ours != (home > 0))
         wrong |= record.there & ours & ((home != rows.page) | (record.column(4) != rows.page))
         wrong |= record.there & (record.column(5) == 1)
-        found = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
+        problem = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
         for place in np.flatnonzero(wrong):
             attempt = record.column(3)[place]
             self._say(
-                "given-away", int(rows.page[place]), int(rows.key[place]), found.format(attempt)
+                "given-away", int(rows.page[place]), int(rows.key[place]), problem.format(attempt)
             )
 
-    def _not_counted(self, page: Page, rows: Rows, which: Flags, name: str, what: str) -> None:
+    def _not_counted(self, page: Page, rows: Rows, which: Flags, name: str, kind: str) -> None:
         """Check that only rows that are processed again have a record while they are pending."""
         n = int(np.sum(which))
         if n > (again := self._again(page, name)):
-            found = f"a {what} is stored, and it counts as pending; {again} were taken again"
-            self._say_each("not-counted", rows, which, found)
+            problem = f"a {kind} is stored, and it counts as pending; {again} were taken again"
+            self._say_each("not-counted", rows, which, problem)
 
     def _written_unseen(self, page: Page, attempt_pks: Numbers) -> None:
         written = Counter(attempt_pks.tolist())
         for attempt in self.attempts.get(page.number, []):
             if written[attempt.pk] > attempt.n_done:
-                found = (
+                problem = (
                     f"attempt {attempt.pk} ({attempt.state}) counted {attempt.n_done} results, "
                     f"{written[attempt.pk]} bear its number"
                 )
-                self._say("written-unseen", page.number, None, found)
+                self._say("written-unseen", page.number, None, problem)
 
     def _home(self, attempt_pks: Numbers) -> Numbers:
         """Return the page of this plan of each attempt; 0 where an attempt belongs to none."""
@@ -337,9 +337,10 @@ class Ledger:
         return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
 
     def _results(self, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
-        """Of each stored result: key, attempt, read before it began, stored before it was read,
-        whether its input was modified since (1) or is gone (2), its number, whether a moment is
-        impossible, whether it bears another source than its input, and what made it."""
+        """Return of each stored result: key, attempt, whether it was read before its attempt began,
+        whether it was stored before it was read, whether its input was modified since (1) or is
+        gone (2), its number, whether a time is impossible, whether it has another source than its
+        input, and what made it."""
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
         joined = self.link.points(output, model)
@@ -395,13 +396,14 @@ class Ledger:
         )
 
     def _records(self, kind: Kind, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
-        """Of each failure or row without result: key, of this plan, a further result's, attempt,
-        page, and whether a moment, a count or what made it is impossible."""
+        """Return of each failure or row without a result: key, whether it is of this plan, whether
+        a further result was refused, attempt, page, and whether a time, a count or what made it is
+        impossible."""
         if not self.recorded[kind]:
             return []
-        mine, known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
+        mine, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
         refused: ColumnBase = peewee.Value(0)
-        bad = (kind.modified > self.latest) | (mine & (kind.made_by.is_null() | ~known))
+        bad = (kind.modified > self.latest) | (mine & (kind.made_by.is_null() | ~is_known))
         if kind is Failure:
             refused, bad = _flag(kind.refused), bad | (kind.times < 1)
         columns = (

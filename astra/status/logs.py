@@ -21,10 +21,10 @@ from astra.status.pages import survey
 
 @dataclass(frozen=True)
 class Log:
-    """Where one attempt of a page printed to."""
+    """The log of one attempt of a page."""
 
     page: int
-    attempt: int  # from 1; 0 where the element ended before it claimed the page
+    attempt: int  # from 1; 0 if the element ended before it claimed the page
     state: str
     job: str | None
     host: str
@@ -46,13 +46,13 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
             if not 1 <= page <= frozen.n_pages:
                 raise UsageError(f"plan {plan} has pages 1 to {frozen.n_pages}, not {page}")
             query = query.where(Page.number == page)
-        found = [_log(attempt) for attempt in query]
+        listed = [_log(attempt) for attempt in query]
         if page is not None and (unclaimed := _unclaimed(frozen, page)):
-            found.append(unclaimed)
-    return found or _before_any_claim(frozen, page)
+            listed.append(unclaimed)
+    return listed or _before_any_claim(frozen, page)
 
 
-#: Logs of elements that ended before they claimed a page: they say the same, most often.
+#: The most logs to list of elements that ended before they claimed a page; mostly they are alike.
 _UNCLAIMED = 20
 
 
@@ -62,8 +62,8 @@ def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
     ended = [s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.job]
     with connection():
         logs_ = (_unclaimed(plan, status.page) for status in ended)
-        if found := list(islice(filter(None, logs_), _UNCLAIMED)):
-            return found
+        if first_logs := list(islice(filter(None, logs_), _UNCLAIMED)):
+            return first_logs
     which = f"page {page} of plan {plan.pk}" if page else f"plan {plan.pk}"
     if why := next((s.reason for s in ended if s.reason), "its element ended" if ended else None):
         raise UsageError(f"there is no log of {which}: {why}")
@@ -82,15 +82,15 @@ def has_ended(plan: int, log: Log) -> bool:
 
 
 def log_paths(attempts: Collection[int]) -> dict[int, str]:
-    """Return where some attempts printed to, by their primary keys, as far as that is known."""
+    """Return the log files of attempts, by their primary keys, as far as they are known."""
     query = _attempts().where(Attempt.pk << list(attempts))
     with connection():
-        found = {attempt.pk: _log(attempt).path for attempt in query} if attempts else {}
-    return {pk: path for pk, path in found.items() if path}
+        paths = {attempt.pk: _log(attempt).path for attempt in query} if attempts else {}
+    return {pk: path for pk, path in paths.items() if path}
 
 
 def _attempts() -> "ModelSelect[Attempt]":
-    """Attempts with all that says where they printed to."""
+    """Return the query of attempts with the columns that tell where their logs are."""
     return (
         Attempt.select(Attempt, Page, Submission)
         .join(Page)

@@ -182,7 +182,7 @@ class Pages(Sequence[PageStatus]):
         return min(element, submission.elements[-1]) if submission.pulls else element
 
     def _pool(self, name: str) -> parse.Execution | None:
-        """What a free page waits for: an element of its array that waits, or that runs and will
+        """Return what a free page waits for: an element of its array that waits, or runs and will
         take it; None if no element lives."""
         if name not in self._pools:
             if not self._pools:
@@ -235,14 +235,14 @@ class Pages(Sequence[PageStatus]):
             element = self._element(row)
         mine, overdue = self._mine(submission, attempt)
         job = _job_name(submission, element)
-        word = execution.state.value if execution and execution.state else None
-        if word == SlurmState.FAILED and execution and execution.signal == signal.SIGKILL:
+        slurm_state = execution.state.value if execution and execution.state else None
+        if slurm_state == SlurmState.FAILED and execution and execution.signal == signal.SIGKILL:
             if _ran_out_of_memory(submission, job):
-                word = SlurmState.OUT_OF_MEMORY.value
+                slurm_state = SlurmState.OUT_OF_MEMORY.value
         return PageStatus(
             number, state, n_rows, n_done, n_failed, n_no_result, left, element, job,
             (execution.node if execution else None) or (mine.host if mine else None),
-            word,
+            slurm_state,
             execution.exit_code if execution else None,
             execution.signal if execution else None,
             _reason(execution, submission),
@@ -319,16 +319,16 @@ def _ran_out_of_memory(submission: Submission | None, job: str | None) -> bool:
 
 def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
     """Return the arrays of these submissions, each with its cluster."""
-    found = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
-    return [s.job for s in sorted(found, key=lambda s: s.job_id or 0)]
+    arrays = [s for s in submissions if s.kind == "slurm" and s.job_id is not None]
+    return [s.job for s in sorted(arrays, key=lambda s: s.job_id or 0)]
 
 
 def ask(plans: Iterable[Plan]) -> Asked:
     """Ask Slurm about the arrays of some plans, all at once."""
     pks = [plan.pk for plan in plans]
     with connection():
-        found = list(Submission.select().where(Submission.plan.in_(pks or [0])))
-    return _ask(slurm_jobs(found))
+        submissions = list(Submission.select().where(Submission.plan.in_(pks or [0])))
+    return _ask(slurm_jobs(submissions))
 
 
 def _ask(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:

@@ -47,7 +47,7 @@ def all_plans(
 
     Parameters
     ----------
-    limit : at most so many.
+    limit : the most plans to list.
     task : only those of a task, by its name with or without its module.
     state : only those in this state (see states.py). Slurm is asked about those with rows left.
     mine : only those that this user made.
@@ -59,7 +59,7 @@ def all_plans(
         If there is no such state.
     """
     state = state and state.replace("-", " ")  # failed-rows, as shells complete it
-    if state is not None and state not in [known.value for known in PlanState]:
+    if state is not None and state not in [possible.value for possible in PlanState]:
         raise UsageError(f"no state {state!r}. {nearest(state, [s.value for s in PlanState])}")
     wanted = [
         (Plan.task == task) | Plan.task.endswith(f".{task}") if task else None,
@@ -81,11 +81,11 @@ def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
     if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
         return [p for p in listed if ended.get(p.plan) is state]
     asked = statuses([p.plan for p in listed if p.plan not in ended], of_whole=False)
-    there = {found.plan for found in asked if found.state is state}
+    there = {status.plan for status in asked if status.state is state}
     return [p for p in listed if p.plan in there]
 
 
-#: Columns of pages whose sums a plan is read with.
+#: Columns of pages that are summed for each plan.
 _COUNTS = ("n_done", "n_failed", "n_no_result")
 
 

@@ -127,8 +127,8 @@ class Records:
             return
         if making.fingerprint.partition("-")[0] != fingerprint(making):
             yield f"what its results are made by ({making.pk}) was changed since"
-        given, known = parsed(plan.arguments, dict), parsed(making.arguments, dict) or {}
-        if given is None or any(known.get(name, v) != v for name, v in given.items()):
+        given, made_with = parsed(plan.arguments, dict), parsed(making.arguments, dict) or {}
+        if given is None or any(made_with.get(name, v) != v for name, v in given.items()):
             yield f"the plan's arguments are {plan.arguments[:100]!r}, its results are of others"
         if plan.arguments_digest != digest_of(plan.arguments):
             yield f"the plan's arguments were changed to {plan.arguments[:100]!r}"

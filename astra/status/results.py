@@ -102,14 +102,14 @@ class StoredResults:
         if keys is not None:
             query = self.key.narrowed(query, keys).select(*fields, self.key.given)
         with connection():
-            found = run_keys(query.order_by(output.task_pk).limit(most))
+            records = run_keys(query.order_by(output.task_pk).limit(most))
         if keys is not None:
-            seen = {row[-1] for row in found}
+            seen = {row[-1] for row in records}
             self.unknown = [key for key in self.unknown if key not in seen]
         order = self.columns
         rows = [
             {f.column_name: f.python_value(v) for f, v in zip(fields, row, strict=False)}
-            for row in found
+            for row in records
         ]
         return [{name: row[name] for name in order} for row in rows]
 

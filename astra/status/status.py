@@ -152,13 +152,14 @@ def statuses(
     >>> [plan.state.value for plan in statuses([1])]
     ['whole']
     """
-    found = [_read(get_plan(plan), of_whole) for plan in plans]
-    jobs = slurm_jobs(s for stored in found for s in stored.asked_about(of_whole))
+    stored_plans = [_read(get_plan(plan), of_whole) for plan in plans]
+    jobs = slurm_jobs(s for stored in stored_plans for s in stored.asked_about(of_whole))
     answer, notes = _ask(jobs, ask_again, recent_s)
-    inputs = {_input(stored.plan): stored.plan for stored in found}
+    inputs = {_input(stored.plan): stored.plan for stored in stored_plans}
     lost = {path: _lost_guard(plan) for path, plan in inputs.items()}
     return [
-        _status(stored, answer, [*notes, *lost[_input(stored.plan)]], of_whole) for stored in found
+        _status(stored, answer, [*notes, *lost[_input(stored.plan)]], of_whole)
+        for stored in stored_plans
     ]
 
 

@@ -142,11 +142,11 @@ def story_of(
     check_version()
     with connection():
         check_tables(*models, output)
-        found = [_Row(function, model, output, key) for model in models]
-        for row in found:
+        candidates = [_Row(function, model, output, key) for model in models]
+        for row in candidates:
             if row.exists:
                 return row.story()
-        for row in found:  # a row that was deleted leaves what it was
+        for row in candidates:  # a row that was deleted leaves what it was
             story = row.story()
             if story.results or story.plans or story.ends:
                 return story
@@ -169,9 +169,9 @@ class _Row:
     ) -> None:
         self.function, self.model, self.output = function, model, output
         self.task, self.typed = task_name(function), key
-        known, unknown = find_keys(model, [key])
-        self.exists = bool(known)
-        self.key: RowKey = (known or unknown)[0]
+        existing, missing = find_keys(model, [key])
+        self.exists = bool(existing)
+        self.key: RowKey = (existing or missing)[0]
 
     def story(self) -> Story:
         results, plans = tuple(self._results()), tuple(self._plans())

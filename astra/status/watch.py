@@ -39,21 +39,21 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
     while True:
         began = time.monotonic()
         recent_s = min(settings.current().slurm.recent_s, every_s / 2)
-        found = status(plan, ask_again=False, of_whole=False, recent_s=recent_s)
-        seen.append((began, found.n_ended))
+        current = status(plan, ask_again=False, of_whole=False, recent_s=recent_s)
+        seen.append((began, current.n_ended))
         while began - seen[0][0] > _RATE_OVER_S:
             seen.popleft()
         lasted_s = began - seen[0][0]
-        rate = (found.n_ended - seen[0][1]) / lasted_s if lasted_s else None
-        left = found.n_rows - found.n_ended
-        yield Watched(found, time.time(), rate, left / rate if rate and rate > 0 else None)
-        if not lives(found):
+        rate = (current.n_ended - seen[0][1]) / lasted_s if lasted_s else None
+        left = current.n_rows - current.n_ended
+        yield Watched(current, time.time(), rate, left / rate if rate and rate > 0 else None)
+        if not lives(current):
             return
         took_s = time.monotonic() - began
         # Where Slurm takes long, it is asked less often, and not by all at the same moment.
         time.sleep(max(every_s - took_s, took_s * random.uniform(0.5, 1.5)))  # noqa: S311
 
 
-def lives(found: PlanStatus) -> bool:
+def lives(current: PlanStatus) -> bool:
     """Return whether something of a plan may go on by itself."""
-    return any(not never_starts(page) for page in found.in_states(ALIVE))
+    return any(not never_starts(page) for page in current.in_states(ALIVE))
