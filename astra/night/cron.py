@@ -30,10 +30,10 @@ _AT = re.compile(
     rf"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|{_FIELD}( {_FIELD}){{4}}"
 )
 
-#: Of Slurm's commands and of libpq, that a shell may have set and cron has not.
+#: Variables of Slurm's commands and of libpq, which a shell may have set and cron has not.
 _PASSED_ON = ("SLURM_CONF", "SLURM_CONF_SERVER", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE")
 
-#: What cron gives to a command (crontab(5)).
+#: The environment that cron gives to a command (crontab(5)).
 _BARE = {"SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}
 
 _LONGEST = 998  # Debian's cron takes no longer command
@@ -116,14 +116,14 @@ def command_of(name: str, *options: str) -> str:
 
 
 def _path() -> str:
-    """Python, Slurm's commands, and the system's own."""
+    """Return the PATH with Python, Slurm's commands, and those of the system."""
     folders = [Path(sys.executable).parent]
     folders += [Path(p).parent for p in (shutil.which("sbatch"), shutil.which("sendmail")) if p]
     return ":".join(dict.fromkeys([*map(str, folders), "/usr/local/bin", "/usr/bin", "/bin"]))
 
 
 def _scron_lines(name: str, profile_name: str | None) -> list[str]:
-    """Where the job runs that begins the night: where its tasks do."""
+    """Return the options that let the job which begins the night run where its tasks run."""
     from astra.config.profiles import choose_profile
 
     options = choose_profile(profile_name, None).options
@@ -143,7 +143,7 @@ def install(made: Entry, scron: bool = False) -> None:
     """Put an entry into the user's table, in place of an earlier one of the same night."""
     program = _program(scron)
     table = without(_table(program), made.name)
-    # At the end: what its lines set holds for those that follow.
+    # The entry is added at the end, as variables that it sets apply to all later lines.
     _write(program, f"{table}{'' if not table or table.endswith(chr(10)) else chr(10)}{made.text}")
 
 

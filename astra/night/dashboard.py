@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 N_NIGHTS = 30
 
-#: Pages, and what a process leaves that is killed while it writes one.
+#: Pages, and the files that a process leaves if it is killed while it writes one.
 _OURS = re.compile(r"(?:plan|night)-\d+\.html|\.[0-9a-f]{16}")
 _MARK = re.compile(r'<meta name="astra-of" content="([^"]*)">')
 _TITLE = re.compile(r"<title>([^:<]*):")
@@ -48,7 +48,7 @@ LOOKED = "looked.txt"
 
 @dataclass
 class Look:
-    """What one look changed in the folder, and what it could not do."""
+    """What one update changed in the folder, and what it could not do."""
 
     written: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Look:
 
 @dataclass(frozen=True)
 class _Line(Generic[Item]):
-    """A plan or a night in the index: its page, and how that stands."""
+    """A plan or a night in the index, with its page and its state."""
 
     page: str
     item: Item
@@ -102,7 +102,7 @@ class Dashboard:
         return look
 
     def say(self, note: str) -> None:
-        """Put a note above the index as it is; the next look takes it away."""
+        """Put a note at the top of the current index; the next update removes it."""
         with suppress(FileNotFoundError):
             text = (self.folder / INDEX).read_text()
             paragraph = f'<p class="note said">{escape(clipped(note))}</p>'
@@ -146,7 +146,7 @@ class Dashboard:
     def _keep(
         self, page: str, mark: str, lives: bool, look: Look, make: Callable[[], Report]
     ) -> str:
-        """Have a page as it should be; return how things stand, by what the page says."""
+        """Write a page if it is not up to date; return the state that the page shows."""
         if lives or _mark(self.folder / page) != mark:
             try:
                 self._write(page, html(make(), mark), look)

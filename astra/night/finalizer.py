@@ -90,13 +90,13 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
 
 
 def _known(night: Night) -> dict[str, object]:
-    """Everything by which the night's finalizer is known."""
+    """The columns that identify the night's finalizer."""
     names = ("", "_job", "_cluster", "_home", "_user")
     return {f"finalizer{name}": getattr(night, f"finalizer{name}") for name in names}
 
 
 def _give_back(night: Night, had: dict[str, object]) -> None:
-    """The night's finalizer is the one before: who calls may try again, and is still its own."""
+    """Restore the earlier finalizer of the night, so that the caller, if it is that, may retry."""
     mine = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
     with connection():
         Night.update(had).where(mine).execute()
@@ -105,7 +105,7 @@ def _give_back(night: Night, had: dict[str, object]) -> None:
 
 
 def _behind(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
-    """Options of sbatch with which the finalizer waits for jobs; it goes to the cluster `home`."""
+    """Return options of sbatch that make the finalizer wait for jobs; it runs on cluster `home`."""
     jobs = list(behind)
     near = {job.job_id for job in jobs if (job.cluster or job.home or home) == home}
     if any((job.cluster or job.home or home) != home for job in jobs):
@@ -149,7 +149,7 @@ def lives(night: Night) -> bool:
         return execution.state.alive
     sure = answer.queue and not answer.accounting and job.key not in answer.unsettled
     if execution is UNKNOWN and sure:
-        return False  # without accounting squeue has the only word
+        return False  # without accounting only squeue can say
     raise SlurmUnknown(
         f"whether the finalizer of the night {night.pk} (job {night.finalizer_job}) lives is not "
         f"known: {'; '.join(answer.notes) or 'Slurm does not say'}"
@@ -165,7 +165,7 @@ def _profile(settings: NightSettings) -> Profile:
     try:
         most_s = limits.room(str(kept.get("partition") or "") or None).max_time_s
     except AstraError:
-        most_s = None  # sbatch has the last word
+        most_s = None  # sbatch will refuse a time limit that is too long
     if limit_s and most_s:
         limit_s = min(limit_s, most_s)
     kept = _SIZE | kept | {"time": written_time(limit_s or 3600)}

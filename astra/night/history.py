@@ -67,7 +67,7 @@ class NightStatus:
 
     @property
     def exit_status(self) -> int:
-        """As that of ``astra status``: 0 whole, 3 running, 8 failed rows, 4 needs attention."""
+        """The exit status, as of ``astra status``: 0 whole, 3 running, 8 failed rows, else 4."""
         return {"whole": 0, "running": 3, "failed rows": 8}.get(self.state, 4)
 
 
@@ -93,7 +93,7 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
     Raises
     ------
     UsageError
-        If there is none; it says which there are.
+        If there is none; the message says which there are.
     """
     check_version()
     mine = Night.name == name

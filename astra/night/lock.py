@@ -19,18 +19,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How long `astra nightly`, which cron called, waits for a Slurm or a database that is away, and
-#: a finalizer for another process that works on the night, in seconds.
+#: Seconds that `astra nightly`, called by cron, waits for an unavailable Slurm or database, and a
+#: finalizer for another process that works on the night.
 PATIENCE_S = 600.0
 
-
-#: What a finalizer holds the lock of its night for: a step, which ends by itself and soon.
+#: The purpose for which a finalizer holds the lock of its night: a step, which soon ends by itself.
 STEP = "step"
 
 
 @contextmanager
 def night_lock(name: str, step: bool = False) -> Iterator[None]:
-    """One process at a time works on a night, from whatever host; released when it dies.
+    """Hold the lock of a night against processes on any host; it is released if this one dies.
 
     Parameters
     ----------
@@ -39,7 +38,7 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
     Raises
     ------
     Held
-        If another one does; it says which, and since when.
+        If another process holds it; the message says which, and since when.
     """
     check_archive()
     what = f"works on the night {name!r}"
@@ -48,9 +47,9 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
 
 
 def in_turn(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
-    """`work()`, patiently, and once the others have released the night, where these end soon.
+    """Return `work()`, called :func:`patiently`, after other processes have released the night.
 
-    With `wait_for_all`, whatever they hold it for; else only if it is a finalizer's step.
+    With `wait_for_all`, wait whatever they hold it for; else only for a finalizer's step.
     """
     end = time.monotonic() + min(bound_s, PATIENCE_S)
     while True:
@@ -63,13 +62,13 @@ def in_turn(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether an error is that others are away or full: it meets everything, and passes."""
+    """Return whether an error is temporary: Slurm or the database is unavailable, or full."""
     limit = isinstance(error, SlurmRefused) and error.limit
     return isinstance(error, SlurmUnknown) or limit or is_away(error)
 
 
 def patiently(work: Callable[[], T], bound_s: float) -> T:
-    """`work()`, which can be repeated, again with growing pauses while others are away."""
+    """Return `work()`, which is repeated with growing pauses while its errors are temporary."""
     end, pause_s = time.monotonic() + bound_s, 1.0
     while True:
         try:

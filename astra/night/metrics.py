@@ -19,10 +19,10 @@ from astra.states import AttemptState, PlanState
 from astra.status.plans import all_plans
 from astra.status.status import statuses
 
-#: In which a night can be, so that each has a series that is 0 or 1.
+#: The states that a night can be in; each has a series that is 0 or 1.
 NIGHT_STATES = ("whole", "failed rows", "not whole", "running", "without a finalizer")
 
-#: What a sample is of, and its value.
+#: The labels of a sample, and its value.
 Sample = tuple[Mapping[str, str], float]
 
 

@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Nightly:
-    """What a call came to."""
+    """The outcome of a call."""
 
     name: str
     state: str  # "nothing new", "begun", "joined", "running", "whole", "failed rows", "not whole"
@@ -82,7 +82,7 @@ class Nightly:
 
 
 def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
-    """Begin a night, or join the one that runs; needs nobody in front of it.
+    """Begin a night, or join the one that runs, without supervision.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def _take_new(night: Night, settings: NightSettings, look: Look) -> None:
 
 
 def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
-    """Look after a night once, as its finalizer does: resume, start what was waiting, or close.
+    """Advance a night by one step, as its finalizer does: resume, start waiting tasks, or close.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def _advance(night: Night, settings: NightSettings) -> Nightly:
 
 
 def heal(night: Night, settings: NightSettings) -> bool:
-    """Give an open night a finalizer if it has none that lives; whether it got one."""
+    """Give an open night a finalizer if it has none that is alive; return whether it got one."""
     if finalizer_module.lives(night):
         return False
     queue_finalizer(night, settings, living(night))
@@ -208,17 +208,17 @@ def heal(night: Night, settings: NightSettings) -> bool:
 
 
 def heal_all(name: str | None = None) -> list[Nightly]:
-    """Heal all open nights, or those of a name."""
+    """Give all open nights, or those of a name, a finalizer if they have none that is alive."""
     check_version()
     healed = []
     for night in _open_nights(name):
         try:
-            # Who works on it at this moment will leave it with a finalizer, or is healed next time.
+            # The process that works on it will leave it a finalizer, or it is healed next time.
             with suppress(BusyError), night_lock(night.name):
                 fresh = open_night(night.name)
                 if fresh is not None and heal(fresh, _settings_of_begun(night.name)):
                     healed.append(_said(fresh, "running", Look(), "it has a new finalizer"))
-        except Exception as error:  # one night that cannot be healed keeps no other from it
+        except Exception as error:  # a night that cannot be healed must not stop the others
             log.error("the night %s (%d) has no finalizer: %r", night.name, night.pk, error)
             healed.append(_said(night, "without a finalizer", Look(), str(error)))
     return healed
@@ -237,7 +237,7 @@ def _settings_of_begun(name: str) -> NightSettings:
 
 
 def check_settings(settings: NightSettings) -> None:
-    """Refuse what could not be planned or submitted, before anything is stored."""
+    """Raise an error if a task could not be planned or submitted, before anything is stored."""
     check_ready(Plan(pk=0, v_astra=CURRENT.number, cancelled=None))
     finalizer_profile = settings.finalizer_profile or settings.profile
     choose_profile(finalizer_profile, None)
@@ -273,7 +273,7 @@ def _open_nights(name: str | None = None) -> list[Night]:
 
 
 def _set_hours(night: Night, settings: NightSettings) -> None:
-    """Fix the hours of a night that begins, or of one that is joined in a later evening."""
+    """Set the hours of a night that begins, or of one that is joined on a later evening."""
     if night.start_until is not None and hours_of(night).open():
         return
     hours = next_hours(settings.start_until, settings.drain_by, datetime.now())
@@ -320,7 +320,7 @@ def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:
 
 
 def _report(night: Night) -> None:
-    """Write the night's report into the run directory; without it the night is no less whole."""
+    """Write the night's report into the run directory; an error does not affect the night."""
     from astra.night.report import report_of_night
     from astra.report.page import html
 
@@ -329,7 +329,7 @@ def _report(night: Night) -> None:
         check_folder(folder)
         _, report = report_of_night(night.name, str(night.pk))
         write_whole(folder / f"{night.name}-{night.pk}.html", html(report))
-    except Exception as error:  # a mistake in it keeps nobody from being notified, either
+    except Exception as error:  # an error in the report must not prevent the notification
         log.warning("the report of the night %s is not written: %r", night.pk, error)
 
 

@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: For a connection, an answer and a command.
+#: The time limit of a connection, of an answer and of a command.
 _TIMEOUT_S = 30
 
-#: For all of one way: a server that sends its answer byte by byte keeps within each timeout.
+#: The time limit of one way as a whole: a server that answers byte by byte meets the others.
 WHOLE_S = 45
 
 NOTIFIED = "notified"
@@ -191,7 +191,7 @@ def _webhook(url: str, night: NightStatus, text: str) -> None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A request that is sent elsewhere arrives there without its body: it is an error instead."""
+    """Treat redirects as errors, since a redirected request arrives without its body."""
 
     def redirect_request(self, *args: object) -> None:
         return None

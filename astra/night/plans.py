@@ -30,10 +30,10 @@ from astra.submit.intent import plan_lock, recover_intents
 from astra.submit.submit import Submitted, submit
 from astra.version import CURRENT
 
-#: How soon a finalizer looks again at elements that live although their arrays had ended.
+#: How soon a finalizer checks again elements that are alive although their arrays had ended.
 AGAIN_S = 30
 
-#: Connections that an element holds at once, at most: it writes while it reads ahead.
+#: The most connections of an element: it may write while it reads ahead.
 PER_ELEMENT = 2
 
 
@@ -55,7 +55,7 @@ class Due:
 
 @dataclass
 class Look:
-    """What a look at a night found, and did."""
+    """What one step of a night found, and did."""
 
     jobs: set[JobId] = field(default_factory=set)  # arrays that live
     used: int = 0  # elements that they may run at once
@@ -103,13 +103,13 @@ def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
 
 
 def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) -> None:
-    """Freeze what is pending for a task, as a part of the night.
+    """Freeze the pending rows of a task into a plan of the night.
 
     Rows that have ended are processed again once in a night, by the first plans of the task.
     """
     this = {"night": night.pk, "task": task.task, "input_model": task.input_model}
     try:
-        # One transaction: there is no plan of a night that the night does not know.
+        # In one transaction, so that a night knows all of its plans.
         with connection(), writing():
             planned = [
                 p for p in create_plan(
@@ -123,7 +123,7 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) ->
                 NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **this)
             if not planned and not _has_entry(night, task):
                 NightPlan.create(has_ended=True, message="nothing was pending", **this)
-    except AstraError as error:  # one task keeps no other from being planned
+    except AstraError as error:  # one task must not keep others from being planned
         if passes(error):
             raise
         look.problems.append(f"{task.task} cannot be planned: {error}")
@@ -211,7 +211,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, look: L
 
 
 def _note(done: Submitted, look: Look) -> bool:
-    """Note what a submission came to: its arrays, and whether something waits for a later look."""
+    """Note the arrays of a submission; return whether anything of it is left or was submitted."""
     pks = [job.job_id for job in done.jobs if job.job_id is not None]
     if pks:
         with connection():
@@ -225,7 +225,7 @@ def _note(done: Submitted, look: Look) -> bool:
 
 
 def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
-    """Go on with what earlier nights of the name planned and left, as far as the policy does."""
+    """Continue what earlier nights of the name left unfinished, as far as the policy allows."""
     here = set(plan_pks(night))
     earlier = (
         NightPlan.select()
@@ -279,7 +279,7 @@ def tend(
     of_plan = {e.plan_pk: e for e in entries if e.plan_pk is not None and pending(e.plan_pk)}
     plans = _not_cancelled(of_plan)
     for plan in plans:
-        # Who holds a plan does so as well: a person who resumes it keeps no night waiting.
+        # Whoever holds the plan resumes it as well; the night does not wait for a person's resume.
         with suppress(BusyError), plan_lock(plan):
             recover_intents(plan)  # of a process that died before sbatch answered
     alive = []

@@ -37,7 +37,7 @@ _TIMEOUT_S = 10
 def examine(
     night: str | None = None, job: bool = False, wait_s: float = 300.0, profile: str | None = None
 ) -> Iterator[Finding]:
-    """Look at this place, and at each night, or at one.
+    """Check this machine, and each night, or one of them.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def examine(
     try:
         nights = [settings] if settings else list(config.current().nights.values())
     except AstraError:
-        return  # the configuration says where everything else is
+        return  # nothing else can be found without the configuration
     yield from findings("database", database)
     yield from findings("slurm", lambda: slurm(_profiles(nights, of_all=settings is None)))
     yield from findings("run directory", run_directory)
@@ -85,7 +85,7 @@ def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
 
 
 def _night(settings: NightSettings) -> Iterator[Finding]:
-    """Its tasks and their tables, who is notified, and what begins it."""
+    """Check a night's tasks and their tables, its notifications, and how it is begun."""
     part = f"night {settings.name}"
     before: list[Finding] = []
     try:

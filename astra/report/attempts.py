@@ -1,4 +1,4 @@
-"""The attempts of plans as columns, and their sums over time."""
+"""The attempts of plans as columns, and their totals over time."""
 
 import math
 from collections import Counter, defaultdict
@@ -26,7 +26,7 @@ N_SLOWEST = 15
 
 @dataclass(frozen=True)
 class Over:
-    """Something over time, as its mean in each of `N_BINS` intervals of the same length."""
+    """Values over time, as the mean in each of `N_BINS` intervals of equal length."""
 
     began: datetime
     ended: datetime
@@ -39,7 +39,7 @@ class Over:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many of `n` values lie in each of the intervals that `edges` bound."""
+    """The counts of `n` values in the bins between `edges`."""
 
     n: int
     edges: tuple[float, ...]
@@ -77,7 +77,7 @@ class SlowPage:
 
 @dataclass(frozen=True)
 class Ending:
-    """How attempts ended: so many, in these words."""
+    """A way in which attempts ended, and how many of them did."""
 
     state: str
     slurm_state: str | None
@@ -86,7 +86,7 @@ class Ending:
 
 
 class _Run(NamedTuple):
-    """One attempt, as it is read."""
+    """One attempt, as the database returns it."""
 
     plan: int
     page: int
@@ -108,7 +108,7 @@ class _Run(NamedTuple):
     max_rss_mb: float | None
 
 
-#: An attempt that calls itself running, and of which nothing lives.
+#: The state of an attempt that is recorded as running and has no live process.
 _LOST = "lost"
 
 _WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
@@ -122,7 +122,7 @@ def _said_or_lost(run: _Run, alive: set[tuple[int, int]], asked: datetime) -> _R
 
 
 def _last_word(run: _Run, now: datetime) -> datetime:
-    """Until when an attempt was at work; what took it over ended it later than it had died."""
+    """Return until when an attempt worked; one that was taken over, until its last heartbeat."""
     if run.state == AttemptState.RUNNING:
         return now
     died = run.state == AttemptState.SUPERSEDED
@@ -180,7 +180,7 @@ class Runs:
         last_of = np.array([*first_of[1:], True], bool)
         ended = np.array([run.state == AttemptState.DONE for run in self.runs], bool)
         done = last_of & (ended | np.array([page in self.whole for page in ids], bool))
-        # An element that goes on with another attempt at its page has not stopped.
+        # An element that continues its page with another attempt has not stopped.
         same = [
             one.submission == other.submission and one.state != AttemptState.SUPERSEDED
             for one, other in pairwise(self.runs)
@@ -213,7 +213,7 @@ class Runs:
         return pages
 
     def page_times(self) -> Histogram | None:
-        """Seconds that each whole page took, all its attempts together."""
+        """Return the seconds that all attempts of each whole page took."""
         lasted = self.until - self.at
         times = [
             lasted[places].sum() for page, places in self._pages().items() if page in self.whole
@@ -302,7 +302,7 @@ def mean_over(
 def _ramps(times: Reals, weights: Reals, at: Reals) -> Reals:
     """Return the sum of ``weight * max(0, t - time)`` at each t of `at`."""
     order = np.argsort(times)
-    since = times[order] - at[0]  # small numbers keep their digits
+    since = times[order] - at[0]  # small numbers keep their precision
     weight = np.concatenate([[0.0], np.cumsum(weights[order])])
     moment = np.concatenate([[0.0], np.cumsum(weights[order] * since)])
     n = np.searchsorted(since, at - at[0])

@@ -1,4 +1,4 @@
-"""Earlier plans or nights, with which a report compares."""
+"""Earlier plans or nights, to which a report compares its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ N_EARLIER = 8
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier plan, or night, came to: a line of the comparison."""
+    """The numbers of an earlier plan or night: a line of the comparison."""
 
     title: str
     began: datetime

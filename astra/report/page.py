@@ -81,7 +81,7 @@ def _sha256(text: str) -> str:
 
 
 def _finalize(value: object) -> object:
-    """What a value is written as: numbers and this module's own markup as they are."""
+    """Shorten a plain text; leave numbers and this module's own markup as they are."""
     return formats.clipped(value) if type(value) is str else value
 
 
@@ -118,9 +118,9 @@ def _histograms(report: Report) -> list[tuple[str, Histogram, str]]:
 
 
 def _stacked(over: Over, order: Sequence[str]) -> Iterable[Bar]:
-    """Bars over time, one upon the other, the highest of them filling the drawing.
+    """Yield stacked bars over time; the highest stack fills the drawing.
 
-    Bars of one height beside each other are one rectangle.
+    Adjacent bars of the same height are one rectangle.
     """
     series = [over.series[name] for name in order]
     highest = max(map(sum, zip(*series, strict=True))) or 1
@@ -139,7 +139,7 @@ def _stacked(over: Over, order: Sequence[str]) -> Iterable[Bar]:
 
 
 def _columns(counts: Sequence[int]) -> Iterable[Bar]:
-    """The bars of a histogram; what is there at all is seen."""
+    """Yield the bars of a histogram; every count above zero is high enough to be seen."""
     highest = max(counts) or 1
     for place, n in enumerate(counts):
         height = max(round(n / highest * 100, 2), 1.5) if n else 0

@@ -34,12 +34,12 @@ N_LISTED = 100  # pages and nodes in a table, at most
 
 @dataclass(frozen=True)
 class Report:
-    """Some plans as numbers. `rows` and `pages` are counted by state and add up."""
+    """The numbers of some plans. `rows` and `pages` are counted by state, and add up."""
 
     title: str
     made: datetime
     state: PlanState
-    kind: Kind  # what its headline is, by its colour
+    kind: Kind  # of its headline, which decides the colour
     verdict: str
     plans: tuple[PlanStatus, ...]
     rows: Mapping[str, int]
@@ -174,7 +174,7 @@ def _last_logs(pages: Iterable[tuple[int, PageStatus]]) -> Iterable[tuple[int, i
 
 
 def _what_ran(plans: list[Plan], submissions: Sequence[Submission], runs: Runs) -> dict[str, Any]:
-    """Attempts as numbers: when, how fast, on what, and how they ended."""
+    """Return the numbers of attempts: when, how fast, on which nodes, and how they ended."""
     of_rows, slow_rows = row_times(plans, runs)
     over = runs.over_time(min((s.created for s in submissions), default=None))
     return dict(

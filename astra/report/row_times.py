@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 N_SLOWEST = 15
 
-#: Results of so many rows are looked at for their run time, at most.
+#: The most rows whose results are read for their run times.
 ROWS_LOOKED_AT = 200_000
 
 
@@ -69,7 +69,7 @@ def _pages_to_look_at(plan: Plan, runs: Runs, n_rows: int) -> list[int]:
 
 
 def _elapsed(plan: Plan, numbers: list[int]) -> Iterable[tuple[int, RowKey, float]]:
-    """Page, key and seconds of the results of some pages that this plan's attempts wrote."""
+    """Return page, key and seconds of the results of some pages that the plan's attempts wrote."""
     find_modules(plan)
     output = load(plan.output_model)
     check_tables(output)

@@ -23,7 +23,7 @@ from astra.status.status import PlanStatus
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, by which number it is sorted, where it leads, and its colour's name."""
+    """A cell: its text, the number it is sorted by, its link, and the name of its colour."""
 
     text: str
     value: float | None = None

@@ -23,7 +23,7 @@ N_LISTED = 100  # elements in a table, at most
 
 @dataclass(frozen=True)
 class Gauge:
-    """One resource, over all elements of which it is known."""
+    """The use of one resource, over all elements for which it is known."""
 
     name: str  # "CPU", "memory", "time"
     unit: str  # of used and asked: "CPU s", "MB", "s"
@@ -38,7 +38,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What was used of what was asked for; `source` says who measured it."""
+    """How much of the requested resources was used; `source` says who measured it."""
 
     source: str
     gauges: tuple[Gauge, ...]

@@ -23,7 +23,7 @@ _NEARLY_ALL = 0.9
 #: Above this share of the time of attempts, reading and writing are worth a look.
 _MUCH_TRANSFER = 0.3
 
-#: Where the slowest page takes so many times as long as the median, others wait for it.
+#: If the slowest page takes this many times as long as the median, others wait for it.
 _STRAGGLES = 4
 
 #: What took less time than this is neither slow nor wasted.
@@ -31,7 +31,7 @@ _WORTH_S = 60.0
 
 
 def wasted(used: Efficiency | None, runs: Runs, page_times: Histogram | None) -> Iterator[str]:
-    """Say in a sentence each what was wasted, slow, or nearly failed."""
+    """Yield a sentence about each thing that was wasted, slow, or nearly failed."""
     for gauge in used.gauges if used else ():
         yield from _of_gauge(gauge)
     again = runs.number > 1

@@ -92,7 +92,7 @@ def failures(plan: int) -> list[FailedRow]:
         for key in missing
         if str(key) not in again
     ]
-    # Numbers first: a result that was refused may bear a key of any kind.
+    # Numbers come first, then texts: a refused result may have a key of any type.
     return sorted(rows, key=lambda row: (isinstance(row.key, str), row.key))
 
 
@@ -104,7 +104,7 @@ def _failed_row(f: Failure, as_key: Callable[[str], RowKey], since: str | None =
 
 
 def _failed_keys(plan: Plan) -> list[RowKey]:
-    """Keys of the rows that count as failed in the pages of a plan."""
+    """Return the keys of the rows that count as failed in the pages of a plan."""
     pages = Page.select(Page.keys, Page.key_texts, Page.outcomes).where(
         (Page.plan == plan.pk) & (Page.n_failed > 0)
     )

@@ -22,7 +22,7 @@ from astra.states import ALIVE, AttemptState, PageState, SlurmState
 
 @dataclass(frozen=True, slots=True)
 class PageStatus:
-    """One page, from both sides."""
+    """The status of one page, from the database and Slurm."""
 
     page: int
     state: PageState
@@ -44,14 +44,14 @@ class PageStatus:
     message: str | None = None
 
 
-#: What the status of a page is made of: its number, rows, done, failed and no result; its
-#: submission and attempt; its pending rows; and whether it is free.
+#: The columns that the status of a page is computed from: its number, rows, done, failed and no
+#: result; its submission and attempt; its pending rows; and whether it is free.
 Row = tuple[int, int, int, int, int, int | None, int | None, int, bool | None]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the database says of a plan's pages; of whole ones their attempts only if asked."""
+    """What the database says of a plan's pages; attempts of whole pages only on request."""
 
     plan: Plan
     submissions: Mapping[int | None, Submission]
@@ -87,7 +87,7 @@ def _read(plan: Plan, of_whole: bool) -> Stored:
         now = dialect().now()
         of_plan = Submission.select().where(Submission.plan == plan.pk)
         submissions: dict[int | None, Submission] = {s.pk: s for s in of_plan}
-        # The numbers as the driver gives them: peewee looks at each once more.
+        # Read the numbers as the driver returns them; peewee would convert each one by one.
         query = Page.select(*_ROW).where(Page.plan == plan.pk).order_by(Page.number)
         rows = database.execute(query).fetchall()
         last: dict[int | None, Attempt] = {
@@ -97,14 +97,14 @@ def _read(plan: Plan, of_whole: bool) -> Stored:
 
 
 class Pages(Sequence[PageStatus]):
-    """The pages of a plan as they stand: their states at once, all else of one when it is read.
+    """The pages of a plan. States are computed at once, all else of a page when it is accessed.
 
     Attributes
     ----------
     states : of the pages, in their order.
     tally : how many pages are in each state, and how many rows of theirs have not ended.
-    held : places of those that wait for something that does not come by itself.
-    any_ended : Slurm does not call an element alive whose page has rows left.
+    held : places of those that wait for something that needs intervention.
+    any_ended : whether a page has rows left and an element that Slurm does not report as alive.
     """
 
     def __init__(self, stored: Stored, answer: parse.Answer | None, cancelled: bool) -> None:
@@ -124,8 +124,8 @@ class Pages(Sequence[PageStatus]):
             if not (left := row[7]):
                 continue
             execution = self._execution(row)
-            # Pages of an array that no attempt has begun, and that Slurm says the same of, are
-            # alike.
+            # Pages of an array that no attempt has claimed, and whose elements are in the same
+            # state in Slurm, are alike.
             key = row[5], row[6], row[8], id(execution)
             if (kind := alike.get(key)) is None:
                 state = self._state(row, stored.attempts.get(row[6]), execution)
@@ -178,7 +178,7 @@ class Pages(Sequence[PageStatus]):
             return int(attempt.element)
         submission = self.stored.submissions[row[5]]
         element = (row[0] - 1) // submission.pages_per_element + 1
-        # A pool may have fewer elements than pages: the last stands for those beyond it.
+        # A pool may have fewer elements than pages. Pages beyond the last element count as its own.
         return min(element, submission.elements[-1]) if submission.pulls else element
 
     def _pool(self, name: str) -> parse.Execution | None:
@@ -192,9 +192,9 @@ class Pages(Sequence[PageStatus]):
                         continue
                     if self._pools.get(job) is None or execution.state is SlurmState.PENDING:
                         self._pools[job] = execution
-                for job, lives in self._pools.items():
-                    if lives is not None and lives.state is SlurmState.RUNNING:
-                        self._pools[job] = replace(lives, state=SlurmState.PENDING, node=None)
+                for job, alive in self._pools.items():
+                    if alive is not None and alive.state is SlurmState.RUNNING:
+                        self._pools[job] = replace(alive, state=SlurmState.PENDING, node=None)
             self._pools.setdefault(name, None)
         return self._pools[name]
 
@@ -253,7 +253,7 @@ class Pages(Sequence[PageStatus]):
         )  # fmt: skip
 
 
-#: By which slurmstepd ends a job whose output it cannot open.
+#: The signal with which slurmstepd ends a job whose output file it cannot open.
 _NO_OUTPUT = 53
 
 
@@ -384,14 +384,14 @@ def _slurm_page_state(
     state = execution.state if execution else None
     sure = answer is not None and answer.queue and submission.job_name not in answer.unsettled
     if execution is parse.UNKNOWN and answer is not None and sure and not answer.accounting:
-        # Without accounting squeue has the only word, and it does not know the element.
+        # Without accounting only squeue can say, and it does not know the element.
         state = SlurmState.ABSENT
     if state is None:
         fresh = mine is not None and mine.state == AttemptState.RUNNING and silent_s <= lease_s
         return PageState.RUNNING if fresh else PageState.UNKNOWN
     if state is SlurmState.ABSENT:
-        # Slurm does not know the element: if it gave a sign of life just now, that is no proof of
-        # its end, unless squeue shows others of its array, and so would show it too.
+        # Slurm does not know the element. If its heartbeat is recent, that does not prove its end,
+        # unless squeue shows others of its array, and so would show it, too.
         queued = answer.queued if answer is not None else ()
         is_gone = silent_s > lease_s or submission.job_name in queued
         return _said(mine) or (PageState.LOST if is_gone else PageState.UNKNOWN)

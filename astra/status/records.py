@@ -1,6 +1,6 @@
 """Check the records of a plan's orchestration: submissions, pages and attempts.
 
-Each is checked by itself, and against those that it names.
+Each record is checked by itself, and against those that it refers to.
 """
 
 import re
@@ -26,7 +26,7 @@ from astra.policy.next_steps import parsed_ends
 from astra.states import AttemptState
 from astra.tasks.made_by import digest_of, fingerprint
 
-#: A clock of another node may be so much ahead.
+#: How much the clock of another node may be ahead.
 CLOCKS_DIFFER = timedelta(hours=1)
 
 #: The class of the failure of a row whose result was yielded for another; it has no traceback.

@@ -38,7 +38,7 @@ from astra.status.pages import (
 
 @dataclass(frozen=True)
 class NextStep:
-    """Pages of which the policy thinks alike."""
+    """What the policy decides about some pages."""
 
     pages: tuple[int, ...]
     state: str | None  # what ended their elements
@@ -48,7 +48,7 @@ class NextStep:
 
 @dataclass(frozen=True)
 class PlanStatus:
-    """How a plan stands: its rows by state add up to `n_rows`, always.
+    """The status of a plan. Its rows by state always add up to `n_rows`.
 
     :func:`astra.api.status` returns it.
 
@@ -77,11 +77,11 @@ class PlanStatus:
 
     @property
     def n_ended(self) -> int:
-        """Rows that have ended."""
+        """The number of rows that have ended."""
         return sum(self.rows.get(name, 0) for name in ENDED)
 
     def in_states(self, states: Collection[PageState]) -> Iterator[PageStatus]:
-        """The pages that are in one of these states."""
+        """Yield the pages that are in one of these states."""
         return in_states(self.elements, states)
 
 
@@ -182,8 +182,8 @@ def _status(
 ) -> PlanStatus:
     """Combine what is stored with Slurm's answer; read again what may have changed meanwhile.
 
-    It is good enough of pages that were whole, and of elements that live. Of one that has ended
-    meanwhile the last checkpoint is to be seen.
+    The first reading is enough for pages that were whole, and for elements that are alive. For an
+    element that has ended meanwhile, the last checkpoint must be included.
     """
     plan = stored.plan
     pages = Pages(stored, answer, plan.cancelled is not None)

@@ -112,7 +112,7 @@ class Planning:
 
 @dataclass(frozen=True)
 class Story:
-    """Everything that is known of one row of a task."""
+    """The history of one row of a task."""
 
     task: str
     input_model: str
@@ -146,7 +146,7 @@ def story_of(
         for row in candidates:
             if row.exists:
                 return row.story()
-        for row in candidates:  # a row that was deleted leaves what it was
+        for row in candidates:  # a deleted row may have left results and records
             story = row.story()
             if story.results or story.plans or story.ends:
                 return story

@@ -114,7 +114,7 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Breach:
-    """Something that must hold and does not."""
+    """A rule that does not hold for a plan, a page or a row."""
 
     check: str  # one of CHECKS
     page: int | None
@@ -124,7 +124,7 @@ class Breach:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verifying a plan came to; :func:`astra.api.verify` returns it.
+    """The outcome of verifying a plan; :func:`astra.api.verify` returns it.
 
     Examples
     --------

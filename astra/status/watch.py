@@ -16,7 +16,7 @@ _RATE_OVER_S = 120.0  # the period over which rows per second are counted
 
 @dataclass(frozen=True)
 class Watched:
-    """A plan as it stands at one moment."""
+    """The status of a plan at one moment."""
 
     status: PlanStatus
     at: float  # seconds since the epoch, by this machine
@@ -50,7 +50,7 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
         if not lives(current):
             return
         took_s = time.monotonic() - began
-        # Where Slurm takes long, it is asked less often, and not by all at the same moment.
+        # If Slurm answers slowly, it is asked less often, and not by all watchers at once.
         time.sleep(max(every_s - took_s, took_s * random.uniform(0.5, 1.5)))  # noqa: S311
 
 
