@@ -117,7 +117,7 @@ def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
 
 
 def _pack(plan: Plan) -> None:
-    """Pack a plan's folder; it goes once all of it is in the archive."""
+    """Pack a plan's folder into an archive; remove it once the archive is complete."""
     folder, archive = _places(plan)
     with suppress(BusyError), plan_lock(plan):
         unfinished = archive.with_name(f".{secrets.token_hex(8)}")

@@ -123,7 +123,7 @@ class Dashboard:
             )
 
     def _is_shown(self, plan: PlanLine, since: datetime) -> bool:
-        """Return whether a plan is shown: it lives, it is recent, or its page is."""
+        """Return whether a plan is shown, since it is live, or it or its page is recent."""
         if plan.is_live or plan.created >= since:
             return True
         path = self.folder / _page(plan)
@@ -177,12 +177,12 @@ class Dashboard:
 
 
 def keep(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[Look]:
-    """Yield the looks at a folder, until `wait` returns False; the database may be away meanwhile.
+    """Update a folder and yield what changed, until `wait` returns False.
 
     Raises
     ------
     AstraError
-        If a look fails for another reason than a database that cannot be reached now.
+        If an update fails for another reason than a database that is unavailable for some time.
     """
     while True:
         try:

@@ -109,7 +109,7 @@ def _behind(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
     jobs = list(behind)
     near = {job.job_id for job in jobs if (job.cluster or job.home or home) == home}
     if any((job.cluster or job.home or home) != home for job in jobs):
-        wait_s = max(wait_s, 300)  # Slurm knows no dependency on another cluster's jobs
+        wait_s = max(wait_s, 300)  # a job cannot depend on jobs of another cluster
     words = [f"--dependency=afterany:{':'.join(map(str, sorted(near)))}"] if near else []
     return [*words, *([f"--begin=now+{wait_s}"] if wait_s else [])]
 

@@ -1,7 +1,7 @@
 """A night: pending rows are planned and submitted, resumed until all have ended, and closed.
 
-Its state is in the database alone, so that any process may die in a step, and the step be done
-again. One process at a time works on a night (lock.py):
+Its state is only in the database, so that a process may die in a step, and the step be repeated.
+One process at a time works on a night (lock.py):
 
 ============ ===================== ======================================= ==================
 state        who calls             step                                    state afterwards
@@ -18,8 +18,8 @@ open         its finalizer         ``_close``: nothing lives               close
 open         astra nights --heal   ``heal``: as ``_leave``                 open
 ============ ===================== ======================================= ==================
 
-A step that leaves a night open leaves it with a finalizer, a job behind the arrays (finalizer.py).
-What a step does with plans stands in plans.py.
+A step that leaves a night open leaves it with a finalizer, a job that waits for the arrays
+(finalizer.py). The part of a step that concerns plans is in plans.py.
 """
 
 import logging
@@ -160,8 +160,8 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
 
     Parameters
     ----------
-    token : of the finalizer that this is; another one's night is left alone. Without it, somebody
-        calls by hand, and the next finalizer takes the place of the one that was queued.
+    token : of the calling finalizer; a night with another finalizer is left alone. Without it, a
+        person calls, and the next finalizer replaces the one that was queued.
     """
     settings = _settings_of_begun(name)
     bound_s = float(time_limit_s(settings.finalizer_time) or PATIENCE_S)

@@ -1,7 +1,8 @@
 """The plans of a night: made, resumed, and submitted within the limits of the night.
 
-A look finds what is due, plan by plan, and notes what lives; what is due is submitted afterwards,
-all together, since the throttle and the connections to the database are those of the whole night.
+A step finds, plan by plan, which pages are due and which elements are alive. All due pages are
+submitted together afterwards, since the whole night shares the throttle and the connections to the
+database.
 """
 
 from collections import Counter
@@ -57,9 +58,9 @@ class Due:
 class Look:
     """What one step of a night found, and did."""
 
-    jobs: set[JobId] = field(default_factory=set)  # arrays that live
+    jobs: set[JobId] = field(default_factory=set)  # arrays that are alive
     used: int = 0  # elements that they may run at once
-    lives: bool = False  # something lives, which need not be an array
+    lives: bool = False  # whether anything is alive, even if it is no array
     due: list[Due] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans and rows that were begun
     problems: list[str] = field(default_factory=list)
@@ -183,9 +184,9 @@ def submit_due(night: Night, settings: NightSettings, look: Look) -> None:
 
 
 def _submit(due: Due, share: int, night: Night, settings: NightSettings, look: Look) -> bool:
-    """Submit the pages of one plan; a limit of Slurm's leaves the rest to a later look.
+    """Submit the pages of one plan; return whether anything of it is, or will be, alive.
 
-    Returns whether something of it lives now, or will.
+    At a limit of Slurm the rest is left to a later step.
     """
     profile, _ = how(due.task, settings)
     own = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
@@ -202,7 +203,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, look: L
         elif due.ended:
             began = look.lives = True
     except BusyError:
-        began = look.lives = True  # somebody else submits it, or cancels it
+        began = look.lives = True  # another process submits or cancels it
     except AstraError as error:
         if passes(error):
             raise
@@ -263,25 +264,25 @@ def tend(
     begins: bool = True,
     retries: bool = True,
 ) -> list[NightPlan]:
-    """Note what of some plans lives, and what of them is due; those of which something lives.
+    """Note what is alive and what is due of some plans; return the plans with anything alive.
 
-    Slurm is asked once, and only where the database has rows that have not ended.
+    Slurm is asked once, and only about plans with rows that have not ended.
 
     Parameters
     ----------
-    begins, retries : whether anything may be submitted at all, and again.
+    begins, retries : whether anything may be submitted at all, and whether again.
 
     Raises
     ------
     SlurmUnknown
-        If Slurm does not say what lives.
+        If Slurm does not say what is alive.
     """
     of_plan = {e.plan_pk: e for e in entries if e.plan_pk is not None and pending(e.plan_pk)}
     plans = _not_cancelled(of_plan)
     for plan in plans:
         # Whoever holds the plan resumes it as well; the night does not wait for a person's resume.
         with suppress(BusyError), plan_lock(plan):
-            recover_intents(plan)  # of a process that died before sbatch answered
+            recover_intents(plan)  # left by a process that died before sbatch answered
     alive = []
     asked = ask(plans)
     for plan in plans:
@@ -290,7 +291,9 @@ def tend(
         entry = of_plan[plan.pk]
         if states[PageState.UNKNOWN]:
             unknown = f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}"
-            if entry.pk is None and asked[0].queue:  # of an earlier night, which it alone concerns
+            if (
+                entry.pk is None and asked[0].queue
+            ):  # of an earlier night: only this plan is left out
                 look.problems.append(unknown)
                 continue
             raise SlurmUnknown(unknown)

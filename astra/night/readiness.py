@@ -145,7 +145,7 @@ def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
         try:
             yield ok(part, f"{way}: {within(WHOLE_S, attempt)}")
         except (OSError, LookupError, smtplib.SMTPException, netrc.NetrcParseError) as error:
-            yield warning(part, f"{way}: {error}", remedy)  # the night goes on without it
+            yield warning(part, f"{way}: {error}", remedy)  # the night runs without it
 
 
 def _mail(ways: Notify) -> str:

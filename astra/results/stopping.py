@@ -105,7 +105,7 @@ class ActiveRuns:
 
     runs: list[Any] = []  # each has a `writer` and a `clock`
     previous: Any = None  # the earlier handler of SIGTERM
-    pid = 0  # of the process of the runs: a fork of it has nothing to write
+    pid = 0  # of the process that started the runs; its forks have nothing to write
     status = 0  # the exit status of the process once it was interrupted
 
     @classmethod

@@ -183,7 +183,7 @@ class Pages(Sequence[PageStatus]):
 
     def _pool(self, name: str) -> parse.Execution | None:
         """Return what a free page waits for: an element of its array that waits, or runs and will
-        take it; None if no element lives."""
+        take it; None if no element is alive."""
         if name not in self._pools:
             if not self._pools:
                 answered = self.answer.executions if self.answer is not None else {}

@@ -88,7 +88,7 @@ class PlanStatus:
 def status(
     plan: int, ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
 ) -> PlanStatus:
-    """Return how a plan stands: its rows by outcome, its pages and elements by state.
+    """Return the status of a plan: its rows by outcome, its pages and elements by state.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def status(
 def statuses(
     plans: Sequence[int], ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
 ) -> list[PlanStatus]:
-    """Return how several plans stand; Slurm is asked once for all of them.
+    """Return the status of several plans; Slurm is asked once for all of them.
 
     Parameters
     ----------

@@ -55,5 +55,5 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
 
 
 def lives(current: PlanStatus) -> bool:
-    """Return whether something of a plan may go on by itself."""
+    """Return whether anything of a plan may continue by itself."""
     return any(not never_starts(page) for page in current.in_states(ALIVE))
