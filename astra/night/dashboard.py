@@ -123,7 +123,7 @@ class Dashboard:
             )
 
     def _is_shown(self, plan: PlanLine, since: datetime) -> bool:
-        """Return whether a plan is shown, since it is live, or it or its page is recent."""
+        """Return whether a plan is live or recent, or has a page that is recent or out of date."""
         if plan.is_live or plan.created >= since:
             return True
         path = self.folder / _page(plan)

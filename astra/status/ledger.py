@@ -59,7 +59,7 @@ class Ledger:
 
     def checked(self) -> Verdict:
         for found in self.records.values():
-            self._say("values", None, None, found)
+            self._add("values", None, None, found)
         if not self.checks:  # nothing can be computed with what is no value of its column
             self._check()
         n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
@@ -106,30 +106,31 @@ class Ledger:
         """Return the keys that these numbers stand for."""
         return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
 
-    def _say(self, check: str, page: int | None, number: int | None, problem: str) -> None:
+    def _add(self, check: str, page: int | None, number: int | None, problem: str) -> None:
+        """Count a breach, and list it unless the check has enough of them."""
         key = None if number is None else self._keys([number])[0]
         self.checks[check] += 1
         if self.checks[check] <= self.most:
             self.breaches.append(Breach(check, page, key, problem))
 
-    def _say_each(self, check: str, rows: Rows, which: Flags, problem: str) -> None:
+    def _add_each(self, check: str, rows: Rows, which: Flags, problem: str) -> None:
         for place in np.flatnonzero(which):
-            self._say(check, int(rows.page[place]), int(rows.key[place]), problem)
+            self._add(check, int(rows.page[place]), int(rows.key[place]), problem)
 
     # -- the plan and its pages -------------------------------------------------------------
 
     def _remembered(self) -> None:
         """Check the tables, the plan, and that each record of the plan is of one of its rows."""
         for problem in self.records.guards():
-            self._say("guards", None, None, problem)
+            self._add("guards", None, None, problem)
         for problem in orphans():
-            self._say("orphans", None, None, problem)
+            self._add("orphans", None, None, problem)
         for number, problem in self.records.of_plan():
-            self._say("records", number, None, problem)
+            self._add("records", number, None, problem)
         n = 0 if self.is_grouped or self.checks["shape"] else self.records.n_results()
         if n > self.n_ours:
             problem = f"{n} results bear attempts of the plan, and {self.n_ours} are of its rows"
-            self._say("orphans", None, None, problem)
+            self._add("orphans", None, None, problem)
         for kind in self.recorded:
             mine = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if kind is Failure:  # the result of another row is a failure of that one
@@ -137,17 +138,17 @@ class Ledger:
             if (n := kind.select().where(mine).count()) > self.n_recorded[kind]:
                 problem = f"{n} of the table {kind._meta.table_name} are of the plan, and "
                 problem += f"{self.n_recorded[kind]} of these of its rows"
-                self._say("orphans", None, None, problem)
+                self._add("orphans", None, None, problem)
 
     def _plan(self, numbers: list[int], n_rows: int) -> None:
         wanted = set(range(1, self.plan.n_pages + 1))
         for number in sorted(wanted - set(numbers)):
-            self._say("pages", number, None, "the page is missing")
+            self._add("pages", number, None, "the page is missing")
         for number in sorted(set(numbers) - wanted):
-            self._say("pages", number, None, f"the plan has {self.plan.n_pages} pages")
+            self._add("pages", number, None, f"the plan has {self.plan.n_pages} pages")
         if n_rows != self.plan.n_rows:
             problem = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
-            self._say("pages", None, None, problem)
+            self._add("pages", None, None, problem)
 
     def _unique(self, keys: list[tuple[int, Sequence[int]]]) -> None:
         every = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
@@ -155,23 +156,23 @@ class Ledger:
         order = np.argsort(every, kind="stable")
         for place in np.flatnonzero(np.diff(every[order]) == 0):
             one, other = page[order[place]], page[order[place + 1]]
-            self._say("key-twice", int(one), int(every[order[place]]), f"again in page {other}")
+            self._add("key-twice", int(one), int(every[order[place]]), f"again in page {other}")
 
     def _page(self, page: Page) -> bool:
         """Check a page and its attempts; return whether its rows can be checked one by one."""
         number, outcomes = page.number, bytes(page.outcomes)
         if not self._has_keys(page):
-            self._say("shape", number, None, "it has no keys, or keys of another kind")
+            self._add("shape", number, None, "it has no keys, or keys of another kind")
             return False
         if not len(page.row_keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
             problem = f"{page.n_rows} rows, {len(page.row_keys)} keys, {len(outcomes)} outcomes"
-            self._say("shape", number, None, problem)
+            self._add("shape", number, None, problem)
             return False
         for name, outcome in COUNTED.items():
             stands, counted = getattr(page, name), outcomes.count(outcome)
             if stands != counted:
                 problem = f"{name} is {stands}, the outcomes say {counted}"
-                self._say("counts", number, None, problem)
+                self._add("counts", number, None, problem)
         for outcome in Outcome:
             self.seen[outcome.name] += outcomes.count(outcome)
         self._attempts_of(page)
@@ -180,29 +181,29 @@ class Ledger:
     def _attempts_of(self, page: Page) -> None:
         attempts = self.attempts.get(page.number, [])
         for problem in self.records.of_page(page, attempts):
-            self._say("records", page.number, None, problem)
+            self._add("records", page.number, None, problem)
         last = attempts[-1].pk if attempts else None
         if page.attempt_pk != last:
             problem = f"the page belongs to attempt {page.attempt_pk}, its last attempt is {last}"
-            self._say("attempts", page.number, None, problem)
+            self._add("attempts", page.number, None, problem)
         for attempt in attempts[:-1]:
             if attempt.state == AttemptState.RUNNING:
                 problem = f"attempt {attempt.pk} runs beside {last}"
-                self._say("attempts", page.number, None, problem)
+                self._add("attempts", page.number, None, problem)
         ended = sum(a.n_done + a.n_found for a in attempts)
         if ended != page.n_done:
             problem = f"n_done is {page.n_done}, its attempts ended {ended}"
-            self._say("sums", page.number, None, problem)
+            self._add("sums", page.number, None, problem)
         for name in ("n_failed", "n_no_result"):
             ended = sum(getattr(a, name) for a in attempts)
             # Attempts may have more of them than the page: rows that were processed again since.
             if ended < getattr(page, name):
                 problem = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
-                self._say("sums", page.number, None, problem)
+                self._add("sums", page.number, None, problem)
         pending = page.n_pending
         again = max(0, self._again(page))
         if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
-            self._say("done-too-early", page.number, None, f"{pending} rows are pending")
+            self._add("done-too-early", page.number, None, f"{pending} rows are pending")
 
     def _again(self, page: Page, *names: str) -> int:
         """Count the rows of a page that had ended and were made pending again."""
@@ -230,7 +231,7 @@ class Ledger:
         elsewhere = (result.there & ~ours) | (failure.there & (failure.column(1) == 0))
         elsewhere |= nothing.there & (nothing.column(1) == 0)
 
-        note = self._say_each
+        note = self._add_each
         note("result-missing", rows, done & ~result.there, "no result is stored")
         refused = failure.there & (failure.column(2) == 1)
         lost = failed & (~failure.there & ~elsewhere | refused & ~result.there)
@@ -265,7 +266,7 @@ class Ledger:
 
     def _forged(self, rows: Rows, result: Stored, home: Numbers) -> None:
         """Check for results that no attempt can have written."""
-        note, ours = self._say_each, result.there & (home > 0)
+        note, ours = self._add_each, result.there & (home > 0)
         late = result.there & (result.column(6) == 1)
         note("moments", rows, late, "a moment of its result lies in the future, or out of order")
         wrong = result.there & (result.column(7) == 1)
@@ -307,7 +308,7 @@ class Ledger:
         problem = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
         for place in np.flatnonzero(wrong):
             attempt = record.column(3)[place]
-            self._say(
+            self._add(
                 "given-away", int(rows.page[place]), int(rows.key[place]), problem.format(attempt)
             )
 
@@ -316,7 +317,7 @@ class Ledger:
         n = int(np.sum(which))
         if n > (again := self._again(page, name)):
             problem = f"a {kind} is stored, and it counts as pending; {again} were taken again"
-            self._say_each("not-counted", rows, which, problem)
+            self._add_each("not-counted", rows, which, problem)
 
     def _written_unseen(self, page: Page, attempt_pks: Numbers) -> None:
         written = Counter(attempt_pks.tolist())
@@ -326,7 +327,7 @@ class Ledger:
                     f"attempt {attempt.pk} ({attempt.state}) counted {attempt.n_done} results, "
                     f"{written[attempt.pk]} bear its number"
                 )
-                self._say("written-unseen", page.number, None, problem)
+                self._add("written-unseen", page.number, None, problem)
 
     def _home(self, attempt_pks: Numbers) -> Numbers:
         """Return the page of this plan of each attempt; 0 where an attempt belongs to none."""
