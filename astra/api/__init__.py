@@ -33,64 +33,93 @@ if TYPE_CHECKING:
     from astra.models.schema import sql_of as sql_of_tables
     from astra.models.spectrum import every_spectrum_model
     from astra.models.starting import start_here
-    from astra.night.clean import clean
+    from astra.night.clean import Cleaned, clean
     from astra.night.cron import check as check_cron
     from astra.night.cron import entry as cron_entry
     from astra.night.cron import install as install_cron
     from astra.night.cron import remove as remove_cron
     from astra.night.dashboard import Dashboard
     from astra.night.dashboard import keep as keep_dashboard
-    from astra.night.history import night_of, nights
+    from astra.night.history import NightStatus, night_of, nights
     from astra.night.metrics import metrics
+    from astra.night.nightly import Nightly, nightly, proceed
     from astra.night.nightly import heal_all as heal
-    from astra.night.nightly import nightly, proceed
     from astra.night.readiness import examine, is_ready, on_a_node
     from astra.night.report import report_of_night
     from astra.plan.lookup import last_plan, trust, trust_no_longer
     from astra.plan.ownership import rename_task
     from astra.plan.plan import Planned, create_plan, plan_at_most
     from astra.plan.sizes import Estimate
+    from astra.plan.spool import Recovered
     from astra.report.page import html as report_html
     from astra.report.report import report_of as report
     from astra.resume.cancel import Cancelled, cancel
-    from astra.resume.controls import continue_plans, live_plans, pause, recover, throttle
+    from astra.resume.controls import Control, continue_plans, live_plans, pause, recover, throttle
     from astra.resume.resume import resume, resume_local
     from astra.states import PlanState
     from astra.status.failures import FailedRow, failures
     from astra.status.failures import kinds as kinds_of_failures
-    from astra.status.logs import has_ended, logs
+    from astra.status.logs import Log, has_ended, logs
     from astra.status.logs import path_of as log_path
     from astra.status.logs import text_of as log_text
+    from astra.status.plans import PlanLine
     from astra.status.plans import all_plans as plans
     from astra.status.results import StoredResults, plain
     from astra.status.status import PlanStatus, status, statuses
     from astra.status.story import story_of as why
     from astra.status.verdict import CHECKS, Verdict
     from astra.status.verify import verify
-    from astra.status.watch import watch
+    from astra.status.watch import Watched, watch
     from astra.submit.submit import Submitted
     from astra.tasks.signature import find_task, input_models, known_tasks, tasks_of_folder
 
 __all__ = [
     "Cancelled",
+    "Cleaned",
+    "Control",
     "Estimate",
     "FailedRow",
+    "Log",
+    "NightStatus",
+    "Nightly",
+    "PlanLine",
     "PlanState",
     "PlanStatus",
     "Planned",
+    "Recovered",
+    "StoredResults",
     "Submitted",
     "Verdict",
+    "Watched",
     "cancel",
+    "clean",
+    "continue_plans",
     "create_plan",
     "estimate",
+    "examine",
     "failures",
+    "heal",
+    "init_database",
+    "logs",
+    "metrics",
+    "night_of",
+    "nightly",
+    "nights",
+    "pause",
+    "plans",
+    "recover",
+    "rename_task",
+    "report",
     "resume",
     "resume_local",
     "status",
     "statuses",
     "submit",
+    "throttle",
     "verify",
     "wait",
+    "watch",
+    "why",
 ]
 
 #: The module that defines each name, and its name there where that differs; it is imported when the
@@ -98,15 +127,23 @@ __all__ = [
 _HOME_OF = {
     "CHECKS": "astra.status.verdict",
     "Cancelled": "astra.resume.cancel",
+    "Cleaned": "astra.night.clean",
+    "Control": "astra.resume.controls",
     "Dashboard": "astra.night.dashboard",
     "Estimate": "astra.plan.sizes",
     "FailedRow": "astra.status.failures",
+    "Log": "astra.status.logs",
+    "NightStatus": "astra.night.history",
+    "Nightly": "astra.night.nightly",
+    "PlanLine": "astra.status.plans",
     "PlanState": "astra.states",
     "PlanStatus": "astra.status.status",
     "Planned": "astra.plan.plan",
+    "Recovered": "astra.plan.spool",
     "StoredResults": "astra.status.results",
     "Submitted": "astra.submit.submit",
     "Verdict": "astra.status.verdict",
+    "Watched": "astra.status.watch",
     "cancel": "astra.resume.cancel",
     "check_cron": "astra.night.cron:check",
     "check_version": "astra.models.schema",

@@ -52,18 +52,27 @@ def init_database(
     views: bool = False,
     tracked: Sequence[str] = (),
 ) -> list[str]:
-    """Create all missing tables, and return the names of the new ones.
-
-    It can be run again: tables that exist are completed (columns, indexes, triggers).
+    """Create missing tables, complete the others, and return the names of the new ones.
 
     Parameters
     ----------
-    modules : whose tables are created too.
-    grant : roles that are to use the tables, as ``ROLE:plans`` (see roles.py).
-    copied, moved : what happened to the database since its archive was created elsewhere.
-    notes : a list to which everything else that was done is appended.
-    views : create a view ``TABLE_current`` of each table of results too.
-    tracked : models of others' tables whose changes the database records from now on.
+    modules : tuple of str
+        Modules whose tables are created too.
+    grant : tuple of str
+        Roles that are to use the tables, as ``ROLE:plans`` (see roles.py).
+    copied, moved : bool
+        What happened to the database since its archive was created elsewhere.
+    notes : list of str, optional
+        Everything else that was done is appended to it.
+    views : bool
+        Create a view ``TABLE_current`` of each table of results too.
+    tracked : sequence of str
+        Models of others' tables whose changes the database records from now on.
+
+    Returns
+    -------
+    list of str
+        Names of the new tables.
 
     Raises
     ------
@@ -71,6 +80,12 @@ def init_database(
         If a module cannot be imported, or there is no such role.
     DatabaseError
         If the tables were created by a later astra, or one is in use for too long.
+
+    Examples
+    --------
+    >>> from astra.api import init_database
+    >>> init_database()
+    []
     """
     for name in modules:
         _import(name)
@@ -84,8 +99,7 @@ def init_database(
             new = _init(parse_grants(grant), copied, moved, noted, views)
             return new, noted + [track_changes(name) for name in tracked]
 
-    # Retried because elements may lock the tables in another order.
-    new, noted = retrying(init, LOCK_TIMEOUT_S)
+    new, noted = retrying(init, LOCK_TIMEOUT_S)  # elements may lock the tables in another order
     if notes is not None:
         notes += noted
     return new

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 from peewee import JOIN, fn
@@ -30,18 +31,25 @@ from astra.submit.intent import plan_lock
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was removed, or would be."""
+    """What was removed, or would be.
 
-    before: datetime  # plans that were inactive since
-    plans: tuple[int, ...]
-    pages: int
-    attempts: int
-    nights: tuple[int, ...]  # whose lines go
-    folders: tuple[str, ...]  # of scripts and logs
-    mb: float  # of those folders
-    compressed: tuple[str, ...] = ()  # folders of plans that stay, which are packed
-    kept: tuple[str, ...] = ()  # old ones that stay, and why
-    dry_run: bool = True
+    Examples
+    --------
+    >>> from astra.api import clean
+    >>> clean(keep_days=365).mb
+    0.0
+    """
+
+    before: datetime  #: plans that were inactive since then were chosen
+    plans: tuple[int, ...]  #: numbers of the plans
+    pages: int  #: pages of those plans
+    attempts: int  #: attempts of those plans
+    nights: tuple[int, ...]  #: numbers of the nights whose records are removed
+    folders: tuple[str, ...]  #: folders of scripts and logs
+    mb: float  #: size of those folders [MB]
+    compressed: tuple[str, ...] = ()  #: folders of remaining plans, which are packed
+    kept: tuple[str, ...] = ()  #: old plans that remain, and why
+    dry_run: bool = True  #: whether nothing was removed
 
 
 def clean(
@@ -51,14 +59,28 @@ def clean(
 
     Parameters
     ----------
-    keep_days : by default the configured ``[clean] keep_days``.
-    dry_run : only say what would be removed.
-    now : by default the database's clock.
+    keep_days : float, optional
+        Age of the plans that are removed [days]; default the configured ``[clean] keep_days``.
+    dry_run : bool
+        Only return what would be removed.
+    now : datetime, optional
+        By default, the database's clock.
+
+    Returns
+    -------
+    Cleaned
+        What was removed, or would be.
 
     Raises
     ------
     UsageError
         If a folder cannot be removed; its plan is kept, and the next call goes on.
+
+    Examples
+    --------
+    >>> from astra.api import clean
+    >>> clean(keep_days=365).plans
+    ()
     """
     check_version()
     check_archive()
@@ -72,17 +94,13 @@ def clean(
         numbers = [plan.pk for plan in old]
         pages = Page.select().where(Page.plan.in_(numbers or [0])).count()
         attempts = Attempt.select().join(Page).where(Page.plan.in_(numbers or [0])).count()
-    folders = [place for plan in old for place in _places(plan)]
-    folders = _there([*folders, *(run_folder(night.folder) for night in nights)])
+    folders = _there([*chain(*map(_places, old)), *(run_folder(night.folder) for night in nights)])
     packed = _to_pack(now, settings.compress_days, set(numbers))
     size = sum(map(_size, folders))
-    done = []
     if not dry_run:
-        for plan in old:
-            if reason := _remove(plan):
-                kept.append(reason)
-            else:
-                done.append(plan.pk)
+        reasons = {plan.pk: _remove(plan) for plan in old}
+        numbers = [pk for pk, reason in reasons.items() if not reason]
+        kept += filter(None, reasons.values())
         for plan in packed:
             _pack(plan)
         _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
@@ -90,8 +108,7 @@ def clean(
             Night.delete().where(Night.pk.in_([night.pk for night in lines] or [0])).execute()
             Exclusion.delete().where(Exclusion.until < before).execute()
     return Cleaned(
-        before, tuple(numbers if dry_run else done), pages, attempts,
-        tuple(night.pk for night in lines),
+        before, tuple(numbers), pages, attempts, tuple(night.pk for night in lines),
         tuple(map(str, folders)), round(size / 1e6, 3),
         tuple(str(run_folder(plan.folder)) for plan in packed), tuple(kept), dry_run,
     )  # fmt: skip

@@ -40,30 +40,37 @@ class PlanOfNight:
 
 @dataclass(frozen=True)
 class NightStatus:
-    """A night: `rows` is the sum of results, failures, no_result and pending."""
+    """A night: `rows` is the sum of results, failures, no_result and pending.
 
-    night: int
-    name: str
-    date: str  # on which it began
+    Examples
+    --------
+    >>> from astra.api import nights
+    >>> [night.pending for night in nights() if night.state == "running"]
+    []
+    """
+
+    night: int  #: number of the night
+    name: str  #: its name in the configuration
+    date: str  #: on which it began
     #: whole, failed rows, not whole, running; "without a finalizer": it needs astra nights --heal
     state: str
-    began: datetime
-    ended: datetime | None
-    rows: int
-    results: int
-    failures: int
-    no_result: int
-    pending: int
-    retries: int  # elements that ended too early, and were followed by another
-    rounds: int  # in which pages were submitted again
-    task_h: float  # hours spent in tasks, over all attempts
-    cpu_h: float  # hours that these held processors for, times how many
-    host: str
-    by: str
-    finalizer: int | None = None  # its last one's job
-    message: str | None = None
-    notified: Mapping[str, str] = field(default_factory=dict)  # by way: how the notification went
-    plans: tuple[PlanOfNight, ...] = ()
+    began: datetime  #: when it began
+    ended: datetime | None  #: when it was closed; None while it is open
+    rows: int  #: rows of its plans
+    results: int  #: rows with a result
+    failures: int  #: rows that ended as failures
+    no_result: int  #: rows that ended without a result
+    pending: int  #: rows that have not ended
+    retries: int  #: elements that ended too early, and were followed by another
+    rounds: int  #: rounds in which pages were submitted again
+    task_h: float  #: time spent in tasks, over all attempts [h]
+    cpu_h: float  #: time for which these held processors, times their number [h]
+    host: str  #: the machine that began it
+    by: str  #: the user who began it
+    finalizer: int | None = None  #: Slurm's job of its last finalizer
+    message: str | None = None  #: what there is to say about its state
+    notified: Mapping[str, str] = field(default_factory=dict)  #: how the notification went, by way
+    plans: tuple[PlanOfNight, ...] = ()  #: its plans; empty in a list of nights
 
     @property
     def exit_status(self) -> int:
@@ -72,7 +79,31 @@ class NightStatus:
 
 
 def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
-    """List the last nights, or those of a name, the latest first, without their plans."""
+    """List the last nights, or those of a name, the latest first, without their plans.
+
+    Parameters
+    ----------
+    name : str, optional
+        Name of the night in the configuration; default all.
+    last : int
+        At most so many.
+
+    Returns
+    -------
+    list of NightStatus
+        One for each night.
+
+    Raises
+    ------
+    UsageError
+        If no night of this name has begun yet.
+
+    Examples
+    --------
+    >>> from astra.api import nights
+    >>> [night.state for night in nights()]
+    []
+    """
     check_version()
     query = Night.select().order_by(Night.pk.desc()).limit(last)
     with connection():
@@ -88,12 +119,26 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
 
     Parameters
     ----------
-    date : ``YYYY-MM-DD``, or the number of the night.
+    name : str
+        Name of the night in the configuration.
+    date : str, optional
+        ``YYYY-MM-DD``, or the number of the night.
+
+    Returns
+    -------
+    NightStatus
+        The night, as its plans are at this moment.
 
     Raises
     ------
     UsageError
         If there is none; the message says which there are.
+
+    Examples
+    --------
+    >>> from astra.api import night_of
+    >>> night_of("science", "2026-11-24").exit_status  # doctest: +SKIP
+    0
     """
     check_version()
     mine = Night.name == name

@@ -29,10 +29,21 @@ Sample = tuple[Mapping[str, str], float]
 def metrics() -> str:
     """Return all metrics as text.
 
+    Returns
+    -------
+    str
+        Gauges in Prometheus' text format.
+
     Raises
     ------
     DatabaseError
         If the database gives no answer.
+
+    Examples
+    --------
+    >>> from astra.api import metrics
+    >>> print(metrics().splitlines()[0])
+    # HELP astra_info The version of astra, and the archive.
     """
     check_version()
     with connection():

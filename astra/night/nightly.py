@@ -69,16 +69,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Nightly:
-    """The outcome of a call."""
+    """The outcome of a call.
 
-    name: str
-    state: str  # "nothing new", "begun", "joined", "running", "whole", "failed rows", "not whole"
-    night: int | None = None
-    plans: tuple[int, ...] = ()  # that this call made or took up
-    rows: int = 0  # pending rows of those
-    finalizer: int | None = None  # its job
-    message: str | None = None
-    problems: tuple[str, ...] = ()  # what this call could not do
+    Examples
+    --------
+    >>> from astra.api import heal
+    >>> [night.finalizer for night in heal()]
+    []
+    """
+
+    name: str  #: name of the night in the configuration
+    #: nothing new, begun, joined, running, whole, failed rows, not whole, without a finalizer
+    state: str
+    night: int | None = None  #: number of the night
+    plans: tuple[int, ...] = ()  #: plans that this call made or took up
+    rows: int = 0  #: pending rows of those
+    finalizer: int | None = None  #: Slurm's job of its finalizer
+    message: str | None = None  #: what there is to say about its state
+    problems: tuple[str, ...] = ()  #: what this call could not do
 
 
 def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
@@ -86,8 +94,15 @@ def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
 
     Parameters
     ----------
-    name : of ``[nights.NAME]``.
-    patience_s : how long to wait for a Slurm or a database that does not answer.
+    name : str
+        Name of the night, of ``[nights.NAME]``.
+    patience_s : float
+        How long to wait for a Slurm or a database that does not answer [s].
+
+    Returns
+    -------
+    Nightly
+        What was planned and submitted, and what could not be.
 
     Raises
     ------
@@ -96,6 +111,12 @@ def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
     BusyError
         If another process begins this night; it says which, and since when. A finalizer's step is
         waited for.
+
+    Examples
+    --------
+    >>> from astra.api import nightly
+    >>> nightly("science").state  # doctest: +SKIP
+    'begun'
     """
     settings = settings_of(name)
     return in_turn(lambda: _nightly(settings), patience_s, wait_for_all=False)
@@ -208,7 +229,29 @@ def heal(night: Night, settings: NightSettings) -> bool:
 
 
 def heal_all(name: str | None = None) -> list[Nightly]:
-    """Give all open nights, or those of a name, a finalizer if they have none that is alive."""
+    """Give a new finalizer to each open night whose finalizer ended too early.
+
+    Parameters
+    ----------
+    name : str, optional
+        Name of the night; default all open nights.
+
+    Returns
+    -------
+    list of Nightly
+        The nights that have a new finalizer, and those that could not be given one.
+
+    Raises
+    ------
+    DatabaseError
+        If the database gives no answer.
+
+    Examples
+    --------
+    >>> from astra.api import heal
+    >>> heal()
+    []
+    """
     check_version()
     healed = []
     for night in _open_nights(name):

@@ -41,9 +41,30 @@ def examine(
 
     Parameters
     ----------
-    night : of ``[nights.NAME]``; only its profiles and itself are looked at.
-    job : look once more from a node, by a job of a minute; `wait_s` bounds the wait for it.
-    profile : the options that this job is submitted with.
+    night : str, optional
+        Of ``[nights.NAME]``; only its profiles and itself are looked at.
+    job : bool
+        Look once more from a node, by a job of a minute.
+    wait_s : float
+        The longest time to wait for this job [s].
+    profile : str, optional
+        The options that this job is submitted with.
+
+    Yields
+    ------
+    Finding
+        What was found: whether it is ready, and what to type where it is not.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such night.
+
+    Examples
+    --------
+    >>> from astra.api import examine
+    >>> next(examine()).state
+    'ok'
     """
     settings = settings_of(night) if night is not None else None
     yield from python()

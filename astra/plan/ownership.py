@@ -108,6 +108,12 @@ def rename_task(old: str, task: str) -> int:
     ------
     UsageError
         If nothing was made under the former name, or a plan of that name is live.
+
+    Examples
+    --------
+    >>> from astra.api import rename_task
+    >>> rename_task("mytasks.old_name", "mytasks.new_name")  # doctest: +SKIP
+    3
     """
     function = find_task(task)
     check_importable(function)

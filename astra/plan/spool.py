@@ -62,13 +62,20 @@ class Header:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The result of storing the spool files of a plan."""
+    """The result of storing the spool files of a plan.
 
-    plan: int
-    files: int  # that were stored and removed
-    rows: int  # that were stored from them
-    passed_over: int  # rows that have ended since, or whose input was modified
-    set_aside: tuple[str, ...] = ()  # files of superseded attempts, and damaged files
+    Examples
+    --------
+    >>> from astra.api import recover
+    >>> recover(1).rows
+    0
+    """
+
+    plan: int  #: number of the plan
+    files: int  #: files that were stored and removed
+    rows: int  #: rows that were stored from them
+    passed_over: int  #: rows that have ended since, or whose input was modified
+    set_aside: tuple[str, ...] = ()  #: files of superseded attempts, and damaged files
 
 
 def save(

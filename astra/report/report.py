@@ -95,16 +95,31 @@ def report_of(
 
     Parameters
     ----------
-    plans : their numbers.
-    title : by default, the plan's number and task.
-    earlier : what it is compared with, the latest first; by default, for one plan, the plans of
-        the same task and input before it. :func:`earlier_of` makes one of some plans.
-    headline : makes the verdict from how the plans stand; a night knows more than they.
+    plans : sequence of int
+        Numbers of the plans.
+    title : str, optional
+        By default, the plan's number and task.
+    earlier : iterable of Earlier, optional
+        What it is compared with, the latest first; by default, for one plan, earlier plans of its
+        task and input.
+    headline : callable
+        Makes the verdict from how the plans stand.
+
+    Returns
+    -------
+    Report
+        The numbers, which ``astra report`` draws.
 
     Raises
     ------
     UsageError
         If there is no such plan.
+
+    Examples
+    --------
+    >>> from astra.api import report
+    >>> report([1]).n_rows
+    4
     """
     with connection():
         asked = dialect().now()
@@ -124,22 +139,12 @@ def report_of(
     used, notes = efficiency(submissions, runs)
     return Report(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
-        made=now,
-        state=worst(status.state for status in current),
-        kind=verdict.kind,
-        verdict=verdict.text,
-        next=verdict.commands,
-        plans=tuple(replace(status, elements=()) for status in current),
-        efficiency=used,
-        wasted=tuple(wasted(used, runs, what_ran["page_times"])),
-        this=this,
-        earlier=tuple(earlier or ()),
-        how=how,
+        made=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,
+        plans=tuple(replace(s, elements=()) for s in current), earlier=tuple(earlier or ()),
+        efficiency=used, wasted=tuple(wasted(used, runs, what_ran["page_times"])), this=this,
         notes=tuple(dict.fromkeys([*(n for s in current for n in s.notes), *notes])),
-        **_counted(current),
-        **what_failed,
-        **what_ran,
-    )
+        verdict=verdict.text, next=verdict.commands, **_counted(current), **what_failed, **what_ran,
+    )  # fmt: skip
 
 
 def _counted(found: Sequence[PlanStatus]) -> dict[str, Any]:

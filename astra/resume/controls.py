@@ -21,14 +21,21 @@ from astra.submit.submit import Submitted, refuse_cancelled
 
 @dataclass(frozen=True)
 class Control:
-    """The controls of a plan, which its elements obey."""
+    """The controls of a plan, which its elements obey.
 
-    plan: int
-    paused: bool
-    reason: str | None
-    throttle: int | None  # how many elements may take a further page
-    running: int  # pages that are being processed; they are not interrupted
-    submitted: Submitted | None = None  # when a plan continues
+    Examples
+    --------
+    >>> from astra.api import continue_plans
+    >>> continue_plans([1])[0].throttle is None
+    True
+    """
+
+    plan: int  #: number of the plan
+    paused: bool  #: whether it is paused
+    reason: str | None  #: why it is paused
+    throttle: int | None  #: how many elements may take a further page; None for all
+    running: int  #: pages that are being processed; they are not interrupted
+    submitted: Submitted | None = None  #: what was submitted, when a plan continues
 
 
 def live_plans() -> list[int]:
@@ -40,7 +47,33 @@ def live_plans() -> list[int]:
 
 
 def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:
-    """Pause plans: their elements finish their pages and take no further ones."""
+    """Pause plans: their elements finish their pages and take no further ones.
+
+    Parameters
+    ----------
+    plans : iterable of int
+        Numbers of the plans.
+    reason : str, optional
+        Shown by ``astra status`` and in the logs of elements; by default, the user's name.
+
+    Returns
+    -------
+    list of Control
+        One for each plan.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan, or it was cancelled.
+
+    Examples
+    --------
+    >>> from astra.api import continue_plans, pause
+    >>> [control.paused for control in pause([1], reason="maintenance")]
+    [True]
+    >>> [control.paused for control in continue_plans([1])]
+    [False]
+    """
     values = {"paused": SQL(dialect().now_sql), "pause_reason": reason or f"by {user_name()}"}
     return [_changed(plan, values) for plan in plans]
 
@@ -54,10 +87,35 @@ def _changed(number: int, values: dict[str, object]) -> Control:
 
 
 def throttle(plan: int, most: int | None) -> Control:
-    """Limit how many elements of a plan take a further page; None for no limit.
+    """Limit how many elements of a plan take a further page.
 
     Further elements end with their page. A higher limit does not restart elements that have ended:
     those in the queue start, and ``resume`` submits the pages that have no element.
+
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+    most : int or None
+        How many elements may take a further page; None for no limit.
+
+    Returns
+    -------
+    Control
+        The controls of the plan.
+
+    Raises
+    ------
+    UsageError
+        If the limit is below 1, there is no such plan, or it was cancelled.
+
+    Examples
+    --------
+    >>> from astra.api import throttle
+    >>> throttle(1, 4).throttle
+    4
+    >>> throttle(1, None).throttle is None
+    True
     """
     if most is not None and most < 1:
         raise UsageError(f"a throttle of {most}: at least 1; astra pause {plan} stops all elements")
@@ -65,7 +123,31 @@ def throttle(plan: int, most: int | None) -> Control:
 
 
 def continue_plans(plans: Iterable[int]) -> list[Control]:
-    """Continue paused plans: submit the pages that have no element."""
+    """Continue paused plans: submit the pages that have no element.
+
+    Parameters
+    ----------
+    plans : iterable of int
+        Numbers of the plans.
+
+    Returns
+    -------
+    list of Control
+        One for each plan, with what was submitted.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan, or it was cancelled.
+    SlurmError
+        If Slurm refuses; :func:`astra.api.resume` submits the pages later.
+
+    Examples
+    --------
+    >>> from astra.api import continue_plans
+    >>> continue_plans([1])[0].paused
+    False
+    """
     return [_continue(plan) for plan in plans]
 
 
@@ -78,7 +160,31 @@ def _continue(plan: int) -> Control:
 
 
 def recover(plan: int) -> Recovered:
-    """Store the results in a plan's spool files, without computing them again."""
+    """Store the results in a plan's spool files, without computing them again.
+
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+
+    Returns
+    -------
+    Recovered
+        How many files and rows were stored.
+
+    Raises
+    ------
+    UsageError
+        If there is no such plan.
+    BusyError
+        If another process submits or resumes the plan at this moment.
+
+    Examples
+    --------
+    >>> from astra.api import recover
+    >>> recover(1).files
+    0
+    """
     frozen = get_plan(plan)
     with plan_lock(frozen):
         return spool.recover(frozen)

@@ -21,23 +21,48 @@ from astra.status.pages import survey
 
 @dataclass(frozen=True)
 class Log:
-    """The log of one attempt of a page."""
+    """The log of one attempt of a page.
 
-    page: int
-    attempt: int  # from 1; 0 if the element ended before it claimed the page
-    state: str
-    job: str | None
-    host: str
-    path: str | None
+    Examples
+    --------
+    >>> from astra.api import logs
+    >>> [log.attempt for log in logs(1, page=2)]
+    [1]
+    """
+
+    page: int  #: number of the page
+    attempt: int  #: from 1; 0 where the element ended before it claimed the page
+    state: str  #: how the attempt ended, or that it is running
+    job: str | None  #: Slurm's job and array index; None without Slurm
+    host: str  #: the machine that it ran on
+    path: str | None  #: the file; None where it printed to a terminal
 
 
 def logs(plan: int, page: int | None = None) -> list[Log]:
     """Return the attempts of a plan, or of one page, with their files; the latest last.
 
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+    page : int, optional
+        Number of the page; default all pages.
+
+    Returns
+    -------
+    list of Log
+        One for each attempt.
+
     Raises
     ------
     UsageError
         If the plan has no such page, or the page was never tried.
+
+    Examples
+    --------
+    >>> from astra.api import logs
+    >>> [(log.page, log.state) for log in logs(1)]
+    [(1, 'done'), (2, 'done')]
     """
     frozen = get_plan(plan)
     with connection():

@@ -15,20 +15,28 @@ from astra.status.status import statuses
 
 @dataclass(frozen=True)
 class PlanLine:
-    """A plan in a list: its rows by how they ended."""
+    """A plan in a list: its rows by how they ended.
 
-    plan: int
-    task: str
-    input_model: str
-    created: datetime
-    by: str
-    pages: int
-    rows: int
-    done: int
-    failed: int
-    no_result: int
-    pending: int
-    cancelled: bool
+    Examples
+    --------
+    >>> from astra.api import plans
+    >>> first = plans()[-1]
+    >>> first.done + first.failed + first.no_result + first.pending == first.rows
+    True
+    """
+
+    plan: int  #: number of the plan
+    task: str  #: name of the task
+    input_model: str  #: name of the model of its input rows
+    created: datetime  #: when it was made
+    by: str  #: the user who made it
+    pages: int  #: number of pages
+    rows: int  #: number of rows
+    done: int  #: rows with a result
+    failed: int  #: rows that ended as failures
+    no_result: int  #: rows that ended without a result
+    pending: int  #: rows that have not ended
+    cancelled: bool  #: whether it was cancelled
 
     @property
     def is_live(self) -> bool:
@@ -47,16 +55,33 @@ def all_plans(
 
     Parameters
     ----------
-    limit : the most plans to list.
-    task : only those of a task, by its name with or without its module.
-    state : only those in this state (see states.py). Slurm is asked about those with rows left.
-    mine : only those that this user made.
-    since : only those made since then.
+    limit : int, optional
+        At most so many; default all.
+    task : str, optional
+        Only those of a task, by its name with or without its module.
+    state : str, optional
+        Only those in this :class:`astra.api.PlanState`. Slurm is asked about those with rows left.
+    mine : bool
+        Only those that this user made.
+    since : datetime, optional
+        Only those made since then.
+
+    Returns
+    -------
+    list of PlanLine
+        One for each plan.
 
     Raises
     ------
     UsageError
         If there is no such state.
+
+    Examples
+    --------
+    >>> from astra.api import plans
+    >>> first = plans(task="slam.slam")[-1]
+    >>> first.plan, first.rows, first.pending
+    (1, 4, 0)
     """
     state = state and state.replace("-", " ")  # failed-rows, as shells complete it
     if state is not None and state not in [possible.value for possible in PlanState]:

@@ -25,15 +25,26 @@ class StoredResults:
 
     Parameters
     ----------
-    task : a task, or its name.
-    keys : only those of these input rows.
-    input_model : the one of the task's input models that `keys` are of.
-    limit : at most so many.
+    task : callable or str
+        A task, or its name.
+    keys : iterable, optional
+        Only the results of these input rows; default all.
+    input_model : class or str, optional
+        The one of the task's input models that `keys` are of.
+    limit : int, optional
+        At most so many.
 
     Raises
     ------
     UsageError
         If the task, the model or a key cannot be used.
+
+    Examples
+    --------
+    >>> from astra.api import StoredResults
+    >>> for row in StoredResults("slam.slam", limit=1):
+    ...     print(row["task_pk"])
+    1
     """
 
     def __init__(

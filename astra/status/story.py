@@ -132,10 +132,30 @@ def story_of(
 ) -> Story:
     """Return the history of the row with this key, from the first input model that has it.
 
+    Parameters
+    ----------
+    task : callable or str
+        A task, or its name.
+    key : str
+        Key of the row; a key of several columns is a JSON array of their values.
+    input_model : class or str, optional
+        One of the task's input models, or its name; default all.
+
+    Returns
+    -------
+    Story
+        Whether the row is pending and why, its results, plans, attempts and failures.
+
     Raises
     ------
     UsageError
         If the task, the model or the key cannot be used, or nothing is known of such a row.
+
+    Examples
+    --------
+    >>> from astra.api import why
+    >>> why("slam.slam", "1", "BossVisitSpectrum").exists
+    True
     """
     function = find_task(task)
     output, models = output_model(function), choose_model(function, input_model)

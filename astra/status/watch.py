@@ -16,12 +16,19 @@ _RATE_OVER_S = 120.0  # the period over which rows per second are counted
 
 @dataclass(frozen=True)
 class Watched:
-    """The status of a plan at one moment."""
+    """The status of a plan at one moment.
 
-    status: PlanStatus
-    at: float  # seconds since the epoch, by this machine
-    rows_per_s: float | None  # of the last two minutes; None before there is a second look
-    left_s: float | None  # at that rate
+    Examples
+    --------
+    >>> from astra.api import watch
+    >>> next(watch(1, every_s=10)).status.n_ended
+    4
+    """
+
+    status: PlanStatus  #: the plan's status
+    at: float  #: when, by this machine's clock [s since the epoch]
+    rows_per_s: float | None  #: rate of the last two minutes; None before the second look [1/s]
+    left_s: float | None  #: time that the pending rows take at this rate [s]
 
 
 def watch(plan: int, every_s: float) -> Iterator[Watched]:
@@ -30,10 +37,28 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
     Each look is one squeue and one sacct, whatever the number of arrays; fewer where this user has
     just asked.
 
+    Parameters
+    ----------
+    plan : int
+        Number of the plan.
+    every_s : float
+        Time between two looks [s].
+
+    Yields
+    ------
+    Watched
+        The status, with the rate of rows and the time left.
+
     Raises
     ------
     UsageError
         If there is no such plan.
+
+    Examples
+    --------
+    >>> from astra.api import watch
+    >>> [watched.status.state.value for watched in watch(1, every_s=10)]
+    ['whole']
     """
     seen: deque[tuple[float, int]] = deque()
     while True:
