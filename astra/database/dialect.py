@@ -149,7 +149,7 @@ class Common:
         page, plan, attempt = map(self.table, (page, plan, attempt))
         clause = self.queries.HELD.format(page=page, plan=plan, attempt=attempt, keys=column)
         parameters = (task, input_table, version)
-        return peewee.NodeList((peewee.SQL(clause, parameters), key, peewee.SQL(")")))
+        return peewee.NodeList((key, peewee.SQL(clause, parameters)))
 
 
 def is_condition(condition: str | None, wanted: str) -> bool:

@@ -266,18 +266,20 @@ GRANT_SEQUENCE = "GRANT USAGE ON SEQUENCE {sequence} TO {role}"
 #: Texts of keys as rows of a query.
 WANTED_KEYS = "unnest(%s::text[]) WITH ORDINALITY AS wanted(key, place)"
 
-#: The beginning of a clause, which a key and a ")" complete: a live plan of a task still has to end
-#: the row of the key. A cancelled plan lives on in the pages that an attempt still runs.
+#: The rest of a clause that begins with a key: a live plan of a task still has to end its row. A
+#: cancelled plan lives on in the pages that an attempt still runs. The subquery does not refer to
+#: the key, so that its result is hashed; PostgreSQL does not estimate how long the arrays are, and
+#: would otherwise search all of them for each row.
 HELD = """
-    EXISTS (
-        SELECT 1 FROM {page} AS hp JOIN {plan} AS hl ON hl.pk = hp.plan_pk,
+    IN (SELECT held.key
+        FROM {page} AS hp JOIN {plan} AS hl ON hl.pk = hp.plan_pk,
         unnest(hp.{keys}) WITH ORDINALITY AS held(key, place)
         WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
           AND (hl.cancelled IS NULL OR EXISTS (
                SELECT 1 FROM {attempt} AS ha
                WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
           AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
-          AND get_byte(hp.outcomes, (held.place - 1)::int) = 0 AND held.key = """
+          AND get_byte(hp.outcomes, (held.place - 1)::int) = 0)"""
 
 #: The keys of a query in pages of a limited number of rows. The order is total, so that the same
 #: keys are always cut into the same pages.

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -50,6 +51,20 @@ def test_frozen_into_pages(url):
     again = plan_of(limit=10)
     assert again.plan is None and again.held == 25 and again.live_plans == (planned.plan,)
     assert Plan.select().count() == 1
+
+
+def test_rows_beside_a_live_plan_take_no_longer_than_rows_alone(url):
+    """The keys that live plans hold are looked up in a hash: 8 s for these with SQLite otherwise."""
+    fill(14_000)
+    durations_s = []
+    for max_rows in (7_000, None):
+        began = time.perf_counter()
+        (planned,) = create_plan(measure, BossVisitSpectrum, limit=3_500, max_rows=max_rows)
+        durations_s.append(time.perf_counter() - began)
+        assert planned.rows == 7_000
+    assert planned.held == 7_000
+    alone_s, beside_s = durations_s
+    assert beside_s < 5 * alone_s + 0.5, durations_s
 
 
 def test_run_and_add_up(url):
