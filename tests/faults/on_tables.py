@@ -35,7 +35,7 @@ def retype(nemesis: Nemesis, fault: Fault) -> str:
         except psycopg2.errors.NumericValueOutOfRange:  # a value that is stored does not fit
             continue
         if name == "smallint":
-            nemesis.world.excuse("NumericValueOutOfRange", lambda key: key in WIDE)
+            nemesis.world.excuse("DataError", lambda key: key in WIDE)
         return f"bigint to {name}"
     raise AssertionError("numeric takes every value")
 
