@@ -31,14 +31,14 @@ SVG = ROOT / "benchmarks" / "element.svg"
 PARTS = {
     "reading rows": ("reader.py", "_read"),
     "writing checkpoints": ("checkpoint.py", "write"),
-    "claiming pages": ("claim.py", "claim_page"),
+    "claiming pages": ("claiming.py", "claim_page"),
     "ending pages": ("element.py", "_end"),
     "making results (the task)": ("tables.py", "science"),
     "handing rows over, taking results": ("run.py", "__iter__"),
 }
 #: A thread that stands in one of these waits, and costs nothing.
 IDLE = {("threading.py", "wait"), ("threading.py", "_wait_for_tstate_lock"),
-        ("signals.py", "watch"), ("timeouts.py", "_look"),
+        ("signals.py", "watch"), ("statement_timeout.py", "_look"),
         ("queue.py", "get")}  # fmt: skip
 
 Stack = tuple[tuple[str, str], ...]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from astra.database.connection import connection, database, dialect
-from astra.element.claim import claim_page, here
+from astra.element.claiming import claim_page, here
 from astra.models import BossVisitSpectrum
 from astra.models.importing import load
 from astra.models.pipeline import PipelineOutputModel

@@ -1,6 +1,6 @@
 """Claims of elements that run on other machines."""
 
-from astra.element.claim import Where
+from astra.element.claiming import Where
 
 
 def somewhere() -> Where:

@@ -16,7 +16,10 @@ import pytest
 
 from benchmarks.all import SCRIPTS
 from benchmarks.lines import HEAD, Line
+from benchmarks.profiles import IDLE, PARTS
 from tests.conftest import ROOT
+
+STDLIB = Path(os.__file__).parent
 
 N_COLUMNS = len(HEAD.splitlines()[0].strip("| ").split(" | "))
 
@@ -71,3 +74,11 @@ def test_every_script_is_in_the_table():
         p.stem for p in folder.glob("*.py") if "main(measure, __doc__)" in p.read_text()
     }
     assert ended_by_main == {*SCRIPTS, "peers"}  # which installs the peers: not in every run
+
+
+@pytest.mark.parametrize("file, function", [*PARTS.values(), *IDLE])
+def test_the_parts_of_a_profile_exist(file, function):
+    """A part of another name would count as nothing."""
+    places = [*ROOT.glob(f"astra/*/{file}"), *ROOT.glob(f"benchmarks/{file}"), STDLIB / file]
+    texts = [path.read_text() for path in places if path.exists()]
+    assert any(re.search(rf"def {function}\b", text) for text in texts)

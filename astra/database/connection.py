@@ -25,7 +25,7 @@ from astra.database import postgresql, sqlite
 from astra.database.dialect import dialects
 from astra.database.postgresql import PostgreSQL
 from astra.database.sqlite import SQLite
-from astra.database.timeouts import bounded
+from astra.database.statement_timeout import bounded
 from astra.errors import ConfigError, DatabaseError, NotAllowed
 
 log = logging.getLogger(__name__)

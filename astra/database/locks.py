@@ -15,7 +15,7 @@ import psycopg2
 import psycopg2.errors
 
 from astra.database import postgresql_queries as queries
-from astra.database.timeouts import PatientCursor, bounded, shut
+from astra.database.statement_timeout import PatientCursor, bounded, shut
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from astra.database.dialect import (
 from astra.database.locks import Holder, RowLock
 from astra.database.postgresql_connection import PostgresqlDatabase, ends_after
 from astra.database.postgresql_keys import Keys
-from astra.database.timeouts import PatientCursor
+from astra.database.statement_timeout import PatientCursor
 
 #: SQLSTATEs of temporary conditions: connection, resources, shutdown, serialization failures and
 #: deadlocks, lock and idle timeouts, a server that is in recovery, or read-only after a failover

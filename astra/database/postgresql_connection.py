@@ -7,7 +7,7 @@ from psycopg2.extensions import encodings, parse_dsn
 
 from astra.database import postgresql_queries as queries
 from astra.database.dialect import peewee_errors
-from astra.database.timeouts import bounded
+from astra.database.statement_timeout import bounded
 
 
 class PostgresqlDatabase(peewee.PostgresqlDatabase):

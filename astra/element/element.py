@@ -21,7 +21,7 @@ from astra.database.connection import (
     writing,
 )
 from astra.element.board import Board
-from astra.element.claim import FIRST_IN_HAND, claim_page, here
+from astra.element.claiming import FIRST_IN_HAND, claim_page, here
 from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.page_run import PageRun

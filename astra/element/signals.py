@@ -9,7 +9,7 @@ from types import FrameType
 
 from astra.config import settings
 from astra.database.connection import HURRY_S
-from astra.database.timeouts import hurry
+from astra.database.statement_timeout import hurry
 from astra.errors import Interrupted
 from astra.results.stopping import ActiveRuns, Stop
 

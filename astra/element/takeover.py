@@ -27,7 +27,7 @@ from peewee import SQL
 
 from astra.config import retry_rules, settings
 from astra.database.connection import dialect, retrying, writing
-from astra.element.claim import suspect_rows
+from astra.element.claiming import suspect_rows
 from astra.element.pool import cancel_waiting, left_in, may_have_waiting
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission

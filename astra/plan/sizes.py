@@ -21,7 +21,7 @@ from astra.models.plans import Page, Plan
 from astra.models.schema import check_tables, check_version
 from astra.plan.pending import pending_rows
 from astra.plan.plan import create_plan
-from astra.results.timing import RowTimes
+from astra.results.histogram import RowTimes
 from astra.slurm.limits import Bounds, bounds
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
+from astra.results.histogram import RowTimes
 from astra.results.rows import Handed
-from astra.results.timing import RowTimes
 
 
 class Board(Protocol):

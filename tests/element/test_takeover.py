@@ -11,7 +11,7 @@ import pytest
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, writing
-from astra.element.claim import claim_page, here
+from astra.element.claiming import claim_page, here
 from astra.element.element import Element
 from astra.element.takeover import Watcher
 from astra.models.attempts import Attempt

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from astra.database.connection import database
-from astra.element.claim import Where, claim_page
+from astra.element.claiming import Where, claim_page
 from astra.errors import SlurmError, Superseded
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt

@@ -16,7 +16,7 @@ from astra import task
 from astra.api import run_here
 from astra.config import run_folder, settings
 from astra.database.connection import database
-from astra.element.claim import claim_page, here
+from astra.element.claiming import claim_page, here
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect

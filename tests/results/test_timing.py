@@ -9,7 +9,7 @@ from astra.database.connection import database
 from astra.models.attempts import Attempt
 from astra.models.schema import VERSION, init_database
 from astra.plan.plan import create_plan
-from astra.results.timing import RowTimes
+from astra.results.histogram import RowTimes
 from astra.resume.resume import resume_local
 from tests.conftest import ROOT
 from tests.sample_tasks import costly, fill

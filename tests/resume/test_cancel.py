@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.database.connection import connection
-from astra.element.claim import claim_page, here
+from astra.element.claiming import claim_page, here
 from astra.errors import BusyError, Superseded, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
