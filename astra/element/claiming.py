@@ -77,11 +77,13 @@ def claim_page(
     element: int,
     where: Where,
     in_hand: int = FIRST_IN_HAND,
+    is_unsure: bool = False,
 ) -> Claim | None:
     """Make this process the only attempt that may write a page; return None if the page is whole.
 
     Without a number, claim the next free page of the submission; return None if none is free.
-    `in_hand` rows are assumed to be in progress until the attempt records more.
+    `in_hand` rows are assumed to be in progress until the attempt records more. If `is_unsure`, an
+    earlier claim of this process was not acknowledged, and may have been committed.
 
     Raises
     ------
@@ -103,7 +105,7 @@ def claim_page(
         if is_withdrawn:
             raise Superseded(f"plan {plan.pk} was cancelled")
         _check_owner(page, submission)
-        _supersede(page, submission, where)
+        _supersede(page, submission, where, is_unsure)
         suspects = suspects_of(page.pk)
         n_handed = _place_after(page, {s.place for s in suspects}, in_hand)
         attempt = _new_attempt(page, n_attempts + 1, submission, element, where, n_handed)
@@ -215,7 +217,7 @@ def _bind_array(submission: Submission, where: Where) -> None:
         )
 
 
-def _supersede(page: Page, submission: Submission, where: Where) -> None:
+def _supersede(page: Page, submission: Submission, where: Where, is_unsure: bool) -> None:
     """End the attempt that is still recorded as running; raise BusyError if it may really run."""
     old = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
     if old is None or old.state != AttemptState.RUNNING:
@@ -229,17 +231,21 @@ def _supersede(page: Page, submission: Submission, where: Where) -> None:
     silent_s = (dialect().now() - old.seen).total_seconds()
     dead_here = old.host == where.host and process_began(old.pid) != old.pid_began
     overdue = silent_s > settings.current().element.lease_s
-    if same_submission and not (requeued or overdue or dead_here):
+    # A claim of this process that was not acknowledged: it has not been given a row.
+    is_own = is_unsure and (old.host, old.pid, old.pid_began) == (
+        where.host, where.pid, where.pid_began
+    )  # fmt: skip
+    if same_submission and not (requeued or overdue or dead_here or is_own):
         raise BusyError(
             f"page {page.number} of plan {page.plan_pk} is run by attempt {old.number} "
             f"(process {old.pid} on {old.host}), no heartbeat for {silent_s:.0f} s"
         )
-    if not requeued:
+    if not (requeued or is_own):
         suspect_rows(page, old)
     Attempt.update(
         state=AttemptState.SUPERSEDED.value,
         ended=SQL(dialect().now_sql),
-        message="taken over by a later attempt",
+        message="its claim was not acknowledged" if is_own else "taken over by a later attempt",
     ).where(Attempt.pk == old.pk).execute()
 
 

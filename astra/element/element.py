@@ -150,6 +150,7 @@ class Element:
         self.in_hand = FIRST_IN_HAND  # rows that an attempt is assumed to have in progress at first
         self.is_linked = self.has_loaded = False
         self.is_held = False  # the plan is paused or throttled
+        self.is_unsure = False  # a claim was made that the database did not acknowledge
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
 
     def __enter__(self) -> "Element":
@@ -256,8 +257,20 @@ class Element:
             log.warning("%s left a transaction open: it was rolled back", self.plan.task)
 
     def _claim(self, number: int | None, element: int) -> Claim | None:
+        """Claim a page in one transaction, which is repeated if it fails.
+
+        If the answer to its commit was lost, the element may hold a page without knowing it. Nobody
+        else would run that page while this process lives, so it is claimed again.
+        """
         where = here(self.submission.kind, run_folder(self.plan.folder))
-        return claim_page(self.plan, number, self.submission, element, where, self.in_hand)
+        is_unsure, self.is_unsure = self.is_unsure, True
+        if is_unsure and number is None:
+            number = page_in_hand(self.submission, element)
+        claim = claim_page(
+            self.plan, number, self.submission, element, where, self.in_hand, is_unsure
+        )
+        self.is_unsure = False
+        return claim
 
     def _check_tables(self, claim: Claim, *models: type[Model]) -> None:
         """Check once, as planning did, the indexes and triggers that stored results rely on."""

@@ -4,13 +4,15 @@ import os
 import signal
 import threading
 
+import peewee
 import pytest
 from peewee import PostgresqlDatabase
 
 from astra.database.connection import connection, database, writing
+from astra.element.claiming import claim_page
 from astra.element.element import Element
 from astra.element.pool import take_page
-from astra.models.attempts import Attempt
+from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
@@ -58,6 +60,48 @@ class TestClaims:
             other.close()
             taker.join()
         assert taken == [2, 1]
+
+    @pytest.mark.postgres
+    @pytest.mark.parametrize("nth", [1, 3])
+    def test_a_page_whose_claim_was_not_acknowledged_is_run_all_the_same(
+        self, pg_url, monkeypatch, nth
+    ):
+        """The server committed the claim and died before it said so: nobody else runs the page."""
+        plan, numbers, stop = plan_of(40, 10), [], Stop()
+
+        def claimed(*arguments):
+            claim = claim_page(*arguments)
+            numbers.append(claim and claim.page.number)
+            if len(numbers) == nth:
+                raise peewee.OperationalError("server closed the connection unexpectedly")
+            return claim
+
+        monkeypatch.setattr("astra.element.element.claim_page", claimed)
+        timer = threading.Timer(30, stop.ask, ["it waits for itself"])
+        timer.start()
+        with Element(plan, pool_of(plan), stop) as this:
+            runs = this.pull(1)
+        timer.cancel()
+        assert is_whole(plan) and [run.done for run in runs] == [10] * 4
+        assert numbers[nth - 1] == numbers[nth] and stop.reason == ""
+        with connection():
+            assert {s.deaths for s in Suspect.select()} == set()
+
+    @pytest.mark.postgres
+    def test_the_same_where_each_element_has_its_pages(self, pg_url, monkeypatch):
+        plan, n_claims = plan_of(10, 10), []
+
+        def claimed(*arguments):
+            claim = claim_page(*arguments)
+            n_claims.append(claim)
+            if len(n_claims) == 1:
+                raise peewee.OperationalError("server closed the connection unexpectedly")
+            return claim
+
+        monkeypatch.setattr("astra.element.element.claim_page", claimed)
+        with Element(plan, pool_of(plan), Stop()) as this:
+            run = this.run_page(1, 1)
+        assert run is not None and run.done == 10 and is_whole(plan)
 
     def test_one_element_takes_all_pages(self, url):
         plan = plan_of(50, 10)
