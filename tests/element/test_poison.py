@@ -2,18 +2,23 @@
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from astra.config import settings
 from astra.element.board import Board
+from astra.element.claiming import claim_page, here
+from astra.element.deaths import note_death
+from astra.element.suspects import Death
 from astra.models import BossVisitSpectrum
-from astra.models.attempts import Attempt
+from astra.models.attempts import Attempt, Suspect
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.failures import failures
 from astra.status.status import status
 from astra.status.verify import verify
+from tests.pools import plan_of, pool_of
 from tests.sample_tasks import Measured, collect_and_hang, deadly, fill, poisoned
 
 
@@ -54,6 +59,19 @@ def test_a_row_that_hangs_in_a_task_that_collects(url):
     assert Measured.select().count() == 7 and verify(planned.plan).whole
     states = [a.state for a in Attempt.select().order_by(Attempt.number)]
     assert states[-1] == "done" and set(states[:-1]) == {"died"} and len(states) <= 6
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive):
+    plan = plan_of(10, 10)
+    claim = claim_page(plan, 1, pool_of(plan), 1, here("local", Path()))
+    assert claim is not None
+    board = Board()
+    board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
+    board.hand(next(iter(claim.positions)))
+    for _ in range(2):  # what is committed, and repeated as the answer was lost
+        assert note_death(board, Death("KilledProcess", "was killed"), 1.0, alive)
+    assert [suspect.deaths for suspect in Suspect.select()] == [1]
 
 
 def test_a_process_begins_with_nothing_in_hand():
