@@ -76,7 +76,7 @@ def test_every_script_is_in_the_table():
     assert ended_by_main == {*SCRIPTS, "peers"}  # which installs the peers: not in every run
 
 
-@pytest.mark.parametrize("file, function", [*PARTS.values(), *IDLE])
+@pytest.mark.parametrize("file, function", [*PARTS.values(), *sorted(IDLE)])
 def test_the_parts_of_a_profile_exist(file, function):
     """A part of another name would count as nothing."""
     places = [*ROOT.glob(f"astra/*/{file}"), *ROOT.glob(f"benchmarks/{file}"), STDLIB / file]
