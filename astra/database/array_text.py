@@ -39,8 +39,6 @@ def _array_element(value: Any, inner: bool = False) -> str:
         return repr(value)
     if kind is str:
         return _quoted(value)
-    if kind is datetime:
-        return _quoted(value.isoformat())
     if isinstance(value, list | tuple):
         literal = "{" + ",".join(_array_element(item, inner=True) for item in value) + "}"
         return literal if inner else _quoted(literal)

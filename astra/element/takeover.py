@@ -95,8 +95,11 @@ class Watcher:
 
     def _cancel_waiting(self, end_s: float | None) -> None:
         """Cancel the elements that have not started, once, if half of this one's time is left."""
-        now, self.may_cancel, may = now_s(), False, self.may_cancel
-        if may and (end_s is None or end_s - now > now - born_s(os.getppid())):
+        if not self.may_cancel:
+            return
+        self.may_cancel = False
+        left_s = float("inf") if end_s is None else end_s - now_s()
+        if left_s > now_s() - born_s(os.getppid()):
             retrying(lambda: cancel_waiting(self.submission), waiting=self.stop.wanted)
 
     def _check(self) -> bool | None:

@@ -25,6 +25,21 @@ from tests.sample_tasks import broken
 from tests.servers import Slurm, wait_for
 
 
+def lose_answer(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[int | None]:
+    """Have the answer to the n-th claim lost that was committed; the pages that are claimed."""
+    numbers: list[int | None] = []
+
+    def claimed(*arguments):
+        claim = claim_page(*arguments)
+        numbers.append(claim and claim.page.number)
+        if len(numbers) == nth:
+            raise peewee.OperationalError("server closed the connection unexpectedly")
+        return claim
+
+    monkeypatch.setattr("astra.element.element.claim_page", claimed)
+    return numbers
+
+
 class TestClaims:
     def test_its_own_page_first_then_the_largest(self, url):
         plan = plan_of(35, 10)
@@ -67,16 +82,8 @@ class TestClaims:
         self, pg_url, monkeypatch, nth
     ):
         """The server committed the claim and died before it said so: nobody else runs the page."""
-        plan, numbers, stop = plan_of(40, 10), [], Stop()
-
-        def claimed(*arguments):
-            claim = claim_page(*arguments)
-            numbers.append(claim and claim.page.number)
-            if len(numbers) == nth:
-                raise peewee.OperationalError("server closed the connection unexpectedly")
-            return claim
-
-        monkeypatch.setattr("astra.element.element.claim_page", claimed)
+        plan, stop = plan_of(40, 10), Stop()
+        numbers = lose_answer(monkeypatch, nth)
         timer = threading.Timer(30, stop.ask, ["it waits for itself"])
         timer.start()
         with Element(plan, pool_of(plan), stop) as this:
@@ -89,16 +96,8 @@ class TestClaims:
 
     @pytest.mark.postgres
     def test_the_same_where_each_element_has_its_pages(self, pg_url, monkeypatch):
-        plan, n_claims = plan_of(10, 10), []
-
-        def claimed(*arguments):
-            claim = claim_page(*arguments)
-            n_claims.append(claim)
-            if len(n_claims) == 1:
-                raise peewee.OperationalError("server closed the connection unexpectedly")
-            return claim
-
-        monkeypatch.setattr("astra.element.element.claim_page", claimed)
+        plan = plan_of(10, 10)
+        lose_answer(monkeypatch, 1)
         with Element(plan, pool_of(plan), Stop()) as this:
             run = this.run_page(1, 1)
         assert run is not None and run.done == 10 and is_whole(plan)
