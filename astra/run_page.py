@@ -43,12 +43,12 @@ def _parsed(words: Sequence[str]) -> dict[str, Any]:
     """
     given = dict(zip(words[::2], words[1::2], strict=False))
     try:
-        found = {option: _OPTIONS[option](value) for option, value in given.items()}
+        options = {option: _OPTIONS[option](value) for option, value in given.items()}
     except (KeyError, ValueError) as error:
         raise UsageError(f"astra run-page {' '.join(words)}: {error}") from error
-    if missing := [option for option in _REQUIRED if option not in found]:
+    if missing := [option for option in _REQUIRED if option not in options]:
         raise UsageError(f"astra run-page lacks {', '.join(missing)}; scripts of arrays call it")
-    return found
+    return options
 
 
 def _run(given: dict[str, Any], board: Board) -> int:

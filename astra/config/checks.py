@@ -51,12 +51,6 @@ def values(
     return checked
 
 
-def changed(thing: T, values: Mapping[str, object]) -> T:
-    """Return a copy of a dataclass with some values, which were checked, replaced."""
-    make: Callable[..., T] = type(thing)
-    return make(**{**vars(thing), **values})
-
-
 def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("should be a text in quotes")

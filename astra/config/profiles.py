@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 from astra.config import resources, retry_rules, settings
-from astra.config.checks import changed, entry, flag, number, whole
+from astra.config.checks import entry, flag, number, whole
 from astra.config.settings import Config
 from astra.config.units import duration_s, time_limit_s, written_time
 from astra.errors import ConfigError, nearest
@@ -247,7 +248,7 @@ def _shipped() -> Mapping[str, Mapping[str, object]]:
 
 def _applied(profile: Profile, keys: Mapping[str, object], where: str) -> Profile:
     options: dict[str, Value] = dict(profile.options)
-    own: dict[str, object] = {}
+    own: dict[str, Any] = {}
     for key, value in keys.items():
         try:
             if key == "policy":
@@ -266,7 +267,7 @@ def _applied(profile: Profile, keys: Mapping[str, object], where: str) -> Profil
         own.setdefault("pull", False)
     elif own.get("pull"):
         own["pages_per_element"] = 1
-    return changed(profile, {**own, "options": MappingProxyType(options)})
+    return replace(profile, **own, options=MappingProxyType(options))
 
 
 def _on_top(

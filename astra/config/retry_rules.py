@@ -1,7 +1,8 @@
 """Rules for retries after each state in which an element may end, and their configuration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from astra.config import checks
 from astra.config.checks import entry
@@ -50,10 +51,10 @@ def _checked_rule(state: str, given: object) -> dict[str, object]:
     return checks.values(state, checks.section(given, f"policy.{state}"), fields(Rule))
 
 
-def rules(*tables: Mapping[str, Mapping[str, object]]) -> dict[str, Rule]:
+def rules(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Rule]:
     """Return the rule of every state: astra's own, changed by each table in turn."""
     current = dict(RULES)
     for table in tables:
         for state, values in table.items():
-            current[state] = checks.changed(current[state], values)
+            current[state] = replace(current[state], **values)
     return current

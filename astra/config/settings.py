@@ -10,13 +10,14 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from astra.config import nights as night
 from astra.config import retry_rules
-from astra.config.checks import changed, entry, matching, number, text, texts, whole
+from astra.config.checks import entry, matching, number, text, texts, whole
 from astra.config.nights import NightSettings
 from astra.config.secrets import _known, hide, hide_secret, know_url
 from astra.errors import ConfigError, nearest
@@ -175,7 +176,9 @@ class Config:
 
 
 #: The sections of the file with their default values.
-_SECTIONS = {item.name: item.default for item in fields(Config) if is_dataclass(item.default)}
+_SECTIONS: dict[str, Any] = {
+    item.name: item.default for item in fields(Config) if is_dataclass(item.default)
+}
 
 _KEYS = {f"{name}.{item.name}": item for name, part in _SECTIONS.items() for item in fields(part)}
 
@@ -241,9 +244,10 @@ def load(
     for key, value in values.items():
         sections[key.split(".")[0]][_KEYS[key].name] = value
     know_url(str(values["database.url"]))
-    parts = {name: changed(part, sections[name]) for name, part in _SECTIONS.items()}
-    config = Config(profiles=profiles, rules=rules, nights=nights, path=file, sources=sources)
-    return changed(config, parts)
+    parts = {name: replace(part, **sections[name]) for name, part in _SECTIONS.items()}
+    return Config(
+        profiles=profiles, rules=rules, nights=nights, path=file, sources=sources, **parts
+    )
 
 
 def _find(path: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """Import a task or a model by its path, with a message that says what is wrong with it."""
 
-import importlib.util
+import importlib
+import pkgutil
 import re
 import traceback as tracebacks
 import types
@@ -87,11 +88,10 @@ def load(path: str) -> Any:
     TaskError
         If it does not exist any more.
     """
-    module_name, _, name = path.partition(":")
     try:
-        thing: object = importlib.import_module(module_name)
-        for part in name.split("."):
-            thing = getattr(thing, part)
+        thing = pkgutil.resolve_name(path)
+        if not callable(thing):
+            raise TypeError(f"{thing!r} is neither a function nor a class")
     except (Exception, SystemExit) as error:
         raise TaskError(
             f"{path} cannot be imported: {_import_error(error)}; "

@@ -68,7 +68,9 @@ def run(
     if args[0] not in _READ_ONLY:
         query_cache.forget_all()
     where = str((os.environ if env is None else env).get("SLURM_CONF"))
-    return query_cache.kept(args, where, recent_s, lambda: _run_patiently(args, input, env))
+    return query_cache.cached_output(
+        args, where, recent_s, lambda: _run_patiently(args, input, env)
+    )
 
 
 def _run_patiently(args: Sequence[str], input: str | None, env: Mapping[str, str] | None) -> str:
@@ -110,10 +112,14 @@ def _run_once(
         )
     except subprocess.TimeoutExpired as late:
         # If the controller has too many jobs, sbatch says so and tries again for two minutes.
-        said = _words((late.stderr or b"").decode("utf-8", "replace"))
+        message = _words((late.stderr or b"").decode("utf-8", "replace"))
         raise SlurmUnknown(
             f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); "
-            + (f"it said: {said}" if said else "scontrol ping says whether the controller is well")
+            + (
+                f"it said: {message}"
+                if message
+                else "scontrol ping says whether the controller is well"
+            )
         ) from None
     except OSError as error:
         raise SlurmError(f"{path} cannot be run: {error.strerror}") from error
@@ -128,11 +134,11 @@ def _run_once(
 
 
 def _environment(command: str, env: Mapping[str, str]) -> dict[str, str]:
-    kept = {k: v for k, v in env.items() if not _INHERITED.match(k) or _KEPT.fullmatch(k)}
+    variables = {k: v for k, v in env.items() if not _INHERITED.match(k) or _KEPT.fullmatch(k)}
     if command != "sbatch":  # which passes its environment on to the job
         # 0: "17_[1,3,5...]" is written out in full, not truncated after 64 characters.
-        kept.update(LC_ALL="C", SLURM_BITSTR_LEN="0", SLURM_TIME_FORMAT="standard")
-    return kept
+        variables.update(LC_ALL="C", SLURM_BITSTR_LEN="0", SLURM_TIME_FORMAT="standard")
+    return variables
 
 
 def _words(stderr: str) -> str:

@@ -29,7 +29,7 @@ _FORGOTTEN_S = 600  # older files are removed when the next one is written
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Entry:
     at: float  # when the query began, in seconds since the epoch
     took_s: float
     text: str
@@ -39,7 +39,7 @@ class _Kept:
         return 0 <= age_s <= max(recent_s, SLOW * self.took_s)
 
 
-def kept(args: Sequence[str], where: str, recent_s: float, ask: Callable[[], str]) -> str:
+def cached_output(args: Sequence[str], where: str, recent_s: float, ask: Callable[[], str]) -> str:
     """Return the output of a command: cached output up to `recent_s` old, or new output.
 
     Parameters
@@ -59,7 +59,7 @@ def kept(args: Sequence[str], where: str, recent_s: float, ask: Callable[[], str
         return cached.text
     at, began = time.time(), time.monotonic()
     text = ask()
-    entry = _Kept(at, time.monotonic() - began, text)
+    entry = _Entry(at, time.monotonic() - began, text)
     with suppress(AstraError, OSError):
         write_whole(path, json.dumps(vars(entry)))
         _forget(folder, older_than=at - _FORGOTTEN_S)
@@ -86,10 +86,10 @@ def _folder(make: bool = True) -> Path | None:
     return folder if mine and not status.st_mode & 0o077 else None
 
 
-def _read(path: Path) -> _Kept | None:
+def _read(path: Path) -> _Entry | None:
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
-            return _Kept(**json.load(file))
+            return _Entry(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None  # there is none, or it is damaged
 

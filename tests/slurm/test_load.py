@@ -161,7 +161,7 @@ def test_an_answer_is_kept_for_some_seconds(monkeypatch, tmp_path):
         return f"answer {len(asked)}"
 
     def answer(recent_s: float, *args: str) -> str:
-        return query_cache.kept(["squeue", *args], "conf", recent_s, ask)
+        return query_cache.cached_output(["squeue", *args], "conf", recent_s, ask)
 
     assert answer(0) == "answer 1" and not (tmp_path / ".cache" / "astra").exists()
     assert [answer(60), answer(60), answer(60, "-j", "7")] == ["answer 2", "answer 2", "answer 3"]
@@ -182,7 +182,7 @@ def test_nobody_else_can_lie_about_jobs(monkeypatch, tmp_path):
     folder = tmp_path / ".cache" / "astra"
 
     def answer() -> str:
-        return query_cache.kept(["squeue"], "conf", 60, lambda: "the truth")
+        return query_cache.cached_output(["squeue"], "conf", 60, lambda: "the truth")
 
     answer()
     (file,) = folder.iterdir()
