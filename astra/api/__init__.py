@@ -16,11 +16,13 @@ each message says what to do next.
 Names that are not in ``__all__`` are for the command line: they may change in any version.
 """
 
+from astra.lazy import on_first_use
+
 TYPE_CHECKING = False  # type checkers assume True; an import here would delay every command
 if TYPE_CHECKING:
     from astra.api.running import run_here
     from astra.api.sizing import estimate, plan_sized
-    from astra.api.submitting import resume_plan, submit, submit_task
+    from astra.api.submitting import Execution, submit, submit_task
     from astra.api.waiting import wait
     from astra.database.connection import is_file as is_database_file
     from astra.database.connection import retrying
@@ -122,109 +124,4 @@ __all__ = [
     "why",
 ]
 
-#: The module that defines each name, and its name there where that differs; it is imported when the
-#: name is first used.
-_HOME_OF = {
-    "CHECKS": "astra.status.verdict",
-    "Cancelled": "astra.resume.cancel",
-    "Cleaned": "astra.night.clean",
-    "Control": "astra.resume.controls",
-    "Dashboard": "astra.night.dashboard",
-    "Estimate": "astra.plan.sizes",
-    "FailedRow": "astra.status.failures",
-    "Log": "astra.status.logs",
-    "NightStatus": "astra.night.history",
-    "Nightly": "astra.night.nightly",
-    "PlanLine": "astra.status.plans",
-    "PlanState": "astra.states",
-    "PlanStatus": "astra.status.status",
-    "Planned": "astra.plan.plan",
-    "Recovered": "astra.plan.spool",
-    "StoredResults": "astra.status.results",
-    "Submitted": "astra.submit.submit",
-    "Verdict": "astra.status.verdict",
-    "Watched": "astra.status.watch",
-    "cancel": "astra.resume.cancel",
-    "check_cron": "astra.night.cron:check",
-    "check_version": "astra.models.schema",
-    "clean": "astra.night.clean",
-    "continue_plans": "astra.resume.controls",
-    "create_plan": "astra.plan.plan",
-    "cron_entry": "astra.night.cron:entry",
-    "database_url": "astra.database.connection:url",
-    "estimate": "astra.api.sizing",
-    "every_spectrum_model": "astra.models.spectrum",
-    "examine": "astra.night.readiness",
-    "failures": "astra.status.failures",
-    "find_task": "astra.tasks.signature",
-    "has_ended": "astra.status.logs",
-    "heal": "astra.night.nightly:heal_all",
-    "init_database": "astra.models.schema",
-    "input_models": "astra.tasks.signature",
-    "install_cron": "astra.night.cron:install",
-    "is_database_file": "astra.database.connection:is_file",
-    "is_ready": "astra.night.readiness",
-    "keep_dashboard": "astra.night.dashboard:keep",
-    "keys_of": "astra.models.given_keys",
-    "kinds_of_failures": "astra.status.failures:kinds",
-    "known_tasks": "astra.tasks.signature",
-    "last_plan": "astra.plan.lookup",
-    "listed": "astra.models.given_keys",
-    "live_plans": "astra.resume.controls",
-    "log_path": "astra.status.logs:path_of",
-    "log_text": "astra.status.logs:text_of",
-    "logs": "astra.status.logs",
-    "metrics": "astra.night.metrics",
-    "night_of": "astra.night.history",
-    "nightly": "astra.night.nightly",
-    "nights": "astra.night.history",
-    "on_a_node": "astra.night.readiness",
-    "pause": "astra.resume.controls",
-    "plain": "astra.status.results",
-    "plan_at_most": "astra.plan.plan",
-    "plan_sized": "astra.api.sizing",
-    "plans": "astra.status.plans:all_plans",
-    "proceed": "astra.night.nightly",
-    "recover": "astra.resume.controls",
-    "remove_cron": "astra.night.cron:remove",
-    "rename_task": "astra.plan.ownership",
-    "report": "astra.report.report:report_of",
-    "report_html": "astra.report.page:html",
-    "report_of_night": "astra.night.report",
-    "resume": "astra.resume.resume",
-    "resume_local": "astra.resume.resume",
-    "resume_plan": "astra.api.submitting",
-    "retrying": "astra.database.connection",
-    "run_here": "astra.api.running",
-    "sql_of_tables": "astra.models.schema:sql_of",
-    "start_here": "astra.models.starting",
-    "status": "astra.status.status",
-    "statuses": "astra.status.status",
-    "submit": "astra.api.submitting",
-    "submit_task": "astra.api.submitting",
-    "tasks_of_folder": "astra.tasks.signature",
-    "throttle": "astra.resume.controls",
-    "trial_of_plan": "astra.element.trial",
-    "trial_of_task": "astra.element.trial",
-    "trust": "astra.plan.lookup",
-    "trust_no_longer": "astra.plan.lookup",
-    "verify": "astra.status.verify",
-    "wait": "astra.api.waiting",
-    "watch": "astra.status.watch",
-    "why": "astra.status.story:story_of",
-    "write_answer": "astra.doctor.job",
-    "wrong_profiles": "astra.doctor.place",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'astra.api' has no attribute {name!r}")
-    import importlib
-
-    module, _, name_there = _HOME_OF[name].partition(":")
-    return getattr(importlib.import_module(module), name_there or name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+__getattr__, __dir__ = on_first_use(__name__)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 from astra.api.sizing import plan_sized
@@ -80,18 +81,57 @@ def number_of(plan: int | Planned | Submitted) -> int:
     return plan.plan
 
 
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+@dataclass(frozen=True)
+class Execution:
+    """How the pages of plans are run: by Slurm, or by processes of this machine.
+
+    ``progress`` is called with a title when processes begin here. It returns a context, in which
+    the numbers of ended rows and of all rows are reported.
+    """
+
+    profile_name: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)  # sbatch's, before the profile's
+    dry_run: bool = False  # render the scripts, store and submit nothing
+    local: bool = False
+    n_processes: int = 1
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]] | None = None
+
+    def check(self) -> None:
+        """Refuse options that contradict each other, and a profile that cannot be used."""
+        if self.local and self.dry_run:
+            raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
+        choose_profile(self.profile_name, self.options)
+
+    def submit(self, plan: int) -> Submitted:
+        if self.local:
+            return self._run_here(plan, failed=False)
+        return submit_plan(plan, self.profile_name, self.options, self.dry_run)
+
+    def resume(self, plan: int, failed: bool, only: list[str]) -> Submitted:
+        self.check()
+        if not self.local:
+            return resume(plan, failed, only, self.profile_name, self.options, self.dry_run)
+        if only:
+            raise UsageError("--only selects pages by their Slurm state; --local has none")
+        return self._run_here(plan, failed)
+
+    def _run_here(self, plan: int, failed: bool) -> Submitted:
+        """Use the set-up and row timeout of the profile, and warn of Slurm's options."""
+        chosen = choose_profile(self.profile_name, self.options)
+        given = sorted({*self.options} - {"row_timeout"})
+        if ignored := keys_for_slurm(chosen) if self.profile_name else given:
+            log.warning("--local ignores what is for Slurm: %s", ", ".join(ignored))
+        progress = self.progress or (lambda title: nullcontext(lambda ended, rows: None))
+        with progress(f"plan {plan}") as report:
+            return resume_local(
+                plan, self.n_processes, failed, report, chosen.row_timeout, chosen.setup
+            )
 
 
 def submit_task(
     task_or_plan: str,
     planning: Planning,
-    profile_name: str | None = None,
-    options: Mapping[str, object] | None = None,
-    dry_run: bool = False,
-    local: bool = False,
-    n_processes: int = 1,
-    progress: Progress | None = None,
+    execution: Execution,
     element_time_s: float | None = None,
 ) -> list[tuple[Planned | None, Submitted | None]]:
     """Plan a task and submit it, or submit a plan by its number; return each with its submission.
@@ -101,8 +141,7 @@ def submit_task(
 
     A dry run stores nothing: the plan that it makes is deleted.
     """
-    if local and dry_run:
-        raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
+    execution.check()  # errors come before anything is stored
     if task_or_plan.isdecimal() and task_or_plan.isascii():
         plan = int(task_or_plan)
         chosen = {**planning, "element_time": element_time_s}
@@ -111,127 +150,52 @@ def submit_task(
                 f"plan {plan} is frozen: {', '.join(given)} can be chosen when a task is planned, "
                 "not afterwards; leave it out, or give the task's name"
             )
-        return [(None, _submit(plan, profile_name, options, dry_run, local, n_processes, progress))]
-    # Errors come before anything is stored.
-    choose_profile(profile_name, options)
-    if not local:
-        _check_database(dry_run)
-    if dry_run:
-        return _dry_run(task_or_plan, planning, profile_name, options, element_time_s)
-    done: list[tuple[Planned | None, Submitted | None]] = []
-    for planned, sized in _planned(
-        task_or_plan, planning, element_time_s, profile_name, options, local
-    ):
-        if planned.plan is None:
-            done.append((planned, None))
-        else:
-            arguments = (profile_name, sized, False, local, n_processes, progress)
-            try:
-                done.append((planned, _submit(planned.plan, *arguments)))
-            except AstraError as error:
-                if f"resume {planned.plan}" not in str(error):
-                    again = "astra submit " + f"{planned.plan}{' --local' if local else ''}"
-                    error.args = (f"{error}; plan {planned.plan} is kept: {again}",)
-                raise
-    return done
-
-
-def _planned(
-    task: str,
-    planning: Planning,
-    element_time_s: float | None,
-    profile_name: str | None,
-    options: Mapping[str, object] | None,
-    local: bool = False,
-) -> list[tuple[Planned, Mapping[str, object] | None]]:
-    """Plan a task; return each plan with the options for its submission."""
-    if element_time_s is None:
-        return [(planned, options) for planned in create_plan(task, **planning)]
-    chosen = None if local else choose_profile(profile_name, options)
+        return [(None, execution.submit(plan))]
+    if not execution.local:
+        check_version()
+        check_ready(Plan(pk=0, v_astra=CURRENT.number, cancelled=None), execution.dry_run)
+    submit_one = _show_submission if execution.dry_run else _submit_planned
     return [
-        (planned, sizes.options_of(estimated, options or {}))
-        for planned, estimated in plan_sized(task, planning, element_time_s, chosen)
+        (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))
+        for planned, chosen_sizes in _planned(task_or_plan, planning, execution, element_time_s)
     ]
 
 
-def _check_database(dry_run: bool) -> None:
-    check_version()
-    check_ready(Plan(pk=0, v_astra=CURRENT.number, cancelled=None), dry_run)
+def _planned(
+    task: str, planning: Planning, execution: Execution, element_time_s: float | None
+) -> list[tuple[Planned, Execution]]:
+    """Plan a task; return each plan with how it is to be run."""
+    if element_time_s is None:
+        return [(planned, execution) for planned in create_plan(task, **planning)]
+    options = execution.options
+    profile = None if execution.local else choose_profile(execution.profile_name, options)
+    return [
+        (planned, replace(execution, options=sizes.options_of(estimated, options)))
+        for planned, estimated in plan_sized(task, planning, element_time_s, profile)
+    ]
 
 
-def _submit(
-    plan: int,
-    profile_name: str | None,
-    options: Mapping[str, object] | None,
-    dry_run: bool,
-    local: bool,
-    n_processes: int,
-    progress: Progress | None,
-) -> Submitted:
-    if not local:
-        return submit_plan(plan, profile_name, options, dry_run)
-    return _run_local(plan, False, profile_name, options or {}, n_processes, progress)
+def _submit_planned(plan: int, execution: Execution) -> Submitted:
+    """Submit a new plan; an error says how to submit it again."""
+    try:
+        return execution.submit(plan)
+    except AstraError as error:
+        if f"resume {plan}" not in str(error):
+            again = f"astra submit {plan}{' --local' if execution.local else ''}"
+            error.args = (f"{error}; plan {plan} is kept: {again}",)
+        raise
 
 
-def _run_local(
-    plan: int,
-    failed: bool,
-    profile_name: str | None,
-    options: Mapping[str, object],
-    n_processes: int,
-    progress: Progress | None,
-) -> Submitted:
-    """Run a plan here with the set-up and row timeout of a profile; warn of Slurm's options."""
-    chosen = choose_profile(profile_name, options)
-    ignored = keys_for_slurm(chosen) if profile_name else sorted({*options} - {"row_timeout"})
-    if ignored:
-        log.warning("--local ignores what is for Slurm: %s", ", ".join(ignored))
-    with progress(f"plan {plan}") if progress else nullcontext(lambda e, r: None) as report:
-        return resume_local(plan, n_processes, failed, report, chosen.row_timeout, chosen.setup)
-
-
-def _dry_run(
-    task: str,
-    planning: Planning,
-    profile_name: str | None,
-    options: Mapping[str, object] | None,
-    element_time_s: float | None,
-) -> list[tuple[Planned | None, Submitted | None]]:
-    done: list[tuple[Planned | None, Submitted | None]] = []
-    for planned, sized in _planned(task, planning, element_time_s, profile_name, options):
-        chosen = choose_profile(profile_name, sized)
-        if planned.plan is None:
-            done.append((planned, None))
-            continue
-        plan = get_plan(planned.plan)
-        try:
-            with connection():
-                pages = waiting_pages(plan)
-            done.append((planned, submit_pages(plan, pages, {None}, chosen, dry_run=True)))
-        finally:
-            with connection():
-                Page.delete().where(Page.plan == plan.pk).execute()
-                MadeBy.delete().where(MadeBy.plan_pk == plan.pk).execute()
-                plan.delete_instance()
-    return done
-
-
-def resume_plan(
-    plan: int,
-    failed: bool,
-    only: list[str],
-    profile_name: str | None,
-    options: Mapping[str, object],
-    dry_run: bool,
-    local: bool,
-    n_processes: int,
-    progress: Progress | None,
-) -> Submitted:
-    """Resume a plan on Slurm, or with processes of this machine."""
-    if not local:
-        return resume(plan, failed, only, profile_name, options, dry_run)
-    if dry_run:
-        raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
-    if only:
-        raise UsageError("--only selects pages by their Slurm state; --local has none")
-    return _run_local(plan, failed, profile_name, options, n_processes, progress)
+def _show_submission(number: int, execution: Execution) -> Submitted:
+    """Return the scripts of a plan, and delete the plan."""
+    plan = get_plan(number)
+    try:
+        with connection():
+            pages = waiting_pages(plan)
+        chosen = choose_profile(execution.profile_name, execution.options)
+        return submit_pages(plan, pages, {None}, chosen, dry_run=True)
+    finally:
+        with connection():
+            Page.delete().where(Page.plan == plan.pk).execute()
+            MadeBy.delete().where(MadeBy.plan_pk == plan.pk).execute()
+            plan.delete_instance()

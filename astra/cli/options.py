@@ -14,6 +14,8 @@ from astra.errors import UsageError
 if TYPE_CHECKING:
     from click.parser import _OptionParser, _ParsingState
 
+    from astra.api import Execution
+
 F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
@@ -170,9 +172,18 @@ def slurm_pairs(given: tuple[str, ...]) -> dict[str, object]:
     }
 
 
-def _slurm_values(extra: tuple[str, ...], **named: object) -> dict[str, object]:
+def _execution(
+    profile_name: str | None,
+    extra: tuple[str, ...],
+    dry_run: bool,
+    local: bool,
+    jobs: int,
+    **named: object,
+) -> "Execution":
+    from astra.api import Execution
+
     given = {key: value for key, value in named.items() if value is not None}
-    return {**given, **slurm_pairs(extra)}
+    return Execution(profile_name, {**given, **slurm_pairs(extra)}, dry_run, local, jobs)
 
 
 def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
@@ -268,23 +279,21 @@ plan_options = _planning(("--page-size", "--limit", "limit"), ("--max-rows",))
 run_options = _planning(("--page-size", "limit"), ("--limit", "--max-rows", "max_rows"))
 
 #: How elements are submitted, or run here.
-slurm_options = together(
+slurm_options = _gathered(
+    "execution", _execution,
     profile_option("Profile of Slurm options."),
-    _gathered(
-        "options", _slurm_values,
-        click.option("--throttle", type=int, metavar="N", help="Run at most N elements at once."),
-        click.option("--pages-per-element", type=int, metavar="N",
-                     help="Assign N pages to each element."),
-        click.option("--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
-                     help="Record a row that takes longer as a failure."),
-        click.option("--time", metavar="TIME", help="Time limit of an element."),
-        click.option("--mem", metavar="SIZE", help="Memory of an element."),
-        click.option("--partition", metavar="NAME", help="Slurm partition."),
-        click.option("--account", metavar="NAME", help="Account to charge."),
-        click.option("--qos", metavar="NAME", help="Quality of service."),
-        click.option("-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
-                     help="Any other sbatch option; a flag by its NAME alone."),
-    ),
+    click.option("--throttle", type=int, metavar="N", help="Run at most N elements at once."),
+    click.option("--pages-per-element", type=int, metavar="N",
+                 help="Assign N pages to each element."),
+    click.option("--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
+                 help="Record a row that takes longer as a failure."),
+    click.option("--time", metavar="TIME", help="Time limit of an element."),
+    click.option("--mem", metavar="SIZE", help="Memory of an element."),
+    click.option("--partition", metavar="NAME", help="Slurm partition."),
+    click.option("--account", metavar="NAME", help="Account to charge."),
+    click.option("--qos", metavar="NAME", help="Quality of service."),
+    click.option("-o", "--option", "extra", multiple=True, metavar="NAME=VALUE",
+                 help="Any other sbatch option; a flag by its NAME alone."),
     click.option("--dry-run", is_flag=True, help="Show the scripts; store and submit nothing."),
     click.option("--local", is_flag=True, help="Run the elements as processes on this machine."),
     click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N",

@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from astra.errors import UsageError
 from astra.states import worst
 
 if TYPE_CHECKING:
+    from astra.api import Execution
     from astra.status.plans import PlanLine
 
 
@@ -115,22 +117,20 @@ def retry(**options: Any) -> None:
 
 
 def _resume(
-    plan: int, failed: bool, only: str | None, profile_name: str | None, options: dict[str, object],
-    dry_run: bool, local: bool, jobs: int, as_json: bool,
-) -> None:  # fmt: skip
-    from astra.api import resume_plan
+    plan: int, failed: bool, only: str | None, execution: "Execution", as_json: bool
+) -> None:
     from astra.cli import show
 
     states = [word.strip() for word in (only or "").split(",") if word.strip()]
     if only is not None and not states:
         raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
-    progress = None if as_json else show.progress
-    done = resume_plan(plan, failed, states, profile_name, options, dry_run, local, jobs, progress)
+    execution = replace(execution, progress=None if as_json else show.progress)
+    done = execution.resume(plan, failed, states)
     if as_json:
         show.as_json(done)
-    elif not local or not done.pages:
+    elif not execution.local or not done.pages:
         show.submitted(done)
-    if local:
+    if execution.local:
         show_local([done], as_json)
     elif done.left and not done.pages:
         sys.exit(4)

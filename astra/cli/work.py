@@ -1,6 +1,7 @@
 """From pending rows to results: estimate, plan, submit, run."""
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -24,6 +25,7 @@ from astra.errors import UsageError
 from astra.states import worst
 
 if TYPE_CHECKING:
+    from astra.api import Execution
     from astra.plan.plan import Planning
     from astra.submit.submit import Submitted
 
@@ -109,8 +111,7 @@ def rename(old: str, task: str) -> None:
 @json_option
 def submit(
     task_or_plan: str, planning: "Planning", element_time: float | None,
-    profile_name: str | None, options: dict[str, object], dry_run: bool, local: bool, jobs: int,
-    as_json: bool,
+    execution: "Execution", as_json: bool,
 ) -> None:  # fmt: skip
     """Plan and submit TASK, or submit a PLAN by its number, as Slurm job arrays.
 
@@ -120,16 +121,14 @@ def submit(
     from astra.api import submit_task
     from astra.cli import show
 
-    done = submit_task(
-        task_or_plan, planning, profile_name, options, dry_run, local, jobs,
-        None if as_json else show.progress, element_time,
-    )  # fmt: skip
+    execution = replace(execution, progress=None if as_json else show.progress)
+    done = submit_task(task_or_plan, planning, execution, element_time)
     if as_json:
         show.as_json(one([s or show.nothing_submitted(p) for p, s in done]))
     else:
         show.planned([p for p, _ in done if p is not None])
     submissions = [s for _, s in done if s is not None]
-    if local:
+    if execution.local:
         show_local(submissions, as_json)
     for submission in [] if as_json else submissions:
         show.submitted(submission)

@@ -15,6 +15,9 @@ from astra.config.secrets import hide
 if TYPE_CHECKING:
     from logging import _SysExcInfoType as SysExcInfoType
 
+#: The package's logger, ``astra.log``; programs that use the package configure it.
+log = logging.getLogger("astra")
+
 #: Characters that are commands to a terminal, or change the order in which others are shown. Logs
 #: and messages contain other people's texts.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -20,6 +20,8 @@ from astra.models.plans import Page, Submission
 class Attempt(BaseModel):
     """One execution of one page: where, when, which job id, how it ended."""
 
+    changes_often = True
+
     pk = BigAutoField()
     page = ForeignKeyField(
         Page, column_name="page_pk", on_delete="CASCADE", backref="attempts", index=False
@@ -61,12 +63,6 @@ class Attempt(BaseModel):
 
     class Meta:
         indexes = ((("page", "number"), True),)
-
-    @classmethod
-    def complete_table(cls) -> None:
-        """Leave room for updates, as in the table of pages."""
-        super().complete_table()
-        dialect().leave_room(cls)
 
 
 class Suspect(BaseModel):

@@ -186,6 +186,8 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         for name, _, sql in cls.own_indexes():
             if stored_name(name) not in there:
                 dialect().run(sql)
+        if cls.changes_often:
+            dialect().leave_room(cls)
         if cls.is_input and not (
             dialect().name == "postgresql" and dialect().keeps_modified(cls, "modified")
         ):  # creating a trigger waits for all who use the table
@@ -199,6 +201,9 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
 
     #: Whether rows of the table are inputs of tasks.
     is_input = False
+
+    #: Whether its rows change at each checkpoint, which should not change the indexes.
+    changes_often = False
 
     @classmethod
     def fill_keys(cls, rows: list[dict[object, object]]) -> list[dict[object, object]]:

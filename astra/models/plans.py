@@ -15,7 +15,6 @@ from peewee import (
     TextField,
 )
 
-from astra.database.connection import dialect
 from astra.models.base import BaseModel, KeysField, KeyTextsField, RoleField, TimeField
 from astra.models.stored_json import StoredProfile, options_of, stored
 from astra.version import Version
@@ -164,6 +163,8 @@ class Page(BaseModel):
     A row is identified by its place in the page; keys are numbers, or the texts of other keys.
     """
 
+    changes_often = True
+
     pk = BigAutoField()
     plan = ForeignKeyField(  # the index below serves it
         Plan, column_name="plan_pk", on_delete="CASCADE", backref="pages", index=False
@@ -187,12 +188,6 @@ class Page(BaseModel):
 
     class Meta:
         indexes = ((("plan", "number"), True),)
-
-    @classmethod
-    def complete_table(cls) -> None:
-        """Leave room for updates: rows change at each checkpoint, and indexes should not."""
-        super().complete_table()
-        dialect().leave_room(cls)
 
     @property
     def row_keys(self) -> list[int | str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypedDict
+from typing import Any
 
 from astra.config import settings
 from astra.database.connection import connection, tuples
@@ -201,19 +201,9 @@ def _plan(entry: NightPlan) -> PlanOfNight:
     )  # fmt: skip
 
 
-class _Numbers(TypedDict):
-    rows: int
-    results: int
-    failures: int
-    no_result: int
-    pending: int
-    retries: int
-    task_h: float
-    cpu_h: float
-
-
-def _numbers(of: Night | NightPlan) -> _Numbers:
-    return _Numbers(
+def _numbers(of: Night | NightPlan) -> dict[str, Any]:
+    """Return the numbers that a night and each of its plans show."""
+    return dict(
         rows=of.n_rows, results=of.n_done, failures=of.n_failed, no_result=of.n_no_result,
         pending=n_left(of), retries=of.n_retries, task_h=round(of.task_s / 3600, 4),
         cpu_h=round(of.cpu_s / 3600, 4),

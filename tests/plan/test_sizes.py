@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 from click.testing import CliRunner
 
-from astra.api import estimate, submit_task
+from astra.api import Execution, estimate, submit_task
 from astra.cli.group import main
 from astra.config import profiles, settings
 from astra.config.units import time_limit_s
@@ -135,7 +135,7 @@ def test_an_element_takes_the_time_asked_for(slurm):
     (found,) = estimate(costly, target_s=target_s, arguments=arguments, probe=True)
     ((planned, _),) = submit_task(
         "tests.sample_tasks.costly", {"arguments": arguments, "max_rows": 2 * found.limit},
-        options={"throttle": 2}, element_time_s=target_s,
+        Execution(options={"throttle": 2}), target_s,
     )  # fmt: skip
     assert planned.limit == found.limit and 150 <= planned.limit < 250
     wait_for(slurm.idle, "the array", 240)
@@ -169,7 +169,7 @@ def test_what_slurm_bounds_is_said_before(slurm, caplog):
         assert time_limit_s(cut.time) <= 3600 and cut.limit < 3585
         fill(10)
         (planned,) = create_plan(costly)
-        submit_task(str(planned.plan), {}, options={"hold": True})
+        submit_task(str(planned.plan), {}, Execution(options={"hold": True}))
         assert "maintenance (maint) begins in 01:00:00" in caplog.text
     finally:
         slurm.run("scontrol", "delete", "ReservationName=maint")
