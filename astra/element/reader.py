@@ -188,9 +188,9 @@ class Reader:
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], left
 
     def _handed(self, key: RowKey, row: object, stored: object, now: datetime) -> Handed:
-        bears = None if self.key.is_whole else self.link.of_row(row)
+        link_value = None if self.key.is_whole else self.link.of_row(row)
         modified = None if stored is None else OutputModel.input_modified.python_value(stored)
-        return Handed(key, row, modified, now, bears=bears)
+        return Handed(key, row, modified, now, link_value=link_value)
 
     def _asked_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)

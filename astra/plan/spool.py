@@ -120,7 +120,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             log.warning("row %s is not written to the spool file: %s", yielded.handed.key, error)
     for failure in checkpoint.failures:
         if failure.key is not None:
-            values = {**asdict(failure), "modified": _plain(failure.modified), "bears": None}
+            values = {**asdict(failure), "modified": _plain(failure.modified), "link_value": None}
             yield json.dumps({"failure": values, "key": failure.key})
     for handed in checkpoint.no_results:
         if handed.key is not None:
@@ -282,8 +282,8 @@ def _store(plan: Plan, header: Header, checkpoint: Checkpoint, output: type[Outp
     link = link_of(output, model)
     for yielded in checkpoint.results if not link.is_whole else ():
         if yielded.handed is not None:
-            if yielded.handed.bears is None:
-                yielded.handed.bears = link.of_result(yielded.result)
+            if yielded.handed.link_value is None:
+                yielded.handed.link_value = link.of_result(yielded.result)
     query = Page.select().where((Page.plan == plan.pk) & (Page.number == header.page))
     if dialect().name == "postgresql":
         query = query.for_update()  # another process may be storing the same file

@@ -81,7 +81,7 @@ def _find_keys(
 ) -> None:
     """Look up the keys of rows of which only the columns that results point to are known."""
     rows: list[Handed | Refusal] = [*checkpoint.no_results, *checkpoint.failures, *refused]
-    unknown = [row for row in rows if row.key is None and row.bears is not None]
+    unknown = [row for row in rows if row.key is None and row.link_value is not None]
     if target.model is None or not (unknown or stored):
         return
     link, model = target.link, target.model
@@ -90,7 +90,7 @@ def _find_keys(
     key, kinds = key_of(model), _recorded(target)
     handed = [y.handed for y in stored if y.handed] if kinds else []
     for row in [*unknown, *(h for h in handed if h.key is None)]:
-        values = row.bears if isinstance(row.bears, tuple) else (row.bears,)
+        values = row.link_value if isinstance(row.link_value, tuple) else (row.link_value,)
         query = model.select(key.text)
         for field, value in zip(key.fields, values, strict=True):
             query = query.where(field == value)
@@ -153,7 +153,9 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
     for place, yielded in enumerate(group.results):
         # A result is missing if a later attempt has already written the row: that one is kept.
         if (pk := written.get(place)) is None:
-            log.warning("%s %s: a later result was kept", target.task, target.bears(yielded.result))
+            log.warning(
+                "%s %s: a later result was kept", target.task, target.link_value_of(yielded.result)
+            )
             continue
         result = yielded.result
         result.__data__["task_pk"] = pk
@@ -207,7 +209,8 @@ def _forget_other_ends(
     if not kinds:  # mostly the task has neither failures nor rows without a result
         return
     done = [
-        (_table_of(y.handed, target), y.handed.key if y.handed else as_key(y.bears)) for y in stored
+        (_table_of(y.handed, target), y.handed.key if y.handed else as_key(y.link_value))
+        for y in stored
     ]
     failed = [(_table_of(f, target), f.key) for f in failures if not f.refused]
     _forget(kinds & {Failure, NoResult}, target, done)

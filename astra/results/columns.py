@@ -209,10 +209,14 @@ def _plain_keys(results: list[Yielded], target: Target) -> list[object] | None:
     """Return the keys of the rows of results; None if one of them has to be looked at by itself."""
     link = target.link
     if link is None or not link.is_whole:
-        rows = [y.handed for y in results if y.handed and y.handed.bears == target.bears(y.result)]
-        if len(rows) < len(results) or any(handed.bears is None for handed in rows):
+        rows = [
+            y.handed
+            for y in results
+            if y.handed and y.handed.link_value == target.link_value_of(y.result)
+        ]
+        if len(rows) < len(results) or any(handed.link_value is None for handed in rows):
             return None
-        return [handed.bears if handed.key is None else handed.key for handed in rows]
+        return [handed.link_value if handed.key is None else handed.key for handed in rows]
     keys = [yielded.result.__data__.get(link.result[0]) for yielded in results]
     plain = set(map(type, keys)) == {int} and -(2**63) <= min(keys) <= max(keys) < 2**63
     return keys if plain else None
@@ -260,15 +264,15 @@ class _Bad(Exception):
         handed, is_mistake = yielded.handed, is_mistake or kind in _MISTAKES
         if handed is None:
             # A result that was yielded for no row is identified by the key that it holds.
-            key = as_key(yielded.bears)
+            key = as_key(yielded.link_value)
             self.refusal = Refusal(
                 key, kind, message, place=yielded.place, refused=refused, is_mistake=is_mistake
             )
             return
         refused = refused or yielded.again
         self.refusal = Refusal(
-            handed.key, kind, message, handed.modified, yielded.place,
-            refused=refused, table=handed.table, bears=handed.bears, is_mistake=is_mistake,
+            handed.key, kind, message, handed.modified, yielded.place, refused=refused,
+            table=handed.table, link_value=handed.link_value, is_mistake=is_mistake,
         )  # fmt: skip
 
 
@@ -308,12 +312,12 @@ def _key_to_store(
     result = yielded.result
     if type(result) is not target.output or result.__data__.get("v_astra") != CURRENT.number:
         _check_model(yielded, target.output)
-    key, handed = target.bears(result), yielded.handed
+    key, handed = target.link_value_of(result), yielded.handed
     if key is None:
         raise _Bad(yielded, *_no_key(result, target))
-    if handed is not None and handed.bears is not None and handed.key is not None:
+    if handed is not None and handed.link_value is not None and handed.key is not None:
         # Pages identify rows by the text of their keys.
-        key = handed.key if key == handed.bears else key
+        key = handed.key if key == handed.link_value else key
     if claim is not None:
         place = claim.positions.get(key)
         if place is None:

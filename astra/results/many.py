@@ -66,15 +66,15 @@ def _check(row: Row, target: Target, claim: Claim | None) -> None:
         if claim is not None and claim.outcomes[claim.positions[handed.key]] == Outcome.RESULT:
             raise _Bad(yielded, "DuplicateResult", f"a second result for {handed.key}", True)
         link = target.index_of(result)
-        bears = None if link is None else link.of_result(result)
-        if bears is None:
+        link_value = None if link is None else link.of_result(result)
+        if link_value is None:
             raise _Bad(yielded, *_no_key(result, target))
         if link != target.link:  # it is up to date as long as the row that it was computed from
             result.__data__["input_modified"] = handed.modified
-        result.__data__["result_number"] = numbers[link, bears]
-        numbers[link, bears] += 1
-        if numbers[link, bears] > 1 and not target.many:
-            what = f"a second result for {bears}; a task that means it says @task(many=True)"
+        result.__data__["result_number"] = numbers[link, link_value]
+        numbers[link, link_value] += 1
+        if numbers[link, link_value] > 1 and not target.many:
+            what = f"a second result for {link_value}; a task that means it says @task(many=True)"
             raise _Bad(yielded, "DuplicateResult", what)
         _row_of(yielded)
 

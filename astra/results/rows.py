@@ -29,7 +29,7 @@ class Handed:
     """An input row that was given to the task and has not ended yet.
 
     ``key`` is the row's key in its page. Outside of a page a key that is not a number is unknown,
-    and the row is identified by ``bears``.
+    and the row is identified by ``link_value``.
     """
 
     key: RowKey | None
@@ -38,12 +38,12 @@ class Handed:
     read: datetime | None = None
     t_spent_s: float = 0.0
     table: str | None = None  # of the row; None for the target's own
-    bears: object = None  # the value by which its results point to it, unless that is its key
+    link_value: object = None  # the value by which its results point to it, unless that is its key
 
     @property
     def known(self) -> object:
         """The value by which results point to the row; None if they do not."""
-        return self.key if self.bears is None else self.bears
+        return self.key if self.link_value is None else self.link_value
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Yielded:
     result: Any
     handed: Handed | None
     again: bool = False  # a further result of a row that has one
-    bears: object = None  # what it points to, if that is no row in progress
+    link_value: object = None  # what it points to, if that is no row in progress
     taken: bool = False  # by a checkpoint, which does not include later changes
     place: str | None = None  # the line of the task that yielded something other than a result
 
@@ -93,7 +93,7 @@ class Refusal:
     traceback: str | None = None
     refused: bool = False  # a further result of a row that has one
     table: str | None = None  # of the row; None for the target's own
-    bears: object = None  # the value by which its results point to it, if its key is unknown
+    link_value: object = None  # the value by which its results point to it, if its key is unknown
     is_mistake: bool = False  # of the task or the table, which any row may meet
 
     @property
@@ -174,7 +174,7 @@ class Target:
             return self.link
         return self.link if self.model is None else type(result).link_to(self.model)
 
-    def bears(self, result: object) -> object:
+    def link_value_of(self, result: object) -> object:
         """Return the value by which a result points to its row; None if it has none."""
         if not isinstance(result, OutputModel) or (link := self.link_for(result)) is None:
             return None
@@ -192,7 +192,7 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
         place_of(error),
         clean(text, TRACEBACK_LIMIT),
         table=handed.table,
-        bears=handed.bears,
+        link_value=handed.link_value,
         is_mistake=isinstance(error, _MISTAKES),
     )
 

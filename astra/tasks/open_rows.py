@@ -49,10 +49,10 @@ class OpenRows:
             return Handed(None, row, None, self.read, 0.0, self.table)
         link = self.target.link
         modified = moment_in(row) if self.is_model else None
-        bears = link.of_row(row) if link is not None else None
+        link_value = link.of_row(row) if link is not None else None
         if self.key_name is not None:  # the value that its results bear is its key
-            return Handed(as_key(bears), row, modified, self.read, 0.0, self.table)
-        return Handed(None, row, modified, self.read, 0.0, self.table, bears)
+            return Handed(as_key(link_value), row, modified, self.read, 0.0, self.table)
+        return Handed(None, row, modified, self.read, 0.0, self.table, link_value)
 
     def _look_at_type(self, row: object) -> None:
         """Note what rows of one type have in common."""
@@ -70,7 +70,7 @@ class OpenRows:
     def take(self, handed: Handed) -> object:
         """Note that the task is given a row now; return the row itself."""
         row = handed.row
-        known = handed.key if handed.bears is None else handed.bears
+        known = handed.key if handed.link_value is None else handed.link_value
         self.by_key[handed if known is None or known in self.by_key else known] = handed
         if not self.keeps_rows:
             handed.row = None
@@ -86,29 +86,29 @@ class OpenRows:
         """
         last = self.last
         if self.key_name is not None and type(result) is self.target.output:  # the usual case
-            bears: object = as_key(result.__data__.get(self.key_name))
+            link_value: object = as_key(result.__data__.get(self.key_name))
         else:
-            bears = self.target.bears(result)
-        if bears is not None and bears in self.by_key:
-            return self.by_key.pop(bears), False
+            link_value = self.target.link_value_of(result)
+        if link_value is not None and link_value in self.by_key:
+            return self.by_key.pop(link_value), False
         if last is not None:
             known = last.known
-            if bears is None or bears == known:
+            if link_value is None or link_value == known:
                 return last, not self.close(last)
             if known is None and self.close(last):
                 return last, False
         # Its row has ended, or was never handed over: nothing is known of it.
         if self.is_page:
             return None, False
-        key = as_key(bears) if self.key_name is not None else None
-        return Handed(key, None, None, self.read, bears=None if key else bears), False
+        key = as_key(link_value) if self.key_name is not None else None
+        return Handed(key, None, None, self.read, link_value=None if key else link_value), False
 
     def gather(self, result: object) -> Yielded:
         """Keep a result until its row ends: the open row that it bears, or else the last row.
 
         A result of a row that has ended is not kept; it is marked as `again`.
         """
-        handed = self.by_key.get(self.target.bears(result), self.last)
+        handed = self.by_key.get(self.target.link_value_of(result), self.last)
         if handed is None or not self.holds(handed):
             return Yielded(result, handed, again=True)
         yielded = Yielded(result, handed)

@@ -276,7 +276,7 @@ class Run:
         self.tally.n_ended += 1
         yielded = Yielded(result, handed, again)
         if handed is None:
-            yielded.bears = open_rows.target.bears(result)
+            yielded.link_value = open_rows.target.link_value_of(result)
         if type(result) is open_rows.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
             if handed is open_rows.last:
