@@ -1,7 +1,7 @@
 """Checkpoints: one transaction writes a batch of results and the page's progress together."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -65,10 +65,9 @@ def write(
         _write_failures(failures, target, claim)
         _write_no_results(checkpoint.no_results, target, claim)
         if claim is not None:
-            seen = claim.seen()
-            progress = _write_progress(claim, seen, stored, failures, checkpoint)
+            progress = _write_progress(claim, stored, failures, checkpoint)
     if claim is not None:
-        claim.advance(seen, progress)
+        claim.advance(progress)
     checkpoint.refused = refused
     checkpoint.n_stored = len(stored) + len(checkpoint.no_results)
     for failure in refused:
@@ -174,12 +173,13 @@ def take_back_failures(claim: Claim) -> None:
         keys = {str(key) for (key,) in tuples(Failure.select(Failure.key).where(mine))}
         Failure.delete().where(mine).execute()
         seen = claim.seen()
-        outcomes = bytearray(seen.outcomes)
-        for key, place in claim.positions.items():
-            if outcomes[place] == Outcome.FAILURE and str(key) in keys:
-                outcomes[place] = Outcome.PENDING.value
-        progress = _store_progress(claim, seen, outcomes)
-    claim.advance(seen, progress)
+        failed = {
+            place: Outcome.PENDING.value
+            for key, place in claim.positions.items()
+            if seen.outcomes[place] == Outcome.FAILURE and str(key) in keys
+        }
+        progress = _store_progress(claim, seen, failed)
+    claim.advance(progress)
 
 
 def _note_moments(stored: list[Yielded]) -> None:
@@ -312,26 +312,33 @@ def _upsert_row(
 
 
 def _write_progress(
-    claim: Claim,
-    seen: Seen,
-    stored: list[Yielded],
-    failures: list[Refusal],
-    checkpoint: Checkpoint,
+    claim: Claim, stored: list[Yielded], failures: list[Refusal], checkpoint: Checkpoint
 ) -> Progress:
     """Write the page's progress in the transaction of its results, and return it."""
-    outcomes = bytearray(seen.outcomes)
     results = [y.handed.key for y in checkpoint.results if y.handed]
     bad = {f.key for f in failures}
-    # A row whose result a later attempt has already written counts as having a result, too.
-    _mark(outcomes, claim, [k for k in results if k not in bad], Outcome.RESULT)
-    if bad:  # a row that has a result may have failed at a further one
-        _mark(outcomes, claim, (y.handed.key for y in stored if y.handed), Outcome.RESULT)
-    _mark(outcomes, claim, (f.key for f in failures), Outcome.FAILURE)
-    _mark(outcomes, claim, (h.key for h in checkpoint.no_results), Outcome.NO_RESULT)
-    return _store_progress(claim, seen, outcomes)
+    ends = (
+        # A row whose result a later attempt has already written counts as having a result, too.
+        (Outcome.RESULT, [k for k in results if k not in bad]),
+        # A row that has a result may have failed at a further one.
+        (Outcome.RESULT, [y.handed.key for y in stored if y.handed] if bad else []),
+        (Outcome.FAILURE, [f.key for f in failures]),
+        (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
+    )
+    seen, changed, result = claim.seen(), dict[int, int](), Outcome.RESULT.value
+    for outcome, keys in ends:
+        value = outcome.value
+        for place in map(claim.positions.get, keys):
+            # A later failure of the same row never hides a stored result.
+            if place is not None and changed.get(place, seen.outcomes[place]) != result:
+                changed[place] = value
+    return _store_progress(claim, seen, changed)
 
 
-def _store_progress(claim: Claim, seen: Seen, outcomes: bytearray) -> Progress:
+def _store_progress(claim: Claim, seen: Seen, changed: dict[int, int]) -> Progress:
+    outcomes = bytearray(seen.outcomes)
+    for place, value in changed.items():
+        outcomes[place] = value
     counts = {name: outcomes.count(outcome) for name, outcome in COUNTED.items()}
     dialect().set_at(Page, claim.page.pk, Page.modified, {"outcomes": bytes(outcomes), **counts})
     # The rows that this attempt ended itself, so that the attempts of a page add up to the page.
@@ -344,14 +351,4 @@ def _store_progress(claim: Claim, seen: Seen, outcomes: bytearray) -> Progress:
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
     columns = {"n_found": seen.n_found, **own, **claim.measures()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
-    return Progress(bytes(outcomes), own)
-
-
-def _mark(
-    outcomes: bytearray, claim: Claim, keys: Iterable[RowKey | None], outcome: Outcome
-) -> None:
-    value, result = outcome.value, Outcome.RESULT.value
-    for place in map(claim.positions.get, keys):
-        # A later failure of the same row never hides a stored result.
-        if place is not None and outcomes[place] != result:
-            outcomes[place] = value
+    return Progress(changed, own)

@@ -56,13 +56,11 @@ class Claim:
         with self.mutex:
             return Seen(bytes(self.outcomes), self.n_found)
 
-    def advance(self, seen: "Seen", progress: "Progress") -> None:
+    def advance(self, progress: "Progress") -> None:
         """Apply a committed checkpoint, and keep what :meth:`find` noted while it was written."""
         with self.mutex:
-            changes = zip(seen.outcomes, progress.outcomes, strict=True)
-            for place, (before, after) in enumerate(changes):
-                if before != after:
-                    self.outcomes[place] = after
+            for place, outcome in progress.outcomes.items():
+                self.outcomes[place] = outcome
         for name, value in progress.counts.items():
             setattr(self.attempt, name, value)
 
@@ -77,9 +75,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a page after a checkpoint, and the counts of its attempt up to then."""
+    """What a checkpoint changes of a page, by place, and the counts of its attempt up to then."""
 
-    outcomes: bytes
+    outcomes: dict[int, int]
     counts: dict[str, int]
 
 
