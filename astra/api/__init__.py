@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from astra.night.cron import install as install_cron
     from astra.night.cron import remove as remove_cron
     from astra.night.dashboard import Dashboard
-    from astra.night.dashboard import keep as keep_dashboard
+    from astra.night.dashboard import keep_up_to_date as keep_dashboard
     from astra.night.history import NightStatus, night_of, nights
     from astra.night.metrics import metrics
     from astra.night.nightly import Nightly, nightly, proceed

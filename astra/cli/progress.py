@@ -372,9 +372,9 @@ def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> N
     if not once:
         show_watch.keep_pages(dashboard, every_s)
         return
-    look = retrying(dashboard.look, bound_s=every_s)
-    show_watch.pages(look)
-    sys.exit(1 if look.problems else 0)
+    update = retrying(dashboard.update, bound_s=every_s)
+    show_watch.pages(update)
+    sys.exit(1 if update.problems else 0)
 
 
 @main.command()

@@ -29,27 +29,27 @@ from astra.config.secrets import hide
 from astra.states import PageState
 
 if TYPE_CHECKING:
-    from astra.night.dashboard import Dashboard, Look
+    from astra.night.dashboard import Dashboard, Update
     from astra.status.status import PlanStatus
     from astra.status.watch import Watched
 
 
-def watched(looks: Iterator[Watched]) -> PlanStatus:
-    """Show each look at a plan until there are no more, or Ctrl-C; the last one.
+def watched(updates: Iterator[Watched]) -> PlanStatus:
+    """Show each update of a plan until the last one, or Ctrl-C; return the last status.
 
-    In a terminal on a screen of its own, which leaves what was there as it was; elsewhere a line
-    whenever something has changed.
+    In a terminal, updates are drawn on the alternate screen; elsewhere a line is printed whenever
+    something has changed.
     """
-    last, said = None, None
+    last, printed = None, None
     try:
         with _stopped_by_signals(), _screen() as draw:
-            for look in looks:
-                last = look
+            for update in updates:
+                last = update
                 if draw is not None:
-                    draw(look)
-                elif (now := _watched_line(look)) != said:
-                    said = now
-                    line(f"{datetime.fromtimestamp(look.at):%H:%M:%S} {now}")
+                    draw(update)
+                elif (now := _watched_line(update)) != printed:
+                    printed = now
+                    line(f"{datetime.fromtimestamp(update.at):%H:%M:%S} {now}")
     except KeyboardInterrupt:
         pass
     if last is None:
@@ -59,7 +59,7 @@ def watched(looks: Iterator[Watched]) -> PlanStatus:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM ends as Ctrl-C does: the terminal is left as it was."""
+    """Let SIGTERM end a command as Ctrl-C does, so that the terminal is restored."""
 
     def end(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -72,7 +72,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def keep_pages(dashboard: Dashboard, every_s: float) -> None:
-    """Look after a folder of pages until Ctrl-C or SIGTERM, which the index says then."""
+    """Keep a folder of pages up to date until Ctrl-C or SIGTERM, and note the end in the index."""
     from astra.api import keep_dashboard
 
     def wait() -> bool:
@@ -81,25 +81,25 @@ def keep_pages(dashboard: Dashboard, every_s: float) -> None:
 
     try:
         with _stopped_by_signals():
-            for look in keep_dashboard(dashboard, wait):
-                pages(look)
+            for update in keep_dashboard(dashboard, wait):
+                pages(update)
     except KeyboardInterrupt:
         at = datetime.now().astimezone()
-        dashboard.say(f"Nobody looks after these pages since {at:%Y-%m-%d %H:%M:%S %Z}.")
+        dashboard.show_note(f"These pages are not updated since {at:%Y-%m-%d %H:%M:%S %Z}.")
 
 
-def pages(look: Look) -> None:
-    """Print what a look at a folder of pages changed, if anything."""
-    for what, names in (("written", look.written), ("removed", look.removed)):
+def pages(update: Update) -> None:
+    """Print which pages an update has changed, if any."""
+    for action, names in (("written", update.written), ("removed", update.removed)):
         if names:
-            line(f"{datetime.now():%H:%M:%S} {what}: {', '.join(names)}")
-    for problem in look.problems:
+            line(f"{datetime.now():%H:%M:%S} {action}: {', '.join(names)}")
+    for problem in update.problems:
         error(problem)
 
 
 @contextmanager
 def _screen() -> Iterator[Callable[[Watched], None] | None]:
-    """Yield a function that draws a look; None without a terminal."""
+    """Yield a function that draws an update; None without a terminal."""
     if not console.is_terminal or console.is_dumb_terminal:
         yield None
         return
@@ -107,41 +107,41 @@ def _screen() -> Iterator[Callable[[Watched], None] | None]:
 
     own = Terminal(highlight=False)
     with Live(console=own, screen=True, auto_refresh=False, transient=True) as live:
-        yield lambda look: live.update(_watched(look, own), refresh=True)
+        yield lambda update: live.update(_watched(update, own), refresh=True)
 
 
-def _watched_line(look: Watched) -> str:
-    found = look.status
-    rows = " + ".join(f"{n:,} {state}" for state, n in found.rows.items())
-    return f"plan {found.plan} {found.state.value}: {rows} = {count(found.n_rows, 'row')}"
+def _watched_line(update: Watched) -> str:
+    status = update.status
+    rows = " + ".join(f"{n:,} {state}" for state, n in status.rows.items())
+    return f"plan {status.plan} {status.state.value}: {rows} = {count(status.n_rows, 'row')}"
 
 
-def _watched(look: Watched, own: Terminal) -> Group:
-    """Lay out one look as a screen that is not higher than the terminal."""
-    found, width = look.status, own.width
-    rate = "" if look.rows_per_s is None else f"{look.rows_per_s:,.1f} rows/s"
-    left = "" if look.left_s is None else f", {timedelta(seconds=round(look.left_s))} to go"
+def _watched(update: Watched, own: Terminal) -> Group:
+    """Lay out one update as a screen that is not higher than the terminal."""
+    status, width = update.status, own.width
+    rate = "" if update.rows_per_s is None else f"{update.rows_per_s:,.1f} rows/s"
+    left = "" if update.left_s is None else f", {timedelta(seconds=round(update.left_s))} to go"
     parts: list[RenderableType] = [
         Text.from_markup(
-            f"[bold]plan {found.plan}: {escape(found.task)}[/] on {escape(found.input_model)}"
+            f"[bold]plan {status.plan}: {escape(status.task)}[/] on {escape(status.input_model)}"
         ),
-        Text.from_markup(f"{coloured(found.state.value)}: {_sum(found)}"),
-        _bar(found.rows, found.n_rows, width),
+        Text.from_markup(f"{coloured(status.state.value)}: {_sum(status)}"),
+        _bar(status.rows, status.n_rows, width),
         Text.from_markup(
-            "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(found.pages.items()))
+            "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(status.pages.items()))
         ),
-        _bar(found.pages, found.n_pages, width),
+        _bar(status.pages, status.n_pages, width),
         Text(f"{rate}{left}"),
     ]
     foot: list[RenderableType] = [
-        Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in found.notes
+        Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in status.notes
     ]
-    foot += [Text(f"next: {hide(advice)}") for advice in found.advice]
-    at = f"{datetime.fromtimestamp(look.at):%H:%M:%S}"
+    foot += [Text(f"next: {hide(advice)}") for advice in status.advice]
+    at = f"{datetime.fromtimestamp(update.at):%H:%M:%S}"
     foot.append(Text(f"{at}  Ctrl-C leaves; the plan goes on", style="dim"))
     room = own.height - len(parts) - len(foot) - 4
     quiet = {PageState.DONE, PageState.UNSUBMITTED, PageState.WAITING}
-    shown = list(found.in_states(set(PageState) - quiet))
+    shown = list(status.in_states(set(PageState) - quiet))
     shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first
     if room > 0 and shown:
         parts.append(_page_table(shown[:room], own.width))

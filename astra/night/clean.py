@@ -88,7 +88,7 @@ def clean(
     with connection():
         now = now or dialect().now()
         before = now - timedelta(days=settings.keep_days if keep_days is None else keep_days)
-        old, kept = _old_plans(before)
+        old, remaining = _old_plans(before)
         nights = _old_nights(before)
         lines = _old_nights(now - timedelta(days=settings.keep_nights_days))
         numbers = [plan.pk for plan in old]
@@ -100,7 +100,7 @@ def clean(
     if not dry_run:
         reasons = {plan.pk: _remove(plan) for plan in old}
         numbers = [pk for pk, reason in reasons.items() if not reason]
-        kept += filter(None, reasons.values())
+        remaining += filter(None, reasons.values())
         for plan in packed:
             _pack(plan)
         _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
@@ -110,7 +110,7 @@ def clean(
     return Cleaned(
         before, tuple(numbers), pages, attempts, tuple(night.pk for night in lines),
         tuple(map(str, folders)), round(size / 1e6, 3),
-        tuple(str(run_folder(plan.folder)) for plan in packed), tuple(kept), dry_run,
+        tuple(str(run_folder(plan.folder)) for plan in packed), tuple(remaining), dry_run,
     )  # fmt: skip
 
 
@@ -173,24 +173,24 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
         .join(Page)
         .group_by(Page.plan)
     )
-    heard = {plan: (seen, running) for plan, seen, running in tuples(attempts)}
-    old, kept = [], []
+    last_seen = {plan: (seen, running) for plan, seen, running in tuples(attempts)}
+    old, remaining = [], []
     for pk, token, cancelled, n_rows, n_ended, modified in tuples(query):
         plan = Plan(pk=pk, token=token)
-        seen, running = heard.get(pk, (None, 0))
+        seen, running = last_seen.get(pk, (None, 0))
         if any(_moment(moment) >= before for moment in (modified, seen) if moment is not None):
             continue
         if cancelled is None and (n_ended or 0) < n_rows:
-            kept.append(f"plan {pk} is not whole: astra status {pk}")
+            remaining.append(f"plan {pk} is not whole: astra status {pk}")
         elif running:
-            kept.append(f"plan {pk} has an attempt that has not ended: astra status {pk}")
+            remaining.append(f"plan {pk} has an attempt that has not ended: astra status {pk}")
         elif pk in needed:
-            kept.append(f"plan {pk} belongs to a night that is not closed: astra nights")
+            remaining.append(f"plan {pk} belongs to a night that is not closed: astra nights")
         elif spool_files(plan.folder):
-            kept.append(f"plan {pk} has spool files: astra recover {pk}")
+            remaining.append(f"plan {pk} has spool files: astra recover {pk}")
         else:
             old.append(plan)
-    return old, kept
+    return old, remaining
 
 
 def _moment(value: object) -> datetime:

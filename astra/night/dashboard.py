@@ -1,8 +1,8 @@
 """A folder of static pages: one for each recent or active plan and night, and an index.
 
-What is on the disk is all that is remembered: a page bears a mark of what it is of, so that the
-page of a plan that has ended is made once, and any look may be the first. Pages appear whole, and
-are written only where more than the time of their making has changed.
+Nothing is remembered but the folder: each page contains a mark of the state that it shows, so that
+the page of an ended plan is written once, whichever process updates the folder. Pages are replaced
+as a whole, and only if more than the time at which they were made has changed.
 """
 
 import logging
@@ -38,16 +38,16 @@ _OURS = re.compile(r"(?:plan|night)-\d+\.html|\.[0-9a-f]{16}")
 _MARK = re.compile(r'<meta name="astra-of" content="([^"]*)">')
 _TITLE = re.compile(r"<title>([^:<]*):")
 _MADE = re.compile(r'<p class="soft made">.*?</p>')
-_SAID = re.compile(r'<p class="note said">.*?</p>\n')
+_NOTE = re.compile(r'<p class="note shown">.*?</p>\n')
 
 INDEX = "index.html"
 
-#: The file that says when the pages were last looked after, whether or not any has changed.
-LOOKED = "looked.txt"
+#: The file with the time of the last update, whether or not a page has changed.
+LAST_UPDATE = "looked.txt"
 
 
 @dataclass
-class Look:
+class Update:
     """What one update changed in the folder, and what it could not do."""
 
     written: list[str] = field(default_factory=list)
@@ -66,12 +66,12 @@ class _Line(Generic[Item]):
 
 @dataclass(frozen=True)
 class Dashboard:
-    """The pages of the bound archive in a folder; what has ended stays there for `keep_days`."""
+    """The pages of the current archive in a folder; those of ended plans stay for `keep_days`."""
 
     folder: Path
     keep_days: float = 30.0
 
-    def look(self) -> Look:
+    def update(self) -> Update:
         """Write the pages that have changed, and remove those that are too old.
 
         Raises
@@ -86,27 +86,27 @@ class Dashboard:
             archive = Archive.select().first()
         mark = archive.identifier if archive else ""
         self._prepare(mark)
-        look, since = Look(), datetime.now(UTC) - timedelta(days=self.keep_days)
-        of_nights = [self._night(night, look) for night in nights(None, N_NIGHTS)]
-        of_plans = [self._plan(plan, look) for plan in all_plans() if self._is_shown(plan, since)]
+        update, since = Update(), datetime.now(UTC) - timedelta(days=self.keep_days)
+        of_nights = [self._night(night, update) for night in nights(None, N_NIGHTS)]
+        of_plans = [self._plan(plan, update) for plan in all_plans() if self._is_shown(plan, since)]
         pages = {line.page for line in of_nights} | {line.page for line in of_plans}
-        self._remove_old(pages, since, look)
+        self._remove_old(pages, since, update)
         text = render(
-            "index.html.j2", mark=mark, notes=look.problems, nights=_nights_table(of_nights),
+            "index.html.j2", mark=mark, notes=update.problems, nights=_nights_table(of_nights),
             living=_plans_table(line for line in of_plans if line.item.is_live),
             ended=_plans_table(line for line in of_plans if not line.item.is_live),
-            made=datetime.now(UTC), looked=LOOKED,
+            made=datetime.now(UTC), last_update=LAST_UPDATE,
         )  # fmt: skip
-        self._write(INDEX, text, look)
-        write_whole(self.folder / LOOKED, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n", 0o644)
-        return look
+        self._write(INDEX, text, update)
+        write_whole(self.folder / LAST_UPDATE, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n", 0o644)
+        return update
 
-    def say(self, note: str) -> None:
+    def show_note(self, note: str) -> None:
         """Put a note at the top of the current index; the next update removes it."""
         with suppress(FileNotFoundError):
             text = (self.folder / INDEX).read_text()
-            paragraph = f'<p class="note said">{escape(clipped(note))}</p>'
-            changed = _SAID.sub("", text).replace("</h1>\n", f"</h1>\n{paragraph}\n", 1)
+            paragraph = f'<p class="note shown">{escape(clipped(note))}</p>'
+            changed = _NOTE.sub("", text).replace("</h1>\n", f"</h1>\n{paragraph}\n", 1)
             if changed != text:
                 write_whole(self.folder / INDEX, changed, 0o644)
 
@@ -130,53 +130,53 @@ class Dashboard:
         mark = _mark(path)
         return mark is not None and (mark != _plan_mark(plan) or _modified(path) >= since)
 
-    def _plan(self, plan: PlanLine, look: Look) -> _Line[PlanLine]:
+    def _plan(self, plan: PlanLine, update: Update) -> _Line[PlanLine]:
         page, mark = _page(plan), _plan_mark(plan)
-        kind = self._keep(page, mark, plan.is_live, look, lambda: report_of([plan.plan]))
+        kind = self._keep(page, mark, plan.is_live, update, lambda: report_of([plan.plan]))
         return _Line(page, plan, kind)
 
-    def _night(self, night: NightStatus, look: Look) -> _Line[NightStatus]:
+    def _night(self, night: NightStatus, update: Update) -> _Line[NightStatus]:
         def report() -> Report:
             return report_of_night(night.name, str(night.night))[1]
 
         page = f"night-{night.night}.html"
         mark = f"night {night.night}: {night.state}, {night.pending} of {night.rows}"
-        return _Line(page, night, self._keep(page, mark, night.ended is None, look, report))
+        return _Line(page, night, self._keep(page, mark, night.ended is None, update, report))
 
     def _keep(
-        self, page: str, mark: str, lives: bool, look: Look, make: Callable[[], Report]
+        self, page: str, mark: str, lives: bool, update: Update, make: Callable[[], Report]
     ) -> str:
         """Write a page if it is not up to date; return the state that the page shows."""
         if lives or _mark(self.folder / page) != mark:
             try:
-                self._write(page, html(make(), mark), look)
+                self._write(page, html(make(), mark), update)
             except AstraError as error:
                 if is_away(error):
                     raise
-                look.problems.append(f"{page} cannot be made: {error}")
+                update.problems.append(f"{page} cannot be made: {error}")
         match = _TITLE.search(_head(self.folder / page))
         return match[1] if match else "unknown"
 
-    def _write(self, page: str, text: str, look: Look) -> None:
+    def _write(self, page: str, text: str, update: Update) -> None:
         path = self.folder / page
         with suppress(OSError, ValueError):
             if _MADE.sub("", path.read_text()) == _MADE.sub("", text):
                 return
         write_whole(path, text, 0o644)
-        look.written.append(page)
+        update.written.append(page)
 
-    def _remove_old(self, kept: set[str], since: datetime, look: Look) -> None:
-        """Remove old pages of what has ended, and what a process left that was killed."""
+    def _remove_old(self, current: set[str], since: datetime, update: Update) -> None:
+        """Remove old pages of ended plans and nights, and unfinished files of killed processes."""
         for path in self.folder.iterdir():
-            if path.name in kept or not _OURS.fullmatch(path.name):
+            if path.name in current or not _OURS.fullmatch(path.name):
                 continue
             with suppress(FileNotFoundError):
                 if _modified(path) < since:
                     path.unlink()
-                    look.removed.append(path.name)
+                    update.removed.append(path.name)
 
 
-def keep(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[Look]:
+def keep_up_to_date(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[Update]:
     """Update a folder and yield what changed, until `wait` returns False.
 
     Raises
@@ -186,14 +186,14 @@ def keep(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[Look]:
     """
     while True:
         try:
-            yield dashboard.look()
+            yield dashboard.update()
         except Exception as error:
             if not is_away(error):
                 raise
             drop_connection()
             why = first_line(str(error))
             log.warning("the database is away, the pages stay as they are: %s", why)
-            dashboard.say(f"The database does not answer, and these pages may be old: {why}")
+            dashboard.show_note(f"The database does not answer, and these pages may be old: {why}")
         if not wait():
             return
 

@@ -79,10 +79,10 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
         raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
     path = folder / f"{job_name(night)}.sh"
     write_whole(path, text, 0o700)
-    kept = f"the night is kept for it: astra nights {night.name} --heal"
+    consequence = f"the night is kept for it: astra nights {night.name} --heal"
     try:
         options = _behind(behind, night.finalizer_home, wait_s)
-        job = send(path, job_name(night), cluster, kept, min, options)
+        job = send(path, job_name(night), cluster, consequence, min, options)
     except SlurmError:
         _give_back(night, had)
         raise
@@ -160,14 +160,14 @@ def _profile(settings: NightSettings) -> Profile:
     """Return the finalizer's profile: its own, or that of the tasks."""
     own = settings.finalizer_profile
     chosen = choose_profile(own or settings.profile, None)
-    kept = {k: v for k, v in chosen.options.items() if own or k in _WHERE}
+    options = {k: v for k, v in chosen.options.items() if own or k in _WHERE}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
-        most_s = limits.room(str(kept.get("partition") or "") or None).max_time_s
+        most_s = limits.room(str(options.get("partition") or "") or None).max_time_s
     except AstraError:
         most_s = None  # sbatch will refuse a time limit that is too long
     if limit_s and most_s:
         limit_s = min(limit_s, most_s)
-    kept = _SIZE | kept | {"time": written_time(limit_s or 3600)}
-    kept.pop("signal", None)
-    return replace(chosen, options=kept)
+    options = _SIZE | options | {"time": written_time(limit_s or 3600)}
+    options.pop("signal", None)
+    return replace(chosen, options=options)

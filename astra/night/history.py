@@ -164,16 +164,16 @@ def _unknown(name: str) -> UsageError:
     )
 
 
-def _states(found: list[Night]) -> dict[int, str]:
+def _states(listed: list[Night]) -> dict[int, str]:
     """Return the states of nights; Slurm is asked once about all open ones."""
-    states = {n.pk: n.verdict for n in found if n.ended is not None}
-    looked_after = [n for n in found if n.ended is None]
-    jobs = [job_of(n) for n in looked_after if n.finalizer_job]
+    states = {n.pk: n.verdict for n in listed if n.ended is not None}
+    open_nights = [n for n in listed if n.ended is None]
+    jobs = [job_of(n) for n in open_nights if n.finalizer_job]
     try:
         answer = client.elements(jobs, recent_s=settings.current().slurm.recent_s) if jobs else None
     except SlurmError:
-        return {**dict.fromkeys([n.pk for n in looked_after], "running"), **states}
-    for night in looked_after:
+        return {**dict.fromkeys([n.pk for n in open_nights], "running"), **states}
+    for night in open_nights:
         execution = answer and night.finalizer_job and answer.of(job_of(night).key, None)
         dead = execution and execution.state is not None and not execution.state.alive
         lost = night.finalizer is None or dead
@@ -194,10 +194,10 @@ def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> Nigh
 
 def _plan(entry: NightPlan) -> PlanOfNight:
     with connection():
-        kept = Plan.select().where(Plan.pk == (entry.plan_pk or 0)).exists()
+        exists = Plan.select().where(Plan.pk == (entry.plan_pk or 0)).exists()
     return PlanOfNight(
         entry.task, entry.input_model, entry.plan_pk, entry.leftover, whole=entry.has_ended,
-        made=entry.began, kept=kept, message=entry.message, **_numbers(entry),
+        made=entry.began, kept=exists, message=entry.message, **_numbers(entry),
     )  # fmt: skip
 
 

@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds that `astra nightly`, called by cron, waits for an unavailable Slurm or database, and a
+#: How long `astra nightly`, called by cron, waits for an unavailable Slurm or database, and a
 #: finalizer for another process that works on the night.
-PATIENCE_S = 600.0
+LONGEST_WAIT_S = 600.0
 
 #: The purpose for which a finalizer holds the lock of its night: a step, which soon ends by itself.
 STEP = "step"
@@ -41,33 +41,33 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
         If another process holds it; the message says which, and since when.
     """
     check_archive()
-    what = f"works on the night {name!r}"
-    with hold(f"night {name}", what, f"astra nights {name}", STEP if step else ""):
+    activity = f"works on the night {name!r}"
+    with hold(f"night {name}", activity, f"astra nights {name}", STEP if step else ""):
         yield
 
 
-def in_turn(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
-    """Return `work()`, called :func:`patiently`, after other processes have released the night.
+def call_when_released(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
+    """Return `work()`, repeated as :func:`retry_temporary` does, once the night's lock is free.
 
-    With `wait_for_all`, wait whatever they hold it for; else only for a finalizer's step.
+    With `wait_for_all`, wait for every holder of the lock; else only for a finalizer's step.
     """
-    end = time.monotonic() + min(bound_s, PATIENCE_S)
+    end = time.monotonic() + min(bound_s, LONGEST_WAIT_S)
     while True:
         try:
-            return patiently(work, bound_s)
+            return retry_temporary(work, bound_s)
         except Held as held:
             if time.monotonic() > end or not (wait_for_all or held.purpose == STEP):
                 raise
             time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-def passes(error: BaseException) -> bool:
+def is_temporary(error: BaseException) -> bool:
     """Return whether an error is temporary: Slurm or the database is unavailable, or full."""
     limit = isinstance(error, SlurmRefused) and error.limit
     return isinstance(error, SlurmUnknown) or limit or is_away(error)
 
 
-def patiently(work: Callable[[], T], bound_s: float) -> T:
+def retry_temporary(work: Callable[[], T], bound_s: float) -> T:
     """Return `work()`, which is repeated with growing pauses while its errors are temporary."""
     end, pause_s = time.monotonic() + bound_s, 1.0
     while True:
@@ -75,7 +75,7 @@ def patiently(work: Callable[[], T], bound_s: float) -> T:
             return work()
         except (AstraError, peewee.PeeweeException) as error:
             left_s = end - time.monotonic()
-            if not passes(error) or left_s <= 0:
+            if not is_temporary(error) or left_s <= 0:
                 raise
             if is_away(error):
                 drop_connection()

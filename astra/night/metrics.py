@@ -63,9 +63,9 @@ def metrics() -> str:
     )  # fmt: skip
 
 
-def _last_of_each(found: Iterable[NightStatus]) -> list[NightStatus]:
+def _last_of_each(latest_first: Iterable[NightStatus]) -> list[NightStatus]:
     last: dict[str, NightStatus] = {}
-    for night in found:  # the latest first
+    for night in latest_first:
         last.setdefault(night.name, night)
     return [last[name] for name in sorted(last)]
 

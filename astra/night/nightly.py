@@ -43,18 +43,18 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.models.schema import check_version
 from astra.night import finalizer as finalizer_module
-from astra.night.lock import PATIENCE_S, in_turn, night_lock
+from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
 from astra.night.plans import (
     AGAIN_S,
-    Look,
+    Step,
+    assess_plans,
     begin_tasks,
     hours_of,
-    how,
-    living,
+    live_state,
+    profile_of,
     queue_finalizer,
     submit_due,
     take_leftovers,
-    tend,
 )
 from astra.night.totals import entries_of, n_left, plan_pks, retries_of, store_totals, totals_of
 from astra.processes import user_name
@@ -89,7 +89,7 @@ class Nightly:
     problems: tuple[str, ...] = ()  #: what this call could not do
 
 
-def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
+def nightly(name: str, patience_s: float = LONGEST_WAIT_S) -> Nightly:
     """Begin a night, or join the one that runs, without supervision.
 
     Parameters
@@ -119,7 +119,7 @@ def nightly(name: str, patience_s: float = PATIENCE_S) -> Nightly:
     'begun'
     """
     settings = settings_of(name)
-    return in_turn(lambda: _nightly(settings), patience_s, wait_for_all=False)
+    return call_when_released(lambda: _nightly(settings), patience_s, wait_for_all=False)
 
 
 def _nightly(settings: NightSettings) -> Nightly:
@@ -130,8 +130,8 @@ def _nightly(settings: NightSettings) -> Nightly:
         night = open_night(settings.name)
         if night is None:
             return _begin(settings)
-        step = _leave if settings.running == "leave" else _join
-        return step(night, settings)
+        action = _leave if settings.running == "leave" else _join
+        return action(night, settings)
 
 
 def _begin(settings: NightSettings) -> Nightly:
@@ -144,36 +144,36 @@ def _begin(settings: NightSettings) -> Nightly:
             created_by=user_name(),
         )
         night = Night.get_by_id(made.pk)
-    look = Look()
-    _take_new(night, settings, look)
-    if not look.new:
+    step = Step()
+    _take_new(night, settings, step)
+    if not step.new:
         with connection():
             night.delete_instance(recursive=True)
-        return Nightly(settings.name, "nothing new", problems=tuple(look.problems))
-    queue_finalizer(night, settings, look)
-    return _said(night, "begun", look)
+        return Nightly(settings.name, "nothing new", problems=tuple(step.problems))
+    queue_finalizer(night, settings, step)
+    return _outcome(night, "begun", step)
 
 
 def _join(night: Night, settings: NightSettings) -> Nightly:
-    look = living(night)
-    _take_new(night, settings, look)
+    step = live_state(night)
+    _take_new(night, settings, step)
     if not finalizer_module.lives(night):
-        queue_finalizer(night, settings, look)
-    return _said(night, "joined", look)
+        queue_finalizer(night, settings, step)
+    return _outcome(night, "joined", step)
 
 
 def _leave(night: Night, settings: NightSettings) -> Nightly:
     heal(night, settings)
-    return _said(night, "running", Look(), "it was left as it is: running = 'leave'")
+    return _outcome(night, "running", Step(), "it was left as it is: running = 'leave'")
 
 
-def _take_new(night: Night, settings: NightSettings, look: Look) -> None:
+def _take_new(night: Night, settings: NightSettings, step: Step) -> None:
     """Plan and submit what is new, and what earlier nights left."""
     _set_hours(night, settings)
     if settings.leftovers == "take":
-        take_leftovers(night, settings, look)
-    begin_tasks(night, settings, look, again=True)
-    submit_due(night, settings, look)
+        take_leftovers(night, settings, step)
+    begin_tasks(night, settings, step, again=True)
+    submit_due(night, settings, step)
 
 
 def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
@@ -185,8 +185,10 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
         person calls, and the next finalizer replaces the one that was queued.
     """
     settings = _settings_of_begun(name)
-    bound_s = float(time_limit_s(settings.finalizer_time) or PATIENCE_S)
-    return in_turn(lambda: _proceed(settings, pk, token), bound_s, wait_for_all=token is not None)
+    bound_s = float(time_limit_s(settings.finalizer_time) or LONGEST_WAIT_S)
+    return call_when_released(
+        lambda: _proceed(settings, pk, token), bound_s, wait_for_all=token is not None
+    )
 
 
 def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
@@ -197,34 +199,34 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
         if night is None:
             raise UsageError(f"there is no night {pk} of {settings.name}: astra nights")
         if night.ended is not None:
-            return _said(night, night.verdict, Look(), night.message)
+            return _outcome(night, night.verdict, Step(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has another finalizer: this one does nothing")
         return _advance(night, settings)
 
 
 def _advance(night: Night, settings: NightSettings) -> Nightly:
-    before, look = retries_of(plan_pks(night)), Look()
+    before, step = retries_of(plan_pks(night)), Step()
     rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
-    tend(entries_of(night), settings, look, begins, rounds_left)
+    assess_plans(entries_of(night), settings, step, begins, rounds_left)
     if begins:
-        begin_tasks(night, settings, look)
-    submit_due(night, settings, look)
+        begin_tasks(night, settings, step)
+    submit_due(night, settings, step)
     if retries_of(plan_pks(night)) > before:
         with connection():
             Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
     entries = store_totals(night)
-    if not look.open:
-        return _close(night, settings, look, entries, rounds_left)
-    queue_finalizer(night, settings, look, 0 if look.new or look.jobs else AGAIN_S)
-    return _said(night, "running", look)
+    if not step.open:
+        return _close(night, settings, step, entries, rounds_left)
+    queue_finalizer(night, settings, step, 0 if step.new or step.jobs else AGAIN_S)
+    return _outcome(night, "running", step)
 
 
 def heal(night: Night, settings: NightSettings) -> bool:
     """Give an open night a finalizer if it has none that is alive; return whether it got one."""
     if finalizer_module.lives(night):
         return False
-    queue_finalizer(night, settings, living(night))
+    queue_finalizer(night, settings, live_state(night))
     return True
 
 
@@ -260,10 +262,10 @@ def heal_all(name: str | None = None) -> list[Nightly]:
             with suppress(BusyError), night_lock(night.name):
                 fresh = open_night(night.name)
                 if fresh is not None and heal(fresh, _settings_of_begun(night.name)):
-                    healed.append(_said(fresh, "running", Look(), "it has a new finalizer"))
+                    healed.append(_outcome(fresh, "running", Step(), "it has a new finalizer"))
         except Exception as error:  # a night that cannot be healed must not stop the others
             log.error("the night %s (%d) has no finalizer: %r", night.name, night.pk, error)
-            healed.append(_said(night, "without a finalizer", Look(), str(error)))
+            healed.append(_outcome(night, "without a finalizer", Step(), str(error)))
     return healed
 
 
@@ -289,17 +291,17 @@ def check_settings(settings: NightSettings) -> None:
             function = find_task(task.task)
             choose_model(function, task.input_model)
             parse_arguments(function, task.set)
-            choose_profile(*how(task, settings))
+            choose_profile(*profile_of(task, settings))
         except UsageError as error:
             error.args = (f"[nights.{settings.name}] {task.task}: {error}",)
             raise
 
 
-def _said(night: Night, state: str, look: Look, message: str | None = None) -> Nightly:
+def _outcome(night: Night, state: str, step: Step, message: str | None = None) -> Nightly:
     return Nightly(
-        night.name, state, night.pk, tuple(plan for plan, _ in look.new),
-        sum(rows for _, rows in look.new), night.finalizer_job,
-        message, tuple(look.problems),
+        night.name, state, night.pk, tuple(plan for plan, _ in step.new),
+        sum(rows for _, rows in step.new), night.finalizer_job,
+        message, tuple(step.problems),
     )  # fmt: skip
 
 
@@ -328,12 +330,16 @@ def _set_hours(night: Night, settings: NightSettings) -> None:
 
 
 def _close(
-    night: Night, settings: NightSettings, look: Look, entries: list[NightPlan], rounds_left: bool
+    night: Night,
+    settings: NightSettings,
+    step: Step,
+    entries: list[NightPlan],
+    rounds_left: bool,
 ) -> Nightly:
     why = "" if rounds_left else f" after {settings.rounds} rounds"
     if not hours_of(night).open():
         why = f" as nothing begins after {settings.start_until or settings.drain_by}"
-    missing = [*look.problems, *_missing(entries, settings, why)]
+    missing = [*step.problems, *_missing(entries, settings, why)]
     failed = [] if missing else _failed(entries, settings)
     whole = not missing and not failed
     message = "; ".join(missing or failed) or None
@@ -345,7 +351,7 @@ def _close(
     _report(night)
     _notify(night, settings)
     state = "whole" if whole else "failed rows" if failed else "not whole"
-    return _said(night, state, look, message)
+    return _outcome(night, state, step, message)
 
 
 def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:

@@ -17,7 +17,7 @@ from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan, Submission
 from astra.night import finalizer
-from astra.night.lock import passes
+from astra.night.lock import is_temporary
 from astra.night.totals import pending, plan_pks, refreshed, retries_of
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
@@ -55,14 +55,14 @@ class Due:
 
 
 @dataclass
-class Look:
-    """What one step of a night found, and did."""
+class Step:
+    """The state of a night's plans as one step of the night finds it, and what the step did."""
 
     jobs: set[JobId] = field(default_factory=set)  # arrays that are alive
     used: int = 0  # elements that they may run at once
     lives: bool = False  # whether anything is alive, even if it is no array
     due: list[Due] = field(default_factory=list)
-    new: list[tuple[int, int]] = field(default_factory=list)  # plans and rows that were begun
+    new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -74,7 +74,7 @@ def hours_of(night: Night) -> Hours:
     return Hours(night.start_until, night.drain_by)
 
 
-def begin_tasks(night: Night, settings: NightSettings, look: Look, again: bool = False) -> None:
+def begin_tasks(night: Night, settings: NightSettings, step: Step, again: bool = False) -> None:
     """Plan the tasks whose turn it is, until there is none.
 
     A task's turn is once in a night, when all before it are whole, and once more after something
@@ -91,7 +91,7 @@ def begin_tasks(night: Night, settings: NightSettings, look: Look, again: bool =
         if not due:
             return
         asked.add(due[0].key)
-        _plan(night, due[0], settings, look)
+        _plan(night, due[0], settings, step)
 
 
 def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
@@ -103,7 +103,7 @@ def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
     return ready and (not mine or max((e.pk for e in before), default=0) > max(mine))
 
 
-def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) -> None:
+def _plan(night: Night, task: NightTask, settings: NightSettings, step: Step) -> None:
     """Freeze the pending rows of a task into a plan of the night.
 
     Rows that have ended are processed again once in a night, by the first plans of the task.
@@ -125,15 +125,15 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, look: Look) ->
             if not planned and not _has_entry(night, task):
                 NightPlan.create(has_ended=True, message="nothing was pending", **this)
     except AstraError as error:  # one task must not keep others from being planned
-        if passes(error):
+        if is_temporary(error):
             raise
-        look.problems.append(f"{task.task} cannot be planned: {error}")
+        step.problems.append(f"{task.task} cannot be planned: {error}")
         with connection():
             NightPlan.create(message=str(error), **this)
         return
     for p in planned:
-        look.new.append((int(p.plan or 0), p.rows))
-        look.due.append(Due(int(p.plan or 0), task, p.pages))
+        step.new.append((int(p.plan or 0), p.rows))
+        step.due.append(Due(int(p.plan or 0), task, p.pages))
 
 
 def _has_entry(night: Night, task: NightTask) -> bool:
@@ -143,13 +143,13 @@ def _has_entry(night: Night, task: NightTask) -> bool:
     return bool(NightPlan.select().where(same & ~NightPlan.leftover).exists())
 
 
-def how(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, object]]:
+def profile_of(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, object]]:
     """Return the profile of a task's elements, and the options that override it."""
     throttle = task.throttle or settings.throttle
     return task.profile or settings.profile, {"throttle": throttle} if throttle else {}
 
 
-def at_once(settings: NightSettings) -> int:
+def most_elements(settings: NightSettings) -> int:
     """Return how many elements of a night may run at once."""
     connections = settings.connections
     if connections is None:
@@ -158,60 +158,60 @@ def at_once(settings: NightSettings) -> int:
     return min(most, settings.throttle or most)
 
 
-def submit_due(night: Night, settings: NightSettings, look: Look) -> None:
-    """Submit what a look found due, each plan with its share of what the night may run at once.
+def submit_due(night: Night, settings: NightSettings, step: Step) -> None:
+    """Submit the plans that are due, each with its share of what the night may run at once.
 
-    Plans for which no share is left wait for a later look.
+    Plans for which no share is left wait for a later step.
     """
-    if not look.due:
+    if not step.due:
         return
     with connection():
-        free = max(at_once(settings) - look.used, 0)
-    throttles = shares(free, [due.pages for due in look.due])
+        free = max(most_elements(settings) - step.used, 0)
+    throttles = shares(free, [due.pages for due in step.due])
     with limits.one_site():
-        for place, due in enumerate(look.due):
+        for place, due in enumerate(step.due):
             if place < len(throttles):
                 share = min(throttles[place], due.pages)
-                if began := _submit(due, share, night, settings, look):
-                    look.used += share
+                if began := _submit(due, share, night, settings, step):
+                    step.used += share
             else:
-                began = look.lives = True
+                began = step.lives = True
             if due.taken is not None and began:
                 with connection():
                     due.taken.save(force_insert=True)
-                look.new.append((due.plan, pending(due.plan)))
-    look.due.clear()
+                step.new.append((due.plan, pending(due.plan)))
+    step.due.clear()
 
 
-def _submit(due: Due, share: int, night: Night, settings: NightSettings, look: Look) -> bool:
+def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: Step) -> bool:
     """Submit the pages of one plan; return whether anything of it is, or will be, alive.
 
     At a limit of Slurm the rest is left to a later step.
     """
-    profile, _ = how(due.task, settings)
+    profile, _ = profile_of(due.task, settings)
     own = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
     parts = shares(min(share, own or share), [n for n in (due.fresh, due.ended) if n])
     hours, began = hours_of(night), False
     try:
         if due.fresh:
             options = {"throttle": parts.pop(0)}
-            began |= _note(submit(due.plan, profile, options, hours=hours), look)
+            began |= _note(submit(due.plan, profile, options, hours=hours), step)
         if due.ended and parts:
             options = {"throttle": parts.pop(0)}
             again = resume(due.plan, options=options, hours=hours, asked=due.asked)
-            began |= _note(again, look)
+            began |= _note(again, step)
         elif due.ended:
-            began = look.lives = True
+            began = step.lives = True
     except BusyError:
-        began = look.lives = True  # another process submits or cancels it
+        began = step.lives = True  # another process submits or cancels it
     except AstraError as error:
-        if passes(error):
+        if is_temporary(error):
             raise
-        look.problems.append(f"plan {due.plan} of {due.task.task}: {error}")
+        step.problems.append(f"plan {due.plan} of {due.task.task}: {error}")
     return began
 
 
-def _note(done: Submitted, look: Look) -> bool:
+def _note(done: Submitted, step: Step) -> bool:
     """Note the arrays of a submission; return whether anything of it is left or was submitted."""
     pks = [job.job_id for job in done.jobs if job.job_id is not None]
     if pks:
@@ -219,13 +219,13 @@ def _note(done: Submitted, look: Look) -> bool:
             submissions = Submission.select().where(
                 Submission.job_id.in_(pks), Submission.plan == done.plan
             )
-            look.jobs |= {s.job for s in submissions}
+            step.jobs |= {s.job for s in submissions}
     later = bool(done.unsubmitted or done.message)
-    look.lives |= later or bool(done.pages)
+    step.lives |= later or bool(done.pages)
     return later or bool(done.pages)
 
 
-def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
+def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:
     """Continue what earlier nights of the name left unfinished, as far as the policy allows."""
     here = set(plan_pks(night))
     earlier = (
@@ -249,22 +249,22 @@ def take_leftovers(night: Night, settings: NightSettings, look: Look) -> None:
         for plan, entry in sorted(left.items())
         if plan in live
     ]  # fmt: skip
-    for entry in tend(taken, settings, look):  # of these, elements live
+    for entry in assess_plans(taken, settings, step):  # of these, elements live
         with connection():
             entry.save(force_insert=True)
         plan = entry.plan_pk or 0  # they all have one
-        look.new.append((plan, pending(plan)))
-    submit_due(night, settings, look)  # before what is new: they have waited longer
+        step.new.append((plan, pending(plan)))
+    submit_due(night, settings, step)  # before what is new: they have waited longer
 
 
-def tend(
+def assess_plans(
     entries: Iterable[NightPlan],
     settings: NightSettings,
-    look: Look,
+    step: Step,
     begins: bool = True,
     retries: bool = True,
 ) -> list[NightPlan]:
-    """Note what is alive and what is due of some plans; return the plans with anything alive.
+    """Note in a step what is alive and what is due of some plans; return those that are alive.
 
     Slurm is asked once, and only about plans with rows that have not ended.
 
@@ -291,20 +291,18 @@ def tend(
         entry = of_plan[plan.pk]
         if states[PageState.UNKNOWN]:
             unknown = f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}"
-            if (
-                entry.pk is None and asked[0].queue
-            ):  # of an earlier night: only this plan is left out
-                look.problems.append(unknown)
+            if entry.pk is None and asked[0].queue:  # of an earlier night: leave out only this plan
+                step.problems.append(unknown)
                 continue
             raise SlurmUnknown(unknown)
-        if _note_alive(plan, pages, look):
+        if _note_alive(plan, pages, step):
             alive.append(entry)
         fresh = states[PageState.UNSUBMITTED]
         ended = sum(n for state, n in states.items() if state not in _NOT_ENDED)
         if begins and (fresh or (ended and retries)):
             taken = entry if entry.pk is None and entry not in alive else None
             task = _task_of(entry, settings)
-            look.due.append(Due(plan.pk, task, fresh, ended if retries else 0, taken, asked))
+            step.due.append(Due(plan.pk, task, fresh, ended if retries else 0, taken, asked))
     return alive
 
 
@@ -317,7 +315,7 @@ def _not_cancelled(pks: Iterable[int]) -> list[Plan]:
         return list(query.order_by(Plan.pk))
 
 
-def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
+def _note_alive(plan: Plan, pages: Pages, step: Step) -> bool:
     """Note the arrays of a plan that live, and how many elements they may run at once."""
     elements: dict[str, set[int | None]] = {}
     for page in in_states(pages, ALIVE):
@@ -329,10 +327,10 @@ def _note_alive(plan: Plan, pages: Pages, look: Look) -> bool:
         )
         for s in submissions:
             if n := len(elements.get(str(s.job_id), ())):
-                look.jobs.add(s.job)
-                look.used += min(s.stored_profile.get("throttle") or n, n)
+                step.jobs.add(s.job)
+                step.used += min(s.stored_profile.get("throttle") or n, n)
     lives = not ALIVE.isdisjoint(pages.tally)
-    look.lives |= lives
+    step.lives |= lives
     return lives
 
 
@@ -341,20 +339,20 @@ def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
     return next((t for t in settings.tasks if t.key == entry.key), NightTask(entry.task))
 
 
-def living(night: Night) -> Look:
-    """Return what of a night is alive, without changing anything."""
-    look = Look()
+def live_state(night: Night) -> Step:
+    """Return which arrays and elements of a night are alive, without changing anything."""
+    step = Step()
     plans = _not_cancelled(pk for pk in plan_pks(night) if pending(pk))
     asked = ask(plans)
     for plan in plans:
         pages, _ = survey(plan, asked)
-        _note_alive(plan, pages, look)
-    return look
+        _note_alive(plan, pages, step)
+    return step
 
 
-def queue_finalizer(night: Night, settings: NightSettings, look: Look, wait_s: int = 0) -> None:
+def queue_finalizer(night: Night, settings: NightSettings, step: Step, wait_s: int = 0) -> None:
     try:
-        finalizer.queue(night, settings, look.jobs, wait_s)
+        finalizer.queue(night, settings, step.jobs, wait_s)
     except SlurmRefused as refused:
         if "depend" not in str(refused).lower():
             raise

@@ -1,7 +1,7 @@
 """Check whether a night could begin: what ``astra doctor`` checks, and what the night needs.
 
-``astra doctor`` checks every night; ``astra nightly NAME --check``, and ``astra cron NAME
---check`` in cron's environment, at one.
+``astra doctor`` checks every night; ``astra nightly NAME --check`` checks one, and ``astra cron
+NAME --check`` checks it in cron's environment.
 """
 
 import netrc
@@ -27,7 +27,7 @@ from astra.errors import AstraError, UsageError
 from astra.night.cron import has_entry
 from astra.night.nightly import check_settings
 from astra.night.notify import WHOLE_S, find_sendmail, mail_server, within
-from astra.night.plans import how
+from astra.night.plans import profile_of
 from astra.tasks.signature import choose_model, find_task, output_model
 
 #: Longest wait for a mail server or a webhook.
@@ -42,9 +42,9 @@ def examine(
     Parameters
     ----------
     night : str, optional
-        Of ``[nights.NAME]``; only its profiles and itself are looked at.
+        Of ``[nights.NAME]``; only this night and its profiles are checked.
     job : bool
-        Look once more from a node, by a job of a minute.
+        Check once more from a node, by a job of a minute.
     wait_s : float
         The longest time to wait for this job [s].
     profile : str, optional
@@ -94,7 +94,7 @@ def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
     """Return the usable profiles; the others are reported elsewhere."""
     profiles: dict[str, Profile] = {}
     wanted = [(name, None) for name in (None, *config.current().profiles)] if of_all else []
-    tasks = [how(task, night) for night in nights for task in night.tasks]
+    tasks = [profile_of(task, night) for night in nights for task in night.tasks]
     others = [(night.finalizer_profile or night.profile, None) for night in nights]
     for name, options in (*wanted, *tasks, *others):
         try:
@@ -206,6 +206,6 @@ def _begun(part: str, name: str) -> Iterator[Finding]:
         yield warning(part, f"whether cron begins it is not known: {error}", remedy)
 
 
-def is_ready(found: list[Finding]) -> bool:
+def is_ready(checked: list[Finding]) -> bool:
     """Return whether no finding failed; warnings are allowed."""
-    return all(finding.state != FAILED for finding in found)
+    return all(finding.state != FAILED for finding in checked)

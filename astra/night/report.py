@@ -23,8 +23,8 @@ def report_of_night(name: str, date: str | None = None) -> tuple[int, Report]:
     plans = [p.plan for p in night.plans if p.plan is not None and p.kept]
     title = f"night {name} of {night.date}"
 
-    def headline(found: Sequence[PlanStatus]) -> Headline:
-        return night_headline(night, found)
+    def headline(statuses: Sequence[PlanStatus]) -> Headline:
+        return night_headline(night, statuses)
 
     return night.night, report_of(plans, title, _earlier_nights(night), headline)
 
@@ -47,7 +47,7 @@ def _text(night: NightStatus, kind: Kind) -> str:
     if not night.rows:
         text = "Nothing was pending" if night.ended else "Nothing is planned yet"
     if night.state == "without a finalizer":
-        text += "; no job looks after the night"
+        text += "; it has no finalizer"
     return f"{text}. {night.message}" if night.message else f"{text}."
 
 

@@ -27,22 +27,22 @@ class Watched:
 
     status: PlanStatus  #: the plan's status
     at: float  #: when, by this machine's clock [s since the epoch]
-    rows_per_s: float | None  #: rate of the last two minutes; None before the second look [1/s]
+    rows_per_s: float | None  #: rate of the last two minutes; None in the first status [1/s]
     left_s: float | None  #: time that the pending rows take at this rate [s]
 
 
 def watch(plan: int, every_s: float) -> Iterator[Watched]:
     """Yield the status of a plan every `every_s` seconds, until nothing of it runs.
 
-    Each look is one squeue and one sacct, whatever the number of arrays; fewer where this user has
-    just asked.
+    Each status takes one squeue and one sacct, whatever the number of arrays, and none where this
+    user has just called them.
 
     Parameters
     ----------
     plan : int
         Number of the plan.
     every_s : float
-        Time between two looks [s].
+        Time between two statuses [s].
 
     Yields
     ------

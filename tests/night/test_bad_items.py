@@ -10,7 +10,7 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.night import nightly as nightly_module
 from astra.night.nightly import heal_all
-from astra.night.plans import Look, begin_tasks, tend
+from astra.night.plans import Step, assess_plans, begin_tasks
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.slurm.parse import Answer
@@ -35,11 +35,11 @@ def test_a_task_whose_table_lost_its_index_keeps_no_other_from_being_planned(url
             if index.unique and index.columns != ["task_pk"]:
                 database.execute_sql(f'DROP INDEX "{index.name}"')
         night = a_night()
-    look = Look()
-    begin_tasks(night, settings("measure", "costly"), look)
-    assert [rows for _, rows in look.new] == [4]
+    step = Step()
+    begin_tasks(night, settings("measure", "costly"), step)
+    assert [rows for _, rows in step.new] == [4]
     assert Plan.get().task == "tests.sample_tasks.costly"
-    (problem,) = look.problems
+    (problem,) = step.problems
     assert "no unique index" in problem and "measure cannot be planned" in problem
 
 
@@ -47,10 +47,10 @@ def test_a_plan_that_somebody_resumes_keeps_no_night_waiting(url, monkeypatch):
     fill(4)
     (made,) = create_plan(measure, BossVisitSpectrum)
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
-    look = Look()
+    step = Step()
     with plan_lock(get_plan(made.plan)):
-        tend([entry], settings("measure"), look)
-    assert [due.plan for due in look.due] == [made.plan]
+        assess_plans([entry], settings("measure"), step)
+    assert [due.plan for due in step.due] == [made.plan]
 
 
 def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_beginning(
@@ -64,12 +64,12 @@ def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_begi
         "astra.night.plans.survey", lambda plan, asked: (_Unknown(), ["no cluster `old` here"])
     )
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
-    look = Look()
-    assert tend([entry], settings("measure"), look) == [] and not look.open
-    assert "no cluster `old` here" in look.problems[0]
+    step = Step()
+    assert assess_plans([entry], settings("measure"), step) == [] and not step.open
+    assert "no cluster `old` here" in step.problems[0]
     entry.pk = 1
     with pytest.raises(SlurmUnknown, match="no cluster"):
-        tend([entry], settings("measure"), look)
+        assess_plans([entry], settings("measure"), step)
 
 
 class _Unknown:

@@ -122,7 +122,7 @@ def main(folder: Path) -> None:
         Night.create(name="weekly", n_done=2352, n_failed=48, failed_rows=True, **ended)
         NightPlan.create(night=Night.create(name="survey", n_rows=500, **common).pk,
                          task="tests.sample_tasks.measure", plan_pk=4, n_rows=500)  # fmt: skip
-        Dashboard(Path("www")).look()
+        Dashboard(Path("www")).update()
         take(browser, "index", Path("www/index.html").absolute(), folder)
 
 

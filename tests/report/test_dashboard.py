@@ -15,7 +15,7 @@ from astra.errors import UsageError
 from astra.models.archive import Archive
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
-from astra.night.dashboard import Dashboard, keep
+from astra.night.dashboard import Dashboard, keep_up_to_date
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.report.browser import chromium, show
@@ -49,30 +49,30 @@ def stamps(folder):
 def test_pages_are_written_once_and_again_when_something_changed(sqlite_url, tmp_path):
     folder = tmp_path / "www" / "astra"
     dashboard = Dashboard(folder)
-    assert dashboard.look().written == ["index.html"]  # of an archive without plans
+    assert dashboard.update().written == ["index.html"]  # of an archive without plans
     first, second = planned(), planned(raise_every=7)
     run_here(first)
-    assert set(dashboard.look().written) == {
+    assert set(dashboard.update().written) == {
         "index.html",
         f"plan-{first}.html",
         f"plan-{second}.html",
     }
     before = stamps(folder)
-    assert Dashboard(folder).look().written == []  # another process finds all of it on the disk
+    assert Dashboard(folder).update().written == []  # another process finds all of it on the disk
     assert stamps(folder) == before
     assert {p.name for p in folder.iterdir()} == {*before, "looked.txt"}
     run_here(second)
-    assert set(dashboard.look().written) == {"index.html", f"plan-{second}.html"}
+    assert set(dashboard.update().written) == {"index.html", f"plan-{second}.html"}
     text = (folder / f"plan-{second}.html").read_text()
     assert "Whole, with failures" in text and f"astra failures {second}" in text
-    assert dashboard.look().written == []
+    assert dashboard.update().written == []
 
 
 def test_a_night_and_its_plan_in_a_browser(sqlite_url, tmp_path):
     plan = planned()
     night = a_night(plan)
     dashboard = Dashboard(tmp_path / "www")
-    dashboard.look()
+    dashboard.update()
     with chromium() as browser:
         page = show(browser, tmp_path / "www" / "index.html")
         assert page.locator("td b", has_text="not begun").count() == 1
@@ -84,14 +84,14 @@ def test_a_night_and_its_plan_in_a_browser(sqlite_url, tmp_path):
         Night.update(ended=datetime.now(UTC), whole=True, n_done=20).where(
             Night.pk == night.pk
         ).execute()
-        assert f"night-{night.pk}.html" in dashboard.look().written
+        assert f"night-{night.pk}.html" in dashboard.update().written
         page.reload()
         assert page.locator("td b", has_text="whole").count() == 2
         for width in (400, 1400):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.errors == []
-    assert dashboard.look().written == []
+    assert dashboard.update().written == []
 
 
 def test_pages_of_what_has_ended_are_kept_for_some_days(sqlite_url, tmp_path):
@@ -99,7 +99,7 @@ def test_pages_of_what_has_ended_are_kept_for_some_days(sqlite_url, tmp_path):
     run_here(old)
     run_here(young)
     dashboard = Dashboard(tmp_path / "www", keep_days=10)
-    dashboard.look()
+    dashboard.update()
     page = tmp_path / "www" / f"plan-{old}.html"
     left = tmp_path / "www" / f".{'0a' * 8}"  # of a process that was killed
     left.touch()
@@ -107,21 +107,21 @@ def test_pages_of_what_has_ended_are_kept_for_some_days(sqlite_url, tmp_path):
     others.touch()
     ago = datetime.now(UTC) - timedelta(days=11)
     Plan.update(created=ago).where(Plan.pk << [old, living]).execute()
-    assert dashboard.look().removed == []  # it changed within ten days
+    assert dashboard.update().removed == []  # it changed within ten days
     for path in (page, left, others, tmp_path / "www" / f"plan-{living}.html"):
         os.utime(path, (ago.timestamp(),) * 2)
-    assert set(dashboard.look().removed) == {page.name, left.name}
+    assert set(dashboard.update().removed) == {page.name, left.name}
     assert f"plan-{old}.html" not in (tmp_path / "www" / "index.html").read_text()
     run_here(living)  # it ends when it is old: its page says so, and stays
-    assert f"plan-{living}.html" in dashboard.look().written
+    assert f"plan-{living}.html" in dashboard.update().written
     assert others.exists() and not page.exists()
 
 
 def test_a_folder_is_of_one_archive(sqlite_url, tmp_path):
-    Dashboard(tmp_path / "www").look()
+    Dashboard(tmp_path / "www").update()
     Archive.update(identifier="another").execute()
     with pytest.raises(UsageError, match="pages of another archive"):
-        Dashboard(tmp_path / "www").look()
+        Dashboard(tmp_path / "www").update()
 
 
 def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch):
@@ -137,9 +137,9 @@ def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch)
         return real(plans)
 
     monkeypatch.setattr(dashboard, "report_of", report_of)
-    look = Dashboard(tmp_path / "www").look()
-    assert look.problems == [f"plan-{broken}.html cannot be made: its model is gone"]
-    assert f"plan-{good}.html" in look.written
+    update = Dashboard(tmp_path / "www").update()
+    assert update.problems == [f"plan-{broken}.html cannot be made: its model is gone"]
+    assert f"plan-{good}.html" in update.written
     assert "its model is gone" in (tmp_path / "www" / "index.html").read_text()
 
 
@@ -155,7 +155,7 @@ def test_the_database_is_away_for_a_while(postgres, pg_url, tmp_path, monkeypatc
             (postgres.stop if len(said) == 1 else postgres.restart)()
         return len(said) < 3
 
-    looks = list(keep(Dashboard(tmp_path / "www"), wait))
+    looks = list(keep_up_to_date(Dashboard(tmp_path / "www"), wait))
     assert said == [False, True, False] and len(looks) == 2
     assert (tmp_path / "www" / f"plan-{plan}.html").exists()
 
@@ -172,11 +172,11 @@ def test_signals_end_it_in_order(sqlite_url, tmp_path, number):
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "Nobody looks after these pages since" in index.read_text()
+    assert "These pages are not updated since" in index.read_text()
     assert {p.suffix for p in index.parent.iterdir()} == {".html", ".txt"}
     once = CliRunner().invoke(main, [*words[:3], "--once"])
     assert once.exit_code == 0, once.output
-    assert "Nobody looks after" not in index.read_text()
+    assert "These pages are not updated" not in index.read_text()
 
 
 @pytest.mark.parametrize(
