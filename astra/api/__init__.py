@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from astra.doctor.job import write_answer
     from astra.doctor.place import wrong_profiles
     from astra.element.trial import trial_of_plan, trial_of_task
+    from astra.models.checks import check_version
     from astra.models.given_keys import keys_of, listed
-    from astra.models.schema import check_version, init_database
+    from astra.models.schema import init_database
     from astra.models.schema import sql_of as sql_of_tables
     from astra.models.spectrum import every_spectrum_model
     from astra.models.starting import start_here

@@ -10,8 +10,8 @@ from astra.api.sizing import plan_sized
 from astra.config.profiles import choose_profile, keys_for_slurm
 from astra.database.connection import connection
 from astra.errors import AstraError, UsageError
+from astra.models.checks import check_version
 from astra.models.plans import MadeBy, Page, Plan
-from astra.models.schema import check_version
 from astra.plan import sizes
 from astra.plan.lookup import get_plan
 from astra.plan.pages import waiting_pages

@@ -14,19 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import peewee
 
 from astra.config import secrets
 from astra.config import settings as config
-from astra.database import postgresql, sqlite
 from astra.database.dialect import dialects
-from astra.database.postgresql import PostgreSQL
-from astra.database.sqlite import SQLite
 from astra.database.statement_timeout import bounded
 from astra.errors import ConfigError, DatabaseError, NotAllowed
+
+if TYPE_CHECKING:
+    from astra.database.postgresql import PostgreSQL
+    from astra.database.sqlite import SQLite
 
 log = logging.getLogger(__name__)
 
@@ -150,11 +151,15 @@ def sqlite_path(url: str) -> str:
 def _open(url: str, connect_timeout_s: int) -> peewee.Database:
     scheme = url.split(":", 1)[0]
     if scheme in ("postgresql", "postgres"):
+        from astra.database.postgresql import PostgreSQL  # here, as elements need one dialect
+
         secrets.check_quoting(url)
         _check_postgresql(url)
-        return postgresql.PostgreSQL(_libpq_url(url), connect_timeout_s).database
+        return PostgreSQL(_libpq_url(url), connect_timeout_s).database
     if scheme == "sqlite":
-        return sqlite.SQLite(sqlite_path(url)).database
+        from astra.database.sqlite import SQLite
+
+        return SQLite(sqlite_path(url)).database
     raise ConfigError(
         f"the database URL {secrets.hide_password(url)!r} begins with {scheme!r}; write "
         "postgresql://user@host:port/database or sqlite:///file"
@@ -209,7 +214,7 @@ def listen_to_schema(listener: Callable[[str | None], None]) -> None:
     listener(_schema)
 
 
-def dialect() -> PostgreSQL | SQLite:
+def dialect() -> "PostgreSQL | SQLite":
     """Return the dialect of the bound database."""
     if database_is_unset():
         bind()
@@ -427,7 +432,7 @@ def drop_connection(bound: peewee.Database | None = None) -> None:
         log.debug("a broken connection could not be closed", exc_info=True)
 
 
-def of(database: peewee.Database) -> PostgreSQL | SQLite:
+def of(database: peewee.Database) -> "PostgreSQL | SQLite":
     """Return the dialect of `database`."""
     speaks: PostgreSQL | SQLite = dialects[getattr(database, "obj", database)]
     return speaks

@@ -14,7 +14,6 @@ from astra.database.connection import connection, database, dialect, schema, url
 from astra.errors import DatabaseError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.base import BaseModel, TimeField
-from astra.models.nights import Night
 from astra.models.plans import Page, Plan, Submission
 from astra.states import AttemptState
 
@@ -93,6 +92,8 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
 
 def _give_up_plans() -> int:
     """Cancel plans, elements and nights, which belong to the original and never run here."""
+    from astra.models.nights import Night  # here, as elements check the archive too
+
     now = SQL(dialect().now_sql)
     pending = Page.select(Page.plan).where(
         Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows

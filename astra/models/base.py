@@ -253,6 +253,11 @@ def columns_gone(model: type[Model], have: set[str]) -> list[str]:
     return sorted(have - {field.column_name for field in model._meta.sorted_fields})
 
 
+def missing_columns(model: type[Model], have: set[str]) -> list[str]:
+    """Return the columns of a model that its table does not have."""
+    return [f.column_name for f in model._meta.sorted_fields if f.column_name not in have]
+
+
 def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
     """Say what to type if the column had another name before."""
     if not (gone := columns_gone(model, have)):

@@ -1,4 +1,4 @@
-"""Create, complete and check the tables of a database, and their version."""
+"""Create and complete the tables of a database."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,8 +8,7 @@ import peewee
 from peewee import Model
 
 from astra import models as science
-from astra.config.secrets import hide_password
-from astra.database.connection import connection, database, dialect, retrying, url
+from astra.database.connection import connection, database, dialect, retrying
 from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models.administration import (
     LOCK_TIMEOUT_S,
@@ -20,19 +19,22 @@ from astra.models.administration import (
 )
 from astra.models.archive import Archive, settle_archive
 from astra.models.attempts import Attempt, Exclusion, Suspect
-from astra.models.base import BaseModel, columns_gone, every_subclass
+from astra.models.base import BaseModel, columns_gone, every_subclass, missing_columns
+from astra.models.checks import (
+    VERSION,
+    command_for,
+    is_missing_file,
+    stored_version,
+    version_mismatch,
+)
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.importing import import_failed, import_named, import_path
-from astra.models.keys import modified_field
 from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import MadeBy, Page, Plan, Schema, Submission
 from astra.models.roles import Grant, check_grants, give, parse_grants
-from astra.models.tracked_tables import TrackedTable, is_tracked, track_changes
-
-#: The version of astra's own tables.
-VERSION = 1
+from astra.models.tracked_tables import TrackedTable, track_changes
 
 #: Tables in the order in which they are created.
 ORCHESTRATION = (
@@ -120,7 +122,7 @@ def sql_of(
     """
     for name in modules:
         _import(name)
-    new_file = _is_missing_file()
+    new_file = is_missing_file()
     with connection(), recorded() as statements, database.atomic() as transaction:
         init_database((), grant, views=views, tracked=tracked)
         transaction.rollback()
@@ -138,9 +140,9 @@ def _init(
     check_grants(wanted)
     if schema := Schema._meta.schema:
         dialect().create_schema(schema)
-    version = _version()
+    version = stored_version()
     if version is not None and version > VERSION:
-        raise _mismatch(version)
+        raise version_mismatch(version)
     new, own, owners = _make_tables(version, notes)
     if owners and (wanted or not new):
         raise NotAllowed(
@@ -221,7 +223,7 @@ def _shared_tables() -> Iterator[str]:
 def _differences(model: type[Model], have: set[str]) -> list[str]:
     """Describe the differences between a table and its model."""
     table, model_name = model._meta.table_name, import_path(model)
-    notes = [f"{table}: added the column {name}" for name in _missing(model, have)]
+    notes = [f"{table}: added the column {name}" for name in missing_columns(model, have)]
     for name in columns_gone(model, have):
         drop = f"ALTER TABLE {dialect().table(model)} DROP COLUMN {dialect().quote(name)}"
         notes.append(
@@ -254,102 +256,13 @@ def _check_others_table(
     model: type[Model], have: set[str], owner: str, version: int | None
 ) -> None:
     """Refuse a table of another role that is incomplete: only its owner can complete it."""
-    missing = _missing(model, have)
+    missing = missing_columns(model, have)
     if missing or version != VERSION:
         lacks = f"lacks the column {missing[0]!r}" if missing else "is of another version of astra"
         raise NotAllowed(
             f"the table {model._meta.table_name!r} {lacks}, and belongs to the role {owner!r}, who "
             f"alone may change it: have {owner} run {command_for(model)}"
         )
-
-
-def _missing(model: type[Model], have: set[str]) -> list[str]:
-    return [f.column_name for f in model._meta.sorted_fields if f.column_name not in have]
-
-
-def command_for(model: type[Model]) -> str:
-    """Return the command that creates or completes a table."""
-    module = model.__module__
-    command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
-    return command + ("" if issubclass(model, BaseModel) else f" --track-changes {model.__name__}")
-
-
-def check_tables(*models: type[Model]) -> None:
-    """Refuse to work on tables that are missing, or lack a column.
-
-    Raises
-    ------
-    DatabaseError
-        The message says what to type.
-    """
-    for model in models:
-        have = dialect().columns(model)
-        if have and not _missing(model, have):
-            continue
-        defect = f"no table {model._meta.table_name!r}"
-        if have:
-            missing = ", ".join(map(repr, _missing(model, have)))
-            defect = f"no column {missing} in the table {model._meta.table_name!r}"
-        raise DatabaseError(
-            f"the database {hide_password(url())} has {defect}, which {import_path(model)} has; "
-            + (
-                f"make it: {command_for(model)}"
-                if issubclass(model, BaseModel)
-                else "the table is not astra's: correct the model (class Meta: table_name, schema)"
-            )
-        )
-
-
-def check_guards(*models: type[Model]) -> None:
-    """Refuse to work on tables without the indexes and triggers on which results depend.
-
-    They are recognized by what they do: a table may have been replaced, or restored without them.
-
-    Raises
-    ------
-    DatabaseError
-        The message says what is missing, and what to type.
-    """
-    for model in models:
-        if lacks := lacking_guard(model):
-            raise DatabaseError(
-                f"the table {model._meta.table_name!r} of {hide_password(url())} {lacks}"
-            )
-
-
-def lacking_guard(model: type[Model]) -> str | None:
-    """Describe an index or trigger that results depend on and a table lacks, and the remedy."""
-    lacks = None
-    if columns := _missing_unique(model):
-        lacks = f"no unique index on ({columns}), so that a row could have two results"
-    elif (kept := _kept_column(model)) and not dialect().keeps_modified(model, kept):
-        lacks = f"no trigger that keeps `{kept}`, so that changes would not be noticed"
-    return lacks and (
-        f"has {lacks}: it was replaced, or restored without it; create it again: "
-        f"{command_for(model)}"
-    )
-
-
-def _kept_column(model: type[Model]) -> str | None:
-    """Return the column in which astra's trigger stores when a row changed; None without one."""
-    is_kept = getattr(model, "is_input", False) or is_tracked(model)
-    field = modified_field(model) if is_kept else None
-    return None if field is None else str(field.column_name)
-
-
-def _missing_unique(model: type[Model]) -> str | None:
-    """Return columns of a table that no index keeps unique, though its model declares one."""
-    if issubclass(model, OutputModel):
-        return next((", ".join(columns) for _, columns, _ in model.lacking_indexes()), None)
-    if not issubclass(model, BaseModel):
-        return None
-    for index in model._meta.fields_to_index():
-        columns = [field.column_name for field in index._expressions]
-        if not index._unique or index._where is not None:
-            continue
-        if not dialect().has_unique(model, columns, ""):
-            return ", ".join(columns)
-    return None
 
 
 def _check_names(model: type[Model]) -> None:
@@ -380,43 +293,4 @@ def _is_table(model: type[Model]) -> bool:
         and issubclass(model, BaseModel)
         and model not in _ABSTRACT
         and not getattr(model._meta, "abstract", False)
-    )
-
-
-def check_version() -> None:
-    """Refuse to work on tables of another version of astra.
-
-    Raises
-    ------
-    DatabaseError
-        If the tables are missing, older or newer; the message says what to type.
-    """
-    version = None
-    if not _is_missing_file():  # connecting would create it
-        with connection():
-            version = _version()
-    if version is None:
-        raise DatabaseError(
-            f"the database {hide_password(url())} has no tables of astra; create them: astra initdb"
-        )
-    if version != VERSION:
-        raise _mismatch(version)
-
-
-def _is_missing_file() -> bool:
-    path = getattr(dialect(), "path", ":memory:")
-    return path != ":memory:" and not Path(path).exists()
-
-
-def _version() -> int | None:
-    if not Schema.table_exists():  # type: ignore[no-untyped-call]
-        return None
-    return cast("int | None", Schema.select(peewee.fn.max(Schema.version)).scalar())
-
-
-def _mismatch(version: int) -> DatabaseError:
-    remedy = "upgrade astra" if version > VERSION else "bring them up to date: astra initdb"
-    return DatabaseError(
-        f"the tables of {hide_password(url())} are of version {version}, this astra works with "
-        f"{VERSION}; {remedy}"
     )

@@ -8,9 +8,9 @@ from typing import Any
 from astra.config import settings
 from astra.database.connection import connection, tuples
 from astra.errors import SlurmError, UsageError, nearest
+from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
-from astra.models.schema import check_version
 from astra.night.finalizer import job_of
 from astra.night.totals import n_left, refreshed, totals_of
 from astra.slurm import client

@@ -14,13 +14,13 @@ from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.attempts import Attempt
+from astra.models.checks import check_guards, check_tables, check_version
 from astra.models.failures import Failure
 from astra.models.importing import import_path
 from astra.models.keys import Key, RowKey, check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Page, Plan
-from astra.models.schema import check_guards, check_tables, check_version
 from astra.plan.origin import check_importable, current_folder, import_root
 from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_silent

@@ -13,10 +13,10 @@ from itertools import islice
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError
 from astra.models.attempts import excluded_nodes
+from astra.models.checks import lacking_guard
 from astra.models.failures import Failure
 from astra.models.importing import load
 from astra.models.plans import Plan
-from astra.models.schema import lacking_guard
 from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
 from astra.policy import retry_policy

@@ -16,7 +16,7 @@ from astra.database.connection import dialect, in_transaction, retrying
 from astra.database.threads import read_in_background
 from astra.errors import TaskError, nearest
 from astra.models.archive import check_archive
-from astra.models.schema import check_tables
+from astra.models.checks import check_tables
 from astra.results.rows import Target
 from astra.results.stopping import Settings, Stop, Tally
 from astra.results.writer import Writer

@@ -15,8 +15,9 @@ from astra.database.inspection import indexes
 from astra.errors import DatabaseError
 from astra.models import administration
 from astra.models.administration import recorded
+from astra.models.checks import check_version
 from astra.models.plans import Page
-from astra.models.schema import check_version, init_database, sql_of, tables
+from astra.models.schema import init_database, sql_of, tables
 from tests.sample_tasks import Measured
 from tests.servers import wait_for
 

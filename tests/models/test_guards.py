@@ -9,7 +9,8 @@ from astra.database.connection import connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
-from astra.models.schema import check_guards, init_database
+from astra.models.checks import check_guards
+from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local

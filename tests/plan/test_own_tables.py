@@ -291,7 +291,7 @@ def test_what_is_missing_is_said(others):
     finally:
         del Unbound
     with connection():
-        from astra.models.schema import check_tables
+        from astra.models.checks import check_tables
 
         gone = type("Gone", (peewee.Model,), {"a": peewee.TextField(primary_key=True)})
         with pytest.raises(DatabaseError, match="not astra's"):

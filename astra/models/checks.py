@@ -1,0 +1,147 @@
+"""Check that a database has the tables that the models describe, before they are used."""
+
+from pathlib import Path
+from typing import cast
+
+import peewee
+from peewee import Model
+
+from astra.config.secrets import hide_password
+from astra.database.connection import connection, dialect, url
+from astra.errors import DatabaseError
+from astra.models.base import BaseModel, missing_columns
+from astra.models.importing import import_path
+from astra.models.keys import modified_field
+from astra.models.pipeline import OutputModel
+from astra.models.plans import Schema
+from astra.models.tracked_tables import is_tracked
+
+#: The version of astra's own tables.
+VERSION = 1
+
+
+def check_version() -> None:
+    """Refuse to work on tables of another version of astra.
+
+    Raises
+    ------
+    DatabaseError
+        If the tables are missing, older or newer; the message says what to type.
+    """
+    version = None
+    if not is_missing_file():  # connecting would create it
+        with connection():
+            version = stored_version()
+    if version is None:
+        raise DatabaseError(
+            f"the database {hide_password(url())} has no tables of astra; create them: astra initdb"
+        )
+    if version != VERSION:
+        raise version_mismatch(version)
+
+
+def stored_version() -> int | None:
+    """Return the version of the tables; None where there are none."""
+    if not Schema.table_exists():  # type: ignore[no-untyped-call]
+        return None
+    return cast("int | None", Schema.select(peewee.fn.max(Schema.version)).scalar())
+
+
+def is_missing_file() -> bool:
+    """Return whether the database is a SQLite file that does not exist yet."""
+    path = getattr(dialect(), "path", ":memory:")
+    return path != ":memory:" and not Path(path).exists()
+
+
+def version_mismatch(version: int) -> DatabaseError:
+    """Return the error to raise about tables of another version."""
+    remedy = "upgrade astra" if version > VERSION else "bring them up to date: astra initdb"
+    return DatabaseError(
+        f"the tables of {hide_password(url())} are of version {version}, this astra works with "
+        f"{VERSION}; {remedy}"
+    )
+
+
+def check_tables(*models: type[Model]) -> None:
+    """Refuse to work on tables that are missing, or lack a column.
+
+    Raises
+    ------
+    DatabaseError
+        The message says what to type.
+    """
+    for model in models:
+        have = dialect().columns(model)
+        if have and not missing_columns(model, have):
+            continue
+        defect = f"no table {model._meta.table_name!r}"
+        if have:
+            missing = ", ".join(map(repr, missing_columns(model, have)))
+            defect = f"no column {missing} in the table {model._meta.table_name!r}"
+        raise DatabaseError(
+            f"the database {hide_password(url())} has {defect}, which {import_path(model)} has; "
+            + (
+                f"make it: {command_for(model)}"
+                if issubclass(model, BaseModel)
+                else "the table is not astra's: correct the model (class Meta: table_name, schema)"
+            )
+        )
+
+
+def check_guards(*models: type[Model]) -> None:
+    """Refuse to work on tables without the indexes and triggers on which results depend.
+
+    They are recognized by what they do: a table may have been replaced, or restored without them.
+
+    Raises
+    ------
+    DatabaseError
+        The message says what is missing, and what to type.
+    """
+    for model in models:
+        if lacks := lacking_guard(model):
+            raise DatabaseError(
+                f"the table {model._meta.table_name!r} of {hide_password(url())} {lacks}"
+            )
+
+
+def lacking_guard(model: type[Model]) -> str | None:
+    """Describe an index or trigger that results depend on and a table lacks, and the remedy."""
+    lacks = None
+    if columns := _missing_unique(model):
+        lacks = f"no unique index on ({columns}), so that a row could have two results"
+    elif (column := _column_of_trigger(model)) and not dialect().keeps_modified(model, column):
+        lacks = f"no trigger that keeps `{column}`, so that changes would not be noticed"
+    return lacks and (
+        f"has {lacks}: it was replaced, or restored without it; create it again: "
+        f"{command_for(model)}"
+    )
+
+
+def _missing_unique(model: type[Model]) -> str | None:
+    """Return columns of a table that no index keeps unique, though its model declares one."""
+    if issubclass(model, OutputModel):
+        return next((", ".join(columns) for _, columns, _ in model.lacking_indexes()), None)
+    if not issubclass(model, BaseModel):
+        return None
+    for index in model._meta.fields_to_index():
+        columns = [field.column_name for field in index._expressions]
+        if not index._unique or index._where is not None:
+            continue
+        if not dialect().has_unique(model, columns, ""):
+            return ", ".join(columns)
+    return None
+
+
+def _column_of_trigger(model: type[Model]) -> str | None:
+    """Return the column in which astra's trigger stores when a row changed; None without one."""
+    has_trigger = getattr(model, "is_input", False) or is_tracked(model)
+    field = modified_field(model) if has_trigger else None
+    return None if field is None else str(field.column_name)
+
+
+def command_for(model: type[Model]) -> str:
+    """Return the command that creates or completes a table."""
+    module = model.__module__
+    command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
+    return command + ("" if issubclass(model, BaseModel) else f" --track-changes {model.__name__}")
