@@ -64,9 +64,9 @@ class Board:
         """Record the seconds until the task was given its first row; 0 if it has none yet."""
         self._times[_START] = start_s
 
-    def finish(self) -> None:
-        """Record that the child ends regularly, whatever its exit status."""
-        self._numbers[_FINISHED] = 1
+    def finish(self, exit_status: int) -> None:
+        """Record that the child's work has ended regularly, and with which exit status."""
+        self._numbers[_FINISHED] = 1 + exit_status
 
     def out_of_memory(self) -> None:
         self._numbers[_MEMORY] = 1
@@ -89,6 +89,10 @@ class Board:
     @property
     def finished(self) -> bool:
         return bool(self._numbers[_FINISHED])
+
+    @property
+    def exit_status(self) -> int:
+        return self._numbers[_FINISHED] - 1
 
     @property
     def ran_out_of_memory(self) -> bool:

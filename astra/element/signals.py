@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from astra.config import settings
@@ -31,8 +31,13 @@ def heard(stop: Stop) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        """Do nothing; the thread that reads the pipe sets the event. Set here, it would deadlock
-        when a second signal arrives meanwhile, as one from Slurm and one from the parent."""
+        """Write to the pipe, in case the task, as asyncio may, has taken the C handler's away.
+
+        The thread that reads the pipe sets the event. Set here, it would deadlock when a second
+        signal arrives meanwhile, as one from Slurm and one from the parent.
+        """
+        with suppress(BlockingIOError):
+            os.write(write, bytes([number]))
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if stop.is_loading or ActiveRuns.are_computing():

@@ -59,6 +59,7 @@ def supervised(
         status = parent.wait(pid)
         birth_s = now_s()
         if board.finished and not parent.timed_out:
+            status = board.exit_status if parent.lingered else status
             return OutOfHours.exit_status if parent.over and status == 75 else status
         if (-status if status < 0 else status - 128) == signal.SIGKILL and not parent.timed_out:
             # Do not continue: a memory limit or a person ended the child on purpose.
@@ -81,11 +82,14 @@ def _child(work: Callable[[Board], int], board: Board) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # the parent died before the line above
         os._exit(128 + signal.SIGKILL)
+    status = 1
     try:
-        return work(board)
+        status = work(board)
+        return status
     finally:
+        sys.stdout.flush()
         if not board.ran_out_of_memory:
-            board.finish()
+            board.finish(status)
 
 
 class _Stopwatch:
@@ -118,7 +122,8 @@ class _Parent:
 
     def __init__(self, board: Board, row_timeout_s: float, stop_at: float | None = None) -> None:
         self.board, self.row_timeout_s, self.stop_at = board, row_timeout_s, stop_at
-        self.stop_requested = self.timed_out = self.over = False
+        self.stop_requested = self.timed_out = self.over = self.lingered = False
+        self.finished_s: float | None = None  # when the child was first seen to have finished
         self.pid = 0
         # seconds between two checks
         self.every_s = min(max(row_timeout_s / 10, 0.05), 1.0) if row_timeout_s else 1.0
@@ -153,6 +158,8 @@ class _Parent:
             self.over = True
             log.warning("the hours of the night are over: the yielded results are stored")
             self._pass_on(signal.SIGTERM, None)
+        if self.board.finished:
+            self._end_lingering()
         if not self.row_timeout_s:
             return
         n_in_progress = self.board.n_in_progress()
@@ -166,6 +173,15 @@ class _Parent:
             # On SIGTERM the child stores its yielded results, if its interpreter still runs.
             os.kill(self.pid, signal.SIGTERM)
         elif self.timed_out and working_s > self.limit_s + settings.current().element.grace_s + 2:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _end_lingering(self) -> None:
+        """Kill a child that has finished and does not exit, as a thread of the task still runs."""
+        self.finished_s = self.finished_s or now_s()
+        over_s = now_s() - self.finished_s - settings.current().element.grace_s
+        if self.pid and not self.lingered and over_s > 0:
+            self.lingered = True
+            log.warning("the task left something running: its process is killed, all is stored")
             os.kill(self.pid, signal.SIGKILL)
 
     limit_s = 0.0

@@ -19,6 +19,7 @@ from astra.models.keys import RowKey, adopted, all_rows, key_of
 from astra.models.pipeline import BASES
 from astra.plan.lookup import get_plan, task_of
 from astra.results.rows import words_of
+from astra.results.stopping import INTERRUPTIONS
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
 
@@ -48,7 +49,9 @@ class Trial:
             try:
                 results = self.function([row], **self.arguments, write_to_database=False)
                 yield Tried(key, tuple(_values(result) for result in results)), None
-            except (Exception, SystemExit) as error:
+            except INTERRUPTIONS:
+                raise
+            except BaseException as error:
                 trace = _own_part(error, self.function)
                 text = "".join(tracebacks.format_exception(type(error), error, trace))
                 message = secrets.hide(words_of(error))

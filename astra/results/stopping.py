@@ -95,6 +95,11 @@ class Terminated(SystemExit):
     """The process was asked to stop. It ends even if the task catches this exception."""
 
 
+#: Exceptions that end a run. Any other is a row's, even if it is no `Exception`, as the panic of an
+#: extension in Rust or a cancelled coroutine.
+INTERRUPTIONS = (Terminated, KeyboardInterrupt, GeneratorExit)
+
+
 class ActiveRuns:
     """The active runs of this process, the innermost last.
 

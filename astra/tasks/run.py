@@ -14,7 +14,7 @@ from astra.errors import BrokenElement
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
 from astra.results.rows import End, Handed, Yielded, refusal
-from astra.results.stopping import ActiveRuns, Terminated
+from astra.results.stopping import INTERRUPTIONS, ActiveRuns
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
 from astra.tasks.open_rows import OpenRows
@@ -172,7 +172,7 @@ class Run:
                 return None
             except BaseException as error:
                 self._credit(clock.stop())
-                if isinstance(error, Terminated) or not isinstance(error, Exception | SystemExit):
+                if isinstance(error, INTERRUPTIONS):
                     raise
                 if writer.trouble is not None:
                     raise writer.trouble from error

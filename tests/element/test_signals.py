@@ -85,3 +85,32 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_heard():
         elsewhere.start()
         time.sleep(20)
     assert time.monotonic() - began < 10 and "SIGTERM" in stop.reason
+
+
+_LINGERING = """
+import sys, threading, time
+from astra.config import settings
+from astra.element.supervisor import supervised
+settings.use(settings.Config(element=settings.Element(grace_s=0.1)))
+
+def work(board):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return 75
+
+sys.exit(supervised(work))
+"""
+
+
+def test_a_thread_that_the_task_leaves_running_does_not_keep_the_element():
+    run = [sys.executable, "-c", _LINGERING]
+    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
+
+
+def test_a_signal_is_heard_after_the_task_has_replaced_the_descriptor():
+    """As asyncio's ``add_signal_handler`` and ``remove_signal_handler`` do."""
+    stop = Stop()
+    with heard(stop):
+        ours = signal.set_wakeup_fd(-1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.wanted.wait(5)
+        signal.set_wakeup_fd(ours)

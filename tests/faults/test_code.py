@@ -97,6 +97,7 @@ _FAILED = {
     "raises in the middle": {PLACE: _BAD.format(PLACE)},
     "raises in the last row": {ROWS - 1: _BAD.format(ROWS - 1)},
     "calls sys.exit": {PLACE: "SystemExit: 5"},
+    "panics": {PLACE: "Panic: in Rust"},
     "calls os._exit": {PLACE: "KilledProcess: ended its process (exit status 5), 3 times"},
     "segfaults": {PLACE: "KilledProcess: killed its process (signal 11, SIGSEGV), 3 times"},
 }

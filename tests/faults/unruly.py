@@ -23,6 +23,7 @@ WAYS = (
     "raises after the last row",
     "raises in a thread",
     "calls sys.exit",
+    "panics",
     "calls os._exit",
     "segfaults",
     "leaves a child behind",
@@ -34,6 +35,10 @@ WAYS = (
 
 #: What a child that outlives its parent is called.
 LEFT_BEHIND = "import time; time.sleep(600)  # left behind"
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise it: it is no `Exception`."""
 
 
 @task
@@ -62,6 +67,8 @@ def _do(way: str, place: int) -> None:
         thread = threading.Thread(target=_do, args=("raises in the middle", place))
         thread.start()
         thread.join()
+    if way == "panics":
+        raise Panic("in Rust")
     if way == "calls sys.exit":
         sys.exit(5)
     if way == "calls os._exit":
