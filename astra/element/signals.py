@@ -14,6 +14,16 @@ from astra.errors import Interrupted
 from astra.results.stopping import ActiveRuns, Stop
 
 
+def _write(pipe: int, number: int) -> None:
+    """Write to a pipe that another thread reads, which then sets the event of the request.
+
+    A handler that set it itself would deadlock when a second signal arrives meanwhile, as one from
+    Slurm and one from the parent.
+    """
+    with suppress(BlockingIOError):  # it is full of signals
+        os.write(pipe, bytes([number]))
+
+
 @contextmanager
 def heard(stop: Stop) -> Iterator[None]:
     """Stop the element on SIGTERM, SIGINT and SIGUSR1, after the row in progress or soon after.
@@ -31,13 +41,8 @@ def heard(stop: Stop) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        """Write to the pipe, in case the task, as asyncio may, has taken the C handler's away.
-
-        The thread that reads the pipe sets the event. Set here, it would deadlock when a second
-        signal arrives meanwhile, as one from Slurm and one from the parent.
-        """
-        with suppress(BlockingIOError):
-            os.write(write, bytes([number]))
+        # The C handler has written this already, unless the task has taken its descriptor away.
+        _write(write, number)
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if stop.is_loading or ActiveRuns.are_computing():
