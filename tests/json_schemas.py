@@ -24,8 +24,8 @@ from astra.resume.controls import Control
 from astra.status.failures import FailedRow
 from astra.status.logs import Log
 from astra.status.plans import PlanLine
+from astra.status.row_history import RowHistory
 from astra.status.status import PlanStatus
-from astra.status.story import Story
 from astra.status.verdict import Verdict
 from astra.submit.submit import Submitted
 from tests.conftest import ROOT
@@ -85,7 +85,7 @@ PRINTED: dict[str, Any] = {
     "throttle": list[Control],
     "try": list[Tried],
     "verify": Verdict,
-    "why": Story,
+    "why": RowHistory,
 }
 
 

@@ -11,7 +11,7 @@ from astra.models.plans import Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.states import PageState
-from astra.status.pages import survey
+from astra.status.page_states import survey
 from astra.status.verify import verify
 from astra.submit.local import pages_to_run, start_local
 from tests.sample_tasks import fill, measure

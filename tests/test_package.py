@@ -83,7 +83,7 @@ def test_importing_the_package_does_not_wait_for_the_database_driver():
 
 
 def test_commands_that_touch_no_array_do_without_numpy():
-    find = "import sys, astra.cli.work, astra.api, astra.cli.show; print('numpy' in sys.modules)"
+    find = "import sys, astra.cli.running, astra.api, astra.cli.show; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

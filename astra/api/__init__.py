@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from astra.database.connection import is_file as is_database_file
     from astra.database.connection import retrying
     from astra.database.connection import url as database_url
+    from astra.doctor.environment import wrong_profiles
     from astra.doctor.job import write_answer
-    from astra.doctor.place import wrong_profiles
     from astra.element.trial import trial_of_plan, trial_of_task
     from astra.models.checks import check_version
     from astra.models.given_keys import keys_of, listed
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from astra.status.plans import PlanLine
     from astra.status.plans import all_plans as plans
     from astra.status.results import StoredResults, plain
+    from astra.status.row_history import history_of as why
     from astra.status.status import PlanStatus, status, statuses
-    from astra.status.story import story_of as why
     from astra.status.verdict import CHECKS, Verdict
     from astra.status.verify import verify
     from astra.status.watch import Watched, watch

@@ -1,9 +1,9 @@
-"""The command line: named parameters, one call each.
+"""The command line: each command takes its options and calls one function of the API.
 
-``group`` holds what all commands share; the others hold the commands, in the order of a night.
+``group`` holds what all commands share.
 """
 
-from astra.cli import begin, nights, progress, results, slam, work
+from astra.cli import nights, plans, results, running, setup, slam
 from astra.cli.group import main
 
-__all__ = ["begin", "main", "nights", "progress", "results", "slam", "work"]
+__all__ = ["main", "nights", "plans", "results", "running", "setup", "slam"]

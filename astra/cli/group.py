@@ -13,9 +13,9 @@ from astra.errors import AstraError, Interrupted, nearest
 
 #: The modules of commands, as ``astra --help`` shows them, in the order of their use.
 _PARTS = {
-    "begin": "To begin",
-    "work": "Plan and run",
-    "progress": "Progress",
+    "setup": "To begin",
+    "running": "Plan and run",
+    "plans": "Progress",
     "results": "Results",
     "nights": "Nights",
     "slam": "Pipelines",

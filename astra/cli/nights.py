@@ -42,7 +42,7 @@ def nightly(
     if quiet:  # recovered problems are not reported; the others are errors
         logging.getLogger().setLevel(logging.ERROR)
     if check:
-        from astra.cli.begin import show_findings
+        from astra.cli.setup import show_findings
 
         show_findings(examine(name), as_json, quiet, f"night {name}: ready")
     done = begin(name) if night is None else proceed(name, night, token)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from astra.resume.controls import Control
     from astra.status.failures import FailedRow, Kind
     from astra.status.logs import Log
-    from astra.status.pages import PageStatus
+    from astra.status.page_states import PageStatus
     from astra.status.plans import PlanLine
     from astra.status.status import PlanStatus
     from astra.status.verdict import Verdict

@@ -16,7 +16,7 @@ from astra.config.secrets import hide
 
 if TYPE_CHECKING:
     from astra.status.results import StoredResults
-    from astra.status.story import Ended, Making, Planning, Story
+    from astra.status.row_history import Making, PlanOfRow, RecordedEnd, RowHistory
 
 #: Results that a table shows where nobody says how many.
 SHOWN = 20
@@ -78,7 +78,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def story(found: Story) -> None:
+def story(found: RowHistory) -> None:
     """Print one row's story: whether it is pending, what is stored, and what happened, in order."""
     show.line(f"{found.task}, row {found.key} of {found.table} ({found.input_model})")
     pending = "pending" if found.pending else "not pending"
@@ -125,7 +125,7 @@ def _made_by(made: Making | None) -> None:
     show.line(f"    made{where} by {'; '.join(parts)}")
 
 
-def _of_plan(plan: Planning) -> Iterator[tuple[str, ...]]:
+def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
     """Yield the events of one plan that contains the row."""
     how = f", --redo {plan.redo}" if plan.redo else ""
     how += f", --where {plan.where!r}" if plan.where else ""
@@ -143,7 +143,7 @@ def _of_plan(plan: Planning) -> Iterator[tuple[str, ...]]:
             yield a.ended or a.began, ended, *([a.message] if a.message else [])
 
 
-def _of_end(end: Ended) -> tuple[str, ...]:
+def _of_end(end: RecordedEnd) -> tuple[str, ...]:
     """Return the lines about a failure or a row without a result; the traceback comes last."""
     where = f"plan {end.plan}, attempt {end.attempt}" if end.plan else _who(end.attempt)
     if end.exception is None:

@@ -24,7 +24,7 @@ from astra.resume.resume import resume
 from astra.slurm import limits
 from astra.slurm.parse import JobId
 from astra.states import ALIVE, PageState
-from astra.status.pages import Asked, Pages, ask, in_states, survey
+from astra.status.page_states import Asked, Pages, ask, in_states, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import Hours
 from astra.submit.intent import plan_lock, recover_intents

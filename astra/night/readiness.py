@@ -19,9 +19,9 @@ from astra.config.profiles import Profile, choose_profile
 from astra.config.settings import settings_of
 from astra.database.connection import connection, dialect
 from astra.doctor.database import database, table_findings
+from astra.doctor.environment import configuration, python, run_directory
 from astra.doctor.finding import FAILED, Finding, failed, findings, of_error, ok, warning
 from astra.doctor.job import from_a_node
-from astra.doctor.place import configuration, python, run_directory
 from astra.doctor.slurm import slurm
 from astra.errors import AstraError, UsageError
 from astra.night.cron import has_entry

@@ -25,7 +25,7 @@ from astra.slurm.site import Room
 from astra.states import ALIVE, PageState
 
 if TYPE_CHECKING:
-    from astra.status.pages import PageStatus
+    from astra.status.page_states import PageStatus
 
 
 @dataclass(frozen=True)

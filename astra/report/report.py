@@ -19,14 +19,14 @@ from astra.models.plans import Page, Plan, Submission
 from astra.report.attempts import Ending, Histogram, Node, Over, Runs, SlowPage
 from astra.report.earlier import Earlier, earlier_of, earlier_plans
 from astra.report.failures import FailureKind, failures_of
-from astra.report.how import How, how_it_ran
+from astra.report.provenance import Provenance, provenance_of
 from astra.report.row_times import SlowRow, row_times
 from astra.report.usage import Efficiency, efficiency
 from astra.report.waste import wasted
 from astra.states import PageState, PlanState, worst
 from astra.status.headline import Headline, Kind, headline_of, stuck_pages, total
 from astra.status.logs import log_paths
-from astra.status.pages import PageStatus
+from astra.status.page_states import PageStatus
 from astra.status.status import PlanStatus, statuses
 
 N_LISTED = 100  # pages and nodes in a table, at most
@@ -70,7 +70,7 @@ class Report:
     slow_pages: tuple[SlowPage, ...]
     this: Earlier | None
     earlier: tuple[Earlier, ...]
-    how: tuple[How, ...]
+    how: tuple[Provenance, ...]
     next: tuple[str, ...]  # the first is the one command to type
     wasted: tuple[str, ...]
     logs: tuple[tuple[int, int, str], ...]  # plan, page and file, of pages that need attention
@@ -132,7 +132,7 @@ def report_of(
         runs = Runs(plans, current, asked, now)
         if earlier is None and len(plans) == 1:
             earlier = earlier_plans(frozen[plans[0]])
-        how = tuple(how_it_ran(frozen[pk], submissions) for pk in plans)
+        how = tuple(provenance_of(frozen[pk], submissions) for pk in plans)
         what_ran = _what_ran(list(frozen.values()), submissions, runs)
         what_failed = _what_failed(current)
         this = earlier_of(plans, "this one") if runs.n else None

@@ -15,9 +15,9 @@ from astra.report.format import (
     short,
     unbroken,
 )
-from astra.report.how import How
+from astra.report.provenance import Provenance
 from astra.report.report import Report
-from astra.status.pages import PageStatus
+from astra.status.page_states import PageStatus
 from astra.status.status import PlanStatus
 
 
@@ -218,7 +218,7 @@ def _earlier(report: Report) -> Table | None:
     })  # fmt: skip
 
 
-def submissions(how: How) -> Table | None:
+def submissions(how: Provenance) -> Table | None:
     """Return the submissions of a plan as a table."""
     return table(how.submissions, {
         "submitted": lambda s: moment(s.at),

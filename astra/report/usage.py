@@ -16,7 +16,7 @@ from astra.models.plans import Submission
 from astra.report.attempts import Runs
 from astra.slurm import client, command
 from astra.slurm.parse import Usage
-from astra.status.pages import slurm_jobs
+from astra.status.page_states import slurm_jobs
 
 N_LISTED = 100  # elements in a table, at most
 

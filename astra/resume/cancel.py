@@ -24,7 +24,7 @@ from astra.plan.pages import light_pages, release
 from astra.processes import command_of, process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState
-from astra.status.pages import PageStatus, slurm_jobs, survey
+from astra.status.page_states import PageStatus, slurm_jobs, survey
 from astra.submit.intent import plan_lock, recover_intents
 
 #: How long elements may take to end after the grace of a row; how long to wait for the lock.

@@ -14,7 +14,7 @@ from astra.plan.pages import light_pages
 from astra.policy import retry_policy
 from astra.policy.next_steps import Next, exclude_bad_nodes, grouped, next_steps, record
 from astra.states import ALIVE, Outcome, PageState, SlurmState
-from astra.status.pages import Asked, PageStatus, survey
+from astra.status.page_states import Asked, PageStatus, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import hold_plan

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from astra.database.connection import dialect
 from astra.states import PageState, PlanState, worst
-from astra.status.pages import PageStatus, never_starts
+from astra.status.page_states import PageStatus, never_starts
 from astra.status.status import PlanStatus
 
 

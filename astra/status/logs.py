@@ -16,7 +16,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.states import ALIVE, AttemptState
-from astra.status.pages import survey
+from astra.status.page_states import survey
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from astra.policy import retry_policy
 from astra.policy.next_steps import grouped, next_steps
 from astra.slurm.parse import Answer
 from astra.states import ALIVE, ENDED, PageState, PlanState
-from astra.status.pages import (
+from astra.status.page_states import (
     Pages,
     PageStatus,
     Stored,

@@ -40,13 +40,13 @@ def verify(plan: int, most: int = 20) -> Verdict:
     >>> verify(1).sound
     True
     """
-    from astra.status.ledger import Ledger  # numpy with it, which few commands need
+    from astra.status.verify_rows import Verifier  # numpy with it, which few commands need
 
     frozen = get_plan(plan)
     find_modules(frozen)
     output, is_grouped = load(frozen.output_model), _is_grouped(frozen)
     with connection(), dialect().snapshot([output] if dialect().columns(output) else []):
-        return Ledger(Plan.get_by_id(frozen.pk), most, is_grouped).checked()
+        return Verifier(Plan.get_by_id(frozen.pk), most, is_grouped).checked()
 
 
 def _is_grouped(plan: Plan) -> bool:

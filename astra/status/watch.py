@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from astra.config import settings
 from astra.states import ALIVE
-from astra.status.pages import never_starts
+from astra.status.page_states import never_starts
 from astra.status.status import PlanStatus, status
 
 _RATE_OVER_S = 120.0  # the period over which rows per second are counted

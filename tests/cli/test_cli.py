@@ -20,7 +20,7 @@ from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.slurm import parse
 from astra.states import PageState, PlanState, worst
-from astra.status.pages import PageStatus, never_starts
+from astra.status.page_states import PageStatus, never_starts
 from astra.status.status import plan_state
 from astra.submit.local import _failed_elements
 from tests.sample_tasks import fill, measure

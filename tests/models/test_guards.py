@@ -15,7 +15,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.states import PageState
-from astra.status.pages import survey
+from astra.status.page_states import survey
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure

@@ -25,8 +25,8 @@ from astra.models.schema import init_database
 from astra.night.plans import Step, begin_tasks
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
+from astra.status.row_history import history_of
 from astra.status.status import status
-from astra.status.story import story_of
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
 
@@ -132,18 +132,18 @@ def test_a_revision_counts_and_a_commit_does_not(labels, monkeypatch):
 def test_why_says_what_has_changed_since_a_result(labels, tmp_path_factory, monkeypatch):
     run()
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # relative paths are the plan's
-    assert story_of(relabel, "1").why == "it has a result that is up to date"
+    assert history_of(relabel, "1").why == "it has a result that is up to date"
     labels.write_text("2")
     changed = "it has a result that is up to date; since then the file model.txt has changed"
-    story = story_of(relabel, "1")
+    story = history_of(relabel, "1")
     assert (story.why, story.pending) == (changed, False)
     assert story.next.endswith("--keys 1 --redo changed")
     labels.unlink()
-    assert "since then model: the file" in story_of(relabel, "1").why
+    assert "since then model: the file" in history_of(relabel, "1").why
     labels.write_text("1")
     object.__setattr__(relabel.__astra__, "revision", 2)
     try:
-        assert story_of(relabel, "1").why.endswith("the task has become revision 2")
+        assert history_of(relabel, "1").why.endswith("the task has become revision 2")
     finally:
         object.__setattr__(relabel.__astra__, "revision", 1)
 

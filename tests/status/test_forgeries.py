@@ -14,8 +14,8 @@ from astra.models import BossVisitSpectrum, Source
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
-from astra.status.ledger import Ledger
 from astra.status.verify import verify
+from astra.status.verify_rows import Verifier
 from tests.sample_tasks import fill, measure, on_sources
 from tests.servers import Postgres
 
@@ -393,7 +393,7 @@ def assert_named(check: str, *statements: str) -> None:
     with connection(), database.atomic() as transaction:
         for statement in statements:
             forge(statement)
-        found = Ledger(
+        found = Verifier(
             Plan.get_by_id(1), most=20, is_grouped=False
         ).checked()  # as `verify` does in a snapshot
         transaction.rollback()
@@ -425,7 +425,7 @@ def test_what_may_be_is_sound(archive):
             "UPDATE boss_visit_spectrum SET source_pk = NULL WHERE spectrum_pk = 5"
         )
         audit("page")
-        found = Ledger(
+        found = Verifier(
             Plan.get_by_id(1), most=20, is_grouped=False
         ).checked()  # as `verify` does in a snapshot
         transaction.rollback()

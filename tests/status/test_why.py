@@ -15,7 +15,7 @@ from astra.errors import TaskError, UsageError
 from astra.models import OutputModel, result_of
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
-from astra.status.story import story_of
+from astra.status.row_history import history_of
 
 NAME = "tests.status.test_why.weigh"
 
@@ -92,17 +92,17 @@ def said(*words: str) -> str:
 
 
 def test_the_story_of_a_row(stones):
-    story = story_of(weigh, "a")
+    story = history_of(weigh, "a")
     assert story.pending and not story.results + story.plans and "no result at" in story.why
     assert story.next == f"astra plan {NAME} --keys a"
     create_plan(weigh)
-    story = story_of(weigh, "a")
+    story = history_of(weigh, "a")
     assert story.pending and "page 1 of plan 1 has it" in story.why
     assert story.next == "astra status 1" and story.plans[0].outcome == "pending"
     cancel(1)
-    assert "no result at" in story_of(weigh, "a").why
+    assert "no result at" in history_of(weigh, "a").why
     run()
-    story = story_of(weigh, "a")
+    story = history_of(weigh, "a")
     assert not story.pending and "up to date" in story.why
     (result,) = story.results
     assert result.up_to_date and result.made_by.arguments == {"g": 9.81}
@@ -111,7 +111,7 @@ def test_the_story_of_a_row(stones):
         (1, "pending", 0), (2, "result", 1)
     ]  # fmt: skip
     run(redo="all", where="name == 'a'", arguments={"g": -1.0})
-    story = story_of(weigh, "a")
+    story = history_of(weigh, "a")
     assert not story.pending and "since, it failed" in story.why
     assert [end.exception for end in story.ends] == ["ValueError"] and len(story.results) == 1
     assert story.ends[0].made_by.arguments == {"g": -1.0} and story.results[0].made_by.plan == 2
@@ -127,7 +127,7 @@ def test_the_story_of_a_row(stones):
 
 def test_rows_without_a_result_and_rows_that_are_gone(stones):
     run()
-    story = story_of(weigh, "void")
+    story = history_of(weigh, "void")
     assert not story.pending and "yielded no result" in story.why and "--again" in story.next
     assert [end.what for end in story.ends] == ["no result"]
     assert "no result (plan 1, attempt" in said(NAME, "void")
@@ -138,25 +138,25 @@ def test_rows_without_a_result_and_rows_that_are_gone(stones):
     )
     with connection():
         Stone.delete().where(Stone.name == "a").execute()
-    story = story_of(weigh, "a")
+    story = history_of(weigh, "a")
     assert not story.exists and not story.pending and len(story.results) == 1
     assert story.plans[0].outcome == "result" and "history:" in said(NAME, "a")
     with pytest.raises(UsageError, match="stone_why has no row with the key nosuch"):
-        story_of(weigh, "nosuch")
+        history_of(weigh, "nosuch")
 
 
 def test_a_failure_that_is_not_taken_again(stones):
     run(arguments={"g": -1.0})
-    story = story_of(weigh, "a")
+    story = history_of(weigh, "a")
     assert not story.pending and "failed" in story.why and story.next.endswith("--redo failed")
     run(redo="failed")
-    assert "up to date" in story_of(weigh, "a").why and story_of(weigh, "a").ends == ()
+    assert "up to date" in history_of(weigh, "a").why and history_of(weigh, "a").ends == ()
 
 
 def test_a_key_of_two_columns(stones):
     run(weigh_plates)
-    story = story_of(weigh_plates, '["2024-01-01", 3]')
+    story = history_of(weigh_plates, '["2024-01-01", 3]')
     assert len(story.results) == 1 and f"--keys '{story.key}' --redo all" in story.next
-    assert story_of(weigh_plates, "2024-01-01,3").key == story.key
+    assert history_of(weigh_plates, "2024-01-01,3").key == story.key
     with pytest.raises(TaskError, match="is no key"):
-        story_of(weigh_plates, "2024-01-01")
+        history_of(weigh_plates, "2024-01-01")

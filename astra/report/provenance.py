@@ -14,43 +14,43 @@ N_SUBMISSIONS = 30  # the last ones
 
 
 @dataclass(frozen=True)
-class Sent:
-    """One submission of a plan."""
+class SubmissionSummary:
+    """One submission of a plan, as the report shows it."""
 
     at: datetime
     what: str
     elements: int
-    host: str  # that it was submitted from
+    host: str  # where it was submitted
     cluster: str | None
     profile: str
 
 
 @dataclass(frozen=True)
-class How:
-    """How a plan was made and submitted."""
+class Provenance:
+    """Who made a plan, where and with which arguments, and its last submissions."""
 
     plan: int
     made: datetime
     by: str
-    host: str  # that it was made on
+    host: str  # where it was made
     task: str
     commit: str | None
     arguments: str
     rows_per_page: int
-    submissions: tuple[Sent, ...]
+    submissions: tuple[SubmissionSummary, ...]
     n_submissions: int
-    table: str  # that its results are in
+    table: str  # of its results
     folder: str  # of its scripts and logs
-    clusters: tuple[str, ...]  # none where it ran without Slurm
+    clusters: tuple[str, ...]  # empty if it ran without Slurm
 
 
-def how_it_ran(plan: Plan, submissions: Sequence[Submission]) -> How:
-    """Return how a plan was made and submitted."""
+def provenance_of(plan: Plan, submissions: Sequence[Submission]) -> Provenance:
+    """Return who made a plan, where and with what, and how it was submitted."""
     mine = sorted((s for s in submissions if s.plan_pk == plan.pk), key=lambda s: s.pk)
     clusters = (s.cluster_name or s.cluster for s in mine if s.kind == "slurm")
-    return How(
+    return Provenance(
         plan.pk, plan.created, plan.created_by, plan.created_on, plan.task_path, plan.commit,
-        plan.arguments, plan.limit, tuple(map(_sent, mine[-N_SUBMISSIONS:])), len(mine),
+        plan.arguments, plan.limit, tuple(map(_summary, mine[-N_SUBMISSIONS:])), len(mine),
         _results_table(plan), str(run_folder(plan.folder)),
         tuple(dict.fromkeys(name for name in clusters if name)),
     )  # fmt: skip
@@ -66,6 +66,8 @@ def _results_table(plan: Plan) -> str:
     return f"{meta.schema}.{meta.table_name}" if meta.schema else str(meta.table_name)
 
 
-def _sent(s: Submission) -> Sent:
+def _summary(s: Submission) -> SubmissionSummary:
     where = f"array {s.job_id or '(not answered)'}" if s.kind == "slurm" else "processes here"
-    return Sent(s.created, where, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile)
+    return SubmissionSummary(
+        s.created, where, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile
+    )

@@ -35,11 +35,11 @@ FOREIGN_ROW = "ForeignRow"
 _SUBMISSION_STATES = {"intent", "submitted", "refused", "absent", "ended"}
 _COUNTS = ("n_done", "n_failed", "n_no_result", "n_found", "n_checkpoints")
 
-#: A page, or None, and what is wrong with it.
-Found = Iterator[tuple[int | None, str]]
+#: The number of a page, or None for the plan, and what is wrong there.
+PageProblems = Iterator[tuple[int | None, str]]
 
 
-class Records:
+class RecordChecks:
     """The submissions of a plan, and the checks of what refers to them."""
 
     def __init__(self, plan: Plan, model: type[Model], output: type[OutputModel]) -> None:
@@ -62,8 +62,8 @@ class Records:
             lacks = lacking_guard(model)
             lost = lost_constraints(model) if issubclass(model, BaseModel) else ()
             undone = undoing_triggers(model, names) if model in own else ()
-            for found in (*([lacks] if lacks else []), *lost, *undone):
-                yield f"the table {model._meta.table_name} {found}"
+            for problem in (*([lacks] if lacks else []), *lost, *undone):
+                yield f"the table {model._meta.table_name} {problem}"
         if (n := Archive.select().count()) != 1:
             yield f"the table {Archive._meta.table_name} names {n} archives"
 
@@ -93,7 +93,7 @@ class Records:
         of_plan = Page.plan == self.plan.pk
         return int(query.join(Page).where(of_plan & same_version).count())
 
-    def of_plan(self) -> Found:
+    def of_plan(self) -> PageProblems:
         """Yield what is wrong with the plan itself, its submissions and its suspects."""
         plan = self.plan
         if plan.input_table != table_name(self.model):
@@ -106,14 +106,14 @@ class Records:
             yield None, f"{plan.n_rows} rows, {plan.limit} per page, are not {plan.n_pages} pages"
         if plan.throttle is not None and plan.throttle < 1:
             yield None, f"the plan's throttle is {plan.throttle}"
-        yield from ((None, found) for found in self._making())
+        yield from ((None, problem) for problem in self._making())
         if plan.cancelled is not None and plan.cancelled < plan.created:
             yield None, "the plan was cancelled before it was made"
         if late := self._late(plan, "created", "cancelled", "paused"):
             yield None, f"the plan was {late} in the future"
         for submission in self.submissions.values():
-            for found in self._submission(submission):
-                yield None, f"submission {submission.pk} {found}"
+            for problem in self._submission(submission):
+                yield None, f"submission {submission.pk} {problem}"
         yield from _suspects(plan)
         renamed = Failure.plan_pk == plan.pk, Failure.exception == FOREIGN_ROW
         if n := Failure.select().where(*renamed, Failure.traceback.is_null(False)).count():
@@ -180,8 +180,8 @@ class Records:
         if numbers and (numbers[0] > 1 or numbers != list(range(numbers[0], numbers[-1] + 1))):
             yield f"its attempts have the numbers {numbers}"
         for attempt in attempts:
-            for found in self._attempt(attempt, page.n_rows):
-                yield f"attempt {attempt.pk} {found}"
+            for problem in self._attempt(attempt, page.n_rows):
+                yield f"attempt {attempt.pk} {problem}"
 
     def _attempt(self, attempt: Attempt, n_rows: int) -> Iterator[str]:
         submission = self.submissions.get(attempt.submission_pk)
@@ -260,7 +260,7 @@ def attempts_of(plan: Plan) -> dict[int, list[Attempt]]:
     return attempts
 
 
-def _suspects(plan: Plan) -> Found:
+def _suspects(plan: Plan) -> PageProblems:
     query = (
         Suspect.select(Page.number, Suspect.place)
         .join(Page)

@@ -22,7 +22,7 @@ from astra.cli.options import (
     the_last,
     trust_option,
 )
-from astra.cli.work import show_local
+from astra.cli.running import show_local
 from astra.config.startup import printable
 from astra.errors import UsageError
 from astra.states import worst

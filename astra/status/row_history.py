@@ -31,7 +31,7 @@ from astra.version import CURRENT, Version
 
 @dataclass(frozen=True)
 class Making:
-    """What made a result."""
+    """The origin of a result: plan, arguments, files and versions."""
 
     plan: int | None  # None: the task was called by a program
     arguments: dict[str, object]
@@ -62,7 +62,7 @@ class StoredResult:
 
 
 @dataclass(frozen=True)
-class Ended:
+class RecordedEnd:
     """A recorded failure of the row, or the record that it has no result."""
 
     what: str  # "failure", "refused result" or "no result"
@@ -79,8 +79,8 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Tries:
-    """One attempt at the row's page."""
+class AttemptAtRow:
+    """One attempt to process the page that contains the row."""
 
     attempt: int
     number: int
@@ -95,8 +95,8 @@ class Tries:
 
 
 @dataclass(frozen=True)
-class Planning:
-    """One plan that has the row."""
+class PlanOfRow:
+    """One plan that contains the row."""
 
     plan: int
     version: str
@@ -107,29 +107,29 @@ class Planning:
     paused: str | None
     page: int
     outcome: str  # how the row ended in it
-    attempts: tuple[Tries, ...]
+    attempts: tuple[AttemptAtRow, ...]
 
 
 @dataclass(frozen=True)
-class Story:
+class RowHistory:
     """The history of one row of a task."""
 
     task: str
     input_model: str
     table: str
     key: int | str
-    exists: bool  # in its table
+    exists: bool  # the table still has the row
     pending: bool
     why: str
-    next: str | None  # what to type
+    next: str | None  # the command to type
     results: tuple[StoredResult, ...]
-    plans: tuple[Planning, ...]
-    ends: tuple[Ended, ...]
+    plans: tuple[PlanOfRow, ...]
+    ends: tuple[RecordedEnd, ...]
 
 
-def story_of(
+def history_of(
     task: Callable[..., object] | str, key: str, input_model: type[Model] | str | None = None
-) -> Story:
+) -> RowHistory:
     """Return the history of the row with this key, from the first input model that has it.
 
     Parameters
@@ -143,7 +143,7 @@ def story_of(
 
     Returns
     -------
-    Story
+    RowHistory
         Whether the row is pending and why, its results, plans, attempts and failures.
 
     Raises
@@ -165,11 +165,11 @@ def story_of(
         candidates = [_Row(function, model, output, key) for model in models]
         for row in candidates:
             if row.exists:
-                return row.story()
+                return row.history()
         for row in candidates:  # a deleted row may have left results and records
-            story = row.story()
-            if story.results or story.plans or story.ends:
-                return story
+            history = row.history()
+            if history.results or history.plans or history.ends:
+                return history
     tables = " or ".join(table_name(model) for model in models)
     raise UsageError(
         f"{tables} has no row with the key {key[:100]}, and nothing is known of one; a key of "
@@ -178,7 +178,7 @@ def story_of(
 
 
 class _Row:
-    """One row of one input model, inside a connection."""
+    """Reads the history of one row of one input model, inside a connection."""
 
     def __init__(
         self,
@@ -193,11 +193,11 @@ class _Row:
         self.exists = bool(existing)
         self.key: RowKey = (existing or missing)[0]
 
-    def story(self) -> Story:
+    def history(self) -> RowHistory:
         results, plans = tuple(self._results()), tuple(self._plans())
         ends = tuple(self._ends())
         pending, why, then = self._why(results, plans)
-        return Story(
+        return RowHistory(
             self.task, self.model.__name__, table_name(self.model), self.key, self.exists,
             pending, why, then, results, plans, ends,
         )  # fmt: skip
@@ -205,7 +205,7 @@ class _Row:
     # -- is it pending? ---------------------------------------------------------------------
 
     def _why(
-        self, results: tuple[StoredResult, ...], plans: tuple[Planning, ...]
+        self, results: tuple[StoredResult, ...], plans: tuple[PlanOfRow, ...]
     ) -> tuple[bool, str, str | None]:
         """Return whether the row is pending, why or why not, and which command to type."""
         if not self.exists:
@@ -263,7 +263,7 @@ class _Row:
         )
         return [bool(flag) for flag in database.execute(query.select(*flags)).fetchone()]
 
-    def _is_live(self, planning: Planning) -> bool:
+    def _is_live(self, planning: PlanOfRow) -> bool:
         runs = any(a.state == "running" for a in planning.attempts)
         same = Version.parse(planning.version).major_minor == CURRENT.major_minor
         return same and planning.outcome == "pending" and (not planning.cancelled or runs)
@@ -301,7 +301,7 @@ class _Row:
                 _time(created), _time(modified), _time(read), attempt, _making(made_by),
             )  # fmt: skip
 
-    def _ends(self) -> Iterator[Ended]:
+    def _ends(self) -> Iterator[RecordedEnd]:
         for kind in (Failure, NoResult):
             rows = kind.select().where(
                 (kind.task == self.task)
@@ -310,7 +310,7 @@ class _Row:
             )
             for row in rows.order_by(kind.modified):
                 version = Version.of_major_minor(row.v_astra_major_minor).major_minor_text
-                end = Ended(
+                end = RecordedEnd(
                     "no result", version, _time(row.modified), row.plan_pk, row.page,
                     row.attempt_pk, _making(row.made_by),
                 )  # fmt: skip
@@ -322,7 +322,7 @@ class _Row:
                     )  # fmt: skip
                 yield end
 
-    def _plans(self) -> Iterator[Planning]:
+    def _plans(self) -> Iterator[PlanOfRow]:
         column = getattr(Page, key_of(self.model).page_column)
         pages = (
             Page.select(Page, Plan)
@@ -338,10 +338,10 @@ class _Row:
             plan, place = page.plan, page.row_keys.index(self.key)
             outcome = Outcome(page.outcomes[place]).name.lower().replace("_", " ")
             attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
-            yield Planning(
+            yield PlanOfRow(
                 plan.pk, plan.version.text, _time(plan.created), plan.redo, plan.where,
                 plan.cancelled and _time(plan.cancelled), plan.paused and _time(plan.paused),
-                page.number, outcome, tuple(map(_tries, attempts)),
+                page.number, outcome, tuple(map(_attempt_at_row, attempts)),
             )  # fmt: skip
 
 
@@ -358,9 +358,9 @@ def _making(pk: int | None) -> Making | None:
     )  # fmt: skip
 
 
-def _tries(attempt: Attempt) -> Tries:
+def _attempt_at_row(attempt: Attempt) -> AttemptAtRow:
     job = None if attempt.job_id is None else f"{attempt.job_id}_{attempt.array_index}"
-    return Tries(
+    return AttemptAtRow(
         attempt.pk, attempt.number, attempt.state, attempt.slurm_state, job, attempt.host,
         _time(attempt.began), attempt.ended and _time(attempt.ended), attempt.message, attempt.log,
     )  # fmt: skip

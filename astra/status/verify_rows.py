@@ -16,9 +16,9 @@ from astra.models.pipeline import PipelineOutputModel, link_of
 from astra.models.plans import Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
-from astra.status.columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, Stored
-from astra.status.records import FOREIGN_ROW, Records, attempts_of, orphans
 from astra.status.verdict import Breach, Verdict
+from astra.status.verify_columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, Stored
+from astra.status.verify_records import FOREIGN_ROW, RecordChecks, attempts_of, orphans
 
 #: Rows that are checked together.
 ROWS_AT_ONCE = 200_000
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 200_000
 Kind = type[RowWithoutResult]
 
 
-class Ledger:
+class Verifier:
     """Check one plan, and collect the breaches.
 
     Parameters
@@ -51,7 +51,7 @@ class Ledger:
         self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
         self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
         self.recorded: dict[Kind, bool] = {m: _any_of(plan, m) for m in (Failure, NoResult)}
-        self.records = Records(plan, self.model, self.output)
+        self.records = RecordChecks(plan, self.model, self.output)
         self.latest = self.records.latest
         self.n_ours = 0  # results of its attempts that are of its rows
         # Rows with a record of this kind that belongs to the plan.
