@@ -38,7 +38,6 @@ if __name__ == "__main__":
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     for name, thing in public_names():
         for test in doctest.DocTestFinder(recurse=False).find(thing, name, globs={}):
-            test.globs.update(vars(importlib.import_module("astra.models")))
             test.globs.update(Iterable=importlib.import_module("collections.abc").Iterable)
             runner.run(test)
     sys.exit(1 if runner.summarize().failed else 0)

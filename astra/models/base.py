@@ -15,6 +15,7 @@ from astra.database.connection import (
     database_is_unset,
     dialect,
     listen_to_schema,
+    schema,
 )
 from astra.database.inspection import indexes, stored_name
 from astra.errors import DatabaseError
@@ -158,9 +159,8 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     def validate_model(cls) -> None:
         # Called by peewee when the class is made: a table that is defined after the database was
         # bound belongs to the same schema as the others.
-        is_root = cls.__base__ is peewee.Model
-        if not is_root and not database_is_unset() and (siblings := BaseModel.__subclasses__()):
-            cls._meta.schema = siblings[0]._meta.schema
+        if not database_is_unset():
+            cls._meta.schema = schema()
 
     @classmethod
     def create_table(cls, safe: bool = True, **options: object) -> None:

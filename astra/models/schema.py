@@ -7,9 +7,9 @@ from typing import cast
 import peewee
 from peewee import Model
 
-from astra import models as science
 from astra.database.connection import connection, database, dialect, retrying
 from astra.errors import DatabaseError, NotAllowed, UsageError
+from astra.models import import_all
 from astra.models.administration import (
     LOCK_TIMEOUT_S,
     index_while_in_use,
@@ -283,7 +283,7 @@ def tables() -> list[type[BaseModel]]:
 def own_tables() -> list[type[BaseModel]]:
     """Return the tables that come with astra."""
     state = [*ORCHESTRATION, Archive, TrackedTable]
-    known = [*state, *(getattr(science, name) for name in science.__all__)]
+    known = [*state, *import_all()]
     return [model for model in known if _is_table(model)]
 
 

@@ -166,6 +166,9 @@ class SpectrumMixin(Mixin):
 
 def every_spectrum_model() -> list[type[SpectrumMixin]]:
     """Return all tables of spectra, those of your own imported modules too."""
+    from astra.models import import_all
+
+    import_all()
     return [m for m in every_subclass(BaseModel) if issubclass(m, SpectrumMixin)]
 
 

@@ -58,6 +58,7 @@ class End:
     Examples
     --------
     >>> from astra import End, task
+    >>> from astra.models import BossVisitSpectrum, Slam
     >>> @task(many=True)
     ... def lines(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Slam]:
     ...     for spectrum in list(spectra):

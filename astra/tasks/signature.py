@@ -322,6 +322,7 @@ def _model_named(name: str) -> type[Model] | None:
             continue
         if _is_model(model):
             return model
+    models.import_all()
     known = every_subclass(BaseModel)
     return next((m for m in known if name in (m.__name__, m._meta.table_name)), None)
 
