@@ -47,6 +47,10 @@ _CHECK, _FIRST_QUERY, _QUERY = 1 / 100, 1 / 30, 1 / 5
 #: The shortest pause between two checks: a check costs a connection and 10 ms of the processor.
 _SHORTEST_PAUSE_S = 0.25
 
+#: How many leases a watcher waits for an attempt without a heartbeat that runs according to Slurm:
+#: it takes Slurm minutes to notice that a node has crashed, but a suspension may last for days.
+_SUSPENDED = 3
+
 #: A watcher that has not checked for this many of its longest pauses is gone.
 _GONE = 4
 
@@ -166,17 +170,18 @@ class Watcher:
             state = (
                 answer.of(self.submission.job_name, attempt.array_index).state if answer else None
             )
-            if state is not None and state.alive:
+            if state is SlurmState.RUNNING:
                 self.alive.add(attempt.pk)
+            elif state is SlurmState.PENDING:  # it was requeued: its process has ended
+                self.alive.discard(attempt.pk)
             elif state is not None:
                 dead.append((attempt, state))
                 continue
-            if time.monotonic() - self.unchanged[attempt.pk][1] <= self.lease_s:
-                continue
-            if attempt.pk in self.alive:  # perhaps it is suspended, which is not waited for
-                self.given_up.add(attempt.pk)
-            else:
+            silent_s = time.monotonic() - self.unchanged[attempt.pk][1]
+            if attempt.pk not in self.alive and silent_s > self.lease_s:
                 dead.append((attempt, _SILENT))
+            elif silent_s > self.lease_s * _SUSPENDED:
+                self.given_up.add(attempt.pk)
         return dead
 
     def _is_gone_for_good(self, attempt: Attempt) -> bool:

@@ -139,11 +139,23 @@ class TestDeaths:
         pool_of(plan)
         return plan
 
-    @pytest.mark.parametrize("state", [SlurmState.RUNNING, SlurmState.PENDING])
-    def test_whom_slurm_knows_as_alive_is_left_alone(self, plan, slurm_says, state):
+    @pytest.mark.parametrize("end", [SlurmState.NODE_FAIL, SlurmState.PENDING])
+    def test_a_crashed_node_that_slurm_notices_late(self, plan, slurm_says, end):
+        """Its element is silent for a lease while Slurm says RUNNING; then it failed, or waits."""
+        attempt = held(Submission.get(), plan)
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        watcher = self.watcher(plan)
+        assert watcher._check() is None
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 2.5)
+        assert watcher._check() is None and Attempt.get().state == "running"
+        watcher.query_s = 0.0
+        slurm_says["answer"] = answer(end)
+        assert watcher._check() is True and Page.get().free
+
+    def test_whom_slurm_knows_as_running_is_left_alone(self, plan, slurm_says):
         """However old its heartbeat: an element may be suspended."""
         attempt = held(Submission.get(), plan, silent_s=1000)
-        slurm_says["answer"] = answer(state)
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
         watcher = self.watcher(plan)
         assert watcher._check() is None
         watcher.unchanged[attempt.pk] = (attempt.seen, -1000.0)
