@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, field
 from typing import Any, TypeVar
@@ -65,6 +66,25 @@ def texts(value: object) -> tuple[str, ...]:
     if not isinstance(listed, list | tuple) or not all(isinstance(t, str) and t for t in listed):
         raise ValueError('should be a list of texts, such as ["one", "two"]')
     return tuple(listed)
+
+
+def command(example: str) -> Check[tuple[str, ...]]:
+    """Return a check for a command: a text that a shell would split into words, or the words."""
+
+    def check(value: object) -> tuple[str, ...]:
+        try:
+            words = shlex.split(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"cannot be read as a command: {error}") from None
+        if not isinstance(words, list | tuple) or not words or not all(map(_is_word, words)):
+            raise ValueError(f"should be a command, such as {example}")
+        return tuple(words)
+
+    return check
+
+
+def _is_word(word: object) -> bool:
+    return isinstance(word, str) and bool(word) and not any(c in word for c in "\0\n\r")
 
 
 def flag(value: object) -> bool:

@@ -4,13 +4,13 @@ A night is a list of tasks that cron starts: they are planned and submitted toge
 limits, and closed when none of their elements is alive. Nothing here uses the database.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from urllib.parse import urlsplit
 
 from astra.config.checks import (
     Check,
+    command,
     entry,
     matching,
     number,
@@ -52,13 +52,6 @@ def _url(*schemes: str) -> Check[str]:
     return check
 
 
-def _command(value: object) -> tuple[str, ...]:
-    words = tuple(shlex.split(value)) if isinstance(value, str) else texts(value)
-    if not words:
-        raise ValueError('should be a command, such as "notify --quiet"')
-    return words
-
-
 def _arguments(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError("should be arguments by their names: { name = value }")
@@ -94,7 +87,7 @@ class Notify:
     sender: str | None = entry(None, text)
     smtp: str | None = entry(None, _url("smtp", "smtps", "starttls"))  # without it, sendmail
     webhook: str | None = entry(None, _url("http", "https"))  # of Slack, Mattermost or a site
-    command: tuple[str, ...] = entry((), _command)  # gets the night as JSON
+    command: tuple[str, ...] = entry((), command('"notify --quiet"'))  # gets the night as JSON
 
     def rows(self) -> list[tuple[str, object]]:
         """Return (key, value) of all; a webhook's path is as good as a password."""

@@ -8,7 +8,6 @@ that ship with astra.
 
 import math
 import re
-import shlex
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from astra.config import resources, retry_rules, settings
-from astra.config.checks import entry, flag, number, whole
+from astra.config.checks import command, entry, flag, matching, number, whole
 from astra.config.settings import Config
 from astra.config.units import duration_s, time_limit_s, written_time
 from astra.errors import ConfigError, nearest
@@ -106,32 +105,13 @@ def _setup(value: object) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _command(value: object) -> tuple[str, ...]:
-    """Return the words of a command, which the script quotes again one by one."""
-    try:
-        words = shlex.split(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ValueError(f"{value!r} cannot be read as a command: {error}") from None
-    if not isinstance(words, list | tuple) or not words or not all(map(_is_word, words)):
-        raise ValueError(
-            'should be a command that runs Python, such as "python3" or '
-            '"apptainer exec astra.sif python3"'
-        )
-    return tuple(words)
-
-
-def _is_word(word: object) -> bool:
-    return isinstance(word, str) and bool(word) and not any(c in word for c in "\0\n\r")
-
-
 def _throttle(value: object) -> int | None:
     return None if value is False or value is None else whole(1)(value)
 
 
-def _template(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError('should be the name of a template, such as "element.sh.j2"')
-    return value
+_PYTHON = command('"python3" or "apptainer exec astra.sif python3"')
+
+_TEMPLATE = matching(r"(?s).+", 'the name of a template, such as "element.sh.j2"')
 
 
 @dataclass(frozen=True)
@@ -142,13 +122,13 @@ class Profile:
     options: Mapping[str, Value] = field(default_factory=dict)  # in snake case, none is False
     setup: tuple[str, ...] = entry((), _setup)  # lines of shell, run before the element
     #: The command that runs Python on a node.
-    python: tuple[str, ...] = entry((sys.executable,), _command)
+    python: tuple[str, ...] = entry((sys.executable,), _PYTHON)
     throttle: int | None = entry(None, _throttle)  # at most so many elements at once
     max_elements: int = entry(1000, whole(1))  # of a submission whose elements pull
     pages_per_element: int = entry(1, whole(1))
     pull: bool = entry(True, flag)  # elements take pages while any is free; else fixed ones
     row_timeout: float | None = entry(None, number(0, 1e9))  # in s; or that of [element]
-    template: str = entry("element.sh.j2", _template)
+    template: str = entry("element.sh.j2", _TEMPLATE)
     policy: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # overrides [policy]
     given: Mapping[str, object] = field(default_factory=dict)  # overrides for one submission
     chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first

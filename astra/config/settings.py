@@ -12,15 +12,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from astra.config import nights as night
 from astra.config import retry_rules
 from astra.config.checks import entry, matching, number, text, texts, whole
-from astra.config.nights import NightSettings
 from astra.config.secrets import _known, hide, hide_secret, know_url
 from astra.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from astra.config.nights import NightSettings
 
 
 def _classes(value: object) -> tuple[str, ...]:
@@ -153,7 +154,7 @@ class Config:
     data: Data = Data()
     profiles: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     rules: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # [policy.STATE]
-    nights: Mapping[str, NightSettings] = field(default_factory=dict)  # [nights.NAME]
+    nights: Mapping[str, "NightSettings"] = field(default_factory=dict)  # [nights.NAME]
     path: Path | None = None  # the file that was read
     sources: Mapping[str, str] = field(default_factory=dict)  # "database.url": where it is from
 
@@ -280,14 +281,11 @@ def _exists(file: Path) -> bool:
 Tables = dict[str, Mapping[str, object]]
 
 
-def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, NightSettings]]:
+def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, "NightSettings"]]:
     """Read and check values, profiles, policy and nights of a file; paths stay as written."""
     values: dict[str, object] = {}
     tables = _parsed(file)
-    try:
-        nights = night.checked(tables.pop("nights", {}))
-    except ValueError as error:
-        raise ConfigError(f"{file}: [nights] {hide(str(error))}") from None
+    nights = _nights(tables.pop("nights", {}), file)
     profiles = tables.pop("profiles", {})
     rules = _rules(tables, file)
     for section, table in tables.items():
@@ -306,6 +304,18 @@ def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, Nigh
             f"{file}: a profile is a section: write [profiles.NAME], then its options"
         )
     return values, profiles, rules, nights
+
+
+def _nights(tables: object, file: Path) -> dict[str, "NightSettings"]:
+    """Check the sections ``[nights.NAME]``."""
+    if tables == {}:
+        return {}
+    from astra.config import nights  # here, as most files have none
+
+    try:
+        return nights.checked(tables)
+    except ValueError as error:
+        raise ConfigError(f"{file}: [nights] {hide(str(error))}") from None
 
 
 def _rules(tables: dict[str, object], file: Path) -> Tables:
@@ -373,7 +383,7 @@ def _shown(key: str, value: object) -> str:
     return hide_secret(key.rpartition(".")[2], value)
 
 
-def settings_of(name: str) -> NightSettings:
+def settings_of(name: str) -> "NightSettings":
     """Return the configuration of a night.
 
     Raises
