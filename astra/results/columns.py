@@ -277,7 +277,7 @@ class _Bad(Exception):
 
 
 #: Refusals that are mistakes of the task: any of its rows may meet them.
-_MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey", "NotStored"})
+_MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey", "NotStored", "ForeignRow"})
 
 
 def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
@@ -318,13 +318,10 @@ def _key_to_store(
     if handed is not None and handed.link_value is not None and handed.key is not None:
         # Pages identify rows by the text of their keys.
         key = handed.key if key == handed.link_value else key
-    if claim is not None:
-        place = claim.positions.get(key)
-        if place is None:
-            raise _Bad(yielded, "ForeignRow", f"the result is for {key}, which is not in the page")
-        if claim.outcomes[place] == Outcome.RESULT.value:
-            raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
-    if key in seen or yielded.again:
+    is_second = yielded.again or key in seen
+    if claim is not None and not is_second:
+        is_second = claim.outcomes[claim.positions[key]] == Outcome.RESULT.value
+    if is_second:
         raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
     return key
 

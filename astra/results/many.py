@@ -22,7 +22,7 @@ from astra.results.columns import (
     as_columns,
     refused_by_database,
 )
-from astra.results.rows import Refusal, Target, Yielded
+from astra.results.rows import Refusal, Target, Yielded, stray
 from astra.states import Outcome
 from astra.version import CURRENT
 
@@ -69,6 +69,8 @@ def _check(row: Row, target: Target, claim: Claim | None) -> None:
         link_value = None if link is None else link.of_result(result)
         if link_value is None:
             raise _Bad(yielded, *_no_key(result, target))
+        if link == target.link and not target.groups and handed.known not in (None, link_value):
+            raise _Bad(yielded, "ForeignRow", stray(link_value, target))
         if link != target.link:  # it is up to date as long as the row that it was computed from
             result.__data__["input_modified"] = handed.modified
         result.__data__["result_number"] = numbers[link, link_value]

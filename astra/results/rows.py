@@ -81,6 +81,11 @@ class Yielded:
     taken: bool = False  # by a checkpoint, which does not include later changes
     place: str | None = None  # the line of the task that yielded something other than a result
 
+    @property
+    def is_stray(self) -> bool:
+        """Whether it is for no row that the task has in progress in its page."""
+        return self.handed is None and not self.again
+
 
 @dataclass
 class Refusal:
@@ -196,6 +201,25 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
         link_value=handed.link_value,
         is_mistake=isinstance(error, _MISTAKES),
     )
+
+
+def stray(named: object, target: Target) -> str:
+    """Say that a result names another row than the one in progress."""
+    columns = ", ".join(target.link.result) if target.link is not None else ""
+    page = "" if target.page is None else f" in page {target.page} of plan {target.plan_pk}"
+    return (
+        f"a result was yielded for {named} ({columns}), which is no row that the task has in "
+        f"progress{page}: make results by from_spectrum() or from_row() of the row itself"
+    )
+
+
+def misled(handed: Handed, named: object, target: Target) -> Refusal:
+    """Make the record of a row that has no result because one names another row."""
+    message = f"it has no result, and {stray(named, target)}"
+    return Refusal(
+        handed.key, "ForeignRow", message, handed.modified,
+        table=handed.table, link_value=handed.link_value, is_mistake=True,
+    )  # fmt: skip
 
 
 def place_of(error: BaseException) -> str | None:

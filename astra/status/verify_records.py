@@ -29,7 +29,7 @@ from astra.tasks.made_by import digest_of, fingerprint
 #: How much the clock of another node may be ahead.
 CLOCKS_DIFFER = timedelta(hours=1)
 
-#: The class of the failure of a row whose result was yielded for another; it has no traceback.
+#: The class of the failure of a row whose result named another; it has no traceback.
 FOREIGN_ROW = "ForeignRow"
 
 _SUBMISSION_STATES = {"intent", "submitted", "refused", "absent", "ended"}

@@ -18,7 +18,7 @@ from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.status.verdict import Breach, Verdict
 from astra.status.verify_columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, Stored
-from astra.status.verify_records import FOREIGN_ROW, RecordChecks, attempts_of, orphans
+from astra.status.verify_records import RecordChecks, attempts_of, orphans
 
 #: Rows that are checked together.
 ROWS_AT_ONCE = 200_000
@@ -133,8 +133,6 @@ class Verifier:
             self._add("orphans", None, None, problem)
         for kind in self.recorded:
             mine = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
-            if kind is Failure:  # the result of another row is a failure of that one
-                mine &= kind.exception != FOREIGN_ROW
             if (n := kind.select().where(mine).count()) > self.n_recorded[kind]:
                 problem = f"{n} of the table {kind._meta.table_name} are of the plan, and "
                 problem += f"{self.n_recorded[kind]} of these of its rows"

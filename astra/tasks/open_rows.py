@@ -27,6 +27,10 @@ class OpenRows:
         # A row without a key, or one of two with the same key, is its own key here.
         self.by_key: dict[object, Handed] = {}
         self.last: Handed | None = None  # the row that was handed over last
+        self.ended: set[object] = set()  # the rows of the page that have a result, as in `by_key`
+        #: By the row that was handed over last, or None: what results of this pass named that is no
+        #: open row.
+        self.strays: dict[Handed | None, object] = {}
         self.gathered: dict[Handed, list[Yielded]] = {}  # results that wait for their row's end
         #: The database's time at which rows were read that hold no such time themselves.
         self.read: datetime | None = None
@@ -40,6 +44,7 @@ class OpenRows:
     def start_pass(self) -> None:
         """Note that the task is called again."""
         self.last = None
+        self.strays.clear()
 
     def wrap(self, row: object) -> Handed:
         """Return a row that a caller gave as it is, with its key and its table."""
@@ -90,6 +95,8 @@ class OpenRows:
         else:
             link_value = self.target.link_value_of(result)
         if link_value is not None and link_value in self.by_key:
+            if self.is_page:
+                self.ended.add(link_value)
             return self.by_key.pop(link_value), False
         if last is not None:
             known = last.known
@@ -99,7 +106,8 @@ class OpenRows:
                 return last, False
         # Its row has ended, or was never handed over: nothing is known of it.
         if self.is_page:
-            return None, False
+            self.strays[last] = link_value
+            return None, link_value in self.ended
         key = as_key(link_value) if self.key_name is not None else None
         return Handed(key, None, None, self.read, link_value=None if key else link_value), False
 
@@ -133,6 +141,22 @@ class OpenRows:
             return False
         del self.by_key[known]
         return True
+
+    def take_misled(self) -> dict[Handed, object]:
+        """Close the open rows that lack a result because results named other rows.
+
+        Return them with what was named. That is the row that was handed over last before such a
+        result; where that row has another result, it may be any open row.
+        """
+        if not self.strays:
+            return {}
+        rows = {row: named for row, named in self.strays.items() if row and self.holds(row)}
+        if len(rows) < len(self.strays):
+            named = next(named for row, named in self.strays.items() if row not in rows)
+            rows = {row: rows.get(row, named) for row in self.by_key.values()}
+        for row in rows:
+            self.close(row)
+        return rows
 
     def clear(self) -> list[Handed]:
         """Close all rows; return them."""

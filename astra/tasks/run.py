@@ -13,7 +13,7 @@ from astra.database.connection import in_transaction
 from astra.errors import BrokenElement
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
-from astra.results.rows import End, Handed, Yielded, refusal
+from astra.results.rows import End, Handed, Refusal, Yielded, misled, refusal, stray
 from astra.results.stopping import INTERRUPTIONS, ActiveRuns
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
@@ -187,7 +187,7 @@ class Run:
                 yielded = self._gathered(result) if gathers else self._timed(result)
                 if writes and not isinstance(result, OutputModel):
                     yielded.place = _place_of_yield(generator)
-                if writes and (not gathers or yielded.again):
+                if writes and (yielded.again or not (gathers or yielded.is_stray)):
                     writer.add(yielded)
                 if passes_on:
                     yield result
@@ -277,6 +277,9 @@ class Run:
         yielded = Yielded(result, handed, again)
         if handed is None:
             yielded.link_value = open_rows.target.link_value_of(result)
+            if not again:
+                target = self.writer.target
+                log.error("%s: %s", target.task, stray(yielded.link_value, target))
         if type(result) is open_rows.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
             if handed is open_rows.last:
@@ -319,6 +322,8 @@ class Run:
     def _settle(self) -> None:
         """End the open rows without a result: the task has returned."""
         self._end_gathered()
+        for handed, named in self.open_rows.take_misled().items():
+            self._record(handed, misled(handed, named, self.writer.target))
         rows = self.open_rows.clear()
         if rows and self.settings.write_to_database:
             self.writer.add_no_results(rows)
@@ -345,9 +350,11 @@ class Run:
     def _fail(self, handed: Handed, error: BaseException) -> None:
         """Record that a row has failed."""
         self.open_rows.close(handed)
+        self._record(handed, refusal(error, handed))
+
+    def _record(self, handed: Handed, failure: Refusal) -> None:
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
-        failure = refusal(error, handed)
         self.tally.count([failure])
         self.writer.fail(failure)
         try:
