@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 Pairs = Iterator[tuple[str, str]]
 
 #: A database that does not answer within so many seconds is not waited for.
-_PATIENCE_S = 2
+_CONNECT_TIMEOUT_S = 2
 
 
 class Completed(click.ParamType):
@@ -33,16 +33,16 @@ class Completed(click.ParamType):
     ) -> list[CompletionItem]:
         """Give the values that begin like `incomplete`, of a list its last word."""
         before, comma, word = incomplete.rpartition(",")
-        found = []
+        completions = []
         for source in self.sources:
             try:
                 _configure(ctx)
-                found += list(source(ctx))
+                completions += list(source(ctx))
             except Exception:  # noqa: S112 - nobody asked for a message
                 continue
         return [
-            CompletionItem(f"{before}{comma}{value}", help=said or None)
-            for value, said in dict.fromkeys(found)
+            CompletionItem(f"{before}{comma}{value}", help=explanation or None)
+            for value, explanation in dict.fromkeys(completions)
             if value.startswith(word)
         ]
 
@@ -69,9 +69,9 @@ def _configure(ctx: click.Context) -> None:
 
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found = settings.load(ctx.find_root().params.get("config_path"))
-    hasty = replace(found.database, connect_timeout_s=_PATIENCE_S)
-    settings.use(replace(found, database=hasty))
+    loaded = settings.load(ctx.find_root().params.get("config_path"))
+    hasty = replace(loaded.database, connect_timeout_s=_CONNECT_TIMEOUT_S)
+    settings.use(replace(loaded, database=hasty))
 
 
 def tasks(ctx: click.Context) -> Pairs:

@@ -78,9 +78,9 @@ def nights(
         healed = heal_nights(name)
         show.as_json(healed) if as_json else show_nights.healed(healed)
     elif name is not None and date is not None:
-        found = night_of(name, date)
-        show.as_json(found) if as_json else show_nights.night(found)
-        sys.exit(found.exit_status)
+        night = night_of(name, date)
+        show.as_json(night) if as_json else show_nights.night(night)
+        sys.exit(night.exit_status)
     else:
         listed = last_nights(name)
         show.as_json(listed) if as_json else show_nights.nights(listed, as_csv)

@@ -151,13 +151,13 @@ class RedoOption(click.Option):
 
 
 def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
-    found = {}
+    values = {}
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise UsageError(f"{option} {pair!r}: write NAME=VALUE")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def slurm_pairs(given: tuple[str, ...]) -> dict[str, object]:
@@ -206,9 +206,9 @@ def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> li
     return ids
 
 
-def one(found: Sequence[T]) -> T | Sequence[T]:
+def one(items: Sequence[T]) -> T | Sequence[T]:
     """Return the only item of a list, or the list: most tasks read one table."""
-    return found[0] if len(found) == 1 else found
+    return items[0] if len(items) == 1 else items
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -68,12 +68,12 @@ def status(
         _status_of_several(list_plans(20, *filters), pages, as_json)
     plan = the_last() if plan is None else plan
     if live:
-        found = show_watch.watched(watch(plan, every_s))
+        plan_status = show_watch.watched(watch(plan, every_s))
     else:
         recent_s = settings.current().slurm.recent_s
-        found = status_of(plan, of_whole=pages or as_json, recent_s=recent_s)
-    show.as_json(found) if as_json else show.status(found, pages)
-    sys.exit(found.state.exit_status)
+        plan_status = status_of(plan, of_whole=pages or as_json, recent_s=recent_s)
+    show.as_json(plan_status) if as_json else show.status(plan_status, pages)
+    sys.exit(plan_status.state.exit_status)
 
 
 def _status_of_several(plans: "list[PlanLine]", pages: bool, as_json: bool) -> None:
@@ -81,14 +81,14 @@ def _status_of_several(plans: "list[PlanLine]", pages: bool, as_json: bool) -> N
     from astra.api import statuses
     from astra.cli import show
 
-    found = statuses([line.plan for line in plans], of_whole=pages or as_json)
+    plan_statuses = statuses([line.plan for line in plans], of_whole=pages or as_json)
     if as_json:
-        show.as_json(found)
-    for one in [] if as_json else found:
-        show.status(one, pages)
-    if not found and not as_json:
+        show.as_json(plan_statuses)
+    for plan_status in [] if as_json else plan_statuses:
+        show.status(plan_status, pages)
+    if not plan_statuses and not as_json:
         show.line("no plan matches these options: astra plans")
-    sys.exit(worst(one.state for one in found).exit_status)
+    sys.exit(worst(plan_status.state for plan_status in plan_statuses).exit_status)
 
 
 @main.command()
@@ -148,8 +148,8 @@ def recover(plan: int, as_json: bool) -> None:
     from astra.api import recover as recover_plan
     from astra.cli import show
 
-    found = recover_plan(plan)
-    show.as_json(found) if as_json else show.recovered(found)
+    recovered = recover_plan(plan)
+    show.as_json(recovered) if as_json else show.recovered(recovered)
 
 
 @main.command()
@@ -166,9 +166,9 @@ def verify(plan: int, as_json: bool) -> None:
     from astra.api import verify as verify_plan
     from astra.cli import show
 
-    found = verify_plan(plan)
-    show.as_json(found) if as_json else show.verdict(found)
-    sys.exit(found.exit_status)
+    verdict = verify_plan(plan)
+    show.as_json(verdict) if as_json else show.verdict(verdict)
+    sys.exit(verdict.exit_status)
 
 
 @main.command()
@@ -252,18 +252,18 @@ def logs(
     from astra.api import logs as logs_of
     from astra.cli import show
 
-    found = logs_of(plan, page)
+    attempts = logs_of(plan, page)
     if as_json:
-        show.as_json(found)
+        show.as_json(attempts)
     elif page is None:
-        show.logs(found, as_csv)
+        show.logs(attempts, as_csv)
     else:
-        path = log_path(plan, found[-1])
+        path = log_path(plan, attempts[-1])
         if follow and path is not None and os.path.isfile(path):
             with suppress(KeyboardInterrupt):
-                show.follow(str(path), raw, lambda: has_ended(plan, found[-1]))
+                show.follow(str(path), raw, lambda: has_ended(plan, attempts[-1]))
         else:
-            text = log_text(plan, found[-1])
+            text = log_text(plan, attempts[-1])
             click.echo(text if raw else printable(text), nl=False)
 
 
@@ -299,8 +299,8 @@ def plans(
     from astra.cli import show
 
     check_version()
-    found = list_plans(None if every else 20, task, state, mine, since)
-    show.as_json(found) if as_json else show.plans(found, as_csv)
+    listed = list_plans(None if every else 20, task, state, mine, since)
+    show.as_json(listed) if as_json else show.plans(listed, as_csv)
 
 
 @main.command()
@@ -349,19 +349,19 @@ def report(
     if which and not which[0].isdigit():
         if len(which) > 2:
             raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
-        night, found = report_of_night(*which)
+        night, made = report_of_night(*which)
         file = output or Path(f"night-{night}.html")
     else:
-        found = report_of([PLAN.convert(word, None, None) for word in which] or [the_last()])
-        file = output or Path(f"plan-{'-'.join(str(p.plan) for p in found.plans)}.html")
+        made = report_of([PLAN.convert(word, None, None) for word in which] or [the_last()])
+        file = output or Path(f"plan-{'-'.join(str(p.plan) for p in made.plans)}.html")
     if as_json:
-        return show.as_json(found)
-    page = report_html(found)
+        return show.as_json(made)
+    page = report_html(made)
     if str(output) == "-":
         click.echo(page)
     else:
         write_whole(file, page, 0o644)
-        show.reported(found, file, len(page.encode()))
+        show.reported(made, file, len(page.encode()))
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:

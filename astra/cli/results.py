@@ -31,16 +31,16 @@ def results(
         raise UsageError("--csv and --json are two forms: leave one of them out")
     wanted: list[object] | None = None if keys is None else list(keys_of(keys))
     shown = limit if as_csv or as_json or limit else show_rows.SHOWN + 1
-    found = StoredResults(task, wanted, input_model, shown)
+    stored = StoredResults(task, wanted, input_model, shown)
     if as_csv:
-        show_rows.as_csv(found)
+        show_rows.as_csv(stored)
     elif as_json:
-        show_rows.as_json(found)
+        show_rows.as_json(stored)
     else:
-        show_rows.results(found, limit)
-    if found.unknown and limit is None:
-        n = show.count(len(found.unknown), "key")
-        show.note(f"{n} without a result: {listed(found.unknown)}")
+        show_rows.results(stored, limit)
+    if stored.unknown and limit is None:
+        n = show.count(len(stored.unknown), "key")
+        show.note(f"{n} without a result: {listed(stored.unknown)}")
 
 
 @main.command()
@@ -50,11 +50,11 @@ def results(
 @json_option
 def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
     """Explain why the row with this KEY is or is not pending for TASK, and show its history."""
-    from astra.api import why as story_of
+    from astra.api import why as history_of
     from astra.cli import show, show_rows
 
-    found = story_of(task, key, input_model)
+    history = history_of(task, key, input_model)
     if as_json:
-        show.as_json(found)
+        show.as_json(history)
     else:
-        show_rows.story(found)
+        show_rows.row_history(history)

@@ -52,8 +52,8 @@ def estimate_command(
     from astra.config.profiles import choose_profile
 
     chosen = choose_profile(profile_name, {"partition": partition})
-    found = estimate(task, input_model, element_time, arguments, chosen, probe)
-    show.as_json(one(found)) if as_json else show_sizes.estimated(found)
+    estimates = estimate(task, input_model, element_time, arguments, chosen, probe)
+    show.as_json(one(estimates)) if as_json else show_sizes.estimated(estimates)
 
 
 @main.command()
@@ -140,11 +140,11 @@ def show_local(submissions: list["Submitted"], as_json: bool) -> None:
     from astra.cli import show
 
     statuses = [status_of(submission.plan) for submission in submissions]
-    for submission, found in [] if as_json else zip(submissions, statuses, strict=True):
+    for submission, plan_status in [] if as_json else zip(submissions, statuses, strict=True):
         if submission.message:
             show.line(submission.message)
-        show.status(found)
-    sys.exit(worst(found.state for found in statuses).exit_status)
+        show.status(plan_status)
+    sys.exit(worst(plan_status.state for plan_status in statuses).exit_status)
 
 
 @main.command()
@@ -204,15 +204,15 @@ def try_command(
     else:
         trial = trial_of_task(task_or_plan, keys, input_model, arguments)
     tried = []
-    for found, trace in trial:
-        tried.append(found)
+    for row, trace in trial:
+        tried.append(row)
         if not as_json:
-            show.tried(found)
+            show.tried(row)
         if pdb and trace is not None:
             from pdb import post_mortem
 
             post_mortem(trace)
     if as_json:
         show.as_json(tried)
-    raised = any(found.exception for found in tried)
+    raised = any(row.exception for row in tried)
     sys.exit(PlanState.FAILED_ROWS.exit_status if raised else 0)

@@ -63,8 +63,8 @@ def initdb(
     if as_json:
         show.as_json({"database": hide_password(database_url()), "new": new, "notes": notes})
     else:
-        what = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
-        show.line(f"{hide_password(database_url())}: {what}")
+        tables = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
+        show.line(f"{hide_password(database_url())}: {tables}")
         for note in notes:
             show.line(note)
 
@@ -109,25 +109,25 @@ def doctor(
     show_findings(examine(None, job, wait_s, profile_name), as_json, False, "ready")
 
 
-def show_findings(found: Iterable["Finding"], as_json: bool, quiet: bool, ready: str) -> None:
+def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, ready: str) -> None:
     """Show findings as they come, and exit with 4 if one of them failed."""
     from astra.api import is_ready
     from astra.cli import show
 
-    kept = []
-    for finding in found:
-        kept.append(finding)
+    shown = []
+    for finding in findings:
+        shown.append(finding)
         if not as_json and not (quiet and finding.state != "failed"):
             show.finding(finding)
     if as_json:
-        show.as_json(kept)
-    elif is_ready(kept) and not quiet:
-        warnings = sum(finding.state == "warning" for finding in kept)
+        show.as_json(shown)
+    elif is_ready(shown) and not quiet:
+        warnings = sum(finding.state == "warning" for finding in shown)
         show.line(f"{ready}, with {show.count(warnings, 'warning')}" if warnings else ready)
     elif not quiet:
-        failed = sum(finding.state == "failed" for finding in kept)
+        failed = sum(finding.state == "failed" for finding in shown)
         show.line(f"not ready: {show.count(failed, 'line')} above begins with failed")
-    sys.exit(0 if is_ready(kept) else 4)
+    sys.exit(0 if is_ready(shown) else 4)
 
 
 @main.command("config")
@@ -172,9 +172,9 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    found = get_completion_class(shell)
-    assert found is not None  # noqa: S101 - one of the choices
-    click.echo(found(main, {}, "astra", "_ASTRA_COMPLETE").source())
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None  # noqa: S101 - one of the choices
+    click.echo(completion_class(main, {}, "astra", "_ASTRA_COMPLETE").source())
 
 
 @main.command("help")

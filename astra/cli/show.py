@@ -186,13 +186,13 @@ def cancelled(done: Cancelled) -> None:
         )
 
 
-def controls(found: Iterable[Control]) -> None:
-    for one in found:
-        how = f"paused: {one.reason}" if one.paused else "not paused"
-        most = f"; at most {count(one.throttle, 'element')} at once" if one.throttle else ""
-        line(f"plan {one.plan}: {how}{most}; {count(one.running, 'page')} at work")
-        if one.submitted is not None and one.submitted.pages:
-            submitted(one.submitted)
+def controls(changed: Iterable[Control]) -> None:
+    for control in changed:
+        how = f"paused: {control.reason}" if control.paused else "not paused"
+        most = f"; at most {count(control.throttle, 'element')} at once" if control.throttle else ""
+        line(f"plan {control.plan}: {how}{most}; {count(control.running, 'page')} at work")
+        if control.submitted is not None and control.submitted.pages:
+            submitted(control.submitted)
 
 
 def status(plan: PlanStatus, every_page: bool = False) -> None:
@@ -220,34 +220,34 @@ def status(plan: PlanStatus, every_page: bool = False) -> None:
             line(f"  {advice}")
 
 
-def verdict(found: Verdict) -> None:
+def verdict(result: Verdict) -> None:
     from astra.api import CHECKS
 
-    word = "[bold green]sound[/]" if found.sound else "[bold red]not sound[/]"
-    line(f"plan {found.plan}: {found.task}")
+    word = "[bold green]sound[/]" if result.sound else "[bold red]not sound[/]"
+    line(f"plan {result.plan}: {result.task}")
     words = {
         "result": "done",
         "failure": "failed",
         "no_result": "no result",
     }  # as the status has it
-    rows = " + ".join(f"{n:,} {words.get(name, name)}" for name, n in found.rows.items() if n)
-    sums = f"{rows} of {count(found.n_rows, 'row')}, {count(found.n_pages, 'page')}"
-    console.print(f"  {word}: {sums}, {count(found.n_attempts, 'attempt')}")
-    if not found.whole:
-        line(f"  not whole: {count(found.rows['pending'], 'row')} pending (astra status)")
+    rows = " + ".join(f"{n:,} {words.get(name, name)}" for name, n in result.rows.items() if n)
+    sums = f"{rows} of {count(result.n_rows, 'row')}, {count(result.n_pages, 'page')}"
+    console.print(f"  {word}: {sums}, {count(result.n_attempts, 'attempt')}")
+    if not result.whole:
+        line(f"  not whole: {count(result.rows['pending'], 'row')} pending (astra status)")
     for n, what in (
-        (found.modified_since, "modified since its result: pending again"),
-        (found.of_others, "ended since, or before, in another plan or a direct call"),
-        (found.inputs_gone, "deleted since its result"),
+        (result.modified_since, "modified since its result: pending again"),
+        (result.of_others, "ended since, or before, in another plan or a direct call"),
+        (result.inputs_gone, "deleted since its result"),
     ):
         if n:
             line(f"  {count(n, 'row')} {what}")
-    for check, n in found.checks.items():
+    for check, n in result.checks.items():
         meaning, remedy = CHECKS[check]
         console.print(f"[red]{check}[/]: {count(n, 'breach').replace('breachs', 'breaches')}")
         line(f"  {meaning}")
-        line(f"  what to do: {remedy.replace('PLAN', str(found.plan))}")
-        shown = [b for b in found.breaches if b.check == check]
+        line(f"  what to do: {remedy.replace('PLAN', str(result.plan))}")
+        shown = [b for b in result.breaches if b.check == check]
         for breach in shown:
             where = [f"page {breach.page}"] if breach.page is not None else []
             where += [f"key {breach.key}"] if breach.key is not None else []
@@ -290,15 +290,15 @@ def _page_table(pages: Iterable[PageStatus], width: int | None = None) -> Table:
     return made
 
 
-def plans(found: Sequence[PlanLine], as_csv: bool = False) -> None:
-    if not found and not as_csv:
+def plans(listed: Sequence[PlanLine], as_csv: bool = False) -> None:
+    if not listed and not as_csv:
         line("there is no plan yet: astra plan TASK")
         return
     made = table(
         "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",
         "no result>", "left>", "", out="by, input, pages, no result, made, failed, done",
     )  # fmt: skip
-    for p in found:
+    for p in listed:
         made.add_row(
             str(p.plan), escape(p.task), escape(p.input_model),
             f"{p.created:%Y-%m-%d %H:%M}",
@@ -341,9 +341,9 @@ def failures(
             line(row.traceback or "no traceback: the result was refused by the database")
 
 
-def logs(found: Iterable[Log], as_csv: bool = False) -> None:
+def logs(listed: Iterable[Log], as_csv: bool = False) -> None:
     made = table("page>", "attempt>", "state", "element", "node", "log", out="node, element")
-    for log in found:
+    for log in listed:
         made.add_row(
             str(log.page), str(log.attempt), coloured(log.state), log.job or "", escape(log.host),
             escape(log.path or ""),
@@ -351,14 +351,14 @@ def logs(found: Iterable[Log], as_csv: bool = False) -> None:
     print_table(made, console, as_csv)
 
 
-def tried(found: Tried) -> None:
+def tried(row: Tried) -> None:
     """Print what a task yielded or raised for one row."""
-    if found.exception:
-        line(f"{found.key}: {found.exception}: {found.message}")
-        line((found.traceback or "").rstrip())
+    if row.exception:
+        line(f"{row.key}: {row.exception}: {row.message}")
+        line((row.traceback or "").rstrip())
         return
-    line(f"{found.key}: {count(len(found.results), 'result') if found.results else 'no result'}")
-    for result in found.results:
+    line(f"{row.key}: {count(len(row.results), 'result') if row.results else 'no result'}")
+    for result in row.results:
         for name, value in result.items():
             line(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")
 
@@ -367,12 +367,12 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def finding(found: Finding) -> None:
+def finding(checked: Finding) -> None:
     """Print a line of ``astra doctor``, and its remedy below it."""
-    colour = {"ok": "green", "warning": "yellow", "failed": "bold red"}[found.state]
-    console.print(f"[{colour}]{found.state:7}[/] {escape(f'{found.part}: {found.said}')}")
-    if found.remedy:
-        line(f"        {found.remedy}")
+    colour = {"ok": "green", "warning": "yellow", "failed": "bold red"}[checked.state]
+    console.print(f"[{colour}]{checked.state:7}[/] {escape(f'{checked.part}: {checked.said}')}")
+    if checked.remedy:
+        line(f"        {checked.remedy}")
 
 
 def configuration(settings: Config) -> None:
@@ -441,13 +441,13 @@ def reported(report: Report, file: Path | str, size: int) -> None:
         line(f"  {advice}")
 
 
-def recovered(found: Recovered) -> None:
-    if not found.files and not found.set_aside:
-        line(f"plan {found.plan}: no spool file, nothing to store")
+def recovered(done: Recovered) -> None:
+    if not done.files and not done.set_aside:
+        line(f"plan {done.plan}: no spool file, nothing to store")
         return
     line(
-        f"plan {found.plan}: {count(found.rows, 'row')} stored from "
-        f"{count(found.files, 'spool file')}, {found.passed_over:,} passed over"
+        f"plan {done.plan}: {count(done.rows, 'row')} stored from "
+        f"{count(done.files, 'spool file')}, {done.passed_over:,} passed over"
     )
-    for path in found.set_aside:
+    for path in done.set_aside:
         line(f"  not valid any more, its rows are computed again: {path}")

@@ -38,8 +38,8 @@ def healed(done: Sequence[Nightly]) -> None:
         line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
 
 
-def nights(found: Sequence[NightStatus], as_csv: bool = False) -> None:
-    if not found and not as_csv:
+def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:
+    if not listed and not as_csv:
         line("no night has begun yet: astra nightly NAME")
         return
     made = table(
@@ -47,7 +47,7 @@ def nights(found: Sequence[NightStatus], as_csv: bool = False) -> None:
         "no result>", "left>", "retries>", "CPU hours>",
         out="CPU hours, retries, no result, ended, results, failures, left",
     )  # fmt: skip
-    for n in found:
+    for n in listed:
         made.add_row(
             str(n.night), escape(n.name), coloured(n.state), _moment(n.began), _moment(n.ended),
             f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
@@ -60,45 +60,45 @@ def _moment(time: datetime | None) -> str:
     return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
 
 
-def night(found: NightStatus) -> None:
+def night(shown: NightStatus) -> None:
     console.print(
-        f"night {found.night} of {escape(found.name)}, {_moment(found.began)} to "
-        f"{_moment(found.ended) or 'now'}: {coloured(found.state)}"
+        f"night {shown.night} of {escape(shown.name)}, {_moment(shown.began)} to "
+        f"{_moment(shown.ended) or 'now'}: {coloured(shown.state)}"
     )
     line(
-        f"  {found.results:,} results + {found.failures:,} failed + {found.no_result:,} no result "
-        f"+ {found.pending:,} left = {count(found.rows, 'row')}; {found.retries:,} retries in "
-        f"{count(found.rounds, 'round')}; {found.cpu_h:,.2f} CPU hours"
+        f"  {shown.results:,} results + {shown.failures:,} failed + {shown.no_result:,} no result "
+        f"+ {shown.pending:,} left = {count(shown.rows, 'row')}; {shown.retries:,} retries in "
+        f"{count(shown.rounds, 'round')}; {shown.cpu_h:,.2f} CPU hours"
     )
     made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "",
                  out="no result, results, failed")  # fmt: skip
-    for p in found.plans:
-        said = p.message or ("whole" if p.whole else "not whole")
+    for p in shown.plans:
+        result = p.message or ("whole" if p.whole else "not whole")
         gone = "" if p.kept or p.plan is None else "cleaned away"
         made.add_row(
             str(p.plan or ""), escape(p.task), f"{p.rows:,}", f"{p.results:,}", f"{p.failures:,}",
-            f"{p.no_result:,}", f"{p.pending:,}", escape(said),
+            f"{p.no_result:,}", f"{p.pending:,}", escape(result),
             "of an earlier night" if p.leftover else gone,
         )  # fmt: skip
     print_table(made, console)
-    for way, said in found.notified.items():
-        line(f"  by {way}: {said}")
-    if found.message:
-        for part in found.message.split("; "):
+    for way, result in shown.notified.items():
+        line(f"  by {way}: {result}")
+    if shown.message:
+        for part in shown.message.split("; "):
             line(f"  {part}")
-    if found.state == "without a finalizer":
-        line(f"next:\n  astra nights {found.name} --heal")
+    if shown.state == "without a finalizer":
+        line(f"next:\n  astra nights {shown.name} --heal")
 
 
 def cleaned(done: Cleaned) -> None:
-    what = (
+    parts = (
         f"{count(len(done.plans), 'plan')} ({count(done.pages, 'page')}, "
         f"{count(done.attempts, 'attempt')}), {count(len(done.nights), 'night')}, "
         f"{count(len(done.folders), 'folder')} of {done.mb:,.1f} MB"
     )
-    line(f"of before {_moment(done.before)}: {what} {'would go' if done.dry_run else 'are gone'}")
-    for said in done.kept:
-        line(f"  kept: {said}")
+    line(f"of before {_moment(done.before)}: {parts} {'would go' if done.dry_run else 'are gone'}")
+    for reason in done.kept:
+        line(f"  kept: {reason}")
     if done.compressed:
         packed = count(len(done.compressed), "folder")
         line(f"{packed} of plans that stay {'would be' if done.dry_run else 'are'} packed")

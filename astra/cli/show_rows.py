@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
-def as_json(found: StoredResults) -> None:
+def as_json(stored: StoredResults) -> None:
     """Print results as a JSON array, one a line, as they are read."""
     mark = "["
-    for row in found:
+    for row in stored:
         print(mark + json.dumps({name: plain(value) for name, value in row.items()}))
         mark = ","
     print("]" if mark == "," else "[]")
 
 
-def as_csv(found: StoredResults) -> None:
+def as_csv(stored: StoredResults) -> None:
     """Print results as CSV; lists are JSON, and what is not known is empty."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(found.columns)
-    for row in found:
+    writer.writerow(stored.columns)
+    for row in stored:
         writer.writerow([_cell(plain(value)) for value in row.values()])
 
 
@@ -45,15 +45,15 @@ def _cell(value: object) -> object:
     return "" if value is None else value
 
 
-def results(found: StoredResults, limit: int | None) -> None:
+def results(stored: StoredResults, limit: int | None) -> None:
     """Print the keys of results, and what the task set, as a table."""
-    rows = list(islice(found, limit or SHOWN + 1))
+    rows = list(islice(stored, limit or SHOWN + 1))
     if not rows:
-        show.line(f"{found.task} has stored no result" + (" for these keys" * bool(found.given)))
+        show.line(f"{stored.task} has stored no result" + (" for these keys" * bool(stored.given)))
         return
     more = limit is None and len(rows) > SHOWN
     rows = rows[:SHOWN] if more else rows
-    names = [n for n in found.own_columns if any(row[n] is not None for row in rows)]
+    names = [n for n in stored.own_columns if any(row[n] is not None for row in rows)]
     made = show.table(*names, "modified")
     for row in rows:
         made.add_row(
@@ -62,7 +62,7 @@ def results(found: StoredResults, limit: int | None) -> None:
         )
     show.console.print(made)
     if more:
-        show.line(f"... and more (--limit N; --csv and --json print all of {found.task})")
+        show.line(f"... and more (--limit N; --csv and --json print all of {stored.task})")
 
 
 def _short(value: object) -> str:
@@ -78,15 +78,15 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def story(found: RowHistory) -> None:
-    """Print one row's story: whether it is pending, what is stored, and what happened, in order."""
-    show.line(f"{found.task}, row {found.key} of {found.table} ({found.input_model})")
-    pending = "pending" if found.pending else "not pending"
-    show.line(f"  {pending}: {found.why}")
-    if found.next:
-        show.line(f"  next: {found.next}")
-    show.line("results:" if found.results else "results: none")
-    for result in found.results:
+def row_history(history: RowHistory) -> None:
+    """Print whether a row is pending, what is stored, and what happened, in order."""
+    show.line(f"{history.task}, row {history.key} of {history.table} ({history.input_model})")
+    pending = "pending" if history.pending else "not pending"
+    show.line(f"  {pending}: {history.why}")
+    if history.next:
+        show.line(f"  next: {history.next}")
+    show.line("results:" if history.results else "results: none")
+    for result in history.results:
         state = "up to date" if result.up_to_date else "out of date"
         number = f", number {result.number}" if result.number else ""
         show.line(
@@ -94,9 +94,9 @@ def story(found: RowHistory) -> None:
             f"{result.version}, {state}, by {_who(result.attempt)}"
         )
         _made_by(result.made_by)
-    show.line("history:" if found.plans or found.ends else "history: none")
-    events = [event for plan in found.plans for event in _of_plan(plan)]
-    events += [(end.at, *_of_end(end)) for end in found.ends]
+    show.line("history:" if history.plans or history.ends else "history: none")
+    events = [event for plan in history.plans for event in _of_plan(plan)]
+    events += [(end.at, *_of_end(end)) for end in history.ends]
     for at, text, *more in sorted(events, key=lambda event: event[0]):
         show.line(f"  {_at(at)}  {text}")
         for block in more:

@@ -12,47 +12,47 @@ if TYPE_CHECKING:
     from astra.plan.sizes import Estimate
 
 
-def estimated(found: Iterable[Estimate]) -> None:
-    for one in found:
-        line(f"{one.task} on {one.input_model}: for elements of about {_duration(one.target_s)}")
-        each = f" x {one.pages_per_element} pages" if one.pages_per_element > 1 else ""
-        expected = "" if one.element_s is None else f", expected {_duration(one.element_s)} each"
+def estimated(estimates: Iterable[Estimate]) -> None:
+    for size in estimates:
+        line(f"{size.task} on {size.input_model}: for elements of about {_duration(size.target_s)}")
+        each = f" x {size.pages_per_element} pages" if size.pages_per_element > 1 else ""
+        expected = "" if size.element_s is None else f", expected {_duration(size.element_s)} each"
         line(
-            f"  rows per page  {one.limit:,}{each}: {count(one.pending, 'row')} pending in "
-            f"{count(one.pages, 'page')}, {count(one.elements, 'element')}{expected}"
+            f"  rows per page  {size.limit:,}{each}: {count(size.pending, 'row')} pending in "
+            f"{count(size.pages, 'page')}, {count(size.elements, 'element')}{expected}"
         )
-        if had := one.experience:
+        if past := size.experience:
             line(
-                f"  --time         {one.time}: 1.25 x (start {_duration(had.start_s_upper)} + "
-                f"{_duration(had.row_s_upper)} a row, 95 % of pages are below, + the slowest row "
-                f"of 1,000, {_duration(had.row_s_p999)})"
+                f"  --time         {size.time}: 1.25 x (start {_duration(past.start_s_upper)} + "
+                f"{_duration(past.row_s_upper)} a row, 95 % of pages are below, + the slowest row "
+                f"of 1,000, {_duration(past.row_s_p999)})"
             )
             line(
-                f"  --mem          {one.mem}: 1.25 x {had.mem_mb_upper:,.0f} MB, 95 % of processes "
-                "are below, + 64 MB"
+                f"  --mem          {size.mem}: 1.25 x {past.mem_mb_upper:,.0f} MB, 95 % of "
+                "processes are below, + 64 MB"
             )
-            plans = ", ".join(map(str, had.plans[-5:]))
+            plans = ", ".join(map(str, past.plans[-5:]))
             line(
-                f"  from           {one.source}: {count(had.attempts, 'attempt')} of plan {plans}, "
-                f"{count(had.rows, 'row')}"
+                f"  from           {size.source}: {count(past.attempts, 'attempt')} of plan "
+                f"{plans}, {count(past.rows, 'row')}"
             )
             line(
-                f"  a row          {_duration(had.row_s)} (the task: median "
-                f"{_duration(had.row_s_p50)}, 95 % {_duration(had.row_s_p95)}; reading "
-                f"{_duration(had.read_s)}, writing {_duration(had.write_s)})"
+                f"  a row          {_duration(past.row_s)} (the task: median "
+                f"{_duration(past.row_s_p50)}, 95 % {_duration(past.row_s_p95)}; reading "
+                f"{_duration(past.read_s)}, writing {_duration(past.write_s)})"
             )
-            line(f"  a start        {_duration(had.start_s)}")
+            line(f"  a start        {_duration(past.start_s)}")
         else:
             line("  --time, --mem  as the profile has them")
-        for note in one.notes:
+        for note in size.notes:
             line(f"  note: {note}")
 
 
 def sized(plans: Iterable[tuple[Planned, Estimate]]) -> None:
     """Print the commands that submit plans whose sizes were chosen."""
-    for plan, found in plans:
+    for plan, size in plans:
         if plan.plan is not None:
-            options = [f"--time {found.time}", f"--mem {found.mem}"] if found.time else []
+            options = [f"--time {size.time}", f"--mem {size.mem}"] if size.time else []
             line(f"  {' '.join(['astra submit', str(plan.plan), *options])}")
 
 

@@ -33,13 +33,13 @@ def database() -> Iterator[Finding]:
     if dialect().name == "sqlite":
         yield from _file(Path(getattr(dialect(), "path", "")))
     with connection():
-        found = server()
-        yield ok(_PART, f"{secrets.hide_password(url())}: {found.name} answers")
-        yield from _settings(found)
+        facts = server()
+        yield ok(_PART, f"{secrets.hide_password(url())}: {facts.name} answers")
+        yield from _settings(facts)
         yield from findings(_PART, _tables)
-        there = [model for model in own_tables() if dialect().columns(model)]
-        yield from findings(_PART, lambda: _rights(found.role, there))
-        yield from findings(_PART, lambda: _archive(there))
+        existing = [model for model in own_tables() if dialect().columns(model)]
+        yield from findings(_PART, lambda: _rights(facts.role, existing))
+        yield from findings(_PART, lambda: _archive(existing))
 
 
 def _file(path: Path) -> Iterator[Finding]:
@@ -48,47 +48,49 @@ def _file(path: Path) -> Iterator[Finding]:
         raise DatabaseError(f"there is no file {path}; make it: astra initdb")
     for place in (path, path.parent):
         if not os.access(place, os.W_OK):
-            said = f"{place} cannot be written: you can look, and store nothing"
-            yield warning(_PART, said, f"have its owner allow it: chmod u+w {place}")
+            problem = f"{place} cannot be written: you can read, and store nothing"
+            yield warning(_PART, problem, f"have its owner allow it: chmod u+w {place}")
 
 
-def _settings(found: Server) -> Iterator[Finding]:
-    if found.least:
-        yield failed(_PART, f"{found.name} is too old", f"use {found.least} or later")
+def _settings(facts: Server) -> Iterator[Finding]:
+    if facts.least:
+        yield failed(_PART, f"{facts.name} is too old", f"use {facts.least} or later")
     if dialect().name == "sqlite":
-        if found.settings["journal_mode"] != "wal":
-            said = f"journal_mode is {found.settings['journal_mode']}, so that readers block"
-            yield warning(_PART, said, "keep the file on a local disk that its folder may write")
+        if facts.settings["journal_mode"] != "wal":
+            message = f"journal_mode is {facts.settings['journal_mode']}, so that readers block"
+            yield warning(_PART, message, "keep the file on a local disk that its folder may write")
         yield ok(_PART, "a SQLite file: run with --local; Slurm's elements need PostgreSQL")
         return
-    free = (found.most or 0) - (found.used or 0)
-    said = f"{found.used} of {found.most} connections (max_connections) are in use"
+    free = (facts.most or 0) - (facts.used or 0)
+    message = f"{facts.used} of {facts.most} connections (max_connections) are in use"
     if free < _LITTLE_ROOM:
         remedy = "have the administrator raise max_connections, or the limit of the role"
-        yield warning(_PART, said, remedy)
+        yield warning(_PART, message, remedy)
     else:
-        yield ok(_PART, said)
-    said = found.settings["server_encoding"]
-    if said != "UTF8":
+        yield ok(_PART, message)
+    encoding = facts.settings["server_encoding"]
+    if encoding != "UTF8":
         remedy = "createdb -E UTF8 -T template0 NAME, and name it in [database] url"
-        yield warning(_PART, f"its encoding is {said}: other characters cannot be stored", remedy)
+        yield warning(
+            _PART, f"its encoding is {encoding}: other characters cannot be stored", remedy
+        )
     else:
-        yield ok(_PART, f"encoding {said}")
-    if found.is_standby:
+        yield ok(_PART, f"encoding {encoding}")
+    if facts.is_standby:
         remedy = "name the primary in [database] url (target_session_attrs=read-write)"
         yield failed(_PART, "the server is a standby, which stores nothing", remedy)
-    elif found.settings["transaction_read_only"] == "on":
-        remedy = f"ALTER ROLE {found.role} RESET default_transaction_read_only"
+    elif facts.settings["transaction_read_only"] == "on":
+        remedy = f"ALTER ROLE {facts.role} RESET default_transaction_read_only"
         yield failed(_PART, "transactions of this role are read-only", remedy)
     for name in ("fsync", "full_page_writes"):
-        if found.settings[name] != "on":
-            said = f"{name} is off: a crash of the server may lose what was stored"
-            yield warning(_PART, said, f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()")
-    limit_s = int(found.settings["statement_timeout"]) / 1000
+        if facts.settings[name] != "on":
+            message = f"{name} is off: a crash of the server may lose what was stored"
+            yield warning(_PART, message, f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()")
+    limit_s = int(facts.settings["statement_timeout"]) / 1000
     least_s = config.current().database.answer_timeout_s
     if 0 < limit_s < least_s:
-        said = f"statement_timeout is {limit_s:g} s, less than [database] answer_timeout_s"
-        yield warning(_PART, said, f"ALTER ROLE {found.role} SET statement_timeout = 0")
+        message = f"statement_timeout is {limit_s:g} s, less than [database] answer_timeout_s"
+        yield warning(_PART, message, f"ALTER ROLE {facts.role} SET statement_timeout = 0")
 
 
 def _tables() -> Iterator[Finding]:
@@ -101,9 +103,9 @@ def _tables() -> Iterator[Finding]:
             for path in (plan.input_model, plan.output_model):
                 models.append(load(path))
         except (TaskError, Untrusted) as error:
-            said = f"{plan.task}, of plan {plan.pk}: {error}"
-            yield warning(_PART, said, "call this in the folder of its module, or install it")
-    wrong = [found for model in dict.fromkeys(models) for found in table_findings(_PART, model)]
+            problem = f"{plan.task}, of plan {plan.pk}: {error}"
+            yield warning(_PART, problem, "call this in the folder of its module, or install it")
+    wrong = [finding for model in dict.fromkeys(models) for finding in table_findings(_PART, model)]
     yield from wrong
     if not wrong:
         yield ok(_PART, f"{len(dict.fromkeys(models))} tables with their indexes and triggers")
@@ -119,11 +121,11 @@ def table_findings(part: str, model: type[Model]) -> Iterator[Finding]:
     yield from before
     if before or not issubclass(model, BaseModel):
         return
-    there = indexes(model)
+    existing = indexes(model)
     for index in model._meta.fields_to_index():
-        if stored_name(index._name) not in there:
-            said = f"the table {model._meta.table_name!r} lacks its index {index._name}"
-            yield failed(part, said, command_for(model))
+        if stored_name(index._name) not in existing:
+            problem = f"the table {model._meta.table_name!r} lacks its index {index._name}"
+            yield failed(part, problem, command_for(model))
 
 
 def _checked(model: type[Model]) -> Iterator[Finding]:

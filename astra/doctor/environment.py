@@ -21,8 +21,8 @@ def python() -> Iterator[Finding]:
     """Python, astra, and the packages that it needs in the versions that it needs."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
-    found = ".".join(map(str, sys.version_info[:3]))
-    yield ok("python", f"Python {found}, astra {__version__} ({sys.executable})")
+    python_version = ".".join(map(str, sys.version_info[:3]))
+    yield ok("python", f"Python {python_version}, astra {__version__} ({sys.executable})")
     try:
         wanted = [r for r in requires("sdss-astra") or [] if "extra ==" not in r]
     except PackageNotFoundError:
@@ -31,15 +31,15 @@ def python() -> Iterator[Finding]:
     for requirement in wanted:
         name = re.split(r"[^\w.-]", requirement)[0]
         try:
-            there = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             yield failed("python", f"{name} is not installed", f"pip install '{requirement}'")
             continue
-        versions.append(f"{name} {there}")
+        versions.append(f"{name} {installed}")
         least = re.search(r">=\s*([\d.]+)", requirement)
-        if least and _numbers(there) < _numbers(least[1]):
-            said = f"{name} is of version {there}, and {least[1]} is needed"
-            yield failed("python", said, f"pip install --upgrade '{requirement}'")
+        if least and _numbers(installed) < _numbers(least[1]):
+            problem = f"{name} is of version {installed}, and {least[1]} is needed"
+            yield failed("python", problem, f"pip install --upgrade '{requirement}'")
     yield ok("python", ", ".join(versions))
 
 
@@ -85,8 +85,8 @@ def _profiles() -> Iterator[Finding]:
         yield failed("configuration", str(error), f"correct [profiles.{name}]")
     folder = settings.current().run.templates
     if folder is not None and not folder.is_dir():
-        said = f"[run] templates = {folder} is no folder"
-        yield failed("configuration", said, f"mkdir -p {folder}, or leave the key out")
+        problem = f"[run] templates = {folder} is no folder"
+        yield failed("configuration", problem, f"mkdir -p {folder}, or leave the key out")
 
 
 def wrong_profiles() -> list[tuple[str, AstraError]]:
@@ -108,7 +108,7 @@ def run_directory() -> Iterator[Finding]:
     yield ok(part, f"{folder} can be written")
     free_gb = shutil.disk_usage(folder).free / 1e9
     if not was_there:
-        folder.rmdir()  # who looks leaves nothing behind
+        folder.rmdir()  # checking leaves nothing behind
     if free_gb < _LITTLE_ROOM_GB:
-        said = f"{free_gb:.1f} GB are free in {folder}"
-        yield warning(part, said, "astra clean, or set [run] dir to a folder with more room")
+        problem = f"{free_gb:.1f} GB are free in {folder}"
+        yield warning(part, problem, "astra clean, or set [run] dir to a folder with more room")

@@ -35,16 +35,16 @@ def failed(part: str, said: str, remedy: str) -> Finding:
 
 def of_error(part: str, error: Exception) -> Finding:
     """Make a finding of an error, whose message ends with the remedy after a semicolon."""
-    said, _, remedy = str(error).rpartition("; ")
-    if not said:
+    problem, _, remedy = str(error).rpartition("; ")
+    if not problem:
         return failed(part, str(error), "correct what is named here")
-    return failed(part, said, remedy)
+    return failed(part, problem, remedy)
 
 
-def findings(part: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def findings(part: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     """Yield the findings of a check; an error that ends it is the last one."""
     try:
-        yield from look()
+        yield from check()
     except AstraError as error:
         yield of_error(part, error)
     except peewee.PeeweeException as error:

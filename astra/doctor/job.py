@@ -21,11 +21,11 @@ _SMALL: dict[str, Value] = {"time": "00:01:00", "mem": "500M", "ntasks": 1, "cpu
 
 _LEFT_OUT = {"signal", "mem_per_cpu", "mem_per_gpu", "time_min", "begin", "dependency"}
 
-_LOOK_S = 1.0
+_POLL_S = 1.0
 
 
 def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
-    """Submit a job that looks at everything from a node, and pass on what it finds.
+    """Submit a job that runs the checks on a node, and pass on its findings.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
     job = replace(client.submit(path), name=name)
     until = time.monotonic() + wait_s
     while not answer.exists() and time.monotonic() < until and _lives(job):
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     if answer.exists():
         yield from _read(answer)
         answer.unlink()
@@ -53,25 +53,27 @@ def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
     log = next(iter(folder.glob(f"{name}-*.log")), None)
     if time.monotonic() >= until:
         client.cancel(job)
-        said = f"job {job.job_id} did not end within {wait_s:g} s"
-        yield failed("node", said, f"squeue -j {job.job_id} says why; astra doctor --job --wait N")
+        problem = f"job {job.job_id} did not end within {wait_s:g} s"
+        yield failed(
+            "node", problem, f"squeue -j {job.job_id} says why; astra doctor --job --wait N"
+        )
         return
-    said = f"job {job.job_id} ended, and what it found cannot be seen in {folder}"
+    problem = f"job {job.job_id} ended, and what it found cannot be seen in {folder}"
     if log is not None and (text := log.read_text(errors="replace").strip()):
-        said += f": {text.splitlines()[-1]}"
-    yield failed("node", said, "set [run] dir to a folder that the nodes share")
+        problem += f": {text.splitlines()[-1]}"
+    yield failed("node", problem, "set [run] dir to a folder that the nodes share")
 
 
 def _lives(job: JobId) -> bool:
     """Return whether the job waits or runs, or Slurm gives no answer."""
-    found = client.elements([job]).of(job.key, None)
-    return found.state is None or found.state.alive
+    execution = client.elements([job]).of(job.key, None)
+    return execution.state is None or execution.state.alive
 
 
-def write_answer(answer: Path, look: Callable[[], Iterable[Finding]]) -> None:
-    """Write what is found here, on a node, to a file in the run directory."""
-    found = [asdict(finding) for finding in look()]
-    write_whole(answer, json.dumps({"node": socket.gethostname(), "findings": found}))
+def write_answer(answer: Path, check: Callable[[], Iterable[Finding]]) -> None:
+    """Write the findings of this node to a file in the run directory."""
+    entries = [asdict(finding) for finding in check()]
+    write_whole(answer, json.dumps({"node": socket.gethostname(), "findings": entries}))
 
 
 def _read(answer: Path) -> Iterator[Finding]:

@@ -39,18 +39,18 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
 
 def _absent(missing: list[str]) -> Finding:
     """Without Slurm, a SQLite file is still all that ``--local`` needs."""
-    said = "Slurm is not installed here: "
+    problem = "Slurm is not installed here: "
     if missing:
-        said += f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH"
+        problem += f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH"
     else:
-        said += "SLURM_CONF names no file, or there is no slurm.conf in the usual places"
+        problem += "SLURM_CONF names no file, or there is no slurm.conf in the usual places"
     try:
         is_local = dialect().name == "sqlite"
     except ConfigError:
         is_local = False
     if is_local:
-        return warning(_PART, said, f"submit with --local, or {_LOAD}")
-    return failed(_PART, said, _LOAD)
+        return warning(_PART, problem, f"submit with --local, or {_LOAD}")
+    return failed(_PART, problem, _LOAD)
 
 
 def _profile(chosen: Profile) -> Iterator[Finding]:
@@ -59,14 +59,14 @@ def _profile(chosen: Profile) -> Iterator[Finding]:
     try:
         client.try_options(directives(chosen))
     except SlurmError as error:
-        found = of_error(_PART, error)
-        yield failed(_PART, f"{name}: {found.said}", found.remedy or "change the profile")
+        refusal = of_error(_PART, error)
+        yield failed(_PART, f"{name}: {refusal.said}", refusal.remedy or "change the profile")
         return
     known = limits.bounds(chosen)
     late = limits.warnings(chosen, known)
-    for words in late:
-        said, _, remedy = words.partition(": ")
-        yield warning(_PART, f"{name}: {said}", remedy)
+    for line in late:
+        problem, _, remedy = line.partition(": ")
+        yield warning(_PART, f"{name}: {problem}", remedy)
     if not late:
         where = f"partition {known.partition}" if known.partition else "the default partition"
         yield ok(_PART, f"{name}: {where} takes its jobs")
@@ -79,8 +79,8 @@ def _accounting() -> Iterator[Finding]:
         yield ok(_PART, "accounting (sacct) answers")
     except SlurmError as error:
         remedy = "have the administrator set AccountingStorageType=accounting_storage/slurmdbd"
-        said = f"no accounting, so that ended elements are known for minutes only: {error}"
-        yield warning(_PART, said, remedy)
+        problem = f"no accounting, so that ended elements are known for minutes only: {error}"
+        yield warning(_PART, problem, remedy)
         return
     columns = "Account,Partition,MaxJobs,MaxSubmit,GrpJobs,GrpSubmit,QOS"
     user = f"user={user_name()}"

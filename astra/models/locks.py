@@ -42,13 +42,13 @@ class Held(BusyError):
 
 
 @contextmanager
-def hold(name: str, what: str, see: str, purpose: str = "") -> Iterator[None]:
+def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None]:
     """Hold the lock of a name across all hosts; it is released when this process dies.
 
     Parameters
     ----------
     name : of the lock, such as ``plan 12``.
-    what : what its holder does, for the message: "submits, resumes or cancels plan 12".
+    activity : what its holder does, for the message: "submits, resumes or cancels plan 12".
     see : the command that shows the holder's progress.
     purpose : stored with the lock, for programs that find it held.
 
@@ -60,18 +60,18 @@ def hold(name: str, what: str, see: str, purpose: str = "") -> Iterator[None]:
     silence_s = settings.current().database.answer_timeout_s
     with dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s) as is_taken:
         if not is_taken:
-            raise _held(name, what, see)
+            raise _held(name, activity, see)
         yield
 
 
-def lock_row(name: str, what: str) -> None:
+def lock_row(name: str, activity: str) -> None:
     """Hold the lock of a name until the caller's transaction ends.
 
     If another process holds it, log which one, and wait.
     """
     table, silence_s = dialect().table(Lock), settings.current().database.answer_timeout_s
     if not dialect().sign_lock(table, name, _me(""), silence_s):
-        log.warning("waiting for %s, which %s", _who(_lock(name)), what)
+        log.warning("waiting for %s, which %s", _who(_lock(name)), activity)
     dialect().wait_for_row(table, name)
 
 
@@ -79,9 +79,9 @@ def _me(purpose: str) -> Holder:
     return Holder(socket.gethostname(), os.getpid(), user_name(), purpose)
 
 
-def _held(name: str, what: str, see: str) -> Held:
+def _held(name: str, activity: str, see: str) -> Held:
     lock = _lock(name)
-    return Held(f"{_who(lock)} {what}; see {see}, and try again", lock.purpose if lock else "")
+    return Held(f"{_who(lock)} {activity}; see {see}, and try again", lock.purpose if lock else "")
 
 
 def _lock(name: str) -> Lock | None:

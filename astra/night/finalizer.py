@@ -58,7 +58,7 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     """
     chosen = _profile(settings)
     cluster = str(chosen.options.get("clusters") or "") or None
-    before, had = night.finalizer, _known(night)
+    before, earlier = night.finalizer, _known(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
     night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.here().name
     night.finalizer_user = user_name()
@@ -79,12 +79,12 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
         raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
     path = folder / f"{job_name(night)}.sh"
     write_whole(path, text, 0o700)
-    consequence = f"the night is kept for it: astra nights {night.name} --heal"
+    if_unknown = f"the night is kept for it: astra nights {night.name} --heal"
     try:
         options = _behind(behind, night.finalizer_home, wait_s)
-        job = send(path, job_name(night), cluster, consequence, min, options)
+        job = send(path, job_name(night), cluster, if_unknown, min, options)
     except SlurmError:
-        _give_back(night, had)
+        _give_back(night, earlier)
         raise
     _adopt(night, job)
 
@@ -95,12 +95,12 @@ def _known(night: Night) -> dict[str, object]:
     return {f"finalizer{name}": getattr(night, f"finalizer{name}") for name in names}
 
 
-def _give_back(night: Night, had: dict[str, object]) -> None:
+def _give_back(night: Night, earlier: dict[str, object]) -> None:
     """Restore the earlier finalizer of the night, so that the caller, if it is that, may retry."""
     mine = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
     with connection():
-        Night.update(had).where(mine).execute()
-    for name, value in had.items():
+        Night.update(earlier).where(mine).execute()
+    for name, value in earlier.items():
         setattr(night, name, value)
 
 

@@ -412,9 +412,9 @@ def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> l
                 why, command = f"{bound} (it was cancelled)", "astra plans"
             left = f"{n_left(entry):,} rows are left{why}"
             lines.append(f"plan {entry.plan_pk} of {entry.task}: {left}: {command}")
-    there = {entry.key for entry in entries}
+    begun = {entry.key for entry in entries}
     for task in settings.tasks:
-        if task.key not in there:
+        if task.key not in begun:
             waits = f": it waits for {', '.join(task.after)}" if task.after else ""
             lines.append(f"{task.task} was not begun{bound if not waits else waits}")
     return lines

@@ -114,7 +114,7 @@ _LOST = "lost"
 _WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
 
 
-def _said_or_lost(run: _Run, alive: set[tuple[int, int]], asked: datetime) -> _Run:
+def _marked_if_lost(run: _Run, alive: set[tuple[int, int]], asked: datetime) -> _Run:
     """Mark a running attempt as lost if its element did not live when Slurm was asked."""
     silent = (run.plan, run.page) not in alive and run.seen <= asked
     lost = run.state == AttemptState.RUNNING and silent
@@ -150,7 +150,7 @@ class Runs:
         alive = {
             (s.plan, p.page) for s in statuses for p in s.elements if p.state is PageState.RUNNING
         }
-        runs = [_said_or_lost(_Run(*values), alive, asked) for values in tuples(query)]
+        runs = [_marked_if_lost(_Run(*values), alive, asked) for values in tuples(query)]
         self.plans, self.runs, self.n, self.now = list(plans), runs, len(runs), now
         self.whole = {(s.plan, p.page) for s in statuses for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in statuses)

@@ -1,9 +1,9 @@
 """The numbers of a report: what ran when, how fast and where, and what failed.
 
-:func:`report_of` reads the database, asks Slurm once what lives where something is not whole, and
-the accounting once what was used of what was asked for. It is bounded whatever the number of
-pages: what is many is summed up, what needs somebody's attention is listed.
-`page.py` draws it.
+:func:`report_of` reads the database. It asks squeue once which elements live, if a plan is not
+whole, and sacct once how much of the requested resources was used. The size of a report does not
+depend on the number of pages: pages are counted, and only those that need attention are listed.
+`page.py` renders the report.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,12 +103,12 @@ def report_of(
         What it is compared with, the latest first; by default, for one plan, earlier plans of its
         task and input.
     headline : callable
-        Makes the verdict from how the plans stand.
+        Makes the verdict from the statuses of the plans.
 
     Returns
     -------
     Report
-        The numbers, which ``astra report`` draws.
+        The numbers that ``astra report`` renders.
 
     Raises
     ------
@@ -133,33 +133,34 @@ def report_of(
         if earlier is None and len(plans) == 1:
             earlier = earlier_plans(frozen[plans[0]])
         how = tuple(provenance_of(frozen[pk], submissions) for pk in plans)
-        what_ran = _what_ran(list(frozen.values()), submissions, runs)
-        what_failed = _what_failed(current)
+        of_attempts = _of_attempts(list(frozen.values()), submissions, runs)
+        of_problems = _of_problems(current)
         this = earlier_of(plans, "this one") if runs.n else None
     used, notes = efficiency(submissions, runs)
     return Report(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
         made=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,
         plans=tuple(replace(s, elements=()) for s in current), earlier=tuple(earlier or ()),
-        efficiency=used, wasted=tuple(wasted(used, runs, what_ran["page_times"])), this=this,
+        efficiency=used, wasted=tuple(wasted(used, runs, of_attempts["page_times"])), this=this,
         notes=tuple(dict.fromkeys([*(n for s in current for n in s.notes), *notes])),
-        verdict=verdict.text, next=verdict.commands, **_counted(current), **what_failed, **what_ran,
+        verdict=verdict.text, next=verdict.commands,
+        **_of_states(current), **of_problems, **of_attempts,
     )  # fmt: skip
 
 
-def _counted(found: Sequence[PlanStatus]) -> dict[str, Any]:
+def _of_states(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
     """Count rows and pages by state."""
     return dict(
-        rows=dict(total(s.rows for s in found)), pages=dict(total(s.pages for s in found)),
-        n_rows=sum(s.n_rows for s in found), n_pages=sum(s.n_pages for s in found),
+        rows=dict(total(s.rows for s in statuses)), pages=dict(total(s.pages for s in statuses)),
+        n_rows=sum(s.n_rows for s in statuses), n_pages=sum(s.n_pages for s in statuses),
     )  # fmt: skip
 
 
-def _what_failed(found: Sequence[PlanStatus]) -> dict[str, Any]:
+def _of_problems(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
     """Return failed rows by kind, and pages that need attention, the most urgent first."""
-    failures = failures_of([status.plan for status in found])
-    n_failed = sum(status.rows.get("failed", 0) for status in found)
-    attention = [(status.plan, page) for status in found for page in stuck_pages(status)]
+    failures = failures_of([status.plan for status in statuses])
+    n_failed = sum(status.rows.get("failed", 0) for status in statuses)
+    attention = [(status.plan, page) for status in statuses for page in stuck_pages(status)]
     listed = tuple(sorted(attention, key=_urgency)[:N_LISTED])
     return dict(
         failures=failures.kinds, n_failure_kinds=failures.n_kinds,
@@ -178,7 +179,9 @@ def _last_logs(pages: Iterable[tuple[int, PageStatus]]) -> Iterable[tuple[int, i
     return ((*last[attempt], path) for attempt, path in log_paths(last).items())
 
 
-def _what_ran(plans: list[Plan], submissions: Sequence[Submission], runs: Runs) -> dict[str, Any]:
+def _of_attempts(
+    plans: list[Plan], submissions: Sequence[Submission], runs: Runs
+) -> dict[str, Any]:
     """Return the numbers of attempts: when, how fast, on which nodes, and how they ended."""
     of_rows, slow_rows = row_times(plans, runs)
     over = runs.over_time(min((s.created for s in submissions), default=None))

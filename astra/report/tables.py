@@ -73,14 +73,14 @@ def file(path: str | None) -> Cell:
 
 def table(items: Iterable[Item], columns: Columns[Item], more: int = 0) -> Table | None:
     lines = [[_cell(make(item)) for make in columns.values()] for item in items]
-    kept = [at for at in range(len(columns)) if any(line[at].text for line in lines)]
-    if not kept:
+    filled = [at for at in range(len(columns)) if any(line[at].text for line in lines)]
+    if not filled:
         return None
     heads = list(columns)
-    numeric = {at for at in kept if any(line[at].value is not None for line in lines)}
+    numeric = {at for at in filled if any(line[at].value is not None for line in lines)}
     return Table(
-        tuple(Column(heads[at], _style(heads[at], at in numeric)) for at in kept),
-        tuple(tuple(line[at] for at in kept) for line in lines),
+        tuple(Column(heads[at], _style(heads[at], at in numeric)) for at in filled),
+        tuple(tuple(line[at] for at in filled) for line in lines),
         more,
     )
 

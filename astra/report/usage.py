@@ -62,7 +62,7 @@ def efficiency(
         except SlurmError as error:
             why = str(error)
     note = f"memory and time are what attempts measured themselves, CPU is not known: {why}"
-    return _told(submissions, runs), (note,)
+    return _measured_by_attempts(submissions, runs), (note,)
 
 
 def _accounted(usage: list[Usage]) -> Efficiency:
@@ -83,7 +83,7 @@ def _accounted(usage: list[Usage]) -> Efficiency:
     )
 
 
-def _told(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
+def _measured_by_attempts(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
     """Return memory and time of each element as its attempts measured them."""
     asked = {s.pk: s.options for s in submissions}
     lasted, peak = runs.elements()

@@ -69,11 +69,11 @@ def run(
         query_cache.forget_all()
     where = str((os.environ if env is None else env).get("SLURM_CONF"))
     return query_cache.cached_output(
-        args, where, recent_s, lambda: _run_patiently(args, input, env)
+        args, where, recent_s, lambda: _run_with_retries(args, input, env)
     )
 
 
-def _run_patiently(args: Sequence[str], input: str | None, env: Mapping[str, str] | None) -> str:
+def _run_with_retries(args: Sequence[str], input: str | None, env: Mapping[str, str] | None) -> str:
     settings = config.current().slurm
     tries = 1 + (settings.retries if args[0] in _READ_ONLY else 0)
     for left in reversed(range(tries)):

@@ -82,15 +82,15 @@ def failures(plan: int) -> list[FailedRow]:
             & (Failure.input_table == frozen.input_table)
             & dialect().among_texts(Failure.key, missing)
         )
-        again = {f.key: f for f in later} if missing else {}
+        repeated = {f.key: f for f in later} if missing else {}
         as_key = key_reader(frozen.pk)
     rows = [_failed_row(f, as_key) for f in own]
-    rows += [_failed_row(f, as_key, f"failed again in plan {f.plan_pk}") for f in again.values()]
-    gone = "has ended differently since: it has a result now, or none"
+    rows += [_failed_row(f, as_key, f"failed again in plan {f.plan_pk}") for f in repeated.values()]
+    since = "has ended differently since: it has a result now, or none"
     rows += [
-        FailedRow(key, None, "(no record)", "", None, 1, False, None, gone)
+        FailedRow(key, None, "(no record)", "", None, 1, False, None, since)
         for key in missing
-        if str(key) not in again
+        if str(key) not in repeated
     ]
     # Numbers come first, then texts: a refused result may have a key of any type.
     return sorted(rows, key=lambda row: (isinstance(row.key, str), row.key))

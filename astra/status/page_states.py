@@ -359,7 +359,7 @@ def _local_state(submission: Submission, mine: Attempt | None, overdue: bool) ->
             lives = process_began(mine.pid) == mine.pid_began
             return PageState.RUNNING if lives else PageState.LOST
         return PageState.LOST if overdue else PageState.RUNNING
-    return _said(mine) or PageState.LOST
+    return _recorded_state(mine) or PageState.LOST
 
 
 def _submitter_lives(submission: Submission) -> bool:
@@ -394,17 +394,17 @@ def _slurm_page_state(
         # unless squeue shows others of its array, and so would show it, too.
         queued = answer.queued if answer is not None else ()
         is_gone = silent_s > lease_s or submission.job_name in queued
-        return _said(mine) or (PageState.LOST if is_gone else PageState.UNKNOWN)
+        return _recorded_state(mine) or (PageState.LOST if is_gone else PageState.UNKNOWN)
     if state is SlurmState.PENDING:
         return PageState.WAITING
     if state is SlurmState.RUNNING:
         return PageState.RUNNING
     if state is SlurmState.COMPLETED:
-        return _said(mine) or PageState.INCOMPLETE
-    return _said(mine) or PageState.LOST
+        return _recorded_state(mine) or PageState.INCOMPLETE
+    return _recorded_state(mine) or PageState.LOST
 
 
-def _said(attempt: Attempt | None) -> PageState | None:
+def _recorded_state(attempt: Attempt | None) -> PageState | None:
     """Return the state that an attempt recorded as it ended, if it did."""
     if attempt is None:
         return None

@@ -106,8 +106,8 @@ def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
     if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
         return [p for p in listed if ended.get(p.plan) is state]
     asked = statuses([p.plan for p in listed if p.plan not in ended], of_whole=False)
-    there = {status.plan for status in asked if status.state is state}
-    return [p for p in listed if p.plan in there]
+    chosen = {status.plan for status in asked if status.state is state}
+    return [p for p in listed if p.plan in chosen]
 
 
 #: Columns of pages that are summed for each plan.

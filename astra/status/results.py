@@ -81,8 +81,8 @@ class StoredResults:
     @property
     def own_columns(self) -> list[str]:
         """The columns of the key, and those that the task itself sets."""
-        kept = set(OutputModel._meta.columns)
-        return [name for name in self.columns if name not in kept]
+        of_astra = set(OutputModel._meta.columns)
+        return [name for name in self.columns if name not in of_astra]
 
     def __iter__(self) -> Iterator[dict[str, object]]:
         n_left = math.inf if self.limit is None else self.limit

@@ -58,8 +58,8 @@ class Verifier:
         self.n_recorded: Counter[Kind] = Counter()
 
     def checked(self) -> Verdict:
-        for found in self.records.values():
-            self._add("values", None, None, found)
+        for problem in self.records.values():
+            self._add("values", None, None, problem)
         if not self.checks:  # nothing can be computed with what is no value of its column
             self._check()
         n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
@@ -91,10 +91,10 @@ class Verifier:
 
     def _has_keys(self, page: Page) -> bool:
         """Return whether a page has keys of the plan's kind, and no others."""
-        kept, other = page.keys, page.key_texts
+        stored, other = page.keys, page.key_texts
         if not self.key.is_whole:
-            kept, other = other, kept
-        return kept is not None and other is None and None not in kept
+            stored, other = other, stored
+        return stored is not None and other is None and None not in stored
 
     def _number(self, text: str) -> int:
         if text not in self.numbers:

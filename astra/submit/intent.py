@@ -51,8 +51,8 @@ def plan_lock(plan: Plan) -> Iterator[None]:
         If another process holds the lock.
     """
     check_archive()
-    what = f"submits, resumes or cancels plan {plan.pk}"
-    with hold(f"plan {plan.pk}", what, f"astra status {plan.pk}"):
+    activity = f"submits, resumes or cancels plan {plan.pk}"
+    with hold(f"plan {plan.pk}", activity, f"astra status {plan.pk}"):
         yield
 
 
@@ -171,7 +171,7 @@ def send(
     path: Path,
     job_name: str,
     cluster: str | None,
-    kept: str,
+    if_unknown: str,
     choose: Callable[[list[parse.JobId]], parse.JobId],
     args: Sequence[str] = (),
     begun: Callable[[], parse.JobId] | None = None,
@@ -181,7 +181,7 @@ def send(
     Parameters
     ----------
     job_name, cluster : identify the job; no other job has the name.
-    kept : the end of the message if it remains unknown whether the job exists.
+    if_unknown : the end of the message if it remains unknown whether the job exists.
     choose : chooses one of several jobs with the name.
     args : further arguments of sbatch.
     begun : waits for the answer of an earlier call of sbatch.
@@ -197,14 +197,16 @@ def send(
             except SlurmUnknown as unknown:
                 raise SlurmUnknown(
                     f"sbatch gave no clear answer ({lost}), so the job may or may not exist: "
-                    f"{unknown}; {kept}"
+                    f"{unknown}; {if_unknown}"
                 ) from lost
             if jobs:
                 return choose(jobs)
             if limit := at_limit(str(lost)):
                 raise limit from lost
             if not again:
-                raise SlurmUnknown(f"sbatch gave no clear answer twice ({lost}); {kept}") from lost
+                raise SlurmUnknown(
+                    f"sbatch gave no clear answer twice ({lost}); {if_unknown}"
+                ) from lost
     raise AssertionError("unreachable")
 
 
@@ -221,11 +223,11 @@ def one_of(submission: Submission, jobs: list[parse.JobId]) -> parse.JobId:
     """Return the first array of a name; cancel further ones, whose elements could do nothing."""
     with connection():
         bound = Submission.get_by_id(submission.pk).job_id
-    kept = next((job for job in jobs if job.job_id == bound), min(jobs, key=lambda j: j.job_id))
+    chosen = next((job for job in jobs if job.job_id == bound), min(jobs, key=lambda j: j.job_id))
     for job in jobs:
-        if job != kept:
+        if job != chosen:
             client.cancel(job)
-    return kept
+    return chosen
 
 
 def adopt(submission: Submission, job: parse.JobId) -> None:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 #: How often the processes are checked, and progress is reported.
-_LOOK_S = 0.1
+_POLL_S = 0.1
 
 #: Beyond the grace of a row, how long processes that were asked to stop may take to store.
 _STORING_S = 20.0
@@ -129,7 +129,7 @@ def _drive(
             _report_progress(plan, progress)
             shown = time.monotonic()
         if pool.running:
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
     _report_progress(plan, progress)
 
 
@@ -215,7 +215,7 @@ class _Pool:
         deadline = time.monotonic() + config.current().element.grace_s + _STORING_S
         while self.running and time.monotonic() < deadline and not self.at_once:
             self.reap()
-            time.sleep(_LOOK_S / 2)
+            time.sleep(_POLL_S / 2)
         for process in self.running.values():
             process.kill()
             process.wait()

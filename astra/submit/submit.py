@@ -301,11 +301,11 @@ def _intend(
 def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
     """Wait for the job of an intent, and bind it to its submission."""
     submission, piece = intent.submission, intent.piece
-    kept = f"its pages stay reserved for it: astra resume {submission.plan_pk} looks again"
+    if_unknown = f"its pages stay reserved for it: astra resume {submission.plan_pk} looks again"
     choose = partial(one_of, submission)
     path = Path(submission.script or "")
     try:
-        sent = send(path, submission.job_name, submission.cluster, kept, choose, begun=answer)
+        sent = send(path, submission.job_name, submission.cluster, if_unknown, choose, begun=answer)
     except (SlurmRefused, UsageError) as error:  # the latter: no script could be written
         refused = isinstance(error, SlurmRefused)
         withdraw(submission, "refused" if refused else "absent", str(error))
