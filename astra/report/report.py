@@ -133,18 +133,17 @@ def report_of(
         if earlier is None and len(plans) == 1:
             earlier = earlier_plans(frozen[plans[0]])
         how = tuple(provenance_of(frozen[pk], submissions) for pk in plans)
-        of_attempts = _of_attempts(list(frozen.values()), submissions, runs)
-        of_problems = _of_problems(current)
+        attempts = _of_attempts(list(frozen.values()), submissions, runs)
+        problems = _of_problems(current)
         this = earlier_of(plans, "this one") if runs.n else None
     used, notes = efficiency(submissions, runs)
     return Report(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
         made=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,
         plans=tuple(replace(s, elements=()) for s in current), earlier=tuple(earlier or ()),
-        efficiency=used, wasted=tuple(wasted(used, runs, of_attempts["page_times"])), this=this,
+        efficiency=used, wasted=tuple(wasted(used, runs, attempts["page_times"])), this=this,
         notes=tuple(dict.fromkeys([*(n for s in current for n in s.notes), *notes])),
-        verdict=verdict.text, next=verdict.commands,
-        **_of_states(current), **of_problems, **of_attempts,
+        verdict=verdict.text, next=verdict.commands, **_of_states(current), **problems, **attempts,
     )  # fmt: skip
 
 
