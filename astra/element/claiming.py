@@ -175,8 +175,10 @@ def _take_over(page: Page, attempt: Attempt) -> None:
     unchanged = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
     # What the earlier attempt wrote up to this moment counts.
     progress = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
+    # It may have been released since its number was read. Outside of a pool, `free` stays NULL.
+    claimed = {Page.attempt_pk: attempt.pk, Page.free: Page.free & ~Page.free}
     updated = list(
-        Page.update(attempt_pk=attempt.pk)
+        Page.update(claimed)
         .where((Page.pk == page.pk) & unchanged & (Page.submission_pk == page.submission_pk))
         .returning(*progress)
         .execute()

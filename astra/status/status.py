@@ -190,7 +190,8 @@ def _status(
     if pages.any_ended:
         pages = _pages(plan, answer, of_whole)
     steps, more = _next_steps(plan, pages)
-    more = [*_controls(plan), *more]
+    if pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
+        more = [*_controls(plan), *more]
     return _summary(plan, pages, [*notes, *_spooled(plan), *more], steps)
 
 
@@ -285,6 +286,8 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         states = {at for row, at in numbers if row[0] not in given_up}
     suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []
+    if plan.paused is not None and pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
+        advice.append(f"astra continue {plan.pk}   ends the pause; before, nothing is submitted")
     if states == {PageState.UNSUBMITTED}:
         advice.append(f"astra submit {plan.pk}{suffix}")
     elif states & {

@@ -3,13 +3,14 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
 import peewee
 import pytest
 from peewee import PostgresqlDatabase
 
 from astra.database.connection import connection, database, writing
-from astra.element.claiming import claim_page
+from astra.element.claiming import claim_page, here
 from astra.element.element import Element
 from astra.element.pool import take_page
 from astra.models.attempts import Attempt, Suspect
@@ -101,6 +102,14 @@ class TestClaims:
         with Element(plan, pool_of(plan), Stop()) as this:
             run = this.run_page(1, 1)
         assert run is not None and run.done == 10 and is_whole(plan)
+
+    def test_a_page_that_is_released_as_its_element_returns_is_not_free_any_more(self, url):
+        """A watcher has released it between the question for its number and the claim."""
+        plan = plan_of(20, 10)
+        submission = pool_of(plan)
+        with connection():
+            assert claim_page(plan, 1, submission, 1, here("local", Path())) is not None
+            assert [page.free for page in Page.select().order_by(Page.number)] == [False, True]
 
     def test_one_element_takes_all_pages(self, url):
         plan = plan_of(50, 10)

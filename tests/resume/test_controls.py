@@ -33,11 +33,14 @@ def test_a_paused_plan_gives_no_page(url):
     assert control.paused and control.reason == "a backup"
     assert pulled(plan, submission, 1) == []
     assert any("paused" in note and "a backup" in note for note in status(plan.pk).notes)
+    assert status(plan.pk).advice[0].startswith(f"astra continue {plan.pk} ")
     with pytest.raises(UsageError, match="astra continue"):
         resume_local(plan.pk)
     assert continue_plans(live_plans())[0].paused is False
     assert pulled(plan, submission, 1) == [1, 2, 3]
     assert live_plans() == [] and is_whole(plan)
+    pause([plan.pk])
+    assert status(plan.pk).notes == () and status(plan.pk).advice == ()
 
 
 def test_elements_beyond_the_throttle_leave(url):
