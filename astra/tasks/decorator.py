@@ -31,12 +31,14 @@ from astra.tasks.declared import (
 from astra.tasks.made_by import bound_arguments, making_of, note_making
 from astra.tasks.run import Run
 from astra.tasks.signature import (
+    METHOD,
     hints_where_defined,
     input_models,
     output_model,
     rows_parameter,
     signature_of,
     task_name,
+    unfit_kind,
 )
 
 Result = TypeVar("Result")
@@ -161,26 +163,21 @@ def _declaration(
 
 def _check_function(function: Callable[..., object]) -> None:
     """Refuse a method, a partial function, or a function that is a task already."""
-    kind = None
     if hasattr(function, "__astra__"):
         raise TaskError(
             f"{task_name(function)} is a task already; to change its keywords for another use, "
             "pass them at the call"
         )
-    if isinstance(function, functools.partial):
-        kind = "a functools.partial: decorate the function; give its arguments at the call"
-    elif isinstance(function, staticmethod | classmethod) or inspect.ismethod(function):
-        kind = "a method"
-    elif inspect.isfunction(function):
-        parameters = list(inspect.signature(function).parameters)
-        of_class = "." in function.__qualname__.rpartition("<locals>.")[2]
-        if of_class and parameters[:1] in (["self"], ["cls"]):
-            kind = "a method"
-    if kind == "a method":
-        kind += ": move it out of the class, to the top level of its module"
+    kind = METHOD if _is_in_class(function) else unfit_kind(function)
     if kind is not None:
         name = getattr(function, "__qualname__", "partial")
         raise TaskError(f"@task was applied to {name}, {kind}; a task is a plain function")
+
+
+def _is_in_class(function: Callable[..., object]) -> bool:
+    """Return whether a function is defined in the body of a class, as its method."""
+    in_class = "." in getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+    return in_class and list(inspect.signature(function).parameters)[:1] in (["self"], ["cls"])
 
 
 def _check_only(function: Callable[..., object], namespace: dict[str, object]) -> None:

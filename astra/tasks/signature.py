@@ -89,18 +89,27 @@ def _import(path: str) -> Callable[..., object] | None:
 
 def _checked_task(value: Callable[..., object], name: str) -> Callable[..., object]:
     """Refuse a value that can be called, but is not a function."""
-    kind = None
-    if isinstance(value, functools.partial):
-        kind = "a functools.partial: give the task, and its arguments at the call or by --set"
-    elif inspect.ismethod(value):
-        kind = "a method: move it to the top level of a module, as a function"
-    elif isinstance(value, type):
-        kind = "a class"
-    elif not inspect.isfunction(value):
-        kind = f"an object of {type(value).__name__}"
-    if kind is not None:
+    if (kind := unfit_kind(value)) is not None:
         raise TaskError(f"{name} is not a task, but {kind}; a task is a function with @task")
     return value
+
+
+#: The description of a method, and what to do about it.
+METHOD = "a method: move it out of its class, to the top level of a module"
+
+
+def unfit_kind(value: object) -> str | None:
+    """Describe a value that can be called, but is not a plain function; None for a function."""
+    if isinstance(value, functools.partial):
+        return (
+            "a functools.partial: decorate the function, and give its arguments at the call or by "
+            "--set"
+        )
+    if isinstance(value, staticmethod | classmethod) or inspect.ismethod(value):
+        return METHOD
+    if isinstance(value, type):
+        return "a class"
+    return None if inspect.isfunction(value) else f"an object of {type(value).__name__}"
 
 
 def known_tasks() -> list[str]:
