@@ -168,7 +168,8 @@ def _check_function(function: Callable[..., object]) -> None:
             f"{task_name(function)} is a task already; to change its keywords for another use, "
             "pass them at the call"
         )
-    kind = METHOD if _is_in_class(function) else unfit_kind(function)
+    instead = "decorate the function; give its arguments at the call"
+    kind = METHOD if _is_in_class(function) else unfit_kind(function, instead)
     if kind is not None:
         name = getattr(function, "__qualname__", "partial")
         raise TaskError(f"@task was applied to {name}, {kind}; a task is a plain function")

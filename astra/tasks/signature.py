@@ -89,7 +89,8 @@ def _import(path: str) -> Callable[..., object] | None:
 
 def _checked_task(value: Callable[..., object], name: str) -> Callable[..., object]:
     """Refuse a value that can be called, but is not a function."""
-    if (kind := unfit_kind(value)) is not None:
+    kind = unfit_kind(value, "give the task, and its arguments at the call or by --set")
+    if kind is not None:
         raise TaskError(f"{name} is not a task, but {kind}; a task is a function with @task")
     return value
 
@@ -98,13 +99,13 @@ def _checked_task(value: Callable[..., object], name: str) -> Callable[..., obje
 METHOD = "a method: move it out of its class, to the top level of a module"
 
 
-def unfit_kind(value: object) -> str | None:
-    """Describe a value that can be called, but is not a plain function; None for a function."""
+def unfit_kind(value: object, instead: str) -> str | None:
+    """Describe a value that can be called, but is not a plain function; None for a function.
+
+    `instead` says what to give instead of a partial function.
+    """
     if isinstance(value, functools.partial):
-        return (
-            "a functools.partial: decorate the function, and give its arguments at the call or by "
-            "--set"
-        )
+        return f"a functools.partial: {instead}"
     if isinstance(value, staticmethod | classmethod) or inspect.ismethod(value):
         return METHOD
     if isinstance(value, type):
