@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from astra import api
+
 Pairs = Iterator[tuple[str, str]]
 
 #: A database that does not answer within so many seconds is not waited for.
@@ -76,12 +78,11 @@ def _configure(ctx: click.Context) -> None:
 
 def tasks(ctx: click.Context) -> Pairs:
     """Tasks of astra, of packages, of the modules in this folder, and of nights."""
-    from astra.api import known_tasks, tasks_of_folder
     from astra.config import settings
 
-    for name in known_tasks():
+    for name in api.known_tasks():
         yield name, "installed"
-    yield from tasks_of_folder()
+    yield from api.tasks_of_folder()
     for night in settings.current().nights.values():
         for task in night.tasks:
             yield task.task, f"of the night {night.name}"
@@ -89,14 +90,12 @@ def tasks(ctx: click.Context) -> Pairs:
 
 def plans(ctx: click.Context) -> Pairs:
     """Complete the numbers of the last plans."""
-    from astra.api import is_database_file
-    from astra.api import plans as last_plans
     from astra.config import settings
 
     url = settings.current().database.url
-    if url.startswith("sqlite:") and not is_database_file(url):
+    if url.startswith("sqlite:") and not api.is_database_file(url):
         return  # to look must not make one
-    for p in last_plans(30):
+    for p in api.plans(30):
         left = f"{p.pending:,} of {p.rows:,} rows left"
         yield str(p.plan), f"{p.task} on {p.input_model}, {p.created:%m-%d %H:%M}, {left}"
 
@@ -123,9 +122,7 @@ def nights(ctx: click.Context) -> Pairs:
 
 def dates(ctx: click.Context) -> Pairs:
     """Complete the days on which the last nights of a name began."""
-    from astra.api import nights as last_nights
-
-    for night in last_nights(ctx.params.get("name")):
+    for night in api.nights(ctx.params.get("name")):
         yield night.date, night.state
 
 
@@ -145,12 +142,11 @@ def models(ctx: click.Context) -> Pairs:
     """Complete the input models of the given task, or those that come with astra."""
     from peewee import Model
 
-    from astra.api import every_spectrum_model, find_task, input_models
     from astra.models import Source
 
     task = ctx.params.get("task") or ctx.params.get("task_or_plan")
-    known: list[type[Model]] = [*every_spectrum_model(), Source]
-    for model in input_models(find_task(task)) if task else known:
+    known: list[type[Model]] = [*api.every_spectrum_model(), Source]
+    for model in api.input_models(api.find_task(task)) if task else known:
         yield model.__name__, model._meta.table_name
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from astra import api
 from astra.cli.completion import DATE, NIGHT
 from astra.cli.group import main
 from astra.cli.options import csv_option, json_option
@@ -35,8 +36,6 @@ def nightly(
     Queues a small job, the finalizer, behind the arrays. It resumes what did not finish, starts
     tasks that depend on others, and closes the night.
     """
-    from astra.api import examine, proceed
-    from astra.api import nightly as begin
     from astra.cli import show, show_nights
 
     if quiet:  # recovered problems are not reported; the others are errors
@@ -44,8 +43,8 @@ def nightly(
     if check:
         from astra.cli.setup import show_findings
 
-        show_findings(examine(name), as_json, quiet, f"night {name}: ready")
-    done = begin(name) if night is None else proceed(name, night, token)
+        show_findings(api.examine(name), as_json, quiet, f"night {name}: ready")
+    done = api.nightly(name) if night is None else api.proceed(name, night, token)
     if as_json:
         show.as_json(done)
     elif not quiet:
@@ -69,20 +68,17 @@ def nights(
 
     Exit status with DATE: 0 whole, 3 running, 4 needs attention, 8 failed rows.
     """
-    from astra.api import heal as heal_nights
-    from astra.api import night_of
-    from astra.api import nights as last_nights
     from astra.cli import show, show_nights
 
     if heal:
-        healed = heal_nights(name)
+        healed = api.heal(name)
         show.as_json(healed) if as_json else show_nights.healed(healed)
     elif name is not None and date is not None:
-        night = night_of(name, date)
+        night = api.night_of(name, date)
         show.as_json(night) if as_json else show_nights.night(night)
         sys.exit(night.exit_status)
     else:
-        listed = last_nights(name)
+        listed = api.nights(name)
         show.as_json(listed) if as_json else show_nights.nights(listed, as_csv)
 
 
@@ -93,11 +89,9 @@ def nights(
 )  # fmt: skip
 def metrics(output: Path | None) -> None:
     """Print Prometheus metrics of nights and plans: rows by state, ages, retries."""
-    from astra.api import metrics as collected
-    from astra.api import retrying
     from astra.config.run_folder import write_whole
 
-    text = retrying(collected, bound_s=30)
+    text = api.retrying(api.metrics, bound_s=30)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -117,7 +111,6 @@ def cron(
     mailto: str | None,
 ) -> None:  # fmt: skip
     """Print, install, remove or check the crontab entry that starts the night NAME."""
-    from astra.api import check_cron, cron_entry, install_cron, remove_cron
     from astra.cli import show
 
     if (at is not None) == (remove or check):
@@ -125,12 +118,12 @@ def cron(
             'say when: --at "0 20 * * *" (with --install or not), or --remove, --check'
         )
     if check:
-        show.line(check_cron(name))
+        show.line(api.check_cron(name))
     elif remove:
-        gone = remove_cron(name, scron)
+        gone = api.remove_cron(name, scron)
         show.line(f"night {name}: {'its entry was taken out' if gone else 'there was no entry'}")
     elif at is not None:
-        made = cron_entry(name, at, mailto, scron)
+        made = api.cron_entry(name, at, mailto, scron)
         if install:
-            install_cron(made, scron)
+            api.install_cron(made, scron)
         click.echo(made.text, nl=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import click
 
+from astra import api
 from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
 from astra.errors import UsageError
 
@@ -56,9 +57,7 @@ def _gathered(name: str, gather: Callable[..., object], *options: Decorator) -> 
 
 def the_last() -> int:
     """Return the number of the last plan, and print it."""
-    from astra.api import last_plan
-
-    plan = last_plan()
+    plan = api.last_plan()
     click.echo(f"plan {plan}: the last one", err=True)
     return plan
 
@@ -70,18 +69,15 @@ def _last_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None)
 def _named_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None) -> int | None:
     if plan is not None or ctx.resilient_parsing:
         return plan
-    from astra.api import last_plan
 
-    last = last_plan()
+    last = api.last_plan()
     raise UsageError(f"astra {ctx.info_name}: name a plan; the last is {last}: astra plans")
 
 
 def _trust(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from astra.api import trust, trust_no_longer
-
-        trust()
-        ctx.call_on_close(trust_no_longer)
+        api.trust()
+        ctx.call_on_close(api.trust_no_longer)
 
 
 def _pairs(
@@ -91,9 +87,7 @@ def _pairs(
 
 
 def _keys(ctx: click.Context, parameter: click.Parameter, given: str | None) -> list[str] | None:
-    from astra.api import keys_of
-
-    return None if given is None else keys_of(given)
+    return None if given is None else api.keys_of(given)
 
 
 class Since(click.ParamType):
@@ -180,10 +174,8 @@ def _execution(
     jobs: int,
     **named: object,
 ) -> "Execution":
-    from astra.api import Execution
-
     given = {key: value for key, value in named.items() if value is not None}
-    return Execution(profile_name, {**given, **slurm_pairs(extra)}, dry_run, local, jobs)
+    return api.Execution(profile_name, {**given, **slurm_pairs(extra)}, dry_run, local, jobs)
 
 
 def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from astra import api
 from astra.cli.completion import NIGHT_OR_PLAN, PLAN, SLURM_STATES
 from astra.cli.group import main
 from astra.cli.options import (
@@ -53,9 +54,6 @@ def status(
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 failed rows.
     """
-    from astra.api import plans as list_plans
-    from astra.api import status as status_of
-    from astra.api import watch
     from astra.cli import show, show_watch
     from astra.config import settings
 
@@ -65,23 +63,22 @@ def status(
     if any(filters):
         if plan is not None or live:
             raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
-        _status_of_several(list_plans(20, *filters), pages, as_json)
+        _status_of_several(api.plans(20, *filters), pages, as_json)
     plan = the_last() if plan is None else plan
     if live:
-        plan_status = show_watch.watched(watch(plan, every_s))
+        plan_status = show_watch.watched(api.watch(plan, every_s))
     else:
         recent_s = settings.current().slurm.recent_s
-        plan_status = status_of(plan, of_whole=pages or as_json, recent_s=recent_s)
+        plan_status = api.status(plan, of_whole=pages or as_json, recent_s=recent_s)
     show.as_json(plan_status) if as_json else show.status(plan_status, pages)
     sys.exit(plan_status.state.exit_status)
 
 
 def _status_of_several(plans: "list[PlanLine]", pages: bool, as_json: bool) -> None:
     """Show the status of several plans, and exit with the status of the worst of them."""
-    from astra.api import statuses
     from astra.cli import show
 
-    plan_statuses = statuses([line.plan for line in plans], of_whole=pages or as_json)
+    plan_statuses = api.statuses([line.plan for line in plans], of_whole=pages or as_json)
     if as_json:
         show.as_json(plan_statuses)
     for plan_status in [] if as_json else plan_statuses:
@@ -145,10 +142,9 @@ def recover(plan: int, as_json: bool) -> None:
 
     submit and resume do this automatically.
     """
-    from astra.api import recover as recover_plan
     from astra.cli import show
 
-    recovered = recover_plan(plan)
+    recovered = api.recover(plan)
     show.as_json(recovered) if as_json else show.recovered(recovered)
 
 
@@ -163,10 +159,9 @@ def verify(plan: int, as_json: bool) -> None:
     while the plan runs. Exit status: 0 consistent, 4 inconsistent; each breach is listed by page
     and key.
     """
-    from astra.api import verify as verify_plan
     from astra.cli import show
 
-    verdict = verify_plan(plan)
+    verdict = api.verify(plan)
     show.as_json(verdict) if as_json else show.verdict(verdict)
     sys.exit(verdict.exit_status)
 
@@ -177,10 +172,9 @@ def verify(plan: int, as_json: bool) -> None:
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
     """Terminate the elements of PLAN, and release its rows."""
-    from astra.api import cancel as cancel_plan
     from astra.cli import show
 
-    done = cancel_plan(plan, page)
+    done = api.cancel(plan, page)
     show.as_json(done) if as_json else show.cancelled(done)
 
 
@@ -193,10 +187,9 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 @json_option
 def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> None:
     """Pause PLAN: its elements complete their pages and take no further ones."""
-    from astra.api import pause as pause_plans
     from astra.cli import show
 
-    done = pause_plans(_chosen(plan, of_all), reason)
+    done = api.pause(_chosen(plan, of_all), reason)
     show.as_json(done) if as_json else show.controls(done)
 
 
@@ -207,12 +200,11 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 @json_option
 def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
     """Let at most N elements of PLAN take further pages."""
-    from astra.api import throttle as throttle_plan
     from astra.cli import show
 
     if (n is None) != off:
         raise UsageError(f"write astra throttle {plan} N, or astra throttle {plan} --off")
-    done = [throttle_plan(plan, n)]
+    done = [api.throttle(plan, n)]
     show.as_json(done) if as_json else show.controls(done)
 
 
@@ -222,19 +214,16 @@ def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
 @json_option
 def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     """End the pause of PLAN, and submit pages for which no element is left."""
-    from astra.api import continue_plans
     from astra.cli import show
 
-    done = continue_plans(_chosen(plan, of_all))
+    done = api.continue_plans(_chosen(plan, of_all))
     show.as_json(done) if as_json else show.controls(done)
 
 
 def _chosen(plan: int | None, of_all: bool) -> list[int]:
-    from astra.api import live_plans
-
     if (plan is None) != of_all:
         raise UsageError("name one PLAN, or --all")
-    return live_plans() if plan is None else [plan]
+    return api.live_plans() if plan is None else [plan]
 
 
 @main.command()
@@ -248,22 +237,20 @@ def logs(
     plan: int, page: int | None, follow: bool, raw: bool, as_csv: bool, as_json: bool
 ) -> None:  # fmt: skip
     """Print the log of the last attempt at PAGE, or list the logs of PLAN or the last plan."""
-    from astra.api import has_ended, log_path, log_text
-    from astra.api import logs as logs_of
     from astra.cli import show
 
-    attempts = logs_of(plan, page)
+    attempts = api.logs(plan, page)
     if as_json:
         show.as_json(attempts)
     elif page is None:
         show.logs(attempts, as_csv)
     else:
-        path = log_path(plan, attempts[-1])
+        path = api.log_path(plan, attempts[-1])
         if follow and path is not None and os.path.isfile(path):
             with suppress(KeyboardInterrupt):
-                show.follow(str(path), raw, lambda: has_ended(plan, attempts[-1]))
+                show.follow(str(path), raw, lambda: api.has_ended(plan, attempts[-1]))
         else:
-            text = log_text(plan, attempts[-1])
+            text = api.log_text(plan, attempts[-1])
             click.echo(text if raw else printable(text), nl=False)
 
 
@@ -274,13 +261,11 @@ def logs(
 @json_option
 def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> None:
     """List the failed rows of PLAN or of the last plan, and why they failed."""
-    from astra.api import failures as failures_of
-    from astra.api import kinds_of_failures
     from astra.cli import show
 
-    rows = failures_of(plan)
+    rows = api.failures(plan)
     show.as_json(rows) if as_json else show.failures(
-        plan, kinds_of_failures(rows), rows, with_traceback, as_csv
+        plan, api.kinds_of_failures(rows), rows, with_traceback, as_csv
     )
 
 
@@ -294,12 +279,10 @@ def plans(
     as_csv: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """List plans, the latest first."""
-    from astra.api import check_version
-    from astra.api import plans as list_plans
     from astra.cli import show
 
-    check_version()
-    listed = list_plans(None if every else 20, task, state, mine, since)
+    api.check_version()
+    listed = api.plans(None if every else 20, task, state, mine, since)
     show.as_json(listed) if as_json else show.plans(listed, as_csv)
 
 
@@ -335,8 +318,6 @@ def report(
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
     next. It needs no network and holds no password.
     """
-    from astra.api import report as report_of
-    from astra.api import report_html, report_of_night
     from astra.cli import show
     from astra.config.run_folder import write_whole
 
@@ -349,14 +330,14 @@ def report(
     if which and not which[0].isdigit():
         if len(which) > 2:
             raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
-        night, made = report_of_night(*which)
+        night, made = api.report_of_night(*which)
         file = output or Path(f"night-{night}.html")
     else:
-        made = report_of([PLAN.convert(word, None, None) for word in which] or [the_last()])
+        made = api.report([PLAN.convert(word, None, None) for word in which] or [the_last()])
         file = output or Path(f"plan-{'-'.join(str(p.plan) for p in made.plans)}.html")
     if as_json:
         return show.as_json(made)
-    page = report_html(made)
+    page = api.report_html(made)
     if str(output) == "-":
         click.echo(page)
     else:
@@ -365,14 +346,13 @@ def report(
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:
-    from astra.api import Dashboard, retrying
     from astra.cli import show_watch
 
-    dashboard = Dashboard(folder, keep_days)
+    dashboard = api.Dashboard(folder, keep_days)
     if not once:
         show_watch.keep_pages(dashboard, every_s)
         return
-    update = retrying(dashboard.update, bound_s=every_s)
+    update = api.retrying(dashboard.update, bound_s=every_s)
     show_watch.pages(update)
     sys.exit(1 if update.problems else 0)
 
@@ -391,8 +371,7 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
 
     Results, and plans with pending rows, are never removed.
     """
-    from astra.api import clean as clean_up
     from astra.cli import show, show_nights
 
-    done = clean_up(keep_days, not yes)
+    done = api.clean(keep_days, not yes)
     show.as_json(done) if as_json else show_nights.cleaned(done)

@@ -2,6 +2,7 @@
 
 import click
 
+from astra import api
 from astra.cli.completion import TASK
 from astra.cli.group import main
 from astra.cli.options import csv_option, input_model_option, json_option
@@ -24,14 +25,13 @@ def results(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Print the results of TASK at the current version."""
-    from astra.api import StoredResults, keys_of, listed
     from astra.cli import show, show_rows
 
     if as_csv and as_json:
         raise UsageError("--csv and --json are two forms: leave one of them out")
-    wanted: list[object] | None = None if keys is None else list(keys_of(keys))
+    wanted: list[object] | None = None if keys is None else list(api.keys_of(keys))
     shown = limit if as_csv or as_json or limit else show_rows.SHOWN + 1
-    stored = StoredResults(task, wanted, input_model, shown)
+    stored = api.StoredResults(task, wanted, input_model, shown)
     if as_csv:
         show_rows.as_csv(stored)
     elif as_json:
@@ -40,7 +40,7 @@ def results(
         show_rows.results(stored, limit)
     if stored.unknown and limit is None:
         n = show.count(len(stored.unknown), "key")
-        show.note(f"{n} without a result: {listed(stored.unknown)}")
+        show.note(f"{n} without a result: {api.listed(stored.unknown)}")
 
 
 @main.command()
@@ -50,10 +50,9 @@ def results(
 @json_option
 def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
     """Explain why the row with this KEY is or is not pending for TASK, and show its history."""
-    from astra.api import why as history_of
     from astra.cli import show, show_rows
 
-    history = history_of(task, key, input_model)
+    history = api.why(task, key, input_model)
     if as_json:
         show.as_json(history)
     else:

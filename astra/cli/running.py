@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from astra import api
 from astra.cli.completion import TASK, TASK_OR_PLAN
 from astra.cli.group import main
 from astra.cli.options import (
@@ -47,12 +48,11 @@ def estimate_command(
     profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose rows per page, memory and time limit for TASK from its earlier attempts."""
-    from astra.api import estimate
     from astra.cli import show, show_sizes
     from astra.config.profiles import choose_profile
 
     chosen = choose_profile(profile_name, {"partition": partition})
-    estimates = estimate(task, input_model, element_time, arguments, chosen, probe)
+    estimates = api.estimate(task, input_model, element_time, arguments, chosen, probe)
     show.as_json(one(estimates)) if as_json else show_sizes.estimated(estimates)
 
 
@@ -70,15 +70,14 @@ def plan(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Freeze the pending rows of TASK into pages."""
-    from astra.api import create_plan, plan_sized
     from astra.cli import show, show_sizes
     from astra.config.profiles import choose_profile
 
     sized = []
     if element_time is None:
-        plans = create_plan(task, **planning)
+        plans = api.create_plan(task, **planning)
     else:
-        sized = plan_sized(task, planning, element_time, choose_profile(profile_name, None))
+        sized = api.plan_sized(task, planning, element_time, choose_profile(profile_name, None))
         plans = [made for made, _ in sized]
     if as_json:
         show.as_json(one(plans))
@@ -92,10 +91,9 @@ def plan(
 @click.argument("task", type=TASK)
 def rename(old: str, task: str) -> None:
     """Assign the plans and results of a task's former name OLD to TASK."""
-    from astra.api import rename_task
     from astra.cli import show
 
-    n_plans = rename_task(old, task)
+    n_plans = api.rename_task(old, task)
     show.line(f"{show.count(n_plans, 'plan')} of {old}, and what they made, are of {task} now")
 
 
@@ -118,11 +116,10 @@ def submit(
     Of a plan that was submitted before, only pages that never were are submitted. --time is
     sbatch's time limit; --element-time is how long an element should run.
     """
-    from astra.api import submit_task
     from astra.cli import show
 
     execution = replace(execution, progress=None if as_json else show.progress)
-    done = submit_task(task_or_plan, planning, execution, element_time)
+    done = api.submit_task(task_or_plan, planning, execution, element_time)
     if as_json:
         show.as_json(one([s or show.nothing_submitted(p) for p, s in done]))
     else:
@@ -136,10 +133,9 @@ def submit(
 
 def show_local(submissions: list["Submitted"], as_json: bool) -> None:
     """Show the status of plans that were run here, and exit with the worst of them."""
-    from astra.api import status as status_of
     from astra.cli import show
 
-    statuses = [status_of(submission.plan) for submission in submissions]
+    statuses = [api.status(submission.plan) for submission in submissions]
     for submission, plan_status in [] if as_json else zip(submissions, statuses, strict=True):
         if submission.message:
             show.line(submission.message)
@@ -156,20 +152,18 @@ def show_local(submissions: list["Submitted"], as_json: bool) -> None:
 @json_option
 def run(task: str, planning: "Planning", with_traceback: bool, as_json: bool) -> None:
     """Plan TASK and run it in the foreground, in this process."""
-    from astra.api import plan_at_most, run_here
-    from astra.api import status as status_of
     from astra.cli import show
 
     if not with_traceback:
         one_line_for_each_error()
-    plans = plan_at_most(task, planning)
+    plans = api.plan_at_most(task, planning)
     if not as_json:
         show.planned(plans)
     statuses = []
     for made in plans:
         if made.plan is not None:
-            run_here(made.plan, lambda runs: None if as_json else show.page_runs(runs))
-            statuses.append(status_of(made.plan))
+            api.run_here(made.plan, lambda runs: None if as_json else show.page_runs(runs))
+            statuses.append(api.status(made.plan))
             if not as_json:
                 show.status(statuses[-1])
     if as_json:
@@ -193,16 +187,15 @@ def try_command(
 
     With a PLAN, its arguments are used. Exit status: 0, or 8 if a row raised.
     """
-    from astra.api import trial_of_plan, trial_of_task
     from astra.cli import show
     from astra.states import PlanState
 
     if task_or_plan.isdecimal() and task_or_plan.isascii():
         if input_model or arguments:
             raise UsageError(f"plan {task_or_plan} has its table and arguments: leave --set out")
-        trial = trial_of_plan(int(task_or_plan), keys)
+        trial = api.trial_of_plan(int(task_or_plan), keys)
     else:
-        trial = trial_of_task(task_or_plan, keys, input_model, arguments)
+        trial = api.trial_of_task(task_or_plan, keys, input_model, arguments)
     tried = []
     for row, trace in trial:
         tried.append(row)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from astra import api
 from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
 from astra.cli.options import Duration, json_option, profile_option
@@ -47,7 +48,6 @@ def initdb(
     tracked: tuple[str, ...], sql: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Create all missing tables, including those of your MODULEs. Can be run again."""
-    from astra.api import database_url, init_database, sql_of_tables
     from astra.cli import show
     from astra.config.secrets import hide_password
 
@@ -56,15 +56,15 @@ def initdb(
     if sql:
         if copied or moved or as_json:
             raise click.UsageError("--sql prints what would be done for MODULEs, --grant, --views")
-        click.echo(sql_of_tables(modules, grant, views, tracked))
+        click.echo(api.sql_of_tables(modules, grant, views, tracked))
         return
     notes: list[str] = []
-    new = init_database(modules, grant, copied, moved, notes, views, tracked)
+    new = api.init_database(modules, grant, copied, moved, notes, views, tracked)
     if as_json:
-        show.as_json({"database": hide_password(database_url()), "new": new, "notes": notes})
+        show.as_json({"database": hide_password(api.database_url()), "new": new, "notes": notes})
     else:
         tables = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
-        show.line(f"{hide_password(database_url())}: {tables}")
+        show.line(f"{hide_password(api.database_url())}: {tables}")
         for note in notes:
             show.line(note)
 
@@ -76,10 +76,9 @@ def initdb(
 @click.option("--module", default="mytasks", show_default=True, help="Name of the Python module.")
 def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: str) -> None:
     """Write a starting point: astra.toml, and mytasks.py with models of existing TABLEs."""
-    from astra.api import start_here
     from astra.cli import show
 
-    for path in start_here(tables, url, schema, module):
+    for path in api.start_here(tables, url, schema, module):
         show.line(f"written: {path}")
     show.line(f"next: look at {module}.py, then astra initdb {module}")
 
@@ -101,17 +100,14 @@ def doctor(
     Checks Python, the configuration, the database, Slurm, the run directory, and each night with
     its mail, webhook and cron. Exit status: 0 ready, perhaps with warnings; 4 something failed.
     """
-    from astra.api import examine, on_a_node, write_answer
-
     if answer is not None:
-        write_answer(answer, on_a_node)
+        api.write_answer(answer, api.on_a_node)
         return
-    show_findings(examine(None, job, wait_s, profile_name), as_json, False, "ready")
+    show_findings(api.examine(None, job, wait_s, profile_name), as_json, False, "ready")
 
 
 def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, ready: str) -> None:
     """Show findings as they come, and exit with 4 if one of them failed."""
-    from astra.api import is_ready
     from astra.cli import show
 
     shown = []
@@ -121,20 +117,19 @@ def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, rea
             show.finding(finding)
     if as_json:
         show.as_json(shown)
-    elif is_ready(shown) and not quiet:
+    elif api.is_ready(shown) and not quiet:
         warnings = sum(finding.state == "warning" for finding in shown)
         show.line(f"{ready}, with {show.count(warnings, 'warning')}" if warnings else ready)
     elif not quiet:
         failed = sum(finding.state == "failed" for finding in shown)
         show.line(f"not ready: {show.count(failed, 'line')} above begins with failed")
-    sys.exit(0 if is_ready(shown) else 4)
+    sys.exit(0 if api.is_ready(shown) else 4)
 
 
 @main.command("config")
 @json_option
 def config_command(as_json: bool) -> None:
     """Show each setting and where it came from, and check the profiles. Secrets are hidden."""
-    from astra.api import wrong_profiles
     from astra.cli import show
     from astra.config import settings as config
 
@@ -143,7 +138,7 @@ def config_command(as_json: bool) -> None:
         show.as_json([{"key": k, "value": v, "source": s} for k, v, s in settings.rows()])
     else:
         show.configuration(settings)
-    wrong = wrong_profiles()
+    wrong = api.wrong_profiles()
     for _, error in wrong:
         show.error(str(error))
     if wrong:

@@ -17,6 +17,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
+from astra import api
 from astra.cli.listing import Terminal, print_table, table
 from astra.config.secrets import hide
 from astra.config.startup import printable
@@ -122,10 +123,8 @@ def planned(plans: Iterable[Planned]) -> None:
                 "until they have a result, in the order of their keys"
             )
         if plan.unknown_keys:
-            from astra.api import listed
-
             n = count(len(plan.unknown_keys), "key")
-            line(f"  {n} of no row of {plan.input_model}: {listed(plan.unknown_keys)}")
+            line(f"  {n} of no row of {plan.input_model}: {api.listed(plan.unknown_keys)}")
         if plan.held:
             which = ", ".join(map(str, plan.live_plans))
             line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")
@@ -221,8 +220,6 @@ def status(plan: PlanStatus, every_page: bool = False) -> None:
 
 
 def verdict(result: Verdict) -> None:
-    from astra.api import CHECKS
-
     word = "[bold green]sound[/]" if result.sound else "[bold red]not sound[/]"
     line(f"plan {result.plan}: {result.task}")
     words = {
@@ -243,7 +240,7 @@ def verdict(result: Verdict) -> None:
         if n:
             line(f"  {count(n, 'row')} {what}")
     for check, n in result.checks.items():
-        meaning, remedy = CHECKS[check]
+        meaning, remedy = api.CHECKS[check]
         console.print(f"[red]{check}[/]: {count(n, 'breach').replace('breachs', 'breaches')}")
         line(f"  {meaning}")
         line(f"  what to do: {remedy.replace('PLAN', str(result.plan))}")

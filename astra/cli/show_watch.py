@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from astra import api
 from astra.cli.listing import Terminal
 from astra.cli.show import (
     _COLOURS,
@@ -73,7 +74,6 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def keep_pages(dashboard: Dashboard, every_s: float) -> None:
     """Keep a folder of pages up to date until Ctrl-C or SIGTERM, and note the end in the index."""
-    from astra.api import keep_dashboard
 
     def wait() -> bool:
         time.sleep(every_s)
@@ -81,7 +81,7 @@ def keep_pages(dashboard: Dashboard, every_s: float) -> None:
 
     try:
         with _stopped_by_signals():
-            for update in keep_dashboard(dashboard, wait):
+            for update in api.keep_dashboard(dashboard, wait):
                 pages(update)
     except KeyboardInterrupt:
         at = datetime.now().astimezone()
