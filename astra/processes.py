@@ -15,11 +15,15 @@ def process_began(pid: int) -> str | None:
     It distinguishes a process from a later one with the same number (proc(5), field 22 of stat).
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = _stat(pid)
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
     return None if fields[0] == "Z" else fields[19]
+
+
+def _stat(pid: int | str) -> list[str]:
+    """Return the fields of proc(5), stat, that follow the name of the command."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def command_of(pid: int) -> list[str]:
@@ -46,8 +50,7 @@ def now_s() -> float:
 
 def born_s(pid: int | str = "self") -> float:
     """Return when a process started, in seconds since the machine did (proc(5), stat, field 22)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mb() -> float:

@@ -146,8 +146,8 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
         raise
 
 
-def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:
-    """Open a file for appending, and create it if it is missing.
+def open_to_append(path: Path) -> IO[bytes]:
+    """Open a private file for appending, and create it if it is missing.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def open_to_append(path: Path, mode: int = 0o600) -> IO[bytes]:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, flags, mode)
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         link = f"{path} is a link; remove it" if path.is_symlink() else None
         raise UsageError(link or f"{path} cannot be written: {_why(error)}") from error

@@ -16,7 +16,7 @@ from astra.errors import TaskError, UsageError
 from astra.models.keys import Key, RowKey, as_key, key_of
 
 
-def keys_of(text: str, option: str = "--keys") -> list[str]:
+def keys_of(text: str) -> list[str]:
     """Read keys from a file with one on each line, or from a list that is separated by commas.
 
     A key of several columns is a line of their values, separated by commas, tabs or blanks, or a
@@ -36,7 +36,7 @@ def keys_of(text: str, option: str = "--keys") -> list[str]:
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{option} {text}: the file cannot be read as text: {error}") from None
+            raise UsageError(f"--keys {text}: the file cannot be read as text: {error}") from None
         return [line.removesuffix("\r") for line in lines if line.strip()]
     if text.lstrip().startswith("["):
         return [text]

@@ -10,7 +10,7 @@ Nothing here queries Slurm or the database.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from astra.config.retry_rules import RULES, Rule
@@ -106,56 +106,78 @@ def next_step(
     if not asked and (tries >= this.retries if not free else not this.retries):
         none = f"{tries} of {this.retries} retries used up" if this.retries else "is not retried"
         return Step(last.state, False, none)
-    grown = _grown(last, this, base, used, room)
+    grown = _grown(this, base, used, room)
     if not asked and not free and grown.stuck:
-        return Step(last.state, False, grown.said)
+        return Step(last.state, False, grown.text)
     count = "uses up no retry" if free else f"retry {tries + 1} of {this.retries}"
-    with_what = grown.said or "as before"
-    return Step(last.state, True, f"next {with_what} ({count})", grown.options)
+    return Step(last.state, True, f"next {grown.text or 'as before'} ({count})", grown.options)
 
 
 @dataclass(frozen=True)
 class _Growth:
-    said: str = ""
+    """How memory, time or both grow for the next element."""
+
+    text: str = ""
     options: tuple[tuple[str, str], ...] = ()
     stuck: bool = False  # the bound was reached and was not enough
 
 
+@dataclass(frozen=True)
+class _Resource:
+    """Memory or time: its option of sbatch, the units of that, and how far it may grow."""
+
+    option: str
+    parse: Callable[[str], int | None]
+    write: Callable[[int], str]
+    factor: float
+    bounds: tuple[int | None, ...]
+    default: int | None = None  # of an element that does not request any
+
+    def grown(self, base: Mapping[str, object], used: Mapping[str, object]) -> _Growth:
+        """Return what the next element gets: at least what the last one and the profile have."""
+        had = self.parse(str(used.get(self.option, ""))) or self.default
+        in_profile = self.parse(str(base.get(self.option, ""))) or 0
+        if not had or (self.option in base and not in_profile):  # no limit, or none that is known
+            return _Growth()
+        bound = min((bound for bound in self.bounds if bound), default=None)
+        wanted = math.ceil(had * self.factor)
+        new = max(in_profile, had, wanted if bound is None else min(wanted, bound))
+        options = ((self.option, self.write(new)),) if new > in_profile else ()
+        if new > had:
+            text = f"{self.option} {self.write(new)} instead of {self.write(had)}"
+            return _Growth(text, options)
+        if self.factor == 1:
+            return _Growth("", options)
+        text = f"{self.option} {self.write(had)}"
+        if bound is not None:
+            text += f" was not enough, and the limit is {self.write(bound)}"
+        return _Growth(text, options, stuck=True)
+
+
 def _grown(
-    last: End, rule: Rule, base: Mapping[str, object], used: Mapping[str, object], room: Room
+    rule: Rule, base: Mapping[str, object], used: Mapping[str, object], room: Room
 ) -> _Growth:
-    """Return the memory and time of the next element: at least those of the last and the profile.
+    """Return the memory and time of the next element.
 
     Further retries keep what a retry had, however they end.
     """
-    changes, options, stuck = [], [], False
-    per_what = next((k for k in ("mem_per_cpu", "mem_per_gpu") if k in used or k in base), "mem")
-    whole = per_what == "mem"
-    default_mb = room.default_mem_mb if whole else None
-    for key, measure, written, factor, bounds, default in (
-        (per_what, size_mb, written_size, rule.mem_growth,
-         (size_mb(rule.max_mem or ""), room.max_mem_mb if whole else None), default_mb),
-        ("time", time_limit_s, written_time, rule.time_growth,
-         (time_limit_s(rule.max_time or ""), room.max_time_s), None),
-    ):  # fmt: skip
-        had = measure(str(used.get(key, ""))) or default
-        profiles = measure(str(base.get(key, ""))) or 0
-        if not had or (key in base and not profiles):  # no limit, or none that is known
-            continue
-        bound = min((b for b in bounds if b), default=math.inf)
-        value = max(profiles, had, min(math.ceil(had * factor), bound))
-        if value > had:
-            changes.append(f"{key} {written(int(value))} instead of {written(int(had))}")
-        elif factor > 1:
-            stuck = True
-            changes.append(
-                f"{key} {written(int(had))} was not enough, and the limit is "
-                f"{written(int(bound))}" if bound < math.inf else f"{key} {written(int(had))}"
-            )  # fmt: skip
-        if value > profiles:
-            options.append((key, written(int(value))))
-    return _Growth(("with " if not stuck else "") + " and ".join(changes) if changes else "",
-                   tuple(options), stuck)  # fmt: skip
+    memory = next((k for k in ("mem_per_cpu", "mem_per_gpu") if k in used or k in base), "mem")
+    of_node = room if memory == "mem" else Room()  # the partition's limits are those of a node
+    max_mem_mb, max_time_s = size_mb(rule.max_mem or ""), time_limit_s(rule.max_time or "")
+    resources = (
+        _Resource(
+            memory, size_mb, written_size, rule.mem_growth, (max_mem_mb, of_node.max_mem_mb),
+            of_node.default_mem_mb,
+        ),
+        _Resource(
+            "time", time_limit_s, written_time, rule.time_growth, (max_time_s, room.max_time_s)
+        ),
+    )  # fmt: skip
+    parts = [resource.grown(base, used) for resource in resources]
+    stuck = any(part.stuck for part in parts)
+    text = " and ".join(part.text for part in parts if part.text)
+    options = tuple(option for part in parts for option in part.options)
+    return _Growth(f"with {text}" if text and not stuck else text, options, stuck)
 
 
 def remedy(state: str | None) -> str:

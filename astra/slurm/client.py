@@ -39,8 +39,8 @@ from astra.slurm.parse import (
 from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec
 
-#: Runs one of Slurm's commands.
-Asks = Callable[[Sequence[str]], str]
+#: Runs one of Slurm's commands, and returns its output.
+Runner = Callable[[Sequence[str]], str]
 
 _LONGEST_ARGUMENT = 100_000  # characters; Linux takes 131,072 in one argument
 
@@ -182,11 +182,13 @@ def elements(
     them do not.
     """
     parts = _by_cluster(jobs)
-    asks = partial(run, env=env, recent_s=recent_s)
+    runner = partial(run, env=env, recent_s=recent_s)
     answers = []
     for cluster, part in parts:
-        answer = _elements(part, cluster, asks, again)
-        answers += _asked_elsewhere(part, answer, asks, env, again) if cluster is None else [answer]
+        answer = _elements(part, cluster, runner, again)
+        answers += (
+            _asked_elsewhere(part, answer, runner, env, again) if cluster is None else [answer]
+        )
     return Answer(
         executions=_merged(answer.executions for answer in answers),
         queue=all(answer.queue for answer in answers),
@@ -232,7 +234,11 @@ def _names(jobs: Iterable[JobId]) -> Names:
 
 
 def _asked_elsewhere(
-    jobs: Sequence[JobId], answer: Answer, asks: Asks, env: Mapping[str, str] | None, again: bool
+    jobs: Sequence[JobId],
+    answer: Answer,
+    runner: Runner,
+    env: Mapping[str, str] | None,
+    again: bool,
 ) -> list[Answer]:
     """Return the answer, and those of other clusters about jobs that this one did not take.
 
@@ -244,21 +250,21 @@ def _asked_elsewhere(
     if not any(job.home or job.user for job in silent):
         return [answer]
     try:
-        this = here(env)
+        cluster = here(env)
     except SlurmError as error:
         note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
         return [_doubted(answer, silent, note)]
     elsewhere: dict[str, list[JobId]] = {}
     for job in silent:
-        if job.home is not None and job.home != this.name:
+        if job.home is not None and job.home != cluster.name:
             elsewhere.setdefault(job.home, []).append(job)
     hidden = [
         job
         for job in silent
-        if this.is_private
+        if cluster.is_private
         and os.geteuid() != 0
         and job.user not in (None, user_name())
-        and job.home in (None, this.name)
+        and job.home in (None, cluster.name)
     ]
     if hidden:
         users = ", ".join(sorted({str(job.user) for job in hidden}))
@@ -269,11 +275,11 @@ def _asked_elsewhere(
         answer = _doubted(answer, hidden, note)
     parts = []
     for home, some in elsewhere.items():
-        other = _elements(some, home, asks, again)
+        other = _elements(some, home, runner, again)
         if not other.queue:
             note = (
                 f"the cluster {home} took {_list(_ids(some))}, and this machine belongs to "
-                f"{this.name} and cannot ask it: run the command on a login node of {home}"
+                f"{cluster.name} and cannot ask it: run the command on a login node of {home}"
             )
             other = Answer(notes=(note,), unsettled=frozenset(job.key for job in some))
         parts.append(other)
@@ -288,11 +294,11 @@ def _doubted(answer: Answer, jobs: Iterable[JobId], note: str) -> Answer:
     return replace(answer, unsettled=unsettled, notes=(*answer.notes, note))
 
 
-def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: bool) -> Answer:
+def _elements(jobs: Sequence[JobId], cluster: str | None, runner: Runner, again: bool) -> Answer:
     ids, names = _ids(jobs), _names(jobs)
 
     def queue(some: Sequence[int]) -> Mapping[Key, Execution]:
-        return _merged(_squeue(part, names, cluster, asks) for part in _chunks(some))
+        return _merged(_squeue(part, names, cluster, runner) for part in _chunks(some))
 
     try:
         queued = queue(ids)
@@ -301,14 +307,14 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
             queue=False, notes=(f"squeue gave no answer, so nothing is known of the jobs: {error}",)
         )
     try:
-        booked = _merged([_sacct(part, names, cluster, asks) for part in _chunks(ids)])
+        booked = _merged([_sacct(part, names, cluster, runner) for part in _chunks(ids)])
     except SlurmError as error:
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
         shown = frozenset(job for job, _ in queued)
         silent = [job for job in jobs if job.key not in shown and _ids([job])]
         # That squeue lists none proves nothing by itself. Slurm is asked about one of them, and its
         # answer counts for all: there is never one call for each.
-        gone = not silent or _is_gone(max(silent), cluster, asks)
+        gone = not silent or _is_gone(max(silent), cluster, runner)
         unsure = frozenset() if gone else frozenset(job.key for job in silent)
         return Answer(queued, accounting=False, unsettled=unsure, notes=(note,), queued=shown)
     known = {job for job, _ in queued}
@@ -329,10 +335,10 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, asks: Asks, again: boo
     return settle(queued, booked)
 
 
-def _is_gone(job: JobId, cluster: str | None, asks: Asks) -> bool:
+def _is_gone(job: JobId, cluster: str | None, runner: Runner) -> bool:
     """Whether Slurm itself reports that no such job exists, or another one with its number."""
     try:
-        text = asks(["scontrol", *_on(cluster), "show", "job", str(job.job_id)])
+        text = runner(["scontrol", *_on(cluster), "show", "job", str(job.job_id)])
         return job.name is not None and f"JobName={job.name}\n" not in text
     except Failed as failed:
         return "Invalid job id specified" in failed.words
@@ -355,13 +361,13 @@ def _list(ids: Iterable[int]) -> str:
 
 
 def _squeue(
-    ids: Sequence[int], names: Names, cluster: str | None, asks: Asks
+    ids: Sequence[int], names: Names, cluster: str | None, runner: Runner
 ) -> dict[Key, Execution]:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
     # Without -r, the waiting elements of an array are one line, "17_[2-1000%50]".
     args = ["squeue", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
     try:
-        return parse_squeue(asks(args), names)
+        return parse_squeue(runner(args), names)
     except Failed as failed:
         # Only a single id that has left squeue's memory is an error; in a list it is skipped.
         if "Invalid job id specified" in failed.words:
@@ -370,11 +376,11 @@ def _squeue(
 
 
 def _sacct(
-    ids: Sequence[int], names: Names, cluster: str | None, asks: Asks
+    ids: Sequence[int], names: Names, cluster: str | None, runner: Runner
 ) -> dict[Key, Execution]:
     # -D: earlier executions of a requeued element too; -S: by default, sacct covers only today.
     args = ["sacct", "-n", "-X", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids)]
-    return parse_sacct(asks([*args, "-o", ",".join(SACCT), *_on(cluster)]), names)
+    return parse_sacct(runner([*args, "-o", ",".join(SACCT), *_on(cluster)]), names)
 
 
 def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
