@@ -8,7 +8,7 @@ _PLACES = 1 << 24
 _HEADER = 64
 
 #: Fields of the header, of eight bytes each.
-_PAGE, _ATTEMPT, _SINCE, _FINISHED, _IN_PROGRESS, _MEMORY, _START = range(7)
+_PAGE, _ATTEMPT, _SINCE, _FINISHED, _N_ROWS, _MEMORY, _START = range(7)
 
 
 class Board:
@@ -18,12 +18,14 @@ class Board:
     """
 
     def __init__(self) -> None:
-        memory = memoryview(mmap.mmap(-1, _HEADER + _PLACES))
-        self._header, self._flags = memory[:_HEADER], memory[_HEADER:]
+        memory = memoryview(mmap.mmap(-1, _HEADER + _PLACES + 1))
+        self._header = memory[:_HEADER]
+        #: By place in the page: 1 while a row is in progress. The last one, at -1, is of all rows
+        #: that are not tracked.
+        self.flags = memory[_HEADER:]
         self._numbers, self._times = self._header.cast("q"), self._header.cast("d")
         #: When the task began to compute, by perf_counter; 0 while it does not.
         self.since = self._times[_SINCE : _SINCE + 1]
-        self._positions: dict[object, int] = {}
         self._birth_s: float | None = None
 
     # -- called by the child ----------------------------------------------------------------
@@ -33,31 +35,17 @@ class Board:
         birth_s, self._birth_s = self._birth_s, None
         return birth_s
 
-    def begin(self, page_pk: int, attempt_pk: int, positions: dict[object, int]) -> None:
+    def begin(self, page_pk: int, attempt_pk: int, n_rows: int) -> None:
         """Begin a claimed page: no row is in progress, whatever an earlier process had left."""
-        self._positions = positions
+        self._numbers[_N_ROWS] = min(n_rows, _PLACES)
         self.clear()
         self.started(0.0)
         self._numbers[_PAGE], self._numbers[_ATTEMPT] = page_pk, attempt_pk
 
-    def hand(self, key: int | str | None) -> None:
-        """Mark a row as in progress."""
-        place = self._positions.get(key, _PLACES)
-        if place < _PLACES and not self._flags[place]:
-            self._flags[place] = 1
-            self._numbers[_IN_PROGRESS] += 1
-
-    def end(self, key: int | str | None) -> None:
-        """Mark a row as ended."""
-        place = self._positions.get(key, _PLACES)
-        if place < _PLACES and self._flags[place]:
-            self._flags[place] = 0
-            self._numbers[_IN_PROGRESS] -= 1
-
     def clear(self) -> None:
-        n = min(len(self._positions), _PLACES)
-        self._flags[:n] = bytes(n)
-        self._numbers[_IN_PROGRESS] = 0
+        """Mark all rows as ended."""
+        n_rows = self._numbers[_N_ROWS]
+        self.flags[:n_rows] = bytes(n_rows)
         self.since[0] = 0.0
 
     def started(self, start_s: float) -> None:
@@ -102,9 +90,9 @@ class Board:
     def start_s(self) -> float | None:
         return self._times[_START] or None
 
-    def places(self, n_rows: int) -> list[int]:
+    def places(self) -> list[int]:
         """Return the places in the page of the rows in progress."""
-        return [place for place, flag in enumerate(self._flags[:n_rows]) if flag]
+        return [place for place, flag in enumerate(self.flags[: self._numbers[_N_ROWS]]) if flag]
 
     def n_in_progress(self) -> int:
-        return self._numbers[_IN_PROGRESS]
+        return bytes(self.flags[: self._numbers[_N_ROWS]]).count(1)

@@ -34,7 +34,7 @@ def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
     def work() -> bool:
         with writing():
             page = Page.get_by_id(board.page_pk)
-            places = board.places(page.n_rows)
+            places = board.places()
             values = {
                 "message": clean(f"a row {death.cause}", 2000),
                 "n_handed": -1,

@@ -227,7 +227,7 @@ class Element:
                 return None
             return _page_run(retrying(lambda: page_of(plan, number)), AttemptState.DONE)
         if board is not None:
-            board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
+            board.begin(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
         meter = Meter(began_s if since_s is None else since_s, board)
         claim.measures = meter.read
         try:

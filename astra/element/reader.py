@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import cache, reduce
 from inspect import getattr_static
+from itertools import chain
 from operator import add
 
 import peewee
@@ -120,12 +121,12 @@ class Reader:
     def __iter__(self) -> Iterator[Handed]:
         self.began = time.monotonic()
         first, self.first = self.first, None
-        for handed in self._by_chunks(self.keys, first):
-            place = self.claim.positions[handed.key]
-            if place >= self.n_handed:
-                self._record_in_progress(place)
-            self.n_given += 1
-            yield handed
+        for part in self._by_parts(self.keys, first):
+            for handed in part:
+                if handed.place >= self.n_handed:
+                    self._record_in_progress(handed.place)
+                self.n_given += 1
+                yield handed
 
     def soon(self) -> int:
         """Estimate how many rows the task will be given in the next :data:`IN_HAND_S` seconds."""
@@ -150,21 +151,20 @@ class Reader:
 
     def again(self, keys: list[RowKey]) -> Iterator[Handed]:
         """Yield rows by their keys, even those that were yielded before."""
-        return self._by_chunks(keys)
+        return chain.from_iterable(self._by_parts(keys))
 
-    def _by_chunks(self, keys: list[RowKey], first: Chunk | None = None) -> Iterator[Handed]:
-        """Yield rows by their keys; read each chunk during the last eighth of the one before."""
+    def _by_parts(self, keys: list[RowKey], first: Chunk | None = None) -> Iterator[list[Handed]]:
+        """Yield each chunk in two parts; during its last eighth, the next chunk is read."""
         ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
         while ahead is not None:
             (rows, keys), ahead = ahead(), None
             if rows:
                 self.first_row()
-            begin_at = len(rows) - 1 - max(len(rows) // 8, LAST_ROWS)
-            for i, handed in enumerate(rows or [None]):
-                if i >= begin_at and ahead is None and keys:
-                    ahead = self._ahead(keys)
-                if handed is not None:
-                    yield handed
+            begin_at = max(len(rows) - 1 - max(len(rows) // 8, LAST_ROWS), 0)
+            yield rows[:begin_at]
+            if keys:
+                ahead = self._ahead(keys)
+            yield rows[begin_at:]
 
     def _ahead(self, keys: list[RowKey]) -> Callable[[], Chunk]:
         return in_background(lambda: self._read_patiently(keys))
@@ -190,7 +190,8 @@ class Reader:
     def _handed(self, key: RowKey, row: object, stored: object, now: datetime) -> Handed:
         link_value = None if self.key.is_whole else self.link.of_row(row)
         modified = None if stored is None else OutputModel.input_modified.python_value(stored)
-        return Handed(key, row, modified, now, link_value=link_value)
+        place = self.claim.positions[key]
+        return Handed(key, row, modified, now, link_value=link_value, place=place)
 
     def _asked_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)

@@ -162,9 +162,10 @@ class _Parent:
             self._end_lingering()
         if not self.row_timeout_s:
             return
-        n_in_progress = self.board.n_in_progress()
         working_s = self.stopwatch.read(self.board.since[0])
-        if not self.pid or not n_in_progress:
+        if not self.pid or working_s <= self.row_timeout_s:
+            return
+        if not (n_in_progress := self.board.n_in_progress()):
             return
         limit_s = self.row_timeout_s * n_in_progress  # a task may collect rows before it computes
         if working_s > limit_s and not self.timed_out:

@@ -3,69 +3,94 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from astra.models.pipeline import OutputModel
 from astra.results.rows import Checkpoint, Handed, Refusal, Yielded
 
 
 class Buffer:
-    """Hold rows until their checkpoint. Two threads use it: one adds rows, one takes them."""
+    """Hold rows until their checkpoint. Two threads use it: one adds rows, one takes them.
+
+    In the most frequent case the task's thread only appends a result to ``fresh``. What is left to
+    do is done when the waiting rows are looked at: all of them together take a fraction of the time
+    that they would take one by one, each with the processor's caches full of the task's data.
+    """
 
     def __init__(self) -> None:
         self.mutex = threading.RLock()  # guards all of the following
         self.changed = threading.Condition(self.mutex)
+        #: Results, and the rows that they end, in their order.
+        self.fresh: deque[tuple[OutputModel, Handed]] = deque()
+        #: Does what is left to do for a fresh result.
+        self.finish_fresh: Callable[[OutputModel, Handed], None] = lambda result, handed: None
         self.waiting = Checkpoint()
         self.in_writing = Checkpoint()
-        self.n_waiting = 0
         self.since: float | None = None  # when the oldest waiting row was added
         self.stored: deque[object] = deque()  # results that may be passed on to the caller
 
+    @property
+    def n_waiting(self) -> int:
+        return len(self.waiting) + len(self.fresh)
+
+    def note_fresh(self) -> bool:
+        """Note that there are fresh results; return whether they are the first waiting rows."""
+        with self.mutex:
+            return bool(self.fresh) and self._start_clock()
+
     def add(self, yielded: Yielded) -> bool:
         """Add a result; return whether it is the first waiting row."""
-        with self.mutex:
-            self.waiting.results.append(yielded)
-            self.n_waiting += 1
-            return self.since is None and self._start_clock()
+        return self.add_row([yielded])
 
     def add_row(self, results: list[Yielded]) -> bool:
         """Add all results of a row, which go into one checkpoint."""
         with self.mutex:
+            self._collect()
             self.waiting.results += results
-            self.n_waiting += len(results)
-            return self.since is None and self._start_clock()
+            return self._start_clock()
 
     def add_no_results(self, rows: Iterable[Handed]) -> bool:
         with self.mutex:
             self.waiting.no_results += rows
-            self.n_waiting = len(self.waiting)
-            return self.since is None and self._start_clock()
+            return self._start_clock()
 
     def add_failure(self, failure: Refusal) -> bool:
         with self.mutex:
             self.waiting.failures.append(failure)
-            self.n_waiting += 1
-            return self.since is None and self._start_clock()
+            return self._start_clock()
 
     def forget_failures(self) -> None:
         """Drop the failures that wait, so that their rows stay pending."""
         with self.mutex:
             self.waiting.failures.clear()
-            self.n_waiting = len(self.waiting)
 
     def _start_clock(self) -> bool:
+        if self.since is not None:
+            return False
         self.since = time.monotonic()
         return True
+
+    def _collect(self) -> None:
+        """Add the fresh results to the waiting ones. The caller holds the mutex."""
+        while self.fresh:
+            result, handed = self.fresh.popleft()
+            self.finish_fresh(result, handed)
+            self.waiting.results.append(Yielded(result, handed))
 
     def unwritten(self) -> Checkpoint:
         """Return everything that was added and is not known to be stored."""
         with self.mutex:
+            self._collect()
             return self.in_writing + self.waiting
 
     def take(self) -> Checkpoint:
         """Return all waiting rows, to be written now."""
         with self.mutex:
-            checkpoint, self.waiting = self.waiting, Checkpoint()
-            self.in_writing, self.since, self.n_waiting = checkpoint, None, 0
+            # Before fresh results are collected: one that comes meanwhile starts the clock again.
+            self.since = None
+            self._collect()
+            checkpoint = self.in_writing = self.waiting
+            self.waiting = Checkpoint()
             for yielded in checkpoint.results:
                 yielded.taken = True
             return checkpoint
@@ -74,7 +99,6 @@ class Buffer:
         """Put a checkpoint that could not be written back, before the rows added since."""
         with self.mutex:
             self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
-            self.n_waiting = len(self.waiting)
             self.since = time.monotonic()
             self.changed.notify_all()
 

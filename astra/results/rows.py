@@ -39,6 +39,7 @@ class Handed:
     t_spent_s: float = 0.0
     table: str | None = None  # of the row; None for the target's own
     link_value: object = None  # the value by which its results point to it, unless that is its key
+    place: int = -1  # in its page
 
     @property
     def known(self) -> object:

@@ -125,6 +125,8 @@ class Writer:
 
         After the last row, do not wait: the end of the run writes everything.
         """
+        if self.buffer.since is None and self.buffer.note_fresh():
+            self.wake()
         if not self.is_behind:
             if self.is_full() or self._is_due():
                 self.flush()

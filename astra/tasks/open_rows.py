@@ -24,6 +24,8 @@ class OpenRows:
     def __init__(self, target: Target, keeps_rows: bool, is_page: bool, board: Board | None):
         self.target, self.key_name = target, target.key_name
         self.keeps_rows, self.is_page, self.board = keeps_rows, is_page, board
+        #: By place in the page: 1 while a row is open.
+        self.flags: dict[int, int] | memoryview[int] = {} if board is None else board.flags
         # A row without a key, or one of two with the same key, is its own key here.
         self.by_key: dict[object, Handed] = {}
         self.last: Handed | None = None  # the row that was handed over last
@@ -80,8 +82,7 @@ class OpenRows:
         if not self.keeps_rows:
             handed.row = None
         self.last = handed
-        if self.board is not None:
-            self.board.hand(handed.key)
+        self.flags[handed.place] = 1
         return row
 
     def row_of(self, result: object) -> tuple[Handed | None, bool]:

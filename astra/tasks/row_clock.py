@@ -4,7 +4,6 @@ from collections.abc import Collection
 from time import perf_counter
 from typing import Protocol
 
-from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
 from astra.results.histogram import RowTimes
 from astra.results.rows import Handed
@@ -13,14 +12,11 @@ from astra.results.rows import Handed
 class Board(Protocol):
     """Is notified of the task's open rows, and of when it computes (see supervisor.py)."""
 
-    def hand(self, key: RowKey | None) -> None:
-        """Note that the task was given a row."""
-
-    def end(self, key: RowKey | None) -> None:
-        """Note that a row has ended."""
-
     def clear(self) -> None:
         """Note that no row is open."""
+
+    #: By place in the page: 1 while a row is open.
+    flags: "memoryview[int]"
 
     #: One number: when the task began to compute; 0 when it has stopped.
     since: "memoryview[float]"
@@ -70,6 +66,11 @@ class RowClock:
             self.overhead_s = self.t_before_s / self.n_rows
         else:
             self.overhead_s += spent_s
+
+    def end_row(self, result: OutputModel, handed: Handed) -> None:
+        """Set the times of the one result of a row, and count the row."""
+        self.row_times.add(handed.t_spent_s)
+        self.set_times(result, handed.t_spent_s)
 
     def set_times(self, result: OutputModel, elapsed_s: float) -> None:
         """Set the times of a result; assigning attributes would take four times as long."""

@@ -90,6 +90,7 @@ class Run:
         keeps_rows = self.pages is None and not self.settings.re_raise_exceptions
         self.open_rows = OpenRows(writer.target, keeps_rows, self.is_page, board)
         self.clock = RowClock(n_rows, board)
+        writer.buffer.finish_fresh = self.clock.end_row
         groups = self.pages.groups if self.pages is not None else []
         self.blame = Blame(writer.target.task, groups, outer, self._fail)
         self.n_results = 0
@@ -161,6 +162,8 @@ class Run:
         clock, writer, is_over = self.clock, self.writer, self.stop.wanted.is_set
         writes, stored = self.settings.write_to_database, writer.stored
         passes_on = self.settings.live or not writes
+        is_simple = self.is_page and writer.is_behind and not (passes_on or writer.is_file)
+        output = writer.target.output if is_simple and not writer.target.gathers else None
         while True:
             if ActiveRuns.status:
                 ActiveRuns.check()
@@ -177,7 +180,10 @@ class Run:
                 if writer.trouble is not None:
                     raise writer.trouble from error
                 return error
-            if result is ...:
+            is_done = type(result) is output and self._end_only_row(result)
+            if is_done:
+                pass
+            elif result is ...:
                 self._credit(clock.stop())
             elif type(result) is End:
                 self._credit(clock.stop())
@@ -191,7 +197,7 @@ class Run:
                     writer.add(yielded)
                 if passes_on:
                     yield result
-            if writes:
+            if writes and not is_done:
                 writer.keep_up(is_last=self.n_results == self.n_rows)
                 if stored:
                     yield from self._stored()
@@ -257,6 +263,27 @@ class Run:
         elif self.open_rows.last is not None:
             self.open_rows.last.t_spent_s += spent_s
 
+    def _end_only_row(self, result: OutputModel) -> bool:
+        """End the only open row of a page with its result, and return whether it is such a case.
+
+        This is the most frequent case by far. It does as little as it can for each row, and leaves
+        the rest to the buffer.
+        """
+        open_rows, buffer = self.open_rows, self.writer.buffer
+        key = result.__data__.get(open_rows.key_name)
+        if len(open_rows.by_key) != 1 or type(key) is not int or key not in open_rows.by_key:
+            return False
+        handed = open_rows.by_key.pop(key)
+        handed.t_spent_s += self.clock.stop()
+        open_rows.flags[handed.place] = 0
+        self.asked = False
+        self.n_results += 1
+        self.tally.n_ended += 1
+        buffer.fresh.append((result, handed))
+        if buffer.since is None or len(buffer.fresh) >= self.settings.batch_size:
+            self.writer.keep_up(is_last=self.n_results == self.n_rows)
+        return True
+
     def _timed(self, result: object) -> Yielded:
         """Set the times of a result; return it with its row, which ends with it."""
         spent_s = self.clock.stop()
@@ -269,8 +296,7 @@ class Run:
             handed.t_spent_s, handed.row = 0.0, None
             if self.is_page:
                 self.clock.row_times.add(spent_s)
-            if self.board is not None:
-                self.board.end(handed.key)
+            open_rows.flags[handed.place] = 0
         self.asked = False
         self.n_results += 1
         self.tally.n_ended += 1
@@ -310,8 +336,7 @@ class Run:
         results = self.open_rows.gathered.pop(handed, [])
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
-        if self.board is not None:
-            self.board.end(handed.key)
+        self.open_rows.flags[handed.place] = 0
         if not self.settings.write_to_database:
             return
         if results:

@@ -67,8 +67,8 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
     claim = claim_page(plan, 1, pool_of(plan), 1, here("local", Path()))
     assert claim is not None
     board = Board()
-    board.begin(claim.page.pk, claim.attempt.pk, claim.positions)
-    board.hand(next(iter(claim.positions)))
+    board.begin(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
+    board.flags[0] = 1
     for _ in range(2):  # what is committed, and repeated as the answer was lost
         assert note_death(board, Death("KilledProcess", "was killed"), 1.0, alive)
     assert [suspect.deaths for suspect in Suspect.select()] == [1]
@@ -80,11 +80,11 @@ def test_a_process_begins_with_nothing_in_hand():
     for _ in range(2):
         board.start(0.0)
         if (pid := os.fork()) == 0:
-            board.begin(1, 1, {7: 0, 8: 1})
-            board.hand(8)
+            board.begin(1, 1, 2)
+            board.flags[1] = 1
             os._exit(0)
         os.waitpid(pid, 0)
-        assert board.n_in_progress() == 1 and board.places(2) == [1]
+        assert board.n_in_progress() == 1 and board.places() == [1]
 
 
 def test_a_row_that_ends_the_whole_element(url):
