@@ -39,3 +39,13 @@ def on_first_use(package: str) -> tuple[Callable[[str], object], Callable[[], li
         return getattr(importlib.import_module(home), name_there)
 
     return get, lambda: sorted({*vars(module), *homes()})
+
+
+class Module:
+    """A module that is imported when one of its names is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self._name), name)

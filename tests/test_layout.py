@@ -127,7 +127,7 @@ def test_a_folder_imports_only_from_those_above_it_in_the_list():
 
 def test_the_command_line_takes_its_functions_from_the_api():
     """Beside them it imports settings, errors, states, and the public models."""
-    beside = {"astra", "astra.api", "astra.errors", "astra.states", "astra.models"}
+    beside = {"astra", "astra.api", "astra.errors", "astra.lazy", "astra.states", "astra.models"}
     wrong = {
         (name, used)
         for name, path in modules()

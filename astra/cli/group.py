@@ -9,6 +9,7 @@ import click
 from astra import __version__
 from astra.cli import hints
 from astra.cli.examples import EXAMPLES
+from astra.cli.output import show
 from astra.errors import AstraError, Interrupted, nearest
 
 #: The modules of commands, as ``astra --help`` shows them, in the order of their use.
@@ -83,17 +84,11 @@ class _Commands(click.Group):
                 # It ends already: a second Ctrl-C would only take its last words away.
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)
-            show_error(error)
+            show.error(str(error))
             ctx.exit(error.exit_status)
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
-
-
-def show_error(error: AstraError) -> None:
-    from astra.cli import show
-
-    show.error(str(error))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,6 +10,7 @@ from astra import api
 from astra.cli.completion import DATE, NIGHT
 from astra.cli.group import main
 from astra.cli.options import csv_option, json_option
+from astra.cli.output import show, show_nights
 from astra.errors import UsageError
 
 
@@ -36,8 +37,6 @@ def nightly(
     Queues a small job, the finalizer, behind the arrays. It resumes what did not finish, starts
     tasks that depend on others, and closes the night.
     """
-    from astra.cli import show, show_nights
-
     if quiet:  # recovered problems are not reported; the others are errors
         logging.getLogger().setLevel(logging.ERROR)
     if check:
@@ -68,8 +67,6 @@ def nights(
 
     Exit status with DATE: 0 whole, 3 running, 4 needs attention, 8 failed rows.
     """
-    from astra.cli import show, show_nights
-
     if heal:
         healed = api.heal(name)
         show.as_json(healed) if as_json else show_nights.healed(healed)
@@ -111,8 +108,6 @@ def cron(
     mailto: str | None,
 ) -> None:  # fmt: skip
     """Print, install, remove or check the crontab entry that starts the night NAME."""
-    from astra.cli import show
-
     if (at is not None) == (remove or check):
         raise UsageError(
             'say when: --at "0 20 * * *" (with --install or not), or --remove, --check'

@@ -23,6 +23,7 @@ from astra.cli.options import (
     the_last,
     trust_option,
 )
+from astra.cli.output import show, show_nights, show_watch
 from astra.cli.running import show_local
 from astra.config.startup import printable
 from astra.errors import UsageError
@@ -54,7 +55,6 @@ def status(
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 failed rows.
     """
-    from astra.cli import show, show_watch
     from astra.config import settings
 
     if live and as_json:
@@ -76,8 +76,6 @@ def status(
 
 def _status_of_several(plans: "list[PlanLine]", pages: bool, as_json: bool) -> None:
     """Show the status of several plans, and exit with the status of the worst of them."""
-    from astra.cli import show
-
     plan_statuses = api.statuses([line.plan for line in plans], of_whole=pages or as_json)
     if as_json:
         show.as_json(plan_statuses)
@@ -116,8 +114,6 @@ def retry(**options: Any) -> None:
 def _resume(
     plan: int, failed: bool, only: str | None, execution: "Execution", as_json: bool
 ) -> None:
-    from astra.cli import show
-
     states = [word.strip() for word in (only or "").split(",") if word.strip()]
     if only is not None and not states:
         raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
@@ -142,8 +138,6 @@ def recover(plan: int, as_json: bool) -> None:
 
     submit and resume do this automatically.
     """
-    from astra.cli import show
-
     recovered = api.recover(plan)
     show.as_json(recovered) if as_json else show.recovered(recovered)
 
@@ -159,8 +153,6 @@ def verify(plan: int, as_json: bool) -> None:
     while the plan runs. Exit status: 0 consistent, 4 inconsistent; each breach is listed by page
     and key.
     """
-    from astra.cli import show
-
     verdict = api.verify(plan)
     show.as_json(verdict) if as_json else show.verdict(verdict)
     sys.exit(verdict.exit_status)
@@ -172,8 +164,6 @@ def verify(plan: int, as_json: bool) -> None:
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
     """Terminate the elements of PLAN, and release its rows."""
-    from astra.cli import show
-
     done = api.cancel(plan, page)
     show.as_json(done) if as_json else show.cancelled(done)
 
@@ -187,8 +177,6 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 @json_option
 def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> None:
     """Pause PLAN: its elements complete their pages and take no further ones."""
-    from astra.cli import show
-
     done = api.pause(_chosen(plan, of_all), reason)
     show.as_json(done) if as_json else show.controls(done)
 
@@ -200,8 +188,6 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 @json_option
 def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
     """Let at most N elements of PLAN take further pages."""
-    from astra.cli import show
-
     if (n is None) != off:
         raise UsageError(f"write astra throttle {plan} N, or astra throttle {plan} --off")
     done = [api.throttle(plan, n)]
@@ -214,8 +200,6 @@ def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
 @json_option
 def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     """End the pause of PLAN, and submit pages for which no element is left."""
-    from astra.cli import show
-
     done = api.continue_plans(_chosen(plan, of_all))
     show.as_json(done) if as_json else show.controls(done)
 
@@ -237,8 +221,6 @@ def logs(
     plan: int, page: int | None, follow: bool, raw: bool, as_csv: bool, as_json: bool
 ) -> None:  # fmt: skip
     """Print the log of the last attempt at PAGE, or list the logs of PLAN or the last plan."""
-    from astra.cli import show
-
     attempts = api.logs(plan, page)
     if as_json:
         show.as_json(attempts)
@@ -261,8 +243,6 @@ def logs(
 @json_option
 def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> None:
     """List the failed rows of PLAN or of the last plan, and why they failed."""
-    from astra.cli import show
-
     rows = api.failures(plan)
     show.as_json(rows) if as_json else show.failures(
         plan, api.kinds_of_failures(rows), rows, with_traceback, as_csv
@@ -279,8 +259,6 @@ def plans(
     as_csv: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """List plans, the latest first."""
-    from astra.cli import show
-
     api.check_version()
     listed = api.plans(None if every else 20, task, state, mine, since)
     show.as_json(listed) if as_json else show.plans(listed, as_csv)
@@ -318,7 +296,6 @@ def report(
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
     next. It needs no network and holds no password.
     """
-    from astra.cli import show
     from astra.config.run_folder import write_whole
 
     if folder is not None:
@@ -346,8 +323,6 @@ def report(
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:
-    from astra.cli import show_watch
-
     dashboard = api.Dashboard(folder, keep_days)
     if not once:
         show_watch.keep_pages(dashboard, every_s)
@@ -371,7 +346,5 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
 
     Results, and plans with pending rows, are never removed.
     """
-    from astra.cli import show, show_nights
-
     done = api.clean(keep_days, not yes)
     show.as_json(done) if as_json else show_nights.cleaned(done)

@@ -6,6 +6,7 @@ from astra import api
 from astra.cli.completion import TASK
 from astra.cli.group import main
 from astra.cli.options import csv_option, input_model_option, json_option
+from astra.cli.output import show, show_rows
 from astra.errors import UsageError
 
 
@@ -25,8 +26,6 @@ def results(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Print the results of TASK at the current version."""
-    from astra.cli import show, show_rows
-
     if as_csv and as_json:
         raise UsageError("--csv and --json are two forms: leave one of them out")
     wanted: list[object] | None = None if keys is None else list(api.keys_of(keys))
@@ -50,8 +49,6 @@ def results(
 @json_option
 def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
     """Explain why the row with this KEY is or is not pending for TASK, and show its history."""
-    from astra.cli import show, show_rows
-
     history = api.why(task, key, input_model)
     if as_json:
         show.as_json(history)

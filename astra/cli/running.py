@@ -21,6 +21,7 @@ from astra.cli.options import (
     slurm_options,
     trust_option,
 )
+from astra.cli.output import show, show_sizes
 from astra.config.startup import one_line_for_each_error
 from astra.errors import UsageError
 from astra.states import worst
@@ -48,7 +49,6 @@ def estimate_command(
     profile_name: str | None, partition: str | None, probe: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose rows per page, memory and time limit for TASK from its earlier attempts."""
-    from astra.cli import show, show_sizes
     from astra.config.profiles import choose_profile
 
     chosen = choose_profile(profile_name, {"partition": partition})
@@ -70,7 +70,6 @@ def plan(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Freeze the pending rows of TASK into pages."""
-    from astra.cli import show, show_sizes
     from astra.config.profiles import choose_profile
 
     sized = []
@@ -91,8 +90,6 @@ def plan(
 @click.argument("task", type=TASK)
 def rename(old: str, task: str) -> None:
     """Assign the plans and results of a task's former name OLD to TASK."""
-    from astra.cli import show
-
     n_plans = api.rename_task(old, task)
     show.line(f"{show.count(n_plans, 'plan')} of {old}, and what they made, are of {task} now")
 
@@ -116,8 +113,6 @@ def submit(
     Of a plan that was submitted before, only pages that never were are submitted. --time is
     sbatch's time limit; --element-time is how long an element should run.
     """
-    from astra.cli import show
-
     execution = replace(execution, progress=None if as_json else show.progress)
     done = api.submit_task(task_or_plan, planning, execution, element_time)
     if as_json:
@@ -133,8 +128,6 @@ def submit(
 
 def show_local(submissions: list["Submitted"], as_json: bool) -> None:
     """Show the status of plans that were run here, and exit with the worst of them."""
-    from astra.cli import show
-
     statuses = [api.status(submission.plan) for submission in submissions]
     for submission, plan_status in [] if as_json else zip(submissions, statuses, strict=True):
         if submission.message:
@@ -152,8 +145,6 @@ def show_local(submissions: list["Submitted"], as_json: bool) -> None:
 @json_option
 def run(task: str, planning: "Planning", with_traceback: bool, as_json: bool) -> None:
     """Plan TASK and run it in the foreground, in this process."""
-    from astra.cli import show
-
     if not with_traceback:
         one_line_for_each_error()
     plans = api.plan_at_most(task, planning)
@@ -187,7 +178,6 @@ def try_command(
 
     With a PLAN, its arguments are used. Exit status: 0, or 8 if a row raised.
     """
-    from astra.cli import show
     from astra.states import PlanState
 
     if task_or_plan.isdecimal() and task_or_plan.isascii():

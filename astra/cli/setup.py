@@ -11,6 +11,7 @@ from astra import api
 from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
 from astra.cli.options import Duration, json_option, profile_option
+from astra.cli.output import show
 from astra.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def initdb(
     tracked: tuple[str, ...], sql: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Create all missing tables, including those of your MODULEs. Can be run again."""
-    from astra.cli import show
     from astra.config.secrets import hide_password
 
     if copied and moved:
@@ -76,8 +76,6 @@ def initdb(
 @click.option("--module", default="mytasks", show_default=True, help="Name of the Python module.")
 def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: str) -> None:
     """Write a starting point: astra.toml, and mytasks.py with models of existing TABLEs."""
-    from astra.cli import show
-
     for path in api.start_here(tables, url, schema, module):
         show.line(f"written: {path}")
     show.line(f"next: look at {module}.py, then astra initdb {module}")
@@ -108,8 +106,6 @@ def doctor(
 
 def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, ready: str) -> None:
     """Show findings as they come, and exit with 4 if one of them failed."""
-    from astra.cli import show
-
     shown = []
     for finding in findings:
         shown.append(finding)
@@ -130,7 +126,6 @@ def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, rea
 @json_option
 def config_command(as_json: bool) -> None:
     """Show each setting and where it came from, and check the profiles. Secrets are hidden."""
-    from astra.cli import show
     from astra.config import settings as config
 
     settings = config.current()

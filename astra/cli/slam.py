@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from astra.cli.group import main
+from astra.cli.output import show
 
 if TYPE_CHECKING:
     from astra.pipelines.slam.model import Model
@@ -50,7 +51,6 @@ def train(
     TABLE is an .npz or .fits file that holds spectra, or a .csv or .fits file with a column `path`
     of files, or `spectrum_pk` of spectra in the database.
     """
-    from astra.cli import show
     from astra.pipelines.slam import model_file
     from astra.pipelines.slam import train as train_model
     from astra.pipelines.slam.sample import read_others, read_sample
@@ -76,8 +76,6 @@ def train(
 
 
 def _show_rejected(model: "Model", sample: "Sample") -> None:
-    from astra.cli import show
-
     if model.validation is not None and model.validation.rejected.any():
         pairs = zip(sample.names, model.validation.rejected, strict=True)
         show.line(f"rejected as outliers: {', '.join(name for name, out in pairs if out)}")
@@ -114,7 +112,6 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 
 def _show(model: "Model") -> None:
-    from astra.cli import show
     from astra.pipelines.slam.report import report
 
     summary = report(model)
@@ -143,7 +140,6 @@ def _show(model: "Model") -> None:
 def _draw(model: "Model", folder: Path | None, sample: "Sample | None" = None) -> None:
     if folder is None:
         return
-    from astra.cli import show
     from astra.pipelines.slam.pictures import draw
 
     for path in draw(model, folder, sample):
