@@ -360,13 +360,22 @@ class PostgreSQL(Keys):
 
         A schema that was copied within its database, or restored into it, has other tables.
         """
-        server, number, table = self.run(queries.PLACE, (schema,)).fetchone()
-        return f"the database {number} of the PostgreSQL server {server}, table {table}"
+        server, number, table, port, timeline = self.run(queries.PLACE, (schema,)).fetchone()
+        return (
+            f"the database {number} of the PostgreSQL server {server}, table {table}, "
+            f"port {port}, timeline {timeline}"
+        )
 
     @staticmethod
     def is_same_place(stored: str, here: str) -> bool:
-        """Whether two places are the same; one that was stored without a table matches any."""
-        return here == stored or here.startswith(f"{stored},")
+        """Whether two places are the same.
+
+        A standby that has become the primary may have another port, on a later timeline.
+        """
+        then, now = (re.fullmatch(_PLACE, place) for place in (stored, here))
+        if then is None or now is None or then[1] != now[1]:
+            return False
+        return then[2] == now[2] or int(now[3]) > int(then[3])
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """Store who is about to take a lock; return False if somebody holds it."""
@@ -390,6 +399,10 @@ class PostgreSQL(Keys):
             yield is_taken
         finally:
             lock.release()
+
+
+#: The server with its database and table, the port, and the timeline.
+_PLACE = r"(.*), port (\d+), timeline (\d+)"
 
 
 def _is_refused_login(message: str) -> bool:

@@ -71,9 +71,13 @@ CONNECTION_LIMIT = """
         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
         (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user))"""
 
-#: The server, the database and the table astra_archive, by numbers that no copy of them has.
+#: The server, the database and the table astra_archive, by numbers that no copy of them has but one
+#: of the server's files. Such a copy has another port if it runs beside the original, and the same
+#: timeline, which is later after a failover.
 PLACE = """
-    SELECT system_identifier, d.oid, c.oid
+    SELECT system_identifier, d.oid, c.oid, current_setting('port'), CASE
+        WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
     FROM pg_control_system(), pg_database AS d
     LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace)
         ON relname = 'astra_archive' AND nspname = coalesce(%s, current_schema())

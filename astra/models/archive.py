@@ -76,6 +76,8 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
                 f"the archive {known.identifier} is where it was made ({here}): it was neither "
                 "copied nor moved, and nothing is changed"
             )
+        if here != known.made_in:  # a file was renamed, or a server has failed over
+            Archive.update(made_in=here).execute()
         return None
     if not copied and not moved:
         check_archive()

@@ -22,6 +22,7 @@ from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
 from astra.status.status import status
 from tests.sample_tasks import Measured, fill, measure
+from tests.servers import Copy, Standby
 
 
 def plan_of(n: int) -> Plan:
@@ -151,6 +152,34 @@ def test_a_schema_that_was_copied_within_its_database_is_a_copy(pg_url):
         )
         assert dialect().is_same_place(known, here)
         transaction.rollback()
+
+
+def test_a_copy_of_a_servers_files_is_a_copy(pg_url, postgres):
+    """It has the original's numbers, and a port of its own; a standby that took over may write."""
+    plan = plan_of(10)
+    bind(pg_url)
+    with Copy(postgres) as server:
+        copy = server.url(urlsplit(pg_url).path.strip("/"))
+        bind(copy)
+        with pytest.raises(DatabaseError, match="--copied"):
+            cancel(plan.pk)
+        init_database(copied=True)
+        with connection():
+            assert Plan.get().cancelled is not None
+        check_archive()
+    bind(pg_url)
+    resume_local(plan.pk)
+    assert status(plan.pk).state == "whole"
+
+
+def test_a_standby_that_has_taken_over_is_no_copy(pg_url, postgres):
+    with Standby(postgres) as server:
+        bind(server.url(urlsplit(pg_url).path.strip("/")))
+        server.promote()
+        check_archive()
+        init_database()
+        with connection():
+            assert Archive.get().made_in == dialect().place()
 
 
 def test_any_role_knows_where_it_is(pg_url, postgres):

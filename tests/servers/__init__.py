@@ -3,7 +3,7 @@
 from tests.servers.cron import can_unshare, cron_daemon
 from tests.servers.keeper import Keeper, KeptProcess
 from tests.servers.pgbouncer import PgBouncer
-from tests.servers.postgres import Postgres, Standby, shifted_clock
+from tests.servers.postgres import Copy, Postgres, Standby, shifted_clock
 from tests.servers.proxy import Proxy
 from tests.servers.server import (
     MissingPackage,
@@ -16,6 +16,7 @@ from tests.servers.server import (
 from tests.servers.slurm import Slurm
 
 __all__ = [
+    "Copy",
     "Keeper",
     "KeptProcess",
     "MissingPackage",

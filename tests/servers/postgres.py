@@ -45,9 +45,10 @@ _PASSWORD = "astra"
 #: A copy of a template is an archive of its own: as `astra initdb --moved` has it.
 _MOVED = """
     UPDATE astra_archive SET made_in = format(
-        'the database %s of the PostgreSQL server %s',
+        'the database %s of the PostgreSQL server %s, table %s, port %s, timeline 1',
         (SELECT oid FROM pg_database WHERE datname = current_database()),
-        (SELECT system_identifier FROM pg_control_system()))
+        (SELECT system_identifier FROM pg_control_system()),
+        'astra_archive'::regclass::oid, current_setting('port'))
 """
 
 
@@ -264,20 +265,28 @@ class Postgres(Server):
         self.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
-class Standby(Postgres):
-    """A copy of another server, which follows it until :meth:`promote`."""
+class Copy(Postgres):
+    """A server of its own with a copy of another server's files."""
 
-    def __init__(self, primary: Postgres) -> None:
-        self.primary = primary
-        super().__init__(password=primary.password, **primary.settings)
+    options: tuple[str, ...] = ()
+
+    def __init__(self, original: Postgres) -> None:
+        self.original = original
+        super().__init__(password=original.password, **original.settings)
 
     def _init(self) -> None:
-        words = [self.bin / "pg_basebackup", "-D", self._data, "-h", self.primary.folder]
-        words += ["-p", self.primary.port, "-U", "postgres", "-R", "-c", "fast", "--no-sync"]
-        self._run(words)
+        words = [self.bin / "pg_basebackup", "-D", self._data, "-h", self.original.folder]
+        words += ["-p", self.original.port, "-U", "postgres", "-c", "fast", "--no-sync"]
+        self._run([*words, *self.options])
 
     def _make_role(self) -> None:
-        """It is there: a standby has what its primary has."""
+        """It is there: a copy has what its original has."""
+
+
+class Standby(Copy):
+    """A copy of another server, which follows it until :meth:`promote`."""
+
+    options = ("-R",)
 
     def leave_behind(self) -> None:
         """It hears no more of its primary."""
