@@ -73,8 +73,25 @@ def page_in_hand(submission: Submission, element: int) -> int | None:
     )
 
 
+#: How many elements may be interrupted at a page in vain, and it remains free for another.
+_IN_VAIN = 1
+
+
 def give_back(page: Page) -> None:
-    """Release a page that this element was interrupted at, if it is a page of a pool."""
+    """Release a page that this element was interrupted at, if it is a page of a pool.
+
+    A page at which several were interrupted before a row ended waits for a resume, which gives more
+    time: it would cost the time of one element after the other.
+    """
+    n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
+    in_vain = Attempt.select().where(
+        (Attempt.page == page.pk)
+        & (Attempt.submission_pk == page.submission_pk)
+        & (Attempt.state == AttemptState.INTERRUPTED.value)
+        & (n_ended == 0)
+    )
+    if in_vain.count() > _IN_VAIN:
+        return
     Page.update(free=True).where(
         (Page.pk == page.pk) & (Page.attempt_pk == page.attempt_pk) & Page.free.is_null(False)
     ).execute()

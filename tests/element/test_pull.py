@@ -12,7 +12,7 @@ from peewee import PostgresqlDatabase
 from astra.database.connection import connection, database, writing
 from astra.element.claiming import claim_page, here
 from astra.element.element import Element
-from astra.element.pool import take_page
+from astra.element.pool import give_back, take_page
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
 from astra.results.stopping import Stop
@@ -137,6 +137,18 @@ class TestClaims:
             runs = this.pull(2)
         assert [run.done for run in runs] == [20, 20]
         assert is_whole(plan) and elements() == {1: 1, 2: 2}
+
+    def test_a_page_that_no_element_has_the_time_for_does_not_cost_the_time_of_all(self, url):
+        plan = plan_of(10, 10)
+        submission = pool_of(plan)
+        for element, is_free in ((1, True), (2, False)):
+            with connection():
+                claim = claim_page(plan, None, submission, element, here("local", Path()))
+                assert claim is not None
+                Attempt.update(state="interrupted").where(Attempt.element == element).execute()
+                give_back(claim.page)
+                assert Page.get().free == is_free
+        assert states(plan) == [PageState.INTERRUPTED]
 
     def test_what_broke_a_page_is_kept_from_the_others(self, url):
         plan = plan_of(50, 10, broken)
