@@ -1,7 +1,7 @@
 """Tables of results: one row for each input row and major.minor version."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import cache
 from inspect import getattr_static
@@ -30,12 +30,11 @@ from astra.models.spectrum import SpectrumMixin
 from astra.version import CURRENT
 
 
-@cache
-def _plainly_set(model: type[Model], link: Link) -> frozenset[str]:
-    """Return the columns for which setting one only stores the value, without those of a link."""
+def _plainly_set(model: type[Model]) -> frozenset[str]:
+    """Return the columns of a model for which setting one only stores the value."""
     if model.__init__ is not Model.__init__ or model.__setattr__ is not object.__setattr__:
         return frozenset()
-    names = model._meta.fields.keys() - set(link.result)
+    names = model._meta.fields
     return frozenset(n for n in names if type(getattr_static(model, n)) is FieldAccessor)
 
 
@@ -252,35 +251,47 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             If the results of this table do not point to such rows.
         """
         link = link_of(cls, type(row))
-        data = vars(row)["__data__"]
-        return cls._of(dict(zip(link.result, map(data.get, link.row), strict=True)), values, link)
+        own = dict(zip(link.result, map(vars(row)["__data__"].get, link.row), strict=True))
+        return _maker(cls, link.result)(own, values)  # type: ignore[no-any-return]
 
     @classmethod
-    def _of(cls, own: dict[str, object], values: dict[str, object], link: Link) -> Self:
-        """Make a row of these values, as ``cls(**own, **values)`` does; where no column has a
-        setter of its own, all at once, which takes a third of the time."""
-        if not _plainly_set(cls, link).issuperset(values):
-            cls._check(own, values)
-            return cls(**own | values)
-        result = cls.__new__(cls)
-        result.__data__ = data = cls._meta.get_default_dict()
-        data |= own
-        data |= values
-        result._dirty, result.__rel__ = set(data), {}  # type: ignore[attr-defined]
-        return result
-
-    @classmethod
-    def _check(cls, own: dict[str, object], values: dict[str, object]) -> None:
+    def _check(cls, key: dict[str, object], values: dict[str, object]) -> None:
         for name in values:
-            if name in own and values[name] != own[name]:
+            if name in key and values[name] != key[name]:
                 raise UsageError(
-                    f"{cls.__name__}.{name} of this row is {own[name]!r}, not "
+                    f"{cls.__name__}.{name} of this row is {key[name]!r}, not "
                     f"{values[name]!r}: leave it out, or pass the other row"
                 )
             if not hasattr(cls, name):
                 raise UsageError(
                     f"{cls.__name__} has no column {name!r}. {nearest(name, cls._meta.fields)}"
                 )
+
+
+@cache
+def _maker(
+    model: type[OutputModel], key_names: tuple[str, ...]
+) -> Callable[[dict[str, object], dict[str, object]], Any]:
+    """Return a function that makes a result as ``model(**own, **values)`` does.
+
+    Columns that have no setter of their own are set all at once, which takes a third of the time.
+    `key_names` are the columns that point to the row, which `values` may only repeat.
+    """
+    is_plain = _plainly_set(model).difference(key_names).issuperset
+    new, default_values = model.__new__, model._meta.get_default_dict
+
+    def make(own: dict[str, object], values: dict[str, object]) -> OutputModel:
+        if not is_plain(values):
+            model._check({name: own[name] for name in key_names}, values)
+            return model(**own | values)
+        result = new(model)
+        result.__data__ = data = default_values()  # type: ignore[no-untyped-call]
+        data.update(own)
+        data.update(values)
+        result._dirty, result.__rel__ = set(data), {}  # type: ignore[attr-defined]
+        return result
+
+    return make
 
 
 @cache
@@ -367,13 +378,13 @@ class PipelineOutputModel(OutputModel):
             "spectrum_pk": spectrum.spectrum_pk,
             "input_modified": spectrum.modified,
         }
-        return cls._of(own, values, _OF_SPECTRA)
+        return _maker(cls, _OF_SPECTRA.result)(own, values)  # type: ignore[no-any-return]
 
     @classmethod
     def from_source(cls, source: Source, **values: object) -> Self:
         """Make a result for a source as a whole, not saved yet, as :meth:`from_spectrum` does."""
         own = {"source_pk": source.pk, "input_modified": source.modified}
-        return cls._of(own, values, _OF_SOURCES)
+        return _maker(cls, _OF_SOURCES.result)(own, values)  # type: ignore[no-any-return]
 
     @property
     def source(self) -> Source | None:
