@@ -68,9 +68,9 @@ def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
         sql, parameters = statement.query()
         if not parameters:
             yield name, columns, sql
-    there = indexes(model)
+    present = indexes(model)
     for name, columns, sql in model.own_indexes():
-        if stored_name(name) not in there:
+        if stored_name(name) not in present:
             yield name, columns, sql
 
 
@@ -118,13 +118,13 @@ _IF_MISSING = re.compile(r'CREATE (UNIQUE )?(TABLE|INDEX) IF NOT EXISTS ("[^"]+"
 @contextmanager
 def recorded() -> Iterator[list[str]]:
     """Record the statements of a block that change the database, as they could be typed."""
-    bound, statements, there = database.bound(), [], relations()
+    bound, statements, present = database.bound(), [], relations()
     execute: Callable[..., object] = bound.execute_sql
 
     def record(sql: str, parameters: object = None, *rest: object) -> object:
         cursor = execute(sql, parameters, *rest)
         created = _IF_MISSING.match(sql)
-        exists = created and stored_name(created[4]) in there
+        exists = created and stored_name(created[4]) in present
         if _CHANGES.match(sql) and not exists:
             statements.append(literal(sql, parameters))
         return cursor

@@ -182,9 +182,9 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         for field in cls._meta.sorted_fields:
             if isinstance(field, KeysField):
                 dialect().compress_quickly(cls, field)
-        there = indexes(cls)
+        present = indexes(cls)
         for name, _, sql in cls.own_indexes():
-            if stored_name(name) not in there:
+            if stored_name(name) not in present:
                 dialect().run(sql)
         if cls.changes_often:
             dialect().leave_room(cls)
@@ -283,11 +283,11 @@ def missing_indexes(
     model: type[Model], safe: bool = True
 ) -> Iterator[tuple[str, list[str], peewee.Context]]:
     """Yield the indexes of a model's fields that its table lacks: name, columns, statement."""
-    there, schema = indexes(model), peewee.SchemaManager(model)
+    present, manager = indexes(model), peewee.SchemaManager(model)
     for index in model._meta.fields_to_index():
-        if stored_name(index._name) not in there:
+        if stored_name(index._name) not in present:
             columns = [field.column_name for field in index._expressions]
-            yield index._name, columns, schema._create_index(index, safe)  # type: ignore[attr-defined]
+            yield index._name, columns, manager._create_index(index, safe)  # type: ignore[attr-defined]
 
 
 def _database_default(field: Field) -> str | None:

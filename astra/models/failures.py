@@ -27,6 +27,9 @@ class RowWithoutResult(BaseModel):
     made_by = IntegerField(null=True)
     modified = TimeField(now=True, null=False)
 
+    class Meta:
+        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
+
 
 class Failure(RowWithoutResult):
     """One input row whose processing raised: its key, attempt and traceback."""
@@ -38,12 +41,6 @@ class Failure(RowWithoutResult):
     times = IntegerField(default=1)
     refused = BooleanField(default=False)  # another result of a row that has one
 
-    class Meta:
-        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
-
 
 class NoResult(RowWithoutResult):
     """One input row for which the task yielded nothing."""
-
-    class Meta:
-        indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)

@@ -232,11 +232,11 @@ def _differences(model: type[Model], have: set[str]) -> list[str]:
         )
     kinds = {c.name: c.data_type for c in database.get_columns(table, model._meta.schema)}
     for field in model._meta.sorted_fields:
-        there = kinds.get(field.column_name, "").lower()
+        kind = kinds.get(field.column_name, "").lower()
         other = _OTHERS.get(field.field_type)
-        if other and there.startswith(other):
+        if other and kind.startswith(other):
             notes.append(
-                f"{table}: the column {field.column_name} is of the type {there}, and {model_name} "
+                f"{table}: the column {field.column_name} is of the type {kind}, and {model_name} "
                 f"has a {type(field).__name__}: change one of them"
             )
     return notes
