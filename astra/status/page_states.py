@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect
@@ -44,9 +44,18 @@ class PageStatus:
     message: str | None = None
 
 
-#: The columns that the status of a page is computed from: its number, rows, done, failed and no
-#: result; its submission and attempt; its pending rows; and whether it is free.
-Row = tuple[int, int, int, int, int, int | None, int | None, int, bool | None]
+class Row(NamedTuple):
+    """The columns of a page from which its status is computed."""
+
+    number: int
+    n_rows: int
+    n_done: int
+    n_failed: int
+    n_no_result: int
+    submission_pk: int | None
+    attempt_pk: int | None
+    free: bool | None
+    n_pending: int
 
 
 @dataclass(frozen=True)
@@ -63,15 +72,8 @@ class Stored:
         """Return the submissions that Slurm has to be asked about."""
         if of_whole:
             return list(self.submissions.values())
-        pending = {row[5] for row in self.rows if row[7]}
+        pending = {row.submission_pk for row in self.rows if row.n_pending}
         return [s for pk, s in self.submissions.items() if pk in pending]
-
-
-#: The columns of a row.
-_ROW = (
-    Page.number, Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result,
-    Page.submission_pk, Page.attempt_pk, N_PENDING, Page.free,
-)  # fmt: skip
 
 
 def _read(plan: Plan, of_whole: bool) -> Stored:
@@ -88,8 +90,9 @@ def _read(plan: Plan, of_whole: bool) -> Stored:
         of_plan = Submission.select().where(Submission.plan == plan.pk)
         submissions: dict[int | None, Submission] = {s.pk: s for s in of_plan}
         # Read the numbers as the driver returns them; peewee would convert each one by one.
-        query = Page.select(*_ROW).where(Page.plan == plan.pk).order_by(Page.number)
-        rows = database.execute(query).fetchall()
+        columns = [getattr(Page, name) for name in Row._fields if name != "n_pending"]
+        query = Page.select(*columns, N_PENDING).where(Page.plan == plan.pk).order_by(Page.number)
+        rows = list(map(Row._make, database.execute(query)))
         last: dict[int | None, Attempt] = {
             attempt.pk: attempt for attempt in attempts.namedtuples()
         }
@@ -121,14 +124,14 @@ class Pages(Sequence[PageStatus]):
         counts: defaultdict[PageState, list[int]] = defaultdict(lambda: [0, 0])
         alike: dict[tuple[object, ...], tuple[PageState, list[int], bool]] = {}
         for place, row in enumerate(stored.rows):
-            if not (left := row[7]):
+            if not row.n_pending:
                 continue
             execution = self._execution(row)
             # Pages of an array that no attempt has claimed, and whose elements are in the same
             # state in Slurm, are alike.
-            key = row[5], row[6], row[8], id(execution)
+            key = row.submission_pk, row.attempt_pk, row.free, id(execution)
             if (kind := alike.get(key)) is None:
-                state = self._state(row, stored.attempts.get(row[6]), execution)
+                state = self._state(row, stored.attempts.get(row.attempt_pk), execution)
                 held = False
                 if execution is not None:
                     held = state is PageState.WAITING and parse.never_starts(execution.reason)
@@ -136,7 +139,7 @@ class Pages(Sequence[PageStatus]):
                 kind = alike[key] = state, counts[state], held
             self.states[place], count, held = kind
             count[0] += 1
-            count[1] += left
+            count[1] += row.n_pending
             if held:
                 self.held.append(place)
         if n_whole := len(stored.rows) - sum(n for n, _ in counts.values()):
@@ -158,26 +161,26 @@ class Pages(Sequence[PageStatus]):
     def any_local(self) -> bool:
         """Return whether a page was last assigned to local processes."""
         local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
-        return any(row[5] in local for row in self.stored.rows)
+        return any(row.submission_pk in local for row in self.stored.rows)
 
     def _execution(self, row: Row) -> parse.Execution | None:
         """Return Slurm's state of the element that a page is assigned to."""
-        array = self._arrays.get(row[5])
+        array = self._arrays.get(row.submission_pk)
         if array is None or self.answer is None:
             return None
         name, _, offset = array
-        if row[8] and (pool := self._pool(name)):
+        if row.free and (pool := self._pool(name)):
             return pool
         key = name, self._element(row) - offset
         return self.answer.executions.get(key) or self.answer.of(*key)
 
     def _element(self, row: Row) -> int:
         """Return the element that claimed a page, or that it was submitted for."""
-        attempt = self.stored.attempts.get(row[6])
-        if row[8] is not None and attempt is not None and attempt.submission_pk == row[5]:
+        attempt = self.stored.attempts.get(row.attempt_pk)
+        if row.free is not None and attempt and attempt.submission_pk == row.submission_pk:
             return int(attempt.element)
-        submission = self.stored.submissions[row[5]]
-        element = (row[0] - 1) // submission.pages_per_element + 1
+        submission = self.stored.submissions[row.submission_pk]
+        element = (row.number - 1) // submission.pages_per_element + 1
         # A pool may have fewer elements than pages. Pages beyond the last element count as its own.
         return min(element, submission.elements[-1]) if submission.pulls else element
 
@@ -201,18 +204,18 @@ class Pages(Sequence[PageStatus]):
     def _state(
         self, row: Row, attempt: Attempt | None, execution: parse.Execution | None
     ) -> PageState:
-        submission = self.stored.submissions.get(row[5] or 0)
+        submission = self.stored.submissions.get(row.submission_pk)
         mine, overdue = self._mine(submission, attempt)
         if submission is None:
             state = PageState.UNSUBMITTED
         elif submission.kind == "local":
-            waits = row[8] and _submitter_lives(submission)
+            waits = row.free and _submitter_lives(submission)
             state = PageState.WAITING if waits else _local_state(submission, mine, overdue)
         else:
             lease_s = settings.current().element.lease_s
             now = self.stored.now
             state = _slurm_page_state(submission, mine, execution, self.answer, now, lease_s)
-            if row[8] and state is PageState.INCOMPLETE:  # its elements ended, and nobody took it
+            if row.free and state is PageState.INCOMPLETE:  # its elements ended, and nobody took it
                 state = PageState.UNSUBMITTED
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
@@ -227,12 +230,10 @@ class Pages(Sequence[PageStatus]):
         return attempt, attempt.state == AttemptState.RUNNING and silent_s > lease_s
 
     def _page(self, row: Row, state: PageState) -> PageStatus:
-        number, n_rows, n_done, n_failed, n_no_result, submission_pk, attempt_pk, left, _ = row
-        attempt = self.stored.attempts.get(attempt_pk)
-        submission = self.stored.submissions.get(submission_pk)
-        execution, element = self._execution(row), None
-        if submission is not None:
-            element = self._element(row)
+        attempt = self.stored.attempts.get(row.attempt_pk)
+        submission = self.stored.submissions.get(row.submission_pk)
+        execution = self._execution(row)
+        element = self._element(row) if submission is not None else None
         mine, overdue = self._mine(submission, attempt)
         job = _job_name(submission, element)
         slurm_state = execution.state.value if execution and execution.state else None
@@ -240,7 +241,8 @@ class Pages(Sequence[PageStatus]):
             if _ran_out_of_memory(submission, job):
                 slurm_state = SlurmState.OUT_OF_MEMORY.value
         return PageStatus(
-            number, state, n_rows, n_done, n_failed, n_no_result, left, element, job,
+            row.number, state, row.n_rows, row.n_done, row.n_failed, row.n_no_result, row.n_pending,
+            element, job,
             (execution.node if execution else None) or (mine.host if mine else None),
             slurm_state,
             execution.exit_code if execution else None,

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError
@@ -233,8 +234,8 @@ _UNSAID = (PageState.LOST, PageState.INCOMPLETE)
 
 def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
     rows: Counter[str] = Counter()
-    for place, name in enumerate(ENDED):
-        rows[name] = sum(row[2:5][place] for row in pages.stored.rows)
+    for name, column in zip(ENDED, ("n_done", "n_failed", "n_no_result"), strict=True):
+        rows[name] = sum(map(attrgetter(column), pages.stored.rows))
     for at, (_, left) in pages.tally.items():
         rows[at.value] += left
     by_page = {at.value: n for at, (n, _) in pages.tally.items()}
@@ -283,7 +284,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     states = set(pages.tally)
     if given_up := {number for step in steps if not step.retry for number in step.pages}:
         numbers = zip(pages.stored.rows, pages.states, strict=True)
-        states = {at for row, at in numbers if row[0] not in given_up}
+        states = {at for row, at in numbers if row.number not in given_up}
     suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []
     if plan.paused is not None and pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
