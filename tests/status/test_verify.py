@@ -188,11 +188,11 @@ def test_a_commit_whose_answer_was_lost_counts_once(url, monkeypatch):
     plan = plan_of(30, raise_every=7, nothing_every=11)
     advance, calls = Claim.advance, []
 
-    def lost(claim, seen, progress):
+    def lost(claim, progress):
         calls.append(claim)
         if len(calls) % 2:
             raise peewee.OperationalError("database is locked")
-        advance(claim, seen, progress)
+        advance(claim, progress)
 
     monkeypatch.setattr(Claim, "advance", lost)
     run(plan)
