@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Fractions of the lease: the longest pause between two checks, the time until Slurm is first
-#: queried, and the time between two queries.
-_CHECK, _FIRST_QUERY, _QUERY = 1 / 100, 1 / 30, 1 / 5
+#: queried, and the time between two queries. After one without an answer, which may take minutes,
+#: there is time to watch the heartbeats for a whole lease without a gap.
+_CHECK, _FIRST_QUERY, _QUERY, _UNANSWERED = 1 / 100, 1 / 30, 1 / 5, 5 / 4
 
 #: The shortest pause between two checks: a check costs a connection and 10 ms of the processor.
 _SHORTEST_PAUSE_S = 0.25
@@ -177,7 +178,8 @@ class Watcher:
             elif state is not None:
                 dead.append((attempt, state))
                 continue
-            silent_s = time.monotonic() - self.unchanged[attempt.pk][1]
+            # Up to the reading: Slurm's answer may have taken minutes since.
+            silent_s = self.checked_s - self.unchanged[attempt.pk][1]
             if attempt.pk not in self.alive and silent_s > self.lease_s:
                 dead.append((attempt, _SILENT))
             elif silent_s > self.lease_s * _SUSPENDED:
@@ -195,8 +197,9 @@ class Watcher:
 
         if time.monotonic() < self.query_s or not command.available():
             return None
-        self.query_s = time.monotonic() + self.lease_s * _QUERY
         answer = client.elements([self.submission.job])
+        pause = _QUERY if answer.queue else _UNANSWERED
+        self.query_s = time.monotonic() + self.lease_s * pause
         return answer if answer.queue else None
 
     def _take_over(self, attempt: Attempt, end: SlurmState | str) -> bool:

@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -210,6 +211,23 @@ class TestDeaths:
         assert watcher._check() is True
         with connection():
             assert not list(Page.get().suspects)
+
+    def test_the_time_that_slurm_takes_not_to_answer_is_no_silence(
+        self, plan, slurm_says, monkeypatch
+    ):
+        """The database may be away meanwhile; afterwards, heartbeats are watched without a gap."""
+        held(Submission.get(), plan)
+        slurm_says["answer"] = Answer(queue=False)
+        watcher = self.watcher(plan)
+        watcher.lease_s = 0.05
+
+        def elements(jobs):
+            time.sleep(0.1)
+            return slurm_says["answer"]
+
+        monkeypatch.setattr("astra.slurm.client.elements", elements)
+        assert watcher._check() is None and Attempt.get().state == "running"
+        assert watcher.query_s - time.monotonic() > watcher.lease_s
 
     def test_a_page_at_which_elements_run_out_of_memory_waits_for_a_resume(self, plan, slurm_says):
         """The first is taken over, the second is not: the next needs more memory."""
