@@ -7,6 +7,7 @@ connection, and the work is retried like after any other.
 """
 
 import os
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import PYDATETIMETZ, new_type, register_type
+from psycopg2.extensions import (
+    PYDATETIMETZ,
+    TRANSACTION_STATUS_IDLE,
+    new_type,
+    register_type,
+)
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 
@@ -127,10 +133,19 @@ def _nearest_moment(text: str | bytes | None, cursor: Any) -> Any:
 _NEAREST_MOMENT = new_type(PYDATETIMETZ.values, "NEAREST_MOMENT", _nearest_moment)
 
 
+#: Numbers are read with all of their digits, whichever connection of a pool stands behind this one:
+#: a session's setting is of one of them.
+_ALL_DIGITS = "SET LOCAL extra_float_digits = 1"
+
+_RETURNS_ROWS = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+
+
 class PatientCursor(Cursor):
-    """A cursor that applies the time limit of its thread to each statement."""
+    """Apply the time limit of the thread to each statement, and have all digits read."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
+        if self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+            query = _with_all_digits(query)
         with self._bounded():
             super().execute(query, vars)
 
@@ -138,7 +153,8 @@ class PatientCursor(Cursor):
         try:
             return super().fetchall()
         except ValueError:  # Python cannot represent a moment: the other rows are still needed
-            if not (self.query or b"").lstrip().startswith(b"SELECT"):
+            query = (self.query or b"").removeprefix(f"{_ALL_DIGITS}; ".encode())
+            if not query.lstrip().startswith(b"SELECT"):
                 raise
             register_type(_NEAREST_MOMENT, self)
             self.execute(self.query)
@@ -171,3 +187,12 @@ class PatientCursor(Cursor):
             raise
         finally:
             _watch.leave(statement)
+
+
+def _with_all_digits(query: Any) -> Any:
+    """Add the setting to a transaction, or to a statement that is one by itself."""
+    if not isinstance(query, str):
+        return query
+    if query.startswith("BEGIN"):
+        return f"{query}; {_ALL_DIGITS}"
+    return f"{_ALL_DIGITS}; {query}" if _RETURNS_ROWS.match(query) else query

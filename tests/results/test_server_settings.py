@@ -18,6 +18,7 @@ from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import fill
+from tests.servers import PgBouncer
 
 pytestmark = pytest.mark.postgres
 
@@ -82,3 +83,26 @@ def test_what_is_stored_is_what_was_yielded(pg_url, postgres, n, of):
             expected = drawn(result.spectrum_pk)
             found = {key: getattr(result, key) for key in expected} | {"raw": bytes(result.raw)}
             assert found == expected
+
+
+def test_all_digits_are_read_through_pgbouncer(pg_url, postgres):
+    """A connection of its pool that another client has set up stands behind a read like any other."""
+    name = urlsplit(pg_url).path.strip("/")
+    fill(1)
+    with connection():
+        database.execute_sql("UPDATE boss_visit_spectrum SET snr = 1234.5678")
+        database.execute_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO astra")
+    (exact,) = (s.snr for s in BossVisitSpectrum.select())
+    postgres.sql(f"ALTER DATABASE {name} SET extra_float_digits = -15")
+    bind(pg_url)
+    with PgBouncer(postgres) as pool:
+        url = f"postgresql://astra@127.0.0.1:{pool.port}/{name}"
+        bind(url)
+        with connection(), psycopg2.connect(url) as other, other.cursor() as cursor:
+            cursor.execute("SELECT 1")  # takes the connection that was set up before
+            for _ in range(2):
+                assert [s.snr for s in BossVisitSpectrum.select()] == [exact]
+            with database.atomic():
+                assert [s.snr for s in BossVisitSpectrum.select()] == [exact]
+        other.close()
+    bind(pg_url)
