@@ -46,6 +46,20 @@ class Spectrum(BaseModel):
         return keys
 
 
+def _pixels(name: str, description: str) -> property:
+    """Return a property: an array of pixels, from the row itself or else from its file."""
+    column = f"stored_{name}"
+
+    def read(row: "SpectrumMixin") -> object:
+        stored = getattr(row, column)
+        return row._file.arrays.get(name) if stored is None and row.path else stored
+
+    def store(row: "SpectrumMixin", value: object) -> None:
+        setattr(row, column, value)
+
+    return property(read, store, doc=description)
+
+
 class SpectrumMixin(Mixin):
     """What every table of spectra has: subclass ``BaseModel, SpectrumMixin`` for your own.
 
@@ -101,57 +115,27 @@ class SpectrumMixin(Mixin):
 
     # -- pixels -------------------------------------------------------------------------
 
-    @property
-    def wavelength(self) -> "np.ndarray | None":
-        """Vacuum wavelengths [Angstrom], shape (P,)."""
-        return self._array("wavelength")
-
-    @wavelength.setter
-    def wavelength(self, value: object) -> None:
-        self.stored_wavelength = value
-
-    @property
-    def flux(self) -> "np.ndarray | None":
-        """Flux [1e-17 erg/s/cm^2/A, or normalised], shape (P,)."""
-        return self._array("flux")
-
-    @flux.setter
-    def flux(self, value: object) -> None:
-        self.stored_flux = value
-
-    @property
-    def ivar(self) -> "np.ndarray | None":
-        """Inverse variance of the flux [its unit to the power -2], shape (P,); 0 for no datum."""
-        return self._array("ivar")
-
-    @ivar.setter
-    def ivar(self, value: object) -> None:
-        self.stored_ivar = value
+    wavelength = _pixels("wavelength", "Vacuum wavelengths [Angstrom], shape (P,).")
+    flux = _pixels("flux", "Flux [1e-17 erg/s/cm^2/A, or normalised], shape (P,).")
+    ivar = _pixels(
+        "ivar",
+        "Inverse variance of the flux [its unit to the power -2], shape (P,); 0 for no datum.",
+    )
+    pixel_flags = _pixels(
+        "pixel_flags", "Bits for defects of each pixel, shape (P,); None if they are not known."
+    )
 
     @property
     def e_flux(self) -> "np.ndarray | None":
         """Uncertainty of the flux [its unit], shape (P,); infinite where there is no datum."""
-        if (ivar := self.ivar) is None:
+        if self.ivar is None:
             return None
         import numpy as np
 
-        ivar = np.asarray(ivar, dtype=float)
+        ivar = np.asarray(self.ivar, dtype=float)
         error = np.full_like(ivar, np.inf)
         np.power(ivar, -0.5, out=error, where=ivar > 0)
         return error
-
-    @property
-    def pixel_flags(self) -> "np.ndarray | None":
-        """Bits for defects of each pixel, shape (P,); None if they are not known."""
-        return self._array("pixel_flags")
-
-    @pixel_flags.setter
-    def pixel_flags(self, value: object) -> None:
-        self.stored_pixel_flags = value
-
-    def _array(self, name: str) -> "np.ndarray | None":
-        stored = getattr(self, f"stored_{name}")
-        return self._file.arrays.get(name) if stored is None and self.path else stored
 
     @property
     def is_at_rest(self) -> bool:
