@@ -5,11 +5,10 @@ from collections.abc import Callable
 from astra.element.element import Element
 from astra.element.page_run import PageRun
 from astra.element.signals import heard
-from astra.errors import Interrupted
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.results.stopping import Stop
 from astra.submit.intent import make_intent, new_submission, plan_lock
-from astra.submit.local import end_submission, pages_to_run
+from astra.submit.local import end_submission, interrupted, pages_to_run
 
 
 def run_here(plan_pk: int, notify: Callable[[list[PageRun]], None] = lambda runs: None) -> None:
@@ -32,7 +31,4 @@ def run_here(plan_pk: int, notify: Callable[[list[PageRun]], None] = lambda runs
     finally:
         end_submission(submission)
     if stop.wanted.is_set():
-        raise Interrupted(
-            f"plan {plan.pk} was interrupted; its yielded results are stored: "
-            f"astra resume {plan.pk} --local"
-        )
+        raise interrupted(plan)

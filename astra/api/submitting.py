@@ -11,15 +11,14 @@ from astra.config.profiles import choose_profile, keys_for_slurm
 from astra.database.connection import connection
 from astra.errors import AstraError, UsageError
 from astra.models.checks import check_version
-from astra.models.plans import MadeBy, Page, Plan
+from astra.models.plans import MadeBy, Page
 from astra.plan import sizes
 from astra.plan.lookup import get_plan
 from astra.plan.pages import waiting_pages
 from astra.plan.plan import Planned, Planning, create_plan
 from astra.resume.resume import resume, resume_local
-from astra.submit.submit import Submitted, check_ready, submit_pages
+from astra.submit.submit import Submitted, check_shared_database, submit_pages
 from astra.submit.submit import submit as submit_plan
-from astra.version import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +152,8 @@ def submit_task(
         return [(None, execution.submit(plan))]
     if not execution.local:
         check_version()
-        check_ready(Plan(pk=0, v_astra=CURRENT.number, cancelled=None), execution.dry_run)
+        if not execution.dry_run:
+            check_shared_database(task_or_plan)
     submit_one = _show_submission if execution.dry_run else _submit_planned
     return [
         (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))

@@ -49,10 +49,10 @@ def _usage(context: click.Context) -> list[str]:
 def _options(context: click.Context) -> list[str]:
     records = [p.get_help_record(context) for p in context.command.params]
     lines: list[str] = []
-    for name, said in filter(None, records):
-        if not said:
+    for name, explanation in filter(None, records):
+        if not explanation:
             continue  # an argument, which stands in the line of usage
-        lines += [".TP", f".B {_plain(name)}", *_text(said)]
+        lines += [".TP", f".B {_plain(name)}", *_text(explanation)]
     return lines
 
 
@@ -60,9 +60,9 @@ def _text(text: str) -> list[str]:
     """Paragraphs; what stands after a \\b keeps its lines, as click has it."""
     lines: list[str] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
-        kept = paragraph.startswith("\b\n")
+        is_verbatim = paragraph.startswith("\b\n")
         words = [_plain(line.strip()) for line in paragraph.removeprefix("\b\n").splitlines()]
-        lines += [".nf", *words, ".fi"] if kept else [*words, ".PP"]
+        lines += [".nf", *words, ".fi"] if is_verbatim else [*words, ".PP"]
     return lines[:-1] if lines[-1:] == [".PP"] else lines
 
 

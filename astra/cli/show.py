@@ -232,13 +232,13 @@ def verdict(result: Verdict) -> None:
     console.print(f"  {word}: {sums}, {count(result.n_attempts, 'attempt')}")
     if not result.whole:
         line(f"  not whole: {count(result.rows['pending'], 'row')} pending (astra status)")
-    for n, what in (
+    for n, condition in (
         (result.modified_since, "modified since its result: pending again"),
         (result.of_others, "ended since, or before, in another plan or a direct call"),
         (result.inputs_gone, "deleted since its result"),
     ):
         if n:
-            line(f"  {count(n, 'row')} {what}")
+            line(f"  {count(n, 'row')} {condition}")
     for check, n in result.checks.items():
         meaning, remedy = api.CHECKS[check]
         console.print(f"[red]{check}[/]: {count(n, 'breach').replace('breachs', 'breaches')}")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def nightly(done: Nightly) -> None:
-    what = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
-    parts = [f"{what}: {done.state}"]
+    night = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
+    parts = [f"{night}: {done.state}"]
     if done.plans:
         numbers = ", ".join(map(str, done.plans))
         parts.append(
@@ -34,8 +34,8 @@ def nightly(done: Nightly) -> None:
 def healed(done: Sequence[Nightly]) -> None:
     if not done:
         line("every night that is open has a finalizer")
-    for one in done:
-        line(f"night {one.night} of {one.name}: it has a new finalizer, job {one.finalizer}")
+    for night in done:
+        line(f"night {night.night} of {night.name}: it has a new finalizer, job {night.finalizer}")
 
 
 def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:

@@ -130,9 +130,9 @@ def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
     how = f", --redo {plan.redo}" if plan.redo else ""
     how += f", --where {plan.where!r}" if plan.where else ""
     yield plan.created, f"plan {plan.plan}, page {plan.page}{how}: {plan.outcome} in it"
-    for moment, what in ((plan.paused, "paused"), (plan.cancelled, "cancelled")):
+    for moment, change in ((plan.paused, "paused"), (plan.cancelled, "cancelled")):
         if moment:
-            yield moment, f"plan {plan.plan} was {what}"
+            yield moment, f"plan {plan.plan} was {change}"
     for a in plan.attempts:
         where = f"job {a.job} on {a.host}" if a.job else a.host
         slurm = f", Slurm says {a.slurm_state}" if a.slurm_state else ""

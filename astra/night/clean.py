@@ -90,7 +90,7 @@ def clean(
         before = now - timedelta(days=settings.keep_days if keep_days is None else keep_days)
         old, remaining = _old_plans(before)
         nights = _old_nights(before)
-        lines = _old_nights(now - timedelta(days=settings.keep_nights_days))
+        forgotten = _old_nights(now - timedelta(days=settings.keep_nights_days))
         numbers = [plan.pk for plan in old]
         pages = Page.select().where(Page.plan.in_(numbers or [0])).count()
         attempts = Attempt.select().join(Page).where(Page.plan.in_(numbers or [0])).count()
@@ -105,10 +105,10 @@ def clean(
             _pack(plan)
         _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
         with connection(), writing():
-            Night.delete().where(Night.pk.in_([night.pk for night in lines] or [0])).execute()
+            Night.delete().where(Night.pk.in_([night.pk for night in forgotten] or [0])).execute()
             Exclusion.delete().where(Exclusion.until < before).execute()
     return Cleaned(
-        before, tuple(numbers), pages, attempts, tuple(night.pk for night in lines),
+        before, tuple(numbers), pages, attempts, tuple(night.pk for night in forgotten),
         tuple(map(str, folders)), round(size / 1e6, 3),
         tuple(str(run_folder(plan.folder)) for plan in packed), tuple(remaining), dry_run,
     )  # fmt: skip

@@ -41,7 +41,6 @@ from astra.database.connection import connection, dialect
 from astra.errors import BusyError, ConfigError, Superseded, UsageError
 from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
-from astra.models.plans import Plan
 from astra.night import finalizer as finalizer_module
 from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
 from astra.night.plans import (
@@ -59,10 +58,9 @@ from astra.night.plans import (
 from astra.night.totals import entries_of, n_left, plan_pks, retries_of, store_totals, totals_of
 from astra.processes import user_name
 from astra.submit.hours import next_hours
-from astra.submit.submit import check_ready
+from astra.submit.submit import check_shared_database
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
-from astra.version import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +281,7 @@ def _settings_of_begun(name: str) -> NightSettings:
 
 def check_settings(settings: NightSettings) -> None:
     """Raise an error if a task could not be planned or submitted, before anything is stored."""
-    check_ready(Plan(pk=0, v_astra=CURRENT.number, cancelled=None))
+    check_shared_database()
     finalizer_profile = settings.finalizer_profile or settings.profile
     choose_profile(finalizer_profile, None)
     for task in settings.tasks:

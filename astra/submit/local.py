@@ -78,13 +78,17 @@ def run_local(
         for number, handler in previous.items():
             signal.signal(number, handler)
     if pool.stopped:
-        raise Interrupted(
-            f"plan {plan.pk} was interrupted; its yielded results are stored: "
-            f"astra resume {plan.pk} --local"
-        )
+        raise interrupted(plan)
     message = _failed_elements(pool.bad, f"{logs}/local-{submission.token}") if pool.bad else None
     rows = sum(page.n_pending for page in pages)
     return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
+
+
+def interrupted(plan: Plan) -> Interrupted:
+    return Interrupted(
+        f"plan {plan.pk} was interrupted; its yielded results are stored: "
+        f"astra resume {plan.pk} --local"
+    )
 
 
 def _failed_elements(statuses: dict[int, int], log_path: str) -> str:

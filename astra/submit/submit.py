@@ -109,11 +109,16 @@ def check_ready(plan: Plan, dry_run: bool = False) -> None:
     """Refuse a plan that Slurm cannot run now; a dry run works with any database."""
     check_plan_version(plan)
     refuse_cancelled(plan)
-    if dialect().name != "postgresql" and not dry_run:
-        number = plan.pk or "TASK"
+    if not dry_run:
+        check_shared_database(plan.pk)
+
+
+def check_shared_database(task_or_plan: object = "TASK") -> None:
+    """Refuse a database that elements on other machines cannot use."""
+    if dialect().name != "postgresql":
         raise UsageError(
             "elements on other machines cannot share a SQLite file: set ASTRA_DATABASE_URL to a "
-            f"PostgreSQL server, or run here: astra submit {number} --local"
+            f"PostgreSQL server, or run here: astra submit {task_or_plan} --local"
         )
 
 
