@@ -26,7 +26,7 @@ from astra.states import KILLED, OUT_OF_MEMORY, AttemptState, Outcome, SlurmStat
 
 #: Rows that a new attempt is assumed to have in progress until it records more. They are the
 #: candidates for suspects if it ends without recording how.
-FIRST_IN_HAND = 64
+FIRST_IN_PROGRESS = 64
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ def claim_page(
     submission: Submission,
     element: int,
     where: Where,
-    in_hand: int = FIRST_IN_HAND,
+    n_in_progress: int = FIRST_IN_PROGRESS,
     is_unsure: bool = False,
 ) -> Claim | None:
     """Make this process the only attempt that may write a page; return None if the page is whole.
 
     Without a number, claim the next free page of the submission; return None if none is free.
-    `in_hand` rows are assumed to be in progress until the attempt records more. If `is_unsure`, an
-    earlier claim of this process was not acknowledged, and may have been committed.
+    `n_in_progress` rows are assumed to be in progress until the attempt records more. If
+    `is_unsure`, an earlier claim of this process was not acknowledged, and may have been committed.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def claim_page(
         _check_owner(page, submission)
         _supersede(page, submission, where, is_unsure)
         suspects = suspects_of(page.pk)
-        n_handed = _place_after(page, {s.place for s in suspects}, in_hand)
+        n_handed = _place_after(page, {s.place for s in suspects}, n_in_progress)
         attempt = _new_attempt(page, n_attempts + 1, submission, element, where, n_handed)
         _take_over(page, attempt)
     if where.job_id is not None:

@@ -21,11 +21,11 @@ from astra.database.connection import (
     writing,
 )
 from astra.element.board import Board
-from astra.element.claiming import FIRST_IN_HAND, claim_page, here
+from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, here
 from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.page_run import PageRun
-from astra.element.pool import close_pool, give_back, page_in_hand, time_of_element
+from astra.element.pool import claimed_page, close_pool, give_back, time_of_element
 from astra.element.reader import Reader
 from astra.element.signals import heard
 from astra.errors import (
@@ -147,7 +147,9 @@ class Element:
         self.plan, self.submission, self.stop, self.board = plan, submission, stop, board
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
-        self.in_hand = FIRST_IN_HAND  # rows that an attempt is assumed to have in progress at first
+        self.n_in_progress = (
+            FIRST_IN_PROGRESS  # rows that an attempt is assumed to have in progress at first
+        )
         self.is_linked = self.has_loaded = False
         self.is_held = False  # the plan is paused or throttled
         self.is_unsure = False  # a claim was made that the database did not acknowledge
@@ -179,7 +181,7 @@ class Element:
         limit_s, longest_s = time_of_element(self.submission), 0.0
         end_s = None if limit_s is None else born_s(os.getppid()) + limit_s
         self._link()
-        number = retrying(lambda: page_in_hand(self.submission, element))
+        number = retrying(lambda: claimed_page(self.submission, element))
         runs: list[PageRun] = []
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
@@ -265,9 +267,9 @@ class Element:
         where = here(self.submission.kind, run_folder(self.plan.folder))
         is_unsure, self.is_unsure = self.is_unsure, True
         if is_unsure and number is None:
-            number = page_in_hand(self.submission, element)
+            number = claimed_page(self.submission, element)
         claim = claim_page(
-            self.plan, number, self.submission, element, where, self.in_hand, is_unsure
+            self.plan, number, self.submission, element, where, self.n_in_progress, is_unsure
         )
         self.is_unsure = False
         return claim
@@ -323,7 +325,7 @@ class Element:
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"
             raise _interrupted(claim, reason, stop.wanted.is_set())
-        self.in_hand = max(FIRST_IN_HAND, reader.soon())
+        self.n_in_progress = max(FIRST_IN_PROGRESS, reader.rows_ahead())
         if not stop.wanted.is_set():
             self._link()
         try:

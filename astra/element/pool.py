@@ -54,7 +54,7 @@ _CONTINUED = (
 )  # fmt: skip
 
 
-def page_in_hand(submission: Submission, element: int) -> int | None:
+def claimed_page(submission: Submission, element: int) -> int | None:
     """Return the page that an earlier process of this element claimed, and neither ended nor
     released, because it crashed or Slurm requeued the element."""
     return (

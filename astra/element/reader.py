@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 CHUNK, CHUNK_BYTES, LAST_ROWS = 1000, 4_000_000, 32
 
 #: Seconds of work for which an attempt records in advance which rows will be in progress.
-IN_HAND_S = 5.0
+LOOK_AHEAD_S = 5.0
 
 #: Rows that were read together, and the keys of the rows after them.
 Chunk = tuple[list[Handed], list[RowKey]]
@@ -104,7 +104,7 @@ class Reader:
         suspects = self.given_up.keys() | self.group_of.keys()
         row_keys = self.claim.page.row_keys
         self.keys = [k for k in row_keys if self._is_pending(k) and k not in suspects]
-        self.first = self._read_patiently(self.keys)
+        self.first = self._read_retrying(self.keys)
 
     def _give_up(self, writer: Writer) -> None:
         """Record the rows that crashed too many processes as failures."""
@@ -128,13 +128,13 @@ class Reader:
                 self.n_given += 1
                 yield handed
 
-    def soon(self) -> int:
-        """Estimate how many rows the task will be given in the next :data:`IN_HAND_S` seconds."""
-        return int(IN_HAND_S * self.n_given / max(time.monotonic() - self.began, 1e-3))
+    def rows_ahead(self) -> int:
+        """Estimate how many rows the task is given within :data:`LOOK_AHEAD_S` seconds."""
+        return int(LOOK_AHEAD_S * self.n_given / max(time.monotonic() - self.began, 1e-3))
 
     def _record_in_progress(self, place: int) -> None:
         """Record in the database how far the task will get in the next seconds."""
-        ahead = self.keys[self.n_given : self.n_given + 1 + self.soon()]
+        ahead = self.keys[self.n_given : self.n_given + 1 + self.rows_ahead()]
         self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
         self._note(n_handed=self.n_handed)
 
@@ -167,9 +167,9 @@ class Reader:
             yield rows[begin_at:]
 
     def _ahead(self, keys: list[RowKey]) -> Callable[[], Chunk]:
-        return in_background(lambda: self._read_patiently(keys))
+        return in_background(lambda: self._read_retrying(keys))
 
-    def _read_patiently(self, keys: list[RowKey]) -> Chunk:
+    def _read_retrying(self, keys: list[RowKey]) -> Chunk:
         return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
 
     def _read(self, keys: list[RowKey]) -> Chunk:

@@ -74,7 +74,7 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
     assert [suspect.deaths for suspect in Suspect.select()] == [1]
 
 
-def test_a_process_begins_with_nothing_in_hand():
+def test_a_process_begins_with_no_row_in_progress():
     """Whatever the one before it had, whose death may not have been recorded."""
     board = Board()
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_a_process_begins_with_nothing_in_hand():
 
 
 def test_a_row_that_ends_the_whole_element(url):
-    """Nobody is left to say which rows were in hand: it stands in the database."""
+    """Nobody is left to say which rows were in progress: it stands in the database."""
     fill(8)
     (planned,) = create_plan(deadly, BossVisitSpectrum, arguments={"bad": 3})
     n_resumed = 0

@@ -28,7 +28,7 @@ def breaches(world: World, plan: int) -> list[str]:
 
 
 def blamed(world: World, plan: int) -> list[int]:
-    """Rows that were given up, as they were in hand at max_deaths deaths, and are innocent."""
+    """Rows that were given up, as they were in progress at max_deaths deaths, and are innocent."""
     rows = world.sql(
         "SELECT key_text::bigint FROM failure WHERE plan_pk = %s "
         "AND exception IN ('KilledProcess', 'RowTimeout')", plan,
@@ -136,7 +136,7 @@ def _late(world: World) -> list[str]:
 
 def _most(world: World) -> int:
     """How many rows may be computed: those there are, and for each attempt that went before
-    another, what it may have had in hand or not yet stored."""
+    another, what it may have had in progress or not yet stored."""
     s: Scenario = world.scenario
     attempts: dict[int, int] = defaultdict(int)
     for page, n in world.sql("SELECT page_pk, count(*) FROM attempt GROUP BY 1"):

@@ -32,7 +32,7 @@ class Kind:
     weight: int
     slurm_weight: int
     inside: bool  # whether it can happen inside a checkpoint, which is held open for it
-    kills: bool  # whether rows in hand may be blamed for it
+    kills: bool  # whether rows in progress may be blamed for it
     repeats: bool  # whether it costs what was not stored yet, or changes what is to be computed
 
 

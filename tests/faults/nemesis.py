@@ -35,7 +35,7 @@ class Nemesis(threading.Thread):
         self.over = threading.Event()
         self.done: list[str] = []  # what was done to whom, for the report
         self.breaches: list[str] = []  # what astra did that it must not, as a fault was done
-        self.n_deaths = 0  # ends without a word that rows in hand may be blamed for
+        self.n_deaths = 0  # ends without a word that rows in progress may be blamed for
         self.trouble: BaseException | None = None
         self.later: list[threading.Timer] = []
         self.doing = "nothing"

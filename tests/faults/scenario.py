@@ -9,7 +9,7 @@ from tests.faults.kinds import KINDS, Fault
 #: Rows of a scenario, at most.
 ROWS_MOST = 120
 
-#: One row may be in hand at so many deaths, and is still not given up (max_deaths is one more).
+#: One row may be in progress at so many deaths, and is still not given up (max_deaths is one more).
 KILLS_MOST = 2
 
 

@@ -21,7 +21,7 @@ def test_a_fault_by_itself(faulty, name):
     assert all("nobody there" not in told for told in report.faults), report.faults
     assert len(report.faults) == len(scenario.faults) and report.blamed == 0
     if not any(KINDS[fault.kind].repeats for fault in scenario.faults):
-        # A signal may cut the row in hand.
-        in_hand = scenario.jobs if scenario.faults[0].kind == "signal" else 0
-        assert report.rows <= report.computed <= report.rows + in_hand, report
+        # A signal may cut the row in progress.
+        n_in_progress = scenario.jobs if scenario.faults[0].kind == "signal" else 0
+        assert report.rows <= report.computed <= report.rows + n_in_progress, report
     assert os.environ.get("SLURMD_NODENAME") is None

@@ -162,7 +162,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_result_fails_alone_as_the_row_in_hand(url, kind):
+def test_a_bad_result_fails_alone_as_the_row_in_progress(url, kind):
     fill(4)
 
     @task

@@ -361,8 +361,8 @@ def test_work_after_a_yield_belongs_to_that_row_until_it_is_stored(url, batch_si
         assert 0.015 + after_s < elapsed < 0.25 + after_s and 0.045 < overhead < 0.2
 
 
-@pytest.mark.parametrize("in_hand", [2, 4])
-def test_work_on_several_rows_is_shared_by_them(url, in_hand):
+@pytest.mark.parametrize("n_collected", [2, 4])
+def test_work_on_several_rows_is_shared_by_them(url, n_collected):
     fill(4)
 
     @task
@@ -370,8 +370,8 @@ def test_work_on_several_rows_is_shared_by_them(url, in_hand):
         rows = []
         for s in spectra:
             rows.append(s)
-            if len(rows) == in_hand:
-                time.sleep(0.1 * in_hand)
+            if len(rows) == n_collected:
+                time.sleep(0.1 * n_collected)
                 for row in rows:
                     yield Measured.from_spectrum(row, value=1)
                 rows.clear()
