@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,19 +141,12 @@ def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
         raise ValueError("an array needs indices, none of them below 0")
     if throttle is not None and throttle < 1:
         raise ValueError(f"throttle is {throttle}: at least 1 element must be allowed to run")
-    if ordered[-1] - ordered[0] == len(ordered) - 1:  # the usual case, with thousands
-        starts, ends = ordered[:1], ordered[-1:]
-    else:
-        starts, ends = _runs(ordered)
-    runs = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
+    runs = []
+    for _, group in groupby(enumerate(ordered), lambda item: item[1] - item[0]):
+        consecutive = [index for _, index in group]
+        first, last = consecutive[0], consecutive[-1]
+        runs.append(str(first) if first == last else f"{first}-{last}")
     return ",".join(runs) + (f"%{throttle}" if throttle else "")
-
-
-def _runs(ordered: list[int]) -> tuple[list[int], list[int]]:
-    """Return where runs of consecutive numbers begin and end."""
-    starts = [i for k, i in enumerate(ordered) if k == 0 or ordered[k - 1] != i - 1]
-    ends = [i for k, i in enumerate(ordered) if k + 1 == len(ordered) or ordered[k + 1] != i + 1]
-    return starts, ends
 
 
 def log_pattern(folder: str | Path, name: str = "%A_%a.log") -> str:
