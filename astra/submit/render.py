@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from astra.config import profiles, secrets
 from astra.config import settings as config
@@ -15,18 +15,6 @@ from astra.models.plans import Plan, Submission
 from astra.slurm import script
 from astra.submit.arrays import Slice
 from astra.submit.hours import Hours
-
-
-class _Common(TypedDict):
-    """What the scripts of all jobs have in common."""
-
-    job_name: str
-    log_path: str
-    chdir: str
-    python: tuple[str, ...]
-    directives: tuple[tuple[str, str | None], ...]
-    setup: tuple[str, ...]
-    environment: dict[str, str]
 
 
 def write_script(submission: Submission, text: str) -> Path:
@@ -66,7 +54,8 @@ def render_job(
 
 def _common(
     chosen: Profile, job_name: str, cwd: str, logs: Path, log_name: str = "%A_%a.log"
-) -> _Common:
+) -> dict[str, Any]:
+    """Return what the scripts of all jobs have in common."""
     return {
         "job_name": job_name, "log_path": script.log_pattern(logs, log_name),
         "chdir": cwd if Path(cwd).is_dir() else str(Path.cwd()), "python": chosen.python,
