@@ -11,7 +11,7 @@ from astra.submit.intent import make_intent, new_submission, plan_lock
 from astra.submit.local import end_submission, interrupted, pages_to_run
 
 
-def run_here(plan_pk: int, notify: Callable[[list[PageRun]], None] = lambda runs: None) -> None:
+def run_here(plan_pk: int, notify: Callable[[PageRun], None] = lambda run: None) -> None:
     """Run every page of a plan in this process, one after the other."""
     plan = get_plan(plan_pk)
     check_plan_version(plan)
@@ -25,7 +25,7 @@ def run_here(plan_pk: int, notify: Callable[[list[PageRun]], None] = lambda runs
             for page in pages:
                 if (run := this.run_page(page.number, page.number)) is None:
                     break
-                notify([run])
+                notify(run)
                 if stop.wanted.is_set():
                     break
     finally:

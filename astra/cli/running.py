@@ -153,7 +153,7 @@ def run(task: str, planning: "Planning", with_traceback: bool, as_json: bool) ->
     statuses = []
     for made in plans:
         if made.plan is not None:
-            api.run_here(made.plan, lambda runs: None if as_json else show.page_runs(runs))
+            api.run_here(made.plan, lambda run: None if as_json else show.page_run(run))
             statuses.append(api.status(made.plan))
             if not as_json:
                 show.status(statuses[-1])

@@ -379,10 +379,9 @@ def configuration(settings: Config) -> None:
     print_table(made, console)
 
 
-def page_runs(runs: Iterable[PageRun]) -> None:
-    for run in runs:
-        for text in run.lines():
-            line(text)
+def page_run(run: PageRun) -> None:
+    for text in run.lines():
+        line(text)
 
 
 @contextmanager

@@ -147,16 +147,16 @@ def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch)
 def test_the_database_is_away_for_a_while(postgres, pg_url, tmp_path, monkeypatch):
     plan = planned()
     index = tmp_path / "www" / "index.html"
-    said: list[bool] = []
+    notes: list[bool] = []
 
     def wait() -> bool:
-        said.append("does not answer" in index.read_text())
-        if len(said) < 3:
-            (postgres.stop if len(said) == 1 else postgres.restart)()
-        return len(said) < 3
+        notes.append("does not answer" in index.read_text())
+        if len(notes) < 3:
+            (postgres.stop if len(notes) == 1 else postgres.restart)()
+        return len(notes) < 3
 
-    looks = list(keep_up_to_date(Dashboard(tmp_path / "www"), wait))
-    assert said == [False, True, False] and len(looks) == 2
+    updates = list(keep_up_to_date(Dashboard(tmp_path / "www"), wait))
+    assert notes == [False, True, False] and len(updates) == 2
     assert (tmp_path / "www" / f"plan-{plan}.html").exists()
 
 
