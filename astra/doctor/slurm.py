@@ -27,7 +27,7 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
         return
     try:
         version = run(["sbatch", "--version"]).strip()
-        site, most = limits.here(), limits.max_array_size()
+        site, most = limits.this_cluster(), limits.max_array_size()
     except SlurmError as error:
         yield of_error(_PART, error)
         return

@@ -60,7 +60,7 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     cluster = str(chosen.options.get("clusters") or "") or None
     before, earlier = night.finalizer, _known(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
-    night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.here().name
+    night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster().name
     night.finalizer_user = user_name()
     folder = run_folder(night.folder)
     check_folder(folder / "logs")

@@ -19,7 +19,7 @@ from astra.config import settings as config
 from astra.errors import SlurmError, SlurmUnknown
 from astra.processes import user_name
 from astra.slurm.command import Failed, run
-from astra.slurm.limits import here
+from astra.slurm.limits import this_cluster
 from astra.slurm.parse import (
     SACCT,
     SQUEUE,
@@ -148,7 +148,7 @@ def find(
         except SlurmError:
             return []  # without accounting: squeue has answered, and lists none
         jobs = _named(text, job_name)
-    if not jobs and not is_mine and os.geteuid() != 0 and here(env).is_private:
+    if not jobs and not is_mine and os.geteuid() != 0 and this_cluster(env).is_private:
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {user} ask")
     return [
         JobId(job_id, cluster if clusters else None, job_name, user=user)
@@ -250,7 +250,7 @@ def _asked_elsewhere(
     if not any(job.home or job.user for job in silent):
         return [answer]
     try:
-        cluster = here(env)
+        cluster = this_cluster(env)
     except SlurmError as error:
         note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
         return [_doubted(answer, silent, note)]
@@ -438,7 +438,7 @@ def cancel(
 
 def _if_elsewhere(home: str | None, env: Mapping[str, str] | None) -> str | None:
     """Return the cluster that took a job, if it is not that of this machine."""
-    return home if home is not None and home != here(env).name else None
+    return home if home is not None and home != this_cluster(env).name else None
 
 
 _GONE = re.compile(r"Invalid job id specified|already completing or completed")

@@ -12,10 +12,10 @@ from astra.config.units import size_mb, time_limit_s, written_time
 from astra.errors import SlurmError
 from astra.slurm.command import available, run
 from astra.slurm.site import (
-    Here,
+    Cluster,
     Reservation,
     Room,
-    parse_here,
+    parse_cluster,
     parse_maintenance,
     parse_max_array_size,
     parse_partitions,
@@ -133,18 +133,18 @@ def room(partition: str | None) -> Room:
     SlurmError
         If Slurm does not answer.
     """
-    known = parse_partitions(_of_site("scontrol", "-o", "show", "partition"))
-    names = set((partition or "").split(",")) - {""} or {p.name for p in known if p.is_default}
-    mine = [p for p in known if p.name in names]
+    partitions = parse_partitions(_of_site("scontrol", "-o", "show", "partition"))
+    names = set((partition or "").split(",")) - {""} or {p.name for p in partitions if p.is_default}
+    requested = [p for p in partitions if p.name in names]
     lines = _of_site("sinfo", "-h", "-N", "-o", "%R|%N|%m").splitlines()
-    of = [line.split("|") for line in lines if line.split("|")[0] in names]
-    memory = [size for _, _, text in of if (size := size_mb(text.rstrip("+")))]
-    most_mb = _widest([p.max_mem_mb for p in mine])
+    nodes = [line.split("|") for line in lines if line.split("|")[0] in names]
+    memory = [size for _, _, text in nodes if (size := size_mb(text.rstrip("+")))]
+    most_mb = _widest([p.max_mem_mb for p in requested])
     return Room(
-        _widest([p.max_time_s for p in mine]),
+        _widest([p.max_time_s for p in requested]),
         min((mb for mb in (most_mb, max(memory, default=None)) if mb), default=None),
-        min((p.default_mem_mb for p in mine if p.default_mem_mb), default=None),
-        tuple(sorted({node for _, node, _ in of})),
+        min((p.default_mem_mb for p in requested if p.default_mem_mb), default=None),
+        tuple(sorted({node for _, node, _ in nodes})),
     )
 
 
@@ -168,7 +168,7 @@ def _widest(limits: list[int | None]) -> int | None:
     return None if not limits or None in limits else max(n for n in limits if n is not None)
 
 
-def here(env: Mapping[str, str] | None = None) -> Here:
+def this_cluster(env: Mapping[str, str] | None = None) -> Cluster:
     """Return the cluster that Slurm's commands query on this machine.
 
     Raises
@@ -176,4 +176,4 @@ def here(env: Mapping[str, str] | None = None) -> Here:
     SlurmError
         If Slurm does not answer.
     """
-    return parse_here(configuration() if env is None else run(_SHOW_CONFIG, env=env))
+    return parse_cluster(configuration() if env is None else run(_SHOW_CONFIG, env=env))

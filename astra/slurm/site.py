@@ -10,19 +10,19 @@ from astra.errors import SlurmUnknown
 
 
 @dataclass(frozen=True)
-class Here:
+class Cluster:
     """The cluster that this machine's commands query, and whether users see each other's jobs."""
 
     name: str
     is_private: bool  # users see only their own jobs
 
 
-def parse_here(text: str) -> Here:
+def parse_cluster(text: str) -> Cluster:
     """Parse the cluster in ``scontrol show config``."""
     values = dict(re.findall(r"^(ClusterName|PrivateData)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     if "ClusterName" not in values:
         raise SlurmUnknown("scontrol show config names no ClusterName")
-    return Here(values["ClusterName"], "jobs" in values.get("PrivateData", "").split(","))
+    return Cluster(values["ClusterName"], "jobs" in values.get("PrivateData", "").split(","))
 
 
 def parse_max_array_size(text: str) -> int:

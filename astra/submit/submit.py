@@ -291,7 +291,7 @@ def _intend(
         plan, started.elements, piece.offset, each, "slurm", chosen, chosen.pull
     )
     if submission.cluster is None:
-        submission.cluster_name = limits.here().name
+        submission.cluster_name = limits.this_cluster().name
     # Errors of templates and folders come before an intent is stored.
     text = render(plan, started, sent, submission, hours)
     folder = run_folder(plan.folder)
