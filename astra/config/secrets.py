@@ -69,17 +69,17 @@ def know_secret(text: str | None) -> None:
 
 def know_url(url: str) -> None:
     """Register the password of a URL, quoted and unquoted."""
-    for match in [_USERINFO.search(url), *_IN_QUERY.finditer(url)]:
-        if match is None:
-            continue
-        if "user" in match.re.groupindex:
-            value = match[0][len(match["user"]) + 1 : -1]
-        elif _SECRET_NAME.search(unquote(match["key"])):
-            value = match["value"]
-        else:
-            continue
-        know_secret(value)
-        know_secret(unquote(value))
+    options = _IN_QUERY.finditer(url)
+    in_query = [match["value"] for match in options if _SECRET_NAME.search(unquote(match["key"]))]
+    for password in (_password_in(url), *in_query):
+        know_secret(password)
+        know_secret(unquote(password))
+
+
+def _password_in(url: str) -> str:
+    """Return the password that a URL has before its host; empty if it has none."""
+    match = _USERINFO.search(url)
+    return match[0][len(match["user"]) + 1 : -1] if match else ""
 
 
 def hide(text: str) -> str:
@@ -115,8 +115,7 @@ def has_userinfo(url: str) -> bool:
 
 def check_quoting(url: str) -> None:
     """Refuse a URL whose password libpq would split, and repeat parts of in its messages."""
-    match = _USERINFO.search(url)
-    password = match[0][len(match["user"]) + 1 : -1] if match else ""
+    password = _password_in(url)
     if any(c in password for c in "/?#@ ") or re.search(r"%(?![0-9A-Fa-f]{2})", password):
         raise ConfigError(
             f"the database URL {hide_password(url)!r}: its password holds characters that a URL "
