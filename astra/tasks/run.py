@@ -6,8 +6,9 @@ the row that an exception belongs to, and :mod:`~astra.results.writer` stores th
 """
 
 import logging
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from astra.database.connection import in_transaction
 from astra.errors import BrokenElement
@@ -103,6 +104,7 @@ class Run:
     # -- the passes -----------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[object]:
+        self.pid = os.getpid()
         ActiveRuns.enter(self)
         try:
             yield from self._results(Pass(self.rows))
@@ -174,6 +176,8 @@ class Run:
                 clock.stop()
                 return None
             except BaseException as error:
+                if os.getpid() != self.pid:
+                    _end_forked(error)
                 self._credit(clock.stop())
                 if isinstance(error, INTERRUPTIONS):
                     raise
@@ -387,6 +391,17 @@ class Run:
         except BrokenElement:
             self.writer.buffer.forget_failures()
             raise
+
+
+def _end_forked(error: BaseException) -> NoReturn:
+    """End a process that the task has forked, and in which it raised instead of calling _exit.
+
+    It has no thread that writes, and its connections are those of the process that forked it.
+    """
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        log.error("a process that the task forked raised %s", type(error).__name__, exc_info=error)
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _place_of_yield(generator: object) -> str | None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 
 from astra import task
@@ -27,6 +28,7 @@ WAYS = (
     "calls os._exit",
     "segfaults",
     "leaves a child behind",
+    "calls sys.exit in a fork",
     "prints a gigabyte",
     "leaves a transaction open",
     "closes the connection",
@@ -77,6 +79,14 @@ def _do(way: str, place: int) -> None:
         ctypes.string_at(0)
     if way == "leaves a child behind":
         subprocess.Popen([sys.executable, "-c", LEFT_BEHIND], start_new_session=True)
+    if way == "calls sys.exit in a fork":
+        pid, until = os.fork(), time.monotonic() + 20
+        if pid == 0:
+            sys.exit(3)
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        if os.waitstatus_to_exitcode(ended[1]) != 3:
+            raise ValueError("the fork has not ended")
     if way == "prints a gigabyte":
         for _ in range(1024):
             os.write(1, b"x" * (1 << 20))
