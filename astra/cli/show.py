@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 #: A terminal wraps; what goes to a file or another program keeps its columns.
 console = Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
-_COLOURS = {
+COLOURS = {
     "done": "green", "whole": "bold green", "failed rows": "bold yellow",
     "running": "cyan", "waiting": "blue",
     "failed": "red", "lost": "bold red", "incomplete": "bold red", "broken": "bold red",
@@ -95,7 +95,7 @@ def note(text: str) -> None:
 
 
 def coloured(state: str) -> str:
-    colour = _COLOURS.get(state)
+    colour = COLOURS.get(state)
     return f"[{colour}]{state}[/]" if colour else escape(state)
 
 
@@ -196,7 +196,7 @@ def controls(changed: Iterable[Control]) -> None:
 
 def status(plan: PlanStatus, every_page: bool = False) -> None:
     line(f"plan {plan.plan}: {plan.task} on {plan.input_model}")
-    console.print(f"  {coloured(plan.state.value)}: {_sum(plan)}")
+    console.print(f"  {coloured(plan.state.value)}: {rows_text(plan)}")
     states = ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(plan.pages.items()))
     console.print(f"  pages: {states} of {plan.n_pages:,}")
     if every_page:
@@ -253,16 +253,16 @@ def verdict(result: Verdict) -> None:
             line(f"    ... and {n - len(shown):,} more")
 
 
-def _sum(plan: PlanStatus) -> str:
+def rows_text(plan: PlanStatus) -> str:
     parts = " + ".join(f"{n:,} {coloured(state)}" for state, n in plan.rows.items())
     return f"{parts} = {count(plan.n_rows, 'row')}"
 
 
 def _pages(pages: Iterable[PageStatus]) -> None:
-    print_table(_page_table(pages), console)
+    print_table(page_table(pages), console)
 
 
-def _page_table(pages: Iterable[PageStatus], width: int | None = None) -> Table:
+def page_table(pages: Iterable[PageStatus], width: int | None = None) -> Table:
     """Make a table of pages; with a `width`, each page takes one line."""
     made = table(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word",

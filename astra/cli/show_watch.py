@@ -16,15 +16,15 @@ from rich.text import Text
 from astra import api
 from astra.cli.listing import Terminal
 from astra.cli.show import (
-    _COLOURS,
-    _page_table,
-    _sum,
+    COLOURS,
     coloured,
     console,
     count,
     error,
     escape,
     line,
+    page_table,
+    rows_text,
 )
 from astra.config.secrets import hide
 from astra.states import PageState
@@ -125,7 +125,7 @@ def _watched(update: Watched, own: Terminal) -> Group:
         Text.from_markup(
             f"[bold]plan {status.plan}: {escape(status.task)}[/] on {escape(status.input_model)}"
         ),
-        Text.from_markup(f"{coloured(status.state.value)}: {_sum(status)}"),
+        Text.from_markup(f"{coloured(status.state.value)}: {rows_text(status)}"),
         _bar(status.rows, status.n_rows, width),
         Text.from_markup(
             "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(status.pages.items()))
@@ -144,7 +144,7 @@ def _watched(update: Watched, own: Terminal) -> Group:
     shown = list(status.in_states(set(PageState) - quiet))
     shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first
     if room > 0 and shown:
-        parts.append(_page_table(shown[:room], own.width))
+        parts.append(page_table(shown[:room], own.width))
         if len(shown) > room:
             parts.append(Text(f"... and {len(shown) - room:,} pages more", style="dim"))
     for part in [parts[0], *parts[2:], *foot]:  # the sum of the rows may take two lines
@@ -161,6 +161,6 @@ def _bar(counts: Mapping[str, int], total: int, width: int) -> Text:
         ahead = len(known) - place - 1
         share = round(counts[state] / max(total, 1) * width)
         n = width - at if not ahead else min(max(share, 1), width - at - ahead)
-        bar.append("█" * n, style=_COLOURS.get(state, "white"))
+        bar.append("█" * n, style=COLOURS.get(state, "white"))
         at += n
     return bar

@@ -76,7 +76,8 @@ class Stored:
         return [s for pk, s in self.submissions.items() if pk in pending]
 
 
-def _read(plan: Plan, of_whole: bool) -> Stored:
+def read_stored(plan: Plan, of_whole: bool) -> Stored:
+    """Read the pages, submissions and last attempts of a plan."""
     attempts = (
         Attempt.select(
             Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
@@ -286,17 +287,18 @@ Asked = tuple[parse.Answer | None, list[str]]
 def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
     """Return the pages of a plan with their present states, and notes on what is unknown."""
     answer, notes = asked or ask([plan])
-    return _pages(plan, answer, True), [*notes, *_spooled(plan)]
+    return present_pages(plan, answer, True), [*notes, *spool_notes(plan)]
 
 
-def _pages(plan: Plan, answer: parse.Answer | None, of_whole: bool) -> Pages:
+def present_pages(plan: Plan, answer: parse.Answer | None, of_whole: bool) -> Pages:
     """Read the pages from the database again, after Slurm has been asked."""
     with connection():
         now = Plan.get_or_none(Plan.pk == plan.pk) or plan
-    return Pages(_read(now, of_whole), answer, now.cancelled is not None)
+    return Pages(read_stored(now, of_whole), answer, now.cancelled is not None)
 
 
-def _spooled(plan: Plan) -> list[str]:
+def spool_notes(plan: Plan) -> list[str]:
+    """Return a note if results of a plan wait in spool files."""
     if not (files := run_folder.spool_files(plan.folder)):
         return []
     many = "a spool file holds" if len(files) == 1 else f"{len(files)} spool files hold"
@@ -330,10 +332,10 @@ def ask(plans: Iterable[Plan]) -> Asked:
     pks = [plan.pk for plan in plans]
     with connection():
         submissions = list(Submission.select().where(Submission.plan.in_(pks or [0])))
-    return _ask(slurm_jobs(submissions))
+    return ask_slurm(slurm_jobs(submissions))
 
 
-def _ask(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:
+def ask_slurm(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:
     """Ask Slurm about these jobs, with one squeue and one sacct for all of them."""
     if not jobs:
         return None, []

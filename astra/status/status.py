@@ -28,12 +28,12 @@ from astra.status.page_states import (
     Pages,
     PageStatus,
     Stored,
-    _ask,
-    _pages,
-    _read,
-    _spooled,
+    ask_slurm,
     in_states,
+    present_pages,
+    read_stored,
     slurm_jobs,
+    spool_notes,
 )
 
 
@@ -153,9 +153,9 @@ def statuses(
     >>> [plan.state.value for plan in statuses([1])]
     ['whole']
     """
-    stored_plans = [_read(get_plan(plan), of_whole) for plan in plans]
+    stored_plans = [read_stored(get_plan(plan), of_whole) for plan in plans]
     jobs = slurm_jobs(s for stored in stored_plans for s in stored.asked_about(of_whole))
-    answer, notes = _ask(jobs, ask_again, recent_s)
+    answer, notes = ask_slurm(jobs, ask_again, recent_s)
     inputs = {_input(stored.plan): stored.plan for stored in stored_plans}
     lost = {path: _lost_guard(plan) for path, plan in inputs.items()}
     return [
@@ -189,11 +189,11 @@ def _status(
     plan = stored.plan
     pages = Pages(stored, answer, plan.cancelled is not None)
     if pages.any_ended:
-        pages = _pages(plan, answer, of_whole)
+        pages = present_pages(plan, answer, of_whole)
     steps, more = _next_steps(plan, pages)
     if pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
         more = [*_controls(plan), *more]
-    return _summary(plan, pages, [*notes, *_spooled(plan), *more], steps)
+    return _summary(plan, pages, [*notes, *spool_notes(plan), *more], steps)
 
 
 def _controls(plan: Plan) -> list[str]:
