@@ -24,6 +24,7 @@ from astra.results.rows import (
     Target,
     Yielded,
     clean,
+    stray,
     words_of,
 )
 from astra.states import Outcome
@@ -219,7 +220,7 @@ def _plain_keys(results: list[Yielded], target: Target) -> list[object] | None:
         return [handed.link_value if handed.key is None else handed.key for handed in rows]
     keys = [yielded.result.__data__.get(link.result[0]) for yielded in results]
     plain = set(map(type, keys)) == {int} and -(2**63) <= min(keys) <= max(keys) < 2**63
-    return keys if plain else None
+    return keys if plain and keys == [y.handed.key for y in results if y.handed] else None
 
 
 def _are_pending(keys: list[object], claim: Claim) -> bool:
@@ -315,9 +316,10 @@ def _key_to_store(
     key, handed = target.link_value_of(result), yielded.handed
     if key is None:
         raise _Bad(yielded, *_no_key(result, target))
-    if handed is not None and handed.link_value is not None and handed.key is not None:
-        # Pages identify rows by the text of their keys.
-        key = handed.key if key == handed.link_value else key
+    if handed is not None and handed.known not in (None, key):  # it was changed since
+        raise _Bad(yielded, "ForeignRow", stray(key, target))
+    if handed is not None and handed.key is not None:  # pages identify rows by texts of their keys
+        key = handed.key
     is_second = yielded.again or key in seen
     if claim is not None and not is_second:
         is_second = claim.outcomes[claim.positions[key]] == Outcome.RESULT.value

@@ -278,6 +278,7 @@ class Run:
         if len(open_rows.by_key) != 1 or type(key) is not int or key not in open_rows.by_key:
             return False
         handed = open_rows.by_key.pop(key)
+        open_rows.ended.add(key)
         handed.t_spent_s += self.clock.stop()
         open_rows.flags[handed.place] = 0
         self.asked = False

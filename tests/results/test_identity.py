@@ -57,6 +57,15 @@ def misnamed(
                 yield Named.from_spectrum(row, value=1.0)
 
 
+@task
+def reused(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Named]:
+    """Yield one object for all rows, and change it before each of them."""
+    result = _named(None)
+    for row in spectra:
+        result.spectrum_pk = row.spectrum_pk
+        yield result
+
+
 raised: list[int] = []
 
 
@@ -126,3 +135,9 @@ def test_one_of_many_results_that_names_another_row(url):
     assert set(failures) == {"3"} and stored == {1, 2, 4, 5, 6, 7, 8} and none == set()
     with connection():
         assert [m.value for m in Named.select().where(Named.spectrum_pk == 6)] == [1.0, 2.0]
+
+
+def test_one_result_that_is_changed_for_each_row(url):
+    """Only the last row of each page is stored; the others are not taken to be done."""
+    failures, stored, none = run(reused)
+    assert stored == {1, 5} and set(failures) == {"2", "3", "4", "6", "7", "8"} and none == set()
