@@ -143,7 +143,8 @@ def _declaration(
     function: Callable[..., object], keywords: dict[str, object], namespace: dict[str, object]
 ) -> Declared:
     """Check the keywords of @task, and return what it knows of a function."""
-    group_by = _checked_groups(keywords.pop("group_by", ()))
+    columns = keywords.pop("group_by", None)
+    group_by = _checked_names("group_by", columns, "the names of input columns")
     many = keywords.pop("many", False)
     if not isinstance(many, bool):
         raise TaskError(f"many={many!r}: give True or False")
@@ -195,27 +196,23 @@ def _check_only(function: Callable[..., object], namespace: dict[str, object]) -
         )
 
 
-def _checked_groups(group_by: object) -> tuple[str, ...]:
-    if group_by is None:
+def _checked_names(keyword: str, value: object, expected: str) -> tuple[str, ...]:
+    """Return the names that a keyword of @task lists; a single name may stand by itself."""
+    if value is None:
         return ()
-    if not isinstance(group_by, Iterable):
-        raise TaskError(f"group_by={group_by!r}: give the names of input columns")
-    names = (group_by,) if isinstance(group_by, str) else tuple(group_by)
-    for name in names:
-        if not isinstance(name, str):
-            raise TaskError(f"group_by holds {name!r}: give the names of input columns")
-    return names
+    names = (value,) if isinstance(value, str) else value
+    listed = tuple(names) if isinstance(names, Iterable) else (None,)
+    if not all(isinstance(name, str) for name in listed):
+        raise TaskError(f"{keyword}={value!r}: give {expected}")
+    return listed
 
 
 def _checked_files(
     function: Callable[..., object], files: object
 ) -> dict[str, Callable[[object], object] | None]:
     """Return the arguments that name files, and the functions that find the file of a value."""
-    given = (files,) if isinstance(files, str) else files
-    names: list[str] = list(given) if isinstance(given, Iterable) else []
-    if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in names):
-        raise TaskError(f"files={files!r}: give names of the task's arguments")
-    finders = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names)
+    names = _checked_names("files", files, "names of the task's arguments")
+    finders = dict(files) if isinstance(files, Mapping) else dict.fromkeys(names)
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name != rows_parameter(function).name]
     for name, find in finders.items():
