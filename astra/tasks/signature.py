@@ -366,19 +366,17 @@ def hints_of(function: Callable[..., object]) -> dict[str, object]:
 def _parts(annotation: object) -> Iterator[object]:
     """Generate the classes of an annotation, without containers and None."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        for argument in arguments:
-            yield from _parts(argument)
-    elif origin is typing.Annotated:
-        yield from _parts(arguments[0])
-    elif origin in (collections.abc.Generator, collections.abc.AsyncGenerator):
-        yield from _parts(arguments[0])
-    elif isinstance(origin, type) and issubclass(origin, collections.abc.Iterable):
-        for argument in arguments:
-            if argument is not ...:
-                yield from _parts(argument)
-    elif annotation not in (type(None), None, ..., types.EllipsisType):
-        yield annotation
+    # Of these only the first argument names what is iterated over.
+    if origin in (typing.Annotated, collections.abc.Generator, collections.abc.AsyncGenerator):
+        arguments = arguments[:1]
+    elif origin not in (typing.Union, types.UnionType) and not (
+        isinstance(origin, type) and issubclass(origin, collections.abc.Iterable)
+    ):
+        if annotation not in (type(None), None, ..., types.EllipsisType):
+            yield annotation
+        return
+    for argument in arguments:
+        yield from _parts(argument)
 
 
 def _is_model(value: object) -> TypeGuard[type[Model]]:
