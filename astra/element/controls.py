@@ -6,7 +6,7 @@ how many elements start, not how many continue.
 
 from datetime import timedelta
 
-from peewee import SQL
+from peewee import SQL, ColumnBase
 
 from astra.config import settings
 from astra.database.connection import dialect, tuples
@@ -36,19 +36,19 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
         raise Held(f"plan {plan.pk} is throttled to {current.throttle} elements, which already run")
 
 
+def is_at_work() -> ColumnBase:
+    """Return a clause: an attempt runs, and had a heartbeat within its lease."""
+    since = dialect().now() - timedelta(seconds=settings.current().element.lease_s)
+    return (Attempt.state == AttemptState.RUNNING.value) & (Attempt.seen > since)
+
+
 def _n_others(plan: Plan, submission: Submission, element: int) -> int:
     """Return how many other elements of a plan run a page."""
-    since = dialect().now() - timedelta(seconds=settings.current().element.lease_s)
     others = (Attempt.submission_pk != submission.pk) | (Attempt.element != element)
     return (
         Attempt.select(Attempt.submission_pk, Attempt.element)
         .join(Page, on=Page.attempt_pk == Attempt.pk)
-        .where(
-            (Page.plan == plan.pk)
-            & (Attempt.state == AttemptState.RUNNING.value)
-            & (Attempt.seen > since)
-            & others
-        )
+        .where((Page.plan == plan.pk) & is_at_work() & others)
         .distinct()
         .count()
     )

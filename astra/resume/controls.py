@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from peewee import SQL, fn
 
 from astra.database.connection import connection, dialect, tuples
+from astra.element.controls import is_at_work
 from astra.errors import UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Plan, Submission
@@ -14,7 +15,6 @@ from astra.plan.lookup import get_plan
 from astra.plan.spool import Recovered
 from astra.processes import user_name
 from astra.resume.resume import resume
-from astra.states import AttemptState
 from astra.submit.intent import plan_lock
 from astra.submit.submit import Submitted, refuse_cancelled
 
@@ -196,7 +196,7 @@ def _control(pk: int, submitted: Submitted | None = None) -> Control:
         running = (
             Attempt.select()
             .join(Page, on=Page.attempt_pk == Attempt.pk)
-            .where((Page.plan == pk) & (Attempt.state == AttemptState.RUNNING.value))
+            .where((Page.plan == pk) & is_at_work())
             .count()
         )
     return Control(

@@ -1,8 +1,10 @@
 """Plans that are paused, throttled and continued while their elements run."""
 
+from datetime import timedelta
+
 import pytest
 
-from astra.database.connection import connection
+from astra.database.connection import connection, dialect
 from astra.element.element import Element
 from astra.errors import UsageError
 from astra.models.attempts import Attempt
@@ -55,11 +57,15 @@ def test_elements_beyond_the_throttle_leave(url):
         )  # fmt: skip
         Page.update(attempt_pk=other.pk, free=False).where(Page.pk == page.pk).execute()
     assert pulled(plan, submission, 2) == []
-    throttle(plan.pk, 2)
+    assert throttle(plan.pk, 2).running == 1
     assert pulled(plan, submission, 2) == [2, 3]
     with pytest.raises(UsageError, match="at least 1"):
         throttle(plan.pk, 0)
-    assert throttle(plan.pk, None).throttle is None
+    with connection():
+        silent = dialect().now() - timedelta(hours=1)
+        Attempt.update(seen=silent).where(Attempt.pk == other.pk).execute()
+    control = throttle(plan.pk, None)
+    assert (control.throttle, control.running) == (None, 0)
 
 
 def test_a_plan_pauses_when_all_pages_break(url):
