@@ -61,8 +61,9 @@ def next_steps(
         pages = [page for page in light_pages(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
         gained, searched = _gained(plan), _searched(plan)
+    given = {key: value for key, value in (options or {}).items() if value is not None}
     # Cached, as it is the same for all pages of an array, of which there may be thousands.
-    chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, options))
+    chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, given))
     room = cache(_room)
     steps = []
     for page in pages:
@@ -74,10 +75,10 @@ def next_steps(
         if end is not None and end.state in retry_policy.OF_ROWS and last in searched:
             end = replace(end, in_vain=False)
         step = _step(
-            end, page, base, submissions.get(page.submission_pk or 0), options, room, asked
-        )
-        given = options or {}
-        grown = {key: value for key, value in step.options if given.get(key) is None}
+            end, page, base, submissions.get(page.submission_pk or 0), room,
+            asked or "mem" in given or "time" in given,
+        )  # fmt: skip
+        grown = {key: value for key, value in step.options if key not in given}
         steps.append(Next(page, end, step, _grown(base, grown)))
     return steps
 
@@ -111,7 +112,6 @@ def _step(
     page: Page,
     base: Profile,
     submission: Submission | None,
-    options: Mapping[str, object] | None,
     room: Callable[[str | None], Room],
     asked: bool,
 ) -> Step:
@@ -120,9 +120,8 @@ def _step(
     grows = end is not None and end.state in ("TIMEOUT", "OUT_OF_MEMORY")
     where = str(base.options.get("partition") or "") or None
     return retry_policy.next_step(
-        end, ends_of(page), rules, base.options, used, room(where) if grows else Room(),
-        asked or any((options or {}).get(key) is not None for key in ("mem", "time")),
-    )  # fmt: skip
+        end, ends_of(page), rules, base.options, used, room(where) if grows else Room(), asked
+    )
 
 
 def _room(partition: str | None) -> Room:
@@ -133,15 +132,15 @@ def _room(partition: str | None) -> Room:
 
 
 def _profile(
-    submission: Submission | None, name: str | None, options: Mapping[str, object] | None
+    submission: Submission | None, name: str | None, given: Mapping[str, object]
 ) -> Profile:
     """Return the profile of a submission, with the options that are given now."""
     if name is not None or submission is None or submission.kind != "slurm":
-        return choose_profile(name, options)
+        return choose_profile(name, given)
     if not is_trusted(submission.role, submission.plan.token):
-        return choose_profile(None, options)  # options may name files and folders
+        return choose_profile(None, given)  # options may name files and folders
     was = submission.stored_profile
-    given = {**was.get("given", {}), **{k: v for k, v in (options or {}).items() if v is not None}}
+    given = {**was.get("given", {}), **given}
     try:
         profiles.get(was.get("name"), config.current())
     except ConfigError:
