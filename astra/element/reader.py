@@ -116,7 +116,8 @@ class Reader:
             modified = OutputModel.input_modified.python_value(stored)
             suspect = self.given_up[key]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
-            writer.fail(Refusal(key, suspect.exception, f"{suspect.cause}{times}", modified))
+            failure = Refusal(key, suspect.exception, f"{suspect.cause}{times}", modified)
+            writer.add(failures=[failure])
 
     def __iter__(self) -> Iterator[Handed]:
         self.began = time.monotonic()
@@ -223,7 +224,7 @@ class Reader:
         for k in keys:
             if k not in has_result and self.writer is not None:
                 message = "the input row was deleted after it was planned"
-                self.writer.fail(Refusal(k, "InputGone", message))
+                self.writer.add(failures=[Refusal(k, "InputGone", message)])
         return [k for k in keys if k in has_result and not has_result[k]]
 
     def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:

@@ -38,25 +38,18 @@ class Buffer:
         with self.mutex:
             return bool(self.fresh) and self._start_clock()
 
-    def add(self, yielded: Yielded) -> bool:
-        """Add a result; return whether it is the first waiting row."""
-        return self.add_row([yielded])
-
-    def add_row(self, results: list[Yielded]) -> bool:
-        """Add all results of a row, which go into one checkpoint."""
+    def add(
+        self,
+        results: Iterable[Yielded] = (),
+        no_results: Iterable[Handed] = (),
+        failures: Iterable[Refusal] = (),
+    ) -> bool:
+        """Add what goes into one checkpoint; return whether these are the first waiting rows."""
         with self.mutex:
             self._collect()
             self.waiting.results += results
-            return self._start_clock()
-
-    def add_no_results(self, rows: Iterable[Handed]) -> bool:
-        with self.mutex:
-            self.waiting.no_results += rows
-            return self._start_clock()
-
-    def add_failure(self, failure: Refusal) -> bool:
-        with self.mutex:
-            self.waiting.failures.append(failure)
+            self.waiting.no_results += no_results
+            self.waiting.failures += failures
             return self._start_clock()
 
     def forget_failures(self) -> None:

@@ -84,22 +84,14 @@ class Writer:
 
     # -- waiting rows --------------------------------------------------------------------------
 
-    def add(self, yielded: Yielded) -> None:
-        if self.buffer.add(yielded):
-            self.wake()
-
-    def add_row(self, results: list[Yielded]) -> None:
-        """Add all results of a row that has ended, which go into one checkpoint."""
-        if self.buffer.add_row(results):
-            self.wake()
-
-    def add_no_results(self, rows: Iterable[Handed]) -> None:
-        if self.buffer.add_no_results(rows):
-            self.wake()
-
-    def fail(self, failure: Refusal) -> None:
-        """Record why a row has no result."""
-        if self.buffer.add_failure(failure):
+    def add(
+        self,
+        results: Iterable[Yielded] = (),
+        no_results: Iterable[Handed] = (),
+        failures: Iterable[Refusal] = (),
+    ) -> None:
+        """Add how rows have ended; all results of a row go into one checkpoint."""
+        if self.buffer.add(results, no_results, failures):
             self.wake()
 
     def unwritten(self) -> Checkpoint:

@@ -198,7 +198,7 @@ class Run:
                 if writes and not isinstance(result, OutputModel):
                     yielded.place = _place_of_yield(generator)
                 if writes and (yielded.again or not (gathers or yielded.is_stray)):
-                    writer.add(yielded)
+                    writer.add([yielded])
                 if passes_on:
                     yield result
             if writes and not is_done:
@@ -345,9 +345,9 @@ class Run:
         if not self.settings.write_to_database:
             return
         if results:
-            self.writer.add_row(results)
+            self.writer.add(results)
         else:
-            self.writer.add_no_results([handed])
+            self.writer.add(no_results=[handed])
 
     def _settle(self) -> None:
         """End the open rows without a result: the task has returned."""
@@ -356,7 +356,7 @@ class Run:
             self._record(handed, misled(handed, named, self.writer.target))
         rows = self.open_rows.clear()
         if rows and self.settings.write_to_database:
-            self.writer.add_no_results(rows)
+            self.writer.add(no_results=rows)
             self.tally.n_ended += len(rows)
             for handed in rows:
                 self.clock.row_times.add(handed.t_spent_s)
@@ -386,7 +386,7 @@ class Run:
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.count([failure])
-        self.writer.fail(failure)
+        self.writer.add(failures=[failure])
         try:
             self.tally.check(self.writer.target.task)
         except BrokenElement:

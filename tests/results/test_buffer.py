@@ -12,7 +12,7 @@ def test_fresh_results_keep_their_place_before_later_ones():
     buffer.fresh.append(("a", first))
     assert buffer.note_fresh() and not buffer.note_fresh()
     assert buffer.n_waiting == 1 and not finished
-    assert not buffer.add(Yielded("b", second)), "the clock runs since the fresh result"
+    assert not buffer.add([Yielded("b", second)]), "the clock runs since the fresh result"
     assert finished == [("a", 1)]
     assert [y.result for y in buffer.unwritten().results] == ["a", "b"]
     assert [y.handed for y in buffer.take().results] == [first, second]
