@@ -15,7 +15,7 @@
     │   └── SlurmUnknown            Slurm gave no answer, so that its state is unknown
     ├── BusyError               7   another process is changing the same plan
     ├── OutOfHours             74   the hours of a night are over: an element begins no page
-    ├── Held                    0   a plan is paused or throttled: an element takes no page
+    ├── PlanPaused              0   a plan is paused or throttled: an element takes no page
     ├── Interrupted            75   asked to stop; its yielded results are stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
@@ -96,7 +96,7 @@ class OutOfHours(AstraError):
     exit_status = 74
 
 
-class Held(AstraError):
+class PlanPaused(AstraError):
     """A plan is paused or throttled, so that its element takes no further page: not a failure."""
 
     exit_status = 0

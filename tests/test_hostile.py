@@ -24,7 +24,7 @@ from astra.database.connection import bind, connection, database, dialect
 from astra.errors import AstraError, ConfigError, DatabaseError, ScriptError, TaskError
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure
-from astra.models.locks import Held, hold
+from astra.models.locks import LockHeld, hold
 from astra.models.plans import Page, Plan
 from astra.plan.pending import generate_queries_for_task, group_column
 from astra.plan.plan import create_plan
@@ -360,7 +360,10 @@ class TestDatabase:
 
     def test_locks(self, url: str) -> None:
         for name in [v for v in hostile(60, f"lock {dialect().name}") if arrives(v)]:
-            with hold(name, "tries", "nothing"), pytest.raises(Held, match="tries; see nothing"):
+            with (
+                hold(name, "tries", "nothing"),
+                pytest.raises(LockHeld, match="tries; see nothing"),
+            ):
                 with hold(name, "tries", "nothing"):
                     pass
 

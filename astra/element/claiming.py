@@ -87,7 +87,7 @@ def claim_page(
 
     Raises
     ------
-    Held
+    PlanPaused
         If the plan is paused, or already runs as many elements as its throttle allows.
     Superseded
         If the page belongs to another submission, or to the first array of this one.

@@ -10,7 +10,7 @@ from peewee import SQL, ColumnBase
 
 from astra.config import settings
 from astra.database.connection import dialect, tuples
-from astra.errors import Held
+from astra.errors import PlanPaused
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.states import AttemptState
@@ -21,19 +21,23 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
 
     Raises
     ------
-    Held
+    PlanPaused
         If the plan is paused, or as many others run as its throttle allows.
     """
     query = Plan.select(Plan.pk, Plan.paused, Plan.pause_reason, Plan.throttle)
     current = query.where(Plan.pk == plan.pk).get()
     if current.paused is not None:
-        raise Held(f"plan {plan.pk} is paused ({current.pause_reason}): astra continue {plan.pk}")
+        raise PlanPaused(
+            f"plan {plan.pk} is paused ({current.pause_reason}): astra continue {plan.pk}"
+        )
     if current.throttle is None:
         return
     if dialect().name == "postgresql":  # elements that claim at once are counted one by one
         current = query.where(Plan.pk == plan.pk).for_update().get()
     if current.throttle is not None and _n_others(plan, submission, element) >= current.throttle:
-        raise Held(f"plan {plan.pk} is throttled to {current.throttle} elements, which already run")
+        raise PlanPaused(
+            f"plan {plan.pk} is throttled to {current.throttle} elements, which already run"
+        )
 
 
 def is_at_work() -> ColumnBase:

@@ -33,9 +33,9 @@ from astra.errors import (
     BrokenElement,
     BusyError,
     DatabaseError,
-    Held,
     Interrupted,
     OutOfMemory,
+    PlanPaused,
     Superseded,
     UsageError,
 )
@@ -217,8 +217,8 @@ class Element:
             spool.recover(plan, number)
             self._link()
             claim = retrying(lambda: self._claim(number, element))
-        except Held as held:
-            log.warning("%s", held)
+        except PlanPaused as paused:
+            log.warning("%s", paused)
             self.is_held = True
             return None
         except (Superseded, BusyError) as error:

@@ -33,7 +33,7 @@ class Lock(BaseModel):
         table_name = "astra_lock"
 
 
-class Held(BusyError):
+class LockHeld(BusyError):
     """Another process holds a lock."""
 
     def __init__(self, message: str, purpose: str) -> None:
@@ -54,7 +54,7 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
 
     Raises
     ------
-    Held
+    LockHeld
         If another process holds it. The message says which, and since when.
     """
     silence_s = settings.current().database.answer_timeout_s
@@ -79,9 +79,11 @@ def _me(purpose: str) -> Holder:
     return Holder(socket.gethostname(), os.getpid(), user_name(), purpose)
 
 
-def _held(name: str, activity: str, see: str) -> Held:
+def _held(name: str, activity: str, see: str) -> LockHeld:
     lock = _lock(name)
-    return Held(f"{_who(lock)} {activity}; see {see}, and try again", lock.purpose if lock else "")
+    return LockHeld(
+        f"{_who(lock)} {activity}; see {see}, and try again", lock.purpose if lock else ""
+    )
 
 
 def _lock(name: str) -> Lock | None:

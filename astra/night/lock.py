@@ -12,7 +12,7 @@ import peewee
 from astra.database.connection import drop_connection, is_away
 from astra.errors import AstraError, SlurmRefused, SlurmUnknown
 from astra.models.archive import check_archive
-from astra.models.locks import Held, hold
+from astra.models.locks import LockHeld, hold
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
 
     Raises
     ------
-    Held
+    LockHeld
         If another process holds it; the message says which, and since when.
     """
     check_archive()
@@ -55,7 +55,7 @@ def call_when_released(work: Callable[[], T], bound_s: float, wait_for_all: bool
     while True:
         try:
             return retry_temporary(work, bound_s)
-        except Held as held:
+        except LockHeld as held:
             if time.monotonic() > end or not (wait_for_all or held.purpose == STEP):
                 raise
             time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter

@@ -18,7 +18,7 @@ from astra.database.locks import Holder, RowLock
 from astra.database.postgresql_connection import ends_after
 from astra.errors import BusyError
 from astra.models import BossVisitSpectrum
-from astra.models.locks import Held, hold
+from astra.models.locks import LockHeld, hold
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
@@ -115,13 +115,13 @@ def test_its_end_does_not_wait_for_a_server_that_is_silent(postgres, pg_url):
 def test_names_do_not_hinder_each_other(url):
     # The second and the third were one byte of SQLite's lock file before.
     with hold("plan 1", "a", "it"), hold("plan 12", "b", "it"), hold("plan 21", "c", "it"):
-        with pytest.raises(Held, match="b; see it"), hold("plan 12", "b", "it"):
+        with pytest.raises(LockHeld, match="b; see it"), hold("plan 12", "b", "it"):
             pass
 
 
 def test_who_is_refused_learns_who_holds_it_and_since_when(url):
     with hold("plan 1", "submits plan 1", "astra status 1", "step"):
-        with pytest.raises(Held) as refused, hold("plan 1", "submits plan 1", "astra status 1"):
+        with pytest.raises(LockHeld) as refused, hold("plan 1", "submits plan 1", "astra status 1"):
             pass
     who = (
         rf"process {os.getpid()} of {user_name()} on \S+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d, "
