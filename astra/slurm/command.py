@@ -1,5 +1,6 @@
 """Run Slurm's commands, and distinguish an answer from a failure to answer."""
 
+import logging
 import os
 import random
 import re
@@ -13,6 +14,8 @@ from astra.config import settings as config
 from astra.config.run_folder import umask_without_write
 from astra.errors import SlurmError, SlurmUnknown
 from astra.slurm import query_cache
+
+log = logging.getLogger(__name__)
 
 
 class Failed(SlurmError):
@@ -79,11 +82,12 @@ def _run_with_retries(args: Sequence[str], input: str | None, env: Mapping[str, 
     for left in reversed(range(tries)):
         try:
             return _run_once(args, input, env, settings.timeout_s)
-        except SlurmUnknown:
+        except SlurmUnknown as error:
             if not left:
                 raise
-            pause_s = 0.5 * 2.0 ** (tries - 1 - left)
-            time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            pause_s = 0.5 * 2.0 ** (tries - 1 - left) * random.uniform(0.5, 1.5)  # noqa: S311
+            log.warning("%s; it is asked again, %d of %d", error, tries - left, tries - 1)
+            time.sleep(pause_s)
     raise AssertionError("unreachable")
 
 

@@ -244,7 +244,11 @@ class TestNoAnswer:
         assert not command.available({"PATH": "/nowhere"})
 
     def test_queries_are_repeated(
-        self, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self,
+        commands: Commands,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         pauses: list[float] = []
         monkeypatch.setattr(command, "time", SimpleNamespace(sleep=pauses.append))
@@ -256,6 +260,10 @@ class TestNoAnswer:
         )
         assert client.find("name", env=env) == [parse.JobId(17)]
         assert len(pauses) == 2 and 0.25 <= pauses[0] <= 0.75 and 0.5 <= pauses[1] <= 1.5
+        assert [r.message.partition("; ")[2] for r in caplog.records] == [
+            "it is asked again, 1 of 2",
+            "it is asked again, 2 of 2",
+        ], "whoever waits sees why"
 
     def test_nothing_of_a_surrounding_job_leaks(
         self, commands: Commands, monkeypatch: pytest.MonkeyPatch
