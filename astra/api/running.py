@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from astra.element.element import Element
-from astra.element.page_run import PageRun
+from astra.element.page_outcome import PageOutcome
 from astra.element.signals import heard
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.results.stopping import Stop
@@ -11,7 +11,7 @@ from astra.submit.intent import make_intent, new_submission, plan_lock
 from astra.submit.local import end_submission, interrupted, pages_to_run
 
 
-def run_here(plan_pk: int, notify: Callable[[PageRun], None] = lambda run: None) -> None:
+def run_here(plan_pk: int, notify: Callable[[PageOutcome], None] = lambda run: None) -> None:
     """Run every page of a plan in this process, one after the other."""
     plan = get_plan(plan_pk)
     check_plan_version(plan)

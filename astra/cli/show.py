@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from astra.config.settings import Config
     from astra.doctor.finding import Finding
-    from astra.element.page_run import PageRun
+    from astra.element.page_outcome import PageOutcome
     from astra.element.trial import Tried
     from astra.plan.plan import Planned
     from astra.plan.spool import Recovered
@@ -379,7 +379,7 @@ def configuration(settings: Config) -> None:
     print_table(made, console)
 
 
-def page_run(run: PageRun) -> None:
+def page_run(run: PageOutcome) -> None:
     for text in run.lines():
         line(text)
 

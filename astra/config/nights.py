@@ -114,7 +114,9 @@ class NightSettings:
     headroom: int = entry(20, whole(0))  # connections that are left to others by default
     start_until: str | None = entry(None, _CLOCK)  # no element begins after this time of day
     drain_by: str | None = entry(None, _CLOCK)  # running elements have ended by then
-    accept_failures: float = entry(0.0, number(0, 1))  # share of rows; with more it is not whole
+    accept_failures: float = entry(
+        0.0, number(0, 1)
+    )  # share of rows; with more the night has "failed rows"
     rounds: int = entry(10, whole(0))  # in which pages are submitted again
     leftovers: str = entry("take", one_of("take", "leave"))  # rows that earlier nights left
     running: str = entry("join", one_of("join", "leave"))  # an earlier night that is still open

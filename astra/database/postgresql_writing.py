@@ -88,7 +88,7 @@ class Writing(Common):
             If what is stored is not what was given.
         """
         self._look_at(batch)
-        written = self._written(batch)
+        written = self._write(batch)
         if written and not self._is_plain[batch.table]:
             self._compare(batch, written)
         return written
@@ -118,19 +118,19 @@ class Writing(Common):
             column = None if pk is None else list(declared)[place]
             raise NotStored(batch.model._meta.table_name, column, stored)
 
-    def _written(self, batch: Batch) -> dict[int, int]:
+    def _write(self, batch: Batch) -> dict[int, int]:
         if len(batch.columns[batch.key[0]]) < _COPIED_FROM:
-            return self._inserted(batch)
+            return self._insert(batch)
         try:
             with self.database.atomic():
-                copied = self._copied(batch)
+                copied = self._copy(batch)
         except (peewee.IntegrityError, peewee.DataError, peewee.NotSupportedError):
             # A row is bad, or another process has just written one, which the insertion handles. Or
             # the table has row level security, under which PostgreSQL does not copy.
             copied = None
-        return self._inserted(batch) if copied is None else copied
+        return self._insert(batch) if copied is None else copied
 
-    def _copied(self, batch: Batch) -> dict[int, int] | None:
+    def _copy(self, batch: Batch) -> dict[int, int] | None:
         """Write a batch by a binary COPY; return None if that is impossible, or replaces a row."""
         if not self._is_utf8():
             return None
@@ -144,7 +144,7 @@ class Writing(Common):
             if column is None:
                 return None
             packed[name] = column
-        primaries = self._drawn(batch)
+        primaries = self._draw_keys(batch)
         if not primaries:
             return None
         packed[batch.primary] = binary_copy.pack("int8", primaries)  # type: ignore[assignment]
@@ -159,7 +159,7 @@ class Writing(Common):
                 raise peewee.DataError("a trigger discarded rows")  # inserting shows which
         return dict(enumerate(primaries))
 
-    def _drawn(self, batch: Batch) -> list[int]:
+    def _draw_keys(self, batch: Batch) -> list[int]:
         """Draw primary keys for the rows of a batch; none if one of them has a result already."""
         sequence = self._sequence(batch.table, batch.primary)
         if sequence is None:
@@ -186,7 +186,7 @@ class Writing(Common):
             self._sequences[table] = self.fetch_value(queries.SEQUENCE, (table, column))
         return self._sequences[table]
 
-    def _inserted(self, batch: Batch) -> dict[int, int]:
+    def _insert(self, batch: Batch) -> dict[int, int]:
         """Insert or replace a batch in one statement."""
         types = self.column_types(batch.table)
         names = [self.quote(name) for name in batch.columns]

@@ -35,11 +35,11 @@ class Board:
         birth_s, self._birth_s = self._birth_s, None
         return birth_s
 
-    def begin(self, page_pk: int, attempt_pk: int, n_rows: int) -> None:
+    def begin_page(self, page_pk: int, attempt_pk: int, n_rows: int) -> None:
         """Begin a claimed page: no row is in progress, whatever an earlier process had left."""
         self._numbers[_N_ROWS] = min(n_rows, _PLACES)
         self.clear()
-        self.started(0.0)
+        self.set_start_up_s(0.0)
         self._numbers[_PAGE], self._numbers[_ATTEMPT] = page_pk, attempt_pk
 
     def clear(self) -> None:
@@ -48,7 +48,7 @@ class Board:
         self.flags[:n_rows] = bytes(n_rows)
         self.since[0] = 0.0
 
-    def started(self, start_s: float) -> None:
+    def set_start_up_s(self, start_s: float) -> None:
         """Record the seconds until the task was given its first row; 0 if it has none yet."""
         self._times[_START] = start_s
 
@@ -61,7 +61,7 @@ class Board:
 
     # -- called by the parent ---------------------------------------------------------------
 
-    def start(self, birth_s: float) -> None:
+    def reset(self, birth_s: float) -> None:
         """Reset the board for a new child, which begins at `birth_s`."""
         self._header[:] = bytes(_HEADER)
         self._birth_s = birth_s

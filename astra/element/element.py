@@ -24,7 +24,7 @@ from astra.element.board import Board
 from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, here
 from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
-from astra.element.page_run import PageRun
+from astra.element.page_outcome import PageOutcome
 from astra.element.pool import claimed_page, close_pool, give_back, time_of_element
 from astra.element.reader import Reader
 from astra.element.signals import heard
@@ -48,7 +48,7 @@ from astra.plan.pages import is_cancelled, page_of
 from astra.processes import born_s, collect_as_usual, now_s, peak_mb
 from astra.results.background import Heartbeat
 from astra.results.checkpoint import take_back_failures
-from astra.results.claim import Claim, check_memory
+from astra.results.claim import Claim, check_nothing_lost
 from astra.results.rows import clean, target_of, words_of
 from astra.results.schedule import Schedule
 from astra.results.stopping import Stop, Tally, Terminated
@@ -73,7 +73,7 @@ class Meter:
         if self.first_s is None:
             self.first_s = now_s()
             if self.board is not None:  # should the process die before a checkpoint
-                self.board.started(self.first_s - self.since_s)
+                self.board.set_start_up_s(self.first_s - self.since_s)
 
     def read(self) -> dict[str, object]:
         """Return columns of the attempt with their current values."""
@@ -98,7 +98,7 @@ def run_element(
     stop: Stop | None = None,
     board: Board | None = None,
     planned_by: str | None = None,
-) -> list[PageRun]:
+) -> list[PageOutcome]:
     """Run the pages of one element of a submission, each until its rows have ended.
 
     The submitter trusted the plan of the role `planned_by`, and not one that took its place since.
@@ -172,7 +172,7 @@ class Element:
             drop_connection()
             self.is_linked = False
 
-    def pull(self, element: int) -> list[PageRun]:
+    def pull(self, element: int) -> list[PageOutcome]:
         """Run pages of the submission while any is free and the time suffices for one more.
 
         The first is the page that an earlier process of this element had claimed, if any. After a
@@ -182,7 +182,7 @@ class Element:
         end_s = None if limit_s is None else born_s(os.getppid()) + limit_s
         self._link()
         number = retrying(lambda: claimed_page(self.submission, element))
-        runs: list[PageRun] = []
+        runs: list[PageOutcome] = []
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
             if (run := self.run_page(number, element)) is None:
@@ -203,7 +203,7 @@ class Element:
         self._unlink()
         return Watcher(self.plan, self.submission, element, self.stop).wait(end_s)
 
-    def run_page(self, number: int | None, element: int) -> PageRun | None:
+    def run_page(self, number: int | None, element: int) -> PageOutcome | None:
         """Claim a page and run the task over the rows that it still needs.
 
         Without a number, claim the next free page of the submission. Return None if no page is
@@ -223,15 +223,17 @@ class Element:
             return None
         except (Superseded, BusyError) as error:
             log.warning("%s", error)
-            return PageRun(number or element, "refused", 0, 0, 0, 0, str(error), error.exit_status)
+            return PageOutcome(
+                number or element, "refused", 0, 0, 0, 0, str(error), error.exit_status
+            )
         if claim is None:
             if number is None:
                 return None
-            return _page_run(retrying(lambda: page_of(plan, number)), AttemptState.DONE)
+            return _outcome_of(retrying(lambda: page_of(plan, number)), AttemptState.DONE)
         if board is not None:
-            board.begin(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
+            board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
         meter = Meter(began_s if since_s is None else since_s, board)
-        claim.measures = meter.read
+        claim.read_meter = meter.read
         try:
             note = self._run_claimed(claim, meter)
         except OutOfMemory as error:
@@ -247,12 +249,12 @@ class Element:
             _end(claim, AttemptState.BROKEN, clean(text, 2000))
             raise
         else:
-            return _page_run(_counted(claim), AttemptState.DONE, note)
+            return _outcome_of(_counted(claim), AttemptState.DONE, note)
         try:
             page = retrying(lambda: page_of(plan, claim.page.number), waiting=self.stop.wanted)
         except DatabaseError:
             page = claim.page
-        return _page_run(page, state, message, status)
+        return _outcome_of(page, state, message, status)
 
     def _abandon(self) -> None:
         if abandon_transaction():
@@ -301,8 +303,8 @@ class Element:
         reader = Reader(task.model, task.output, claim, stop, meter.first_row, bool(self.plan.redo))
         writer = self._writer(claim, task)
         run = Run(
-            reader, task.call, writer, writer.n_rows, ends=self._end_of_rows, board=self.board,
-            outer=task.outer,
+            reader, task.call, writer, writer.n_rows, board=self.board, outer=task.outer,
+            may_write_last_here=self._may_write_last,
         )  # fmt: skip
         meter.run, meter.reader = run, reader
         try:
@@ -383,7 +385,7 @@ class Element:
             writer.close()
             self._abandon()
 
-    def _end_of_rows(self) -> bool:
+    def _may_write_last(self) -> bool:
         """Return whether the last checkpoint may be written on this thread's connection."""
         self._abandon()
         return dialect().name == "postgresql" and self._link()
@@ -395,8 +397,8 @@ def _ended_by(error: AstraError) -> AttemptState:
     return AttemptState.INTERRUPTED if isinstance(error, Interrupted) else AttemptState.BROKEN
 
 
-def _page_run(page: Page, state: str, message: str | None = None, status: int = 0) -> PageRun:
-    return PageRun(
+def _outcome_of(page: Page, state: str, message: str | None = None, status: int = 0) -> PageOutcome:
+    return PageOutcome(
         page.number, state, page.n_rows, page.n_done, page.n_failed, page.n_no_result,
         message, status,
     )  # fmt: skip
@@ -452,11 +454,11 @@ def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: boo
     With `gives_back`, an interrupted attempt releases its page to other elements of its submission.
     """
     now = SQL(dialect().now_sql)
-    measured = claim.measures()
+    measured = claim.read_meter()
 
     def work() -> None:
         with writing():
-            check_memory(claim)
+            check_nothing_lost(claim)
             Attempt.update(
                 state=state.value,
                 ended=now,

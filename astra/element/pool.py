@@ -73,7 +73,8 @@ def claimed_page(submission: Submission, element: int) -> int | None:
     )
 
 
-#: How many elements may be interrupted at a page in vain, and it remains free for another.
+#: Elements that may be interrupted at a page before any of its rows ended; after one more the page
+#: is not released again.
 _IN_VAIN = 1
 
 
@@ -81,7 +82,7 @@ def give_back(page: Page) -> None:
     """Release a page that this element was interrupted at, if it is a page of a pool.
 
     A page at which several were interrupted before a row ended waits for a resume, which gives more
-    time: it would cost the time of one element after the other.
+    time: released again, it would use up one element after the other.
     """
     n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
     in_vain = Attempt.select().where(

@@ -49,7 +49,7 @@ def supervised(
     in_vain = 0
     birth_s = born_s()
     while True:
-        board.start(birth_s)
+        board.reset(birth_s)
         sys.stdout.flush()
         sys.stderr.flush()
         gc.freeze()  # else the child's garbage collection would copy all shared memory pages

@@ -40,10 +40,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Fractions of the lease: the longest pause between two checks, the time until Slurm is first
-#: queried, and the time between two queries. After one without an answer, which may take minutes,
-#: there is time to watch the heartbeats for a whole lease without a gap.
-_CHECK, _FIRST_QUERY, _QUERY, _UNANSWERED = 1 / 100, 1 / 30, 1 / 5, 5 / 4
+# Times as fractions of the lease.
+_CHECK = 1 / 100  # the longest pause between two checks of the heartbeats
+_FIRST_QUERY = 1 / 30  # until Slurm is first queried
+_QUERY = 1 / 5  # between two queries
+#: After a query without an answer, which may have taken minutes: the heartbeats are watched for a
+#: whole lease without a gap.
+_UNANSWERED = 5 / 4
 
 #: The shortest pause between two checks: a check costs a connection and 10 ms of the processor.
 _SHORTEST_PAUSE_S = 0.25

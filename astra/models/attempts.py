@@ -1,4 +1,4 @@
-"""The tables of attempts at pages, of the rows and nodes that they died at."""
+"""The tables of attempts at pages, of suspects (rows at which a process died), and of nodes."""
 
 from functools import partial
 from secrets import token_hex

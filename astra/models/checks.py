@@ -16,7 +16,8 @@ from astra.models.pipeline import OutputModel
 from astra.models.plans import Schema
 from astra.models.tracked_tables import is_tracked
 
-#: The version of astra's own tables.
+#: The version of astra's own tables. A released change of a table raises it: `astra initdb` adds
+#: what is missing, and until then commands say so instead of failing on a column.
 VERSION = 1
 
 

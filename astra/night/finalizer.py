@@ -1,5 +1,7 @@
 """The finalizer of a night: a small job that waits for its arrays and checks what happened to them.
 
+This module submits the job and finds it again; what the job does is `nightly.proceed`.
+
 There is one at a time. Its token is committed with the night before sbatch is called and is part of
 the job's name: a lost answer is looked up by it, and a job of an earlier token does nothing.
 """

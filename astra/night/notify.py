@@ -1,7 +1,7 @@
 """Notify people of how a night ended: by mail, webhook or command.
 
-Each way is notified once of a state, and again when that changes, or where it failed.
-A failure to notify is kept with the night, and fails nothing.
+Each way is used once for a state of the night, and again when the state changes or the way failed.
+A failure to notify is stored with the night, and makes nothing else fail.
 """
 
 import json
@@ -39,8 +39,8 @@ T = TypeVar("T")
 #: The time limit of a connection, of an answer and of a command.
 _TIMEOUT_S = 30
 
-#: The time limit of one way as a whole: a server that answers byte by byte meets the others.
-WHOLE_S = 45
+#: The time limit of one way as a whole: a server that answers byte by byte exceeds no other one.
+TOTAL_TIMEOUT_S = 45
 
 NOTIFIED = "notified"
 
@@ -99,7 +99,7 @@ def _ways(
 def _tried(send: Callable[[], object]) -> str:
     """Send a notification; return `NOTIFIED`, or what kept it from being sent."""
     try:
-        within(WHOLE_S, send)
+        within(TOTAL_TIMEOUT_S, send)
     except Exception as error:  # whatever a mail server, a network or a script may do
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         log.warning("a notification could not be sent: %s", reason)

@@ -26,7 +26,7 @@ from astra.doctor.slurm import slurm
 from astra.errors import AstraError, UsageError
 from astra.night.cron import has_entry
 from astra.night.nightly import check_settings
-from astra.night.notify import WHOLE_S, find_sendmail, mail_server, within
+from astra.night.notify import TOTAL_TIMEOUT_S, find_sendmail, mail_server, within
 from astra.night.plans import profile_of
 from astra.tasks.signature import choose_model, find_task, output_model
 
@@ -164,7 +164,7 @@ def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
         if not given:
             continue
         try:
-            yield ok(part, f"{way}: {within(WHOLE_S, attempt)}")
+            yield ok(part, f"{way}: {within(TOTAL_TIMEOUT_S, attempt)}")
         except (OSError, LookupError, smtplib.SMTPException, netrc.NetrcParseError) as error:
             yield warning(part, f"{way}: {error}", remedy)  # the night runs without it
 

@@ -36,7 +36,9 @@ def retries_of(plans: list[int]) -> int:
     of_plans = Page.plan.in_(plans or [0]) & Page.retries.is_null(False)
     with connection():
         pages = list(Page.select(Page.plan, Page.number, Page.retries).where(of_plans))
-    return sum(end.state not in retry_policy.FREE for page in pages for end in ends_of(page))
+    return sum(
+        end.state not in retry_policy.USES_NO_RETRY for page in pages for end in ends_of(page)
+    )
 
 
 def refreshed(night: Night) -> list[NightPlan]:

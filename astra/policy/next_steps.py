@@ -72,7 +72,7 @@ def next_steps(
         end = retry_policy.end_of(
             status.state, status.slurm_state, status.exit_code, not gained.get(last, 0), status.node
         )
-        if end is not None and end.state in retry_policy.OF_ROWS and last in searched:
+        if end is not None and end.state in retry_policy.CAUSED_BY_ROWS and last in searched:
             end = replace(end, in_vain=False)
         step = _step(
             end, page, base, submissions.get(page.submission_pk or 0), room,

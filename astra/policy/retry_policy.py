@@ -20,14 +20,14 @@ from astra.slurm.site import Room
 from astra.states import PageState
 
 #: Ends that the page did not cause: they use up no retry.
-FREE = frozenset({"PREEMPTED", "OUTAGE", "HOURS"})
+USES_NO_RETRY = frozenset({"PREEMPTED", "OUTAGE", "HOURS"})
 
 #: Ends that a row may cause. While astra searches for the row, each end halves the suspects: it is
 #: not a retry in vain, and the search is finite.
-OF_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
+CAUSED_BY_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
 
 #: Ends that a node may cause.
-_OF_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
+_CAUSED_BY_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 
 _TEMPORARY_FAILURE = 75  # of an element that was asked to stop, or waited in vain for the database
 
@@ -102,7 +102,7 @@ def next_step(
         return Step(last.state, True, f"next as before: {why} (uses up no retry)")
     this = rule[last.state]
     tries = sum(end.in_vain for end in earlier if end.state == last.state)
-    free = last.state in FREE or not last.in_vain
+    free = last.state in USES_NO_RETRY or not last.in_vain
     if not asked and (tries >= this.retries if not free else not this.retries):
         none = f"{tries} of {this.retries} retries used up" if this.retries else "is not retried"
         return Step(last.state, False, none)
@@ -201,7 +201,7 @@ def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) ->
     seen: dict[str, set[int]] = {}
     nodes_of: dict[int, set[str]] = defaultdict(set)
     for page, end, node in ends:
-        if node is None or (end is not None and end.state not in _OF_NODES):
+        if node is None or (end is not None and end.state not in _CAUSED_BY_NODES):
             continue
         seen.setdefault(node, set()).add(page)
         bad.setdefault(node, set())

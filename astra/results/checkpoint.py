@@ -15,8 +15,8 @@ from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.keys import RowKey, as_key, key_of
 from astra.models.plans import Page
-from astra.results.claim import Claim, Progress, Seen, _hold
-from astra.results.columns import _by_columns, _Group, _row_by_row, refused_by_database
+from astra.results.claim import Claim, Progress, Seen, hold_page
+from astra.results.columns import Group, by_columns, refused_by_database, row_by_row
 from astra.results.many import batch_of, check_stored, write_rows
 from astra.results.rows import (
     Checkpoint,
@@ -56,7 +56,7 @@ def write(
     """
     with writing():
         if claim is not None:
-            _hold(claim)
+            hold_page(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
         judge(refused)
         _find_keys(checkpoint, stored, refused, target)
@@ -114,10 +114,10 @@ def _write_results(
         if target.page is None:
             _note_moments(stored)
         return stored, refused
-    groups = _by_columns(results, target, claim, refused)
+    groups = by_columns(results, target, claim, refused)
     if groups is None:
         refused.clear()
-        groups = _row_by_row(results, target, claim, refused)
+        groups = row_by_row(results, target, claim, refused)
     stored = []
     for group in groups:
         stored += _store(group, target, refused)
@@ -127,7 +127,7 @@ def _write_results(
     return stored, refused
 
 
-def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
+def _store(group: Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
     """Write rows that set the same columns; on an error halve them until the bad one is alone."""
     model, link = type(group.results[0].result), target.link_for(group.results[0].result)
     if link is None:  # the model does not declare it, and its results were refused before
@@ -168,7 +168,7 @@ def _store(group: _Group, target: Target, refused: list[Refusal]) -> list[Yielde
 def take_back_failures(claim: Claim) -> None:
     """Make the rows pending again that the attempt recorded as failures."""
     with writing():
-        _hold(claim)
+        hold_page(claim)
         mine = Failure.attempt_pk == claim.attempt.pk
         keys = {str(key) for (key,) in tuples(Failure.select(Failure.key).where(mine))}
         Failure.delete().where(mine).execute()
@@ -349,6 +349,6 @@ def _store_progress(claim: Claim, seen: Seen, changed: dict[int, int]) -> Progre
         for name, outcome in COUNTED.items()
     }
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    columns = {"n_found": seen.n_found, **own, **claim.measures()}
+    columns = {"n_found": seen.n_found, **own, **claim.read_meter()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
     return Progress(changed, own)

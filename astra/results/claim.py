@@ -26,7 +26,7 @@ class Claim:
     n_found: int = 0  # rows whose result others had written
     mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
     cancelled: bool = False  # whether the last checkpoint found that the plan was cancelled
-    measures: Callable[[], dict[str, object]] = dict  # returns current columns of the attempt
+    read_meter: Callable[[], dict[str, object]] = dict  # returns current columns of the attempt
     suspects: Sequence[Suspect] = ()  # of the page, when it was claimed
 
     @cached_property
@@ -81,7 +81,7 @@ class Progress:
     counts: dict[str, int]
 
 
-def _hold(claim: Claim) -> None:
+def hold_page(claim: Claim) -> None:
     """Check that the attempt still holds the page, and lock it until the transaction ends."""
     sql, parameters = claim.standing
     record = database.execute_sql(sql, parameters).fetchone()
@@ -100,7 +100,7 @@ def _hold(claim: Claim) -> None:
     _check_memory(claim, n_checkpoints)
 
 
-def check_memory(claim: Claim) -> None:
+def check_nothing_lost(claim: Claim) -> None:
     """Check that the database still has every checkpoint that it acknowledged.
 
     A standby that became the primary, or a restored backup, may be in an earlier state. What this

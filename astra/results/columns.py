@@ -130,20 +130,20 @@ def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) 
 
 
 @dataclass
-class _Group:
+class Group:
     """Results of one model that set the same columns, and the values of these columns."""
 
     results: list[Yielded]
     columns: dict[str, Sequence[object]]
 
-    def part(self, begin: int, end: int) -> "_Group":
+    def part(self, begin: int, end: int) -> "Group":
         columns = {name: values[begin:end] for name, values in self.columns.items()}
-        return _Group(self.results[begin:end], columns)
+        return Group(self.results[begin:end], columns)
 
 
-def _by_columns(
+def by_columns(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
-) -> list[_Group] | None:
+) -> list[Group] | None:
     """Group results by the columns that they set; return None if a value cannot be stored."""
     if not _all_may_be_stored(results, target, claim):
         results = _that_may_be_stored(results, target, claim, refused)
@@ -153,7 +153,7 @@ def _by_columns(
         columns = as_columns([yielded.result for yielded in members])
         if columns is None:
             return None
-        groups.append(_Group(members, columns))
+        groups.append(Group(members, columns))
     return groups
 
 
@@ -168,10 +168,10 @@ def _alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
     return groups.values()
 
 
-def _row_by_row(
+def row_by_row(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
-) -> list[_Group]:
-    """Group results like :func:`_by_columns`; refuse those with a value that is not storable."""
+) -> list[Group]:
+    """Group results like :func:`by_columns`; refuse those with a value that is not storable."""
     seen: set[object] = set()
     groups: dict[tuple[object, frozenset[str]], list[tuple[Yielded, dict[str, object]]]] = {}
     for yielded in results:
@@ -186,7 +186,7 @@ def _row_by_row(
         kind = type(yielded.result), frozenset(row)
         groups.setdefault(kind, []).append((yielded, row))
     return [
-        _Group([y for y, _ in members], {n: [row[n] for _, row in members] for n in members[0][1]})
+        Group([y for y, _ in members], {n: [row[n] for _, row in members] for n in members[0][1]})
         for members in groups.values()
     ]
 

@@ -72,12 +72,12 @@ class Writer:
         self.began, self.n_ended_before = time.monotonic(), tally.n_ended
         #: Rows of the page that have to end.
         self.n_rows = 0 if claim is None else claim.outcomes.count(Outcome.PENDING)
-        self.is_file = settings.write_to_database and dialect().name == "sqlite"
-        self.is_behind = claim is not None and _may_write_behind()
-        self.background = Background(self, heartbeat, self.is_file)
+        self.is_sqlite = settings.write_to_database and dialect().name == "sqlite"
+        self.writes_in_background = claim is not None and _may_write_behind()
+        self.background = Background(self, heartbeat, self.is_sqlite)
         self.writing = threading.RLock()  # one checkpoint at a time
-        self.ending = False  # all waiting rows have to be written now
-        self.goes_on = False  # the task does not wait for the file before the next checkpoint
+        self.must_write_all = False  # all waiting rows have to be written now
+        self.skips_wait = False  # the task does not wait for the file before the next checkpoint
         #: The error that ends the run, caused neither by the task nor by a row.
         self.trouble: BaseException | None = None
         self.t_write_s = 0.0
@@ -119,10 +119,10 @@ class Writer:
         """
         if self.buffer.since is None and self.buffer.note_fresh():
             self.wake()
-        if not self.is_behind:
+        if not self.writes_in_background:
             if self.is_full() or self._is_due():
                 self.flush()
-        elif self.is_file:
+        elif self.is_sqlite:
             if self.is_full() or self._is_due():
                 self._wait_for_file()
         elif self.is_full() and not is_last:
@@ -135,12 +135,12 @@ class Writer:
 
     def _wait_for_file(self) -> None:
         self.wake()
-        if not self.goes_on:
+        if not self.skips_wait:
             with self.buffer.changed:
                 written = self.buffer.changed.wait_for(
                     lambda: not self.unwritten() or self.is_stuck(), WAIT_FOR_FILE_S
                 )
-            self.goes_on = not written
+            self.skips_wait = not written
         self._wait_for_room()
 
     def _wait_for_room(self) -> None:
@@ -157,7 +157,7 @@ class Writer:
         """
         if not self.settings.write_to_database:
             return
-        if self.is_file and _may_write_behind():
+        if self.is_sqlite and _may_write_behind():
             self._flush_behind()
         else:
             self.write()
@@ -175,7 +175,7 @@ class Writer:
         """
         if not self.settings.write_to_database:
             return
-        if self.is_behind:
+        if self.writes_in_background:
             self._flush_behind(self.grace_s)
         else:
             self.flush()
@@ -185,7 +185,7 @@ class Writer:
         with self.buffer.changed:
             if not self.unwritten():
                 return
-            self.ending = True
+            self.must_write_all = True
             self.wake()
             asked_at: float | None = None
             while self.unwritten() and self.trouble is None:
@@ -197,7 +197,7 @@ class Writer:
                             f"checkpoint within {grace_s:g} s"
                         )
                 self.buffer.changed.wait(0.2)
-            self.ending = False
+            self.must_write_all = False
             if self.trouble is not None:
                 raise self.trouble
 
@@ -211,7 +211,7 @@ class Writer:
 
     def close(self) -> None:
         """End the second thread; do not wait for it while the database keeps it from writing."""
-        self.background.close(wait=not (self.is_behind and self.unwritten()))
+        self.background.close(wait=not (self.writes_in_background and self.unwritten()))
 
     # -- called by the second thread -----------------------------------------------------------
 
@@ -221,7 +221,11 @@ class Writer:
             since = self.buffer.since
             if since is None:
                 return None
-            if self.ending or self.stop.wanted.is_set() or (self.is_behind and self.is_full()):
+            if (
+                self.must_write_all
+                or self.stop.wanted.is_set()
+                or (self.writes_in_background and self.is_full())
+            ):
                 return 0.0
             return self.schedule.due(since, self._expected_end()) - time.monotonic()
 
@@ -236,7 +240,7 @@ class Writer:
         """Write what is due, and on the same connection any batches that become full meanwhile."""
         with keep_connected():
             self.write()
-            while self.is_behind and self.is_full():
+            while self.writes_in_background and self.is_full():
                 self.write()
 
     def fail_for_good(self, error: BaseException) -> None:
@@ -259,7 +263,7 @@ class Writer:
             try:
                 written = retrying(
                     lambda: write(checkpoint, self.target, self.claim, self._judge),
-                    waiting=self.stop.wanted if self.is_behind else self.background.over,
+                    waiting=self.stop.wanted if self.writes_in_background else self.background.over,
                 )
             except BaseException:
                 self.buffer.put_back(checkpoint)
@@ -267,7 +271,7 @@ class Writer:
             took_s = perf_counter() - began
             self.t_write_s += took_s
             self.schedule.note(took_s)
-            self.goes_on = False
+            self.skips_wait = False
             self.buffer.finish(written if self.claim is None else ())
             self._check_run(checkpoint)
 

@@ -10,7 +10,7 @@ from astra.results.rows import Handed
 
 
 class Board(Protocol):
-    """Is notified of the task's open rows, and of when it computes (see supervisor.py)."""
+    """Is notified of the task's open rows, and of when it computes (see element/board.py)."""
 
     def clear(self) -> None:
         """Note that no row is open."""

@@ -50,7 +50,7 @@ class Pass:
         self.rows = iter(rows)
         self.halve = halve  # the rows are suspects: if one raises, each half is tried by itself
         self.exhausted = False
-        self.asked = False  # the task has asked for a row since it was called last
+        self.has_asked = False  # the task has asked for a row since it was called last
 
 
 class Run:
@@ -63,8 +63,8 @@ class Run:
     writer : stores the results. If it has a claim, the rows are those of a page, every row has to
         end, and a task that returns early is called again with the remaining rows.
     n_rows : the number of rows, where it is known.
-    ends : called when all rows have ended; returns whether the last checkpoint may be written on
-        this thread's connection, which the task has not used.
+    may_write_last_here : called when all rows have ended; returns whether the last checkpoint may
+        be written on this thread's connection, which the task has not used.
     board : is notified of the open rows.
     outer : exceptions that no row is to blame for.
     """
@@ -76,29 +76,29 @@ class Run:
         writer: Writer,
         n_rows: int | None = None,
         *,
-        ends: Callable[[], bool] = lambda: False,
+        may_write_last_here: Callable[[], bool] = lambda: False,
         board: Board | None = None,
         outer: tuple[type[BaseException], ...] = (MemoryError,),
     ) -> None:
-        self.call, self.writer, self.n_rows, self.ends, self.board = (
-            call, writer, n_rows, ends, board
+        self.call, self.writer, self.n_rows, self.may_write_last_here, self.board = (
+            call, writer, n_rows, may_write_last_here, board
         )  # fmt: skip
         self.settings, self.stop, self.tally = writer.settings, writer.stop, writer.tally
         self.is_page = writer.claim is not None
         self.rows = rows
-        self.pages = cast("PageRows", rows) if self.is_page and hasattr(rows, "again") else None
+        self.page_rows = cast("PageRows", rows) if self.is_page and hasattr(rows, "again") else None
         # A row is kept if it may have to be handed over again and cannot be read again.
-        keeps_rows = self.pages is None and not self.settings.re_raise_exceptions
+        keeps_rows = self.page_rows is None and not self.settings.re_raise_exceptions
         self.open_rows = OpenRows(writer.target, keeps_rows, self.is_page, board)
         self.clock = RowClock(n_rows, board)
         writer.buffer.finish_fresh = self.clock.end_row
-        groups = self.pages.groups if self.pages is not None else []
+        groups = self.page_rows.groups if self.page_rows is not None else []
         self.blame = Blame(writer.target.task, groups, outer, self._fail)
         self.n_results = 0
         self.began = False  # the task has asked for the first row of this pass
-        self.asked = False  # the task has asked for a row since its last result
+        self.asked_since_result = False  # the task has asked for a row since its last result
         self.at_end = False  # the task has asked for a row, and there are no more
-        self.after: Yielded | None = None  # the result of the row that was handed over last
+        self.last_result: Yielded | None = None  # the result of the row that was handed over last
         _warn_of_transaction(self.settings.write_to_database)
 
     # -- the passes -----------------------------------------------------------------------
@@ -110,10 +110,10 @@ class Run:
             yield from self._results(Pass(self.rows))
             while not self.stop.wanted.is_set() and (group := self.blame.next_group()):
                 yield from self._results(self._once_more(*group))
-            if not self.writer.is_behind:
+            if not self.writer.writes_in_background:
                 self.writer.flush()
                 yield from self._stored()
-            elif not self.writer.is_stuck() and self.ends():
+            elif not self.writer.is_stuck() and self.may_write_last_here():
                 self.writer.write_last()
         finally:
             try:
@@ -127,15 +127,15 @@ class Run:
         keys = [handed.key for handed in group if handed.key is not None]
         if self.blame.is_deadly:  # the group may end this process: write everything first
             self.writer.write_all()
-            if self.pages is not None:
-                self.pages.enter(keys)
-        return Pass(group if self.pages is None else self.pages.again(keys), halve)
+            if self.page_rows is not None:
+                self.page_rows.enter(keys)
+        return Pass(group if self.page_rows is None else self.page_rows.again(keys), halve)
 
     def _results(self, rows: Pass) -> Iterator[object]:
         """Run the task until `rows` have ended, again after each row that raised."""
         while True:
-            self.began = rows.asked = self.at_end = False
-            self.after = None
+            self.began = rows.has_asked = self.at_end = False
+            self.last_result = None
             self.open_rows.start_pass()
             generator = self.call(self._hand(rows))
             try:
@@ -151,7 +151,7 @@ class Run:
                 self._settle()
                 if not self.is_page:
                     return
-                if not rows.asked and not self.stop.wanted.is_set():
+                if not rows.has_asked and not self.stop.wanted.is_set():
                     raise BrokenElement(
                         f"{self.writer.target.task} ended without taking a row; its page "
                         "stays pending"
@@ -164,7 +164,9 @@ class Run:
         clock, writer, is_over = self.clock, self.writer, self.stop.wanted.is_set
         writes, stored = self.settings.write_to_database, writer.stored
         passes_on = self.settings.live or not writes
-        is_simple = self.is_page and writer.is_behind and not (passes_on or writer.is_file)
+        is_simple = (
+            self.is_page and writer.writes_in_background and not (passes_on or writer.is_sqlite)
+        )
         output = writer.target.output if is_simple and not writer.target.gathers else None
         while True:
             if ActiveRuns.status:
@@ -222,7 +224,7 @@ class Run:
     def _hand(self, rows: Pass) -> Iterator[object]:
         """Generate the rows for the task, until there are none or the run has to stop."""
         clock, open_rows, is_over = self.clock, self.open_rows, self.stop.wanted.is_set
-        rows.asked = True
+        rows.has_asked = True
         clock.credit_overhead(clock.stop())
         while not is_over():
             if open_rows.gathered:
@@ -243,7 +245,7 @@ class Run:
                     self.writer.target = open_rows.look_at_first(row)
                 handed = open_rows.wrap(row)
             given = open_rows.take(handed)
-            self.after, self.began, self.asked = None, True, True
+            self.last_result, self.began, self.asked_since_result = None, True, True
             del row, handed  # so that a row can be freed when the task releases it
             clock.start()
             yield given
@@ -252,7 +254,7 @@ class Run:
 
     def _note_end(self, rows: Pass) -> None:
         """Note that there are no more rows; write everything if the rest may end this process."""
-        rows.exhausted = self.at_end = self.asked = True
+        rows.exhausted = self.at_end = self.asked_since_result = True
         if self.blame.is_deadly:
             self.writer.write_all()
 
@@ -261,9 +263,9 @@ class Run:
 
         A result that a checkpoint has taken keeps its times.
         """
-        if self.after is not None:
-            if not self.after.taken:
-                self.after.result.__data__["t_elapsed"] += spent_s
+        if self.last_result is not None:
+            if not self.last_result.taken:
+                self.last_result.result.__data__["t_elapsed"] += spent_s
         elif self.open_rows.last is not None:
             self.open_rows.last.t_spent_s += spent_s
 
@@ -281,7 +283,7 @@ class Run:
         open_rows.ended.add(key)
         handed.t_spent_s += self.clock.stop()
         open_rows.flags[handed.place] = 0
-        self.asked = False
+        self.asked_since_result = False
         self.n_results += 1
         self.tally.n_ended += 1
         buffer.fresh.append((result, handed))
@@ -295,14 +297,18 @@ class Run:
         open_rows = self.open_rows
         handed, again = open_rows.row_of(result)
         if handed is not None and not again:
-            if open_rows.by_key and self.asked and (self.at_end or handed is not open_rows.last):
+            if (
+                open_rows.by_key
+                and self.asked_since_result
+                and (self.at_end or handed is not open_rows.last)
+            ):
                 spent_s = share_out(spent_s, open_rows.by_key.values())
             spent_s += handed.t_spent_s
             handed.t_spent_s, handed.row = 0.0, None
             if self.is_page:
                 self.clock.row_times.add(spent_s)
             open_rows.flags[handed.place] = 0
-        self.asked = False
+        self.asked_since_result = False
         self.n_results += 1
         self.tally.n_ended += 1
         yielded = Yielded(result, handed, again)
@@ -314,13 +320,13 @@ class Run:
         if type(result) is open_rows.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
             if handed is open_rows.last:
-                self.after = yielded
+                self.last_result = yielded
         return yielded
 
     def _gathered(self, result: object) -> Yielded:
         """Set the times of a result that waits for the end of its row."""
         spent_s = self.clock.stop()
-        self.asked = False
+        self.asked_since_result = False
         self.n_results += 1
         yielded = self.open_rows.gather(result)
         if yielded.handed is not None:

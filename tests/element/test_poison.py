@@ -67,7 +67,7 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
     claim = claim_page(plan, 1, pool_of(plan), 1, here("local", Path()))
     assert claim is not None
     board = Board()
-    board.begin(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
+    board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
     board.flags[0] = 1
     for _ in range(2):  # what is committed, and repeated as the answer was lost
         assert note_death(board, Death("KilledProcess", "was killed"), 1.0, alive)
@@ -78,9 +78,9 @@ def test_a_process_begins_with_no_row_in_progress():
     """Whatever the one before it had, whose death may not have been recorded."""
     board = Board()
     for _ in range(2):
-        board.start(0.0)
+        board.reset(0.0)
         if (pid := os.fork()) == 0:
-            board.begin(1, 1, 2)
+            board.begin_page(1, 1, 2)
             board.flags[1] = 1
             os._exit(0)
         os.waitpid(pid, 0)

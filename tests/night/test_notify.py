@@ -141,7 +141,7 @@ def test_a_webhook_that_sends_elsewhere_was_not_notified(url):
 
 
 def test_a_webhook_that_answers_byte_by_byte_holds_no_night(url, monkeypatch):
-    monkeypatch.setattr("astra.night.notify.WHOLE_S", 0.2)
+    monkeypatch.setattr("astra.night.notify.TOTAL_TIMEOUT_S", 0.2)
     ended = threading.Event()
 
     class Drips(BaseHTTPRequestHandler):

@@ -118,7 +118,10 @@ class TestRules:
             assert size_mb(used["mem"]) <= size_mb(new["mem"]) <= max(limit, 1)
             used = new
         for state, rule in RULES.items():
-            assert state in retry_policy.FREE or sum(e.state == state for e in ends) <= rule.retries
+            assert (
+                state in retry_policy.USES_NO_RETRY
+                or sum(e.state == state for e in ends) <= rule.retries
+            )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class PageRun:
+class PageOutcome:
     """How a page ended in this element, and its counts."""
 
     page: int
