@@ -117,7 +117,8 @@ def _step(
 ) -> Step:
     rules = retry_rules.rules(config.current().rules, base.policy)
     used = submission.options if submission is not None else {}
-    grows = end is not None and end.state in ("TIMEOUT", "OUT_OF_MEMORY")
+    rule = None if end is None else rules.get(end.state)
+    grows = rule is not None and (rule.mem_growth > 1 or rule.time_growth > 1)
     where = str(base.options.get("partition") or "") or None
     return retry_policy.next_step(
         end, ends_of(page), rules, base.options, used, room(where) if grows else Room(), asked

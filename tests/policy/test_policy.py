@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra.config import settings
-from astra.config.profiles import get
+from astra.config.profiles import choose_profile, get
 from astra.config.retry_rules import RULES, rules
 from astra.config.settings import load, use
 from astra.config.units import size_mb
@@ -17,9 +17,9 @@ from astra.database.connection import connection, dialect
 from astra.errors import ConfigError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Exclusion
-from astra.models.plans import Page
+from astra.models.plans import Page, Submission
 from astra.plan.plan import create_plan
-from astra.policy import retry_policy
+from astra.policy import next_steps, retry_policy
 from astra.policy.next_steps import ends_of
 from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
 from astra.resume.resume import resume
@@ -55,6 +55,16 @@ class TestRules:
         assert made.said == "next with mem 3G instead of 2G (retry 1 of 3)"
         made = step("OUT_OF_MEMORY", ["OUT_OF_MEMORY"], base={"mem": "2G"}, used={"mem": "3G"})
         assert made.options == (("mem", "4608M"),) and "retry 2 of 3" in made.said
+
+    def test_the_partition_bounds_what_any_rule_raises(self):
+        use(settings.Config(rules={"FAILED": {"time_growth": 4.0}}))
+        options = {"time": "00:30:00", "partition": "short"}
+        rooms = {"short": Room(max_time_s=3600)}
+        made = next_steps._step(
+            End("FAILED"), Page(), choose_profile(None, options), Submission(profile=json.dumps({"options": options})),
+            rooms.__getitem__, False,
+        )  # fmt: skip
+        assert made.options == (("time", "01:00:00"),)
 
     def test_time_doubles_and_memory_that_had_grown_stays(self):
         made = step("TIMEOUT", base={"mem": "2G", "time": "01:00:00"},
