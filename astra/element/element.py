@@ -147,9 +147,7 @@ class Element:
         self.plan, self.submission, self.stop, self.board = plan, submission, stop, board
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
-        self.n_in_progress = (
-            FIRST_IN_PROGRESS  # rows that an attempt is assumed to have in progress at first
-        )
+        self.n_in_progress = FIRST_IN_PROGRESS  # rows that the next attempt is assumed to have
         self.is_linked = self.has_loaded = False
         self.is_held = False  # the plan is paused or throttled
         self.is_unsure = False  # a claim was made that the database did not acknowledge
