@@ -102,6 +102,10 @@ class PlanPaused(AstraError):
     exit_status = 0
 
 
+class PlanThrottled(PlanPaused):
+    """As many elements of a plan run as its throttle allows."""
+
+
 class Interrupted(AstraError):
     exit_status = 75
 

@@ -10,7 +10,7 @@ from peewee import SQL, ColumnBase
 
 from astra.config import settings
 from astra.database.connection import dialect, tuples
-from astra.errors import PlanPaused
+from astra.errors import PlanPaused, PlanThrottled
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.states import AttemptState
@@ -22,7 +22,9 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
     Raises
     ------
     PlanPaused
-        If the plan is paused, or as many others run as its throttle allows.
+        If the plan is paused.
+    PlanThrottled
+        If as many others run as its throttle allows.
     """
     query = Plan.select(Plan.pk, Plan.paused, Plan.pause_reason, Plan.throttle)
     current = query.where(Plan.pk == plan.pk).get()
@@ -35,9 +37,15 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
     if dialect().name == "postgresql":  # elements that claim at once are counted one by one
         current = query.where(Plan.pk == plan.pk).for_update().get()
     if current.throttle is not None and _n_others(plan, submission, element) >= current.throttle:
-        raise PlanPaused(
+        raise PlanThrottled(
             f"plan {plan.pk} is throttled to {current.throttle} elements, which already run"
         )
+
+
+def is_throttled(plan: Plan, submission: Submission, element: int) -> bool:
+    """Return whether as many other elements of a plan run as its throttle allows."""
+    most = Plan.select(Plan.throttle).where(Plan.pk == plan.pk).scalar()
+    return most is not None and _n_others(plan, submission, element) >= most
 
 
 def is_at_work() -> ColumnBase:

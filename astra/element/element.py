@@ -36,6 +36,7 @@ from astra.errors import (
     Interrupted,
     OutOfMemory,
     PlanPaused,
+    PlanThrottled,
     Superseded,
     UsageError,
 )
@@ -149,7 +150,7 @@ class Element:
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.n_in_progress = FIRST_IN_PROGRESS  # rows that the next attempt is assumed to have
         self.is_linked = self.has_loaded = False
-        self.is_held = False  # the plan is paused or throttled
+        self.is_paused = False  # the plan is
         self.is_unsure = False  # a claim was made that the database did not acknowledge
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
 
@@ -184,7 +185,7 @@ class Element:
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
             if (run := self.run_page(number, element)) is None:
-                if self.is_held or not self._await_page(element, end_s and end_s - longest_s):
+                if self.is_paused or not self._await_page(element, end_s and end_s - longest_s):
                     break
                 continue
             number, longest_s = None, max(longest_s, now_s() - began_s)
@@ -217,7 +218,7 @@ class Element:
             claim = retrying(lambda: self._claim(number, element))
         except PlanPaused as paused:
             log.warning("%s", paused)
-            self.is_held = True
+            self.is_paused = not isinstance(paused, PlanThrottled)
             return None
         except (Superseded, BusyError) as error:
             log.warning("%s", error)

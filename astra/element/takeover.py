@@ -23,11 +23,12 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from peewee import SQL
+from peewee import SQL, ColumnBase
 
 from astra.config import retry_rules, settings
 from astra.database.connection import dialect, retrying, writing
 from astra.element.claiming import suspect_rows
+from astra.element.controls import is_throttled
 from astra.element.pool import cancel_waiting, left_in, may_have_waiting
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
@@ -58,6 +59,9 @@ _SUSPENDED = 3
 #: A watcher that has not checked for this many of its longest pauses is gone.
 _GONE = 4
 
+#: One that has not checked for this many may be gone: who finds no page stays until that is known.
+_OVERDUE = 2
+
 #: Within this time an element's parent has recorded its child's crash, and started another child.
 _RESTART_S = 3.0
 
@@ -84,6 +88,8 @@ class Watcher:
         self.alive: set[int] = set()  # attempts of elements that Slurm last reported as alive
         self.given_up: set[int] = set()  # attempts whose pages wait for a resume
         self.may_cancel = may_have_waiting(submission)
+        self.watches = False  # whether this is the pool's watcher
+        self.is_throttled = False  # pages are free, but only for others
 
     def wait(self, end_s: float | None) -> bool:
         """Wait until a page of the pool is free; return False if none will be, or another watches.
@@ -92,18 +98,19 @@ class Watcher:
         ----------
         end_s : when the element has no time for one more page, by :func:`~astra.processes.now_s`.
         """
+        is_free = None
         while not self.stop.wanted.is_set() and (end_s is None or now_s() < end_s):
-            is_free = self._check()
-            if is_free is not None:
-                return is_free
+            if (is_free := self._check()) is not None:
+                break
             self._cancel_waiting(end_s)
             pause_s = max((time.monotonic() - self.began_s) / 10, _SHORTEST_PAUSE_S)
             self.stop.wanted.wait(min(pause_s, self.lease_s * _CHECK))
-        return False
+        self._resign()
+        return bool(is_free)
 
     def _cancel_waiting(self, end_s: float | None) -> None:
         """Cancel the elements that have not started, once, if half of this one's time is left."""
-        if not self.may_cancel:
+        if not self.may_cancel or not self.watches or self.is_throttled:
             return
         self.may_cancel = False
         left_s = float("inf") if end_s is None else end_s - now_s()
@@ -112,16 +119,18 @@ class Watcher:
 
     def _check(self) -> bool | None:
         """Return whether a page is free; None if it is worthwhile to check again."""
-        watches, is_free, held = retrying(self._read, waiting=self.stop.wanted)
+        held = retrying(self._read, waiting=self.stop.wanted)
+        if not isinstance(held, list):
+            return held
         held = [attempt for attempt in held if attempt.pk not in self.given_up]
-        if is_free or not watches or not held:
-            return is_free and watches
+        if not held:  # pages that are free only for others may become free for this element
+            return None if self.is_throttled else False
         self._observe(held)
         released = [self._take_over(attempt, end) for attempt, end in self._dead(held)]
         return True if any(released) else None
 
-    def _read(self) -> tuple[bool, bool, list[Attempt]]:
-        """Return whether this watches, whether a page is free, and the attempts that hold pages."""
+    def _read(self) -> list[Attempt] | bool | None:
+        """Return the attempts that hold pages, if this watches; else what :meth:`_check` does."""
         left = left_in(self.submission)
         held = (
             Attempt.select(
@@ -133,22 +142,44 @@ class Watcher:
         )  # fmt: skip
         is_active = Plan.paused.is_null() & Plan.cancelled.is_null()
         if Plan.select(Plan.pk).where((Plan.pk == self.plan.pk) & is_active).scalar() is None:
-            return False, False, []
-        if Page.select(Page.pk).where(left & Page.free).limit(1).scalar() is not None:
-            return True, True, []
+            return False
+        is_free = Page.select(Page.pk).where(left & Page.free).limit(1).scalar() is not None
+        self.is_throttled = is_free and is_throttled(self.plan, self.submission, self.element)
+        if is_free and not self.is_throttled:
+            return True
         attempts = list(held)
-        return bool(attempts) and self._become_watcher(), False, attempts
+        if not attempts and not is_free:
+            return False
+        self.watches = self._become_watcher()
+        return attempts if self.watches else self._is_watched()
 
     def _become_watcher(self) -> bool:
         """Become or remain the pool's watcher; return False if another element is."""
-        gone_s = _GONE * max(self.lease_s * _CHECK, 1.0)
-        before = dialect().now() - timedelta(seconds=gone_s)
         ours = (Submission.watcher == self.element) | Submission.watcher.is_null()
         with writing():
             watched = Submission.update(watcher=self.element, watched=SQL(dialect().now_sql)).where(
-                (Submission.pk == self.submission.pk) & (ours | (Submission.watched < before))
+                (Submission.pk == self.submission.pk) & (ours | self._unwatched_for(_GONE))
             )
             return bool(watched.execute())
+
+    def _unwatched_for(self, n_pauses: int) -> ColumnBase:
+        """Return a clause: the watcher has not checked for this many of its longest pauses."""
+        silent_s = n_pauses * max(self.lease_s * _CHECK, 1.0)
+        return Submission.watched < dialect().now() - timedelta(seconds=silent_s)
+
+    def _is_watched(self) -> bool | None:
+        """Return False if another element watches; None if it is overdue, and may be gone."""
+        overdue = (Submission.pk == self.submission.pk) & self._unwatched_for(_OVERDUE)
+        return None if Submission.select(Submission.pk).where(overdue).scalar() else False
+
+    def _resign(self) -> None:
+        """Leave the watch to others: this element takes a page, or ends."""
+        if self.watches:
+            mine = (Submission.pk == self.submission.pk) & (Submission.watcher == self.element)
+            retrying(
+                lambda: Submission.update(watcher=None).where(mine).execute(),
+                waiting=self.stop.wanted,
+            )
 
     def _observe(self, held: Iterable[Attempt]) -> None:
         """Note since when each heartbeat has not changed; start anew after a gap between checks."""

@@ -89,8 +89,9 @@ def _changed(number: int, values: dict[str, object]) -> Control:
 def throttle(plan: int, most: int | None) -> Control:
     """Limit how many elements of a plan take a further page.
 
-    Further elements end with their page. A higher limit does not restart elements that have ended:
-    those in the queue start, and ``resume`` submits the pages that have no element.
+    Further elements end with their page, except for the watcher of each submission. A higher limit
+    does not restart elements that have ended: those in the queue start, and ``resume`` submits the
+    pages that have no element.
 
     Parameters
     ----------

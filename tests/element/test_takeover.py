@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
 from astra.processes import now_s
 from astra.results.stopping import Stop
+from astra.resume.controls import throttle
 from astra.resume.resume import resume_local
 from astra.slurm.parse import Answer, Execution
 from astra.states import SlurmState
@@ -57,6 +59,28 @@ class TestLocal:
             (dead,) = Attempt.select().where(Attempt.state == "superseded")
             assert "its process is gone" in dead.message
             assert Attempt.select().where(Attempt.page == dead.page).count() == 2
+
+    def test_whoever_is_throttled_stays_for_the_pages_of_those_who_die(self, url):
+        """The only element that may run is dead: its page and the free one are run by another."""
+        plan = plan_of(20, 10)
+        submission = pool_of(plan)
+        throttle(plan.pk, 1)
+        died = replace(here("local", Path()), pid_began="gone")
+        with connection(), writing():
+            Page.update(free=False).where(Page.number == 1).execute()
+            claim_page(plan, 1, submission, 1, died)
+        with Element(plan, submission, Stop()) as this:
+            runs = this.pull(2)
+        assert sorted(run.page for run in runs) == [1, 2] and is_whole(plan)
+
+    def test_who_takes_a_page_watches_no_more(self, url):
+        plan = plan_of(10, 10)
+        submission = pool_of(plan)
+        watcher = Watcher(plan, submission, 1, Stop())
+        with connection(), writing():
+            Page.update(free=False).execute()
+            claim_page(plan, 1, submission, 2, replace(here("local", Path()), pid_began="gone"))
+        assert watcher.wait(None) and Submission.get().watcher is None
 
     def test_who_finds_no_page_and_nobody_at_work_ends(self, url):
         plan = plan_of(20, 10)
@@ -255,6 +279,17 @@ class TestDeaths:
         assert self.watcher(plan)._check() is None
         other = Watcher(plan, Submission.get(), 3, Stop())
         assert other._check() is False
+
+    def test_nobody_leaves_on_the_word_of_a_watcher_that_is_overdue(self, plan, slurm_says):
+        """It may have died with the element whose page it watched."""
+        held(Submission.get(), plan)
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        watcher = self.watcher(plan)
+        for silent_s, says in ((1, False), (3, None), (5, None)):
+            watched = dialect().now() - timedelta(seconds=silent_s)
+            Submission.update(watcher=3, watched=watched).execute()
+            assert watcher._check() is says
+            assert Submission.get().watcher == (2 if silent_s == 5 else 3)
 
 
 @pytest.mark.slurm

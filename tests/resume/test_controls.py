@@ -1,14 +1,16 @@
 """Plans that are paused, throttled and continued while their elements run."""
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from astra.database.connection import connection, dialect
+from astra.database.threads import in_background
 from astra.element.element import Element
 from astra.errors import UsageError
 from astra.models.attempts import Attempt
-from astra.models.plans import Page, Plan
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
@@ -20,7 +22,7 @@ from astra.submit.submit import submit
 from tests.nights import run_out
 from tests.pools import elements, is_whole, plan_of, pool_of, running, states
 from tests.sample_tasks import broken
-from tests.servers import Slurm
+from tests.servers import Slurm, wait_for
 
 
 def pulled(plan: Plan, submission, element: int) -> list[int]:
@@ -56,9 +58,11 @@ def test_elements_beyond_the_throttle_leave(url):
             pid=1,
         )  # fmt: skip
         Page.update(attempt_pk=other.pk, free=False).where(Page.pk == page.pk).execute()
-    assert pulled(plan, submission, 2) == []
+    watching = in_background(partial(pulled, plan, submission, 2))
+    wait_for(lambda: Submission.get().watcher == 2, "one that waits for its turn", 20)
+    assert pulled(plan, submission, 3) == []
     assert throttle(plan.pk, 2).running == 1
-    assert pulled(plan, submission, 2) == [2, 3]
+    assert watching() == [2, 3]
     with pytest.raises(UsageError, match="at least 1"):
         throttle(plan.pk, 0)
     with connection():
