@@ -37,7 +37,8 @@ PARTS = {
     "handing rows over, taking results": ("run.py", "__iter__"),
 }
 #: A thread that stands in one of these waits, and costs nothing.
-IDLE = {("threading.py", "wait"), ("threading.py", "_wait_for_tstate_lock"),
+JOIN = "join" if sys.version_info >= (3, 13) else "_wait_for_tstate_lock"
+IDLE = {("threading.py", "wait"), ("threading.py", JOIN),
         ("signals.py", "watch"), ("statement_timeout.py", "_look"),
         ("queue.py", "get")}  # fmt: skip
 

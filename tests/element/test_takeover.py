@@ -30,10 +30,10 @@ from tests.pools import elements, is_whole, kill_element, plan_of, pool_of, runn
 from tests.servers import Slurm
 
 
-def short_lease(folder, monkeypatch):
-    """Heartbeats every half second, and Slurm may be asked every 0.4 s."""
+def use_lease(lease_s: int, folder, monkeypatch):
+    """There are four heartbeats in it, and Slurm may be asked five times."""
     file = folder / "astra.toml"
-    file.write_text("[element]\nlease_s = 2\n")
+    file.write_text(f"[element]\nlease_s = {lease_s}\n")
     monkeypatch.setenv("ASTRA_CONFIG", str(file))
     settings.use(settings.load(file))
 
@@ -159,7 +159,7 @@ class TestDeaths:
 
     @pytest.fixture
     def plan(self, url, tmp_path, monkeypatch):
-        short_lease(tmp_path, monkeypatch)
+        use_lease(1000, tmp_path, monkeypatch)  # however long the test itself takes
         plan = plan_of(10, 10)
         pool_of(plan)
         return plan
@@ -171,7 +171,7 @@ class TestDeaths:
         slurm_says["answer"] = answer(SlurmState.RUNNING)
         watcher = self.watcher(plan)
         assert watcher._check() is None
-        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 2.5)
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1250)
         assert watcher._check() is None and Attempt.get().state == "running"
         watcher.query_s = 0.0
         slurm_says["answer"] = answer(end)
@@ -183,7 +183,7 @@ class TestDeaths:
         slurm_says["answer"] = answer(SlurmState.RUNNING)
         watcher = self.watcher(plan)
         assert watcher._check() is None
-        watcher.unchanged[attempt.pk] = (attempt.seen, -1000.0)
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 5000)
         for _ in range(2):  # nobody waits for it either
             assert not watcher._check() and Attempt.get().state == "running"
         assert watcher._check() is False
@@ -221,8 +221,8 @@ class TestDeaths:
         attempt = held(Submission.get(), plan, silent_s=1000)
         watcher = self.watcher(plan)
         assert watcher._check() is None
-        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1000)
-        watcher.checked_s -= 900  # the database was away
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 2000)
+        watcher.checked_s -= 1800  # the database was away
         assert watcher._check() is None and Attempt.get().state == "running"
 
     def test_a_heartbeat_that_stood_still_for_a_lease_is_a_death_without_blame(
@@ -231,7 +231,7 @@ class TestDeaths:
         attempt = held(Submission.get(), plan, silent_s=1)
         watcher = self.watcher(plan)
         assert watcher._check() is None
-        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 2.1)
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1100)
         assert watcher._check() is True
         with connection():
             assert not list(Page.get().suspects)
@@ -243,10 +243,13 @@ class TestDeaths:
         held(Submission.get(), plan)
         slurm_says["answer"] = Answer(queue=False)
         watcher = self.watcher(plan)
-        watcher.lease_s = 0.05
 
         def elements(jobs):
-            time.sleep(0.1)
+            """It takes two leases."""
+            watcher.checked_s -= 2000
+            watcher.unchanged = {
+                pk: (seen, s - 2000) for pk, (seen, s) in watcher.unchanged.items()
+            }
             return slurm_says["answer"]
 
         monkeypatch.setattr("astra.slurm.client.elements", elements)
@@ -285,11 +288,11 @@ class TestDeaths:
         held(Submission.get(), plan)
         slurm_says["answer"] = answer(SlurmState.RUNNING)
         watcher = self.watcher(plan)
-        for silent_s, says in ((1, False), (3, None), (5, None)):
+        for silent_s, says in ((10, False), (30, None), (50, None)):
             watched = dialect().now() - timedelta(seconds=silent_s)
             Submission.update(watcher=3, watched=watched).execute()
             assert watcher._check() is says
-            assert Submission.get().watcher == (2 if silent_s == 5 else 3)
+            assert Submission.get().watcher == (2 if silent_s == 50 else 3)
 
 
 @pytest.mark.slurm
@@ -297,7 +300,7 @@ class TestDeaths:
 def test_on_slurm_a_killed_elements_page_is_done_without_a_resume(
     slurm: Slurm, monkeypatch, tmp_path
 ):
-    short_lease(tmp_path, monkeypatch)
+    use_lease(2, tmp_path, monkeypatch)
     plan = plan_of(40, 20, row_s=0.3)
     submit(plan.pk)
     attempt = running(2, 0)[0]
