@@ -22,7 +22,7 @@ from astra.policy import retry_policy
 from astra.policy.retry_policy import End, Step
 from astra.slurm import limits
 from astra.slurm.site import Room
-from astra.states import ALIVE, PageState
+from astra.states import ALIVE, PageState, SlurmState
 
 if TYPE_CHECKING:
     from astra.status.page_states import PageStatus
@@ -60,7 +60,7 @@ def next_steps(
     with connection():
         pages = [page for page in light_pages(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-        gained, searched = _gained(plan), _searched(plan)
+        gained, searched, workers = _gained(plan), _searched(plan), _workers(plan)
     given = {key: value for key, value in (options or {}).items() if value is not None}
     # Cached, as it is the same for all pages of an array, of which there may be thousands.
     chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, given))
@@ -69,8 +69,14 @@ def next_steps(
     for page in pages:
         status, base = wanted[page.number], chosen(page.submission_pk)
         last = page.pk, page.submission_pk
+        # Nobody began the page, and its element did not fail in its start.
+        spared = last not in gained and (
+            status.slurm_state == SlurmState.CANCELLED
+            or (page.submission_pk, status.element) in workers
+        )
+        in_vain = not gained.get(last, 0) and not spared
         end = retry_policy.end_of(
-            status.state, status.slurm_state, status.exit_code, not gained.get(last, 0), status.node
+            status.state, status.slurm_state, status.exit_code, in_vain, status.node
         )
         if end is not None and end.state in retry_policy.CAUSED_BY_ROWS and last in searched:
             end = replace(end, in_vain=False)
@@ -95,6 +101,12 @@ def _gained(plan: Plan) -> dict[tuple[int, int | None], int]:
         .group_by(Attempt.page, Attempt.submission_pk)
     )
     return {(page, submission): int(rows or 0) for page, submission, rows in tuples(query)}
+
+
+def _workers(plan: Plan) -> set[tuple[int, int]]:
+    """Return the submissions and elements that began a page."""
+    query = Attempt.select(Attempt.submission_pk, Attempt.element).join(Page)
+    return set(tuples(query.where(Page.plan == plan.pk).distinct()))
 
 
 def _searched(plan: Plan) -> set[tuple[int, int | None]]:

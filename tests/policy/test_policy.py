@@ -1,6 +1,7 @@
 """What is done about pages whose elements ended before their rows had."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from astra.config.retry_rules import RULES, rules
 from astra.config.settings import load, use
 from astra.config.units import size_mb
 from astra.database.connection import connection, dialect
+from astra.element.claiming import claim_page, here
 from astra.errors import ConfigError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Exclusion
@@ -26,10 +28,12 @@ from astra.resume.resume import resume
 from astra.slurm.limits import room
 from astra.slurm.site import Room, parse_partitions
 from astra.states import PageState
+from astra.status.page_states import survey
 from astra.status.status import status
 from astra.submit.submit import submit, to_exclude
 from tests.conftest import ROOT
 from tests.nights import run_out
+from tests.pools import plan_of, pool_of
 from tests.sample_tasks import Measured, fill, hungry, measure
 from tests.servers import Slurm, wait_for
 
@@ -153,6 +157,22 @@ class TestRules:
 def test_what_ended_an_element(page, word, code, state):
     found = end_of(PageState(page), word, code, True, "n1")
     assert (found.state if found else None) == state
+
+
+def test_a_page_that_nobody_began_uses_up_no_retry(url):
+    """Its element was cancelled while it waited, or failed at another page."""
+    plan = plan_of(40, 10)
+    submission = pool_of(plan)
+    with connection():
+        claim_page(plan, 1, submission, 1, here("local", Path()))
+    ends = {1: (1, "FAILED"), 2: (2, "CANCELLED"), 3: (1, "FAILED"), 4: (4, "FAILED")}
+    statuses = [
+        replace(s, state=PageState.LOST, element=ends[s.page][0], slurm_state=ends[s.page][1])
+        for s in survey(plan)[0]
+    ]
+    steps = next_steps.next_steps(plan, statuses)
+    assert [n.end.in_vain for n in steps] == [True, False, False, True]
+    assert steps[1].step.said == "next as before (uses up no retry)"
 
 
 class TestNodes:
