@@ -13,7 +13,7 @@ from astra.config.secrets import hide
 from astra.config.startup import printable, start_command
 from astra.element.board import Board
 from astra.element.supervisor import supervised
-from astra.errors import AstraError, UsageError
+from astra.errors import AstraError, OutOfMemory, UsageError
 
 _OPTIONS: dict[str, Callable[[str], object]] = {
     "--plan": int, "--job": str, "--element": int, "--planned-by": str,
@@ -64,6 +64,9 @@ def _run(given: dict[str, Any], board: Board) -> int:
             given["--plan"], given["--element"], given["--job"], board=board,
             planned_by=given.get("--planned-by"),
         )  # fmt: skip
+    except OutOfMemory as error:  # between two pages: the parent starts a new process
+        board.out_of_memory()
+        return _refused(error)
     except AstraError as error:
         return _refused(error)
     for run in runs:

@@ -1,6 +1,7 @@
 """Tasks for the tests, which elements in other processes import as ``tests.sample_tasks``."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable
@@ -221,6 +222,16 @@ def hungry(
             taken = b"x" * (mb << 20)
             time.sleep(4)  # Slurm looks every second
             del taken
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task
+def frugal(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Limits its memory to less than it has already: it can take no more."""
+    import numpy  # noqa: F401 - what stores its results needs it
+
+    resource.setrlimit(resource.RLIMIT_AS, (50 << 20, 50 << 20))
+    for spectrum in spectra:
         yield Measured.from_spectrum(spectrum, value=1.0)
 
 

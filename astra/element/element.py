@@ -251,8 +251,8 @@ class Element:
             return _outcome_of(_counted(claim), AttemptState.DONE, note)
         try:
             page = retrying(lambda: page_of(plan, claim.page.number), waiting=self.stop.wanted)
-        except DatabaseError:
-            page = claim.page
+        except AstraError:
+            page = _counted(claim)
         return _outcome_of(page, state, message, status)
 
     def _abandon(self) -> None:

@@ -46,7 +46,7 @@ def supervised(
     """
     board = Board()
     parent = _Parent(board, row_timeout_s, stop_at)
-    in_vain = 0
+    in_vain = last_page = 0  # deaths with no row in progress, at the same page
     birth_s = born_s()
     while True:
         board.reset(birth_s)
@@ -68,7 +68,8 @@ def supervised(
         had_rows = parent.note_death(status, alive=True)
         if parent.stop_requested:
             return OutOfHours.exit_status if parent.over else 75
-        in_vain = 0 if had_rows else in_vain + 1
+        in_vain = 0 if had_rows else in_vain + 1 if board.page_pk == last_page else 1
+        last_page = board.page_pk
         if in_vain >= settings.current().element.max_deaths:
             from astra.element.deaths import give_up
 

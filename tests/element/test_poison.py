@@ -19,7 +19,7 @@ from astra.status.failures import failures
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.pools import plan_of, pool_of
-from tests.sample_tasks import Measured, collect_and_hang, deadly, fill, poisoned
+from tests.sample_tasks import Measured, collect_and_hang, deadly, fill, frugal, poisoned
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,15 @@ def test_a_row_that_hangs_in_a_task_that_collects(url):
     assert Measured.select().count() == 7 and verify(planned.plan).whole
     states = [a.state for a in Attempt.select().order_by(Attempt.number)]
     assert states[-1] == "done" and set(states[:-1]) == {"died"} and len(states) <= 6
+
+
+def test_a_task_that_leaves_no_memory_for_the_database_ends(sqlite_url):
+    """Its rows are stored, and each page costs a process; no lack of memory is waited out."""
+    plan = plan_of(40, 5, frugal)
+    resume_local(plan.pk, 1)
+    assert verify(plan.pk).whole and verify(plan.pk).sound
+    assert Measured.select().count() == 40
+    assert {a.state for a in Attempt.select()} <= {"died", "done"}
 
 
 @pytest.mark.parametrize("alive", [True, False])
