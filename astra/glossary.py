@@ -1,4 +1,4 @@
-"""Descriptions of columns by their names, for those that give no ``help_text`` of their own."""
+"""Describe columns by their names, for models that give no ``help_text``."""
 
 _DESCRIPTIONS = {
     # sources

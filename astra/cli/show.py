@@ -146,7 +146,7 @@ def submitted(done: Submitted) -> None:
     for job in done.jobs:
         line(f"job {job.job_id}: array {job.array}, {count(job.pages, 'page')}, {job.script}")
     for left in done.left:
-        line(f"{count(len(left.pages), 'page')} {left.state}: {left.said}; {left.remedy}")
+        line(f"{count(len(left.pages), 'page')} {left.state}: {left.explanation}; {left.remedy}")
     if done.pages:
         line(
             f"plan {done.plan}: {count(done.pages, 'page')} submitted, "
@@ -210,7 +210,7 @@ def status(plan: PlanStatus, every_page: bool = False) -> None:
         many = count(plan.refused, "further result")
         line(f"  {many} of rows that have one: astra failures {plan.plan}")
     for step in plan.steps:
-        line(f"  {count(len(step.pages), 'page')} {step.state}: {step.said}")
+        line(f"  {count(len(step.pages), 'page')} {step.state}: {step.explanation}")
     for note in plan.notes:
         console.print(f"  [magenta]note:[/] {escape(hide(note))}")
     if plan.advice:
@@ -367,7 +367,7 @@ def _first_line(text: str) -> str:
 def finding(checked: Finding) -> None:
     """Print a line of ``astra doctor``, and its remedy below it."""
     colour = {"ok": "green", "warning": "yellow", "failed": "bold red"}[checked.state]
-    console.print(f"[{colour}]{checked.state:7}[/] {escape(f'{checked.part}: {checked.said}')}")
+    console.print(f"[{colour}]{checked.state:7}[/] {escape(f'{checked.part}: {checked.message}')}")
     if checked.remedy:
         line(f"        {checked.remedy}")
 

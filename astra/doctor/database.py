@@ -145,9 +145,11 @@ def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding
             continue
         model, privilege = missing[0]
         name = model._meta.table_name
-        said = f"the role {role!r} may not {privilege.split(' ')[0]} on {name} ({kind}: {purpose})"
+        message = (
+            f"the role {role!r} may not {privilege.split(' ')[0]} on {name} ({kind}: {purpose})"
+        )
         find = failed if kind == "reads" else warning
-        yield find(_PART, said, f"have the tables' owner run astra initdb --grant {role}:{kind}")
+        yield find(_PART, message, f"have the tables' owner run astra initdb --grant {role}:{kind}")
     if role is not None and may:
         yield ok(_PART, f"the role {role!r} has what it needs for: {', '.join(may)}")
 

@@ -17,20 +17,20 @@ class Finding:
 
     part: str  # "python", "configuration", "database", "slurm", "run directory", "night NAME"
     state: str  # "ok", "warning": it works without, or "failed"
-    said: str
+    message: str
     remedy: str | None = None  # what to type, or to change
 
 
-def ok(part: str, said: str) -> Finding:
-    return Finding(part, OK, hide(said))
+def ok(part: str, message: str) -> Finding:
+    return Finding(part, OK, hide(message))
 
 
-def warning(part: str, said: str, remedy: str) -> Finding:
-    return Finding(part, WARNING, hide(said), hide(remedy))
+def warning(part: str, message: str, remedy: str) -> Finding:
+    return Finding(part, WARNING, hide(message), hide(remedy))
 
 
-def failed(part: str, said: str, remedy: str) -> Finding:
-    return Finding(part, FAILED, hide(said), hide(remedy))
+def failed(part: str, message: str, remedy: str) -> Finding:
+    return Finding(part, FAILED, hide(message), hide(remedy))
 
 
 def of_error(part: str, error: Exception) -> Finding:

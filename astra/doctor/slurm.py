@@ -60,7 +60,7 @@ def _profile(chosen: Profile) -> Iterator[Finding]:
         client.try_options(directives(chosen))
     except SlurmError as error:
         refusal = of_error(_PART, error)
-        yield failed(_PART, f"{name}: {refusal.said}", refusal.remedy or "change the profile")
+        yield failed(_PART, f"{name}: {refusal.message}", refusal.remedy or "change the profile")
         return
     known = limits.bounds(chosen)
     late = limits.warnings(chosen, known)

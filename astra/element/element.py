@@ -302,8 +302,8 @@ class Element:
         reader = Reader(task.model, task.output, claim, stop, meter.first_row, bool(self.plan.redo))
         writer = self._writer(claim, task)
         run = Run(
-            reader, task.call, writer, writer.n_rows, board=self.board, outer=task.outer,
-            may_write_last_here=self._may_write_last,
+            reader, task.call, writer, writer.n_rows, board=self.board,
+            outer_exceptions=task.outer_exceptions, may_write_last_here=self._may_write_last,
         )  # fmt: skip
         meter.run, meter.reader = run, reader
         try:

@@ -29,7 +29,7 @@ class LoadedTask:
     output: type[OutputModel]
     call: Callable[[Iterator[object]], Iterator[object]]
     settings: Settings
-    outer: tuple[type[BaseException], ...]
+    outer_exceptions: tuple[type[BaseException], ...]
 
 
 def load_task(plan: Plan) -> LoadedTask:
@@ -52,8 +52,8 @@ def load_task(plan: Plan) -> LoadedTask:
         planned = retrying(lambda: MadeBy.get_by_id(plan.made_by))
         files = stored(planned.files, dict, f"`files` of made_by {planned.pk}")
         check_files(function, arguments, files, plan.pk)
-    outer = outer_exceptions(element.outer_exceptions)
-    return LoadedTask(declared, model, output, caller(function, bound), settings, outer)
+    exceptions = load_outer_exceptions(element.outer_exceptions)
+    return LoadedTask(declared, model, output, caller(function, bound), settings, exceptions)
 
 
 def planned_arguments(plan: Plan, function: Callable[..., object]) -> dict[str, object]:
@@ -73,7 +73,7 @@ def planned_arguments(plan: Plan, function: Callable[..., object]) -> dict[str, 
     return restored(function, values)
 
 
-def outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
+def load_outer_exceptions(paths: Iterable[str]) -> tuple[type[BaseException], ...]:
     """Import the exception classes that ``[element] outer_exceptions`` names.
 
     Raises

@@ -240,5 +240,5 @@ def grouped(steps: Iterable[Next]) -> dict[tuple[str | None, bool, str], list[in
     """Group pages by their next step: the state, whether it is a retry, and its description."""
     groups: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
     for n in steps:
-        groups[n.step.state, n.step.retry, n.step.said].append(n.page.number)
+        groups[n.step.state, n.step.retry, n.step.explanation].append(n.page.number)
     return dict(groups)

@@ -50,7 +50,7 @@ class Step:
 
     state: str | None  # how its element ended; None: it had none
     retry: bool
-    said: str  # "next with mem 3G instead of 2G (retry 1 of 3)"
+    explanation: str  # "next with mem 3G instead of 2G (retry 1 of 3)"
     options: tuple[tuple[str, str], ...] = ()  # of sbatch, that grow
 
 

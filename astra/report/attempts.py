@@ -25,7 +25,7 @@ N_SLOWEST = 15
 
 
 @dataclass(frozen=True)
-class Over:
+class TimeSeries:
     """Values over time, as the mean in each of `N_BINS` intervals of equal length."""
 
     began: datetime
@@ -85,7 +85,7 @@ class Ending:
     message: str | None  # of one of them
 
 
-class _Run(NamedTuple):
+class _Record(NamedTuple):
     """One attempt, as the database returns it."""
 
     plan: int
@@ -111,25 +111,25 @@ class _Run(NamedTuple):
 #: The state of an attempt that is recorded as running and has no live process.
 _LOST = "lost"
 
-_WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
+_ENDED_WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
 
 
-def _marked_if_lost(run: _Run, alive: set[tuple[int, int]], asked: datetime) -> _Run:
+def _marked_if_lost(record: _Record, alive: set[tuple[int, int]], asked: datetime) -> _Record:
     """Mark a running attempt as lost if its element did not live when Slurm was asked."""
-    silent = (run.plan, run.page) not in alive and run.seen <= asked
-    lost = run.state == AttemptState.RUNNING and silent
-    return run._replace(state=_LOST) if lost else run
+    silent = (record.plan, record.page) not in alive and record.seen <= asked
+    lost = record.state == AttemptState.RUNNING and silent
+    return record._replace(state=_LOST) if lost else record
 
 
-def _last_word(run: _Run, now: datetime) -> datetime:
+def _end_of_work(record: _Record, now: datetime) -> datetime:
     """Return until when an attempt worked; one that was taken over, until its last heartbeat."""
-    if run.state == AttemptState.RUNNING:
+    if record.state == AttemptState.RUNNING:
         return now
-    died = run.state == AttemptState.SUPERSEDED
-    return run.seen if died or run.ended is None else run.ended
+    died = record.state == AttemptState.SUPERSEDED
+    return record.seen if died or record.ended is None else record.ended
 
 
-class Runs:
+class Attempts:
     """The attempts of some plans, as columns."""
 
     def __init__(
@@ -150,71 +150,72 @@ class Runs:
         alive = {
             (s.plan, p.page) for s in statuses for p in s.elements if p.state is PageState.RUNNING
         }
-        runs = [_marked_if_lost(_Run(*values), alive, asked) for values in tuples(query)]
-        self.plans, self.runs, self.n, self.now = list(plans), runs, len(runs), now
+        records = [_marked_if_lost(_Record(*values), alive, asked) for values in tuples(query)]
+        self.plans, self.records, self.n = list(plans), records, len(records)
         self.whole = {(s.plan, p.page) for s in statuses for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in statuses)
-        self.at = np.array([run.began.timestamp() for run in runs])
-        until = [_last_word(run, now) for run in runs]
-        self.until = np.maximum(np.array([u.timestamp() for u in until]), self.at)
-        self.number = np.array([run.number for run in runs], dtype=int)
-        self.rows = np.array([run.rows for run in runs], dtype=float)
-        self.task_s = np.array([run.task_s for run in runs])
-        self.read_s = np.array([run.read_s for run in runs])
-        self.write_s = np.array([run.write_s for run in runs])
-        self.host = [run.host for run in runs]
-        self.began = min((run.began for run in runs), default=None)
-        self.ended = max(until, default=None)
+        self.began_s = np.array([record.began.timestamp() for record in records])
+        ends = [_end_of_work(record, now) for record in records]
+        self.ended_s = np.maximum(np.array([end.timestamp() for end in ends]), self.began_s)
+        self.number = np.array([record.number for record in records], dtype=int)
+        self.rows = np.array([record.rows for record in records], dtype=float)
+        self.task_s = np.array([record.task_s for record in records])
+        self.read_s = np.array([record.read_s for record in records])
+        self.write_s = np.array([record.write_s for record in records])
+        self.host = [record.host for record in records]
+        self.began = min((record.began for record in records), default=None)
+        self.ended = max(ends, default=None)
 
-    def over_time(self, first: datetime | None) -> Over | None:
+    def over_time(self, first: datetime | None) -> TimeSeries | None:
         """Count pages by state over time, from the first submission to the last heartbeat."""
         if not self.n or self.began is None or self.ended is None:
             return None
         start = min(first or self.began, self.began)
-        over = Over(start, max(self.ended, start + timedelta(seconds=1)), {})
-        edges = _edges(over)
+        end = max(self.ended, start + timedelta(seconds=1))
+        edges = _edges(start, end)
         t0, t1 = edges[0], edges[-1]
-        following = np.append(self.at[1:], np.inf)
-        ids = [(run.plan, run.page) for run in self.runs]
+        following = np.append(self.began_s[1:], np.inf)
+        ids = [(record.plan, record.page) for record in self.records]
         first_of = np.array([i == 0 or ids[i] != ids[i - 1] for i in range(self.n)])
         last_of = np.array([*first_of[1:], True], bool)
-        ended = np.array([run.state == AttemptState.DONE for run in self.runs], bool)
+        ended = np.array([record.state == AttemptState.DONE for record in self.records], bool)
         done = last_of & (ended | np.array([page in self.whole for page in ids], bool))
         # An element that continues its page with another attempt has not stopped.
         same = [
             one.submission == other.submission and one.state != AttemptState.SUPERSEDED
-            for one, other in pairwise(self.runs)
+            for one, other in pairwise(self.records)
         ]
-        until = np.where(~last_of & np.array([*same, False], bool), following, self.until)
+        until = np.where(~last_of & np.array([*same, False], bool), following, self.ended_s)
         stopped = ~done & (until < t1)
         gone_on = np.minimum(np.where(last_of, t1, following), t1)
         never = self.n_pages - int(first_of.sum())
-        begins = np.append(self.at[first_of], np.full(never, t1))
+        begins = np.append(self.began_s[first_of], np.full(never, t1))
         series = {
             "done": mean_over(until[done], np.full(int(done.sum()), t1), edges),
-            "running": mean_over(self.at, np.minimum(until, gone_on), edges),
+            "running": mean_over(self.began_s, np.minimum(until, gone_on), edges),
             "stopped": mean_over(until[stopped], gone_on[stopped], edges),
             "not begun": mean_over(np.full(len(begins), t0), begins, edges),
         }
-        return Over(over.began, over.ended, series)
+        return TimeSeries(start, end, series)
 
-    def rate(self, over: Over | None) -> Over | None:
+    def rate(self, pages: TimeSeries | None) -> TimeSeries | None:
         """Return the rows ended per second, those of an attempt spread evenly over its time."""
-        if over is None:
+        if pages is None:
             return None
-        lasted = np.maximum(self.until - self.at, 1e-3)
-        per_s = mean_over(self.at, self.at + lasted, _edges(over), self.rows / lasted)
-        return Over(over.began, over.ended, {"rows per second": per_s})
+        lasted = np.maximum(self.ended_s - self.began_s, 1e-3)
+        edges = _edges(pages.began, pages.ended)
+        per_s = mean_over(self.began_s, self.began_s + lasted, edges, self.rows / lasted)
+        return TimeSeries(pages.began, pages.ended, {"rows per second": per_s})
 
     def _pages(self) -> dict[tuple[int, int], list[int]]:
         pages: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for place, run in enumerate(self.runs):
-            pages[run.plan, run.page].append(place)
+        for place, record in enumerate(self.records):
+            pages[record.plan, record.page].append(place)
         return pages
 
     def page_times(self) -> Histogram | None:
         """Return the seconds that all attempts of each whole page took."""
-        lasted = self.until - self.at
+        lasted = self.ended_s - self.began_s
         times = [
             lasted[places].sum() for page, places in self._pages().items() if page in self.whole
         ]
@@ -226,23 +227,23 @@ class Runs:
         began: dict[tuple[int, int], float] = {}
         ended: dict[tuple[int, int], float] = {}
         peak: dict[tuple[int, int], float] = {}
-        for run, start, end in zip(self.runs, self.at, self.until, strict=True):
-            key = run.submission, run.element
+        for record, start, end in zip(self.records, self.began_s, self.ended_s, strict=True):
+            key = record.submission, record.element
             began[key] = min(began.get(key, start), start)
             ended[key] = max(ended.get(key, end), end)
-            if run.max_rss_mb:
-                peak[key] = max(peak.get(key, 0.0), run.max_rss_mb)
+            if record.max_rss_mb:
+                peak[key] = max(peak.get(key, 0.0), record.max_rss_mb)
         return {key: ended[key] - began[key] for key in began}, peak
 
     def slow_pages(self) -> list[SlowPage]:
-        lasted = self.until - self.at
+        lasted = self.ended_s - self.began_s
         places = self._pages()
         times = {page: float(lasted[mine].sum()) for page, mine in places.items()}
         slowest = sorted(times, key=lambda page: -times[page])[:N_SLOWEST]
         return [
             SlowPage(
-                *page, self.runs[places[page][-1]].page_rows, len(places[page]), times[page],
-                self.runs[places[page][-1]].host,
+                *page, self.records[places[page][-1]].page_rows, len(places[page]), times[page],
+                self.records[places[page][-1]].host,
             )
             for page in slowest
         ]  # fmt: skip
@@ -252,13 +253,13 @@ class Runs:
         of_node: dict[str, list[int]] = defaultdict(list)
         for place, host in enumerate(self.host):
             of_node[host].append(place)
-        lasted = self.until - self.at
+        lasted = self.ended_s - self.began_s
         nodes = [
             Node(
                 host, len(places), int(self.rows[places].sum()), float(lasted[places].sum()),
-                sum(self.runs[i].failed for i in places),
-                sum(self.runs[i].state not in _WELL for i in places),
-                max((m for i in places if (m := self.runs[i].max_rss_mb)), default=None),
+                sum(self.records[i].failed for i in places),
+                sum(self.records[i].state not in _ENDED_WELL for i in places),
+                max((m for i in places if (m := self.records[i].max_rss_mb)), default=None),
             )
             for host, places in of_node.items()
         ]  # fmt: skip
@@ -266,7 +267,7 @@ class Runs:
 
     def endings(self) -> list[Ending]:
         """Return how attempts ended, those that ended well first."""
-        counts = Counter((run.state, run.slurm_state) for run in self.runs)
+        counts = Counter((record.state, record.slurm_state) for record in self.records)
         endings = []
         for (state, slurm_state), n in counts.items():
             message = None
@@ -286,8 +287,8 @@ class Runs:
         return sorted(endings, key=lambda e: (e.state != AttemptState.DONE, -e.attempts))
 
 
-def _edges(over: Over) -> Reals:
-    return np.linspace(over.began.timestamp(), over.ended.timestamp(), N_BINS + 1)
+def _edges(began: datetime, ended: datetime) -> Reals:
+    return np.linspace(began.timestamp(), ended.timestamp(), N_BINS + 1)
 
 
 def mean_over(

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from astra import __version__
 from astra.report import format as formats
-from astra.report.attempts import N_BINS, Histogram, Over
+from astra.report.attempts import N_BINS, Histogram, TimeSeries
 from astra.report.report import Report
 from astra.report.tables import submissions, tables
 
@@ -100,12 +100,12 @@ def _kind(state: str) -> str:
     return _KINDS.get(state, "unknown")
 
 
-def _changes(over: Over | None) -> bool:
+def _changes(values: TimeSeries | None) -> bool:
     """Return whether something changes over time in more than one step."""
-    if over is None:
+    if values is None:
         return False
-    bins = zip(*over.series.values(), strict=True)
-    return len({tuple(round(value, 3) for value in at) for at in bins}) > 3
+    bins = zip(*values.series.values(), strict=True)
+    return len({tuple(round(value, 3) for value in heights) for heights in bins}) > 3
 
 
 def _histograms(report: Report) -> list[tuple[str, Histogram, str]]:
@@ -117,16 +117,16 @@ def _histograms(report: Report) -> list[tuple[str, Histogram, str]]:
     return [(title, h, of) for title, h, of in histograms if h and sum(map(bool, h.counts)) > 2]
 
 
-def _stacked(over: Over, order: Sequence[str]) -> Iterable[Bar]:
+def _stacked(values: TimeSeries, order: Sequence[str]) -> Iterable[Bar]:
     """Yield stacked bars over time; the highest stack fills the drawing.
 
     Adjacent bars of the same height are one rectangle.
     """
-    series = [over.series[name] for name in order]
+    series = [values.series[name] for name in order]
     highest = max(map(sum, zip(*series, strict=True))) or 1
     below = [0.0] * N_BINS
-    for name, values in zip(order, series, strict=True):
-        tops = [base + value for base, value in zip(below, values, strict=True)]
+    for name, heights in zip(order, series, strict=True):
+        tops = [base + value for base, value in zip(below, heights, strict=True)]
         start = 0
         for place in range(1, N_BINS + 1):
             if place < N_BINS and (below[place], tops[place]) == (below[start], tops[start]):

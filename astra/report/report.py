@@ -16,7 +16,7 @@ import numpy as np
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples
 from astra.models.plans import Page, Plan, Submission
-from astra.report.attempts import Ending, Histogram, Node, Over, Runs, SlowPage
+from astra.report.attempts import Attempts, Ending, Histogram, Node, SlowPage, TimeSeries
 from astra.report.earlier import Earlier, earlier_of, earlier_plans
 from astra.report.failures import FailureKind, failures_of
 from astra.report.provenance import Provenance, provenance_of
@@ -53,8 +53,8 @@ class Report:
     task_s: float
     read_s: float
     write_s: float
-    over_time: Over | None
-    rate: Over | None
+    over_time: TimeSeries | None
+    rate: TimeSeries | None
     row_times: Histogram | None
     page_times: Histogram | None
     efficiency: Efficiency | None
@@ -126,28 +126,28 @@ def report_of(
     current = statuses(plans, of_whole=False, recent_s=settings.current().slurm.recent_s)
     verdict = headline(current)
     with connection():
-        frozen = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
+        planned = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
         now = dialect().now()
-        runs = Runs(plans, current, asked, now)
+        attempts = Attempts(plans, current, asked, now)
         if earlier is None and len(plans) == 1:
-            earlier = earlier_plans(frozen[plans[0]])
-        how = tuple(provenance_of(frozen[pk], submissions) for pk in plans)
-        attempts = _of_attempts(list(frozen.values()), submissions, runs)
-        problems = _of_problems(current)
-        this = earlier_of(plans, "this one") if runs.n else None
-    used, notes = efficiency(submissions, runs)
+            earlier = earlier_plans(planned[plans[0]])
+        how = tuple(provenance_of(planned[pk], submissions) for pk in plans)
+        figures = _attempt_figures(list(planned.values()), submissions, attempts)
+        figures |= _state_counts(current) | _problems(current)
+        this = earlier_of(plans, "this one") if attempts.n else None
+    used, notes = efficiency(submissions, attempts)
     return Report(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
         made=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,
         plans=tuple(replace(s, elements=()) for s in current), earlier=tuple(earlier or ()),
-        efficiency=used, wasted=tuple(wasted(used, runs, attempts["page_times"])), this=this,
+        efficiency=used, wasted=tuple(wasted(used, attempts, figures["page_times"])), this=this,
         notes=tuple(dict.fromkeys([*(n for s in current for n in s.notes), *notes])),
-        verdict=verdict.text, next=verdict.commands, **_of_states(current), **problems, **attempts,
+        verdict=verdict.text, next=verdict.commands, **figures,
     )  # fmt: skip
 
 
-def _of_states(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
+def _state_counts(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
     """Count rows and pages by state."""
     return dict(
         rows=dict(total(s.rows for s in statuses)), pages=dict(total(s.pages for s in statuses)),
@@ -155,7 +155,7 @@ def _of_states(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _of_problems(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
+def _problems(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
     """Return failed rows by kind, and pages that need attention, the most urgent first."""
     failures = failures_of([status.plan for status in statuses])
     n_failed = sum(status.rows.get("failed", 0) for status in statuses)
@@ -178,29 +178,29 @@ def _last_logs(pages: Iterable[tuple[int, PageStatus]]) -> Iterable[tuple[int, i
     return ((*last[attempt], path) for attempt, path in log_paths(last).items())
 
 
-def _of_attempts(
-    plans: list[Plan], submissions: Sequence[Submission], runs: Runs
+def _attempt_figures(
+    plans: list[Plan], submissions: Sequence[Submission], attempts: Attempts
 ) -> dict[str, Any]:
     """Return the numbers of attempts: when, how fast, on which nodes, and how they ended."""
-    of_rows, slow_rows = row_times(plans, runs)
-    over = runs.over_time(min((s.created for s in submissions), default=None))
+    of_rows, slow_rows = row_times(plans, attempts)
+    over_time = attempts.over_time(min((s.created for s in submissions), default=None))
     return dict(
-        n_attempts=runs.n,
-        retries=int(np.count_nonzero(runs.number > 1)),
-        began=runs.began,
-        ended=runs.ended,
-        task_s=float(runs.task_s.sum()),
-        read_s=float(runs.read_s.sum()),
-        write_s=float(runs.write_s.sum()),
-        over_time=over,
-        rate=runs.rate(over),
+        n_attempts=attempts.n,
+        retries=int(np.count_nonzero(attempts.number > 1)),
+        began=attempts.began,
+        ended=attempts.ended,
+        task_s=float(attempts.task_s.sum()),
+        read_s=float(attempts.read_s.sum()),
+        write_s=float(attempts.write_s.sum()),
+        over_time=over_time,
+        rate=attempts.rate(over_time),
         row_times=of_rows,
-        page_times=runs.page_times(),
-        nodes=tuple(runs.nodes()[:N_LISTED]),
-        n_nodes=len(set(runs.host)),
-        endings=tuple(runs.endings()),
+        page_times=attempts.page_times(),
+        nodes=tuple(attempts.nodes()[:N_LISTED]),
+        n_nodes=len(set(attempts.host)),
+        endings=tuple(attempts.endings()),
         slow_rows=tuple(slow_rows),
-        slow_pages=tuple(runs.slow_pages()),
+        slow_pages=tuple(attempts.slow_pages()),
     )
 
 

@@ -15,7 +15,7 @@ from astra.models.keys import RowKey
 from astra.models.pipeline import link_of
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
-from astra.report.attempts import Histogram, Runs, histogram
+from astra.report.attempts import Attempts, Histogram, histogram
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ class SlowRow:
     seconds: float
 
 
-def row_times(plans: list[Plan], runs: Runs) -> tuple[Histogram | None, list[SlowRow]]:
+def row_times(plans: list[Plan], attempts: Attempts) -> tuple[Histogram | None, list[SlowRow]]:
     """Return run times of rows, from the results of all pages, or of some if there are many."""
     times: list[float] = []
     slowest: list[SlowRow] = []
     n_read = 0
     for plan in plans:
-        numbers = _pages_to_look_at(plan, runs, ROWS_LOOKED_AT // len(plans))
+        numbers = _pages_to_look_at(plan, attempts, ROWS_LOOKED_AT // len(plans))
         n_read += len(numbers)
         try:
             elapsed = list(_elapsed(plan, numbers))
@@ -57,15 +57,15 @@ def row_times(plans: list[Plan], runs: Runs) -> tuple[Histogram | None, list[Slo
     return histogram(np.array(times), extent if n_read < n_pages else None), slowest
 
 
-def _pages_to_look_at(plan: Plan, runs: Runs, n_rows: int) -> list[int]:
+def _pages_to_look_at(plan: Plan, attempts: Attempts, n_rows: int) -> list[int]:
     """Choose pages of about `n_rows` rows: all, or the slowest and some spread over the plan."""
     most = max(2, n_rows // plan.limit)
     if plan.n_pages <= most:
         return list(range(1, plan.n_pages + 1))
-    mine = [run for run in runs.runs if run.plan == plan.pk and run.rows]
-    slowest = sorted(mine, key=lambda run: -run.task_s / run.rows)[: most // 2]
+    of_plan = [a for a in attempts.records if a.plan == plan.pk and a.rows]
+    slowest = sorted(of_plan, key=lambda a: -a.task_s / a.rows)[: most // 2]
     spread = np.linspace(1, plan.n_pages, most // 2).astype(int).tolist()
-    return sorted({run.page for run in slowest} | set(spread))
+    return sorted({a.page for a in slowest} | set(spread))
 
 
 def _elapsed(plan: Plan, numbers: list[int]) -> Iterable[tuple[int, RowKey, float]]:

@@ -13,7 +13,7 @@ from astra.config import settings
 from astra.config.units import size_mb, time_limit_s
 from astra.errors import SlurmError
 from astra.models.plans import Submission
-from astra.report.attempts import Runs
+from astra.report.attempts import Attempts
 from astra.slurm import client, command
 from astra.slurm.parse import Usage
 from astra.status.page_states import slurm_jobs
@@ -47,7 +47,7 @@ class Efficiency:
 
 
 def efficiency(
-    submissions: Sequence[Submission], runs: Runs
+    submissions: Sequence[Submission], attempts: Attempts
 ) -> tuple[Efficiency | None, tuple[str, ...]]:
     """Return how resources were used, and notes on what is unknown."""
     jobs = slurm_jobs(submissions)
@@ -62,7 +62,7 @@ def efficiency(
         except SlurmError as error:
             why = str(error)
     note = f"memory and time are what attempts measured themselves, CPU is not known: {why}"
-    return _measured_by_attempts(submissions, runs), (note,)
+    return _measured_by_attempts(submissions, attempts), (note,)
 
 
 def _accounted(usage: list[Usage]) -> Efficiency:
@@ -83,10 +83,12 @@ def _accounted(usage: list[Usage]) -> Efficiency:
     )
 
 
-def _measured_by_attempts(submissions: Sequence[Submission], runs: Runs) -> Efficiency | None:
+def _measured_by_attempts(
+    submissions: Sequence[Submission], attempts: Attempts
+) -> Efficiency | None:
     """Return memory and time of each element as its attempts measured them."""
     asked = {s.pk: s.options for s in submissions}
-    lasted, peak = runs.elements()
+    lasted, peak = attempts.elements()
     memory, time = [], []
     for (submission, element), seconds in lasted.items():
         options = asked.get(submission, {})

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from astra.report.attempts import Histogram, Runs
+from astra.report.attempts import Attempts, Histogram
 from astra.report.format import amount, count, percent, unbroken
 from astra.report.usage import Efficiency, Gauge
 
@@ -30,17 +30,22 @@ _STRAGGLES = 4
 _WORTH_S = 60.0
 
 
-def wasted(used: Efficiency | None, runs: Runs, page_times: Histogram | None) -> Iterator[str]:
+def wasted(
+    used: Efficiency | None, attempts: Attempts, page_times: Histogram | None
+) -> Iterator[str]:
     """Yield a sentence about each thing that was wasted, slow, or nearly failed."""
     for gauge in used.gauges if used else ():
-        yield from _of_gauge(gauge)
-    again = runs.number > 1
+        yield from _on_gauge(gauge)
+    again = attempts.number > 1
     if n := int(np.count_nonzero(again)):
         yield (
-            f"{count(n)} of {count(runs.n)} attempts were not the first at their page; they spent "
-            f"{unbroken(float(runs.task_s[again].sum()))} in the task."
+            f"{count(n)} of {count(attempts.n)} attempts were not the first at their page; they "
+            f"spent {unbroken(float(attempts.task_s[again].sum()))} in the task."
         )
-    transfer, task = float(runs.read_s.sum() + runs.write_s.sum()), float(runs.task_s.sum())
+    transfer, task = (
+        float(attempts.read_s.sum() + attempts.write_s.sum()),
+        float(attempts.task_s.sum()),
+    )
     if transfer > _WORTH_S and transfer > _MUCH_TRANSFER * (transfer + task):
         yield (
             f"Reading and writing took {unbroken(transfer)}, "
@@ -55,7 +60,7 @@ def wasted(used: Efficiency | None, runs: Runs, page_times: Histogram | None) ->
         )
 
 
-def _of_gauge(gauge: Gauge) -> Iterator[str]:
+def _on_gauge(gauge: Gauge) -> Iterator[str]:
     name = gauge.name[0].upper() + gauge.name[1:]
     amounts = f"{amount(gauge.used, gauge.unit)} of {amount(gauge.asked, gauge.unit)}"
     if gauge.share < _LITTLE[gauge.name]:

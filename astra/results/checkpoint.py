@@ -17,7 +17,7 @@ from astra.models.keys import RowKey, as_key, key_of
 from astra.models.plans import Page
 from astra.results.claim import Claim, Progress, Seen, hold_page
 from astra.results.columns import Group, by_columns, refused_by_database, row_by_row
-from astra.results.many import batch_of, check_stored, write_rows
+from astra.results.multiple_results import batch_of, check_stored, write_rows
 from astra.results.rows import (
     Checkpoint,
     Handed,
@@ -71,7 +71,7 @@ def write(
     checkpoint.refused = refused
     checkpoint.n_stored = len(stored) + len(checkpoint.no_results)
     for failure in refused:
-        log.error("%s %s: result refused: %s", target.task, failure.key, failure.said)
+        log.error("%s %s: result refused: %s", target.task, failure.key, failure.summary)
     return [yielded.result for yielded in stored]
 
 

@@ -104,8 +104,8 @@ class Refusal:
     is_mistake: bool = False  # of the task or the table, which any row may meet
 
     @property
-    def said(self) -> str:
-        """One line that says what was raised, where, and what to write instead."""
+    def summary(self) -> str:
+        """What was raised, where, and what to write instead."""
         place = f" ({self.place})" if self.place else ""
         hint = "; make results by from_spectrum() or from_row() of that model"
         message = shorten(self.message, 300, placeholder="...")

@@ -56,7 +56,7 @@ class Tally:
             self.n_failed += 1
             if failure.is_mistake:
                 self.n_mistakes += 1
-                self.mistake = failure.said
+                self.mistake = failure.summary
 
     def check(self, task: str, refused: "Sequence[Refusal]" = ()) -> None:
         """Check the share of failures among the rows so far, with those about to fail.
@@ -72,7 +72,7 @@ class Tally:
                 f"{n_failed} of {self.n_ended} rows of this element failed, more than the "
                 f"share of {self.share:g} ([element] max_failures): {task} is taken to be broken, "
                 "not its rows; failures not yet stored are left out, and their rows stay pending"
-                + (f"; the last: {refused[-1].said}" if refused else "")
+                + (f"; the last: {refused[-1].summary}" if refused else "")
             )
 
     def check_end(self, task: str) -> None:

@@ -19,7 +19,7 @@ from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import hold_plan
 from astra.submit.local import run_local, start_local
-from astra.submit.submit import Left, Submitted, check_ready, refuse_cancelled, submit_pages
+from astra.submit.submit import LeftPages, Submitted, check_ready, refuse_cancelled, submit_pages
 
 
 def resume(
@@ -81,7 +81,7 @@ def resume(
         done = _take_steps(frozen, steps, statuses, dry_run, hours)
     left = [n for n in steps if not n.step.retry]
     skipped.update({"given up": len(left)} if left else {})
-    return replace(done, skipped=skipped, left=_left(frozen, left))
+    return replace(done, skipped=skipped, left=_left_pages(frozen, left))
 
 
 def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageStatus]:
@@ -140,10 +140,12 @@ def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -
     return replace(done, unsubmitted=waiting - done.pages)
 
 
-def _left(plan: Plan, steps: list[Next]) -> tuple[Left, ...]:
+def _left_pages(plan: Plan, steps: list[Next]) -> tuple[LeftPages, ...]:
     return tuple(
-        Left(tuple(pages), str(state), said, f"astra resume {plan.pk} {retry_policy.remedy(state)}")
-        for (state, _, said), pages in grouped(steps).items()
+        LeftPages(
+            tuple(pages), str(state), why, f"astra resume {plan.pk} {retry_policy.remedy(state)}"
+        )
+        for (state, _, why), pages in grouped(steps).items()
     )
 
 

@@ -44,7 +44,7 @@ class NextStep:
     pages: tuple[int, ...]
     state: str | None  # what ended their elements
     retry: bool
-    said: str
+    explanation: str
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,8 @@ def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
     ended = [p for p in stuck if p.job and not p.job.startswith("local:")]
     try:
         steps = [
-            NextStep(tuple(numbers), state, retry, said)
-            for (state, retry, said), numbers in grouped(next_steps(plan, ended)).items()
+            NextStep(tuple(numbers), state, retry, explanation)
+            for (state, retry, explanation), numbers in grouped(next_steps(plan, ended)).items()
             if state is not None
         ]
     except AstraError as error:

@@ -50,12 +50,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Left:
+class LeftPages:
     """Pages that the policy does not submit again, and the command that does."""
 
     pages: tuple[int, ...]
     state: str  # how their elements ended
-    said: str  # "3 of 3 retries used up"
+    explanation: str  # "3 of 3 retries used up"
     remedy: str  # "astra resume 1 --only TIMEOUT --time ..."
 
 
@@ -78,7 +78,7 @@ class Submitted:
     profile: str | None = None  #: name of the profile
     unsubmitted: int = 0  #: pages left for later, because a limit of Slurm's was reached
     skipped: Mapping[str, int] = field(default_factory=dict)  #: pages that were skipped, by state
-    left: tuple[Left, ...] = ()  #: pages that were given up
+    left: tuple[LeftPages, ...] = ()  #: pages that were given up
     message: str | None = None  #: why fewer pages were submitted than requested
     dry_run: bool = False  #: whether nothing was submitted
 

@@ -1,4 +1,4 @@
-"""Find the row that is to blame for an exception, by trying the open rows again."""
+"""Find the row that is to blame for an exception, by trying the rows in progress again."""
 
 import errno
 import logging
@@ -27,8 +27,8 @@ class Blame:
     Parameters
     ----------
     task : the name of the task.
-    suspects : groups of keys: the rows that were open when a process died.
-    outer : exceptions that no row is to blame for.
+    suspects : groups of keys: the rows in progress when a process died.
+    outer_exceptions : exceptions that no row is to blame for.
     fail : records that a row has failed.
     """
 
@@ -36,13 +36,15 @@ class Blame:
         self,
         task: str,
         suspects: Iterable[list[RowKey]],
-        outer: tuple[type[BaseException], ...],
+        outer_exceptions: tuple[type[BaseException], ...],
         fail: Callable[[Handed, BaseException], None],
     ) -> None:
-        self.task, self.outer, self.fail = task, outer, fail
+        self.task, self.outer_exceptions, self.fail = task, outer_exceptions, fail
         self.groups = [([Handed(key, None) for key in group], True) for group in suspects][::-1]
         self.is_deadly = bool(self.groups)  # a process died before, and may die again
-        self.note: str | None = None  # about an exception that was raised when no row was open
+        self.note: str | None = (
+            None  # about an exception that was raised when no row was in progress
+        )
 
     def next_group(self) -> tuple[list[Handed], bool] | None:
         """Return the rows that are tried next, and whether they are halved if that fails."""
@@ -53,7 +55,7 @@ class Blame:
 
         Parameters
         ----------
-        rows : the rows that were open.
+        rows : the rows in progress.
         began : whether the task had asked for a row.
         halve : whether the rows are suspects already.
 
@@ -83,15 +85,15 @@ class Blame:
             # The last row is the likeliest; the others may have no result, or were collected.
             self.groups += [(rows[:-1], True), (rows[-1:], True)]
 
-    def is_outer(self, error: BaseException) -> bool:
+    def is_outer_exception(self, error: BaseException) -> bool:
         """Return whether an exception comes from outside, such as a full disk, not from a row."""
-        return isinstance(error, (MissingExtra, *self.outer)) or (
+        return isinstance(error, (MissingExtra, *self.outer_exceptions)) or (
             isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS
         )
 
-    def refuse_outer(self, error: BaseException) -> None:
+    def refuse_outer_exception(self, error: BaseException) -> None:
         """Raise `BrokenElement` for an exception that no row is to blame for."""
-        if not self.is_outer(error):
+        if not self.is_outer_exception(error):
             return
         if isinstance(error, MissingExtra):
             raise BrokenElement(f"{error}; the rows stay pending") from error

@@ -245,7 +245,7 @@ def _direct(
     writer = Writer(settings, target, Stop(), Tally())
     run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
     if settings.write_to_database:
-        run.open_rows.read = retrying(lambda: dialect().now())
+        run.in_progress.read = retrying(lambda: dialect().now())
     yield from _closing(iter(run))
 
 

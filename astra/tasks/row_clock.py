@@ -10,12 +10,12 @@ from astra.results.rows import Handed
 
 
 class Board(Protocol):
-    """Is notified of the task's open rows, and of when it computes (see element/board.py)."""
+    """The part of `astra.element.board.Board` that a run of a task writes."""
 
     def clear(self) -> None:
-        """Note that no row is open."""
+        """Note that no row is in progress."""
 
-    #: By place in the page: 1 while a row is open.
+    #: By place in the page: 1 while a row is in progress.
     flags: "memoryview[int]"
 
     #: One number: when the task began to compute; 0 when it has stopped.

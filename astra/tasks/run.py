@@ -1,6 +1,6 @@
 """One run of a task: it gets rows, and its results go to the writer.
 
-The task computes in the caller's thread. :mod:`~astra.tasks.open_rows` knows which rows it has,
+The task computes in the caller's thread. :mod:`~astra.tasks.rows_in_progress` knows its rows,
 :mod:`~astra.tasks.row_clock` measures how long it works on each, :mod:`~astra.tasks.blame` finds
 the row that an exception belongs to, and :mod:`~astra.results.writer` stores the results.
 """
@@ -18,8 +18,8 @@ from astra.results.rows import End, Handed, Refusal, Yielded, misled, refusal, s
 from astra.results.stopping import INTERRUPTIONS, ActiveRuns
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
-from astra.tasks.open_rows import OpenRows
 from astra.tasks.row_clock import Board, RowClock, share_out
+from astra.tasks.rows_in_progress import RowsInProgress
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class Run:
     n_rows : the number of rows, where it is known.
     may_write_last_here : called when all rows have ended; returns whether the last checkpoint may
         be written on this thread's connection, which the task has not used.
-    board : is notified of the open rows.
-    outer : exceptions that no row is to blame for.
+    board : is notified of the rows in progress.
+    outer_exceptions : exceptions that no row is to blame for.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Run:
         *,
         may_write_last_here: Callable[[], bool] = lambda: False,
         board: Board | None = None,
-        outer: tuple[type[BaseException], ...] = (MemoryError,),
+        outer_exceptions: tuple[type[BaseException], ...] = (MemoryError,),
     ) -> None:
         self.call, self.writer, self.n_rows, self.may_write_last_here, self.board = (
             call, writer, n_rows, may_write_last_here, board
@@ -89,11 +89,11 @@ class Run:
         self.page_rows = cast("PageRows", rows) if self.is_page and hasattr(rows, "again") else None
         # A row is kept if it may have to be handed over again and cannot be read again.
         keeps_rows = self.page_rows is None and not self.settings.re_raise_exceptions
-        self.open_rows = OpenRows(writer.target, keeps_rows, self.is_page, board)
+        self.in_progress = RowsInProgress(writer.target, keeps_rows, self.is_page, board)
         self.clock = RowClock(n_rows, board)
         writer.buffer.finish_fresh = self.clock.end_row
         groups = self.page_rows.groups if self.page_rows is not None else []
-        self.blame = Blame(writer.target.task, groups, outer, self._fail)
+        self.blame = Blame(writer.target.task, groups, outer_exceptions, self._fail)
         self.n_results = 0
         self.began = False  # the task has asked for the first row of this pass
         self.asked_since_result = False  # the task has asked for a row since its last result
@@ -136,7 +136,7 @@ class Run:
         while True:
             self.began = rows.has_asked = self.at_end = False
             self.last_result = None
-            self.open_rows.start_pass()
+            self.in_progress.start_pass()
             generator = self.call(self._hand(rows))
             try:
                 error = yield from self._take(generator)
@@ -193,7 +193,7 @@ class Run:
                 self._credit(clock.stop())
             elif type(result) is End:
                 self._credit(clock.stop())
-                self._end_row(self.open_rows.find(result.row))
+                self._end_row(self.in_progress.find(result.row))
             else:
                 gathers = writer.target.gathers  # known once the first row was handed over
                 yielded = self._gathered(result) if gathers else self._timed(result)
@@ -209,7 +209,7 @@ class Run:
                     yield from self._stored()
             if writer.trouble is not None:
                 raise writer.trouble
-            if not self.open_rows.by_key and is_over():
+            if not self.in_progress.by_key and is_over():
                 return None
 
     def _stored(self) -> Iterator[object]:
@@ -223,11 +223,11 @@ class Run:
 
     def _hand(self, rows: Pass) -> Iterator[object]:
         """Generate the rows for the task, until there are none or the run has to stop."""
-        clock, open_rows, is_over = self.clock, self.open_rows, self.stop.wanted.is_set
+        clock, in_progress, is_over = self.clock, self.in_progress, self.stop.wanted.is_set
         rows.has_asked = True
         clock.credit_overhead(clock.stop())
         while not is_over():
-            if open_rows.gathered:
+            if in_progress.gathered:
                 self._end_gathered()
             try:
                 row = next(rows.rows, _END)
@@ -241,10 +241,10 @@ class Run:
             if type(row) is Handed:
                 handed = row
             else:
-                if not self.began and not open_rows.by_key:
-                    self.writer.target = open_rows.look_at_first(row)
-                handed = open_rows.wrap(row)
-            given = open_rows.take(handed)
+                if not self.began and not in_progress.by_key:
+                    self.writer.target = in_progress.set_table(row)
+                handed = in_progress.wrap(row)
+            given = in_progress.take(handed)
             self.last_result, self.began, self.asked_since_result = None, True, True
             del row, handed  # so that a row can be freed when the task releases it
             clock.start()
@@ -266,23 +266,23 @@ class Run:
         if self.last_result is not None:
             if not self.last_result.taken:
                 self.last_result.result.__data__["t_elapsed"] += spent_s
-        elif self.open_rows.last is not None:
-            self.open_rows.last.t_spent_s += spent_s
+        elif self.in_progress.last is not None:
+            self.in_progress.last.t_spent_s += spent_s
 
     def _end_only_row(self, result: OutputModel) -> bool:
-        """End the only open row of a page with its result, and return whether it is such a case.
+        """End the only row in progress of a page with its result; return False in any other case.
 
         This is the most frequent case by far. It does as little as it can for each row, and leaves
         the rest to the buffer.
         """
-        open_rows, buffer = self.open_rows, self.writer.buffer
-        key = result.__data__.get(open_rows.key_name)
-        if len(open_rows.by_key) != 1 or type(key) is not int or key not in open_rows.by_key:
+        in_progress, buffer = self.in_progress, self.writer.buffer
+        key = result.__data__.get(in_progress.key_name)
+        if len(in_progress.by_key) != 1 or type(key) is not int or key not in in_progress.by_key:
             return False
-        handed = open_rows.by_key.pop(key)
-        open_rows.ended.add(key)
+        handed = in_progress.by_key.pop(key)
+        in_progress.ended.add(key)
         handed.t_spent_s += self.clock.stop()
-        open_rows.flags[handed.place] = 0
+        in_progress.flags[handed.place] = 0
         self.asked_since_result = False
         self.n_results += 1
         self.tally.n_ended += 1
@@ -294,32 +294,32 @@ class Run:
     def _timed(self, result: object) -> Yielded:
         """Set the times of a result; return it with its row, which ends with it."""
         spent_s = self.clock.stop()
-        open_rows = self.open_rows
-        handed, again = open_rows.row_of(result)
+        in_progress = self.in_progress
+        handed, again = in_progress.row_of(result)
         if handed is not None and not again:
             if (
-                open_rows.by_key
+                in_progress.by_key
                 and self.asked_since_result
-                and (self.at_end or handed is not open_rows.last)
+                and (self.at_end or handed is not in_progress.last)
             ):
-                spent_s = share_out(spent_s, open_rows.by_key.values())
+                spent_s = share_out(spent_s, in_progress.by_key.values())
             spent_s += handed.t_spent_s
             handed.t_spent_s, handed.row = 0.0, None
             if self.is_page:
                 self.clock.row_times.add(spent_s)
-            open_rows.flags[handed.place] = 0
+            in_progress.flags[handed.place] = 0
         self.asked_since_result = False
         self.n_results += 1
         self.tally.n_ended += 1
         yielded = Yielded(result, handed, again)
         if handed is None:
-            yielded.link_value = open_rows.target.link_value_of(result)
+            yielded.link_value = in_progress.target.link_value_of(result)
             if not again:
                 target = self.writer.target
                 log.error("%s: %s", target.task, stray(yielded.link_value, target))
-        if type(result) is open_rows.target.output or isinstance(result, OutputModel):
+        if type(result) is in_progress.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
-            if handed is open_rows.last:
+            if handed is in_progress.last:
                 self.last_result = yielded
         return yielded
 
@@ -328,7 +328,7 @@ class Run:
         spent_s = self.clock.stop()
         self.asked_since_result = False
         self.n_results += 1
-        yielded = self.open_rows.gather(result)
+        yielded = self.in_progress.gather(result)
         if yielded.handed is not None:
             yielded.handed.t_spent_s += spent_s
         if isinstance(result, OutputModel):
@@ -337,17 +337,17 @@ class Run:
 
     def _end_gathered(self) -> None:
         """End the rows with results: the task asks for another row, or is done."""
-        for handed in list(self.open_rows.gathered):
+        for handed in list(self.in_progress.gathered):
             self._end_row(handed)
 
     def _end_row(self, handed: Handed | None) -> None:
         """End a row with the results that were yielded for it so far, if any."""
-        if handed is None or not self.open_rows.close(handed):
+        if handed is None or not self.in_progress.end(handed):
             return
-        results = self.open_rows.gathered.pop(handed, [])
+        results = self.in_progress.gathered.pop(handed, [])
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
-        self.open_rows.flags[handed.place] = 0
+        self.in_progress.flags[handed.place] = 0
         if not self.settings.write_to_database:
             return
         if results:
@@ -356,11 +356,11 @@ class Run:
             self.writer.add(no_results=[handed])
 
     def _settle(self) -> None:
-        """End the open rows without a result: the task has returned."""
+        """End the rows in progress without a result: the task has returned."""
         self._end_gathered()
-        for handed, named in self.open_rows.take_misled().items():
+        for handed, named in self.in_progress.pop_misled().items():
             self._record(handed, misled(handed, named, self.writer.target))
-        rows = self.open_rows.clear()
+        rows = self.in_progress.clear()
         if rows and self.settings.write_to_database:
             self.writer.add(no_results=rows)
             self.tally.n_ended += len(rows)
@@ -372,20 +372,20 @@ class Run:
     def _handle(self, error: BaseException, halve: bool) -> None:
         """Find the row that an exception belongs to, or raise the exception."""
         if self.is_page:
-            self.blame.refuse_outer(error)
-        elif self.blame.is_outer(error):
+            self.blame.refuse_outer_exception(error)
+        elif self.blame.is_outer_exception(error):
             raise error
         if self.settings.re_raise_exceptions:
             # Its row is known if it is the only one.
-            if isinstance(error, Exception) and len(self.open_rows) == 1 and self.is_page:
-                self._fail(next(iter(self.open_rows.by_key.values())), error)
+            if isinstance(error, Exception) and len(self.in_progress) == 1 and self.is_page:
+                self._fail(next(iter(self.in_progress.by_key.values())), error)
             raise error
-        self.blame.find(error, list(self.open_rows.by_key.values()), self.began, halve)
-        self.open_rows.clear()
+        self.blame.find(error, list(self.in_progress.by_key.values()), self.began, halve)
+        self.in_progress.clear()
 
     def _fail(self, handed: Handed, error: BaseException) -> None:
         """Record that a row has failed."""
-        self.open_rows.close(handed)
+        self.in_progress.end(handed)
         self._record(handed, refusal(error, handed))
 
     def _record(self, handed: Handed, failure: Refusal) -> None:

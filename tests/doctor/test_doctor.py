@@ -235,7 +235,7 @@ def test_what_is_broken_is_found_with_what_to_type(what, place, monkeypatch):
     break_it(**{name: given[name] for name in names})
     connection.reset()
     found = list(examine())
-    lines = [f"{f.state} {f.part}: {f.said}; {f.remedy}" for f in found if f.state != "ok"]
+    lines = [f"{f.state} {f.part}: {f.message}; {f.remedy}" for f in found if f.state != "ok"]
     mine = [line for line in lines if line.startswith(where)]
     assert any(said in line for line in mine), "\n".join(lines)
     assert all(f.remedy for f in found if f.state != "ok")
@@ -279,7 +279,7 @@ def test_a_job_looks_from_a_node(place, monkeypatch):
     )  # fmt: skip
     found = json.loads(done.stdout)
     nodes = [f for f in found if f["part"].startswith("node")]
-    assert done.returncode == 0 and "sees the run directory" in nodes[0]["said"], done.stdout
+    assert done.returncode == 0 and "sees the run directory" in nodes[0]["message"], done.stdout
     assert {"node", "node: database", "node: run directory"} <= {f["part"] for f in nodes}
     left = list((place.parent / "runs" / "doctor").glob("*.json"))
     assert left == []

@@ -154,7 +154,7 @@ def test_the_time_limit(faulty, tmp_path):
     n_done = status(plan).rows["done"]
     assert 3 <= n_done < 10 and status(plan).pages == {"interrupted": 1}
     (step,) = status(plan).steps
-    assert step.state == "TIMEOUT" and "time 00:02:00 instead of 00:01:00" in step.said
+    assert step.state == "TIMEOUT" and "time 00:02:00 instead of 00:01:00" in step.explanation
     fast.touch()
     assert resume(plan).pages == 1
     run_out(faulty)

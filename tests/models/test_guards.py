@@ -114,6 +114,6 @@ def test_an_input_table_that_was_replaced_is_noticed(url):
         "guards"
     ]
     found = [f for f in check_database() if f.state == "failed"]
-    assert any(re.search(lost, f"{f.said} {f.remedy}") for f in found), found
+    assert any(re.search(lost, f"{f.message} {f.remedy}") for f in found), found
     init_database()
     assert not status(planned.plan).notes and verify(planned.plan).sound

@@ -56,9 +56,9 @@ class TestRules:
     def test_memory_grows_from_what_the_last_element_had(self):
         made = step("OUT_OF_MEMORY", base={"mem": "2G"}, used={"mem": "2G"})
         assert made.options == (("mem", "3G"),) and made.retry
-        assert made.said == "next with mem 3G instead of 2G (retry 1 of 3)"
+        assert made.explanation == "next with mem 3G instead of 2G (retry 1 of 3)"
         made = step("OUT_OF_MEMORY", ["OUT_OF_MEMORY"], base={"mem": "2G"}, used={"mem": "3G"})
-        assert made.options == (("mem", "4608M"),) and "retry 2 of 3" in made.said
+        assert made.options == (("mem", "4608M"),) and "retry 2 of 3" in made.explanation
 
     def test_the_partition_bounds_what_any_rule_raises(self):
         use(settings.Config(rules={"FAILED": {"time_growth": 4.0}}))
@@ -77,7 +77,7 @@ class TestRules:
 
     def test_a_profile_that_asks_for_more_by_now_is_obeyed(self):
         made = step("OUT_OF_MEMORY", base={"mem": "8G"}, used={"mem": "2G"})
-        assert made.options == () and "mem 8G instead of 2G" in made.said
+        assert made.options == () and "mem 8G instead of 2G" in made.explanation
 
     def test_memory_per_cpu(self):
         had = {"mem_per_cpu": "500M"}
@@ -85,7 +85,7 @@ class TestRules:
         assert made.options == (("mem_per_cpu", "750M"),)
 
     def test_nobody_asked_for_memory(self):
-        assert step("OUT_OF_MEMORY").said == "next as before (retry 1 of 3)"
+        assert step("OUT_OF_MEMORY").explanation == "next as before (retry 1 of 3)"
         made = step("OUT_OF_MEMORY", room=Room(default_mem_mb=100))
         assert made.options == (("mem", "150M"),)
         assert step("TIMEOUT", base={"time": "UNLIMITED"}, used={"time": "60"}).options == ()
@@ -99,8 +99,8 @@ class TestRules:
         assert ("time", "01:10:00") in step("TIMEOUT", used=had, rule={"max_time": "70"}).options
         at = Room(max_mem_mb=2048, max_time_s=3600)
         stuck = step("OUT_OF_MEMORY", used=had, room=at)
-        assert not stuck.retry and stuck.said == "mem 2G was not enough, and the limit is 2G"
-        assert "time 01:00:00 was not enough" in step("TIMEOUT", used=had, room=at).said
+        assert not stuck.retry and stuck.explanation == "mem 2G was not enough, and the limit is 2G"
+        assert "time 01:00:00 was not enough" in step("TIMEOUT", used=had, room=at).explanation
         assert step("OUT_OF_MEMORY", used=had, room=at, in_vain=GOT_ON).retry
         assert step("OUT_OF_MEMORY", used=had, room=at, asked=True).retry
 
@@ -118,7 +118,7 @@ class TestRules:
         for state in ("PREEMPTED", "OUTAGE"):
             assert "uses up no retry" in next_step(
                 End(state), [End(state)] * 50, rules(), {}, {}, Room()
-            ).said  # fmt: skip
+            ).explanation  # fmt: skip
 
     @given(st.lists(st.sampled_from([*RULES, "OUTAGE"]), max_size=40), st.integers(1, 10**6))
     def test_no_page_is_retried_for_ever_and_growth_is_bounded(self, states, limit):
@@ -288,7 +288,7 @@ class TestOnSlurm:
         assert found.pages == {"done": 2, "lost": 1}
         (next_,) = found.steps
         assert (next_.pages, next_.state, next_.retry) == ((2,), "OUT_OF_MEMORY", True)
-        assert next_.said == "next with mem 300M instead of 200M (retry 1 of 3)"
+        assert next_.explanation == "next with mem 300M instead of 200M (retry 1 of 3)"
         for mem in ("300M", "450M"):
             made = resume(plan)
             assert made.pages == 1 and f"--mem={mem}" in Path(made.jobs[0].script).read_text()
@@ -347,7 +347,7 @@ class TestOnSlurm:
         assert (made.pages, made.skipped, made.jobs) == (0, {"given up": 2}, ())
         (left,) = made.left
         assert (left.pages, left.state) == ((1, 2), "CANCELLED")
-        assert left.said == "1 of 1 retries used up"
+        assert left.explanation == "1 of 1 retries used up"
         assert left.remedy == f"astra resume {plan} --only CANCELLED"
         found = status(plan)
         assert found.state == "attention" and found.advice[0].startswith(left.remedy)

@@ -119,7 +119,7 @@ def test_it_says_which_key_was_given_and_which_page_was_worked_on(url):
 
 
 def test_a_task_that_takes_rows_before_it_yields(url):
-    """Any of the open rows may be the one that lacks its result; those with a result are not."""
+    """Any of the rows in progress may be the one that lacks its result; those with a result are not."""
     failures, stored, none = run(misnamed, kind="of the other page", ahead=4)
     assert set(failures) == {"2", "3"} and stored == {1, 4, 5, 6, 7, 8} and none == set()
 

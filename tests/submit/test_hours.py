@@ -157,7 +157,7 @@ def test_what_the_clock_ended_uses_up_no_retry():
     end = end_of(PageState.INTERRUPTED, "FAILED", 74, True, "n1")
     assert end.state == "HOURS"
     step = next_step(end, [end] * 50, rules(), {"time": "01:00:00"}, {"time": "01:00:00"}, Room())
-    assert step.retry and not step.options and "hours of the night were over" in step.said
+    assert step.retry and not step.options and "hours of the night were over" in step.explanation
 
 
 def test_new_rows_come_before_modified_ones(url):

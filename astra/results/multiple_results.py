@@ -40,15 +40,15 @@ def write_rows(
     good = []
     for row in rows.values():
         try:
-            _check(row, target, claim)
+            _check_row(row, target, claim)
         except _Bad as bad:
             refused.append(bad.refusal)
         else:
             good.append(row)
-    return _store(good, target, refused)
+    return _store_rows(good, target, refused)
 
 
-def _check(row: Row, target: Target, claim: Claim | None) -> None:
+def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
     """Complete the results of a row.
 
     Raises
@@ -81,7 +81,7 @@ def _check(row: Row, target: Target, claim: Claim | None) -> None:
         _row_of(yielded)
 
 
-def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yielded]:
+def _store_rows(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yielded]:
     """Write rows; on an error halve them, between rows, until the bad one is alone."""
     if not rows:
         return []
@@ -89,11 +89,11 @@ def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yiel
         with database.atomic():
             # The first result of a row decides whether the stored ones are older. If they are,
             # further statements replace the others.
-            newer = {id(y.handed) for y in _upserted([row[0] for row in rows], target)}
+            newer = {id(y.handed) for y in _upsert([row[0] for row in rows], target)}
             rest = [y for row in rows if id(row[0].handed) in newer for y in row[1:]]
             if target.many:
-                _drop_further([row for row in rows if id(row[0].handed) in newer], target)
-            _upserted(rest, target)
+                _delete_further([row for row in rows if id(row[0].handed) in newer], target)
+            _upsert(rest, target)
             return [y for row in rows if id(row[0].handed) in newer for y in row]
     except Exception as error:
         if not dialect().is_rows_fault(error):
@@ -102,15 +102,18 @@ def _store(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yiel
             refused.append(refused_by_database(rows[0][0], error))
             return []
         half = len(rows) // 2
-        return [*_store(rows[:half], target, refused), *_store(rows[half:], target, refused)]
+        return [
+            *_store_rows(rows[:half], target, refused),
+            *_store_rows(rows[half:], target, refused),
+        ]
 
 
-def _upserted(results: list[Yielded], target: Target) -> list[Yielded]:
+def _upsert(results: list[Yielded], target: Target) -> list[Yielded]:
     """Write results, each by the unique index that applies to it; return those written."""
     stored: list[Yielded] = []
     by_link: dict[Link, list[Yielded]] = {}
     for yielded in results:
-        if (index := target.index_of(yielded.result)) is not None:  # `_check` made sure of it
+        if (index := target.index_of(yielded.result)) is not None:  # `_check_row` made sure of it
             by_link.setdefault(index, []).append(yielded)
     for link, members in by_link.items():
         for alike in _alike(members):
@@ -161,7 +164,7 @@ def batch_of(model: type[OutputModel], link: Link, columns: dict[str, Sequence[o
     )  # fmt: skip
 
 
-def _drop_further(rows: list[Row], target: Target) -> None:
+def _delete_further(rows: list[Row], target: Target) -> None:
     """Delete the further results that rows had before."""
     for row in rows:
         model, link = type(row[0].result), target.index_of(row[0].result)

@@ -1,4 +1,4 @@
-"""Open rows: those that a task was given and that have not ended."""
+"""Keep track of the rows in progress: those that a task was given and that have not ended."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -10,28 +10,28 @@ from astra.results.rows import Handed, Target, Yielded
 from astra.tasks.row_clock import Board
 
 
-class OpenRows:
-    """The open rows of a task, in the order in which it was given them.
+class RowsInProgress:
+    """The rows that a task has in progress, in the order in which it was given them.
 
     Parameters
     ----------
     target : whose results are written.
     keeps_rows : keep the rows themselves, since they cannot be read again.
     is_page : the rows are those of a page, and no others can end.
-    board : is notified of the rows that are open.
+    board : is notified of the rows in progress.
     """
 
     def __init__(self, target: Target, keeps_rows: bool, is_page: bool, board: Board | None):
         self.target, self.key_name = target, target.key_name
         self.keeps_rows, self.is_page, self.board = keeps_rows, is_page, board
-        #: By place in the page: 1 while a row is open.
+        #: By place in the page: 1 while a row is in progress.
         self.flags: dict[int, int] | memoryview[int] = {} if board is None else board.flags
         # A row without a key, or one of two with the same key, is its own key here.
         self.by_key: dict[object, Handed] = {}
         self.last: Handed | None = None  # the row that was handed over last
         self.ended: set[object] = set()  # the rows of the page that have a result, as in `by_key`
         #: By the row that was handed over last, or None: what results of this pass named that is no
-        #: open row.
+        #: row in progress.
         self.strays: dict[Handed | None, object] = {}
         self.gathered: dict[Handed, list[Yielded]] = {}  # results that wait for their row's end
         #: The database's time at which rows were read that hold no such time themselves.
@@ -51,7 +51,7 @@ class OpenRows:
     def wrap(self, row: object) -> Handed:
         """Return a row that a caller gave as it is, with its key and its table."""
         if type(row) is not self.row_type:
-            self._look_at_type(row)
+            self._set_row_type(row)
         if not self.has_values:
             return Handed(None, row, None, self.read, 0.0, self.table)
         link = self.target.link
@@ -61,14 +61,14 @@ class OpenRows:
             return Handed(as_key(link_value), row, modified, self.read, 0.0, self.table)
         return Handed(None, row, modified, self.read, 0.0, self.table, link_value)
 
-    def _look_at_type(self, row: object) -> None:
-        """Note what rows of one type have in common."""
+    def _set_row_type(self, row: object) -> None:
+        """Store what rows of one type have in common."""
         self.row_type = type(row)
         self.is_model, self.has_values = isinstance(row, peewee.Model), hasattr(row, "__data__")
         self.table = table_name(type(row)) if isinstance(row, peewee.Model) else None
 
-    def look_at_first(self, row: object) -> Target:
-        """Learn from the first row of a generator which table the rows are of."""
+    def set_table(self, row: object) -> Target:
+        """Set the table of the rows from the first row of a generator."""
         if isinstance(row, peewee.Model):
             self.target = replace(self.target, model=type(row))
             self.key_name = self.target.key_name
@@ -88,7 +88,7 @@ class OpenRows:
     def row_of(self, result: object) -> tuple[Handed | None, bool]:
         """Return the row that a result is for, which ends with it, and whether it had ended before.
 
-        A result that bears no key of an open row is for the row that was handed over last.
+        A result that bears no key of a row in progress is for the row that was handed over last.
         """
         last = self.last
         if self.key_name is not None and type(result) is self.target.output:  # the usual case
@@ -102,8 +102,8 @@ class OpenRows:
         if last is not None:
             known = last.known
             if link_value is None or link_value == known:
-                return last, not self.close(last)
-            if known is None and self.close(last):
+                return last, not self.end(last)
+            if known is None and self.end(last):
                 return last, False
         # Its row has ended, or was never handed over: nothing is known of it.
         if self.is_page:
@@ -113,28 +113,28 @@ class OpenRows:
         return Handed(key, None, None, self.read, link_value=None if key else link_value), False
 
     def gather(self, result: object) -> Yielded:
-        """Keep a result until its row ends: the open row that it bears, or else the last row.
+        """Keep a result until its row ends: the row that it names, or else the last.
 
         A result of a row that has ended is not kept; it is marked as `again`.
         """
         handed = self.by_key.get(self.target.link_value_of(result), self.last)
-        if handed is None or not self.holds(handed):
+        if handed is None or handed not in self:
             return Yielded(result, handed, again=True)
         yielded = Yielded(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded
 
-    def holds(self, handed: Handed) -> bool:
-        """Return whether a row is open."""
+    def __contains__(self, handed: Handed) -> bool:
+        """Return whether a row is in progress."""
         return handed in self.by_key or self.by_key.get(handed.known) is handed
 
     def find(self, row: object) -> Handed | None:
-        """Return the open row that a task names."""
+        """Return the row in progress that a task names."""
         link = self.target.link
         return None if link is None else self.by_key.get(link.of_row(row))
 
-    def close(self, handed: Handed) -> bool:
-        """Close a row; return whether it was open."""
+    def end(self, handed: Handed) -> bool:
+        """End a row; return whether it was in progress."""
         if self.by_key.pop(handed, None) is not None:
             return True
         known = handed.known
@@ -143,24 +143,24 @@ class OpenRows:
         del self.by_key[known]
         return True
 
-    def take_misled(self) -> dict[Handed, object]:
-        """Close the open rows that lack a result because results named other rows.
+    def pop_misled(self) -> dict[Handed, object]:
+        """Remove the rows in progress that lack a result because results named other rows.
 
         Return them with what was named. That is the row that was handed over last before such a
-        result; where that row has another result, it may be any open row.
+        result; where that row has another result, it may be any row in progress.
         """
         if not self.strays:
             return {}
-        rows = {row: named for row, named in self.strays.items() if row and self.holds(row)}
+        rows = {row: named for row, named in self.strays.items() if row and row in self}
         if len(rows) < len(self.strays):
             named = next(named for row, named in self.strays.items() if row not in rows)
             rows = {row: rows.get(row, named) for row in self.by_key.values()}
         for row in rows:
-            self.close(row)
+            self.end(row)
         return rows
 
     def clear(self) -> list[Handed]:
-        """Close all rows; return them."""
+        """Remove all rows; return them."""
         rows = list(self.by_key.values())
         self.by_key.clear()
         self.gathered.clear()
