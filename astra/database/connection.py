@@ -253,7 +253,7 @@ def connection() -> Iterator[None]:
             "ASTRA_DATABASE_URL, or [database] url"
         ) from error
     try:
-        with bounded(LONG * config.current().database.answer_timeout_s), _denied():
+        with bounded(long_s()), _denied():
             yield
     finally:
         if not database.obj.is_closed():
@@ -354,7 +354,12 @@ def _check_memory(error: Exception) -> None:
 HURRY_S = 2.0
 
 
-def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any = None) -> T:
+def retrying(
+    work: Callable[[], T],
+    bound_s: float | None = None,
+    waiting: Any = None,
+    statement_s: float | None = None,
+) -> T:
     """Call `work()` with a connection, and again after growing pauses during an outage.
 
     Parameters
@@ -363,6 +368,7 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
     bound_s : seconds after which the last error is raised; by default, the configured
         ``[database] retry_for_s``.
     waiting : a ``threading.Event`` that, once set, limits the retries to :data:`HURRY_S`.
+    statement_s : how long each statement may take; by default, what is left of the bound.
 
     Raises
     ------
@@ -373,11 +379,11 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
     """
     if bound_s is None:
         bound_s = config.current().database.retry_for_s
-    began, pause_s = time.monotonic(), 0.1
-    hurried = 0.0
+    began, pause_s, hurried = time.monotonic(), 0.1, 0.0
     while True:
         try:
-            with bounded(_patience_s(bound_s - (time.monotonic() - began))), connection():
+            left_s = bound_s - (time.monotonic() - began)
+            with bounded(statement_s or _patience_s(left_s)), connection():
                 return work()
         except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
             if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
@@ -396,16 +402,18 @@ def retrying(work: Callable[[], T], bound_s: float | None = None, waiting: Any =
                 raise _Unreachable(error) from error
             # Jitter, so that a thousand elements do not reconnect at the same moment.
             nap_s = min(left_s, pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-            log.info(
-                "the database is unavailable (%s): next attempt in %.1f s",
-                str(error).strip(),
-                nap_s,
-            )
+            reason = str(error).strip()
+            log.info("the database is unavailable (%s): next attempt in %.1f s", reason, nap_s)
             if waiting is None or waiting.is_set():
                 time.sleep(nap_s)
             else:
                 waiting.wait(nap_s)
             pause_s = min(pause_s * 1.6, 15.0)
+
+
+def long_s() -> float:
+    """Return how long each statement of a command may take."""
+    return LONG * config.current().database.answer_timeout_s
 
 
 def _patience_s(left_s: float) -> float:

@@ -7,7 +7,7 @@ from typing import cast
 import peewee
 from peewee import Model
 
-from astra.database.connection import connection, database, dialect, retrying
+from astra.database.connection import connection, database, dialect, long_s, retrying
 from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models import import_all
 from astra.models.administration import (
@@ -101,7 +101,7 @@ def init_database(
             new = _init(parse_grants(grant), copied, moved, noted, views)
             return new, noted + [track_changes(name) for name in tracked]
 
-    new, noted = retrying(init, LOCK_TIMEOUT_S)  # elements may lock the tables in another order
+    new, noted = retrying(init, LOCK_TIMEOUT_S, statement_s=long_s())  # elements may deadlock it
     if notes is not None:
         notes += noted
     return new

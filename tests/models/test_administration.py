@@ -12,6 +12,7 @@ from astra.cli.group import main
 from astra.database import postgresql
 from astra.database.connection import connection, database, dialect, retrying
 from astra.database.inspection import indexes
+from astra.database.postgresql_queries import LOCK_NAME
 from astra.errors import DatabaseError
 from astra.models import administration
 from astra.models.administration import recorded
@@ -118,6 +119,23 @@ def test_a_deadlock_with_what_runs_is_got_over(pg_url):
         cursor.execute("LOCK TABLE plan IN ROW EXCLUSIVE MODE")
         rival.rollback()
         assert "measured" not in initdb.result()
+    rival.close()
+
+
+@pytest.mark.postgres
+def test_a_statement_may_take_longer_than_initdb_tries_again_for(pg_url, monkeypatch):
+    """As the wait for another initdb, or a constraint on a large table."""
+    monkeypatch.setattr("astra.models.schema.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("astra.database.connection.HURRY_S", 0.1)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory' AND "
+    waits += "clock_timestamp() - query_start > '0.5 s'"
+    with psycopg2.connect(pg_url) as rival, rival.cursor() as cursor, ThreadPoolExecutor() as pool:
+        cursor.execute(LOCK_NAME, ("astra initdb",))
+        initdb = pool.submit(init_database)
+        with connection():
+            wait_for(lambda: database.execute_sql(waits).fetchone(), "initdb to wait", 20)
+        rival.rollback()
+        assert initdb.result() == []
     rival.close()
 
 
