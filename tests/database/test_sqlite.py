@@ -43,7 +43,7 @@ def while_locked(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
             other.execute("BEGIN IMMEDIATE")
             began = time.monotonic()
         elif place == 19:
-            _seen.extend([n_stored(), time.monotonic() - began < 5])
+            _seen.extend([n_stored(), time.monotonic() - began < 20])
             other.close()
         yield Measured.from_spectrum(spectrum, value=1.0)
 

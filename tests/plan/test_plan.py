@@ -53,14 +53,14 @@ def test_frozen_into_pages(url):
     assert Plan.select().count() == 1
 
 
-def test_rows_beside_a_live_plan_take_no_longer_than_rows_alone(url):
-    """The keys that live plans hold are looked up in a hash: 8 s for these with SQLite otherwise."""
+def test_rows_beside_a_live_plan_take_no_longer_than_rows_alone(sqlite_url):
+    """The keys that live plans hold are looked up in a hash: 8 s for these otherwise."""
     fill(14_000)
     durations_s = []
     for max_rows in (7_000, None):
-        began = time.perf_counter()
+        began = time.process_time()
         (planned,) = create_plan(measure, BossVisitSpectrum, limit=3_500, max_rows=max_rows)
-        durations_s.append(time.perf_counter() - began)
+        durations_s.append(time.process_time() - began)
         assert planned.rows == 7_000
     assert planned.held == 7_000
     alone_s, beside_s = durations_s
@@ -200,7 +200,7 @@ from tests.sample_tasks import Measured
 def note(where: str) -> None:
     link = psycopg2.connect(os.environ["ASTRA_DATABASE_URL"])
     link.autocommit = True
-    end, held = time.monotonic() + 5, 1
+    end, held = time.monotonic() + 60, 1
     while held and time.monotonic() < end:  # a backend may outlive its client by a moment
         with link.cursor() as cursor:
             cursor.execute(

@@ -72,7 +72,7 @@ def test_what_was_spooled_is_not_computed_again(url):
 def test_two_who_recover_at_once(url, monkeypatch):
     """Resume and an element that starts: both read the file before either has stored it."""
     plan = get_plan(spooled())
-    read, both = spool.load_file, threading.Barrier(2, timeout=10)
+    read, both = spool.load_file, threading.Barrier(2, timeout=60)
 
     def read_together(path, output):
         found = read(path, output)

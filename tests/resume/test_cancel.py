@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,21 +135,29 @@ def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
         runner.wait(60)
 
 
-def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path):
-    plan = planned(2, 1, row_s=60, computed=str(tmp_path / "computed"))
+def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path, monkeypatch):
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 600\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    plan = planned(2, 1, row_s=600)
+    code = (
+        "import os\nfrom astra.submit.local import _Pool\nask = _Pool.ask_to_stop\n"
+        "def ask_and_say_so(pool):\n    ask(pool)\n    os.write(1, b'asked\\n')\n"
+        "_Pool.ask_to_stop = ask_and_say_so\nfrom astra.__main__ import run\nrun()"
+    )
     runner = subprocess.Popen(
-        [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", code, "submit", str(plan), "--local", "-j", "2"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     wait_for(
         lambda: Attempt.select().where(Attempt.state == "running").count() == 2, "attempts", 120
     )
-    began = time.monotonic()
+    assert runner.stdout is not None
     runner.send_signal(signal.SIGINT)
-    time.sleep(0.5)  # two signals in the same instant are one
+    while runner.stdout.readline() != "asked\n":  # two signals in the same instant are one
+        assert runner.poll() is None
     runner.send_signal(signal.SIGINT)
-    assert runner.wait(20) == 75
-    assert time.monotonic() - began < 3
+    runner.communicate(timeout=60)
+    assert runner.returncode == 75
 
 
 def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):

@@ -1,5 +1,6 @@
 """Slurm's edge: what its words mean, what no answer means, and the real cluster's own words."""
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -225,13 +226,23 @@ class TestNoAnswer:
             client.submit(tmp_path / "x.sh", env=commands(sbatch=script))
         assert len((tmp_path / "calls").read_text().splitlines()) == 1  # never sent again
 
-    def test_a_late_answer_and_what_was_said_before(self, commands: Commands) -> None:
+    def test_a_late_answer_and_what_was_said_before(
+        self, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         settings.use(settings.Config(slurm=settings.Slurm(timeout_s=0.5)))
-        full = "echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exec sleep 9"
-        began = time.monotonic()
-        with pytest.raises(SlurmUnknown, match="temporarily unable"):
-            client.submit(Path("x.sh"), env=commands(sbatch=full))
-        assert time.monotonic() - began < 5
+        communicate = subprocess.Popen.communicate
+
+        def once_it_spoke(
+            process: subprocess.Popen[str], *args: object, **options: object
+        ) -> object:
+            wait_for((tmp_path / "spoke").exists, "the command's words", 60)
+            return communicate(process, *args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(subprocess.Popen, "communicate", once_it_spoke)
+        full = "echo 'sbatch: error: Slurm temporarily unable to accept job' >&2"
+        late = f"{full}; touch {tmp_path}/spoke; exec sleep 600"
+        with pytest.raises(SlurmUnknown, match=r"within 0.5 s.*temporarily unable"):
+            client.submit(Path("x.sh"), env=commands(sbatch=late))
 
     def test_a_job_that_was_made_counts_whatever_else_is_said(self, commands: Commands) -> None:
         env = commands(sbatch="echo '17;big'; echo 'spank: a plugin failed' >&2; exit 1")
