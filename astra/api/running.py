@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from astra.element.element import Element
 from astra.element.page_outcome import PageOutcome
-from astra.element.signals import heard
+from astra.element.signals import stop_on_signals
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.results.stopping import Stop
 from astra.submit.intent import make_intent, new_submission, plan_lock
@@ -21,7 +21,7 @@ def run_here(plan_pk: int, notify: Callable[[PageOutcome], None] = lambda run: N
         make_intent(submission, pages)
     stop = Stop()
     try:
-        with heard(stop), Element(plan, submission, stop) as this:
+        with stop_on_signals(stop), Element(plan, submission, stop) as this:
             for page in pages:
                 if (run := this.run_page(page.number, page.number)) is None:
                     break

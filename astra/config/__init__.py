@@ -1,0 +1,1 @@
+"""Configuration: the settings, profiles, nights and retry rules of astra.toml."""

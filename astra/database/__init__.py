@@ -1,0 +1,1 @@
+"""The connection, its timeouts and locks, and the SQL in which PostgreSQL and SQLite differ."""

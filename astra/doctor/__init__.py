@@ -1,0 +1,1 @@
+"""The checks of `astra doctor`: the machine, the database and Slurm."""

@@ -42,7 +42,7 @@ class Where:
     log: str | None = None
 
 
-def here(kind: str, folder: Path) -> Where:
+def this_process(kind: str, folder: Path) -> Where:
     """Return where this process runs; for a submission to Slurm, by Slurm's environment variables.
 
     Its log is its standard output, if that is a file in the plan's folder.

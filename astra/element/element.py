@@ -21,13 +21,13 @@ from astra.database.connection import (
     writing,
 )
 from astra.element.board import Board
-from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, here
+from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, this_process
 from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.page_outcome import PageOutcome
 from astra.element.pool import claimed_page, close_pool, give_back, time_of_element
 from astra.element.reader import Reader
-from astra.element.signals import heard
+from astra.element.signals import stop_on_signals
 from astra.errors import (
     AstraError,
     BrokenElement,
@@ -110,7 +110,7 @@ def run_element(
         If the plan is of another version, or the submission is not of this plan.
     """
     stop = stop or Stop()
-    with heard(stop):
+    with stop_on_signals(stop):
         with keep_connected():
             plan = retrying(lambda: get_plan(plan_pk))
             retrying(check_archive)
@@ -265,7 +265,7 @@ class Element:
         If the answer to its commit was lost, the element may hold a page without knowing it. Nobody
         else would run that page while this process lives, so it is claimed again.
         """
-        where = here(self.submission.kind, run_folder(self.plan.folder))
+        where = this_process(self.submission.kind, run_folder(self.plan.folder))
         is_unsure, self.is_unsure = self.is_unsure, True
         if is_unsure and number is None:
             number = claimed_page(self.submission, element)

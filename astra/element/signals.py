@@ -25,7 +25,7 @@ def _write(pipe: int, number: int) -> None:
 
 
 @contextmanager
-def heard(stop: Stop) -> Iterator[None]:
+def stop_on_signals(stop: Stop) -> Iterator[None]:
     """Stop the element on SIGTERM, SIGINT and SIGUSR1, after the row in progress or soon after.
 
     A row that goes on for longer than ``grace_s`` is interrupted by an exception. The C handler

@@ -1,0 +1,1 @@
+"""Reports: figures of plans and nights, rendered as HTML pages."""

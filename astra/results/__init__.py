@@ -1,0 +1,1 @@
+"""Results on their way to the database: buffered, batched, and written as checkpoints."""

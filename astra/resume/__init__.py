@@ -1,0 +1,1 @@
+"""Resume, cancel, pause and throttle plans."""

@@ -1,0 +1,1 @@
+"""The status of plans, pages and rows, from the database and Slurm together."""

@@ -1,0 +1,1 @@
+"""Submit pages as Slurm arrays, or run them as local processes."""

@@ -8,7 +8,7 @@ import pytest
 
 from astra.config import settings
 from astra.element.board import Board
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.element.deaths import note_death
 from astra.element.suspects import Death
 from astra.models import BossVisitSpectrum
@@ -73,7 +73,7 @@ def test_a_task_that_leaves_no_memory_for_the_database_ends(sqlite_url):
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive):
     plan = plan_of(10, 10)
-    claim = claim_page(plan, 1, pool_of(plan), 1, here("local", Path()))
+    claim = claim_page(plan, 1, pool_of(plan), 1, this_process("local", Path()))
     assert claim is not None
     board = Board()
     board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)

@@ -10,7 +10,7 @@ import pytest
 from peewee import PostgresqlDatabase
 
 from astra.database.connection import connection, database, writing
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
 from astra.element.pool import give_back, take_page
 from astra.models.attempts import Attempt, Suspect
@@ -108,7 +108,7 @@ class TestClaims:
         plan = plan_of(20, 10)
         submission = pool_of(plan)
         with connection():
-            assert claim_page(plan, 1, submission, 1, here("local", Path())) is not None
+            assert claim_page(plan, 1, submission, 1, this_process("local", Path())) is not None
             assert [page.free for page in Page.select().order_by(Page.number)] == [False, True]
 
     def test_one_element_takes_all_pages(self, url):
@@ -143,7 +143,7 @@ class TestClaims:
         submission = pool_of(plan)
         for element, is_free in ((1, True), (2, False)):
             with connection():
-                claim = claim_page(plan, None, submission, element, here("local", Path()))
+                claim = claim_page(plan, None, submission, element, this_process("local", Path()))
                 assert claim is not None
                 Attempt.update(state="interrupted").where(Attempt.element == element).execute()
                 give_back(claim.page)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from astra.config import settings
-from astra.element.signals import heard
+from astra.element.signals import stop_on_signals
 from astra.results.stopping import Stop, Terminated
 from tests.conftest import ROOT
 
@@ -33,10 +33,10 @@ def get_out():
 _STORM = """
 import os, signal, subprocess, sys, time
 from astra.results.stopping import Stop
-from astra.element.signals import heard
+from astra.element.signals import stop_on_signals
 stop = Stop()
 knock = f"import os\\nfor _ in range(100_000): os.kill({os.getpid()}, {signal.SIGTERM:d})"
-with heard(stop):
+with stop_on_signals(stop):
     others = [subprocess.Popen([sys.executable, "-c", knock]) for _ in range(2)]
     while any(other.poll() is None for other in others):
         time.sleep(0.0005)
@@ -57,7 +57,7 @@ def test_a_signal_at_the_very_end_does_not_keep_the_process(get_out):
     """What the C handler wrote may be read together with the word that all is over."""
 
     def end_with_a_signal() -> None:
-        with heard(Stop()):
+        with stop_on_signals(Stop()):
             for _ in range(3):
                 signal.raise_signal(signal.SIGUSR1)
 
@@ -70,7 +70,7 @@ def test_a_signal_at_the_very_end_does_not_keep_the_process(get_out):
         sys.setswitchinterval(before)
 
 
-def test_a_signal_that_does_not_wake_the_main_thread_is_heard():
+def test_a_signal_that_does_not_wake_the_main_thread_is_stop_on_signals():
     """As one that comes between the interpreter's last look at its signals and a long sleep."""
     settings.use(settings.Config(element=settings.Element(grace_s=0.2)))
     stop = Stop()
@@ -81,7 +81,7 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_heard():
     elsewhere = threading.Timer(0.2, knock_elsewhere)
     began = time.monotonic()
     stop.is_loading = True  # the main thread may be interrupted
-    with pytest.raises(Terminated), heard(stop):
+    with pytest.raises(Terminated), stop_on_signals(stop):
         elsewhere.start()
         time.sleep(20)
     assert time.monotonic() - began < 10 and "SIGTERM" in stop.reason
@@ -109,7 +109,7 @@ def test_a_thread_that_the_task_leaves_running_does_not_keep_the_element():
 def test_a_signal_is_heard_after_the_task_has_replaced_the_descriptor():
     """As asyncio's ``add_signal_handler`` and ``remove_signal_handler`` do."""
     stop = Stop()
-    with heard(stop):
+    with stop_on_signals(stop):
         ours = signal.set_wakeup_fd(-1)
         signal.raise_signal(signal.SIGTERM)
         assert stop.wanted.wait(60)

@@ -13,7 +13,7 @@ import pytest
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, writing
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
 from astra.element.takeover import Watcher
 from astra.models.attempts import Attempt
@@ -65,7 +65,7 @@ class TestLocal:
         plan = plan_of(20, 10)
         submission = pool_of(plan)
         throttle(plan.pk, 1)
-        died = replace(here("local", Path()), pid_began="gone")
+        died = replace(this_process("local", Path()), pid_began="gone")
         with connection(), writing():
             Page.update(free=False).where(Page.number == 1).execute()
             claim_page(plan, 1, submission, 1, died)
@@ -79,7 +79,9 @@ class TestLocal:
         watcher = Watcher(plan, submission, 1, Stop())
         with connection(), writing():
             Page.update(free=False).execute()
-            claim_page(plan, 1, submission, 2, replace(here("local", Path()), pid_began="gone"))
+            claim_page(
+                plan, 1, submission, 2, replace(this_process("local", Path()), pid_began="gone")
+            )
         assert watcher.wait(None) and Submission.get().watcher is None
 
     def test_who_finds_no_page_and_nobody_at_work_ends(self, url):
@@ -95,7 +97,7 @@ def held(submission: Submission, plan, silent_s: float = 0.0) -> Attempt:
     """A page of a Slurm pool that element 1 holds, whose last heartbeat is so old."""
     with connection(), writing():
         Submission.update(kind="slurm", job_id=7, job_name="astra-1-x").execute()
-        claim = claim_page(plan, 1, Submission.get(), 1, here("local", Path()))
+        claim = claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
         assert claim is not None
         Page.update(free=False).where(Page.number == 1).execute()
         seen = dialect().now() - timedelta(seconds=silent_s)
@@ -129,7 +131,7 @@ class TestLate:
         plan = plan_of(10, 10)
         submission = pool_of(plan)
         with connection(), writing():
-            claim_page(plan, 1, submission, 1, here("local", Path()))
+            claim_page(plan, 1, submission, 1, this_process("local", Path()))
             Page.update(free=False).execute()
             Submission.update(watcher=1, watched=dialect().now()).execute()
         words = ["--plan", str(plan.pk), "--job", submission.token, "--element", "2"]
@@ -262,7 +264,7 @@ class TestDeaths:
         held(Submission.get(), plan)
         assert self.watcher(plan)._check() is True
         with connection(), writing():
-            claim_page(plan, 1, Submission.get(), 3, here("local", Path()))
+            claim_page(plan, 1, Submission.get(), 3, this_process("local", Path()))
             Page.update(free=False).execute()
             Attempt.update(array_index=1).where(Attempt.number == 2).execute()
         watcher = self.watcher(plan)

@@ -16,7 +16,7 @@ from astra import task
 from astra.api import run_here
 from astra.config import run_folder, settings
 from astra.database.connection import database
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect
@@ -45,7 +45,7 @@ def spooled(n: int = 20, limit: int = 10) -> int:
         elements=[1], offset=0, pages_per_element=1, profile="{}", created_by="test",
     )  # fmt: skip
     Page.update(submission_pk=submission.pk).where(Page.pk == page.pk).execute()
-    claim = claim_page(get_plan(planned.plan), 1, submission, 1, here("local", Path()))
+    claim = claim_page(get_plan(planned.plan), 1, submission, 1, this_process("local", Path()))
     results = []
     for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << page.keys[:6]):
         handed = Handed(row.spectrum_pk, None, row.modified, Attempt.get().began)

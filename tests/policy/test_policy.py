@@ -15,7 +15,7 @@ from astra.config.retry_rules import RULES, rules
 from astra.config.settings import load, use
 from astra.config.units import size_mb
 from astra.database.connection import connection, dialect
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.errors import ConfigError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Exclusion
@@ -164,7 +164,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url):
     plan = plan_of(40, 10)
     submission = pool_of(plan)
     with connection():
-        claim_page(plan, 1, submission, 1, here("local", Path()))
+        claim_page(plan, 1, submission, 1, this_process("local", Path()))
     ends = {1: (1, "FAILED"), 2: (2, "CANCELLED"), 3: (1, "FAILED"), 4: (4, "FAILED")}
     statuses = [
         replace(s, state=PageState.LOST, element=ends[s.page][0], slurm_state=ends[s.page][1])

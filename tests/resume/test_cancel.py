@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.database.connection import connection
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.errors import BusyError, Superseded, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -194,7 +194,7 @@ def test_of_those_who_claim_a_page_at_once_one_has_it(url):
         with connection():
             together.wait()
             try:
-                where = here("local", Path())
+                where = this_process("local", Path())
                 return claim_page(plan, number, submission, number, where) and "claimed"
             except BusyError as error:
                 return str(error)
