@@ -165,10 +165,9 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def sqlite_url(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh SQLite file with astra's tables, configured as astra's."""
-    file = Path(shutil.copy(sqlite_template, tmp_path))
+def configured_copy(original: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Copy a SQLite file as an archive of its own, configure the copy as astra's, return its URL."""
+    file = Path(shutil.copy(original, folder))
     url = f"sqlite:///{file}"
     monkeypatch.setenv("ASTRA_DATABASE_URL", url)
     from astra.database.connection import dialect
@@ -176,6 +175,12 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with closing(sqlite3.connect(file)) as copy, copy:  # as `astra initdb --moved` does
         copy.execute("UPDATE astra_archive SET made_in = ?", (dialect().place(),))
     return url
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh SQLite file with astra's tables, configured as astra's."""
+    return configured_copy(sqlite_template, tmp_path, monkeypatch)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

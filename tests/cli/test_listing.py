@@ -8,17 +8,19 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
+from astra.database.connection import reset
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Plan
 from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
-from tests.conftest import ROOT
+from tests.conftest import ROOT, configured_copy
 from tests.sample_tasks import costly, fill, measure
 
 
@@ -26,9 +28,20 @@ def astra(*words: str):
     return CliRunner().invoke(main, list(words))
 
 
-@pytest.fixture
-def plans(sqlite_url) -> None:
+@pytest.fixture(scope="module")
+def archive(sqlite_template, tmp_path_factory) -> Path:
     """1 has failed rows, 2 is whole and somebody else's, 3 is new, 4 is cancelled."""
+    folder = tmp_path_factory.mktemp("listing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASTRA_RUN_DIR", str(folder / "runs"))
+        configured_copy(sqlite_template, folder, patch)
+        reset()
+        make_plans()
+        reset()
+    return folder / sqlite_template.name
+
+
+def make_plans() -> None:
     fill(8)
     for task, arguments in ((measure, {"raise_every": 4}), (costly, {})):
         (planned,) = create_plan(task, BossVisitSpectrum, arguments=arguments)
@@ -39,6 +52,11 @@ def plans(sqlite_url) -> None:
     (last,) = create_plan(costly, BossVisitSpectrum)
     cancel(last.plan)
     Plan.update(created="2020-01-01").where(Plan.pk == 1).execute()
+
+
+@pytest.fixture
+def plans(archive, tmp_path, monkeypatch) -> None:
+    configured_copy(archive, tmp_path, monkeypatch)
 
 
 def listed(*words: str) -> list[int]:
