@@ -13,6 +13,7 @@ from astra.cli.group import main
 from astra.errors import AstraError
 from astra.states import PlanState
 from tests.conftest import ROOT
+from tests.forks import astra
 from tests.pages import BLOCK, blocks, commands
 from tests.sample_tasks import fill
 from tests.servers import wait_for
@@ -69,8 +70,9 @@ def _typed(console: str) -> list[str]:
 
 def _run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program, *words = shlex.split(line)
-    start = [sys.executable, "-m", "astra"] if program == "astra" else [sys.executable]
-    return subprocess.run([*start, *words], cwd=folder, capture_output=True, text=True)
+    if program == "astra":
+        return astra(*words, cwd=folder)
+    return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
 
 
 def test_the_first_night_runs_from_top_to_bottom(tmp_path):
@@ -83,10 +85,8 @@ def test_the_first_night_runs_from_top_to_bottom(tmp_path):
             done = _run(line, tmp_path)
             failed = "failed rows:" in done.stdout  # one of the page's rows fails, as it says
             assert done.returncode == (8 if failed else 0), (line, done.stdout, done.stderr)
-    assert "failed rows: 999 done + 1 failed = 1,000 rows" in subprocess.run(
-        [sys.executable, "-m", "astra", "status", "1"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    ).stdout  # fmt: skip
+    shown = astra("status", "1", cwd=tmp_path).stdout
+    assert "failed rows: 999 done + 1 failed = 1,000 rows" in shown
 
 
 @pytest.mark.slurm

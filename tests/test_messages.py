@@ -20,15 +20,13 @@ from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
 from astra.plan.pending import checked_ids
 from astra.plan.plan import create_plan
 from astra.tasks.signature import find_task, input_models, output_model
+from tests import forks
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, measure
 
 
 def astra(*words: str, **environ: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "astra", *words], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-    )  # fmt: skip
+    return forks.astra(*words, env={**os.environ, **environ})
 
 
 MODULES = {

@@ -1,13 +1,12 @@
 """The page on one's own tables, from top to bottom, on both databases."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests import forks
 from tests.conftest import ROOT
 from tests.pages import blocks, commands
 from tests.servers import Postgres
@@ -17,10 +16,7 @@ PAGE = ROOT / "docs" / "your-own-tables.md"
 
 def astra(*words: str, folder: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "ASTRA_DATABASE_URL"}
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", *words],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = forks.astra(*words, env=environment, cwd=folder)
     assert done.returncode == 0, (words, done.stdout, done.stderr)
     return done.stdout
 

@@ -1,7 +1,6 @@
 """Mistakes that a task's author makes are shown at the author's own line, without a traceback."""
 
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from click.testing import CliRunner
 from astra.cli.group import main
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
-from tests.conftest import ROOT
+from tests import forks
 from tests.sample_tasks import fill
 
 BEGIN = """\
@@ -69,10 +68,7 @@ def test_rows_that_are_taken_for_one(module, url):
 
 def in_a_process(*words: str) -> subprocess.CompletedProcess[str]:
     """A command with the log of its own, which is that of pytest otherwise."""
-    return subprocess.run(
-        [sys.executable, "-m", "astra", *words], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    return forks.astra(*words)
 
 
 def test_a_row_that_raises_is_a_line_with_its_key_and_place(module, sqlite_url):

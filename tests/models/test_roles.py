@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -28,6 +27,7 @@ from astra.status.failures import failures
 from astra.status.plans import all_plans
 from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
+from tests import forks
 from tests.conftest import ROOT
 from tests.many_tasks import Peak, peaks
 from tests.sample_tasks import Measured, broken, fill, measure
@@ -70,11 +70,7 @@ def as_role(of: Url, kind: str) -> None:
 
 
 def astra(of: Url, kind: str, *words: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ASTRA_DATABASE_URL": of(kind), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "astra", *map(str, words)],
-        env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    return forks.astra(*words, env={**os.environ, "ASTRA_DATABASE_URL": of(kind)})
 
 
 def planned(of: Url, **arguments: object) -> int:

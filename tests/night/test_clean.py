@@ -1,8 +1,6 @@
 """Cleaning: what is old and ended goes, and nothing that is needed; the database stays flat."""
 
 import json
-import subprocess
-import sys
 import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +19,7 @@ from astra.models.plans import Page, Plan
 from astra.night.clean import clean
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from tests.conftest import ROOT
+from tests.forks import astra
 from tests.sample_tasks import Measured, fill, measure
 
 
@@ -66,9 +64,10 @@ def test_old_and_whole_plans_go_and_nothing_else(url):
 def test_the_command_shows_before_it_removes(sqlite_url):
     fill(5)
     run_here(plan_of())
-    words = [sys.executable, "-m", "astra", "clean", "--json", "--keep-days", "0"]
+    words = ["clean", "--json", "--keep-days", "0"]
     for more, dry in (([], True), (["--yes"], False)):
-        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = astra(*words, *more)
+        done.check_returncode()
         found = json.loads(done.stdout)
         assert found["plans"] == [1] and found["dry_run"] is dry
     assert not Plan.select().exists() and Measured.select().count() == 5

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from astra.database.connection import connection, reset
 from astra.errors import UsageError
 from astra.models.nights import Night
 from astra.night.cron import entry, without
+from tests import forks
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill
 from tests.servers import can_unshare, cron_daemon, wait_for
@@ -43,9 +43,7 @@ def night(slurm, pg_url, tmp_path, monkeypatch) -> Path:
 
 
 def astra(*words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", *words], cwd=ROOT, capture_output=True, text=True
-    )
+    done = forks.astra(*words, cwd=ROOT)
     assert done.returncode == status, (words, done.returncode, done.stdout, done.stderr)
     return done.stdout + done.stderr
 

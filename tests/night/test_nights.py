@@ -17,6 +17,7 @@ from astra.models.plans import Plan
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
 from astra.night.nightly import heal_all
+from tests import forks
 from tests.conftest import ROOT
 from tests.nights import astra, closed, last, write
 from tests.pages import blocks, commands
@@ -208,8 +209,8 @@ def test_the_page_about_nights_runs_from_top_to_bottom(slurm, tmp_path, monkeypa
 
 
 def _typed(*words: str) -> None:
-    """Run a command as a process in the current folder, whose modules it finds."""
-    subprocess.run([sys.executable, "-m", "astra", *words], check=True, capture_output=True)
+    """Run a command in a process with this current folder, whose modules it finds."""
+    forks.astra(*words).check_returncode()
 
 
 @pytest.mark.parametrize("accepted, state", [(0.0, "failed rows"), (0.2, "whole")])

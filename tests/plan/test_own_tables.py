@@ -1,9 +1,6 @@
 """Tables of others: any key, read-only, in a schema of theirs, from the plan to the results."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from urllib.parse import urlsplit
@@ -27,6 +24,7 @@ from astra.status.results import StoredResults
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.conftest import ROOT
+from tests.forks import astra
 from tests.own_tables import (
     INPUTS,
     TASKS,
@@ -202,16 +200,10 @@ def test_rows_are_taken_in_any_order(others):
 
 def test_elements_in_other_processes(others):
     (planned,) = create_plan(periods, limit=5)
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local", "-j", "2"],
-        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = astra("submit", planned.plan, "--local", "-j", 2, cwd=ROOT)
     assert done.returncode == 8, done.stdout + done.stderr  # every row has ended, one as a failure
     assert status(planned.plan).rows == {"done": N - 2, "failed": 1, "no result": 1}
-    said = subprocess.run(
-        [sys.executable, "-m", "astra", "failures", str(planned.plan), "--json"],
-        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    said = astra("failures", planned.plan, "--json", cwd=ROOT)
     assert AWKWARD[3] in {row["key"] for row in json.loads(said.stdout)}
 
 

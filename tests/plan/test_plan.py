@@ -31,6 +31,7 @@ from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
 from astra.version import CURRENT
 from tests.conftest import ROOT
+from tests.forks import astra
 from tests.sample_tasks import Measured, bad_then_patient, fill, measure
 from tests.servers import wait_for
 
@@ -240,10 +241,8 @@ def test_no_connection_is_held_while_a_task_is_imported_or_computes(pg_url, tmp_
     (tmp_path / "holding.py").write_text(_HELD)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     monkeypatch.setenv("NOTED", str(tmp_path / "noted"))
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", "plan", "holding.analysis", "--limit", "2", "--json"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = astra("plan", "holding.analysis", "--limit", "2", "--json", cwd=tmp_path)
+    done.check_returncode()
     (tmp_path / "noted").unlink()
     plan = get_plan(json.loads(done.stdout)["plan"])
     submission = submitted_to_one(plan)

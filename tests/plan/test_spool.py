@@ -32,6 +32,7 @@ from astra.status.status import status
 from astra.status.verify import verify
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
+from tests.forks import astra
 from tests.sample_tasks import Measured, fill, measure
 
 
@@ -178,10 +179,7 @@ def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, comman
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], cwd=code, env=environment, check=True)
     words = [command, "1", *(["--local"] if command == "resume" else [])]
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", *words],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = astra(*words, env=environment, cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     assert run_folder.spool_files(get_plan(1).folder) == []
 

@@ -29,7 +29,7 @@ from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Usage, parse_usage
 from astra.states import PlanState, SlurmState
 from astra.submit.submit import submit
-from tests.conftest import ROOT
+from tests import forks
 from tests.report.browser import chromium, show
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
@@ -159,11 +159,7 @@ def test_the_command_writes_a_file(sqlite_url, tmp_path):
     plan = made(20, 10)
 
     def astra(*words: object) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "astra", "report", *map(str, words)],
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True,
-        )  # fmt: skip
+        return forks.astra("report", *words)
 
     done = astra()
     assert done.returncode == 0 and done.stdout.startswith("whole: All 20 rows have ended."), done

@@ -1,9 +1,5 @@
 """Tasks of every kind do the same called directly, run here, and in a plan."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from astra import generate_queries_for_task
@@ -19,6 +15,7 @@ from astra.plan.spool import recover
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.conftest import ROOT
+from tests.forks import astra
 from tests.many_tasks import TASKS, Peak, SpectrumOfSource, ends, peaks, raises, spectra_of
 from tests.sample_tasks import fill
 
@@ -53,10 +50,7 @@ def in_a_plan(task):
 
 
 def by_the_command(task):
-    subprocess.run(
-        [sys.executable, "-m", "astra", "run", f"tests.many_tasks.{task.__name__}"],
-        cwd=ROOT, env=os.environ, capture_output=True, check=True,
-    )  # fmt: skip
+    astra("run", f"tests.many_tasks.{task.__name__}").check_returncode()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)

@@ -1,7 +1,5 @@
 """What a result bears once it is stored, and what it may not be given."""
 
-import subprocess
-import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -19,6 +17,7 @@ from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
+from tests.forks import astra
 from tests.own_tables import LightCurve, Period
 from tests.sample_tasks import Measured, OfSource, fill, measure
 
@@ -73,8 +72,7 @@ def test_null_is_stored_as_null_whatever_the_settings_of_the_database(pg_url, n)
             database.execute_sql(f'ALTER DATABASE "{name}" SET {setting}')
     (planned,) = create_plan(half_named, BossVisitSpectrum, limit=n)
     # A process of its own: its connections are new, and have these settings.
-    command = [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = astra("submit", planned.plan, "--local")
     assert done.returncode == 0, done.stdout + done.stderr
     with connection():
         stored = {(result.text, result.number) for result in Measured.select()}
