@@ -27,14 +27,14 @@ from astra.submit.intent import make_intent, new_submission
 from tests.sample_tasks import fill, measure
 from tests.servers import Postgres, Proxy, wait_for
 
-SILENCE_S = 1.0
-
+#: Of one who is to lose its lock, and of all others: a busy machine may stand still for seconds.
+SHORT_S, LONG_S = 1.0, 30.0
 
 ME = Holder("login1", 4711, "operator")
 
 
-def lock(url: str, silence_s: float = SILENCE_S) -> RowLock:
-    connect = partial(psycopg2.connect, url, connect_timeout=2)
+def lock(url: str, silence_s: float = LONG_S) -> RowLock:
+    connect = partial(psycopg2.connect, url, connect_timeout=20)
     return RowLock(connect, '"astra_lock"', "plan 1", ME, ends_after(silence_s), silence_s)
 
 
@@ -61,9 +61,10 @@ def elsewhere(pg_url: str) -> RowLock:
 
 
 def test_it_is_held_for_longer_than_the_silence_that_frees_it(pg_url, elsewhere):
-    held = lock(pg_url)
+    silence_s = 7.0
+    held = lock(pg_url, silence_s)
     assert held.take()
-    end = time.monotonic() + 3 * SILENCE_S
+    end = time.monotonic() + silence_s + 1
     while time.monotonic() < end:
         assert not elsewhere.take()
         time.sleep(0.1)
@@ -74,13 +75,10 @@ def test_it_is_held_for_longer_than_the_silence_that_frees_it(pg_url, elsewhere)
 
 def test_whoever_is_cut_off_holds_it_no_longer(postgres, pg_url, elsewhere, caplog):
     with Proxy(postgres.port) as proxy:
-        held = lock(through(proxy, postgres, pg_url))
+        held = lock(through(proxy, postgres, pg_url), SHORT_S)
         assert held.take()
-        assert not elsewhere.take()
         proxy.silence()
-        began = time.monotonic()
-        wait_for(elsewhere.take, "the lock of one that is cut off", 20)
-        assert time.monotonic() - began < 3 * SILENCE_S + 1
+        wait_for(elsewhere.take, "the lock of one that is cut off", 20)  # TCP would take minutes
         with caplog.at_level(logging.WARNING):
             proxy.heal()
             wait_for(
@@ -91,7 +89,7 @@ def test_whoever_is_cut_off_holds_it_no_longer(postgres, pg_url, elsewhere, capl
 
 
 def test_it_is_taken_again_where_only_the_connection_was_lost(postgres, pg_url, elsewhere):
-    held = lock(pg_url)
+    held = lock(pg_url, 8)
     assert held.take()
     ((before,),) = holder(postgres)
     postgres.sql(f"SELECT pg_terminate_backend({before})")
@@ -101,15 +99,26 @@ def test_it_is_taken_again_where_only_the_connection_was_lost(postgres, pg_url, 
     assert not holder(postgres)
 
 
-def test_its_end_does_not_wait_for_a_server_that_is_silent(postgres, pg_url):
+def test_its_end_does_not_wait_for_a_server_that_is_silent(postgres, pg_url, monkeypatch):
+    asking = threading.Event()
     with Proxy(postgres.port) as proxy:
-        held = lock(through(proxy, postgres, pg_url), 4)
+        held = lock(through(proxy, postgres, pg_url), 600)
+        wait, is_held = held._over.wait, held._is_held
+
+        def ask() -> bool:
+            asking.set()
+            answer = is_held()
+            asking.clear()
+            return answer
+
+        monkeypatch.setattr(held, "_is_held", ask)
+        monkeypatch.setattr(held._over, "wait", lambda seconds: wait(seconds / 1000))
         assert held.take()
         proxy.silence()
-        time.sleep(1.1)  # it asks once a second, and now waits for an answer
+        wait_for(asking.is_set, "it to ask the server", 20)
         began = time.monotonic()
         held.release()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 30
 
 
 def test_names_do_not_hinder_each_other(url):

@@ -310,7 +310,8 @@ def test_100_000_pages(pg_url, browser, tmp_path):
     print(
         f"gathered in {gathered_s:.1f} s, drawn in {drawn_s:.2f} s, {len(text) / 1e3:.0f} kB, opened in {opened_s:.2f} s"
     )
-    assert opened_s < 2 and not page.errors
+    # What opening costs, whatever else the machine does: it has an element for 50 pages.
+    assert page.evaluate("document.querySelectorAll('*').length") < 5000 and not page.errors
     assert page.evaluate("document.documentElement.scrollWidth") == 1400
     page.close()
 

@@ -158,9 +158,10 @@ class TestSlurm:
 
     def test_jobs_outlive_the_daemons(self, restored: Slurm, tmp_path: Path) -> None:
         # It ends when all are back: word of an end that slurmctld misses is repeated but slowly.
-        wait = f"until [ -e '{tmp_path}/go' ]; do sleep 0.1; done"
+        wait = f"touch '{tmp_path}/began'; until [ -e '{tmp_path}/go' ]; do sleep 0.1; done"
         job = self.submit(restored, wait, "--nodelist=n2")
-        restored.wait_job(job, "RUNNING")
+        # slurmctld says RUNNING before slurmd has started the job, which would die with it.
+        wait_for((tmp_path / "began").exists, "the job", 60)
         restored.kill_slurmd("n2")
         restored.stop_controller()
         with pytest.raises(ServerError, match="is DOWN"):
