@@ -90,8 +90,8 @@ def throttle(plan: int, most: int | None) -> Control:
     """Limit how many elements of a plan take a further page.
 
     Further elements end with their page, except for the watcher of each submission. A higher limit
-    does not restart elements that have ended: those in the queue start, and ``resume`` submits the
-    pages that have no element.
+    does not restart elements that have ended: those in the queue start, and ``resume`` submits
+    others for the pages that are free.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def throttle(plan: int, most: int | None) -> Control:
 
 
 def continue_plans(plans: Iterable[int]) -> list[Control]:
-    """Continue paused plans: submit the pages that have no element.
+    """Continue paused plans: submit the pages that have no element, or too few.
 
     Parameters
     ----------

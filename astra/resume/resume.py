@@ -13,8 +13,9 @@ from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import light_pages
 from astra.policy import retry_policy
 from astra.policy.next_steps import Next, exclude_bad_nodes, grouped, next_steps, record
+from astra.resume.refill import withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
-from astra.status.page_states import Asked, PageStatus, survey
+from astra.status.page_states import Asked, Pages, PageStatus, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import hold_plan
@@ -32,7 +33,7 @@ def resume(
     hours: Hours = ALWAYS,
     asked: Asked | None = None,
 ) -> Submitted:
-    """Submit the pages of a plan that are neither done nor alive.
+    """Submit the pages of a plan that are neither done nor alive, or lack elements.
 
     Nothing is submitted twice. The retry policy decides for each page how it is submitted again.
 
@@ -78,10 +79,10 @@ def resume(
         pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, asked)
         chosen = _as_pending(statuses, {page.number for page in pages})
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
-        done = _take_steps(frozen, steps, statuses, dry_run, hours)
+        more = [] if dry_run or wanted else _replacements(frozen, statuses, profile_name, options)
+        done = _take_steps(frozen, [*steps, *more], statuses, dry_run, hours)
     left = [n for n in steps if not n.step.retry]
-    skipped.update({"given up": len(left)} if left else {})
-    return replace(done, skipped=skipped, left=_left_pages(frozen, left))
+    return replace(done, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
 
 
 def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageStatus]:
@@ -91,6 +92,26 @@ def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageS
         for s in statuses
         if s.page in numbers
     ]
+
+
+def _replacements(
+    plan: Plan, statuses: Pages, name: str | None, options: Mapping[str, object] | None
+) -> list[Next]:
+    """Return steps for free pages of submissions that lack elements, with as many as they lack."""
+    lacking = withdraw_pages(statuses)
+    withdrawn = [replace(s, state=PageState.UNSUBMITTED) for s in statuses if s.page in lacking]
+    return [
+        replace(n, profile=replace(n.profile, max_elements=lacking[n.page.number], throttle=None))
+        for n in next_steps(plan, withdrawn, name, options)
+    ]
+
+
+def _skipped(skipped: dict[str, int], more: list[Next], left: list[Next]) -> dict[str, int]:
+    """Return the numbers of skipped pages, without free ones that are submitted after all."""
+    waiting = PageState.WAITING.value
+    n_waiting = skipped.get(waiting, 0) - len(more)
+    counts = {**skipped, waiting: n_waiting, "given up": len(left)}
+    return {state: n for state, n in counts.items() if n}
 
 
 def _take_steps(
@@ -212,7 +233,7 @@ def _choose(
     only: frozenset[SlurmState],
     dry_run: bool,
     asked: Asked | None = None,
-) -> tuple[list[Page], dict[str, int], Sequence[PageStatus]]:
+) -> tuple[list[Page], dict[str, int], Pages]:
     """Return the pages to submit, the numbers of others by state, and the states of all pages."""
     statuses, _ = survey(plan, asked)
     chosen: set[int] = set()

@@ -207,8 +207,9 @@ class Pages(Sequence[PageStatus]):
     ) -> PageState:
         submission = self.stored.submissions.get(row.submission_pk)
         mine, overdue = self._mine(submission, attempt)
-        if submission is None:
-            state = PageState.UNSUBMITTED
+        runs = mine is not None and mine.state == AttemptState.RUNNING
+        if submission is None or (submission.pulls and row.free is None and not runs):
+            state = PageState.UNSUBMITTED  # in the latter case, it was withdrawn from its pool
         elif submission.kind == "local":
             waits = row.free and _submitter_lives(submission)
             state = PageState.WAITING if waits else _local_state(submission, mine, overdue)

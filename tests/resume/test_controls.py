@@ -2,11 +2,13 @@
 
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from astra.database.connection import connection, dialect
+from astra.database.connection import connection, dialect, writing
 from astra.database.threads import in_background
+from astra.element.claiming import claim_page, here
 from astra.element.element import Element
 from astra.errors import UsageError
 from astra.models.attempts import Attempt
@@ -15,8 +17,11 @@ from astra.plan.lookup import get_plan
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.controls import continue_plans, live_plans, pause, throttle
+from astra.resume.refill import withdraw_pages
 from astra.resume.resume import resume, resume_local
-from astra.states import PageState
+from astra.slurm.parse import Answer, Execution
+from astra.states import PageState, SlurmState
+from astra.status.page_states import present_pages
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.nights import run_out
@@ -88,6 +93,62 @@ def test_a_cancelled_plan_has_no_controls(url):
     for control in (lambda: pause([plan.pk]), lambda: continue_plans([plan.pk])):
         with pytest.raises(UsageError, match="cancelled"):
             control()
+
+
+class TestRefill:
+    """Few elements are left of those that were submitted, and would take all free pages."""
+
+    @pytest.fixture
+    def left(self, url):
+        """The states of a plan whose first element is left, with eight free pages."""
+        plan = plan_of(90, 10)
+        pool_of(plan)
+        with connection(), writing():
+            claim_page(plan, 1, Submission.get(), 1, here("local", Path()))
+            Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
+
+        def pages(*states: SlurmState):
+            executions = {("j", n): Execution(s) for n, s in enumerate(states, 1)}
+            return present_pages(plan, Answer(executions), True)
+
+        return pages
+
+    def test_their_share_is_submitted_again(self, left):
+        pages = left(SlurmState.RUNNING, SlurmState.COMPLETED, SlurmState.COMPLETED)
+        assert withdraw_pages(pages) == dict.fromkeys(range(5, 10), 2)
+        found = left(SlurmState.RUNNING, SlurmState.COMPLETED, SlurmState.COMPLETED).states
+        assert [s.value for s in found] == ["running"] + ["waiting"] * 3 + ["unsubmitted"] * 5
+
+    def test_nothing_is_while_others_wait_in_the_queue_or_none_is_left(self, left):
+        assert withdraw_pages(left(SlurmState.RUNNING, SlurmState.PENDING)) == {}
+        assert withdraw_pages(left(SlurmState.COMPLETED)) == {}
+
+    def test_the_throttle_and_a_pause_are_obeyed(self, left):
+        throttle(1, 1)
+        assert withdraw_pages(left(SlurmState.RUNNING)) == {}
+        throttle(1, 2)
+        pause([1])
+        assert withdraw_pages(left(SlurmState.RUNNING)) == {}
+        with connection():
+            Plan.update(paused=None).execute()
+        assert set(withdraw_pages(left(SlurmState.RUNNING)).values()) == {1}
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_elements_that_have_left_are_replaced(slurm: Slurm, tmp_path):
+    fast = tmp_path / "fast"
+    plan = plan_of(600, 60, row_s=0.1, slow_until=str(fast))
+    submit(plan.pk, options={"max_elements": 3})
+    others = running(3, 0)[1:]
+    slurm.run("scancel", *(f"{a.job_id}_{a.array_index}" for a in others))
+    wait_for(lambda: states(plan).count(PageState.WAITING) == 9, "the pages of two elements", 60)
+    wait_for(lambda: len(slurm.run("squeue", "-hr").splitlines()) == 1, "the end of both", 60)
+    (control,) = continue_plans([plan.pk])
+    assert control.submitted.pages == 6 and control.submitted.jobs[0].array == "5-6"
+    fast.touch()
+    run_out(slurm)
+    assert is_whole(plan)
 
 
 @pytest.mark.slurm
