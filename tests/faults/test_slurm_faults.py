@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from astra.config import settings
 from astra.database.connection import database
 from astra.element.claiming import Where, claim_page
 from astra.errors import SlurmError, Superseded
@@ -44,12 +45,19 @@ def plain() -> Iterator[Slurm]:
 def faulty(plain, pg_url, monkeypatch, tmp_path) -> Iterator[Slurm]:
     monkeypatch.setenv("SLURM_CONF", str(plain.conf))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "astra.toml").write_text(
-        "[slurm]\ntimeout_s = 5\nretries = 0\n[element]\nwrite_frequency = 0.3\nlease_s = 2\n"
-    )
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    configure(tmp_path, 60)
     yield plain
     plain.restore()
+
+
+def configure(folder: Path, timeout_s: int) -> None:
+    """Wait so long for Slurm's commands."""
+    (folder / "astra.toml").write_text(
+        f"[slurm]\ntimeout_s = {timeout_s}\nretries = 0\n"
+        "[element]\nwrite_frequency = 0.3\nlease_s = 2\n"
+    )
+    settings.reset()
 
 
 def computed_once(path: Path, rows: int) -> bool:
@@ -67,6 +75,7 @@ def test_slurmctld_is_down(faulty, tmp_path):
     computed = tmp_path / "computed"
     plan = plan_of(20, 10, computed=str(computed))
     faulty.stop_controller()
+    configure(tmp_path, 5)
     with pytest.raises(SlurmError, match=r"squeue|scontrol|sbatch"):
         submit(plan)
     found = status(plan)
@@ -74,6 +83,7 @@ def test_slurmctld_is_down(faulty, tmp_path):
     with pytest.raises(SlurmError, match=r"squeue|scontrol|sbatch"):
         resume(plan)
     faulty.start_controller()
+    configure(tmp_path, 60)
     assert resume(plan).pages == 2 and resume(plan).pages == 0
     run_out(faulty)
     assert computed_once(computed, 20) and ended_well(plan)
@@ -92,9 +102,11 @@ def test_slurmctld_is_slow(faulty, tmp_path, monkeypatch):
     )
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    configure(tmp_path, 5)
     with suppress(SlurmError):
         submit(plan)
     shutil.rmtree(wrapper.parent)
+    configure(tmp_path, 60)
 
     def went_on() -> bool:
         with suppress(SlurmError):
