@@ -95,17 +95,19 @@ def _again(world: World) -> list[str]:
 
 
 def _overtaken(world: World) -> list[str]:
-    """Attempts that lived, and went on computing after another had taken their page.
+    """Attempts that lived, and went on computing when their page had been taken from them.
 
-    Where silence is all that tells (on other nodes), that may happen to one that was silent.
+    Where silence is all that tells (on other nodes), that may happen to one that was silent. On a
+    cluster the processes of an element that Slurm ended may live for a moment: there it counts when
+    another has begun.
     """
     if world.scenario.elsewhere and world.cluster is None:
         return []
     taken = {
-        (pid, key): began
-        for pid, began, keys in world.sql(
-            "SELECT a.pid, extract(epoch FROM b.began)::float8, p.keys FROM attempt a "
-            "JOIN page p ON p.pk = a.page_pk JOIN attempt b "
+        (pid, key): (ended if world.cluster is None else began) or float("inf")
+        for pid, ended, began, keys in world.sql(
+            "SELECT a.pid, extract(epoch FROM a.ended)::float8, extract(epoch FROM b.began)::float8, "
+            "p.keys FROM attempt a JOIN page p ON p.pk = a.page_pk LEFT JOIN attempt b "
             "ON b.page_pk = a.page_pk AND b.number = a.number + 1 WHERE a.state = 'superseded'"
         )
         for key in keys

@@ -140,8 +140,8 @@ DIRECTED = {
     ),
     # One of four elements has ended its page, and watches over the others.
     "refuse while one watches": _directed(
-        "refuse", after=0.5, lasts_s=2.5, rows=100, limit=30, row_s=0.25, write_frequency=5.0,
-        batch_size=1000, jobs=4,
+        "refuse", after=0.3, lasts_s=2.5, rows=120, limit=23, row_s=0.4, write_frequency=5.0,
+        batch_size=1000, jobs=6,
     ),
     "SIGTERM": _directed("signal"),
     "SIGINT": _directed("signal", number=2),
