@@ -31,6 +31,10 @@ from astra.database.sqlite_writing import Writing
 from astra.database.values import check as check_value
 from astra.errors import DatabaseError
 
+#: Parts of messages that another try may not meet. "locking protocol" is what a transaction says
+#: that lost a race with others for a log which a process that died has left.
+_TRANSIENT = ("locked", "busy", "locking protocol", "disk I/O", "is full")
+
 
 class _SQLiteDatabase(peewee.SqliteDatabase):
     """Opens a file only for reading if it, or its folder, may not be written.
@@ -91,9 +95,8 @@ class SQLite(Writing):
         return 1000
 
     def is_transient(self, error: BaseException) -> bool:
-        text = str(error)
-        return isinstance(error, peewee.OperationalError) and (
-            "locked" in text or "busy" in text or "disk I/O" in text or "is full" in text
+        return isinstance(error, peewee.OperationalError) and any(
+            words in str(error) for words in _TRANSIENT
         )
 
     def advice(self, message: str) -> str:

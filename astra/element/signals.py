@@ -13,15 +13,45 @@ from astra.database.statement_timeout import hurry
 from astra.errors import Interrupted
 from astra.results.stopping import ActiveRuns, Stop
 
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-def _write(pipe: int, number: int) -> None:
-    """Write to a pipe that another thread reads, which then sets the event of the request.
 
-    A handler that set it itself would deadlock when a second signal arrives meanwhile, as one from
-    Slurm and one from the parent.
+class _Pipe:
+    """A pipe to the thread that receives signals.
+
+    A handler that set an event itself would deadlock when a second signal arrives meanwhile, as one
+    from Slurm and one from the parent. A task may close all files of its process, and the numbers
+    of the pipe's ends may stand for other files afterwards: a checkpoint's, for example.
     """
-    with suppress(BlockingIOError):  # it is full of signals
-        os.write(pipe, bytes([number]))
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.write_end, False)
+        self.identity = self._identify(self.write_end)
+
+    @staticmethod
+    def _identify(end: int) -> tuple[int, int] | None:
+        try:
+            found = os.fstat(end)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def is_open(self) -> bool:
+        return self._identify(self.write_end) == self._identify(self.read_end) == self.identity
+
+    def write(self, number: int) -> None:
+        with suppress(BlockingIOError):  # it is full of signals
+            os.write(self.write_end, bytes([number]))
+
+    def read(self) -> bytes:
+        """Wait for signals and return their numbers; nothing once the pipe was closed."""
+        return os.read(self.read_end, 64) if self.is_open() else b""
+
+    def close(self) -> None:
+        for end in (self.read_end, self.write_end):
+            if self._identify(end) == self.identity:
+                os.close(end)
 
 
 @contextmanager
@@ -36,13 +66,14 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         yield
         return
     grace_s = settings.current().element.grace_s
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    pipe = _Pipe()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        # The C handler has written this already, unless the task has taken its descriptor away.
-        _write(write, number)
+        if pipe.is_open():
+            # The C handler has written this already, unless the task has taken its descriptor away.
+            pipe.write(number)
+        else:
+            threading.Thread(target=ask_to_stop, args=[number], daemon=True).start()
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if stop.is_loading or ActiveRuns.are_computing():
@@ -50,36 +81,36 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         # Reading and writing rows is not interrupted: it ends by itself, within a bound.
         signal.setitimer(signal.ITIMER_REAL, 0.1)
 
-    def watch() -> None:
-        received = b""
-        while 0 not in received:
-            received = os.read(read, 64)
-            for number in received:
-                if number in numbers:
-                    stop.ask(signal.Signals(number).name)
-                    # The timer is set here and not in the handler: a signal that arrives just
-                    # before the main thread begins to sleep is handled only after the sleep,
-                    # unless another signal wakes it.
-                    if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
-                        signal.setitimer(signal.ITIMER_REAL, grace_s)
-                    hurry(max(grace_s, HURRY_S))  # do not wait longer for a silent database
-                    for run in list(ActiveRuns.runs):
-                        run.writer.wake()
+    def ask_to_stop(number: int) -> None:
+        stop.ask(signal.Signals(number).name)
+        # The timer is set here and not in the handler: a signal that arrives just before the main
+        # thread begins to sleep is handled only after the sleep, unless another signal wakes it.
+        if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
+            signal.setitimer(signal.ITIMER_REAL, grace_s)
+        hurry(max(grace_s, HURRY_S))  # do not wait longer for a silent database
+        for run in list(ActiveRuns.runs):
+            run.writer.wake()
 
-    previous = {n: signal.signal(n, on_signal) for n in numbers}
+    def watch() -> None:
+        while (received := pipe.read()) and 0 not in received:
+            for number in received:
+                if number in _NUMBERS:
+                    ask_to_stop(number)
+
+    previous = {n: signal.signal(n, on_signal) for n in _NUMBERS}
     previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
-    waker = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    waker = signal.set_wakeup_fd(pipe.write_end, warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, name="astra signals", daemon=True)
     thread.start()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        os.write(write, b"\0")
-        thread.join()
+        if pipe.is_open():
+            pipe.write(0)
+            thread.join()
         signal.setitimer(signal.ITIMER_REAL, 0)  # the thread may just have set it
         signal.set_wakeup_fd(waker)
         for number, handler in previous.items():
             signal.signal(number, handler)
-        os.close(read)
-        os.close(write)
+        pipe.close()

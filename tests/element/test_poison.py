@@ -19,7 +19,15 @@ from astra.status.failures import failures
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.pools import plan_of, pool_of
-from tests.sample_tasks import Measured, collect_and_hang, deadly, fill, frugal, poisoned
+from tests.sample_tasks import (
+    Measured,
+    close_files,
+    collect_and_hang,
+    deadly,
+    fill,
+    frugal,
+    poisoned,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +61,8 @@ def test_a_row_that_hangs_in_a_task_that_collects(url):
     """Rows are halved until it stands alone."""
     fill(8)
     (planned,) = create_plan(collect_and_hang, BossVisitSpectrum, arguments={"bad": 6})
-    resume_local(planned.plan, 1, row_timeout=0.3)
+    done = resume_local(planned.plan, 1, row_timeout=0.3)
+    assert done.message is None, [log.read_text() for log in Path().rglob("local-*.log")]
     (failed,) = failures(planned.plan)
     assert (failed.key, failed.exception) == (6, "RowTimeout")
     assert Measured.select().count() == 7 and verify(planned.plan).whole
@@ -68,6 +77,15 @@ def test_a_task_that_leaves_no_memory_for_the_database_ends(sqlite_url):
     assert verify(plan.pk).whole and verify(plan.pk).sound
     assert Measured.select().count() == 40
     assert {a.state for a in Attempt.select()} <= {"died", "done"}
+
+
+def test_a_task_that_closes_all_files_loses_no_row(url):
+    """The connection to the database is opened again."""
+    fill(8)
+    (planned,) = create_plan(close_files, BossVisitSpectrum, arguments={"at": 5})
+    done = resume_local(planned.plan, 1)
+    assert done.message is None, [log.read_text() for log in Path().rglob("local-*.log")]
+    assert Measured.select().count() == 8 and verify(planned.plan).whole
 
 
 @pytest.mark.parametrize("alive", [True, False])
