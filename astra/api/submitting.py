@@ -10,7 +10,6 @@ from astra.api.sizing import plan_sized
 from astra.config.profiles import choose_profile, keys_for_slurm
 from astra.database.connection import connection
 from astra.errors import AstraError, UsageError
-from astra.models.checks import check_version
 from astra.models.plans import MadeBy, Page
 from astra.plan import sizes
 from astra.plan.lookup import get_plan
@@ -150,10 +149,8 @@ def submit_task(
                 "not afterwards; leave it out, or give the task's name"
             )
         return [(None, execution.submit(plan))]
-    if not execution.local:
-        check_version()
-        if not execution.dry_run:
-            check_shared_database(task_or_plan)
+    if not (execution.local or execution.dry_run):
+        check_shared_database(task_or_plan)
     submit_one = _show_submission if execution.dry_run else _submit_planned
     return [
         (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))

@@ -233,7 +233,7 @@ def connection() -> Iterator[None]:
     if database_is_unset():
         bind()
     if not database.obj.is_closed():
-        with _denied():
+        with bounded(long_s()), _denied():
             yield
         return
     try:

@@ -154,24 +154,26 @@ def _plan(
     values = parse_arguments(function, arguments)
     limit = whole_number("limit", settings.current().plan.limit if limit is None else limit)
     check_version()
-    check_archive()
     with connection():
+        check_archive()
         check_tables(*models, output)
         check_guards(*models, output)
         for model in models:
             check_keys(model)
         keys = {model: selection.check(model) for model in models}
-    making = making_of(function, arguments_of(function, values), output)
-    try:
-        return [
-            _freeze(function, model, values, limit, selection, making, *keys[model])
-            for model in models
-        ]
-    except (peewee.DataError, peewee.ProgrammingError) as error:
-        if (where := selection.where) is None:
-            raise
-        reason = dialect().message(error)
-        raise TaskError(f"--where {where!r} cannot be computed for every row: {reason}") from error
+        making = making_of(function, arguments_of(function, values), output)
+        try:
+            return [
+                _freeze(function, model, values, limit, selection, making, *keys[model])
+                for model in models
+            ]
+        except (peewee.DataError, peewee.ProgrammingError) as error:
+            if (where := selection.where) is None:
+                raise
+            reason = dialect().message(error)
+            raise TaskError(
+                f"--where {where!r} cannot be computed for every row: {reason}"
+            ) from error
 
 
 def _checked_task(
@@ -218,7 +220,7 @@ def _freeze(
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, output = task_name(function), table_name(model), output_model(function)
     digest = str(making["digest"])
-    with connection(), writing():
+    with writing():
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
         check_own_results(function, model, output)

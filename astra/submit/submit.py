@@ -94,15 +94,16 @@ def submit(
 
     A dry run renders the scripts, and stores and submits nothing.
     """
-    frozen = get_plan(plan)
-    check_ready(frozen, dry_run)
-    chosen = choose_profile(profile_name, options)
-    with keep_connected(), hold_plan(frozen):
-        with connection():
-            pages = waiting_pages(frozen)
-        if pages:
-            warn(chosen)
-        return submit_pages(frozen, pages, {None}, chosen, dry_run, hours)
+    with keep_connected():
+        frozen = get_plan(plan)
+        check_ready(frozen, dry_run)
+        chosen = choose_profile(profile_name, options)
+        with hold_plan(frozen):
+            with connection():
+                pages = waiting_pages(frozen)
+            if pages:
+                warn(chosen)
+            return submit_pages(frozen, pages, {None}, chosen, dry_run, hours)
 
 
 def check_ready(plan: Plan, dry_run: bool = False) -> None:
