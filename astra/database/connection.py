@@ -248,6 +248,8 @@ def connection() -> Iterator[None]:
         ) from None
     except peewee.DatabaseError as error:
         drop_connection()
+        if dialect().is_transient(error):
+            raise _Unreachable(error) from error
         raise DatabaseError(
             f"{secrets.hide(url())} cannot be used: {dialect().message(error)}; name another in "
             "ASTRA_DATABASE_URL, or [database] url"

@@ -143,7 +143,9 @@ class PostgreSQL(Keys):
         """Whether the same work may succeed in a moment."""
         code = _sqlstate(error)
         if code is None:  # an error of libpq: the connection failed, or was lost
-            return isinstance(error, peewee.OperationalError | peewee.InterfaceError) and (
+            # psycopg2 raises a bare DatabaseError if it sees a lost connection by an empty result.
+            is_lost = isinstance(error, peewee.OperationalError | peewee.InterfaceError)
+            return (is_lost or type(error) is peewee.DatabaseError) and (
                 self.database.was_open or not _is_refused_login(str(error))
             )
         return code.startswith(_TRANSIENT) and not self.is_triggers(error)

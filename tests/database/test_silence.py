@@ -3,13 +3,28 @@
 import time
 from urllib.parse import urlsplit
 
+import peewee
+import psycopg2
 import pytest
 
-from astra.database.connection import bind, connected, connection, database
+from astra.database.connection import bind, connected, connection, database, retrying
 from astra.errors import DatabaseError
 from tests.servers import Proxy
 
 pytestmark = pytest.mark.postgres
+
+
+def test_a_lost_connection_that_the_driver_reports_as_a_bare_error(pg_url):
+    """As it does now and then when the server is shut down at once: the work is repeated."""
+    calls = iter([psycopg2.DatabaseError("server closed the connection unexpectedly"), None])
+
+    def work() -> str:
+        with peewee.ExceptionWrapper(peewee.EXCEPTIONS):
+            if (error := next(calls)) is not None:
+                raise error
+        return "done"
+
+    assert retrying(work) == "done"
 
 
 def test_a_connection_that_falls_silent_while_it_is_prepared_is_given_up(postgres, pg_url):
