@@ -125,13 +125,22 @@ class TestClaims:
             assert [run.page for run in this.pull(1)] == [1]
             assert [run.page for run in this.pull(2)] == [2]
 
-    def test_an_interrupted_page_goes_back_with_what_it_has(self, url):
-        plan, stop = plan_of(40, 20, row_s=0.01), Stop()
-        submission = pool_of(plan)
-        threading.Timer(0.1, stop.ask, ["the time is over"]).start()
+    def test_an_interrupted_page_goes_back_with_what_it_has(self, url, tmp_path):
+        computed, fast = tmp_path / "computed", tmp_path / "fast"
+        plan = plan_of(40, 20, row_s=0.5, slow_until=str(fast), computed=str(computed))
+        submission, stop = pool_of(plan), Stop()
+
+        def interrupt() -> None:
+            wait_for(computed.exists, "the first row", 60)
+            stop.ask("the time is over")
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
         with Element(plan, submission, stop) as this:
             (run,) = this.pull(1)
-        assert run.state == "interrupted" and run.done < 20
+        thread.join()
+        fast.touch()
+        assert run.state == "interrupted" and 0 < run.done < 20
         assert states(plan) == [PageState.WAITING] * 2
         with Element(plan, submission, Stop()) as this:
             runs = this.pull(2)

@@ -145,14 +145,14 @@ def test_there_is_no_such_plan(url):
 def test_a_killed_elements_page_is_taken_over_in_the_same_run(url, tmp_path):
     fill(2000)
     computed, fast = tmp_path / "computed", tmp_path / "fast"
-    arguments = {"row_s": 0.02, "slow_until": str(fast), "write_frequency": 0.2}
+    arguments = {"row_s": 0.1, "slow_until": str(fast), "write_frequency": 0.2}
     planned = plan_of(limit=500, arguments={**arguments, "computed": str(computed)})
     runner = subprocess.Popen(
         [sys.executable, "-m", "astra", "submit", str(planned.plan), "--local", "-j", "2"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     at_work = (Attempt.n_done > 5) & (Attempt.state == "running")
-    wait_for(lambda: Attempt.get_or_none(at_work), "an attempt that has stored rows", 30)
+    wait_for(lambda: Attempt.get_or_none(at_work), "an attempt that has stored rows", 60)
     victim = Attempt.get(at_work)
     os.kill(victim.pid, signal.SIGKILL)
     fast.touch()
@@ -161,7 +161,7 @@ def test_a_killed_elements_page_is_taken_over_in_the_same_run(url, tmp_path):
     assert status(planned.plan).rows == {"done": 2000}
     assert Measured.select().count() == 2000
     twice = len(computed.read_text().split()) - 2000
-    assert 0 < twice <= 40  # what 0.2 s of work came to, and the time to write it
+    assert 0 < twice <= 40  # 0.2 s of work, and what a busy machine takes to write it
     assert resume_local(planned.plan, 2).pages == 0
 
 
@@ -394,5 +394,5 @@ def test_no_page_goes_through_all_results(pg_url):
     before = n_read()
     assert [run.state for run in run_element(plan.pk, 1, submission.token)] == ["done"] * 2
     assert Measured.select().count() == 20_000  # which is read from end to end
-    wait_for(lambda: n_read() >= before + 20_000, "the server's statistics", 10)
+    wait_for(lambda: n_read() >= before + 20_000, "the server's statistics", 60)
     assert n_read() < before + 40_000

@@ -254,7 +254,7 @@ def test_written_while_the_next_row_takes_long(url):
     def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         for s in spectra:
             if s.spectrum_pk == 2:
-                wait_for(stored, "the first result", 10)
+                wait_for(stored, "the first result", 60)
                 found.append(stored())
                 go_on.set()
             yield Measured.from_spectrum(s, value=1)
