@@ -29,9 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _TEMPLATE = "astra_template"
 
-#: Bytes of memory that have to be free for the databases of the tests: several workers share them.
-_LEAST_MEMORY = 8 << 30
-
 S = TypeVar("S", bound=Server)
 
 #: What would make astra, libpq or Slurm's commands behave as the person who runs the tests likes,
@@ -83,20 +80,11 @@ def _started(start: Callable[[], S]) -> Iterator[S]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """PostgreSQL, with the template of the tests' databases."""
-    # Each test's database is a copy of 500 small files, which memory takes a third of the time for.
-    with _started(lambda: Postgres(_folder_in_memory(), max_wal_size="256MB")) as server:
+    with _started(Postgres) as server:
         server.create_database(_TEMPLATE)
         # Its tables are of the plain role, as on a site: the superuser may use them all the same.
         prepare_template(server.url(_TEMPLATE, user="astra"))
         yield server
-
-
-def _folder_in_memory() -> Path | None:
-    """Return a name for a server's folder in memory; None where there is too little of it."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < _LEAST_MEMORY:
-        return None
-    return memory / f"astra-tests-{os.getpid()}"
 
 
 @pytest.fixture(scope="session")

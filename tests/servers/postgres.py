@@ -19,6 +19,7 @@ from tests.servers.server import (
     Server,
     ServerError,
     bare_environment,
+    memory,
     tail,
     wait_for,
 )
@@ -32,6 +33,7 @@ _STOP_SIGNAL = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": sig
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
+    "max_wal_size": "256MB",
     "synchronous_commit": "off",
     "listen_addresses": "127.0.0.1",
     "dynamic_shared_memory_type": "mmap",  # in the server's folder, not in /dev/shm
@@ -60,7 +62,7 @@ class Postgres(Server):
 
     Parameters
     ----------
-    folder : where to live; a folder that does not exist yet. Without one, under /tmp.
+    folder : where to live; a folder that does not exist yet. Without one, in memory or under /tmp.
     env : more environment for the server, such as that of :func:`shifted_clock`.
     password : of the role `astra`, so that a test can look for it where it must not be.
     small_disk_mb : size of a disk of its own for the tablespace ``small``, which :meth:`fill_disk`
@@ -77,7 +79,8 @@ class Postgres(Server):
         **settings: object,
     ) -> None:
         self.bin = _newest_binaries()
-        super().__init__(folder)
+        # A database is 500 files, which memory takes a third of the time for.
+        super().__init__(folder, memory())
         self.password = password
         self.settings = {**_SETTINGS, **settings}
         self.owner = "postgres" if os.geteuid() == 0 else None

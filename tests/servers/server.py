@@ -20,6 +20,9 @@ from tests.servers.keeper import Keeper, KeptProcess
 #: which a person's own TMPDIR need not be.
 _TEMPORARY = "/tmp"
 
+#: Memory, and how many bytes of it have to be free for databases: several workers share them.
+_MEMORY, _LEAST_MEMORY = "/dev/shm", 8 << 30
+
 #: Below the ports that Linux gives to outgoing connections (32768 to 60999), above those of services.
 _PORTS = range(20_000, 32_000)
 
@@ -82,9 +85,9 @@ class Server:
     keeper does it when the tests have ended.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, parent: str = _TEMPORARY) -> None:
         if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="astra-", dir=_TEMPORARY))
+            folder = Path(tempfile.mkdtemp(prefix="astra-", dir=parent))
         else:
             folder.mkdir(parents=True)
         folder.chmod(0o755)
@@ -129,6 +132,13 @@ class Server:
             wait_for(ended_or_ready, what)
         except TimeoutError as error:
             raise ServerError(f"{what} does not answer:\n{tail(log)}") from error
+
+
+def memory() -> str:
+    """Return a folder in memory for many small files; without enough memory, one on the disk."""
+    if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _LEAST_MEMORY:
+        return _TEMPORARY
+    return _MEMORY
 
 
 def tail(log: Path, n_lines: int = 30) -> str:
