@@ -129,8 +129,17 @@ _numbers = itertools.count(1)
 @pytest.fixture
 def pg_url(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A fresh PostgreSQL database with astra's tables, configured as astra's."""
+    with fresh_database(postgres, _TEMPLATE, monkeypatch) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(
+    postgres: Postgres, template: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Copy a template, configure the copy as astra's, and drop it in the end."""
     name = f"astra_{next(_numbers)}"
-    url = postgres.create_database(name, template=_TEMPLATE)
+    url = postgres.create_database(name, template=template)
     monkeypatch.setenv("ASTRA_DATABASE_URL", url)
     yield url
     _reset_database()

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -12,7 +13,7 @@ import pytest
 
 from astra.config import settings
 from astra.config.settings import Config, use
-from astra.database.connection import bind, connection, database
+from astra.database.connection import bind, connection, database, reset
 from astra.element.element import run_element
 from astra.errors import NotAllowed, TaskError, Untrusted, UsageError
 from astra.models import BossVisitSpectrum
@@ -28,7 +29,7 @@ from astra.status.plans import all_plans
 from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
 from tests import forks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fresh_database
 from tests.many_tasks import Peak, peaks
 from tests.sample_tasks import Measured, broken, fill, measure
 from tests.servers import Postgres
@@ -42,26 +43,31 @@ Url = Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
-def roles(postgres: Postgres) -> None:
+def granted(postgres: Postgres) -> str:
+    """The name of a template, whose owner has given the roles their parts."""
     for role in ROLES.values():
-        quoted = role.replace('"', '""')
-        postgres.sql(f"CREATE ROLE \"{quoted}\" LOGIN PASSWORD '{_PASSWORD}'")
+        postgres.create_role(role, _PASSWORD)
+    postgres.create_database("granted", template="astra_template")
+    bind(postgres.url("granted", user="astra"))
+    init_database(("tests.sample_tasks",), tuple(f"{role}:{kind}" for kind, role in ROLES.items()))
+    reset()
+    return "granted"
 
 
 @pytest.fixture
-def of(postgres: Postgres, roles: None, pg_url: str) -> Iterator[Url]:
-    """The database, whose owner has given the roles their parts; URLs over TCP."""
-    name = urlsplit(pg_url).path[1:]
-    bind(postgres.url(name, user="astra"))
-    init_database(("tests.sample_tasks",), tuple(f"{role}:{kind}" for kind, role in ROLES.items()))
+def of(postgres: Postgres, granted: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Url]:
+    """A database of which each role has its part; URLs over TCP."""
+    with fresh_database(postgres, granted, monkeypatch) as pg_url:
+        name = urlsplit(pg_url).path[1:]
+        bind(postgres.url(name, user="astra"))
+        fill(40)
+        yield partial(_url_of, postgres, name)
 
-    def url(kind: str) -> str:
-        if kind == "owner":
-            return postgres.url(name, user="astra")
-        return postgres.url(name, quote(ROLES[kind], safe=""), _PASSWORD)
 
-    fill(40)
-    yield url
+def _url_of(postgres: Postgres, name: str, kind: str) -> str:
+    if kind == "owner":
+        return postgres.url(name, user="astra")
+    return postgres.url(name, quote(ROLES[kind], safe=""), _PASSWORD)
 
 
 def as_role(of: Url, kind: str) -> None:

@@ -8,13 +8,13 @@ import psycopg2.errors
 import pytest
 
 from astra import task
+from astra.api import run_here
 from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
@@ -78,7 +78,7 @@ def test_a_trigger_keeps_a_quarter_of_the_rows_out(url, batch_size):
     fill(200)
     keep_out("(NEW.spectrum_pk & 3) = 0")
     (made,) = create_plan(measure, BossVisitSpectrum, arguments={"batch_size": batch_size})
-    resume_local(made.plan)
+    run_here(made.plan)
     found = status(made.plan)
     assert found.state == "failed rows" and found.rows == {"done": 150, "failed": 50}
     with connection():
@@ -92,7 +92,7 @@ def test_a_trigger_keeps_every_row_out(url):
     fill(60)
     keep_out("NEW.spectrum_pk > 0")
     (made,) = create_plan(measure, BossVisitSpectrum)
-    resume_local(made.plan)
+    run_here(made.plan)
     assert status(made.plan).rows == {"done": 0, "broken": 60}
 
 
@@ -103,7 +103,7 @@ def test_a_trigger_keeps_a_replacement_out(url):
     with connection():
         BossVisitSpectrum.update(snr=1.0).execute()
     (made,) = create_plan(measure, BossVisitSpectrum)
-    resume_local(made.plan)
+    run_here(made.plan)
     assert status(made.plan).rows == {"done": 45, "failed": 15}
 
 
@@ -158,7 +158,7 @@ def test_what_is_stored_as_another_value_is_its_rows_failure(url, change, batch_
     of_postgresql, of_sqlite, n_failed = CHANGES[change]
     (made,) = create_plan(measure, BossVisitSpectrum, arguments={"batch_size": batch_size})
     alter(of_sqlite if dialect().name == "sqlite" else of_postgresql)
-    resume_local(made.plan)
+    run_here(made.plan)
     with connection():
         stored = dict(Measured.select(Measured.spectrum_pk, Measured.value).tuples())
         assert {f.exception for f in Failure.select()} <= {"NotStored"}
@@ -184,7 +184,7 @@ def test_a_table_that_takes_no_result_breaks_the_page_and_says_why(pg_url, state
     fill(60)
     (made,) = create_plan(half, BossVisitSpectrum)
     alter(f"ALTER TABLE measured {statement}")
-    resume_local(made.plan)
+    run_here(made.plan)
     assert status(made.plan).rows == {"done": 0, "broken": 60}
     with connection():
         assert re.search(said, Attempt.get().message), Attempt.get().message
@@ -195,7 +195,7 @@ def test_no_table_is_altered_while_it_is_verified(pg_url):
     """One that was written anew would look empty in a snapshot that was taken before."""
     fill(4)
     (made,) = create_plan(measure, BossVisitSpectrum)
-    resume_local(made.plan)
+    run_here(made.plan)
     with connection(), dialect().snapshot([Measured]):
         assert get_plan(made.plan).n_rows == 4
         with psycopg2.connect(pg_url) as other, other.cursor() as cursor:
