@@ -1,10 +1,14 @@
 """Programs with the names of Slurm's commands, for answers that a real cluster does not give to order."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.servers import wait_for
 
 Commands = Callable[..., dict[str, str]]
 
@@ -22,3 +26,16 @@ def commands(tmp_path: Path) -> Commands:
         return {**os.environ, "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
 
     return make
+
+
+@pytest.fixture
+def time_after_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count a command's time only once it has ended, or has created the file ``spoke.PID``."""
+    communicate = subprocess.Popen.communicate
+
+    def communicate_late(process: subprocess.Popen[str], *args: Any, **options: Any) -> Any:
+        spoke = tmp_path / f"spoke.{process.pid}"
+        wait_for(lambda: process.poll() is not None or spoke.exists(), "the command's words", 60)
+        return communicate(process, *args, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate_late)

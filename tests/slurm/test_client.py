@@ -1,6 +1,5 @@
 """Slurm's edge: what its words mean, what no answer means, and the real cluster's own words."""
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -227,20 +226,11 @@ class TestNoAnswer:
         assert len((tmp_path / "calls").read_text().splitlines()) == 1  # never sent again
 
     def test_a_late_answer_and_what_was_said_before(
-        self, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, commands: Commands, tmp_path: Path, time_after_words: None
     ) -> None:
         settings.use(settings.Config(slurm=settings.Slurm(timeout_s=0.5)))
-        communicate = subprocess.Popen.communicate
-
-        def once_it_spoke(
-            process: subprocess.Popen[str], *args: object, **options: object
-        ) -> object:
-            wait_for((tmp_path / "spoke").exists, "the command's words", 60)
-            return communicate(process, *args, **options)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(subprocess.Popen, "communicate", once_it_spoke)
         full = "echo 'sbatch: error: Slurm temporarily unable to accept job' >&2"
-        late = f"{full}; touch {tmp_path}/spoke; exec sleep 600"
+        late = f"{full}; touch {tmp_path}/spoke.$$; exec sleep 600"
         with pytest.raises(SlurmUnknown, match=r"within 0.5 s.*temporarily unable"):
             client.submit(Path("x.sh"), env=commands(sbatch=late))
 

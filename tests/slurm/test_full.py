@@ -22,10 +22,10 @@ FULL = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retr
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_after_words: None) -> None:
     (tmp_path / "slurm.conf").touch()
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
-    (tmp_path / "astra.toml").write_text("[slurm]\ntimeout_s = 2\nretries = 0\n")
+    (tmp_path / "astra.toml").write_text("[slurm]\ntimeout_s = 0.5\nretries = 0\n")
     monkeypatch.setattr("astra.submit.intent._LOOK_AGAIN_S", (0.0,))
     limits.configuration.cache_clear()
 
@@ -43,7 +43,7 @@ def test_where_slurmctld_is_full_what_fits_is_submitted(pg_url, commands, tmp_pa
     env = commands(
         scontrol=CONFIG, squeue="true", sacct="true",
         sbatch=f"echo x >>{sent}\n[ $(wc -l <{sent}) = 1 ] && echo 100 && exit\n"
-        f"echo '{FULL}' >&2\nexec sleep 60",
+        f"echo '{FULL}' >&2\ntouch {tmp_path}/spoke.$$\nexec sleep 60",
     )  # fmt: skip
     monkeypatch.setenv("PATH", env["PATH"])
     done = submit(planned(12))
