@@ -190,7 +190,9 @@ def _ended(plans: _States) -> bool:
     states = {state for state, _ in plans.values()}
     if PlanState.RUNNING in states:
         return False
-    left = [f"plan {p} is {state}: {why}" for p, (state, why) in plans.items() if state != "whole"]
-    if left:
-        raise AirflowException("; ".join(left))
+    unfinished = [
+        f"plan {p} is {state}: {why}" for p, (state, why) in plans.items() if state != "whole"
+    ]
+    if unfinished:
+        raise AirflowException("; ".join(unfinished))
     return True

@@ -122,7 +122,7 @@ class OutOfMemory(BrokenElement):
     pass
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a sentence for the end of a message: the nearest known names, or all of them.
 
     >>> nearest("partitoin", ["partition", "time"])
@@ -130,10 +130,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("x", ["a", "b"])
     'Known: a, b.'
     """
-    known = sorted(known)
+    choices = sorted(choices)
     from difflib import get_close_matches  # only when an error is raised
 
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    near = get_close_matches(name, choices, n=3, cutoff=0.6)
     if near:
         return f"Did you mean {' or '.join(map(repr, near))}?"
-    return f"Known: {', '.join(known)}." if known else "None is known."
+    return f"Known: {', '.join(choices)}." if choices else "None is known."

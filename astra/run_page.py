@@ -26,11 +26,11 @@ def main(words: Sequence[str]) -> int:
     """Run the element that the `words` of a command line name; its exit status."""
     start_command()
     try:
-        given = _parsed(words)
-        row_timeout_s = given.get("--row-timeout", settings.current().element.row_timeout_s)
+        options = _parsed(words)
+        row_timeout_s = options.get("--row-timeout", settings.current().element.row_timeout_s)
     except AstraError as error:
         return _refused(error)
-    return supervised(lambda board: _run(given, board), row_timeout_s, given.get("--stop-at"))
+    return supervised(lambda board: _run(options, board), row_timeout_s, options.get("--stop-at"))
 
 
 def _parsed(words: Sequence[str]) -> dict[str, Any]:
@@ -41,9 +41,9 @@ def _parsed(words: Sequence[str]) -> dict[str, Any]:
     UsageError
         If an option is unknown, lacks a value or is missing.
     """
-    given = dict(zip(words[::2], words[1::2], strict=False))
+    texts = dict(zip(words[::2], words[1::2], strict=False))
     try:
-        options = {option: _OPTIONS[option](value) for option, value in given.items()}
+        options = {option: _OPTIONS[option](value) for option, value in texts.items()}
     except (KeyError, ValueError) as error:
         raise UsageError(f"astra run-page {' '.join(words)}: {error}") from error
     if missing := [option for option in _REQUIRED if option not in options]:
@@ -51,18 +51,18 @@ def _parsed(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _run(given: dict[str, Any], board: Board) -> int:
+def _run(options: dict[str, Any], board: Board) -> int:
     """Run the element's pages, in the process that may die; its exit status."""
     from astra.element.element import run_element
 
     try:
-        if (start_until := given.get("--start-until")) is not None:
+        if (start_until := options.get("--start-until")) is not None:
             from astra.submit.hours import begin
 
-            begin(start_until, given["--job"])
+            begin(start_until, options["--job"])
         runs = run_element(
-            given["--plan"], given["--element"], given["--job"], board=board,
-            planned_by=given.get("--planned-by"),
+            options["--plan"], options["--element"], options["--job"], board=board,
+            planned_by=options.get("--planned-by"),
         )  # fmt: skip
     except OutOfMemory as error:  # between two pages: the parent starts a new process
         board.out_of_memory()

@@ -116,8 +116,8 @@ class Execution:
     def _run_here(self, plan: int, failed: bool) -> Submitted:
         """Use the set-up and row timeout of the profile, and warn of Slurm's options."""
         chosen = choose_profile(self.profile_name, self.options)
-        given = sorted({*self.options} - {"row_timeout"})
-        if ignored := keys_for_slurm(chosen) if self.profile_name else given:
+        names = sorted({*self.options} - {"row_timeout"})
+        if ignored := keys_for_slurm(chosen) if self.profile_name else names:
             log.warning("--local ignores what is for Slurm: %s", ", ".join(ignored))
         progress = self.progress or (lambda title: nullcontext(lambda ended, rows: None))
         with progress(f"plan {plan}") as report:
@@ -143,9 +143,9 @@ def submit_task(
     if task_or_plan.isdecimal() and task_or_plan.isascii():
         plan = int(task_or_plan)
         chosen = {**planning, "element_time": element_time_s}
-        if given := [name for name, value in chosen.items() if value]:
+        if names := [name for name, value in chosen.items() if value]:
             raise UsageError(
-                f"plan {plan} is frozen: {', '.join(given)} can be chosen when a task is planned, "
+                f"plan {plan} is frozen: {', '.join(names)} can be chosen when a task is planned, "
                 "not afterwards; leave it out, or give the task's name"
             )
         return [(None, execution.submit(plan))]

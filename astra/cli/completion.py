@@ -96,8 +96,8 @@ def plans(ctx: click.Context) -> Pairs:
     if url.startswith("sqlite:") and not api.is_database_file(url):
         return  # to look must not make one
     for p in api.plans(30):
-        left = f"{p.pending:,} of {p.rows:,} rows left"
-        yield str(p.plan), f"{p.task} on {p.input_model}, {p.created:%m-%d %H:%M}, {left}"
+        remaining = f"{p.pending:,} of {p.rows:,} rows left"
+        yield str(p.plan), f"{p.task} on {p.input_model}, {p.created:%m-%d %H:%M}, {remaining}"
 
 
 def profiles(ctx: click.Context) -> Pairs:

@@ -87,17 +87,17 @@ def _width(made: Table, cells: list[list[Text]]) -> int:
 
 def _leave_out(made: Table, cells: list[list[Text]], width: int) -> list[str]:
     """Take columns out until the others fit; their names."""
-    gone = []
+    removed = []
     for name in made.out if isinstance(made, Listing) else ():
         if _width(made, cells) <= width:
             break
         place = next((n for n, c in enumerate(made.columns) if c.header == name), None)
         if place is not None:
-            gone.append(name)
+            removed.append(name)
             del made.columns[place], cells[place]
     for place, column in enumerate(made.columns):
         column._index = place  # by which rich knows the first and the last
-    return gone
+    return removed
 
 
 def _cut(made: Table, last: list[Text], over: int) -> None:

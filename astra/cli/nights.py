@@ -115,8 +115,10 @@ def cron(
     if check:
         show.line(api.check_cron(name))
     elif remove:
-        gone = api.remove_cron(name, scron)
-        show.line(f"night {name}: {'its entry was taken out' if gone else 'there was no entry'}")
+        was_removed = api.remove_cron(name, scron)
+        show.line(
+            f"night {name}: {'its entry was taken out' if was_removed else 'there was no entry'}"
+        )
     elif at is not None:
         made = api.cron_entry(name, at, mailto, scron)
         if install:

@@ -74,20 +74,20 @@ def _named_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None
     raise UsageError(f"astra {ctx.info_name}: name a plan; the last is {last}: astra plans")
 
 
-def _trust(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-    if wanted:
+def _trust(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
         api.trust()
         ctx.call_on_close(api.trust_no_longer)
 
 
 def _pairs(
-    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    return pairs(given, parameter.opts[0])
+    return pairs(values, parameter.opts[0])
 
 
-def _keys(ctx: click.Context, parameter: click.Parameter, given: str | None) -> list[str] | None:
-    return None if given is None else api.keys_of(given)
+def _keys(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else api.keys_of(value)
 
 
 class Since(click.ParamType):
@@ -144,9 +144,9 @@ class RedoOption(click.Option):
         vars(option)["process"] = take
 
 
-def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
+def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
     values = {}
-    for pair in given:
+    for pair in texts:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise UsageError(f"{option} {pair!r}: write NAME=VALUE")
@@ -154,10 +154,10 @@ def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
     return values
 
 
-def slurm_pairs(given: tuple[str, ...]) -> dict[str, object]:
+def slurm_pairs(values: tuple[str, ...]) -> dict[str, object]:
     """Options of sbatch, with the types that a configuration file has; a bare name is a flag."""
     words: dict[str, object] = {"true": True, "false": False}
-    named = pairs(tuple(word if "=" in word else f"{word}=true" for word in given), "--option")
+    named = pairs(tuple(word if "=" in word else f"{word}=true" for word in values), "--option")
     return {
         name.lstrip("-").replace("-", "_"): int(value)
         if value.isascii() and value.isdecimal()
@@ -174,8 +174,8 @@ def _execution(
     jobs: int,
     **named: object,
 ) -> "Execution":
-    given = {key: value for key, value in named.items() if value is not None}
-    return api.Execution(profile_name, {**given, **slurm_pairs(extra)}, dry_run, local, jobs)
+    options = {key: value for key, value in named.items() if value is not None}
+    return api.Execution(profile_name, {**options, **slurm_pairs(extra)}, dry_run, local, jobs)
 
 
 def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:

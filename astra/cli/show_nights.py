@@ -74,11 +74,11 @@ def night(shown: NightStatus) -> None:
                  out="no result, results, failed")  # fmt: skip
     for p in shown.plans:
         result = p.message or ("whole" if p.whole else "not whole")
-        gone = "" if p.kept or p.plan is None else "cleaned away"
+        note = "" if p.kept or p.plan is None else "cleaned away"
         made.add_row(
             str(p.plan or ""), escape(p.task), f"{p.rows:,}", f"{p.results:,}", f"{p.failures:,}",
             f"{p.no_result:,}", f"{p.pending:,}", escape(result),
-            "of an earlier night" if p.leftover else gone,
+            "of an earlier night" if p.leftover else note,
         )  # fmt: skip
     print_table(made, console)
     for way, result in shown.notified.items():

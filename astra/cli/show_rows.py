@@ -115,8 +115,8 @@ def _made_by(made: Making | None) -> None:
     """Print what made a result."""
     if made is None:
         return
-    given = ", ".join(f"{name}={json.dumps(v)}" for name, v in made.arguments.items())
-    parts = [f"arguments {made.arguments_digest[:12]} ({given or 'none'})"]
+    arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in made.arguments.items())
+    parts = [f"arguments {made.arguments_digest[:12]} ({arguments or 'none'})"]
     for name, files in made.files.items():
         parts += [f"{name}: {path} (SHA-256 {digest[:12]})" for path, digest in files.items()]
     parts += [f"revision {made.revision}"] if made.revision is not None else []

@@ -120,7 +120,9 @@ def _watched(update: Watched, own: Terminal) -> Group:
     """Lay out one update as a screen that is not higher than the terminal."""
     status, width = update.status, own.width
     rate = "" if update.rows_per_s is None else f"{update.rows_per_s:,.1f} rows/s"
-    left = "" if update.left_s is None else f", {timedelta(seconds=round(update.left_s))} to go"
+    time_left = (
+        "" if update.left_s is None else f", {timedelta(seconds=round(update.left_s))} to go"
+    )
     parts: list[RenderableType] = [
         Text.from_markup(
             f"[bold]plan {status.plan}: {escape(status.task)}[/] on {escape(status.input_model)}"
@@ -131,7 +133,7 @@ def _watched(update: Watched, own: Terminal) -> Group:
             "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(status.pages.items()))
         ),
         _bar(status.pages, status.n_pages, width),
-        Text(f"{rate}{left}"),
+        Text(f"{rate}{time_left}"),
     ]
     foot: list[RenderableType] = [
         Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in status.notes

@@ -165,19 +165,19 @@ def _night(name: str, value: object) -> NightSettings:
     _check_order(name, tasks)
     notify = section(table.get("notify", {}), f"{where}.notify")
     rest = {key: value for key, value in table.items() if key not in _PARTS[1:]}
-    known = [f for f in fields(NightSettings) if f.name not in _PARTS]
+    settings = [f for f in fields(NightSettings) if f.name not in _PARTS]
     return NightSettings(
-        name, tasks, **values(name, rest, known, _PARTS[1:]),
+        name, tasks, **values(name, rest, settings, _PARTS[1:]),
         notify=Notify(**values(f"{name}.notify", notify, fields(Notify))),
     )  # fmt: skip
 
 
-def _task(where: str, given: object) -> NightTask:
-    if isinstance(given, str):
-        given = {"task": given}
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: {given!r} should be a task's name, or a table with one")
-    checked_values = values(where, given, fields(NightTask))
+def _task(where: str, value: object) -> NightTask:
+    if isinstance(value, str):
+        value = {"task": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: {value!r} should be a task's name, or a table with one")
+    checked_values = values(where, value, fields(NightTask))
     if "task" not in checked_values:
         raise ValueError(f"{where}: a task lacks 'task': write task = ...")
     return NightTask(**checked_values)
@@ -189,7 +189,7 @@ def _check_order(name: str, tasks: Sequence[NightTask]) -> None:
     for task in tasks:
         if task.key in seen:
             raise ValueError(f"{name}.tasks: {task.task} is listed twice")
-        before = [known for known, _ in seen]
+        before = [earlier for earlier, _ in seen]
         for wanted in task.after:
             if wanted not in before:
                 raise ValueError(

@@ -320,8 +320,8 @@ def _time_instead(text: str) -> str:
 def choose_profile(name: str | None, options: Mapping[str, object] | None) -> Profile:
     """Return the profile of a name, with options that override its own."""
     profile = get(name, settings.current())
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    return without_early_signal(profile.with_options(**given) if given else profile)
+    overrides = {key: value for key, value in (options or {}).items() if value is not None}
+    return without_early_signal(profile.with_options(**overrides) if overrides else profile)
 
 
 def keys_for_slurm(chosen: Profile) -> list[str]:

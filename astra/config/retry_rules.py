@@ -45,10 +45,10 @@ def checked(table: object) -> dict[str, dict[str, object]]:
     return {state: _checked_rule(state, rule) for state, rule in states.items()}
 
 
-def _checked_rule(state: str, given: object) -> dict[str, object]:
+def _checked_rule(state: str, table: object) -> dict[str, object]:
     if state not in RULES:
         raise ValueError(f"{state}: no state that has a policy. {nearest(state, RULES)}")
-    return checks.values(state, checks.section(given, f"policy.{state}"), fields(Rule))
+    return checks.values(state, checks.section(table, f"policy.{state}"), fields(Rule))
 
 
 def rules(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Rule]:

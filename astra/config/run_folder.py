@@ -92,11 +92,11 @@ def _check_owner(folder: Path, status: os.stat_result) -> None:
 
 
 def _set_mode(folder: Path) -> None:
-    wanted = int(settings.current().run.mode, 8)
+    mode = int(settings.current().run.mode, 8)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if stat.S_IMODE(os.fstat(descriptor).st_mode) != wanted:
-            os.fchmod(descriptor, wanted)
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+            os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
 

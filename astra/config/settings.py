@@ -349,9 +349,9 @@ def _parsed(file: Path) -> dict[str, object]:
 def _checked(value: object, key: str, where: str) -> object:
     section, name = key.split(".", 1)
     if key not in _KEYS:
-        known = [item.name for item in fields(_SECTIONS[section])]
+        names = [item.name for item in fields(_SECTIONS[section])]
         elsewhere = [k.split(".")[0] for k in _KEYS if k.split(".")[1] == name]
-        hint = f"It belongs to [{elsewhere[0]}]" if elsewhere else nearest(name, known)
+        hint = f"It belongs to [{elsewhere[0]}]" if elsewhere else nearest(name, names)
         raise ConfigError(f"{where}: no key {name!r} in [{section}]. {hint}")
     try:
         return _KEYS[key].metadata["check"](value)

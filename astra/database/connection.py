@@ -187,8 +187,8 @@ def _libpq_url(url: str) -> str:
     _, _, rest = url.partition("://")
     rest, mark, query = rest.partition("?")
     # The options stay as written: parse_qsl would read a "+" as a blank, and libpq does not.
-    kept = [option for option in query.split("&") if option and not option.startswith("schema=")]
-    return f"postgresql://{rest}{'?' if mark and kept else ''}{'&'.join(kept)}"
+    options = [option for option in query.split("&") if option and not option.startswith("schema=")]
+    return f"postgresql://{rest}{'?' if mark and options else ''}{'&'.join(options)}"
 
 
 _schema: str | None = None
@@ -466,5 +466,5 @@ def drop_connection(bound: peewee.Database | None = None) -> None:
 
 def of(database: peewee.Database) -> "PostgreSQL | SQLite":
     """Return the dialect of `database`."""
-    speaks: PostgreSQL | SQLite = dialects[getattr(database, "obj", database)]
-    return speaks
+    engine: PostgreSQL | SQLite = dialects[getattr(database, "obj", database)]
+    return engine

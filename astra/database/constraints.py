@@ -15,14 +15,14 @@ from astra.database.connection import dialect
 
 def lost_constraints(model: Any) -> Iterator[str]:
     """Describe the keys and constraints that a table lacks."""
-    speaks, name = dialect(), (dialect().catalogue_name(model),)
-    columns = speaks.run(speaks.queries.COLUMNS, name).fetchall()
-    references = set(speaks.run(speaks.queries.CASCADING_KEYS, name).fetchall())
+    engine, name = dialect(), (dialect().catalogue_name(model),)
+    columns = engine.run(engine.queries.COLUMNS, name).fetchall()
+    references = set(engine.run(engine.queries.CASCADING_KEYS, name).fetchall())
     not_null = {column for column, is_not_null, _ in columns if is_not_null}
     generated = {column for column, _, is_generated in columns if is_generated}
     fields = [field for field in model._meta.sorted_fields if _is_astras(model, field)]
     primary = [field.column_name for field in model._meta.get_primary_keys()]
-    if not speaks.keeps_unique(model, primary):
+    if not engine.keeps_unique(model, primary):
         yield f"has no primary key ({', '.join(primary)})"
     for field in fields:
         name = field.column_name
@@ -35,7 +35,7 @@ def lost_constraints(model: Any) -> Iterator[str]:
             owner = field.rel_model._meta.table_name
             if (name, owner) not in references:
                 yield f"has no valid foreign key from {name} to {owner} that deletes with it"
-    if speaks.name == "postgresql" and (behind := _sequence_behind(model, primary[0])):
+    if engine.name == "postgresql" and (behind := _sequence_behind(model, primary[0])):
         yield behind
 
 
@@ -71,18 +71,18 @@ def _sequence_behind(model: Any, primary: str) -> str | None:
     """Describe what is wrong with the sequence that numbers the rows of a table."""
     if not isinstance(model._meta.primary_key, peewee.AutoField):
         return None
-    speaks, table = dialect(), dialect().table(model)
-    sequence, may_read = speaks.run(
+    engine, table = dialect(), dialect().table(model)
+    sequence, may_read = engine.run(
         postgresql_queries.READABLE_SEQUENCE, (table, primary)
     ).fetchone()
     if sequence is None:
         return f"has no sequence for the column {primary}"
-    column = speaks.quote(primary)
-    if not speaks.fetch_value(postgresql_queries.HAS_DEFAULT, (table, primary)):
+    column = engine.quote(primary)
+    if not engine.fetch_value(postgresql_queries.HAS_DEFAULT, (table, primary)):
         return f"gives no {primary} to its rows: set its default, nextval('{sequence}')"
     names = {"column": column, "sequence": sequence, "table": table}
     is_behind = postgresql_queries.SEQUENCE_IS_BEHIND.format(**names)
-    if may_read and speaks.fetch_value(is_behind):
+    if may_read and engine.fetch_value(is_behind):
         advance = postgresql_queries.ADVANCE_SEQUENCE.format(**names)
         return f"would give numbers of {primary} again: {advance}"
     return None

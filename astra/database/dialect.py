@@ -152,9 +152,9 @@ class Common:
         return peewee.NodeList((key, peewee.SQL(clause, parameters)))
 
 
-def is_condition(condition: str | None, wanted: str) -> bool:
-    """Whether an index has no condition, or the one in the ``WHERE`` clause that is wanted."""
-    bare = (re.sub(r'[\s()"`\[\]]', "", c).lower() for c in (condition or "", wanted))
+def is_condition(condition: str | None, clause: str) -> bool:
+    """Return whether an index has no condition, or that of a ``WHERE`` clause."""
+    bare = (re.sub(r'[\s()"`\[\]]', "", c).lower() for c in (condition or "", clause))
     return not condition or next(bare) == next(bare).removeprefix("where")
 
 
@@ -177,8 +177,8 @@ def adding_column(
 
 def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
     """Return the clause that replaces an earlier result; `every` names the table's columns."""
-    kept = {*batch.conflict, batch.primary, "created", "modified", "v_astra_major_minor"}
-    changed = [dialect.quote(name) for name in sorted(every - kept)]
+    constant = {*batch.conflict, batch.primary, "created", "modified", "v_astra_major_minor"}
+    changed = [dialect.quote(name) for name in sorted(every - constant)]
     columns = ", ".join(f"{name} = excluded.{name}" for name in changed)
     parts = {"where": batch.where, "columns": columns, "now": dialect.now_sql}
     return queries.ON_CONFLICT.format(target=", ".join(map(dialect.quote, batch.conflict)), **parts)

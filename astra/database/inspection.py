@@ -27,65 +27,65 @@ class Server:
 
 def server() -> Server:
     """Describe the server of the open connection."""
-    speaks = dialect()
-    if speaks.name == "sqlite":
+    engine = dialect()
+    if engine.name == "sqlite":
         import sqlite3
 
-        mode = speaks.fetch_value(sqlite_queries.JOURNAL_MODE)
+        mode = engine.fetch_value(sqlite_queries.JOURNAL_MODE)
         old = sqlite3.sqlite_version_info[:2] < (3, 35)
         name = f"SQLite {sqlite3.sqlite_version}"
         return Server(name, "3.35" if old else None, settings={"journal_mode": mode})
-    number, role, used, standby = speaks.run(postgresql_queries.SERVER).fetchone()
-    rows = speaks.run(postgresql_queries.SERVER_SETTINGS, (list(_SETTINGS),)).fetchall()
+    number, role, used, standby = engine.run(postgresql_queries.SERVER).fetchone()
+    rows = engine.run(postgresql_queries.SERVER_SETTINGS, (list(_SETTINGS),)).fetchall()
     least = None if number >= 140_000 else "14"
     return Server(
         f"PostgreSQL {number // 10_000}.{number % 10_000}", least, role,
-        speaks.connections_for(0), used, standby, dict(rows),
+        engine.connections_for(0), used, standby, dict(rows),
     )  # fmt: skip
 
 
-def lacking(wanted: Iterable[tuple[Any, str]]) -> list[tuple[Any, str]]:
+def lacking(privileges: Iterable[tuple[Any, str]]) -> list[tuple[Any, str]]:
     """Return those of (model, privilege) that the role of the connection lacks; tables exist.
 
     A privilege is written as in roles.py: ``UPDATE (a, b)`` is one of some columns.
     """
-    speaks, asked = dialect(), list(wanted)
-    if speaks.name == "sqlite":
+    engine, pairs = dialect(), list(privileges)
+    if engine.name == "sqlite":
         return []
-    words = [privilege.split(" ")[0] for _, privilege in asked]
-    tables = [speaks.table(model) for model, _ in asked]
-    places = speaks.fetch_column(postgresql_queries.LACKING, (tables, words))
-    return [asked[place - 1] for place in places]
+    words = [privilege.split(" ")[0] for _, privilege in pairs]
+    tables = [engine.table(model) for model, _ in pairs]
+    places = engine.fetch_column(postgresql_queries.LACKING, (tables, words))
+    return [pairs[place - 1] for place in places]
 
 
 def indexes(model: Any) -> set[str]:
     """Return the names of the valid indexes of a table."""
-    speaks = dialect()
-    return set(speaks.fetch_column(speaks.queries.INDEXES, (speaks.catalogue_name(model),)))
+    engine = dialect()
+    return set(engine.fetch_column(engine.queries.INDEXES, (engine.catalogue_name(model),)))
 
 
 def literal(sql: str, parameters: Any) -> str:
     """Write the parameters of a statement into it."""
-    speaks = dialect()
+    engine = dialect()
     text = "\n".join(line.strip() for line in sql.strip().splitlines())
-    if speaks.name == "sqlite":
+    if engine.name == "sqlite":
         for value in parameters or ():
             (quoted,) = (
-                speaks.database.connection().execute(sqlite_queries.LITERAL, (value,)).fetchone()
+                engine.database.connection().execute(sqlite_queries.LITERAL, (value,)).fetchone()
             )
             text = text.replace("?", quoted, 1)
     elif parameters:
-        with speaks.database.connection().cursor() as cursor:
+        with engine.database.connection().cursor() as cursor:
             text = cursor.mogrify(text, parameters).decode()
     return f"{text};"
 
 
 def relations() -> set[str]:
     """Return the names of all tables, indexes and views in the schema of astra's tables."""
-    speaks = dialect()
-    if speaks.name == "sqlite":
-        return set(speaks.fetch_column(sqlite_queries.RELATIONS))
-    return set(speaks.fetch_column(postgresql_queries.RELATIONS, (schema(),)))
+    engine = dialect()
+    if engine.name == "sqlite":
+        return set(engine.fetch_column(sqlite_queries.RELATIONS))
+    return set(engine.fetch_column(postgresql_queries.RELATIONS, (schema(),)))
 
 
 def stored_name(name: str) -> str:

@@ -97,7 +97,7 @@ class PostgreSQL(Keys):
 
     def __init__(self, url: str, connect_timeout_s: int) -> None:
         self.url = url
-        given = parse_qs(urlsplit(url).query)
+        parameters = parse_qs(urlsplit(url).query)
         # Half-open connections are noticed in about a minute instead of two hours.
         defaults = {
             "connect_timeout": connect_timeout_s,
@@ -110,7 +110,7 @@ class PostgreSQL(Keys):
         }
         # timeouts.py limits how long a server, or a proxy in front of it, may be silent.
         options: dict[str, Any] = {"cursor_factory": PatientCursor}
-        options |= {key: value for key, value in defaults.items() if key not in given}
+        options |= {key: value for key, value in defaults.items() if key not in parameters}
         self.database: PostgresqlDatabase = PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
         self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}

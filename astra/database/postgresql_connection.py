@@ -20,8 +20,8 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
         if connection.get_parameter_status("standard_conforming_strings") == "off":
             # The driver decides how it quotes texts when it connects.
             connection.close()
-            given = parse_dsn(self.database).get("options", "")
-            self.connect_params["options"] = f"{given} -c standard_conforming_strings=on".strip()
+            options = parse_dsn(self.database).get("options", "")
+            self.connect_params["options"] = f"{options} -c standard_conforming_strings=on".strip()
             connection = super()._connect()  # type: ignore[misc]
         # Limited, because the server may be silent here too while other threads wait to connect.
         with bounded(self.connect_params["connect_timeout"]), connection.cursor() as cursor:

@@ -47,7 +47,7 @@ class Keys(Writing):
         one = parts[0] if len(parts) == 1 else fn.jsonb_build_array(*parts)
         return one.cast("text")
 
-    def wanted(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
+    def keys_as_rows(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
         """Return texts of keys as rows of a query, and the clause that a row has such a key."""
         clauses = []
         for place, field in enumerate(fields):

@@ -61,7 +61,7 @@ class Writing(Common):
         types = self.run(
             queries.KINDS_OF_COLUMNS, (list(declared), list(declared.values()), table)
         ).fetchall()
-        kinds = {name: (stored, kind == wanted) for name, stored, _, kind, wanted in types}
+        kinds = {name: (stored, kind == expected) for name, stored, _, kind, expected in types}
         for name, kind in declared.items():
             stored, is_same = kinds.get(name, ("missing", False))
             if not is_same:
@@ -71,8 +71,8 @@ class Writing(Common):
                     "the table (astra initdb adds a missing column), then astra resume"
                 )
         self._is_plain[table] = not columns[0][3] and all(
-            stored == f"{wanted}{''.join(declared[name].partition('(')[1:]).replace(' ', '')}"
-            for name, stored, wanted, *_ in types
+            stored == f"{expected}{''.join(declared[name].partition('(')[1:]).replace(' ', '')}"
+            for name, stored, expected, *_ in types
         )
         self._seen_columns[table] = columns
 

@@ -159,10 +159,10 @@ class SQLite(Writing):
         mine = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
         for suffix, keeper in self._keepers(model, column).items():
             trigger = self.quote(f"{model._meta.table_name}_modified_{suffix}")
-            wanted = queries.CREATE_KEEPER.format(trigger=trigger, keeper=keeper, row=mine)
-            if not self.fetch_column(queries.IS_STORED, (wanted,)):
+            create = queries.CREATE_KEEPER.format(trigger=trigger, keeper=keeper, row=mine)
+            if not self.fetch_column(queries.IS_STORED, (create,)):
                 self.run(queries.DROP_TRIGGER, trigger=trigger)
-                self.run(wanted)
+                self.run(create)
 
     def _keepers(self, model: Any, column: str) -> dict[str, str]:
         """Return the triggers that keep a column, up to the condition for the row."""
@@ -177,14 +177,14 @@ class SQLite(Writing):
         formed = f"coalesce(strftime('%Y-%m-%d %H:%M:%f', {new}) || '000', {self.now_sql})"
         # Times in this format compare as texts; one that a trigger is converting does not.
         back = f"{new} {pattern} AND {old} {pattern} AND {new} < {old}"
-        kept = f"{new} IS {old} OR ({back})"
+        keeps = f"{new} IS {old} OR ({back})"
         formed_later = f"CASE WHEN {formed} <= {old} THEN {later} ELSE {formed} END"
         return {
             suffix: queries.KEEPER.format(
                 event=event, table=table, condition=when, column=moment, value=value
             )
             for suffix, event, when, value in (
-                ("update", "UPDATE", kept, later),
+                ("update", "UPDATE", keeps, later),
                 ("form_insert", "INSERT", form, formed),
                 ("form_update", "UPDATE", form, formed_later),
             )
@@ -290,7 +290,7 @@ class SQLite(Writing):
         one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
         return one.cast("text")
 
-    def wanted(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
+    def keys_as_rows(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
         """Return texts of keys as rows of a query, and the clause that a row has such a key."""
         clauses = []
         for place, field in enumerate(fields):

@@ -63,7 +63,7 @@ def read_in_background(query: Any) -> Iterator[Any]:
     Rows are as they were when reading began, whatever is written meanwhile, and the caller's
     connection is free for other work.
     """
-    wanted: SimpleQueue[bool] = SimpleQueue()
+    requests: SimpleQueue[bool] = SimpleQueue()
     chunks: SimpleQueue[list[Any] | BaseException] = SimpleQueue()
 
     bound = database.obj  # who stops early may have bound another when the thread ends
@@ -72,7 +72,7 @@ def read_in_background(query: Any) -> Iterator[Any]:
         try:
             connected()
             rows = iter(query.iterator())
-            while wanted.get():
+            while requests.get():
                 chunks.put(list(islice(rows, CHUNK)))
         except BaseException as error:
             chunks.put(error)
@@ -83,7 +83,7 @@ def read_in_background(query: Any) -> Iterator[Any]:
     thread.start()
     try:
         while True:
-            wanted.put(True)
+            requests.put(True)
             chunk = chunks.get()
             if isinstance(chunk, BaseException):
                 raise chunk
@@ -91,5 +91,5 @@ def read_in_background(query: Any) -> Iterator[Any]:
                 return
             yield from chunk
     finally:  # also if the caller stops early, and the generator is collected
-        wanted.put(False)
+        requests.put(False)
         join(thread)

@@ -138,8 +138,8 @@ def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding
     """Check for which kinds of work the role has the required privileges."""
     may = []
     for kind, purpose in KINDS.items():
-        wanted = [(model, p) for model in models for p in privileges_of(kind, model)]
-        missing = lacking(wanted)
+        required = [(model, p) for model in models for p in privileges_of(kind, model)]
+        missing = lacking(required)
         if not missing:
             may.append(kind)
             continue

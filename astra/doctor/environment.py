@@ -24,11 +24,11 @@ def python() -> Iterator[Finding]:
     python_version = ".".join(map(str, sys.version_info[:3]))
     yield ok("python", f"Python {python_version}, astra {__version__} ({sys.executable})")
     try:
-        wanted = [r for r in requires("sdss-astra") or [] if "extra ==" not in r]
+        requirements = [r for r in requires("sdss-astra") or [] if "extra ==" not in r]
     except PackageNotFoundError:
         return  # it runs from a folder, without having been installed
     versions = []
-    for requirement in wanted:
+    for requirement in requirements:
         name = re.split(r"[^\w.-]", requirement)[0]
         try:
             installed = version(name)
@@ -50,15 +50,15 @@ def _numbers(version: str) -> list[int]:
 def configuration() -> Iterator[Finding]:
     """Check each file of the configuration, variables and profiles."""
     part = "configuration"
-    known = True
+    all_measured = True
     try:
         used = settings.current().path
         yield ok(part, f"{used} is used" if used else "no file: defaults are used (astra init)")
     except ConfigError as error:
         yield of_error(part, error)
-        used, known = None, False
+        used, all_measured = None, False
     cwd = Path.cwd()
-    for file in settings.usual_files(os.environ, cwd) if known else ():
+    for file in settings.usual_files(os.environ, cwd) if all_measured else ():
         if file.is_file() and file != used:
             yield from _other_file(file)
     for name in sorted(os.environ):
@@ -67,7 +67,7 @@ def configuration() -> Iterator[Finding]:
             yield warning(
                 part, f"no variable {name} is known; it is ignored", f"{hint} unset {name}"
             )
-    if known:
+    if all_measured:
         yield from findings(part, _profiles)
 
 

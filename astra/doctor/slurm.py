@@ -62,13 +62,13 @@ def _profile(chosen: Profile) -> Iterator[Finding]:
         refusal = of_error(_PART, error)
         yield failed(_PART, f"{name}: {refusal.message}", refusal.remedy or "change the profile")
         return
-    known = limits.bounds(chosen)
-    late = limits.warnings(chosen, known)
+    site = limits.bounds(chosen)
+    late = limits.warnings(chosen, site)
     for line in late:
         problem, _, remedy = line.partition(": ")
         yield warning(_PART, f"{name}: {problem}", remedy)
     if not late:
-        where = f"partition {known.partition}" if known.partition else "the default partition"
+        where = f"partition {site.partition}" if site.partition else "the default partition"
         yield ok(_PART, f"{name}: {where} takes its jobs")
 
 

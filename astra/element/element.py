@@ -120,13 +120,13 @@ def run_element(
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
         if planned_by == plan.role:
             trust(plan)
-        each = submission.pages_per_element
-        first = (element - 1) * each + 1
+        per_element = submission.pages_per_element
+        first = (element - 1) * per_element + 1
         runs = []
         with Element(plan, submission, stop, board) as this:
             if submission.pulls:
                 return this.pull(element)
-            for number in range(first, min(first + each, plan.n_pages + 1)):
+            for number in range(first, min(first + per_element, plan.n_pages + 1)):
                 if (run := this.run_page(number, element)) is None:
                     break
                 runs.append(run)
@@ -413,14 +413,14 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip
-    kept = f"{len(unwritten)} rows are kept in {path}" if path else "all of it is stored"
-    return Interrupted(f"{page}: {error}; {kept}: astra resume {claim.page.plan_pk}")
+    message = f"{len(unwritten)} rows are kept in {path}" if path else "all of it is stored"
+    return Interrupted(f"{page}: {error}; {message}: astra resume {claim.page.plan_pk}")
 
 
 def _interrupted(claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
     """End an attempt as interrupted; return the error to raise."""
-    left = claim.outcomes.count(Outcome.PENDING)
-    message = f"asked to stop ({reason}); all yielded results are stored, {left} rows are left"
+    n_left = claim.outcomes.count(Outcome.PENDING)
+    message = f"asked to stop ({reason}); all yielded results are stored, {n_left} rows are left"
     _end(claim, AttemptState.INTERRUPTED, message, gives_back)
     return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 

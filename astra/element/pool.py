@@ -108,8 +108,8 @@ def time_of_element(submission: Submission) -> int | None:
 
 def close_pool(submission: Submission) -> None:
     """Cancel the waiting elements of a submission if all of its pages have ended."""
-    left = Page.select(Page.pk).where(left_in(submission))
-    if may_have_waiting(submission) and left.limit(1).scalar() is None:
+    pages_left = Page.select(Page.pk).where(left_in(submission))
+    if may_have_waiting(submission) and pages_left.limit(1).scalar() is None:
         cancel_waiting(submission)
 
 

@@ -72,11 +72,11 @@ def trial_of_task(
         If none has them.
     """
     function = find_task(task)
-    given = parse_arguments(function, arguments)
+    bound = parse_arguments(function, arguments)
     missing: list[str] = []
     for model in choose_model(function, input_model):
         try:
-            return Trial(function, given, _rows(model, keys))
+            return Trial(function, bound, _rows(model, keys))
         except UsageError as error:
             missing.append(str(error))
     raise UsageError("; ".join(missing))
@@ -86,19 +86,19 @@ def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
     """Try the task of a plan, with the plan's arguments, on rows of the plan's table."""
     frozen = get_plan(plan)
     function = task_of(frozen)
-    given = planned_arguments(frozen, function)
-    return Trial(function, given, _rows(adopted(load(frozen.input_model)), keys))
+    bound = planned_arguments(frozen, function)
+    return Trial(function, bound, _rows(adopted(load(frozen.input_model)), keys))
 
 
 def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
     with connection():
-        wanted, missing = find_keys(model, keys)
+        existing, missing = find_keys(model, keys)
         if missing:
             raise UsageError(f"{model.__name__} has no row {listed(missing)}")
         key = key_of(model)
-        query = key.narrowed(all_rows(model), wanted)
+        query = key.narrowed(all_rows(model), existing)
         rows = {k: row for row, (k,) in read_rows(query, [key.given])}
-    return {k: rows[k] for k in wanted}
+    return {k: rows[k] for k in existing}
 
 
 def _values(result: object) -> dict[str, object]:

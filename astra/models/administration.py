@@ -47,19 +47,19 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
     It runs outside of any transaction, before the tables are completed, and does nothing on
     SQLite, which has one writer at a time.
     """
-    speaks = dialect()
-    if speaks.name != "postgresql":
+    engine = dialect()
+    if engine.name != "postgresql":
         return
     for model in models:
-        have = speaks.columns(model)
-        if not have or speaks.other_owner(model):
+        have = engine.columns(model)
+        if not have or engine.other_owner(model):
             continue
         for name, columns, sql in _missing(model):
             if set(columns) <= have:
                 # An earlier attempt may have left an invalid index.
                 index = _beside(model, stored_name(name))
-                speaks.run(postgresql_queries.DROP_INDEX, index=index)
-                speaks.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
+                engine.run(postgresql_queries.DROP_INDEX, index=index)
+                engine.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
 
 
 def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
@@ -77,18 +77,18 @@ def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
 def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
     """Create a view TABLE_current of each table of results, with the newest version of each row."""
     views = []
-    speaks = dialect()
+    engine = dialect()
     for model in models:
         if not issubclass(model, OutputModel) or not (links := list(model.links())):
             continue
         name = f"{model._meta.table_name}_current"
-        view, table = _beside(model, name), speaks.table(model)
+        view, table = _beside(model, name), engine.table(model)
         current = " AND ".join(
             queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))
             for link, _ in links
         )
-        speaks.run(queries.DROP_VIEW, view=view)
-        speaks.run(queries.CREATE_VIEW, view=view, table=table, condition=current)
+        engine.run(queries.DROP_VIEW, view=view)
+        engine.run(queries.CREATE_VIEW, view=view, table=table, condition=current)
         views.append(name)
     return views
 

@@ -41,15 +41,15 @@ def check_archive() -> None:
         return
     with connection():
         known = Archive.select().first()
-        here = dialect().place(schema())
+        place = dialect().place(schema())
     if known is None:
         raise DatabaseError(
             f"the database {hide_password(url())} lacks the table of its archive: astra initdb"
         )
-    if not dialect().is_same_place(known.made_in, here):
+    if not dialect().is_same_place(known.made_in, place):
         raise DatabaseError(
             f"the archive {known.identifier} was made in {known.made_in}, and the database "
-            f"{hide_password(url())} is {here}. If the other one is still in use, this is a copy, "
+            f"{hide_password(url())} is {place}. If the other one is still in use, this is a copy, "
             "whose living plans are given up here: astra initdb --copied. If this one has taken "
             "its place: astra initdb --moved. Until then nothing is written"
         )
@@ -66,28 +66,28 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
     DatabaseError
         If it was copied or moved, but not declared to be.
     """
-    known, here = Archive.select().first(), dialect().place(schema())
-    if known is None:
-        Archive.create(identifier=token_hex(8), made_in=here)
+    archive, place = Archive.select().first(), dialect().place(schema())
+    if archive is None:
+        Archive.create(identifier=token_hex(8), made_in=place)
         return None
-    if dialect().is_same_place(known.made_in, here):
+    if dialect().is_same_place(archive.made_in, place):
         if copied or moved:
             raise UsageError(
-                f"the archive {known.identifier} is where it was made ({here}): it was neither "
+                f"the archive {archive.identifier} is where it was made ({place}): it was neither "
                 "copied nor moved, and nothing is changed"
             )
-        if here != known.made_in:  # a file was renamed, or a server has failed over
-            Archive.update(made_in=here).execute()
+        if place != archive.made_in:  # a file was renamed, or a server has failed over
+            Archive.update(made_in=place).execute()
         return None
     if not copied and not moved:
         check_archive()
-    identifier = known.identifier if moved else token_hex(8)
-    Archive.update(identifier=identifier, made_in=here).execute()
+    identifier = archive.identifier if moved else token_hex(8)
+    Archive.update(identifier=identifier, made_in=place).execute()
     if moved:
-        return f"the archive {identifier} is in {here} now"
+        return f"the archive {identifier} is in {place} now"
     n = _give_up_plans()
     return (
-        f"a copy of the archive {known.identifier}, now {identifier}; its {n} living plans are "
+        f"a copy of the archive {archive.identifier}, now {identifier}; its {n} living plans are "
         "cancelled here, and their rows pending"
     )
 

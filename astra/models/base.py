@@ -260,12 +260,12 @@ def missing_columns(model: type[Model], have: set[str]) -> list[str]:
 
 def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
     """Say what to type if the column had another name before."""
-    if not (gone := columns_gone(model, have)):
+    if not (dropped := columns_gone(model, have)):
         return ""
     quote = dialect().quote
     return (
-        f"; if it was {gone[0]!r} before: ALTER TABLE {dialect().table(model)} RENAME COLUMN "
-        f"{quote(gone[0])} TO {quote(field.column_name)}"
+        f"; if it was {dropped[0]!r} before: ALTER TABLE {dialect().table(model)} RENAME COLUMN "
+        f"{quote(dropped[0])} TO {quote(field.column_name)}"
     )
 
 

@@ -111,12 +111,12 @@ def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey
         If a value cannot be a key of the table.
     """
     key = key_of(model)
-    known: dict[RowKey, RowKey] = {}
-    given = given_keys(key, values)
-    if given:
-        query = key.narrowed(model.select().bind(database), given).select(key.given, key.column)
-        known = dict(cast("list[tuple[RowKey, RowKey]]", run_keys(query)))
-    return list(dict.fromkeys(known.values())), [k for k in given if k not in known]
+    found: dict[RowKey, RowKey] = {}
+    typed = given_keys(key, values)
+    if typed:
+        query = key.narrowed(model.select().bind(database), typed).select(key.given, key.column)
+        found = dict(cast("list[tuple[RowKey, RowKey]]", run_keys(query)))
+    return list(dict.fromkeys(found.values())), [k for k in typed if k not in found]
 
 
 def run_keys(query: peewee.BaseQuery) -> list[tuple[object, ...]]:

@@ -64,9 +64,9 @@ class Key:
         """
         if self.is_whole:
             return query.where(dialect().among(self.fields[0], keys))
-        wanted, clause = dialect().wanted(self.fields, keys)
+        rows, clause = dialect().keys_as_rows(self.fields, keys)
         *tables, last = query._from_list  # type: ignore[attr-defined]
-        return query.from_(*tables, _Joined(last, wanted, clause))
+        return query.from_(*tables, _Joined(last, rows, clause))
 
     @property
     def given(self) -> ColumnBase:

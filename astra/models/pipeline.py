@@ -150,12 +150,12 @@ def _keep_own_columns(base: object, attrs: dict[str, object]) -> None:
 _LONGEST_NAME = 63
 
 
-def _name(wanted: str) -> str:
+def _name(name: str) -> str:
     """Return a name for an index; one that is too long gets a digest at its end."""
-    if len(wanted.encode()) <= _LONGEST_NAME:
-        return wanted
-    digest = hashlib.sha256(wanted.encode()).hexdigest()[:12]
-    return wanted.encode()[: _LONGEST_NAME - 13].decode(errors="ignore") + "_" + digest
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name.encode()[: _LONGEST_NAME - 13].decode(errors="ignore") + "_" + digest
 
 
 class OutputModel(BaseModel, metaclass=OutputMeta):

@@ -90,17 +90,17 @@ def check_grants(grants: list[Grant]) -> None:
     """
     if not grants:
         return
-    speaks = dialect()
-    if not isinstance(speaks, PostgreSQL):
+    engine = dialect()
+    if not isinstance(engine, PostgreSQL):
         raise UsageError(
             "--grant: a SQLite file has no roles; access to it is governed by the file's "
             "owner and mode (chmod). Roles need PostgreSQL: ASTRA_DATABASE_URL"
         )
-    known = speaks.roles()
+    roles = engine.roles()
     for grant in grants:
-        if grant.role not in known:
+        if grant.role not in roles:
             raise UsageError(
-                f"--grant: the server has no role {grant.role!r}. {nearest(grant.role, known)} "
+                f"--grant: the server has no role {grant.role!r}. {nearest(grant.role, roles)} "
                 "A superuser makes one: CREATE ROLE name LOGIN"
             )
 
@@ -110,24 +110,24 @@ def give(grants: list[Grant], models: list[type[BaseModel]]) -> None:
 
     Roles that were granted something before get the same on tables that are new since.
     """
-    speaks = dialect()
-    if not isinstance(speaks, PostgreSQL):
+    engine = dialect()
+    if not isinstance(engine, PostgreSQL):
         return
-    everybody = dict.fromkeys([*_given_before(speaks), *grants])
+    everybody = dict.fromkeys([*_given_before(engine), *grants])
     for grant in everybody:
-        speaks.grant_schema(grant.role, Plan)
+        engine.grant_schema(grant.role, Plan)
         for model in models:
             for privileges in privileges_of(grant.kind, model):
-                speaks.grant(grant.role, model, privileges)
+                engine.grant(grant.role, model, privileges)
     for grant in grants:
-        _check_given(speaks, grant)
+        _check_given(engine, grant)
 
 
-def _given_before(speaks: PostgreSQL) -> list[Grant]:
+def _given_before(engine: PostgreSQL) -> list[Grant]:
     return [
         Grant(role, kind)
         for kind, (model, privilege) in _MARKS.items()
-        for role in speaks.granted(model, privilege)
+        for role in engine.granted(model, privilege)
     ]
 
 
@@ -171,10 +171,10 @@ def _on(privilege: str, columns: list[str]) -> str:
     return f"{privilege} ({', '.join(map(dialect().quote, columns))})"
 
 
-def _check_given(speaks: PostgreSQL, grant: Grant) -> None:
+def _check_given(engine: PostgreSQL, grant: Grant) -> None:
     """Check that a grant had an effect: PostgreSQL only warns if the grantor lacks the right."""
     model, privilege = _MARKS[grant.kind]
-    if not speaks.may(grant.role, model, privilege):
+    if not engine.may(grant.role, model, privilege):
         name = database.obj.connection().info.user
         raise DatabaseError(
             f"--grant {grant.role}: the role {name!r} does not own the tables, and cannot give "

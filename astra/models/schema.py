@@ -275,16 +275,16 @@ def _check_names(model: type[Model]) -> None:
 
 def tables() -> list[type[BaseModel]]:
     """Return every table, each after those that it refers to."""
-    known = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
-    wanted = [model for model in known if _is_table(model)]
-    return cast("list[type[BaseModel]]", peewee.sort_models(wanted))  # type: ignore[attr-defined]
+    candidates = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
+    models = [model for model in candidates if _is_table(model)]
+    return cast("list[type[BaseModel]]", peewee.sort_models(models))  # type: ignore[attr-defined]
 
 
 def own_tables() -> list[type[BaseModel]]:
     """Return the tables that come with astra."""
     state = [*ORCHESTRATION, Archive, TrackedTable]
-    known = [*state, *import_all()]
-    return [model for model in known if _is_table(model)]
+    candidates = [*state, *import_all()]
+    return [model for model in candidates if _is_table(model)]
 
 
 def _is_table(model: type[Model]) -> bool:

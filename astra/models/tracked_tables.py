@@ -31,11 +31,11 @@ def tracked_model(table: str, module: str) -> type[peewee.Model] | None:
 
     Its own model may not be imported.
     """
-    known = TrackedTable.get_or_none(TrackedTable.name == table)
-    if known is None:
+    tracked = TrackedTable.get_or_none(TrackedTable.name == table)
+    if tracked is None:
         return None
     schema, _, name = table.rpartition(".")
-    column = known.column_name
+    column = tracked.column_name
     options = {"table_name": name, "schema": schema or None, "modified": column}
     attributes = {column: TimeField(), "Meta": type("Meta", (), options), "__module__": module}
     return type("Tracked", (peewee.Model,), attributes)
@@ -67,20 +67,20 @@ def track_changes(name: str) -> str:
             f"{model.__name__} names no column that can hold when a row changed: give it a field, "
             '`changed = DateTimeField(null=True)`, and `class Meta: modified = "changed"`'
         )
-    speaks, column, table = dialect(), field.column_name, table_name(model)
+    engine, column, table = dialect(), field.column_name, table_name(model)
     views = {view.name for view in database.get_views(model._meta.schema)}
     if not have or model._meta.table_name in views:
         raise NotAllowed(f"there is no table {table}, so its changes cannot be tracked")
-    if owner := speaks.other_owner(model):
+    if owner := engine.other_owner(model):
         raise NotAllowed(
             f"the table {table} belongs to the role {owner!r}, who alone may add to it: have "
             f"{owner} run this command"
         )
     if column not in have:
-        speaks.add_column(model, field, None)
+        engine.add_column(model, field, None)
     keys = [key.column_name for key in key_of(model).fields]
-    speaks.keep_modified(model, keys, column)
-    speaks.run(order_index(model, keys, column, nulls=True)[2])
+    engine.keep_modified(model, keys, column)
+    engine.run(order_index(model, keys, column, nulls=True)[2])
     TrackedTable.delete().where(TrackedTable.name == table).execute()
     TrackedTable.create(name=table, column_name=column)
     return f"{table}: the column {column} stores when a row changes"
@@ -89,10 +89,10 @@ def track_changes(name: str) -> str:
 def _model_named(name: str) -> type[peewee.Model]:
     others = (m for m in every_subclass(peewee.Model) if not issubclass(m, BaseModel))
     models: list[type[peewee.Model]] = [adopted(model) for model in others]
-    known = {n: m for m in models for n in (m._meta.table_name, m.__name__)}
-    if name not in known:
+    by_name = {n: m for m in models for n in (m._meta.table_name, m.__name__)}
+    if name not in by_name:
         raise UsageError(
             f"--track-changes {name}: no model of the modules given is called so, or has such a "
-            f"table. {nearest(name, known)}"
+            f"table. {nearest(name, by_name)}"
         )
-    return known[name]
+    return by_name[name]

@@ -149,7 +149,7 @@ def _pack(plan: Plan) -> None:
 
 
 def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
-    """Plans that are old and ended, and those that are old and stay."""
+    """Return the old plans to remove, and why other old plans remain."""
     ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
     in_open_night = (
         NightPlan.select(NightPlan.plan_pk)

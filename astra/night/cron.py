@@ -99,15 +99,15 @@ def _longest_part(command: str) -> str:
 
 def command_of(name: str, *options: str) -> str:
     """Return the shell command that begins a night in an empty environment, and its log."""
-    given = {**environment(), "PATH": _path()}
-    given |= {key: os.environ[key] for key in _PASSED_ON if os.environ.get(key)}
+    variables = {**environment(), "PATH": _path()}
+    variables |= {key: os.environ[key] for key in _PASSED_ON if os.environ.get(key)}
     if config.current().source("database.url") == "ASTRA_DATABASE_URL":
         if secrets.has_password(url()):
             raise ConfigError(
                 "ASTRA_DATABASE_URL holds a password, which must not stand in a crontab: write the "
                 "URL without it into [database] url, and the password into ~/.pgpass (mode 600)"
             )
-    pairs = " ".join(f"{key}={quote(value)}" for key, value in sorted(given.items()))
+    pairs = " ".join(f"{key}={quote(value)}" for key, value in sorted(variables.items()))
     log = Path(config.current().run.dir).absolute() / "cron" / f"{name}.log"
     check_folder(log.parent)
     words = " ".join(map(quote, [sys.executable, "-m", "astra", "nightly", name, *options]))

@@ -70,11 +70,11 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     arguments = ["nightly", night.name, "--continue", str(night.pk), "--job", token]
     about = f"for the night {night.pk} of {night.name}: its finalizer, one at a time"
     text = render_job(chosen, job_name(night), night.cwd, folder / "logs", about, arguments)
-    mine = Night.finalizer.is_null() if before is None else Night.finalizer == before
+    unchanged = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
         changed = (
             Night.update(_known(night))
-            .where((Night.pk == night.pk) & mine & Night.ended.is_null())
+            .where((Night.pk == night.pk) & unchanged & Night.ended.is_null())
             .execute()
         )
     if not changed:
@@ -99,9 +99,9 @@ def _known(night: Night) -> dict[str, object]:
 
 def _give_back(night: Night, earlier: dict[str, object]) -> None:
     """Restore the earlier finalizer of the night, so that the caller, if it is that, may retry."""
-    mine = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
+    unchanged = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
     with connection():
-        Night.update(earlier).where(mine).execute()
+        Night.update(earlier).where(unchanged).execute()
     for name, value in earlier.items():
         setattr(night, name, value)
 

@@ -141,14 +141,14 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
     0
     """
     check_version()
-    mine = Night.name == name
+    of_name = Night.name == name
     with connection():
-        query = Night.select().where(mine).order_by(Night.pk.desc())
+        query = Night.select().where(of_name).order_by(Night.pk.desc())
         if date is not None:
             of_pk = (Night.pk == int(date)) if date.isdecimal() else (Night.date == date)
             query = query.where(of_pk)
         night = query.first()
-        dates = [d for (d,) in tuples(Night.select(Night.date).where(mine).distinct())]
+        dates = [d for (d,) in tuples(Night.select(Night.date).where(of_name).distinct())]
     if night is None:
         if not dates:
             raise _unknown(name)

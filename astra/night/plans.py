@@ -95,12 +95,12 @@ def begin_tasks(night: Night, settings: NightSettings, step: Step, again: bool =
 
 
 def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
-    mine = [e.pk for e in entries if e.key == task.key and not e.leftover]
+    own_pks = [e.pk for e in entries if e.key == task.key and not e.leftover]
     before = [e for e in entries if e.task in task.after]
     if {e.task for e in before if not e.leftover} < set(task.after):
         return False
     ready = all(e.has_ended for e in before)
-    return ready and (not mine or max((e.pk for e in before), default=0) > max(mine))
+    return ready and (not own_pks or max((e.pk for e in before), default=0) > max(own_pks))
 
 
 def _plan(night: Night, task: NightTask, settings: NightSettings, step: Step) -> None:
@@ -227,7 +227,7 @@ def _note(done: Submitted, step: Step) -> bool:
 
 def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:
     """Continue what earlier nights of the name left unfinished, as far as the policy allows."""
-    here = set(plan_pks(night))
+    pks = set(plan_pks(night))
     earlier = (
         NightPlan.select()
         .join(Night)
@@ -235,10 +235,12 @@ def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:
         .order_by(NightPlan.pk.desc())
     )
     with connection():
-        left = {e.plan_pk: e for e in earlier if e.plan_pk is not None and e.plan_pk not in here}
+        leftovers = {
+            e.plan_pk: e for e in earlier if e.plan_pk is not None and e.plan_pk not in pks
+        }
         live = {
             plan.pk for plan in Plan.select().where(
-                Plan.pk.in_(list(left)) & Plan.cancelled.is_null()
+                Plan.pk.in_(list(leftovers)) & Plan.cancelled.is_null()
             ) if plan.version.major_minor == CURRENT.major_minor
         }  # fmt: skip
     taken = [
@@ -246,7 +248,7 @@ def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:
             night=night.pk, task=entry.task, input_model=entry.input_model, plan_pk=plan,
             leftover=True, retries_before=retries_of([plan]),
         )
-        for plan, entry in sorted(left.items())
+        for plan, entry in sorted(leftovers.items())
         if plan in live
     ]  # fmt: skip
     for entry in assess_plans(taken, settings, step):  # of these, elements live

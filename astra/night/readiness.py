@@ -93,10 +93,12 @@ def on_a_node() -> Iterator[Finding]:
 def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
     """Return the usable profiles; the others are reported elsewhere."""
     profiles: dict[str, Profile] = {}
-    wanted = [(name, None) for name in (None, *config.current().profiles)] if of_all else []
+    of_configuration = (
+        [(name, None) for name in (None, *config.current().profiles)] if of_all else []
+    )
     tasks = [profile_of(task, night) for night in nights for task in night.tasks]
     others = [(night.finalizer_profile or night.profile, None) for night in nights]
-    for name, options in (*wanted, *tasks, *others):
+    for name, options in (*of_configuration, *tasks, *others):
         try:
             chosen = choose_profile(name, options)
         except AstraError:
@@ -156,12 +158,12 @@ def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
         ("webhook", ways.webhook, lambda: _webhook(ways), f"correct webhook in {where}"),
         ("command", ways.command, lambda: _command(ways), f"correct command in {where}"),
     ]
-    if not any(given for _, given, _, _ in tries):
+    if not any(setting for _, setting, _, _ in tries):
         yield warning(
             part, "nobody is notified when it ends", f"set mail, webhook or command in {where}"
         )
-    for way, given, attempt, remedy in tries:
-        if not given:
+    for way, setting, attempt, remedy in tries:
+        if not setting:
             continue
         try:
             yield ok(part, f"{way}: {within(TOTAL_TIMEOUT_S, attempt)}")

@@ -26,9 +26,9 @@ def plan_pks(night: Night) -> list[int]:
 
 
 def pending(plan: int) -> int:
-    left = fn.SUM(N_PENDING)
+    n_pending = fn.SUM(N_PENDING)
     with connection():
-        return int(Page.select(left).where(Page.plan == plan).scalar() or 0)
+        return int(Page.select(n_pending).where(Page.plan == plan).scalar() or 0)
 
 
 def retries_of(plans: list[int]) -> int:
@@ -62,8 +62,8 @@ def _now(entry: NightPlan) -> dict[str, object]:
         n_rows, *ended = next(tuples(Page.select(*map(fn.SUM, columns)).where(of_plan)))
         if not n_rows:
             return {}
-        mine = of_plan & (Attempt.began >= entry.began) if entry.leftover else of_plan
-        task_s, cpu_s = _seconds(mine)
+        attempts = of_plan & (Attempt.began >= entry.began) if entry.leftover else of_plan
+        task_s, cpu_s = _seconds(attempts)
         cancelled = Plan.select(Plan.cancelled).where(Plan.pk == entry.plan_pk).scalar()
     counts = dict(zip(TOTALS, (int(n) for n in (n_rows, *ended)), strict=False))
     return {

@@ -121,9 +121,9 @@ def rename_task(old: str, task: str) -> int:
     root = import_root(function, source_file(function))
     check_version()
     with connection(), writing():
-        known = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
-        if old not in known or old == new:
-            raise UsageError(f"there is nothing of a task {old!r}. {nearest(old, known)}")
+        tasks = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
+        if old not in tasks or old == new:
+            raise UsageError(f"there is nothing of a task {old!r}. {nearest(old, tasks)}")
         of_old = (Plan.task == old) & Plan.cancelled.is_null()
         living = Plan.select(Plan.pk).join(Page).where(of_old & (N_PENDING > 0)).limit(1).scalar()
         if living is not None:

@@ -110,10 +110,10 @@ def pending_rows(
     if sdss_ids is not None:
         query = query.where(of_sources(model, sdss_ids))
     query = query.where(is_last_of_group(model, group_by))
-    wanted = ~has_result(model, output, stands=stands)
+    is_pending = ~has_result(model, output, stands=stands)
     if also is not None:
-        wanted |= also
-    return query.where(wanted).order_by(*ordering(model))
+        is_pending |= also
+    return query.where(is_pending).order_by(*ordering(model))
 
 
 def ordering(model: type[Model]) -> list[ColumnBase]:

@@ -214,7 +214,7 @@ def _freeze(
     limit: int,
     selection: Selection,
     making: dict[str, object],
-    known: list[RowKey] | None,
+    keys: list[RowKey] | None,
     unknown: tuple[RowKey, ...],
 ) -> Planned:
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
@@ -227,7 +227,7 @@ def _freeze(
         release_silent(name, table)
         live = _live_plans(name, table)
         group_by = declared_by(function).group_by
-        pending = selection.pending(model, output, group_by, known, name, digest)
+        pending = selection.pending(model, output, group_by, keys, name, digest)
         pending, left_out = _without_left_out(pending, selection, model, name, digest, bool(live))
         plan = _record(function, model, output, arguments, limit, selection, making)
         order = selection.order(model, output, name)

@@ -123,17 +123,17 @@ class Selection:
             condition(model, self.where)
         if self.keys is None:
             return None, ()
-        known, unknown = find_keys(model, self.keys)
-        if unknown and not known:
-            raise TaskError(f"{table_name(model)} has no row with the key {listed(unknown)}")
-        return known, tuple(unknown)
+        existing, missing = find_keys(model, self.keys)
+        if missing and not existing:
+            raise TaskError(f"{table_name(model)} has no row with the key {listed(missing)}")
+        return existing, tuple(missing)
 
     def pending(
         self,
         model: type[Model],
         output: type[OutputModel],
         group_by: Iterable[str],
-        known: list[RowKey] | None,
+        keys: list[RowKey] | None,
         task: str,
         digest: str,
     ) -> ModelSelect:
@@ -147,8 +147,8 @@ class Selection:
         query = pending_rows(model, output, group_by, self.sdss_ids, stands, also)
         if self.where is not None:
             query = query.where(condition(model, self.where))
-        if known is not None:
-            query = key_of(model).narrowed(query, known)
+        if keys is not None:
+            query = key_of(model).narrowed(query, keys)
         return query
 
     def left_out(

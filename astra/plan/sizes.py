@@ -125,16 +125,16 @@ def estimate(
     limits = _limits(chosen)
     estimates = []
     for model in models:
-        had, source = experience(function, model, stored), "history"
-        if had is None and run_probe is not None:
+        measured, source = experience(function, model, stored), "history"
+        if measured is None and run_probe is not None:
             _probe(function, model, arguments, run_probe)
-            had, source = experience(function, model, stored), "probe"
+            measured, source = experience(function, model, stored), "probe"
         with connection():
             group_by = declared_by(function).group_by
             pending = pending_rows(model, output, group_by, None).count()
         estimates.append(
             sizes(
-                task_name(function), model.__name__, had, source if had else "defaults",
+                task_name(function), model.__name__, measured, source if measured else "defaults",
                 target_s, pending, chosen, limits,
             )
         )  # fmt: skip
@@ -145,10 +145,10 @@ def _limits(chosen: Profile | None) -> Bounds:
     """Return the bounds of the limits: those of the site, and a time limit that was given."""
     if chosen is None:
         return Bounds()
-    known = bounds(chosen)
+    site = bounds(chosen)
     given_s = time_limit_s(chosen.given.get("time", ""))
-    limits = [limit_s for limit_s in (known.max_time_s, given_s) if limit_s]
-    return replace(known, max_time_s=min(limits, default=None))
+    limits = [limit_s for limit_s in (site.max_time_s, given_s) if limit_s]
+    return replace(site, max_time_s=min(limits, default=None))
 
 
 def _probe(
@@ -234,52 +234,50 @@ def upper(values: list[float]) -> float:
 def sizes(
     task: str,
     model: str,
-    had: Experience | None,
+    measured: Experience | None,
     source: str,
     target_s: float,
     pending: int,
     chosen: Profile | None,
-    known: Bounds,
+    site: Bounds,
 ) -> Estimate:
     """Choose sizes from measurements, without queries."""
     each = chosen.pages_per_element if chosen else 1
-    notes = [known.note] if known.note else []
+    notes = [site.note] if site.note else []
     limit, time, mem, element_s = settings.current().plan.limit, None, None, None
-    if had is None:
+    if measured is None:
         notes.append(
             "there are no attempts of this task yet: these are the defaults; "
             f"--probe runs {N_PROBE} rows of it first"
         )
     else:
-        if not had.same_arguments:
+        if not measured.same_arguments:
             notes.append("no attempt had these arguments: attempts with others were used")
-        limit, time_s, more = _fitted(had, target_s, each, known)
-        notes += more
+        limit, time_s, further_notes = _fitted(measured, target_s, each, site)
+        notes += further_notes
         n_rows = min(limit * each, max(pending, 1))
-        element_s = each * had.start_s + n_rows * had.row_s
+        element_s = each * measured.start_s + n_rows * measured.row_s
         time = written_time(time_s)
-        mem_mb, more = _memory(had, known)
-        mem, notes = written_size(mem_mb), notes + more
+        mem_mb, further_notes = _memory(measured, site)
+        mem, notes = written_size(mem_mb), notes + further_notes
     pages = math.ceil(pending / limit)
     return Estimate(
         task, model, source, target_s, limit, each, pending, pages, math.ceil(pages / each),
-        element_s, time, mem, had, tuple(notes),
+        element_s, time, mem, measured, tuple(notes),
     )  # fmt: skip
 
 
 def _fitted(
-    had: Experience, target_s: float, each: int, known: Bounds
+    measured: Experience, target_s: float, each: int, site: Bounds
 ) -> tuple[int, int, list[str]]:
     """Return the rows per page, the time limit in s, and notes on what reduced them."""
-    limit, notes = _rows(had, target_s, each), []
-    if limit == 1 and each * (had.start_s + had.row_s) > 1.25 * target_s:
-        notes.append(
-            f"one row alone takes {written_time(each * (had.start_s + had.row_s))}, with its start"
-        )
-    ahead_s = known.maintenance_in_s
+    limit, notes = _rows(measured, target_s, each), []
+    if limit == 1 and (row_s := each * (measured.start_s + measured.row_s)) > 1.25 * target_s:
+        notes.append(f"one row alone takes {written_time(row_s)}, with its start")
+    ahead_s = site.maintenance_in_s
     if ahead_s is not None:
-        begins = f"maintenance ({known.maintenance}) begins in {written_time(ahead_s)}"
-        fits = _most_rows(had, each, ahead_s - TO_START_S, limit)
+        begins = f"maintenance ({site.maintenance}) begins in {written_time(ahead_s)}"
+        fits = _most_rows(measured, each, ahead_s - TO_START_S, limit)
         if fits and fits < limit:
             notes.append(f"{begins}: {fits:,} rows per page instead of {limit:,}")
         notes.append(
@@ -288,59 +286,59 @@ def _fitted(
             else f"{begins}: elements wait until it is over"
         )
         limit = fits or limit
-    if known.max_time_s is not None and time_limit(had, limit, each) > known.max_time_s:
-        most = f"the time limit is {written_time(known.max_time_s)} at most"
-        fits = _most_rows(had, each, known.max_time_s, limit)
+    if site.max_time_s is not None and time_limit(measured, limit, each) > site.max_time_s:
+        most = f"the time limit is {written_time(site.max_time_s)} at most"
+        fits = _most_rows(measured, each, site.max_time_s, limit)
         notes.append(
             f"{most}: {fits:,} rows per page instead of {limit:,}"
             if fits
             else f"{most}: not even one row fits, by the upper quantile and margin"
         )
         limit = fits or 1
-    time_s = time_limit(had, limit, each)
-    return limit, min(time_s, known.max_time_s or time_s), notes
+    time_s = time_limit(measured, limit, each)
+    return limit, min(time_s, site.max_time_s or time_s), notes
 
 
-def _rows(had: Experience, target_s: float, each: int) -> int:
-    rows = (target_s / each - had.start_s) / max(had.row_s, 1e-9)
+def _rows(measured: Experience, target_s: float, each: int) -> int:
+    rows = (target_s / each - measured.start_s) / max(measured.row_s, 1e-9)
     return min(max(round(rows), 1), MOST_ROWS)
 
 
-def time_limit(had: Experience, limit: int, each: int) -> int:
+def time_limit(measured: Experience, limit: int, each: int) -> int:
     """Return the time limit, in s, of an element whose pages have `limit` rows.
 
     It is made of upper quantiles of the start and of a row's time, which differs between pages and
     by chance within them, the slowest of 1,000 rows, and the margin, in whole minutes.
     """
     n_rows = limit * each
-    by_chance_s = had.row_s + 1.645 * had.row_s_deviation / math.sqrt(n_rows)
-    needed_s = each * had.start_s_upper + n_rows * max(had.row_s_upper, by_chance_s)
-    return max(math.ceil(MARGIN * (needed_s + had.row_s_p999) / 60) * 60, LEAST_TIME_S)
+    by_chance_s = measured.row_s + 1.645 * measured.row_s_deviation / math.sqrt(n_rows)
+    needed_s = each * measured.start_s_upper + n_rows * max(measured.row_s_upper, by_chance_s)
+    return max(math.ceil(MARGIN * (needed_s + measured.row_s_p999) / 60) * 60, LEAST_TIME_S)
 
 
-def _most_rows(had: Experience, each: int, bound_s: float, most: int) -> int:
+def _most_rows(measured: Experience, each: int, bound_s: float, most: int) -> int:
     """Return the largest page, up to `most` rows, whose time limit is within the bound, or 0."""
     least, most = 0, most
     while least < most:
         middle = (least + most + 1) // 2
         least, most = (
-            (middle, most) if time_limit(had, middle, each) <= bound_s else (least, middle - 1)
+            (middle, most) if time_limit(measured, middle, each) <= bound_s else (least, middle - 1)
         )
     return least
 
 
-def _memory(had: Experience, known: Bounds) -> tuple[int, list[str]]:
-    needed_mb = MARGIN * had.mem_mb_upper + SUPERVISOR_MB
+def _memory(measured: Experience, site: Bounds) -> tuple[int, list[str]]:
+    needed_mb = MARGIN * measured.mem_mb_upper + SUPERVISOR_MB
     mem_mb = math.ceil(needed_mb / STEP_MB) * STEP_MB
-    if known.max_mem_mb and mem_mb > known.max_mem_mb:
-        most = written_size(known.max_mem_mb)
-        return known.max_mem_mb, [f"mem {written_size(mem_mb)} is more than the {most} there is"]
+    if site.max_mem_mb and mem_mb > site.max_mem_mb:
+        most = written_size(site.max_mem_mb)
+        return site.max_mem_mb, [f"mem {written_size(mem_mb)} is more than the {most} there is"]
     return mem_mb, []
 
 
-def options_of(estimated: Estimate, given: Mapping[str, object]) -> dict[str, object]:
+def options_of(estimated: Estimate, options: Mapping[str, object]) -> dict[str, object]:
     """Return sbatch's options: those given, and time and memory by an estimate otherwise."""
-    chosen = dict(given)
+    chosen = dict(options)
     if estimated.time and "time" not in chosen:
         chosen["time"] = estimated.time
     if estimated.mem and not {"mem", "mem_per_cpu", "mem_per_gpu"} & chosen.keys():

@@ -268,12 +268,12 @@ def recover(plan: Plan, page: int | None = None) -> Recovered:
 
 
 def _set_aside(path: Path) -> list[str]:
-    kept = path.with_suffix(".aside")
+    renamed = path.with_suffix(".aside")
     try:
-        os.replace(path, kept)
+        os.replace(path, renamed)
     except FileNotFoundError:  # another process renamed it at the same time
         return []
-    return [str(kept)]
+    return [str(renamed)]
 
 
 def _store(plan: Plan, header: Header, checkpoint: Checkpoint, output: type[OutputModel]) -> int:

@@ -263,8 +263,8 @@ def _fitted(term: _Term, other: _Term) -> _Term:
         is_ours = isinstance(other.sql, TimeField)
         stored = TimeField().db_value(at if is_ours else dialect().rounded(at))
     except (ValueError, OverflowError):
-        wanted = "a time, such as '2026-01-31'" if other.kind == "time" else "a UUID"
-        raise _Refused(f"{str(term.value)[:50]!r} is not {wanted}") from None
+        example = "a time, such as '2026-01-31'" if other.kind == "time" else "a UUID"
+        raise _Refused(f"{str(term.value)[:50]!r} is not {example}") from None
     return _Term("time", Value(stored, converter=False), at, True)
 
 

@@ -61,9 +61,9 @@ def next_steps(
         pages = [page for page in light_pages(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
         gained, searched, workers = _gained(plan), _searched(plan), _workers(plan)
-    given = {key: value for key, value in (options or {}).items() if value is not None}
+    overrides = {key: value for key, value in (options or {}).items() if value is not None}
     # Cached, as it is the same for all pages of an array, of which there may be thousands.
-    chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, given))
+    chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, overrides))
     room = cache(_room)
     steps = []
     for page in pages:
@@ -83,9 +83,9 @@ def next_steps(
             end = replace(end, in_vain=False)
         step = _step(
             end, page, base, submissions.get(page.submission_pk or 0), room,
-            asked or "mem" in given or "time" in given,
+            asked or "mem" in overrides or "time" in overrides,
         )  # fmt: skip
-        grown = {key: value for key, value in step.options if key not in given}
+        grown = {key: value for key, value in step.options if key not in overrides}
         steps.append(Next(page, end, step, _grown(base, grown)))
     return steps
 
@@ -146,20 +146,20 @@ def _room(partition: str | None) -> Room:
 
 
 def _profile(
-    submission: Submission | None, name: str | None, given: Mapping[str, object]
+    submission: Submission | None, name: str | None, overrides: Mapping[str, object]
 ) -> Profile:
     """Return the profile of a submission, with the options that are given now."""
     if name is not None or submission is None or submission.kind != "slurm":
-        return choose_profile(name, given)
+        return choose_profile(name, overrides)
     if not is_trusted(submission.role, submission.plan.token):
-        return choose_profile(None, given)  # options may name files and folders
+        return choose_profile(None, overrides)  # options may name files and folders
     was = submission.stored_profile
-    given = {**was.get("given", {}), **given}
+    overrides = {**was.get("given", {}), **overrides}
     try:
         profiles.get(was.get("name"), config.current())
     except ConfigError:
-        return choose_profile(None, given)  # it was renamed, or is somebody else's
-    return choose_profile(was.get("name"), given)
+        return choose_profile(None, overrides)  # it was renamed, or is somebody else's
+    return choose_profile(was.get("name"), overrides)
 
 
 def _grown(base: Profile, options: Mapping[str, str]) -> Profile:

@@ -140,8 +140,8 @@ class _Resource:
         if not had or (self.option in base and not in_profile):  # no limit, or none that is known
             return _Growth()
         bound = min((bound for bound in self.bounds if bound), default=None)
-        wanted = math.ceil(had * self.factor)
-        new = max(in_profile, had, wanted if bound is None else min(wanted, bound))
+        grown = math.ceil(had * self.factor)
+        new = max(in_profile, had, grown if bound is None else min(grown, bound))
         options = ((self.option, self.write(new)),) if new > in_profile else ()
         if new > had:
             text = f"{self.option} {self.write(new)} instead of {self.write(had)}"

@@ -114,9 +114,9 @@ _LOST = "lost"
 _ENDED_WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
 
 
-def _marked_if_lost(record: _Record, alive: set[tuple[int, int]], asked: datetime) -> _Record:
+def _marked_if_lost(record: _Record, alive: set[tuple[int, int]], queried: datetime) -> _Record:
     """Mark a running attempt as lost if its element did not live when Slurm was asked."""
-    silent = (record.plan, record.page) not in alive and record.seen <= asked
+    silent = (record.plan, record.page) not in alive and record.seen <= queried
     lost = record.state == AttemptState.RUNNING and silent
     return record._replace(state=_LOST) if lost else record
 
@@ -133,7 +133,7 @@ class Attempts:
     """The attempts of some plans, as columns."""
 
     def __init__(
-        self, plans: Sequence[int], statuses: Sequence[PlanStatus], asked: datetime, now: datetime
+        self, plans: Sequence[int], statuses: Sequence[PlanStatus], queried: datetime, now: datetime
     ) -> None:
         query = (
             Attempt.select(
@@ -150,7 +150,7 @@ class Attempts:
         alive = {
             (s.plan, p.page) for s in statuses for p in s.elements if p.state is PageState.RUNNING
         }
-        records = [_marked_if_lost(_Record(*values), alive, asked) for values in tuples(query)]
+        records = [_marked_if_lost(_Record(*values), alive, queried) for values in tuples(query)]
         self.plans, self.records, self.n = list(plans), records, len(records)
         self.whole = {(s.plan, p.page) for s in statuses for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in statuses)
@@ -202,9 +202,9 @@ class Attempts:
         """Return the rows ended per second, those of an attempt spread evenly over its time."""
         if pages is None:
             return None
-        lasted = np.maximum(self.ended_s - self.began_s, 1e-3)
+        lasted_s = np.maximum(self.ended_s - self.began_s, 1e-3)
         edges = _edges(pages.began, pages.ended)
-        per_s = mean_over(self.began_s, self.began_s + lasted, edges, self.rows / lasted)
+        per_s = mean_over(self.began_s, self.began_s + lasted_s, edges, self.rows / lasted_s)
         return TimeSeries(pages.began, pages.ended, {"rows per second": per_s})
 
     def _pages(self) -> dict[tuple[int, int], list[int]]:
@@ -215,9 +215,9 @@ class Attempts:
 
     def page_times(self) -> Histogram | None:
         """Return the seconds that all attempts of each whole page took."""
-        lasted = self.ended_s - self.began_s
+        lasted_s = self.ended_s - self.began_s
         times = [
-            lasted[places].sum() for page, places in self._pages().items() if page in self.whole
+            lasted_s[places].sum() for page, places in self._pages().items() if page in self.whole
         ]
         return histogram(np.array(times)) if times else None
 
@@ -236,9 +236,9 @@ class Attempts:
         return {key: ended[key] - began[key] for key in began}, peak
 
     def slow_pages(self) -> list[SlowPage]:
-        lasted = self.ended_s - self.began_s
+        lasted_s = self.ended_s - self.began_s
         places = self._pages()
-        times = {page: float(lasted[mine].sum()) for page, mine in places.items()}
+        times = {page: float(lasted_s[indices].sum()) for page, indices in places.items()}
         slowest = sorted(times, key=lambda page: -times[page])[:N_SLOWEST]
         return [
             SlowPage(
@@ -253,10 +253,10 @@ class Attempts:
         of_node: dict[str, list[int]] = defaultdict(list)
         for place, host in enumerate(self.host):
             of_node[host].append(place)
-        lasted = self.ended_s - self.began_s
+        lasted_s = self.ended_s - self.began_s
         nodes = [
             Node(
-                host, len(places), int(self.rows[places].sum()), float(lasted[places].sum()),
+                host, len(places), int(self.rows[places].sum()), float(lasted_s[places].sum()),
                 sum(self.records[i].failed for i in places),
                 sum(self.records[i].state not in _ENDED_WELL for i in places),
                 max((m for i in places if (m := self.records[i].max_rss_mb)), default=None),

@@ -46,11 +46,11 @@ class Provenance:
 
 def provenance_of(plan: Plan, submissions: Sequence[Submission]) -> Provenance:
     """Return who made a plan, where and with what, and how it was submitted."""
-    mine = sorted((s for s in submissions if s.plan_pk == plan.pk), key=lambda s: s.pk)
-    clusters = (s.cluster_name or s.cluster for s in mine if s.kind == "slurm")
+    of_plan = sorted((s for s in submissions if s.plan_pk == plan.pk), key=lambda s: s.pk)
+    clusters = (s.cluster_name or s.cluster for s in of_plan if s.kind == "slurm")
     return Provenance(
         plan.pk, plan.created, plan.created_by, plan.created_on, plan.task_path, plan.commit,
-        plan.arguments, plan.limit, tuple(map(_summary, mine[-N_SUBMISSIONS:])), len(mine),
+        plan.arguments, plan.limit, tuple(map(_summary, of_plan[-N_SUBMISSIONS:])), len(of_plan),
         _results_table(plan), str(run_folder(plan.folder)),
         tuple(dict.fromkeys(name for name in clusters if name)),
     )  # fmt: skip

@@ -122,14 +122,14 @@ def report_of(
     4
     """
     with connection():
-        asked = dialect().now()
+        queried = dialect().now()
     current = statuses(plans, of_whole=False, recent_s=settings.current().slurm.recent_s)
     verdict = headline(current)
     with connection():
         planned = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
         now = dialect().now()
-        attempts = Attempts(plans, current, asked, now)
+        attempts = Attempts(plans, current, queried, now)
         if earlier is None and len(plans) == 1:
             earlier = earlier_plans(planned[plans[0]])
         how = tuple(provenance_of(planned[pk], submissions) for pk in plans)

@@ -87,11 +87,11 @@ def _measured_by_attempts(
     submissions: Sequence[Submission], attempts: Attempts
 ) -> Efficiency | None:
     """Return memory and time of each element as its attempts measured them."""
-    asked = {s.pk: s.options for s in submissions}
-    lasted, peak = attempts.elements()
+    requested = {s.pk: s.options for s in submissions}
+    elapsed, peak = attempts.elements()
     memory, time = [], []
-    for (submission, element), seconds in lasted.items():
-        options = asked.get(submission, {})
+    for (submission, element), seconds in elapsed.items():
+        options = requested.get(submission, {})
         memory.append((peak.get((submission, element)), size_mb(str(options.get("mem", "")))))
         time.append((seconds, time_limit_s(options.get("time", ""))))
     gauges = [_gauge("memory", "MB", memory), _gauge("time", "s", time)]

@@ -169,9 +169,9 @@ def take_back_failures(claim: Claim) -> None:
     """Make the rows pending again that the attempt recorded as failures."""
     with writing():
         hold_page(claim)
-        mine = Failure.attempt_pk == claim.attempt.pk
-        keys = {str(key) for (key,) in tuples(Failure.select(Failure.key).where(mine))}
-        Failure.delete().where(mine).execute()
+        own_failures = Failure.attempt_pk == claim.attempt.pk
+        keys = {str(key) for (key,) in tuples(Failure.select(Failure.key).where(own_failures))}
+        Failure.delete().where(own_failures).execute()
         seen = claim.seen()
         failed = {
             place: Outcome.PENDING.value

@@ -341,17 +341,17 @@ def _complete(results: Iterable[Yielded], target: Target, claim: Claim | None) -
         data["made_by"] = target.made_by
 
 
-def _check_model(yielded: Yielded, wanted: type[OutputModel] | None) -> None:
+def _check_model(yielded: Yielded, output: type[OutputModel] | None) -> None:
     """Refuse what is not a result of this version in the table that the task writes."""
     result = yielded.result
     name = type(result).__name__
     if isinstance(result, type):
         name = f"the class {result.__name__} itself"
-    if wanted is None:
+    if output is None:
         is_right = isinstance(result, OutputModel) and type(result) not in BASES
         expected = "a row of a subclass of OutputModel"
     else:
-        is_right, expected = type(result) is wanted, wanted.__name__
+        is_right, expected = type(result) is output, output.__name__
     if not is_right:
         raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {expected}")
     version = result.__data__.get("v_astra")
@@ -365,10 +365,12 @@ def _no_key(result: OutputModel, target: Target) -> tuple[str, str]:
     if link is None:
         name, model = type(result).__name__, getattr(target.model, "__name__", "its row")
         return "NoKey", f"{name} does not say how it points to {model}: declare result_of({model})"
-    given = {name: result.__data__.get(name) for name in link.result}
-    names = " and ".join(given)
-    if all(value is None for value in given.values()):
+    key_values = {name: result.__data__.get(name) for name in link.result}
+    names = " and ".join(key_values)
+    if all(value is None for value in key_values.values()):
         return "NoKey", f"the result has no {names}; use from_row(), with the row that it is of"
-    value = clean(repr(next(iter(given.values()))) if len(given) == 1 else repr(given), 200)
+    value = clean(
+        repr(next(iter(key_values.values()))) if len(key_values) == 1 else repr(key_values), 200
+    )
     kind = "a whole number of 64 bits" if link.is_whole else "the key of a row"
     return "BadKey", f"{names}={value} is not a key: {kind}"

@@ -64,10 +64,10 @@ class RowTimes:
 
     def quantile(self, share: float) -> float:
         """Return the seconds that this share of the rows does not exceed; 0 without rows."""
-        left = share * self.n_rows
+        remaining = share * self.n_rows
         for place, count in sorted(self.bins.items()):
-            left -= count
-            if left <= 1e-9:
+            remaining -= count
+            if remaining <= 1e-9:
                 return _middle_s(place)
         return 0.0
 

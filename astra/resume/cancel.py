@@ -176,8 +176,8 @@ def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
     """
     signalled = []
     for attempt in attempts:
-        mine = attempt.job_id is None and attempt.host == socket.gethostname()
-        if mine and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
+        is_local = attempt.job_id is None and attempt.host == socket.gethostname()
+        if is_local and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
             words = command_of(attempt.pid)
             if "run-page" in words and _token_of(attempt) in words:
                 os.kill(attempt.pid, signal.SIGTERM)

@@ -40,9 +40,9 @@ class Control:
 
 def live_plans() -> list[int]:
     """Return the plans that have pending rows and were not cancelled."""
-    left = fn.EXISTS(Page.select(1).where((Page.plan == Plan.pk) & (N_PENDING > 0)))
+    has_pending = fn.EXISTS(Page.select(1).where((Page.plan == Plan.pk) & (N_PENDING > 0)))
     with connection():
-        query = Plan.select(Plan.pk).where(Plan.cancelled.is_null() & left).order_by(Plan.pk)
+        query = Plan.select(Plan.pk).where(Plan.cancelled.is_null() & has_pending).order_by(Plan.pk)
         return [int(pk) for (pk,) in tuples(query)]
 
 

@@ -279,10 +279,10 @@ def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:
     UsageError
         If a name is not a Slurm state.
     """
-    known = {state.value for state in SlurmState if state is not SlurmState.ABSENT}
+    names = {state.value for state in SlurmState if state is not SlurmState.ABSENT}
     states = set()
     for word in words:
-        if word.upper() not in known:
-            raise UsageError(f"--only {word}: not a Slurm state. {nearest(word.upper(), known)}")
+        if word.upper() not in names:
+            raise UsageError(f"--only {word}: not a Slurm state. {nearest(word.upper(), names)}")
         states.add(SlurmState(word.upper()))
     return frozenset(states)

@@ -135,16 +135,16 @@ def find(
     """
     clusters = clusters or _if_elsewhere(home, env)
     is_mine = user in (None, user_name())
-    mine = ["-u", str(os.getuid()) if is_mine else str(user), *_on(clusters)]
+    options = ["-u", str(os.getuid()) if is_mine else str(user), *_on(clusters)]
     try:
         columns = "ArrayJobID:|,Name:|,Cluster:|"
-        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *mine], env=env)
+        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *options], env=env)
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.words}") from None
     if not (jobs := _named(text, job_name)):
         period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName,Cluster"]
         try:
-            text = run(["sacct", "-n", "-X", "-P", *period, *mine], env=env)
+            text = run(["sacct", "-n", "-X", "-P", *period, *options], env=env)
         except SlurmError:
             return []  # without accounting: squeue has answered, and lists none
         jobs = _named(text, job_name)
@@ -317,14 +317,14 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, runner: Runner, again:
         gone = not silent or _is_gone(max(silent), cluster, runner)
         unsure = frozenset() if gone else frozenset(job.key for job in silent)
         return Answer(queued, accounting=False, unsettled=unsure, notes=(note,), queued=shown)
-    known = {job for job, _ in queued}
+    queued_jobs = {job for job, _ in queued}
     lagging = {
         job
         for job, index in booked.keys() - queued.keys()
         if (state := booked[job, index].state)
         and state.alive
         # An entry without an index is the whole array, until its elements have their own.
-        and (index is not None or job not in known)
+        and (index is not None or job not in queued_jobs)
     }
     if lagging and again:
         try:

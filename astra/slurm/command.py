@@ -70,9 +70,9 @@ def run(
     """
     if args[0] not in _READ_ONLY:
         query_cache.forget_all()
-    where = str((os.environ if env is None else env).get("SLURM_CONF"))
+    configuration = str((os.environ if env is None else env).get("SLURM_CONF"))
     return query_cache.cached_output(
-        args, where, recent_s, lambda: _run_with_retries(args, input, env)
+        args, configuration, recent_s, lambda: _run_with_retries(args, input, env)
     )
 
 

@@ -58,20 +58,20 @@ def bounds(chosen: Profile) -> Bounds:
     )
 
 
-def warnings(chosen: Profile, known: Bounds) -> list[str]:
+def warnings(chosen: Profile, site: Bounds) -> list[str]:
     """Describe what keeps elements of a profile from starting."""
     limit_s = time_limit_s(chosen.options.get("time", ""))
-    name = f"partition {known.partition}" if known.partition else "the default partition"
+    name = f"partition {site.partition}" if site.partition else "the default partition"
     obstacles = []
-    if limit_s and known.max_time_s and limit_s > known.max_time_s:
+    if limit_s and site.max_time_s and limit_s > site.max_time_s:
         obstacles.append(
             f"time {written_time(limit_s)} is more than {name} allows "
-            f"({written_time(known.max_time_s)}): elements would wait for ever; "
-            f"give --time {written_time(known.max_time_s)} or another --partition"
+            f"({written_time(site.max_time_s)}): elements would wait for ever; "
+            f"give --time {written_time(site.max_time_s)} or another --partition"
         )
-    if limit_s and known.maintenance_in_s is not None and limit_s > known.maintenance_in_s:
+    if limit_s and site.maintenance_in_s is not None and limit_s > site.maintenance_in_s:
         obstacles.append(
-            f"maintenance ({known.maintenance}) begins in {written_time(known.maintenance_in_s)}: "
+            f"maintenance ({site.maintenance}) begins in {written_time(site.maintenance_in_s)}: "
             f"elements with time {written_time(limit_s)} start after it, "
             "shorter ones that fit before it at once"
         )

@@ -69,13 +69,13 @@ class Answer:
         it is unknown."""
         if self.jobs is not None and job not in self.jobs:
             return UNKNOWN
-        known = self.executions.get((job, index))
-        if known is not None:
-            return known
-        whole = self.executions.get((job, None))
-        if whole is not None and whole.state is not None and not whole.state.alive:
+        execution = self.executions.get((job, index))
+        if execution is not None:
+            return execution
+        array = self.executions.get((job, None))
+        if array is not None and array.state is not None and not array.state.alive:
             # Slurm lists no elements of an array that ended before any of them began.
-            return whole
+            return array
         is_certain = self.queue and self.accounting and job not in self.unsettled
         return ABSENT if is_certain else UNKNOWN
 
@@ -169,12 +169,12 @@ def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execu
 def _keys(job: str, name: str, names: Names) -> list[Key]:
     """Return the keys of a line's elements; none if the job only shares its number with ours."""
     elements = expand(job)
-    wanted = names.get(elements[0][0]) if names else None
-    if wanted is None:
+    job_name = names.get(elements[0][0]) if names else None
+    if job_name is None:
         return list(elements)
     # The reason, the column before, may contain the separator; the names of our jobs do not.
     name = name.removesuffix("|").rpartition("|")[2]
-    return [(name, index) for _, index in elements] if name in wanted else []
+    return [(name, index) for _, index in elements] if name in job_name else []
 
 
 def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None]:
@@ -323,8 +323,10 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
         if key in queued:
             continue
         if past.state is None or past.state.alive:
-            known = f"sacct calls it {past.state}" if past.state else past.reason or "no state"
-            reason = f"{known}, squeue does not know it (any more)"
+            description = (
+                f"sacct calls it {past.state}" if past.state else past.reason or "no state"
+            )
+            reason = f"{description}, squeue does not know it (any more)"
             executions[key] = replace(past, state=None, reason=reason)
             if key[1] is None:
                 unsettled.add(key[0])

@@ -82,8 +82,8 @@ def _folder(make: bool = True) -> Path | None:
         status = folder.lstat()
     except (OSError, ValueError):
         return None
-    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    return folder if mine and not status.st_mode & 0o077 else None
+    is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return folder if is_private and not status.st_mode & 0o077 else None
 
 
 def _read(path: Path) -> _Entry | None:

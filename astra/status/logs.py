@@ -186,10 +186,10 @@ def _unclaimed(plan: Plan, number: int) -> Log | None:
     """Return the log of an element that started and ended before it claimed its page."""
     page = Page.get((Page.plan == plan.pk) & (Page.number == number))
     submission = Submission.get_or_none(Submission.pk == page.submission_pk)
-    mine = Attempt.page == page.pk
+    of_page = Attempt.page == page.pk
     if page.free is not None:  # its element may have taken another page
-        mine |= Attempt.element == number
-    claimed = Attempt.select().where(mine & (Attempt.submission_pk == page.submission_pk))
+        of_page |= Attempt.element == number
+    claimed = Attempt.select().where(of_page & (Attempt.submission_pk == page.submission_pk))
     if submission is None or submission.log_folder is None or claimed.exists():
         return None
     element = (number - 1) // submission.pages_per_element + 1

@@ -206,22 +206,22 @@ class Pages(Sequence[PageStatus]):
         self, row: Row, attempt: Attempt | None, execution: parse.Execution | None
     ) -> PageState:
         submission = self.stored.submissions.get(row.submission_pk)
-        mine, overdue = self._mine(submission, attempt)
-        runs = mine is not None and mine.state == AttemptState.RUNNING
+        own_attempt, overdue = self._own_attempt(submission, attempt)
+        runs = own_attempt is not None and own_attempt.state == AttemptState.RUNNING
         if submission is None or (submission.pulls and row.free is None and not runs):
             state = PageState.UNSUBMITTED  # in the latter case, it was withdrawn from its pool
         elif submission.kind == "local":
             waits = row.free and _submitter_lives(submission)
-            state = PageState.WAITING if waits else _local_state(submission, mine, overdue)
+            state = PageState.WAITING if waits else _local_state(submission, own_attempt, overdue)
         else:
             lease_s = settings.current().element.lease_s
             now = self.stored.now
-            state = _slurm_page_state(submission, mine, execution, self.answer, now, lease_s)
+            state = _slurm_page_state(submission, own_attempt, execution, self.answer, now, lease_s)
             if row.free and state is PageState.INCOMPLETE:  # its elements ended, and nobody took it
                 state = PageState.UNSUBMITTED
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
-    def _mine(
+    def _own_attempt(
         self, submission: Submission | None, attempt: Attempt | None
     ) -> tuple[Attempt | None, bool]:
         """Return the attempt, if of this submission, and whether its heartbeat is overdue."""
@@ -236,7 +236,7 @@ class Pages(Sequence[PageStatus]):
         submission = self.stored.submissions.get(row.submission_pk)
         execution = self._execution(row)
         element = self._element(row) if submission is not None else None
-        mine, overdue = self._mine(submission, attempt)
+        own_attempt, overdue = self._own_attempt(submission, attempt)
         job = _job_name(submission, element)
         slurm_state = execution.state.value if execution and execution.state else None
         if slurm_state == SlurmState.FAILED and execution and execution.signal == signal.SIGKILL:
@@ -245,7 +245,7 @@ class Pages(Sequence[PageStatus]):
         return PageStatus(
             row.number, state, row.n_rows, row.n_done, row.n_failed, row.n_no_result, row.n_pending,
             element, job,
-            (execution.node if execution else None) or (mine.host if mine else None),
+            (execution.node if execution else None) or (own_attempt.host if own_attempt else None),
             slurm_state,
             execution.exit_code if execution else None,
             execution.signal if execution else None,
@@ -356,15 +356,15 @@ def _job_name(submission: Submission | None, element: int | None) -> str | None:
     return f"{submission.job_id}_{element - submission.offset}"
 
 
-def _local_state(submission: Submission, mine: Attempt | None, overdue: bool) -> PageState:
-    if mine is None:
+def _local_state(submission: Submission, own_attempt: Attempt | None, overdue: bool) -> PageState:
+    if own_attempt is None:
         return PageState.WAITING if _submitter_lives(submission) else PageState.UNSUBMITTED
-    if mine.state == AttemptState.RUNNING:
-        if mine.host == socket.gethostname():
-            lives = process_began(mine.pid) == mine.pid_began
+    if own_attempt.state == AttemptState.RUNNING:
+        if own_attempt.host == socket.gethostname():
+            lives = process_began(own_attempt.pid) == own_attempt.pid_began
             return PageState.RUNNING if lives else PageState.LOST
         return PageState.LOST if overdue else PageState.RUNNING
-    return _recorded_state(mine) or PageState.LOST
+    return _recorded_state(own_attempt) or PageState.LOST
 
 
 def _submitter_lives(submission: Submission) -> bool:
@@ -378,35 +378,39 @@ def _submitter_lives(submission: Submission) -> bool:
 
 def _slurm_page_state(
     submission: Submission,
-    mine: Attempt | None,
+    own_attempt: Attempt | None,
     execution: parse.Execution | None,
     answer: parse.Answer | None,
     now: datetime,
     lease_s: float,
 ) -> PageState:
     """Return the state of an unfinished page, from Slurm and from its attempt."""
-    silent_s = (now - (mine.seen if mine else submission.created)).total_seconds()
+    silent_s = (now - (own_attempt.seen if own_attempt else submission.created)).total_seconds()
     state = execution.state if execution else None
-    sure = answer is not None and answer.queue and submission.job_name not in answer.unsettled
-    if execution is parse.UNKNOWN and answer is not None and sure and not answer.accounting:
+    is_certain = answer is not None and answer.queue and submission.job_name not in answer.unsettled
+    if execution is parse.UNKNOWN and answer is not None and is_certain and not answer.accounting:
         # Without accounting only squeue can say, and it does not know the element.
         state = SlurmState.ABSENT
     if state is None:
-        fresh = mine is not None and mine.state == AttemptState.RUNNING and silent_s <= lease_s
-        return PageState.RUNNING if fresh else PageState.UNKNOWN
+        is_recent = (
+            own_attempt is not None
+            and own_attempt.state == AttemptState.RUNNING
+            and silent_s <= lease_s
+        )
+        return PageState.RUNNING if is_recent else PageState.UNKNOWN
     if state is SlurmState.ABSENT:
         # Slurm does not know the element. If its heartbeat is recent, that does not prove its end,
         # unless squeue shows others of its array, and so would show it, too.
         queued = answer.queued if answer is not None else ()
         is_gone = silent_s > lease_s or submission.job_name in queued
-        return _recorded_state(mine) or (PageState.LOST if is_gone else PageState.UNKNOWN)
+        return _recorded_state(own_attempt) or (PageState.LOST if is_gone else PageState.UNKNOWN)
     if state is SlurmState.PENDING:
         return PageState.WAITING
     if state is SlurmState.RUNNING:
         return PageState.RUNNING
     if state is SlurmState.COMPLETED:
-        return _recorded_state(mine) or PageState.INCOMPLETE
-    return _recorded_state(mine) or PageState.LOST
+        return _recorded_state(own_attempt) or PageState.INCOMPLETE
+    return _recorded_state(own_attempt) or PageState.LOST
 
 
 def _recorded_state(attempt: Attempt | None) -> PageState | None:

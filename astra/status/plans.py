@@ -86,12 +86,12 @@ def all_plans(
     state = state and state.replace("-", " ")  # failed-rows, as shells complete it
     if state is not None and state not in [possible.value for possible in PlanState]:
         raise UsageError(f"no state {state!r}. {nearest(state, [s.value for s in PlanState])}")
-    wanted = [
+    clauses = [
         (Plan.task == task) | Plan.task.endswith(f".{task}") if task else None,
         Plan.created_by == user_name() if mine else None,
         Plan.created >= since if since else None,
     ]
-    listed = _listed([clause for clause in wanted if clause is not None], None if state else limit)
+    listed = _listed([clause for clause in clauses if clause is not None], None if state else limit)
     if state is not None:
         listed = _in_state(listed, PlanState(state))[:limit]
     return listed
@@ -105,8 +105,8 @@ def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
     }
     if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
         return [p for p in listed if ended.get(p.plan) is state]
-    asked = statuses([p.plan for p in listed if p.plan not in ended], of_whole=False)
-    chosen = {status.plan for status in asked if status.state is state}
+    current = statuses([p.plan for p in listed if p.plan not in ended], of_whole=False)
+    chosen = {status.plan for status in current if status.state is state}
     return [p for p in listed if p.plan in chosen]
 
 

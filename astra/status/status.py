@@ -236,8 +236,8 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
     rows: Counter[str] = Counter()
     for name, column in zip(ENDED, ("n_done", "n_failed", "n_no_result"), strict=True):
         rows[name] = sum(map(attrgetter(column), pages.stored.rows))
-    for at, (_, left) in pages.tally.items():
-        rows[at.value] += left
+    for at, (_, n_left) in pages.tally.items():
+        rows[at.value] += n_left
     by_page = {at.value: n for at, (n, _) in pages.tally.items()}
     with connection():
         refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()

@@ -72,8 +72,8 @@ class RecordChecks:
 
         Nothing else can be checked with them.
         """
-        if gone := [m for m in (self.model, self.output) if not dialect().columns(m)]:
-            yield from (f"the table {model._meta.table_name} is missing" for model in gone)
+        if missing := [m for m in (self.model, self.output) if not dialect().columns(m)]:
+            yield from (f"the table {model._meta.table_name} is missing" for model in missing)
             return
         plan, pages = self.plan.pk, Page.select(Page.pk).where(Page.plan == self.plan.pk)
         of_plan = (
@@ -127,8 +127,9 @@ class RecordChecks:
             return
         if making.fingerprint.partition("-")[0] != fingerprint(making):
             yield f"what its results are made by ({making.pk}) was changed since"
-        given, made_with = parsed(plan.arguments, dict), parsed(making.arguments, dict) or {}
-        if given is None or any(made_with.get(name, v) != v for name, v in given.items()):
+        arguments = parsed(plan.arguments, dict)
+        made_with = parsed(making.arguments, dict) or {}
+        if arguments is None or any(made_with.get(k, v) != v for k, v in arguments.items()):
             yield f"the plan's arguments are {plan.arguments[:100]!r}, its results are of others"
         if plan.arguments_digest != digest_of(plan.arguments):
             yield f"the plan's arguments were changed to {plan.arguments[:100]!r}"
@@ -159,19 +160,19 @@ class RecordChecks:
 
     def of_page(self, page: Page, attempts: list[Attempt]) -> Iterator[str]:
         """Yield what is wrong with a page or with its attempts."""
-        given = self.submissions.get(page.submission_pk or 0)
-        if page.submission_pk is not None and given is None:
+        submission = self.submissions.get(page.submission_pk or 0)
+        if page.submission_pk is not None and submission is None:
             yield f"it was given to submission {page.submission_pk}, which the plan does not have"
-        if given is not None and given.state in ("refused", "absent"):
-            yield f"it was given to submission {given.pk}, which came to nothing"
-        if given is not None and page.free is not None and not given.pulls:
-            yield f"it is in a pool, and submission {given.pk} has none"
+        if submission is not None and submission.state in ("refused", "absent"):
+            yield f"it was given to submission {submission.pk}, which came to nothing"
+        if submission is not None and page.free is not None and not submission.pulls:
+            yield f"it is in a pool, and submission {submission.pk} has none"
         if not 1 <= page.n_rows <= self.plan.limit:
             yield f"it has {page.n_rows} rows, the plan {self.plan.limit} per page"
-        if given is not None and not given.pulls and given.kind == "slurm":
-            element = (page.number - 1) // max(given.pages_per_element, 1) + 1
-            if element not in given.elements:
-                yield f"it is of element {element}, which submission {given.pk} does not have"
+        if submission is not None and not submission.pulls and submission.kind == "slurm":
+            element = (page.number - 1) // max(submission.pages_per_element, 1) + 1
+            if element not in submission.elements:
+                yield f"it is of element {element}, which submission {submission.pk} does not have"
         if page.retries is not None and parsed_ends(page.retries) is None:
             yield f"its retries are {page.retries[:100]!r}"
         if self._late(page, "modified"):

@@ -132,17 +132,17 @@ class Verifier:
             problem = f"{n} results bear attempts of the plan, and {self.n_ours} are of its rows"
             self._add("orphans", None, None, problem)
         for kind in self.recorded:
-            mine = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
-            if (n := kind.select().where(mine).count()) > self.n_recorded[kind]:
+            of_plan = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
+            if (n := kind.select().where(of_plan).count()) > self.n_recorded[kind]:
                 problem = f"{n} of the table {kind._meta.table_name} are of the plan, and "
                 problem += f"{self.n_recorded[kind]} of these of its rows"
                 self._add("orphans", None, None, problem)
 
     def _plan(self, numbers: list[int], n_rows: int) -> None:
-        wanted = set(range(1, self.plan.n_pages + 1))
-        for number in sorted(wanted - set(numbers)):
+        expected = set(range(1, self.plan.n_pages + 1))
+        for number in sorted(expected - set(numbers)):
             self._add("pages", number, None, "the page is missing")
-        for number in sorted(set(numbers) - wanted):
+        for number in sorted(set(numbers) - expected):
             self._add("pages", number, None, f"the plan has {self.plan.n_pages} pages")
         if n_rows != self.plan.n_rows:
             problem = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
@@ -253,10 +253,10 @@ class Verifier:
             self._given_away(kind, rows, record)
         written_by = result.column(1)
         for page in pages:
-            mine = rows.page == page.number
-            self._not_counted(page, rows, mine & pending & our_failure, "n_failed", "failure")
-            self._not_counted(page, rows, mine & pending & our_nothing, "n_no_result", "record")
-            self._written_unseen(page, written_by[mine & ours])
+            on_page = rows.page == page.number
+            self._not_counted(page, rows, on_page & pending & our_failure, "n_failed", "failure")
+            self._not_counted(page, rows, on_page & pending & our_nothing, "n_no_result", "record")
+            self._written_unseen(page, written_by[on_page & ours])
         self.seen["modified"] += int(np.sum(done & result.there & (result.column(4) == 1)))
         self.seen["gone"] += int(np.sum(done & result.there & (result.column(4) == 2)))
         ends = (done & ~ours) | (failed & ~our_failure) | (empty & ~our_nothing)
@@ -343,8 +343,8 @@ class Verifier:
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
         joined = self.link.points(output, model)
-        gone = self.key.fields[0].is_null()
-        input_is = peewee.Case(None, ((gone, 2), (is_up_to_date(output, model), 0)), 1)
+        is_deleted = self.key.fields[0].is_null()
+        input_is = peewee.Case(None, ((is_deleted, 2), (is_up_to_date(output, model), 0)), 1)
         key = self.link.key(output)
         return self._fetched(
             key.narrowed(output.select(), keys)
@@ -400,13 +400,13 @@ class Verifier:
         impossible."""
         if not self.recorded[kind]:
             return []
-        mine, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
+        of_plan, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
         refused: ColumnBase = peewee.Value(0)
-        bad = (kind.modified > self.latest) | (mine & (kind.made_by.is_null() | ~is_known))
+        bad = (kind.modified > self.latest) | (of_plan & (kind.made_by.is_null() | ~is_known))
         if kind is Failure:
             refused, bad = _flag(kind.refused), bad | (kind.times < 1)
         columns = (
-            kind.key, _flag(mine), refused,
+            kind.key, _flag(of_plan), refused,
             peewee.fn.COALESCE(kind.attempt_pk, 0), peewee.fn.COALESCE(kind.page, 0), _flag(bad),
         )  # fmt: skip
         return self._fetched(

@@ -70,8 +70,8 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
             seen.popleft()
         lasted_s = began - seen[0][0]
         rate = (current.n_ended - seen[0][1]) / lasted_s if lasted_s else None
-        left = current.n_rows - current.n_ended
-        yield Watched(current, time.time(), rate, left / rate if rate and rate > 0 else None)
+        n_left = current.n_rows - current.n_ended
+        yield Watched(current, time.time(), rate, n_left / rate if rate and rate > 0 else None)
         if not lives(current):
             return
         took_s = time.monotonic() - began

@@ -78,14 +78,16 @@ def _next(clock: str, since: int) -> int:
     The search goes minute by minute, as the clock may be put forward or back in between.
     """
     hour, minute = map(int, clock.split(":"))
-    wanted, moment = hour * 60 + minute, -(-since // 60) * 60
+    minute_of_day, moment = hour * 60 + minute, -(-since // 60) * 60
     before = _minute_of_day(moment - 60)
     while True:
         now = _minute_of_day(moment)
         ahead = (
             now - before
         ) % _DAY  # one minute, or the skipped time; more if the clock goes back
-        if now == wanted or (ahead < _DAY // 2 and 0 < (wanted - before) % _DAY < ahead):
+        if now == minute_of_day or (
+            ahead < _DAY // 2 and 0 < (minute_of_day - before) % _DAY < ahead
+        ):
             return moment
         before, moment = now, moment + 60
 
@@ -149,8 +151,8 @@ def _cancel_waiting() -> None:
     if job is None:
         return
     try:
-        mine = JobId(int(job), name=os.environ.get("SLURM_JOB_NAME"))
-        client.cancel(mine, waiting_only=True)
+        job_id = JobId(int(job), name=os.environ.get("SLURM_JOB_NAME"))
+        client.cancel(job_id, waiting_only=True)
     except AstraError as error:
         log.warning(
             "waiting elements of job %s could not be cancelled; they will start and do nothing: %s",

@@ -132,8 +132,10 @@ def commit_intent(submission: Submission, pages: list[int], holders: Set[int | N
     def work() -> None:
         with writing():
             if next(tries):
-                known = Submission.select(Submission.pk).where(Submission.token == submission.token)
-                if (pk := known.scalar()) is not None:  # only the answer of the commit was lost
+                stored = Submission.select(Submission.pk).where(
+                    Submission.token == submission.token
+                )
+                if (pk := stored.scalar()) is not None:  # only the answer of the commit was lost
                     submission.pk = pk
                     return
             submission.pk = None  # type: ignore[assignment]
@@ -146,16 +148,16 @@ def commit_intent(submission: Submission, pages: list[int], holders: Set[int | N
 def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Submission) -> None:
     """Assign pages to a submission, if their present one is among `holders`."""
     first, last = min(pages, default=1), max(pages, default=0)
-    given = Page.number.between(first, last)  # an index finds them, however many
+    in_range = Page.number.between(first, last)  # an index finds them, however many
     if len(pages) <= last - first:
-        given &= dialect().among(Page.number, pages)
+        in_range &= dialect().among(Page.number, pages)
     as_seen = Page.submission_pk.in_([pk for pk in holders if pk is not None])
     if None in holders:
         as_seen |= Page.submission_pk.is_null()
     live = fn.EXISTS(Plan.select(1).where((Plan.pk == plan.pk) & Plan.cancelled.is_null()))
     changed = (
         Page.update(submission_pk=submission.pk, free=True if submission.pulls else None)
-        .where((Page.plan == plan.pk) & given & as_seen & live)
+        .where((Page.plan == plan.pk) & in_range & as_seen & live)
         .execute()
     )
     if changed != len(pages):

@@ -72,18 +72,18 @@ def check_export(chosen: Profile) -> None:
     UsageError
         If a password is in the environment, and ``export`` or ``export_file`` keeps it there.
     """
-    given = chosen.options.get("export")
-    if chosen.options.get("export_file") is None and given is None:
+    export = chosen.options.get("export")
+    if chosen.options.get("export_file") is None and export is None:
         return
-    names = {word.partition("=")[0].strip() for word in str(given or "NONE").split(",")}
+    names = {word.partition("=")[0].strip() for word in str(export or "NONE").split(",")}
     needed = ["ASTRA_DATABASE_URL"] if _is_in_environment_alone() else []
     needed += ["PGPASSWORD"] if os.environ.get("PGPASSWORD") else []
     missing = [name for name in needed if name not in names]
     if "ALL" in names or not missing:
         return
     raise UsageError(
-        f"export={given or 'FILE'} keeps {' and '.join(missing)} from the elements, and a password "
-        f"is never written to a script: leave export out, give export=ALL or "
+        f"export={export or 'FILE'} keeps {' and '.join(missing)} from the elements, and a "
+        f"password is never written to a script: leave export out, give export=ALL or "
         f"export={','.join(missing)}, or keep the password in ~/.pgpass"
     )
 

@@ -224,8 +224,8 @@ def _submit_slices(
                     if not error.limit:
                         return jobs, done, str(error)
                     if len(intent.piece.elements) == 1:
-                        rest = f"the rest stays in the plan: astra resume {plan.pk}"
-                        return jobs, done, f"{error}; {rest}"
+                        hint = f"the rest stays in the plan: astra resume {plan.pk}"
+                        return jobs, done, f"{error}; {hint}"
                     queue[:0] = halves(intent.piece, chosen.pages_per_element)
                     holders = {*holders, None}  # withdrawn pages belong to no submission
                     continue
@@ -346,8 +346,8 @@ def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
 _NODE = re.compile(r"[\w.-]+")
 
 
-def to_exclude(wanted: Iterable[str], partition: Iterable[str]) -> list[str]:
+def to_exclude(nodes_to_avoid: Iterable[str], partition: Iterable[str]) -> list[str]:
     """Return the wanted nodes that are in the partition; none if no node would be left."""
     nodes = set(partition)
-    excluded = sorted(n for n in set(wanted) & nodes if _NODE.fullmatch(n))
+    excluded = sorted(n for n in set(nodes_to_avoid) & nodes if _NODE.fullmatch(n))
     return excluded if len(excluded) < len(nodes) else []

@@ -64,13 +64,13 @@ def _check_names(function: object, names: Iterable[str]) -> None:
     parameters = inspect.signature(inner).parameters
     rows = rows_parameter(inner).name
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = {
+    accepted = {
         n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-    known = (known | KEYWORDS.keys()) - {rows}
+    accepted = (accepted | KEYWORDS.keys()) - {rows}
     for name in names:
-        if name == rows or (name not in known and not takes_any):
-            raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, known)}")
+        if name == rows or (name not in accepted and not takes_any):
+            raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, accepted)}")
 
 
 def _kind(function: Callable[..., object], name: str) -> object:

@@ -49,18 +49,20 @@ def check_keywords(keywords: Mapping[str, object]) -> None:
     """Refuse values that a task's keywords cannot have."""
     for name, value in keywords.items():
         if KEYWORDS[name] is bool:
-            good, wanted = isinstance(value, bool), "True or False"
+            is_valid, expected = isinstance(value, bool), "True or False"
         elif name == "batch_size":
-            good = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-            wanted = "a whole number from 1"
+            is_valid = (
+                isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+            )
+            expected = "a whole number from 1"
         else:
             is_number = isinstance(value, Real) and not isinstance(value, bool)
-            good, wanted = (
+            is_valid, expected = (
                 is_number and 0 <= float(cast("Real", value)) < float("inf"),
                 "seconds, from 0",
             )
-        if not good:
-            raise TaskError(f"{name}={value!r}: give {wanted}")
+        if not is_valid:
+            raise TaskError(f"{name}={value!r}: give {expected}")
 
 
 def bind_call(
@@ -82,20 +84,26 @@ def bind_call(
     declared = declared_by(task)
     signature = inspect.signature(declared.function)
     placed = _own_by_place(declared, signature, arguments)
-    given = {name: value for name, value in named.items() if name in KEYWORDS}
-    resolved = {**defaults, **_defaults_of(declared), **declared.keywords, **given, **placed}
+    task_keywords = {name: value for name, value in named.items() if name in KEYWORDS}
+    resolved = {
+        **defaults,
+        **_defaults_of(declared),
+        **declared.keywords,
+        **task_keywords,
+        **placed,
+    }
     check_keywords(resolved)
     settings = Settings(**cast("dict[str, Any]", resolved))
-    passed = {name: value for name, value in named.items() if name not in given}
+    passed = {name: value for name, value in named.items() if name not in task_keywords}
     for name in declared.own:
-        if name in given or name not in placed:  # by name and by place: refused by bind()
+        if name in task_keywords or name not in placed:  # by name and by place: refused by bind()
             passed[name] = getattr(settings, name)
     try:
         return settings, signature.bind(*arguments, **passed)
     except TypeError as error:
-        known = [*signature.parameters, *KEYWORDS]
-        wrong = [name for name in passed if name not in known]
-        hint = nearest(wrong[0], known) if wrong else signature_of(declared.function)
+        names = [*signature.parameters, *KEYWORDS]
+        wrong = [name for name in passed if name not in names]
+        hint = nearest(wrong[0], names) if wrong else signature_of(declared.function)
         raise TaskError(f"{task_name(task)}: {error}. {hint}") from error
 
 

@@ -154,8 +154,8 @@ def _declaration(
         raise TaskError(f"revision={revision!r}: give a number or a text")
     for name in keywords:
         if name not in KEYWORDS:
-            known = [*KEYWORDS, "group_by", "many", "files", "revision"]
-            raise TaskError(f"@task has no keyword {name!r}. {nearest(name, known)}")
+            accepted = [*KEYWORDS, "group_by", "many", "files", "revision"]
+            raise TaskError(f"@task has no keyword {name!r}. {nearest(name, accepted)}")
     check_keywords(keywords)
     own = KEYWORDS.keys() & inspect.signature(function).parameters
     hints = hints_where_defined(function, namespace)
@@ -214,12 +214,11 @@ def _checked_files(
     names = _checked_names("files", files, "names of the task's arguments")
     finders = dict(files) if isinstance(files, Mapping) else dict.fromkeys(names)
     parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name != rows_parameter(function).name]
+    arguments = [name for name in parameters if name != rows_parameter(function).name]
     for name, find in finders.items():
-        if name not in known:
-            raise TaskError(
-                f"files: {signature_of(function)} takes no {name!r}. {nearest(str(name), known)}"
-            )
+        if name not in arguments:
+            hint = nearest(str(name), arguments)
+            raise TaskError(f"files: {signature_of(function)} takes no {name!r}. {hint}")
         if find is not None and not callable(find):
             raise TaskError(
                 f"files[{name!r}]={find!r}: give a function that maps a value to its file"

@@ -138,19 +138,19 @@ def tasks_of_folder() -> Iterator[tuple[str, str]]:
 def _near_tasks(name: str) -> str:
     if own := _tasks_in(name):
         return f"{name} is a module; its tasks: {', '.join(own)}"
-    here = [task for task, _ in tasks_of_folder()]
-    if own := [task for task in here if task.endswith(f".{name}")]:
+    local_tasks = [task for task, _ in tasks_of_folder()]
+    if own := [task for task in local_tasks if task.endswith(f".{name}")]:
         return f"Did you mean {' or '.join(map(repr, own))}?"
-    known = {*here, *known_tasks(), *(known.rpartition(".")[2] for known in known_tasks())}
+    names = {*local_tasks, *known_tasks(), *(task.rpartition(".")[2] for task in known_tasks())}
     module_name, _, _ = name.replace(":", ".").rpartition(".")
-    known |= set(_tasks_in(module_name))
+    names |= set(_tasks_in(module_name))
     first = module_name.split(".")[0]
-    if first and first not in known and _is_missing(first):
+    if first and first not in names and _is_missing(first):
         return (
-            f"{nearest(name, known)} A module {first!r} cannot be imported "
+            f"{nearest(name, names)} A module {first!r} cannot be imported "
             "from here; is it installed, or in this folder?"
         )
-    return nearest(name, known)
+    return nearest(name, names)
 
 
 def _tasks_in(module_name: str) -> list[str]:
@@ -228,10 +228,10 @@ def input_models(function: Callable[..., object]) -> list[type[Model]]:
 
     parameter = rows_parameter(function)
     annotation = hints_of(function).get(parameter.name, inspect.Parameter.empty)
-    wanted = f"write for example {parameter.name}: Iterable[BossVisitSpectrum]"
+    example = f"write for example {parameter.name}: Iterable[BossVisitSpectrum]"
     if annotation is inspect.Parameter.empty:
         raise TaskError(
-            f"{signature_of(function)}: no input model is annotated; {wanted}, or name the table: "
+            f"{signature_of(function)}: no input model is annotated; {example}, or name the table: "
             "--input-model boss.BossVisitSpectrum"
         )
     models: dict[type[Model], None] = {}
@@ -244,10 +244,12 @@ def input_models(function: Callable[..., object]) -> list[type[Model]]:
         else:
             raise TaskError(
                 f"{signature_of(function)}: {_name(part)} is not a table: a table is a peewee "
-                f"Model with a primary key; {wanted}"
+                f"Model with a primary key; {example}"
             )
     if not models:
-        raise TaskError(f"{signature_of(function)}: the annotation does not name a table; {wanted}")
+        raise TaskError(
+            f"{signature_of(function)}: the annotation does not name a table; {example}"
+        )
     return list(models)
 
 
@@ -262,9 +264,9 @@ def output_model(function: Callable[..., object]) -> "type[OutputModel]":
     from astra.models.pipeline import BASES, OutputModel
 
     annotation = hints_of(function).get("return", inspect.Parameter.empty)
-    wanted = "write for example -> Iterable[Slam]"
+    example = "write for example -> Iterable[Slam]"
     if annotation is inspect.Parameter.empty:
-        raise TaskError(f"{signature_of(function)}: no output model is annotated; {wanted}")
+        raise TaskError(f"{signature_of(function)}: no output model is annotated; {example}")
     parts = list(dict.fromkeys(_parts(annotation)))
     if len(parts) == 1 and _is_model(model := parts[0]):
         if issubclass(model, OutputModel) and model not in BASES:
@@ -272,14 +274,14 @@ def output_model(function: Callable[..., object]) -> "type[OutputModel]":
     names = ", ".join(map(_name, parts)) or "nothing"
     raise TaskError(
         f"{signature_of(function)}: results are rows of one subclass of OutputModel, "
-        f"not {names}; {wanted}"
+        f"not {names}; {example}"
     )
 
 
 def choose_model(
-    function: Callable[..., object], wanted: type[Model] | str | None
+    function: Callable[..., object], chosen: type[Model] | str | None
 ) -> list[type[Model]]:
-    """Return the input models of a task, or the one of them that is `wanted` (a class or its name).
+    """Return the input models of a task, or the one of them that is `chosen` (a class or its name).
 
     A task without an annotation of its rows reads any table.
 
@@ -290,17 +292,17 @@ def choose_model(
     """
     from astra.models.keys import adopted, key_of
 
-    if wanted is None:
+    if chosen is None:
         return input_models(function)
-    named = wanted if _is_model(wanted) else _model_named(str(wanted))
+    named = chosen if _is_model(chosen) else _model_named(str(chosen))
     if named is not None and not is_annotated(function):
         key_of(named)
         return [adopted(named)]
     models = input_models(function)
     for model in models:
-        if named is model or wanted in (model.__name__, model._meta.table_name):
+        if named is model or chosen in (model.__name__, model._meta.table_name):
             return [model]
-    name = _name(wanted) if isinstance(wanted, type) else str(wanted)
+    name = _name(chosen) if isinstance(chosen, type) else str(chosen)
     names = [model.__name__ for model in models]
     hint = nearest(name, names)
     if named is not None:
@@ -333,8 +335,8 @@ def _model_named(name: str) -> type[Model] | None:
         if _is_model(model):
             return model
     models.import_all()
-    known = every_subclass(BaseModel)
-    return next((m for m in known if name in (m.__name__, m._meta.table_name)), None)
+    tables = every_subclass(BaseModel)
+    return next((m for m in tables if name in (m.__name__, m._meta.table_name)), None)
 
 
 def hints_where_defined(
