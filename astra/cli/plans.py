@@ -117,7 +117,8 @@ def _resume(
     states = [word.strip() for word in (only or "").split(",") if word.strip()]
     if only is not None and not states:
         raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
-    execution = replace(execution, progress=None if as_json else show.progress)
+    if execution.local and not as_json:  # only then, as it imports rich, which takes long
+        execution = replace(execution, progress=show.progress)
     done = execution.resume(plan, failed, states)
     if as_json:
         show.as_json(done)

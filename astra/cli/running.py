@@ -113,7 +113,8 @@ def submit(
     Of a plan that was submitted before, only pages that never were are submitted. --time is
     sbatch's time limit; --element-time is how long an element should run.
     """
-    execution = replace(execution, progress=None if as_json else show.progress)
+    if execution.local and not as_json:  # only then, as it imports rich, which takes long
+        execution = replace(execution, progress=show.progress)
     done = api.submit_task(task_or_plan, planning, execution, element_time)
     if as_json:
         show.as_json(one([s or show.nothing_submitted(p) for p, s in done]))

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -78,11 +78,14 @@ def warnings(chosen: Profile, site: Bounds) -> list[str]:
     return obstacles
 
 
-def warn(chosen: Profile) -> None:
-    """Log before a submission what keeps its elements from starting."""
-    if "time" in chosen.options and "clusters" not in chosen.options:
-        for words in warnings(chosen, bounds(chosen)):
-            log.warning("%s", words)
+def obstacles_to(chosen: Profile) -> list[str]:
+    """Query what keeps elements of a profile from starting, and Slurm's configuration."""
+    if available():
+        with suppress(SlurmError):  # who needs it queries it again, and gets the error
+            configuration()
+    if "time" not in chosen.options or "clusters" in chosen.options:
+        return []
+    return warnings(chosen, bounds(chosen))
 
 
 _SHOW_CONFIG = ("scontrol", "show", "config")

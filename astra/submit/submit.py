@@ -19,7 +19,6 @@ from astra.plan.pages import waiting_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
-from astra.slurm.limits import warn
 from astra.submit.arrays import Slice, halves, shares, slices, with_share
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import (
@@ -98,11 +97,13 @@ def submit(
         frozen = get_plan(plan)
         check_ready(frozen, dry_run)
         chosen = choose_profile(profile_name, options)
+        # Slurm is queried while the plan is locked and its pages are read.
+        obstacles = in_background(lambda: limits.obstacles_to(chosen))
         with hold_plan(frozen):
             with connection():
                 pages = waiting_pages(frozen)
-            if pages:
-                warn(chosen)
+            for words in obstacles() if pages else ():
+                log.warning("%s", words)
             return submit_pages(frozen, pages, {None}, chosen, dry_run, hours)
 
 
