@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from astra.database.connection import connection, database, dialect
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.models import BossVisitSpectrum
 from astra.models.importing import load
 from astra.models.pipeline import PipelineOutputModel
@@ -65,7 +65,7 @@ class WholePage:
         self.plan = get_plan(made.plan)
         submission = submitted(made, 1)
         with connection():
-            self.claim = claim_page(self.plan, 1, submission, 1, here("local", Path()))
+            self.claim = claim_page(self.plan, 1, submission, 1, this_process("local", Path()))
             self.read = dialect().now()
 
     def write(self, batch_size: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from astra.database.connection import connection, dialect, writing
 from astra.database.threads import in_background
-from astra.element.claiming import claim_page, here
+from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
 from astra.errors import UsageError
 from astra.models.attempts import Attempt
@@ -104,7 +104,7 @@ class TestRefill:
         plan = plan_of(90, 10)
         pool_of(plan)
         with connection(), writing():
-            claim_page(plan, 1, Submission.get(), 1, here("local", Path()))
+            claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
             Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
 
         def pages(*states: SlurmState):
