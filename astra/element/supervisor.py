@@ -68,8 +68,9 @@ def supervised(
         had_rows = parent.note_death(status, alive=True)
         if parent.stop_requested:
             return OutOfHours.exit_status if parent.over else 75
-        in_vain = 0 if had_rows else in_vain + 1 if board.page_pk == last_page else 1
-        last_page = board.page_pk
+        if had_rows or board.page_pk != last_page:
+            in_vain, last_page = 0, board.page_pk
+        in_vain += not had_rows
         if in_vain >= settings.current().element.max_deaths:
             from astra.element.deaths import give_up
 
@@ -140,13 +141,15 @@ class _Parent:
         # handled at its next tick.
         signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
         try:
-            _, status, used = os.wait4(pid, 0)
-            self.peak_mb = used.ru_maxrss / 1024
+            # Until it is reaped, its number is no other process's, which a handler might signal.
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         finally:
             self.pid = 0
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        _, status, used = os.wait4(pid, 0)
+        self.peak_mb = used.ru_maxrss / 1024
         return os.waitstatus_to_exitcode(status)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
