@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parsed(words: Sequence[str]) -> dict[str, Any]:
-    """The values of the options, each of which is followed by its value.
+    """Parse the options, each of which is followed by its value.
 
     Raises
     ------

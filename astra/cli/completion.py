@@ -33,7 +33,7 @@ class Completed(click.ParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Give the values that begin like `incomplete`, of a list its last word."""
+        """Return the values that begin with `incomplete`, or with the last word of a list."""
         before, comma, word = incomplete.rpartition(",")
         completions = []
         for source in self.sources:
@@ -77,7 +77,7 @@ def _configure(ctx: click.Context) -> None:
 
 
 def tasks(ctx: click.Context) -> Pairs:
-    """Tasks of astra, of packages, of the modules in this folder, and of nights."""
+    """List the tasks of astra, of packages, of the modules in this folder, and of nights."""
     from astra.config import settings
 
     for name in api.known_tasks():

@@ -69,7 +69,7 @@ def _step(text: str) -> None:
 
 
 def make_spectra(n_rows: int, seed: int = 8) -> None:
-    """`n_rows` spectra of M dwarfs at S/N 30 to 100, each of a source of its own."""
+    """Insert `n_rows` spectra of M dwarfs at S/N 30 to 100, each of a source of its own."""
     from astra.pipelines.slam import synthetic
 
     rng = np.random.default_rng(seed)

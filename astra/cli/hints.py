@@ -17,7 +17,7 @@ TAKE_A_TASK = frozenset({"plan", "submit", "run"})
 
 
 def of_words(command: str, task: str, words: Iterable[str]) -> str:
-    """Say how the input model and the identifiers are given that were put after a task."""
+    """Describe the options that replace an input model or identifiers typed after a task."""
     words = list(words)
     ids = ",".join(word for word in words if word.isdigit())
     models = [word for word in words if not word.isdigit()]

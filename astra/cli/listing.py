@@ -86,7 +86,7 @@ def _width(made: Table, cells: list[list[Text]]) -> int:
 
 
 def _leave_out(made: Table, cells: list[list[Text]], width: int) -> list[str]:
-    """Take columns out until the others fit; their names."""
+    """Remove columns until the others fit; return their names."""
     removed = []
     for name in made.out if isinstance(made, Listing) else ():
         if _width(made, cells) <= width:

@@ -57,7 +57,7 @@ def _options(context: click.Context) -> list[str]:
 
 
 def _text(text: str) -> list[str]:
-    """Paragraphs; what stands after a \\b keeps its lines, as click has it."""
+    """Format paragraphs; as in click, the lines after a \\b are kept."""
     lines: list[str] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         is_verbatim = paragraph.startswith("\b\n")

@@ -155,7 +155,7 @@ def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
 
 
 def slurm_pairs(values: tuple[str, ...]) -> dict[str, object]:
-    """Options of sbatch, with the types that a configuration file has; a bare name is a flag."""
+    """Parse options of sbatch to the types of a configuration file; a bare name is a flag."""
     words: dict[str, object] = {"true": True, "false": False}
     named = pairs(tuple(word if "=" in word else f"{word}=true" for word in values), "--option")
     return {
@@ -179,7 +179,7 @@ def _execution(
 
 
 def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
-    """Identifiers from a list, or from a file with one or more to a line."""
+    """Read identifiers from a list, or from a file with one or more on each line."""
     if text is None:
         return None
     words = text
@@ -245,7 +245,7 @@ plan_filters = together(
 
 
 def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Decorator:
-    """Which rows are planned, and how many are a page; the names are those of ``create_plan``."""
+    """Return the rows to plan and the size of a page; the names are those of ``create_plan``."""
     return _gathered(
         "planning", dict,
         input_model_option,

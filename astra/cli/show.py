@@ -100,7 +100,8 @@ def coloured(state: str) -> str:
 
 
 def count(n: int, word: str) -> str:
-    """
+    """Write a number with its noun.
+
     >>> count(1, "row"), count(20000, "page")
     ('1 row', '20,000 pages')
     """

@@ -57,7 +57,8 @@ def sized(plans: Iterable[tuple[Planned, Estimate]]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """
+    """Write a duration with its unit.
+
     >>> _duration(0.00012), _duration(0.25), _duration(12.34), _duration(5400), _duration(200000)
     ('120 us', '250 ms', '12.3 s', '1 h 30 min', '55 h 33 min')
     """

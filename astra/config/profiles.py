@@ -310,7 +310,7 @@ def _well_formed(key: str, value: Value) -> Value:
 
 
 def _time_instead(text: str) -> str:
-    """Say what to write instead of a time such as ``2h`` or ``1d12h``."""
+    """Describe what to write instead of a time such as ``2h`` or ``1d12h``."""
     seconds = duration_s(text)
     if seconds is None:
         return 'write minutes as 120, "02:00:00", or "1-12:00:00" for a day and 12 hours'

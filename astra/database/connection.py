@@ -122,7 +122,7 @@ def database_is_unset() -> bool:
 
 
 def is_file(url: str) -> bool:
-    """Whether a URL names a SQLite file that exists."""
+    """Return whether a URL names a SQLite file that exists."""
     return Path(sqlite_path(url)).exists() if url.startswith("sqlite:") else False
 
 
@@ -323,7 +323,7 @@ class _Unreachable(DatabaseError):
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error means that the database cannot be reached at the moment."""
+    """Return whether an error means that the database cannot be reached at the moment."""
     error = error.error if isinstance(error, _Unreachable) else error
     is_databases = isinstance(error, peewee.DatabaseError | peewee.InterfaceError)
     return is_databases and dialect().is_transient(error)
@@ -433,7 +433,7 @@ def writing() -> Any:
 
 
 def in_transaction() -> bool:
-    """Whether the caller is in a transaction of its own, which a retry cannot repeat."""
+    """Return whether the caller is in a transaction of its own, which a retry cannot repeat."""
     if database_is_unset() or database.obj.is_closed():
         return False
     return bool(database.obj.in_transaction()) or dialect().in_transaction()

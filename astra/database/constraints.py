@@ -40,7 +40,7 @@ def lost_constraints(model: Any) -> Iterator[str]:
 
 
 def undoing_triggers(model: Any, tables: Iterable[str]) -> Iterator[str]:
-    """Name the triggers of a table that may undo what is written to one of `tables`.
+    """Return the names of the triggers of a table that may undo what is written to one of `tables`.
 
     One that writes to other tables alone, as for an audit, is harmless.
     """
@@ -59,7 +59,7 @@ def undoing_triggers(model: Any, tables: Iterable[str]) -> Iterator[str]:
 
 
 def _is_astras(model: Any, field: Any) -> bool:
-    """Whether astra itself declares a column: users may change by hand those that they declare."""
+    """Return whether astra declares a column; users may change by hand those that they declare."""
     return any(
         field.name in getattr(getattr(base, "_meta", None), "fields", {})
         for base in model.__mro__

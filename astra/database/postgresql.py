@@ -140,7 +140,7 @@ class PostgreSQL(Keys):
         return max(int(self.fetch_value(queries.CONNECTION_LIMIT)) - headroom, 0)
 
     def is_transient(self, error: BaseException) -> bool:
-        """Whether the same work may succeed in a moment."""
+        """Return whether the same work may succeed in a moment."""
         code = _sqlstate(error)
         if code is None:  # an error of libpq: the connection failed, or was lost
             # psycopg2 raises a bare DatabaseError if it sees a lost connection by an empty result.
@@ -152,12 +152,12 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def remedy(error: BaseException) -> str | None:
-        """Say what to do if the server answers, but refuses to work."""
+        """Describe what to do if the server answers, but refuses to work."""
         code = _sqlstate(error) or ""
         return next((text for begin, text in _REMEDIES.items() if code.startswith(begin)), None)
 
     def advice(self, message: str) -> str:
-        """Say what to check if no connection can be opened."""
+        """Describe what to check if no connection can be opened."""
         where = "ASTRA_DATABASE_URL, or [database] url"
         if "does not exist" in message and "database" in message:
             return f"make it (createdb), or name another in {where}"
@@ -169,18 +169,18 @@ class PostgreSQL(Keys):
         return f"check that the server runs and {where}"
 
     def is_lock(self, error: BaseException) -> bool:
-        """Whether only a lock is held by another, and the connection is intact."""
+        """Return whether only a lock is held by another, and the connection is intact."""
         return False  # the server waits for locks by itself
 
     def is_rows_fault(self, error: BaseException) -> bool:
-        """Whether one value is to blame, so that the other rows can be stored."""
+        """Return whether one value is to blame, so that the other rows can be stored."""
         code = _sqlstate(error)
         if code is None:
             return isinstance(error, ValueError | TypeError | OverflowError | peewee.DataError)
         return code.startswith(_ROWS_FAULT) or self.is_triggers(error)
 
     def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
-        """Whether a column that the model does not have needs a value, so that every row fails."""
+        """Return whether a column that the model lacks needs a value, so that every row fails."""
         cause = _driver_error(error)
         if _sqlstate(error) != "23502" or not isinstance(cause, psycopg2.Error):
             return False
@@ -188,7 +188,7 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
-        """Whether a trigger refused the row, whatever SQLSTATE it used."""
+        """Return whether a trigger refused the row, whatever SQLSTATE it used."""
         cause = _driver_error(error)
         source = cause.diag.source_function if isinstance(cause, psycopg2.Error) else None
         return source in ("exec_stmt_raise", "exec_stmt_assert")
@@ -227,13 +227,13 @@ class PostgreSQL(Keys):
         self.run(queries.KEEP_MODIFIED, table=table, function=function, body=body)
 
     def keeps_modified(self, model: Any, column: str) -> bool:
-        """Whether an enabled trigger of any name keeps the column."""
+        """Return whether an enabled trigger of any name keeps the column."""
         body = queries.KEEP_MODIFIED_BODY.format(column=self.quote(column))
         parameters = (self.table(model), _keeper_of(column), body)
         return bool(self.fetch_value(queries.KEEPS_MODIFIED, parameters))
 
     def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
-        """Whether a valid index of any name keeps these columns unique.
+        """Return whether a valid index of any name keeps these columns unique.
 
         One with a condition counts if that is `where`.
         """
@@ -334,7 +334,7 @@ class PostgreSQL(Keys):
     # -- locks --------------------------------------------------------------------------
 
     def in_transaction(self) -> bool:
-        """Whether this thread's connection is in a transaction, however it was begun."""
+        """Return whether this thread's connection is in a transaction, however it was begun."""
         status = self.database.connection().info.transaction_status
         return status in (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
 
@@ -370,7 +370,7 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def is_same_place(stored: str, here: str) -> bool:
-        """Whether two places are the same.
+        """Return whether two places are the same.
 
         A standby that has become the primary may have another port, on a later timeline.
         """

@@ -81,7 +81,7 @@ class Keys(Writing):
         return self.fetch_column(queries.PRIMARY_COLUMNS, (name,))
 
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
-        """Whether the server itself keeps these columns unique, and none of them NULL."""
+        """Return whether the server itself keeps these columns unique, and none of them NULL."""
         parameters = (self.table(model), array_literal(sorted(columns)))
         return bool(self.fetch_value(queries.IS_UNIQUE_AND_NOT_NULL, parameters))
 

@@ -100,7 +100,7 @@ class SQLite(Writing):
         )
 
     def advice(self, message: str) -> str:
-        """Say what to check if the file cannot be opened."""
+        """Describe what to check if the file cannot be opened."""
         return (
             "check that its folder is there, that it is a file that you may read and write, and "
             "ASTRA_DATABASE_URL, or [database] url"
@@ -108,7 +108,7 @@ class SQLite(Writing):
 
     @staticmethod
     def remedy(error: BaseException) -> str | None:
-        """Say what to do if a file that was opened cannot be written."""
+        """Describe what to do if a file that was opened cannot be written."""
         if "locked" in str(error) or "busy" in str(error):
             return (
                 "another process is writing to the file: wait for its end (fuser shows which it is)"
@@ -127,13 +127,13 @@ class SQLite(Writing):
         )
 
     def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
-        """Whether a column that the model does not have needs a value, so that every row fails."""
+        """Return whether a column that the model lacks needs a value, so that every row fails."""
         match = re.search(r"NOT NULL constraint failed: [^\n]+\.([^.\n]+)$", str(error))
         return match is not None and match[1] not in columns
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
-        """Whether a trigger refused the row."""
+        """Return whether a trigger refused the row."""
         cause = error.__cause__ or error.__context__ or error
         return getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER"
 
@@ -191,7 +191,7 @@ class SQLite(Writing):
         }
 
     def in_transaction(self) -> bool:
-        """Whether this thread's connection is in a transaction, however it was begun."""
+        """Return whether this thread's connection is in a transaction, however it was begun."""
         return bool(self.database.connection().in_transaction)
 
     @staticmethod
@@ -248,7 +248,9 @@ class SQLite(Writing):
 
     @staticmethod
     def is_same_place(stored: str, here: str) -> bool:
-        """Whether two places are the same: after a rename the inode, after a restore path and host.
+        """Return whether two places are the same, by the inode or by the path and the host.
+
+        A renamed file keeps its inode, and one that was restored in its place has the same path.
 
         A copy on another filesystem may have the same inode: then the original still exists.
         """
@@ -313,7 +315,7 @@ class SQLite(Writing):
         return self.fetch_column(queries.PRIMARY_COLUMNS, (table,))
 
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
-        """Whether the database itself keeps these columns unique, and none of them NULL."""
+        """Return whether the database itself keeps these columns unique, and none of them NULL."""
         table, wanted = model._meta.table_name, sorted(columns)
         described = self.run(queries.KEY_COLUMNS, (table,)).fetchall()
         primary = [row for row in described if row[3]]
@@ -345,13 +347,13 @@ class SQLite(Writing):
         return int(pages), int(rows)
 
     def keeps_modified(self, model: Any, column: str) -> bool:
-        """Whether triggers of any names keep the column."""
+        """Return whether triggers of any names keep the column."""
         triggers = self.fetch_column(queries.TRIGGERS, (model._meta.table_name,))
         keepers = self._keepers(model, column).values()
         return all(any(f" {keeper} WHERE " in sql for sql in triggers) for keeper in keepers)
 
     def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
-        """Whether an index of any name keeps these columns unique."""
+        """Return whether an index of any name keeps these columns unique."""
         indexes = self.run(queries.UNIQUE_INDEXES, (model._meta.table_name,)).fetchall()
         for name, is_partial, sql in indexes:
             condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if is_partial else None

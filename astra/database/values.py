@@ -33,7 +33,7 @@ def check(field: Field, value: Any) -> None:
 
 
 def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
-    """Whether all values of a column, which are None or of its type, pass :func:`check`.
+    """Return whether all values of a column, which are None or of its type, pass :func:`check`.
 
     False means that each has to be checked.
     """

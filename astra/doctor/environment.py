@@ -18,7 +18,7 @@ _LITTLE_ROOM_GB = 1.0
 
 
 def python() -> Iterator[Finding]:
-    """Python, astra, and the packages that it needs in the versions that it needs."""
+    """Check Python, astra, and the versions of the packages that it needs."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
     python_version = ".".join(map(str, sys.version_info[:3]))
@@ -80,7 +80,7 @@ def _other_file(file: Path) -> Iterator[Finding]:
 
 
 def _profiles() -> Iterator[Finding]:
-    """Profiles as a submission takes them, and templates."""
+    """Check profiles as a submission does, and templates."""
     for name, error in wrong_profiles():
         yield failed("configuration", str(error), f"correct [profiles.{name}]")
     folder = settings.current().run.templates
@@ -90,7 +90,7 @@ def _profiles() -> Iterator[Finding]:
 
 
 def wrong_profiles() -> list[tuple[str, AstraError]]:
-    """Profiles of the configuration that a submission would refuse, and why."""
+    """Return the profiles that a submission would refuse, and why."""
     wrong: list[tuple[str, AstraError]] = []
     for name in settings.current().profiles:
         try:

@@ -38,7 +38,7 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
 
 
 def _absent(missing: list[str]) -> Finding:
-    """Without Slurm, a SQLite file is still all that ``--local`` needs."""
+    """Report that there is no Slurm; a SQLite file is all that ``--local`` needs."""
     problem = "Slurm is not installed here: "
     if missing:
         problem += f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH"

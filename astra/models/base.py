@@ -259,7 +259,7 @@ def missing_columns(model: type[Model], have: set[str]) -> list[str]:
 
 
 def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
-    """Say what to type if the column had another name before."""
+    """Describe what to type if the column had another name before."""
     if not (dropped := columns_gone(model, have)):
         return ""
     quote = dialect().quote

@@ -209,7 +209,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
 
     @classmethod
     def gathers(cls, model: type[Model]) -> bool:
-        """Whether a row of an input model may have results with the key of another table."""
+        """Return whether a row of an input model may have results with the key of another table."""
         return False
 
     def index_of(self, link: Link) -> Link:
@@ -335,14 +335,14 @@ class PipelineOutputModel(OutputModel):
 
     @classmethod
     def link_to(cls, model: type[Model]) -> Link | None:
-        """Point to spectra, or, for a result of no spectrum, to sources."""
+        """Return the link to spectra, or, for a result of no spectrum, to sources."""
         if issubclass(model, SpectrumMixin):
             return _OF_SPECTRA
         return _OF_SOURCES if issubclass(model, Source) else super().link_to(model)
 
     @classmethod
     def gathers(cls, model: type[Model]) -> bool:
-        """Whether a task on such rows may yield results of other rows: spectra of a source."""
+        """Return whether a task on such rows may yield results of other rows, as of spectra."""
         return issubclass(model, Source)
 
     def index_of(self, link: Link) -> Link:

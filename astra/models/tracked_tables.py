@@ -20,7 +20,7 @@ class TrackedTable(BaseModel):
 
 
 def is_tracked(model: type[peewee.Model]) -> bool:
-    """Whether astra's trigger stores when rows of a model's table change."""
+    """Return whether astra's trigger stores when rows of a model's table change."""
     if getattr(model, "is_input", False) or modified_field(model) is None:
         return False
     return bool(TrackedTable.select().where(TrackedTable.name == table_name(model)).exists())
@@ -42,7 +42,7 @@ def tracked_model(table: str, module: str) -> type[peewee.Model] | None:
 
 
 def track_changes(name: str) -> str:
-    """Have the database record when rows of a table change; return what was done.
+    """Make the database record when rows of a table change; return what was done.
 
     If the table lacks the column that the model's ``class Meta: modified`` names, it is added
     without values, so that existing results stay up to date. A trigger sets it in rows that are

@@ -125,7 +125,7 @@ def _there(places: Iterable[Path]) -> list[Path]:
 
 
 def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
-    """Plans that ended so many days ago and whose folders are not packed yet."""
+    """Return the plans that ended so many days ago and whose folders are not packed yet."""
     if not days:
         return []
     with connection():

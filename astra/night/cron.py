@@ -148,7 +148,7 @@ def install(made: Entry, scron: bool = False) -> None:
 
 
 def remove(name: str, scron: bool = False) -> bool:
-    """Take a night's entry out, and leave all other lines; whether there was one."""
+    """Remove a night's entry, and leave all other lines; return whether there was one."""
     program = _program(scron)
     table = _table(program)
     rest = without(table, name)

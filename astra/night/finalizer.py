@@ -92,7 +92,7 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
 
 
 def _known(night: Night) -> dict[str, object]:
-    """The columns that identify the night's finalizer."""
+    """Return the columns that identify the night's finalizer."""
     names = ("", "_job", "_cluster", "_home", "_user")
     return {f"finalizer{name}": getattr(night, f"finalizer{name}") for name in names}
 

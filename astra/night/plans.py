@@ -212,7 +212,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: S
 
 
 def _note(done: Submitted, step: Step) -> bool:
-    """Note the arrays of a submission; return whether anything of it is left or was submitted."""
+    """Record the arrays of a submission; return whether anything of it is left or was submitted."""
     pks = [job.job_id for job in done.jobs if job.job_id is not None]
     if pks:
         with connection():
@@ -266,7 +266,7 @@ def assess_plans(
     begins: bool = True,
     retries: bool = True,
 ) -> list[NightPlan]:
-    """Note in a step what is alive and what is due of some plans; return those that are alive.
+    """Record in a step which plans are alive and which are due; return those that are alive.
 
     Slurm is asked once, and only about plans with rows that have not ended.
 
@@ -318,7 +318,7 @@ def _not_cancelled(pks: Iterable[int]) -> list[Plan]:
 
 
 def _note_alive(plan: Plan, pages: Pages, step: Step) -> bool:
-    """Note the arrays of a plan that live, and how many elements they may run at once."""
+    """Record the living arrays of a plan, and how many elements they may run at once."""
     elements: dict[str, set[int | None]] = {}
     for page in in_states(pages, ALIVE):
         if page.job:

@@ -63,14 +63,14 @@ def megabytes(size: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits, without an exponent."""
+    """Format a number with three digits, without an exponent."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.01 or not value else f"{value:.1e}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Format seconds as people say them.
 
     >>> duration(0.0042), duration(75), duration(7265), duration(200000)
     ('4.2 ms', '1 min 15 s', '2 h 1 min', '2 d 7 h')

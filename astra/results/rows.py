@@ -205,7 +205,7 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
 
 
 def stray(named: object, target: Target) -> str:
-    """Say that a result names another row than the one in progress."""
+    """Describe that a result names another row than the one in progress."""
     columns = ", ".join(target.link.result) if target.link is not None else ""
     page = "" if target.page is None else f" in page {target.page} of plan {target.plan_pk}"
     return (

@@ -113,7 +113,7 @@ class Writer:
     # -- called by the task's thread -----------------------------------------------------------
 
     def keep_up(self, is_last: bool = False) -> None:
-        """Have rows written that are due, and return when there is room for more.
+        """Start to write the rows that are due, and return when there is room for more.
 
         After the last row, do not wait: the end of the run writes everything.
         """
@@ -181,7 +181,7 @@ class Writer:
             self.flush()
 
     def _flush_behind(self, grace_s: float | None = None) -> None:
-        """Have the second thread write all waiting rows; after a request to stop, for `grace_s`."""
+        """Make the second thread write all waiting rows; after a request to stop, for `grace_s`."""
         with self.buffer.changed:
             if not self.unwritten():
                 return

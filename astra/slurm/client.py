@@ -68,7 +68,7 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
 
 
 def try_options(options: Iterable[tuple[str, str | None]]) -> None:
-    """Have Slurm check the options of a job, without submitting one.
+    """Let Slurm check the options of a job, without submitting one.
 
     Raises
     ------
@@ -336,7 +336,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, runner: Runner, again:
 
 
 def _is_gone(job: JobId, cluster: str | None, runner: Runner) -> bool:
-    """Whether Slurm itself reports that no such job exists, or another one with its number."""
+    """Return whether Slurm reports that no such job exists, or another one with its number."""
     try:
         text = runner(["scontrol", *_on(cluster), "show", "job", str(job.job_id)])
         return job.name is not None and f"JobName={job.name}\n" not in text

@@ -154,7 +154,7 @@ def _words(stderr: str) -> str:
 
 
 def available(env: Mapping[str, str] | None = None) -> bool:
-    """Whether this machine has Slurm's commands and a configuration for them."""
+    """Return whether this machine has Slurm's commands and a configuration for them."""
     env = os.environ if env is None else env
     sbatch = shutil.which("sbatch", path=env.get("PATH"))
     if sbatch is None:

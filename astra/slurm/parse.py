@@ -399,7 +399,7 @@ _NEVER = re.compile(
 
 
 def never_starts(reason: str | None) -> bool:
-    """Whether a job that waits for this reason does not start by itself.
+    """Return whether a job that waits for this reason does not start by itself.
 
     >>> never_starts("JobHoldMaxRequeue"), never_starts("AssocGrpCpuLimit")
     (True, False)

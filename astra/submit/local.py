@@ -92,7 +92,8 @@ def interrupted(plan: Plan) -> Interrupted:
 
 
 def _failed_elements(statuses: dict[int, int], log_path: str) -> str:
-    """
+    """Describe which elements failed, and where to look.
+
     >>> _failed_elements({3: 77}, "logs/local-a1")
     '1 element failed: element 3 (exit status 77); see logs/local-a1_3.log'
     >>> _failed_elements({3: -9, 4: 77}, "logs/local-a1")
