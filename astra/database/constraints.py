@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 
 from astra.database import postgresql_queries, sqlite_queries
-from astra.database.connection import dialect
+from astra.database.connection import dialect, tuples
 
 
 def lost_constraints(model: Any) -> Iterator[str]:
@@ -98,14 +98,26 @@ _TYPES = {
 
 def impossible_values(model: Any, where: Any) -> Iterator[str]:
     """Describe columns of astra's own that hold invalid NULLs, or values of another type."""
-    for field in model._meta.sorted_fields:
-        if not _is_astras(model, field) or field.primary_key:
-            continue
-        wrong = None if field.null else field.is_null()
-        if dialect().name == "sqlite" and (other := _other_type(field)) is not None:
-            wrong = other if wrong is None else wrong | other
-        if wrong is not None and (n := model.select().where(where & wrong).count()):
-            yield f"{n} of the table {model._meta.table_name} have no proper {field.column_name}"
+    wrong = {
+        field.column_name: clause
+        for field in model._meta.sorted_fields
+        if _is_astras(model, field) and (clause := _is_impossible(field)) is not None
+    }
+    counts = [peewee.fn.COUNT(peewee.Case(None, [(clause, 1)])) for clause in wrong.values()]
+    found = next(tuples(model.select(*counts).where(where))) if counts else ()
+    for name, n in zip(wrong, found, strict=True):
+        if n:
+            yield f"{n} of the table {model._meta.table_name} have no proper {name}"
+
+
+def _is_impossible(field: Any) -> Any:
+    """Return the clause that a column holds what it must not; None where nothing is wrong."""
+    if field.primary_key:
+        return None
+    wrong = None if field.null else field.is_null()
+    if dialect().name == "sqlite" and (other := _other_type(field)) is not None:
+        wrong = other if wrong is None else wrong | other
+    return wrong
 
 
 def _other_type(field: Any) -> Any:
