@@ -149,7 +149,7 @@ DIRECTED = {
     "zombie": _directed("zombie", lasts_s=4.0),
     "zombie inside results": _directed("zombie", inside="results", lasts_s=4.0),
     "suspend": _directed(
-        "suspend", lasts_s=2.5, row_timeout_s=1.0, rows=8, limit=4, row_s=0.8,
+        "suspend", lasts_s=4.0, row_timeout_s=2.0, rows=8, limit=4, row_s=0.8,
         grace_s=0.1,
     ),
     "terminate inside results": _directed("terminate", inside="results"),
