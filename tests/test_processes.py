@@ -102,7 +102,7 @@ def test_what_is_printed_is_utf_8_whatever_the_environment_says(sqlite_url):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plans"], ["status", "1"]])
-def test_a_full_disk_at_standard_output_is_said(sqlite_url, words):
+def test_a_full_disk_at_standard_output_is_reported(sqlite_url, words):
     fill(1)
     create_plan(measure, "BossVisitSpectrum")
     with open("/dev/full", "w") as full:

@@ -56,7 +56,7 @@ def test_what_cannot_be_meant_is_refused(url, words, said):
     assert Plan.select().count() == 1 and "Traceback" not in done.output
 
 
-def test_a_local_run_says_how_the_plan_stands(url):
+def test_a_local_run_reports_the_state_of_the_plan(url):
     plan = a_plan()
     done = astra("submit", plan, "--local")
     assert done.exit_code == 0 and "whole: 4 done = 4 rows" in done.output
@@ -103,7 +103,7 @@ def page(state: PageState, reason: str | None = None) -> PageStatus:
         ("launch failed requeued held", PlanState.ATTENTION),
     ],
 )
-def test_what_waits_for_ever_needs_attention(reason, state):
+def test_a_page_that_can_never_start_needs_attention(reason, state):
     waits = page(PageState.WAITING, reason)
     assert plan_state({waits.state}, never_starts(waits)) is state
 
@@ -123,7 +123,7 @@ def test_the_help_shows_every_command():
 
 
 def test_a_plan_whose_rows_failed_is_not_called_whole(url):
-    """It is said by the state, the exit status and the next command; so is what is taken again."""
+    """The state, the exit status and the next command say so, and which rows are retried."""
     fill(10)
     (planned,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 5})
     done = CliRunner().invoke(main, ["resume", str(planned.plan), "--local"])
@@ -155,7 +155,7 @@ def a_log(url: str, path: Path | None = None, text: str = "") -> int:
 
 
 def test_a_log_is_read_from_the_folder_of_its_plan_alone(url, tmp_path):
-    """A role that writes results also writes where its log lies: it may name any file."""
+    """A role that writes results also writes the path of its log, and may name any file."""
     secret = tmp_path / "secret"
     secret.write_text("of the operator")
     link = tmp_path / "runs" / "link"

@@ -119,7 +119,7 @@ def test_spectra_of_other_kinds_are_flagged(tmp_path, stars):
         (["--labels", "alpha_fe"], "label 'alpha_fe'"),
     ],
 )
-def test_wrong_options_are_said(tmp_path, npz, words, message):
+def test_invalid_options_are_reported(tmp_path, npz, words, message):
     status, said = astra("train", npz, "-o", tmp_path / "m.npz", *words)
     assert status == 2 and message in said, said
     assert not (tmp_path / "m.npz").exists()

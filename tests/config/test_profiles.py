@@ -25,7 +25,9 @@ def options(**keys: Any) -> dict[str, Any]:
 
 class TestShipped:
     @pytest.mark.parametrize("name", profile.names(Config()))
-    def test_each_is_valid_and_has_a_time_and_is_warned_of_its_end(self, name: str) -> None:
+    def test_each_shipped_profile_is_valid_and_has_a_time_and_a_warning_signal(
+        self, name: str
+    ) -> None:
         found = profile.get(name, Config())
         assert found.options["time"] and found.options["signal"]
         assert profile.directives(found)
@@ -34,7 +36,7 @@ class TestShipped:
         assert profile.get(None, Config()).name == "general"
         assert profile.get(None, having(default={"time": 5})).name == "default"
 
-    def test_one_of_the_same_name_stands_before_it_and_may_extend_it(self) -> None:
+    def test_a_users_profile_precedes_a_shipped_one_of_its_name_and_may_extend_it(self) -> None:
         found = profile.get("general", having(general={"extends": "general", "mem": "9G"}))
         assert found.options["mem"] == "9G"
         assert found.options["time"] == "04:00:00"
@@ -137,7 +139,7 @@ class TestValues:
         assert options(mem=mem)
 
     @pytest.mark.parametrize("mem", ["1.5G", "8 G", "8Gi", "8X", -1, "lots"])
-    def test_what_is_no_size_of_memory_is_refused(self, mem: Any) -> None:
+    def test_an_invalid_size_of_memory_is_refused(self, mem: Any) -> None:
         with pytest.raises(ConfigError, match='write "8G"'):
             options(mem=mem)
 

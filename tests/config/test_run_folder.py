@@ -42,7 +42,7 @@ class TestFolders:
         check_folder(runs / "plan-1")
         assert mode(runs) == mode(runs / "plan-1") == 0o750
 
-    def test_one_that_was_there_is_closed(self, runs: Path) -> None:
+    def test_an_existing_run_directory_is_made_private(self, runs: Path) -> None:
         (runs / "plan-1").mkdir(parents=True)
         runs.chmod(0o755)
         (runs / "plan-1").chmod(0o755)
@@ -119,7 +119,7 @@ class TestFiles:
         assert (file.read_text(), mode(file)) == ("two", 0o700)
         assert list(tmp_path.iterdir()) == [file]
 
-    def test_what_reads_meanwhile_sees_all_or_nothing(self, tmp_path: Path) -> None:
+    def test_a_concurrent_reader_sees_a_whole_file_or_none(self, tmp_path: Path) -> None:
         file, sizes = tmp_path / "script.sh", set()
         child = os.fork()
         if not child:

@@ -362,7 +362,7 @@ class TestMessages:
         said = forks.astra("plans").stderr
         assert "astra:" in said and not has_mark(said)
 
-    def test_what_must_be_quoted_is_said(self) -> None:
+    def test_values_that_must_be_quoted_are_reported(self) -> None:
         with pytest.raises(ConfigError, match=r"@ is %40, / is %2F"):
             bind(f"postgresql://me:{SPECIAL}@127.0.0.1:1/db")
 

@@ -88,7 +88,7 @@ def test_whoever_is_cut_off_holds_it_no_longer(postgres, pg_url, elsewhere, capl
         elsewhere.release()
 
 
-def test_it_is_taken_again_where_only_the_connection_was_lost(postgres, pg_url, elsewhere):
+def test_a_lock_is_taken_again_after_a_lost_connection(postgres, pg_url, elsewhere):
     held = lock(pg_url, 8)
     assert held.take()
     ((before,),) = holder(postgres)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.postgres
 
 
 def test_a_lost_connection_that_the_driver_reports_as_a_bare_error(pg_url):
-    """As it does now and then when the server is shut down at once: the work is repeated."""
+    """A server that shuts down immediately sometimes does this; the work is repeated."""
     calls = iter([psycopg2.DatabaseError("server closed the connection unexpectedly"), None])
 
     def work() -> str:
@@ -28,7 +28,7 @@ def test_a_lost_connection_that_the_driver_reports_as_a_bare_error(pg_url):
 
 
 def test_a_connection_that_falls_silent_while_it_is_prepared_is_given_up(postgres, pg_url):
-    """By commands and by elements: nobody waits for ever, nor keeps other threads waiting."""
+    """Neither commands nor elements wait for ever, or keep other threads waiting."""
     with Proxy(postgres.port, silent_at=b"extra_float_digits") as proxy:
         name = urlsplit(pg_url).path.strip("/")
         bind(proxy.way(postgres.url(name, user="astra")))

@@ -58,7 +58,7 @@ def test_a_poisoned_night(url, n, limit):
 
 
 def test_a_row_that_hangs_in_a_task_that_collects(url):
-    """Rows are halved until it stands alone."""
+    """Groups of rows are halved until the row is alone."""
     fill(8)
     (planned,) = create_plan(collect_and_hang, BossVisitSpectrum, arguments={"bad": 6})
     done = resume_local(planned.plan, 1, row_timeout=0.3)
@@ -71,7 +71,7 @@ def test_a_row_that_hangs_in_a_task_that_collects(url):
 
 
 def test_a_task_that_leaves_no_memory_for_the_database_ends(sqlite_url):
-    """Its rows are stored, and each page costs a process; no lack of memory is waited out."""
+    """Its rows are stored, and each page costs one process; nothing waits for memory."""
     plan = plan_of(40, 5, frugal)
     resume_local(plan.pk, 1)
     assert verify(plan.pk).whole and verify(plan.pk).sound
@@ -102,7 +102,7 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
 
 
 def test_a_process_begins_with_no_row_in_progress():
-    """Whatever the one before it had, whose death may not have been recorded."""
+    """The board is reset, although the crash of the process before may not be recorded."""
     board = Board()
     for _ in range(2):
         board.reset(0.0)
@@ -115,7 +115,7 @@ def test_a_process_begins_with_no_row_in_progress():
 
 
 def test_a_row_that_ends_the_whole_element(url):
-    """Nobody is left to say which rows were in progress: it stands in the database."""
+    """No process is left that knows which rows were in progress; the database records it."""
     fill(8)
     (planned,) = create_plan(deadly, BossVisitSpectrum, arguments={"bad": 3})
     n_resumed = 0

@@ -27,7 +27,7 @@ from tests.servers import Slurm, wait_for
 
 
 def lose_answer(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[int | None]:
-    """Have the answer to the n-th claim lost that was committed; the pages that are claimed."""
+    """Lose the answer to the n-th claim, which was committed; return the claimed pages."""
     numbers: list[int | None] = []
 
     def claimed(*arguments):
@@ -52,7 +52,7 @@ class TestClaims:
 
     @pytest.mark.postgres
     def test_a_page_that_is_being_taken_is_waited_for(self, pg_url):
-        """Whoever is taking it may fail to: it is not left behind."""
+        """The element that is taking the page may fail, so another one waits for it."""
         plan = plan_of(20, 10)
         submission, taken = pool_of(plan), []
 
@@ -82,7 +82,7 @@ class TestClaims:
     def test_a_page_whose_claim_was_not_acknowledged_is_run_all_the_same(
         self, pg_url, monkeypatch, nth
     ):
-        """The server committed the claim and died before it said so: nobody else runs the page."""
+        """The server committed the claim and died before it answered: no other element runs the page."""
         plan, stop = plan_of(40, 10), Stop()
         numbers = lose_answer(monkeypatch, nth)
         timer = threading.Timer(30, stop.ask, ["it waits for itself"])
@@ -104,7 +104,7 @@ class TestClaims:
         assert run is not None and run.done == 10 and is_whole(plan)
 
     def test_a_page_that_is_released_as_its_element_returns_is_not_free_any_more(self, url):
-        """A watcher has released it between the question for its number and the claim."""
+        """A watcher released the page between the query for its number and the claim."""
         plan = plan_of(20, 10)
         submission = pool_of(plan)
         with connection():
@@ -159,7 +159,7 @@ class TestClaims:
                 assert Page.get().free == is_free
         assert states(plan) == [PageState.INTERRUPTED]
 
-    def test_what_broke_a_page_is_kept_from_the_others(self, url):
+    def test_an_element_that_breaks_a_page_takes_no_other(self, url):
         plan = plan_of(50, 10, broken)
         with Element(plan, pool_of(plan), Stop()) as this:
             runs = this.pull(1)
@@ -174,7 +174,7 @@ class TestLocal:
         resume_local(plan.pk, 2)
         assert is_whole(plan) and set(elements()) <= {1, 2} and elements().total() == 6
 
-    def test_another_element_goes_on_with_what_one_left(self, pg_url, tmp_path):
+    def test_another_element_continues_an_interrupted_page(self, pg_url, tmp_path):
         fast = tmp_path / "fast"
         plan = plan_of(6000, 1000, row_s=0.05, slow_until=str(fast))
 
@@ -235,7 +235,7 @@ class TestSlurm:
         cancel(plan.pk)
 
     def test_cancelling_a_page_ends_the_element_that_took_it(self, slurm: Slurm):
-        """And no other element takes the page."""
+        """No other element takes the page."""
         plan = plan_of(60, 30, row_s=0.2)
         submit(plan.pk, options={"throttle": 1})
         (attempt,) = running(1, 0)

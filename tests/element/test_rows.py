@@ -38,7 +38,7 @@ def test_as_peewee_gives_them(spectra, model):
         assert by_key[3].flux.tolist() == [0, 1, 2, 3]
 
 
-def test_a_model_with_ways_of_its_own_is_peewees(spectra, monkeypatch):
+def test_rows_of_a_customised_model_are_built_by_peewee(spectra, monkeypatch):
     class Doubled:
         def __get__(self, instance, owner=None):
             return self if instance is None else 2 * instance.__data__["snr"]

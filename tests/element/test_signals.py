@@ -54,7 +54,7 @@ def test_signals_that_come_while_others_are_handled():
 
 
 def test_a_signal_at_the_very_end_does_not_keep_the_process(get_out):
-    """What the C handler wrote may be read together with the word that all is over."""
+    """What the C handler wrote may be read together with the message that the block has ended."""
 
     def end_with_a_signal() -> None:
         with stop_on_signals(Stop()):
@@ -71,7 +71,7 @@ def test_a_signal_at_the_very_end_does_not_keep_the_process(get_out):
 
 
 def test_a_signal_that_does_not_wake_the_main_thread_is_stop_on_signals():
-    """As one that comes between the interpreter's last look at its signals and a long sleep."""
+    """A signal may arrive between the interpreter's last check for signals and a long sleep."""
     settings.use(settings.Config(element=settings.Element(grace_s=0.2)))
     stop = Stop()
 

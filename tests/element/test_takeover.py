@@ -154,7 +154,7 @@ def cpu_of(words: list[str]) -> float:
 
 
 class TestDeaths:
-    """Who is dead is decided by Slurm's word, and without it by a heartbeat that was watched."""
+    """Slurm decides which element has ended; without an answer, a watched heartbeat does."""
 
     def watcher(self, plan) -> Watcher:
         watcher = Watcher(plan, Submission.get(), 2, Stop())
@@ -181,8 +181,8 @@ class TestDeaths:
         slurm_says["answer"] = answer(end)
         assert watcher._check() is True and Page.get().free
 
-    def test_whom_slurm_knows_as_running_is_left_alone(self, plan, slurm_says):
-        """However old its heartbeat: an element may be suspended."""
+    def test_the_page_of_a_running_element_is_not_taken_over(self, plan, slurm_says):
+        """The age of its heartbeat does not matter, since an element may be suspended."""
         attempt = held(Submission.get(), plan, silent_s=1000)
         slurm_says["answer"] = answer(SlurmState.RUNNING)
         watcher = self.watcher(plan)
@@ -196,7 +196,7 @@ class TestDeaths:
     def test_elements_that_wait_are_cancelled_while_one_with_time_left_watches(
         self, plan, slurm_says, monkeypatch, has_time
     ):
-        """Each would start, find nothing to do, and end; the watcher stands in for all of them."""
+        """Each would start, find nothing to do, and end; the watcher replaces all of them."""
         held(Submission.get(), plan)
         Submission.update(elements=[1, 2, 3]).execute()
         slurm_says["answer"] = answer(SlurmState.RUNNING)
@@ -221,7 +221,7 @@ class TestDeaths:
         assert attempt.slurm_state == (None if state is SlurmState.ABSENT else state.value)
 
     def test_after_an_outage_nobody_looks_dead(self, plan, slurm_says):
-        """Each heartbeat is old then, and the watcher has not looked for as long."""
+        """All heartbeats are old after an outage, but the watcher has not checked them meanwhile."""
         attempt = held(Submission.get(), plan, silent_s=1000)
         watcher = self.watcher(plan)
         assert watcher._check() is None

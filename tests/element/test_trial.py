@@ -80,7 +80,7 @@ def test_the_debugger_stops_where_the_row_raised(sqlite_url):
         (("7", "1"), "no plan 7"),
     ],
 )
-def test_what_is_not_there_is_said(sqlite_url, words, said):
+def test_missing_plans_tasks_and_keys_are_reported(sqlite_url, words, said):
     fill(1)
     done = astra("try", *words)
     assert done.exit_code == 2 and said in done.output

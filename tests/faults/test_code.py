@@ -121,7 +121,7 @@ def test_what_a_tasks_code_does(pages, way):
 
 
 def test_before_the_first_row(url):
-    """No row is to blame: they stay pending, and the page says what was raised."""
+    """No row is to blame: the rows stay pending, and the page records the exception."""
     fill(ROWS)
     (planned,) = create_plan(hopeless, BossVisitSpectrum)
     resume_local(planned.plan, 1)
@@ -145,7 +145,7 @@ def fragile(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 
 def test_in_its_import(url, tmp_path, monkeypatch):
-    """The module cannot be imported any more when elements run; once mended, the plan goes on."""
+    """The module cannot be imported when elements run; once it is fixed, the plan continues."""
     module = tmp_path / "fragile.py"
     module.write_text(_MODULE)
     fill(ROWS)

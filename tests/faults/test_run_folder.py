@@ -66,7 +66,7 @@ def plan_of(n: int, **arguments: object) -> None:
         ),
     ],
 )
-def test_it_is_said_before_anything_is_started(disk, script, words):
+def test_an_unusable_run_directory_is_reported_before_anything_is_started(disk, script, words):
     plan_of(5)
     done = on_a_small_disk(disk, script + _RESUME)
     assert done.returncode not in (0, 1), done.stderr

@@ -71,7 +71,7 @@ def ended_well(plan: int) -> bool:
 
 
 def test_slurmctld_is_down(faulty, tmp_path):
-    """During submit, status and resume: said so, and one array when it is back."""
+    """Submit, status and resume report it, and there is one array when slurmctld is back."""
     computed = tmp_path / "computed"
     plan = plan_of(20, 10, computed=str(computed))
     faulty.stop_controller()
@@ -90,7 +90,7 @@ def test_slurmctld_is_down(faulty, tmp_path):
 
 
 def test_slurmctld_is_slow(faulty, tmp_path, monkeypatch):
-    """It makes the array when nobody waits for its answer any more: that one is found."""
+    """sbatch creates the array after its caller has given up; that array is found."""
     computed, pid = tmp_path / "computed", faulty.controller_pid
     plan = plan_of(20, 10, computed=str(computed))
     wrapper = tmp_path / "bin" / "sbatch"
@@ -209,7 +209,7 @@ def test_job_ids_start_again(faulty):
     assert set(faulty.states(made).values()) == {"PENDING"}
 
 
-def test_without_accounting_it_is_said(faulty):
+def test_without_accounting_a_note_says_so(faulty):
     plan = plan_of(60, 60, row_s=0.1)
     submit(plan)
     (attempt,) = running(1)

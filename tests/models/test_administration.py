@@ -104,7 +104,7 @@ def test_a_view_shows_the_results_of_the_last_version_of_each_row(url):
 
 
 @pytest.mark.postgres
-def test_a_deadlock_with_what_runs_is_got_over(pg_url):
+def test_initdb_recovers_from_a_deadlock_with_an_element(pg_url):
     """A checkpoint locks tables in another order than initdb."""
     with connection():
         database.execute_sql("ALTER TABLE plan DROP COLUMN pause_reason")
@@ -147,7 +147,7 @@ def test_a_statement_may_take_longer_than_initdb_tries_again_for(pg_url, monkeyp
         ("53100", "disk is full"), ("53300", "check that the server runs"),
     ],
 )  # fmt: skip
-def test_what_lasts_is_said_with_what_to_do(pg_url, monkeypatch, state, said):
+def test_a_lasting_error_is_reported_with_its_remedy(pg_url, monkeypatch, state, said):
     error = peewee.OperationalError("as the server put it")
     error.__cause__ = psycopg2.errors.lookup(state)()
     monkeypatch.setattr(postgresql, "_sqlstate", lambda error: state)
@@ -160,7 +160,7 @@ def test_what_lasts_is_said_with_what_to_do(pg_url, monkeypatch, state, said):
 
 
 @pytest.mark.postgres
-def test_complete_tables_are_left_to_those_who_write(pg_url):
+def test_initdb_takes_no_lock_if_all_tables_are_complete(pg_url):
     init_database((MODULE,))  # of other tests' models, too
     with psycopg2.connect(pg_url) as writer, writer.cursor() as cursor:
         for model in tables():

@@ -194,7 +194,7 @@ def test_any_role_knows_where_it_is(pg_url, postgres):
         assert dialect().place() == here
 
 
-def test_spool_files_of_one_run_directory_are_told_apart(url):
+def test_spool_files_of_two_archives_in_one_run_directory_are_distinguished(url):
     """Two archives may have a plan 1 each, whose pages have a first attempt each."""
     plan = plan_of(5)
     other = Plan(pk=plan.pk, token="other")

@@ -395,14 +395,14 @@ def test_tables_made_later_are_given_too(of: Url) -> None:
         Measured.create(spectrum_pk=1, value=1.0)
 
 
-def test_a_role_without_anything_is_told_so(of: Url, postgres: Postgres) -> None:
+def test_a_role_without_rights_gets_a_clear_message(of: Url, postgres: Postgres) -> None:
     postgres.sql(f"CREATE ROLE stranger LOGIN PASSWORD '{_PASSWORD}'")
     bind(of("reads").replace(quote(ROLES["reads"]), "stranger"))
     with pytest.raises(NotAllowed, match=r"'stranger'.*--grant stranger:reads"):
         all_plans()
 
 
-def test_of_a_schema_of_its_own(of: Url) -> None:
+def test_roles_work_in_a_schema_other_than_public(of: Url) -> None:
     database.close()
     bind(of("owner"), "night")
     init_database((), (f"{ROLES['reads']}:reads",))

@@ -56,7 +56,7 @@ def test_a_plan_that_somebody_resumes_keeps_no_night_waiting(url, monkeypatch):
 def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_beginning(
     url, monkeypatch
 ):
-    """Its cluster is no more, say; this night's own are waited for."""
+    """For example, its cluster no longer exists; the plans of this night are waited for."""
     fill(4)
     (made,) = create_plan(measure, BossVisitSpectrum)
     monkeypatch.setattr("astra.night.plans.ask", lambda plans: (Answer(), []))

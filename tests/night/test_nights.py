@@ -44,7 +44,7 @@ retries = 2
 
 
 def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
-    """Two tasks, one after the other; an element dies; nobody types anything in between."""
+    """Two tasks run one after the other and an element is killed, without intervention."""
     write(tmp_path, TWO.format(more="set = { row_s = 0.02 }"), monkeypatch)
     fill(300)
     begun = json.loads(astra("nightly", "survey", "--json"))
@@ -122,7 +122,7 @@ def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monk
 
 
 def test_a_finalizers_step_is_waited_for(slurm, tmp_path, monkeypatch):
-    """Cron may begin a night just as the last one is being told of."""
+    """Cron may start a night while people are being notified of the last one."""
     write(tmp_path, TWO.format(more=""), monkeypatch)
     words = [sys.executable, "-m", "astra", "nightly", "survey"]
     with night_lock("survey", step=True):
@@ -133,7 +133,7 @@ def test_a_finalizers_step_is_waited_for(slurm, tmp_path, monkeypatch):
 
 
 def test_what_a_night_leaves_is_taken_up_by_the_next(slurm, tmp_path, monkeypatch):
-    """Rows of a broken task are given up; mended, the next night goes on with the same plan."""
+    """Rows of a broken task are given up; once it is fixed, the next night continues the plan."""
     text = """
 [nights.survey]
 tasks = [{{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum", profile = "p" }}]
@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, mo
         ('tasks = ["a"]\nlimit = true', "whole number"),
     ],
 )
-def test_a_wrong_night_is_said_with_its_place(tmp_path, text, words):
+def test_an_invalid_night_is_reported_with_its_key(tmp_path, text, words):
     (tmp_path / "astra.toml").write_text(f"[nights.x]\n{text}\n")
     with pytest.raises(ConfigError, match=r"\[nights\]") as error:
         settings.load(tmp_path / "astra.toml")
@@ -234,7 +234,7 @@ def test_failures_beyond_what_a_night_accepts_keep_it_from_being_whole(
         assert "astra failures 1, astra retry 1" in night.message
 
 
-def test_a_night_that_left_the_configuration_is_seen_to_its_end_and_keeps_no_other_from_it(
+def test_a_night_that_left_the_configuration_is_closed_and_blocks_no_other(
     slurm, tmp_path, monkeypatch
 ):
     text = (

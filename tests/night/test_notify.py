@@ -90,7 +90,7 @@ def a_night(whole: bool = True) -> Night:
         return made
 
 
-def test_all_ways_are_told_once_and_again_on_change(url, inbox, tmp_path):
+def test_each_channel_is_notified_once_and_again_on_change(url, inbox, tmp_path):
     kept, smtp = inbox
     with listening(200) as (hooks, hook):
         ways = settings(
@@ -114,7 +114,7 @@ def test_all_ways_are_told_once_and_again_on_change(url, inbox, tmp_path):
         assert len(hooks) == 2 and len((tmp_path / "got").read_text().splitlines()) == 2
 
 
-def test_who_cannot_be_told_fails_nothing_and_is_tried_again(url, inbox, tmp_path, monkeypatch):
+def test_a_failed_notification_is_retried_and_fails_nothing_else(url, inbox, tmp_path, monkeypatch):
     kept, smtp = inbox
     night = a_night()
     with listening(500) as (hooks, hook):
@@ -158,7 +158,7 @@ def test_a_webhook_that_answers_byte_by_byte_holds_no_night(url, monkeypatch):
         thread.join()
 
 
-def test_what_cannot_be_read_keeps_no_night_from_its_end(url):
+def test_a_damaged_record_of_notifications_keeps_no_night_open(url):
     night = a_night()
     with connection():
         Night.update(notified="damaged").execute()

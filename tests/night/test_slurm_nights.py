@@ -101,7 +101,7 @@ def test_a_requeued_element_goes_on(slurm):
     assert resume(plan).pages == 0  # it lives
 
 
-def test_what_fails_is_told_apart(slurm):
+def test_failures_of_different_kinds_are_distinguished(slurm):
     plan = plan_of(1000, 250, raise_every=97, null_every=49, nothing_every=10)
     submit(plan)
     run_out(slurm)

@@ -262,7 +262,7 @@ def test_a_declared_key_that_is_none(others, monkeypatch):
             check_keys(Twice)
 
 
-def test_what_is_missing_is_said(others):
+def test_a_model_that_lacks_a_key_or_link_is_reported(others):
     from astra.models import OutputModel
     from astra.models.pipeline import link_of
 

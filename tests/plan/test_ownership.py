@@ -86,7 +86,7 @@ def test_a_second_task_is_refused_and_has_its_own_table(url: str) -> None:
     assert combined.rows == 3
 
 
-def test_a_plan_that_came_to_nothing_stands_in_nobodys_way(url: str) -> None:
+def test_a_plan_that_never_stored_a_result_blocks_no_other(url: str) -> None:
     fill(4)
     (first,) = create_plan(measure, BossVisitSpectrum)
     cancel(first.plan)

@@ -372,7 +372,7 @@ def test_no_more_rows_are_read_at_a_time_than_their_arrays_allow(url, monkeypatc
 
 
 def test_no_page_goes_through_all_results(pg_url):
-    """Not even where the table was not analysed since it was empty, as in a first night."""
+    """This holds even if the table was last analysed when it was empty, as in a first night."""
     database.execute_sql("ALTER TABLE measured SET (autovacuum_enabled = false)")
     fill(20_000)
     database.execute_sql(

@@ -174,7 +174,7 @@ def test_all_failed_and_older_than(labels):
 
 @pytest.mark.parametrize("redo", ["all", "failed"])
 def test_a_limited_number_of_rows_is_done_again_in_turn(labels, redo):
-    """Also one that fails each time: it does not take the place of the others."""
+    """A row that fails each time does not take the place of the others."""
     run(arguments={"bad": 2, "none": 3} if redo == "all" else {"bad": -1})
     keys = []
     for _ in range(3):

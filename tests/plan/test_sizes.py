@@ -150,7 +150,7 @@ def test_an_element_takes_the_time_asked_for(slurm):
 
 @pytest.mark.slurm
 @pytest.mark.postgres
-def test_what_slurm_bounds_is_said_before(slurm, caplog):
+def test_limits_of_slurm_are_reported_before_submission(slurm, caplog):
     general = profiles.get("general", settings.current())
     short = general.with_options(partition="short")
     known = bounds(short)

@@ -71,7 +71,7 @@ def test_what_was_spooled_is_not_computed_again(url):
 
 
 def test_two_who_recover_at_once(url, monkeypatch):
-    """Resume and an element that starts: both read the file before either has stored it."""
+    """Resume and a starting element both read the file before either has stored it."""
     plan = get_plan(spooled())
     read, both = spool.load_file, threading.Barrier(2, timeout=60)
 
@@ -116,8 +116,8 @@ def hold_the_page(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
             yield Measured.from_spectrum(spectrum, value=1.0)
 
 
-def test_told_to_end_while_rows_are_written_before_a_suspect(pg_url, tmp_path):
-    """The page is locked by others until it is too late: that is no row's fault."""
+def test_a_request_to_stop_while_rows_are_written_before_a_suspect(pg_url, tmp_path):
+    """Another process locks the page for too long; no row is to blame for that."""
     fill(6)
     (planned,) = create_plan(hold_the_page, BossVisitSpectrum, limit=6)
     page = Page.get()
@@ -184,7 +184,7 @@ def test_a_task_that_only_its_plan_knows_the_way_to(sqlite_url, tmp_path, comman
     assert run_folder.spool_files(get_plan(1).folder) == []
 
 
-def test_what_lies_about_in_the_spool_folder_holds_nobody_up(sqlite_url):
+def test_foreign_files_in_the_spool_folder_are_skipped(sqlite_url):
     """A pipe, a folder, a link and files of others, all with the name of a spool file."""
     fill(20)
     (planned,) = create_plan(measure, BossVisitSpectrum, limit=20)

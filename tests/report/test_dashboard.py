@@ -182,6 +182,6 @@ def test_signals_end_it_in_order(sqlite_url, tmp_path, number):
 @pytest.mark.parametrize(
     "words", [["1", "--watch", "www"], ["--watch", "www", "--json"], ["--once"]]
 )
-def test_what_does_not_go_together(sqlite_url, words):
+def test_conflicting_options_are_refused(sqlite_url, words):
     wrong = CliRunner().invoke(main, ["report", *words])
     assert wrong.exit_code == 2 and "--watch" in wrong.output

@@ -144,7 +144,7 @@ def test_cancelled_before_and_after_it_began(sqlite_url, browser, tmp_path):
 HOSTILE = "Größe µ 星 🌟 \x1b[31mred\x07 \x7f\x9b \u202egnp.exe \ufeff</pre><script>alert(1)</script> & \"'"
 
 
-def test_whatever_stands_in_a_message(sqlite_url, browser, tmp_path):
+def test_any_text_in_a_message_is_escaped(sqlite_url, browser, tmp_path):
     plan = planned(20, raise_every=3)
     Failure.update(message=HOSTILE, traceback=HOSTILE * 5000, exception="Fehlér").execute()
     Attempt.update(message=HOSTILE, state="interrupted", log="/no/ö \x1b.log").execute()

@@ -24,7 +24,7 @@ def run(function=measure, n: int = 30, **planning) -> int:
 
 
 def left_pending(plan: int) -> bool:
-    """Nothing is stored, nothing failed, and somebody has to do something."""
+    """Check that nothing is stored, no row has failed, and the plan needs attention."""
     found = status(plan)
     with connection():
         n_rows = Plan.get_by_id(plan).n_rows
@@ -95,7 +95,7 @@ def test_a_trigger_that_every_row_meets(url, batch_size, n):
 
 
 def test_a_trigger_that_one_row_meets_is_that_rows(url):
-    """What comes back is the row's own then, and holds no other up."""
+    """The error is then that of the row, and delays no other row."""
     fill(30)
     with connection():
         (key,) = BossVisitSpectrum.select(BossVisitSpectrum.spectrum_pk).limit(1).tuples()[0]
@@ -123,7 +123,7 @@ def test_a_trigger_that_one_row_meets_is_that_rows(url):
 @pytest.mark.parametrize("state", ["08006", "57P01", "57014", "40001", "42501", "AS001", "25006"])
 @pytest.mark.parametrize("n", [30, 60])
 def test_a_trigger_chooses_its_sqlstate_and_it_is_its_rows_all_the_same(pg_url, state, n):
-    """Whatever the state says elsewhere: no connection was lost, and nothing is worth a retry."""
+    """No connection was lost, whatever the SQLSTATE means elsewhere, so nothing is retried."""
     fill(n)
     with connection():
         database.execute_sql(

@@ -20,7 +20,7 @@ def test_fresh_results_keep_their_place_before_later_ones():
 
 
 def test_a_result_that_comes_while_a_checkpoint_is_taken_starts_the_clock_again():
-    """Otherwise it would wait for the next result, however long that takes."""
+    """Otherwise the result would wait for the next one, however long that takes."""
     buffer = Buffer()
 
     def another_comes(result, handed):

@@ -85,7 +85,7 @@ def run_page(function, n_rows: int) -> Attempt:
 
 
 def test_long_rows_are_stored_as_they_end(url, monkeypatch):
-    """By far earlier than `write_frequency` demands."""
+    """Rows are stored much earlier than `write_frequency` demands."""
     monkeypatch.setattr(schedules, "LEAST_INTERVAL_S", 0.05)
     monkeypatch.setattr(schedules, "WORK_PER_COST", 0)
     assert run_page(long_rows, 4).n_checkpoints >= 2

@@ -56,8 +56,8 @@ def test_done_failed_and_nothing(url):
     assert ended == [31, 4]
 
 
-def test_a_start_is_told_from_rows(pg_url):
-    """The interpreter, imports and the task's own loading are start-up, and are paid for once."""
+def test_start_up_time_is_measured_apart_from_rows(pg_url):
+    """The interpreter, imports and the task's own loading count as start-up, once."""
     plan = plan_of(10, 10, load_s=0.5)
     began = time.monotonic()
     resume_local(plan)
@@ -76,7 +76,7 @@ def test_an_interrupted_attempt_keeps_its_measurements(pg_url):
 
 
 def test_a_killed_attempt_keeps_those_of_its_last_checkpoint(pg_url):
-    """Nobody writes at the end: what the last checkpoint said stays, and the parent knows more."""
+    """Nothing is written at the end: the last checkpoint stays, and the parent adds what it knows."""
     plan = plan_of(400, 400, row_s=0.05, load_s=0.2, mb=50, write_frequency=0.2)
     _signalled(plan, signal.SIGKILL)
     (attempt,) = attempts()

@@ -161,7 +161,7 @@ def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path, monkeypatch):
 
 
 def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
-    """It comes when all has ended, and the message is on its way."""
+    """The signal arrives when all rows have ended and the message is being printed."""
     plan = planned(6000, 3000, row_s=0.02, computed=str(tmp_path / "computed"))
     again = "os.kill(os.getpid(), signal.SIGINT)"
     code = (
@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_does_not_take_the_last_words(url, tmp_path):
 
 
 def test_of_those_who_claim_a_page_at_once_one_has_it(url):
-    """As when Slurm starts an element anew while the one before still begins."""
+    """Slurm may start an element again while the earlier one is still starting."""
     plan = get_plan(planned(60, 10))
     pages = list(Page.select().where(Page.plan == plan.pk).order_by(Page.number))
     submission = new_submission(plan, [page.number for page in pages], 0, 1, "local")

@@ -78,7 +78,7 @@ def test_elements_beyond_the_throttle_leave(url):
 
 
 def test_a_plan_pauses_when_all_pages_break(url):
-    """Ten, as [element] max_broken says; what broke them may break all others."""
+    """The limit is [element] max_broken, ten; what broke these pages may break all others."""
     plan = plan_of(24, 2, broken)
     submission = pool_of(plan)
     assert [len(pulled(plan, submission, n)) for n in range(1, 13)] == [1] * 10 + [0] * 2
@@ -119,7 +119,7 @@ class TestRefill:
         found = left(SlurmState.RUNNING, SlurmState.COMPLETED, SlurmState.COMPLETED).states
         assert [s.value for s in found] == ["running"] + ["waiting"] * 3 + ["unsubmitted"] * 5
 
-    def test_nothing_is_while_others_wait_in_the_queue_or_none_is_left(self, left):
+    def test_no_page_is_withdrawn_while_others_wait_or_none_is_left(self, left):
         assert withdraw_pages(left(SlurmState.RUNNING, SlurmState.PENDING)) == {}
         assert withdraw_pages(left(SlurmState.COMPLETED)) == {}
 

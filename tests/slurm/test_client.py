@@ -67,7 +67,7 @@ class TestSqueue:
         assert (found[30, 4].reason, found[30, 4].node) == ("BeginTime", None)
         assert (found[30, 7].reason, found[30, 7].node) == (None, "n2")
 
-    def test_what_is_not_understood_is_no_answer(self) -> None:
+    def test_output_that_cannot_be_parsed_is_no_answer(self) -> None:
         text = "30_1|POWER_UP_NODE|0|n1|None|astra|"
         found = parse_squeue(text + "\n" + SQUEUE.splitlines()[-1])
         assert found[30, 1].state is None and "POWER_UP_NODE" in str(found[30, 1].reason)
@@ -171,7 +171,7 @@ class TestRefusals:
             ("Batch script is empty!", "profile or its template", False),
         ],
     )
-    def test_words_and_what_to_do(self, words: str, advice: str, limit: bool) -> None:
+    def test_each_refusal_has_a_remedy(self, words: str, advice: str, limit: bool) -> None:
         found = refusal("Batch job submission failed: " + words)
         assert words in str(found) and advice in str(found)
         assert found.limit is limit and found.exit_status == 6
@@ -349,7 +349,7 @@ class TestNoAnswer:
             (True, True)
         ] * 2
 
-    def test_what_is_gone_need_not_be_cancelled(self, commands: Commands, tmp_path: Path) -> None:
+    def test_cancelling_an_ended_job_is_no_error(self, commands: Commands, tmp_path: Path) -> None:
         gone = "echo 'scancel: error: Kill job error on job id 9: Invalid job id specified' >&2; exit 1"
         env = commands(scancel=gone)
         client.cancel(parse.JobId(9), env=env)

@@ -34,7 +34,7 @@ def test_a_strangers_job_of_the_same_number_says_nothing_of_ours(commands):
     assert client.elements([JobId(9)], env=env).of(9, 1).state is S.RUNNING  # by number alone
 
 
-def test_two_jobs_of_one_number_are_told_apart(commands):
+def test_two_jobs_with_one_number_are_distinguished(commands):
     booked = f"9_1|FAILED|1:0|n1|None|{OURS}\\n9_1|COMPLETED|0:0|n2|None|{ANOTHER}\\n"
     env = commands(squeue="true", sacct=f"printf '{booked}'")
     answer = client.elements([JobId(9, name=OURS), JobId(9, name=ANOTHER)], env=env)

@@ -304,7 +304,7 @@ class TestRunning:
         done = bash(render(python=(str(python),)), STATUS="0", OMP_NUM_THREADS="9")
         assert done.stdout.split()[-1] == "9"
 
-    def test_scratch_is_copied_and_goes(self, tmp_path: Path, python: Path) -> None:
+    def test_scratch_files_are_copied_and_removed(self, tmp_path: Path, python: Path) -> None:
         (tmp_path / "from").mkdir()
         (tmp_path / "from" / "grid.npy").write_text("x")
         (tmp_path / "scratch").mkdir()

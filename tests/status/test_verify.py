@@ -44,7 +44,7 @@ def run(plan: int, **arguments) -> int:
 
 
 def change_arguments(plan: int, arguments: dict[str, object]) -> None:
-    """As if the plan had been made with these, and its results from now on with it."""
+    """Change the arguments of the plan, and those of its later results."""
     making = making_of(measure, arguments_of(measure, arguments), Measured)
     own = f"{making['fingerprint']}-{Plan.get_by_id(plan).token}"
     made_by = note_making({**making, "plan_pk": plan, "fingerprint": own})
@@ -339,7 +339,7 @@ def test_a_page_called_done_with_rows_pending(url):
 
 
 def test_a_second_attempt_wrote_rows_of_the_first(url):
-    """As a writer does that does not ask whether the page is still its own."""
+    """Write like an attempt that does not check whether the page still belongs to it."""
     plan = run(plan_of(10))
     first = Attempt.get()
     second = Attempt.insert(

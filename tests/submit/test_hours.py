@@ -138,7 +138,7 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
     }  # fmt: skip
 
 
-def test_an_element_is_told_to_end_by_the_clock(sqlite_url):
+def test_an_element_is_asked_to_stop_at_the_end_of_the_hours(sqlite_url):
     plan = get_plan(plan_of(200, 200, row_s=0.2))
     submission = new_submission(plan, [1], 0, 1, "local")
     make_intent(submission, list(Page.select()))
@@ -153,7 +153,7 @@ def test_an_element_is_told_to_end_by_the_clock(sqlite_url):
         assert Page.get().n_done == Measured.select().count() < 200
 
 
-def test_what_the_clock_ended_uses_up_no_retry():
+def test_an_element_that_the_hours_ended_uses_up_no_retry():
     end = end_of(PageState.INTERRUPTED, "FAILED", 74, True, "n1")
     assert end.state == "HOURS"
     step = next_step(end, [end] * 50, rules(), {"time": "01:00:00"}, {"time": "01:00:00"}, Room())

@@ -430,7 +430,7 @@ def test_rows_without_results_are_not_kept(url):
     list(analysis(BossVisitSpectrum.get_by_id(pk) for pk in range(1, 51)))
 
 
-def test_within_a_transaction_of_the_caller_it_is_said_once(url, caplog):
+def test_within_a_transaction_of_the_caller_one_warning_is_logged(url, caplog):
     fill(20)
     with database.atomic():
         list(measure(spectra(), write_frequency=1, batch_size=5))
