@@ -15,7 +15,8 @@
     │   └── SlurmUnknown            Slurm gave no answer, so that its state is unknown
     ├── BusyError               7   another process is changing the same plan
     ├── OutOfHours             74   the hours of a night are over: an element begins no page
-    ├── PlanPaused              0   a plan is paused or throttled: an element takes no page
+    ├── PlanPaused              0   a plan is paused: an element takes no page
+    │   └── PlanThrottled           as many elements take pages as its throttle allows
     ├── Interrupted            75   asked to stop; its yielded results are stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
@@ -97,13 +98,13 @@ class OutOfHours(AstraError):
 
 
 class PlanPaused(AstraError):
-    """A plan is paused or throttled, so that its element takes no further page: not a failure."""
+    """A plan is paused, so that its element takes no further page: not a failure."""
 
     exit_status = 0
 
 
 class PlanThrottled(PlanPaused):
-    """As many elements of a plan run as its throttle allows."""
+    """As many elements of a plan run as its throttle allows, so that no other takes a page."""
 
 
 class Interrupted(AstraError):

@@ -38,7 +38,8 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
         current = query.where(Plan.pk == plan.pk).for_update().get()
     if current.throttle is not None and _n_others(plan, submission, element) >= current.throttle:
         raise PlanThrottled(
-            f"plan {plan.pk} is throttled to {current.throttle} elements, which already run"
+            f"as many elements of plan {plan.pk} run as its throttle allows ({current.throttle}): "
+            f"astra throttle {plan.pk} --off"
         )
 
 
