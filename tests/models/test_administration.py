@@ -104,8 +104,10 @@ def test_a_view_shows_the_results_of_the_last_version_of_each_row(url):
 
 
 @pytest.mark.postgres
-def test_initdb_recovers_from_a_deadlock_with_an_element(pg_url):
+def test_initdb_recovers_from_a_deadlock_with_an_element(pg_url, monkeypatch):
     """A checkpoint locks tables in another order than initdb."""
+    for module in ("administration", "schema"):  # however busy the machine is
+        monkeypatch.setattr(f"astra.models.{module}.LOCK_TIMEOUT_S", 60)
     with connection():
         database.execute_sql("ALTER TABLE plan DROP COLUMN pause_reason")
         database.execute_sql("ALTER TABLE measured DROP COLUMN text")
@@ -135,7 +137,7 @@ def test_a_statement_may_take_longer_than_initdb_tries_again_for(pg_url, monkeyp
         with connection():
             wait_for(lambda: database.execute_sql(waits).fetchone(), "initdb to wait", 20)
         rival.rollback()
-        assert initdb.result() == []
+        assert "measured" not in initdb.result()
     rival.close()
 
 
