@@ -239,7 +239,8 @@ class Slurm(Server):
 
         def there() -> bool:
             found.clear()
-            found.update(ask(job_id))
+            with contextlib.suppress(ServerError):  # without an answer nothing is known
+                found.update(ask(job_id))
             return bool(found) and elements <= found.keys() and set(found.values()) <= wanted
 
         try:
