@@ -5,6 +5,7 @@ import re
 import pytest
 from peewee import FloatField
 
+from astra.api import run_here
 from astra.database.connection import connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
@@ -13,7 +14,6 @@ from astra.models.checks import check_guards
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.resume.resume import resume_local
 from astra.states import PageState
 from astra.status.page_states import survey
 from astra.status.status import status
@@ -69,7 +69,7 @@ def test_an_element_looks_for_them_as_it_begins(url):
     (planned,) = create_plan(measure, BossVisitSpectrum)
     with connection():
         drop_unique_indexes()
-    resume_local(planned.plan)
+    run_here(planned.plan)
     (page,) = survey(get_plan(planned.plan))[0]
     assert page.state is PageState.BROKEN and page.pending == 4
     assert "no unique index on" in page.message and "astra initdb" in page.message
@@ -94,7 +94,7 @@ def test_an_index_of_another_name_will_do(url):
 def test_an_input_table_that_was_replaced_is_noticed(url):
     fill(4)
     (planned,) = create_plan(measure, BossVisitSpectrum)
-    resume_local(planned.plan)
+    run_here(planned.plan)
     assert not status(planned.plan).notes
     with connection():
         if dialect().name == "postgresql":

@@ -10,7 +10,7 @@ import peewee
 import pytest
 
 from astra.api import run_here
-from astra.database.connection import bind, connection, dialect
+from astra.database.connection import bind, connection, dialect, reset
 from astra.element.trial import trial_of_plan
 from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models.failures import Failure, NoResult
@@ -23,7 +23,7 @@ from astra.status.failures import failures
 from astra.status.results import StoredResults
 from astra.status.status import status
 from astra.status.verify import verify
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fresh_database
 from tests.forks import astra
 from tests.own_tables import (
     INPUTS,
@@ -74,33 +74,51 @@ def rows_of_all() -> None:
     )
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def others(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A database with tables of others; on PostgreSQL in a schema that may be read, and no more."""
-    schema = None if request.param == "sqlite" else "survey"
+def in_schema(schema: str | None, patch: pytest.MonkeyPatch) -> None:
     for model in INPUTS:
-        monkeypatch.setattr(model._meta, "schema", schema)
+        patch.setattr(model._meta, "schema", schema)
         del model._meta.table  # peewee's, which was made with another schema
-    if request.param == "sqlite":
-        url = request.getfixturevalue("sqlite_url")
-    else:
-        postgres: Postgres = request.getfixturevalue("postgres")
-        url = request.getfixturevalue("pg_url")
-        monkeypatch.setenv("SURVEY_SCHEMA", "survey")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    with connection():
-        if request.param == "postgresql":
+
+
+@pytest.fixture(scope="module")
+def survey(postgres: Postgres) -> str:
+    """The name of a template with tables of others in a schema that may be read, and no more."""
+    postgres.create_database("survey", template="astra_template")
+    with pytest.MonkeyPatch.context() as patch:
+        in_schema("survey", patch)
+        bind(postgres.url("survey"))
+        with connection():
             dialect().run("CREATE SCHEMA survey")
-        rows_of_all()
-    if request.param == "postgresql":
+            rows_of_all()
         with connection():
             dialect().run("GRANT USAGE ON SCHEMA survey TO astra")
             dialect().run("GRANT SELECT ON ALL TABLES IN SCHEMA survey TO astra")
-        url = postgres.url(urlsplit(url).path[1:], user="astra")
+        bind(postgres.url("survey", user="astra"))
+        init_database(("tests.own_tables",))
+        reset()
+    return "survey"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def others(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database with tables of others; on PostgreSQL in a schema that may be read, and no more."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    if request.param == "sqlite":
+        in_schema(None, monkeypatch)
+        url = request.getfixturevalue("sqlite_url")
+        with connection():
+            rows_of_all()
+        init_database(("tests.own_tables",))
+        yield url
+        return
+    postgres, template = map(request.getfixturevalue, ("postgres", "survey"))
+    in_schema("survey", monkeypatch)
+    monkeypatch.setenv("SURVEY_SCHEMA", "survey")
+    with fresh_database(postgres, template, monkeypatch) as pg_url:
+        url = postgres.url(urlsplit(pg_url).path[1:], user="astra")
         monkeypatch.setenv("ASTRA_DATABASE_URL", url)
         bind(url)
-    init_database(("tests.own_tables",))
-    yield url
+        yield url
 
 
 def run_and_check(task, **options):

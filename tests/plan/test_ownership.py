@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from peewee import FloatField
 
 from astra import task
+from astra.api import run_here
 from astra.cli.group import main
 from astra.database.connection import connection
 from astra.errors import TaskError, UsageError
@@ -17,7 +18,6 @@ from astra.models.schema import init_database
 from astra.plan.ownership import rename_task
 from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
-from astra.resume.resume import resume_local
 from astra.status.verify import verify
 from astra.tasks.signature import find_task
 from tests.sample_tasks import Measured, fill, measure
@@ -72,11 +72,11 @@ def test_a_second_task_is_refused_and_has_its_own_table(url: str) -> None:
     (first,) = create_plan(measure, BossVisitSpectrum)
     with pytest.raises(TaskError, match=MEASURE):  # it will be
         create_plan(remeasure)
-    resume_local(first.plan)
+    run_here(first.plan)
     with pytest.raises(TaskError, match=MEASURE):  # it is
         create_plan(remeasure)
     (apart,) = create_plan(remeasure_apart)
-    resume_local(apart.plan)
+    run_here(apart.plan)
     with connection():
         assert {m.value for m in Measured.select()} == {0.5, 1.0, 1.5, 2.0}
         assert [m.value for m in OtherMeasured.select()] == [-1.0] * 4
@@ -91,7 +91,7 @@ def test_a_plan_that_never_stored_a_result_blocks_no_other(url: str) -> None:
     (first,) = create_plan(measure, BossVisitSpectrum)
     cancel(first.plan)
     (second,) = create_plan(remeasure)
-    resume_local(second.plan)
+    run_here(second.plan)
     assert verify(second.plan).sound and second.rows == 4
     with pytest.raises(TaskError, match=REFUSED.format(".*remeasure ")):
         create_plan(measure, BossVisitSpectrum)
@@ -104,7 +104,7 @@ measured_by_another_name = measure
 def test_the_same_function_by_another_name_is_the_same_task(url: str) -> None:
     fill(4)
     (first,) = create_plan(measure, BossVisitSpectrum)
-    resume_local(first.plan)
+    run_here(first.plan)
     again = create_plan(find_task(f"{__name__}.measured_by_another_name"), BossVisitSpectrum)
     assert again[0].plan is None
     with connection():
@@ -124,7 +124,7 @@ def test_results_of_spectra_by_a_task_on_sources(url: str) -> None:
     (sources,) = create_plan(of_sources)
     with pytest.raises(TaskError, match=REFUSED.format(".*of_sources")):
         create_plan(of_spectra)
-    resume_local(sources.plan)
+    run_here(sources.plan)
     with pytest.raises(TaskError, match=REFUSED.format(".*of_sources")):
         create_plan(of_spectra)
 
@@ -132,7 +132,7 @@ def test_results_of_spectra_by_a_task_on_sources(url: str) -> None:
 def test_a_task_whose_package_was_renamed(url: str) -> None:
     fill(8)
     (first,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 4})
-    resume_local(first.plan)
+    run_here(first.plan)
     gone = {"task": "gone.tasks.measure"}
     with connection():  # as if all had been made then
         Plan.update(

@@ -320,9 +320,9 @@ def test_100_000_pages(pg_url, browser, tmp_path):
 
 
 def busy() -> Attempt:
-    """An attempt that runs, and has used more than a second of CPU time: 40 rows of 30 ms."""
-    query = Attempt.select().where((Attempt.state == "running") & (Attempt.n_done >= 40))
-    wait_for(query.exists, "an attempt with 40 rows", 60)
+    """An attempt that runs, and has used more than a second of CPU time: 60 rows of 20 ms."""
+    query = Attempt.select().where((Attempt.state == "running") & (Attempt.n_done >= 60))
+    wait_for(query.exists, "an attempt with 60 rows", 60)
     return query.get()
 
 
@@ -352,7 +352,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     fill(400)
     (planned,) = create_plan(
         measure, "BossVisitSpectrum", limit=100,
-        arguments={"spin_s": 0.03, "raise_every": 50, "write_frequency": 0.5},
+        arguments={"spin_s": 0.02, "raise_every": 50, "write_frequency": 0.5},
     )  # fmt: skip
     # Without pulling, as another element would take the killed one's page over.
     options = {"time": "00:05:00", "mem": "200M", "cpus_per_task": 2, "pull": False}

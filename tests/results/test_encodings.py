@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import pytest
 
 from astra import task
+from astra.api import run_here
 from astra.database.connection import bind, connection
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
-from astra.resume.resume import resume_local
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill
 
@@ -48,7 +48,7 @@ def test_a_letter_costs_its_row_at_most(postgres, monkeypatch, encoding, n_store
     fill(60)
     (planned,) = create_plan(greek, BossVisitSpectrum, limit=60)
     assert planned.plan is not None
-    resume_local(planned.plan)
+    run_here(planned.plan)
     with connection():
         assert Measured.select().count() == n_stored
         failures = {str(f.key): f.message for f in Failure.select()}

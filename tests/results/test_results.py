@@ -9,12 +9,12 @@ import pytest
 from peewee import BooleanField, DateField, DateTimeField, FixedCharField, IntegerField
 
 from astra import task
+from astra.api import run_here
 from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
 from astra.models.failures import Failure
 from astra.plan.plan import create_plan
-from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.forks import astra
@@ -140,7 +140,7 @@ def test_a_result_for_a_row_that_is_not_the_pages_own(url):
     """It is not stored, and harms neither that row nor what verify says."""
     fill(14)
     (made,) = create_plan(misdirected, BossVisitSpectrum, limit=1)
-    resume_local(made.plan)
+    run_here(made.plan)
     with connection():
         stored = dict(Measured.select(Measured.spectrum_pk, Measured.value).tuples())
     assert stored == {key: float(key) for key in range(1, 15) if key % 7}
@@ -151,7 +151,7 @@ def test_a_result_for_a_row_that_is_not_the_pages_own(url):
 def test_a_second_result_of_a_row_leaves_the_first(url, batch_size):
     fill(8)
     (made,) = create_plan(twice, BossVisitSpectrum, limit=4, arguments={"batch_size": batch_size})
-    resume_local(made.plan)
+    run_here(made.plan)
     with connection():
         stored = dict(Measured.select(Measured.spectrum_pk, Measured.value).tuples())
         assert {f.exception for f in Failure.select()} == {"DuplicateResult"}
