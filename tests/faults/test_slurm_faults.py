@@ -196,7 +196,7 @@ def test_job_ids_start_again(faulty):
     words = ("sbatch", "--parsable", "--hold", "--job-name=stranger", "--array=1-1", "--wrap=true")
     made = int(faulty.run(*words))
     assert made == number
-    wait_for(lambda: status(plan).pages == {"lost": 1}, "the page to be lost", 20)
+    wait_for(lambda: status(plan).pages == {"lost": 1}, "the page to be lost", 60)
     assert cancel(plan, page=1).jobs == ()
     (job,) = resume(plan).jobs
     faulty.run("scontrol", "release", job.job_id)

@@ -373,7 +373,7 @@ def test_sigterm_ends_a_run_that_records_exceptions(url, greedy):
             break
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
-    process.wait(20)
+    process.wait(60)
     process.stdout.close()
     assert process.returncode == 143 and "finished" not in rest
     assert 3 <= len(stored()) < 400 and failures() == {}

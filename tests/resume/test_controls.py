@@ -64,7 +64,7 @@ def test_elements_beyond_the_throttle_leave(url):
         )  # fmt: skip
         Page.update(attempt_pk=other.pk, free=False).where(Page.pk == page.pk).execute()
     watching = in_background(partial(pulled, plan, submission, 2))
-    wait_for(lambda: Submission.get().watcher == 2, "one that waits for its turn", 20)
+    wait_for(lambda: Submission.get().watcher == 2, "one that waits for its turn", 60)
     assert pulled(plan, submission, 3) == []
     assert throttle(plan.pk, 2).running == 1
     assert watching() == [2, 3]

@@ -441,10 +441,10 @@ class TestReal:
         body = "case $SLURM_ARRAY_TASK_ID in 1) exit 0;; 2) exit 3;; 3) kill -9 $$;; *) sleep 99;; esac"
         job = client.submit(script(tmp_path, body, "--array=1-8%5"))
         states = lambda: {i: client.elements([job]).of(job.job_id, i).state for i in range(1, 9)}  # noqa: E731
-        wait_for(lambda: states()[4] is S.RUNNING and states()[3] is S.FAILED, "the ends", 20)
+        wait_for(lambda: states()[4] is S.RUNNING and states()[3] is S.FAILED, "the ends", 60)
         command.run(["scontrol", "requeue", f"{job.job_id}_4"])
         client.cancel(job, [7, 8, 5])
-        wait_for(lambda: states()[5] is S.CANCELLED and states()[4] is S.PENDING, "both", 20)
+        wait_for(lambda: states()[5] is S.CANCELLED and states()[4] is S.PENDING, "both", 60)
         answer = client.elements([job, 999_999])
         assert answer.queue and answer.accounting and not answer.notes
         found = {i: answer.of(job.job_id, i) for i in range(1, 10)}

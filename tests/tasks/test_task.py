@@ -333,7 +333,7 @@ def test_signals_leave_every_yielded_result_written(url, number):
         if line.strip() == "3":
             break
     process.send_signal(number)
-    process.wait(20)
+    process.wait(60)
     process.stdout.close()
     assert process.returncode != 0
     assert stored() == [1, 2, 3]
