@@ -176,7 +176,7 @@ def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
     for word in words:
         group = shown.command
         if not isinstance(group, click.Group):
-            raise UsageError(f"astra {shown.info_name} has no commands of its own: {word!r}")
+            raise UsageError(f"astra {shown.info_name} has no subcommands: {word!r}")
         if word not in group.commands:
             raise UsageError(f"no command {word!r}. {nearest(word, group.commands)}")
         shown = click.Context(group.commands[word], info_name=word, parent=shown)

@@ -412,7 +412,7 @@ def _line_progress(title: str) -> Callable[[int, int], None]:
 
 
 def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
-    """Print a file as it grows, until it does no more, or Ctrl-C."""
+    """Print a file as it grows, until it is complete or Ctrl-C is pressed."""
     import time
 
     with open(path, errors="replace") as file:

@@ -140,7 +140,7 @@ def _watched(update: Watched, own: Terminal) -> Group:
     ]
     foot += [Text(f"next: {hide(advice)}") for advice in status.advice]
     at = f"{datetime.fromtimestamp(update.at):%H:%M:%S}"
-    foot.append(Text(f"{at}  Ctrl-C leaves; the plan goes on", style="dim"))
+    foot.append(Text(f"{at}  Ctrl-C exits; the plan continues", style="dim"))
     room = own.height - len(parts) - len(foot) - 4
     quiet = {PageState.DONE, PageState.UNSUBMITTED, PageState.WAITING}
     shown = list(status.in_states(set(PageState) - quiet))

@@ -192,7 +192,7 @@ def keep_up_to_date(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[
                 raise
             drop_connection()
             why = first_line(str(error))
-            log.warning("the database is away, the pages stay as they are: %s", why)
+            log.warning("the database is unavailable, and the pages are not updated: %s", why)
             dashboard.show_note(f"The database does not answer, and these pages may be old: {why}")
         if not wait():
             return

@@ -153,8 +153,8 @@ def lives(night: Night) -> bool:
     if execution is UNKNOWN and sure:
         return False  # without accounting only squeue can say
     raise SlurmUnknown(
-        f"whether the finalizer of the night {night.pk} (job {night.finalizer_job}) lives is not "
-        f"known: {'; '.join(answer.notes) or 'Slurm does not say'}"
+        f"it is unknown whether the finalizer of the night {night.pk} (job {night.finalizer_job}) "
+        f"is alive: {'; '.join(answer.notes) or 'Slurm does not say'}"
     )
 
 

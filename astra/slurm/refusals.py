@@ -42,8 +42,8 @@ def at_limit(words: str) -> SlurmRefused | None:
     if not _FULL.search(words):
         return None
     return SlurmRefused(
-        "Slurm takes no more jobs for now, of anybody (MaxJobCount of `scontrol show config`); "
-        "submit again when some have ended",
+        "Slurm accepts no more jobs from anyone at the moment (MaxJobCount of `scontrol show "
+        "config`); submit again when some have ended",
         limit=True,
     )
 
@@ -56,7 +56,7 @@ def refusal(words: str) -> SlurmRefused:
         limit = not other  # old versions do not name the limit, usually the number of jobs
     reason = re.sub(r"Batch job submission failed: ", "", words)
     if limit:
-        advice = "no more jobs are taken for now: submit again when some have ended"
+        advice = "Slurm accepts no more jobs at the moment: submit again when some have ended"
     elif other:
         advice = "ask for less, or for another qos: `sacctmgr show qos` has the limits"
     elif option := re.search(r"Invalid --(\S+) specification", reason):

@@ -139,8 +139,9 @@ def path_of(plan: int, log: Log) -> Path | None:
     path, folder = Path(log.path), run_folder(get_plan(plan).folder).resolve()
     if not path.resolve().is_relative_to(folder):
         raise UsageError(
-            f"the log of page {log.page} is said to be {path}, which is not below {folder}, the "
-            "folder of its plan: it is not opened; set [run] dir to that of who submitted it"
+            f"the log of page {log.page} is recorded as {path}, which is not below {folder}, the "
+            "folder of its plan: it is not opened; set [run] dir to that of the user who submitted "
+            "it"
         )
     return path
 

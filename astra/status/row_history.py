@@ -216,7 +216,11 @@ class _Row:
             where = f"page {live.page} of plan {live.plan}"
             return True, f"{where} has it, and has not ended it", f"astra status {live.plan}"
         if not is_last:
-            return False, "another row of its group was modified later, and stands for it", None
+            return (
+                False,
+                "another row of its group was modified later, and represents the group",
+                None,
+            )
         if failed and not done:
             last = "it failed, and was not modified since"
             return False, last, f"{plan} --redo failed"

@@ -74,7 +74,7 @@ CHECKS = {
     "guards": (
         "a table lacks a key, a constraint or a trigger that an invariant rests on, or has a "
         "trigger that may undo what astra writes",
-        "astra initdb makes indexes and triggers again, once no row stands twice; add the rest, "
+        "astra initdb makes indexes and triggers again, once no row has two results; add the rest, "
         "and drop triggers that others made for astra's own tables",
     ),
     "orphans": (

@@ -164,7 +164,7 @@ class RecordChecks:
         if page.submission_pk is not None and submission is None:
             yield f"it was given to submission {page.submission_pk}, which the plan does not have"
         if submission is not None and submission.state in ("refused", "absent"):
-            yield f"it was given to submission {submission.pk}, which came to nothing"
+            yield f"it was given to submission {submission.pk}, which Slurm never accepted"
         if submission is not None and page.free is not None and not submission.pulls:
             yield f"it is in a pool, and submission {submission.pk} has none"
         if not 1 <= page.n_rows <= self.plan.limit:
@@ -276,7 +276,7 @@ def _suspects(plan: Plan) -> PageProblems:
         )
     )
     for number, place in tuples(query):
-        yield number, f"a suspect stands at the place {place}, or died less than 0 times"
+        yield number, f"the place {place} of a suspect, or another of its numbers, is impossible"
 
 
 #: Records, and the column by which they belong to another.

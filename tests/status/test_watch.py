@@ -83,8 +83,8 @@ def test_a_terminal_is_left_as_it_was(slurm, how):
     submit(plan)
     wait_for(lambda: Attempt.select().where(Attempt.state == "running").count(), "an attempt", 60)
     terminal = Terminal(plan, "--watch", "--every", 1)
-    terminal.read_until(r"(?s)Ctrl-C leaves.*Ctrl-C leaves")  # it was drawn twice
-    assert terminal.text.index(ALTERNATE) < terminal.text.index("Ctrl-C leaves")
+    terminal.read_until(r"(?s)Ctrl-C exits.*Ctrl-C exits")  # it was drawn twice
+    assert terminal.text.index(ALTERNATE) < terminal.text.index("Ctrl-C exits")
     if how == signal.SIGINT:
         os.write(terminal.master, b"\x03")
     else:
@@ -175,5 +175,5 @@ def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
         own = Console(file=StringIO(), width=columns, height=rows, force_terminal=True)
         own.print(_watched(look, own))
         lines = own.file.getvalue().splitlines()
-        assert 6 < len(lines) <= rows and "Ctrl-C leaves" in lines[-1]
+        assert 6 < len(lines) <= rows and "Ctrl-C exits" in lines[-1]
         assert rows < 24 or "lost" in lines[8]  # what is stuck comes first
