@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from astra import task
+from astra.api import run_here
 from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure
@@ -19,7 +20,7 @@ from tests.sample_tasks import Measured, fill, measure
 def run(function=measure, n: int = 30, **planning) -> int:
     fill(n)
     (made,) = create_plan(function, BossVisitSpectrum, **planning)
-    resume_local(made.plan)
+    run_here(made.plan)
     return made.plan
 
 
@@ -114,7 +115,7 @@ def test_a_trigger_that_one_row_meets_is_that_rows(url):
                 "CREATE TRIGGER one BEFORE INSERT ON measured FOR EACH ROW EXECUTE FUNCTION one()"
             )
     (made,) = create_plan(measure, BossVisitSpectrum, limit=10)
-    resume_local(made.plan)
+    run_here(made.plan)
     found = status(made.plan)
     assert found.state == "failed rows" and found.rows == {"done": 29, "failed": 1}
     assert verify(made.plan).sound
@@ -135,7 +136,7 @@ def test_a_trigger_chooses_its_sqlstate_and_it_is_its_rows_all_the_same(pg_url, 
             "CREATE TRIGGER choose BEFORE INSERT ON measured FOR EACH ROW EXECUTE FUNCTION choose()"
         )
     (made,) = create_plan(measure, BossVisitSpectrum)
-    resume_local(made.plan)
+    run_here(made.plan)
     assert status(made.plan).rows == {"done": n - 1, "failed": 1}
     with connection():
         assert (Failure.get().key, Failure.get().message) == ("7", "not 7")
