@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -39,6 +40,9 @@ class Nemesis(threading.Thread):
         self.trouble: BaseException | None = None
         self.later: list[threading.Timer] = []
         self.doing = "nothing"
+        self.hold = Path(f"{world.computed}.hold")
+        if world.scenario.rows_wait:
+            self.hold.write_text(str(int(0.9 * world.scenario.rows)))
 
     def run(self) -> None:
         try:
@@ -48,6 +52,8 @@ class Nemesis(threading.Thread):
                 self._do(fault)
         except BaseException as error:
             self.trouble = error
+        finally:
+            self.hold.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """No more faults; what was taken away is given back."""

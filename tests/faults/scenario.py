@@ -33,6 +33,7 @@ class Scenario:
     clock_h: float | None = None  # by how much astra's clock is ahead of the database's
     small_disk: bool = False  # its database lies on a disk that can be filled
     pooled: bool = False  # by PgBouncer, in transaction mode
+    rows_wait: bool = False  # the last rows, until all faults were done
 
 
 def draw(seed: int, slurm: bool = False) -> Scenario:
@@ -188,7 +189,7 @@ DIRECTED = {
     "guards": _directed("unguard", "unwatch"),
     "archives": _directed(
         "neighbour", "restart", "move", "copy", after=0.05, rows=100, limit=50, row_s=0.25,
-        retry_for_s=0.2,
+        retry_for_s=0.2, rows_wait=True,
     ),
     "segfault": _directed("modify", fates={11: "segfaults", 50: "raises", 51: "nothing"}),
     "hang": _directed("modify", fates={11: "hangs"}, row_timeout_s=1.0),

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def endure(
     for spectrum in spectra:
         key = spectrum.spectrum_pk
         note(computed, key, spectrum.modified)
+        wait_for_faults(computed)
         if row_s:
             time.sleep(row_s)
         fate = known.get(key)
@@ -70,6 +72,16 @@ def note(computed: str, key: int, modified: Any) -> None:
         os.write(file, line.encode())
     finally:
         os.close(file)
+
+
+def wait_for_faults(computed: str) -> None:
+    """Wait with the last rows, where the scenario says so, until all faults were done, or for 40 s."""
+    hold = Path(f"{computed}.hold")
+    with suppress(FileNotFoundError):  # it goes with the last fault
+        while Path(computed).read_bytes().count(b"\n") > int(hold.read_text()):
+            if time.time() > hold.stat().st_mtime + 40:
+                return
+            time.sleep(0.05)
 
 
 def suffer(fate: str | None) -> None:
