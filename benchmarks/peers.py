@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,10 @@ class Work:
     row_s: float
     slots: int = 4
     n_kills: int = 0
+    n_rounds: int = 1
 
 
-W1 = Work("20,000 rows of 1 ms in 20 pages", 20_000, 1000, 0.001)
+W1 = Work("20,000 rows of 1 ms in 20 pages", 20_000, 1000, 0.001, n_rounds=3)
 W2 = Work("1,000 rows of 1 ms in 100 pages", 1000, 10, 0.001)
 W3 = Work("4,000 rows of 5 ms in 20 pages, three elements killed", 4000, 200, 0.005, n_kills=3)
 
@@ -293,20 +294,26 @@ def seconds(text: str) -> float:
 
 
 def sides(work: Work, names: tuple[str, ...]) -> dict[str, Measured]:
-    """Each peer at one work, one after the other on a fresh cluster and a fresh server."""
+    """Each peer at one work, one after the other and in several rounds; the least of each value."""
     from tests.servers import Postgres, Slurm
 
-    measured = {}
+    rounds: dict[str, list[Measured]] = defaultdict(list)
     with Postgres(fsync="on") as server, Slurm(nodes=2, cpus=4, min_job_age=3600) as cluster:
-        for name in names:
+        # The first job of a new cluster waits for a second longer than all others.
+        cluster.run("sbatch", "--wait", "--array=1-4", "--output=/dev/null", "--wrap=true")
+        for name in names * work.n_rounds:
             python_of(name)
             with tempfile.TemporaryDirectory(prefix="peers") as folder:
                 say(f"{name}: {work.name}")
                 one = Side(name, work, cluster, server, Path(folder)).measure()
                 say(f"{name}: {one}")
-                measured[name] = one
+                rounds[name].append(one)
             cluster.cancel_all()
-    return measured
+    return {name: _least(measured) for name, measured in rounds.items()}
+
+
+def _least(rounds: list[Measured]) -> Measured:
+    return Measured(*(min(values) for values in zip(*map(astuple, rounds), strict=True)))
 
 
 def line(what: str, ours: float, theirs: float, peer: str, wanted: str, note: str = "") -> Line:
