@@ -348,6 +348,8 @@ class Element:
         self.stop.is_loading = True
         try:
             return load_task(self.plan)
+        except DatabaseError as error:
+            raise _interrupted(claim, str(error)) from error
         except AstraError as error:
             _end(claim, AttemptState.BROKEN, str(error))
             raise BrokenElement(str(error)) from error

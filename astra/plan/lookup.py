@@ -6,7 +6,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from astra.config import settings
-from astra.database.connection import connection, dialect, tuples
+from astra.database.connection import connection, dialect, retrying, tuples
 from astra.errors import TaskError, Untrusted, UsageError
 from astra.models.checks import check_version
 from astra.models.importing import load
@@ -99,8 +99,7 @@ def is_trusted(role: str | None, token: str) -> bool:
     """Return whether a plan is of the user's own role, or trusted by the user."""
     if role is None or not _trusted.isdisjoint(("*", token)):
         return True
-    with connection():
-        return role == dialect().session_role()
+    return role == retrying(dialect().session_role)
 
 
 def check_trust(plan: Plan, *folders: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 from peewee import PostgresqlDatabase
 
 from astra.database.connection import connection, database, writing
+from astra.database.postgresql import PostgreSQL
 from astra.element.claiming import claim_page, this_process
-from astra.element.element import Element
+from astra.element.element import Element, run_element
 from astra.element.pool import give_back, take_page
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
@@ -275,3 +276,21 @@ class TestSlurm:
 def _state_of(attempt: Attempt) -> str:
     with connection():
         return Attempt.get_by_id(attempt.pk).state
+
+
+@pytest.mark.postgres
+def test_a_page_waits_for_a_connection_before_its_task_is_imported(pg_url, monkeypatch):
+    """Whoever made the plan is looked up after the claim, when a server may have no room."""
+    plan = plan_of(5, 5)
+    refusals = iter([peewee.OperationalError('FATAL:  too many connections for role "astra"')])
+    look_up = PostgreSQL.session_role
+
+    def session_role(dialect):
+        for refusal in refusals:
+            raise refusal
+        return look_up(dialect)
+
+    monkeypatch.setattr(PostgreSQL, "session_role", session_role)
+    (outcome,) = run_element(plan.pk, 1, pool_of(plan).token)
+    assert next(refusals, None) is None and outcome.state == "done"
+    assert is_whole(plan)
