@@ -108,7 +108,9 @@ def _overtaken(world: World) -> list[str]:
         for pid, ended, began, keys in world.sql(
             "SELECT a.pid, extract(epoch FROM a.ended)::float8, extract(epoch FROM b.began)::float8, "
             "p.keys FROM attempt a JOIN page p ON p.pk = a.page_pk LEFT JOIN attempt b "
-            "ON b.page_pk = a.page_pk AND b.number = a.number + 1 WHERE a.state = 'superseded'"
+            "ON b.page_pk = a.page_pk AND b.number = a.number + 1 WHERE a.state = 'superseded' "
+            # A process repeats its own claim if the answer to it was lost.
+            "AND (a.pid, a.pid_began) IS DISTINCT FROM (b.pid, b.pid_began)"
         )
         for key in keys
     }
