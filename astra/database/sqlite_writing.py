@@ -66,8 +66,8 @@ class Writing(Common):
         primary, width = self.quote(batch.primary), len(declared)
         sql = queries.COMPARE.format(same=same, values=values, table=batch.table, primary=primary)
         for place, pk in written.items():
-            stored = [column[place] for column in batch.columns.values()]
-            row = self.run(sql, (*stored, pk)).fetchone()
+            given = [column[place] for column in batch.columns.values()]
+            row = self.run(sql, (*given, pk)).fetchone()
             if row is None:
                 raise NotStored(batch.model._meta.table_name)
             for name, is_same, stored in zip(declared, row, row[width:], strict=False):

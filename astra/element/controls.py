@@ -36,7 +36,7 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
         return
     if dialect().name == "postgresql":  # elements that claim at once are counted one by one
         current = query.where(Plan.pk == plan.pk).for_update().get()
-    if current.throttle is not None and _n_others(plan, submission, element) >= current.throttle:
+    if _is_reached(current.throttle, plan, submission, element):
         raise PlanThrottled(
             f"as many elements of plan {plan.pk} run as its throttle allows ({current.throttle}): "
             f"astra throttle {plan.pk} --off"
@@ -45,8 +45,12 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
 
 def is_throttled(plan: Plan, submission: Submission, element: int) -> bool:
     """Return whether as many other elements of a plan run as its throttle allows."""
-    most = Plan.select(Plan.throttle).where(Plan.pk == plan.pk).scalar()
-    return most is not None and _n_others(plan, submission, element) >= most
+    throttle = Plan.select(Plan.throttle).where(Plan.pk == plan.pk).scalar()
+    return _is_reached(throttle, plan, submission, element)
+
+
+def _is_reached(throttle: int | None, plan: Plan, submission: Submission, element: int) -> bool:
+    return throttle is not None and _n_others(plan, submission, element) >= throttle
 
 
 def is_at_work() -> ColumnBase:
