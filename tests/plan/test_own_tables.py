@@ -81,7 +81,7 @@ def in_schema(schema: str | None, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def survey(postgres: Postgres) -> str:
+def survey(postgres: Postgres) -> Iterator[str]:
     """The name of a template with tables of others in a schema that may be read, and no more."""
     postgres.create_database("survey", template="astra_template")
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,8 @@ def survey(postgres: Postgres) -> str:
         bind(postgres.url("survey", user="astra"))
         init_database(("tests.own_tables",))
         reset()
-    return "survey"
+    yield "survey"
+    postgres.drop_database("survey")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,6 +1,7 @@
 """Damaged JSON in a column of astra's own is reported and counts as nothing; nothing else stops."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
@@ -34,7 +35,7 @@ _DAMAGED = (
 
 
 @pytest.fixture(scope="module")
-def archive(postgres: Postgres) -> str:
+def archive(postgres: Postgres) -> Iterator[str]:
     """A plan with rows left, one that has ended, and a night of both."""
     url = postgres.create_database("damaged_json", template="astra_template")
     bind(url)
@@ -53,7 +54,8 @@ def archive(postgres: Postgres) -> str:
         for plan in Plan.select():
             NightPlan.create(night=night.pk, task=plan.task, plan_pk=plan.pk)
     reset()
-    return url
+    yield url
+    postgres.drop_database("damaged_json")
 
 
 def damage(text: str) -> None:
