@@ -116,26 +116,20 @@ def _victim(plan: int) -> Attempt | None:
 
 
 def _show_results() -> None:
-    made = show.table("spectrum_pk>", "S/N>", "teff>", "+-", "logg>", "fe_h>", "alpha_fe>", "chi2>")
+    table = show.Listing(
+        "spectrum_pk>", "S/N>", "teff>", "+-", "logg>", "fe_h>", "alpha_fe>", "chi2>"
+    )
     with connection():
         rows = list(Slam.select().order_by(Slam.spectrum_pk).limit(8))
         n = Slam.select().count()
         columns = BossVisitSpectrum.spectrum_pk, BossVisitSpectrum.snr
         snr = dict(tuples(BossVisitSpectrum.select(*columns)))
     for r in rows:
-        made.add_row(
-            str(r.spectrum_pk),
-            f"{snr[r.spectrum_pk]:.0f}",
-            _number(r.teff, 0),
-            _number(r.e_teff, 0),
-            _number(r.logg, 2),
-            _number(r.fe_h, 2),
-            _number(r.alpha_fe, 2),
-            _number(r.reduced_chi2, 2),
-        )
-    show.print_table(made, show.console)
+        numbers = (
+            (snr[r.spectrum_pk], 0), (r.teff, 0), (r.e_teff, 0), (r.logg, 2), (r.fe_h, 2),
+            (r.alpha_fe, 2), (r.reduced_chi2, 2),
+        )  # fmt: skip
+        cells = ("" if n is None else f"{n:.{digits}f}" for n, digits in numbers)
+        table.add(str(r.spectrum_pk), *cells)
+    table.print(show.console)
     show.line(f"... {show.count(n, 'result')} in the table slam, each spectrum once")
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

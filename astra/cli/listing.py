@@ -8,12 +8,22 @@ import csv
 import sys
 from collections.abc import Iterable
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from astra.config.secrets import hide
 from astra.config.startup import printable
+
+#: The colours of states.
+COLOURS = {
+    "done": "green", "whole": "bold green", "failed rows": "bold yellow",
+    "running": "cyan", "waiting": "blue",
+    "failed": "red", "lost": "bold red", "incomplete": "bold red", "broken": "bold red",
+    "attention": "bold red", "not whole": "bold red", "without a finalizer": "bold red",
+    "interrupted": "yellow", "unsubmitted": "yellow", "unknown": "magenta",
+}  # fmt: skip
 
 _GAP = 2  # blanks between two columns
 
@@ -32,92 +42,92 @@ class Terminal(Console):
             yield segment if control else Segment(printable(text), style)
 
 
-class Listing(Table):
-    """A table, and which of its columns are left out first where there is no room."""
+class Column:
+    """A column of a table; its head ends with > if it holds numbers, which stand on the right."""
 
-    def __init__(self, columns: tuple[str, ...], out: tuple[str, ...]) -> None:
-        super().__init__(box=None, pad_edge=False, header_style="bold")
-        self.out = out
-        for column in columns:
-            name = column.rstrip(">")
-            self.add_column(name, justify="left" if name == column else "right", no_wrap=True)
+    def __init__(self, head: str) -> None:
+        self.head, self.is_number = head.rstrip(">"), head.endswith(">")
+        self.cells: list[Text] = []
+
+    @property
+    def width(self) -> int:
+        return max([len(self.head), *(cell.cell_len for cell in self.cells)])
+
+    def add(self, value: object) -> None:
+        if isinstance(value, Text):
+            self.cells.append(value)
+            return
+        text = "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+        colour = COLOURS.get(text, "") if self.head == "state" else ""
+        self.cells.append(Text(hide(text), style=colour))
 
 
-def table(*columns: str, out: str = "") -> Listing:
-    """Begin a table.
+class Listing:
+    """A table, and which of its columns are left out first where there is no room.
 
     Parameters
     ----------
-    columns : their names; one that ends with > holds numbers, on the right.
+    heads : of its columns; one that ends with > is that of numbers.
     out : names of columns, with commas, in the order in which they are left out.
     """
-    return Listing(columns, tuple(filter(None, out.split(", "))))
+
+    def __init__(self, *heads: str, out: str = "") -> None:
+        self.columns = [Column(head) for head in heads]
+        self.out = out.split(", ") if out else []
+
+    def add(self, *values: object) -> None:
+        """Add a row: counts get commas, states their colour; what is not known is empty."""
+        for column, value in zip(self.columns, values, strict=True):
+            column.add(value)
+
+    def print(self, console: Console, as_csv: bool = False) -> None:
+        """Print it as wide as the terminal is, as wide as it is itself elsewhere, or as CSV."""
+        if as_csv:
+            self._print_csv()
+            return
+        if not console.is_terminal:
+            width = max(_width(self.columns), 200)
+            Terminal(highlight=False, width=width).print(self.fitted(width)[0])
+            return
+        table, left_out = self.fitted(console.width)
+        console.print(table)
+        if left_out:
+            text = f"(no room for: {', '.join(left_out)})"
+            console.print(text, style="dim", soft_wrap=False)
+
+    def fitted(self, width: int) -> tuple[Table, list[str]]:
+        """Return a table that is at most so wide, and the names of columns that are left out."""
+        columns, left_out = list(self.columns), []
+        for name in self.out:
+            if _width(columns) <= width:
+                break
+            columns = [column for column in columns if column.head != name]
+            left_out.append(name)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            justify: JustifyMethod = "right" if column.is_number else "left"
+            table.add_column(column.head, justify=justify, no_wrap=True)
+        room = max(columns[-1].width - max(_width(columns) - width, 0), _LEAST)
+        for *cells, last in zip(*(column.cells for column in columns), strict=True):
+            table.add_row(*cells, _cut(last, room))
+        return table, left_out
+
+    def _print_csv(self) -> None:
+        """Write the cells as they are read by programs: numbers without commas between digits."""
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([column.head or "note" for column in self.columns])
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            pairs = zip(self.columns, (printable(cell.plain) for cell in cells), strict=True)
+            writer.writerow([t.replace(",", "") if c.is_number else t for c, t in pairs])
 
 
-def print_table(made: Table, console: Console, as_csv: bool = False) -> None:
-    """Print a table as wide as the terminal is, as wide as it is itself elsewhere, or as CSV."""
-    cells = [[_text(cell) for cell in column._cells] for column in made.columns]
-    if as_csv:
-        _print_csv(made, cells)
-        return
-    if not console.is_terminal:
-        Terminal(highlight=False, width=max(_width(made, cells), 200)).print(made)
-        return
-    left_out = _leave_out(made, cells, console.width)
-    if made.columns and (over := _width(made, cells) - console.width) > 0:
-        _cut(made, cells[-1], over)
-    console.print(made)
-    if left_out:
-        console.print(f"(no room for: {', '.join(left_out)})", style="dim", soft_wrap=False)
+def _width(columns: list[Column]) -> int:
+    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
 
 
-def _text(cell: object) -> Text:
-    return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
-
-
-def _column_width(header: object, cells: list[Text]) -> int:
-    return max([len(str(header)), *(cell.cell_len for cell in cells)])
-
-
-def _width(made: Table, cells: list[list[Text]]) -> int:
-    pairs = zip(made.columns, cells, strict=True)
-    widths = [_column_width(column.header, texts) for column, texts in pairs]
-    return sum(widths) + _GAP * (len(widths) - 1)
-
-
-def _leave_out(made: Table, cells: list[list[Text]], width: int) -> list[str]:
-    """Remove columns until the others fit; return their names."""
-    removed = []
-    for name in made.out if isinstance(made, Listing) else ():
-        if _width(made, cells) <= width:
-            break
-        place = next((n for n, c in enumerate(made.columns) if c.header == name), None)
-        if place is not None:
-            removed.append(name)
-            del made.columns[place], cells[place]
-    for place, column in enumerate(made.columns):
-        column._index = place  # by which rich knows the first and the last
-    return removed
-
-
-def _cut(made: Table, last: list[Text], over: int) -> None:
-    """Cut the last column, by so many characters."""
-    column = made.columns[-1]
-    room = max(_column_width(column.header, last) - over, _LEAST)
-    for place, text in enumerate(last):
-        if text.cell_len > room:
-            short = text.copy()
-            short.truncate(room - 3, overflow="crop")
-            column._cells[place] = short.append("...")
-
-
-def _print_csv(made: Table, cells: list[list[Text]]) -> None:
-    """Write the cells as they are read by programs: numbers without commas between digits."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([column.header or "note" for column in made.columns])
-    for row in zip(*cells, strict=True):
-        plain = [printable(text.plain) for text in row]
-        numbers = [column.justify == "right" for column in made.columns]
-        writer.writerow(
-            [word.replace(",", "") if n else word for word, n in zip(plain, numbers, strict=True)]
-        )
+def _cut(cell: Text, room: int) -> Text:
+    if cell.cell_len <= room:
+        return cell
+    short = cell.copy()
+    short.truncate(room - 3, overflow="crop")
+    return short.append("...")

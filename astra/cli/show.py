@@ -14,11 +14,9 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.markup import escape as escape_markup
-from rich.table import Table
-from rich.text import Text
 
 from astra import api
-from astra.cli.listing import Terminal, print_table, table
+from astra.cli.listing import COLOURS, Listing, Terminal
 from astra.config.secrets import hide
 from astra.config.startup import printable
 from astra.states import PageState
@@ -45,14 +43,6 @@ if TYPE_CHECKING:
 
 #: A terminal wraps; what goes to a file or another program keeps its columns.
 console = Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-
-COLOURS = {
-    "done": "green", "whole": "bold green", "failed rows": "bold yellow",
-    "running": "cyan", "waiting": "blue",
-    "failed": "red", "lost": "bold red", "incomplete": "bold red", "broken": "bold red",
-    "attention": "bold red", "not whole": "bold red", "without a finalizer": "bold red",
-    "interrupted": "yellow", "unsubmitted": "yellow", "unknown": "magenta",
-}  # fmt: skip
 
 
 def as_json(value: object) -> None:
@@ -260,51 +250,41 @@ def rows_text(plan: PlanStatus) -> str:
 
 
 def _pages(pages: Iterable[PageStatus]) -> None:
-    print_table(page_table(pages), console)
+    page_table(pages).print(console)
 
 
-def page_table(pages: Iterable[PageStatus], width: int | None = None) -> Table:
-    """Make a table of pages; with a `width`, each page takes one line."""
-    made = table(
+def page_table(pages: Iterable[PageStatus]) -> Listing:
+    table = Listing(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word",
         out="exit, rows, slurm, node, element",
     )  # fmt: skip
     for p in pages:
         exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
-        last = f"{p.seen:%Y-%m-%d %H:%M:%S}" if p.seen else ""
+        last_seen = f"{p.seen:%Y-%m-%d %H:%M:%S}" if p.seen else ""
         slurm = f"{p.slurm_state} ({p.reason})" if p.reason and p.slurm_state else p.slurm_state
         if p.overdue:
-            last += " (overdue)"
-        made.add_row(
-            str(p.page), coloured(p.state.value), f"{p.rows:,}", f"{p.pending:,}", p.job or "",
-            escape(p.node or ""), escape(slurm or ""), exit_code,
-            Text(hide(f"{last} {p.message or ''}".strip()), no_wrap=True if width else None,
-                 overflow="ellipsis"),
+            last_seen += " (overdue)"
+        table.add(
+            str(p.page), p.state, p.rows, p.pending, p.job, p.node, slurm, exit_code,
+            f"{last_seen} {p.message or ''}".strip(),
         )  # fmt: skip
-    for column in made.columns[:-1] if width else ():
-        column.no_wrap = True
-    if width:
-        made.columns[-1].max_width = max(width - 60, 20)
-    return made
+    return table
 
 
 def plans(listed: Sequence[PlanLine], as_csv: bool = False) -> None:
     if not listed and not as_csv:
         line("there is no plan yet: astra plan TASK")
         return
-    made = table(
+    table = Listing(
         "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",
         "no result>", "left>", "", out="by, input, pages, no result, made, failed, done",
     )  # fmt: skip
     for p in listed:
-        made.add_row(
-            str(p.plan), escape(p.task), escape(p.input_model),
-            f"{p.created:%Y-%m-%d %H:%M}",
-            escape(p.by), f"{p.pages:,}", f"{p.rows:,}", f"{p.done:,}",
-            f"{p.failed:,}", f"{p.no_result:,}", f"{p.pending:,}",
-            "cancelled" if p.cancelled else "",
+        table.add(
+            str(p.plan), p.task, p.input_model, f"{p.created:%Y-%m-%d %H:%M}", p.by, p.pages,
+            p.rows, p.done, p.failed, p.no_result, p.pending, "cancelled" if p.cancelled else "",
         )  # fmt: skip
-    print_table(made, console, as_csv)
+    table.print(console, as_csv)
 
 
 def failures(
@@ -326,13 +306,11 @@ def failures(
         if kind.place:
             line(f"  {kind.place}")
         line(f"  astra try {plan} {quote(str(kind.keys[0]))}   runs the task on one of them here")
-    made = table("key>", "page>", "exception", "times>", "message", out="times, page")
+    table = Listing("key>", "page>", "exception", "times>", "message", out="times, page")
     for row in rows:
-        made.add_row(
-            str(row.key), str(row.page or ""), escape(row.exception), str(row.times),
-            escape(hide(_first_line(f"{row.since or ''} {row.message}".strip()))),
-        )  # fmt: skip
-    print_table(made, console, as_csv)
+        message = _first_line(f"{row.since or ''} {row.message}".strip())
+        table.add(str(row.key), str(row.page or ""), row.exception, str(row.times), message)
+    table.print(console, as_csv)
     if with_traceback:
         for row in rows:
             console.rule(f"{row.key}")
@@ -340,13 +318,10 @@ def failures(
 
 
 def logs(listed: Iterable[Log], as_csv: bool = False) -> None:
-    made = table("page>", "attempt>", "state", "element", "node", "log", out="node, element")
+    table = Listing("page>", "attempt>", "state", "element", "node", "log", out="node, element")
     for log in listed:
-        made.add_row(
-            str(log.page), str(log.attempt), coloured(log.state), log.job or "", escape(log.host),
-            escape(log.path or ""),
-        )  # fmt: skip
-    print_table(made, console, as_csv)
+        table.add(str(log.page), str(log.attempt), log.state, log.job, log.host, log.path)
+    table.print(console, as_csv)
 
 
 def tried(row: Tried) -> None:
@@ -374,10 +349,10 @@ def finding(checked: Finding) -> None:
 
 
 def configuration(settings: Config) -> None:
-    made = table("key", "value", "from", out="from")
+    table = Listing("key", "value", "from", out="from")
     for key, value, source in settings.rows():
-        made.add_row(escape(key), escape(str(value)), escape(source))
-    print_table(made, console)
+        table.add(key, str(value), source)
+    table.print(console)
 
 
 def page_run(run: PageOutcome) -> None:

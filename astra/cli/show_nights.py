@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from astra.cli.listing import print_table, table
+from astra.cli.listing import Listing
 from astra.cli.show import coloured, console, count, escape, line
 
 if TYPE_CHECKING:
@@ -42,18 +42,17 @@ def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:
     if not listed and not as_csv:
         line("no night has begun yet: astra nightly NAME")
         return
-    made = table(
+    table = Listing(
         "night>", "name", "state", "began", "ended", "rows>", "results>", "failures>",
         "no result>", "left>", "retries>", "CPU hours>",
         out="CPU hours, retries, no result, ended, results, failures, left",
     )  # fmt: skip
     for n in listed:
-        made.add_row(
-            str(n.night), escape(n.name), coloured(n.state), _moment(n.began), _moment(n.ended),
-            f"{n.rows:,}", f"{n.results:,}", f"{n.failures:,}", f"{n.no_result:,}",
-            f"{n.pending:,}", f"{n.retries:,}", f"{n.cpu_h:,.2f}",
+        table.add(
+            str(n.night), n.name, n.state, _moment(n.began), _moment(n.ended), n.rows, n.results,
+            n.failures, n.no_result, n.pending, n.retries, f"{n.cpu_h:,.2f}",
         )  # fmt: skip
-    print_table(made, console, as_csv)
+    table.print(console, as_csv)
 
 
 def _moment(time: datetime | None) -> str:
@@ -70,17 +69,16 @@ def night(shown: NightStatus) -> None:
         f"+ {shown.pending:,} left = {count(shown.rows, 'row')}; {shown.retries:,} retries in "
         f"{count(shown.rounds, 'round')}; {shown.cpu_h:,.2f} CPU hours"
     )
-    made = table("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "",
-                 out="no result, results, failed")  # fmt: skip
+    table = Listing("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "",
+                    out="no result, results, failed")  # fmt: skip
     for p in shown.plans:
         result = p.message or ("whole" if p.whole else "not whole")
         note = "" if p.kept or p.plan is None else "cleaned away"
-        made.add_row(
-            str(p.plan or ""), escape(p.task), f"{p.rows:,}", f"{p.results:,}", f"{p.failures:,}",
-            f"{p.no_result:,}", f"{p.pending:,}", escape(result),
-            "of an earlier night" if p.leftover else note,
+        table.add(
+            str(p.plan or ""), p.task, p.rows, p.results, p.failures, p.no_result, p.pending,
+            result, "of an earlier night" if p.leftover else note,
         )  # fmt: skip
-    print_table(made, console)
+    table.print(console)
     for way, result in shown.notified.items():
         line(f"  by {way}: {result}")
     if shown.message:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from astra.api import plain
 from astra.cli import show
+from astra.cli.listing import Listing
 from astra.config.secrets import hide
 
 if TYPE_CHECKING:
@@ -54,13 +55,11 @@ def results(stored: StoredResults, limit: int | None) -> None:
     more = limit is None and len(rows) > SHOWN
     rows = rows[:SHOWN] if more else rows
     names = [n for n in stored.own_columns if any(row[n] is not None for row in rows)]
-    made = show.table(*names, "modified")
+    table = Listing(*names, "modified", out="modified")
     for row in rows:
-        made.add_row(
-            *(show.escape(_short(row[name])) for name in names),
-            f"{row['modified']:%Y-%m-%d %H:%M:%S}",
-        )
-    show.console.print(made)
+        modified = f"{row['modified']:%Y-%m-%d %H:%M:%S}"
+        table.add(*(_short(row[name]) for name in names), modified)
+    table.print(show.console)
     if more:
         show.line(f"... and more (--limit N; --csv and --json print all of {stored.task})")
 

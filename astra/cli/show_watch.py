@@ -14,9 +14,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from astra import api
-from astra.cli.listing import Terminal
+from astra.cli.listing import COLOURS, Terminal
 from astra.cli.show import (
-    COLOURS,
     coloured,
     console,
     count,
@@ -146,7 +145,7 @@ def _watched(update: Watched, own: Terminal) -> Group:
     shown = list(status.in_states(set(PageState) - quiet))
     shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first
     if room > 0 and shown:
-        parts.append(page_table(shown[:room], own.width))
+        parts.append(page_table(shown[:room]).fitted(width)[0])
         if len(shown) > room:
             parts.append(Text(f"... and {len(shown) - room:,} pages more", style="dim"))
     for part in [parts[0], *parts[2:], *foot]:  # the sum of the rows may take two lines

@@ -130,11 +130,11 @@ def _show(model: "Model") -> None:
         show.line(
             f"spectra of other kinds: {summary.n_others_flagged} of {summary.n_others} are flagged"
         )
-    table = show.table("label", "least>", "greatest>", "floor>", "rms error>", "bias>", "pulls>")
+    table = show.Listing("label", "least>", "greatest>", "floor>", "rms error>", "bias>", "pulls>")
     for one in summary.labels:
         numbers = (one.least, one.greatest, one.floor, one.scatter, one.bias, one.pull_width)
-        table.add_row(one.name, *("" if n is None else f"{n:.4g}" for n in numbers))
-    show.print_table(table, show.console)
+        table.add(one.name, *("" if n is None else f"{n:.4g}" for n in numbers))
+    table.print(show.console)
 
 
 def _draw(model: "Model", folder: Path | None, sample: "Sample | None" = None) -> None:
