@@ -16,6 +16,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.pages import waiting_pages
 from astra.plan.plan import Planned, Planning, create_plan
 from astra.resume.resume import resume, resume_local
+from astra.submit.intent import NOBODY
 from astra.submit.submit import Submitted, check_shared_database, submit_pages
 from astra.submit.submit import submit as submit_plan
 
@@ -190,7 +191,7 @@ def _show_submission(number: int, execution: Execution) -> Submitted:
         with connection():
             pages = waiting_pages(plan)
         chosen = choose_profile(execution.profile_name, execution.options)
-        return submit_pages(plan, pages, {None}, chosen, dry_run=True)
+        return submit_pages(plan, pages, NOBODY, chosen, dry_run=True)
     finally:
         with connection():
             Page.delete().where(Page.plan == plan.pk).execute()

@@ -18,7 +18,7 @@ from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Asked, Pages, PageStatus, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
-from astra.submit.intent import hold_plan
+from astra.submit.intent import Holders, hold_plan
 from astra.submit.local import run_local, start_local
 from astra.submit.submit import LeftPages, Submitted, check_ready, refuse_cancelled, submit_pages
 
@@ -80,7 +80,7 @@ def resume(
         chosen = _as_pending(statuses, {page.number for page in pages})
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
         more = [] if dry_run or wanted else _replacements(frozen, statuses, profile_name, options)
-        done = _take_steps(frozen, [*steps, *more], statuses, dry_run, hours)
+        done = _take_steps(frozen, pages, steps, more, statuses, dry_run, hours)
     left = [n for n in steps if not n.step.retry]
     return replace(done, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
 
@@ -115,18 +115,31 @@ def _skipped(skipped: dict[str, int], more: list[Next], left: list[Next]) -> dic
 
 
 def _take_steps(
-    plan: Plan, steps: list[Next], statuses: Sequence[PageStatus], dry_run: bool, hours: Hours
+    plan: Plan,
+    pages: list[Page],
+    chosen: list[Next],
+    more: list[Next],
+    statuses: Sequence[PageStatus],
+    dry_run: bool,
+    hours: Hours,
 ) -> Submitted:
-    """Submit the pages that the policy retries, exclude bad nodes, and record the ends."""
+    """Submit the pages that the policy retries, exclude bad nodes, and record the ends.
+
+    The steps of the `pages` that were chosen come first; `more` were withdrawn from their pool.
+    """
+    steps = [*chosen, *more]
+    holders = Holders.of([*pages, *(n.page for n in more)])
     if not dry_run:
         exclude_bad_nodes(plan, statuses, steps)
-    done = _submit_groups(plan, [n for n in steps if n.step.retry], dry_run, hours)
+    done = _submit_groups(plan, [n for n in steps if n.step.retry], holders, dry_run, hours)
     if not dry_run:
         record(plan, steps, statuses)
     return done
 
 
-def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -> Submitted:
+def _submit_groups(
+    plan: Plan, steps: list[Next], holders: Holders, dry_run: bool, hours: Hours
+) -> Submitted:
     """Submit pages, grouped by the options of their elements; the groups share the throttle."""
     groups: dict[str, list[Next]] = {}
     for n in steps:
@@ -147,7 +160,6 @@ def _submit_groups(plan: Plan, steps: list[Next], dry_run: bool, hours: Hours) -
         if throttles:
             chosen = replace(chosen, throttle=throttles[place])
         pages = {n.page.number: n.page.n_pending for n in group}
-        holders = {n.page.submission_pk for n in group}
         try:
             new = submit_pages(plan, pages, holders, chosen, dry_run, hours)
         except SlurmRefused as refused:
@@ -234,7 +246,10 @@ def _choose(
     dry_run: bool,
     asked: Asked | None = None,
 ) -> tuple[list[Page], dict[str, int], Pages]:
-    """Return the pages to submit, the numbers of others by state, and the states of all pages."""
+    """Return the pages to submit, the numbers of others by state, and the states of all pages.
+
+    Pages that have been claimed since their states were read count as running.
+    """
     statuses, _ = survey(plan, asked)
     chosen: set[int] = set()
     skipped: Counter[str] = Counter()
@@ -247,7 +262,12 @@ def _choose(
         _reset(plan, chosen)
     with connection():
         pages = [p for p in light_pages(plan) if p.number in chosen]
-    return [p for p in pages if p.n_pending or (failed and dry_run)], dict(skipped), statuses
+    seen = {row.number: row.attempt_pk for row in statuses.stored.rows if row.number in chosen}
+    claimed = {p.number for p in pages if p.attempt_pk != seen[p.number]}
+    if claimed:
+        skipped[PageState.RUNNING.value] += len(claimed)
+    wanted = [p for p in pages if p.n_pending or (failed and dry_run)]
+    return [p for p in wanted if p.number not in claimed], dict(skipped), statuses
 
 
 def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> bool:

@@ -10,8 +10,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -110,6 +111,25 @@ def _describe(chosen: Profile) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class Holders:
+    """What pages belonged to when they were found to need a submission."""
+
+    submissions: Set[int | None]  # None: some belonged to no submission
+    attempts: Mapping[int, int] = field(default_factory=dict)  # by the number of the page
+
+    @classmethod
+    def of(cls, pages: Iterable[Page]) -> "Holders":
+        pages = list(pages)
+        return cls(
+            {page.submission_pk for page in pages},
+            {page.number: page.attempt_pk for page in pages if page.attempt_pk is not None},
+        )
+
+
+NOBODY = Holders({None})
+
+
 def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
     """Commit a submission, and assign the pages to it.
 
@@ -118,15 +138,15 @@ def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
     UsageError
         If the plan was cancelled in the meantime.
     BusyError
-        If another process submitted one of the pages, since this one no longer held the lock.
+        If another process submitted one of the pages, since this one no longer held the lock, or an
+        element has claimed one.
     """
     pages = list(pages)
-    holders = {page.submission_pk for page in pages}
-    commit_intent(submission, [page.number for page in pages], holders)
+    commit_intent(submission, [page.number for page in pages], Holders.of(pages))
 
 
-def commit_intent(submission: Submission, pages: list[int], holders: Set[int | None]) -> None:
-    """Commit a submission of pages by their numbers, whose submission was one of `holders`."""
+def commit_intent(submission: Submission, pages: list[int], holders: Holders) -> None:
+    """Commit a submission of pages by their numbers, if they still belong to their holders."""
     plan, tries = submission.plan, count()
 
     def work() -> None:
@@ -145,14 +165,20 @@ def commit_intent(submission: Submission, pages: list[int], holders: Set[int | N
     retrying(work, bound_s=30)
 
 
-def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Submission) -> None:
-    """Assign pages to a submission, if their present one is among `holders`."""
+def _give(plan: Plan, pages: list[int], holders: Holders, submission: Submission) -> None:
+    """Assign pages to a submission, unless their holder has changed.
+
+    An element of their present submission may have claimed one since it was found to be lost: a
+    process that was started after another had crashed, or an element that Slurm requeued.
+    """
     first, last = min(pages, default=1), max(pages, default=0)
     in_range = Page.number.between(first, last)  # an index finds them, however many
     if len(pages) <= last - first:
         in_range &= dialect().among(Page.number, pages)
-    as_seen = Page.submission_pk.in_([pk for pk in holders if pk is not None])
-    if None in holders:
+    attempts = [holders.attempts[number] for number in pages if number in holders.attempts]
+    as_seen = Page.submission_pk.in_([pk for pk in holders.submissions if pk is not None])
+    as_seen &= Page.attempt_pk.is_null() | dialect().among(Page.attempt_pk, attempts)
+    if None in holders.submissions:  # no element can claim it
         as_seen |= Page.submission_pk.is_null()
     live = fn.EXISTS(Plan.select(1).where((Plan.pk == plan.pk) & Plan.cancelled.is_null()))
     changed = (
@@ -164,8 +190,9 @@ def _give(plan: Plan, pages: list[int], holders: Set[int | None], submission: Su
         if is_cancelled(plan.pk):
             raise UsageError(f"plan {plan.pk} was cancelled in the meantime; nothing is submitted")
         raise BusyError(
-            f"another process submitted {len(pages) - changed} of these pages of plan {plan.pk} "
-            f"in the meantime; this one submits none of them: astra status {plan.pk}"
+            f"another process submitted {len(pages) - changed} of these pages of plan {plan.pk} in "
+            "the meantime, or an element began them; this one submits none of them: "
+            f"astra status {plan.pk}"
         )
 
 

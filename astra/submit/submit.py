@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from astra.slurm.command import available
 from astra.submit.arrays import Slice, halves, shares, slices, with_share
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import (
+    NOBODY,
+    Holders,
     adopt,
     commit_intent,
     hold_plan,
@@ -104,7 +106,7 @@ def submit(
                 pages = waiting_pages(frozen)
             for words in obstacles() if pages else ():
                 log.warning("%s", words)
-            return submit_pages(frozen, pages, {None}, chosen, dry_run, hours)
+            return submit_pages(frozen, pages, NOBODY, chosen, dry_run, hours)
 
 
 def check_ready(plan: Plan, dry_run: bool = False) -> None:
@@ -132,7 +134,7 @@ def refuse_cancelled(plan: Plan) -> None:
 def submit_pages(
     plan: Plan,
     pages: Mapping[int, int],
-    holders: Set[int | None],
+    holders: Holders,
     chosen: Profile,
     dry_run: bool = False,
     hours: Hours = ALWAYS,
@@ -144,8 +146,7 @@ def submit_pages(
     Parameters
     ----------
     pages : the numbers of the pages, and how many pending rows each has.
-    holders : the submissions that the pages belonged to when they were read; None for no
-        submission.
+    holders : the submissions and attempts that the pages belonged to when they were read.
     """
     check_export(chosen)
     if plan.paused is not None and pages and not dry_run:
@@ -190,7 +191,7 @@ def _array_size(dry_run: bool) -> int:
 def _submit_slices(
     plan: Plan,
     queue: list[Slice],
-    holders: Set[int | None],
+    holders: Holders,
     chosen: Profile,
     shared: list[int],
     excluded: tuple[str, ...],
@@ -228,7 +229,8 @@ def _submit_slices(
                         hint = f"the rest stays in the plan: astra resume {plan.pk}"
                         return jobs, done, f"{error}; {hint}"
                     queue[:0] = halves(intent.piece, chosen.pages_per_element)
-                    holders = {*holders, None}  # withdrawn pages belong to no submission
+                    # Withdrawn pages belong to no submission.
+                    holders = replace(holders, submissions={*holders.submissions, None})
                     continue
             if coming:
                 del queue[0]
@@ -283,7 +285,7 @@ class _Intent:
 def _intend(
     plan: Plan,
     piece: Slice,
-    holders: Set[int | None],
+    holders: Holders,
     chosen: Profile,
     sent: Profile,
     hours: Hours,

@@ -1,0 +1,90 @@
+"""A resume leaves a page to the element that claims it meanwhile."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+import astra.resume.resume as resume_module
+from astra.database.connection import connection
+from astra.element.claiming import Where, claim_page, this_process
+from astra.errors import BusyError
+from astra.models.attempts import Attempt
+from astra.models.plans import Page, Plan, Submission
+from astra.resume.resume import resume, resume_local
+from astra.states import PageState
+from astra.submit.submit import submit
+from tests.pools import plan_of, pool_of, states
+from tests.servers import Slurm, wait_for
+
+
+def claim(plan: Plan, submission: Submission, where: Where) -> None:
+    with connection():
+        assert claim_page(plan, 1, submission, 1, where) is not None
+
+
+def before(monkeypatch: pytest.MonkeyPatch, name: str, work) -> None:
+    """Do `work` just before a resume calls the function of a name."""
+    original = getattr(resume_module, name)
+
+    def called(*arguments):
+        monkeypatch.setattr(resume_module, name, original)
+        work()
+        return original(*arguments)
+
+    monkeypatch.setattr(resume_module, name, called)
+
+
+def still_belongs_to(submission: Submission) -> bool:
+    with connection():
+        page = Page.get(Page.number == 1)
+        last = Attempt.get_by_id(page.attempt_pk)
+        return page.submission_pk == submission.pk and last.state == "running"
+
+
+@pytest.fixture
+def interrupted(url: str) -> tuple[Plan, Submission]:
+    """A plan of one page, whose process crashed; its parent is about to start another."""
+    plan = plan_of(10, 10)
+    submission = pool_of(plan)
+    claim(plan, submission, Where(host=socket.gethostname(), pid=1, pid_began="gone"))
+    assert states(plan) == [PageState.LOST]
+    return plan, submission
+
+
+class TestHere:
+    def test_a_page_that_is_claimed_after_its_state_was_read(self, interrupted, monkeypatch):
+        plan, submission = interrupted
+        here = this_process("local", Path())
+        before(monkeypatch, "light_pages", lambda: claim(plan, submission, here))
+        done = resume_local(plan.pk)
+        assert done.pages == 0 and done.skipped == {"running": 1}
+        assert still_belongs_to(submission)
+
+    def test_a_page_that_is_claimed_after_it_was_chosen(self, interrupted, monkeypatch):
+        plan, submission = interrupted
+        here = this_process("local", Path())
+        before(monkeypatch, "start_local", lambda: claim(plan, submission, here))
+        with pytest.raises(BusyError, match="an element began them"):
+            resume_local(plan.pk)
+        assert still_belongs_to(submission)
+        with connection():
+            assert Submission.select().count() == 1
+        assert resume_local(plan.pk).skipped == {"running": 1}
+
+
+def test_on_slurm(slurm: Slurm, monkeypatch):
+    """Slurm requeues a cancelled element, which claims its page as that is submitted again."""
+    plan = plan_of(10, 10)
+    (job,) = submit(plan.pk, options={"hold": True}).jobs
+    slurm.run("scancel", str(job.job_id))
+    wait_for(lambda: states(plan) == [PageState.LOST], "the end of the array", 60)
+    with connection():
+        submission = Submission.get()
+    where = Where("n1", 1, "began", submission.job_id, 1, restarts=1)
+    before(monkeypatch, "submit_pages", lambda: claim(plan, submission, where))
+    with pytest.raises(BusyError, match="an element began them"):
+        resume(plan.pk)
+    assert still_belongs_to(submission)
+    with connection():
+        assert Submission.select().count() == 1
