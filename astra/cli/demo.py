@@ -11,7 +11,7 @@ from shlex import quote
 
 import numpy as np
 
-from astra.api import create_plan, init_database, resume_local, status
+from astra.api import create_plan, init_database
 from astra.cli import show
 from astra.database.connection import bind, connection, database, reset, tuples
 from astra.errors import UsageError
@@ -20,22 +20,29 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page
 from astra.states import AttemptState
 
+#: The configuration in the folder of the demonstration, also for the commands typed there next.
+_SETTINGS = """\
+[database]
+url = "sqlite:///astra.db"
+
+[run]
+dir = "runs"
+
+[element]
+# A checkpoint every second: a killed process then loses that much, of a run of seconds.
+write_frequency = 1
+"""
+
+#: Variables that override this configuration, or name another.
+_OVERRIDING = ("ASTRA_CONFIG", "ASTRA_DATABASE_URL", "ASTRA_RUN_DIR")
+
 
 def run_demo(folder: Path | None, n_rows: int) -> None:
     """Make synthetic spectra, plan, run on two processes, kill one, resume, and show."""
     folder = (folder or Path(tempfile.mkdtemp(prefix="astra-demo-"))).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "astra.toml").touch()
-    except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be written: {error.strerror}; name another: astra demo FOLDER"
-        ) from error
-    os.environ["ASTRA_DATABASE_URL"] = f"sqlite:///{folder}/astra.db"
-    os.environ["ASTRA_RUN_DIR"] = str(folder / "runs")
+    _prepare(folder)
+    unset = [name for name in _OVERRIDING if os.environ.pop(name, None)]
     os.chdir(folder)
-    # A checkpoint every second: a killed process then loses that much, of a run of seconds.
-    (folder / "astra.toml").write_text("[element]\nwrite_frequency = 1\n")
     reset()
     bind()
     began = time.monotonic()
@@ -51,16 +58,33 @@ def run_demo(folder: Path | None, n_rows: int) -> None:
     _step(f"astra submit {planned.plan} --local -j 2, and one of its processes is killed")
     _submit_and_kill(planned.plan)  # it shows how the plan stands at its end
     _step(f"astra resume {planned.plan} --local -j 2")
-    with show.progress(f"plan {planned.plan}") as report:
-        resume_local(planned.plan, 2, progress=report)
-    show.status(status(planned.plan))
+    _start("resume", str(planned.plan)).wait()
     _step("results")
     _show_results()
     show.line(f"\nall in {time.monotonic() - began:.0f} s; what to type next:")
     show.line(f"  cd {quote(str(folder))}")
+    if unset:
+        show.line(f"  unset {' '.join(unset)}")
     astra = quote(str(Path(sys.executable).with_name("astra")))
     for words in (f"status {planned.plan} --pages", f"logs {planned.plan} 1", "plan slam.slam"):
         show.line(f"  {astra} {words}")
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder with its configuration; a folder with another archive is left alone."""
+    file = folder / "astra.toml"
+    instead = "name another: astra demo FOLDER"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or file.read_text() != _SETTINGS:
+            for name in ("astra.toml", "astra.db"):
+                if (folder / name).exists():
+                    raise UsageError(
+                        f"{folder} has an {name} that is not a demonstration's; {instead}"
+                    )
+        file.write_text(_SETTINGS)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}; {instead}") from error
 
 
 def _step(text: str) -> None:
@@ -88,8 +112,7 @@ def make_spectra(n_rows: int, seed: int = 8) -> None:
 
 def _submit_and_kill(plan: int) -> None:
     """Run the plan in another process, and SIGKILL an element that has claimed rows."""
-    command = [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"]
-    runner = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    runner = _start("submit", str(plan))
     killed = None
     while runner.poll() is None:
         if killed is None and (victim := _victim(plan)) is not None:
@@ -97,6 +120,19 @@ def _submit_and_kill(plan: int) -> None:
             killed = victim
             show.line(f"kill -9 {victim.pid}   (page {victim.page.number})")
         time.sleep(0.02)
+    if killed is None:
+        show.line("the plan had ended before a process was killed")
+        return
+    with connection():
+        last = Attempt.select().where(Attempt.page == killed.page).order_by(Attempt.pk.desc()).get()
+    if last.pid != killed.pid:
+        show.line(f"process {last.pid} took over page {killed.page.number} of the killed one")
+
+
+def _start(*words: str) -> "subprocess.Popen[bytes]":
+    """Start a command of astra's on two local processes."""
+    argv = [sys.executable, "-m", "astra", *words, "--local", "-j", "2"]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
 
 def _victim(plan: int) -> Attempt | None:

@@ -163,3 +163,28 @@ def test_a_role_that_may_only_read_sees_all_and_is_refused_the_rest(pg_url, monk
     reset()
     monkeypatch.setenv("ASTRA_DATABASE_URL", pg_url)
     database.execute_sql("DROP OWNED BY visitor; DROP ROLE visitor")
+
+
+def test_the_demonstration_and_the_commands_that_it_names(tmp_path, monkeypatch):
+    """Also where another database and another run directory are set."""
+    monkeypatch.setenv("ASTRA_DATABASE_URL", "postgresql://nowhere/astra")
+    words = [sys.executable, "-m", "astra", "demo", "mine", "--rows", "100"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    demo = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+    run, _, following = demo.stdout.partition("what to type next:\n")
+    assert "kill -9 " in run and " of the killed one" in run and "100 results" in run, run
+    assert run.count("whole: 100 done = 100 rows") == 2 and "nothing to submit" in run, run
+    assert "\n  unset ASTRA_DATABASE_URL ASTRA_RUN_DIR\n" in following
+    script = "set -e\n" + following
+    said = subprocess.run(["bash"], input=script, capture_output=True, text=True, env=env)
+    assert said.returncode == 0 and "pages: 8 done of 8" in said.stdout, said.stderr
+    assert "nothing is pending in BossVisitSpectrum" in said.stdout
+
+
+@pytest.mark.parametrize("name", ["astra.toml", "astra.db"])
+def test_the_demonstration_leaves_another_archive_alone(tmp_path, name):
+    file = tmp_path / name
+    file.write_text("[run]\n")
+    done = astra("demo", str(tmp_path))
+    assert done.exit_code == 2 and "name another: astra demo FOLDER" in done.output
+    assert file.read_text() == "[run]\n" and os.listdir(tmp_path) == [name]
