@@ -12,6 +12,14 @@ import click
 from click.shell_completion import CompletionItem
 
 from astra import api
+from astra.lazy import Module
+from astra.states import PlanState, SlurmState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from astra.config import settings
+else:
+    settings = Module("astra.config.settings")  # reading the configuration delays a command
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -67,8 +75,6 @@ class PlanNumber(Completed):
 
 def _configure(ctx: click.Context) -> None:
     """Read the configuration that the command line names; modules of this folder are found."""
-    from astra.config import settings
-
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     loaded = settings.load(ctx.find_root().params.get("config_path"))
@@ -78,8 +84,6 @@ def _configure(ctx: click.Context) -> None:
 
 def tasks(ctx: click.Context) -> Pairs:
     """List the tasks of astra, of packages, of the modules in this folder, and of nights."""
-    from astra.config import settings
-
     for name in api.known_tasks():
         yield name, "installed"
     yield from api.tasks_of_folder()
@@ -90,8 +94,6 @@ def tasks(ctx: click.Context) -> Pairs:
 
 def plans(ctx: click.Context) -> Pairs:
     """Complete the numbers of the last plans."""
-    from astra.config import settings
-
     url = settings.current().database.url
     if url.startswith("sqlite:") and not api.is_database_file(url):
         return  # to look must not make one
@@ -102,20 +104,14 @@ def plans(ctx: click.Context) -> Pairs:
 
 def profiles(ctx: click.Context) -> Pairs:
     from astra.config import profiles as known
-    from astra.config import settings
 
     configuration = settings.current()
     for name in known.names(configuration):
         options = known.get(name, configuration).options
-        yield (
-            name,
-            ", ".join(f"{key} {options[key]}" for key in ("partition", "time") if key in options),
-        )
+        yield name, ", ".join(f"{k} {options[k]}" for k in ("partition", "time") if k in options)
 
 
 def nights(ctx: click.Context) -> Pairs:
-    from astra.config import settings
-
     for name, night in settings.current().nights.items():
         yield name, ", ".join(task.task for task in night.tasks)
 
@@ -127,14 +123,10 @@ def dates(ctx: click.Context) -> Pairs:
 
 
 def plan_states(ctx: click.Context) -> Pairs:
-    from astra.states import PlanState
-
     return ((state.value.replace(" ", "-"), "") for state in PlanState)  # shells split at blanks
 
 
 def slurm_states(ctx: click.Context) -> Pairs:
-    from astra.states import SlurmState
-
     return ((state.value, "") for state in SlurmState)
 
 

@@ -31,7 +31,6 @@ from astra.states import worst
 
 if TYPE_CHECKING:
     from astra.api import Execution
-    from astra.status.plans import PlanLine
 
 
 @main.command()
@@ -60,30 +59,24 @@ def status(
     if live and as_json:
         raise UsageError("--watch shows, --json prints once: leave one of them out")
     filters = (task, state, mine, since)
+    if any(filters) and (plan is not None or live):
+        raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
     if any(filters):
-        if plan is not None or live:
-            raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
-        _status_of_several(api.plans(20, *filters), pages, as_json)
-    plan = the_last() if plan is None else plan
+        numbers = [line.plan for line in api.plans(20, *filters)]
+    else:
+        numbers = [the_last() if plan is None else plan]
     if live:
-        plan_status = show_watch.watched(api.watch(plan, every_s))
+        statuses = [show_watch.watched(api.watch(numbers[0], every_s))]
     else:
         recent_s = settings.current().slurm.recent_s
-        plan_status = api.status(plan, of_whole=pages or as_json, recent_s=recent_s)
-    show.as_json(plan_status) if as_json else show.status(plan_status, pages)
-    sys.exit(plan_status.state.exit_status)
-
-
-def _status_of_several(plans: "list[PlanLine]", pages: bool, as_json: bool) -> None:
-    """Show the status of several plans, and exit with the status of the worst of them."""
-    plan_statuses = api.statuses([line.plan for line in plans], of_whole=pages or as_json)
+        statuses = api.statuses(numbers, of_whole=pages or as_json, recent_s=recent_s)
     if as_json:
-        show.as_json(plan_statuses)
-    for plan_status in [] if as_json else plan_statuses:
-        show.status(plan_status, pages)
-    if not plan_statuses and not as_json:
+        show.as_json(statuses if any(filters) else statuses[0])
+    elif not statuses:
         show.line("no plan matches these options: astra plans")
-    sys.exit(worst(plan_status.state for plan_status in plan_statuses).exit_status)
+    for plan_status in [] if as_json else statuses:
+        show.status(plan_status, pages)
+    sys.exit(worst(plan_status.state for plan_status in statuses).exit_status)
 
 
 @main.command()
