@@ -1,11 +1,11 @@
 """Check the database: connection, settings, tables, and the rights of the role."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import peewee
-from peewee import Model
+from peewee import Model, fn
 
 from astra.config import secrets
 from astra.config import settings as config
@@ -39,7 +39,8 @@ def database() -> Iterator[Finding]:
         yield from findings(_PART, _tables)
         existing = [model for model in own_tables() if dialect().columns(model)]
         yield from findings(_PART, lambda: _rights(facts.role, existing))
-        yield from findings(_PART, lambda: _archive(existing))
+        if existing:
+            yield from findings(_PART, check_archive)
 
 
 def _file(path: Path) -> Iterator[Finding]:
@@ -97,7 +98,8 @@ def _tables() -> Iterator[Finding]:
     """Check the tables of astra and of planned tasks: columns, indexes, triggers."""
     check_version()
     models = own_tables()
-    for plan in Plan.select().where(Plan.pk.in_(_last_of_each_task())):
+    last_of_each_task = Plan.select(fn.MAX(Plan.pk)).group_by(Plan.task, Plan.input_model)
+    for plan in Plan.select().where(Plan.pk.in_(last_of_each_task)):
         try:
             find_modules(plan)
             for path in (plan.input_model, plan.output_model):
@@ -111,13 +113,10 @@ def _tables() -> Iterator[Finding]:
         yield ok(_PART, f"{len(dict.fromkeys(models))} tables with their indexes and triggers")
 
 
-def _last_of_each_task() -> object:
-    return Plan.select(peewee.fn.max(Plan.pk)).group_by(Plan.task, Plan.input_model)
-
-
 def table_findings(part: str, model: type[Model]) -> Iterator[Finding]:
     """Check whether a table exists, and has its columns, indexes and triggers."""
-    before = list(findings(part, lambda: _checked(model)))
+    before = list(findings(part, partial(check_tables, model)))
+    before += [] if before else findings(part, partial(check_guards, model))
     yield from before
     if before or not issubclass(model, BaseModel):
         return
@@ -126,12 +125,6 @@ def table_findings(part: str, model: type[Model]) -> Iterator[Finding]:
         if stored_name(index._name) not in existing:
             problem = f"the table {model._meta.table_name!r} lacks its index {index._name}"
             yield failed(part, problem, command_for(model))
-
-
-def _checked(model: type[Model]) -> Iterator[Finding]:
-    check_tables(model)
-    check_guards(model)
-    yield from ()
 
 
 def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding]:
@@ -152,9 +145,3 @@ def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding
         yield find(_PART, message, f"have the tables' owner run astra initdb --grant {role}:{kind}")
     if role is not None and may:
         yield ok(_PART, f"the role {role!r} has what it needs for: {', '.join(may)}")
-
-
-def _archive(models: Sequence[type[Model]]) -> Iterator[Finding]:
-    if models:
-        check_archive()
-    yield from ()

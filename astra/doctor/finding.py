@@ -41,10 +41,10 @@ def of_error(part: str, error: Exception) -> Finding:
     return failed(part, problem, remedy)
 
 
-def findings(part: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield the findings of a check; an error that ends it is the last one."""
+def findings(part: str, check: Callable[[], Iterable[Finding] | None]) -> Iterator[Finding]:
+    """Yield the findings of a check, if it has any; an error that ends it is the last one."""
     try:
-        yield from check()
+        yield from check() or ()
     except AstraError as error:
         yield of_error(part, error)
     except peewee.PeeweeException as error:

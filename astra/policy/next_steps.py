@@ -38,6 +38,16 @@ class Next:
     profile: Profile  # for its next element
 
 
+@dataclass(frozen=True)
+class NextStep:
+    """What the policy decides about some pages."""
+
+    pages: tuple[int, ...]
+    state: str | None  # what ended their elements
+    retry: bool
+    explanation: str
+
+
 def next_steps(
     plan: Plan,
     statuses: Iterable["PageStatus"],
@@ -237,9 +247,9 @@ def exclude_bad_nodes(
     return sorted(bad)
 
 
-def grouped(steps: Iterable[Next]) -> dict[tuple[str | None, bool, str], list[int]]:
-    """Group pages by their next step: the state, whether it is a retry, and its description."""
+def grouped(steps: Iterable[Next]) -> list[NextStep]:
+    """Group pages by their next step."""
     groups: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
     for n in steps:
         groups[n.step.state, n.step.retry, n.step.explanation].append(n.page.number)
-    return dict(groups)
+    return [NextStep(tuple(pages), *step) for step, pages in groups.items()]

@@ -1,12 +1,13 @@
 """The attempts of plans as columns, and their totals over time."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,7 @@ class _Record(NamedTuple):
     read_s: float
     write_s: float
     max_rss_mb: float | None
+    message: str | None
 
 
 #: The state of an attempt that is recorded as running and has no live process.
@@ -142,6 +144,7 @@ class Attempts:
                 Attempt.slurm_state, Attempt.host, Attempt.began, Attempt.seen, Attempt.ended,
                 Attempt.n_done + Attempt.n_failed + Attempt.n_no_result, Attempt.n_failed,
                 Attempt.t_task_s, Attempt.t_read_s, Attempt.t_write_s, Attempt.max_rss_mb,
+                Attempt.message,
             )
             .join(Page)
             .where(Page.plan << list(plans))
@@ -151,7 +154,7 @@ class Attempts:
             (s.plan, p.page) for s in statuses for p in s.elements if p.state is PageState.RUNNING
         }
         records = [_marked_if_lost(_Record(*values), alive, queried) for values in tuples(query)]
-        self.plans, self.records, self.n = list(plans), records, len(records)
+        self.records, self.n = records, len(records)
         self.whole = {(s.plan, p.page) for s in statuses for p in s.elements if not p.pending}
         self.n_pages = sum(s.n_pages for s in statuses)
         self.began_s = np.array([record.began.timestamp() for record in records])
@@ -162,7 +165,6 @@ class Attempts:
         self.task_s = np.array([record.task_s for record in records])
         self.read_s = np.array([record.read_s for record in records])
         self.write_s = np.array([record.write_s for record in records])
-        self.host = [record.host for record in records]
         self.began = min((record.began for record in records), default=None)
         self.ended = max(ends, default=None)
 
@@ -207,83 +209,63 @@ class Attempts:
         per_s = mean_over(self.began_s, self.began_s + lasted_s, edges, self.rows / lasted_s)
         return TimeSeries(pages.began, pages.ended, {"rows per second": per_s})
 
-    def _pages(self) -> dict[tuple[int, int], list[int]]:
-        pages: dict[tuple[int, int], list[int]] = defaultdict(list)
+    def _places(self, *fields: str) -> dict[Any, list[int]]:
+        """Return the places of the attempts by the values of these fields."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        values = attrgetter(*fields)
         for place, record in enumerate(self.records):
-            pages[record.plan, record.page].append(place)
-        return pages
+            groups[values(record)].append(place)
+        return groups
 
     def page_times(self) -> Histogram | None:
         """Return the seconds that all attempts of each whole page took."""
-        lasted_s = self.ended_s - self.began_s
-        times = [
-            lasted_s[places].sum() for page, places in self._pages().items() if page in self.whole
-        ]
+        lasted_s, pages = self.ended_s - self.began_s, self._places("plan", "page")
+        times = [lasted_s[places].sum() for page, places in pages.items() if page in self.whole]
         return histogram(np.array(times)) if times else None
 
-    def elements(self) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
-        """Return, by submission and element, the seconds from its first claim to its last record,
-        and its peak memory in MB."""
-        began: dict[tuple[int, int], float] = {}
-        ended: dict[tuple[int, int], float] = {}
-        peak: dict[tuple[int, int], float] = {}
-        for record, start, end in zip(self.records, self.began_s, self.ended_s, strict=True):
-            key = record.submission, record.element
-            began[key] = min(began.get(key, start), start)
-            ended[key] = max(ended.get(key, end), end)
-            if record.max_rss_mb:
-                peak[key] = max(peak.get(key, 0.0), record.max_rss_mb)
-        return {key: ended[key] - began[key] for key in began}, peak
+    def elements(self) -> Iterator[tuple[int, float, float | None]]:
+        """Yield of each element its submission, the seconds from its first claim to its last
+        record, and its peak memory in MB."""
+        for (submission, _), places in self._places("submission", "element").items():
+            seconds = float(self.ended_s[places].max() - self.began_s[places].min())
+            yield submission, seconds, self._peak_mb(places)
+
+    def _peak_mb(self, places: list[int]) -> float | None:
+        return max((mb for i in places if (mb := self.records[i].max_rss_mb)), default=None)
 
     def slow_pages(self) -> list[SlowPage]:
         lasted_s = self.ended_s - self.began_s
-        places = self._pages()
-        times = {page: float(lasted_s[indices].sum()) for page, indices in places.items()}
-        slowest = sorted(times, key=lambda page: -times[page])[:N_SLOWEST]
-        return [
+        pages = [
             SlowPage(
-                *page, self.records[places[page][-1]].page_rows, len(places[page]), times[page],
-                self.records[places[page][-1]].host,
+                plan, page, self.records[places[-1]].page_rows, len(places),
+                float(lasted_s[places].sum()), self.records[places[-1]].host,
             )
-            for page in slowest
+            for (plan, page), places in self._places("plan", "page").items()
         ]  # fmt: skip
+        return sorted(pages, key=lambda page: -page.seconds)[:N_SLOWEST]
 
     def nodes(self) -> list[Node]:
         """Return the nodes, those first where most attempts did not end by themselves."""
-        of_node: dict[str, list[int]] = defaultdict(list)
-        for place, host in enumerate(self.host):
-            of_node[host].append(place)
         lasted_s = self.ended_s - self.began_s
         nodes = [
             Node(
                 host, len(places), int(self.rows[places].sum()), float(lasted_s[places].sum()),
                 sum(self.records[i].failed for i in places),
                 sum(self.records[i].state not in _ENDED_WELL for i in places),
-                max((m for i in places if (m := self.records[i].max_rss_mb)), default=None),
+                self._peak_mb(places),
             )
-            for host, places in of_node.items()
+            for host, places in self._places("host").items()
         ]  # fmt: skip
         return sorted(nodes, key=lambda node: (-node.not_well, node.node))
 
     def endings(self) -> list[Ending]:
         """Return how attempts ended, those that ended well first."""
-        counts = Counter((record.state, record.slurm_state) for record in self.records)
         endings = []
-        for (state, slurm_state), n in counts.items():
-            message = None
-            if state != AttemptState.DONE:
-                message = (
-                    Attempt.select(Attempt.message)
-                    .join(Page)
-                    .where(
-                        (Page.plan << self.plans)
-                        & (Attempt.state == (AttemptState.RUNNING if state == _LOST else state))
-                        & Attempt.message.is_null(False)
-                    )
-                    .limit(1)
-                    .scalar()
-                )
-            endings.append(Ending(state, slurm_state, n, message))
+        for (state, slurm_state), places in self._places("state", "slurm_state").items():
+            messages = (self.records[i].message for i in places if state != AttemptState.DONE)
+            endings.append(
+                Ending(state, slurm_state, len(places), next(filter(None, messages), None))
+            )
         return sorted(endings, key=lambda e: (e.state != AttemptState.DONE, -e.attempts))
 
 

@@ -184,6 +184,7 @@ def _attempt_figures(
     """Return the numbers of attempts: when, how fast, on which nodes, and how they ended."""
     of_rows, slow_rows = row_times(plans, attempts)
     over_time = attempts.over_time(min((s.created for s in submissions), default=None))
+    nodes = attempts.nodes()
     return dict(
         n_attempts=attempts.n,
         retries=int(np.count_nonzero(attempts.number > 1)),
@@ -196,8 +197,8 @@ def _attempt_figures(
         rate=attempts.rate(over_time),
         row_times=of_rows,
         page_times=attempts.page_times(),
-        nodes=tuple(attempts.nodes()[:N_LISTED]),
-        n_nodes=len(set(attempts.host)),
+        nodes=tuple(nodes[:N_LISTED]),
+        n_nodes=len(nodes),
         endings=tuple(attempts.endings()),
         slow_rows=tuple(slow_rows),
         slow_pages=tuple(attempts.slow_pages()),

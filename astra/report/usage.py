@@ -88,11 +88,10 @@ def _measured_by_attempts(
 ) -> Efficiency | None:
     """Return memory and time of each element as its attempts measured them."""
     requested = {s.pk: s.options for s in submissions}
-    elapsed, peak = attempts.elements()
     memory, time = [], []
-    for (submission, element), seconds in elapsed.items():
+    for submission, seconds, peak_mb in attempts.elements():
         options = requested.get(submission, {})
-        memory.append((peak.get((submission, element)), size_mb(str(options.get("mem", "")))))
+        memory.append((peak_mb, size_mb(str(options.get("mem", "")))))
         time.append((seconds, time_limit_s(options.get("time", ""))))
     gauges = [_gauge("memory", "MB", memory), _gauge("time", "s", time)]
     if not any(gauges):

@@ -174,11 +174,10 @@ def _submit_groups(
 
 
 def _left_pages(plan: Plan, steps: list[Next]) -> tuple[LeftPages, ...]:
+    remedy = f"astra resume {plan.pk}"
     return tuple(
-        LeftPages(
-            tuple(pages), str(state), why, f"astra resume {plan.pk} {retry_policy.remedy(state)}"
-        )
-        for (state, _, why), pages in grouped(steps).items()
+        LeftPages(s.pages, str(s.state), s.explanation, f"{remedy} {retry_policy.remedy(s.state)}")
+        for s in grouped(steps)
     )
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
@@ -313,18 +313,15 @@ class _Row:
                 & (kind.key == str(self.key))
             )
             for row in rows.order_by(kind.modified):
-                version = Version.of_major_minor(row.v_astra_major_minor).major_minor_text
-                end = RecordedEnd(
-                    "no result", version, _time(row.modified), row.plan_pk, row.page,
-                    row.attempt_pk, _making(row.made_by),
-                )  # fmt: skip
+                what = "no result"
                 if isinstance(row, Failure):
-                    end = replace(
-                        end, what="refused result" if row.refused else "failure",
-                        exception=row.exception, message=row.message, times=row.times,
-                        traceback=row.traceback,
-                    )  # fmt: skip
-                yield end
+                    what = "refused result" if row.refused else "failure"
+                of_failure = ("exception", "message", "times", "traceback")
+                yield RecordedEnd(
+                    what, Version.of_major_minor(row.v_astra_major_minor).major_minor_text,
+                    _time(row.modified), row.plan_pk, row.page, row.attempt_pk,
+                    _making(row.made_by), *(getattr(row, name, None) for name in of_failure),
+                )  # fmt: skip
 
     def _plans(self) -> Iterator[PlanOfRow]:
         column = getattr(Page, key_of(self.model).page_column)

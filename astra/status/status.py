@@ -21,7 +21,7 @@ from astra.models.plans import Plan
 from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
 from astra.policy import retry_policy
-from astra.policy.next_steps import grouped, next_steps
+from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.slurm.parse import Answer
 from astra.states import ALIVE, ENDED, PageState, PlanState
 from astra.status.page_states import (
@@ -35,16 +35,6 @@ from astra.status.page_states import (
     slurm_jobs,
     spool_notes,
 )
-
-
-@dataclass(frozen=True)
-class NextStep:
-    """What the policy decides about some pages."""
-
-    pages: tuple[int, ...]
-    state: str | None  # what ended their elements
-    retry: bool
-    explanation: str
 
 
 @dataclass(frozen=True)
@@ -214,11 +204,7 @@ def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
     stuck = in_states(pages, set(PageState) - ALIVE - {PageState.DONE})
     ended = [p for p in stuck if p.job and not p.job.startswith("local:")]
     try:
-        steps = [
-            NextStep(tuple(numbers), state, retry, explanation)
-            for (state, retry, explanation), numbers in grouped(next_steps(plan, ended)).items()
-            if state is not None
-        ]
+        steps = [step for step in grouped(next_steps(plan, ended)) if step.state is not None]
     except AstraError as error:
         return [], [f"the next step of the unfinished pages is unknown: {error}"]
     notes = [
