@@ -80,52 +80,31 @@ def _trust(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         ctx.call_on_close(api.trust_no_longer)
 
 
-def _pairs(
-    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    return pairs(values, parameter.opts[0])
-
-
 def _keys(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
     return None if value is None else api.keys_of(value)
 
 
-class Since(click.ParamType):
-    """A date or a moment, or how long ago it was."""
+def since(text: str) -> datetime:
+    """Read a date or a moment, or how long ago it was."""
+    from astra.config.units import duration_s
 
-    name = "time"
-
-    def convert(
-        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        from astra.config.units import duration_s
-
-        if isinstance(value, datetime):
-            return value
-        if (seconds := duration_s(value)) is not None:
-            return datetime.now(UTC) - timedelta(seconds=seconds)
-        try:
-            return datetime.fromisoformat(value).astimezone()
-        except ValueError:
-            self.fail(
-                f"{value!r} is not a time; write 2026-11-24, or 12h or 3d for ago", param, ctx
-            )
+    if (seconds := duration_s(text)) is not None:
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        problem = f"{text!r} is not a time; write 2026-11-24, or 12h or 3d for ago"
+        raise click.BadParameter(problem) from error
 
 
-class Duration(click.ParamType):
-    """2h, 90min, or as sbatch reads a time; in seconds."""
+def seconds(text: str) -> float:
+    """Read 2h, 90min, or a time as sbatch reads it, in seconds."""
+    from astra.config.units import duration_s, time_limit_s
 
-    name = "time"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        from astra.config.units import duration_s, time_limit_s
-
-        seconds = duration_s(value) or time_limit_s(value)
-        if not seconds:
-            self.fail(f"{value!r} is not a time; write 2h, 90min, or 02:00:00", param, ctx)
-        return float(seconds)
+    time_s = duration_s(text) or time_limit_s(text)
+    if not time_s:
+        raise click.BadParameter(f"{text!r} is not a time; write 2h, 90min, or 02:00:00")
+    return float(time_s)
 
 
 class RedoOption(click.Option):
@@ -224,7 +203,8 @@ input_model_option = click.option(
     "--input-model", type=MODEL, metavar="M", help="Use only this input model of the task."
 )
 arguments_option = click.option(
-    "--set", "arguments", multiple=True, callback=_pairs, metavar="NAME=VALUE",
+    "--set", "arguments", multiple=True, metavar="NAME=VALUE",
+    callback=lambda ctx, parameter, values: pairs(values, "--set"),
     help="Set an argument of the task.",
 )  # fmt: skip
 
@@ -239,7 +219,7 @@ plan_filters = together(
     click.option("--state", type=PLAN_STATE, metavar="STATE",
                  help="Only plans that are whole, failed rows, running, attention or cancelled."),
     click.option("--mine", is_flag=True, help="Only plans that you made."),
-    click.option("--since", type=Since(), metavar="TIME",
+    click.option("--since", type=since, metavar="TIME",
                  help="Only plans made since a date or within a time: 2026-11-24, 12h, 3d."),
 )  # fmt: skip
 

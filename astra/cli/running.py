@@ -10,7 +10,6 @@ from astra import api
 from astra.cli.completion import TASK, TASK_OR_PLAN
 from astra.cli.group import main
 from astra.cli.options import (
-    Duration,
     arguments_option,
     input_model_option,
     json_option,
@@ -18,6 +17,7 @@ from astra.cli.options import (
     plan_options,
     profile_option,
     run_options,
+    seconds,
     slurm_options,
     trust_option,
 )
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @main.command("estimate")
 @click.argument("task", type=TASK)
 @click.option(
-    "--time", "element_time", type=Duration(), default="1h", show_default=True, metavar="TIME",
+    "--time", "element_time", type=seconds, default="1h", show_default=True, metavar="TIME",
     help="How long an element should run.",
 )  # fmt: skip
 @input_model_option
@@ -60,7 +60,7 @@ def estimate_command(
 @click.argument("task", type=TASK)
 @plan_options
 @click.option(
-    "--time", "--element-time", "element_time", type=Duration(), metavar="TIME",
+    "--time", "--element-time", "element_time", type=seconds, metavar="TIME",
     help="Choose rows per page such that an element runs about this long.",
 )  # fmt: skip
 @profile_option("With --time: profile whose partition bounds the limits.")
@@ -98,7 +98,7 @@ def rename(old: str, task: str) -> None:
 @click.argument("task_or_plan", type=TASK_OR_PLAN)
 @plan_options
 @click.option(
-    "--element-time", type=Duration(), metavar="TIME",
+    "--element-time", type=seconds, metavar="TIME",
     help="Choose rows per page, and --time and --mem if not given, from earlier attempts.",
 )  # fmt: skip
 @slurm_options

@@ -10,7 +10,7 @@ import click
 from astra import api
 from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
-from astra.cli.options import Duration, json_option, profile_option
+from astra.cli.options import json_option, profile_option, seconds
 from astra.cli.output import show
 from astra.errors import UsageError, nearest
 
@@ -85,7 +85,7 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
 @click.option("--job", is_flag=True, help="Also check from a node, by a job of one minute.")
 @profile_option("With --job: the Slurm options of the job.")
 @click.option(
-    "--wait", "wait_s", type=Duration(), default="5min", show_default=True, metavar="TIME",
+    "--wait", "wait_s", type=seconds, default="5min", show_default=True, metavar="TIME",
     help="With --job: the longest time to wait for the job.",
 )  # fmt: skip
 @click.option("--answer", type=click.Path(path_type=Path), hidden=True)
