@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -100,6 +101,13 @@ def read_stored(plan: Plan, of_whole: bool) -> Stored:
     return Stored(plan, submissions, rows, last, now)
 
 
+#: The states of pages whose last attempt recorded how it ended, before its rows did.
+_RECORDED: dict[str | None, PageState] = {
+    AttemptState.INTERRUPTED.value: PageState.INTERRUPTED,
+    AttemptState.BROKEN.value: PageState.BROKEN,
+}
+
+
 class Pages(Sequence[PageStatus]):
     """The pages of a plan. States are computed at once, all else of a page when it is accessed.
 
@@ -111,14 +119,14 @@ class Pages(Sequence[PageStatus]):
     any_ended : whether a page has rows left and an element that Slurm does not report as alive.
     """
 
-    def __init__(self, stored: Stored, answer: parse.Answer | None, cancelled: bool) -> None:
-        self.stored, self.answer, self.cancelled = stored, answer, cancelled
+    def __init__(self, stored: Stored, answer: parse.Answer | None) -> None:
+        self.stored, self.answer = stored, answer
+        self.cancelled = stored.plan.cancelled is not None
         self._arrays = {
             pk: (s.job_name, s.pages_per_element, s.offset)
             for pk, s in stored.submissions.items()
             if s.kind == "slurm" and s.job_id and answer is not None
         }
-        self._pools: dict[int | str, parse.Execution | None] = {}
         self.states = [PageState.DONE] * len(stored.rows)
         self.held: list[int] = []
         self.any_ended = False
@@ -132,7 +140,7 @@ class Pages(Sequence[PageStatus]):
             # state in Slurm, are alike.
             key = row.submission_pk, row.attempt_pk, row.free, id(execution)
             if (kind := alike.get(key)) is None:
-                state = self._state(row, stored.attempts.get(row.attempt_pk), execution)
+                state = self._state(row, execution)
                 held = False
                 if execution is not None:
                     held = state is PageState.WAITING and parse.never_starts(execution.reason)
@@ -170,73 +178,99 @@ class Pages(Sequence[PageStatus]):
         if array is None or self.answer is None:
             return None
         name, _, offset = array
-        if row.free and (pool := self._pool(name)):
+        if row.free and (pool := self._pools.get(name)):
             return pool
         key = name, self._element(row) - offset
         return self.answer.executions.get(key) or self.answer.of(*key)
 
     def _element(self, row: Row) -> int:
         """Return the element that claimed a page, or that it was submitted for."""
-        attempt = self.stored.attempts.get(row.attempt_pk)
-        if row.free is not None and attempt and attempt.submission_pk == row.submission_pk:
+        if row.free is not None and (attempt := self._attempt(row)):
             return int(attempt.element)
         submission = self.stored.submissions[row.submission_pk]
         element = (row.number - 1) // submission.pages_per_element + 1
         # A pool may have fewer elements than pages. Pages beyond the last element count as its own.
         return min(element, submission.elements[-1]) if submission.pulls else element
 
-    def _pool(self, name: str) -> parse.Execution | None:
-        """Return what a free page waits for: an element of its array that waits, or runs and will
-        take it; None if no element is alive."""
-        if name not in self._pools:
-            if not self._pools:
-                answered = self.answer.executions if self.answer is not None else {}
-                for (job, _), execution in answered.items():
-                    if execution.state is None or not execution.state.alive:
-                        continue
-                    if self._pools.get(job) is None or execution.state is SlurmState.PENDING:
-                        self._pools[job] = execution
-                for job, alive in self._pools.items():
-                    if alive is not None and alive.state is SlurmState.RUNNING:
-                        self._pools[job] = replace(alive, state=SlurmState.PENDING, node=None)
-            self._pools.setdefault(name, None)
-        return self._pools[name]
+    @cached_property
+    def _pools(self) -> dict[int | str, parse.Execution]:
+        """What the free pages of each array wait for: an element of it that waits, or else one that
+        runs, and will take them."""
+        pools: dict[int | str, parse.Execution] = {}
+        for (job, _), execution in self.answer.executions.items() if self.answer else ():
+            if execution.state is SlurmState.PENDING:
+                pools[job] = execution
+            elif execution.state is SlurmState.RUNNING and job not in pools:
+                pools[job] = replace(execution, state=SlurmState.PENDING, node=None)
+        return pools
 
-    def _state(
-        self, row: Row, attempt: Attempt | None, execution: parse.Execution | None
-    ) -> PageState:
-        submission = self.stored.submissions.get(row.submission_pk)
-        own_attempt, overdue = self._own_attempt(submission, attempt)
-        runs = own_attempt is not None and own_attempt.state == AttemptState.RUNNING
+    def _state(self, row: Row, execution: parse.Execution | None) -> PageState:
+        submission, attempt = self.stored.submissions.get(row.submission_pk), self._attempt(row)
+        runs = attempt is not None and attempt.state == AttemptState.RUNNING
         if submission is None or (submission.pulls and row.free is None and not runs):
             state = PageState.UNSUBMITTED  # in the latter case, it was withdrawn from its pool
         elif submission.kind == "local":
-            waits = row.free and _submitter_lives(submission)
-            state = PageState.WAITING if waits else _local_state(submission, own_attempt, overdue)
+            waits = (row.free or attempt is None) and _submitter_lives(submission)
+            state = PageState.WAITING if waits else self._local_state(attempt)
         else:
-            lease_s = settings.current().element.lease_s
-            now = self.stored.now
-            state = _slurm_page_state(submission, own_attempt, execution, self.answer, now, lease_s)
+            state = self._slurm_state(submission, attempt, execution)
             if row.free and state is PageState.INCOMPLETE:  # its elements ended, and nobody took it
                 state = PageState.UNSUBMITTED
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
-    def _own_attempt(
-        self, submission: Submission | None, attempt: Attempt | None
-    ) -> tuple[Attempt | None, bool]:
-        """Return the attempt, if of this submission, and whether its heartbeat is overdue."""
-        if attempt is None or submission is None or attempt.submission_pk != submission.pk:
-            return None, False
-        silent_s = (self.stored.now - attempt.seen).total_seconds()
-        lease_s = settings.current().element.lease_s
-        return attempt, attempt.state == AttemptState.RUNNING and silent_s > lease_s
+    def _attempt(self, row: Row) -> Attempt | None:
+        """Return the last attempt at a page, if it is of the page's present submission."""
+        attempt = self.stored.attempts.get(row.attempt_pk)
+        is_present = attempt is not None and attempt.submission_pk == row.submission_pk
+        return attempt if is_present else None
+
+    def _is_silent(self, since: datetime) -> bool:
+        """Return whether there should have been a heartbeat since."""
+        return (self.stored.now - since).total_seconds() > settings.current().element.lease_s
+
+    def _local_state(self, attempt: Attempt | None) -> PageState:
+        """Return the state of an unfinished page of local processes."""
+        if attempt is None:
+            return PageState.UNSUBMITTED
+        if attempt.state != AttemptState.RUNNING:
+            return _RECORDED.get(attempt.state, PageState.LOST)
+        if attempt.host == socket.gethostname():
+            lives = process_began(attempt.pid) == attempt.pid_began
+        else:
+            lives = not self._is_silent(attempt.seen)
+        return PageState.RUNNING if lives else PageState.LOST
+
+    def _slurm_state(
+        self, submission: Submission, attempt: Attempt | None, execution: parse.Execution | None
+    ) -> PageState:
+        """Return the state of an unfinished page, from Slurm and from its attempt."""
+        answer, job = self.answer, submission.job_name
+        is_silent = self._is_silent(attempt.seen if attempt else submission.created)
+        recorded = attempt.state if attempt else None
+        state = execution.state if execution else None
+        if answer is not None and execution is parse.UNKNOWN and not answer.accounting:
+            # Without accounting only squeue can say, and it does not know the element.
+            state = SlurmState.ABSENT if answer.queue and job not in answer.unsettled else None
+        if state is None:
+            is_heard = recorded == AttemptState.RUNNING and not is_silent
+            return PageState.RUNNING if is_heard else PageState.UNKNOWN
+        if state.alive:
+            return PageState.RUNNING if state is SlurmState.RUNNING else PageState.WAITING
+        otherwise = PageState.INCOMPLETE if state is SlurmState.COMPLETED else PageState.LOST
+        if state is SlurmState.ABSENT and not is_silent:
+            # Slurm does not know the element. If its heartbeat is recent, that does not prove its
+            # end, unless squeue shows others of its array, and so would show it, too.
+            is_gone = answer is not None and job in answer.queued
+            otherwise = PageState.LOST if is_gone else PageState.UNKNOWN
+        return _RECORDED.get(recorded, otherwise)
 
     def _page(self, row: Row, state: PageState) -> PageStatus:
-        attempt = self.stored.attempts.get(row.attempt_pk)
+        attempt, present = self.stored.attempts.get(row.attempt_pk), self._attempt(row)
         submission = self.stored.submissions.get(row.submission_pk)
         execution = self._execution(row)
         element = self._element(row) if submission is not None else None
-        own_attempt, overdue = self._own_attempt(submission, attempt)
+        runs = present is not None and present.state == AttemptState.RUNNING
+        is_silent = present is not None and self._is_silent(present.seen)
         job = _job_name(submission, element)
         slurm_state = execution.state.value if execution and execution.state else None
         if slurm_state == SlurmState.FAILED and execution and execution.signal == signal.SIGKILL:
@@ -245,14 +279,14 @@ class Pages(Sequence[PageStatus]):
         return PageStatus(
             row.number, state, row.n_rows, row.n_done, row.n_failed, row.n_no_result, row.n_pending,
             element, job,
-            (execution.node if execution else None) or (own_attempt.host if own_attempt else None),
+            (execution.node if execution else None) or (present.host if present else None),
             slurm_state,
             execution.exit_code if execution else None,
             execution.signal if execution else None,
             _reason(execution, submission),
             attempt.number if attempt else 0,
             attempt.seen if attempt else None,
-            overdue and state is PageState.RUNNING,
+            state is PageState.RUNNING and runs and is_silent,
             attempt.message if attempt else None,
         )  # fmt: skip
 
@@ -295,7 +329,7 @@ def present_pages(plan: Plan, answer: parse.Answer | None, of_whole: bool) -> Pa
     """Read the pages from the database again, after Slurm has been asked."""
     with connection():
         now = Plan.get_or_none(Plan.pk == plan.pk) or plan
-    return Pages(read_stored(now, of_whole), answer, now.cancelled is not None)
+    return Pages(read_stored(now, of_whole), answer)
 
 
 def spool_notes(plan: Plan) -> list[str]:
@@ -356,17 +390,6 @@ def _job_name(submission: Submission | None, element: int | None) -> str | None:
     return f"{submission.job_id}_{element - submission.offset}"
 
 
-def _local_state(submission: Submission, own_attempt: Attempt | None, overdue: bool) -> PageState:
-    if own_attempt is None:
-        return PageState.WAITING if _submitter_lives(submission) else PageState.UNSUBMITTED
-    if own_attempt.state == AttemptState.RUNNING:
-        if own_attempt.host == socket.gethostname():
-            lives = process_began(own_attempt.pid) == own_attempt.pid_began
-            return PageState.RUNNING if lives else PageState.LOST
-        return PageState.LOST if overdue else PageState.RUNNING
-    return _recorded_state(own_attempt) or PageState.LOST
-
-
 def _submitter_lives(submission: Submission) -> bool:
     return (
         submission.state == "submitted"
@@ -374,53 +397,6 @@ def _submitter_lives(submission: Submission) -> bool:
         and submission.job_id is not None
         and submission.pid_began == process_began(submission.job_id)
     )
-
-
-def _slurm_page_state(
-    submission: Submission,
-    own_attempt: Attempt | None,
-    execution: parse.Execution | None,
-    answer: parse.Answer | None,
-    now: datetime,
-    lease_s: float,
-) -> PageState:
-    """Return the state of an unfinished page, from Slurm and from its attempt."""
-    silent_s = (now - (own_attempt.seen if own_attempt else submission.created)).total_seconds()
-    state = execution.state if execution else None
-    is_certain = answer is not None and answer.queue and submission.job_name not in answer.unsettled
-    if execution is parse.UNKNOWN and answer is not None and is_certain and not answer.accounting:
-        # Without accounting only squeue can say, and it does not know the element.
-        state = SlurmState.ABSENT
-    if state is None:
-        is_recent = (
-            own_attempt is not None
-            and own_attempt.state == AttemptState.RUNNING
-            and silent_s <= lease_s
-        )
-        return PageState.RUNNING if is_recent else PageState.UNKNOWN
-    if state is SlurmState.ABSENT:
-        # Slurm does not know the element. If its heartbeat is recent, that does not prove its end,
-        # unless squeue shows others of its array, and so would show it, too.
-        queued = answer.queued if answer is not None else ()
-        is_gone = silent_s > lease_s or submission.job_name in queued
-        return _recorded_state(own_attempt) or (PageState.LOST if is_gone else PageState.UNKNOWN)
-    if state is SlurmState.PENDING:
-        return PageState.WAITING
-    if state is SlurmState.RUNNING:
-        return PageState.RUNNING
-    if state is SlurmState.COMPLETED:
-        return _recorded_state(own_attempt) or PageState.INCOMPLETE
-    return _recorded_state(own_attempt) or PageState.LOST
-
-
-def _recorded_state(attempt: Attempt | None) -> PageState | None:
-    """Return the state that an attempt recorded as it ended, if it did."""
-    if attempt is None:
-        return None
-    return {
-        AttemptState.INTERRUPTED.value: PageState.INTERRUPTED,
-        AttemptState.BROKEN.value: PageState.BROKEN,
-    }.get(attempt.state)
 
 
 def never_starts(page: PageStatus) -> bool:

@@ -168,16 +168,14 @@ def _lost_guard(plan: Plan) -> list[str]:
     return [f"the table {plan.input_table} {lacks}"] if lacks else []
 
 
-def _status(
-    stored: "Stored", answer: Answer | None, notes: list[str], of_whole: bool
-) -> PlanStatus:
+def _status(stored: Stored, answer: Answer | None, notes: list[str], of_whole: bool) -> PlanStatus:
     """Combine what is stored with Slurm's answer; read again what may have changed meanwhile.
 
     The first reading is enough for pages that were whole, and for elements that are alive. For an
     element that has ended meanwhile, the last checkpoint must be included.
     """
     plan = stored.plan
-    pages = Pages(stored, answer, plan.cancelled is not None)
+    pages = Pages(stored, answer)
     if pages.any_ended:
         pages = present_pages(plan, answer, of_whole)
     steps, more = _next_steps(plan, pages)
@@ -199,7 +197,7 @@ def _controls(plan: Plan) -> list[str]:
     return notes
 
 
-def _next_steps(plan: Plan, pages: "Pages") -> tuple[list[NextStep], list[str]]:
+def _next_steps(plan: Plan, pages: Pages) -> tuple[list[NextStep], list[str]]:
     """Return what the policy does about unfinished pages, and notes on excluded nodes."""
     stuck = in_states(pages, set(PageState) - ALIVE - {PageState.DONE})
     ended = [p for p in stuck if p.job and not p.job.startswith("local:")]
