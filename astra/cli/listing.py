@@ -7,6 +7,7 @@ cut: no word is folded. What goes to a file or another program is whole.
 import csv
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.segment import Segment
@@ -31,7 +32,10 @@ _LEAST = 12  # characters that are left of a last column that is cut
 
 
 class Terminal(Console):
-    """A console on which no text does what a terminal takes for a command."""
+    """A console on which no text does what a terminal takes for a command, or becomes a picture."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, emoji=False, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -59,7 +63,7 @@ class Column:
             return
         text = "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
         colour = COLOURS.get(text, "") if self.head == "state" else ""
-        self.cells.append(Text(hide(text), style=colour))
+        self.cells.append(Text(printable(hide(text)), style=colour))
 
 
 class Listing:
@@ -87,7 +91,7 @@ class Listing:
             return
         if not console.is_terminal:
             width = max(_width(self.columns), 200)
-            Terminal(highlight=False, width=width).print(self.fitted(width)[0])
+            Terminal(width=width).print(self.fitted(width)[0])
             return
         table, left_out = self.fitted(console.width)
         console.print(table)
@@ -117,7 +121,7 @@ class Listing:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow([column.head or "note" for column in self.columns])
         for cells in zip(*(column.cells for column in self.columns), strict=True):
-            pairs = zip(self.columns, (printable(cell.plain) for cell in cells), strict=True)
+            pairs = zip(self.columns, (cell.plain for cell in cells), strict=True)
             writer.writerow([t.replace(",", "") if c.is_number else t for c, t in pairs])
 
 

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from astra.submit.submit import Submitted
 
 #: A terminal wraps; what goes to a file or another program keeps its columns.
-console = Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+console = Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+
+_errors = Terminal(soft_wrap=True, stderr=True)
 
 
 def as_json(value: object) -> None:
@@ -74,14 +76,12 @@ def line(text: str) -> None:
 
 
 def error(text: str) -> None:
-    Terminal(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]astra:[/] {escape(hide(text))}"
-    )
+    _errors.print(f"[bold red]astra:[/] {escape(hide(text))}")
 
 
 def note(text: str) -> None:
     """Print a note on standard error, apart from the output that programs read."""
-    Terminal(stderr=True, highlight=False, soft_wrap=True).print(escape(hide(text)))
+    _errors.print(escape(hide(text)))
 
 
 def coloured(state: str) -> str:
@@ -185,16 +185,23 @@ def controls(changed: Iterable[Control]) -> None:
             submitted(control.submitted)
 
 
+def counts(plan: PlanStatus) -> tuple[str, str]:
+    """Return the rows and the pages of a plan by state, as markup."""
+    rows = " + ".join(f"{n:,} {coloured(state)}" for state, n in plan.rows.items())
+    pages = ", ".join(f"{n:,} {coloured(state)}" for state, n in sorted(plan.pages.items()))
+    state = coloured(plan.state.value)
+    return f"{state}: {rows} = {count(plan.n_rows, 'row')}", f"pages: {pages}"
+
+
 def status(plan: PlanStatus, every_page: bool = False) -> None:
     line(f"plan {plan.plan}: {plan.task} on {plan.input_model}")
-    console.print(f"  {coloured(plan.state.value)}: {rows_text(plan)}")
-    states = ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(plan.pages.items()))
-    console.print(f"  pages: {states} of {plan.n_pages:,}")
+    rows, pages = counts(plan)
+    console.print(f"  {rows}\n  {pages} of {plan.n_pages:,}")
     if every_page:
-        _pages(plan.elements)
+        page_table(plan.elements).print(console)
     elif n_shown := sum(n for s, n in plan.pages.items() if s not in ("done", "unsubmitted")):
         shown = set(PageState) - {PageState.DONE, PageState.UNSUBMITTED}
-        _pages(islice(plan.in_states(shown), 20))
+        page_table(islice(plan.in_states(shown), 20)).print(console)
         if n_shown > 20:
             line(f"  ... and {n_shown - 20:,} pages more (--pages)")
     if plan.refused:
@@ -242,15 +249,6 @@ def verdict(result: Verdict) -> None:
             line(f"    {', '.join(where) or 'plan'}: {breach.found}")
         if n > len(shown):
             line(f"    ... and {n - len(shown):,} more")
-
-
-def rows_text(plan: PlanStatus) -> str:
-    parts = " + ".join(f"{n:,} {coloured(state)}" for state, n in plan.rows.items())
-    return f"{parts} = {count(plan.n_rows, 'row')}"
-
-
-def _pages(pages: Iterable[PageStatus]) -> None:
-    page_table(pages).print(console)
 
 
 def page_table(pages: Iterable[PageStatus]) -> Listing:

@@ -16,14 +16,13 @@ from rich.text import Text
 from astra import api
 from astra.cli.listing import COLOURS, Terminal
 from astra.cli.show import (
-    coloured,
     console,
     count,
+    counts,
     error,
     escape,
     line,
     page_table,
-    rows_text,
 )
 from astra.config.secrets import hide
 from astra.states import PageState
@@ -104,7 +103,7 @@ def _screen() -> Iterator[Callable[[Watched], None] | None]:
         return
     from rich.live import Live
 
-    own = Terminal(highlight=False)
+    own = Terminal()
     with Live(console=own, screen=True, auto_refresh=False, transient=True) as live:
         yield lambda update: live.update(_watched(update, own), refresh=True)
 
@@ -122,21 +121,17 @@ def _watched(update: Watched, own: Terminal) -> Group:
     time_left = (
         "" if update.left_s is None else f", {timedelta(seconds=round(update.left_s))} to go"
     )
+    title = f"[bold]plan {status.plan}: {escape(status.task)}[/] on {escape(status.input_model)}"
+    rows, pages = counts(status)
     parts: list[RenderableType] = [
-        Text.from_markup(
-            f"[bold]plan {status.plan}: {escape(status.task)}[/] on {escape(status.input_model)}"
-        ),
-        Text.from_markup(f"{coloured(status.state.value)}: {rows_text(status)}"),
+        own.render_str(title),
+        own.render_str(rows),
         _bar(status.rows, status.n_rows, width),
-        Text.from_markup(
-            "pages: " + ", ".join(f"{n:,} {coloured(s)}" for s, n in sorted(status.pages.items()))
-        ),
+        own.render_str(pages),
         _bar(status.pages, status.n_pages, width),
         Text(f"{rate}{time_left}"),
     ]
-    foot: list[RenderableType] = [
-        Text.from_markup(f"[magenta]note:[/] {escape(hide(n))}") for n in status.notes
-    ]
+    foot = [own.render_str(f"[magenta]note:[/] {escape(hide(note))}") for note in status.notes]
     foot += [Text(f"next: {hide(advice)}") for advice in status.advice]
     at = f"{datetime.fromtimestamp(update.at):%H:%M:%S}"
     foot.append(Text(f"{at}  Ctrl-C exits; the plan continues", style="dim"))

@@ -74,6 +74,8 @@ def test_what_is_logged_and_what_is_drawn(capsys: pytest.CaptureFixture[str]) ->
     assert "\x1b[31m" in file.getvalue()  # colours of its own
 
 
-def test_texts_of_people_stay() -> None:
+def test_texts_of_people_stay(capsys: pytest.CaptureFixture[str]) -> None:
     text = "λ Å é\tzwei\n日本語 🙂"
     assert printable(text) == text
+    show.error("no row 12:on:3 [red]")
+    assert "no row 12:on:3 [red]" in capsys.readouterr().err
