@@ -7,7 +7,7 @@ that run the seeds reach it over a socket.
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.managers import BaseManager
 from pathlib import Path
@@ -61,6 +61,19 @@ class Daemons:
         """How often a controller has lost its state, for whichever seed."""
         return self._forgotten[home]
 
+    def repair(self, home: int) -> None:
+        """Restart the daemons of drained nodes, and return the nodes to service.
+
+        A node refuses a job with the id of one that its controller has forgotten, and is drained.
+        """
+        with self._turn:
+            cluster = self._clusters[home]
+            for node in cluster.nodes:
+                if cluster.node_state(node) in ("drained", "draining"):
+                    cluster.kill_slurmd(node)
+                    cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+                    cluster.start_slurmd(node)
+
 
 @contextmanager
 def served(*clusters: Slurm) -> Iterator[str]:
@@ -84,6 +97,7 @@ class Job(NamedTuple):
 
     conf: str
     name: str  # such as 17_2
+    reason: str = ""  # why it waits
 
     @property
     def number(self) -> int:
@@ -110,7 +124,7 @@ class Cluster:
 
     def jobs(self, folder: Path, *words: str) -> list[Job]:
         """Elements whose logs are in a folder, by the options of squeue that choose."""
-        ask = ("squeue", "-h", "-r", *words, "-O", "JobArrayID:40,STDOUT:400")
+        ask = ("squeue", "-h", "-r", *words, "-O", "JobArrayID:40,STDOUT:400,Reason:99")
         found: list[Job] = []
 
         def answered() -> bool:
@@ -119,7 +133,9 @@ class Cluster:
                 for conf in self.confs:
                     lines = self.run(*ask, conf=conf).splitlines()
                     found.extend(
-                        Job(conf, line.split()[0]) for line in lines if f" {folder}/" in line
+                        Job(conf, line.split()[0], line[440:].strip())
+                        for line in lines
+                        if f" {folder}/" in line
                     )
             except ServerError:  # a seed beside this one has taken slurmctld down
                 return False
@@ -135,6 +151,13 @@ class Cluster:
                 with suppress(ServerError):  # it has just ended
                     self.run("scancel", job.name, conf=job.conf)
             wait_for(lambda: not self.jobs(folder), "the end of the jobs", 90)
+
+    def release(self, jobs: Iterable[Job]) -> None:
+        """Release elements that Slurm holds, once no node refuses them."""
+        self.daemons.repair(self.home)
+        for job in jobs:
+            with suppress(ServerError):  # another seed has taken slurmctld down
+                self.run("scontrol", "release", job.name, conf=job.conf)
 
     def forgotten(self) -> int:
         return int(self.daemons.forgotten(self.home))

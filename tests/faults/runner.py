@@ -12,6 +12,8 @@ import psycopg2
 
 from astra.database.connection import connection, database, drop_connection
 from astra.errors import AstraError
+from astra.slurm.parse import never_starts
+from astra.states import PlanState
 from astra.status.verify import verify
 from tests.faults import judge
 from tests.faults.cluster import Cluster
@@ -100,6 +102,7 @@ class Drive:
     def __init__(self, world: World, plan: int) -> None:
         self.world, self.plan = world, plan
         self.pid: int | None = None
+        self.n_rounds = 0
         self.seen: set[str] = set()  # breaches while it ran
         self.nemesis = Nemesis(world, plan, lambda: self.pid)
         self._forgotten = world.cluster.forgotten() if world.cluster else 0
@@ -120,7 +123,7 @@ class Drive:
     def to_the_end(self) -> list[str]:
         self.nemesis.start()
         end = time.monotonic() + (SLURM_BOUND_S if self.world.cluster else BOUND_S)
-        while time.monotonic() < end and self.world.n_rounds < ROUNDS:
+        while time.monotonic() < end and self.n_rounds < ROUNDS:
             self.resume(end)
             if self._is_whole():
                 break
@@ -129,14 +132,18 @@ class Drive:
             raise self.nemesis.trouble
         if not self.world.wait_for_elements(END_S):
             return [f"elements did not end within {END_S:g} s"]
-        while not self._is_whole():  # the last fault came when nobody looked any more
-            if time.monotonic() > end or self.world.n_rounds >= ROUNDS:
-                return [f"not whole after {self.world.n_rounds} times of astra resume"]
+        return self.until_whole(end)  # the last fault came when nobody looked any more
+
+    def until_whole(self, end: float) -> list[str]:
+        while not self._is_whole():
+            if time.monotonic() > end or self.n_rounds >= ROUNDS:
+                return [f"not whole after {self.n_rounds} times of astra resume"]
             self.resume(end)
             self.world.wait_for_elements(END_S)
         return []
 
     def resume(self, end: float, *words: str) -> None:
+        self.n_rounds += 1
         self.world.n_rounds += 1
         if self._is_paused():
             self.world.command("continue", self.plan)
@@ -156,6 +163,7 @@ class Drive:
         while self.world.cluster and time.monotonic() < end:
             if self._is_idle(self.world.cluster) or self._is_whole():
                 break
+            self._release_held(self.world.cluster)
             self.look()
             time.sleep(0.3)
 
@@ -179,6 +187,18 @@ class Drive:
             return not cluster.jobs(self.world.folder)
         except ServerError:  # slurmctld is down
             return False
+
+    def _release_held(self, cluster: Cluster) -> None:
+        """Release elements that Slurm holds, as `astra status` advises if no other is left."""
+        with suppress(ServerError):  # slurmctld is down
+            jobs = cluster.jobs(self.world.folder)
+            held = [job for job in jobs if never_starts(job.reason)]
+            if not held:
+                return
+            status, said = self.world.command("status", self.plan)
+            if status == PlanState.RUNNING.exit_status and held == jobs and not self._is_whole():
+                self.seen.add(f"astra status does not say that {held} are held: {said}")
+            cluster.release(held)
 
     def _is_paused(self) -> bool:
         """Whether all pages broke, so that the plan has to be continued."""
@@ -232,8 +252,8 @@ def _next_plan(world: World, first: int) -> list[str]:
     if plan is None:
         return []
     drive = Drive(world, plan)
-    drive.resume(time.monotonic() + 60)
-    said = judge.breaches(world, plan)
+    said = drive.until_whole(time.monotonic() + END_S)
+    said = said or [*drive.seen, *judge.breaches(world, plan)]
     if not verify(first).sound:
         said.append(f"plan {first} is not sound any more, since plan {plan} ended")
     database.close()

@@ -269,6 +269,9 @@ class Slurm(Server):
         """Kill a node's daemon as by ``kill -9``; its jobs go on, as they do on real nodes."""
         self._end(node, signal.SIGKILL)
 
+    def node_state(self, node: str) -> str:
+        return self.run("sinfo", "-h", "-p", "debug", "-n", node, "-o", "%T").strip()
+
     def start_slurmd(self, node: str) -> None:
         self._start(node, ["slurmd", "-D", "-f", self.conf, "-N", node])
         self._await(node, partial(self._registered, node))
@@ -336,8 +339,7 @@ class Slurm(Server):
         # slurmctld may not have noticed yet that the node's last daemon ended.
         if not listens(self._ports_of[node]):
             return False
-        state = self.run("sinfo", "-h", "-p", "debug", "-n", node, "-o", "%T").strip()
-        return state in ("idle", "mixed", "allocated")
+        return self.node_state(node) in ("idle", "mixed", "allocated")
 
     # ---------------------------------------------------------------- how it starts
 
