@@ -12,14 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from astra import api
-from astra.lazy import Module
 from astra.states import PlanState, SlurmState
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from astra.config import settings
-else:
-    settings = Module("astra.config.settings")  # reading the configuration delays a command
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -75,6 +68,8 @@ class PlanNumber(Completed):
 
 def _configure(ctx: click.Context) -> None:
     """Read the configuration that the command line names; modules of this folder are found."""
+    from astra.config import settings
+
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     loaded = settings.load(ctx.find_root().params.get("config_path"))
@@ -87,14 +82,14 @@ def tasks(ctx: click.Context) -> Pairs:
     for name in api.known_tasks():
         yield name, "installed"
     yield from api.tasks_of_folder()
-    for night in settings.current().nights.values():
+    for night in api.configuration().nights.values():
         for task in night.tasks:
             yield task.task, f"of the night {night.name}"
 
 
 def plans(ctx: click.Context) -> Pairs:
     """Complete the numbers of the last plans."""
-    url = settings.current().database.url
+    url = api.configuration().database.url
     if url.startswith("sqlite:") and not api.is_database_file(url):
         return  # to look must not make one
     for p in api.plans(30):
@@ -105,14 +100,14 @@ def plans(ctx: click.Context) -> Pairs:
 def profiles(ctx: click.Context) -> Pairs:
     from astra.config import profiles as known
 
-    configuration = settings.current()
+    configuration = api.configuration()
     for name in known.names(configuration):
         options = known.get(name, configuration).options
         yield name, ", ".join(f"{k} {options[k]}" for k in ("partition", "time") if k in options)
 
 
 def nights(ctx: click.Context) -> Pairs:
-    for name, night in settings.current().nights.items():
+    for name, night in api.configuration().nights.items():
         yield name, ", ".join(task.task for task in night.tasks)
 
 

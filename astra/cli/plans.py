@@ -54,8 +54,6 @@ def status(
 
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 failed rows.
     """
-    from astra.config import settings
-
     if live and as_json:
         raise UsageError("--watch shows, --json prints once: leave one of them out")
     filters = (task, state, mine, since)
@@ -68,7 +66,7 @@ def status(
     if live:
         statuses = [show_watch.watched(api.watch(numbers[0], every_s))]
     else:
-        recent_s = settings.current().slurm.recent_s
+        recent_s = api.configuration().slurm.recent_s
         statuses = api.statuses(numbers, of_whole=pages or as_json, recent_s=recent_s)
     if as_json:
         show.as_json(statuses if any(filters) else statuses[0])

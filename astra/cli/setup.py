@@ -126,9 +126,7 @@ def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, rea
 @json_option
 def config_command(as_json: bool) -> None:
     """Show each setting and where it came from, and check the profiles. Secrets are hidden."""
-    from astra.config import settings as config
-
-    settings = config.current()
+    settings = api.configuration()
     if as_json:
         show.as_json([{"key": k, "value": v, "source": s} for k, v, s in settings.rows()])
     else:

@@ -1,12 +1,14 @@
 """Apply the retry policy to a plan: read how its pages ended, and choose the next step of each."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
+
+from peewee import fn
 
 from astra.config import profiles, retry_rules
 from astra.config import settings as config
@@ -70,7 +72,7 @@ def next_steps(
     with connection():
         pages = [page for page in light_pages(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-        gained, searched, workers = _gained(plan), _searched(plan), _workers(plan)
+        gained, searched, workers = _attempts(plan)
     overrides = {key: value for key, value in (options or {}).items() if value is not None}
     # Cached, as it is the same for all pages of an array, of which there may be thousands.
     chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, overrides))
@@ -85,7 +87,7 @@ def next_steps(
             or (status.state is PageState.INCOMPLETE and plan.throttle is not None)
             or (page.submission_pk, status.element) in workers
         )
-        in_vain = not gained.get(last, 0) and not spared
+        in_vain = not gained[last] and not spared
         end = retry_policy.end_of(
             status.state, status.slurm_state, status.exit_code, in_vain, status.node
         )
@@ -100,34 +102,26 @@ def next_steps(
     return steps
 
 
-def _gained(plan: Plan) -> dict[tuple[int, int | None], int]:
-    """Count the rows that ended, by page and submission."""
-    from peewee import fn
-
-    n = fn.SUM(Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found)
-    query = (
-        Attempt.select(Attempt.page, Attempt.submission_pk, n)
-        .join(Page)
-        .where(Page.plan == plan.pk)
-        .group_by(Attempt.page, Attempt.submission_pk)
-    )
-    return {(page, submission): int(rows or 0) for page, submission, rows in tuples(query)}
+#: A page and a submission, or a submission and an element.
+_Pairs = set[tuple[int | None, int | None]]
 
 
-def _workers(plan: Plan) -> set[tuple[int, int]]:
-    """Return the submissions and elements that began a page."""
-    query = Attempt.select(Attempt.submission_pk, Attempt.element).join(Page)
-    return set(tuples(query.where(Page.plan == plan.pk).distinct()))
-
-
-def _searched(plan: Plan) -> set[tuple[int, int | None]]:
-    """Return the pages and submissions in which groups of suspects, halved each time, were run."""
-    query = (
-        Attempt.select(Attempt.page, Attempt.submission_pk)
-        .join(Page)
-        .where((Page.plan == plan.pk) & Attempt.group.is_null(False))
-    )
-    return {(page, submission) for page, submission in tuples(query)}
+def _attempts(plan: Plan) -> tuple[Counter[tuple[int, int | None]], _Pairs, _Pairs]:
+    """Return how many rows ended by page and submission, in which of these groups of suspects,
+    halved each time, were run, and which submissions and elements began a page."""
+    n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
+    of_element = Attempt.page, Attempt.submission_pk, Attempt.element
+    query = Attempt.select(*of_element, fn.SUM(n_ended), fn.MAX(Attempt.group)).join(Page)
+    gained: Counter[tuple[int, int | None]] = Counter()
+    searched, workers = set(), set()
+    for page, submission, element, n, group in tuples(
+        query.where(Page.plan == plan.pk).group_by(*of_element)
+    ):
+        gained[page, submission] += int(n or 0)
+        workers.add((submission, element))
+        if group is not None:
+            searched.add((page, submission))
+    return gained, searched, workers
 
 
 def _step(
