@@ -43,14 +43,14 @@ def nightly(
         from astra.cli.setup import show_findings
 
         show_findings(api.examine(name), as_json, quiet, f"night {name}: ready")
-    done = api.nightly(name) if night is None else api.proceed(name, night, token)
+    begun = api.nightly(name) if night is None else api.proceed(name, night, token)
     if as_json:
-        show.as_json(done)
+        show.as_json(begun)
     elif not quiet:
-        show_nights.nightly(done)
-    for problem in done.problems:
+        show_nights.nightly(begun)
+    for problem in begun.problems:
         show.error(problem)
-    if done.problems:
+    if begun.problems:
         sys.exit(6)
 
 
@@ -120,7 +120,7 @@ def cron(
             f"night {name}: {'its entry was taken out' if was_removed else 'there was no entry'}"
         )
     elif at is not None:
-        made = api.cron_entry(name, at, mailto, scron)
+        entry = api.cron_entry(name, at, mailto, scron)
         if install:
-            api.install_cron(made, scron)
-        click.echo(made.text, nl=False)
+            api.install_cron(entry, scron)
+        click.echo(entry.text, nl=False)

@@ -110,14 +110,14 @@ def _resume(
         raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
     if execution.local and not as_json:  # only then, as it imports rich, which takes long
         execution = replace(execution, progress=show.progress)
-    done = execution.resume(plan, failed, states)
+    submitted = execution.resume(plan, failed, states)
     if as_json:
-        show.as_json(done)
-    elif not execution.local or not done.pages:
-        show.submitted(done)
+        show.as_json(submitted)
+    elif not execution.local or not submitted.pages:
+        show.submitted(submitted)
     if execution.local:
-        show_local([done], as_json)
-    elif done.left and not done.pages:
+        show_local([submitted], as_json)
+    elif submitted.left and not submitted.pages:
         sys.exit(4)
 
 
@@ -156,8 +156,8 @@ def verify(plan: int, as_json: bool) -> None:
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
     """Terminate the elements of PLAN, and release its rows."""
-    done = api.cancel(plan, page)
-    show.as_json(done) if as_json else show.cancelled(done)
+    cancelled = api.cancel(plan, page)
+    show.as_json(cancelled) if as_json else show.cancelled(cancelled)
 
 
 @main.command()
@@ -169,8 +169,8 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 @json_option
 def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> None:
     """Pause PLAN: its elements complete their pages and take no further ones."""
-    done = api.pause(_chosen(plan, of_all), reason)
-    show.as_json(done) if as_json else show.controls(done)
+    controls = api.pause(_chosen(plan, of_all), reason)
+    show.as_json(controls) if as_json else show.controls(controls)
 
 
 @main.command()
@@ -182,8 +182,8 @@ def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
     """Let at most N elements of PLAN take further pages."""
     if (n is None) != off:
         raise UsageError(f"write astra throttle {plan} N, or astra throttle {plan} --off")
-    done = [api.throttle(plan, n)]
-    show.as_json(done) if as_json else show.controls(done)
+    controls = [api.throttle(plan, n)]
+    show.as_json(controls) if as_json else show.controls(controls)
 
 
 @main.command("continue")
@@ -192,8 +192,8 @@ def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
 @json_option
 def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     """End the pause of PLAN, and submit pages for which no element is left."""
-    done = api.continue_plans(_chosen(plan, of_all))
-    show.as_json(done) if as_json else show.controls(done)
+    controls = api.continue_plans(_chosen(plan, of_all))
+    show.as_json(controls) if as_json else show.controls(controls)
 
 
 def _chosen(plan: int | None, of_all: bool) -> list[int]:
@@ -299,19 +299,19 @@ def report(
     if which and not which[0].isdigit():
         if len(which) > 2:
             raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
-        night, made = api.report_of_night(*which)
+        night, contents = api.report_of_night(*which)
         file = output or Path(f"night-{night}.html")
     else:
-        made = api.report([PLAN.convert(word, None, None) for word in which] or [the_last()])
-        file = output or Path(f"plan-{'-'.join(str(p.plan) for p in made.plans)}.html")
+        contents = api.report([PLAN.convert(word, None, None) for word in which] or [the_last()])
+        file = output or Path(f"plan-{'-'.join(str(p.plan) for p in contents.plans)}.html")
     if as_json:
-        return show.as_json(made)
-    page = api.report_html(made)
+        return show.as_json(contents)
+    page = api.report_html(contents)
     if str(output) == "-":
         click.echo(page)
     else:
         write_whole(file, page, 0o644)
-        show.reported(made, file, len(page.encode()))
+        show.reported(contents, file, len(page.encode()))
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:
@@ -338,5 +338,5 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
 
     Results, and plans with pending rows, are never removed.
     """
-    done = api.clean(keep_days, not yes)
-    show.as_json(done) if as_json else show_nights.cleaned(done)
+    cleaned = api.clean(keep_days, not yes)
+    show.as_json(cleaned) if as_json else show_nights.cleaned(cleaned)

@@ -77,7 +77,7 @@ def plan(
         plans = api.create_plan(task, **planning)
     else:
         sized = api.plan_sized(task, planning, element_time, choose_profile(profile_name, None))
-        plans = [made for made, _ in sized]
+        plans = [planned for planned, _ in sized]
     if as_json:
         show.as_json(one(plans))
     else:
@@ -115,12 +115,12 @@ def submit(
     """
     if execution.local and not as_json:  # only then, as it imports rich, which takes long
         execution = replace(execution, progress=show.progress)
-    done = api.submit_task(task_or_plan, planning, execution, element_time)
+    submitted = api.submit_task(task_or_plan, planning, execution, element_time)
     if as_json:
-        show.as_json(one([s or show.nothing_submitted(p) for p, s in done]))
+        show.as_json(one([s or show.nothing_submitted(p) for p, s in submitted]))
     else:
-        show.planned([p for p, _ in done if p is not None])
-    submissions = [s for _, s in done if s is not None]
+        show.planned([p for p, _ in submitted if p is not None])
+    submissions = [s for _, s in submitted if s is not None]
     if execution.local:
         show_local(submissions, as_json)
     for submission in [] if as_json else submissions:
@@ -152,10 +152,10 @@ def run(task: str, planning: "Planning", with_traceback: bool, as_json: bool) ->
     if not as_json:
         show.planned(plans)
     statuses = []
-    for made in plans:
-        if made.plan is not None:
-            api.run_here(made.plan, lambda run: None if as_json else show.page_run(run))
-            statuses.append(api.status(made.plan))
+    for planned in plans:
+        if planned.plan is not None:
+            api.run_here(planned.plan, lambda run: None if as_json else show.page_run(run))
+            statuses.append(api.status(planned.plan))
             if not as_json:
                 show.status(statuses[-1])
     if as_json:

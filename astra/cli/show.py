@@ -126,30 +126,30 @@ def planned(plans: Iterable[Planned]) -> None:
             line(f"  left out: {' and '.join(parts)}, not modified since (--again takes them)")
 
 
-def submitted(done: Submitted) -> None:
-    if done.dry_run:
-        for job in done.jobs:
+def submitted(submission: Submitted) -> None:
+    if submission.dry_run:
+        for job in submission.jobs:
             line(f"# {' '.join(job.command)}   (array {job.array}, {count(job.pages, 'page')})")
             # As it is: a script that held a password would not have been made.
             console.print(escape(job.text or ""))
-        line(f"dry run: nothing was stored or submitted ({count(done.pages, 'page')})")
+        line(f"dry run: nothing was stored or submitted ({count(submission.pages, 'page')})")
         return
-    for job in done.jobs:
+    for job in submission.jobs:
         line(f"job {job.job_id}: array {job.array}, {count(job.pages, 'page')}, {job.script}")
-    for left in done.left:
+    for left in submission.left:
         line(f"{count(len(left.pages), 'page')} {left.state}: {left.explanation}; {left.remedy}")
-    if done.pages:
+    if submission.pages:
         line(
-            f"plan {done.plan}: {count(done.pages, 'page')} submitted, "
-            f"{count(done.rows, 'row')} pending; astra status {done.plan}"
+            f"plan {submission.plan}: {count(submission.pages, 'page')} submitted, "
+            f"{count(submission.rows, 'row')} pending; astra status {submission.plan}"
         )
     else:
-        line(f"plan {done.plan}: nothing to submit")
-    if done.skipped:
-        states = ", ".join(f"{n:,} {state}" for state, n in sorted(done.skipped.items()))
+        line(f"plan {submission.plan}: nothing to submit")
+    if submission.skipped:
+        states = ", ".join(f"{n:,} {state}" for state, n in sorted(submission.skipped.items()))
         line(f"  not touched: {states}")
-    if done.unsubmitted:
-        line(f"  not submitted: {count(done.unsubmitted, 'page')}: {done.message}")
+    if submission.unsubmitted:
+        line(f"  not submitted: {count(submission.unsubmitted, 'page')}: {submission.message}")
 
 
 def nothing_submitted(planned: Planned | None) -> dict[str, object]:
@@ -157,30 +157,30 @@ def nothing_submitted(planned: Planned | None) -> dict[str, object]:
     return {"plan": None, "task": planned and planned.task, "pages": 0, "rows": 0, "jobs": []}
 
 
-def cancelled(done: Cancelled) -> None:
-    if done.whole:
-        line(f"plan {done.plan}: every row has ended; there is nothing to cancel")
+def cancelled(result: Cancelled) -> None:
+    if result.whole:
+        line(f"plan {result.plan}: every row has ended; there is nothing to cancel")
         return
-    ended = [*(f"job {job}" for job in done.jobs), *(f"process {pid}" for pid in done.processes)]
-    line(f"plan {done.plan}: {', '.join(ended) if ended else 'nothing was alive'}")
+    ended = [f"job {job}" for job in result.jobs] + [f"process {pid}" for pid in result.processes]
+    line(f"plan {result.plan}: {', '.join(ended) if ended else 'nothing was alive'}")
     if ended:
-        pages = ", ".join(map(str, done.pages))
-        which = f" (page{'s' if len(done.pages) > 1 else ''} {pages})" if done.pages else ""
+        pages = ", ".join(map(str, result.pages))
+        which = f" (page{'s' if len(result.pages) > 1 else ''} {pages})" if result.pages else ""
         line(f"  asked to stop{which}; what they yielded is stored")
-    if done.rows_freed:
-        line(f"  {count(done.rows_freed, 'row')} can be planned again")
-    if done.rows_held:
+    if result.rows_freed:
+        line(f"  {count(result.rows_freed, 'row')} can be planned again")
+    if result.rows_held:
         line(
-            f"  {count(done.rows_held, 'row')} in pages whose element has not ended yet: they can "
-            f"be planned when it has; astra cancel {done.plan} looks again"
+            f"  {count(result.rows_held, 'row')} in pages whose element has not ended yet: they "
+            f"can be planned when it has; astra cancel {result.plan} looks again"
         )
 
 
 def controls(changed: Iterable[Control]) -> None:
     for control in changed:
-        how = f"paused: {control.reason}" if control.paused else "not paused"
-        most = f"; at most {count(control.throttle, 'element')} at once" if control.throttle else ""
-        line(f"plan {control.plan}: {how}{most}; {count(control.running, 'page')} at work")
+        state = f"paused: {control.reason}" if control.paused else "not paused"
+        limit = control.throttle and f"; at most {count(control.throttle, 'element')} at once"
+        line(f"plan {control.plan}: {state}{limit or ''}; {count(control.running, 'page')} at work")
         if control.submitted is not None and control.submitted.pages:
             submitted(control.submitted)
 
@@ -220,12 +220,8 @@ def status(plan: PlanStatus, every_page: bool = False) -> None:
 def verdict(result: Verdict) -> None:
     word = "[bold green]sound[/]" if result.sound else "[bold red]not sound[/]"
     line(f"plan {result.plan}: {result.task}")
-    words = {
-        "result": "done",
-        "failure": "failed",
-        "no_result": "no result",
-    }  # as the status has it
-    rows = " + ".join(f"{n:,} {words.get(name, name)}" for name, n in result.rows.items() if n)
+    names = {"result": "done", "failure": "failed", "no_result": "no result"}  # as status has them
+    rows = " + ".join(f"{n:,} {names.get(name, name)}" for name, n in result.rows.items() if n)
     sums = f"{rows} of {count(result.n_rows, 'row')}, {count(result.n_pages, 'page')}"
     console.print(f"  {word}: {sums}, {count(result.n_attempts, 'attempt')}")
     if not result.whole:
@@ -244,9 +240,9 @@ def verdict(result: Verdict) -> None:
         line(f"  what to do: {remedy.replace('PLAN', str(result.plan))}")
         shown = [b for b in result.breaches if b.check == check]
         for breach in shown:
-            where = [f"page {breach.page}"] if breach.page is not None else []
-            where += [f"key {breach.key}"] if breach.key is not None else []
-            line(f"    {', '.join(where) or 'plan'}: {breach.found}")
+            place = [f"page {breach.page}"] if breach.page is not None else []
+            place += [f"key {breach.key}"] if breach.key is not None else []
+            line(f"    {', '.join(place) or 'plan'}: {breach.found}")
         if n > len(shown):
             line(f"    ... and {n - len(shown):,} more")
 
@@ -411,13 +407,13 @@ def reported(report: Report, file: Path | str, size: int) -> None:
         line(f"  {advice}")
 
 
-def recovered(done: Recovered) -> None:
-    if not done.files and not done.set_aside:
-        line(f"plan {done.plan}: no spool file, nothing to store")
+def recovered(result: Recovered) -> None:
+    if not result.files and not result.set_aside:
+        line(f"plan {result.plan}: no spool file, nothing to store")
         return
     line(
-        f"plan {done.plan}: {count(done.rows, 'row')} stored from "
-        f"{count(done.files, 'spool file')}, {done.passed_over:,} passed over"
+        f"plan {result.plan}: {count(result.rows, 'row')} stored from "
+        f"{count(result.files, 'spool file')}, {result.passed_over:,} passed over"
     )
-    for path in done.set_aside:
+    for path in result.set_aside:
         line(f"  not valid any more, its rows are computed again: {path}")

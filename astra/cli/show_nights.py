@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from astra.night.nightly import Nightly
 
 
-def nightly(done: Nightly) -> None:
-    night = f"night {done.night} of {done.name}" if done.night else f"night {done.name}"
-    parts = [f"{night}: {done.state}"]
-    if done.plans:
-        numbers = ", ".join(map(str, done.plans))
+def nightly(result: Nightly) -> None:
+    night = f"night {result.night} of {result.name}" if result.night else f"night {result.name}"
+    parts = [f"{night}: {result.state}"]
+    if result.plans:
+        numbers = ", ".join(map(str, result.plans))
         parts.append(
-            f"plan{'s' if len(done.plans) > 1 else ''} {numbers}, {count(done.rows, 'row')}"
+            f"plan{'s' if len(result.plans) > 1 else ''} {numbers}, {count(result.rows, 'row')}"
         )
-    if done.finalizer and done.state in ("begun", "joined", "running"):
-        parts.append(f"finalizer {done.finalizer}")
+    if result.finalizer and result.state in ("begun", "joined", "running"):
+        parts.append(f"finalizer {result.finalizer}")
     line("; ".join(parts))
-    if done.message:
-        line(f"  {done.message}")
+    if result.message:
+        line(f"  {result.message}")
 
 
-def healed(done: Sequence[Nightly]) -> None:
-    if not done:
+def healed(nights: Sequence[Nightly]) -> None:
+    if not nights:
         line("every night that is open has a finalizer")
-    for night in done:
+    for night in nights:
         line(f"night {night.night} of {night.name}: it has a new finalizer, job {night.finalizer}")
 
 
@@ -88,17 +88,18 @@ def night(shown: NightStatus) -> None:
         line(f"next:\n  astra nights {shown.name} --heal")
 
 
-def cleaned(done: Cleaned) -> None:
+def cleaned(result: Cleaned) -> None:
     parts = (
-        f"{count(len(done.plans), 'plan')} ({count(done.pages, 'page')}, "
-        f"{count(done.attempts, 'attempt')}), {count(len(done.nights), 'night')}, "
-        f"{count(len(done.folders), 'folder')} of {done.mb:,.1f} MB"
+        f"{count(len(result.plans), 'plan')} ({count(result.pages, 'page')}, "
+        f"{count(result.attempts, 'attempt')}), {count(len(result.nights), 'night')}, "
+        f"{count(len(result.folders), 'folder')} of {result.mb:,.1f} MB"
     )
-    line(f"of before {_moment(done.before)}: {parts} {'would go' if done.dry_run else 'are gone'}")
-    for reason in done.kept:
+    verb = "would go" if result.dry_run else "are gone"
+    line(f"of before {_moment(result.before)}: {parts} {verb}")
+    for reason in result.kept:
         line(f"  kept: {reason}")
-    if done.compressed:
-        packed = count(len(done.compressed), "folder")
-        line(f"{packed} of plans that stay {'would be' if done.dry_run else 'are'} packed")
-    if done.dry_run and (done.plans or done.nights or done.folders or done.compressed):
+    if result.compressed:
+        packed = count(len(result.compressed), "folder")
+        line(f"{packed} of plans that stay {'would be' if result.dry_run else 'are'} packed")
+    if result.dry_run and (result.plans or result.nights or result.folders or result.compressed):
         line("nothing was changed: astra clean --yes")

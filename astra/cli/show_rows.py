@@ -110,18 +110,19 @@ def _who(attempt: int | None) -> str:
     return "a program" if attempt is None else f"attempt {attempt}"
 
 
-def _made_by(made: Making | None) -> None:
+def _made_by(making: Making | None) -> None:
     """Print what made a result."""
-    if made is None:
+    if making is None:
         return
-    arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in made.arguments.items())
-    parts = [f"arguments {made.arguments_digest[:12]} ({arguments or 'none'})"]
-    for name, files in made.files.items():
+    arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in making.arguments.items())
+    parts = [f"arguments {making.arguments_digest[:12]} ({arguments or 'none'})"]
+    for name, files in making.files.items():
         parts += [f"{name}: {path} (SHA-256 {digest[:12]})" for path, digest in files.items()]
-    parts += [f"revision {made.revision}"] if made.revision is not None else []
-    parts += [f"code {made.commit[:12]}{'+' * made.commit.endswith('+')}"] if made.commit else []
-    where = "" if made.plan is None else f" in plan {made.plan}"
-    show.line(f"    made{where} by {'; '.join(parts)}")
+    parts += [f"revision {making.revision}"] if making.revision is not None else []
+    if making.commit:
+        parts.append(f"code {making.commit[:12]}{'+' * making.commit.endswith('+')}")
+    in_plan = "" if making.plan is None else f" in plan {making.plan}"
+    show.line(f"    made{in_plan} by {'; '.join(parts)}")
 
 
 def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
@@ -133,9 +134,9 @@ def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
         if moment:
             yield moment, f"plan {plan.plan} was {change}"
     for a in plan.attempts:
-        where = f"job {a.job} on {a.host}" if a.job else a.host
+        place = f"job {a.job} on {a.host}" if a.job else a.host
         slurm = f", Slurm says {a.slurm_state}" if a.slurm_state else ""
-        text = f"attempt {a.attempt} (number {a.number}) of its page began, {where}"
+        text = f"attempt {a.attempt} (number {a.number}) of its page began, {place}"
         yield a.began, text
         if a.ended or slurm:
             ended = f"attempt {a.attempt}: {a.state}{slurm}"
@@ -144,9 +145,9 @@ def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
 
 def _of_end(end: RecordedEnd) -> tuple[str, ...]:
     """Return the lines about a failure or a row without a result; the traceback comes last."""
-    where = f"plan {end.plan}, attempt {end.attempt}" if end.plan else _who(end.attempt)
+    origin = f"plan {end.plan}, attempt {end.attempt}" if end.plan else _who(end.attempt)
     if end.exception is None:
-        return (f"{end.what} ({where})",)
+        return (f"{end.what} ({origin})",)
     times = f", {end.times} times" if end.times and end.times > 1 else ""
-    text = f"{end.what} ({where}{times}): {end.exception}: {hide(end.message or '')}"
+    text = f"{end.what} ({origin}{times}): {end.exception}: {hide(end.message or '')}"
     return (text, hide(end.traceback)) if end.traceback else (text,)

@@ -103,9 +103,9 @@ def _screen() -> Iterator[Callable[[Watched], None] | None]:
         return
     from rich.live import Live
 
-    own = Terminal()
-    with Live(console=own, screen=True, auto_refresh=False, transient=True) as live:
-        yield lambda update: live.update(_watched(update, own), refresh=True)
+    screen = Terminal()
+    with Live(console=screen, screen=True, auto_refresh=False, transient=True) as live:
+        yield lambda update: live.update(_watched(update, screen), refresh=True)
 
 
 def _watched_line(update: Watched) -> str:
@@ -114,9 +114,9 @@ def _watched_line(update: Watched) -> str:
     return f"plan {status.plan} {status.state.value}: {rows} = {count(status.n_rows, 'row')}"
 
 
-def _watched(update: Watched, own: Terminal) -> Group:
+def _watched(update: Watched, screen: Terminal) -> Group:
     """Lay out one update as a screen that is not higher than the terminal."""
-    status, width = update.status, own.width
+    status, width = update.status, screen.width
     rate = "" if update.rows_per_s is None else f"{update.rows_per_s:,.1f} rows/s"
     time_left = (
         "" if update.left_s is None else f", {timedelta(seconds=round(update.left_s))} to go"
@@ -124,18 +124,18 @@ def _watched(update: Watched, own: Terminal) -> Group:
     title = f"[bold]plan {status.plan}: {escape(status.task)}[/] on {escape(status.input_model)}"
     rows, pages = counts(status)
     parts: list[RenderableType] = [
-        own.render_str(title),
-        own.render_str(rows),
+        screen.render_str(title),
+        screen.render_str(rows),
         _bar(status.rows, status.n_rows, width),
-        own.render_str(pages),
+        screen.render_str(pages),
         _bar(status.pages, status.n_pages, width),
         Text(f"{rate}{time_left}"),
     ]
-    foot = [own.render_str(f"[magenta]note:[/] {escape(hide(note))}") for note in status.notes]
+    foot = [screen.render_str(f"[magenta]note:[/] {escape(hide(note))}") for note in status.notes]
     foot += [Text(f"next: {hide(advice)}") for advice in status.advice]
     at = f"{datetime.fromtimestamp(update.at):%H:%M:%S}"
     foot.append(Text(f"{at}  Ctrl-C exits; the plan continues", style="dim"))
-    room = own.height - len(parts) - len(foot) - 4
+    room = screen.height - len(parts) - len(foot) - 4
     quiet = {PageState.DONE, PageState.UNSUBMITTED, PageState.WAITING}
     shown = list(status.in_states(set(PageState) - quiet))
     shown.sort(key=lambda page: page.state.value == "running")  # what is stuck comes first

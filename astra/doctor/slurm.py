@@ -27,11 +27,11 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
         return
     try:
         version = run(["sbatch", "--version"]).strip()
-        site, most = limits.this_cluster(), limits.max_array_size()
+        site, max_array_size = limits.this_cluster(), limits.max_array_size()
     except SlurmError as error:
         yield of_error(_PART, error)
         return
-    yield ok(_PART, f"{version}, cluster {site.name}, MaxArraySize {most}")
+    yield ok(_PART, f"{version}, cluster {site.name}, MaxArraySize {max_array_size}")
     for chosen in profiles:
         yield from _profile(chosen)
     yield from _accounting()
@@ -68,8 +68,8 @@ def _profile(chosen: Profile) -> Iterator[Finding]:
         problem, _, remedy = line.partition(": ")
         yield warning(_PART, f"{name}: {problem}", remedy)
     if not late:
-        where = f"partition {site.partition}" if site.partition else "the default partition"
-        yield ok(_PART, f"{name}: {where} takes its jobs")
+        partition = f"partition {site.partition}" if site.partition else "the default partition"
+        yield ok(_PART, f"{name}: {partition} takes its jobs")
 
 
 def _accounting() -> Iterator[Finding]:

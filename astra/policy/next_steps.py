@@ -136,9 +136,9 @@ def _step(
     used = submission.options if submission is not None else {}
     rule = None if end is None else rules.get(end.state)
     grows = rule is not None and (rule.mem_growth > 1 or rule.time_growth > 1)
-    where = str(base.options.get("partition") or "") or None
+    partition = str(base.options.get("partition") or "") or None
     return retry_policy.next_step(
-        end, ends_of(page), rules, base.options, used, room(where) if grows else Room(), asked
+        end, ends_of(page), rules, base.options, used, room(partition) if grows else Room(), asked
     )
 
 
@@ -157,13 +157,13 @@ def _profile(
         return choose_profile(name, overrides)
     if not is_trusted(submission.role, submission.plan.token):
         return choose_profile(None, overrides)  # options may name files and folders
-    was = submission.stored_profile
-    overrides = {**was.get("given", {}), **overrides}
+    previous = submission.stored_profile
+    overrides = {**previous.get("given", {}), **overrides}
     try:
-        profiles.get(was.get("name"), config.current())
+        profiles.get(previous.get("name"), config.current())
     except ConfigError:
         return choose_profile(None, overrides)  # it was renamed, or is somebody else's
-    return choose_profile(was.get("name"), overrides)
+    return choose_profile(previous.get("name"), overrides)
 
 
 def _grown(base: Profile, options: Mapping[str, str]) -> Profile:

@@ -181,19 +181,19 @@ class Attempts:
         first_of = np.array([i == 0 or ids[i] != ids[i - 1] for i in range(self.n)])
         last_of = np.array([*first_of[1:], True], bool)
         ended = np.array([record.state == AttemptState.DONE for record in self.records], bool)
-        done = last_of & (ended | np.array([page in self.whole for page in ids], bool))
+        is_done = last_of & (ended | np.array([page in self.whole for page in ids], bool))
         # An element that continues its page with another attempt has not stopped.
         same = [
             one.submission == other.submission and one.state != AttemptState.SUPERSEDED
             for one, other in pairwise(self.records)
         ]
         until = np.where(~last_of & np.array([*same, False], bool), following, self.ended_s)
-        stopped = ~done & (until < t1)
+        stopped = ~is_done & (until < t1)
         gone_on = np.minimum(np.where(last_of, t1, following), t1)
         never = self.n_pages - int(first_of.sum())
         begins = np.append(self.began_s[first_of], np.full(never, t1))
         series = {
-            "done": mean_over(until[done], np.full(int(done.sum()), t1), edges),
+            "done": mean_over(until[is_done], np.full(int(is_done.sum()), t1), edges),
             "running": mean_over(self.began_s, np.minimum(until, gone_on), edges),
             "stopped": mean_over(until[stopped], gone_on[stopped], edges),
             "not begun": mean_over(np.full(len(begins), t0), begins, edges),

@@ -58,8 +58,8 @@ def percent(share: float | None) -> str:
 def megabytes(size: float | None) -> str:
     if size is None:
         return ""
-    words = f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
-    return words.replace(" ", _NO_BREAK)
+    text = f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
+    return text.replace(" ", _NO_BREAK)
 
 
 def short(value: float) -> str:

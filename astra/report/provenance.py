@@ -67,7 +67,7 @@ def _results_table(plan: Plan) -> str:
 
 
 def _summary(s: Submission) -> SubmissionSummary:
-    where = f"array {s.job_id or '(not answered)'}" if s.kind == "slurm" else "processes here"
+    what = f"array {s.job_id or '(not answered)'}" if s.kind == "slurm" else "processes here"
     return SubmissionSummary(
-        s.created, where, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile
+        s.created, what, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile
     )

@@ -59,12 +59,12 @@ def row_times(plans: list[Plan], attempts: Attempts) -> tuple[Histogram | None, 
 
 def _pages_to_look_at(plan: Plan, attempts: Attempts, n_rows: int) -> list[int]:
     """Choose pages of about `n_rows` rows: all, or the slowest and some spread over the plan."""
-    most = max(2, n_rows // plan.limit)
-    if plan.n_pages <= most:
+    n_pages = max(2, n_rows // plan.limit)
+    if plan.n_pages <= n_pages:
         return list(range(1, plan.n_pages + 1))
     of_plan = [a for a in attempts.records if a.plan == plan.pk and a.rows]
-    slowest = sorted(of_plan, key=lambda a: -a.task_s / a.rows)[: most // 2]
-    spread = np.linspace(1, plan.n_pages, most // 2).astype(int).tolist()
+    slowest = sorted(of_plan, key=lambda a: -a.task_s / a.rows)[: n_pages // 2]
+    spread = np.linspace(1, plan.n_pages, n_pages // 2).astype(int).tolist()
     return sorted({a.page for a in slowest} | set(spread))
 
 

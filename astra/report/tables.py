@@ -58,9 +58,9 @@ _TIMES = frozenset({"began", "last seen", "made", "submitted"})
 N_SLOWEST = 6  # rows and pages that are shown
 
 
-def number(value: Number | None, words: Callable[[Number], str]) -> Cell:
+def number(value: Number | None, as_text: Callable[[Number], str]) -> Cell:
     """Return a cell that is sorted by a number."""
-    return Cell("", -1) if value is None else Cell(words(value), value)
+    return Cell("", -1) if value is None else Cell(as_text(value), value)
 
 
 def moment(value: datetime | None) -> Cell:

@@ -27,7 +27,7 @@ class Gauge:
 
     name: str  # "CPU", "memory", "time"
     unit: str  # of used and asked: "CPU s", "MB", "s"
-    share: float  # of CPU all elements' together, of memory and time the largest
+    share: float  # of CPU all elements' together, of memory and time the top
     median: float
     most: float
     n: int  # elements
@@ -108,9 +108,9 @@ def _gauge(
     shares = measured[:, 0] / measured[:, 1]
     # 100 % and more share the last step.
     counts = np.bincount(np.clip((shares * 20).astype(int), 0, 20), minlength=21)
-    most = float(shares.max())
+    top = float(shares.max())
     used, asked = measured[int(shares.argmax())]
     return Gauge(
-        name, unit, most, float(np.median(shares)), most, len(measured), tuple(counts.tolist()),
+        name, unit, top, float(np.median(shares)), top, len(measured), tuple(counts.tolist()),
         float(used), float(asked),
     )  # fmt: skip

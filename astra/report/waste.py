@@ -64,8 +64,8 @@ def _on_gauge(gauge: Gauge) -> Iterator[str]:
     name = gauge.name[0].upper() + gauge.name[1:]
     amounts = f"{amount(gauge.used, gauge.unit)} of {amount(gauge.asked, gauge.unit)}"
     if gauge.share < _LITTLE[gauge.name]:
-        most = "were used" if gauge.name == "CPU" else "was the most that an element used"
-        yield f"{name}: {percent(gauge.share)} ({amounts}) {most}; {_ASK_FOR_LESS[gauge.name]}."
+        phrase = "were used" if gauge.name == "CPU" else "was the most that an element used"
+        yield f"{name}: {percent(gauge.share)} ({amounts}) {phrase}; {_ASK_FOR_LESS[gauge.name]}."
     elif gauge.name != "CPU" and gauge.most > _NEARLY_ALL:
         yield (
             f"{name}: an element used {percent(gauge.most)} ({amounts}); with more, none is ended "

@@ -178,8 +178,8 @@ def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
     for attempt in attempts:
         is_local = attempt.job_id is None and attempt.host == socket.gethostname()
         if is_local and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
-            words = command_of(attempt.pid)
-            if "run-page" in words and _token_of(attempt) in words:
+            command_line = command_of(attempt.pid)
+            if "run-page" in command_line and _token_of(attempt) in command_line:
                 os.kill(attempt.pid, signal.SIGTERM)
                 signalled.append(attempt.pid)
     return signalled

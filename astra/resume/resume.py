@@ -80,9 +80,9 @@ def resume(
         chosen = _as_pending(statuses, {page.number for page in pages})
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
         more = [] if dry_run or wanted else _replacements(frozen, statuses, profile_name, options)
-        done = _take_steps(frozen, pages, steps, more, statuses, dry_run, hours)
+        submitted = _take_steps(frozen, pages, steps, more, statuses, dry_run, hours)
     left = [n for n in steps if not n.step.retry]
-    return replace(done, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
+    return replace(submitted, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
 
 
 def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageStatus]:
@@ -131,10 +131,10 @@ def _take_steps(
     holders = Holders.of([*pages, *(n.page for n in more)])
     if not dry_run:
         exclude_bad_nodes(plan, statuses, steps)
-    done = _submit_groups(plan, [n for n in steps if n.step.retry], holders, dry_run, hours)
+    submitted = _submit_groups(plan, [n for n in steps if n.step.retry], holders, dry_run, hours)
     if not dry_run:
         record(plan, steps, statuses)
-    return done
+    return submitted
 
 
 def _submit_groups(
@@ -144,16 +144,16 @@ def _submit_groups(
     groups: dict[str, list[Next]] = {}
     for n in steps:
         groups.setdefault(repr(n.profile), []).append(n)
-    done = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
+    submitted = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
     waiting = sum(len(group) for group in groups.values())
     least = min((n.profile.throttle for n in steps if n.profile.throttle), default=None)
     throttles = shares(least, [len(group) for group in groups.values()])
     for place, group in enumerate(groups.values()):
-        if done.message:  # a limit of Slurm's, which holds for the other groups too
+        if submitted.message:  # a limit of Slurm's, which holds for the other groups too
             break
         if throttles and place >= len(throttles):
-            done = replace(
-                done, message=f"the throttle of {least} is used up: the rest comes later"
+            submitted = replace(
+                submitted, message=f"the throttle of {least} is used up: the rest comes later"
             )
             break
         chosen = group[0].profile
@@ -163,14 +163,17 @@ def _submit_groups(
         try:
             new = submit_pages(plan, pages, holders, chosen, dry_run, hours)
         except SlurmRefused as refused:
-            if not done.jobs:
+            if not submitted.jobs:
                 raise
-            done = replace(done, message=str(refused))
+            submitted = replace(submitted, message=str(refused))
             break
-        done = replace(
-            new, pages=done.pages + new.pages, rows=done.rows + new.rows, jobs=done.jobs + new.jobs
+        submitted = replace(
+            new,
+            pages=submitted.pages + new.pages,
+            rows=submitted.rows + new.rows,
+            jobs=submitted.jobs + new.jobs,
         )
-    return replace(done, unsubmitted=waiting - done.pages)
+    return replace(submitted, unsubmitted=waiting - submitted.pages)
 
 
 def _left_pages(plan: Plan, steps: list[Next]) -> tuple[LeftPages, ...]:
@@ -234,8 +237,8 @@ def resume_local(
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
         submission = start_local(frozen, pages)
-    done = run_local(frozen, submission, pages, n_processes, progress, row_timeout, setup)
-    return replace(done, skipped=skipped)
+    submitted = run_local(frozen, submission, pages, n_processes, progress, row_timeout, setup)
+    return replace(submitted, skipped=skipped)
 
 
 def _choose(

@@ -74,8 +74,8 @@ def failures(plan: int) -> list[FailedRow]:
     """
     frozen = get_plan(plan)
     with connection():
-        own = list(Failure.select().where(Failure.plan_pk == frozen.pk))
-        recorded = {f.key for f in own}
+        of_plan = list(Failure.select().where(Failure.plan_pk == frozen.pk))
+        recorded = {f.key for f in of_plan}
         missing = [key for key in _failed_keys(frozen) if str(key) not in recorded]
         later = Failure.select().where(
             (Failure.task == frozen.task)
@@ -84,7 +84,7 @@ def failures(plan: int) -> list[FailedRow]:
         )
         repeated = {f.key: f for f in later} if missing else {}
         as_key = key_reader(frozen.pk)
-    rows = [_failed_row(f, as_key) for f in own]
+    rows = [_failed_row(f, as_key) for f in of_plan]
     rows += [_failed_row(f, as_key, f"failed again in plan {f.plan_pk}") for f in repeated.values()]
     since = "has ended differently since: it has a result now, or none"
     rows += [

@@ -103,9 +103,9 @@ def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
         return f"{some}: the plan was cancelled."
     if kind is Kind.NOT_BEGUN:
         waiting, unsubmitted = pages["waiting"], pages["unsubmitted"]
-        where = [f"{_pages(waiting)} in the queue"] if waiting else []
-        where += [f"{_pages(unsubmitted)} not submitted"] if unsubmitted else []
-        return f"None of {n_rows:,} row{'s' if n_rows != 1 else ''} has begun: {', '.join(where)}."
+        parts = [f"{_pages(waiting)} in the queue"] if waiting else []
+        parts += [f"{_pages(unsubmitted)} not submitted"] if unsubmitted else []
+        return f"None of {n_rows:,} row{'s' if n_rows != 1 else ''} has begun: {', '.join(parts)}."
     return "; ".join([some, *_stuck_text(plans, pages)]) + "."
 
 

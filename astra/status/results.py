@@ -104,7 +104,7 @@ class StoredResults:
         for begin in range(0, len(self.given), CHUNK):
             yield self.given[begin : begin + CHUNK]
 
-    def _read(self, keys: list[RowKey] | None, last: int, most: int) -> list[dict[str, object]]:
+    def _read(self, keys: list[RowKey] | None, last: int, limit: int) -> list[dict[str, object]]:
         output = self.output
         query = output.select().where(
             (output.v_astra_major_minor == CURRENT.major_minor) & (output.task_pk > last)
@@ -113,7 +113,7 @@ class StoredResults:
         if keys is not None:
             query = self.key.narrowed(query, keys).select(*fields, self.key.given)
         with connection():
-            records = run_keys(query.order_by(output.task_pk).limit(most))
+            records = run_keys(query.order_by(output.task_pk).limit(limit))
         if keys is not None:
             seen = {row[-1] for row in records}
             self.unknown = [key for key in self.unknown if key not in seen]

@@ -213,8 +213,8 @@ class _Row:
         done, old, failed, empty, is_last = self._flags()
         plan = f"astra plan {self.task} --keys {self._as_option()}"
         if live := next((p for p in reversed(plans) if self._is_live(p)), None):
-            where = f"page {live.page} of plan {live.plan}"
-            return True, f"{where} has it, and has not ended it", f"astra status {live.plan}"
+            page = f"page {live.page} of plan {live.plan}"
+            return True, f"{page} has it, and has not ended it", f"astra status {live.plan}"
         if not is_last:
             return (
                 False,

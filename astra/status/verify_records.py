@@ -56,12 +56,12 @@ class RecordChecks:
 
     def guards(self) -> Iterator[str]:
         """Yield tables that lack a key, a constraint or a trigger that an invariant requires."""
-        own = (Plan, MadeBy, Submission, Page, Attempt, Suspect, Failure, NoResult)
-        names = [model._meta.table_name for model in own]
-        for model in (self.model, self.output, *own):
+        own_models = (Plan, MadeBy, Submission, Page, Attempt, Suspect, Failure, NoResult)
+        names = [model._meta.table_name for model in own_models]
+        for model in (self.model, self.output, *own_models):
             lacks = lacking_guard(model)
             lost = lost_constraints(model) if issubclass(model, BaseModel) else ()
-            undone = undoing_triggers(model, names) if model in own else ()
+            undone = undoing_triggers(model, names) if model in own_models else ()
             for problem in (*([lacks] if lacks else []), *lost, *undone):
                 yield f"the table {model._meta.table_name} {problem}"
         if (n := Archive.select().count()) != 1:
@@ -83,8 +83,8 @@ class RecordChecks:
             (Failure, Failure.plan_pk == plan), (NoResult, NoResult.plan_pk == plan),
             (self.output, TRUE),
         )  # fmt: skip
-        for model, where in of_plan:
-            yield from impossible_values(model, where)
+        for model, clause in of_plan:
+            yield from impossible_values(model, clause)
 
     def n_results(self) -> int:
         """Count the results of the plan's version that bear one of its attempts."""

@@ -290,10 +290,10 @@ class Verifier:
         query = key.narrowed(output.select(key.given, output.attempt_pk, output.input_read), keys)
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
         readings = self._fetched(query.where(same_version))
-        own = set(self.attempt_pks.tolist())
+        our_attempts = set(self.attempt_pks.tolist())
         return (
-            {read for _, attempt, read in readings if attempt in own},
-            {number: read for number, attempt, read in readings if attempt not in own},
+            {read for _, attempt, read in readings if attempt in our_attempts},
+            {number: read for number, attempt, read in readings if attempt not in our_attempts},
         )
 
     def _given_away(self, kind: Kind, rows: Rows, record: Stored) -> None:
