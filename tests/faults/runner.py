@@ -30,6 +30,9 @@ BOUND_S, ROUNDS, END_S = 400.0, 25, 120.0
 SLURM_BOUND_S = 600.0
 #: How often the plan is verified while it runs.
 LOOK_S = 1.0
+#: A user waits so long before the next astra resume, and each time twice as long if one submitted
+#: nothing: elements run that belong to an earlier one, or Slurm has not said how they ended.
+PAUSE_S, LONGEST_PAUSE_S = 0.3, 5.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Drive:
     def __init__(self, world: World, plan: int) -> None:
         self.world, self.plan = world, plan
         self.pid: int | None = None
-        self.n_rounds = 0
+        self.n_rounds, self.pause_s = 0, PAUSE_S
         self.seen: set[str] = set()  # breaches while it ran
         self.nemesis = Nemesis(world, plan, lambda: self.pid)
         self._forgotten = world.cluster.forgotten() if world.cluster else 0
@@ -147,6 +150,7 @@ class Drive:
         self.world.n_rounds += 1
         if self._is_paused():
             self.world.command("continue", self.plan)
+        before = self._n_submissions()
         process = self.world.resume(self.plan, *words)
         self.pid = process.pid
         look = time.monotonic()
@@ -159,7 +163,9 @@ class Drive:
         if process.poll() is None:
             send(process.pid, signal.SIGKILL)
             process.wait()
-        time.sleep(0.3)
+        submitted = self._n_submissions() != before
+        self.pause_s = PAUSE_S if submitted else min(2 * self.pause_s, LONGEST_PAUSE_S)
+        time.sleep(self.pause_s)
         while self.world.cluster and time.monotonic() < end:
             if self._is_idle(self.world.cluster) or self._is_whole():
                 break
@@ -207,6 +213,11 @@ class Drive:
                 self.world.sql("SELECT 1 FROM plan WHERE pk = %s AND paused IS NOT NULL", self.plan)
             )
         return False
+
+    def _n_submissions(self) -> int | None:
+        with suppress(psycopg2.Error):
+            return int(self.world.sql("SELECT count(*) FROM submission")[0][0])
+        return None
 
     def _is_whole(self) -> bool:
         try:
