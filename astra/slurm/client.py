@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from astra.config import settings as config
@@ -39,13 +38,10 @@ from astra.slurm.parse import (
 from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec
 
-#: Runs one of Slurm's commands, and returns its output.
-Runner = Callable[[Sequence[str]], str]
-
 _LONGEST_ARGUMENT = 100_000  # characters; Linux takes 131,072 in one argument
 
 
-def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> JobId:
+def submit(script: Path, args: Sequence[str] = ()) -> JobId:
     """Submit a batch script.
 
     Raises
@@ -56,8 +52,8 @@ def submit(script: Path, args: Sequence[str] = (), env: Mapping[str, str] | None
         If it is not known whether the job exists: look for it with :func:`find`.
     """
     try:
-        words = ["sbatch", "--parsable", *args, str(script)]
-        output = _pace.call(script.parent, lambda: run(words, env=env))
+        command = ["sbatch", "--parsable", *args, str(script)]
+        output = _pace.call(script.parent, lambda: run(command))
     except Failed as failed:
         if job := parse_submission(failed.output):
             return job  # sbatch failed, but had created the job
@@ -77,9 +73,9 @@ def try_options(options: Iterable[tuple[str, str | None]]) -> None:
     SlurmUnknown
         If there is no answer.
     """
-    words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options]
+    given = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options]
     try:
-        run(["sbatch", "--test-only", *words, "--wrap", "true"])
+        run(["sbatch", "--test-only", *given, "--wrap", "true"])
     except Failed as failed:
         raise refusal(failed.words) from None
 
@@ -114,11 +110,7 @@ _pace = _Pace()
 
 
 def find(
-    job_name: str,
-    clusters: str | None = None,
-    env: Mapping[str, str] | None = None,
-    home: str | None = None,
-    user: str | None = None,
+    job_name: str, clusters: str | None = None, home: str | None = None, user: str | None = None
 ) -> list[JobId]:
     """Return the jobs of exactly that name which a `user` submitted, ended ones included.
 
@@ -133,22 +125,22 @@ def find(
     SlurmUnknown
         If squeue does not answer, or would not show the jobs of that user.
     """
-    clusters = clusters or _if_elsewhere(home, env)
+    clusters = clusters or _if_elsewhere(home)
     is_mine = user in (None, user_name())
     options = ["-u", str(os.getuid()) if is_mine else str(user), *_on(clusters)]
     try:
         columns = "ArrayJobID:|,Name:|,Cluster:|"
-        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *options], env=env)
+        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *options])
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.words}") from None
     if not (jobs := _named(text, job_name)):
         period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName,Cluster"]
         try:
-            text = run(["sacct", "-n", "-X", "-P", *period, *options], env=env)
+            text = run(["sacct", "-n", "-X", "-P", *period, *options])
         except SlurmError:
             return []  # without accounting: squeue has answered, and lists none
         jobs = _named(text, job_name)
-    if not jobs and not is_mine and os.geteuid() != 0 and this_cluster(env).is_private:
+    if not jobs and not is_mine and os.geteuid() != 0 and this_cluster().is_private:
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {user} ask")
     return [
         JobId(job_id, cluster if clusters else None, job_name, user=user)
@@ -166,12 +158,7 @@ def _named(text: str, job_name: str) -> set[tuple[int, str]]:
     }
 
 
-def elements(
-    jobs: Iterable[int | JobId],
-    env: Mapping[str, str] | None = None,
-    again: bool = True,
-    recent_s: float = 0.0,
-) -> Answer:
+def elements(jobs: Iterable[int | JobId], again: bool = True, recent_s: float = 0.0) -> Answer:
     """Query the states of all elements of some jobs: one squeue and one sacct for each cluster.
 
     squeue decides which elements are alive. Those that have left its memory are taken from sacct,
@@ -182,13 +169,10 @@ def elements(
     them do not.
     """
     parts = _by_cluster(jobs)
-    runner = partial(run, env=env, recent_s=recent_s)
     answers = []
     for cluster, part in parts:
-        answer = _elements(part, cluster, runner, again)
-        answers += (
-            _asked_elsewhere(part, answer, runner, env, again) if cluster is None else [answer]
-        )
+        answer = _elements(part, cluster, again, recent_s)
+        answers += _asked_elsewhere(part, answer, again, recent_s) if cluster is None else [answer]
     return Answer(
         executions=_merged(answer.executions for answer in answers),
         queue=all(answer.queue for answer in answers),
@@ -234,11 +218,7 @@ def _names(jobs: Iterable[JobId]) -> Names:
 
 
 def _asked_elsewhere(
-    jobs: Sequence[JobId],
-    answer: Answer,
-    runner: Runner,
-    env: Mapping[str, str] | None,
-    again: bool,
+    jobs: Sequence[JobId], answer: Answer, again: bool, recent_s: float
 ) -> list[Answer]:
     """Return the answer, and those of other clusters about jobs that this one did not take.
 
@@ -250,7 +230,7 @@ def _asked_elsewhere(
     if not any(job.home or job.user for job in silent):
         return [answer]
     try:
-        cluster = this_cluster(env)
+        cluster = this_cluster()
     except SlurmError as error:
         note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
         return [_doubted(answer, silent, note)]
@@ -275,7 +255,7 @@ def _asked_elsewhere(
         answer = _doubted(answer, hidden, note)
     parts = []
     for home, some in elsewhere.items():
-        other = _elements(some, home, runner, again)
+        other = _elements(some, home, again, recent_s)
         if not other.queue:
             note = (
                 f"the cluster {home} took {_list(_ids(some))}, and this machine belongs to "
@@ -294,11 +274,11 @@ def _doubted(answer: Answer, jobs: Iterable[JobId], note: str) -> Answer:
     return replace(answer, unsettled=unsettled, notes=(*answer.notes, note))
 
 
-def _elements(jobs: Sequence[JobId], cluster: str | None, runner: Runner, again: bool) -> Answer:
+def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s: float) -> Answer:
     ids, names = _ids(jobs), _names(jobs)
 
     def queue(some: Sequence[int]) -> Mapping[Key, Execution]:
-        return _merged(_squeue(part, names, cluster, runner) for part in _chunks(some))
+        return _merged(_squeue(part, names, cluster, recent_s) for part in _chunks(some))
 
     try:
         queued = queue(ids)
@@ -307,14 +287,14 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, runner: Runner, again:
             queue=False, notes=(f"squeue gave no answer, so nothing is known of the jobs: {error}",)
         )
     try:
-        booked = _merged([_sacct(part, names, cluster, runner) for part in _chunks(ids)])
+        booked = _merged([_sacct(part, names, cluster, recent_s) for part in _chunks(ids)])
     except SlurmError as error:
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
         shown = frozenset(job for job, _ in queued)
         silent = [job for job in jobs if job.key not in shown and _ids([job])]
         # That squeue lists none proves nothing by itself. Slurm is asked about one of them, and its
         # answer counts for all: there is never one call for each.
-        gone = not silent or _is_gone(max(silent), cluster, runner)
+        gone = not silent or _is_gone(max(silent), cluster, recent_s)
         unsure = frozenset() if gone else frozenset(job.key for job in silent)
         return Answer(queued, accounting=False, unsettled=unsure, notes=(note,), queued=shown)
     queued_jobs = {job for job, _ in queued}
@@ -335,10 +315,10 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, runner: Runner, again:
     return settle(queued, booked)
 
 
-def _is_gone(job: JobId, cluster: str | None, runner: Runner) -> bool:
+def _is_gone(job: JobId, cluster: str | None, recent_s: float) -> bool:
     """Return whether Slurm reports that no such job exists, or another one with its number."""
     try:
-        text = runner(["scontrol", *_on(cluster), "show", "job", str(job.job_id)])
+        text = run(["scontrol", *_on(cluster), "show", "job", str(job.job_id)], recent_s)
         return job.name is not None and f"JobName={job.name}\n" not in text
     except Failed as failed:
         return "Invalid job id specified" in failed.words
@@ -361,13 +341,13 @@ def _list(ids: Iterable[int]) -> str:
 
 
 def _squeue(
-    ids: Sequence[int], names: Names, cluster: str | None, runner: Runner
+    ids: Sequence[int], names: Names, cluster: str | None, recent_s: float = 0.0
 ) -> dict[Key, Execution]:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
     # Without -r, the waiting elements of an array are one line, "17_[2-1000%50]".
     args = ["squeue", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
     try:
-        return parse_squeue(runner(args), names)
+        return parse_squeue(run(args, recent_s), names)
     except Failed as failed:
         # Only a single id that has left squeue's memory is an error; in a list it is skipped.
         if "Invalid job id specified" in failed.words:
@@ -376,11 +356,11 @@ def _squeue(
 
 
 def _sacct(
-    ids: Sequence[int], names: Names, cluster: str | None, runner: Runner
+    ids: Sequence[int], names: Names, cluster: str | None, recent_s: float
 ) -> dict[Key, Execution]:
     # -D: earlier executions of a requeued element too; -S: by default, sacct covers only today.
     args = ["sacct", "-n", "-X", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids)]
-    return parse_sacct(runner([*args, "-o", ",".join(SACCT), *_on(cluster)]), names)
+    return parse_sacct(run([*args, "-o", ",".join(SACCT), *_on(cluster)], recent_s), names)
 
 
 def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
@@ -396,16 +376,11 @@ def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
         for part in _chunks(_ids(some)):
             args = ["sacct", "-n", "-P", "-S", "2000-01-01", "-j", _list(part)]
             args += ["-o", ",".join(USAGE), *_on(cluster)]
-            usages += parse_usage(run(args, recent_s=recent_s), _names(some))
+            usages += parse_usage(run(args, recent_s), _names(some))
     return usages
 
 
-def cancel(
-    job: JobId,
-    indices: Iterable[int] = (),
-    waiting_only: bool = False,
-    env: Mapping[str, str] | None = None,
-) -> None:
+def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) -> None:
     """Cancel a job, or some of its elements; those that have ended are no error.
 
     Where the name of the job is known, another job that has its number by now is left alone.
@@ -424,29 +399,29 @@ def cancel(
     """
     if not _ids([job]):
         return
-    cluster = job.cluster or _if_elsewhere(job.home, env)
+    cluster = job.cluster or _if_elsewhere(job.home)
     args = _on(cluster)
     if indices := list(indices):
         # With --name, scancel cancels all waiting elements instead of the given ones (22.05).
-        if job.name is None or _squeue([job.job_id], _names([job]), cluster, partial(run, env=env)):
-            _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]"], env)
+        if job.name is None or _squeue([job.job_id], _names([job]), cluster):
+            _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]"])
         return
     args += ["--name", job.name] if job.name else []
     args += ["--state=PENDING"] if waiting_only else []
-    _scancel([*args, str(job.job_id)], env)
+    _scancel([*args, str(job.job_id)])
 
 
-def _if_elsewhere(home: str | None, env: Mapping[str, str] | None) -> str | None:
+def _if_elsewhere(home: str | None) -> str | None:
     """Return the cluster that took a job, if it is not that of this machine."""
-    return home if home is not None and home != this_cluster(env).name else None
+    return home if home is not None and home != this_cluster().name else None
 
 
 _GONE = re.compile(r"Invalid job id specified|already completing or completed")
 
 
-def _scancel(args: list[str], env: Mapping[str, str] | None) -> None:
+def _scancel(args: list[str]) -> None:
     try:
-        run(["scancel", *args], env=env)
+        run(["scancel", *args])
     except Failed as failed:
         errors = [w for w in failed.words.split("; ") if not _GONE.search(w)]
         if errors:

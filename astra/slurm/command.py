@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from astra.config import settings as config
@@ -42,13 +42,7 @@ _NO_ANSWER = re.compile(
 )
 
 
-def run(
-    args: Sequence[str],
-    *,
-    input: str | None = None,
-    env: Mapping[str, str] | None = None,
-    recent_s: float = 0.0,
-) -> str:
+def run(args: Sequence[str], recent_s: float = 0.0) -> str:
     """Run one of Slurm's commands and return its output.
 
     A query that is not answered is repeated ``[slurm] retries`` times.
@@ -56,9 +50,6 @@ def run(
     Parameters
     ----------
     args : the command and its arguments.
-    input : text for its standard input.
-    env : environment instead of that of the process; variables of a surrounding job are removed
-        from either.
     recent_s : accept cached output of the same query that is up to so many seconds old.
 
     Raises
@@ -70,18 +61,16 @@ def run(
     """
     if args[0] not in _READ_ONLY:
         query_cache.forget_all()
-    configuration = str((os.environ if env is None else env).get("SLURM_CONF"))
-    return query_cache.cached_output(
-        args, configuration, recent_s, lambda: _run_with_retries(args, input, env)
-    )
+    configuration = str(os.environ.get("SLURM_CONF"))
+    return query_cache.cached_output(args, configuration, recent_s, lambda: _run_with_retries(args))
 
 
-def _run_with_retries(args: Sequence[str], input: str | None, env: Mapping[str, str] | None) -> str:
+def _run_with_retries(args: Sequence[str]) -> str:
     settings = config.current().slurm
     tries = 1 + (settings.retries if args[0] in _READ_ONLY else 0)
     for left in reversed(range(tries)):
         try:
-            return _run_once(args, input, env, settings.timeout_s)
+            return _run_once(args, settings.timeout_s)
         except SlurmUnknown as error:
             if not left:
                 raise
@@ -91,12 +80,9 @@ def _run_with_retries(args: Sequence[str], input: str | None, env: Mapping[str, 
     raise AssertionError("unreachable")
 
 
-def _run_once(
-    args: Sequence[str], text: str | None, env: Mapping[str, str] | None, timeout_s: float
-) -> str:
+def _run_once(args: Sequence[str], timeout_s: float) -> str:
     command = args[0]
-    environment = _environment(command, os.environ if env is None else env)
-    path = shutil.which(command, path=environment.get("PATH"))
+    path = shutil.which(command)
     if path is None:
         raise SlurmError(
             f"{command} is not on PATH: load the module of Slurm (module load slurm), or work on "
@@ -105,11 +91,11 @@ def _run_once(
     try:
         done = subprocess.run(
             [path, *args[1:]],
-            input=text if text is not None else "",
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            env=environment,
+            env=_environment(command),
             timeout=timeout_s,
             umask=umask_without_write(),  # sbatch passes it on to the element and its log
             check=False,
@@ -137,8 +123,13 @@ def _run_once(
     raise Failed(command, words, done.stdout)
 
 
-def _environment(command: str, env: Mapping[str, str]) -> dict[str, str]:
-    variables = {k: v for k, v in env.items() if not _INHERITED.match(k) or _KEPT.fullmatch(k)}
+def _environment(command: str) -> dict[str, str]:
+    """Return the environment of a command, without the variables of a surrounding job."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not _INHERITED.match(name) or _KEPT.fullmatch(name)
+    }
     if command != "sbatch":  # which passes its environment on to the job
         # 0: "17_[1,3,5...]" is written out in full, not truncated after 64 characters.
         variables.update(LC_ALL="C", SLURM_BITSTR_LEN="0", SLURM_TIME_FORMAT="standard")
@@ -153,14 +144,13 @@ def _words(stderr: str) -> str:
     return "; ".join(line for line in lines if line)
 
 
-def available(env: Mapping[str, str] | None = None) -> bool:
+def available() -> bool:
     """Return whether this machine has Slurm's commands and a configuration for them."""
-    env = os.environ if env is None else env
-    sbatch = shutil.which("sbatch", path=env.get("PATH"))
+    sbatch = shutil.which("sbatch")
     if sbatch is None:
         return False
-    if env.get("SLURM_CONF"):  # a command would wait for a missing file for a minute
-        return Path(env["SLURM_CONF"]).is_file()
+    if file := os.environ.get("SLURM_CONF"):  # a command would wait for a missing file for a minute
+        return Path(file).is_file()
     usual = [Path(sbatch).resolve().parents[1] / "etc", Path("/run/slurm/conf")]
     usual += [Path("/etc/slurm"), Path("/etc/slurm-llnl"), Path("/usr/local/etc")]
-    return "SLURM_CONF_SERVER" in env or any((p / "slurm.conf").is_file() for p in usual)
+    return "SLURM_CONF_SERVER" in os.environ or any((p / "slurm.conf").is_file() for p in usual)

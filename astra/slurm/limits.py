@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -88,13 +88,10 @@ def obstacles_to(chosen: Profile) -> list[str]:
     return warnings(chosen, bounds(chosen))
 
 
-_SHOW_CONFIG = ("scontrol", "show", "config")
-
-
 @cache
 def configuration() -> str:
     """Return Slurm's configuration, which is queried once in a process."""
-    return run(_SHOW_CONFIG)
+    return run(("scontrol", "show", "config"))
 
 
 def max_array_size() -> int:
@@ -171,7 +168,7 @@ def _widest(limits: list[int | None]) -> int | None:
     return None if not limits or None in limits else max(n for n in limits if n is not None)
 
 
-def this_cluster(env: Mapping[str, str] | None = None) -> Cluster:
+def this_cluster() -> Cluster:
     """Return the cluster that Slurm's commands query on this machine.
 
     Raises
@@ -179,4 +176,4 @@ def this_cluster(env: Mapping[str, str] | None = None) -> Cluster:
     SlurmError
         If Slurm does not answer.
     """
-    return parse_cluster(configuration() if env is None else run(_SHOW_CONFIG, env=env))
+    return parse_cluster(configuration())

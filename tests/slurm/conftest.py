@@ -1,6 +1,5 @@
 """Programs with the names of Slurm's commands, for answers that a real cluster does not give to order."""
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,22 +7,24 @@ from typing import Any
 
 import pytest
 
+from astra.slurm import limits
 from tests.servers import wait_for
 
-Commands = Callable[..., dict[str, str]]
+Commands = Callable[..., None]
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Commands:
-    """Small programs with the names of Slurm's, and the environment in which they are found."""
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Small programs with the names of Slurm's, which are found before any others."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
 
-    def make(**scripts: str) -> dict[str, str]:
+    def make(**scripts: str) -> None:
+        limits.configuration.cache_clear()
         for name, script in scripts.items():
             file = tmp_path / "bin" / name
             file.parent.mkdir(exist_ok=True)
             file.write_text(f'#!/bin/bash\necho "$0 $*" >> {tmp_path}/calls\n{script}\n')
             file.chmod(0o755)
-        return {**os.environ, "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
 
     return make
 

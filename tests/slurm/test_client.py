@@ -17,7 +17,7 @@ from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec, directive
 from astra.slurm.site import parse_max_array_size
 from astra.states import SlurmState as S
-from tests.servers import wait_for
+from tests.servers import Slurm, wait_for
 
 # What Slurm 22.05 printed for an array of eight: whole, status 3, killed by signal 9, requeued,
 # killed by signal 15, cancelled, running, and one that kept the array's own job id.
@@ -197,7 +197,7 @@ class TestRefusals:
             parse_max_array_size("")
 
 
-Commands = Callable[..., dict[str, str]]
+Commands = Callable[..., None]
 
 
 class TestNoAnswer:
@@ -221,8 +221,9 @@ class TestNoAnswer:
     def test_it_is_not_known_whether_the_job_exists(
         self, commands: Commands, script: str, words: str, tmp_path: Path
     ) -> None:
+        commands(sbatch=script)
         with pytest.raises(SlurmUnknown, match=words):
-            client.submit(tmp_path / "x.sh", env=commands(sbatch=script))
+            client.submit(tmp_path / "x.sh")
         assert len((tmp_path / "calls").read_text().splitlines()) == 1  # never sent again
 
     def test_a_late_answer_and_what_was_said_before(
@@ -231,18 +232,20 @@ class TestNoAnswer:
         settings.use(settings.Config(slurm=settings.Slurm(timeout_s=0.5)))
         full = "echo 'sbatch: error: Slurm temporarily unable to accept job' >&2"
         late = f"{full}; touch {tmp_path}/spoke.$$; exec sleep 600"
+        commands(sbatch=late)
         with pytest.raises(SlurmUnknown, match=r"within 0.5 s.*temporarily unable"):
-            client.submit(Path("x.sh"), env=commands(sbatch=late))
+            client.submit(Path("x.sh"))
 
     def test_a_job_that_was_made_counts_whatever_else_is_said(self, commands: Commands) -> None:
-        env = commands(sbatch="echo '17;big'; echo 'spank: a plugin failed' >&2; exit 1")
-        assert client.submit(Path("x.sh"), env=env) == parse.JobId(17, "big")
+        commands(sbatch="echo '17;big'; echo 'spank: a plugin failed' >&2; exit 1")
+        assert client.submit(Path("x.sh")) == parse.JobId(17, "big")
 
-    def test_a_missing_command(self) -> None:
+    def test_a_missing_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "/nowhere")
         with pytest.raises(SlurmError, match="sbatch is not on PATH: load the module") as caught:
-            client.submit(Path("x.sh"), env={"PATH": "/nowhere"})
+            client.submit(Path("x.sh"))
         assert not isinstance(caught.value, SlurmUnknown)
-        assert not command.available({"PATH": "/nowhere"})
+        assert not command.available()
 
     def test_queries_are_repeated(
         self,
@@ -254,12 +257,12 @@ class TestNoAnswer:
         pauses: list[float] = []
         monkeypatch.setattr(command, "time", SimpleNamespace(sleep=pauses.append))
         settings.use(settings.Config(slurm=settings.Slurm(retries=2)))
-        env = commands(
+        commands(
             squeue=f"[ $(grep -c squeue {tmp_path}/calls) -ge 3 ] || "
             "{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }\n"
             "echo '17|name|test|'"
         )
-        assert client.find("name", env=env) == [parse.JobId(17)]
+        assert client.find("name") == [parse.JobId(17)]
         assert len(pauses) == 2 and 0.25 <= pauses[0] <= 0.75 and 0.5 <= pauses[1] <= 1.5
         assert [r.message.partition("; ")[2] for r in caplog.records] == [
             "it is asked again, 1 of 2",
@@ -272,25 +275,25 @@ class TestNoAnswer:
         for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "SQUEUE_FORMAT", "SLURM_CLUSTERS"):
             monkeypatch.setenv(name, "inherited")
         monkeypatch.setenv("SLURM_CONF", "/kept")
-        env = commands(squeue="env", sbatch="env")
-        seen = command.run(["squeue"], env=env)
+        commands(squeue="env", sbatch="env")
+        seen = command.run(["squeue"])
         assert "inherited" not in seen
         assert "SLURM_CONF=/kept" in seen and "LC_ALL=C" in seen and "SLURM_BITSTR_LEN=0" in seen
         # sbatch hands its environment on to the job: it gets the caller's own.
-        assert "SLURM_BITSTR_LEN" not in command.run(["sbatch"], env=env)
+        assert "SLURM_BITSTR_LEN" not in command.run(["sbatch"])
 
     def test_squeue_down_leaves_everything_unknown(
         self, commands: Commands, tmp_path: Path
     ) -> None:
-        env = commands(
+        commands(
             squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
             sacct="echo '9_1|COMPLETED|0:0|n1||astra'",
         )
-        answer = client.elements([9], env=env)
+        answer = client.elements([9])
         assert not answer.queue and answer.of(9, 1).state is None
         assert "nothing is known" in answer.notes[0]
         with pytest.raises(SlurmUnknown):
-            client.find("name", env=env)
+            client.find("name")
 
     @pytest.mark.parametrize(
         "sacct",
@@ -302,12 +305,13 @@ class TestNoAnswer:
     def test_without_accounting_what_squeue_forgot_is_unknown(
         self, commands: Commands, sacct: str
     ) -> None:
-        env = commands(squeue="echo '9_1|RUNNING|0|n1|None|astra|'", sacct=sacct)
-        answer = client.elements([9], env=env)
+        commands(squeue="echo '9_1|RUNNING|0|n1|None|astra|'", sacct=sacct)
+        answer = client.elements([9])
         assert answer.queue and not answer.accounting and "sacct" in answer.notes[0]
         assert answer.of(9, 1).state is S.RUNNING
         assert answer.of(9, 2).state is None
-        assert client.find("name", env=commands(squeue="true")) == []
+        commands(squeue="true")
+        assert client.find("name") == []
 
     @pytest.mark.parametrize("left_memory", [False, True])
     def test_a_name_is_looked_for_on_every_cluster_that_may_have_taken_it(
@@ -315,35 +319,36 @@ class TestNoAnswer:
     ) -> None:
         queue = r"printf 'CLUSTER: a\n7|other|a|\nCLUSTER: b\n9|name|b|\n9|name|b|\n'"
         accounts = r"printf '7|other|a\n9_[1-3]|name|b\n9_4|name|b\n'"
-        env = commands(squeue="true" if left_memory else queue, sacct=accounts)
-        assert client.find("name", "a,b", env=env) == [parse.JobId(9, "b")]
+        commands(squeue="true" if left_memory else queue, sacct=accounts)
+        assert client.find("name", "a,b") == [parse.JobId(9, "b")]
         assert "-M a,b" in (tmp_path / "calls").read_text()
 
     def test_an_id_that_left_memory_is_an_answer(self, commands: Commands) -> None:
         gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
-        answer = client.elements([9], env=commands(squeue=gone, sacct="true"))
+        commands(squeue=gone, sacct="true")
+        answer = client.elements([9])
         assert answer.queue and answer.of(9, 1).state is S.ABSENT
 
     def test_accounting_that_lags_makes_squeue_be_asked_again(
         self, commands: Commands, tmp_path: Path
     ) -> None:
-        env = commands(squeue="true", sacct="echo '9_1|RUNNING|0:0|n1|1|5|||astra'")
-        assert client.elements([9], env=env).of(9, 1).state is None
+        commands(squeue="true", sacct="echo '9_1|RUNNING|0:0|n1|1|5|||astra'")
+        assert client.elements([9]).of(9, 1).state is None
         calls = (tmp_path / "calls").read_text()
         assert calls.count("squeue ") == 2 and calls.count("sacct ") == 1
 
     def test_one_call_each_for_many_jobs_and_more_where_the_line_is_too_long(
         self, commands: Commands, tmp_path: Path
     ) -> None:
-        env = commands(squeue="true", sacct="true")
-        client.elements(range(1, 2001), env=env)
+        commands(squeue="true", sacct="true")
+        client.elements(range(1, 2001))
         assert len((tmp_path / "calls").read_text().splitlines()) == 2
-        client.elements(range(10**9, 10**9 + 20_000), env=env)
+        client.elements(range(10**9, 10**9 + 20_000))
         assert len((tmp_path / "calls").read_text().splitlines()) == 2 + 6
 
     def test_each_cluster_is_asked_by_name(self, commands: Commands, tmp_path: Path) -> None:
-        env = commands(squeue="true", sacct="true")
-        client.elements([1, parse.JobId(2, "big"), parse.JobId(3, "big")], env=env)
+        commands(squeue="true", sacct="true")
+        client.elements([1, parse.JobId(2, "big"), parse.JobId(3, "big")])
         calls = (tmp_path / "calls").read_text().splitlines()
         assert [("-M big" in c, "-j 2,3" in c) for c in calls] == [(False, False)] * 2 + [
             (True, True)
@@ -351,11 +356,11 @@ class TestNoAnswer:
 
     def test_cancelling_an_ended_job_is_no_error(self, commands: Commands, tmp_path: Path) -> None:
         gone = "echo 'scancel: error: Kill job error on job id 9: Invalid job id specified' >&2; exit 1"
-        env = commands(scancel=gone)
-        client.cancel(parse.JobId(9), env=env)
-        client.cancel(parse.JobId(8, name="astra-1-x"), env=env)
-        client.cancel(parse.JobId(8), [3, 4, 7], env=env)
-        client.cancel(parse.JobId(5, "big"), waiting_only=True, env=env)
+        commands(scancel=gone)
+        client.cancel(parse.JobId(9))
+        client.cancel(parse.JobId(8, name="astra-1-x"))
+        client.cancel(parse.JobId(8), [3, 4, 7])
+        client.cancel(parse.JobId(5, "big"), waiting_only=True)
         calls = [line.split("/bin/")[1] for line in (tmp_path / "calls").read_text().splitlines()]
         assert calls == [
             "scancel 9",
@@ -364,22 +369,24 @@ class TestNoAnswer:
             "scancel -M big --state=PENDING 5",
         ]
         denied = "echo 'scancel: error: Access/permission denied' >&2; exit 1"
+        commands(scancel=denied)
         with pytest.raises(SlurmError, match="permission"):
-            client.cancel(parse.JobId(9), env=commands(scancel=denied))
+            client.cancel(parse.JobId(9))
 
-    def test_a_configuration_that_is_missing_is_not_waited_for(self, commands: Commands) -> None:
-        env = {**commands(sbatch="true"), "SLURM_CONF": "/no/such/slurm.conf"}
-        assert not command.available(env)
+    def test_a_configuration_that_is_missing_is_not_waited_for(
+        self, commands: Commands, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commands(sbatch="true")
+        monkeypatch.setenv("SLURM_CONF", "/no/such/slurm.conf")
+        assert not command.available()
 
 
 # ----------------------------------------------------------------------------- the real cluster
 
 
 @pytest.fixture
-def real(cluster: object, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    env: dict[str, str] = cluster.env()  # type: ignore[attr-defined]
-    monkeypatch.setenv("SLURM_CONF", env["SLURM_CONF"])
-    return env
+def real(cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
 
 
 def script(folder: Path, body: str, *options: str) -> Path:
@@ -391,11 +398,11 @@ def script(folder: Path, body: str, *options: str) -> Path:
 
 @pytest.mark.slurm
 class TestReal:
-    def test_a_cluster_is_available_and_says_its_limits(self, real: dict[str, str]) -> None:
+    def test_a_cluster_is_available_and_says_its_limits(self, real: None) -> None:
         assert command.available()
         assert limits.max_array_size() > 1
 
-    def test_a_refusal_says_what_to_do(self, real: dict[str, str], tmp_path: Path) -> None:
+    def test_a_refusal_says_what_to_do(self, real: None, tmp_path: Path) -> None:
         file = script(tmp_path, "true", "--hold")
         for option, words in (
             ("--partition=nope", "sinfo -s"),
@@ -412,7 +419,7 @@ class TestReal:
             (tmp_path / "dos.sh").write_bytes(b"#!/bin/bash\r\ntrue\r\n")
             client.submit(tmp_path / "dos.sh")
 
-    def test_the_limit_of_submitted_jobs(self, real: dict[str, str], tmp_path: Path) -> None:
+    def test_the_limit_of_submitted_jobs(self, real: None, tmp_path: Path) -> None:
         def set_limit(most: int) -> None:
             words = f"-i modify user root where account=sdss set MaxSubmitJobs={most}"
             command.run(["sacctmgr", *words.split()])
@@ -425,7 +432,7 @@ class TestReal:
         finally:
             set_limit(-1)
 
-    def test_found_by_its_exact_name(self, real: dict[str, str], tmp_path: Path) -> None:
+    def test_found_by_its_exact_name(self, real: None, tmp_path: Path) -> None:
         name = f"astra-test-{time.time_ns()}"
         file = script(tmp_path, "sleep 60", "--array=1-3", "--hold")
         job = client.submit(file, [f"--job-name={name}"])
@@ -437,7 +444,7 @@ class TestReal:
             client.cancel(one)
         assert client.find(name) == [job]
 
-    def test_elements_of_a_mixed_array(self, real: dict[str, str], tmp_path: Path) -> None:
+    def test_elements_of_a_mixed_array(self, real: None, tmp_path: Path) -> None:
         body = "case $SLURM_ARRAY_TASK_ID in 1) exit 0;; 2) exit 3;; 3) kill -9 $$;; *) sleep 99;; esac"
         job = client.submit(script(tmp_path, body, "--array=1-8%5"))
         states = lambda: {i: client.elements([job]).of(job.job_id, i).state for i in range(1, 9)}  # noqa: E731
@@ -458,9 +465,7 @@ class TestReal:
         assert client.elements([999_999]).of(999_999, 1).state is S.ABSENT
         client.cancel(job)
 
-    def test_sbatch_reads_directives_as_they_are_written(
-        self, real: dict[str, str], tmp_path: Path
-    ) -> None:
+    def test_sbatch_reads_directives_as_they_are_written(self, real: None, tmp_path: Path) -> None:
         for text in ("plain", "a b", 'say "a"', "it's", "back\\slash", "a #b", "$HOME `id`", "é%j"):
             file = script(tmp_path, "true", "--hold", f"--comment={directive(text)}")
             job = client.submit(file)

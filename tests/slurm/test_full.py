@@ -37,15 +37,14 @@ def planned(n: int) -> int:
     return found
 
 
-def test_where_slurmctld_is_full_what_fits_is_submitted(pg_url, commands, tmp_path, monkeypatch):
+def test_where_slurmctld_is_full_what_fits_is_submitted(pg_url, commands, tmp_path):
     """Of three arrays of four the first is taken; at the second sbatch sleeps until it is ended."""
     sent = tmp_path / "sent"
-    env = commands(
+    commands(
         scontrol=CONFIG, squeue="true", sacct="true",
         sbatch=f"echo x >>{sent}\n[ $(wc -l <{sent}) = 1 ] && echo 100 && exit\n"
         f"echo '{FULL}' >&2\ntouch {tmp_path}/spoke.$$\nexec sleep 60",
     )  # fmt: skip
-    monkeypatch.setenv("PATH", env["PATH"])
     done = submit(planned(12))
     assert (done.pages, done.unsubmitted) == (4, 8)
     assert "MaxJobCount" in done.message and "astra resume" in done.message
@@ -57,10 +56,10 @@ def test_where_slurmctld_is_full_what_fits_is_submitted(pg_url, commands, tmp_pa
 
 
 @pytest.mark.parametrize("ended", ["0:53", "15:53"])
-def test_a_node_that_cannot_write_its_log(ended, pg_url, commands, tmp_path, monkeypatch):
+def test_a_node_that_cannot_write_its_log(ended, pg_url, commands, tmp_path):
     booked = tmp_path / "booked"
     booked.write_text("")
-    env = commands(
+    commands(
         scontrol=CONFIG,
         squeue="true",
         sacct=f"cat {booked}",
@@ -68,7 +67,6 @@ def test_a_node_that_cannot_write_its_log(ended, pg_url, commands, tmp_path, mon
         sinfo="true",
         scancel="true",
     )
-    monkeypatch.setenv("PATH", env["PATH"])
     plan = planned(1)
     submit(plan)
     (submission,) = Submission.select()
@@ -84,16 +82,11 @@ def test_a_node_that_cannot_write_its_log(ended, pg_url, commands, tmp_path, mon
     assert "could not write its log" in shown.output and shown.exit_code == 4, shown.output
 
 
-def test_the_log_of_an_element_that_ended_before_it_claimed_a_page(
-    pg_url, commands, tmp_path, monkeypatch
-):
+def test_the_log_of_an_element_that_ended_before_it_claimed_a_page(pg_url, commands, tmp_path):
     """Python is not there on the node, say: the plan's logs are found with and without a page."""
     booked = tmp_path / "booked"
     booked.write_text("")
-    env = commands(
-        scontrol=CONFIG, squeue="true", sacct=f"cat {booked}", sbatch="echo 100", sinfo="true"
-    )
-    monkeypatch.setenv("PATH", env["PATH"])
+    commands(scontrol=CONFIG, squeue="true", sacct=f"cat {booked}", sbatch="echo 100", sinfo="true")
     plan = planned(2)
     submit(plan)
     (submission,) = Submission.select()

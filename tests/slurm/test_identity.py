@@ -23,21 +23,21 @@ def quick() -> None:
 
 
 def test_a_strangers_job_of_the_same_number_says_nothing_of_ours(commands):
-    env = commands(
+    commands(
         squeue=RUNNING % "somebody-s|job",
         sacct="echo '9_1|COMPLETED|0:0|n1|None|stranger'",
         scontrol=HERE % "none",
     )
     job = JobId(9, name=OURS, home="here")
-    answer = client.elements([job], env=env)
+    answer = client.elements([job])
     assert answer.of(job.key, 1).state is S.ABSENT
-    assert client.elements([JobId(9)], env=env).of(9, 1).state is S.RUNNING  # by number alone
+    assert client.elements([JobId(9)]).of(9, 1).state is S.RUNNING  # by number alone
 
 
 def test_two_jobs_with_one_number_are_distinguished(commands):
     booked = f"9_1|FAILED|1:0|n1|None|{OURS}\\n9_1|COMPLETED|0:0|n2|None|{ANOTHER}\\n"
-    env = commands(squeue="true", sacct=f"printf '{booked}'")
-    answer = client.elements([JobId(9, name=OURS), JobId(9, name=ANOTHER)], env=env)
+    commands(squeue="true", sacct=f"printf '{booked}'")
+    answer = client.elements([JobId(9, name=OURS), JobId(9, name=ANOTHER)])
     first, second = answer.of(OURS, 1), answer.of(ANOTHER, 1)
     assert (first.state, first.node) == (S.FAILED, "n1")
     assert (second.state, second.node) == (S.COMPLETED, "n2")
@@ -45,39 +45,39 @@ def test_two_jobs_with_one_number_are_distinguished(commands):
 
 def test_a_job_is_absent_only_on_the_cluster_that_took_it(commands, tmp_path):
     there = 'case "$*" in *"-M there"*) %s;; esac'
-    env = commands(squeue=there % (RUNNING % OURS), sacct="true", scontrol=HERE % "none")
+    commands(squeue=there % (RUNNING % OURS), sacct="true", scontrol=HERE % "none")
     job = JobId(9, name=OURS, home="there")
-    assert client.elements([job], env=env).of(job.key, 1).state is S.RUNNING
+    assert client.elements([job]).of(job.key, 1).state is S.RUNNING
     denied = there % "echo 'squeue: error: No cluster there known by database.' >&2; exit 1"
-    env = commands(squeue=denied, sacct="true", scontrol=HERE % "none")
-    answer = client.elements([job], env=env)
+    commands(squeue=denied, sacct="true", scontrol=HERE % "none")
+    answer = client.elements([job])
     assert answer.of(job.key, 1).state is None
     assert "login node of there" in answer.notes[-1]
 
 
 def test_who_may_not_see_a_job_does_not_call_it_gone(commands, monkeypatch):
-    env = commands(squeue="true", sacct="true", scontrol=HERE % "jobs,usage")
+    commands(squeue="true", sacct="true", scontrol=HERE % "jobs,usage")
     theirs, free = JobId(9, name=OURS, home="here", user="operator"), "none"
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    answer = client.elements([theirs], env=env)
+    answer = client.elements([theirs])
     assert answer.of(theirs.key, 1).state is None and "PrivateData" in answer.notes[-1]
     mine = JobId(9, name=OURS, home="here", user="12345")
-    assert client.elements([mine], env=env).of(mine.key, 1).state is S.ABSENT
-    env = commands(scontrol=HERE % free)
-    assert client.elements([theirs], env=env).of(theirs.key, 1).state is S.ABSENT
+    assert client.elements([mine]).of(mine.key, 1).state is S.ABSENT
+    commands(scontrol=HERE % free)
+    assert client.elements([theirs]).of(theirs.key, 1).state is S.ABSENT
 
 
 def test_where_it_is_not_known_which_cluster_this_is_nothing_is_gone(commands):
-    env = commands(squeue="true", sacct="true", scontrol="exit 1")
+    commands(squeue="true", sacct="true", scontrol="exit 1")
     job = JobId(9, name=OURS, home="here")
-    answer = client.elements([job], env=env)
+    answer = client.elements([job])
     assert answer.of(job.key, 1).state is None and "the cluster of this machine" in answer.notes[-1]
 
 
 def test_without_accounting_another_job_of_the_number_shows_that_ours_is_gone(commands):
     show = 'case "$*" in *"show job"*) echo "JobId=9 JobName=stranger";; *) %s;; esac'
-    env = commands(squeue="true", sacct="exit 1", scontrol=show % (HERE % "none"))
-    answer = client.elements([JobId(9, name=OURS, home="here")], env=env)
+    commands(squeue="true", sacct="exit 1", scontrol=show % (HERE % "none"))
+    answer = client.elements([JobId(9, name=OURS, home="here")])
     assert not answer.accounting and OURS not in answer.unsettled
 
 
@@ -87,28 +87,28 @@ def test_signs_in_reasons_and_in_names_of_others_hide_no_job_of_ours(commands):
         "\\n7|RUNNING|0|n1|None|of two\\n\\nlines|and more|\\n"
     )
     booked = "7|RUNNING|0:0|n1|None|of two\\nlines\\n9_3|FAILED|1:0|n1|None|%s\\n"
-    env = commands(
+    commands(
         squeue=f"printf '{queued % (OURS, OURS)}'",
         sacct=f"printf '{booked % OURS}'",
         scontrol=HERE % "none",
     )
-    answer = client.elements([JobId(9, name=OURS, home="here"), JobId(7, name=ANOTHER)], env=env)
+    answer = client.elements([JobId(9, name=OURS, home="here"), JobId(7, name=ANOTHER)])
     assert [answer.of(OURS, index).state for index in (1, 2, 3)] == [S.PENDING, S.RUNNING, S.FAILED]
     assert answer.of(ANOTHER, None).state is S.ABSENT
-    env = commands(squeue="printf '9_1|RUNNING|0\\n'", sacct="true", scontrol=HERE % "none")
-    assert client.elements([JobId(9, name=OURS)], env=env).of(OURS, 1).state is None  # cut off
+    commands(squeue="printf '9_1|RUNNING|0\\n'", sacct="true", scontrol=HERE % "none")
+    assert client.elements([JobId(9, name=OURS)]).of(OURS, 1).state is None  # cut off
 
 
 def test_a_job_is_looked_for_as_a_job_of_who_submitted_it(commands, monkeypatch, tmp_path):
-    env = commands(squeue="true", sacct="true", scontrol=HERE % "jobs")
+    commands(squeue="true", sacct="true", scontrol=HERE % "jobs")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(SlurmUnknown, match="have operator ask"):
-        client.find(OURS, env=env, user="operator")
+        client.find(OURS, user="operator")
     assert "-u operator" in (tmp_path / "calls").read_text()
-    assert client.find(OURS, env=env) == []
-    env = commands(squeue="true", sacct="true", scontrol=HERE % "none")
+    assert client.find(OURS) == []
+    commands(squeue="true", sacct="true", scontrol=HERE % "none")
     limits.configuration.cache_clear()
-    assert client.find(OURS, env=env, user="operator") == []
+    assert client.find(OURS, user="operator") == []
 
 
 @pytest.mark.parametrize(
