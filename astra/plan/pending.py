@@ -95,7 +95,7 @@ def pending_rows(
     model: type[Model],
     output: type[OutputModel],
     group_by: Iterable[str] = (),
-    sdss_ids: list[int] | None = None,
+    sdss_ids: Iterable[int] | None = None,
     stands: Callable[[Record], ColumnBase] | None = None,
     also: ColumnBase | None = None,
 ) -> ModelSelect:

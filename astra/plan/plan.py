@@ -17,15 +17,15 @@ from astra.models.attempts import Attempt
 from astra.models.checks import check_guards, check_tables, check_version
 from astra.models.failures import Failure
 from astra.models.importing import import_path
-from astra.models.keys import Key, RowKey, check_keys, key_of, modified_field, table_name
+from astra.models.keys import check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.plans import Page, Plan
+from astra.models.plans import N_PENDING, Page, Plan
 from astra.plan.origin import check_importable, current_folder, import_root
 from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_silent
 from astra.plan.pending import whole_number
-from astra.plan.selection import Selection, ended
+from astra.plan.selection import Choice, Redo, Selection, ended
 from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
@@ -138,7 +138,7 @@ def create_plan(
     >>> planned.rows, planned.pages
     (4, 2)
     """
-    selection = Selection.of(sdss_ids, keys, where, redo, again, new_first, max_rows)
+    selection = Selection(sdss_ids, keys, where, Redo.parse(redo), again, new_first, max_rows)
     return _plan(task, input_model, limit, arguments or {}, selection)
 
 
@@ -160,13 +160,14 @@ def _plan(
         check_guards(*models, output)
         for model in models:
             check_keys(model)
-        keys = {model: selection.check(model) for model in models}
         making = making_of(function, arguments_of(function, values), output)
+        name, group_by = task_name(function), declared_by(function).group_by
+        choices = [
+            Choice(selection, model, output, name, group_by, str(making["digest"]))
+            for model in models
+        ]
         try:
-            return [
-                _freeze(function, model, values, limit, selection, making, *keys[model])
-                for model in models
-            ]
+            return [_freeze(function, choice, values, limit, making) for choice in choices]
         except (peewee.DataError, peewee.ProgrammingError) as error:
             if (where := selection.where) is None:
                 raise
@@ -209,29 +210,22 @@ def plan_at_most(task: Callable[..., object] | str, planning: Planning) -> list[
 
 def _freeze(
     function: Callable[..., object],
-    model: type[Model],
+    choice: Choice,
     arguments: dict[str, object],
     limit: int,
-    selection: Selection,
     making: dict[str, object],
-    keys: list[RowKey] | None,
-    unknown: tuple[RowKey, ...],
 ) -> Planned:
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
-    name, table, output = task_name(function), table_name(model), output_model(function)
-    digest = str(making["digest"])
+    name, table, model, output = choice.task, choice.table, choice.model, choice.output
     with writing():
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
         check_own_results(function, model, output)
         release_silent(name, table)
         live = _live_plans(name, table)
-        group_by = declared_by(function).group_by
-        pending = selection.pending(model, output, group_by, keys, name, digest)
-        pending, left_out = _without_left_out(pending, selection, model, name, digest, bool(live))
-        plan = _record(function, model, output, arguments, limit, selection, making)
-        order = selection.order(model, output, name)
-        pages, rows = _write_pages(plan, pending, order, key_of(model), selection.max_rows)
+        pending, left_out = _without_left_out(choice, bool(live))
+        plan = _record(function, choice, arguments, limit, making)
+        pages, rows = _write_pages(plan, pending, choice)
         if not rows:
             plan.delete_instance()
         else:
@@ -245,36 +239,30 @@ def _freeze(
             no_result=left_out["no_result"], quarantined=left_out["quarantined"],
             live_plans=tuple(live) if left_out["held"] else (),
             tracks_changes=modified_field(model) is not None,
-            unknown_keys=unknown,
+            unknown_keys=choice.unknown_keys,
             is_empty=not rows and not model.select().exists(),
         )  # fmt: skip
 
 
-def _without_left_out(
-    pending: ModelSelect,
-    selection: Selection,
-    model: type[Model],
-    task: str,
-    digest: str,
-    any_live: bool,
-) -> tuple[ModelSelect, Counter[str]]:
+def _without_left_out(choice: Choice, any_live: bool) -> tuple[ModelSelect, Counter[str]]:
     """Return the pending rows that a plan takes, and count the others in one query.
 
     A row is held by a live plan, or has ended without a result; its first reason counts.
     """
     reasons: list[tuple[ColumnBase, str]] = []
     if any_live:
-        key, version = key_of(model), CURRENT.major_minor
+        key, version = key_of(choice.model), CURRENT.major_minor
         held = dialect().held(
-            key.column, task, table_name(model), version, Page, Plan, Attempt, key.page_column
+            key.column, choice.task, choice.table, version, Page, Plan, Attempt, key.page_column
         )
         reasons.append((held, "held"))
-    for kind, clause in selection.left_out(model, task, digest):
-        if kind.select().where(kind.task == task).exists():
+    for kind, clause in choice.left_out():
+        if kind.select().where(kind.task == choice.task).exists():
             if kind is Failure:
-                crashed = ended(kind, model, task, QUARANTINED)
+                crashed = ended(kind, choice.model, choice.task, QUARANTINED)
                 reasons.append((clause & crashed, "quarantined"))
             reasons.append((clause, "failed" if kind is Failure else "no_result"))
+    pending = choice.pending()
     if not reasons:
         return pending, Counter()
     why = Case(None, reasons)
@@ -287,23 +275,18 @@ def _without_left_out(
     return pending, counts
 
 
-def _write_pages(
-    plan: Plan,
-    pending: ModelSelect,
-    order: list[tuple[ColumnBase, str]],
-    key: Key,
-    max_rows: int | None,
-) -> tuple[int, int]:
+def _write_pages(plan: Plan, pending: ModelSelect, choice: Choice) -> tuple[int, int]:
     """Write the keys of the rows into the plan's pages; return the numbers of pages and rows."""
+    key, order = key_of(choice.model), choice.order()
     columns = [column.alias(f"order_{n}") for n, (column, _) in enumerate(order)]
     by = [f"order_{n} {how}" for n, (_, how) in enumerate(order)]
-    keys = pending.select(key.column.alias("key"), *columns).order_by(*map(SQL, by)).limit(max_rows)
+    keys = pending.select(key.column.alias("key"), *columns).order_by(*map(SQL, by))
+    keys = keys.limit(choice.selection.max_rows)
     return dialect().freeze(keys, Page, plan.pk, plan.limit, ", ".join(by), key.page_column)
 
 
 def _live_plans(name: str, table: str) -> list[int]:
     """Return the plans of a task that have rows which have not ended."""
-    ended = Page.n_done + Page.n_failed + Page.n_no_result
     running = Attempt.select(Attempt.pk).where(
         (Attempt.pk == Page.attempt_pk) & (Attempt.state == AttemptState.RUNNING.value)
     )
@@ -315,7 +298,7 @@ def _live_plans(name: str, table: str) -> list[int]:
             & (Plan.input_table == table)
             & CURRENT.shares_results(Plan.v_astra)
             & (Plan.cancelled.is_null() | fn.EXISTS(running))
-            & (ended < Page.n_rows)
+            & (N_PENDING > 0)
         )
         .distinct()
         .order_by(Plan.pk)
@@ -325,22 +308,21 @@ def _live_plans(name: str, table: str) -> list[int]:
 
 def _record(
     function: Callable[..., object],
-    model: type[Model],
-    output: type[OutputModel],
+    choice: Choice,
     arguments: dict[str, object],
     limit: int,
-    selection: Selection,
     making: dict[str, object],
 ) -> Plan:
     """Store a plan without pages."""
+    selection, stored = choice.selection, as_stored(arguments)
     return Plan.create(
-        task=task_name(function),
+        task=choice.task,
         task_path=import_path(function),
         import_root=import_root(function, source_file(function)),
-        input_model=import_path(model),
-        input_table=table_name(model),
-        output_model=import_path(output),
-        arguments=(stored := as_stored(arguments)),
+        input_model=import_path(choice.model),
+        input_table=choice.table,
+        output_model=import_path(choice.output),
+        arguments=stored,
         arguments_digest=digest_of(stored),
         limit=limit,
         n_pages=0,

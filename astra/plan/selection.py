@@ -1,9 +1,8 @@
 """Select the rows of a plan: pending rows, rows to process again, and rows to leave out."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 
 from peewee import ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
 
@@ -59,124 +58,119 @@ class Redo:
         except ValueError as error:
             raise TaskError(f"--redo {text!r}: {error}") from None
 
-    def stands(self, record: Record, task: str, digest: str) -> ColumnBase:
-        """Return the clause that a result, or another record of an end, is not to be replaced."""
-        if self.kind == "changed":
-            same = MadeBy.select(MadeBy.pk).where((MadeBy.task == task) & (MadeBy.digest == digest))
-            return record.made_by.in_(same)
-        if self.kind == "older-than":
-            return record.modified >= Value(TimeField().db_value(self.before), converter=False)
-        return TRUE if self.kind == "failed" else FALSE
 
-
-@dataclass(frozen=True)
+@dataclass
 class Selection:
-    """Which rows of its input models a plan is to take; the parameters of ``create_plan``."""
+    """Which rows of its input models a plan is to take; the parameters of ``create_plan``.
 
-    sdss_ids: list[int] | None = None
-    keys: list[object] | None = None
+    Raises
+    ------
+    TaskError
+        If a value cannot be used.
+    """
+
+    sdss_ids: Iterable[int] | None = None
+    keys: Iterable[object] | None = None
     where: str | None = None
     redo: Redo | None = None
     again: bool = False
     new_first: bool = False
     max_rows: int | None = None
 
-    @classmethod
-    def of(
-        cls,
-        sdss_ids: Iterable[int] | None,
-        keys: Iterable[object] | None,
-        where: str | None,
-        redo: str | None,
-        again: bool,
-        new_first: bool,
-        max_rows: int | None,
-    ) -> "Selection":
-        """Check the parameters of ``create_plan``.
+    def __post_init__(self) -> None:
+        if isinstance(self.keys, str | bytes):
+            raise TaskError(
+                f"keys={self.keys!r}: give an iterable of keys, for instance [{self.keys!r}]"
+            )
+        # A generator could be read for one input model only.
+        self.sdss_ids = None if self.sdss_ids is None else checked_ids(self.sdss_ids)
+        self.keys = None if self.keys is None else list(self.keys)
+        if self.max_rows is not None:
+            self.max_rows = whole_number("max_rows", self.max_rows)
 
-        Raises
-        ------
-        TaskError
-            If a value cannot be used.
-        """
-        if isinstance(keys, str | bytes):
-            raise TaskError(f"keys={keys!r}: give an iterable of keys, for instance [{keys!r}]")
-        return cls(
-            None if sdss_ids is None else checked_ids(sdss_ids),
-            None if keys is None else list(keys),
-            where,
-            Redo.parse(redo),
-            again,
-            new_first,
-            None if max_rows is None else whole_number("max_rows", max_rows),
-        )
+    @property
+    def redo_kind(self) -> str | None:
+        return None if self.redo is None else self.redo.kind
 
-    def check(self, model: type[Model]) -> tuple[list[RowKey] | None, tuple[RowKey, ...]]:
-        """Check the condition for a model; return the keys that rows of it have, and the others.
 
-        Raises
-        ------
-        TaskError
-            If the condition or a key does not fit the model, or no row has one of the keys.
-        """
-        if self.where is not None:
-            condition(model, self.where)
-        if self.keys is None:
-            return None, ()
-        existing, missing = find_keys(model, self.keys)
-        if missing and not existing:
-            raise TaskError(f"{table_name(model)} has no row with the key {listed(missing)}")
-        return existing, tuple(missing)
+@dataclass
+class Choice:
+    """The rows of one input model that a selection takes for a task.
 
-    def pending(
-        self,
-        model: type[Model],
-        output: type[OutputModel],
-        group_by: Iterable[str],
-        keys: list[RowKey] | None,
-        task: str,
-        digest: str,
-    ) -> ModelSelect:
+    Raises
+    ------
+    TaskError
+        If the condition or a key does not fit the model, or no row has one of the keys.
+    """
+
+    selection: Selection
+    model: type[Model]
+    output: type[OutputModel]
+    task: str
+    group_by: Iterable[str]
+    digest: str  # of what makes the results, as in MadeBy
+    keys: list[RowKey] | None = field(init=False, default=None)  # those that rows have
+    unknown_keys: tuple[RowKey, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        if self.selection.where is not None:
+            condition(self.model, self.selection.where)
+        if self.selection.keys is not None:
+            self.keys, missing = find_keys(self.model, self.selection.keys)
+            self.unknown_keys = tuple(missing)
+            if missing and not self.keys:
+                raise TaskError(f"{self.table} has no row with the key {listed(missing)}")
+
+    @property
+    def table(self) -> str:
+        return table_name(self.model)
+
+    def pending(self) -> ModelSelect:
         """Return the rows that a plan takes, before others are left out."""
-        redo, stands = self.redo, None
-        if redo is not None:
-            stands = partial(redo.stands, task=task, digest=digest)
-        also = None
-        if redo is not None and redo.kind == "failed":
-            also = ended(Failure, model, task)
-        query = pending_rows(model, output, group_by, self.sdss_ids, stands, also)
-        if self.where is not None:
-            query = query.where(condition(model, self.where))
-        if keys is not None:
-            query = key_of(model).narrowed(query, keys)
+        selection = self.selection
+        stands = None if selection.redo is None else self._stands
+        also = ended(Failure, self.model, self.task) if selection.redo_kind == "failed" else None
+        query = pending_rows(
+            self.model, self.output, self.group_by, selection.sdss_ids, stands, also
+        )
+        if selection.where is not None:
+            query = query.where(condition(self.model, selection.where))
+        if self.keys is not None:
+            query = key_of(self.model).narrowed(query, self.keys)
         return query
 
-    def left_out(
-        self, model: type[Model], task: str, digest: str
-    ) -> list[tuple[type[End], ColumnBase]]:
-        """Return, for each kind of end, the clause that a row ended so and is left out."""
-        redo = self.redo
-        if self.again or (redo is not None and redo.kind == "all"):
-            return []
-        retries = redo is not None and redo.kind == "failed"
-        kinds: list[type[End]] = [NoResult] if retries else [Failure, NoResult]
-        return [(kind, ended(kind, model, task, redo=redo, digest=digest)) for kind in kinds]
+    def _stands(self, record: Record) -> ColumnBase:
+        """Return the clause that a result, or another record of an end, is not to be replaced."""
+        redo = self.selection.redo
+        if redo is None or redo.kind == "failed":
+            return TRUE
+        if redo.kind == "changed":
+            same = (MadeBy.task == self.task) & (MadeBy.digest == self.digest)
+            return record.made_by.in_(MadeBy.select(MadeBy.pk).where(same))
+        if redo.kind == "older-than":
+            return record.modified >= Value(TimeField().db_value(redo.before), converter=False)
+        return FALSE
 
-    def order(
-        self, model: type[Model], output: type[OutputModel], task: str
-    ) -> list[tuple[ColumnBase, str]]:
+    def left_out(self) -> list[tuple[type[End], ColumnBase]]:
+        """Return, for each kind of end, the clause that a row ended so and is left out."""
+        if self.selection.again or self.selection.redo_kind == "all":
+            return []
+        retries = self.selection.redo_kind == "failed"
+        kinds: list[type[End]] = [NoResult] if retries else [Failure, NoResult]
+        return [(kind, ended(kind, self.model, self.task, stands=self._stands)) for kind in kinds]
+
+    def order(self) -> list[tuple[ColumnBase, str]]:
         """Return the order of the rows that a plan takes: columns and their directions.
 
         Where a limited number of rows is processed again, whatever made their results, the rows
         that ended the longest ago come first, so that several nights process all of them.
         """
-        order = in_order(model)
-        if self.new_first:
-            order.insert(0, (has_old_result(model, output), "ASC"))
-        redo = None if self.max_rows is None or self.redo is None else self.redo.kind
-        if redo in ("all", "failed"):
-            ends = [has_ended(kind, model, task) for kind in (Failure, NoResult)]
-            order.insert(0, (last_ended(model, output, ends), "ASC NULLS FIRST"))
+        order = in_order(self.model)
+        if self.selection.new_first:
+            order.insert(0, (has_old_result(self.model, self.output), "ASC"))
+        if self.selection.max_rows is not None and self.selection.redo_kind in ("all", "failed"):
+            ends = [_records(kind, self.model, self.task) for kind in (Failure, NoResult)]
+            order.insert(0, (last_ended(self.model, self.output, ends), "ASC NULLS FIRST"))
         return order
 
 
@@ -185,22 +179,27 @@ def ended(
     model: type[Model],
     task: str,
     exceptions: tuple[str, ...] = (),
-    redo: Redo | None = None,
-    digest: str = "",
+    stands: Callable[[Record], ColumnBase] | None = None,
 ) -> ColumnBase:
-    """Return the clause that a row ended so at this version, not modified since, and stays so."""
-    record, clause = has_ended(kind, model, task)
+    """Return the clause that a row ended so at this version, and was not modified since.
+
+    Parameters
+    ----------
+    exceptions : count only failures with these exceptions.
+    stands : returns a further clause on the record of the end.
+    """
+    record, clause = _records(kind, model, task)
     clause &= same_moment(record.input_modified, model)
     if kind is Failure:
         clause &= ~record.refused
     if exceptions:
         clause &= record.exception << exceptions
-    if redo is not None:
-        clause &= redo.stands(record, task, digest)
+    if stands is not None:
+        clause &= stands(record)
     return fn.EXISTS(record.select(1).where(clause))
 
 
-def has_ended(
+def _records(
     kind: type[End], model: type[Model], task: str
 ) -> tuple["ModelAlias[Failure] | ModelAlias[NoResult]", ColumnBase]:
     """Return an alias of a kind of end, and the clause that a record of it is the row's."""
