@@ -208,42 +208,37 @@ def reset() -> None:
     _known.clear()
 
 
-def load(
-    path: str | Path | None = None,
-    environ: Mapping[str, str] | None = None,
-    cwd: str | Path | None = None,
-) -> Config:
+def load(path: str | Path | None = None) -> Config:
     """Load the configuration.
 
     Parameters
     ----------
     path : the file to read; by default, the first that exists.
-    environ, cwd : environment and current folder; by default, those of the process.
 
     Raises
     ------
     ConfigError
         If a named file does not exist, or a file holds an unknown key or an invalid value.
     """
-    environ = os.environ if environ is None else environ
-    folder = Path(cwd or Path.cwd()).absolute()
-    file = _find(path, environ, folder)
+    folder = Path.cwd()
+    file = _find(path, folder)
     values, profiles, rules, nights = _read(file) if file else ({}, {}, {}, {})
     sources = dict.fromkeys(values, str(file))
     for variable, key in _ENVIRONMENT.items():
-        if environ.get(variable):  # an empty variable counts as unset
-            values[key], sources[key] = _checked(environ[variable], key, variable), variable
+        if value := os.environ.get(variable):  # an empty variable counts as unset
+            values[key], sources[key] = _checked(value, key, variable), variable
     for key, item in _KEYS.items():
         base = file.parent if file and sources.get(key) == str(file) else folder
-        value = values.get(key, item.default)
-        if "path" in item.metadata and value is not None:
-            values[key] = Path(os.path.normpath(base / _expanded(str(value), environ)))
+        setting = values.get(key, item.default)
+        if "path" in item.metadata and setting is not None:
+            values[key] = Path(os.path.normpath(base / os.path.expanduser(str(setting))))
         elif key == "database.url":
-            url = _absolute_sqlite(str(value), base, environ)
-            values[key] = url or f"sqlite:///{_db(folder)}"
+            url = _absolute_sqlite(str(setting), base)
+            # sqlite_path() undoes the quoting
+            values[key] = url or f"sqlite:///{quote(str(folder / 'astra.db'))}"
     sections: dict[str, dict[str, object]] = {name: {} for name in _SECTIONS}
-    for key, value in values.items():
-        sections[key.split(".")[0]][_KEYS[key].name] = value
+    for key, setting in values.items():
+        sections[key.split(".")[0]][_KEYS[key].name] = setting
     know_url(str(values["database.url"]))
     parts = {name: replace(part, **sections[name]) for name, part in _SECTIONS.items()}
     return Config(
@@ -251,10 +246,10 @@ def load(
     )
 
 
-def _find(path: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
-    for named, how in ((path, "--config"), (environ.get("ASTRA_CONFIG"), "ASTRA_CONFIG")):
+def _find(path: str | Path | None, cwd: Path) -> Path | None:
+    for named, how in ((path, "--config"), (os.environ.get("ASTRA_CONFIG"), "ASTRA_CONFIG")):
         if named:
-            file = cwd / _expanded(str(named), environ)
+            file = cwd / os.path.expanduser(str(named))
             if not _exists(file):
                 raise ConfigError(
                     f"{file}, named by {how}, does not exist; name one that does, or leave {how} "
@@ -262,12 +257,12 @@ def _find(path: str | Path | None, environ: Mapping[str, str], cwd: Path) -> Pat
                     "/etc/astra/astra.toml"
                 )
             return file
-    return next((file for file in usual_files(environ, cwd) if _exists(file)), None)
+    return next((file for file in usual_files(os.environ, cwd) if _exists(file)), None)
 
 
 def usual_files(environ: Mapping[str, str], cwd: Path) -> tuple[Path, Path, Path]:
     """Return the files of which the first that exists is read, where none is named."""
-    user = Path(environ.get("XDG_CONFIG_HOME") or _expanded("~/.config", environ))
+    user = Path(environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))
     return cwd / "astra.toml", user / "astra" / "astra.toml", Path("/etc/astra/astra.toml")
 
 
@@ -360,22 +355,12 @@ def _checked(value: object, key: str, where: str) -> object:
         raise ConfigError(f"{where}: [{section}] {name} = {_shown(key, value)}: {error}") from error
 
 
-def _expanded(path: str, environ: Mapping[str, str]) -> str:
-    if path.split("/")[0] == "~" and environ.get("HOME"):
-        return environ["HOME"] + path[1:]
-    return os.path.expanduser(path)
-
-
-def _db(path: Path) -> str:
-    return quote(str(path / "astra.db"))  # sqlite_path() undoes the quoting
-
-
-def _absolute_sqlite(url: str, base: Path, environ: Mapping[str, str]) -> str:
+def _absolute_sqlite(url: str, base: Path) -> str:
     """Return `url`, in which a ``sqlite:///relative`` path starts from `base`."""
     path, mark, query = url.removeprefix("sqlite:///").partition("?")
     if not url.startswith("sqlite:///") or path in ("", ":memory:"):
         return url
-    place = os.path.normpath(base / _expanded(unquote(path), environ))
+    place = os.path.normpath(base / os.path.expanduser(unquote(path)))
     return f"sqlite:///{quote(place)}{mark}{query}"
 
 

@@ -19,10 +19,19 @@ def write(folder: Path, text: str, name: str = "astra.toml") -> Path:
     return folder / name
 
 
-def load(folder: Path, text: str = "", **environ: str) -> settings.Config:
+def load(
+    folder: Path, text: str = "", path: str | Path | None = None, **environ: str
+) -> settings.Config:
+    """Load the configuration as a process does that has this folder and these variables alone."""
     if text:
         write(folder, text)
-    return settings.load(environ={"HOME": str(folder / "home"), **environ}, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*settings.VARIABLES, "XDG_CONFIG_HOME"):
+            patch.delenv(name, raising=False)
+        for name, value in {"HOME": str(folder / "home"), **environ}.items():
+            patch.setenv(name, str(value))
+        patch.chdir(folder)
+        return settings.load(path)
 
 
 class TestWhichFile:
@@ -42,13 +51,13 @@ class TestWhichFile:
             write(tmp_path / "xdg" / "astra", "[plan]\nlimit = 6\n[element]\nbatch_size = 7"),
         ]
         environ = {"ASTRA_CONFIG": str(places[1]), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
-        named = settings.load(places[0], environ, tmp_path)
+        named = load(tmp_path, path=places[0], **environ)
         assert (named.plan.limit, named.path) == (3, places[0])
-        assert settings.load(None, environ, tmp_path).plan.limit == 4
+        assert load(tmp_path, **environ).plan.limit == 4
         del environ["ASTRA_CONFIG"]
-        assert settings.load(None, environ, tmp_path).plan.limit == 5
+        assert load(tmp_path, **environ).plan.limit == 5
         places[2].unlink()
-        found = settings.load(None, environ, tmp_path)
+        found = load(tmp_path, **environ)
         assert (found.plan.limit, found.element.batch_size) == (6, 7)
 
     def test_the_users_folder_is_in_home(self, tmp_path: Path) -> None:
@@ -90,7 +99,8 @@ class TestValues:
             '[database]\nurl = "sqlite:///my data.db?x=1"\n'
             '[run]\ndir = "../runs"\ntemplates = "~/t"\n[data]\nroot = "/abs"',
         )
-        found = settings.load(file, {"HOME": "/home/me"}, tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").mkdir()
+        found = load(tmp_path / "elsewhere", path=file, HOME="/home/me")
         assert found.database.url == f"sqlite:///{tmp_path}/site/my%20data.db?x=1"
         assert found.run.dir == tmp_path / "runs"
         assert found.run.templates == Path("/home/me/t")
@@ -115,7 +125,7 @@ class TestValues:
         code = [x for x in lines if x and (x[0] in "[]" or x[0].islower() or x.startswith('    "'))]
         tables = tomllib.loads("\n".join(code))
         write(tmp_path, "\n".join(code))
-        found = settings.load(tmp_path / "astra.toml", {}, tmp_path)
+        found = load(tmp_path, path="astra.toml")
         default = settings.Config()
         for key in settings._KEYS:
             section, name = key.split(".")
@@ -180,7 +190,7 @@ class TestErrors:
         with pytest.raises(ConfigError, match=r"named by ASTRA_CONFIG, does not exist"):
             load(tmp_path, ASTRA_CONFIG="no.toml")
         with pytest.raises(ConfigError, match=r"named by --config, does not exist"):
-            settings.load("no.toml", {}, tmp_path)
+            load(tmp_path, path="no.toml")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ class TestProfiles:
         self, line: str, tmp_path: Path
     ) -> None:
         (tmp_path / "astra.toml").write_text(f"[profiles.night]\nsetup = [{_toml_text(line)}]\n")
-        settings = config.load(tmp_path / "astra.toml", {}, tmp_path)
+        settings = config.load(tmp_path / "astra.toml")
         night = profiles.get("night", settings)
         with pytest.raises(
             ScriptError, match=r"line 1 of the set-up holds a password.*pgpass"
