@@ -9,7 +9,7 @@ from peewee import Model
 
 from astra.database import postgresql_queries, queries
 from astra.database.connection import database, dialect
-from astra.database.inspection import indexes, literal, relations, stored_name
+from astra.database.inspection import literal, relations, stored_name
 from astra.errors import DatabaseError
 from astra.models.base import BaseModel, missing_indexes
 from astra.models.keys import Link
@@ -54,24 +54,12 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
         have = engine.columns(model)
         if not have or engine.other_owner(model):
             continue
-        for name, columns, sql in _missing(model):
-            if set(columns) <= have:
+        for name, columns, sql, parameters in missing_indexes(model):
+            if set(columns) <= have and not parameters:
                 # An earlier attempt may have left an invalid index.
                 index = _beside(model, stored_name(name))
                 engine.run(postgresql_queries.DROP_INDEX, index=index)
                 engine.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
-
-
-def _missing(model: type[BaseModel]) -> Iterator[tuple[str, list[str], str]]:
-    """Yield the indexes that a table lacks: name, columns, statement."""
-    for name, columns, statement in missing_indexes(model):
-        sql, parameters = statement.query()
-        if not parameters:
-            yield name, columns, sql
-    present = indexes(model)
-    for name, columns, sql in model.own_indexes():
-        if stored_name(name) not in present:
-            yield name, columns, sql
 
 
 def make_views(models: Iterable[type[BaseModel]]) -> list[str]:

@@ -173,19 +173,18 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         """
         with connection():
             _add_columns(cls)
-            _create(cls, safe, options)
-            cls.complete_table()
+            peewee.SchemaManager(cls).create_table(safe, **options)
+            # Asking for an index that exists would wait for everybody who writes to the table.
+            for _, _, sql, parameters in missing_indexes(cls):
+                database.execute_sql(sql, parameters)
+            cls._complete_table()
 
     @classmethod
-    def complete_table(cls) -> None:
+    def _complete_table(cls) -> None:
         """Add what peewee cannot declare for both databases; can be run again."""
         for field in cls._meta.sorted_fields:
             if isinstance(field, KeysField):
                 dialect().compress_quickly(cls, field)
-        present = indexes(cls)
-        for name, _, sql in cls.own_indexes():
-            if stored_name(name) not in present:
-                dialect().run(sql)
         if cls.changes_often:
             dialect().leave_room(cls)
         if cls.is_input and not (
@@ -269,25 +268,19 @@ def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
     )
 
 
-def _create(model: type[Model], safe: bool, options: dict[str, object]) -> None:
-    """Create a table, and the indexes that it lacks.
-
-    Asking for one that exists would wait for everybody who writes to the table.
-    """
-    peewee.SchemaManager(model).create_table(safe, **options)
-    for _, _, statement in missing_indexes(model, safe):
-        database.execute(statement)
-
-
 def missing_indexes(
-    model: type[Model], safe: bool = True
-) -> Iterator[tuple[str, list[str], peewee.Context]]:
-    """Yield the indexes of a model's fields that its table lacks: name, columns, statement."""
+    model: type[BaseModel],
+) -> Iterator[tuple[str, list[str], str, Sequence[object]]]:
+    """Yield the indexes that a table lacks: name, columns, statement and its parameters."""
     present, manager = indexes(model), peewee.SchemaManager(model)
     for index in model._meta.fields_to_index():
         if stored_name(index._name) not in present:
             columns = [field.column_name for field in index._expressions]
-            yield index._name, columns, manager._create_index(index, safe)  # type: ignore[attr-defined]
+            statement = manager._create_index(index)  # type: ignore[attr-defined]
+            yield index._name, columns, *statement.query()
+    for name, columns, sql in model.own_indexes():
+        if stored_name(name) not in present:
+            yield name, columns, sql, ()
 
 
 def _database_default(field: Field) -> str | None:
