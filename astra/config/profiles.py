@@ -131,7 +131,10 @@ class Profile:
     template: str = entry("element.sh.j2", _TEMPLATE)
     policy: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # overrides [policy]
     given: Mapping[str, object] = field(default_factory=dict)  # overrides for one submission
-    chain: tuple[str, ...] = ()  # this profile and what it extends, nearest first
+
+    @property
+    def partition(self) -> str | None:
+        return str(self.options.get("partition") or "") or None
 
     def with_options(self, **changes: object) -> "Profile":
         """Return this profile with some keys changed; ``False`` or None removes an option.
@@ -164,11 +167,10 @@ def get(name: str | None, config: Config) -> Profile:
     """
     if name is None:
         name = "default" if "default" in config.profiles else "general"
-    layers = _layers(name, config)
-    profile = Profile(name, chain=tuple(layer for layer, _, _ in layers))
-    for layer, table, where in reversed(layers):
+    profile = Profile(name)
+    for layer, table, file in reversed(_layers(name, config)):
         keys = {key: value for key, value in table.items() if key != "extends"}
-        profile = _applied(profile, keys, f"{where}: [profiles.{layer}]")
+        profile = _applied(profile, keys, f"{file}: [profiles.{layer}]")
     return profile
 
 

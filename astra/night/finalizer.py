@@ -165,7 +165,7 @@ def _profile(settings: NightSettings) -> Profile:
     options = {k: v for k, v in chosen.options.items() if own or k in _WHERE}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
-        most_s = limits.room(str(options.get("partition") or "") or None).max_time_s
+        most_s = limits.room(chosen.partition).max_time_s
     except AstraError:
         most_s = None  # sbatch will refuse a time limit that is too long
     if limit_s and most_s:

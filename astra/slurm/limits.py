@@ -13,7 +13,6 @@ from astra.errors import SlurmError
 from astra.slurm.command import available, run
 from astra.slurm.site import (
     Cluster,
-    Reservation,
     Room,
     parse_cluster,
     parse_maintenance,
@@ -38,14 +37,15 @@ class Bounds:
 
 def bounds(chosen: Profile) -> Bounds:
     """Query the limits of the partition that a profile requests, with three commands."""
-    partition = str(chosen.options.get("partition") or "") or None
+    partition = chosen.partition
     if not available():
         return Bounds(
             partition, note="there is no Slurm here: the partition's limits are not known"
         )
     try:
         allowed = room(partition)
-        ahead = [r for r in maintenance() if set(allowed.nodes) <= set(r.nodes)]
+        reservations = parse_maintenance(_of_site("scontrol", "-o", "show", "reservation"))
+        ahead = [r for r in reservations if set(allowed.nodes) <= _hosts(r.nodes)]
     except SlurmError as error:
         return Bounds(partition, note=f"the partition's limits are not known: {error}")
     first = min(ahead, key=lambda r: r.begins, default=None)
@@ -148,20 +148,9 @@ def room(partition: str | None) -> Room:
     )
 
 
-def maintenance() -> list[Reservation]:
-    """Return the reservations for maintenance, future and current ones.
-
-    Raises
-    ------
-    SlurmError
-        If Slurm does not answer.
-    """
-    text = _of_site("scontrol", "-o", "show", "reservation")
-    reservations = []
-    for name, begins, ends, nodes in parse_maintenance(text):
-        names = _of_site("scontrol", "show", "hostnames", nodes).split() if nodes else []
-        reservations.append(Reservation(name, begins, ends, tuple(names)))
-    return reservations
+def _hosts(nodes: str) -> set[str]:
+    """Return the names of nodes that Slurm writes as ``n[1-4]``."""
+    return set(_of_site("scontrol", "show", "hostnames", nodes).split()) if nodes else set()
 
 
 def _widest(limits: list[int | None]) -> int | None:

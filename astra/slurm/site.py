@@ -84,21 +84,20 @@ class Reservation:
 
     name: str
     begins: float  # seconds since the epoch
-    ends: float
-    nodes: tuple[str, ...]
+    nodes: str  # as Slurm writes them: "n[1-4]"
 
 
-def parse_maintenance(text: str) -> list[tuple[str, float, float, str]]:
-    """Parse ``scontrol -o show reservation``: (name, begin, end, nodes) of each for maintenance.
+def parse_maintenance(text: str) -> list[Reservation]:
+    """Parse the reservations for maintenance in ``scontrol -o show reservation``.
 
-    Times are in seconds since the epoch, read in the machine's time zone; nodes as Slurm writes
-    them.
+    Times are read in the machine's time zone.
     """
-    reservations = []
-    for values in _records(text):
-        if "MAINT" in values.get("Flags", "").split(","):
-            begins, ends = (
-                datetime.fromisoformat(values[key]).timestamp() for key in ("StartTime", "EndTime")
-            )
-            reservations.append((values["ReservationName"], begins, ends, values.get("Nodes", "")))
-    return reservations
+    return [
+        Reservation(
+            values["ReservationName"],
+            datetime.fromisoformat(values["StartTime"]).timestamp(),
+            values.get("Nodes", ""),
+        )
+        for values in _records(text)
+        if "MAINT" in values.get("Flags", "").split(",")
+    ]

@@ -40,7 +40,6 @@ class TestShipped:
         found = profile.get("general", having(general={"extends": "general", "mem": "9G"}))
         assert found.options["mem"] == "9G"
         assert found.options["time"] == "04:00:00"
-        assert found.chain == ("general", "general")
 
     def test_preemptible_is_warned_in_the_batch_shell(self) -> None:
         assert str(profile.get("preemptible", Config()).options["signal"]).startswith("B:")
@@ -55,7 +54,7 @@ class TestInheritance:
         )
         found = profile.get("a", config)
         assert found.options == {"mem": 100, "time": 5, "qos": "q"}
-        assert (found.setup, found.throttle, found.chain) == (("x",), 3, ("a", "b", "c"))
+        assert (found.setup, found.throttle) == (("x",), 3)
 
     @pytest.mark.parametrize("config", [having(a={"extends": "b"}, b={"extends": "a"})])
     def test_a_circle_is_shown(self, config: Config) -> None:

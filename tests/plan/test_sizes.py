@@ -84,9 +84,9 @@ def test_reservations_are_read():
         "ReservationName=course StartTime=2026-11-25T08:00:00 EndTime=2026-11-25T09:00:00 "
         "Nodes=n1 Flags=SPEC_NODES Users=me State=INACTIVE\n"
     )
-    ((name, begins, ends, nodes),) = parse_maintenance(text)
-    assert (name, nodes, ends - begins) == ("maint", "n[1-4]", 36000)
-    assert datetime.fromtimestamp(begins) == datetime(2026, 11, 25, 8)
+    (reservation,) = parse_maintenance(text)
+    assert (reservation.name, reservation.nodes) == ("maint", "n[1-4]")
+    assert datetime.fromtimestamp(reservation.begins) == datetime(2026, 11, 25, 8)
     assert parse_maintenance("No reservations in the system\n") == []
 
 
