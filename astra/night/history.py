@@ -182,22 +182,26 @@ def _states(listed: list[Night]) -> dict[int, str]:
 
 
 def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> NightStatus:
+    kept: set[int] = set()
     if entries:  # as they are at this moment
         night.__data__.update(totals_of(entries))
+        pks = [entry.plan_pk for entry in entries if entry.plan_pk is not None]
+        with connection():
+            kept = {pk for (pk,) in tuples(Plan.select(Plan.pk).where(Plan.pk.in_(pks or [0])))}
+    plans = [
+        PlanOfNight(
+            entry.task, entry.input_model, entry.plan_pk, entry.leftover, whole=entry.has_ended,
+            made=entry.began, kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
+        )
+        for entry in entries
+    ]  # fmt: skip
+    notified = {
+        way: f"{entry['result']} ({entry['at']})" for way, entry in night.notifications.items()
+    }
     return NightStatus(
         night.pk, night.name, night.date, state, night.began, night.ended, rounds=night.round,
         host=night.host, by=night.created_by, finalizer=night.finalizer_job,
-        message=night.message, notified=_notified(night), plans=tuple(map(_plan, entries)),
-        **_numbers(night),
-    )  # fmt: skip
-
-
-def _plan(entry: NightPlan) -> PlanOfNight:
-    with connection():
-        exists = Plan.select().where(Plan.pk == (entry.plan_pk or 0)).exists()
-    return PlanOfNight(
-        entry.task, entry.input_model, entry.plan_pk, entry.leftover, whole=entry.has_ended,
-        made=entry.began, kept=exists, message=entry.message, **_numbers(entry),
+        message=night.message, notified=notified, plans=tuple(plans), **_numbers(night),
     )  # fmt: skip
 
 
@@ -208,8 +212,3 @@ def _numbers(of: Night | NightPlan) -> dict[str, Any]:
         pending=n_left(of), retries=of.n_retries, task_h=round(of.task_s / 3600, 4),
         cpu_h=round(of.cpu_s / 3600, 4),
     )  # fmt: skip
-
-
-def _notified(night: Night) -> dict[str, str]:
-    ways = night.notifications.items()
-    return {way: f"{entry['result']} ({entry['at']})" for way, entry in ways}

@@ -46,35 +46,29 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
         yield
 
 
-def call_when_released(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
-    """Return `work()`, repeated as :func:`retry_temporary` does, once the night's lock is free.
-
-    With `wait_for_all`, wait for every holder of the lock; else only for a finalizer's step.
-    """
-    end = time.monotonic() + min(bound_s, LONGEST_WAIT_S)
-    while True:
-        try:
-            return retry_temporary(work, bound_s)
-        except LockHeld as held:
-            if time.monotonic() > end or not (wait_for_all or held.purpose == STEP):
-                raise
-            time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-
-
 def is_temporary(error: BaseException) -> bool:
     """Return whether an error is temporary: Slurm or the database is unavailable, or full."""
     limit = isinstance(error, SlurmRefused) and error.limit
     return isinstance(error, SlurmUnknown) or limit or is_away(error)
 
 
-def retry_temporary(work: Callable[[], T], bound_s: float) -> T:
-    """Return `work()`, which is repeated with growing pauses while its errors are temporary."""
-    end, pause_s = time.monotonic() + bound_s, 1.0
+def call_when_released(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
+    """Return `work()`, which is repeated while the night's lock is held or errors are temporary.
+
+    With `wait_for_all`, wait for every holder of the lock; else only for a finalizer's step. The
+    pauses after temporary errors grow.
+    """
+    began, pause_s = time.monotonic(), 1.0
     while True:
         try:
             return work()
+        except LockHeld as held:
+            left_s = began + min(bound_s, LONGEST_WAIT_S) - time.monotonic()
+            if left_s <= 0 or not (wait_for_all or held.purpose == STEP):
+                raise
+            time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
         except (AstraError, peewee.PeeweeException) as error:
-            left_s = end - time.monotonic()
+            left_s = began + bound_s - time.monotonic()
             if not is_temporary(error) or left_s <= 0:
                 raise
             if is_away(error):

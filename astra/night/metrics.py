@@ -13,7 +13,7 @@ from astra.models.archive import Archive
 from astra.models.attempts import Attempt
 from astra.models.checks import check_version
 from astra.models.plans import Page
-from astra.night.history import NightStatus, nights
+from astra.night.history import nights
 from astra.night.totals import retries_of
 from astra.states import AttemptState, PlanState
 from astra.status.plans import all_plans
@@ -57,21 +57,15 @@ def metrics() -> str:
                 "astra_collected_timestamp_seconds", "When these metrics were collected.",
                 [({}, now.timestamp())],
             ),
-            *_of_nights(_last_of_each(nights(None, 1000)), now),
+            *_of_nights(now),
             *_of_plans(now),
         ]
     )  # fmt: skip
 
 
-def _last_of_each(latest_first: Iterable[NightStatus]) -> list[NightStatus]:
-    last: dict[str, NightStatus] = {}
-    for night in latest_first:
-        last.setdefault(night.name, night)
-    return [last[name] for name in sorted(last)]
-
-
-def _of_nights(last: Sequence[NightStatus], now: datetime) -> Iterator[str]:
-    labelled = [({"night": night.name}, night) for night in last]
+def _of_nights(now: datetime) -> Iterator[str]:
+    last = {night.name: night for night in reversed(nights(None, 1000))}
+    labelled = [({"night": name}, last[name]) for name in sorted(last)]
     yield _metric(
         "astra_night_state", "Whether the last night of a name is in a state.",
         [({**name, "state": s}, n.state == s) for name, n in labelled for s in NIGHT_STATES],
@@ -160,9 +154,6 @@ def _metric(name: str, text: str, samples: Iterable[Sample]) -> str:
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    inner = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    escapes = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    inner = ",".join(f'{name}="{value.translate(escapes)}"' for name, value in labels.items())
     return f"{{{inner}}}" if inner else ""
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
