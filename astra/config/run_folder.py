@@ -37,7 +37,9 @@ def check_folder(folder: Path) -> None:
         _check_owner(root, root.stat())
         if is_new:
             _set_mode(root)
-        for part in _below(root, folder):
+        part = root
+        for name in folder.relative_to(root).parts:
+            part /= name
             _private(part)
         probe = folder / f".{secrets.token_hex(8)}"
         try:
@@ -51,12 +53,6 @@ def check_folder(folder: Path) -> None:
             f"the run directory {folder} cannot be written: {_why(error)}; set [run] dir or "
             "ASTRA_RUN_DIR to a folder that the nodes share"
         ) from error
-
-
-def _below(root: Path, folder: Path) -> list[Path]:
-    """Return the folders from below `root` down to `folder`."""
-    parts = folder.relative_to(root).parts
-    return [root.joinpath(*parts[: i + 1]) for i in range(len(parts))]
 
 
 def _private(folder: Path) -> None:

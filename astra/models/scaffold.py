@@ -80,11 +80,6 @@ _AFFINITIES: dict[str, type[peewee.Field]] = {
 }  # fmt: skip
 
 
-def configuration(url: str) -> str:
-    """Return the text of an ``astra.toml`` that names a database."""
-    return _CONFIGURATION.format(url=url)
-
-
 def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
     """Return the text of a module with models of existing tables, and a task on each.
 
@@ -100,7 +95,8 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
     parts: list[str] = []
     with connection():
         reflected = Introspector.from_database(database.bound(), schema=schema)
-        existing = {*reflected.metadata.database.get_tables(schema), *_views(schema)}
+        views = {view.name for view in database.bound().get_views(schema)}
+        existing = {*reflected.metadata.database.get_tables(schema), *views}
         for table in tables:
             if table not in existing:
                 where = f" in the schema {schema!r}" if schema else ""
@@ -109,16 +105,6 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
     text = "".join(parts)
     used = set(re.findall(r"\b(?:[A-Z]\w*Field|CompositeKey)\b", text)) & vars(peewee).keys()
     return _HEAD.format(module=module, names=", ".join(sorted(used))) + text
-
-
-def tables_of(schema: str | None) -> list[str]:
-    """Return the names of the tables of a schema."""
-    with connection():
-        return sorted(database.bound().get_tables(schema))
-
-
-def _views(schema: str | None) -> set[str]:
-    return {view.name for view in database.bound().get_views(schema)}
 
 
 def _model(tables: Introspector, table: str, schema: str | None) -> str:
@@ -194,12 +180,10 @@ def start_here(
             )
     if url is not None:
         bind(url)
-    is_named = url is not None or bool(tables)
-    names = list(tables) or (tables_of(schema) if is_named else [])
-    text = module_text(module, schema, names)
-    written = [file]
-    file.write_text(text)
-    if not settings.exists():
-        settings.write_text(configuration(url or current().database.url))
-        written.insert(0, settings)
-    return written
+        with connection():
+            tables = tables or sorted(database.bound().get_tables(schema))
+    file.write_text(module_text(module, schema, tables))
+    if settings.exists():
+        return [file]
+    settings.write_text(_CONFIGURATION.format(url=url or current().database.url))
+    return [settings, file]
