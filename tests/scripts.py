@@ -7,7 +7,7 @@ from astra.slurm import script
 SCRIPT = script.ElementScript(
     plan=12,
     task="slam.slam",
-    token="c0ffee",
+    arguments=["run-page", "--plan", "12", "--job", "c0ffee"],
     job_name="astra-12-c0ffee",
     pages="1-1000",
     array="1-1000%50",

@@ -55,9 +55,14 @@ def values(
 def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("should be a text in quotes")
-    if any(c in value for c in "\0\n\r") or re.search(r"[\ud800-\udfff]", value):
+    if any(c in value for c in "\0\n\r") or not is_utf8(value):
         raise ValueError("should be one line of UTF-8 without control characters")
     return value
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it holds no lone surrogate."""
+    return not re.search(r"[\ud800-\udfff]", text)
 
 
 def texts(value: object) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from astra.config.checks import is_utf8
 from astra.errors import TaskError, UsageError
 from astra.models.importing import import_path, load
 from astra.tasks.signature import task_name
@@ -11,13 +12,11 @@ from astra.tasks.signature import task_name
 def current_folder() -> str:
     """Return the folder in which elements start; plans store it as text, in UTF-8."""
     folder = str(Path.cwd())
-    try:
-        folder.encode()
-    except UnicodeEncodeError as error:
+    if not is_utf8(folder):
         raise UsageError(
             f"the name of the current folder, {folder!r}, is not UTF-8; rename it, or plan in "
             "another one"
-        ) from error
+        )
     return folder
 
 

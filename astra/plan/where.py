@@ -17,6 +17,7 @@ from uuid import UUID
 import peewee
 from peewee import ColumnBase, EnclosedNodeList, Expression, Model, NodeList, Value, fn
 
+from astra.config.checks import is_utf8
 from astra.database.connection import dialect
 from astra.errors import TaskError, nearest
 from astra.models.base import TimeField
@@ -235,18 +236,10 @@ def _literal(value: object) -> _Term:
         return _Term("number", Value(value, converter=False), value, True, True)
     if isinstance(value, float) and math.isfinite(value):
         return _Term("number", Value(value, converter=False), value, True)
-    if isinstance(value, str) and "\0" not in value and _has_bytes(value):
+    if isinstance(value, str) and "\0" not in value and is_utf8(value):
         return _Term("text", Value(value, converter=False), value, True)
     hint = "; write `is None`" if value is None else f"; {_ALLOWED}"
     raise _Refused(f"{str(value)[:50]!r} cannot be compared{hint}")
-
-
-def _has_bytes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _fitted(term: _Term, other: _Term) -> _Term:

@@ -10,15 +10,15 @@ import shlex
 import socket
 import time
 import traceback
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astra.config import resources, secrets, settings
+from astra.config.checks import is_utf8
 from astra.errors import ScriptError, nearest
 from astra.processes import user_name
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Script(ABC):
+class Script:
     """The values for every script."""
 
     job_name: str
+    arguments: Sequence[str]  # of python -m astra
     log_path: str  # Slurm's pattern, see log_pattern()
     chdir: str | Path
     python: Sequence[str]  # the command that runs Python, word by word
@@ -41,9 +42,9 @@ class Script(ABC):
     made_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
 
     @property
-    @abstractmethod
     def command(self) -> str:
         """The shell command that the script runs."""
+        return " ".join(map(quote, [*self.python, "-m", "astra", *self.arguments]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,34 +53,16 @@ class ElementScript(Script):
 
     plan: int
     task: str
-    token: str  # of the submission, by which its elements find it in the database
-    planned_by: str | None = None  # the database role that made the plan
     pages: str  # for people: "1-1000"
     array: str  # Slurm's: "1-1000%50"
     offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
     pages_per_element: int = 1
     pull: bool = False  # elements take pages as long as any is free
-    row_timeout: float | None = None  # seconds; without it the configured one
-    start_until: int | None = None  # an element that starts later begins no page
-    stop_at: int | None = None  # when a running element is asked to stop
 
     @property
     def command(self) -> str:
         """The shell command that runs one element."""
-        start = [*self.python, "-m", "astra", "run-page", "--plan", str(self.plan)]
-        limits = [
-            (f"--{name}", f"{value:.15g}")
-            for name, value in (
-                ("row-timeout", self.row_timeout), ("start-until", self.start_until),
-                ("stop-at", self.stop_at),
-            )
-            if value is not None
-        ]  # fmt: skip
-        planned_by = [] if self.planned_by is None else ["--planned-by", self.planned_by]
-        words = [*start, "--job", self.token, *planned_by, *chain(*limits)]
-        return (
-            f"{' '.join(map(quote, words))} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
-        )
+        return f"{super().command} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +70,6 @@ class JobScript(Script):
     """The values for the script of a job of one process: a finalizer, or a check."""
 
     about: str  # what the job does, for people
-    arguments: Sequence[str]  # of python -m astra
-
-    @property
-    def command(self) -> str:
-        """The shell command that does the job."""
-        return " ".join(map(quote, [*self.python, "-m", "astra", *self.arguments]))
 
 
 def render(template: str, script: Script, site: Path | None = None) -> str:
@@ -201,17 +178,9 @@ def _text(value: object) -> str:
         str(value)  # raises for an undefined name of a template, and names it
         raise ScriptError(f"{value!r} is neither text nor number")
     text = str(value)
-    if not _is_utf8(text):
+    if not is_utf8(text):
         raise ScriptError(f"{text!r} is not UTF-8, in which scripts are written; rename it")
     return text
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @cache
@@ -262,9 +231,9 @@ def _refuse_secrets(script: Script) -> None:
         raise _secret("the command that runs Python")
 
 
-def _secret(where: str) -> ScriptError:
+def _secret(place: str) -> ScriptError:
     return ScriptError(
-        f"{where} holds a password, which must not stand in a script: Slurm keeps it and shows it "
+        f"{place} holds a password, which must not stand in a script: Slurm keeps it and shows it "
         "to administrators; put it into ~/.pgpass (mode 600), or read it from a file of your own "
         'there: export NAME="$(cat ~/.name)"'
     )
@@ -286,7 +255,7 @@ def _whole(text: str, template: str, needed: Iterable[str]) -> str:
         if line.strip() and not line.startswith("#"):
             break
         head.append(line)
-    if not text.startswith("#!") or "\0" in text or not _is_utf8(text):
+    if not text.startswith("#!") or "\0" in text or not is_utf8(text):
         raise ScriptError(
             f"template {template}: the script must begin with #! and be UTF-8 without NUL"
         )

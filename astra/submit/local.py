@@ -19,6 +19,7 @@ from astra.errors import DatabaseError, Interrupted
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import light_pages
 from astra.submit.intent import make_intent, new_submission
+from astra.submit.render import element_arguments
 from astra.submit.submit import Submitted
 
 log = logging.getLogger(__name__)
@@ -161,22 +162,19 @@ class _Pool:
         row_timeout: float | None,
         setup: tuple[str, ...] = (),
     ) -> None:
-        self.plan, self.submission, self.logs = plan, submission, logs
+        self.plan, self.logs, self.token = plan, logs, submission.token
         lines = "\n".join(["set -e", *setup, "set +e", 'exec "$@"'])
-        self.begin = ["bash", "-c", lines, "astra"] if setup else []
-        self.limit = [] if row_timeout is None else ["--row-timeout", f"{row_timeout:g}"]
-        self.planned_by = [] if plan.role is None else ["--planned-by", plan.role]
+        self.command = [
+            *(["bash", "-c", lines, "astra"] if setup else []), sys.executable, "-m", "astra",
+            *element_arguments(plan, self.token, row_timeout),
+        ]  # fmt: skip
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = self.stop_requested = self.at_once = False
         self.bad: dict[int, int] = {}  # element: exit status
 
     def start(self, element: int) -> None:
-        log_path = self.logs / f"local-{self.submission.token}_{element}.log"
-        command = [
-            *self.begin, sys.executable, "-m", "astra", "run-page", "--plan", str(self.plan.pk),
-            "--job", self.submission.token, "--element", str(element), *self.planned_by,
-            *self.limit,
-        ]  # fmt: skip
+        log_path = self.logs / f"local-{self.token}_{element}.log"
+        command = [*self.command, "--element", str(element)]
         environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}
         settings = config.current()
         if settings.path is not None:

@@ -14,7 +14,7 @@ from astra.errors import UsageError
 from astra.models.plans import Plan, Submission
 from astra.slurm import script
 from astra.submit.arrays import Slice
-from astra.submit.hours import Hours
+from astra.submit.hours import ALWAYS, Hours
 
 
 def write_script(submission: Submission, text: str) -> Path:
@@ -23,22 +23,33 @@ def write_script(submission: Submission, text: str) -> Path:
     return path
 
 
+def element_arguments(
+    plan: Plan, token: str, row_timeout: float | None, hours: Hours = ALWAYS
+) -> list[str]:
+    """Return the arguments of ``astra`` that run an element of a submission, but its number."""
+    options = {
+        "plan": plan.pk, "job": token, "planned-by": plan.role, "row-timeout": row_timeout,
+        "start-until": hours.start_until, "stop-at": hours.stop_at,
+    }  # fmt: skip
+    words = ["run-page"]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", f"{value:.15g}" if isinstance(value, float) else str(value)]
+    return words
+
+
 def render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, hours: Hours) -> str:
     return script.render(
         chosen.template,
         script.ElementScript(
             plan=plan.pk,
             task=plan.task,
-            token=submission.token,
-            planned_by=plan.role,
             pages=script.array_spec(piece.pages),
             array=script.array_spec(piece.indices(), chosen.throttle),
             offset=piece.offset,
             pages_per_element=submission.pages_per_element,
             pull=chosen.pull,
-            row_timeout=chosen.row_timeout,
-            start_until=hours.start_until,
-            stop_at=hours.stop_at,
+            arguments=element_arguments(plan, submission.token, chosen.row_timeout, hours),
             **_common(chosen, submission.job_name, plan.cwd, run_folder(plan.folder) / "logs"),
         ),
     )
