@@ -23,11 +23,6 @@ class Slice:
         return replace(self, elements=self.elements[: chosen.max_elements]) if chosen.pull else self
 
 
-def with_share(chosen: Profile, shared: list[int], n: int) -> Profile:
-    """Return the profile of the n-th array, with its share of the throttle."""
-    return replace(chosen, throttle=shared[n % len(shared)]) if shared else chosen
-
-
 def shares(total: int | None, weights: Sequence[int]) -> list[int]:
     """Divide a throttle by weight, at least 1 each; a small one gives fewer shares than weights.
 

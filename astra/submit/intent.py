@@ -78,9 +78,10 @@ def new_submission(
     kind: str,
     chosen: Profile | None = None,
     pulls: bool = False,
+    token: str | None = None,
 ) -> Submission:
     """Return a submission with its own token, which is not stored yet."""
-    token = secrets.token_hex(6)
+    token = token or secrets.token_hex(6)
     local = kind == "local"
     return Submission(
         plan=plan,

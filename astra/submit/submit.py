@@ -19,7 +19,7 @@ from astra.plan.pages import waiting_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
-from astra.submit.arrays import Slice, halves, shares, slices, with_share
+from astra.submit.arrays import Slice, halves, shares, slices
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import (
     NOBODY,
@@ -104,8 +104,8 @@ def submit(
         with hold_plan(frozen):
             with connection():
                 pages = waiting_pages(frozen)
-            for words in obstacles() if pages else ():
-                log.warning("%s", words)
+            for obstacle in obstacles() if pages else ():
+                log.warning("%s", obstacle)
             return submit_pages(frozen, pages, NOBODY, chosen, dry_run, hours)
 
 
@@ -152,25 +152,22 @@ def submit_pages(
     if plan.paused is not None and pages and not dry_run:
         paused = f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
         return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=paused)
-    excluded = _excluded(chosen) if pages else ()
-    each = chosen.pages_per_element
+    excluded, each = _excluded(chosen) if pages else (), chosen.pages_per_element
     queue = list(slices(pages, each, _array_size(dry_run) - 1)) if pages else []
     if queue:
         chosen = replace(chosen, max_elements=-(-chosen.max_elements // len(queue)))
     shared = shares(chosen.throttle, [len(piece.elements) for piece in queue])
+    common = _Common(plan, chosen, shared, excluded, hours)
     if dry_run:
-        message, done = None, list(pages)
-        jobs = [
-            _dry(plan, piece, _as_sent(with_share(chosen, shared, n), excluded, None), hours)
-            for n, piece in enumerate(queue)
-        ]
+        message, submitted = None, list(pages)
+        jobs = [common.array(n, piece, token="0" * 12).job() for n, piece in enumerate(queue)]
     else:
         if queue:
             check_folder(run_folder(plan.folder) / "logs")
-        jobs, done, message = _submit_slices(plan, queue, holders, chosen, shared, excluded, hours)
+        jobs, submitted, message = _submit_slices(common, queue, holders)
     return Submitted(
-        plan.pk, plan.task, len(done), sum(map(pages.__getitem__, done)), tuple(jobs),
-        chosen.name, len(pages) - len(done), message=message, dry_run=dry_run,
+        plan.pk, plan.task, len(submitted), sum(map(pages.__getitem__, submitted)), tuple(jobs),
+        chosen.name, len(pages) - len(submitted), message=message, dry_run=dry_run,
     )  # fmt: skip
 
 
@@ -189,46 +186,41 @@ def _array_size(dry_run: bool) -> int:
 
 
 def _submit_slices(
-    plan: Plan,
-    queue: list[Slice],
-    holders: Holders,
-    chosen: Profile,
-    shared: list[int],
-    excluded: tuple[str, ...],
-    hours: Hours,
+    common: "_Common", queue: list[Slice], holders: Holders
 ) -> tuple[list[Job], list[int], str | None]:
     """Call sbatch for each slice; while it runs, commit the next intent.
 
     Return the jobs, their pages, and the message of Slurm if it accepted no more.
     """
     jobs: list[Job] = []
-    done: list[int] = []
-    sending: tuple[_Intent, Callable[[], parse.JobId]] | None = None
+    pages: list[int] = []
+    sending: tuple[_Array, Callable[[], parse.JobId]] | None = None
     try:
         while queue or sending:
             coming = None
             n = len(jobs) + bool(sending)
-            behind = n - len(shared) if shared else -1  # the job whose share it waits for
+            # The job whose share it waits for.
+            behind = n - len(common.shared) if common.shared else -1
             if queue and behind < len(jobs):
-                mine = with_share(chosen, shared, n)
-                sent = _as_sent(mine, excluded, jobs[behind] if behind >= 0 else None)
-                coming = _intend(plan, queue[0], holders, mine, sent, hours)
+                # Errors of templates and folders come before an intent is stored.
+                coming = common.array(n, queue[0], jobs[behind] if behind >= 0 else None)
+                _intend(coming, holders)
             if sending:
-                (intent, answer), sending = sending, None
+                (array, answer), sending = sending, None
                 try:
-                    jobs.append(_bind(intent, answer))
-                    done += intent.piece.pages
+                    jobs.append(_bind(array, answer))
+                    pages += array.piece.pages
                 except AstraError as error:
                     if coming:
                         withdraw(coming.submission, "absent", f"not sent after: {error}")
                     if not isinstance(error, SlurmRefused) or not (error.limit or jobs):
                         raise
                     if not error.limit:
-                        return jobs, done, str(error)
-                    if len(intent.piece.elements) == 1:
-                        hint = f"the rest stays in the plan: astra resume {plan.pk}"
-                        return jobs, done, f"{error}; {hint}"
-                    queue[:0] = halves(intent.piece, chosen.pages_per_element)
+                        return jobs, pages, str(error)
+                    if len(array.piece.elements) == 1:
+                        hint = f"the rest stays in the plan: astra resume {common.plan.pk}"
+                        return jobs, pages, f"{error}; {hint}"
+                    queue[:0] = halves(array.piece, common.chosen.pages_per_element)
                     # Withdrawn pages belong to no submission.
                     holders = replace(holders, submissions={*holders.submissions, None})
                     continue
@@ -239,7 +231,7 @@ def _submit_slices(
         if sending:  # the next intent could not be committed
             _bind_if_answered(*sending)
         raise
-    return jobs, done, None
+    return jobs, pages, None
 
 
 def _excluded(chosen: Profile) -> tuple[str, ...]:
@@ -248,68 +240,82 @@ def _excluded(chosen: Profile) -> tuple[str, ...]:
     if not bad or "nodelist" in chosen.options:
         return ()
     try:
-        room = limits.room(str(chosen.options.get("partition") or "") or None)
+        room = limits.room(chosen.partition)
     except SlurmError as error:
         log.warning("the nodes of the partition are unknown, so none is excluded: %s", error)
         return ()
     return tuple(to_exclude(bad, room.nodes))
 
 
-def _as_sent(chosen: Profile, excluded: tuple[str, ...], behind: Job | None) -> Profile:
-    """Return the profile of one array: without bad nodes, and after the job it waits for."""
-    more = {
-        "exclude": excluded,
-        "dependency": (f"afterany:{behind.job_id}",) if behind and behind.job_id else (),
-    }
-    added = {
-        key: ",".join(filter(None, [str(chosen.options.get(key) or ""), *words]))
-        for key, words in more.items()
-        if words
-    }
-    return chosen.with_options(**added) if added else chosen
-
-
 @dataclass(frozen=True)
-class _Intent:
-    """An array that is committed to the database and not yet submitted."""
+class _Array:
+    """An array that has not been submitted yet."""
 
     piece: Slice
     submission: Submission
     text: str  # of the script
-    array: str
+    indices: str
 
     def call(self) -> parse.JobId:
         return client.submit(write_script(self.submission, self.text))
 
-
-def _intend(
-    plan: Plan,
-    piece: Slice,
-    holders: Holders,
-    chosen: Profile,
-    sent: Profile,
-    hours: Hours,
-) -> _Intent:
-    each, started = chosen.pages_per_element, piece.with_elements(chosen)
-    submission = new_submission(
-        plan, started.elements, piece.offset, each, "slurm", chosen, chosen.pull
-    )
-    if submission.cluster is None:
-        submission.cluster_name = limits.this_cluster().name
-    # Errors of templates and folders come before an intent is stored.
-    text = render(plan, started, sent, submission, hours)
-    folder = run_folder(plan.folder)
-    submission.script = str(folder / f"{submission.job_name}.sh")
-    submission.log_folder = str(folder / "logs")
-    commit_intent(submission, piece.pages, holders)
-    return _Intent(
-        piece, submission, text, script_module.array_spec(started.indices(), chosen.throttle)
-    )
+    def job(self, job_id: int | None = None) -> Job:
+        piece, path = self.piece, self.submission.script or ""
+        if job_id is not None:
+            return Job(job_id, self.indices, piece.offset, len(piece.pages), path)
+        command = ("sbatch", "--parsable", path)
+        return Job(None, self.indices, piece.offset, len(piece.pages), path, self.text, command)
 
 
-def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
-    """Wait for the job of an intent, and bind it to its submission."""
-    submission, piece = intent.submission, intent.piece
+@dataclass(frozen=True)
+class _Common:
+    """What the arrays of one submission have in common."""
+
+    plan: Plan
+    chosen: Profile
+    shared: list[int]  # shares of the throttle; arrays take turns
+    excluded: tuple[str, ...]  # nodes
+    hours: Hours
+
+    def array(
+        self, n: int, piece: Slice, behind: Job | None = None, token: str | None = None
+    ) -> _Array:
+        """Return the n-th array with its script, of which nothing is stored yet.
+
+        Its job avoids bad nodes, and waits for the job whose share of the throttle it takes over.
+        """
+        plan, chosen, started = self.plan, self.chosen, piece.with_elements(self.chosen)
+        if self.shared:
+            chosen = replace(chosen, throttle=self.shared[n % len(self.shared)])
+        submission = new_submission(
+            plan, started.elements, piece.offset, chosen.pages_per_element, "slurm", chosen,
+            chosen.pull, token,
+        )  # fmt: skip
+        folder = run_folder(plan.folder)
+        submission.script = str(folder / f"{submission.job_name}.sh")
+        submission.log_folder = str(folder / "logs")
+        before = (f"afterany:{behind.job_id}",) if behind and behind.job_id else ()
+        added = {
+            key: ",".join(filter(None, [str(chosen.options.get(key) or ""), *values]))
+            for key, values in {"exclude": self.excluded, "dependency": before}.items()
+            if values
+        }
+        sent = chosen.with_options(**added) if added else chosen
+        text = render(plan, started, sent, submission, self.hours)
+        indices = script_module.array_spec(started.indices(), chosen.throttle)
+        return _Array(piece, submission, text, indices)
+
+
+def _intend(array: _Array, holders: Holders) -> None:
+    """Commit an array to the database."""
+    if array.submission.cluster is None:
+        array.submission.cluster_name = limits.this_cluster().name
+    commit_intent(array.submission, array.piece.pages, holders)
+
+
+def _bind(array: _Array, answer: Callable[[], parse.JobId]) -> Job:
+    """Wait for the job of an array, and bind it to its submission."""
+    submission = array.submission
     if_unknown = f"its pages stay reserved for it: astra resume {submission.plan_pk} looks again"
     choose = partial(one_of, submission)
     path = Path(submission.script or "")
@@ -320,30 +326,16 @@ def _bind(intent: _Intent, answer: Callable[[], parse.JobId]) -> Job:
         withdraw(submission, "refused" if refused else "absent", str(error))
         raise
     adopt(submission, sent)
-    return Job(sent.job_id, intent.array, piece.offset, len(piece.pages), str(path))
+    return array.job(sent.job_id)
 
 
-def _bind_if_answered(intent: _Intent, answer: Callable[[], parse.JobId]) -> None:
+def _bind_if_answered(array: _Array, answer: Callable[[], parse.JobId]) -> None:
     """Record the answer of sbatch when the command ends early; do not ask again."""
     try:
-        adopt(intent.submission, answer())
+        adopt(array.submission, answer())
     except AstraError as error:
-        plan = intent.submission.plan_pk
+        plan = array.submission.plan_pk
         log.warning("the last array: %s; astra resume %d looks for it by its name", error, plan)
-
-
-def _dry(plan: Plan, piece: Slice, chosen: Profile, hours: Hours) -> Job:
-    """Return the script and the command of a submission, without storing it."""
-    each, piece = chosen.pages_per_element, piece.with_elements(chosen)
-    submission = Submission(
-        plan=plan, token="0" * 12, job_name=f"astra-{plan.pk}-{'0' * 12}", pages_per_element=each
-    )
-    path = run_folder(plan.folder) / f"{submission.job_name}.sh"
-    return Job(
-        None, script_module.array_spec(piece.indices(), chosen.throttle), piece.offset,
-        len(piece.pages), str(path), render(plan, piece, chosen, submission, hours),
-        ("sbatch", "--parsable", str(path)),
-    )  # fmt: skip
 
 
 _NODE = re.compile(r"[\w.-]+")
