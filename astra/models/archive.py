@@ -14,7 +14,7 @@ from astra.database.connection import connection, database, dialect, schema, url
 from astra.errors import DatabaseError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.base import BaseModel, TimeField
-from astra.models.plans import Page, Plan, Submission
+from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.states import AttemptState
 
 
@@ -97,19 +97,14 @@ def _give_up_plans() -> int:
     from astra.models.nights import Night  # here, as elements check the archive too
 
     now = SQL(dialect().now_sql)
-    pending = Page.select(Page.plan).where(
-        Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows
-    )
-    living = Plan.cancelled.is_null() & Plan.pk.in_(pending)
+    living = Plan.cancelled.is_null() & Plan.pk.in_(Page.select(Page.plan).where(N_PENDING > 0))
     Submission.update(state="absent", message="of the archive that this one was copied from").where(
         Submission.state.in_(["intent", "submitted"])
     ).execute()
     Attempt.update(state=AttemptState.SUPERSEDED.value, ended=now).where(
         Attempt.state == AttemptState.RUNNING.value
     ).execute()
-    Page.update(submission_pk=None).where(
-        Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows
-    ).execute()
+    Page.update(submission_pk=None).where(N_PENDING > 0).execute()
     n_living: int = Plan.update(cancelled=now).where(living).execute()
     for model in (Plan, Night):  # so that they do not use folders of the original
         for row in model.select(model.pk):

@@ -5,10 +5,11 @@ An input model is any peewee ``Model`` with a primary key. It may have two more 
 name of a foreign key whose row is loaded together with each row.
 """
 
+import operator
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import cast
 
 import peewee
@@ -74,9 +75,8 @@ class Key:
 
     def equals(self, other: "Key") -> ColumnBase:
         """Return the clause that two keys are of the same row."""
-        clause = self.fields[0] == other.fields[0]
-        for one, another in zip(self.fields[1:], other.fields[1:], strict=True):
-            clause &= one == another
+        pairs = zip(self.fields, other.fields, strict=True)
+        clause: ColumnBase = reduce(operator.and_, (one == another for one, another in pairs))
         return clause
 
 
@@ -299,7 +299,8 @@ def _check_unique(model: type[Model], key: Key) -> None:
         return
     names = ", ".join(field.name for field in key.fields)
     count = peewee.fn.COUNT(SQL("*"))
-    is_null = peewee.fn.MAX(peewee.Case(None, ((_any_null(key.fields), 1),), 0))
+    any_null = reduce(operator.or_, (field.is_null() for field in key.fields))
+    is_null = peewee.fn.MAX(peewee.Case(None, ((any_null, 1),), 0))
     query = (
         model.select(*key.fields, count, is_null)
         .group_by(*key.fields)
@@ -315,10 +316,3 @@ def _check_unique(model: type[Model], key: Key) -> None:
         f"{table_name(model)} has {defect}: the key of {model.__name__} ({names}) does not "
         "identify a row; declare a key with more columns, or another column"
     )
-
-
-def _any_null(fields: Sequence[Field]) -> ColumnBase:
-    clause = fields[0].is_null()
-    for field in fields[1:]:
-        clause |= field.is_null()
-    return clause

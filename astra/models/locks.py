@@ -60,7 +60,9 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
     silence_s = settings.current().database.answer_timeout_s
     with dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s) as is_taken:
         if not is_taken:
-            raise _held(name, activity, see)
+            lock = _lock(name)
+            message = f"{_who(lock)} {activity}; see {see}, and try again"
+            raise LockHeld(message, lock.purpose if lock else "")
         yield
 
 
@@ -77,13 +79,6 @@ def lock_row(name: str, activity: str) -> None:
 
 def _me(purpose: str) -> Holder:
     return Holder(socket.gethostname(), os.getpid(), user_name(), purpose)
-
-
-def _held(name: str, activity: str, see: str) -> LockHeld:
-    lock = _lock(name)
-    return LockHeld(
-        f"{_who(lock)} {activity}; see {see}, and try again", lock.purpose if lock else ""
-    )
 
 
 def _lock(name: str) -> Lock | None:

@@ -6,6 +6,7 @@ elements rarely reach them.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -318,13 +319,8 @@ def time_limit(measured: Experience, limit: int, each: int) -> int:
 
 def _most_rows(measured: Experience, each: int, bound_s: float, most: int) -> int:
     """Return the largest page, up to `most` rows, whose time limit is within the bound, or 0."""
-    least, most = 0, most
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (
-            (middle, most) if time_limit(measured, middle, each) <= bound_s else (least, middle - 1)
-        )
-    return least
+    limits = range(1, most + 1)
+    return bisect_right(limits, bound_s, key=lambda limit: time_limit(measured, limit, each))
 
 
 def _memory(measured: Experience, site: Bounds) -> tuple[int, list[str]]:

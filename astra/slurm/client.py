@@ -57,7 +57,7 @@ def submit(script: Path, args: Sequence[str] = ()) -> JobId:
     except Failed as failed:
         if job := parse_submission(failed.output):
             return job  # sbatch failed, but had created the job
-        raise refusal(failed.words) from None
+        raise refusal(failed.message) from None
     if job := parse_submission(output):
         return job
     raise SlurmUnknown(f"sbatch succeeded, but printed {output.strip()[:200]!r} and no job id")
@@ -77,7 +77,7 @@ def try_options(options: Iterable[tuple[str, str | None]]) -> None:
     try:
         run(["sbatch", "--test-only", *given, "--wrap", "true"])
     except Failed as failed:
-        raise refusal(failed.words) from None
+        raise refusal(failed.message) from None
 
 
 class _Pace:
@@ -132,7 +132,7 @@ def find(
         columns = "ArrayJobID:|,Name:|,Cluster:|"
         text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *options])
     except Failed as failed:
-        raise SlurmUnknown(f"squeue: {failed.words}") from None
+        raise SlurmUnknown(f"squeue: {failed.message}") from None
     if not (jobs := _named(text, job_name)):
         period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName,Cluster"]
         try:
@@ -321,7 +321,7 @@ def _is_gone(job: JobId, cluster: str | None, recent_s: float) -> bool:
         text = run(["scontrol", *_on(cluster), "show", "job", str(job.job_id)], recent_s)
         return job.name is not None and f"JobName={job.name}\n" not in text
     except Failed as failed:
-        return "Invalid job id specified" in failed.words
+        return "Invalid job id specified" in failed.message
     except SlurmError:
         pass
     return False
@@ -350,7 +350,7 @@ def _squeue(
         return parse_squeue(run(args, recent_s), names)
     except Failed as failed:
         # Only a single id that has left squeue's memory is an error; in a list it is skipped.
-        if "Invalid job id specified" in failed.words:
+        if "Invalid job id specified" in failed.message:
             return {}
         raise
 
@@ -423,6 +423,6 @@ def _scancel(args: list[str]) -> None:
     try:
         run(["scancel", *args])
     except Failed as failed:
-        errors = [w for w in failed.words.split("; ") if not _GONE.search(w)]
+        errors = [line for line in failed.message.split("; ") if not _GONE.search(line)]
         if errors:
             raise SlurmError(f"scancel: {'; '.join(errors)}") from None

@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 class Failed(SlurmError):
     """A command that ended with a status other than 0 and an error message."""
 
-    def __init__(self, command: str, words: str, output: str) -> None:
-        super().__init__(f"{command}: {words}")
-        self.words, self.output = words, output
+    def __init__(self, command: str, message: str, output: str) -> None:
+        super().__init__(f"{command}: {message}")
+        self.message, self.output = message, output
 
 
 # The variables of a surrounding job would become options of these commands (SBATCH_PARTITION,
@@ -89,7 +89,7 @@ def _run_once(args: Sequence[str], timeout_s: float) -> str:
             "a login node"
         )
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [path, *args[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -102,7 +102,7 @@ def _run_once(args: Sequence[str], timeout_s: float) -> str:
         )
     except subprocess.TimeoutExpired as late:
         # If the controller has too many jobs, sbatch says so and tries again for two minutes.
-        message = _words((late.stderr or b"").decode("utf-8", "replace"))
+        message = _messages((late.stderr or b"").decode("utf-8", "replace"))
         raise SlurmUnknown(
             f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); "
             + (
@@ -113,14 +113,16 @@ def _run_once(args: Sequence[str], timeout_s: float) -> str:
         ) from None
     except OSError as error:
         raise SlurmError(f"{path} cannot be run: {error.strerror}") from error
-    if done.returncode == 0:
-        return done.stdout
-    words = _words(done.stderr)
-    if done.returncode < 0:
-        raise SlurmUnknown(f"{command} was killed by signal {-done.returncode}. {words}".strip())
-    if _NO_ANSWER.search(words) or not words:
-        raise SlurmUnknown(f"{command}: {words or f'status {done.returncode} without a word'}")
-    raise Failed(command, words, done.stdout)
+    if process.returncode == 0:
+        return process.stdout
+    message = _messages(process.stderr)
+    if process.returncode < 0:
+        raise SlurmUnknown(
+            f"{command} was killed by signal {-process.returncode}. {message}".strip()
+        )
+    if _NO_ANSWER.search(message) or not message:
+        raise SlurmUnknown(f"{command}: {message or f'status {process.returncode} without a word'}")
+    raise Failed(command, message, process.stdout)
 
 
 def _environment(command: str) -> dict[str, str]:
@@ -136,7 +138,7 @@ def _environment(command: str) -> dict[str, str]:
     return variables
 
 
-def _words(stderr: str) -> str:
+def _messages(stderr: str) -> str:
     """Return Slurm's messages on one line, without the name of the command before each."""
     lines = [
         re.sub(r"^[\w/.-]+: ((error|fatal): )?", "", line).strip() for line in stderr.splitlines()

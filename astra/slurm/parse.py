@@ -147,13 +147,13 @@ def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Exe
     an entry of its own, which counts. Jobs whose number is in `names`, and whose name is not
     there, are left out.
     """
-    own: dict[Key, Execution] = {}
+    separate: dict[Key, Execution] = {}
     folded: dict[Key, Execution] = {}
     for job, keys, execution in _executions(text, names):
         if execution.state is not None and not execution.state.alive:
             execution = replace(execution, reason=None)  # why it waited, long ago
-        (folded if "[" in job else own).update(dict.fromkeys(keys, execution))
-    return folded | own if folded else own
+        (folded if "[" in job else separate).update(dict.fromkeys(keys, execution))
+    return folded | separate if folded else separate
 
 
 def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execution]]:
@@ -210,8 +210,8 @@ def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
         if "." in job:
             if key in usages and (peak := _megabytes(rss)) and not usages[key].state.alive:
                 peak *= int(tasks or 1)
-                most = max(usages[key].mem_used_mb or 0, peak)
-                usages[key] = replace(usages[key], mem_used_mb=most)
+                peak_mb = max(usages[key].mem_used_mb or 0, peak)
+                usages[key] = replace(usages[key], mem_used_mb=peak_mb)
             continue
         word, _ = _state(state, None)
         if "[" in job or word in (None, SlurmState.PENDING) or not int(elapsed or 0):

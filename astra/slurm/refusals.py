@@ -37,9 +37,9 @@ _ADVICE = [
 _FULL = re.compile(r"temporarily unable to accept job")
 
 
-def at_limit(words: str) -> SlurmRefused | None:
+def at_limit(message: str) -> SlurmRefused | None:
     """Return a refusal because of the limit on all jobs, from the messages of a waiting sbatch."""
-    if not _FULL.search(words):
+    if not _FULL.search(message):
         return None
     return SlurmRefused(
         "Slurm accepts no more jobs from anyone at the moment (MaxJobCount of `scontrol show "
@@ -48,13 +48,13 @@ def at_limit(words: str) -> SlurmRefused | None:
     )
 
 
-def refusal(words: str) -> SlurmRefused:
+def refusal(message: str) -> SlurmRefused:
     """Turn the message of a refusal into an error that says what to change."""
-    limit = bool(_SUBMIT_LIMIT.search(words))
-    other = _OTHER_LIMIT.search(words)
-    if not limit and _POLICY.search(words):
+    limit = bool(_SUBMIT_LIMIT.search(message))
+    other = _OTHER_LIMIT.search(message)
+    if not limit and _POLICY.search(message):
         limit = not other  # old versions do not name the limit, usually the number of jobs
-    reason = re.sub(r"Batch job submission failed: ", "", words)
+    reason = re.sub(r"Batch job submission failed: ", "", message)
     if limit:
         advice = "Slurm accepts no more jobs at the moment: submit again when some have ended"
     elif other:

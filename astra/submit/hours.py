@@ -16,7 +16,7 @@ from peewee import fn
 from astra.database.connection import retrying, writing
 from astra.errors import AstraError, OutOfHours
 from astra.models.attempts import Attempt
-from astra.models.plans import Page, Submission
+from astra.models.plans import N_PENDING, Page, Submission
 from astra.policy.next_steps import ends_as_stored, ends_of
 from astra.slurm import client
 from astra.slurm.parse import JobId
@@ -123,9 +123,7 @@ def _give_back(token: str) -> int:
             (Attempt.page == Page.pk) & (Attempt.submission_pk == submission.pk)
         )
         pages = Page.select(Page.pk, Page.attempt_pk, Page.retries, Page.n_rows).where(
-            (Page.submission_pk == submission.pk)
-            & (Page.n_done + Page.n_failed + Page.n_no_result < Page.n_rows)
-            & ~fn.EXISTS(begun)
+            (Page.submission_pk == submission.pk) & (N_PENDING > 0) & ~fn.EXISTS(begun)
         )
         n_pages = 0
         for page in list(pages):
