@@ -14,7 +14,7 @@ from astra.database.connection import connection, database, dialect, schema, url
 from astra.errors import DatabaseError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.base import BaseModel, TimeField
-from astra.models.plans import N_PENDING, Page, Plan, Submission
+from astra.models.plans import IS_LIVE, N_PENDING, Page, Plan, Submission
 from astra.states import AttemptState
 
 
@@ -97,7 +97,7 @@ def _give_up_plans() -> int:
     from astra.models.nights import Night  # here, as elements check the archive too
 
     now = SQL(dialect().now_sql)
-    living = Plan.cancelled.is_null() & Plan.pk.in_(Page.select(Page.plan).where(N_PENDING > 0))
+    living = Plan.pk.in_(Plan.select(Plan.pk).where(IS_LIVE))
     Submission.update(state="absent", message="of the archive that this one was copied from").where(
         Submission.state.in_(["intent", "submitted"])
     ).execute()

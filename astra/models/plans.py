@@ -5,6 +5,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, cast
 
 from peewee import (
+    SQL,
     AutoField,
     BigAutoField,
     BigIntegerField,
@@ -13,6 +14,7 @@ from peewee import (
     ForeignKeyField,
     IntegerField,
     TextField,
+    fn,
 )
 
 from astra.models.base import BaseModel, KeysField, KeyTextsField, RoleField, TimeField
@@ -204,3 +206,8 @@ Page.add_index(Page.index(Page.submission_pk, name="page_free", where=Page.free)
 
 #: :attr:`Page.n_pending` in a query.
 N_PENDING = Page.n_rows - Page.n_done - Page.n_failed - Page.n_no_result
+
+#: The clause that a plan is not cancelled, and has rows that have not ended.
+IS_LIVE = Plan.cancelled.is_null() & fn.EXISTS(
+    Page.select(SQL("1")).where((Page.plan == Plan.pk) & (N_PENDING > 0))
+)

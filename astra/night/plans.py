@@ -10,14 +10,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from peewee import fn
-
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.nights import Night, NightPlan
-from astra.models.plans import N_PENDING, Page, Plan, Submission
+from astra.models.plans import IS_LIVE, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
 from astra.night.totals import pending, plan_pks, refreshed, retries_of
@@ -240,8 +238,7 @@ def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:
         leftovers = {
             e.plan_pk: e for e in earlier if e.plan_pk is not None and e.plan_pk not in pks
         }
-    unfinished = _unfinished(leftovers)
-    live = {plan.pk for plan in unfinished if plan.version.major_minor == CURRENT.major_minor}
+    live = {plan.pk for plan in _live(leftovers) if plan.version.major_minor == CURRENT.major_minor}
     taken = [
         NightPlan(
             night=night.pk, task=entry.task, input_model=entry.input_model, plan_pk=plan,
@@ -279,7 +276,7 @@ def assess_plans(
         If Slurm does not say what is alive.
     """
     of_plan = {e.plan_pk: e for e in entries if e.plan_pk is not None}
-    plans = _unfinished(of_plan)
+    plans = _live(of_plan)
     for plan in plans:
         # Whoever holds the plan resumes it as well; the night does not wait for a person's resume.
         with suppress(BusyError), plan_lock(plan):
@@ -310,12 +307,10 @@ def assess_plans(
 _NOT_ENDED = ALIVE | {PageState.DONE, PageState.UNSUBMITTED}
 
 
-def _unfinished(pks: Iterable[int]) -> list[Plan]:
+def _live(pks: Iterable[int]) -> list[Plan]:
     """Return which of these plans have rows that have not ended, and are not cancelled."""
-    left = fn.EXISTS(Page.select(1).where((Page.plan == Plan.pk) & (N_PENDING > 0)))
     with connection():
-        query = Plan.select().where(Plan.pk.in_(list(pks)) & Plan.cancelled.is_null() & left)
-        return list(query.order_by(Plan.pk))
+        return list(Plan.select().where(Plan.pk.in_(list(pks)) & IS_LIVE).order_by(Plan.pk))
 
 
 def _note_alive(plan: Plan, pages: Pages, step: Step) -> bool:
@@ -345,7 +340,7 @@ def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
 def live_state(night: Night) -> Step:
     """Return which arrays and elements of a night are alive, without changing anything."""
     step = Step()
-    plans = _unfinished(plan_pks(night))
+    plans = _live(plan_pks(night))
     asked = ask(plans)
     for plan in plans:
         pages, _ = survey(plan, asked)

@@ -11,7 +11,7 @@ from astra.models.failures import Failure, NoResult
 from astra.models.importing import import_path
 from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.plans import N_PENDING, MadeBy, Page, Plan
+from astra.models.plans import IS_LIVE, MadeBy, Plan
 from astra.models.source import Source
 from astra.plan.origin import check_importable, import_root
 from astra.tasks.signature import (
@@ -78,11 +78,7 @@ def _living(
         same_rows = TRUE
     elif output.gathers(Source):
         same_rows |= Plan.input_table == table_name(Source)
-    query = (
-        Plan.select(Plan.made_by)
-        .join(Page)
-        .where(Plan.made_by.in_(makings) & Plan.cancelled.is_null() & same_rows & (N_PENDING > 0))
-    )
+    query = Plan.select(Plan.made_by).where(Plan.made_by.in_(makings) & same_rows & IS_LIVE)
     made_by: int | None = query.limit(1).scalar()
     return made_by
 
@@ -124,8 +120,7 @@ def rename_task(old: str, task: str) -> int:
         tasks = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
         if old not in tasks or old == new:
             raise UsageError(f"there is nothing of a task {old!r}. {nearest(old, tasks)}")
-        of_old = (Plan.task == old) & Plan.cancelled.is_null()
-        living = Plan.select(Plan.pk).join(Page).where(of_old & (N_PENDING > 0)).limit(1).scalar()
+        living = Plan.select(Plan.pk).where((Plan.task == old) & IS_LIVE).limit(1).scalar()
         if living is not None:
             raise UsageError(
                 f"plan {living} of {old} is active: wait for its end, or astra "
