@@ -56,7 +56,7 @@ ENDED = ("done", "failed", "no result")
 
 
 class PlanState(StrEnum):
-    """A plan as a whole, with the exit status of ``astra status``.
+    """The state of a plan, with the exit status of ``astra status``.
 
     Examples
     --------

@@ -28,7 +28,7 @@ def follow(url: str, folder: Path, schema: str | None) -> None:
         if schema is None and "--schema" in typed:
             del typed[typed.index("--schema") : typed.index("--schema") + 2]
         said.append(astra(*typed, folder=folder))
-    assert "whole: 3 done = 3 rows" in said[2] and "nothing says when a row" in said[2]
+    assert "whole: 3 done = 3 rows" in said[2] and "says when a row was modified" in said[2]
     assert "nothing is pending" in said[3]
     module = blocks(PAGE, "python")[0]
     if schema is None:

@@ -76,7 +76,8 @@ def plan_sized(
     """
     if planning.get("limit") is not None:
         raise UsageError(
-            "--page-size (--limit) sets the rows of a page, which the time of an element chooses"
+            "--page-size (--limit) cannot be combined with the time of an element, which "
+            "determines the rows per page: leave one of them out"
         )
     model, arguments = planning.get("input_model"), planning.get("arguments")
     plans = []

@@ -151,7 +151,7 @@ def submit_task(
             )
         return [(None, execution.submit(plan))]
     if not (execution.local or execution.dry_run):
-        check_shared_database(task_or_plan)
+        check_shared_database(f"astra submit {task_or_plan}")
     submit_one = _show_submission if execution.dry_run else _submit_planned
     return [
         (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))

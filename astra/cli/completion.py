@@ -62,7 +62,7 @@ class PlanNumber(Completed):
         if isinstance(value, int):
             return value
         if not (str(value).isascii() and str(value).isdecimal()):
-            self.fail(f"{value!r} is no number of a plan: astra plans lists them", param, ctx)
+            self.fail(f"{value!r} is not the number of a plan; astra plans lists them", param, ctx)
         return int(str(value))
 
 

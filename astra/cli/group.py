@@ -27,7 +27,7 @@ class _WithExamples:
     """Help that ends with examples."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        name = ctx.command_path.partition(" ")[2]
+        name = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
         if shown := EXAMPLES.get(name):
             with formatter.section("Examples"):
                 formatter.write("".join(f"  $ {line}\n" for line in shown))
@@ -91,7 +91,11 @@ class _Commands(click.Group):
             ctx.exit(1)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="astra COMMAND --help shows the options of a command, with examples.",
+)
 @click.version_option(__version__, prog_name="astra")
 @click.option("--config", "config_path", metavar="FILE", help="Configuration file to use.")
 @click.option("-v", "--verbose", is_flag=True, help="Print more on standard error.")

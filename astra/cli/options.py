@@ -71,7 +71,9 @@ def _named_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None
         return plan
 
     last = api.last_plan()
-    raise UsageError(f"astra {ctx.info_name}: name a plan; the last is {last}: astra plans")
+    raise UsageError(
+        f"astra {ctx.info_name} needs the number of a plan; the last is {last} (astra plans)"
+    )
 
 
 def _trust(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -173,7 +175,9 @@ def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> li
             try:
                 ids.append(int(word))
             except ValueError as error:
-                raise UsageError(f"--sdss-ids: {word!r} in line {number} is no id") from error
+                raise UsageError(
+                    f"--sdss-ids: {word!r} in line {number} is not a number"
+                ) from error
     return ids
 
 
@@ -231,8 +235,8 @@ def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Decorato
         input_model_option,
         click.option("--sdss-ids", callback=_ids, metavar="FILE|LIST",
                      help="Take only these sources: 1,2,3 or a file."),
-        click.option("--keys", callback=_keys, metavar="FILE",
-                     help="Take only rows with these keys: a file with one key per line."),
+        click.option("--keys", callback=_keys, metavar="FILE|LIST",
+                     help="Take only rows with these keys: a file with one per line, or key,key."),
         click.option("--where", metavar="EXPR",
                      help='Take only rows that meet this condition: "snr > 10".'),
         click.option("--redo", cls=RedoOption, metavar="WHICH",
@@ -241,7 +245,7 @@ def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Decorato
         click.option(*max_rows, type=int, metavar="N", help="Take at most N rows."),
         arguments_option,
         click.option("--again", is_flag=True,
-                     help="Also take rows that failed or have no result."),
+                     help="Also take rows that failed, or for which the task yielded nothing."),
     )  # fmt: skip
 
 

@@ -168,7 +168,10 @@ def cancel(plan: int, page: int | None, as_json: bool) -> None:
 )
 @json_option
 def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> None:
-    """Pause PLAN: its elements complete their pages and take no further ones."""
+    """Pause PLAN: its elements complete their pages and take no further ones.
+
+    astra continue ends the pause.
+    """
     controls = api.pause(_chosen(plan, of_all), reason)
     show.as_json(controls) if as_json else show.controls(controls)
 
@@ -283,7 +286,7 @@ def report(
 ) -> None:  # fmt: skip
     """Write an HTML report of a plan, of several plans together, or of a night.
 
-    Without an argument it is the last plan. NIGHT is a name: the last night, or that of DATE.
+    Without an argument, report the last plan; with NIGHT and no DATE, the last night of that name.
 
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
     next. It needs no network and holds no password.

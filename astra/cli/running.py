@@ -27,7 +27,7 @@ from astra.errors import UsageError
 from astra.states import worst
 
 if TYPE_CHECKING:
-    from astra.api import Execution
+    from astra.api import Estimate, Execution
     from astra.plan.plan import Planning
     from astra.submit.submit import Submitted
 
@@ -69,20 +69,24 @@ def plan(
     task: str, planning: "Planning", element_time: float | None, profile_name: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Freeze the pending rows of TASK into pages."""
+    """Freeze the pending rows of TASK into pages.
+
+    A row is pending if it has no up-to-date result. The plan is stored; astra submit starts it.
+    """
     from astra.config.profiles import choose_profile
 
-    sized = []
     if element_time is None:
         plans = api.create_plan(task, **planning)
+        sizes: list[Estimate | None] = [None] * len(plans)
     else:
-        sized = api.plan_sized(task, planning, element_time, choose_profile(profile_name, None))
-        plans = [planned for planned, _ in sized]
+        chosen = choose_profile(profile_name, None)
+        sized = api.plan_sized(task, planning, element_time, chosen)
+        plans, sizes = [planned for planned, _ in sized], [size for _, size in sized]
     if as_json:
         show.as_json(one(plans))
     else:
         show.planned(plans)
-        show_sizes.sized(sized)
+        show_sizes.how_to_submit(zip(plans, sizes, strict=True))
 
 
 @main.command()

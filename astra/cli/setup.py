@@ -118,7 +118,7 @@ def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, rea
         show.line(f"{ready}, with {show.count(warnings, 'warning')}" if warnings else ready)
     elif not quiet:
         failed = sum(finding.state == "failed" for finding in shown)
-        show.line(f"not ready: {show.count(failed, 'line')} above begins with failed")
+        show.line(f"not ready: {show.count(failed, 'check')} failed")
     sys.exit(0 if api.is_ready(shown) else 4)
 
 

@@ -110,19 +110,20 @@ def planned(plans: Iterable[Planned]) -> None:
             )
         if not plan.tracks_changes:
             line(
-                f"  nothing says when a row of {plan.input_model} was modified: rows are pending "
-                "until they have a result, in the order of their keys"
+                f"  no column of {plan.input_model} says when a row was modified (Meta.modified): "
+                "a row is pending until it has a result, and pages follow the order of the keys"
             )
         if plan.unknown_keys:
             n = count(len(plan.unknown_keys), "key")
-            line(f"  {n} of no row of {plan.input_model}: {api.listed(plan.unknown_keys)}")
+            line(f"  {n} without a row in {plan.input_model}: {api.listed(plan.unknown_keys)}")
         if plan.held:
             which = ", ".join(map(str, plan.live_plans))
-            line(f"  left out: {count(plan.held, 'row')} of live plans ({which})")
+            line(f"  left out: {count(plan.held, 'row')} of active plans ({which})")
         if plan.failed or plan.no_result:
             ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""
             parts = [f"{count(plan.failed, 'row')} that failed{ended}"] if plan.failed else []
-            parts += [f"{count(plan.no_result, 'row')} without a result"] if plan.no_result else []
+            nothing = f"{count(plan.no_result, 'row')} for which the task yielded no result"
+            parts += [nothing] if plan.no_result else []
             line(f"  left out: {' and '.join(parts)}, not modified since (--again takes them)")
 
 
@@ -162,7 +163,7 @@ def cancelled(result: Cancelled) -> None:
         line(f"plan {result.plan}: every row has ended; there is nothing to cancel")
         return
     ended = [f"job {job}" for job in result.jobs] + [f"process {pid}" for pid in result.processes]
-    line(f"plan {result.plan}: {', '.join(ended) if ended else 'nothing was alive'}")
+    line(f"plan {result.plan}: {', '.join(ended) if ended else 'no element was running'}")
     if ended:
         pages = ", ".join(map(str, result.pages))
         which = f" (page{'s' if len(result.pages) > 1 else ''} {pages})" if result.pages else ""
@@ -172,11 +173,13 @@ def cancelled(result: Cancelled) -> None:
     if result.rows_held:
         line(
             f"  {count(result.rows_held, 'row')} in pages whose element has not ended yet: they "
-            f"can be planned when it has; astra cancel {result.plan} looks again"
+            f"can be planned when it has; astra cancel {result.plan} checks again"
         )
 
 
-def controls(changed: Iterable[Control]) -> None:
+def controls(changed: Sequence[Control]) -> None:
+    if not changed:
+        line("no plan has pending rows: nothing was changed")
     for control in changed:
         state = f"paused: {control.reason}" if control.paused else "not paused"
         limit = control.throttle and f"; at most {count(control.throttle, 'element')} at once"
@@ -218,7 +221,7 @@ def status(plan: PlanStatus, every_page: bool = False) -> None:
 
 
 def verdict(result: Verdict) -> None:
-    word = "[bold green]sound[/]" if result.sound else "[bold red]not sound[/]"
+    word = "[bold green]consistent[/]" if result.sound else "[bold red]inconsistent[/]"
     line(f"plan {result.plan}: {result.task}")
     names = {"result": "done", "failure": "failed", "no_result": "no result"}  # as status has them
     rows = " + ".join(f"{n:,} {names.get(name, name)}" for name, n in result.rows.items() if n)
@@ -413,7 +416,7 @@ def recovered(result: Recovered) -> None:
         return
     line(
         f"plan {result.plan}: {count(result.rows, 'row')} stored from "
-        f"{count(result.files, 'spool file')}, {result.passed_over:,} passed over"
+        f"{count(result.files, 'spool file')}, {result.passed_over:,} not needed"
     )
     for path in result.set_aside:
-        line(f"  not valid any more, its rows are computed again: {path}")
+        line(f"  no longer valid, its rows are computed again: {path}")

@@ -94,12 +94,12 @@ def cleaned(result: Cleaned) -> None:
         f"{count(result.attempts, 'attempt')}), {count(len(result.nights), 'night')}, "
         f"{count(len(result.folders), 'folder')} of {result.mb:,.1f} MB"
     )
-    verb = "would go" if result.dry_run else "are gone"
-    line(f"of before {_moment(result.before)}: {parts} {verb}")
+    removed = "would be removed" if result.dry_run else "removed"
+    line(f"inactive since {_moment(result.before)}: {parts} {removed}")
     for reason in result.kept:
         line(f"  kept: {reason}")
     if result.compressed:
         packed = count(len(result.compressed), "folder")
         line(f"{packed} of plans that stay {'would be' if result.dry_run else 'are'} packed")
     if result.dry_run and (result.plans or result.nights or result.folders or result.compressed):
-        line("nothing was changed: astra clean --yes")
+        line("nothing was changed; add --yes to remove them")

@@ -129,7 +129,7 @@ def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
     """Yield the events of one plan that contains the row."""
     how = f", --redo {plan.redo}" if plan.redo else ""
     how += f", --where {plan.where!r}" if plan.where else ""
-    yield plan.created, f"plan {plan.plan}, page {plan.page}{how}: {plan.outcome} in it"
+    yield plan.created, f"plan {plan.plan} made, row in page {plan.page}{how}: {plan.outcome}"
     for moment, change in ((plan.paused, "paused"), (plan.cancelled, "cancelled")):
         if moment:
             yield moment, f"plan {plan.plan} was {change}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from astra import api
 from astra.cli.show import count, line
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ def estimated(estimates: Iterable[Estimate]) -> None:
             line(f"  note: {note}")
 
 
-def sized(plans: Iterable[tuple[Planned, Estimate]]) -> None:
-    """Print the commands that submit plans whose sizes were chosen."""
+def how_to_submit(plans: Iterable[tuple[Planned, Estimate | None]]) -> None:
+    """Print the commands that submit plans, with the limits that were chosen for them."""
+    local = ["--local"] if api.is_database_file(api.database_url()) else []
     for plan, size in plans:
         if plan.plan is not None:
-            options = [f"--time {size.time}", f"--mem {size.mem}"] if size.time else []
-            line(f"  {' '.join(['astra submit', str(plan.plan), *options])}")
+            limits = [f"--time {size.time}", f"--mem {size.mem}"] if size and size.time else []
+            line(f"  next: {' '.join(['astra submit', str(plan.plan), *limits, *local])}")
 
 
 def _duration(seconds: float) -> str:

@@ -144,7 +144,7 @@ class Profile:
         ConfigError
             If a key or its value would be refused in a file.
         """
-        profile = _applied(self, changes, f"options given on top of profile {self.name!r}")
+        profile = _applied(self, changes, f"profile {self.name!r} with the given options:")
         return replace(profile, given={**self.given, **changes})
 
 

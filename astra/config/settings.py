@@ -378,7 +378,7 @@ def settings_of(name: str) -> "NightSettings":
     """
     nights = current().nights
     if name not in nights:
-        where = current().path or "the configuration (there is no file)"
+        where = current().path or "the configuration (no file was found)"
         raise ConfigError(
             f"{where} has no night {name!r}. {nearest(name, nights)} Write [nights.{name}], and "
             'tasks = ["module.task"] below it'

@@ -37,7 +37,7 @@ def of_error(part: str, error: Exception) -> Finding:
     """Make a finding of an error, whose message ends with the remedy after a semicolon."""
     problem, _, remedy = str(error).rpartition("; ")
     if not problem:
-        return failed(part, str(error), "correct what is named here")
+        return failed(part, str(error), "fix what this line names")
     return failed(part, problem, remedy)
 
 

@@ -50,8 +50,8 @@ def check_archive() -> None:
         raise DatabaseError(
             f"the archive {known.identifier} was made in {known.made_in}, and the database "
             f"{hide_password(url())} is {place}. If the other one is still in use, this is a copy, "
-            "whose living plans are given up here: astra initdb --copied. If this one has taken "
-            "its place: astra initdb --moved. Until then nothing is written"
+            "whose active plans have to be cancelled here: astra initdb --copied. If this one has "
+            "taken its place: astra initdb --moved. Until then nothing is written"
         )
     database.obj.is_known = True
 
@@ -87,8 +87,8 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
         return f"the archive {identifier} is in {place} now"
     n = _give_up_plans()
     return (
-        f"a copy of the archive {archive.identifier}, now {identifier}; its {n} living plans are "
-        "cancelled here, and their rows pending"
+        f"a copy of the archive {archive.identifier}, now {identifier}; plans that were active and "
+        f"are cancelled here: {n}; their rows are pending"
     )
 
 

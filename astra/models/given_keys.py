@@ -60,7 +60,7 @@ def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
         except (ValueError, TypeError) as error:
             names = ", ".join(field.name for field in key.fields)
             raise TaskError(
-                f"key {number}, {str(value)[:100]!r}, is no key ({names}): {error}"
+                f"key {number}, {str(value)[:100]!r}, is not a key ({names}): {error}"
             ) from None
     return list(keys)
 
@@ -88,9 +88,12 @@ def _part(field: Field, value: object) -> object:
     """Return a value of one column of a key in a form that the database can read."""
     field = getattr(field, "rel_field", field)
     if Key((field,)).is_whole:
-        number = int(value.strip()) if isinstance(value, str) else as_key(value)
+        try:
+            number = int(value.strip()) if isinstance(value, str) else as_key(value)
+        except ValueError:
+            number = None
         if number is None or as_key(number) is None:
-            raise ValueError("it is not a whole number of 64 bits")
+            raise ValueError("it is neither a whole number of 64 bits nor a readable file")
         return number
     if field.field_type == "UUID":
         return field.db_value(value if isinstance(value, UUID) else UUID(str(value).strip()))

@@ -175,8 +175,13 @@ def start_here(
     for path in (file, *([settings] if url is not None else [])):
         if path.exists():
             raise UsageError(
-                f"{path} already exists and was not overwritten: remove it, or choose "
-                "another --module"
+                f"{path} already exists and was not overwritten: "
+                + (
+                    "leave --database out to keep it"
+                    if path == settings
+                    else "choose another --module"
+                )
+                + ", or remove it"
             )
     if url is not None:
         bind(url)

@@ -90,6 +90,8 @@ def of_sources(model: type[Model], sdss_ids: Iterable[int]) -> ColumnBase:
         If rows of the model belong to no source.
     """
     if not issubclass(model, Source) and getattr(model, "loaded_with", None) != "source":
-        raise TaskError(f"sdss_ids: rows of {model.__name__} have no source; leave it out")
+        raise TaskError(
+            f"--sdss-ids: rows of {model.__name__} have no source; select rows by --keys"
+        )
     source = model if issubclass(model, Source) else Source
     return dialect().among(source.sdss_id, sdss_ids)

@@ -92,7 +92,7 @@ def _model_named(name: str) -> type[peewee.Model]:
     by_name = {n: m for m in models for n in (m._meta.table_name, m.__name__)}
     if name not in by_name:
         raise UsageError(
-            f"--track-changes {name}: no model of the modules given is called so, or has such a "
-            f"table. {nearest(name, by_name)}"
+            f"--track-changes {name}: no model of the given modules has this name or table. "
+            f"{nearest(name, by_name)}"
         )
     return by_name[name]

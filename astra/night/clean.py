@@ -55,7 +55,7 @@ class Cleaned:
 def clean(
     keep_days: float | None = None, dry_run: bool = True, now: datetime | None = None
 ) -> Cleaned:
-    """Remove what is old and not needed any more.
+    """Remove old plans that are whole or cancelled, and their logs and scripts.
 
     Parameters
     ----------

@@ -230,5 +230,7 @@ def check(name: str) -> str:
     )  # fmt: skip
     if done.returncode:
         output = (done.stdout + done.stderr).strip().removeprefix("astra:").strip()
-        raise AstraError(f"begun by cron, it would end with status {done.returncode}:\n{output}")
+        error = AstraError(f"the check fails in cron's environment:\n{output}")
+        error.exit_status = done.returncode  # that of astra nightly NAME --check
+        raise error
     return done.stdout.strip()

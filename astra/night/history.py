@@ -86,7 +86,7 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
     name : str, optional
         Name of the night in the configuration; default all.
     last : int
-        At most so many.
+        At most this many.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def _unknown(name: str) -> UsageError:
     with connection():
         names = [n for (n,) in tuples(Night.select(Night.name).distinct())]
     return UsageError(
-        f"there was no night {name!r} yet: astra nightly {name}. {nearest(name, names)}"
+        f"no night {name!r} has begun yet: astra nightly {name}. {nearest(name, names)}"
     )
 
 

@@ -67,7 +67,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Nightly:
-    """The outcome of a call.
+    """The outcome of starting or continuing a night.
 
     Examples
     --------

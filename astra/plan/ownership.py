@@ -103,7 +103,7 @@ def rename_task(old: str, task: str) -> int:
     Raises
     ------
     UsageError
-        If nothing was made under the former name, or a plan of that name is live.
+        If nothing was made under the former name, or a plan of that name is active.
 
     Examples
     --------

@@ -85,9 +85,9 @@ class Tally:
         """
         if not self.n_stored and self.n_failed == self.n_mistakes > 1:
             raise BrokenElement(
-                f"{self.mistake}: all {self.n_failed} rows up to now failed by what is no row's "
-                f"own fault, such as a mistake in {task} or a trigger of its table; the rows stay "
-                "pending"
+                f"{self.mistake}: all {self.n_failed} rows so far failed for a reason that is not "
+                f"in the rows, such as a mistake in {task} or a trigger of its table; the rows "
+                "stay pending"
             )
 
 

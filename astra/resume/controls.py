@@ -89,9 +89,9 @@ def _changed(number: int, values: dict[str, object]) -> Control:
 def throttle(plan: int, most: int | None) -> Control:
     """Limit how many elements of a plan take a further page.
 
-    Further elements end with their page, except for the watcher of each submission. A higher limit
-    does not restart elements that have ended: those in the queue start, and ``resume`` submits
-    others for the pages that are free.
+    Other elements end after their current page, except for the watcher of each submission. A higher
+    limit does not restart elements that have ended: those in the queue start, and ``resume``
+    submits others for the pages that are free.
 
     Parameters
     ----------
@@ -119,7 +119,10 @@ def throttle(plan: int, most: int | None) -> Control:
     True
     """
     if most is not None and most < 1:
-        raise UsageError(f"a throttle of {most}: at least 1; astra pause {plan} stops all elements")
+        raise UsageError(
+            f"a throttle is at least 1, not {most}; "
+            f"to let no element take pages: astra pause {plan}"
+        )
     return _changed(plan, {"throttle": most})
 
 

@@ -33,7 +33,7 @@ def resume(
     hours: Hours = ALWAYS,
     asked: Asked | None = None,
 ) -> Submitted:
-    """Submit the pages of a plan that are neither done nor alive, or lack elements.
+    """Submit the pages of a plan that are neither done nor running, or lack elements.
 
     Nothing is submitted twice. The retry policy decides for each page how it is submitted again.
 
@@ -72,7 +72,7 @@ def resume(
     >>> resume(1).pages  # doctest: +SKIP
     3
     """
-    check_ready(frozen := get_plan(plan))
+    check_ready(frozen := get_plan(plan), verb="resume")
     choose_profile(profile_name, options)  # refuses bad options before anything is changed
     wanted = checked_states(only)
     with hold_plan(frozen):
@@ -192,7 +192,7 @@ def resume_local(
     row_timeout: float | None = None,
     setup: tuple[str, ...] = (),
 ) -> Submitted:
-    """Run the pages of a plan that are neither done nor alive as processes of this machine.
+    """Run the pages of a plan that are neither done nor running as processes on this machine.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def resume_local(
     progress : callable, optional
         Called with the number of rows that have ended, and of all rows.
     row_timeout : float, optional
-        Time after which a row is ended, as a failure [s].
+        Time after which a row is terminated and recorded as a failure [s].
     setup : tuple of str
         Lines of shell that each process runs first, such as those of a profile.
 

@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 _TITLES = {
     Kind.WHOLE: "Whole",
-    Kind.FAILED_ROWS: "Whole, with failures",
+    Kind.FAILED_ROWS: "Failed rows",
     Kind.RUNNING: "Running",
     Kind.NOT_BEGUN: "Not begun",
     Kind.ATTENTION: "Not whole: needs attention",

@@ -56,7 +56,7 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
     Raises
     ------
     UsageError
-        If the plan has no such page, or the page was never tried.
+        If the plan has no such page, or the page has no attempt yet.
 
     Examples
     --------

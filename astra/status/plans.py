@@ -56,7 +56,7 @@ def all_plans(
     Parameters
     ----------
     limit : int, optional
-        At most so many; default all.
+        At most this many; default all.
     task : str, optional
         Only those of a task, by its name with or without its module.
     state : str, optional

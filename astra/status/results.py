@@ -32,7 +32,7 @@ class StoredResults:
     input_model : class or str, optional
         The one of the task's input models that `keys` are of.
     limit : int, optional
-        At most so many.
+        At most this many.
 
     Raises
     ------

@@ -86,10 +86,10 @@ def status(
     plan : int
         Number of the plan.
     ask_again : bool
-        Where the accounting is behind, ask squeue a second time; otherwise such elements are
+        If accounting lags behind, call squeue a second time; otherwise such elements are
         unknown until the next query.
     of_whole : bool
-        Also ask how pages came to their end whose rows have all ended.
+        Also find out how the elements of completed pages ended.
     recent_s : float
         Age up to which an earlier answer of Slurm to this user is used again [s].
 

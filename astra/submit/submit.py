@@ -109,20 +109,21 @@ def submit(
             return submit_pages(frozen, pages, NOBODY, chosen, dry_run, hours)
 
 
-def check_ready(plan: Plan, dry_run: bool = False) -> None:
+def check_ready(plan: Plan, dry_run: bool = False, verb: str = "submit") -> None:
     """Refuse a plan that Slurm cannot run now; a dry run works with any database."""
     check_plan_version(plan)
     refuse_cancelled(plan)
     if not dry_run:
-        check_shared_database(plan.pk)
+        check_shared_database(f"astra {verb} {plan.pk}")
 
 
-def check_shared_database(task_or_plan: object = "TASK") -> None:
-    """Refuse a database that elements on other machines cannot use."""
+def check_shared_database(command: str | None = None) -> None:
+    """Refuse a database that elements on other machines cannot use; `command` can run them here."""
     if dialect().name != "postgresql":
+        here = f", or run here: {command} --local" if command else ""
         raise UsageError(
-            "elements on other machines cannot share a SQLite file: set ASTRA_DATABASE_URL to a "
-            f"PostgreSQL server, or run here: astra submit {task_or_plan} --local"
+            "elements on other machines cannot share a SQLite file; set ASTRA_DATABASE_URL to a "
+            f"PostgreSQL database{here}"
         )
 
 

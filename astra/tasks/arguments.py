@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from astra.config import secrets
 from astra.errors import TaskError, nearest
 from astra.tasks.declared import KEYWORDS, bind_call, declared_by
-from astra.tasks.signature import hints_of, rows_parameter, signature_of
+from astra.tasks.signature import hints_of, rows_parameter, signature_of, task_name
 
 
 def parse_arguments(
@@ -70,7 +70,9 @@ def _check_names(function: object, names: Iterable[str]) -> None:
     accepted = (accepted | KEYWORDS.keys()) - {rows}
     for name in names:
         if name == rows or (name not in accepted and not takes_any):
-            raise TaskError(f"{signature_of(inner)} takes no {name!r}. {nearest(name, accepted)}")
+            raise TaskError(
+                f"{task_name(inner)} takes no argument {name!r}. {nearest(name, accepted)}"
+            )
 
 
 def _kind(function: Callable[..., object], name: str) -> object:

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "astra.tasks"
 
 _PIPELINES = "astra.pipelines"
+
+#: The modules before the name of a class in a signature, but not within a quoted default.
+_MODULES_OF_CLASSES = re.compile(r"(?<![\w.'\"])(?:[a-z_]\w*\.)+(?=[A-Z])")
 
 
 def find_task(task: str | Callable[..., object]) -> Callable[..., object]:
@@ -188,10 +192,11 @@ def task_name(function: Callable[..., object]) -> str:
 
 
 def signature_of(function: Callable[..., object]) -> str:
-    """Return the first line of a function's definition."""
+    """Return the first line of a function's definition, with names of classes as imported."""
     name = getattr(function, "__name__", repr(function))
     try:
-        return f"def {name}{inspect.signature(function)}"
+        signature = str(inspect.signature(function))
+        return f"def {name}{_MODULES_OF_CLASSES.sub('', signature)}"
     except (TypeError, ValueError):  # it is not written in Python
         return name
 

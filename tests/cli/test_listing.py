@@ -89,8 +89,11 @@ def test_what_only_reads_takes_the_last_plan_and_says_so(plans, words):
 @pytest.mark.parametrize("verb", ["resume", "retry", "cancel"])
 def test_what_changes_something_wants_a_plan_and_names_the_last(plans, verb):
     done = astra(verb)
-    assert done.exit_code == 2 and f"astra {verb}: name a plan; the last is 4" in done.output
-    assert "no number of a plan" in astra(verb, "four").output
+    assert (
+        done.exit_code == 2
+        and f"astra {verb} needs the number of a plan; the last is 4" in done.output
+    )
+    assert "not the number of a plan" in astra(verb, "four").output
 
 
 def test_csv_is_whole_and_read_by_programs(plans):

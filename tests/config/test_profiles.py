@@ -76,7 +76,7 @@ class TestInheritance:
         assert found.options["time"] == "5"
         assert "mem" not in found.options
         assert found.throttle == 2
-        with pytest.raises(ConfigError, match="options given on top of profile 'general' tiem"):
+        with pytest.raises(ConfigError, match="profile 'general' with the given options: tiem"):
             found.with_options(tiem=5)
 
 

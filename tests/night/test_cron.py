@@ -74,10 +74,10 @@ def test_the_check_says_what_is_missing(night, monkeypatch):
     text = night.read_text()
     wrong = re.sub('url = ".*"', 'url = "postgresql://astra@127.0.0.1:1/x"', text)
     night.write_text(wrong.replace("measure", "mesure"))
-    assert "no connection" in astra("cron", "survey", "--check", status=1)
+    assert "no connection" in astra("cron", "survey", "--check", status=4)
     night.write_text(text)
     monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
-    assert "SLURM_CONF names no file" in astra("cron", "survey", "--check", status=1)
+    assert "SLURM_CONF names no file" in astra("cron", "survey", "--check", status=4)
 
 
 def test_other_lines_stay_as_they_are(night, monkeypatch):

@@ -233,7 +233,7 @@ def test_rows_are_chosen_by_keys_and_conditions(labels, tmp_path):
     (tmp_path / "keys.txt").write_text("3\n1\n3\n77\n")
     done = CliRunner().invoke(main, [*words, "--keys", "keys.txt", "--where", "spectrum_pk > 1"])
     assert done.exit_code == 0 and "1 row in 1 page" in done.output, done.output
-    assert "1 key of no row of BossVisitSpectrum: 77" in done.output
+    assert "1 key without a row in BossVisitSpectrum: 77" in done.output
     with connection():
         assert Plan.get().where == "spectrum_pk > 1"
     run_here(1)
@@ -241,7 +241,7 @@ def test_rows_are_chosen_by_keys_and_conditions(labels, tmp_path):
     assert json.loads(done.stdout)["rows"] == 6
     for wrong, said in (
         (("--where", "nosuch > 1"), "has no column 'nosuch'"),
-        (("--keys", "nosuch.txt"), "is no key"),
+        (("--keys", "nosuch.txt"), "is not a key"),
         (("--keys", "88,99"), "has no row with the key 88, 99"),
         (("--redo", "older-than"), "needs a date"),
     ):

@@ -64,7 +64,7 @@ def test_pages_are_written_once_and_again_when_something_changed(sqlite_url, tmp
     run_here(second)
     assert set(dashboard.update().written) == {"index.html", f"plan-{second}.html"}
     text = (folder / f"plan-{second}.html").read_text()
-    assert "Whole, with failures" in text and f"astra failures {second}" in text
+    assert "Failed rows" in text and f"astra failures {second}" in text
     assert dashboard.update().written == []
 
 

@@ -85,7 +85,7 @@ def test_a_long_plan_with_many_failures(pg_url, browser, tmp_path):
     assert report.n_failure_kinds == len(report.failures) == 40
     assert {kind.rows for kind in report.failures} == {125} and report.failures_elsewhere == 0
     page = opened(browser, plan, tmp_path)
-    assert page.inner_text(".verdict strong") == "Whole, with failures"
+    assert page.inner_text(".verdict strong") == "Failed rows"
     assert (
         page.inner_text(".verdict p") == "All 100,000 rows have ended, 5,000 of them as failures."
     )

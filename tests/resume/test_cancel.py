@@ -112,7 +112,7 @@ def test_one_page_is_cancelled_by_its_number(url):
         cancel(plan, 3)
     assert cancel(plan, 1).jobs == ()
     said = CliRunner().invoke(main, ["cancel", str(plan), "--page", "2"])
-    assert "nothing was alive" in said.output and said.exit_code == 0
+    assert "no element was running" in said.output and said.exit_code == 0
 
 
 def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_results_of_some_keys(url, tmp_path, monkeypatch):
     assert "no result for these keys" in astra("results", TASK, "--keys", "7").output
     for wrong in ("x", "1.5", str(2**63), "5;6"):
         done = astra("results", TASK, "--keys", wrong)
-        assert done.exit_code == 2 and "is no key (spectrum_pk)" in done.output, wrong
+        assert done.exit_code == 2 and "is not a key (spectrum_pk)" in done.output, wrong
 
 
 def test_what_cannot_be_meant_is_refused(url, tmp_path):

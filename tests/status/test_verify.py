@@ -363,10 +363,10 @@ def test_the_list_is_bounded_and_the_count_is_not(url):
 def test_the_command_says_what_is_broken_and_exits_with_4(url):
     plan = run(plan_of(20, raise_every=9))
     done = CliRunner().invoke(main, ["verify", str(plan)])
-    assert done.exit_code == 0 and "sound: 18 done + 2 failed of 20 rows" in done.stdout
+    assert done.exit_code == 0 and " consistent: 18 done + 2 failed of 20 rows" in done.stdout
     Measured.delete().where(Measured.spectrum_pk << [3, 11]).execute()
     done = CliRunner().invoke(main, ["verify", str(plan)])
-    assert done.exit_code == 4 and "not sound" in done.stdout
+    assert done.exit_code == 4 and "inconsistent" in done.stdout
     assert "page 1, key 11" in done.stdout and "page 2, key 3" in done.stdout
     assert CHECKS["result-missing"][0] in done.stdout
     done = CliRunner().invoke(main, ["verify", str(plan), "--json"])

@@ -118,11 +118,11 @@ def test_the_story_of_a_row(stones):
     text = said(NAME, "a")
     for part in (
         "not pending: it has a result", "made in plan 2 by arguments", "(g=9.81); revision 1",
-        "plan 1 was cancelled", "plan 3, page 1, --redo all, --where \"name == 'a'\": failure in it",
+        "plan 1 was cancelled", "plan 3 made, row in page 1, --redo all, --where \"name == 'a'\": failure",
         "failure (plan 3, attempt", "ValueError: no gravity for a", "Traceback (most recent",
     ):  # fmt: skip
         assert part in text, (part, text)
-    assert text.index("plan 1, page 1") < text.index("plan 2, page 1") < text.index("failure (plan")
+    assert text.index("plan 1 made") < text.index("plan 2 made") < text.index("failure (plan")
 
 
 def test_rows_without_a_result_and_rows_that_are_gone(stones):
@@ -158,5 +158,5 @@ def test_a_key_of_two_columns(stones):
     story = history_of(weigh_plates, '["2024-01-01", 3]')
     assert len(story.results) == 1 and f"--keys '{story.key}' --redo all" in story.next
     assert history_of(weigh_plates, "2024-01-01,3").key == story.key
-    with pytest.raises(TaskError, match="is no key"):
+    with pytest.raises(TaskError, match="is not a key"):
         history_of(weigh_plates, "2024-01-01")

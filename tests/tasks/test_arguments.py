@@ -71,7 +71,7 @@ BAD = [
     ("listed", "[true]", "whole number"), ("pair", "1", "2 members, not 1"), ("pair", "x,1", "a whole number"),
     ("nested", "1,2", "as JSON"), ("document", "[1]", "dict"), ("document", "a", "JSON"),
     ("choice", "b", "choose from 1, a, True"), ("unsaid", "1", "no annotation"), ("array", "1", "cannot be made"),
-    ("spectra", "1", "takes no 'spectra'"), ("extra", "x", "a number"), ("batch_size", "0", "batch_size=0"),
+    ("spectra", "1", "takes no argument 'spectra'"), ("extra", "x", "a number"), ("batch_size", "0", "batch_size=0"),
 ]  # fmt: skip
 
 
