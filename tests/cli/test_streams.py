@@ -77,8 +77,11 @@ def test_every_command_is_tried_or_acts():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> str:
     """A database with a plan, failures and a night whose texts are hostile."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('streams')}/astra.db"
-    bind(url)
+    folder = tmp_path_factory.mktemp("streams")
+    url = f"sqlite:///{folder}/astra.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASTRA_RUN_DIR", str(folder / "runs"))  # not in the checkout
+        bind(url)
     init_database(("tests.sample_tasks",))
     fill(9)
     (made,) = create_plan(hostile, BossVisitSpectrum)
