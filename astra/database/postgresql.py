@@ -108,7 +108,7 @@ class PostgreSQL(Keys):
             "application_name": "astra",
             "client_encoding": "UTF8",
         }
-        # timeouts.py limits how long a server, or a proxy in front of it, may be silent.
+        # statement_timeout.py limits how long a server, or a proxy in front of it, may be silent.
         options: dict[str, Any] = {"cursor_factory": PatientCursor}
         options |= {key: value for key, value in defaults.items() if key not in parameters}
         self.database: PostgresqlDatabase = PostgresqlDatabase(url, **options)
@@ -116,6 +116,7 @@ class PostgreSQL(Keys):
         self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}
         self._sequences: dict[str, str | None] = {}
         self._is_plain: dict[str, bool] = {}
+        self._session_role: str | None = None
         dialects[self.database] = self
 
     def storable(self, text: str) -> str:
@@ -296,7 +297,9 @@ class PostgreSQL(Keys):
 
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as."""
-        return str(self.fetch_value(queries.SESSION_ROLE))
+        if self._session_role is None:
+            self._session_role = str(self.fetch_value(queries.SESSION_ROLE))
+        return self._session_role
 
     def roles(self) -> list[str]:
         return self.fetch_column(queries.ROLES)

@@ -8,11 +8,13 @@ import os
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peewee import SQL, IntegrityError, fn
 
 from astra.config import settings
 from astra.database.connection import dialect, writing
+from astra.database.statements import statement
 from astra.element.controls import check_controls
 from astra.element.pool import take_page
 from astra.element.suspects import Death, record_death, suspects_of
@@ -108,7 +110,7 @@ def claim_page(
             raise Superseded(f"plan {plan.pk} was cancelled")
         _check_owner(page, submission)
         _supersede(page, submission, where, is_unsure)
-        suspects = suspects_of(page.pk)
+        suspects = suspects_of(page.pk) if n_attempts else []
         n_handed = _place_after(page, {s.place for s in suspects}, n_in_progress)
         attempt = _new_attempt(page, n_attempts + 1, submission, element, where, n_handed)
         _take_over(page, attempt)
@@ -125,11 +127,18 @@ def claim_page(
 
 def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int]:
     """Return a page, whether its plan was cancelled, and the number of its last attempt."""
+    ((*values, cancelled, last_number),) = _numbered(plan=plan.pk, number=number)
+    fields = Page._meta.sorted_fields
+    page = Page(**{f.name: f.python_value(v) for f, v in zip(fields, values, strict=True)})
+    return page, cancelled is not None, last_number or 0
+
+
+@statement
+def _numbered(plan: Any, number: Any) -> Any:
     cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
     last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
-    query = Page.select(Page, cancelled.alias("cancelled"), last.alias("last_number"))
-    page: Page = query.where((Page.plan == plan.pk) & (Page.number == number)).get()
-    return page, getattr(page, "cancelled", None) is not None, getattr(page, "last_number", 0) or 0
+    query = Page.select(*Page._meta.sorted_fields, cancelled, last)
+    return query.where((Page.plan == plan) & (Page.number == number))
 
 
 def _check_owner(page: Page, submission: Submission) -> None:
@@ -153,7 +162,7 @@ def _new_attempt(
         If another process has recorded one at the same moment.
     """
     try:
-        return Attempt.create(
+        attempt = Attempt(
             page=page.pk,
             submission_pk=submission.pk,
             number=number,
@@ -162,8 +171,15 @@ def _new_attempt(
             n_handed=n_handed,
             **{k: getattr(where, k) for k in where.__dataclass_fields__},
         )
+        ((attempt.pk,),) = _insert_attempt(**attempt.__data__)
+        return attempt
     except IntegrityError as error:
         raise _busy(page) from error
+
+
+@statement
+def _insert_attempt(**values: Any) -> Any:
+    return Attempt.insert(values).returning(Attempt.pk)
 
 
 def _take_over(page: Page, attempt: Attempt) -> None:
@@ -174,22 +190,30 @@ def _take_over(page: Page, attempt: Attempt) -> None:
     BusyError
         If another attempt has claimed the page since it was read.
     """
-    unchanged = Page.attempt_pk == page.attempt_pk if page.attempt_pk else Page.attempt_pk.is_null()
-    # What the earlier attempt wrote up to this moment counts.
-    progress = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
-    # It may have been released since its number was read. Outside of a pool, `free` stays NULL.
-    claimed = {Page.attempt_pk: attempt.pk, Page.free: Page.free & ~Page.free}
-    updated = list(
-        Page.update(claimed)
-        .where((Page.pk == page.pk) & unchanged & (Page.submission_pk == page.submission_pk))
-        .returning(*progress)
-        .execute()
+    updated = _give_page(
+        page=page.pk, attempt=attempt.pk, before=page.attempt_pk or 0, submission=page.submission_pk
     )
     if not updated:
         raise _busy(page)
-    for field in progress:
-        setattr(page, field.name, getattr(updated[0], field.name))
+    # What the earlier attempt wrote up to this moment counts.
+    for field, value in zip(_PROGRESS, updated[0], strict=True):
+        setattr(page, field.name, field.python_value(value))
     page.attempt_pk = attempt.pk
+
+
+_PROGRESS = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
+
+
+@statement
+def _give_page(page: Any, attempt: Any, before: Any, submission: Any) -> Any:
+    """Give a page to an attempt, unless another one than `before` (0: none) has it."""
+    # It may have been released since its number was read. Outside of a pool, `free` stays NULL.
+    claimed = {Page.attempt_pk: attempt, Page.free: Page.free & ~Page.free}
+    is_unchanged = fn.COALESCE(Page.attempt_pk, 0) == before
+    query = Page.update(claimed).where(
+        (Page.pk == page) & is_unchanged & (Page.submission_pk == submission)
+    )
+    return query.returning(*_PROGRESS)
 
 
 def _busy(page: Page) -> BusyError:

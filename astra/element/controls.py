@@ -5,11 +5,13 @@ how many elements start, not how many continue.
 """
 
 from datetime import timedelta
+from typing import Any
 
 from peewee import SQL, ColumnBase
 
 from astra.config import settings
 from astra.database.connection import dialect, tuples
+from astra.database.statements import statement
 from astra.errors import PlanPaused, PlanThrottled
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
@@ -26,21 +28,23 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
     PlanThrottled
         If as many others run as its throttle allows.
     """
-    query = Plan.select(Plan.pk, Plan.paused, Plan.pause_reason, Plan.throttle)
-    current = query.where(Plan.pk == plan.pk).get()
-    if current.paused is not None:
-        raise PlanPaused(
-            f"plan {plan.pk} is paused ({current.pause_reason}): astra continue {plan.pk}"
-        )
-    if current.throttle is None:
+    ((paused, reason, throttle),) = _controls(plan=plan.pk)
+    if paused is not None:
+        raise PlanPaused(f"plan {plan.pk} is paused ({reason}): astra continue {plan.pk}")
+    if throttle is None:
         return
     if dialect().name == "postgresql":  # elements that claim at once are counted one by one
-        current = query.where(Plan.pk == plan.pk).for_update().get()
-    if _is_reached(current.throttle, plan, submission, element):
+        throttle = Plan.select(Plan.throttle).where(Plan.pk == plan.pk).for_update().scalar()
+    if _is_reached(throttle, plan, submission, element):
         raise PlanThrottled(
-            f"as many elements of plan {plan.pk} run as its throttle allows ({current.throttle}): "
+            f"as many elements of plan {plan.pk} run as its throttle allows ({throttle}): "
             f"astra throttle {plan.pk} --off"
         )
+
+
+@statement
+def _controls(plan: Any) -> Any:
+    return Plan.select(Plan.paused, Plan.pause_reason, Plan.throttle).where(Plan.pk == plan)
 
 
 def is_throttled(plan: Plan, submission: Submission, element: int) -> bool:

@@ -6,6 +6,7 @@ rows and writing a checkpoint each use a short one; everything between two pages
 
 import logging
 import os
+from typing import Any
 
 from peewee import SQL, Model
 
@@ -20,10 +21,12 @@ from astra.database.connection import (
     retrying,
     writing,
 )
+from astra.database.statements import statement
 from astra.element.board import Board
 from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, this_process
 from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
+from astra.element.meter import Meter
 from astra.element.page_outcome import PageOutcome
 from astra.element.pool import claimed_page, close_pool, give_back, time_of_element
 from astra.element.reader import Reader
@@ -46,7 +49,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, trust
 from astra.plan.pages import is_cancelled, page_of
-from astra.processes import born_s, collect_as_usual, now_s, peak_mb
+from astra.processes import born_s, collect_as_usual, now_s
 from astra.results.background import Heartbeat
 from astra.results.checkpoint import take_back_failures
 from astra.results.claim import Claim, check_nothing_lost
@@ -55,41 +58,10 @@ from astra.results.schedule import Schedule
 from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
 from astra.states import AttemptState, Outcome
+from astra.tasks.blame import Blame
 from astra.tasks.run import Run
 
 log = logging.getLogger(__name__)
-
-
-class Meter:
-    """Measure an attempt. The values are written with each checkpoint, and at its end."""
-
-    def __init__(self, since_s: float, board: Board | None) -> None:
-        self.since_s, self.board = since_s, board  # when the start-up before the first row began
-        self.first_s: float | None = None  # when the task was given its first row
-        self.run: Run | None = None
-        self.reader: Reader | None = None
-
-    def first_row(self) -> None:
-        """Note the time at the first call, which comes before the task is given its first row."""
-        if self.first_s is None:
-            self.first_s = now_s()
-            if self.board is not None:  # should the process die before a checkpoint
-                self.board.set_start_up_s(self.first_s - self.since_s)
-
-    def read(self) -> dict[str, object]:
-        """Return columns of the attempt with their current values."""
-        columns: dict[str, object] = {"max_rss_mb": peak_mb()}
-        if self.run is not None and self.reader is not None:
-            columns |= {
-                "t_task_s": self.run.clock.t_task_s,
-                "t_write_s": self.run.writer.t_write_s,
-                "t_read_s": self.reader.t_read_s,
-                "row_times": str(self.run.clock.row_times) or None,
-            }
-        if self.first_s is not None:
-            columns["t_start_s"] = self.first_s - self.since_s
-            columns["t_rows_s"] = now_s() - self.first_s
-        return columns
 
 
 def run_element(
@@ -303,7 +275,8 @@ class Element:
         writer = self._writer(claim, task)
         run = Run(
             reader, task.call, writer, writer.n_rows, board=self.board,
-            outer_exceptions=task.outer_exceptions, may_write_last_here=self._may_write_last,
+            outer_exceptions=task.outer_exceptions,
+            may_write_last_here=lambda: self._may_write_last(claim, run.blame),
         )  # fmt: skip
         meter.run, meter.reader = run, reader
         try:
@@ -330,7 +303,8 @@ class Element:
         if not stop.wanted.is_set():
             self._link()
         try:
-            _end(claim, AttemptState.DONE, run.blame.note)
+            if not claim.has_ended:
+                _end(claim, AttemptState.DONE, run.blame.note)
         except DatabaseError as error:
             raise _spooled(self.plan, claim, writer, error) from error
         return run.blame.note
@@ -386,9 +360,15 @@ class Element:
             writer.close()
             self._abandon()
 
-    def _may_write_last(self) -> bool:
-        """Return whether the last checkpoint may be written on this thread's connection."""
+    def _may_write_last(self, claim: Claim, blame: Blame) -> bool:
+        """Return whether the last checkpoint may be written on this thread's connection.
+
+        It records the end of the attempt, too, unless failures may still turn out to be no row's
+        fault.
+        """
         self._abandon()
+        if not self.tally.n_failed:
+            claim.end = lambda: _end_attempt(claim, AttemptState.DONE, blame.note)
         return dialect().name == "postgresql" and self._link()
 
 
@@ -449,27 +429,31 @@ def _heartbeat(claim: Claim, stop: Stop) -> None:
     Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()
 
 
+def _end_attempt(claim: Claim, state: AttemptState, message: str | None) -> None:
+    _ended(
+        attempt=claim.attempt.pk, state=state.value,
+        message=clean(message, 2000) if message else None, n_found=claim.n_found,
+        **claim.read_meter(),
+    )  # fmt: skip
+
+
+@statement
+def _ended(attempt: Any, **values: Any) -> Any:
+    now, running = SQL(dialect().now_sql), AttemptState.RUNNING.value
+    is_running = (Attempt.pk == attempt) & (Attempt.state == running)
+    return Attempt.update(ended=now, seen=now, **values).where(is_running).returning(Attempt.pk)
+
+
 def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False) -> None:
     """Record how an attempt ended, and the outcomes of its page.
 
     With `gives_back`, an interrupted attempt releases its page to other elements of its submission.
     """
-    now = SQL(dialect().now_sql)
-    measured = claim.read_meter()
 
     def work() -> None:
         with writing():
             check_nothing_lost(claim)
-            Attempt.update(
-                state=state.value,
-                ended=now,
-                seen=now,
-                message=clean(message, 2000) if message else None,
-                n_found=claim.n_found,
-                **measured,
-            ).where(
-                (Attempt.pk == claim.attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
-            ).execute()
+            _end_attempt(claim, state, message)
             # Rows that were found to have a result already are in no checkpoint.
             Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
                 (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)

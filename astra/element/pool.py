@@ -6,11 +6,13 @@ index holds the free pages, and checkpoints do not change it.
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from peewee import ColumnBase
 
 from astra.config.units import time_limit_s
 from astra.database.connection import dialect
+from astra.database.statements import statement
 from astra.errors import AstraError
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Submission
@@ -30,22 +32,34 @@ def take_page(submission: Submission, own: int) -> int | None:
     Pages that other elements have locked to take them are skipped. If nothing else is free, wait
     for their locks: an element that is taking a page may still fail to.
     """
-    skips_locked = (True, False) if dialect().name == "postgresql" else (None,)
-    for skips in skips_locked:
-        free = (
-            Page.select(Page.pk)
-            .where(left_in(submission) & Page.free)
-            .order_by((Page.number == own).desc(), N_PENDING.desc(), Page.number)
-            .limit(1)
-        )
-        if skips is not None:
-            free = free.for_update(skip_locked=skips)
-        taken = list(
-            Page.update(free=False).where(Page.pk == free).returning(Page.number).execute()
-        )
-        if taken:
-            return int(taken[0].number)
+    for take in (_take_unlocked, _take) if dialect().name == "postgresql" else (_take,):
+        for (number,) in take(submission=submission.pk, own=own):
+            return int(number)
     return None
+
+
+@statement
+def _take_unlocked(submission: Any, own: Any) -> Any:
+    return _taking(_first_free(submission, own).for_update(skip_locked=True))
+
+
+@statement
+def _take(submission: Any, own: Any) -> Any:
+    free = _first_free(submission, own)
+    return _taking(free.for_update() if dialect().name == "postgresql" else free)
+
+
+def _first_free(submission: Any, own: Any) -> Any:
+    return (
+        Page.select(Page.pk)
+        .where((Page.submission_pk == submission) & (N_PENDING > 0) & Page.free)
+        .order_by((Page.number == own).desc(), N_PENDING.desc(), Page.number)
+        .limit(1)
+    )
+
+
+def _taking(free: Any) -> Any:
+    return Page.update(free=False).where(Page.pk == free).returning(Page.number)
 
 
 #: States of an attempt whose page its element continues when it is started again.

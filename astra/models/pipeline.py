@@ -250,9 +250,14 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         TaskError
             If the results of this table do not point to such rows.
         """
-        link = link_of(cls, type(row))
-        own = dict(zip(link.result, map(vars(row)["__data__"].get, link.row), strict=True))
-        return _maker(cls, link.result)(own, values)  # type: ignore[no-any-return]
+        return _maker(cls, type(row))(row, values)  # type: ignore[no-any-return]
+
+    @classmethod
+    def copied_from(cls, model: type[Model]) -> tuple[Link, dict[str, str]]:
+        """Return the link to the rows of a model, and the fields of a row that its result repeats,
+        by the names of the result's columns."""
+        link = link_of(cls, model)
+        return link, dict(zip(link.result, link.row, strict=True))
 
     @classmethod
     def _check(cls, key: dict[str, object], values: dict[str, object]) -> None:
@@ -270,23 +275,28 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
 
 @cache
 def _maker(
-    model: type[OutputModel], key_names: tuple[str, ...]
-) -> Callable[[dict[str, object], dict[str, object]], Any]:
-    """Return a function that makes a result as ``model(**own, **values)`` does.
+    model: type[OutputModel], row_model: type[Model]
+) -> Callable[[Model, dict[str, object]], Any]:
+    """Return a function that makes a result for a row as ``model(**own, **values)`` does.
 
     Columns that have no setter of their own are set all at once, which takes a third of the time.
-    `key_names` are the columns that point to the row, which `values` may only repeat.
+    Those that point to the row, `values` may only repeat.
     """
-    is_plain = _plainly_set(model).difference(key_names).issuperset
+    link, copied = model.copied_from(row_model)
+    is_plain = _plainly_set(model).difference(link.result).issuperset
     new, default_values = model.__new__, model._meta.get_default_dict
+    columns = tuple(copied.items())
 
-    def make(own: dict[str, object], values: dict[str, object]) -> OutputModel:
+    def make(row: Model, values: dict[str, object]) -> OutputModel:
+        of_row = row.__data__.get
         if not is_plain(values):
-            model._check({name: own[name] for name in key_names}, values)
+            own = {name: of_row(field) for name, field in columns}
+            model._check({name: own[name] for name in link.result}, values)
             return model(**own | values)
         result = new(model)
         result.__data__ = data = default_values()  # type: ignore[no-untyped-call]
-        data.update(own)
+        for name, field in columns:
+            data[name] = of_row(field)
         data.update(values)
         result._dirty, result.__rel__ = set(data), {}  # type: ignore[attr-defined]
         return result
@@ -356,13 +366,13 @@ class PipelineOutputModel(OutputModel):
         yield from super().links()
 
     @classmethod
-    def from_row(cls, row: Model, **values: object) -> Self:
-        """Make a result for a spectrum, a source, or a row of a declared table, not saved yet."""
-        if isinstance(row, SpectrumMixin):
-            return cls.from_spectrum(row, **values)
-        if isinstance(row, Source):
-            return cls.from_source(row, **values)
-        return super().from_row(row, **values)
+    def copied_from(cls, model: type[Model]) -> tuple[Link, dict[str, str]]:
+        link, copied = super().copied_from(model)
+        if issubclass(model, SpectrumMixin | Source):
+            copied["input_modified"] = "modified"
+        if issubclass(model, SpectrumMixin):
+            copied["source_pk"] = "source"
+        return link, copied
 
     @classmethod
     def from_spectrum(cls, spectrum: SpectrumMixin, **values: object) -> Self:
@@ -373,18 +383,12 @@ class PipelineOutputModel(OutputModel):
         UsageError
             If a name in `values` is no column of this table.
         """
-        own = {
-            "source_pk": spectrum.source_pk,
-            "spectrum_pk": spectrum.spectrum_pk,
-            "input_modified": spectrum.modified,
-        }
-        return _maker(cls, _OF_SPECTRA.result)(own, values)  # type: ignore[no-any-return]
+        return _maker(cls, type(spectrum))(spectrum, values)  # type: ignore[no-any-return]
 
     @classmethod
     def from_source(cls, source: Source, **values: object) -> Self:
         """Make a result for a source as a whole, not saved yet, as :meth:`from_spectrum` does."""
-        own = {"source_pk": source.pk, "input_modified": source.modified}
-        return _maker(cls, _OF_SOURCES.result)(own, values)  # type: ignore[no-any-return]
+        return _maker(cls, type(source))(source, values)  # type: ignore[no-any-return]
 
     @property
     def source(self) -> Source | None:

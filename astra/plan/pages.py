@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Any
 
 from peewee import SQL, ModelSelect, fn
 
 from astra.config import settings
 from astra.database.connection import database, dialect
+from astra.database.statements import statement
 from astra.models.attempts import Attempt
 from astra.models.keys import RowKey
 from astra.models.plans import N_PENDING, Page, Plan
@@ -24,7 +26,12 @@ def key_reader(plan_pk: int) -> Callable[[str], RowKey]:
 
 
 def is_cancelled(plan_pk: int) -> bool:
-    return Plan.select(Plan.cancelled).where(Plan.pk == plan_pk).scalar() is not None
+    return any(moment is not None for (moment,) in _cancelled(plan=plan_pk))
+
+
+@statement
+def _cancelled(plan: Any) -> Any:
+    return Plan.select(Plan.cancelled).where(Plan.pk == plan)
 
 
 def release_silent(name: str, table: str) -> None:

@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import Any
 
 import peewee
 from peewee import ColumnBase
 
 from astra.database.connection import database, dialect, tuples, writing
+from astra.database.statements import statement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.keys import RowKey, as_key, key_of
@@ -27,10 +27,6 @@ from astra.results.rows import (
 )
 from astra.states import COUNTED, Outcome
 from astra.version import CURRENT
-
-if TYPE_CHECKING:
-    from astra.database.postgresql import PostgreSQL
-    from astra.database.sqlite import SQLite
 
 log = logging.getLogger(__name__)
 
@@ -220,18 +216,17 @@ def _forget_other_ends(
 
 def _recorded(target: Target) -> set[type[RowWithoutResult]]:
     """Return which of the two kinds, failures and rows without a result, the task has any of."""
-    flags = database.execute_sql(*_query_of_recorded(dialect(), target.task)).fetchone()
+    (flags,) = _are_recorded(task=target.task)
     return {kind for kind, has_any in zip(_KINDS, flags, strict=True) if has_any}
 
 
 _KINDS = (Failure, NoResult)
 
 
-@lru_cache(maxsize=16)
-def _query_of_recorded(bound: "PostgreSQL | SQLite", task: str) -> tuple[str, object]:
-    """Return the query; cached, as peewee takes as long to write it as a database to answer it."""
+@statement
+def _are_recorded(task: Any) -> Any:
     ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
-    return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends]).bind(bound.database).sql()
+    return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends])
 
 
 def _forget(
@@ -351,4 +346,7 @@ def _store_progress(claim: Claim, seen: Seen, changed: dict[int, int]) -> Progre
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
     columns = {"n_found": seen.n_found, **own, **claim.read_meter()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
-    return Progress(changed, own)
+    is_end = claim.end is not None and Outcome.PENDING not in outcomes
+    if claim.end is not None and is_end:
+        claim.end()
+    return Progress(changed, own, is_end)

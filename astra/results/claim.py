@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
 import peewee
 
-from astra.database.connection import database, dialect
+from astra.database.connection import dialect
+from astra.database.statements import statement
 from astra.errors import DatabaseError, Superseded
 from astra.models.attempts import Attempt, Suspect
 from astra.models.keys import RowKey
@@ -28,20 +29,9 @@ class Claim:
     cancelled: bool = False  # whether the last checkpoint found that the plan was cancelled
     read_meter: Callable[[], dict[str, object]] = dict  # returns current columns of the attempt
     suspects: Sequence[Suspect] = ()  # of the page, when it was claimed
-
-    @cached_property
-    def standing(self) -> tuple[str, list[object]]:
-        """The query, with its parameters, of the attempt that holds the page, whether the plan was
-        cancelled, and the number of the attempt's stored checkpoints; it locks the page."""
-        query = (
-            Page.select(Page.attempt_pk, Plan.cancelled, Attempt.n_checkpoints)
-            .join(Plan, on=Plan.pk == Page.plan)
-            .join(Attempt, peewee.JOIN.LEFT_OUTER, on=Attempt.pk == self.attempt.pk)
-            .where(Page.pk == self.page.pk)
-        )
-        if dialect().name == "postgresql":
-            query = query.for_update(of=Page)
-        return query.sql()
+    #: Records the end of the attempt, in the transaction of the checkpoint that ends the page.
+    end: Callable[[], None] | None = None
+    has_ended: bool = False  # such a checkpoint was committed
 
     def find(self, keys: Iterable[RowKey]) -> None:
         """Note rows that turn out to have a result already; the next checkpoint records them."""
@@ -63,6 +53,7 @@ class Claim:
                 self.outcomes[place] = outcome
         for name, value in progress.counts.items():
             setattr(self.attempt, name, value)
+        self.has_ended = progress.is_end
 
 
 @dataclass(frozen=True)
@@ -79,13 +70,13 @@ class Progress:
 
     outcomes: dict[int, int]
     counts: dict[str, int]
+    is_end: bool = False  # it records the end of the attempt
 
 
 def hold_page(claim: Claim) -> None:
     """Check that the attempt still holds the page, and lock it until the transaction ends."""
-    sql, parameters = claim.standing
-    record = database.execute_sql(sql, parameters).fetchone()
-    holder, cancelled, n_checkpoints = record or (None, None, None)
+    found = _locked(page=claim.page.pk, attempt=claim.attempt.pk)
+    holder, cancelled, n_checkpoints = found[0] if found else (None, None, None)
     claim.cancelled = cancelled is not None
     if holder is None:
         raise Superseded(
@@ -98,6 +89,19 @@ def hold_page(claim: Claim) -> None:
             f"{holder}; this one (attempt {claim.attempt.pk}) writes nothing more"
         )
     _check_memory(claim, n_checkpoints)
+
+
+@statement
+def _locked(page: Any, attempt: Any) -> Any:
+    """Lock a page; select the attempt that holds it, whether its plan was cancelled, and the number
+    of an attempt's stored checkpoints."""
+    query = (
+        Page.select(Page.attempt_pk, Plan.cancelled, Attempt.n_checkpoints)
+        .join(Plan, on=Plan.pk == Page.plan)
+        .join(Attempt, peewee.JOIN.LEFT_OUTER, on=Attempt.pk == attempt)
+        .where(Page.pk == page)
+    )
+    return query.for_update(of=Page) if dialect().name == "postgresql" else query
 
 
 def check_nothing_lost(claim: Claim) -> None:

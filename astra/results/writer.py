@@ -80,7 +80,14 @@ class Writer:
         self.skips_wait = False  # the task does not wait for the file before the next checkpoint
         #: The error that ends the run, caused neither by the task nor by a row.
         self.trouble: BaseException | None = None
-        self.t_write_s = 0.0
+        self._written_s = 0.0  # seconds that checkpoints took
+        self._began_s: float | None = None  # when the present one began
+
+    @property
+    def t_write_s(self) -> float:
+        """The seconds that checkpoints have taken, with the present one up to now."""
+        began_s = self._began_s
+        return self._written_s + (0.0 if began_s is None else perf_counter() - began_s)
 
     # -- waiting rows --------------------------------------------------------------------------
 
@@ -259,7 +266,7 @@ class Writer:
             checkpoint = self.buffer.take()
             if not checkpoint:
                 return
-            began = perf_counter()
+            began = self._began_s = perf_counter()
             try:
                 written = retrying(
                     lambda: write(checkpoint, self.target, self.claim, self._judge),
@@ -268,8 +275,9 @@ class Writer:
             except BaseException:
                 self.buffer.put_back(checkpoint)
                 raise
-            took_s = perf_counter() - began
-            self.t_write_s += took_s
+            finally:
+                took_s, self._began_s = perf_counter() - began, None
+            self._written_s += took_s
             self.schedule.note(took_s)
             self.skips_wait = False
             self.buffer.finish(written if self.claim is None else ())
