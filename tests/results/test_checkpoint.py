@@ -24,7 +24,7 @@ from playhouse.postgres_ext import ArrayField as Elements
 
 from astra import generate_queries_for_task, task
 from astra.api import run_here
-from astra.database.connection import database
+from astra.database.connection import connection, database
 from astra.fields import ArrayField
 from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel
 from astra.models.failures import Failure, NoResult
@@ -384,3 +384,30 @@ def test_a_plan_of_a_task_is_whole_when_its_rows_are_up_to_date(url):
     list(measure(spectra()))
     (_, query), *_ = generate_queries_for_task(measure, "BossVisitSpectrum")
     assert query.count() == 0
+
+
+@pytest.mark.parametrize("raise_every", [0, 7])
+def test_the_last_rows_of_a_page_and_the_end_of_its_attempt_are_one_transaction(
+    pg_url, raise_every
+):
+    """Unless rows have failed: what they raised may still turn out to be the task's fault."""
+    fill(20)
+    (planned,) = create_plan(
+        measure, "BossVisitSpectrum", limit=20, arguments={"raise_every": raise_every}
+    )
+    with connection():
+        database.execute_sql("CREATE TABLE seen (n int, transaction bigint)")
+        database.execute_sql(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "INSERT INTO seen VALUES (NEW.n_done + NEW.n_failed, txid_current()); RETURN NEW; END $$"
+        )
+        database.execute_sql(
+            "CREATE TRIGGER note AFTER UPDATE ON page FOR EACH ROW EXECUTE FUNCTION note()"
+        )
+    run_here(planned.plan)
+    with connection():
+        (is_same,) = database.execute_sql(
+            "SELECT xmin::text = (SELECT min(transaction)::text FROM seen WHERE n = 20) "
+            "FROM attempt WHERE state = 'done'"
+        ).fetchone()
+    assert is_same == (not raise_every)
