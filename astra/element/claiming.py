@@ -8,9 +8,8 @@ import os
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from peewee import SQL, IntegrityError, fn
+from peewee import SQL, IntegrityError, Query, Value, fn
 
 from astra.config import settings
 from astra.database.connection import dialect, writing
@@ -134,7 +133,7 @@ def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int]:
 
 
 @statement
-def _numbered(plan: Any, number: Any) -> Any:
+def _numbered(plan: Value, number: Value) -> Query:
     cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
     last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
     query = Page.select(*Page._meta.sorted_fields, cancelled, last)
@@ -178,7 +177,7 @@ def _new_attempt(
 
 
 @statement
-def _insert_attempt(**values: Any) -> Any:
+def _insert_attempt(**values: Value) -> Query:
     return Attempt.insert(values).returning(Attempt.pk)
 
 
@@ -205,7 +204,7 @@ _PROGRESS = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
 
 
 @statement
-def _give_page(page: Any, attempt: Any, before: Any, submission: Any) -> Any:
+def _give_page(page: Value, attempt: Value, before: Value, submission: Value) -> Query:
     """Give a page to an attempt, unless another one than `before` (0: none) has it."""
     # It may have been released since its number was read. Outside of a pool, `free` stays NULL.
     claimed = {Page.attempt_pk: attempt, Page.free: Page.free & ~Page.free}

@@ -5,9 +5,8 @@ how many elements start, not how many continue.
 """
 
 from datetime import timedelta
-from typing import Any
 
-from peewee import SQL, ColumnBase
+from peewee import SQL, ColumnBase, Query, Value
 
 from astra.config import settings
 from astra.database.connection import dialect, tuples
@@ -43,7 +42,7 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
 
 
 @statement
-def _controls(plan: Any) -> Any:
+def _controls(plan: Value) -> Query:
     return Plan.select(Plan.paused, Plan.pause_reason, Plan.throttle).where(Plan.pk == plan)
 
 

@@ -6,9 +6,8 @@ rows and writing a checkpoint each use a short one; everything between two pages
 
 import logging
 import os
-from typing import Any
 
-from peewee import SQL, Model
+from peewee import SQL, Model, Query, Value
 
 from astra.config import settings as config
 from astra.config.run_folder import run_folder
@@ -438,7 +437,7 @@ def _end_attempt(claim: Claim, state: AttemptState, message: str | None) -> None
 
 
 @statement
-def _ended(attempt: Any, **values: Any) -> Any:
+def _ended(attempt: Value, **values: Value) -> Query:
     now, running = SQL(dialect().now_sql), AttemptState.RUNNING.value
     is_running = (Attempt.pk == attempt) & (Attempt.state == running)
     return Attempt.update(ended=now, seen=now, **values).where(is_running).returning(Attempt.pk)

@@ -6,9 +6,8 @@ index holds the free pages, and checkpoints do not change it.
 
 import logging
 from dataclasses import replace
-from typing import Any
 
-from peewee import ColumnBase
+from peewee import ColumnBase, ModelSelect, Query, Value
 
 from astra.config.units import time_limit_s
 from astra.database.connection import dialect
@@ -39,17 +38,17 @@ def take_page(submission: Submission, own: int) -> int | None:
 
 
 @statement
-def _take_unlocked(submission: Any, own: Any) -> Any:
+def _take_unlocked(submission: Value, own: Value) -> Query:
     return _taking(_first_free(submission, own).for_update(skip_locked=True))
 
 
 @statement
-def _take(submission: Any, own: Any) -> Any:
+def _take(submission: Value, own: Value) -> Query:
     free = _first_free(submission, own)
     return _taking(free.for_update() if dialect().name == "postgresql" else free)
 
 
-def _first_free(submission: Any, own: Any) -> Any:
+def _first_free(submission: Value, own: Value) -> "ModelSelect[Page]":
     return (
         Page.select(Page.pk)
         .where((Page.submission_pk == submission) & (N_PENDING > 0) & Page.free)
@@ -58,7 +57,7 @@ def _first_free(submission: Any, own: Any) -> Any:
     )
 
 
-def _taking(free: Any) -> Any:
+def _taking(free: "ModelSelect[Page]") -> Query:
     return Page.update(free=False).where(Page.pk == free).returning(Page.number)
 
 

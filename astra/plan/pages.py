@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
 
-from peewee import SQL, ModelSelect, fn
+from peewee import SQL, ModelSelect, Query, Value, fn
 
 from astra.config import settings
 from astra.database.connection import database, dialect
@@ -30,7 +29,7 @@ def is_cancelled(plan_pk: int) -> bool:
 
 
 @statement
-def _cancelled(plan: Any) -> Any:
+def _cancelled(plan: Value) -> Query:
     return Plan.select(Plan.cancelled).where(Plan.pk == plan)
 
 

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import peewee
-from peewee import ColumnBase
+from peewee import ColumnBase, Query, Value
 
 from astra.database.connection import database, dialect, tuples, writing
 from astra.database.statements import statement
@@ -224,7 +223,7 @@ _KINDS = (Failure, NoResult)
 
 
 @statement
-def _are_recorded(task: Any) -> Any:
+def _are_recorded(task: Value) -> Query:
     ends = [kind.select(peewee.SQL("1")).where(kind.task == task) for kind in _KINDS]
     return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends])
 

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import peewee
 
@@ -92,7 +91,7 @@ def hold_page(claim: Claim) -> None:
 
 
 @statement
-def _locked(page: Any, attempt: Any) -> Any:
+def _locked(page: peewee.Value, attempt: peewee.Value) -> peewee.Query:
     """Lock a page; select the attempt that holds it, whether its plan was cancelled, and the number
     of an attempt's stored checkpoints."""
     query = (
