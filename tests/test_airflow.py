@@ -6,6 +6,7 @@ too; where it is not there, this is skipped.
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,29 +25,34 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="Airflow is not installed: ./setup airflow"),
 ]
 
-_DAG = """
+_WORKFLOWS = """
 import json, sys
 from airflow.sdk import DAG
+from airflow.utils.db import initdb
 from astra.airflow import AstraPlanSensor, AstraSubmitOperator
 
-with DAG("night") as dag:
-    submit = AstraSubmitOperator(
-        task_id="submit", astra_task=sys.argv[1], profile="debug",
-        options={"mem": "300M"},
-        planning={"input_model": "BossVisitSpectrum", "limit": 10, "arguments": json.loads(sys.argv[2])},
-    )
-    whole = AstraPlanSensor(task_id="whole", plans=submit.output, poke_interval=1)
+workflows = []
+for n, (task, arguments) in enumerate(json.loads(sys.argv[1])):
+    planning = {"input_model": "BossVisitSpectrum", "limit": 10, "arguments": arguments}
+    with DAG(f"night_{n}") as dag:
+        submit = AstraSubmitOperator(
+            task_id="submit", astra_task=task, profile="debug", options={"mem": "300M"}, planning=planning
+        )
+        AstraPlanSensor(task_id="whole", plans=submit.output, poke_interval=1)
+    globals()[f"night_{n}"] = dag
+    workflows.append(dag)
 
 if __name__ == "__main__":
-    run = dag.test()
-    states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
-    print("ENDED", json.dumps(states))
+    initdb()
+    for dag in workflows:
+        ended = dag.test().get_task_instances()
+        print("ENDED", json.dumps({ti.task_id: str(ti.state) for ti in ended}), flush=True)
 """
 
 
 @pytest.fixture
 def airflow(slurm, tmp_path, monkeypatch) -> Path:
-    """A folder of Airflow's, with its database (SQLite) and the workflow."""
+    """A folder of Airflow's, with its database (SQLite) and the workflows."""
     for name, value in {
         "AIRFLOW_HOME": str(tmp_path / "airflow"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -55,30 +61,29 @@ def airflow(slurm, tmp_path, monkeypatch) -> Path:
     }.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / "night.py").write_text(_DAG)
-    subprocess.run(
-        [PYTHON.with_name("airflow"), "db", "migrate"], check=True, capture_output=True, text=True
-    )
+    (tmp_path / "dags" / "night.py").write_text(_WORKFLOWS)
     return tmp_path / "dags" / "night.py"
 
 
-def run(workflow: Path, task: str, **arguments) -> str:
-    words = [PYTHON, workflow, task, json.dumps(arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
+def run(file: Path, *workflows: tuple[str, dict[str, float]]) -> list[str]:
+    """Run workflows one after the other, in one start of Airflow; what is printed for each."""
+    words = [PYTHON, file, json.dumps(workflows)]
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    said = re.split(r"(?<=ENDED )(.*)\n", done.stdout)
+    assert done.returncode == 0 and len(said) == 2 * len(workflows) + 1, done.stdout[-5000:]
+    return ["".join(pair) for pair in zip(said[::2], said[1::2], strict=False)]
 
 
 def test_a_workflow_submits_and_waits(airflow):
     fill(30)
-    said = run(
-        airflow, "tests.sample_tasks.measure", row_s=0.2
-    )  # so that the sensor has to be deferred
-    assert '{"submit": "success", "whole": "success"}' in said, said[-5000:]
-    assert "deferr" in said.lower() and Measured.select().count() == 30
+    slow = ("tests.sample_tasks.measure", {"row_s": 0.2})  # so that the sensor has to be deferred
+    whole, nothing, broken = run(airflow, slow, slow, ("tests.sample_tasks.broken", {}))
+    assert '{"submit": "success", "whole": "success"}' in whole, whole[-5000:]
+    assert "deferr" in whole.lower() and Measured.select().count() == 30
     assert status(1).state is PlanState.WHOLE
     # Where nothing is pending, nothing is submitted, and nothing is waited for.
-    assert '"whole": "success"' in run(airflow, "tests.sample_tasks.measure")
+    assert '"whole": "success"' in nothing and "deferr" not in nothing.lower(), nothing[-5000:]
     # What is not whole fails the sensor, with what to type.
-    fill(10)
-    said = run(airflow, "tests.sample_tasks.broken")
-    assert '"whole": "failed"' in said and "fix it, then astra resume" in said, said[-5000:]
+    assert '"whole": "failed"' in broken and "fix it, then astra resume" in broken, broken[-5000:]
