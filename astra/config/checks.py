@@ -28,7 +28,7 @@ def section(value: object, name: str) -> dict[str, object]:
 
 
 def values(
-    where: str,
+    place: str,
     table: Mapping[str, object],
     keys: Iterable[Field[object]],
     others: Iterable[str] = (),
@@ -44,11 +44,11 @@ def values(
     checked: dict[str, object] = {}
     for name, value in table.items():
         if name not in checks:
-            raise ValueError(f"{where}.{name}: no such key. {nearest(name, [*checks, *others])}")
+            raise ValueError(f"{place}.{name}: no such key. {nearest(name, [*checks, *others])}")
         try:
             checked[name] = checks[name](value)
         except ValueError as error:
-            raise ValueError(f"{where}.{name} = {value!r}: {error}") from None
+            raise ValueError(f"{place}.{name} = {value!r}: {error}") from None
     return checked
 
 
@@ -78,12 +78,12 @@ def command(example: str) -> Check[tuple[str, ...]]:
 
     def check(value: object) -> tuple[str, ...]:
         try:
-            words = shlex.split(value) if isinstance(value, str) else value
+            parts = shlex.split(value) if isinstance(value, str) else value
         except ValueError as error:
             raise ValueError(f"cannot be read as a command: {error}") from None
-        if not isinstance(words, list | tuple) or not words or not all(map(_is_word, words)):
+        if not isinstance(parts, list | tuple) or not parts or not all(map(_is_word, parts)):
             raise ValueError(f"should be a command, such as {example}")
-        return tuple(words)
+        return tuple(parts)
 
     return check
 
@@ -98,44 +98,44 @@ def flag(value: object) -> bool:
     return value
 
 
-def number(least: float, most: float = math.inf, above: bool = False) -> Check[float]:
+def number(least: float, greatest: float = math.inf, above: bool = False) -> Check[float]:
     """Return a check for a number between two others."""
     expected = f"{'above' if above else 'at least'} {least:g}, and finite"
-    if math.isfinite(most):
-        expected = f"from {least:g} to {most:g}"
+    if math.isfinite(greatest):
+        expected = f"from {least:g} to {greatest:g}"
 
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("should be a number, without quotes")
-        if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
+        if not (math.isfinite(value) and least <= value <= greatest) or (above and value == least):
             raise ValueError(f"should be {expected}")
         return float(value)
 
     return check
 
 
-def whole(least: int, most: int | None = None) -> Check[int]:
+def whole(least: int, greatest: int | None = None) -> Check[int]:
     """Return a check for a whole number between two others."""
     expected = f"of at least {least} and below {2**31}"
-    if most is not None:
-        expected = f"from {least} to {most}"
+    if greatest is not None:
+        expected = f"from {least} to {greatest}"
 
     def check(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError("should be a whole number, without quotes")
-        if not least <= value <= (2**31 - 1 if most is None else most):
+        if not least <= value <= (2**31 - 1 if greatest is None else greatest):
             raise ValueError(f"should be a whole number {expected}")
         return value
 
     return check
 
 
-def one_of(*words: str) -> Check[str]:
+def one_of(*choices: str) -> Check[str]:
     """Return a check for one of several words."""
 
     def check(value: object) -> str:
-        if value not in words:
-            raise ValueError(f"should be {' or '.join(map(repr, words))}")
+        if value not in choices:
+            raise ValueError(f"should be {' or '.join(map(repr, choices))}")
         return str(value)
 
     return check

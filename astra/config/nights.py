@@ -149,8 +149,8 @@ def checked(tables: object) -> dict[str, NightSettings]:
 
 
 def _night(name: str, value: object) -> NightSettings:
-    where = f"nights.{name}"
-    table = section(value, where)
+    place = f"nights.{name}"
+    table = section(value, place)
     if not name.replace("-", "").replace("_", "").isalnum() or len(name) > 40:
         raise ValueError(f"{name!r}: the name should be of letters, digits, - and _, at most 40")
     if "tasks" not in table:
@@ -159,11 +159,11 @@ def _night(name: str, value: object) -> NightSettings:
     if not isinstance(given, list) or not given:
         raise ValueError(
             f'{name}.tasks: should be a list of tasks, such as ["slam.slam"], or tables '
-            f"[[{where}.tasks]]"
+            f"[[{place}.tasks]]"
         )
     tasks = tuple(_task(f"{name}.tasks", given) for given in given)
     _check_order(name, tasks)
-    notify = section(table.get("notify", {}), f"{where}.notify")
+    notify = section(table.get("notify", {}), f"{place}.notify")
     rest = {key: value for key, value in table.items() if key not in _PARTS[1:]}
     settings = [f for f in fields(NightSettings) if f.name not in _PARTS]
     return NightSettings(
@@ -172,14 +172,14 @@ def _night(name: str, value: object) -> NightSettings:
     )  # fmt: skip
 
 
-def _task(where: str, value: object) -> NightTask:
+def _task(place: str, value: object) -> NightTask:
     if isinstance(value, str):
         value = {"task": value}
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: {value!r} should be a task's name, or a table with one")
-    checked_values = values(where, value, fields(NightTask))
+        raise ValueError(f"{place}: {value!r} should be a task's name, or a table with one")
+    checked_values = values(place, value, fields(NightTask))
     if "task" not in checked_values:
-        raise ValueError(f"{where}: a task lacks 'task': write task = ...")
+        raise ValueError(f"{place}: a task lacks 'task': write task = ...")
     return NightTask(**checked_values)
 
 

@@ -192,8 +192,10 @@ def _layers(name: str, config: Config) -> list[Layer]:
     seen: list[tuple[str, str]] = []
     while wanted is not None:
         # A profile that extends its own name extends the shipped profile of that name.
-        own = layers and layers[-1][0] == wanted and wanted in config.profiles
-        layer = _layer(wanted, config, shipped=bool(own), asked_by=layers[-1] if layers else None)
+        shipped = layers and layers[-1][0] == wanted and wanted in config.profiles
+        layer = _layer(
+            wanted, config, shipped=bool(shipped), asked_by=layers[-1] if layers else None
+        )
         if (wanted, layer[2]) in seen:
             circle = " -> ".join([*(n for n, _ in seen), wanted])
             raise ConfigError(f"{layer[2]}: profiles extend each other in a circle: {circle}")
@@ -228,28 +230,28 @@ def _shipped() -> Mapping[str, Mapping[str, object]]:
     return MappingProxyType(tables["profiles"])
 
 
-def _applied(profile: Profile, keys: Mapping[str, object], where: str) -> Profile:
+def _applied(profile: Profile, keys: Mapping[str, object], place: str) -> Profile:
     options: dict[str, Value] = dict(profile.options)
-    own: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for key, value in keys.items():
         try:
             if key == "policy":
-                own[key] = _on_top(profile.policy, retry_rules.checked(value))
+                changes[key] = _on_top(profile.policy, retry_rules.checked(value))
             elif key == "extends":
                 raise ValueError("belongs in a profile of the configuration; choose that profile")
             elif key in _OWN:
-                own[key] = _OWN[key](value)
+                changes[key] = _OWN[key](value)
             elif (checked := _option(key, value)) is False:
                 options.pop(key, None)
             else:
                 options[key] = checked
         except ValueError as error:
-            raise ConfigError(f"{where} {key}: {error}") from None
-    if "pages_per_element" in own:  # a number of pages for each element implies fixed pages
-        own.setdefault("pull", False)
-    elif own.get("pull"):
-        own["pages_per_element"] = 1
-    return replace(profile, **own, options=MappingProxyType(options))
+            raise ConfigError(f"{place} {key}: {error}") from None
+    if "pages_per_element" in changes:  # a number of pages for each element implies fixed pages
+        changes.setdefault("pull", False)
+    elif changes.get("pull"):
+        changes["pages_per_element"] = 1
+    return replace(profile, **changes, options=MappingProxyType(options))
 
 
 def _on_top(
@@ -329,8 +331,8 @@ def choose_profile(name: str | None, options: Mapping[str, object] | None) -> Pr
 def keys_for_slurm(chosen: Profile) -> list[str]:
     """Return the keys of a profile that have an effect only on Slurm."""
     plain = Profile(chosen.name)
-    own = ("throttle", "pages_per_element", "python", "template")
-    return [*chosen.options, *(k for k in own if getattr(chosen, k) != getattr(plain, k))]
+    own_keys = ("throttle", "pages_per_element", "python", "template")
+    return [*chosen.options, *(k for k in own_keys if getattr(chosen, k) != getattr(plain, k))]
 
 
 def without_early_signal(chosen: Profile) -> Profile:

@@ -341,18 +341,18 @@ def _parsed(file: Path) -> dict[str, object]:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
-def _checked(value: object, key: str, where: str) -> object:
+def _checked(value: object, key: str, place: str) -> object:
     section, name = key.split(".", 1)
     if key not in _KEYS:
         names = [item.name for item in fields(_SECTIONS[section])]
         elsewhere = [k.split(".")[0] for k in _KEYS if k.split(".")[1] == name]
         hint = f"It belongs to [{elsewhere[0]}]" if elsewhere else nearest(name, names)
-        raise ConfigError(f"{where}: no key {name!r} in [{section}]. {hint}")
+        raise ConfigError(f"{place}: no key {name!r} in [{section}]. {hint}")
     try:
         return _KEYS[key].metadata["check"](value)
     except ValueError as error:
         # A wrong value may be a secret in the wrong place: it is shown as rows() would show it.
-        raise ConfigError(f"{where}: [{section}] {name} = {_shown(key, value)}: {error}") from error
+        raise ConfigError(f"{place}: [{section}] {name} = {_shown(key, value)}: {error}") from error
 
 
 def _absolute_sqlite(url: str, base: Path) -> str:
@@ -378,9 +378,9 @@ def settings_of(name: str) -> "NightSettings":
     """
     nights = current().nights
     if name not in nights:
-        where = current().path or "the configuration (no file was found)"
+        place = current().path or "the configuration (no file was found)"
         raise ConfigError(
-            f"{where} has no night {name!r}. {nearest(name, nights)} Write [nights.{name}], and "
+            f"{place} has no night {name!r}. {nearest(name, nights)} Write [nights.{name}], and "
             'tasks = ["module.task"] below it'
         )
     return nights[name]

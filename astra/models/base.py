@@ -95,9 +95,9 @@ class KeysField(Field):
         except ValueError:
             keys = None
         if not isinstance(keys, list):
-            where = f"{self.model._meta.table_name}.{self.column_name}"
+            column = f"{self.model._meta.table_name}.{self.column_name}"
             raise DatabaseError(
-                f"{where} holds {str(value)[:60]!r}, which is no list: somebody changed it by "
+                f"{column} holds {str(value)[:60]!r}, which is no list: somebody changed it by "
                 "hand; astra verify lists such values of a plan"
             )
         return keys

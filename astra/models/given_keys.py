@@ -114,12 +114,12 @@ def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey
         If a value cannot be a key of the table.
     """
     key = key_of(model)
-    found: dict[RowKey, RowKey] = {}
+    by_given: dict[RowKey, RowKey] = {}
     typed = given_keys(key, values)
     if typed:
         query = key.narrowed(model.select().bind(database), typed).select(key.given, key.column)
-        found = dict(cast("list[tuple[RowKey, RowKey]]", run_keys(query)))
-    return list(dict.fromkeys(found.values())), [k for k in typed if k not in found]
+        by_given = dict(cast("list[tuple[RowKey, RowKey]]", run_keys(query)))
+    return list(dict.fromkeys(by_given.values())), [k for k in typed if k not in by_given]
 
 
 def run_keys(query: peewee.BaseQuery) -> list[tuple[object, ...]]:
@@ -132,8 +132,8 @@ def run_keys(query: peewee.BaseQuery) -> list[tuple[object, ...]]:
         raise TaskError(f"a key is of another type: {dialect().message(error)}") from error
 
 
-def listed(keys: Iterable[RowKey], most: int = 5) -> str:
+def listed(keys: Iterable[RowKey], n_shown: int = 5) -> str:
     """Write out some keys, for a message."""
     keys = list(keys)
-    shown = ", ".join(str(key)[:60] for key in keys[:most])
-    return f"{shown} and {len(keys) - most:,} more" if len(keys) > most else shown
+    shown = ", ".join(str(key)[:60] for key in keys[:n_shown])
+    return f"{shown} and {len(keys) - n_shown:,} more" if len(keys) > n_shown else shown

@@ -112,8 +112,8 @@ class Link:
 
     def points(self, result: object, model: type[Model]) -> ColumnBase:
         """Return the clause that a result is of a row of an input model."""
-        own = Key(tuple(getattr(result, name) for name in self.result))
-        return own.equals(Key(tuple(getattr(model, name) for name in self.row)))
+        result_key = Key(tuple(getattr(result, name) for name in self.result))
+        return result_key.equals(Key(tuple(getattr(model, name) for name in self.row)))
 
     def of_row(self, row: object) -> object:
         """Return the values of a row that its results repeat."""

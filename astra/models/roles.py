@@ -60,7 +60,7 @@ class Grant:
     kind: str
 
 
-def parse_grants(words: tuple[str, ...]) -> list[Grant]:
+def parse_grants(texts: tuple[str, ...]) -> list[Grant]:
     """Parse ``ROLE:plans``, ``ROLE:writes`` or ``ROLE:reads``; ``ROLE`` alone means all three.
 
     Raises
@@ -69,7 +69,7 @@ def parse_grants(words: tuple[str, ...]) -> list[Grant]:
         If the kind after the colon is none of these.
     """
     grants = []
-    for word in words:
+    for word in texts:
         role, colon, kind = word.rpartition(":") if ":" in word else (word, "", "")
         if not role or (colon and kind not in KINDS):
             raise UsageError(
@@ -133,8 +133,8 @@ def _given_before(engine: PostgreSQL) -> list[Grant]:
 
 def privileges_of(kind: str, model: type[BaseModel]) -> list[str]:
     """Return what a kind of role may do to a table, as a GRANT writes it before ON."""
-    own = {"plans": _of_planners, "writes": _of_writers}
-    return ["SELECT", *(own[kind](model) if kind in own else [])]
+    more = {"plans": _of_planners, "writes": _of_writers}
+    return ["SELECT", *(more[kind](model) if kind in more else [])]
 
 
 def _of_planners(model: type[BaseModel]) -> list[str]:

@@ -99,8 +99,8 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
         existing = {*reflected.metadata.database.get_tables(schema), *views}
         for table in tables:
             if table not in existing:
-                where = f" in the schema {schema!r}" if schema else ""
-                raise UsageError(f"there is no table {table!r}{where}. {nearest(table, existing)}")
+                place = f" in the schema {schema!r}" if schema else ""
+                raise UsageError(f"there is no table {table!r}{place}. {nearest(table, existing)}")
             parts.append(_model(reflected, table, schema))
     text = "".join(parts)
     used = set(re.findall(r"\b(?:[A-Z]\w*Field|CompositeKey)\b", text)) & vars(peewee).keys()

@@ -143,7 +143,7 @@ def _init(
     version = stored_version()
     if version is not None and version > VERSION:
         raise version_mismatch(version)
-    new, own, owners = _make_tables(version, notes)
+    new, own_models, owners = _make_tables(version, notes)
     if owners and (wanted or not new):
         raise NotAllowed(
             f"the role {database.obj.connection().info.user!r} is not the owner of the tables, "
@@ -154,8 +154,8 @@ def _init(
     if not owners and (settled := settle_archive(copied, moved)):
         notes.append(settled)
     if views:
-        notes.append(f"views: {', '.join(make_views(own))}")
-    give(wanted, own)
+        notes.append(f"views: {', '.join(make_views(own_models))}")
+    give(wanted, own_models)
     return new
 
 
@@ -167,7 +167,7 @@ def _make_tables(
     Notes say what was added, and which columns of a table are not in its model.
     """
     new: list[str] = []
-    own: list[type[BaseModel]] = []
+    own_models: list[type[BaseModel]] = []
     owners: set[str] = set()
     notes += _shared_tables()
     for model in tables():
@@ -182,8 +182,8 @@ def _make_tables(
         else:
             notes += _differences(model, have)
         model.create_table()
-        own.append(model)
-    return new, own, sorted(owners)
+        own_models.append(model)
+    return new, own_models, sorted(owners)
 
 
 def _upgrade(version: int | None) -> None:

@@ -32,16 +32,16 @@ def parsed(text: str, kind: type[T]) -> T | None:
     return value if isinstance(value, kind) else None
 
 
-def stored(text: str | None, kind: type[T], where: str) -> T:
+def stored(text: str | None, kind: type[T], place: str) -> T:
     """Parse JSON that is stored at a place; log damaged JSON, and return an empty value for it."""
     value = None if text is None else parsed(text, kind)
     if value is None and text is not None:
-        log_damage(where, text)
+        log_damage(place, text)
     return kind() if value is None else value
 
 
-def log_damage(where: str, text: str) -> None:
-    log.warning("%s is damaged, and counts as empty: %.60r (astra verify)", where, text)
+def log_damage(place: str, text: str) -> None:
+    log.warning("%s is damaged, and counts as empty: %.60r (astra verify)", place, text)
 
 
 def options_of(profile: Mapping[str, object]) -> dict[str, str | float]:

@@ -110,8 +110,8 @@ def command_of(name: str, *options: str) -> str:
     pairs = " ".join(f"{key}={quote(value)}" for key, value in sorted(variables.items()))
     log = Path(config.current().run.dir).absolute() / "cron" / f"{name}.log"
     check_folder(log.parent)
-    words = " ".join(map(quote, [sys.executable, "-m", "astra", "nightly", name, *options]))
-    begin = f"cd {quote(str(Path.cwd()))} && env {pairs} {words}"
+    program = " ".join(map(quote, [sys.executable, "-m", "astra", "nightly", name, *options]))
+    begin = f"cd {quote(str(Path.cwd()))} && env {pairs} {program}"
     return f"{{ {{ {begin}; }} 2>&1 >&3 | tee -a {quote(str(log))} >&2; }} 3>>{quote(str(log))}"
 
 
@@ -127,9 +127,9 @@ def _scron_lines(name: str, profile_name: str | None) -> list[str]:
     from astra.config.profiles import choose_profile
 
     options = choose_profile(profile_name, None).options
-    where = [(k, options[k]) for k in ("partition", "account", "qos") if k in options]
+    placement = [(k, options[k]) for k in ("partition", "account", "qos") if k in options]
     fixed = [("job-name", f"astra-cron-{name}"), ("time", "00:30:00"), ("mem", "1G")]
-    return [f"#SCRON --{key}={value}" for key, value in [*fixed, *where]]
+    return [f"#SCRON --{key}={value}" for key, value in [*fixed, *placement]]
 
 
 def _marks(name: str) -> tuple[str, str]:
@@ -139,12 +139,13 @@ def _marks(name: str) -> tuple[str, str]:
     )
 
 
-def install(made: Entry, scron: bool = False) -> None:
+def install(new: Entry, scron: bool = False) -> None:
     """Put an entry into the user's table, in place of an earlier one of the same night."""
     program = _program(scron)
-    table = without(_table(program), made.name)
+    table = without(_table(program), new.name)
+    newline = "" if not table or table.endswith("\n") else "\n"
     # The entry is added at the end, as variables that it sets apply to all later lines.
-    _write(program, f"{table}{'' if not table or table.endswith(chr(10)) else chr(10)}{made.text}")
+    _write(program, f"{table}{newline}{new.text}")
 
 
 def remove(name: str, scron: bool = False) -> bool:
@@ -194,22 +195,22 @@ def _program(scron: bool) -> str:
     return path
 
 
-def _run(words: Iterable[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(words), input=text, capture_output=True, text=True, check=False)
+def _run(command: Iterable[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(command), input=text, capture_output=True, text=True, check=False)
 
 
 def _table(program: str) -> str:
-    done = _run([program, "-l"])
-    if done.returncode and "no crontab" not in (done.stdout + done.stderr).lower():
-        raise UsageError(f"{program} -l: {(done.stderr or done.stdout).strip()}")
-    return "" if done.returncode else done.stdout
+    process = _run([program, "-l"])
+    if process.returncode and "no crontab" not in (process.stdout + process.stderr).lower():
+        raise UsageError(f"{program} -l: {(process.stderr or process.stdout).strip()}")
+    return "" if process.returncode else process.stdout
 
 
 def _write(program: str, table: str) -> None:
-    done = _run([program, "-"], table) if table.strip() else _run([program, "-r"])
-    if done.returncode:
+    process = _run([program, "-"], table) if table.strip() else _run([program, "-r"])
+    if process.returncode:
         raise UsageError(
-            f"{program} did not take it, and nothing was changed: {done.stderr.strip()}"
+            f"{program} did not take it, and nothing was changed: {process.stderr.strip()}"
         )
 
 
@@ -224,13 +225,13 @@ def check(name: str) -> str:
     settings_of(name)
     user = {"HOME": os.environ.get("HOME", "/"), "LOGNAME": user_name()}
     command = command_of(name, "--check").partition("2>&1 >&3")[0].strip().removeprefix("{ ")
-    done = subprocess.run(
+    process = subprocess.run(
         ["/bin/sh", "-c", command], env={**_BARE, **user}, cwd=user["HOME"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if done.returncode:
-        output = (done.stdout + done.stderr).strip().removeprefix("astra:").strip()
+    if process.returncode:
+        output = (process.stdout + process.stderr).strip().removeprefix("astra:").strip()
         error = AstraError(f"the check fails in cron's environment:\n{output}")
-        error.exit_status = done.returncode  # that of astra nightly NAME --check
+        error.exit_status = process.returncode  # that of astra nightly NAME --check
         raise error
-    return done.stdout.strip()
+    return process.stdout.strip()

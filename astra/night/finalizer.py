@@ -112,8 +112,8 @@ def _behind(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
     near = {job.job_id for job in jobs if (job.cluster or job.home or home) == home}
     if any((job.cluster or job.home or home) != home for job in jobs):
         wait_s = max(wait_s, 300)  # a job cannot depend on jobs of another cluster
-    words = [f"--dependency=afterany:{':'.join(map(str, sorted(near)))}"] if near else []
-    return [*words, *([f"--begin=now+{wait_s}"] if wait_s else [])]
+    options = [f"--dependency=afterany:{':'.join(map(str, sorted(near)))}"] if near else []
+    return [*options, *([f"--begin=now+{wait_s}"] if wait_s else [])]
 
 
 def _adopt(night: Night, job: JobId) -> None:
@@ -160,9 +160,9 @@ def lives(night: Night) -> bool:
 
 def _profile(settings: NightSettings) -> Profile:
     """Return the finalizer's profile: its own, or that of the tasks."""
-    own = settings.finalizer_profile
-    chosen = choose_profile(own or settings.profile, None)
-    options = {k: v for k, v in chosen.options.items() if own or k in _WHERE}
+    own_profile = settings.finalizer_profile
+    chosen = choose_profile(own_profile or settings.profile, None)
+    options = {k: v for k, v in chosen.options.items() if own_profile or k in _WHERE}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
         most_s = limits.room(chosen.partition).max_time_s

@@ -134,14 +134,14 @@ def _nightly(settings: NightSettings) -> Nightly:
 
 def _begin(settings: NightSettings) -> Nightly:
     with connection():
-        made = Night.create(
+        created = Night.create(
             name=settings.name,
             date=datetime.now().strftime("%Y-%m-%d"),  # as people here count days
             cwd=str(Path.cwd()),
             host=socket.gethostname(),
             created_by=user_name(),
         )
-        night = Night.get_by_id(made.pk)
+        night = Night.get_by_id(created.pk)
     step = Step()
     _take_new(night, settings, step)
     if not step.new:
@@ -357,8 +357,8 @@ def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:
     n_rows, n_failed = map(totals_of(entries).__getitem__, ("n_rows", "n_failed"))
     if n_failed <= settings.accept_failures * n_rows:
         return []
-    most = f"accept_failures = {settings.accept_failures:g}"
-    lines = [f"{n_failed:,} of {n_rows:,} rows failed, more than the night accepts ({most})"]
+    limit = f"accept_failures = {settings.accept_failures:g}"
+    lines = [f"{n_failed:,} of {n_rows:,} rows failed, more than the night accepts ({limit})"]
     for entry in entries:
         if entry.n_failed:
             commands = f"astra failures {entry.plan_pk}, astra retry {entry.plan_pk}"

@@ -198,10 +198,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _command(command: tuple[str, ...], night: NightStatus) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         command, input=json.dumps(asdict(night), default=str), text=True, timeout=_TIMEOUT_S,
         capture_output=True, env={**os.environ, "ASTRA_NIGHT_STATE": night.state}, check=False,
     )  # fmt: skip
-    if done.returncode:
-        last_line = "".join((done.stderr or done.stdout).strip().splitlines()[-1:])
-        raise RuntimeError(f"status {done.returncode}{last_line and ': ' + last_line}")
+    if process.returncode:
+        last_line = "".join((process.stderr or process.stdout).strip().splitlines()[-1:])
+        raise RuntimeError(f"status {process.returncode}{last_line and ': ' + last_line}")

@@ -154,8 +154,8 @@ def most_elements(settings: NightSettings) -> int:
     connections = settings.connections
     if connections is None:
         connections = dialect().connections_for(settings.headroom)
-    most = max(connections // PER_ELEMENT, 1)
-    return min(most, settings.throttle or most)
+    n_elements = max(connections // PER_ELEMENT, 1)
+    return min(n_elements, settings.throttle or n_elements)
 
 
 def submit_due(night: Night, settings: NightSettings, step: Step) -> None:
@@ -189,8 +189,8 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: S
     At a limit of Slurm the rest is left to a later step.
     """
     profile, _ = profile_of(due.task, settings)
-    own = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
-    parts = shares(min(share, own or share), [n for n in (due.fresh, due.ended) if n])
+    throttle = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
+    parts = shares(min(share, throttle or share), [n for n in (due.fresh, due.ended) if n])
     hours, began = hours_of(night), False
     try:
         if due.fresh:
@@ -211,18 +211,18 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: S
     return began
 
 
-def _note(done: Submitted, step: Step) -> bool:
+def _note(submitted: Submitted, step: Step) -> bool:
     """Record the arrays of a submission; return whether anything of it is left or was submitted."""
-    pks = [job.job_id for job in done.jobs if job.job_id is not None]
+    pks = [job.job_id for job in submitted.jobs if job.job_id is not None]
     if pks:
         with connection():
             submissions = Submission.select().where(
-                Submission.job_id.in_(pks), Submission.plan == done.plan
+                Submission.job_id.in_(pks), Submission.plan == submitted.plan
             )
             step.jobs |= {s.job for s in submissions}
-    later = bool(done.unsubmitted or done.message)
-    step.lives |= later or bool(done.pages)
-    return later or bool(done.pages)
+    later = bool(submitted.unsubmitted or submitted.message)
+    step.lives |= later or bool(submitted.pages)
+    return later or bool(submitted.pages)
 
 
 def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:

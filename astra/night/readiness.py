@@ -152,15 +152,15 @@ def _connections(part: str, settings: NightSettings) -> Iterator[Finding]:
 
 def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
     """Check whether each way to notify people would work, without sending anything."""
-    ways, where = settings.notify, f"[nights.{settings.name}.notify]"
+    ways, section = settings.notify, f"[nights.{settings.name}.notify]"
     tries = [
-        ("mail", ways.mail, lambda: _mail(ways), f"correct mail and smtp in {where}"),
-        ("webhook", ways.webhook, lambda: _webhook(ways), f"correct webhook in {where}"),
-        ("command", ways.command, lambda: _command(ways), f"correct command in {where}"),
+        ("mail", ways.mail, lambda: _mail(ways), f"correct mail and smtp in {section}"),
+        ("webhook", ways.webhook, lambda: _webhook(ways), f"correct webhook in {section}"),
+        ("command", ways.command, lambda: _command(ways), f"correct command in {section}"),
     ]
     if not any(setting for _, setting, _, _ in tries):
         yield warning(
-            part, "nobody is notified when it ends", f"set mail, webhook or command in {where}"
+            part, "nobody is notified when it ends", f"set mail, webhook or command in {section}"
         )
     for way, setting, attempt, remedy in tries:
         if not setting:

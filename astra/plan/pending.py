@@ -184,9 +184,9 @@ def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
     other = model.alias("later")
     columns = [(getattr(other, column.name), column, how) for column, how in group_order(model)]
     later: ColumnBase | None = None
-    for theirs, own, how in reversed(columns):
-        first = theirs > own if how == "DESC" else theirs < own
-        later = first if later is None else first | ((theirs == own) & later)
+    for theirs, ours, how in reversed(columns):
+        first = theirs > ours if how == "DESC" else theirs < ours
+        later = first if later is None else first | ((theirs == ours) & later)
     for name in group_by:
         field = group_column(model, name)
         later &= getattr(other, field.name) == field

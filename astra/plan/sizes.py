@@ -288,12 +288,12 @@ def _fitted(
         )
         limit = fits or limit
     if site.max_time_s is not None and time_limit(measured, limit, each) > site.max_time_s:
-        most = f"the time limit is {written_time(site.max_time_s)} at most"
+        bound = f"the time limit is {written_time(site.max_time_s)} at most"
         fits = _most_rows(measured, each, site.max_time_s, limit)
         notes.append(
-            f"{most}: {fits:,} rows per page instead of {limit:,}"
+            f"{bound}: {fits:,} rows per page instead of {limit:,}"
             if fits
-            else f"{most}: not even one row fits, by the upper quantile and margin"
+            else f"{bound}: not even one row fits, by the upper quantile and margin"
         )
         limit = fits or 1
     time_s = time_limit(measured, limit, each)
@@ -317,9 +317,9 @@ def time_limit(measured: Experience, limit: int, each: int) -> int:
     return max(math.ceil(MARGIN * (needed_s + measured.row_s_p999) / 60) * 60, LEAST_TIME_S)
 
 
-def _most_rows(measured: Experience, each: int, bound_s: float, most: int) -> int:
-    """Return the largest page, up to `most` rows, whose time limit is within the bound, or 0."""
-    limits = range(1, most + 1)
+def _most_rows(measured: Experience, each: int, bound_s: float, max_rows: int) -> int:
+    """Return the largest page, up to `max_rows`, whose time limit is within the bound, or 0."""
+    limits = range(1, max_rows + 1)
     return bisect_right(limits, bound_s, key=lambda limit: time_limit(measured, limit, each))
 
 
@@ -327,8 +327,10 @@ def _memory(measured: Experience, site: Bounds) -> tuple[int, list[str]]:
     needed_mb = MARGIN * measured.mem_mb_upper + SUPERVISOR_MB
     mem_mb = math.ceil(needed_mb / STEP_MB) * STEP_MB
     if site.max_mem_mb and mem_mb > site.max_mem_mb:
-        most = written_size(site.max_mem_mb)
-        return site.max_mem_mb, [f"mem {written_size(mem_mb)} is more than the {most} there is"]
+        available = written_size(site.max_mem_mb)
+        return site.max_mem_mb, [
+            f"mem {written_size(mem_mb)} is more than the {available} there is"
+        ]
     return mem_mb, []
 
 

@@ -43,15 +43,15 @@ def shares(total: int | None, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def slices(pages: Iterable[int], each: int, most: int) -> Iterator[Slice]:
-    """Cut pages into arrays, each with the indices 1 to `most` and an offset."""
-    numbers, of_array = sorted(pages), each * most
+def slices(pages: Iterable[int], each: int, max_indices: int) -> Iterator[Slice]:
+    """Cut pages into arrays, each with the indices 1 to `max_indices` and an offset."""
+    numbers, of_array = sorted(pages), each * max_indices
     begin = 0
     while begin < len(numbers):
         group = (numbers[begin] - 1) // of_array
         end = bisect_right(numbers, (group + 1) * of_array, begin)
         members = numbers[begin:end]
-        yield Slice(members, _elements(members, each), group * most)
+        yield Slice(members, _elements(members, each), group * max_indices)
         begin = end
 
 

@@ -31,11 +31,11 @@ def element_arguments(
         "plan": plan.pk, "job": token, "planned-by": plan.role, "row-timeout": row_timeout,
         "start-until": hours.start_until, "stop-at": hours.stop_at,
     }  # fmt: skip
-    words = ["run-page"]
+    arguments = ["run-page"]
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name}", f"{value:.15g}" if isinstance(value, float) else str(value)]
-    return words
+            arguments += [f"--{name}", f"{value:.15g}" if isinstance(value, float) else str(value)]
+    return arguments
 
 
 def render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, hours: Hours) -> str:
