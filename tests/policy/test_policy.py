@@ -228,7 +228,7 @@ def test_partitions_as_slurm_writes_them():
 class TestConfiguration:
     def load(self, tmp_path, text):
         (tmp_path / "astra.toml").write_text(text)
-        use(load(cwd=tmp_path, environ={}))
+        use(load())
         return settings.current()
 
     def test_it_is_read_shown_and_stands_before_the_defaults(self, tmp_path):
