@@ -26,11 +26,6 @@ class Completed(click.ParamType):
     def __init__(self, *sources: Callable[[click.Context], Pairs], name: str = "text") -> None:
         self.name, self.sources = name, sources
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        return str(value)
-
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:

@@ -92,11 +92,11 @@ def _step(text: str) -> None:
     show.console.print(f"\n[bold]{prompt}{text}[/]")
 
 
-def make_spectra(n_rows: int, seed: int = 8) -> None:
+def make_spectra(n_rows: int) -> None:
     """Insert `n_rows` spectra of M dwarfs at S/N 30 to 100, each of a source of its own."""
     from astra.pipelines.slam import synthetic
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(8)
     labels = synthetic.random_labels(rng, n_rows, margin=0.1)
     with connection(), database.atomic():
         first = Source.select().count()

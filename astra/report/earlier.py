@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from peewee import Case, fn
+from peewee import fn
 
 from astra.database.connection import connection, tuples
 from astra.models.attempts import Attempt
@@ -68,7 +68,7 @@ def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
         of_attempts = (
             Attempt.select(
                 fn.COUNT(Attempt.pk), fn.MIN(Attempt.began),
-                fn.MAX(Case(None, ((Attempt.ended.is_null(), Attempt.seen),), Attempt.ended)),
+                fn.MAX(fn.COALESCE(Attempt.ended, Attempt.seen)),
                 fn.SUM(Attempt.t_task_s),
             )
             .join(Page)

@@ -5,7 +5,7 @@ from what attempts measured, against the options that they were submitted with.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,8 +74,7 @@ def _accounted(usage: list[Usage]) -> Efficiency:
         _gauge("time", "s", [(u.elapsed_s, u.time_limit_s) for u in ended]),
     ]
     if cpu := _gauge("CPU", "CPU s", [(u.cpu_s, u.elapsed_s * u.cpus) for u in ended]):
-        whole = dict(share=used_s / had_s, used=used_s, asked=had_s)
-        gauges.insert(0, Gauge(**{**vars(cpu), **whole}))
+        gauges.insert(0, replace(cpu, share=used_s / had_s, used=used_s, asked=had_s))
     nearest = sorted(ended, key=lambda u: -max(u.mem_share or 0, u.time_share or 0))
     cpu_hours = sum(u.elapsed_s * u.cpus for u in usage) / 3600
     return Efficiency(
