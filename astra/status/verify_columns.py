@@ -1,5 +1,6 @@
 """Rows of a plan, and what is stored for them, as columns of numbers."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -30,31 +31,33 @@ class Rows:
 
 
 class Stored:
-    """What is stored for `keys`, as columns parallel to them; `there` marks those with anything."""
+    """What is stored for `keys`, as named columns parallel to them; `there` marks those with any.
 
-    def __init__(self, rows: list[tuple[int, ...]], keys: Numbers) -> None:
+    Attributes
+    ----------
+    every : the columns of everything that is stored, whatever its key.
+    """
+
+    def __init__(self, rows: list[tuple[int, ...]], keys: Numbers, names: Sequence[str]) -> None:
         # A row of zeros represents that nothing is stored.
-        table = np.array(rows, dtype=np.int64) if rows else np.zeros((1, 9), dtype=np.int64)
-        numbers = table[:, 5] if table.shape[1] > 6 else np.zeros(len(table), dtype=np.int64)
-        order = np.lexsort((numbers, table[:, 0]))
-        self._table, self._numbers, self._keys = table[order], numbers[order], keys
-        place = np.searchsorted(self._table[:, 0], keys)
-        self._place = np.minimum(place, len(self._table) - 1)
-        self.there = (self._table[self._place, 0] == keys) & bool(rows)
+        table = np.array(rows or [(0,) * len(names)], dtype=np.int64)
+        every: dict[str, Numbers] = dict(zip(names, table.T, strict=True))
+        order = np.lexsort((every.get("number", every["key"]), every["key"]))
+        self.every = {name: column[order] for name, column in every.items()}
+        self._keys = keys
+        place = np.searchsorted(self.every["key"], keys)
+        self._place = np.minimum(place, len(table) - 1)
+        self.there: Flags = (self.every["key"][self._place] == keys) & bool(rows)
 
-    def every(self, number: int) -> Numbers:
-        """Return a column of everything that is stored, whatever its key."""
-        return self._table[:, number]
-
-    def column(self, number: int) -> Numbers:
-        return np.where(self.there, self._table[self._place, number], 0)
+    def __getitem__(self, name: str) -> Numbers:
+        return np.where(self.there, self.every[name][self._place], 0)
 
     @cached_property
     def _steps(self) -> tuple[Flags, Numbers]:
         """For each stored row, whether the next has the same key, and by how much its number is
         higher."""
-        same = np.diff(self._table[:, 0]) == 0
-        return same & (self._numbers[1:] != OF_ANOTHER_KEY), np.diff(self._numbers)
+        same, numbers = np.diff(self.every["key"]) == 0, self.every["number"]
+        return same & (numbers[1:] != OF_ANOTHER_KEY), np.diff(numbers)
 
     @cached_property
     def is_again(self) -> Flags:
@@ -66,14 +69,14 @@ class Stored:
     def is_gap(self) -> Flags:
         """Mark stored rows that do not continue the row before, or do not begin at 0."""
         same, steps = self._steps
-        wrong = same & ((steps > 1) | ((steps == 1) & (np.diff(self._table[:, 1]) != 0)))
-        first = np.append(True, np.diff(self._table[:, 0]) != 0)
-        return np.append(False, wrong) | (
-            first & (self._numbers != 0) & (self._numbers != OF_ANOTHER_KEY)
-        )
+        is_of_another = np.diff(self.every["attempt"]) != 0
+        wrong = same & ((steps > 1) | ((steps == 1) & is_of_another))
+        first = np.append(True, np.diff(self.every["key"]) != 0)
+        number = self.every["number"]
+        return np.append(False, wrong) | (first & (number != 0) & (number != OF_ANOTHER_KEY))
 
     def any_of(self, which: Flags) -> Flags:
         """Return the keys for which one of the stored rows is marked."""
         if not which.any():
             return np.zeros(len(self._keys), dtype=bool)
-        return np.isin(self._keys, self._table[which, 0]) & self.there
+        return np.isin(self._keys, self.every["key"][which]) & self.there

@@ -23,6 +23,19 @@ from astra.status.verify_records import RecordChecks, attempts_of, orphans
 #: Rows that are checked together.
 ROWS_AT_ONCE = 200_000
 
+#: What is read of each stored result: whether its input was read while its attempt did not run, and
+#: stored before it was read; whether the input was modified since (1) or is gone (2); the result's
+#: number, whether a time of it is impossible, whether it has another source than its input, and
+#: what made it.
+OF_RESULTS = (
+    "key", "attempt", "read_outside", "stored_before", "input", "number", "bad_time", "bad_source",
+    "made_by",
+)  # fmt: skip
+
+#: What is read of each failure or row without a result: whether it is of this plan, whether a
+#: further result was refused, and whether a time, a count or what made it is impossible.
+OF_RECORDS = ("key", "of_plan", "refused", "attempt", "page", "bad")
+
 Kind = type[RowWithoutResult]
 
 
@@ -216,22 +229,22 @@ class Verifier:
     def _rows(self, pages: list[Page]) -> None:
         rows = Rows(pages, [key for page in pages for key in self._numbers(page)])
         keys = self._keys(sorted(set(rows.key.tolist())))
-        result = Stored(self._results(keys), rows.key)
-        failure = Stored(self._records(Failure, keys), rows.key)
-        nothing = Stored(self._records(NoResult, keys), rows.key)
-        home = self._home(result.column(1))
+        result = Stored(self._results(keys), rows.key, OF_RESULTS)
+        failure = Stored(self._records(Failure, keys), rows.key, OF_RECORDS)
+        nothing = Stored(self._records(NoResult, keys), rows.key, OF_RECORDS)
+        home = self._home(result["attempt"])
         ours = result.there & (home > 0)
-        self.n_ours += int(np.sum(self._home(result.every(1)) > 0))
+        self.n_ours += int(np.sum(self._home(result.every["attempt"]) > 0))
         done, failed = rows.ended(Outcome.RESULT), rows.ended(Outcome.FAILURE)
         empty, pending = rows.ended(Outcome.NO_RESULT), rows.ended(Outcome.PENDING)
-        our_failure = failure.there & (failure.column(1) == 1) & (failure.column(2) == 0)
-        our_nothing = nothing.there & (nothing.column(1) == 1)
-        elsewhere = (result.there & ~ours) | (failure.there & (failure.column(1) == 0))
-        elsewhere |= nothing.there & (nothing.column(1) == 0)
+        our_failure = failure.there & (failure["of_plan"] == 1) & (failure["refused"] == 0)
+        our_nothing = nothing.there & (nothing["of_plan"] == 1)
+        elsewhere = (result.there & ~ours) | (failure.there & (failure["of_plan"] == 0))
+        elsewhere |= nothing.there & (nothing["of_plan"] == 0)
 
         note = self._add_each
         note("result-missing", rows, done & ~result.there, "no result is stored")
-        refused = failure.there & (failure.column(2) == 1)
+        refused = failure.there & (failure["refused"] == 1)
         lost = failed & (~failure.there & ~elsewhere | refused & ~result.there)
         note("failure-missing", rows, lost, "no failure is recorded")
         lost = empty & ~nothing.there & ~elsewhere
@@ -244,32 +257,32 @@ class Verifier:
         note("ended-twice", rows, empty & our_failure, "without a result, and a failure")
         note("not-counted", rows, pending & ours, "its result is stored, and it counts as pending")
         note("wrong-page", rows, ours & (home != rows.page), "written by another page's attempt")
-        early = ours & (result.column(2) == 1)
+        early = ours & (result["read_outside"] == 1)
         note("read-too-early", rows, early, "its input was read before its attempt began")
-        early = ours & (result.column(3) == 1)
+        early = ours & (result["stored_before"] == 1)
         note("read-too-early", rows, early, "it was stored before its input was read")
         self._forged(rows, result, home)
         for kind, record in ((Failure, failure), (NoResult, nothing)):
             self._given_away(kind, rows, record)
-        written_by = result.column(1)
+        written_by = result["attempt"]
         for page in pages:
             on_page = rows.page == page.number
             self._not_counted(page, rows, on_page & pending & our_failure, "n_failed", "failure")
             self._not_counted(page, rows, on_page & pending & our_nothing, "n_no_result", "record")
             self._written_unseen(page, written_by[on_page & ours])
-        self.seen["modified"] += int(np.sum(done & result.there & (result.column(4) == 1)))
-        self.seen["gone"] += int(np.sum(done & result.there & (result.column(4) == 2)))
+        self.seen["modified"] += int(np.sum(done & result.there & (result["input"] == 1)))
+        self.seen["gone"] += int(np.sum(done & result.there & (result["input"] == 2)))
         ends = (done & ~ours) | (failed & ~our_failure) | (empty & ~our_nothing)
         self.seen["others"] += int(np.sum(ends & elsewhere))
 
     def _forged(self, rows: Rows, result: Stored, home: Numbers) -> None:
         """Check for results that no attempt can have written."""
         note, ours = self._add_each, result.there & (home > 0)
-        late = result.there & (result.column(6) == 1)
+        late = result.there & (result["bad_time"] == 1)
         note("moments", rows, late, "a moment of its result lies in the future, or out of order")
-        wrong = result.there & (result.column(7) == 1)
+        wrong = result.there & (result["bad_source"] == 1)
         note("wrong-source", rows, wrong, "its result bears another source than the row")
-        wrong = ours & ~np.isin(result.column(8), self.records.makings)
+        wrong = ours & ~np.isin(result["made_by"], self.records.makings)
         note("attempt-unknown", rows, wrong, "it is made by what is not of this plan")
         note("result-twice", rows, result.any_of(result.is_again), "two results of one number")
         mixed = result.any_of(result.is_gap)
@@ -298,14 +311,14 @@ class Verifier:
 
     def _given_away(self, kind: Kind, rows: Rows, record: Stored) -> None:
         """Check for records that name another plan or page than that of their attempt."""
-        home, ours = self._home(record.column(3)), record.column(1) == 1
+        home, ours = self._home(record["attempt"]), record["of_plan"] == 1
         self.n_recorded[kind] += int(np.sum(record.there & ours))
         wrong = record.there & (ours != (home > 0))
-        wrong |= record.there & ours & ((home != rows.page) | (record.column(4) != rows.page))
-        wrong |= record.there & (record.column(5) == 1)
+        wrong |= record.there & ours & ((home != rows.page) | (record["page"] != rows.page))
+        wrong |= record.there & (record["bad"] == 1)
         problem = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
         for place in np.flatnonzero(wrong):
-            attempt = record.column(3)[place]
+            attempt = record["attempt"][place]
             self._add(
                 "given-away", int(rows.page[place]), int(rows.key[place]), problem.format(attempt)
             )
@@ -336,10 +349,7 @@ class Verifier:
         return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
 
     def _results(self, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
-        """Return of each stored result: key, attempt, whether it was read before its attempt began,
-        whether it was stored before it was read, whether its input was modified since (1) or is
-        gone (2), its number, whether a time is impossible, whether it has another source than its
-        input, and what made it."""
+        """Return the columns `OF_RESULTS` of each stored result."""
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
         joined = self.link.points(output, model)
@@ -395,9 +405,7 @@ class Verifier:
         )
 
     def _records(self, kind: Kind, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
-        """Return of each failure or row without a result: key, whether it is of this plan, whether
-        a further result was refused, attempt, page, and whether a time, a count or what made it is
-        impossible."""
+        """Return the columns `OF_RECORDS` of each failure or row without a result."""
         if not self.recorded[kind]:
             return []
         of_plan, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
