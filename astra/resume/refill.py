@@ -17,7 +17,7 @@ def withdraw_pages(pages: Pages) -> dict[int, int]:
 
     Return the numbers of the withdrawn pages, each with the number of elements that its pool lacks.
     """
-    if pages.answer is None or pages.stored.plan.paused is not None:
+    if pages.stored.plan.paused is not None:
         return {}
     alive = Counter(
         (job, execution.state)

@@ -119,13 +119,13 @@ class Pages(Sequence[PageStatus]):
     any_ended : whether a page has rows left and an element that Slurm does not report as alive.
     """
 
-    def __init__(self, stored: Stored, answer: parse.Answer | None) -> None:
+    def __init__(self, stored: Stored, answer: parse.Answer) -> None:
         self.stored, self.answer = stored, answer
         self.cancelled = stored.plan.cancelled is not None
         self._arrays = {
             pk: (s.job_name, s.pages_per_element, s.offset)
             for pk, s in stored.submissions.items()
-            if s.kind == "slurm" and s.job_id and answer is not None
+            if s.kind == "slurm" and s.job_id
         }
         self.states = [PageState.DONE] * len(stored.rows)
         self.held: list[int] = []
@@ -175,7 +175,7 @@ class Pages(Sequence[PageStatus]):
     def _execution(self, row: Row) -> parse.Execution | None:
         """Return Slurm's state of the element that a page is assigned to."""
         array = self._arrays.get(row.submission_pk)
-        if array is None or self.answer is None:
+        if array is None:
             return None
         name, _, offset = array
         if row.free and (pool := self._pools.get(name)):
@@ -197,7 +197,7 @@ class Pages(Sequence[PageStatus]):
         """What the free pages of each array wait for: an element of it that waits, or else one that
         runs, and will take them."""
         pools: dict[int | str, parse.Execution] = {}
-        for (job, _), execution in self.answer.executions.items() if self.answer else ():
+        for (job, _), execution in self.answer.executions.items():
             if execution.state is SlurmState.PENDING:
                 pools[job] = execution
             elif execution.state is SlurmState.RUNNING and job not in pools:
@@ -248,7 +248,7 @@ class Pages(Sequence[PageStatus]):
         is_silent = self._is_silent(attempt.seen if attempt else submission.created)
         recorded = attempt.state if attempt else None
         state = execution.state if execution else None
-        if answer is not None and execution is parse.UNKNOWN and not answer.accounting:
+        if execution is parse.UNKNOWN and not answer.accounting:
             # Without accounting only squeue can say, and it does not know the element.
             state = SlurmState.ABSENT if answer.queue and job not in answer.unsettled else None
         if state is None:
@@ -260,8 +260,7 @@ class Pages(Sequence[PageStatus]):
         if state is SlurmState.ABSENT and not is_silent:
             # Slurm does not know the element. If its heartbeat is recent, that does not prove its
             # end, unless squeue shows others of its array, and so would show it, too.
-            is_gone = answer is not None and job in answer.queued
-            otherwise = PageState.LOST if is_gone else PageState.UNKNOWN
+            otherwise = PageState.LOST if job in answer.queued else PageState.UNKNOWN
         return _RECORDED.get(recorded, otherwise)
 
     def _page(self, row: Row, state: PageState) -> PageStatus:
@@ -316,7 +315,7 @@ def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Ite
 
 
 #: Slurm's answer, and what it did not answer.
-Asked = tuple[parse.Answer | None, list[str]]
+Asked = tuple[parse.Answer, list[str]]
 
 
 def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
@@ -325,7 +324,7 @@ def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
     return present_pages(plan, answer, True), [*notes, *spool_notes(plan)]
 
 
-def present_pages(plan: Plan, answer: parse.Answer | None, of_whole: bool) -> Pages:
+def present_pages(plan: Plan, answer: parse.Answer, of_whole: bool) -> Pages:
     """Read the pages from the database again, after Slurm has been asked."""
     with connection():
         now = Plan.get_or_none(Plan.pk == plan.pk) or plan
@@ -373,11 +372,10 @@ def ask(plans: Iterable[Plan]) -> Asked:
 def ask_slurm(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:
     """Ask Slurm about these jobs, with one squeue and one sacct for all of them."""
     if not jobs:
-        return None, []
+        return parse.Answer(jobs=frozenset()), []
     if not command.available():
-        return None, [
-            "Slurm is not installed on this machine: the state of its elements is unknown here"
-        ]
+        note = "Slurm is not installed on this machine: the state of its elements is unknown here"
+        return parse.Answer(queue=False, accounting=False, jobs=frozenset()), [note]
     answer = client.elements(jobs, again=again, recent_s=recent_s)
     return answer, list(answer.notes)
 

@@ -168,7 +168,7 @@ def _lost_guard(plan: Plan) -> list[str]:
     return [f"the table {plan.input_table} {lacks}"] if lacks else []
 
 
-def _status(stored: Stored, answer: Answer | None, notes: list[str], of_whole: bool) -> PlanStatus:
+def _status(stored: Stored, answer: Answer, notes: list[str], of_whole: bool) -> PlanStatus:
     """Combine what is stored with Slurm's answer; read again what may have changed meanwhile.
 
     The first reading is enough for pages that were whole, and for elements that are alive. For an
