@@ -13,7 +13,6 @@ from astra.night.nightly import heal_all
 from astra.night.plans import Step, assess_plans, begin_tasks
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.slurm.parse import Answer
 from astra.submit.intent import plan_lock
 from tests.sample_tasks import fill, measure
 
@@ -59,7 +58,6 @@ def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_begi
     """For example, its cluster no longer exists; the plans of this night are waited for."""
     fill(4)
     (made,) = create_plan(measure, BossVisitSpectrum)
-    monkeypatch.setattr("astra.night.plans.ask", lambda plans: (Answer(), []))
     monkeypatch.setattr(
         "astra.night.plans.survey", lambda plan, asked: (_Unknown(), ["no cluster `old` here"])
     )
