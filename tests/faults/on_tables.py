@@ -99,9 +99,11 @@ def unwatch(nemesis: Nemesis, fault: Fault) -> str:
 
 def _repaired(nemesis: Nemesis, fault: Fault, statement: str | None = None) -> str:
     """Wait as long as the fault lasts, then repair the table, as a person does."""
+    nemesis.world.is_repaired = False
     nemesis.over.wait(fault.lasts_s)
     if statement is None:
         nemesis.command("initdb", "tests.faults.tasks")
     else:
         patiently(lambda: nemesis.world.sql(statement))
+    nemesis.world.is_repaired = True
     return f"for {fault.lasts_s} s"

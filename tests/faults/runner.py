@@ -1,5 +1,6 @@
 """One scenario from its beginning to its judgement."""
 
+import re
 import signal
 import tempfile
 import time
@@ -106,6 +107,7 @@ class Drive:
         self.world, self.plan = world, plan
         self.pid: int | None = None
         self.n_rounds, self.pause_s = 0, PAUSE_S
+        self.advice: list[str] = []  # options of astra resume for pages that it gave up
         self.seen: set[str] = set()  # breaches while it ran
         self.nemesis = Nemesis(world, plan, lambda: self.pid)
         self._forgotten = world.cluster.forgotten() if world.cluster else 0
@@ -150,8 +152,10 @@ class Drive:
         self.world.n_rounds += 1
         if self._is_paused():
             self.world.command("continue", self.plan)
-        before = self._n_submissions()
-        process = self.world.resume(self.plan, *words)
+        before, said_before = self._n_submissions(), self.world.log_size()
+        # A page may break too often before its table is repaired.
+        advice = self.advice if self.world.is_repaired else []
+        process = self.world.resume(self.plan, *(words or advice))
         self.pid = process.pid
         look = time.monotonic()
         while process.poll() is None and time.monotonic() < end:
@@ -163,6 +167,7 @@ class Drive:
         if process.poll() is None:
             send(process.pid, signal.SIGKILL)
             process.wait()
+        self.advice = _advice(self.world.logged(said_before))
         submitted = self._n_submissions() != before
         self.pause_s = PAUSE_S if submitted else min(2 * self.pause_s, LONGEST_PAUSE_S)
         time.sleep(self.pause_s)
@@ -228,6 +233,12 @@ class Drive:
         except psycopg2.Error:
             return False
         return left[0][0] == 0
+
+
+def _advice(said: str) -> list[str]:
+    """The options that astra resume names for pages whose retries are used up."""
+    found = re.search(r"retries used up; astra resume \d+ (--only \w+)", said)
+    return found[1].split() if found else []
 
 
 def _retried(world: World, drive: Drive) -> tuple[int, list[str]]:

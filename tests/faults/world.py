@@ -103,6 +103,7 @@ class World:
         self.strangers: list[Stranger] = []
         self.history: dict[int, dict[float, float]] = {}  # key: modified: snr
         self.dropped = 0.0  # when a column was dropped, with the values that it had
+        self.is_repaired = False  # tables that were altered are as astra wants them again
         self.excused: dict[int, set[str]] = {}  # rows that may fail, and as what
         if beside is not None:
             self.name += f"_{len(beside.neighbours)}"
@@ -224,6 +225,13 @@ class World:
                 env=self.environment(conf), cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+
+    def log_size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def logged(self, since: int) -> str:
+        """What commands wrote into the log after its first `since` bytes."""
+        return self.log.read_bytes()[since:].decode(errors="replace")
 
     def resume(
         self, plan: int, *words: object, conf: str | None = None
