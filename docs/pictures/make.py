@@ -11,8 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 HERE = Path(__file__).resolve().parent
 
 #: The steps of a row, each with the two lines below it.
@@ -81,6 +79,7 @@ def _plan(folder: Path, n_rows: int = 600) -> int:
 
 def watch_picture(plan: int) -> str:
     """Run the plan in two processes; return how ``--watch`` shows it when half of it is done."""
+    from astra.cli.listing import Terminal
     from astra.cli.show_watch import _watched
     from astra.status.watch import watch
 
@@ -89,14 +88,15 @@ def watch_picture(plan: int) -> str:
     shown = None
     while shown is None and running.poll() is None:  # nothing may live yet
         for look in watch(plan, 0.2):
-            if look.rows_per_s and look.ended * 3 > look.status.n_rows > look.ended:
+            n_ended, n_rows = look.status.n_ended, look.status.n_rows
+            if look.rows_per_s and n_ended * 3 > n_rows > n_ended:
                 shown = look
                 break
     running.wait()
     if shown is None:
         sys.exit("the plan ended before it was seen half done: give it more rows")
     with open(os.devnull, "w") as nowhere:
-        console = Console(record=True, width=100, height=18, file=nowhere, force_terminal=True)
+        console = Terminal(record=True, width=100, height=18, file=nowhere, force_terminal=True)
         console.print(_watched(shown, console))
     svg = console.export_svg(title=f"astra status {plan} --watch")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts of the network
