@@ -296,22 +296,22 @@ def test_clocks_an_hour_apart(cluster, monkeypatch, tmp_path):
 
 
 def test_more_pages_than_an_array_holds(pg_url, monkeypatch, tmp_path):
-    """25 pages on a cluster with MaxArraySize=11: three arrays, each with its offset."""
+    """11 pages on a cluster with MaxArraySize=5: three arrays, each with its offset."""
     with folder() as path:
-        small = Slurm(path / "slurm", nodes=1, max_array_size=11, accounting=False)
+        small = Slurm(path / "slurm", nodes=1, max_array_size=5, accounting=False)
         try:
             monkeypatch.setenv("SLURM_CONF", str(small.conf))
             monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "a run's folder"))
             configuration.cache_clear()
-            plan = plan_of(50, 2)
+            plan = plan_of(22, 2)
             done = submit(plan)
             assert [(job.array.partition("%")[0], job.offset) for job in done.jobs] == [
-                ("1-10", 0),
-                ("1-10", 10),
-                ("1-5", 20),
+                ("1-4", 0),
+                ("1-4", 4),
+                ("1-3", 8),
             ]
             run_out(small)
-            assert counts() == (50, 50) and status(plan).state == "whole"
+            assert counts() == (22, 22) and status(plan).state == "whole"
         finally:
             configuration.cache_clear()
             small.stop()

@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
 @pytest.fixture
 def small_arrays(monkeypatch):
-    """Arrays of four elements at most."""
-    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 5)
+    """Arrays of two elements at most."""
+    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 3)
 
 
 _SQL = """
@@ -75,62 +75,62 @@ def test_one_sbatch_at_a_time_and_each_after_its_intent(slurm, small_arrays, tmp
         tmp_path / "bin", monkeypatch,
         sbatch=f"echo begins $({ask}) >>{seen}\n$REAL \"$@\"\necho ends >>{seen}",
     )  # fmt: skip
-    plan = plan_of(60, 5)
+    plan = plan_of(30, 5)
     done = submit(plan)
-    assert [(job.pages, job.offset) for job in done.jobs] == [(4, 0), (4, 4), (4, 8)]
+    assert [(job.pages, job.offset) for job in done.jobs] == [(2, 0), (2, 2), (2, 4)]
     assert seen.read_text().split() == ["begins", "intent", "ends"] * 3
     assert set(states()) <= {"submitted", "ended"}
     run_out(slurm)
-    assert counts() == (60, 60) and status(plan).state == "whole"
+    assert counts() == (30, 30) and status(plan).state == "whole"
 
 
 def test_the_next_intent_is_committed_while_sbatch_runs(slurm, small_arrays, tmp_path, monkeypatch):
     """sbatch answers when two submissions stand in the database, and not before."""
     count = '$(sql "SELECT count(*) FROM submission")'
     wrap(tmp_path / "bin", monkeypatch, sbatch=f'until [ {count} = 2 ]; do :; done\n$REAL "$@"')
-    plan = plan_of(40, 5)
-    assert [job.pages for job in submit(plan).jobs] == [4, 4]
+    plan = plan_of(20, 5)
+    assert [job.pages for job in submit(plan).jobs] == [2, 2]
     run_out(slurm)
-    assert counts() == (40, 40)
+    assert counts() == (20, 20)
 
 
 def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
-    """Room for 6 elements: of the second array a half is taken, the third is not tried."""
-    plan = plan_of(60, 5)
-    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=6")
+    """Room for 3 elements: of the second array a half is taken, the third is not tried."""
+    plan = plan_of(30, 5)
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
     try:
         done = submit(plan, options={"hold": True})
     finally:
         slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
-    assert done.pages == 6 and done.unsubmitted == 6 and "resume" in done.message
+    assert done.pages == 3 and done.unsubmitted == 3 and "resume" in done.message
     assert "intent" not in states()
     mine = {s.pk for s in Submission.select() if s.state == "submitted"}
-    assert [n for n, pk in given().items() if pk is not None] == [1, 2, 3, 4, 5, 6]
+    assert [n for n, pk in given().items() if pk is not None] == [1, 2, 3]
     assert set(given().values()) == mine | {None}
-    assert resume(plan).pages == 6
+    assert resume(plan).pages == 3
     for job in done.jobs:
         slurm.run("scontrol", "release", str(job.job_id))
     run_out(slurm)
-    assert counts() == (60, 60) and status(plan).state == "whole"
+    assert counts() == (30, 30) and status(plan).state == "whole"
 
 
 def test_a_resumed_plan_reaches_a_limit(slurm, small_arrays):
     """Pages that belonged to a submission before are taken back, halved and given anew."""
-    plan = plan_of(60, 5)
+    plan = plan_of(30, 5)
     for job in submit(plan, options={"hold": True}).jobs:
         slurm.run("scancel", str(job.job_id))
-    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=6")
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
     try:
         done = resume(plan, only=["CANCELLED"], options={"hold": True})
     finally:
         slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
-    assert done.pages == 6 and done.unsubmitted == 6 and "resume" in done.message
+    assert done.pages == 3 and done.unsubmitted == 3 and "resume" in done.message
     assert "intent" not in states()
     for job in done.jobs:
         slurm.run("scontrol", "release", str(job.job_id))
-    assert resume(plan).pages == 6
+    assert resume(plan).pages == 3
     run_out(slurm)
-    assert counts() == (60, 60) and status(plan).state == "whole"
+    assert counts() == (30, 30) and status(plan).state == "whole"
 
 
 def test_a_refusal_of_a_later_array_takes_the_next_intent_back(
@@ -142,15 +142,15 @@ def test_a_refusal_of_a_later_array_takes_the_next_intent_back(
         sbatch=f"echo x >>{calls}\n[ $(wc -l <{calls}) = 2 ] || exec $REAL \"$@\"\n"
         "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2\nexit 1",
     )  # fmt: skip
-    plan = plan_of(80, 5)
+    plan = plan_of(40, 5)
     done = submit(plan)
-    assert done.pages == 4 and done.unsubmitted == 12 and "Invalid account" in done.message
+    assert done.pages == 2 and done.unsubmitted == 6 and "Invalid account" in done.message
     assert calls.read_text().split() == ["x"] * 2  # the third was not tried
     assert states() == ["submitted", "refused", "absent"]
-    assert [pk is not None for pk in given().values()] == [True] * 4 + [False] * 12
-    assert submit(plan).pages == 12
+    assert [pk is not None for pk in given().values()] == [True] * 2 + [False] * 6
+    assert submit(plan).pages == 6
     run_out(slurm)
-    assert counts() == (80, 80)
+    assert counts() == (40, 40)
 
 
 def test_an_array_that_is_sent_is_bound_though_the_next_cannot_be(
@@ -159,7 +159,7 @@ def test_an_array_that_is_sent_is_bound_though_the_next_cannot_be(
     """The plan is cancelled by another as the first array is sent."""
     cancel = 'sql "UPDATE plan SET cancelled = now()"'
     wrap(tmp_path / "bin", monkeypatch, sbatch=f'{cancel}\nexec $REAL "$@"')
-    plan = plan_of(100, 5)
+    plan = plan_of(50, 5)
     with pytest.raises(UsageError, match="cancelled in the meantime"):
         submit(plan, options={"hold": True})
     with connection():
@@ -175,24 +175,24 @@ def test_killed_while_sbatch_runs_and_the_next_intent_is_made(slurm, tmp_path, m
     computed, answered = tmp_path / "computed", tmp_path / "answered"
     wrap(
         tmp_path / "bin", monkeypatch,
-        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 5/"',
+        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 3/"',
         sbatch=f'$REAL "$@" >>{answered}\nexec sleep 60',
     )  # fmt: skip
-    plan = plan_of(60, 5, computed=str(computed))
+    plan = plan_of(30, 5, computed=str(computed))
     words = [sys.executable, "-m", "astra", "submit", str(plan)]
     with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as sender:
         wait_for(lambda: states() == ["intent"] * 2, "two intents")
         wait_for(lambda: answered.exists() and answered.read_text(), "the answer of sbatch")
         os.killpg(sender.pid, signal.SIGKILL)
     monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
-    assert resume(plan).pages == 8
+    assert resume(plan).pages == 4
     with connection():
         first, second, *_ = Submission.select().order_by(Submission.pk)
         assert str(first.job_id) == answered.read_text().strip()
         assert first.state in ("submitted", "ended")  # its elements may have taken all pages by now
         assert second.state == "absent" and Plan.get().cancelled is None
     run_out(slurm)
-    assert len(computed.read_text().split()) == 60 and counts() == (60, 60)
+    assert len(computed.read_text().split()) == 30 and counts() == (30, 30)
     assert status(plan).state == "whole"
 
 
@@ -201,10 +201,10 @@ def test_ctrl_c_while_sbatch_runs_sends_nothing_again(slurm, tmp_path, monkeypat
     calls = tmp_path / "calls"
     wrap(
         tmp_path / "bin", monkeypatch,
-        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 5/"',
+        scontrol='$REAL "$@" | sed "s/^MaxArraySize .*/MaxArraySize = 3/"',
         sbatch=f"echo x >>{calls}\nexec sleep 60",
     )  # fmt: skip
-    plan = plan_of(40, 5)
+    plan = plan_of(20, 5)
     words = [sys.executable, "-m", "astra", "submit", str(plan)]
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with (
@@ -212,7 +212,7 @@ def test_ctrl_c_while_sbatch_runs_sends_nothing_again(slurm, tmp_path, monkeypat
         link.cursor() as cursor,
         subprocess.Popen(words, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE) as sender,
     ):
-        cursor.execute("SELECT 1 FROM page WHERE number = 5 FOR UPDATE")
+        cursor.execute("SELECT 1 FROM page WHERE number = 3 FOR UPDATE")
         wait_for(lambda: database.execute_sql(waits).fetchone()[0], "the second intent")
         wait_for(calls.exists, "sbatch")
         os.killpg(sender.pid, signal.SIGINT)
@@ -221,6 +221,6 @@ def test_ctrl_c_while_sbatch_runs_sends_nothing_again(slurm, tmp_path, monkeypat
     assert "looks for it by its name" in told and "Aborted!" in told and "Traceback" not in told
     assert calls.read_text().split() == ["x"] and states() == ["intent"]
     monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
-    assert resume(plan).pages == 8
+    assert resume(plan).pages == 4
     run_out(slurm)
-    assert counts() == (40, 40)
+    assert counts() == (20, 20)
