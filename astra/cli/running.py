@@ -21,7 +21,7 @@ from astra.cli.options import (
     slurm_options,
     trust_option,
 )
-from astra.cli.output import show, show_sizes
+from astra.cli.output import show
 from astra.config.startup import one_line_for_each_error
 from astra.errors import UsageError
 from astra.states import worst
@@ -53,7 +53,7 @@ def estimate_command(
 
     chosen = choose_profile(profile_name, {"partition": partition})
     estimates = api.estimate(task, input_model, element_time, arguments, chosen, probe)
-    show.as_json(one(estimates)) if as_json else show_sizes.estimated(estimates)
+    show.as_json(one(estimates)) if as_json else show.estimated(estimates)
 
 
 @main.command()
@@ -86,7 +86,7 @@ def plan(
         show.as_json(one(plans))
     else:
         show.planned(plans)
-        show_sizes.how_to_submit(zip(plans, sizes, strict=True))
+        show.how_to_submit(zip(plans, sizes, strict=True))
 
 
 @main.command()
