@@ -89,6 +89,20 @@ class _Commands(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
+        except Exception as error:
+            if (unreachable := _as_unreachable(error)) is None:
+                raise
+            show.error(str(unreachable))
+            ctx.exit(unreachable.exit_status)
+
+
+def _as_unreachable(error: Exception) -> AstraError | None:
+    """Return what to report if a statement that is not retried met an unavailable database."""
+    if "astra.database.connection" not in sys.modules:  # commands without a database start faster
+        return None
+    from astra import api
+
+    return api.as_unreachable(error)
 
 
 @click.group(

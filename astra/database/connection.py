@@ -329,6 +329,11 @@ def is_away(error: BaseException) -> bool:
     return is_databases and dialect().is_transient(error)
 
 
+def as_unreachable(error: Exception) -> DatabaseError | None:
+    """Return an error that says what to do, if the database cannot be reached at the moment."""
+    return _Unreachable(error) if is_away(error) else None
+
+
 def url() -> str:
     """Return the URL of the bound database as it is configured, maybe with a password."""
     return dialect().url

@@ -1,6 +1,8 @@
 """For the administrator of the database: the SQL, tables in use, a view of current results."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from urllib.parse import urlsplit
 
 import peewee
 import psycopg2
@@ -10,16 +12,17 @@ from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.database import postgresql
-from astra.database.connection import connection, database, dialect, retrying
+from astra.database.connection import connection, database, dialect, reset, retrying
 from astra.database.inspection import indexes
 from astra.database.postgresql_queries import LOCK_NAME
 from astra.errors import DatabaseError
-from astra.models import administration
+from astra.models import BossVisitSpectrum, administration
 from astra.models.administration import recorded
 from astra.models.checks import check_version
 from astra.models.plans import Page
 from astra.models.schema import init_database, sql_of, tables
-from tests.sample_tasks import Measured
+from astra.plan.plan import create_plan
+from tests.sample_tasks import Measured, fill, measure
 from tests.servers import wait_for
 
 MODULE = "tests.sample_tasks"
@@ -159,6 +162,20 @@ def test_a_lasting_error_is_reported_with_its_remedy(pg_url, monkeypatch, state,
 
     with pytest.raises(DatabaseError, match=f"as the server put it.*{said}"):
         retrying(init, bound_s=0)
+
+
+@pytest.mark.postgres
+def test_a_command_that_takes_a_lock_on_a_read_only_server_says_what_to_do(pg_url):
+    fill(10)
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    reset()
+    name = urlsplit(pg_url).path.strip("/")
+    with closing(psycopg2.connect(pg_url)) as owner, owner.cursor() as cursor:
+        owner.autocommit = True
+        cursor.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    done = CliRunner().invoke(main, ["resume", str(made.plan), "--local"])
+    assert done.exit_code == DatabaseError.exit_status, done.exception
+    assert "INSERT in a read-only transaction" in done.output and "name the primary" in done.output
 
 
 @pytest.mark.postgres
