@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 from peewee import FloatField, Model, TextField, UUIDField
 
@@ -113,16 +112,11 @@ def often(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Twenty]:
     yield from science(spectra)
 
 
-class Row:
-    """A row in memory, of which a task reads these."""
-
-    def __init__(self, key: int, modified: datetime) -> None:
-        self.source_pk, self.spectrum_pk, self.modified = 1, key, modified
-
-
-def rows_in_memory(n_rows: int) -> list[Any]:
+def rows_in_memory(n_rows: int) -> list[BossVisitSpectrum]:
+    """Rows as they are read, of which a result repeats these columns."""
     now = datetime.now(UTC)
-    return [Row(key, now) for key in range(1, n_rows + 1)]
+    keys = range(1, n_rows + 1)
+    return [BossVisitSpectrum(spectrum_pk=key, source=1, modified=now) for key in keys]
 
 
 def fill(n_rows: int, n_done: int = 0) -> None:
