@@ -63,6 +63,19 @@ def test_help_shows_what_the_option_shows():
     assert wrong.exit_code == 2 and "Did you mean 'submit'" in wrong.output
 
 
+@pytest.mark.parametrize("program", ["astra", "python -m astra"])
+def test_help_ends_with_examples_however_astra_is_started(program):
+    shown = CliRunner().invoke(main, ["plan", "--help"], prog_name=program).output
+    assert shown.rstrip().endswith(EXAMPLES["plan"][-1])
+
+
+def test_a_new_plan_is_shown_with_the_command_that_starts_it(url):
+    fill(3)
+    shown = CliRunner().invoke(main, ["plan", "tests.sample_tasks.measure"]).output
+    local = " --local" if url.startswith("sqlite") else ""
+    assert f"  next: astra submit 1{local}\n" in shown
+
+
 def test_the_man_page_holds_every_command_and_is_in_the_wheel(tmp_path):
     page = man_page()
     for name in COMMANDS:
