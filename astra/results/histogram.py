@@ -36,9 +36,9 @@ class RowTimes:
     def bins(self) -> Counter[int]:
         """The number of rows in each bin."""
         with self._counting:
-            while self._uncounted:
-                row_s = max(self._uncounted.popleft(), _SHORTEST_S)
-                self._bins[floor(log2(row_s) * _BINS)] += 1
+            # Others may add rows meanwhile, which are counted the next time.
+            times_s = [self._uncounted.popleft() for _ in range(len(self._uncounted))]
+            self._bins.update(floor(log2(max(s, _SHORTEST_S)) * _BINS) for s in times_s)
         return self._bins
 
     @classmethod
