@@ -69,7 +69,7 @@ class Blame:
         place = f" ({place_of(error)})"
         log.error("%s raised%s: %s%s", self.task, which, text, place, exc_info=_printable(error))
         if not began:
-            if "'generator' object" in text:
+            if "'generator'" in text:
                 place += ". Its rows come as an iterable: annotate it as Iterable[...], and loop"
             message = f"{self.task} raised before it took a row: {text}{place}"
             raise BrokenElement(message) from error
