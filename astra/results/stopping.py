@@ -30,11 +30,13 @@ class Stop:
 
     def __init__(self) -> None:
         self.wanted = threading.Event()
+        self.is_wanted = False  # the same; reading it takes a tenth of calling `wanted.is_set`
         self.reason = ""
         self.is_loading = False  # the task is imported, which may be interrupted like a row
 
     def ask(self, reason: str) -> None:
         self.reason = self.reason or reason
+        self.is_wanted = True
         self.wanted.set()
 
 

@@ -108,7 +108,7 @@ class Run:
         ActiveRuns.enter(self)
         try:
             yield from self._results(Pass(self.rows))
-            while not self.stop.wanted.is_set() and (group := self.blame.next_group()):
+            while not self.stop.is_wanted and (group := self.blame.next_group()):
                 yield from self._results(self._once_more(*group))
             if not self.writer.writes_in_background:
                 self.writer.flush()
@@ -151,17 +151,17 @@ class Run:
                 self._settle()
                 if not self.is_page:
                     return
-                if not rows.has_asked and not self.stop.wanted.is_set():
+                if not rows.has_asked and not self.stop.is_wanted:
                     raise BrokenElement(
                         f"{self.writer.target.task} ended without taking a row; its page "
                         "stays pending"
                     )
-            if rows.exhausted or self.stop.wanted.is_set():
+            if rows.exhausted or self.stop.is_wanted:
                 return
 
     def _take(self, generator: Iterator[object]) -> Generator[object, None, BaseException | None]:
         """Take results from the task, pass on those that may be, and return its exception."""
-        clock, writer, is_over = self.clock, self.writer, self.stop.wanted.is_set
+        clock, writer, stop = self.clock, self.writer, self.stop
         writes, stored = self.settings.write_to_database, writer.stored
         passes_on = self.settings.live or not writes
         is_simple = (
@@ -209,7 +209,7 @@ class Run:
                     yield from self._stored()
             if writer.trouble is not None:
                 raise writer.trouble
-            if not self.in_progress.by_key and is_over():
+            if not self.in_progress.by_key and stop.is_wanted:
                 return None
 
     def _stored(self) -> Iterator[object]:
@@ -223,10 +223,10 @@ class Run:
 
     def _hand(self, rows: Pass) -> Iterator[object]:
         """Generate the rows for the task, until there are none or the run has to stop."""
-        clock, in_progress, is_over = self.clock, self.in_progress, self.stop.wanted.is_set
+        clock, in_progress, stop = self.clock, self.in_progress, self.stop
         rows.has_asked = True
         clock.credit_overhead(clock.stop())
-        while not is_over():
+        while not stop.is_wanted:
             if in_progress.gathered:
                 self._end_gathered()
             try:
