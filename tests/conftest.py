@@ -119,8 +119,6 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def _reset_database() -> None:
     if "astra.database.connection" in sys.modules:
         importlib.import_module("astra.database.connection").reset()
-    if "astra.database.statement_timeout" in sys.modules:  # another test asked its element to stop
-        importlib.import_module("astra.database.statement_timeout").hurry(float("inf"))
     if "astra.slurm.limits" in sys.modules:  # what another test's cluster said
         importlib.import_module("astra.slurm.limits").configuration.cache_clear()
 

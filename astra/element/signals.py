@@ -1,5 +1,6 @@
 """Requests to stop: how a process that runs a task handles SIGTERM, SIGINT and SIGUSR1."""
 
+import math
 import os
 import signal
 import threading
@@ -70,8 +71,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if pipe.is_open():
-            # The C handler has written this already, unless the task has taken its descriptor away.
-            pipe.write(number)
+            pipe.write(number)  # which the C handler has done, unless the task took its descriptor
         else:
             threading.Thread(target=ask_to_stop, args=[number], daemon=True).start()
 
@@ -114,3 +114,4 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         pipe.close()
+        hurry(math.inf)  # the process may go on, as that of a notebook does

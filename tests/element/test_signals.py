@@ -9,6 +9,7 @@ import time
 import pytest
 
 from astra.config import settings
+from astra.database.connection import HURRY_S, connection, database
 from astra.element.signals import stop_on_signals
 from astra.results.stopping import Stop, Terminated
 from tests.conftest import ROOT
@@ -114,3 +115,13 @@ def test_a_signal_is_heard_after_the_task_has_replaced_the_descriptor():
         signal.raise_signal(signal.SIGTERM)
         assert stop.wanted.wait(60)
         signal.set_wakeup_fd(ours)
+
+
+def test_a_process_that_goes_on_after_its_run_waits_for_statements_as_before(pg_url):
+    stop = Stop()
+    with stop_on_signals(stop):
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.wanted.wait(60)
+    with connection():
+        longer_s = max(settings.current().element.grace_s, HURRY_S) + 0.5
+        assert database.execute_sql("SELECT 1 FROM pg_sleep(%s)", (longer_s,)).fetchone() == (1,)
