@@ -7,7 +7,7 @@ of a database has its own locks, and the row says who holds the lock and since w
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,8 @@ class RowLock:
                     return
         finally:
             if self._connection is not None:
+                with suppress(psycopg2.Error):
+                    self._connection.rollback()  # when it returns, the server has released the lock
                 self._connection.close()
 
     def _is_held(self) -> bool:

@@ -18,7 +18,7 @@ from astra.element.controls import check_controls
 from astra.element.pool import take_page
 from astra.element.suspects import Death, record_death, suspects_of
 from astra.errors import BusyError, Superseded
-from astra.models.attempts import Attempt
+from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import is_cancelled, release
 from astra.processes import process_began
@@ -102,14 +102,14 @@ def claim_page(
         check_controls(plan, submission, element)
         if number is None and (number := take_page(submission, element)) is None:
             return None
-        page, is_withdrawn, n_attempts = _page_to_claim(plan, number)
+        page, is_withdrawn, n_attempts, has_suspects = _page_to_claim(plan, number)
         if page.n_pending == 0:
             return None
         if is_withdrawn:
             raise Superseded(f"plan {plan.pk} was cancelled")
         _check_owner(page, submission)
         _supersede(page, submission, where, is_unsure)
-        suspects = suspects_of(page.pk) if n_attempts else []
+        suspects = suspects_of(page.pk) if has_suspects or page.attempt_pk else []
         n_handed = _place_after(page, {s.place for s in suspects}, n_in_progress)
         attempt = _new_attempt(page, n_attempts + 1, submission, element, where, n_handed)
         _take_over(page, attempt)
@@ -124,19 +124,21 @@ def claim_page(
     return replace(claim_of(page, attempt), suspects=suspects)
 
 
-def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int]:
-    """Return a page, whether its plan was cancelled, and the number of its last attempt."""
-    ((*values, cancelled, last_number),) = _numbered(plan=plan.pk, number=number)
+def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int, bool]:
+    """Return a page, whether its plan was cancelled, the number of its last attempt, and whether
+    it has suspects."""
+    ((*values, cancelled, last_number, has_suspects),) = _numbered(plan=plan.pk, number=number)
     fields = Page._meta.sorted_fields
     page = Page(**{f.name: f.python_value(v) for f, v in zip(fields, values, strict=True)})
-    return page, cancelled is not None, last_number or 0
+    return page, cancelled is not None, last_number or 0, bool(has_suspects)
 
 
 @statement
 def _numbered(plan: Value, number: Value) -> Query:
     cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
     last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
-    query = Page.select(*Page._meta.sorted_fields, cancelled, last)
+    suspects = fn.EXISTS(Suspect.select(SQL("1")).where(Suspect.page == Page.pk))
+    query = Page.select(*Page._meta.sorted_fields, cancelled, last, suspects)
     return query.where((Page.plan == plan) & (Page.number == number))
 
 

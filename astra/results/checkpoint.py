@@ -326,10 +326,13 @@ def _write_progress(
             # A later failure of the same row never hides a stored result.
             if place is not None and changed.get(place, seen.outcomes[place]) != result:
                 changed[place] = value
-    return _store_progress(claim, seen, changed)
+    # Failures may still turn out to be the task's fault, and none of its rows'.
+    return _store_progress(claim, seen, changed, may_end=not failures)
 
 
-def _store_progress(claim: Claim, seen: Seen, changed: dict[int, int]) -> Progress:
+def _store_progress(
+    claim: Claim, seen: Seen, changed: dict[int, int], may_end: bool = False
+) -> Progress:
     outcomes = bytearray(seen.outcomes)
     for place, value in changed.items():
         outcomes[place] = value
@@ -345,7 +348,7 @@ def _store_progress(claim: Claim, seen: Seen, changed: dict[int, int]) -> Progre
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
     columns = {"n_found": seen.n_found, **own, **claim.read_meter()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
-    is_end = claim.end is not None and Outcome.PENDING not in outcomes
+    is_end = may_end and claim.end is not None and Outcome.PENDING not in outcomes
     if claim.end is not None and is_end:
         claim.end()
     return Progress(changed, own, is_end)

@@ -121,6 +121,12 @@ def test_its_end_does_not_wait_for_a_server_that_is_silent(postgres, pg_url, mon
         assert time.monotonic() - began < 30
 
 
+def test_a_lock_that_was_released_is_free_at_once(url):
+    for _ in range(100):
+        with hold("plan 1", "submits plan 1", "astra status 1"):
+            pass
+
+
 def test_names_do_not_hinder_each_other(url):
     # The second and the third were one byte of SQLite's lock file before.
     with hold("plan 1", "a", "it"), hold("plan 12", "b", "it"), hold("plan 21", "c", "it"):
