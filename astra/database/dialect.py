@@ -80,6 +80,9 @@ class Common:
     now_sql: str  # the database's clock
     queries: ModuleType  # the dialect's statements
 
+    def log_sequences(self, schema: str | None) -> None:
+        """Make sure that a copied database never gives the numbers of its rows again."""
+
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as; None where there are no roles."""
         return None

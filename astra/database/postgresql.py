@@ -293,6 +293,9 @@ class PostgreSQL(Keys):
         if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):
             self.run(queries.CREATE_SCHEMA, schema=self.quote(schema))
 
+    def log_sequences(self, schema: str | None) -> None:
+        self.run(queries.LOG_SEQUENCES, (schema,))
+
     # -- roles --------------------------------------------------------------------------
 
     def session_role(self) -> str | None:

@@ -122,6 +122,17 @@ SEQUENCE_IS_BEHIND = """
 #: What a message says to type for it.
 ADVANCE_SEQUENCE = "SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))"
 
+#: Write the numbers that the sequences of a schema have reached to the server's log. It logs only
+#: each 32nd number, in advance, and what was logged for the original does not count for a copy that
+#: was made from it as a template: a crash would have the copy give its numbers again.
+LOG_SEQUENCES = """
+    SELECT setval(seqrelid::regclass, last_value) FROM (
+        SELECT seqrelid, CASE WHEN has_sequence_privilege(seqrelid, 'UPDATE')
+                              THEN pg_sequence_last_value(seqrelid) END AS last_value
+        FROM pg_sequence JOIN pg_class ON pg_class.oid = seqrelid
+        WHERE relnamespace = to_regnamespace(quote_ident(COALESCE(%s, current_schema())))
+    ) AS used WHERE last_value IS NOT NULL"""
+
 #: The columns of the primary key, which a role that may only read can see as well.
 PRIMARY_COLUMNS = """
     SELECT attname FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k(n, place)

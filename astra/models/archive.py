@@ -83,6 +83,7 @@ def settle_archive(copied: bool, moved: bool) -> str | None:
         check_archive()
     identifier = archive.identifier if moved else token_hex(8)
     Archive.update(identifier=identifier, made_in=place).execute()
+    dialect().log_sequences(schema())
     if moved:
         return f"the archive {identifier} is in {place} now"
     n = _give_up_plans()

@@ -8,7 +8,7 @@ import pytest
 from peewee import SQL
 
 from astra.config.run_folder import run_folder, spool_files
-from astra.database.connection import bind, connection, database, dialect
+from astra.database.connection import bind, connection, database, dialect, reset
 from astra.database.sqlite import SQLite
 from astra.errors import DatabaseError, UsageError
 from astra.models import BossVisitSpectrum
@@ -21,8 +21,10 @@ from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
 from astra.status.status import status
+from astra.status.verify import verify
+from tests.conftest import prepare_template
 from tests.sample_tasks import Measured, fill, measure
-from tests.servers import Copy, Standby
+from tests.servers import Copy, Postgres, Standby
 
 
 def plan_of(n: int) -> Plan:
@@ -204,3 +206,26 @@ def test_spool_files_of_two_archives_in_one_run_directory_are_distinguished(url)
         (folder / name).write_text("stray")
     assert spool_files(plan.folder) == []
     assert [path.name for path in spool_files(other.folder)] == ["page-1-attempt-1.spool"]
+
+
+@pytest.mark.postgres
+def test_a_copy_numbers_its_rows_on_after_a_crash():
+    """PostgreSQL logs 32 numbers in advance, for the original alone."""
+    with Postgres() as server:
+        prepare_template(server.create_database("original"))
+        bind(server.url("original"))
+        fill(20)
+        create_plan(measure, "BossVisitSpectrum", limit=5)
+        reset()
+        bind(server.copy_database("original", "copied"))
+        init_database(copied=True)
+        (planned,) = create_plan(measure, "BossVisitSpectrum", limit=5)
+        reset()
+        server.kill()
+        server.start()
+        bind(server.url("copied"))
+        assert not [breach for breach in verify(planned.plan).breaches if breach.check == "guards"]
+        cancel(planned.plan)
+        (again,) = create_plan(measure, "BossVisitSpectrum", limit=5)
+        assert again.plan > planned.plan
+        reset()
