@@ -124,7 +124,9 @@ class _Parent:
 
     def __init__(self, board: Board, row_timeout_s: float, stop_at: float | None = None) -> None:
         self.board, self.row_timeout_s, self.stop_at = board, row_timeout_s, stop_at
-        self.stop_requested = self.timed_out = self.over = self.lingered = False
+        self.stop_requested = self.timed_out = self.lingered = False
+        # An element that begins too late is not asked: it gives its pages back, and ends by itself.
+        self.over = stop_at is not None and time.time() >= stop_at
         self.finished_s: float | None = None  # when the child was first seen to have finished
         self.pid = 0
         # seconds between two checks
