@@ -26,9 +26,9 @@ def run_here(plan_pk: int, notify: Callable[[PageOutcome], None] = lambda run: N
                 if (run := this.run_page(page.number, page.number)) is None:
                     break
                 notify(run)
-                if stop.wanted.is_set():
+                if stop.is_wanted:
                     break
     finally:
         end_submission(submission)
-    if stop.wanted.is_set():
+    if stop.is_wanted:
         raise interrupted(plan)

@@ -101,7 +101,7 @@ def run_element(
                 if (run := this.run_page(number, element)) is None:
                     break
                 runs.append(run)
-                if stop.wanted.is_set():
+                if stop.is_wanted:
                     break
         return runs
 
@@ -161,7 +161,7 @@ class Element:
                 continue
             number, longest_s = None, max(longest_s, now_s() - began_s)
             runs.append(run)
-            if run.state != AttemptState.DONE or self.stop.wanted.is_set():
+            if run.state != AttemptState.DONE or self.stop.is_wanted:
                 return runs
         retrying(lambda: close_pool(self.submission))
         return runs
@@ -289,7 +289,7 @@ class Element:
         except AstraError as error:
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
                 retrying(lambda: take_back_failures(claim))
-            _end(claim, _ended_by(error), clean(str(error), 2000), stop.wanted.is_set())
+            _end(claim, _ended_by(error), clean(str(error), 2000), stop.is_wanted)
             raise
         except Exception as error:
             message = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
@@ -297,9 +297,9 @@ class Element:
             raise BrokenElement(message) from error
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"
-            raise _interrupted(claim, reason, stop.wanted.is_set())
+            raise _interrupted(claim, reason, stop.is_wanted)
         self.n_in_progress = max(FIRST_IN_PROGRESS, reader.rows_ahead())
-        if not stop.wanted.is_set():
+        if not stop.is_wanted:
             self._link()
         try:
             if not claim.has_ended:

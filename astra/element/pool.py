@@ -20,9 +20,9 @@ from astra.states import AttemptState
 log = logging.getLogger(__name__)
 
 
-def left_in(submission: Submission) -> ColumnBase:
+def left_in(submission_pk: int | Value) -> ColumnBase:
     """Return a clause: the page belongs to a submission's pool, and has rows left."""
-    return (Page.submission_pk == submission.pk) & (N_PENDING > 0)
+    return (Page.submission_pk == submission_pk) & (N_PENDING > 0)
 
 
 def take_page(submission: Submission, own: int) -> int | None:
@@ -51,7 +51,7 @@ def _take(submission: Value, own: Value) -> Query:
 def _first_free(submission: Value, own: Value) -> "ModelSelect[Page]":
     return (
         Page.select(Page.pk)
-        .where((Page.submission_pk == submission) & (N_PENDING > 0) & Page.free)
+        .where(left_in(submission) & Page.free)
         .order_by((Page.number == own).desc(), N_PENDING.desc(), Page.number)
         .limit(1)
     )
@@ -74,7 +74,7 @@ def claimed_page(submission: Submission, element: int) -> int | None:
         Page.select(Page.number)
         .join(Attempt, on=Attempt.pk == Page.attempt_pk)
         .where(
-            left_in(submission)
+            left_in(submission.pk)
             & ~Page.free
             & (Attempt.submission_pk == submission.pk)
             & (Attempt.element == element)
@@ -121,7 +121,7 @@ def time_of_element(submission: Submission) -> int | None:
 
 def close_pool(submission: Submission) -> None:
     """Cancel the waiting elements of a submission if all of its pages have ended."""
-    pages_left = Page.select(Page.pk).where(left_in(submission))
+    pages_left = Page.select(Page.pk).where(left_in(submission.pk))
     if may_have_waiting(submission) and pages_left.limit(1).scalar() is None:
         cancel_waiting(submission)
 

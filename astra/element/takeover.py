@@ -99,7 +99,7 @@ class Watcher:
         end_s : when the element has no time for one more page, by :func:`~astra.processes.now_s`.
         """
         is_free = None
-        while not self.stop.wanted.is_set() and (end_s is None or now_s() < end_s):
+        while not self.stop.is_wanted and (end_s is None or now_s() < end_s):
             if (is_free := self._check()) is not None:
                 break
             self._cancel_waiting(end_s)
@@ -131,7 +131,7 @@ class Watcher:
 
     def _read(self) -> list[Attempt] | bool | None:
         """Return the attempts that hold pages, if this watches; else what :meth:`_check` does."""
-        left = left_in(self.submission)
+        left = left_in(self.submission.pk)
         held = (
             Attempt.select(
                 Attempt.pk, Attempt.page, Attempt.state, Attempt.seen, Attempt.host, Attempt.pid,

@@ -348,7 +348,7 @@ def _store_progress(
     own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
     columns = {"n_found": seen.n_found, **own, **claim.read_meter()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
-    is_end = may_end and claim.end is not None and Outcome.PENDING not in outcomes
-    if claim.end is not None and is_end:
-        claim.end()
-    return Progress(changed, own, is_end)
+    end = claim.end if may_end and Outcome.PENDING not in outcomes else None
+    if end is not None:
+        end()
+    return Progress(changed, own, end is not None)

@@ -115,7 +115,7 @@ class Writer:
 
     def is_stuck(self) -> bool:
         """Return whether it is useless to wait for the second thread."""
-        return self.trouble is not None or self.stop.wanted.is_set()
+        return self.trouble is not None or self.stop.is_wanted
 
     # -- called by the task's thread -----------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Writer:
             self.wake()
             asked_at: float | None = None
             while self.unwritten() and self.trouble is None:
-                if grace_s is not None and self.stop.wanted.is_set():
+                if grace_s is not None and self.stop.is_wanted:
                     asked_at = asked_at or time.monotonic()
                     if time.monotonic() - asked_at > grace_s:
                         raise DatabaseError(
@@ -230,7 +230,7 @@ class Writer:
                 return None
             if (
                 self.must_write_all
-                or self.stop.wanted.is_set()
+                or self.stop.is_wanted
                 or (self.writes_in_background and self.is_full())
             ):
                 return 0.0
