@@ -29,10 +29,23 @@ def _stat(pid: int | str) -> list[str]:
 def command_of(pid: int) -> list[str]:
     """Return the command line of a process of this machine; empty if it has ended."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        text = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return []
-    return [os.fsdecode(word) for word in words]
+    return [os.fsdecode(word) for word in text.split(b"\0")[:-1]]
+
+
+def elements_here(token: str) -> set[int]:
+    """Return the elements of a local submission that run on this machine, by their command lines.
+
+    An element lives while one of its two processes does: after a crash, its parent restarts the
+    child.
+    """
+    commands = [command_of(int(name)) for name in os.listdir("/proc") if name.isdecimal()]
+    ours = [words for words in commands if "run-page" in words and token in words]
+    return {
+        int(number) for *_, option, number in ours if option == "--element" and number.isdecimal()
+    }
 
 
 def user_name() -> str:

@@ -32,6 +32,11 @@ class AttemptState(StrEnum):
     SUPERSEDED = "superseded"  # another attempt took the page
 
 
+#: States in which a page belongs to its attempt's element while that lives: after a crash, the
+#: element's parent restarts its child, which continues the page.
+HELD = (AttemptState.RUNNING.value, AttemptState.DIED.value)
+
+
 class PageState(StrEnum):
     """The state of a page, from the database and Slurm together."""
 

@@ -32,9 +32,9 @@ from astra.element.controls import is_throttled
 from astra.element.pool import cancel_waiting, left_in, may_have_waiting
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
-from astra.processes import born_s, now_s, process_began
+from astra.processes import born_s, elements_here, now_s, process_began
 from astra.results.stopping import Stop
-from astra.states import AttemptState, SlurmState
+from astra.states import HELD, AttemptState, SlurmState
 
 if TYPE_CHECKING:
     from astra.slurm.parse import Answer
@@ -62,17 +62,12 @@ _GONE = 4
 #: One that has not checked for this many may be gone: who finds no page stays until that is known.
 _OVERDUE = 2
 
-#: Within this time an element's parent has recorded its child's crash, and started another child.
-_RESTART_S = 3.0
-
 #: How an attempt ended of which nothing else is known.
 _SILENT = "its heartbeat stopped"
 
 #: Ends that a retry on the same terms does not change. They are taken over once, and then left to
 #: the resume of a person or a night, which gives more memory or time.
 _ONCE = frozenset({SlurmState.OUT_OF_MEMORY, SlurmState.TIMEOUT})
-
-_HELD = (AttemptState.RUNNING.value, AttemptState.DIED.value)
 
 
 class Watcher:
@@ -84,7 +79,6 @@ class Watcher:
         self.began_s = self.checked_s = time.monotonic()
         self.query_s = self.began_s + self.lease_s * _FIRST_QUERY  # when Slurm may be asked
         self.unchanged: dict[int, tuple[datetime, float]] = {}  # attempt: heartbeat, and since when
-        self.gone: dict[int, float] = {}  # attempts whose process ended here, and since when
         self.alive: set[int] = set()  # attempts of elements that Slurm last reported as alive
         self.given_up: set[int] = set()  # attempts whose pages wait for a resume
         self.may_cancel = may_have_waiting(submission)
@@ -135,10 +129,10 @@ class Watcher:
         held = (
             Attempt.select(
                 Attempt.pk, Attempt.page, Attempt.state, Attempt.seen, Attempt.host, Attempt.pid,
-                Attempt.pid_began, Attempt.array_index, Attempt.number,
+                Attempt.pid_began, Attempt.array_index, Attempt.number, Attempt.element,
             )
             .join(Page, on=Page.attempt_pk == Attempt.pk)
-            .where(left & (Attempt.submission_pk == self.submission.pk) & Attempt.state.in_(_HELD))
+            .where(left & (Attempt.submission_pk == self.submission.pk) & Attempt.state.in_(HELD))
         )  # fmt: skip
         is_active = Plan.paused.is_null() & Plan.cancelled.is_null()
         if Plan.select(Plan.pk).where((Plan.pk == self.plan.pk) & is_active).scalar() is None:
@@ -198,7 +192,10 @@ class Watcher:
             self.given_up |= {a.pk for a in held if a.host != socket.gethostname()}
             here = [a for a in held if a.pk not in self.given_up]
             gone = [a for a in here if process_began(a.pid) != a.pid_began]
-            return [(a, "its process is gone") for a in gone if self._is_gone_for_good(a)]
+            alive = elements_here(self.submission.token) if gone else set()
+            # This element's own process crashed, and the one that watches has not got its page.
+            alive.discard(self.element)
+            return [(a, "its process is gone") for a in gone if a.element not in alive]
         answer = self._query_slurm()
         dead: list[tuple[Attempt, SlurmState | str]] = []
         for attempt in held:
@@ -219,11 +216,6 @@ class Watcher:
             elif silent_s > self.lease_s * _SUSPENDED:
                 self.given_up.add(attempt.pk)
         return dead
-
-    def _is_gone_for_good(self, attempt: Attempt) -> bool:
-        """Return whether a process ended so long ago that its parent will not start another."""
-        since_s = self.gone.setdefault(attempt.pk, time.monotonic())
-        return time.monotonic() - since_s > _RESTART_S
 
     def _query_slurm(self) -> "Answer | None":
         """Return what Slurm says of the pool's elements; None if it is not asked, or cannot be."""
@@ -254,7 +246,7 @@ class Watcher:
                     message=f"ended without a record ({why}); a watcher released its page",
                 ).where(
                     (Attempt.pk == attempt.pk)
-                    & Attempt.state.in_(_HELD)
+                    & Attempt.state.in_(HELD)
                     & (Attempt.seen == attempt.seen)
                 )
                 if not ended.execute():

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -16,9 +16,9 @@ from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Plan, Submission
-from astra.processes import process_began
+from astra.processes import elements_here, process_began
 from astra.slurm import client, command, parse
-from astra.states import ALIVE, AttemptState, PageState, SlurmState
+from astra.states import ALIVE, HELD, AttemptState, PageState, SlurmState
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,7 @@ class Pages(Sequence[PageStatus]):
     def __init__(self, stored: Stored, answer: parse.Answer) -> None:
         self.stored, self.answer = stored, answer
         self.cancelled = stored.plan.cancelled is not None
+        self._elements_here = cache(elements_here)
         self._arrays = {
             pk: (s.job_name, s.pages_per_element, s.offset)
             for pk, s in stored.submissions.items()
@@ -211,7 +212,7 @@ class Pages(Sequence[PageStatus]):
             state = PageState.UNSUBMITTED  # in the latter case, it was withdrawn from its pool
         elif submission.kind == "local":
             waits = (row.free or attempt is None) and _submitter_lives(submission)
-            state = PageState.WAITING if waits else self._local_state(attempt)
+            state = PageState.WAITING if waits else self._local_state(submission, attempt)
         else:
             state = self._slurm_state(submission, attempt, execution)
             if row.free and state is PageState.INCOMPLETE:  # its elements ended, and nobody took it
@@ -228,14 +229,15 @@ class Pages(Sequence[PageStatus]):
         """Return whether there should have been a heartbeat since."""
         return (self.stored.now - since).total_seconds() > settings.current().element.lease_s
 
-    def _local_state(self, attempt: Attempt | None) -> PageState:
+    def _local_state(self, submission: Submission, attempt: Attempt | None) -> PageState:
         """Return the state of an unfinished page of local processes."""
         if attempt is None:
             return PageState.UNSUBMITTED
-        if attempt.state != AttemptState.RUNNING:
+        if attempt.state not in HELD:
             return _RECORDED.get(attempt.state, PageState.LOST)
         if attempt.host == socket.gethostname():
             lives = process_began(attempt.pid) == attempt.pid_began
+            lives = lives or attempt.element in self._elements_here(submission.token)
         else:
             lives = not self._is_silent(attempt.seen)
         return PageState.RUNNING if lives else PageState.LOST

@@ -1,6 +1,8 @@
 """Pages of dead elements are taken over by living ones of their pool, and those of living ones never."""
 
+import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -18,16 +20,25 @@ from astra.element.element import Element
 from astra.element.takeover import Watcher
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
-from astra.processes import now_s
+from astra.processes import now_s, process_began
 from astra.results.stopping import Stop
 from astra.resume.controls import throttle
 from astra.resume.resume import resume_local
 from astra.slurm.parse import Answer, Execution
-from astra.states import SlurmState
+from astra.states import PageState, SlurmState
 from astra.submit.submit import submit
 from tests.nights import run_out
-from tests.pools import elements, is_whole, kill_element, plan_of, pool_of, running
-from tests.servers import Slurm
+from tests.pools import (
+    elements,
+    is_whole,
+    kill_element,
+    parent_of,
+    plan_of,
+    pool_of,
+    running,
+    states,
+)
+from tests.servers import Slurm, wait_for
 
 
 def use_lease(lease_s: int, folder, monkeypatch):
@@ -59,6 +70,38 @@ class TestLocal:
             (dead,) = Attempt.select().where(Attempt.state == "superseded")
             assert "its process is gone" in dead.message
             assert Attempt.select().where(Attempt.page == dead.page).count() == 2
+
+    def test_a_crashed_process_leaves_its_page_to_its_parent(self, url, tmp_path):
+        """While the parent has not restarted it, no resume and no other element takes the page."""
+        fast = tmp_path / "fast"
+        plan = plan_of(200, 100, row_s=0.05, slow_until=str(fast))
+        found: list[list[PageState]] = []
+
+        def crash() -> None:
+            with connection():
+                victim, _ = running(2, 0)
+            supervisor = parent_of(victim.pid)
+            os.kill(supervisor, signal.SIGSTOP)
+            os.kill(victim.pid, signal.SIGSEGV)
+            wait_for(lambda: process_began(victim.pid) is None, "the crash")
+            fast.touch()
+            with connection():
+                watched = Submission.select().where(Submission.watcher.is_null(False))
+                wait_for(watched.exists, "a watcher")
+            found.append(states(plan))
+            os.kill(supervisor, signal.SIGCONT)
+            with connection():
+                wait_for(lambda: Attempt.get_by_id(victim.pk).state != "running", "the record")
+            found.append(states(plan))
+
+        killer = threading.Thread(target=crash)
+        killer.start()
+        resume_local(plan.pk, 2)
+        killer.join()
+        assert is_whole(plan)
+        assert all(PageState.LOST not in after for after in found) and len(found) == 2
+        with connection():
+            assert not Attempt.select().where(Attempt.state == "superseded").exists()
 
     def test_whoever_is_throttled_stays_for_the_pages_of_those_who_die(self, url):
         """The only element that may run is dead: its page and the free one are run by another."""

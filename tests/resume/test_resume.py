@@ -44,7 +44,7 @@ def still_belongs_to(submission: Submission) -> bool:
 
 @pytest.fixture
 def interrupted(url: str) -> tuple[Plan, Submission]:
-    """A plan of one page, whose process crashed; its parent is about to start another."""
+    """A plan of one page, whose process has ended; another one is about to claim it."""
     plan = plan_of(10, 10)
     submission = pool_of(plan)
     claim(plan, submission, Where(host=socket.gethostname(), pid=1, pid_began="gone"))
