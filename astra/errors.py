@@ -16,7 +16,7 @@
     ├── BusyError               7   another process is changing the same plan
     ├── OutOfHours             74   the hours of a night are over: an element begins no page
     ├── PlanPaused              0   a plan is paused: an element takes no page
-    │   └── PlanThrottled           as many elements take pages as its throttle allows
+    ├── PlanThrottled           0   as many elements take pages as its throttle allows
     ├── Interrupted            75   asked to stop; its yielded results are stored
     ├── Superseded             76   another attempt holds the page; nothing more is written
     └── BrokenElement          77   the task failed outside of any row: its pages stay pending
@@ -103,8 +103,10 @@ class PlanPaused(AstraError):
     exit_status = 0
 
 
-class PlanThrottled(PlanPaused):
+class PlanThrottled(AstraError):
     """As many elements of a plan run as its throttle allows, so that no other takes a page."""
+
+    exit_status = 0
 
 
 class Interrupted(AstraError):

@@ -104,9 +104,9 @@ def describe(name: str) -> str | None:
     """
     if name in _DESCRIPTIONS:
         return _DESCRIPTIONS[name]
-    for prefix, words in _PREFIXES.items():
+    for prefix, description in _PREFIXES.items():
         if name.startswith(prefix) and (rest := describe(name.removeprefix(prefix))):
-            return f"{words} {rest}"
+            return f"{description} {rest}"
     return None
 
 

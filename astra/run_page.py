@@ -22,18 +22,18 @@ _OPTIONS: dict[str, Callable[[str], object]] = {
 _REQUIRED = ("--plan", "--job", "--element")
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the element that the `words` of a command line name; its exit status."""
+def main(arguments: Sequence[str]) -> int:
+    """Run the element that the arguments of the command line name; return its exit status."""
     start_command()
     try:
-        options = _parsed(words)
+        options = _parsed(arguments)
         row_timeout_s = options.get("--row-timeout", settings.current().element.row_timeout_s)
     except AstraError as error:
         return _refused(error)
     return supervised(lambda board: _run(options, board), row_timeout_s, options.get("--stop-at"))
 
 
-def _parsed(words: Sequence[str]) -> dict[str, Any]:
+def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
     """Parse the options, each of which is followed by its value.
 
     Raises
@@ -41,18 +41,18 @@ def _parsed(words: Sequence[str]) -> dict[str, Any]:
     UsageError
         If an option is unknown, lacks a value or is missing.
     """
-    texts = dict(zip(words[::2], words[1::2], strict=False))
+    texts = dict(zip(arguments[::2], arguments[1::2], strict=False))
     try:
         options = {option: _OPTIONS[option](value) for option, value in texts.items()}
     except (KeyError, ValueError) as error:
-        raise UsageError(f"astra run-page {' '.join(words)}: {error}") from error
+        raise UsageError(f"astra run-page {' '.join(arguments)}: {error}") from error
     if missing := [option for option in _REQUIRED if option not in options]:
         raise UsageError(f"astra run-page lacks {', '.join(missing)}; scripts of arrays call it")
     return options
 
 
 def _run(options: dict[str, Any], board: Board) -> int:
-    """Run the element's pages, in the process that may die; its exit status."""
+    """Run the element's pages, in the process that may die; return its exit status."""
     from astra.element.element import run_element
 
     try:

@@ -21,9 +21,9 @@ def run_here(plan_pk: int, notify: Callable[[PageOutcome], None] = lambda run: N
         make_intent(submission, pages)
     stop = Stop()
     try:
-        with stop_on_signals(stop), Element(plan, submission, stop) as this:
+        with stop_on_signals(stop), Element(plan, submission, stop) as worker:
             for page in pages:
-                if (run := this.run_page(page.number, page.number)) is None:
+                if (run := worker.run_page(page.number, page.number)) is None:
                     break
                 notify(run)
                 if stop.is_wanted:

@@ -129,9 +129,9 @@ def _submit_and_kill(plan: int) -> None:
         show.line(f"process {last.pid} took over page {killed.page.number} of the killed one")
 
 
-def _start(*words: str) -> "subprocess.Popen[bytes]":
+def _start(*arguments: str) -> "subprocess.Popen[bytes]":
     """Start a command of astra's on two local processes."""
-    argv = [sys.executable, "-m", "astra", *words, "--local", "-j", "2"]
+    argv = [sys.executable, "-m", "astra", *arguments, "--local", "-j", "2"]
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
 

@@ -39,7 +39,7 @@ class _Command(_WithExamples, click.Command):
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
             task = ctx.params.get("task") or ctx.params.get("task_or_plan")
-            ctx.fail(hints.of_words(str(self.name), str(task), rest))
+            ctx.fail(hints.of_arguments(str(self.name), str(task), rest))
         return rest
 
 

@@ -16,14 +16,14 @@ COMMANDS = {
 TAKE_A_TASK = frozenset({"plan", "submit", "run"})
 
 
-def of_words(command: str, task: str, words: Iterable[str]) -> str:
+def of_arguments(command: str, task: str, arguments: Iterable[str]) -> str:
     """Describe the options that replace an input model or identifiers typed after a task."""
-    words = list(words)
-    ids = ",".join(word for word in words if word.isdigit())
-    models = [word for word in words if not word.isdigit()]
+    arguments = list(arguments)
+    ids = ",".join(argument for argument in arguments if argument.isdigit())
+    models = [argument for argument in arguments if not argument.isdigit()]
     options = [f"--input-model {models[0]}"] if models else []
     options += [f"--sdss-ids {ids}"] if ids else []
     return (
-        f"{' '.join(words)} after the task: astra {command} takes the input model and sources as "
-        f"options: astra {command} {task} {' '.join(options)}"
+        f"{' '.join(arguments)} after the task: astra {command} takes the input model and sources "
+        f"as options: astra {command} {task} {' '.join(options)}"
     )

@@ -137,12 +137,12 @@ def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
 
 def slurm_pairs(values: tuple[str, ...]) -> dict[str, object]:
     """Parse options of sbatch to the types of a configuration file; a bare name is a flag."""
-    words: dict[str, object] = {"true": True, "false": False}
+    booleans: dict[str, object] = {"true": True, "false": False}
     named = pairs(tuple(word if "=" in word else f"{word}=true" for word in values), "--option")
     return {
         name.lstrip("-").replace("-", "_"): int(value)
         if value.isascii() and value.isdecimal()
-        else words.get(value.lower(), value)
+        else booleans.get(value.lower(), value)
         for name, value in named.items()
     }
 
@@ -163,14 +163,14 @@ def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> li
     """Read identifiers from a list, or from a file with one or more on each line."""
     if text is None:
         return None
-    words = text
+    content = text
     if not all(c.isdigit() or c in ", -\n" for c in text):
         try:
-            words = Path(text).read_text()
+            content = Path(text).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--sdss-ids {text}: neither a list nor a readable file") from error
     ids = []
-    for number, row in enumerate(words.splitlines(), 1):
+    for number, row in enumerate(content.splitlines(), 1):
         for word in row.split("#")[0].replace(",", " ").split():
             try:
                 ids.append(int(word))

@@ -166,16 +166,16 @@ def completion(shell: str) -> None:
 
 
 @main.command("help")
-@click.argument("words", nargs=-1, type=COMMAND, metavar="[COMMAND]...")
+@click.argument("commands", nargs=-1, type=COMMAND, metavar="[COMMAND]...")
 @click.pass_context
-def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
+def help_command(ctx: click.Context, commands: tuple[str, ...]) -> None:
     """Show the help of COMMAND, with examples; without COMMAND, list all commands."""
     shown = ctx.find_root()
-    for word in words:
+    for name in commands:
         group = shown.command
         if not isinstance(group, click.Group):
-            raise UsageError(f"astra {shown.info_name} has no subcommands: {word!r}")
-        if word not in group.commands:
-            raise UsageError(f"no command {word!r}. {nearest(word, group.commands)}")
-        shown = click.Context(group.commands[word], info_name=word, parent=shown)
+            raise UsageError(f"astra {shown.info_name} has no subcommands: {name!r}")
+        if name not in group.commands:
+            raise UsageError(f"no command {name!r}. {nearest(name, group.commands)}")
+        shown = click.Context(group.commands[name], info_name=name, parent=shown)
     click.echo(shown.get_help())

@@ -96,7 +96,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-def impossible_values(model: Any, where: Any) -> Iterator[str]:
+def impossible_values(model: Any, condition: Any) -> Iterator[str]:
     """Describe columns of astra's own that hold invalid NULLs, or values of another type."""
     wrong = {
         field.column_name: clause
@@ -104,8 +104,8 @@ def impossible_values(model: Any, where: Any) -> Iterator[str]:
         if _is_astras(model, field) and (clause := _is_impossible(field)) is not None
     }
     counts = [peewee.fn.COUNT(peewee.Case(None, [(clause, 1)])) for clause in wrong.values()]
-    found = next(tuples(model.select(*counts).where(where))) if counts else ()
-    for name, n in zip(wrong, found, strict=True):
+    counted = next(tuples(model.select(*counts).where(condition))) if counts else ()
+    for name, n in zip(wrong, counted, strict=True):
         if n:
             yield f"{n} of the table {model._meta.table_name} have no proper {name}"
 

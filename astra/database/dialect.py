@@ -23,15 +23,15 @@ class Batch:
     """Rows of one table that set the same columns.
 
     ``columns`` maps a column name to its values in database form; ``key`` names the columns that
-    point to the input row, ``conflict`` those of the unique constraint, which ``where`` completes
-    where the index is partial; ``primary`` is the primary key.
+    point to the input row, ``conflict`` those of the unique constraint; ``where_clause`` is that of
+    its index, if the index is partial; ``primary`` is the primary key.
     """
 
     table: str
     columns: dict[str, Sequence[Any]]
     key: tuple[str, ...]
     conflict: tuple[str, ...]
-    where: str
+    where_clause: str
     primary: str
     model: Any
 
@@ -183,7 +183,7 @@ def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
     constant = {*batch.conflict, batch.primary, "created", "modified", "v_astra_major_minor"}
     changed = [dialect.quote(name) for name in sorted(every - constant)]
     columns = ", ".join(f"{name} = excluded.{name}" for name in changed)
-    parts = {"where": batch.where, "columns": columns, "now": dialect.now_sql}
+    parts = {"where": batch.where_clause, "columns": columns, "now": dialect.now_sql}
     return queries.ON_CONFLICT.format(target=", ".join(map(dialect.quote, batch.conflict)), **parts)
 
 

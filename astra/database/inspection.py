@@ -19,7 +19,7 @@ class Server:
     name: str  # "PostgreSQL 15.3"
     least: str | None = None  # the oldest supported version, where this one is older
     role: str | None = None
-    most: int | None = None  # connections that the role may have
+    max_connections: int | None = None  # connections that the role may have
     used: int | None = None  # connections of all roles
     is_standby: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -52,9 +52,9 @@ def lacking(privileges: Iterable[tuple[Any, str]]) -> list[tuple[Any, str]]:
     engine, pairs = dialect(), list(privileges)
     if engine.name == "sqlite":
         return []
-    words = [privilege.split(" ")[0] for _, privilege in pairs]
+    names = [privilege.split(" ")[0] for _, privilege in pairs]
     tables = [engine.table(model) for model, _ in pairs]
-    places = engine.fetch_column(postgresql_queries.LACKING, (tables, words))
+    places = engine.fetch_column(postgresql_queries.LACKING, (tables, names))
     return [pairs[place - 1] for place in places]
 
 

@@ -72,16 +72,16 @@ _PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "astra_lo
 _PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
 
 
-def _kind(words: str, statement: str) -> str | None:
+def _kind(message: str, statement: str) -> str | None:
     """Return the kind of role (see roles.py) that may run a refused statement."""
-    if "must be owner" in words or "to create" in words:
+    if "must be owner" in message or "to create" in message:
         return None
     verb = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER|GRANT|DROP)\b", statement)
     if verb is None:
         return "reads"
     if verb[0] not in ("INSERT", "UPDATE", "DELETE"):
         return None
-    table = words.rpartition(" ")[2].strip('"').removesuffix("_pk_seq")
+    table = message.rpartition(" ")[2].strip('"').removesuffix("_pk_seq")
     if table == "page":
         return "writes" if _PAGE_OF_ELEMENTS.search(statement) else "plans"
     return "plans" if table in _PLANNERS else "writes"
@@ -159,15 +159,15 @@ class PostgreSQL(Keys):
 
     def advice(self, message: str) -> str:
         """Describe what to check if no connection can be opened."""
-        where = "ASTRA_DATABASE_URL, or [database] url"
+        setting = "ASTRA_DATABASE_URL, or [database] url"
         if "does not exist" in message and "database" in message:
-            return f"make it (createdb), or name another in {where}"
+            return f"make it (createdb), or name another in {setting}"
         if _is_refused_login(message):
             return (
-                f"the server runs, but refused the login: check the user in {where}, and the "
+                f"the server runs, but refused the login: check the user in {setting}, and the "
                 "password (~/.pgpass)"
             )
-        return f"check that the server runs and {where}"
+        return f"check that the server runs and {setting}"
 
     def is_lock(self, error: BaseException) -> bool:
         """Return whether only a lock is held by another, and the connection is intact."""
@@ -202,8 +202,8 @@ class PostgreSQL(Keys):
         # From the connection: after an error, the transaction runs no more queries.
         info = self.database.connection().info
         statement = getattr(getattr(cause, "cursor", None), "query", None) or b""
-        words = self.message(error)
-        return Denied(info.user, f"may not do this: {words},", _kind(words, statement.decode()))
+        message = self.message(error)
+        return Denied(info.user, f"may not do this: {message},", _kind(message, statement.decode()))
 
     def message(self, error: BaseException) -> str:
         """Return the server's message, without the statement that it quotes."""
@@ -233,14 +233,14 @@ class PostgreSQL(Keys):
         parameters = (self.table(model), _keeper_of(column), body)
         return bool(self.fetch_value(queries.KEEPS_MODIFIED, parameters))
 
-    def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
+    def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
         """Return whether a valid index of any name keeps these columns unique.
 
-        One with a condition counts if that is `where`.
+        An index with a condition counts only if it is that of `where_clause`.
         """
         parameters = (self.table(model), sorted(columns))
         conditions = self.fetch_column(queries.UNIQUE_INDEX_CONDITIONS, parameters)
-        return any(is_condition(condition, where) for condition in conditions)
+        return any(is_condition(condition, where_clause) for condition in conditions)
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
@@ -317,9 +317,9 @@ class PostgreSQL(Keys):
     def grant_schema(self, role: str, model: Any) -> None:
         """Grant the use of a table's schema, and reading tables that this role creates in it."""
         to = self._role(role)
-        name, ours = self.run(queries.SCHEMA_OF_TABLE, (self.table(model),)).fetchone()
+        name, is_own_schema = self.run(queries.SCHEMA_OF_TABLE, (self.table(model),)).fetchone()
         name = name.replace("%", "%%")
-        if ours:  # of the schema "public" everybody has it
+        if is_own_schema:  # of the schema "public" everybody has it
             self.run(queries.GRANT_SCHEMA, schema=name, role=to)
         self.run(queries.GRANT_LATER_TABLES, schema=name, role=to)
 
@@ -375,15 +375,15 @@ class PostgreSQL(Keys):
         )
 
     @staticmethod
-    def is_same_place(stored: str, here: str) -> bool:
+    def is_same_place(stored: str, current: str) -> bool:
         """Return whether two places are the same.
 
         A standby that has become the primary may have another port, on a later timeline.
         """
-        then, now = (re.fullmatch(_PLACE, place) for place in (stored, here))
-        if then is None or now is None or then[1] != now[1]:
+        before, after = (re.fullmatch(_PLACE, place) for place in (stored, current))
+        if before is None or after is None or before[1] != after[1]:
             return False
-        return then[2] == now[2] or int(now[3]) > int(then[3])
+        return before[2] == after[2] or int(after[3]) > int(before[3])
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """Store who is about to take a lock; return False if somebody holds it."""
@@ -415,6 +415,6 @@ _PLACE = r"(.*), port (\d+), timeline (\d+)"
 
 def _is_refused_login(message: str) -> bool:
     return any(
-        words in message
-        for words in ("password authentication failed", "no password supplied", "pg_hba.conf")
+        text in message
+        for text in ("password authentication failed", "no password supplied", "pg_hba.conf")
     ) or ("FATAL" in message and "does not exist" in message)

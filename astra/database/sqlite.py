@@ -96,7 +96,7 @@ class SQLite(Writing):
 
     def is_transient(self, error: BaseException) -> bool:
         return isinstance(error, peewee.OperationalError) and any(
-            words in str(error) for words in _TRANSIENT
+            text in str(error) for text in _TRANSIENT
         )
 
     def advice(self, message: str) -> str:
@@ -156,10 +156,10 @@ class SQLite(Writing):
     def keep_modified(self, model: Any, keys: Sequence[str], column: str) -> None:
         """Create triggers as on PostgreSQL, which also give every time the same format, because
         SQLite compares times as texts."""
-        mine = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
+        is_this_row = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
         for suffix, keeper in self._keepers(model, column).items():
             trigger = self.quote(f"{model._meta.table_name}_modified_{suffix}")
-            create = queries.CREATE_KEEPER.format(trigger=trigger, keeper=keeper, row=mine)
+            create = queries.CREATE_KEEPER.format(trigger=trigger, keeper=keeper, row=is_this_row)
             if not self.fetch_column(queries.IS_STORED, (create,)):
                 self.run(queries.DROP_TRIGGER, trigger=trigger)
                 self.run(create)
@@ -247,23 +247,23 @@ class SQLite(Writing):
         return f"the file {os.path.realpath(self.path)} (inode {inode}, {socket.gethostname()})"
 
     @staticmethod
-    def is_same_place(stored: str, here: str) -> bool:
+    def is_same_place(stored: str, current: str) -> bool:
         """Return whether two places are the same, by the inode or by the path and the host.
 
         A renamed file keeps its inode, and one that was restored in its place has the same path.
 
         A copy on another filesystem may have the same inode: then the original still exists.
         """
-        then, now = (
+        before, after = (
             re.fullmatch(r"the file (.*) \(inode (\d+)(?:, (.*))?\)", place, re.DOTALL)
-            for place in (stored, here)
+            for place in (stored, current)
         )
-        if stored == here or then is None or now is None:
-            return stored == here
-        if then[1] == now[1]:
-            return then[2] == now[2] or then[3] in (None, now[3])
-        is_left = os.path.exists(then[1]) and not os.path.samefile(then[1], now[1])
-        return then[2] == now[2] and not is_left
+        if stored == current or before is None or after is None:
+            return stored == current
+        if before[1] == after[1]:
+            return before[2] == after[2] or before[3] in (None, after[3])
+        is_left = os.path.exists(before[1]) and not os.path.samefile(before[1], after[1])
+        return before[2] == after[2] and not is_left
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """Return True: the transaction is the only one that writes, so nobody holds the lock."""
@@ -352,12 +352,12 @@ class SQLite(Writing):
         keepers = self._keepers(model, column).values()
         return all(any(f" {keeper} WHERE " in sql for sql in triggers) for keeper in keepers)
 
-    def has_unique(self, model: Any, columns: Sequence[str], where: str) -> bool:
+    def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
         """Return whether an index of any name keeps these columns unique."""
         indexes = self.run(queries.UNIQUE_INDEXES, (model._meta.table_name,)).fetchall()
         for name, is_partial, sql in indexes:
             condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if is_partial else None
-            if self._index_columns(name) == set(columns) and is_condition(condition, where):
+            if self._index_columns(name) == set(columns) and is_condition(condition, where_clause):
                 return True
         return False
 

@@ -28,14 +28,14 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
     """
     if dialect().url.endswith(":memory:"):
         return work
-    done: list[T] = []
-    failed: list[BaseException] = []
+    results: list[T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            done.append(work())
+            results.append(work())
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=run, name="astra background", daemon=True)
     thread.start()
@@ -46,9 +46,9 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
         except BaseException:
             thread.join()  # after a signal too, the work ends before it could begin again
             raise
-        if failed:
-            raise failed[0]
-        return done[0]
+        if errors:
+            raise errors[0]
+        return results[0]
 
     return result
 

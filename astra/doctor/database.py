@@ -62,8 +62,8 @@ def _settings(facts: Server) -> Iterator[Finding]:
             yield warning(_PART, message, "keep the file on a local disk that its folder may write")
         yield ok(_PART, "a SQLite file: run with --local; Slurm's elements need PostgreSQL")
         return
-    free = (facts.most or 0) - (facts.used or 0)
-    message = f"{facts.used} of {facts.most} connections (max_connections) are in use"
+    free = (facts.max_connections or 0) - (facts.used or 0)
+    message = f"{facts.used} of {facts.max_connections} connections (max_connections) are in use"
     if free < _LITTLE_ROOM:
         remedy = "have the administrator raise max_connections, or the limit of the role"
         yield warning(_PART, message, remedy)

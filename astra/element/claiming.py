@@ -31,7 +31,7 @@ FIRST_IN_PROGRESS = 64
 
 
 @dataclass(frozen=True)
-class Where:
+class ElementProcess:
     """The process and the Slurm element that an attempt runs in."""
 
     host: str
@@ -43,7 +43,7 @@ class Where:
     log: str | None = None
 
 
-def this_process(kind: str, folder: Path) -> Where:
+def this_process(kind: str, folder: Path) -> ElementProcess:
     """Return where this process runs; for a submission to Slurm, by Slurm's environment variables.
 
     Its log is its standard output, if that is a file in the plan's folder.
@@ -52,7 +52,7 @@ def this_process(kind: str, folder: Path) -> Where:
     environment = os.environ if kind == "slurm" else {}
     job = environment.get("SLURM_ARRAY_JOB_ID")
     index = environment.get("SLURM_ARRAY_TASK_ID")
-    return Where(
+    return ElementProcess(
         host=environment.get("SLURMD_NODENAME") or socket.gethostname(),
         pid=os.getpid(),
         pid_began=process_began(os.getpid()),
@@ -76,7 +76,7 @@ def claim_page(
     number: int | None,
     submission: Submission,
     element: int,
-    where: Where,
+    process: ElementProcess,
     n_in_progress: int = FIRST_IN_PROGRESS,
     is_unsure: bool = False,
 ) -> Claim | None:
@@ -98,7 +98,7 @@ def claim_page(
         If another attempt of the same submission is running the page.
     """
     with writing():
-        _bind_array(submission, where)
+        _bind_array(submission, process)
         check_controls(plan, submission, element)
         if number is None and (number := take_page(submission, element)) is None:
             return None
@@ -108,13 +108,13 @@ def claim_page(
         if is_withdrawn:
             raise Superseded(f"plan {plan.pk} was cancelled")
         _check_owner(page, submission)
-        _supersede(page, submission, where, is_unsure)
+        _supersede(page, submission, process, is_unsure)
         suspects = suspects_of(page.pk) if has_suspects or page.attempt_pk else []
         n_handed = _place_after(page, {s.place for s in suspects}, n_in_progress)
-        attempt = _new_attempt(page, n_attempts + 1, submission, element, where, n_handed)
+        attempt = _new_attempt(page, n_attempts + 1, submission, element, process, n_handed)
         _take_over(page, attempt)
-    if where.job_id is not None:
-        submission.job_id = where.job_id
+    if process.job_id is not None:
+        submission.job_id = process.job_id
     if is_cancelled(plan.pk):
         # Cancelled since the claim: another plan may have planned the rows before it could see
         # that this attempt runs.
@@ -153,7 +153,12 @@ def _check_owner(page: Page, submission: Submission) -> None:
 
 
 def _new_attempt(
-    page: Page, number: int, submission: Submission, element: int, where: Where, n_handed: int
+    page: Page,
+    number: int,
+    submission: Submission,
+    element: int,
+    process: ElementProcess,
+    n_handed: int,
 ) -> Attempt:
     """Record an attempt that runs from now on.
 
@@ -170,7 +175,7 @@ def _new_attempt(
             element=element,
             state=AttemptState.RUNNING.value,
             n_handed=n_handed,
-            **{k: getattr(where, k) for k in where.__dataclass_fields__},
+            **{k: getattr(process, k) for k in process.__dataclass_fields__},
         )
         ((attempt.pk,),) = _insert_attempt(**attempt.__data__)
         return attempt
@@ -231,38 +236,40 @@ def _place_after(page: Page, suspected: set[int], n_rows: int) -> int:
     return int(page.n_rows)
 
 
-def _bind_array(submission: Submission, where: Where) -> None:
+def _bind_array(submission: Submission, process: ElementProcess) -> None:
     """Bind a submission to its first array that starts; raise Superseded in any other."""
-    if where.job_id is None or submission.job_id == where.job_id:  # a binding never changes
+    if process.job_id is None or submission.job_id == process.job_id:  # a binding never changes
         return
-    Submission.update(job_id=where.job_id, state="submitted").where(
+    Submission.update(job_id=process.job_id, state="submitted").where(
         (Submission.pk == submission.pk) & Submission.job_id.is_null()
     ).execute()
     job_id = Submission.select(Submission.job_id).where(Submission.pk == submission.pk).scalar()
-    if job_id != where.job_id:
+    if job_id != process.job_id:
         raise Superseded(
-            f"job {where.job_id} is a second array for the pages of job {job_id}; nothing is done "
-            f"here: scancel {where.job_id}"
+            f"job {process.job_id} is a second array for the pages of job {job_id}; nothing is "
+            f"done here: scancel {process.job_id}"
         )
 
 
-def _supersede(page: Page, submission: Submission, where: Where, is_unsure: bool) -> None:
+def _supersede(
+    page: Page, submission: Submission, process: ElementProcess, is_unsure: bool
+) -> None:
     """End the attempt that is still recorded as running; raise BusyError if it may really run."""
     old = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
     if old is None or old.state != AttemptState.RUNNING:
         return
     same_submission = old.submission_pk == submission.pk
     requeued = (
-        where.job_id is not None
-        and (old.job_id, old.array_index) == (where.job_id, where.array_index)
-        and where.restarts > old.restarts
+        process.job_id is not None
+        and (old.job_id, old.array_index) == (process.job_id, process.array_index)
+        and process.restarts > old.restarts
     )
     silent_s = (dialect().now() - old.seen).total_seconds()
-    dead_here = old.host == where.host and process_began(old.pid) != old.pid_began
+    dead_here = old.host == process.host and process_began(old.pid) != old.pid_began
     overdue = silent_s > settings.current().element.lease_s
     # A claim of this process that was not acknowledged: it has not been given a row.
     is_own = is_unsure and (old.host, old.pid, old.pid_began) == (
-        where.host, where.pid, where.pid_began
+        process.host, process.pid, process.pid_began
     )  # fmt: skip
     if same_submission and not (requeued or overdue or dead_here or is_own):
         raise BusyError(

@@ -64,11 +64,11 @@ def is_at_work() -> ColumnBase:
 
 def _n_others(plan: Plan, submission: Submission, element: int) -> int:
     """Return how many other elements of a plan run a page."""
-    others = (Attempt.submission_pk != submission.pk) | (Attempt.element != element)
+    is_other = (Attempt.submission_pk != submission.pk) | (Attempt.element != element)
     return (
         Attempt.select(Attempt.submission_pk, Attempt.element)
         .join(Page, on=Page.attempt_pk == Attempt.pk)
-        .where((Page.plan == plan.pk) & is_at_work() & others)
+        .where((Page.plan == plan.pk) & is_at_work() & is_other)
         .distinct()
         .count()
     )
@@ -79,7 +79,7 @@ def pause_if_all_break(plan_pk: int) -> str | None:
 
     Otherwise a node or a task that breaks every page would go on until all pages are broken.
     """
-    most = settings.current().element.max_broken
+    max_broken = settings.current().element.max_broken
     ends = (
         Attempt.select(Attempt.state)
         .join(Page)
@@ -88,12 +88,12 @@ def pause_if_all_break(plan_pk: int) -> str | None:
             & Attempt.state.in_([AttemptState.BROKEN.value, AttemptState.DONE.value])
         )
         .order_by(Attempt.ended.desc())
-        .limit(most)
+        .limit(max_broken)
     )
     states = [state for (state,) in tuples(ends)]
-    if len(states) < most or AttemptState.DONE.value in states:
+    if len(states) < max_broken or AttemptState.DONE.value in states:
         return None
-    reason = f"the last {most} pages that ended are all broken"
+    reason = f"the last {max_broken} pages that ended are all broken"
     paused = Plan.update(paused=SQL(dialect().now_sql), pause_reason=reason).where(
         (Plan.pk == plan_pk) & Plan.paused.is_null()
     )

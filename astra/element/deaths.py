@@ -44,9 +44,10 @@ def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
             if alive:
                 values["state"] = AttemptState.DIED.value
             # Once only, also if the answer to the commit is lost and this is repeated.
-            mine = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)
-            mine &= Attempt.n_handed >= 0
-            if page.attempt_pk == board.attempt_pk and Attempt.update(values).where(mine).execute():
+            is_open = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)
+            is_open &= Attempt.n_handed >= 0
+            update = Attempt.update(values).where(is_open)
+            if page.attempt_pk == board.attempt_pk and update.execute():
                 record_death(page.pk, places, death)
             return bool(places)
 

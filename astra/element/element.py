@@ -94,11 +94,11 @@ def run_element(
         per_element = submission.pages_per_element
         first = (element - 1) * per_element + 1
         runs = []
-        with Element(plan, submission, stop, board) as this:
+        with Element(plan, submission, stop, board) as worker:
             if submission.pulls:
-                return this.pull(element)
+                return worker.pull(element)
             for number in range(first, min(first + per_element, plan.n_pages + 1)):
-                if (run := this.run_page(number, element)) is None:
+                if (run := worker.run_page(number, element)) is None:
                     break
                 runs.append(run)
                 if stop.is_wanted:
@@ -187,9 +187,12 @@ class Element:
             spool.recover(plan, number)
             self._link()
             claim = retrying(lambda: self._claim(number, element))
-        except PlanPaused as paused:
-            log.warning("%s", paused)
-            self.is_paused = not isinstance(paused, PlanThrottled)
+        except PlanThrottled as error:
+            log.warning("%s", error)
+            return None
+        except PlanPaused as error:
+            log.warning("%s", error)
+            self.is_paused = True
             return None
         except (Superseded, BusyError) as error:
             log.warning("%s", error)
@@ -236,12 +239,12 @@ class Element:
         If the answer to its commit was lost, the element may hold a page without knowing it. Nobody
         else would run that page while this process lives, so it is claimed again.
         """
-        where = this_process(self.submission.kind, run_folder(self.plan.folder))
+        process = this_process(self.submission.kind, run_folder(self.plan.folder))
         is_unsure, self.is_unsure = self.is_unsure, True
         if is_unsure and number is None:
             number = claimed_page(self.submission, element)
         claim = claim_page(
-            self.plan, number, self.submission, element, where, self.n_in_progress, is_unsure
+            self.plan, number, self.submission, element, process, self.n_in_progress, is_unsure
         )
         self.is_unsure = False
         return claim
@@ -459,8 +462,8 @@ def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: boo
             ).execute()
             if gives_back and state is AttemptState.INTERRUPTED:
                 give_back(claim.page)
-            if state is AttemptState.BROKEN and (why := pause_if_all_break(claim.page.plan_pk)):
-                log.error("plan %d is paused: %s", claim.page.plan_pk, why)
+            if state is AttemptState.BROKEN and (reason := pause_if_all_break(claim.page.plan_pk)):
+                log.error("plan %d is paused: %s", claim.page.plan_pk, reason)
 
     try:
         retrying(work, bound_s=5 if state is AttemptState.INTERRUPTED else None)

@@ -25,34 +25,35 @@ def left_in(submission_pk: int | Value) -> ColumnBase:
     return (Page.submission_pk == submission_pk) & (N_PENDING > 0)
 
 
-def take_page(submission: Submission, own: int) -> int | None:
-    """Take the page `own` if it is free, else the free one with most rows left; return its number.
+def take_page(submission: Submission, preferred: int) -> int | None:
+    """Take the page `preferred` if it is free, else the free page with most rows left.
 
-    Pages that other elements have locked to take them are skipped. If nothing else is free, wait
-    for their locks: an element that is taking a page may still fail to.
+    Return its number, or None if no page is free. Pages that other elements have locked in order to
+    take them are skipped. If no other page is free, wait for these locks: an element that is taking
+    a page may still fail.
     """
     for take in (_take_unlocked, _take) if dialect().name == "postgresql" else (_take,):
-        for (number,) in take(submission=submission.pk, own=own):
+        for (number,) in take(submission=submission.pk, preferred=preferred):
             return int(number)
     return None
 
 
 @statement
-def _take_unlocked(submission: Value, own: Value) -> Query:
-    return _taking(_first_free(submission, own).for_update(skip_locked=True))
+def _take_unlocked(submission: Value, preferred: Value) -> Query:
+    return _taking(_first_free(submission, preferred).for_update(skip_locked=True))
 
 
 @statement
-def _take(submission: Value, own: Value) -> Query:
-    free = _first_free(submission, own)
+def _take(submission: Value, preferred: Value) -> Query:
+    free = _first_free(submission, preferred)
     return _taking(free.for_update() if dialect().name == "postgresql" else free)
 
 
-def _first_free(submission: Value, own: Value) -> "ModelSelect[Page]":
+def _first_free(submission: Value, preferred: Value) -> "ModelSelect[Page]":
     return (
         Page.select(Page.pk)
         .where(left_in(submission) & Page.free)
-        .order_by((Page.number == own).desc(), N_PENDING.desc(), Page.number)
+        .order_by((Page.number == preferred).desc(), N_PENDING.desc(), Page.number)
         .limit(1)
     )
 

@@ -113,46 +113,52 @@ class Watcher:
 
     def _check(self) -> bool | None:
         """Return whether a page is free; None if it is worthwhile to check again."""
-        held = retrying(self._read, waiting=self.stop.wanted)
-        if not isinstance(held, list):
-            return held
+        is_free, held = retrying(self._read, waiting=self.stop.wanted)
         held = [attempt for attempt in held if attempt.pk not in self.given_up]
-        if not held:  # pages that are free only for others may become free for this element
-            return None if self.is_throttled else False
+        if not held:
+            return is_free
         self._observe(held)
         released = [self._take_over(attempt, end) for attempt, end in self._dead(held)]
         return True if any(released) else None
 
-    def _read(self) -> list[Attempt] | bool | None:
-        """Return the attempts that hold pages, if this watches; else what :meth:`_check` does."""
-        left = left_in(self.submission.pk)
+    def _read(self) -> tuple[bool | None, list[Attempt]]:
+        """Return whether a page is free, as :meth:`_check` does, and the attempts that hold pages.
+
+        There are none of these unless this element is the watcher.
+        """
+        is_unfinished = left_in(self.submission.pk)
+        holds_page = (Attempt.submission_pk == self.submission.pk) & Attempt.state.in_(HELD)
         held = (
             Attempt.select(
                 Attempt.pk, Attempt.page, Attempt.state, Attempt.seen, Attempt.host, Attempt.pid,
                 Attempt.pid_began, Attempt.array_index, Attempt.number, Attempt.element,
             )
             .join(Page, on=Page.attempt_pk == Attempt.pk)
-            .where(left & (Attempt.submission_pk == self.submission.pk) & Attempt.state.in_(HELD))
+            .where(is_unfinished & holds_page)
         )  # fmt: skip
         is_active = Plan.paused.is_null() & Plan.cancelled.is_null()
         if Plan.select(Plan.pk).where((Plan.pk == self.plan.pk) & is_active).scalar() is None:
-            return False
-        is_free = Page.select(Page.pk).where(left & Page.free).limit(1).scalar() is not None
+            return False, []
+        free_page = Page.select(Page.pk).where(is_unfinished & Page.free).limit(1).scalar()
+        is_free = free_page is not None
         self.is_throttled = is_free and is_throttled(self.plan, self.submission, self.element)
         if is_free and not self.is_throttled:
-            return True
+            return True, []
         attempts = list(held)
         if not attempts and not is_free:
-            return False
+            return False, []
         self.watches = self._become_watcher()
-        return attempts if self.watches else self._is_watched()
+        if not self.watches:
+            return self._is_watched(), []
+        # Pages that are free only for others may become free for this element.
+        return None if self.is_throttled else False, attempts
 
     def _become_watcher(self) -> bool:
         """Become or remain the pool's watcher; return False if another element is."""
-        ours = (Submission.watcher == self.element) | Submission.watcher.is_null()
+        is_ours = (Submission.watcher == self.element) | Submission.watcher.is_null()
         with writing():
             watched = Submission.update(watcher=self.element, watched=SQL(dialect().now_sql)).where(
-                (Submission.pk == self.submission.pk) & (ours | self._unwatched_for(_GONE))
+                (Submission.pk == self.submission.pk) & (is_ours | self._unwatched_for(_GONE))
             )
             return bool(watched.execute())
 
@@ -169,11 +175,11 @@ class Watcher:
     def _resign(self) -> None:
         """Leave the watch to others: this element takes a page, or ends."""
         if self.watches:
-            mine = (Submission.pk == self.submission.pk) & (Submission.watcher == self.element)
-            retrying(
-                lambda: Submission.update(watcher=None).where(mine).execute(),
-                waiting=self.stop.wanted,
+            is_watcher = Submission.watcher == self.element
+            resign = Submission.update(watcher=None).where(
+                (Submission.pk == self.submission.pk) & is_watcher
             )
+            retrying(resign.execute, waiting=self.stop.wanted)
 
     def _observe(self, held: Iterable[Attempt]) -> None:
         """Note since when each heartbeat has not changed; start anew after a gap between checks."""
@@ -190,12 +196,12 @@ class Watcher:
         """Return the attempts whose process has ended, each with what is known of its end."""
         if self.submission.kind != "slurm":
             self.given_up |= {a.pk for a in held if a.host != socket.gethostname()}
-            here = [a for a in held if a.pk not in self.given_up]
-            gone = [a for a in here if process_began(a.pid) != a.pid_began]
-            alive = elements_here(self.submission.token) if gone else set()
+            local = [a for a in held if a.pk not in self.given_up]
+            ended = [a for a in local if process_began(a.pid) != a.pid_began]
+            alive = elements_here(self.submission.token) if ended else set()
             # This element's own process crashed, and the one that watches has not got its page.
             alive.discard(self.element)
-            return [(a, "its process is gone") for a in gone if a.element not in alive]
+            return [(a, "its process is gone") for a in ended if a.element not in alive]
         answer = self._query_slurm()
         dead: list[tuple[Attempt, SlurmState | str]] = []
         for attempt in held:
@@ -232,7 +238,7 @@ class Watcher:
         """Release the page of a dead attempt; return False if it was released too often, or the
         attempt is alive."""
         state = end if isinstance(end, SlurmState) and end is not SlurmState.ABSENT else None
-        why = f"Slurm: {state}" if state else str(_SILENT if end is SlurmState.ABSENT else end)
+        reason = f"Slurm: {state}" if state else str(_SILENT if end is SlurmState.ABSENT else end)
 
         def take() -> bool:
             with writing():
@@ -243,7 +249,7 @@ class Watcher:
                     state=AttemptState.SUPERSEDED.value,
                     ended=SQL(dialect().now_sql),
                     slurm_state=state,
-                    message=f"ended without a record ({why}); a watcher released its page",
+                    message=f"ended without a record ({reason}); a watcher released its page",
                 ).where(
                     (Attempt.pk == attempt.pk)
                     & Attempt.state.in_(HELD)
@@ -263,7 +269,7 @@ class Watcher:
 
         released = retrying(take, waiting=self.stop.wanted)
         if released:
-            log.warning("attempt %d of a page ended (%s): the page is free", attempt.number, why)
+            log.warning("attempt %d of a page ended (%s): the page is free", attempt.number, reason)
         return released
 
 

@@ -103,11 +103,11 @@ def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
 
 def _values(result: object) -> dict[str, object]:
     """Return the columns of a result that have a value, except those that astra writes itself."""
-    own = {name for base in BASES for name in base._meta.fields} - {"t_elapsed"}
+    filled_by_astra = {name for base in BASES for name in base._meta.fields} - {"t_elapsed"}
     data = getattr(result, "__data__", None)
     if data is None:
         return {"result": repr(result)}
-    return {k: v for k, v in data.items() if v is not None and k not in own}
+    return {k: v for k, v in data.items() if v is not None and k not in filled_by_astra}
 
 
 def _own_part(error: BaseException, function: Any) -> TracebackType | None:

@@ -310,12 +310,16 @@ def order_index(
 
 
 def creating_index(
-    model: type[Model], name: str, columns: Iterable[str], kind: str = "INDEX", where: str = ""
+    model: type[Model],
+    name: str,
+    columns: Iterable[str],
+    kind: str = "INDEX",
+    where_clause: str = "",
 ) -> str:
     """Return the statement that creates an index, or a UNIQUE INDEX, on some columns."""
     quoted, table, listed = dialect().quote(name), dialect().table(model), ", ".join(columns)
     return queries.CREATE_INDEX.format(
-        kind=kind, index=quoted, table=table, columns=listed, where=where
+        kind=kind, index=quoted, table=table, columns=listed, where=where_clause
     )
 
 

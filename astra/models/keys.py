@@ -101,7 +101,7 @@ class Link:
     null: tuple[str, ...] = ()
 
     @property
-    def where(self) -> str:
+    def where_clause(self) -> str:
         """The condition of the unique index of the results, if it has one."""
         clause = " AND ".join(f"{dialect().quote(name)} IS NULL" for name in self.null)
         return f"WHERE {clause}" if clause else ""

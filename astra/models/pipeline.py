@@ -235,9 +235,13 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             names = [cls._meta.fields[name].column_name for name in link.result]
             names += ["v_astra_major_minor", "result_number"]
             columns = list(map(dialect().quote, names))
-            if not dialect().has_unique(cls, names, link.where):
+            if not dialect().has_unique(cls, names, link.where_clause):
                 index = _name(f"{cls._meta.table_name}_one_per_{name}")
-                yield index, names, creating_index(cls, index, columns, "UNIQUE INDEX", link.where)
+                yield (
+                    index,
+                    names,
+                    creating_index(cls, index, columns, "UNIQUE INDEX", link.where_clause),
+                )
 
     @classmethod
     def from_row(cls, row: Model, **values: object) -> Self:

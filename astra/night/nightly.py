@@ -45,7 +45,7 @@ from astra.night import finalizer as finalizer_module
 from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
 from astra.night.plans import (
     AGAIN_S,
-    Step,
+    NightStep,
     assess_plans,
     begin_tasks,
     hours_of,
@@ -142,7 +142,7 @@ def _begin(settings: NightSettings) -> Nightly:
             created_by=user_name(),
         )
         night = Night.get_by_id(created.pk)
-    step = Step()
+    step = NightStep()
     _take_new(night, settings, step)
     if not step.new:
         with connection():
@@ -162,10 +162,10 @@ def _join(night: Night, settings: NightSettings) -> Nightly:
 
 def _leave(night: Night, settings: NightSettings) -> Nightly:
     heal(night, settings)
-    return _outcome(night, "running", Step(), "it was left as it is: running = 'leave'")
+    return _outcome(night, "running", NightStep(), "it was left as it is: running = 'leave'")
 
 
-def _take_new(night: Night, settings: NightSettings, step: Step) -> None:
+def _take_new(night: Night, settings: NightSettings, step: NightStep) -> None:
     """Plan and submit what is new, and what earlier nights left."""
     _set_hours(night, settings)
     if settings.leftovers == "take":
@@ -197,14 +197,14 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
         if night is None:
             raise UsageError(f"there is no night {pk} of {settings.name}: astra nights")
         if night.ended is not None:
-            return _outcome(night, night.verdict, Step(), night.message)
+            return _outcome(night, night.verdict, NightStep(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has another finalizer: this one does nothing")
         return _advance(night, settings)
 
 
 def _advance(night: Night, settings: NightSettings) -> Nightly:
-    before, step = retries_of(plan_pks(night)), Step()
+    before, step = retries_of(plan_pks(night)), NightStep()
     rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
     assess_plans(entries_of(night), settings, step, begins, rounds_left)
     if begins:
@@ -260,10 +260,10 @@ def heal_all(name: str | None = None) -> list[Nightly]:
             with suppress(BusyError), night_lock(night.name):
                 fresh = open_night(night.name)
                 if fresh is not None and heal(fresh, _settings_of_begun(night.name)):
-                    healed.append(_outcome(fresh, "running", Step(), "it has a new finalizer"))
+                    healed.append(_outcome(fresh, "running", NightStep(), "it has a new finalizer"))
         except Exception as error:  # a night that cannot be healed must not stop the others
             log.error("the night %s (%d) has no finalizer: %r", night.name, night.pk, error)
-            healed.append(_outcome(night, "without a finalizer", Step(), str(error)))
+            healed.append(_outcome(night, "without a finalizer", NightStep(), str(error)))
     return healed
 
 
@@ -295,7 +295,7 @@ def check_settings(settings: NightSettings) -> None:
             raise
 
 
-def _outcome(night: Night, state: str, step: Step, message: str | None = None) -> Nightly:
+def _outcome(night: Night, state: str, step: NightStep, message: str | None = None) -> Nightly:
     return Nightly(
         night.name, state, night.pk, tuple(plan for plan, _ in step.new),
         sum(rows for _, rows in step.new), night.finalizer_job,
@@ -330,7 +330,7 @@ def _set_hours(night: Night, settings: NightSettings) -> None:
 def _close(
     night: Night,
     settings: NightSettings,
-    step: Step,
+    step: NightStep,
     entries: list[NightPlan],
     rounds_left: bool,
 ) -> Nightly:

@@ -55,7 +55,7 @@ class Due:
 
 
 @dataclass
-class Step:
+class NightStep:
     """The state of a night's plans as one step of the night finds it, and what the step did."""
 
     jobs: set[JobId] = field(default_factory=set)  # arrays that are alive
@@ -74,7 +74,9 @@ def hours_of(night: Night) -> Hours:
     return Hours(night.start_until, night.drain_by)
 
 
-def begin_tasks(night: Night, settings: NightSettings, step: Step, again: bool = False) -> None:
+def begin_tasks(
+    night: Night, settings: NightSettings, step: NightStep, again: bool = False
+) -> None:
     """Plan the tasks whose turn it is, until there is none.
 
     A task's turn is once in a night, when all before it are whole, and once more after something
@@ -103,12 +105,12 @@ def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
     return ready and (not own_pks or max((e.pk for e in before), default=0) > max(own_pks))
 
 
-def _plan(night: Night, task: NightTask, settings: NightSettings, step: Step) -> None:
+def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightStep) -> None:
     """Freeze the pending rows of a task into a plan of the night.
 
     Rows that have ended are processed again once in a night, by the first plans of the task.
     """
-    this = {"night": night.pk, "task": task.task, "input_model": task.input_model}
+    entry = {"night": night.pk, "task": task.task, "input_model": task.input_model}
     try:
         # In one transaction, so that a night knows all of its plans.
         with connection(), writing():
@@ -121,15 +123,15 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: Step) ->
                 ) if p.plan is not None
             ]  # fmt: skip
             for p in planned:
-                NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **this)
+                NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **entry)
             if not planned and not _has_entry(night, task):
-                NightPlan.create(has_ended=True, message="nothing was pending", **this)
+                NightPlan.create(has_ended=True, message="nothing was pending", **entry)
     except AstraError as error:  # one task must not keep others from being planned
         if is_temporary(error):
             raise
         step.problems.append(f"{task.task} cannot be planned: {error}")
         with connection():
-            NightPlan.create(message=str(error), **this)
+            NightPlan.create(message=str(error), **entry)
         return
     for p in planned:
         step.new.append((int(p.plan or 0), p.rows))
@@ -158,7 +160,7 @@ def most_elements(settings: NightSettings) -> int:
     return min(n_elements, settings.throttle or n_elements)
 
 
-def submit_due(night: Night, settings: NightSettings, step: Step) -> None:
+def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
     """Submit the plans that are due, each with its share of what the night may run at once.
 
     Plans for which no share is left wait for a later step.
@@ -183,7 +185,7 @@ def submit_due(night: Night, settings: NightSettings, step: Step) -> None:
     step.due.clear()
 
 
-def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: Step) -> bool:
+def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: NightStep) -> bool:
     """Submit the pages of one plan; return whether anything of it is, or will be, alive.
 
     At a limit of Slurm the rest is left to a later step.
@@ -211,7 +213,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: S
     return began
 
 
-def _note(submitted: Submitted, step: Step) -> bool:
+def _note(submitted: Submitted, step: NightStep) -> bool:
     """Record the arrays of a submission; return whether anything of it is left or was submitted."""
     pks = [job.job_id for job in submitted.jobs if job.job_id is not None]
     if pks:
@@ -225,7 +227,7 @@ def _note(submitted: Submitted, step: Step) -> bool:
     return later or bool(submitted.pages)
 
 
-def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:
+def take_leftovers(night: Night, settings: NightSettings, step: NightStep) -> None:
     """Continue what earlier nights of the name left unfinished, as far as the policy allows."""
     pks = set(plan_pks(night))
     earlier = (
@@ -258,7 +260,7 @@ def take_leftovers(night: Night, settings: NightSettings, step: Step) -> None:
 def assess_plans(
     entries: Iterable[NightPlan],
     settings: NightSettings,
-    step: Step,
+    step: NightStep,
     begins: bool = True,
     retries: bool = True,
 ) -> list[NightPlan]:
@@ -313,7 +315,7 @@ def _live(pks: Iterable[int]) -> list[Plan]:
         return list(Plan.select().where(Plan.pk.in_(list(pks)) & IS_LIVE).order_by(Plan.pk))
 
 
-def _note_alive(plan: Plan, pages: Pages, step: Step) -> bool:
+def _note_alive(plan: Plan, pages: Pages, step: NightStep) -> bool:
     """Record the living arrays of a plan, and how many elements they may run at once."""
     elements: dict[str, set[int | None]] = {}
     for page in in_states(pages, ALIVE):
@@ -337,9 +339,9 @@ def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
     return next((t for t in settings.tasks if t.key == entry.key), NightTask(entry.task))
 
 
-def live_state(night: Night) -> Step:
+def live_state(night: Night) -> NightStep:
     """Return which arrays and elements of a night are alive, without changing anything."""
-    step = Step()
+    step = NightStep()
     plans = _live(plan_pks(night))
     asked = ask(plans)
     for plan in plans:
@@ -348,7 +350,9 @@ def live_state(night: Night) -> Step:
     return step
 
 
-def queue_finalizer(night: Night, settings: NightSettings, step: Step, wait_s: int = 0) -> None:
+def queue_finalizer(
+    night: Night, settings: NightSettings, step: NightStep, wait_s: int = 0
+) -> None:
     try:
         finalizer.queue(night, settings, step.jobs, wait_s)
     except SlurmRefused as refused:

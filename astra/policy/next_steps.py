@@ -21,7 +21,7 @@ from astra.models.stored_json import log_damage
 from astra.plan.lookup import is_trusted
 from astra.plan.pages import light_pages
 from astra.policy import retry_policy
-from astra.policy.retry_policy import End, Step
+from astra.policy.retry_policy import Decision, End
 from astra.slurm import limits
 from astra.slurm.site import Room
 from astra.states import ALIVE, PageState, SlurmState
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Next:
+class PageStep:
     """The next step of a page that is neither done nor alive."""
 
     page: Page
     end: End | None
-    step: Step
+    decision: Decision
     profile: Profile  # for its next element
 
 
@@ -56,7 +56,7 @@ def next_steps(
     profile_name: str | None = None,
     options: Mapping[str, object] | None = None,
     asked: bool = False,
-) -> list[Next]:
+) -> list[PageStep]:
     """Choose the next step of each page by the policy.
 
     Without a profile and options, an element is submitted with those of the previous one.
@@ -93,12 +93,12 @@ def next_steps(
         )
         if end is not None and end.state in retry_policy.CAUSED_BY_ROWS and last in searched:
             end = replace(end, in_vain=False)
-        step = _step(
+        decision = _decide(
             end, page, base, submissions.get(page.submission_pk or 0), room,
             asked or "mem" in overrides or "time" in overrides,
         )  # fmt: skip
-        grown = {key: value for key, value in step.options if key not in overrides}
-        steps.append(Next(page, end, step, _grown(base, grown)))
+        grown = {key: value for key, value in decision.options if key not in overrides}
+        steps.append(PageStep(page, end, decision, _grown(base, grown)))
     return steps
 
 
@@ -124,14 +124,14 @@ def _attempts(plan: Plan) -> tuple[Counter[tuple[int, int | None]], _Pairs, _Pai
     return gained, searched, workers
 
 
-def _step(
+def _decide(
     end: End | None,
     page: Page,
     base: Profile,
     submission: Submission | None,
     room: Callable[[str | None], Room],
     asked: bool,
-) -> Step:
+) -> Decision:
     rules = retry_rules.rules(config.current().rules, base.policy)
     used = submission.options if submission is not None else {}
     rule = None if end is None else rules.get(end.state)
@@ -196,7 +196,7 @@ def ends_as_stored(ends: Iterable[End]) -> str:
     return json.dumps([vars(end) for end in ends])
 
 
-def record(plan: Plan, steps: Iterable[Next], statuses: Iterable["PageStatus"]) -> None:
+def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable["PageStatus"]) -> None:
     """Store how the elements of pages that were submitted again had ended."""
     slurm_states = {s.page: s.slurm_state for s in statuses}
     before = {n.page.number: n for n in steps if n.end is not None}
@@ -216,7 +216,7 @@ def record(plan: Plan, steps: Iterable[Next], statuses: Iterable["PageStatus"]) 
 
 
 def exclude_bad_nodes(
-    plan: Plan, statuses: Sequence["PageStatus"], steps: Iterable[Next]
+    plan: Plan, statuses: Sequence["PageStatus"], steps: Iterable[PageStep]
 ) -> list[str]:
     """Exclude, for a while, the nodes at which many pages of a plan fail; return their names."""
     settings = config.current().policy
@@ -241,9 +241,9 @@ def exclude_bad_nodes(
     return sorted(bad)
 
 
-def grouped(steps: Iterable[Next]) -> list[NextStep]:
+def grouped(steps: Iterable[PageStep]) -> list[NextStep]:
     """Group pages by their next step."""
     groups: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
     for n in steps:
-        groups[n.step.state, n.step.retry, n.step.explanation].append(n.page.number)
+        groups[n.decision.state, n.decision.retry, n.decision.explanation].append(n.page.number)
     return [NextStep(tuple(pages), *step) for step, pages in groups.items()]

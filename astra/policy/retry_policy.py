@@ -45,7 +45,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Step:
+class Decision:
     """The next step of a page that is neither done nor alive."""
 
     state: str | None  # how its element ended; None: it had none
@@ -78,39 +78,39 @@ def end_of(
 def next_step(
     last: End | None,
     earlier: Iterable[End],
-    rule: Mapping[str, Rule],
+    rules: Mapping[str, Rule],
     base: Mapping[str, object],
     used: Mapping[str, object],
     room: Room,
     asked: bool = False,
-) -> Step:
+) -> Decision:
     """Choose the next step of a page by how its elements ended.
 
     Parameters
     ----------
     last, earlier : the last end, and the ends that a retry followed.
-    rule : the rule of each state.
+    rules : the rule of each state.
     base : the options of the next element's profile.
     used : the options of the last element.
     room : the limits of the partition.
     asked : whether the user asks for these pages, even if their retries are used up.
     """
     if last is None:
-        return Step(None, True, "not submitted yet")
+        return Decision(None, True, "not submitted yet")
     if last.state in _EXTERNAL:
         why = _EXTERNAL[last.state]
-        return Step(last.state, True, f"next as before: {why} (uses up no retry)")
-    this = rule[last.state]
+        return Decision(last.state, True, f"next as before: {why} (uses up no retry)")
+    rule = rules[last.state]
     tries = sum(end.in_vain for end in earlier if end.state == last.state)
     free = last.state in USES_NO_RETRY or not last.in_vain
-    if not asked and (tries >= this.retries if not free else not this.retries):
-        none = f"{tries} of {this.retries} retries used up" if this.retries else "is not retried"
-        return Step(last.state, False, none)
-    grown = _grown(this, base, used, room)
+    if not asked and (tries >= rule.retries if not free else not rule.retries):
+        none = f"{tries} of {rule.retries} retries used up" if rule.retries else "is not retried"
+        return Decision(last.state, False, none)
+    grown = _grown(rule, base, used, room)
     if not asked and not free and grown.stuck:
-        return Step(last.state, False, grown.text)
-    count = "uses up no retry" if free else f"retry {tries + 1} of {this.retries}"
-    return Step(last.state, True, f"next {grown.text or 'as before'} ({count})", grown.options)
+        return Decision(last.state, False, grown.text)
+    count = "uses up no retry" if free else f"retry {tries + 1} of {rule.retries}"
+    return Decision(last.state, True, f"next {grown.text or 'as before'} ({count})", grown.options)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def batch_of(model: type[OutputModel], link: Link, columns: dict[str, Sequence[o
     key = tuple(field.column_name for field in link.key(model).fields)
     return Batch(
         dialect().table(model), columns, (*key, "result_number"),
-        (*key, "v_astra_major_minor", "result_number"), link.where,
+        (*key, "v_astra_major_minor", "result_number"), link.where_clause,
         model.task_pk.column_name, model,
     )  # fmt: skip
 

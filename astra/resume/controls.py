@@ -86,7 +86,7 @@ def _changed(number: int, values: dict[str, object]) -> Control:
     return _control(plan.pk)
 
 
-def throttle(plan: int, most: int | None) -> Control:
+def throttle(plan: int, limit: int | None) -> Control:
     """Limit how many elements of a plan take a further page.
 
     Other elements end after their current page, except for the watcher of each submission. A higher
@@ -97,7 +97,7 @@ def throttle(plan: int, most: int | None) -> Control:
     ----------
     plan : int
         Number of the plan.
-    most : int or None
+    limit : int or None
         How many elements may take a further page; None for no limit.
 
     Returns
@@ -118,12 +118,12 @@ def throttle(plan: int, most: int | None) -> Control:
     >>> throttle(1, None).throttle is None
     True
     """
-    if most is not None and most < 1:
+    if limit is not None and limit < 1:
         raise UsageError(
-            f"a throttle is at least 1, not {most}; "
+            f"a throttle is at least 1, not {limit}; "
             f"to let no element take pages: astra pause {plan}"
         )
-    return _changed(plan, {"throttle": most})
+    return _changed(plan, {"throttle": limit})
 
 
 def continue_plans(plans: Iterable[int]) -> list[Control]:

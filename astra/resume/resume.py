@@ -12,7 +12,7 @@ from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import light_pages
 from astra.policy import retry_policy
-from astra.policy.next_steps import Next, exclude_bad_nodes, grouped, next_steps, record
+from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
 from astra.resume.refill import withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Asked, Pages, PageStatus, survey
@@ -81,7 +81,7 @@ def resume(
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
         more = [] if dry_run or wanted else _replacements(frozen, statuses, profile_name, options)
         submitted = _take_steps(frozen, pages, steps, more, statuses, dry_run, hours)
-    left = [n for n in steps if not n.step.retry]
+    left = [n for n in steps if not n.decision.retry]
     return replace(submitted, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
 
 
@@ -96,7 +96,7 @@ def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageS
 
 def _replacements(
     plan: Plan, statuses: Pages, name: str | None, options: Mapping[str, object] | None
-) -> list[Next]:
+) -> list[PageStep]:
     """Return steps for free pages of submissions that lack elements, with as many as they lack."""
     lacking = withdraw_pages(statuses)
     withdrawn = [replace(s, state=PageState.UNSUBMITTED) for s in statuses if s.page in lacking]
@@ -106,7 +106,7 @@ def _replacements(
     ]
 
 
-def _skipped(skipped: dict[str, int], more: list[Next], left: list[Next]) -> dict[str, int]:
+def _skipped(skipped: dict[str, int], more: list[PageStep], left: list[PageStep]) -> dict[str, int]:
     """Return the numbers of skipped pages, without free ones that are submitted after all."""
     waiting = PageState.WAITING.value
     n_waiting = skipped.get(waiting, 0) - len(more)
@@ -117,8 +117,8 @@ def _skipped(skipped: dict[str, int], more: list[Next], left: list[Next]) -> dic
 def _take_steps(
     plan: Plan,
     pages: list[Page],
-    chosen: list[Next],
-    more: list[Next],
+    chosen: list[PageStep],
+    more: list[PageStep],
     statuses: Sequence[PageStatus],
     dry_run: bool,
     hours: Hours,
@@ -131,17 +131,19 @@ def _take_steps(
     holders = Holders.of([*pages, *(n.page for n in more)])
     if not dry_run:
         exclude_bad_nodes(plan, statuses, steps)
-    submitted = _submit_groups(plan, [n for n in steps if n.step.retry], holders, dry_run, hours)
+    submitted = _submit_groups(
+        plan, [n for n in steps if n.decision.retry], holders, dry_run, hours
+    )
     if not dry_run:
         record(plan, steps, statuses)
     return submitted
 
 
 def _submit_groups(
-    plan: Plan, steps: list[Next], holders: Holders, dry_run: bool, hours: Hours
+    plan: Plan, steps: list[PageStep], holders: Holders, dry_run: bool, hours: Hours
 ) -> Submitted:
     """Submit pages, grouped by the options of their elements; the groups share the throttle."""
-    groups: dict[str, list[Next]] = {}
+    groups: dict[str, list[PageStep]] = {}
     for n in steps:
         groups.setdefault(repr(n.profile), []).append(n)
     submitted = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
@@ -176,7 +178,7 @@ def _submit_groups(
     return replace(submitted, unsubmitted=waiting - submitted.pages)
 
 
-def _left_pages(plan: Plan, steps: list[Next]) -> tuple[LeftPages, ...]:
+def _left_pages(plan: Plan, steps: list[PageStep]) -> tuple[LeftPages, ...]:
     remedy = f"astra resume {plan.pk}"
     return tuple(
         LeftPages(s.pages, str(s.state), s.explanation, f"{remedy} {retry_policy.remedy(s.state)}")
@@ -293,7 +295,7 @@ def _reset(plan: Plan, numbers: set[int]) -> None:
             Page.update(outcomes=outcomes, n_failed=0).where(as_read).execute()
 
 
-def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:
+def checked_states(texts: Iterable[str]) -> frozenset[SlurmState]:
     """Return Slurm states by their names, in upper or lower case.
 
     Raises
@@ -303,8 +305,8 @@ def checked_states(words: Iterable[str]) -> frozenset[SlurmState]:
     """
     names = {state.value for state in SlurmState if state is not SlurmState.ABSENT}
     states = set()
-    for word in words:
-        if word.upper() not in names:
-            raise UsageError(f"--only {word}: not a Slurm state. {nearest(word.upper(), names)}")
-        states.add(SlurmState(word.upper()))
+    for text in texts:
+        if text.upper() not in names:
+            raise UsageError(f"--only {text}: not a Slurm state. {nearest(text.upper(), names)}")
+        states.add(SlurmState(text.upper()))
     return frozenset(states)

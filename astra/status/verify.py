@@ -14,14 +14,14 @@ from astra.status.verdict import Verdict
 from astra.tasks.declared import declared_by
 
 
-def verify(plan: int, most: int = 20) -> Verdict:
+def verify(plan: int, max_listed: int = 20) -> Verdict:
     """Check a plan against all that is stored for its rows.
 
     Parameters
     ----------
     plan : int
         Number of the plan.
-    most : int
+    max_listed : int
         Breaches of each check that are listed; all are counted.
 
     Returns
@@ -46,7 +46,7 @@ def verify(plan: int, most: int = 20) -> Verdict:
     find_modules(frozen)
     output, is_grouped = load(frozen.output_model), _is_grouped(frozen)
     with connection(), dialect().snapshot([output] if dialect().columns(output) else []):
-        return Verifier(Plan.get_by_id(frozen.pk), most, is_grouped).checked()
+        return Verifier(Plan.get_by_id(frozen.pk), max_listed, is_grouped).checked()
 
 
 def _is_grouped(plan: Plan) -> bool:

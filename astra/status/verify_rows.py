@@ -44,12 +44,12 @@ class Verifier:
 
     Parameters
     ----------
-    most : breaches of each check that are listed.
+    max_listed : breaches of each check that are listed.
     is_grouped : the task takes rows in groups, and has results of other rows of the same groups.
     """
 
-    def __init__(self, plan: Plan, most: int, is_grouped: bool) -> None:
-        self.plan, self.most, self.is_grouped = plan, most, is_grouped
+    def __init__(self, plan: Plan, max_listed: int, is_grouped: bool) -> None:
+        self.plan, self.max_listed, self.is_grouped = plan, max_listed, is_grouped
         self.model, self.output = load(plan.input_model), load(plan.output_model)
         self.key = key_of(self.model)
         self.link = link_of(self.output, self.model)
@@ -123,7 +123,7 @@ class Verifier:
         """Count a breach, and list it unless the check has enough of them."""
         key = None if number is None else self._keys([number])[0]
         self.checks[check] += 1
-        if self.checks[check] <= self.most:
+        if self.checks[check] <= self.max_listed:
             self.breaches.append(Breach(check, page, key, problem))
 
     def _add_each(self, check: str, rows: Rows, which: Flags, problem: str) -> None:

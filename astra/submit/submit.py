@@ -120,10 +120,10 @@ def check_ready(plan: Plan, dry_run: bool = False, verb: str = "submit") -> None
 def check_shared_database(command: str | None = None) -> None:
     """Refuse a database that elements on other machines cannot use; `command` can run them here."""
     if dialect().name != "postgresql":
-        here = f", or run here: {command} --local" if command else ""
+        alternative = f", or run here: {command} --local" if command else ""
         raise UsageError(
             "elements on other machines cannot share a SQLite file; set ASTRA_DATABASE_URL to a "
-            f"PostgreSQL database{here}"
+            f"PostgreSQL database{alternative}"
         )
 
 

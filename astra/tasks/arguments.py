@@ -136,10 +136,10 @@ def parse_value(name: str, text: str, kind: object) -> object:
 
 
 def _parse_bool(name: str, text: str) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
+    booleans = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in booleans:
         raise TaskError(f"{name}={text!r}: write true or false")
-    return words[text.lower()]
+    return booleans[text.lower()]
 
 
 def _parse_number(kind: type) -> Callable[[str, str], object]:

@@ -27,7 +27,7 @@ class Declared:
     #: Arguments that name files, and the functions that find the file of a value.
     files: Mapping[str, Callable[[object], object] | None] = field(default_factory=dict)
     revision: str | int | None = None  # of its code, as far as results depend on it
-    own: frozenset[str] = field(default_factory=frozenset)  # keywords that it takes itself
+    own_keywords: frozenset[str] = field(default_factory=frozenset)  # keywords that it takes itself
 
 
 def declared_by(task: object) -> Declared:
@@ -95,7 +95,7 @@ def bind_call(
     check_keywords(resolved)
     settings = Settings(**cast("dict[str, Any]", resolved))
     passed = {name: value for name, value in named.items() if name not in task_keywords}
-    for name in declared.own:
+    for name in declared.own_keywords:
         if name in task_keywords or name not in placed:  # by name and by place: refused by bind()
             passed[name] = getattr(settings, name)
     try:
@@ -115,7 +115,7 @@ def _own_by_place(
         placed = signature.bind_partial(*arguments).arguments
     except TypeError:  # too many: reported when all are bound
         return {}
-    return {name: placed[name] for name in declared.own if name in placed}
+    return {name: placed[name] for name in declared.own_keywords if name in placed}
 
 
 def _defaults_of(declared: Declared) -> dict[str, object]:
@@ -123,7 +123,7 @@ def _defaults_of(declared: Declared) -> dict[str, object]:
     parameters = inspect.signature(declared.function).parameters
     return {
         name: parameters[name].default
-        for name in declared.own
+        for name in declared.own_keywords
         if parameters[name].default is not inspect.Parameter.empty
     }
 

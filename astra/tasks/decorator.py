@@ -157,9 +157,11 @@ def _declaration(
             accepted = [*KEYWORDS, "group_by", "many", "files", "revision"]
             raise TaskError(f"@task has no keyword {name!r}. {nearest(name, accepted)}")
     check_keywords(keywords)
-    own = KEYWORDS.keys() & inspect.signature(function).parameters
+    own_keywords = KEYWORDS.keys() & inspect.signature(function).parameters
     hints = hints_where_defined(function, namespace)
-    return Declared(function, keywords, group_by, many, hints, files, revision, frozenset(own))
+    return Declared(
+        function, keywords, group_by, many, hints, files, revision, frozenset(own_keywords)
+    )
 
 
 def _check_function(function: Callable[..., object]) -> None:
@@ -270,8 +272,8 @@ def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
         rows = rows.clone()  # a query that was executed before would return its old rows
         if dialect().name == "sqlite" and settings.write_to_database:
             # Which rows a cursor of SQLite returns is undefined while its connection writes.
-            own = dialect().url.endswith(":memory:") or in_transaction()
-            return iter(list(rows)) if own else read_in_background(rows)
+            shares_connection = dialect().url.endswith(":memory:") or in_transaction()
+            return iter(list(rows)) if shares_connection else read_in_background(rows)
         return cast("Iterator[object]", rows.iterator())
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")

@@ -51,7 +51,7 @@ def making_of(
     contents = {name: sorted(digests.values()) for name, digests in files.items()}
     others = {name: v for name, v in arguments.items() if not contents.get(name)}
     stored = _as_json(arguments)
-    made = {
+    columns = {
         "task": task_name(function),
         "output_table": None if output is None else table_name(output),
         "digest": digest_of(_as_json([others, contents, declared.revision])),
@@ -62,7 +62,7 @@ def making_of(
         "commit": code_version(function),
         "v_astra": CURRENT.number,
     }
-    return {**made, "fingerprint": digest_of(_as_json(made))}
+    return {**columns, "fingerprint": digest_of(_as_json(columns))}
 
 
 def fingerprint(making: MadeBy) -> str:
@@ -203,13 +203,13 @@ def code_version(function: Callable[..., object]) -> str | None:
 def _commit(folder: Path) -> str | None:
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
+            finished = subprocess.run(
                 ["git", "-C", str(folder), *arguments],
                 capture_output=True, text=True, timeout=10, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return finished.stdout.strip() if finished.returncode == 0 else None
 
     head = git("rev-parse", "HEAD")
     if not head:

@@ -140,11 +140,11 @@ def tasks_of_folder() -> Iterator[tuple[str, str]]:
 
 
 def _near_tasks(name: str) -> str:
-    if own := _tasks_in(name):
-        return f"{name} is a module; its tasks: {', '.join(own)}"
+    if tasks := _tasks_in(name):
+        return f"{name} is a module; its tasks: {', '.join(tasks)}"
     local_tasks = [task for task, _ in tasks_of_folder()]
-    if own := [task for task in local_tasks if task.endswith(f".{name}")]:
-        return f"Did you mean {' or '.join(map(repr, own))}?"
+    if tasks := [task for task in local_tasks if task.endswith(f".{name}")]:
+        return f"Did you mean {' or '.join(map(repr, tasks))}?"
     names = {*local_tasks, *known_tasks(), *(task.rpartition(".")[2] for task in known_tasks())}
     module_name, _, _ = name.replace(":", ".").rpartition(".")
     names |= set(_tasks_in(module_name))
@@ -331,10 +331,10 @@ def _model_named(name: str) -> type[Model] | None:
     from astra import models
     from astra.models.base import BaseModel, every_subclass
 
-    module, _, own = name.replace(":", ".").rpartition(".")
+    module, _, class_name = name.replace(":", ".").rpartition(".")
     for path in (f"{models.__name__}.{module}".rstrip("."), module):
         try:
-            model = getattr(import_named(path), own, None) if path else None
+            model = getattr(import_named(path), class_name, None) if path else None
         except ModuleNotFoundError:
             continue
         if _is_model(model):

@@ -18,7 +18,7 @@ _ENDS |= {fate: Outcome.FAILURE for fate in _POISON}
 
 def breaches(world: World, plan: int) -> list[str]:
     """Whatever must not be, of a plan that was run to its end."""
-    found = verify(plan, most=5)
+    found = verify(plan, max_listed=5)
     database.close()
     said = [f"verify: {b.check}: page {b.page} key {b.key}: {b.found}" for b in found.breaches]
     if not found.whole:

@@ -182,7 +182,7 @@ class Drive:
         """A plan is sound at every moment, not only when it is whole; a guard may be lost for a while."""
         try:
             with connection():  # one for all that it reads
-                found = verify(self.plan, most=3)
+                found = verify(self.plan, max_listed=3)
         except (AstraError, peewee.PeeweeException):  # the database is away
             return
         finally:

@@ -10,7 +10,7 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.night import nightly as nightly_module
 from astra.night.nightly import heal_all
-from astra.night.plans import Step, assess_plans, begin_tasks
+from astra.night.plans import NightStep, assess_plans, begin_tasks
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.submit.intent import plan_lock
@@ -34,7 +34,7 @@ def test_a_task_whose_table_lost_its_index_keeps_no_other_from_being_planned(url
             if index.unique and index.columns != ["task_pk"]:
                 database.execute_sql(f'DROP INDEX "{index.name}"')
         night = a_night()
-    step = Step()
+    step = NightStep()
     begin_tasks(night, settings("measure", "costly"), step)
     assert [rows for _, rows in step.new] == [4]
     assert Plan.get().task == "tests.sample_tasks.costly"
@@ -46,7 +46,7 @@ def test_a_plan_that_somebody_resumes_keeps_no_night_waiting(url, monkeypatch):
     fill(4)
     (made,) = create_plan(measure, BossVisitSpectrum)
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
-    step = Step()
+    step = NightStep()
     with plan_lock(get_plan(made.plan)):
         assess_plans([entry], settings("measure"), step)
     assert [due.plan for due in step.due] == [made.plan]
@@ -62,7 +62,7 @@ def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_begi
         "astra.night.plans.survey", lambda plan, asked: (_Unknown(), ["no cluster `old` here"])
     )
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
-    step = Step()
+    step = NightStep()
     assert assess_plans([entry], settings("measure"), step) == [] and not step.open
     assert "no cluster `old` here" in step.problems[0]
     entry.pk = 1

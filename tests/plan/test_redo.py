@@ -22,7 +22,7 @@ from astra.models.failures import Failure, NoResult
 from astra.models.nights import Night
 from astra.models.plans import MadeBy, Page, Plan
 from astra.models.schema import init_database
-from astra.night.plans import Step, begin_tasks
+from astra.night.plans import NightStep, begin_tasks
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.row_history import history_of
@@ -270,7 +270,7 @@ tasks = ["tests.plan.test_redo.relabel"]
 def run_night(settings) -> list[int]:
     """Begin a night, run its plans here, and ask once more what is new; the rows of its plans."""
     night = Night.create(name="labels", date="2026-11-28", cwd=".", host="here", created_by="me")
-    step = Step()
+    step = NightStep()
     begin_tasks(night, settings, step)
     for due in step.due:
         run_here(due.plan)

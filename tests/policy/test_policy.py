@@ -66,7 +66,7 @@ class TestRules:
         use(settings.Config(rules={"FAILED": {"time_growth": 4.0}}))
         options = {"time": "00:30:00", "partition": "short"}
         rooms = {"short": Room(max_time_s=3600)}
-        made = next_steps._step(
+        made = next_steps._decide(
             End("FAILED"), Page(), choose_profile(None, options), Submission(profile=json.dumps({"options": options})),
             rooms.__getitem__, False,
         )  # fmt: skip
@@ -174,7 +174,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url):
     ]
     steps = next_steps.next_steps(plan, statuses)
     assert [n.end.in_vain for n in steps] == [True, False, False, True]
-    assert steps[1].step.explanation == "next as before (uses up no retry)"
+    assert steps[1].decision.explanation == "next as before (uses up no retry)"
     throttle(plan.pk, 1)  # as elements without a pool then leave their pages
     left = [replace(s, state=PageState.INCOMPLETE, slurm_state="COMPLETED") for s in statuses]
     steps = next_steps.next_steps(get_plan(plan.pk), left)

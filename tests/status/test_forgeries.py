@@ -394,7 +394,7 @@ def assert_named(check: str, *statements: str) -> None:
         for statement in statements:
             forge(statement)
         found = Verifier(
-            Plan.get_by_id(1), most=20, is_grouped=False
+            Plan.get_by_id(1), max_listed=20, is_grouped=False
         ).checked()  # as `verify` does in a snapshot
         transaction.rollback()
     assert not found.sound and found.exit_status == 4
@@ -426,7 +426,7 @@ def test_what_may_be_is_sound(archive):
         )
         audit("page")
         found = Verifier(
-            Plan.get_by_id(1), most=20, is_grouped=False
+            Plan.get_by_id(1), max_listed=20, is_grouped=False
         ).checked()  # as `verify` does in a snapshot
         transaction.rollback()
     assert found.sound, found.breaches

@@ -356,7 +356,7 @@ def test_a_second_attempt_wrote_rows_of_the_first(url):
 def test_the_list_is_bounded_and_the_count_is_not(url):
     plan = run(plan_of(50))
     Measured.delete().where(Measured.spectrum_pk > 7).execute()
-    found = verify(plan, most=5)
+    found = verify(plan, max_listed=5)
     assert found.n_breaches == found.checks["result-missing"] == 43 and len(found.breaches) == 5
 
 
