@@ -84,7 +84,6 @@ def next_steps(
         # Nobody began the page, and its element did not fail in its start.
         spared = last not in gained and (
             status.slurm_state == SlurmState.CANCELLED
-            or (status.state is PageState.INCOMPLETE and plan.throttle is not None)
             or (page.submission_pk, status.element) in workers
         )
         in_vain = not gained[last] and not spared

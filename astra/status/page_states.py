@@ -215,8 +215,8 @@ class Pages(Sequence[PageStatus]):
             state = PageState.WAITING if waits else self._local_state(submission, attempt)
         else:
             state = self._slurm_state(submission, attempt, execution)
-            if row.free and state is PageState.INCOMPLETE:  # its elements ended, and nobody took it
-                state = PageState.UNSUBMITTED
+            if state is PageState.INCOMPLETE and (row.free or attempt is None):
+                state = PageState.UNSUBMITTED  # its elements ended, and none of them took it
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
     def _attempt(self, row: Row) -> Attempt | None:

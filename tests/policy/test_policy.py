@@ -20,12 +20,10 @@ from astra.errors import ConfigError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Exclusion
 from astra.models.plans import Page, Submission
-from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.policy import next_steps, retry_policy
 from astra.policy.next_steps import ends_of
 from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
-from astra.resume.controls import throttle
 from astra.resume.resume import resume
 from astra.slurm.limits import room
 from astra.slurm.site import Room, parse_partitions
@@ -175,10 +173,6 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url):
     steps = next_steps.next_steps(plan, statuses)
     assert [n.end.in_vain for n in steps] == [True, False, False, True]
     assert steps[1].decision.explanation == "next as before (uses up no retry)"
-    throttle(plan.pk, 1)  # as elements without a pool then leave their pages
-    left = [replace(s, state=PageState.INCOMPLETE, slurm_state="COMPLETED") for s in statuses]
-    steps = next_steps.next_steps(get_plan(plan.pk), left)
-    assert [n.end.in_vain for n in steps] == [True, False, False, False]
 
 
 class TestNodes:

@@ -168,3 +168,23 @@ def test_elements_end_with_their_page_and_others_go_on_later(slurm: Slurm, tmp_p
     assert control.submitted.pages == stood.count(PageState.UNSUBMITTED)
     run_out(slurm)
     assert is_whole(plan) and elements().total() == 6
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_a_pause_uses_up_no_retry_of_pages_that_had_not_begun(slurm: Slurm):
+    """Elements without a pool are turned away and end; each page is then as if not submitted."""
+    plan = plan_of(30, 10)
+    (job,) = submit(plan.pk, options={"pull": False, "hold": True, "time": "7"}).jobs
+    pause([plan.pk])
+    slurm.run("scontrol", "release", str(job.job_id))
+    run_out(slurm)
+    assert states(plan) == [PageState.UNSUBMITTED] * 3
+    (control,) = continue_plans([plan.pk])
+    assert control.submitted.pages == 3
+    slurm.run("scontrol", "release", str(control.submitted.jobs[0].job_id))
+    run_out(slurm)
+    assert is_whole(plan) and elements().total() == 3
+    with connection():
+        assert [page.retries for page in Page.select()] == [None] * 3
+        assert [s.options["time"] for s in Submission.select()] == ["7"] * 2
