@@ -51,6 +51,10 @@ class Batch:
         return list(zip(*(self.columns[name] for name in self.key), strict=True))
 
 
+class CopyRefused(Exception):
+    """A COPY failed, and its savepoint has to be rolled back; inserting the batch may succeed."""
+
+
 class NotStored(ValueError):
     """The database accepted a result without an error, but did not store it unchanged."""
 

@@ -9,7 +9,7 @@ from psycopg2.extensions import Binary
 
 from astra.database import postgresql_queries as queries
 from astra.database.array_text import BYTES, array_literal
-from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
+from astra.database.dialect import Batch, Common, CopyRefused, NotStored, on_conflict, peewee_errors
 from astra.database.values import MOMENTS, check
 from astra.errors import BrokenElement
 from astra.version import Version
@@ -76,19 +76,24 @@ class Writing(Common):
         )
         self._seen_columns[table] = columns
 
-    def upsert(self, batch: Batch) -> dict[int, int]:
+    def upsert(self, batch: Batch, may_copy: bool) -> dict[int, int]:
         """Write a batch, and return what was written, as {place in the batch: primary key}.
 
         A result is replaced only by one whose input was read later or at the same time. If no row
-        has a result yet, which is the usual case, the batch is copied directly into the table.
+        has a result yet, which is the usual case, and `may_copy` is true, the batch is copied
+        directly into the table.
 
         Raises
         ------
+        CopyRefused
+            If the COPY failed.
         NotStored
             If what is stored is not what was given.
         """
         self._look_at(batch)
-        written = self._write(batch)
+        is_long = len(batch.columns[batch.key[0]]) >= _COPIED_FROM
+        copied = self._try_copy(batch) if is_long and may_copy else None
+        written = self._insert(batch) if copied is None else copied
         if written and not self._is_plain[batch.table]:
             self._compare(batch, written)
         return written
@@ -118,17 +123,13 @@ class Writing(Common):
             column = None if pk is None else list(declared)[place]
             raise NotStored(batch.model._meta.table_name, column, stored)
 
-    def _write(self, batch: Batch) -> dict[int, int]:
-        if len(batch.columns[batch.key[0]]) < _COPIED_FROM:
-            return self._insert(batch)
+    def _try_copy(self, batch: Batch) -> dict[int, int] | None:
         try:
-            with self.database.atomic():
-                copied = self._copy(batch)
-        except (peewee.IntegrityError, peewee.DataError, peewee.NotSupportedError):
+            return self._copy(batch)
+        except (peewee.IntegrityError, peewee.DataError, peewee.NotSupportedError) as error:
             # A row is bad, or another process has just written one, which the insertion handles. Or
             # the table has row level security, under which PostgreSQL does not copy.
-            copied = None
-        return self._insert(batch) if copied is None else copied
+            raise CopyRefused from error
 
     def _copy(self, batch: Batch) -> dict[int, int] | None:
         """Write a batch by a binary COPY; return None if that is impossible, or replaces a row."""

@@ -40,8 +40,10 @@ class Writing(Common):
             self._targets[key] = _Target(set(stored), declared, is_plain)
         return self._targets[key]
 
-    def upsert(self, batch: Batch) -> dict[int, int]:
+    def upsert(self, batch: Batch, may_copy: bool) -> dict[int, int]:
         """Write a batch, and return what was written, as {place in the batch: primary key}.
+
+        SQLite has no COPY, so that `may_copy` changes nothing.
 
         Raises
         ------

@@ -52,7 +52,7 @@ from astra.processes import born_s, collect_as_usual, now_s
 from astra.results.background import Heartbeat
 from astra.results.checkpoint import take_back_failures
 from astra.results.claim import Claim, check_nothing_lost
-from astra.results.rows import clean, target_of, words_of
+from astra.results.rows import clean, error_text, target_of
 from astra.results.schedule import Schedule
 from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
@@ -295,7 +295,7 @@ class Element:
             _end(claim, _ended_by(error), clean(str(error), 2000), stop.is_wanted)
             raise
         except Exception as error:
-            message = clean(f"{type(error).__name__}: {words_of(error)}", 2000)
+            message = clean(f"{type(error).__name__}: {error_text(error)}", 2000)
             _end(claim, AttemptState.BROKEN, message)
             raise BrokenElement(message) from error
         if Outcome.PENDING.value in claim.outcomes:

@@ -18,7 +18,7 @@ from astra.models.importing import load
 from astra.models.keys import RowKey, adopted, all_rows, key_of
 from astra.models.pipeline import BASES
 from astra.plan.lookup import get_plan, task_of
-from astra.results.rows import words_of
+from astra.results.rows import error_text
 from astra.results.stopping import INTERRUPTIONS
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
@@ -54,7 +54,7 @@ class Trial:
             except BaseException as error:
                 trace = _own_part(error, self.function)
                 text = "".join(tracebacks.format_exception(type(error), error, trace))
-                message = secrets.hide(words_of(error))
+                message = secrets.hide(error_text(error))
                 yield Tried(key, (), type(error).__name__, message, secrets.hide(text)), trace
 
 

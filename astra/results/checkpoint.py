@@ -12,11 +12,12 @@ from astra.database.connection import database, dialect, tuples, writing
 from astra.database.statements import statement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
-from astra.models.keys import RowKey, as_key, key_of
+from astra.models.keys import Link, RowKey, as_key, key_of
 from astra.models.plans import Page
+from astra.results.batches import store_batch, write_or_halve
 from astra.results.claim import Claim, Progress, Seen, hold_page
 from astra.results.columns import Group, by_columns, refused_by_database, row_by_row
-from astra.results.multiple_results import batch_of, check_stored, write_rows
+from astra.results.multiple_results import write_rows
 from astra.results.rows import (
     Checkpoint,
     Handed,
@@ -96,8 +97,8 @@ def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refu
     """Mark failures of rows whose result is stored: only a further result of theirs was refused."""
     if not failures:
         return []
-    done = {(y.handed.table, y.handed.key) for y in stored if y.handed}
-    return [replace(f, refused=True) if (f.table, f.key) in done else f for f in failures]
+    stored_rows = {(y.handed.table, y.handed.key) for y in stored if y.handed}
+    return [replace(f, refused=True) if (f.table, f.key) in stored_rows else f for f in failures]
 
 
 def _write_results(
@@ -123,40 +124,28 @@ def _write_results(
 
 
 def _store(group: Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
-    """Write rows that set the same columns; on an error halve them until the bad one is alone."""
-    model, link = type(group.results[0].result), target.link_for(group.results[0].result)
+    """Write results that set the same columns; return those that were stored."""
+    link = target.link_for(group.results[0].result)
     if link is None:  # the model does not declare it, and its results were refused before
         return []
-    batch = batch_of(model, link, group.columns)
-    try:
-        with database.atomic():
-            written = dialect().upsert(batch)
-            check_stored(group.results, written, link)
-    except Exception as error:
-        if not dialect().is_rows_fault(error):
-            raise
-        if len(group.results) == 1:
-            refused.append(refused_by_database(group.results[0], error))
-            return []
-        half = len(group.results) // 2
-        return [
-            *_store(group.part(0, half), target, refused),
-            *_store(group.part(half, len(group.results)), target, refused),
-        ]
-    stored: list[Yielded] = []
-    for place, yielded in enumerate(group.results):
-        # A result is missing if a later attempt has already written the row: that one is kept.
-        if (pk := written.get(place)) is None:
-            log.warning(
-                "%s %s: a later result was kept", target.task, target.link_value_of(yielded.result)
-            )
-            continue
-        result = yielded.result
-        result.__data__["task_pk"] = pk
-        result._dirty.clear()
-        stored.append(yielded)
+    stored = write_or_halve(
+        range(len(group.results)),
+        lambda part, may_copy: _store_part(group.part(part), target, link, may_copy),
+        lambda place, error: refused.append(refused_by_database(group.results[place], error)),
+    )
     if target.page is None:  # an element that runs a page does not use its results
         _note_moments(stored)
+    return stored
+
+
+def _store_part(group: Group, target: Target, link: Link, may_copy: bool) -> list[Yielded]:
+    stored = store_batch(group.results, group.columns, link, may_copy)
+    if len(stored) < len(group.results):
+        written = set(stored)
+        for yielded in group.results:
+            if yielded not in written:
+                key = target.link_value_of(yielded.result)
+                log.warning("%s %s: a later result was kept", target.task, key)
     return stored
 
 
@@ -203,13 +192,13 @@ def _forget_other_ends(
     kinds = _recorded(target)
     if not kinds:  # mostly the task has neither failures nor rows without a result
         return
-    done = [
+    with_result = [
         (_table_of(y.handed, target), y.handed.key if y.handed else as_key(y.link_value))
         for y in stored
     ]
-    failed = [(_table_of(f, target), f.key) for f in failures if not f.refused]
-    _forget(kinds & {Failure, NoResult}, target, done)
-    _forget(kinds & {NoResult}, target, failed)
+    with_failure = [(_table_of(f, target), f.key) for f in failures if not f.refused]
+    _forget(kinds & {Failure, NoResult}, target, with_result)
+    _forget(kinds & {NoResult}, target, with_failure)
     _forget(kinds & {Failure}, target, [(_table_of(h, target), h.key) for h in no_results])
 
 
@@ -310,17 +299,17 @@ def _write_progress(
 ) -> Progress:
     """Write the page's progress in the transaction of its results, and return it."""
     results = [y.handed.key for y in checkpoint.results if y.handed]
-    bad = {f.key for f in failures}
-    ends = (
+    failed_keys = {f.key for f in failures}
+    keys_by_outcome = (
         # A row whose result a later attempt has already written counts as having a result, too.
-        (Outcome.RESULT, [k for k in results if k not in bad]),
+        (Outcome.RESULT, [k for k in results if k not in failed_keys]),
         # A row that has a result may have failed at a further one.
-        (Outcome.RESULT, [y.handed.key for y in stored if y.handed] if bad else []),
+        (Outcome.RESULT, [y.handed.key for y in stored if y.handed] if failed_keys else []),
         (Outcome.FAILURE, [f.key for f in failures]),
         (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
     )
     seen, changed, result = claim.seen(), dict[int, int](), Outcome.RESULT.value
-    for outcome, keys in ends:
+    for outcome, keys in keys_by_outcome:
         value = outcome.value
         for place in map(claim.positions.get, keys):
             # A later failure of the same row never hides a stored result.
@@ -341,14 +330,14 @@ def _store_progress(
     # The rows that this attempt ended itself, so that the attempts of a page add up to the page.
     # They are written as numbers, not as increments: if the answer to the commit is lost, all of
     # this is written once more.
-    own = {
+    attempt_counts = {
         name: getattr(claim.attempt, name) + counts[name] - seen.outcomes.count(outcome)
         for name, outcome in COUNTED.items()
     }
-    own["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    columns = {"n_found": seen.n_found, **own, **claim.read_meter()}
+    attempt_counts["n_checkpoints"] = claim.attempt.n_checkpoints + 1
+    columns = {"n_found": seen.n_found, **attempt_counts, **claim.read_meter()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
     end = claim.end if may_end and Outcome.PENDING not in outcomes else None
     if end is not None:
         end()
-    return Progress(changed, own, end is not None)
+    return Progress(changed, attempt_counts, end is not None)

@@ -74,8 +74,8 @@ class Progress:
 
 def hold_page(claim: Claim) -> None:
     """Check that the attempt still holds the page, and lock it until the transaction ends."""
-    found = _locked(page=claim.page.pk, attempt=claim.attempt.pk)
-    holder, cancelled, n_checkpoints = found[0] if found else (None, None, None)
+    rows = _locked(page=claim.page.pk, attempt=claim.attempt.pk)
+    holder, cancelled, n_checkpoints = rows[0] if rows else (None, None, None)
     claim.cancelled = cancelled is not None
     if holder is None:
         raise Superseded(

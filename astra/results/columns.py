@@ -24,8 +24,8 @@ from astra.results.rows import (
     Target,
     Yielded,
     clean,
-    stray,
-    words_of,
+    error_text,
+    foreign_row_message,
 )
 from astra.states import Outcome
 from astra.version import CURRENT, Version
@@ -77,11 +77,11 @@ def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]] | 
     columns: dict[str, Sequence[object]] = {}
     # Values are gathered row by row, as they are in memory: going through all rows for each column
     # takes longer.
-    every = list(chain.from_iterable(result.__data__.values() for result in results))
+    all_values = list(chain.from_iterable(result.__data__.values() for result in results))
     for place, name in enumerate(names):
         if name in BY_DATABASE:
             continue
-        values = every[place :: len(names)]
+        values = all_values[place :: len(names)]
         field, types = fields[name], set(map(type, values))
         try:
             if type(field) is TimeField and types <= {datetime, type(None)}:
@@ -136,20 +136,20 @@ class Group:
     results: list[Yielded]
     columns: dict[str, Sequence[object]]
 
-    def part(self, begin: int, end: int) -> "Group":
-        columns = {name: values[begin:end] for name, values in self.columns.items()}
-        return Group(self.results[begin:end], columns)
+    def part(self, places: slice) -> "Group":
+        columns = {name: values[places] for name, values in self.columns.items()}
+        return Group(self.results[places], columns)
 
 
 def by_columns(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[Group] | None:
     """Group results by the columns that they set; return None if a value cannot be stored."""
-    if not _all_may_be_stored(results, target, claim):
-        results = _that_may_be_stored(results, target, claim, refused)
-    _complete(results, target, claim)
+    if not _are_all_storable(results, target, claim):
+        results = _storable(results, target, claim, refused)
+    set_origin(results, target, claim)
     groups = []
-    for members in _alike(results):
+    for members in group_alike(results):
         columns = as_columns([yielded.result for yielded in members])
         if columns is None:
             return None
@@ -157,7 +157,7 @@ def by_columns(
     return groups
 
 
-def _alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
+def group_alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
     """Group results that are of one model and set the same columns in the same order."""
     kinds = ((type(yielded.result), list(yielded.result.__data__)) for yielded in results)
     if (first := next(kinds, None)) is not None and all(kind == first for kind in kinds):
@@ -177,10 +177,10 @@ def row_by_row(
     for yielded in results:
         try:
             key = _key_to_store(yielded, target, claim, seen)
-            _complete([yielded], target, claim)
-            row = _row_of(yielded)
-        except _Bad as bad:
-            refused.append(bad.refusal)
+            set_origin([yielded], target, claim)
+            row = checked_row(yielded)
+        except ResultRefused as error:
+            refused.append(error.refusal)
             continue
         seen.add(key)
         kind = type(yielded.result), frozenset(row)
@@ -191,7 +191,7 @@ def row_by_row(
     ]
 
 
-def _all_may_be_stored(results: list[Yielded], target: Target, claim: Claim | None) -> bool:
+def _are_all_storable(results: list[Yielded], target: Target, claim: Claim | None) -> bool:
     """Return whether :func:`_key_to_store` would certainly refuse none of the results."""
     if {type(yielded.result) for yielded in results} != {target.output}:
         return False
@@ -229,7 +229,7 @@ def _are_pending(keys: list[object], claim: Claim) -> bool:
     return len(places) == len(keys) and Outcome.RESULT.value not in ended
 
 
-def _that_may_be_stored(
+def _storable(
     results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[Yielded]:
     seen: set[object] = set()
@@ -237,23 +237,23 @@ def _that_may_be_stored(
     for yielded in results:
         try:
             seen.add(_key_to_store(yielded, target, claim, seen))
-        except _Bad as bad:
-            refused.append(bad.refusal)
+        except ResultRefused as error:
+            refused.append(error.refusal)
         else:
             good.append(yielded)
     return good
 
 
-def _row_of(yielded: Yielded) -> dict[str, object]:
+def checked_row(yielded: Yielded) -> dict[str, object]:
     try:
         return as_row(yielded.result)
     except BadColumn as bad:
         error = bad.__cause__ or bad
-        message = clean(f"column {bad.name}: {words_of(error)}", MESSAGE_LIMIT)
-        raise _Bad(yielded, type(error).__name__, message) from error
+        message = clean(f"column {bad.name}: {error_text(error)}", MESSAGE_LIMIT)
+        raise ResultRefused(yielded, type(error).__name__, message) from error
 
 
-class _Bad(Exception):
+class ResultRefused(Exception):
     def __init__(
         self,
         yielded: Yielded,
@@ -297,7 +297,7 @@ def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
             "its rows stay pending: repair the table, then astra resume"
         ) from error
     kind, by_trigger = type(error.__cause__ or error).__name__, dialect().is_triggers(error)
-    return _Bad(yielded, kind, message, is_mistake=by_trigger).refusal
+    return ResultRefused(yielded, kind, message, is_mistake=by_trigger).refusal
 
 
 def _key_to_store(
@@ -312,23 +312,23 @@ def _key_to_store(
     """
     result = yielded.result
     if type(result) is not target.output or result.__data__.get("v_astra") != CURRENT.number:
-        _check_model(yielded, target.output)
+        check_model(yielded, target.output)
     key, handed = target.link_value_of(result), yielded.handed
     if key is None:
-        raise _Bad(yielded, *_no_key(result, target))
+        raise ResultRefused(yielded, *key_problem(result, target))
     if handed is not None and handed.known not in (None, key):  # it was changed since
-        raise _Bad(yielded, "ForeignRow", stray(key, target))
+        raise ResultRefused(yielded, "ForeignRow", foreign_row_message(key, target))
     if handed is not None and handed.key is not None:  # pages identify rows by texts of their keys
         key = handed.key
     is_second = yielded.again or key in seen
     if claim is not None and not is_second:
         is_second = claim.outcomes[claim.positions[key]] == Outcome.RESULT.value
     if is_second:
-        raise _Bad(yielded, "DuplicateResult", f"a second result for {key}", True)
+        raise ResultRefused(yielded, "DuplicateResult", f"a second result for {key}", True)
     return key
 
 
-def _complete(results: Iterable[Yielded], target: Target, claim: Claim | None) -> None:
+def set_origin(results: Iterable[Yielded], target: Target, claim: Claim | None) -> None:
     """Set on results when their rows were read, which attempt stores them, and what made them."""
     attempt_pk = claim.attempt.pk if claim is not None else None
     for yielded in results:
@@ -341,7 +341,7 @@ def _complete(results: Iterable[Yielded], target: Target, claim: Claim | None) -
         data["made_by"] = target.made_by
 
 
-def _check_model(yielded: Yielded, output: type[OutputModel] | None) -> None:
+def check_model(yielded: Yielded, output: type[OutputModel] | None) -> None:
     """Refuse what is not a result of this version in the table that the task writes."""
     result = yielded.result
     name = type(result).__name__
@@ -353,14 +353,14 @@ def _check_model(yielded: Yielded, output: type[OutputModel] | None) -> None:
     else:
         is_right, expected = type(result) is output, output.__name__
     if not is_right:
-        raise _Bad(yielded, "WrongModel", f"{name} was yielded, not {expected}")
+        raise ResultRefused(yielded, "WrongModel", f"{name} was yielded, not {expected}")
     version = result.__data__.get("v_astra")
     if not isinstance(version, int) or Version(version).major_minor != CURRENT.major_minor:
         message = f"v_astra={version!r}: leave it out; it is that of this astra, {CURRENT.number}"
-        raise _Bad(yielded, "WrongVersion", message)
+        raise ResultRefused(yielded, "WrongVersion", message)
 
 
-def _no_key(result: OutputModel, target: Target) -> tuple[str, str]:
+def key_problem(result: OutputModel, target: Target) -> tuple[str, str]:
     link = target.link_for(result)
     if link is None:
         name, model = type(result).__name__, getattr(target.model, "__name__", "its row")

@@ -5,24 +5,21 @@ group, or of a spectrum of the source that the row is, is identified by its own 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 
-from astra.database.connection import database, dialect
-from astra.database.dialect import Batch, NotStored
 from astra.models.keys import Link
-from astra.models.pipeline import OutputModel
+from astra.results.batches import store_batch, write_or_halve
 from astra.results.claim import Claim
 from astra.results.columns import (
-    _alike,
-    _Bad,
-    _check_model,
-    _complete,
-    _no_key,
-    _row_of,
+    ResultRefused,
     as_columns,
+    check_model,
+    checked_row,
+    group_alike,
+    key_problem,
     refused_by_database,
+    set_origin,
 )
-from astra.results.rows import Refusal, Target, Yielded, stray
+from astra.results.rows import Refusal, Target, Yielded, foreign_row_message
 from astra.states import Outcome
 from astra.version import CURRENT
 
@@ -41,11 +38,15 @@ def write_rows(
     for row in rows.values():
         try:
             _check_row(row, target, claim)
-        except _Bad as bad:
-            refused.append(bad.refusal)
+        except ResultRefused as error:
+            refused.append(error.refusal)
         else:
             good.append(row)
-    return _store_rows(good, target, refused)
+    return write_or_halve(
+        range(len(good)),
+        lambda part, may_copy: _write_together(good[part], target, may_copy),
+        lambda place, error: refused.append(refused_by_database(good[place][0], error)),
+    )
 
 
 def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
@@ -57,58 +58,50 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
         If one of them may not be stored.
     """
     handed, numbers = row[0].handed, Counter[tuple[object, ...]]()
-    _complete(row, target, claim)
+    set_origin(row, target, claim)
     for yielded in row:
-        _check_model(yielded, target.output)
+        check_model(yielded, target.output)
         result = yielded.result
         if handed is None or yielded.again:
-            raise _Bad(yielded, "RowEnded", "the row that the result is of has ended", True)
+            raise ResultRefused(
+                yielded, "RowEnded", "the row that the result is of has ended", True
+            )
         if claim is not None and claim.outcomes[claim.positions[handed.key]] == Outcome.RESULT:
-            raise _Bad(yielded, "DuplicateResult", f"a second result for {handed.key}", True)
+            raise ResultRefused(
+                yielded, "DuplicateResult", f"a second result for {handed.key}", True
+            )
         link = target.index_of(result)
         link_value = None if link is None else link.of_result(result)
         if link_value is None:
-            raise _Bad(yielded, *_no_key(result, target))
+            raise ResultRefused(yielded, *key_problem(result, target))
         if link == target.link and not target.groups and handed.known not in (None, link_value):
-            raise _Bad(yielded, "ForeignRow", stray(link_value, target))
+            raise ResultRefused(yielded, "ForeignRow", foreign_row_message(link_value, target))
         if link != target.link:  # it is up to date as long as the row that it was computed from
             result.__data__["input_modified"] = handed.modified
         result.__data__["result_number"] = numbers[link, link_value]
         numbers[link, link_value] += 1
         if numbers[link, link_value] > 1 and not target.many:
-            what = f"a second result for {link_value}; a task that means it says @task(many=True)"
-            raise _Bad(yielded, "DuplicateResult", what)
-        _row_of(yielded)
+            message = (
+                f"a second result for {link_value}; a task that means it says @task(many=True)"
+            )
+            raise ResultRefused(yielded, "DuplicateResult", message)
+        checked_row(yielded)
 
 
-def _store_rows(rows: list[Row], target: Target, refused: list[Refusal]) -> list[Yielded]:
-    """Write rows; on an error halve them, between rows, until the bad one is alone."""
-    if not rows:
-        return []
-    try:
-        with database.atomic():
-            # The first result of a row decides whether the stored ones are older. If they are,
-            # further statements replace the others.
-            newer = {id(y.handed) for y in _upsert([row[0] for row in rows], target)}
-            rest = [y for row in rows if id(row[0].handed) in newer for y in row[1:]]
-            if target.many:
-                _delete_further([row for row in rows if id(row[0].handed) in newer], target)
-            _upsert(rest, target)
-            return [y for row in rows if id(row[0].handed) in newer for y in row]
-    except Exception as error:
-        if not dialect().is_rows_fault(error):
-            raise
-        if len(rows) == 1:
-            refused.append(refused_by_database(rows[0][0], error))
-            return []
-        half = len(rows) // 2
-        return [
-            *_store_rows(rows[:half], target, refused),
-            *_store_rows(rows[half:], target, refused),
-        ]
+def _write_together(rows: list[Row], target: Target, may_copy: bool) -> list[Yielded]:
+    """Write all results of rows; return those of the rows whose results were stored."""
+    # The first result of a row decides whether the stored ones are older. If they are, further
+    # statements replace the others.
+    firsts = _upsert([row[0] for row in rows], target, may_copy)
+    newer = {id(yielded.handed) for yielded in firsts}
+    written = [row for row in rows if id(row[0].handed) in newer]
+    if target.many:
+        _delete_further(written, target)
+    _upsert([yielded for row in written for yielded in row[1:]], target, may_copy)
+    return [yielded for row in written for yielded in row]
 
 
-def _upsert(results: list[Yielded], target: Target) -> list[Yielded]:
+def _upsert(results: list[Yielded], target: Target, may_copy: bool) -> list[Yielded]:
     """Write results, each by the unique index that applies to it; return those written."""
     stored: list[Yielded] = []
     by_link: dict[Link, list[Yielded]] = {}
@@ -116,52 +109,12 @@ def _upsert(results: list[Yielded], target: Target) -> list[Yielded]:
         if (index := target.index_of(yielded.result)) is not None:  # `_check_row` made sure of it
             by_link.setdefault(index, []).append(yielded)
     for link, members in by_link.items():
-        for alike in _alike(members):
+        for alike in group_alike(members):
             columns = as_columns([yielded.result for yielded in alike])
             if columns is None:
                 raise ValueError("a value that cannot be stored in the database")
-            batch = batch_of(type(alike[0].result), link, columns)
-            written = dialect().upsert(batch)
-            check_stored(alike, written, link)
-            for place, pk in written.items():
-                alike[place].result.__data__["task_pk"] = pk
-                alike[place].result._dirty.clear()
-                stored.append(alike[place])
+            stored += store_batch(alike, columns, link, may_copy)
     return stored
-
-
-def check_stored(results: list[Yielded], written: Mapping[int, int], link: Link) -> None:
-    """Check that each result was stored, or that a later one is in its place.
-
-    Raises
-    ------
-    NotStored
-        If a result is neither.
-    """
-    for place, yielded in enumerate(results):
-        if place in written:
-            continue
-        result = yielded.result
-        model, data = type(result), result.__data__
-        later = (model.v_astra_major_minor == CURRENT.major_minor) & (
-            model.result_number == data.get("result_number", 0)
-        )
-        for name in link.result:
-            later &= getattr(model, name) == data[name]
-        if data.get("input_read") is not None:
-            later &= model.input_read > data["input_read"]
-        if not model.select(model.task_pk).where(later).exists():
-            raise NotStored(model._meta.table_name)
-
-
-def batch_of(model: type[OutputModel], link: Link, columns: dict[str, Sequence[object]]) -> Batch:
-    """Make a batch of results that set the same columns, with the unique index that applies."""
-    key = tuple(field.column_name for field in link.key(model).fields)
-    return Batch(
-        dialect().table(model), columns, (*key, "result_number"),
-        (*key, "v_astra_major_minor", "result_number"), link.where_clause,
-        model.task_pk.column_name, model,
-    )  # fmt: skip
 
 
 def _delete_further(rows: list[Row], target: Target) -> None:

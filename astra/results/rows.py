@@ -194,7 +194,7 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
     return Refusal(
         handed.key,
         type(error).__name__,
-        clean(words_of(error), MESSAGE_LIMIT),
+        clean(error_text(error), MESSAGE_LIMIT),
         handed.modified,
         place_of(error),
         clean(text, TRACEBACK_LIMIT),
@@ -204,7 +204,7 @@ def refusal(error: BaseException, handed: Handed) -> Refusal:
     )
 
 
-def stray(named: object, target: Target) -> str:
+def foreign_row_message(named: object, target: Target) -> str:
     """Describe that a result names another row than the one in progress."""
     columns = ", ".join(target.link.result) if target.link is not None else ""
     page = "" if target.page is None else f" in page {target.page} of plan {target.plan_pk}"
@@ -214,9 +214,9 @@ def stray(named: object, target: Target) -> str:
     )
 
 
-def misled(handed: Handed, named: object, target: Target) -> Refusal:
+def foreign_row_refusal(handed: Handed, named: object, target: Target) -> Refusal:
     """Make the record of a row that has no result because one names another row."""
-    message = f"it has no result, and {stray(named, target)}"
+    message = f"it has no result, and {foreign_row_message(named, target)}"
     return Refusal(
         handed.key, "ForeignRow", message, handed.modified,
         table=handed.table, link_value=handed.link_value, is_mistake=True,
@@ -233,7 +233,7 @@ def place_of(error: BaseException) -> str | None:
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AstraError)
 
 
-def words_of(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return the text of an exception, even if its own ``__str__`` raises."""
     try:
         return str(error)

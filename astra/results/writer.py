@@ -151,9 +151,9 @@ class Writer:
         self._wait_for_room()
 
     def _wait_for_room(self) -> None:
-        most = MOST_BATCHES * self.settings.batch_size
+        max_waiting = MOST_BATCHES * self.settings.batch_size
         with self.buffer.changed:
-            while self.buffer.n_waiting >= most and not self.is_stuck():
+            while self.buffer.n_waiting >= max_waiting and not self.is_stuck():
                 self.buffer.changed.wait(1.0)
 
     def flush(self) -> None:

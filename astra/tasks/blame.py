@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from astra.errors import BrokenElement, MissingExtra, OutOfMemory
 from astra.models.keys import RowKey
-from astra.results.rows import Handed, place_of, words_of
+from astra.results.rows import Handed, error_text, place_of
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Blame:
         BrokenElement
             If the task had not asked for a row.
         """
-        text = f"{type(error).__name__}: {words_of(error)}"
+        text = f"{type(error).__name__}: {error_text(error)}"
         which = f" at row {rows[0].key}" if len(rows) == 1 and rows[0].key is not None else ""
         place = f" ({place_of(error)})"
         log.error("%s raised%s: %s%s", self.task, which, text, place, exc_info=_printable(error))
@@ -75,7 +75,7 @@ class Blame:
             raise BrokenElement(message) from error
         if not rows:
             # Every row has its result already: nothing is lost.
-            self.note = f"{type(error).__name__} after a result: {words_of(error)}"
+            self.note = f"{type(error).__name__} after a result: {error_text(error)}"
         elif len(rows) == 1:
             self.fail(rows[0], error)
         elif halve:
@@ -97,7 +97,7 @@ class Blame:
             return
         if isinstance(error, MissingExtra):
             raise BrokenElement(f"{error}; the rows stay pending") from error
-        text = f"{type(error).__name__}: {words_of(error)}"
+        text = f"{type(error).__name__}: {error_text(error)}"
         if isinstance(error, MemoryError):
             raise OutOfMemory(f"{self.task} ran out of memory ({text})") from error
         raise BrokenElement(

@@ -14,7 +14,15 @@ from astra.database.connection import in_transaction
 from astra.errors import BrokenElement
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
-from astra.results.rows import End, Handed, Refusal, Yielded, misled, refusal, stray
+from astra.results.rows import (
+    End,
+    Handed,
+    Refusal,
+    Yielded,
+    foreign_row_message,
+    foreign_row_refusal,
+    refusal,
+)
 from astra.results.stopping import INTERRUPTIONS, ActiveRuns
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
@@ -316,7 +324,7 @@ class Run:
             yielded.link_value = in_progress.target.link_value_of(result)
             if not again:
                 target = self.writer.target
-                log.error("%s: %s", target.task, stray(yielded.link_value, target))
+                log.error("%s: %s", target.task, foreign_row_message(yielded.link_value, target))
         if type(result) is in_progress.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
             if handed is in_progress.last:
@@ -359,7 +367,7 @@ class Run:
         """End the rows in progress without a result: the task has returned."""
         self._end_gathered()
         for handed, named in self.in_progress.pop_misled().items():
-            self._record(handed, misled(handed, named, self.writer.target))
+            self._record(handed, foreign_row_refusal(handed, named, self.writer.target))
         rows = self.in_progress.clear()
         if rows and self.settings.write_to_database:
             self.writer.add(no_results=rows)

@@ -1,0 +1,89 @@
+"""Write batches of results, so that a result that the database refuses costs no other."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from astra.database.connection import database, dialect
+from astra.database.dialect import Batch, CopyRefused, NotStored
+from astra.models.keys import Link
+from astra.models.pipeline import OutputModel
+from astra.results.rows import Yielded
+from astra.version import CURRENT
+
+
+def write_or_halve(
+    places: range,
+    write: Callable[[slice, bool], list[Yielded]],
+    refuse: Callable[[int, Exception], None],
+    may_copy: bool = True,
+) -> list[Yielded]:
+    """Write the items at some places in a savepoint; on an error halve them until the bad one is
+    alone. Return what was stored. After an error, the transaction can still be used.
+
+    Parameters
+    ----------
+    write : writes a slice of the items, by a COPY only if its second argument is true.
+    refuse : is given the place of an item that the database refuses, and the error.
+    """
+    if not places:
+        return []
+    try:
+        with database.atomic():
+            return write(slice(places.start, places.stop), may_copy)
+    except CopyRefused:
+        return write_or_halve(places, write, refuse, may_copy=False)
+    except Exception as error:
+        if not dialect().is_rows_fault(error):
+            raise
+        if len(places) == 1:
+            refuse(places[0], error)
+            return []
+    half = len(places) // 2
+    first, second = places[:half], places[half:]
+    return [*write_or_halve(first, write, refuse), *write_or_halve(second, write, refuse)]
+
+
+def store_batch(
+    results: Sequence[Yielded], columns: dict[str, Sequence[object]], link: Link, may_copy: bool
+) -> list[Yielded]:
+    """Write results that set the same columns; return those that no later result replaces."""
+    written = dialect().upsert(_batch(type(results[0].result), link, columns), may_copy)
+    _check_stored(results, written, link)
+    for place, pk in written.items():
+        result = results[place].result
+        result.__data__["task_pk"] = pk
+        result._dirty.clear()
+    return [results[place] for place in sorted(written)]
+
+
+def _check_stored(results: Sequence[Yielded], written: Mapping[int, int], link: Link) -> None:
+    """Check that each result was stored, or that a later one is in its place.
+
+    Raises
+    ------
+    NotStored
+        If a result is neither.
+    """
+    for place, yielded in enumerate(results):
+        if place in written:
+            continue
+        result = yielded.result
+        model, data = type(result), result.__data__
+        later = (model.v_astra_major_minor == CURRENT.major_minor) & (
+            model.result_number == data.get("result_number", 0)
+        )
+        for name in link.result:
+            later &= getattr(model, name) == data[name]
+        if data.get("input_read") is not None:
+            later &= model.input_read > data["input_read"]
+        if not model.select(model.task_pk).where(later).exists():
+            raise NotStored(model._meta.table_name)
+
+
+def _batch(model: type[OutputModel], link: Link, columns: dict[str, Sequence[object]]) -> Batch:
+    """Make a batch of results that set the same columns, with the unique index that applies."""
+    key = tuple(field.column_name for field in link.key(model).fields)
+    return Batch(
+        dialect().table(model), columns, (*key, "result_number"),
+        (*key, "v_astra_major_minor", "result_number"), link.where_clause,
+        model.task_pk.column_name, model,
+    )  # fmt: skip
