@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from astra.config import settings as config
 from astra.errors import ScriptError
 from astra.slurm import script
 from tests.scripts import SCRIPT, sbatch_reads
+
+#: Those that a profile may ask Slurm to warn with, by --signal=B:
+_WARNINGS = ("TERM", "HUP", "INT", "QUIT", "ABRT", "ALRM", "USR1", "USR2", "URG", "XCPU")
 
 # Any text that an environment can hold.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50)
@@ -251,23 +255,28 @@ class TestRunning:
             f"finish {status}",
         ]
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+    @pytest.mark.parametrize("name", _WARNINGS)
     @pytest.mark.parametrize("times", [1, 3])
     def test_signals_are_handed_on_and_the_end_is_waited_for(
-        self, number: int, times: int, python: Path, tmp_path: Path
+        self, name: str, times: int, python: Path, tmp_path: Path
     ) -> None:
         file = tmp_path / "script.sh"
         file.write_text(render("own.sh.j2", self.site(tmp_path), python=(str(python),)))
         environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "7", "STATUS": "0"}
         with subprocess.Popen(
-            ["bash", file], env={**environment, "WAITS": "1"}, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("began")
-            for _ in range(times):
-                process.send_signal(number)
-                time.sleep(0.05)
-            rest = process.stdout.read().splitlines()
+            ["bash", file], env={**environment, "WAITS": "1"}, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline().startswith("began")
+                for _ in range(times):
+                    process.send_signal(signal.Signals[f"SIG{name}"])
+                    time.sleep(0.05)
+                rest = process.communicate(timeout=60)[0].splitlines()
+            finally:
+                with suppress(ProcessLookupError):  # nobody is left, unless the shell died alone
+                    os.killpg(process.pid, signal.SIGKILL)
         assert rest[0] == "told 15"
         assert rest[-2:] == ["stored", "finish 75"]
         assert process.returncode == 75
