@@ -19,7 +19,7 @@ from typing import Any
 from astra.config import resources, retry_rules, settings
 from astra.config.checks import command, entry, flag, matching, number, whole
 from astra.config.settings import Config
-from astra.config.units import duration_s, time_limit_s, written_time
+from astra.config.units import duration_s, time_limit_s, warning_lead_s, written_time
 from astra.errors import ConfigError, nearest
 
 Value = str | int | float | bool
@@ -341,9 +341,7 @@ def without_early_signal(chosen: Profile) -> Profile:
     Slurm may send it up to a minute early (sbatch(1), --signal). The SIGTERM at the time limit,
     KillWait before SIGKILL, still leaves time to store what was yielded.
     """
-    signal, limit = chosen.options.get("signal"), chosen.options.get("time")
-    _, _, lead = str(signal or "").partition("@")
-    if lead.isdigit() and limit and (limit_s := time_limit_s(limit)) is not None:
-        if limit_s < 2 * int(lead) + 60:
-            return replace(chosen.with_options(signal=False), given=chosen.given)
+    signal, limit_s = chosen.options.get("signal"), time_limit_s(chosen.options.get("time", ""))
+    if signal and limit_s and limit_s < 2 * warning_lead_s(signal) + 60:
+        return replace(chosen.with_options(signal=False), given=chosen.given)
     return chosen

@@ -5,7 +5,7 @@ import re
 
 
 def time_limit_s(limit: object) -> int | None:
-    """Parse a time limit as sbatch does, to seconds; None where there is none.
+    """Parse a time limit as sbatch does, to seconds; None where there is none, as at 0.
 
     >>> time_limit_s(90), time_limit_s("1:30"), time_limit_s("02:00:00"), time_limit_s("1-0")
     (5400, 90, 7200, 86400)
@@ -21,7 +21,23 @@ def time_limit_s(limit: object) -> int | None:
         hours, minutes, seconds = numbers
     else:
         hours, (minutes, seconds) = 0, [*numbers, 0][:2]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
+
+
+#: How long before the time limit sbatch sends a ``--signal`` that names no time.
+_USUAL_LEAD_S = 60
+
+
+def warning_lead_s(signal: object) -> int:
+    """Parse ``--signal`` as sbatch does, to the seconds from the warning to the time limit.
+
+    >>> warning_lead_s("B:USR1@120"), warning_lead_s("B:TERM"), warning_lead_s(None)
+    (120, 60, 0)
+    """
+    lead_s = str(signal or "").partition("@")[2]
+    if lead_s.isdecimal():
+        return int(lead_s)
+    return _USUAL_LEAD_S if signal else 0
 
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")

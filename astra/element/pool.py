@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from peewee import ColumnBase, ModelSelect, Query, Value
 
-from astra.config.units import time_limit_s
+from astra.config.units import time_limit_s, warning_lead_s
 from astra.database.connection import dialect
 from astra.database.statements import statement
 from astra.errors import AstraError
@@ -116,8 +116,7 @@ def time_of_element(submission: Submission) -> int | None:
     """Return the seconds from an element's start to the warning before its time limit, if any."""
     options = submission.options
     limit_s = time_limit_s(options.get("time", ""))
-    warning = str(options.get("signal") or "").rpartition("@")[2]
-    return limit_s - int(warning) if limit_s and warning.isdecimal() else limit_s
+    return limit_s and limit_s - warning_lead_s(options.get("signal"))
 
 
 def close_pool(submission: Submission) -> None:

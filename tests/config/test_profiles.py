@@ -133,6 +133,20 @@ class TestValues:
         with pytest.raises(ConfigError, match=re.escape(instead)):
             options(time=time)
 
+    @pytest.mark.parametrize(
+        "time, warning, is_kept",
+        [
+            ("5", "B:USR1@120", True), ("4", "B:USR1@120", False), ("3", "B:USR1", True),
+            ("2", "B:USR1", False), ("0", "B:USR1@120", True), ("UNLIMITED", "B:USR1", True),
+        ],
+    )  # fmt: skip
+    def test_a_warning_is_left_out_that_would_come_as_the_element_begins(
+        self, time: str, warning: str, is_kept: bool
+    ) -> None:
+        """Without a time, Slurm sends it a minute before the limit; a limit of 0 is none."""
+        chosen = profile.choose_profile("general", {"time": time, "signal": warning})
+        assert chosen.options.get("signal") == (warning if is_kept else None)
+
     @pytest.mark.parametrize("mem", [0, 4000, "4000", "8G", "8g", "8GB", "500M", "1T", "10K"])
     def test_sizes_of_memory_are_accepted(self, mem: Any) -> None:
         assert options(mem=mem)

@@ -1,5 +1,6 @@
 """Elements that take pages as long as there are any."""
 
+import json
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from astra.database.connection import connection, database, writing
 from astra.database.postgresql import PostgreSQL
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element, run_element
-from astra.element.pool import give_back, take_page
+from astra.element.pool import give_back, take_page, time_of_element
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
 from astra.results.stopping import Stop
@@ -125,6 +126,19 @@ class TestClaims:
         with Element(plan, pool_of(plan), Stop()) as this:
             assert [run.page for run in this.pull(1)] == [1]
             assert [run.page for run in this.pull(2)] == [2]
+
+    @pytest.mark.parametrize(
+        "time, warning, time_s",
+        [
+            ("02:00:00", "B:USR1@120", 7080), ("90", "B:TERM", 5340), (10, None, 600),
+            ("0", "B:USR1@120", None), ("0-0", None, None), ("UNLIMITED", "B:TERM", None),
+        ],
+    )  # fmt: skip
+    def test_the_time_is_what_slurm_makes_of_the_options(self, sqlite_url, time, warning, time_s):
+        """A limit of 0 is none, and a warning without a time comes a minute before the limit."""
+        submission = pool_of(plan_of(10, 10))
+        submission.profile = json.dumps({"options": {"time": time, "signal": warning}})
+        assert time_of_element(submission) == time_s
 
     def test_an_interrupted_page_goes_back_with_what_it_has(self, url, tmp_path):
         computed, fast = tmp_path / "computed", tmp_path / "fast"
