@@ -126,7 +126,7 @@ def claim_page(
 
 def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int, bool]:
     """Return a page, whether its plan was cancelled, the number of its last attempt, and whether
-    it has suspects."""
+    the page has suspects."""
     ((*values, cancelled, last_number, has_suspects),) = _numbered(plan=plan.pk, number=number)
     fields = Page._meta.sorted_fields
     page = Page(**{f.name: f.python_value(v) for f, v in zip(fields, values, strict=True)})
@@ -297,7 +297,7 @@ _NOT_CAUSED_BY_ROWS = frozenset(
 def suspect_rows(page: Page, old: Attempt) -> None:
     """Record as suspects the rows that may have been in progress when an attempt ended.
 
-    It is for attempts that did not record their end themselves.
+    Call this only for attempts that did not record their own end.
     """
     if old.n_handed < 0 or old.slurm_state in _NOT_CAUSED_BY_ROWS:
         return

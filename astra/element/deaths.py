@@ -43,7 +43,7 @@ def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
             }
             if alive:
                 values["state"] = AttemptState.DIED.value
-            # Once only, also if the answer to the commit is lost and this is repeated.
+            # Only once, even if the answer to the commit is lost and this is repeated.
             is_open = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)
             is_open &= Attempt.n_handed >= 0
             update = Attempt.update(values).where(is_open)

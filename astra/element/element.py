@@ -73,7 +73,8 @@ def run_element(
 ) -> list[PageOutcome]:
     """Run the pages of one element of a submission, each until its rows have ended.
 
-    The submitter trusted the plan of the role `planned_by`, and not one that took its place since.
+    Whoever submitted the plan trusted it as one of the role `planned_by`. A plan of another role
+    that has taken its place since is not trusted.
 
     Raises
     ------
@@ -120,8 +121,8 @@ class Element:
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.n_in_progress = FIRST_IN_PROGRESS  # rows that the next attempt is assumed to have
-        self.is_linked = self.has_loaded = False
-        self.is_paused = False  # the plan is
+        self.is_connected = self.has_loaded = False
+        self.is_paused = False  # whether the plan is paused
         self.is_unsure = False  # a claim was made that the database did not acknowledge
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
 
@@ -129,18 +130,18 @@ class Element:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unlink()
+        self._disconnect()
 
-    def _link(self) -> bool:
+    def _connect(self) -> bool:
         """Open the connection, if the database accepts one now; return whether it is new."""
         is_new = connected()
-        self.is_linked = is_new or self.is_linked
+        self.is_connected = is_new or self.is_connected
         return is_new
 
-    def _unlink(self) -> None:
-        if self.is_linked:
+    def _disconnect(self) -> None:
+        if self.is_connected:
             drop_connection()
-            self.is_linked = False
+            self.is_connected = False
 
     def pull(self, element: int) -> list[PageOutcome]:
         """Run pages of the submission while any is free and the time suffices for one more.
@@ -150,7 +151,7 @@ class Element:
         """
         limit_s, longest_s = time_of_element(self.submission), 0.0
         end_s = None if limit_s is None else born_s(os.getppid()) + limit_s
-        self._link()
+        self._connect()
         number = retrying(lambda: claimed_page(self.submission, element))
         runs: list[PageOutcome] = []
         while end_s is None or not runs or now_s() + longest_s < end_s:
@@ -170,7 +171,7 @@ class Element:
         """Wait for pages that other elements hold; return whether one has become free."""
         from astra.element.takeover import Watcher  # here, as few elements watch
 
-        self._unlink()
+        self._disconnect()
         return Watcher(self.plan, self.submission, element, self.stop).wait(end_s)
 
     def run_page(self, number: int | None, element: int) -> PageOutcome | None:
@@ -185,7 +186,7 @@ class Element:
         try:
             # What an earlier attempt computed and could not store is not computed again.
             spool.recover(plan, number)
-            self._link()
+            self._connect()
             claim = retrying(lambda: self._claim(number, element))
         except PlanThrottled as error:
             log.warning("%s", error)
@@ -266,14 +267,16 @@ class Element:
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
         """Run the task until every row of the page has ended; return a note for the attempt."""
         if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
-            self._unlink()
+            self._disconnect()
         task = self._load(claim)
         if not self.has_loaded:
             self._check_tables(claim, task.model, task.output)
             self.has_loaded = True
             collect_as_usual()
         stop = self.stop
-        reader = Reader(task.model, task.output, claim, stop, meter.first_row, bool(self.plan.redo))
+        reader = Reader(
+            task.model, task.output, claim, stop, meter.note_first_row, bool(self.plan.redo)
+        )
         writer = self._writer(claim, task)
         run = Run(
             reader, task.call, writer, writer.n_rows, board=self.board,
@@ -303,7 +306,7 @@ class Element:
             raise _interrupted(claim, reason, stop.is_wanted)
         self.n_in_progress = max(FIRST_IN_PROGRESS, reader.rows_ahead())
         if not stop.is_wanted:
-            self._link()
+            self._connect()
         try:
             if not claim.has_ended:
                 _end(claim, AttemptState.DONE, run.blame.note)
@@ -354,7 +357,7 @@ class Element:
         try:
             writer.wake()  # its thread also writes the heartbeat
             reader.begin(writer)
-            self._unlink()
+            self._disconnect()
             for _ in run:
                 pass
             self.tally.check_end(self.plan.task)
@@ -365,13 +368,13 @@ class Element:
     def _may_write_last(self, claim: Claim, blame: Blame) -> bool:
         """Return whether the last checkpoint may be written on this thread's connection.
 
-        It records the end of the attempt, too, unless failures may still turn out to be no row's
-        fault.
+        It also records the end of the attempt, unless there are failures: these may still turn out
+        to be the fault of no row.
         """
         self._abandon()
         if not self.tally.n_failed:
             claim.end = lambda: _end_attempt(claim, AttemptState.DONE, blame.note)
-        return dialect().name == "postgresql" and self._link()
+        return dialect().name == "postgresql" and self._connect()
 
 
 def _ended_by(error: AstraError) -> AttemptState:

@@ -15,7 +15,7 @@ class Meter:
         self.run: Run | None = None
         self.reader: Reader | None = None
 
-    def first_row(self) -> None:
+    def note_first_row(self) -> None:
         """Note the time at the first call, which comes before the task is given its first row."""
         if self.first_s is None:
             self.first_s = now_s()

@@ -87,16 +87,16 @@ def claimed_page(submission: Submission, element: int) -> int | None:
     )
 
 
-#: Elements that may be interrupted at a page before any of its rows ended; after one more the page
-#: is not released again.
+#: How many elements may be interrupted at a page before any of its rows has ended. After one more
+#: the page is not released again.
 _IN_VAIN = 1
 
 
 def give_back(page: Page) -> None:
     """Release a page that this element was interrupted at, if it is a page of a pool.
 
-    A page at which several were interrupted before a row ended waits for a resume, which gives more
-    time: released again, it would use up one element after the other.
+    A page at which several elements were interrupted before a row ended waits for a resume, which
+    gives more time. If it were released again, it would use up one element after the other.
     """
     n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
     in_vain = Attempt.select().where(

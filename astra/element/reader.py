@@ -75,8 +75,8 @@ class Reader:
         self.writer: Writer | None = None
         self.t_read_s = 0.0
         self.arrays = pixel_columns(model)
-        # The sizes of arrays are not queried until a row has some. Mostly none has, and then one
-        # statement is enough.
+        # The sizes of arrays are not queried until a row has arrays. Usually no row has any, and
+        # then one statement is enough.
         self.unmeasured = bool(self.arrays)
         self.n_bytes: dict[RowKey, int] = {}  # of the arrays of rows, by key
         self.n_handed = claim.attempt.n_handed  # places that are recorded as in progress
@@ -111,7 +111,7 @@ class Reader:
         if not self.given_up:
             return
         moment = peewee.Value(None) if self.moment is None else self.moment
-        query = self._asked_for(list(self.given_up)).select(self.key.given, moment)
+        query = self._query_for(list(self.given_up)).select(self.key.given, moment)
         for key, stored in retrying(lambda: database.execute(query).fetchall()):
             modified = OutputModel.input_modified.python_value(stored)
             suspect = self.given_up[key]
@@ -176,17 +176,17 @@ class Reader:
     def _read(self, keys: list[RowKey]) -> Chunk:
         """Read the first chunk of `keys`."""
         began = time.perf_counter()
-        # The clock is read first, so the rows are at least as recent as it says.
+        # The clock is read first, so that the rows are at least as recent as this time.
         now = dialect().now()
-        chunk, left = self._cut(keys)
+        chunk, rest = self._cut(keys)
         rows = self._rows(chunk)
         if self.unmeasured and len(rows) < len(chunk):
             self.unmeasured = False
-            chunk, left = self._cut(keys)
+            chunk, rest = self._cut(keys)
             rows = self._rows(chunk)
-        left = self._note_missing([k for k in chunk if k not in rows]) + left
+        rest = self._note_missing([k for k in chunk if k not in rows]) + rest
         self.t_read_s += time.perf_counter() - began
-        return [self._handed(k, *rows[k], now) for k in chunk if k in rows], left
+        return [self._handed(k, *rows[k], now) for k in chunk if k in rows], rest
 
     def _handed(self, key: RowKey, row: object, stored: object, now: datetime) -> Handed:
         link_value = None if self.key.is_whole else self.link.of_row(row)
@@ -194,7 +194,7 @@ class Reader:
         place = self.claim.positions[key]
         return Handed(key, row, modified, now, link_value=link_value, place=place)
 
-    def _asked_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
+    def _query_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)
 
     def _rows(self, keys: list[RowKey]) -> dict[object, tuple[object, object]]:
@@ -206,7 +206,7 @@ class Reader:
         if self.unmeasured:
             wanted &= self._size() < 1  # for "= 0" PostgreSQL's planner would expect hardly any
         extra = [self.key.given, peewee.Value(None) if self.moment is None else self.moment]
-        query = self._asked_for(keys).where(wanted)
+        query = self._query_for(keys).where(wanted)
         return {key: (row, modified) for row, (key, modified) in read_rows(query, extra)}
 
     def _has_result(self) -> ColumnBase:
@@ -218,7 +218,7 @@ class Reader:
         """Record rows that already have a result or were deleted; return the keys of the others."""
         if not keys:
             return keys
-        query = self._asked_for(keys).select(self.key.given, self._has_result())
+        query = self._query_for(keys).select(self.key.given, self._has_result())
         has_result = dict(database.execute(query).fetchall())
         self.claim.find(k for k in keys if has_result.get(k))
         for k in keys:
@@ -241,7 +241,7 @@ class Reader:
 
     def _sizes(self, keys: list[RowKey]) -> dict[RowKey, int]:
         """Return the bytes of the rows' arrays, by key; the database knows them without reading."""
-        query = self._asked_for(keys).select(self.key.given, self._size())
+        query = self._query_for(keys).select(self.key.given, self._size())
         query = query.where(self._size() > 0)
         return dict.fromkeys(keys, 0) | dict(database.execute(query).fetchall())
 

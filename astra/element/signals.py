@@ -33,10 +33,10 @@ class _Pipe:
     @staticmethod
     def _identify(end: int) -> tuple[int, int] | None:
         try:
-            found = os.fstat(end)
+            status = os.fstat(end)
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     def is_open(self) -> bool:
         return self._identify(self.write_end) == self._identify(self.read_end) == self.identity
@@ -71,7 +71,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if pipe.is_open():
-            pipe.write(number)  # which the C handler has done, unless the task took its descriptor
+            pipe.write(number)  # as the C handler has done, unless the task took its descriptor
         else:
             threading.Thread(target=ask_to_stop, args=[number], daemon=True).start()
 

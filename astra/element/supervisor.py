@@ -60,14 +60,14 @@ def supervised(
         birth_s = now_s()
         if board.finished and not parent.timed_out:
             status = board.exit_status if parent.lingered else status
-            return OutOfHours.exit_status if parent.over and status == 75 else status
+            return OutOfHours.exit_status if parent.hours_are_over and status == 75 else status
         if (-status if status < 0 else status - 128) == signal.SIGKILL and not parent.timed_out:
             # Do not continue: a memory limit or a person ended the child on purpose.
             parent.note_death(status, alive=False)
             return 128 + signal.SIGKILL
         had_rows = parent.note_death(status, alive=True)
         if parent.stop_requested:
-            return OutOfHours.exit_status if parent.over else 75
+            return OutOfHours.exit_status if parent.hours_are_over else 75
         if had_rows or board.page_pk != last_page:
             in_vain, last_page = 0, board.page_pk
         in_vain += not had_rows
@@ -101,32 +101,32 @@ class _Stopwatch:
     counted.
     """
 
-    def __init__(self, most_s: float) -> None:
-        self.most_s = most_s  # the most seconds that one call of `read` may add
-        self.since = self.seen = self.worked_s = 0.0
+    def __init__(self, max_step_s: float) -> None:
+        self.max_step_s = max_step_s  # one call of `read` adds at most this many seconds
+        self.since = self.read_at = self.worked_s = 0.0
 
     def read(self, since: float) -> float:
         """Return the seconds of work since `since`; 0 if the task does not work."""
         now = time.perf_counter()
         if since != self.since:
-            self.since, self.worked_s, self.seen = since, 0.0, since
+            self.since, self.worked_s, self.read_at = since, 0.0, since
         if since:
-            self.worked_s += min(now - self.seen, self.most_s)
-        self.seen = now
+            self.worked_s += min(now - self.read_at, self.max_step_s)
+        self.read_at = now
         return self.worked_s
 
 
 class _Parent:
     """Wait for a child, pass signals on to it, and terminate it when a row takes too long.
 
-    When the hours of its night are `over`, ask it to stop, as Slurm would.
+    When the hours of its night are over, ask it to stop, as Slurm would.
     """
 
     def __init__(self, board: Board, row_timeout_s: float, stop_at: float | None = None) -> None:
         self.board, self.row_timeout_s, self.stop_at = board, row_timeout_s, stop_at
         self.stop_requested = self.timed_out = self.lingered = False
         # An element that begins too late is not asked: it gives its pages back, and ends by itself.
-        self.over = stop_at is not None and time.time() >= stop_at
+        self.hours_are_over = stop_at is not None and time.time() >= stop_at
         self.finished_s: float | None = None  # when the child was first seen to have finished
         self.pid = 0
         # seconds between two checks
@@ -160,8 +160,8 @@ class _Parent:
             os.kill(self.pid, number)
 
     def _check_limits(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_at is not None and time.time() >= self.stop_at and not self.over:
-            self.over = True
+        if self.stop_at is not None and time.time() >= self.stop_at and not self.hours_are_over:
+            self.hours_are_over = True
             log.warning("the hours of the night are over: the yielded results are stored")
             self._pass_on(signal.SIGTERM, None)
         if self.board.finished:

@@ -7,9 +7,9 @@ of those that are dead, so that elements of the pool continue them without a res
 An attempt is dead if Slurm says that its element has ended; Slurm is asked rarely. If Slurm does
 not say, it is dead if its heartbeat has not changed while the watcher checked it, without a gap,
 for a whole lease. So an outage, after which every heartbeat is old, makes no attempt look dead:
-each that is alive writes a heartbeat as soon as the database is back. A takeover is conditional on
-the heartbeat that was read, and fences like any later attempt: an attempt that is alive after all
-can write no more.
+each that is alive writes a heartbeat as soon as the database is back. A takeover succeeds only if
+the heartbeat is still the one that was read. Like any later attempt, it fences the earlier one: an
+attempt that is alive after all can write nothing more.
 
 While a watcher has time left, elements that have not started are not needed. They are cancelled:
 each would start, find nothing to do, and end.
@@ -59,14 +59,15 @@ _SUSPENDED = 3
 #: A watcher that has not checked for this many of its longest pauses is gone.
 _GONE = 4
 
-#: One that has not checked for this many may be gone: who finds no page stays until that is known.
+#: A watcher that has not checked for this many of its longest pauses may be gone: an element that
+#: finds no page waits until that is known.
 _OVERDUE = 2
 
-#: How an attempt ended of which nothing else is known.
+#: How an attempt ended if nothing else is known of its end.
 _SILENT = "its heartbeat stopped"
 
-#: Ends that a retry on the same terms does not change. They are taken over once, and then left to
-#: the resume of a person or a night, which gives more memory or time.
+#: Ends that a retry with the same memory and time would probably repeat. After such an end a page
+#: is taken over once; then it waits for a resume, which gives more memory or time.
 _ONCE = frozenset({SlurmState.OUT_OF_MEMORY, SlurmState.TIMEOUT})
 
 
@@ -215,7 +216,7 @@ class Watcher:
             elif state is not None:
                 dead.append((attempt, state))
                 continue
-            # Up to the reading: Slurm's answer may have taken minutes since.
+            # Only until the heartbeats were read: Slurm may have taken minutes to answer since.
             silent_s = self.checked_s - self.unchanged[attempt.pk][1]
             if attempt.pk not in self.alive and silent_s > self.lease_s:
                 dead.append((attempt, _SILENT))

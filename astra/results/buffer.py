@@ -12,9 +12,10 @@ from astra.results.rows import Checkpoint, Handed, Refusal, Yielded
 class Buffer:
     """Hold rows until their checkpoint. Two threads use it: one adds rows, one takes them.
 
-    In the most frequent case the task's thread only appends a result to ``fresh``. What is left to
-    do is done when the waiting rows are looked at: all of them together take a fraction of the time
-    that they would take one by one, each with the processor's caches full of the task's data.
+    In the most frequent case the task's thread only appends a result to ``fresh``. The rest of the
+    work is done for all fresh results together, when the waiting rows are next needed. This takes a
+    fraction of the time that it would take after each row, when the processor's caches are full of
+    the task's data.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,7 @@ class Buffer:
         self.changed = threading.Condition(self.mutex)
         #: Results, and the rows that they end, in their order.
         self.fresh: deque[tuple[OutputModel, Handed]] = deque()
-        #: Does what is left to do for a fresh result.
+        #: Does the rest of the work for a fresh result.
         self.finish_fresh: Callable[[OutputModel, Handed], None] = lambda result, handed: None
         self.waiting = Checkpoint()
         self.in_writing = Checkpoint()

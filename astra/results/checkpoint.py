@@ -15,7 +15,7 @@ from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.keys import Link, RowKey, as_key, key_of
 from astra.models.plans import Page
 from astra.results.batches import store_batch, write_or_halve
-from astra.results.claim import Claim, Progress, Seen, hold_page
+from astra.results.claim import Claim, Progress, Snapshot, hold_page
 from astra.results.columns import Group, by_columns, refused_by_database, row_by_row
 from astra.results.multiple_results import write_rows
 from astra.results.rows import (
@@ -56,7 +56,7 @@ def write(
         stored, refused = _write_results(checkpoint.results, target, claim)
         judge(refused)
         _find_keys(checkpoint, stored, refused, target)
-        failures = _beside_results([*checkpoint.failures, *refused], stored)
+        failures = _mark_further_failures([*checkpoint.failures, *refused], stored)
         _forget_other_ends(target, stored, failures, checkpoint.no_results)
         _write_failures(failures, target, claim)
         _write_no_results(checkpoint.no_results, target, claim)
@@ -93,7 +93,7 @@ def _find_keys(
         row.key = record[0] if record else None
 
 
-def _beside_results(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
+def _mark_further_failures(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
     """Mark failures of rows whose result is stored: only a further result of theirs was refused."""
     if not failures:
         return []
@@ -108,7 +108,7 @@ def _write_results(
     if target.gathers:
         stored = write_rows(results, target, claim, refused)
         if target.page is None:
-            _note_moments(stored)
+            _set_times(stored)
         return stored, refused
     groups = by_columns(results, target, claim, refused)
     if groups is None:
@@ -134,7 +134,7 @@ def _store(group: Group, target: Target, refused: list[Refusal]) -> list[Yielded
         lambda place, error: refused.append(refused_by_database(group.results[place], error)),
     )
     if target.page is None:  # an element that runs a page does not use its results
-        _note_moments(stored)
+        _set_times(stored)
     return stored
 
 
@@ -156,17 +156,17 @@ def take_back_failures(claim: Claim) -> None:
         own_failures = Failure.attempt_pk == claim.attempt.pk
         keys = {str(key) for (key,) in tuples(Failure.select(Failure.key).where(own_failures))}
         Failure.delete().where(own_failures).execute()
-        seen = claim.seen()
+        snapshot = claim.snapshot()
         failed = {
             place: Outcome.PENDING.value
             for key, place in claim.positions.items()
-            if seen.outcomes[place] == Outcome.FAILURE and str(key) in keys
+            if snapshot.outcomes[place] == Outcome.FAILURE and str(key) in keys
         }
-        progress = _store_progress(claim, seen, failed)
+        progress = _store_progress(claim, snapshot, failed)
     claim.advance(progress)
 
 
-def _note_moments(stored: list[Yielded]) -> None:
+def _set_times(stored: list[Yielded]) -> None:
     """Set `created` and `modified`, which the database filled, on results for the caller."""
     if not stored:
         return
@@ -233,7 +233,9 @@ def _forget(
         ).execute()
 
 
-def _common(target: Target, claim: Claim | None, row: Handed | Refusal) -> dict[str, object]:
+def _common_columns(
+    target: Target, claim: Claim | None, row: Handed | Refusal
+) -> dict[str, object]:
     return {
         "task": target.task,
         "input_table": _table_of(row, target),
@@ -257,7 +259,7 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
             continue
         refused = failure.refused or _is_done(claim, failure.key)
         values = {
-            **_common(target, claim, failure),
+            **_common_columns(target, claim, failure),
             "exception": failure.exception,
             "message": failure.message,
             "place": failure.place,
@@ -281,7 +283,7 @@ def _is_done(claim: Claim | None, key: RowKey) -> bool:
 def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -> None:
     for handed in rows:
         if handed.key is not None:
-            _upsert_row(NoResult, _common(target, claim, handed), {})
+            _upsert_row(NoResult, _common_columns(target, claim, handed), {})
 
 
 def _upsert_row(
@@ -308,21 +310,21 @@ def _write_progress(
         (Outcome.FAILURE, [f.key for f in failures]),
         (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
     )
-    seen, changed, result = claim.seen(), dict[int, int](), Outcome.RESULT.value
+    snapshot, changed, result = claim.snapshot(), dict[int, int](), Outcome.RESULT.value
     for outcome, keys in keys_by_outcome:
         value = outcome.value
         for place in map(claim.positions.get, keys):
             # A later failure of the same row never hides a stored result.
-            if place is not None and changed.get(place, seen.outcomes[place]) != result:
+            if place is not None and changed.get(place, snapshot.outcomes[place]) != result:
                 changed[place] = value
-    # Failures may still turn out to be the task's fault, and none of its rows'.
-    return _store_progress(claim, seen, changed, may_end=not failures)
+    # Failures may still turn out to be the fault of the task, and of none of its rows.
+    return _store_progress(claim, snapshot, changed, may_end=not failures)
 
 
 def _store_progress(
-    claim: Claim, seen: Seen, changed: dict[int, int], may_end: bool = False
+    claim: Claim, snapshot: Snapshot, changed: dict[int, int], may_end: bool = False
 ) -> Progress:
-    outcomes = bytearray(seen.outcomes)
+    outcomes = bytearray(snapshot.outcomes)
     for place, value in changed.items():
         outcomes[place] = value
     counts = {name: outcomes.count(outcome) for name, outcome in COUNTED.items()}
@@ -331,11 +333,11 @@ def _store_progress(
     # They are written as numbers, not as increments: if the answer to the commit is lost, all of
     # this is written once more.
     attempt_counts = {
-        name: getattr(claim.attempt, name) + counts[name] - seen.outcomes.count(outcome)
+        name: getattr(claim.attempt, name) + counts[name] - snapshot.outcomes.count(outcome)
         for name, outcome in COUNTED.items()
     }
     attempt_counts["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    columns = {"n_found": seen.n_found, **attempt_counts, **claim.read_meter()}
+    columns = {"n_found": snapshot.n_found, **attempt_counts, **claim.read_meter()}
     dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
     end = claim.end if may_end and Outcome.PENDING not in outcomes else None
     if end is not None:

@@ -41,9 +41,9 @@ class Claim:
                     self.outcomes[place] = Outcome.RESULT
                     self.n_found += 1
 
-    def seen(self) -> "Seen":
+    def snapshot(self) -> "Snapshot":
         with self.mutex:
-            return Seen(bytes(self.outcomes), self.n_found)
+            return Snapshot(bytes(self.outcomes), self.n_found)
 
     def advance(self, progress: "Progress") -> None:
         """Apply a committed checkpoint, and keep what :meth:`find` noted while it was written."""
@@ -56,7 +56,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Snapshot:
     """The state of a page at the beginning of a checkpoint."""
 
     outcomes: bytes
@@ -87,7 +87,7 @@ def hold_page(claim: Claim) -> None:
             f"page {claim.page.number} of plan {claim.page.plan_pk} was taken over by attempt "
             f"{holder}; this one (attempt {claim.attempt.pk}) writes nothing more"
         )
-    _check_memory(claim, n_checkpoints)
+    _check_checkpoints(claim, n_checkpoints)
 
 
 @statement
@@ -115,10 +115,10 @@ def check_nothing_lost(claim: Claim) -> None:
         If a checkpoint is missing.
     """
     query = Attempt.select(Attempt.n_checkpoints).where(Attempt.pk == claim.attempt.pk)
-    _check_memory(claim, query.scalar())
+    _check_checkpoints(claim, query.scalar())
 
 
-def _check_memory(claim: Claim, n_checkpoints: int | None) -> None:
+def _check_checkpoints(claim: Claim, n_checkpoints: int | None) -> None:
     missing = claim.attempt.n_checkpoints - (n_checkpoints or 0)
     if missing > 0:
         raise DatabaseError(

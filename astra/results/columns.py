@@ -112,7 +112,7 @@ _EXACT = {
 
 
 def _is_changed(field: peewee.Field, value: object, converted: object) -> bool:
-    """Return whether a field changes a value, so that another than yielded would be stored."""
+    """Return whether a field changes a value: another one than yielded would be stored."""
     if type(field) is peewee.DateField and isinstance(value, datetime):
         return value.time() != time.min
     if type(field) not in _EXACT or converted == value:

@@ -84,7 +84,7 @@ class Yielded:
 
     @property
     def is_stray(self) -> bool:
-        """Whether it is for no row that the task has in progress in its page."""
+        """Whether it belongs to no row that the task has in progress in its page."""
         return self.handed is None and not self.again
 
 

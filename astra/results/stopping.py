@@ -30,7 +30,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.wanted = threading.Event()
-        self.is_wanted = False  # the same, for who does not wait: it is read at every row
+        self.is_wanted = False  # the same, for code that does not wait: it is read at every row
         self.reason = ""
         self.is_loading = False  # the task is imported, which may be interrupted like a row
 
@@ -50,7 +50,7 @@ class Tally:
     n_failed: int = 0
     n_mistakes: int = 0  # failures that are mistakes of the task or of its table
     mistake: str = ""  # the last of them: what was raised, and where
-    n_stored: int = 0  # rows whose result, or that they rightly have none, is stored
+    n_stored: int = 0  # rows of which a result, or the fact that they have none, is stored
 
     def count(self, failures: "Iterable[Refusal]") -> None:
         """Count rows that have failed."""
@@ -97,8 +97,8 @@ class Terminated(SystemExit):
     """The process was asked to stop. It ends even if the task catches this exception."""
 
 
-#: Exceptions that end a run. Any other is a row's, even if it is no `Exception`, as the panic of an
-#: extension in Rust or a cancelled coroutine.
+#: Exceptions that end a run. Any other one is a failure of a row, even if it is no `Exception`,
+#: such as the panic of an extension in Rust or a cancelled coroutine.
 INTERRUPTIONS = (Terminated, KeyboardInterrupt, GeneratorExit)
 
 

@@ -76,10 +76,11 @@ class Writer:
         self.writes_in_background = claim is not None and _may_write_behind()
         self.background = Background(self, heartbeat, self.is_sqlite)
         self.writing = threading.RLock()  # one checkpoint at a time
-        self.must_write_all = False  # all waiting rows have to be written now
-        self.skips_wait = False  # the task does not wait for the file before the next checkpoint
+        self.must_write_all = False  # whether all waiting rows have to be written now
+        #: Whether the task goes on without waiting for the file, until the next checkpoint.
+        self.skips_wait = False
         #: The error that ends the run, caused neither by the task nor by a row.
-        self.trouble: BaseException | None = None
+        self.fatal_error: BaseException | None = None
         self._written_s = 0.0  # seconds that checkpoints took
         self._began_s: float | None = None  # when the present one began
 
@@ -115,7 +116,7 @@ class Writer:
 
     def is_stuck(self) -> bool:
         """Return whether it is useless to wait for the second thread."""
-        return self.trouble is not None or self.stop.is_wanted
+        return self.fatal_error is not None or self.stop.is_wanted
 
     # -- called by the task's thread -----------------------------------------------------------
 
@@ -195,7 +196,7 @@ class Writer:
             self.must_write_all = True
             self.wake()
             asked_at: float | None = None
-            while self.unwritten() and self.trouble is None:
+            while self.unwritten() and self.fatal_error is None:
                 if grace_s is not None and self.stop.is_wanted:
                     asked_at = asked_at or time.monotonic()
                     if time.monotonic() - asked_at > grace_s:
@@ -205,15 +206,15 @@ class Writer:
                         )
                 self.buffer.changed.wait(0.2)
             self.must_write_all = False
-            if self.trouble is not None:
-                raise self.trouble
+            if self.fatal_error is not None:
+                raise self.fatal_error
 
     def write_last(self) -> None:
         """Write the rest of the page on this thread's connection, which it continues to use."""
         try:
             self.write()
         except Exception as error:
-            self.trouble = error  # `write` has already retried for as long as it may
+            self.fatal_error = error  # `write` has already retried for as long as it may
             raise
 
     def close(self) -> None:
@@ -253,7 +254,7 @@ class Writer:
     def fail_for_good(self, error: BaseException) -> None:
         """Record the error that ended the second thread, and wake whoever waits for it."""
         with self.buffer.changed:
-            self.trouble = error
+            self.fatal_error = error
             self.buffer.changed.notify_all()
 
     # -- called by either ----------------------------------------------------------------------

@@ -191,8 +191,8 @@ class Run:
                 self._credit(clock.stop())
                 if isinstance(error, INTERRUPTIONS):
                     raise
-                if writer.trouble is not None:
-                    raise writer.trouble from error
+                if writer.fatal_error is not None:
+                    raise writer.fatal_error from error
                 return error
             is_done = type(result) is output and self._end_only_row(result)
             if is_done:
@@ -215,8 +215,8 @@ class Run:
                 writer.keep_up(is_last=self.n_results == self.n_rows)
                 if stored:
                     yield from self._stored()
-            if writer.trouble is not None:
-                raise writer.trouble
+            if writer.fatal_error is not None:
+                raise writer.fatal_error
             if not self.in_progress.by_key and stop.is_wanted:
                 return None
 
@@ -244,7 +244,7 @@ class Run:
                     break
             except Exception as error:
                 # The task did not cause it, although the exception passes through the task.
-                self.writer.trouble = error
+                self.writer.fatal_error = error
                 raise
             if type(row) is Handed:
                 handed = row
