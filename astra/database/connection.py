@@ -5,7 +5,6 @@ it is first used, never at import; :func:`bind` sets it explicitly.
 """
 
 import logging
-import mmap
 import os
 import random
 import sys
@@ -23,8 +22,9 @@ import peewee
 from astra.config import secrets
 from astra.config import settings as config
 from astra.database.dialect import dialects
+from astra.database.memory import check_memory
 from astra.database.statement_timeout import bounded
-from astra.errors import ConfigError, DatabaseError, NotAllowed, OutOfMemory
+from astra.errors import ConfigError, DatabaseError, NotAllowed
 
 if TYPE_CHECKING:
     from astra.database.postgresql import PostgreSQL
@@ -339,24 +339,6 @@ def url() -> str:
     return dialect().url
 
 
-#: Bytes that a connection needs at most: more than a page of a file or the buffers of libpq.
-_CONNECTION_MEMORY = 1 << 20
-
-
-def _check_memory(error: Exception) -> None:
-    """Raise OutOfMemory if this process cannot allocate what a connection needs.
-
-    The drivers report that as an I/O error, or as an unreachable server.
-    """
-    try:
-        mmap.mmap(-1, _CONNECTION_MEMORY).close()
-    except OSError as full:
-        raise OutOfMemory(
-            f"this process has no memory left to use the database ({full.strerror}): request more, "
-            "or raise the limit that the task sets for itself"
-        ) from error
-
-
 #: Seconds for retries once a process was asked to stop: less than Slurm's KillWait.
 HURRY_S = 2.0
 
@@ -395,7 +377,7 @@ def retrying(
         except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
             if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
                 raise
-            _check_memory(error)
+            check_memory(error)
             if not dialect().is_lock(getattr(error, "error", error)):
                 drop_connection()  # after a mere lock, open cursors are still needed
             now = time.monotonic()

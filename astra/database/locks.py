@@ -15,6 +15,7 @@ import psycopg2
 import psycopg2.errors
 
 from astra.database import postgresql_queries as queries
+from astra.database.memory import start_thread
 from astra.database.statement_timeout import PatientCursor, bounded, shut
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,7 @@ class RowLock:
         """Take the lock until :meth:`release`; return whether it was free."""
         is_taken = self._try()
         if is_taken:
-            self._thread = threading.Thread(target=self._keep, name="astra lock", daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._keep, "astra lock")
         return is_taken
 
     def release(self) -> None:

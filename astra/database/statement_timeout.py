@@ -25,6 +25,8 @@ from psycopg2.extensions import (
 )
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
+from astra.database.memory import start_thread
+
 
 class _Own(threading.local):
     """How long the statements of this thread may take, in seconds."""
@@ -50,10 +52,7 @@ class _Watch:
             until = time.monotonic() + min(bound_s, self.most_s)
             self.waiting[statement] = until, connection
             if self.thread is None:
-                self.thread = threading.Thread(
-                    target=self._look, name="astra timeouts", daemon=True
-                )
-                self.thread.start()
+                self.thread = start_thread(self._look, "astra timeouts")
             elif until < self.looks_at:
                 self.lock.notify()
 

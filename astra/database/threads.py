@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from astra.database.connection import T, connected, database, dialect, drop_connection
+from astra.database.memory import start_thread
 
 
 def join(thread: threading.Thread) -> None:
@@ -37,8 +38,7 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, name="astra background", daemon=True)
-    thread.start()
+    thread = start_thread(run, "astra background")
 
     def result() -> T:
         try:
@@ -79,8 +79,7 @@ def read_in_background(query: Any) -> Iterator[Any]:
         finally:
             drop_connection(bound)
 
-    thread = threading.Thread(target=read, name="astra reader", daemon=True)
-    thread.start()
+    thread = start_thread(read, "astra reader")
     try:
         while True:
             requests.put(True)

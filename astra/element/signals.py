@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 
 from astra.config import settings
 from astra.database.connection import HURRY_S
+from astra.database.memory import start_thread
 from astra.database.statement_timeout import hurry
 from astra.errors import Interrupted
 from astra.results.stopping import ActiveRuns, Stop
@@ -73,7 +75,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         if pipe.is_open():
             pipe.write(number)  # as the C handler has done, unless the task took its descriptor
         else:
-            threading.Thread(target=ask_to_stop, args=[number], daemon=True).start()
+            start_thread(partial(ask_to_stop, number), "astra signal")
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
         if stop.is_loading or ActiveRuns.are_computing():
@@ -100,8 +102,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
     previous = {n: signal.signal(n, on_signal) for n in _NUMBERS}
     previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
     waker = signal.set_wakeup_fd(pipe.write_end, warn_on_full_buffer=False)
-    thread = threading.Thread(target=watch, name="astra signals", daemon=True)
-    thread.start()
+    thread = start_thread(watch, "astra signals")
     try:
         yield
     finally:

@@ -12,7 +12,6 @@ import shutil
 import smtplib
 import socket
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +28,7 @@ from astra.config import secrets
 from astra.config.nights import NightSettings, Notify
 from astra.config.startup import printable
 from astra.database.connection import connection
+from astra.database.memory import start_thread
 from astra.models.nights import Night
 from astra.night.history import NightStatus, night_of
 
@@ -123,7 +123,7 @@ def within(bound_s: float, send: Callable[[], T]) -> T:
         except BaseException as error:
             sent.set_exception(error)
 
-    threading.Thread(target=run, name="astra notification", daemon=True).start()
+    start_thread(run, "astra notification")
     wait([sent], bound_s)
     if not sent.done():
         raise TimeoutError(f"it took more than {bound_s} s")

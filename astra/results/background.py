@@ -11,6 +11,7 @@ from typing import Protocol
 import peewee
 
 from astra.database.connection import keep_connected, retrying
+from astra.database.memory import start_thread
 from astra.database.threads import join
 from astra.errors import DatabaseError
 
@@ -63,8 +64,7 @@ class Background:
     def wake(self) -> None:
         """Make the thread check again what is due; start it at the first call."""
         if self.thread is None:
-            self.thread = threading.Thread(target=self._run, name="astra writer", daemon=True)
-            self.thread.start()
+            self.thread = start_thread(self._run, "astra writer")
         self.woken.set()
 
     def close(self, wait: bool) -> None:

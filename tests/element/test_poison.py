@@ -70,10 +70,13 @@ def test_a_row_that_hangs_in_a_task_that_collects(url):
     assert states[-1] == "done" and set(states[:-1]) == {"died"} and len(states) <= 6
 
 
-def test_a_task_that_leaves_no_memory_for_the_database_ends(sqlite_url):
-    """Its rows are stored, and each page costs one process; nothing waits for memory."""
+def test_a_task_that_leaves_no_memory_for_the_database_ends(url):
+    """Its rows are stored, and each page costs one process; nothing waits for memory, or for a
+    thread that has none to begin."""
     plan = plan_of(40, 5, frugal)
     resume_local(plan.pk, 1)
+    (log,) = Path().rglob("local-*.log")
+    assert "this process has no memory left to use the database" in log.read_text()
     assert verify(plan.pk).whole and verify(plan.pk).sound
     assert Measured.select().count() == 40
     assert {a.state for a in Attempt.select()} <= {"died", "done"}
