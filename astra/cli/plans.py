@@ -31,6 +31,7 @@ from astra.states import worst
 
 if TYPE_CHECKING:
     from astra.api import Execution
+    from astra.report.report import Report
 
 
 @main.command()
@@ -260,7 +261,7 @@ def plans(
 
 
 @main.command()
-@click.argument("which", nargs=-1, type=NIGHT_OR_PLAN, metavar="[PLAN]... | [NIGHT [DATE]]")
+@click.argument("which", nargs=-1, type=NIGHT_OR_PLAN, metavar="[PLAN]... | TASK | NIGHT [DATE]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
     help="File to write; default: plan-N.html or night-N.html. - is standard output.",
@@ -286,7 +287,8 @@ def report(
 ) -> None:  # fmt: skip
     """Write an HTML report of a plan, of several plans together, or of a night.
 
-    Without an argument, report the last plan; with NIGHT and no DATE, the last night of that name.
+    Without an argument, report the last plan; with TASK, the last plan of that task; with NIGHT and
+    no DATE, the last night of that name.
 
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
     next. It needs no network and holds no password.
@@ -299,14 +301,8 @@ def report(
         return _keep_pages(folder, every_s, once, keep_days)
     if once:
         raise UsageError("--once is of --watch FOLDER: astra report --watch FOLDER --once")
-    if which and not which[0].isdigit():
-        if len(which) > 2:
-            raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
-        night, contents = api.report_of_night(*which)
-        file = output or Path(f"night-{night}.html")
-    else:
-        contents = api.report([PLAN.convert(word, None, None) for word in which] or [the_last()])
-        file = output or Path(f"plan-{'-'.join(str(p.plan) for p in contents.plans)}.html")
+    contents, name = _contents(which)
+    file = output or Path(f"{name}.html")
     if as_json:
         return show.as_json(contents)
     page = api.report_html(contents)
@@ -315,6 +311,34 @@ def report(
     else:
         write_whole(file, page, 0o644)
         show.reported(contents, file, len(page.encode()))
+
+
+def _contents(which: tuple[str, ...]) -> tuple["Report", str]:
+    """Return the report of plans or of a night, and the name of its file."""
+    if len(which) > 2 and not which[0].isdigit():
+        raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
+    if not which:
+        numbers = [the_last()]
+    elif which[0].isdigit():
+        numbers = [PLAN.convert(word, None, None) for word in which]
+    else:
+        try:
+            night, contents = api.report_of_night(*which)
+            return contents, f"night-{night}"
+        except UsageError as no_night:
+            if len(which) > 1:
+                raise
+            numbers = [_last_of_task(which[0], no_night)]
+    contents = api.report(numbers)
+    return contents, f"plan-{'-'.join(str(plan.plan) for plan in contents.plans)}"
+
+
+def _last_of_task(task: str, no_night: UsageError) -> int:
+    """Return the number of the last plan of a task, and print it."""
+    if not (lines := api.plans(1, task)):
+        raise UsageError(f"{no_night} And {task!r} is no task that has a plan: astra plans")
+    click.echo(f"plan {lines[0].plan}: the last one of {lines[0].task}", err=True)
+    return lines[0].plan
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:
