@@ -1,7 +1,7 @@
 """Remove old plans that are whole or cancelled, with their logs and scripts.
 
 Results are never touched, nor are failures and rows without a result, which say that their rows
-are not pending. What a night came to stays with the night, for longer.
+are not pending. The record of a night with its totals is kept for longer.
 """
 
 import secrets
@@ -47,7 +47,7 @@ class Cleaned:
     nights: tuple[int, ...]  #: numbers of the nights whose records are removed
     folders: tuple[str, ...]  #: folders of scripts and logs
     mb: float  #: size of those folders [MB]
-    compressed: tuple[str, ...] = ()  #: folders of remaining plans, which are packed
+    compressed: tuple[str, ...] = ()  #: folders of remaining plans that are packed
     kept: tuple[str, ...] = ()  #: old plans that remain, and why
     dry_run: bool = True  #: whether nothing was removed
 
@@ -74,7 +74,7 @@ def clean(
     Raises
     ------
     UsageError
-        If a folder cannot be removed; its plan is kept, and the next call goes on.
+        If a folder cannot be removed. Its plan is kept, and the next call continues.
 
     Examples
     --------
@@ -89,12 +89,12 @@ def clean(
         now = now or dialect().now()
         before = now - timedelta(days=settings.keep_days if keep_days is None else keep_days)
         old, remaining = _old_plans(before)
-        nights = _old_nights(before)
-        forgotten = _old_nights(now - timedelta(days=settings.keep_nights_days))
+        closed = _old_nights(before)
+        expired = _old_nights(now - timedelta(days=settings.keep_nights_days))
         numbers = [plan.pk for plan in old]
         pages = Page.select().where(Page.plan.in_(numbers or [0])).count()
         attempts = Attempt.select().join(Page).where(Page.plan.in_(numbers or [0])).count()
-    folders = _there([*chain(*map(_places, old)), *(run_folder(night.folder) for night in nights)])
+    folders = _existing(chain(*map(_paths_of, old), (run_folder(n.folder) for n in closed)))
     packed = _to_pack(now, settings.compress_days, set(numbers))
     size = sum(map(_size, folders))
     if not dry_run:
@@ -105,23 +105,23 @@ def clean(
             _pack(plan)
         _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
         with connection(), writing():
-            Night.delete().where(Night.pk.in_([night.pk for night in forgotten] or [0])).execute()
+            Night.delete().where(Night.pk.in_([night.pk for night in expired] or [0])).execute()
             Exclusion.delete().where(Exclusion.until < before).execute()
     return Cleaned(
-        before, tuple(numbers), pages, attempts, tuple(night.pk for night in forgotten),
+        before, tuple(numbers), pages, attempts, tuple(night.pk for night in expired),
         tuple(map(str, folders)), round(size / 1e6, 3),
         tuple(str(run_folder(plan.folder)) for plan in packed), tuple(remaining), dry_run,
     )  # fmt: skip
 
 
-def _places(plan: Plan) -> list[Path]:
+def _paths_of(plan: Plan) -> list[Path]:
     """Return the folder of a plan and the archive that it was packed into."""
     folder = run_folder(plan.folder)
     return [folder, folder.with_name(f"{folder.name}.tar.gz")]
 
 
-def _there(places: Iterable[Path]) -> list[Path]:
-    return [place for place in places if place.exists() and not place.is_symlink()]
+def _existing(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.exists() and not path.is_symlink()]
 
 
 def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
@@ -130,12 +130,12 @@ def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
         return []
     with connection():
         ended, _ = _old_plans(now - timedelta(days=days))
-    return [p for p in ended if p.pk not in removed and _there([run_folder(p.folder)])]
+    return [p for p in ended if p.pk not in removed and _existing([run_folder(p.folder)])]
 
 
 def _pack(plan: Plan) -> None:
     """Pack a plan's folder into an archive; remove it once the archive is complete."""
-    folder, archive = _places(plan)
+    folder, archive = _paths_of(plan)
     with suppress(BusyError), plan_lock(plan):
         unfinished = archive.with_name(f".{secrets.token_hex(8)}")
         try:
@@ -178,7 +178,7 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
     for pk, token, cancelled, n_rows, n_ended, modified in tuples(query):
         plan = Plan(pk=pk, token=token)
         seen, running = last_seen.get(pk, (None, 0))
-        if any(_moment(moment) >= before for moment in (modified, seen) if moment is not None):
+        if any(_time(moment) >= before for moment in (modified, seen) if moment is not None):
             continue
         if cancelled is None and (n_ended or 0) < n_rows:
             remaining.append(f"plan {pk} is not whole: astra status {pk}")
@@ -193,7 +193,7 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
     return old, remaining
 
 
-def _moment(value: object) -> datetime:
+def _time(value: object) -> datetime:
     moment = Page.modified.python_value(value)
     assert isinstance(moment, datetime)  # noqa: S101 - of a column of times
     return moment
@@ -206,20 +206,23 @@ def _old_nights(before: datetime) -> list[Night]:
 
 
 def _remove(plan: Plan) -> str | None:
-    """Remove a plan, its files first: what dies in between is found again. Why it stays, if so."""
+    """Remove a plan; return why it remains, if it does.
+
+    Its files are removed first: if this is interrupted, the plan is found again and removed later.
+    """
     try:
         with plan_lock(plan):
-            _remove_folders(_places(plan))
+            _remove_folders(_paths_of(plan))
             with connection(), writing():
                 Plan.delete().where(Plan.pk == plan.pk).execute()  # its pages go, too
-    except BusyError as busy:
-        return str(busy)
+    except BusyError as error:
+        return str(error)
     return None
 
 
 def _remove_folders(folders: Iterable[Path]) -> None:
     for folder in folders:
-        if _there([folder]):
+        if _existing([folder]):
             try:
                 shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
             except OSError as error:

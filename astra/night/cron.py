@@ -1,8 +1,8 @@
 """Entries for cron and scrontab, which start a night in an almost empty environment.
 
 The entry itself holds all that the command needs: absolute paths, PATH, Slurm's and astra's
-configuration, the log. Standard output goes to the log alone, what is wrong there and into the
-mail.
+configuration, the log. Standard output goes only to the log; error output goes to the log and into
+the mail.
 """
 
 import os
@@ -58,7 +58,7 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     Raises
     ------
     UsageError
-        If `at` is no time of cron's, or the entry would hold a password.
+        If `at` is not a schedule of cron, or the entry would contain a password.
     """
     at = " ".join(at.split())
     if not _AT.fullmatch(at):
@@ -73,7 +73,7 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     escaped = command.replace("%", "\\%")
     if len(escaped) > _LONGEST:
         raise UsageError(
-            f"the entry would be of {len(escaped)} characters, and cron takes {_LONGEST}: "
+            f"the entry would have {len(escaped)} characters, and cron accepts {_LONGEST}: "
             f"{_longest_part(command)}"
         )
     to = mailto if mailto is not None else user_name()
@@ -152,10 +152,10 @@ def remove(name: str, scron: bool = False) -> bool:
     """Remove a night's entry, and leave all other lines; return whether there was one."""
     program = _program(scron)
     table = _table(program)
-    rest = without(table, name)
-    if rest == table:
+    remaining = without(table, name)
+    if remaining == table:
         return False
-    _write(program, rest)
+    _write(program, remaining)
     return True
 
 
@@ -165,7 +165,7 @@ def has_entry(name: str) -> bool:
     Raises
     ------
     UsageError
-        If there is neither of the two, or none can be read.
+        If there is neither of the two, or neither can be read.
     """
     programs = [path for word in ("crontab", "scrontab") if (path := shutil.which(word))]
     if not programs:
@@ -215,12 +215,12 @@ def _write(program: str, table: str) -> None:
 
 
 def check(name: str) -> str:
-    """Try all but the beginning of a night in an environment as bare as cron's.
+    """Try everything except the beginning of a night, in an environment as bare as cron's.
 
     Raises
     ------
     AstraError
-        It says what is missing there.
+        If the check fails; the message says what is missing.
     """
     settings_of(name)
     user = {"HOME": os.environ.get("HOME", "/"), "LOGNAME": user_name()}

@@ -1,8 +1,8 @@
 """A folder of static pages: one for each recent or active plan and night, and an index.
 
-Nothing is remembered but the folder: each page contains a mark of the state that it shows, so that
+Only the folder itself is remembered: each page contains a mark of the state that it shows, so that
 the page of an ended plan is written once, whichever process updates the folder. Pages are replaced
-as a whole, and only if more than the time at which they were made has changed.
+as a whole, and only if more has changed than the time at which they were made.
 """
 
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 N_NIGHTS = 30
 
 #: Pages, and the files that a process leaves if it is killed while it writes one.
-_OURS = re.compile(r"(?:plan|night)-\d+\.html|\.[0-9a-f]{16}")
+_OWN_FILES = re.compile(r"(?:plan|night)-\d+\.html|\.[0-9a-f]{16}")
 _MARK = re.compile(r'<meta name="astra-of" content="([^"]*)">')
 _TITLE = re.compile(r"<title>([^:<]*):")
 _MADE = re.compile(r'<p class="soft made">.*?</p>')
@@ -168,7 +168,7 @@ class Dashboard:
     def _remove_old(self, current: set[str], since: datetime, update: Update) -> None:
         """Remove old pages of ended plans and nights, and unfinished files of killed processes."""
         for path in self.folder.iterdir():
-            if path.name in current or not _OURS.fullmatch(path.name):
+            if path.name in current or not _OWN_FILES.fullmatch(path.name):
                 continue
             with suppress(FileNotFoundError):
                 if _modified(path) < since:
@@ -191,9 +191,11 @@ def keep_up_to_date(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[
             if not is_away(error):
                 raise
             drop_connection()
-            why = first_line(str(error))
-            log.warning("the database is unavailable, and the pages are not updated: %s", why)
-            dashboard.show_note(f"The database does not answer, and these pages may be old: {why}")
+            reason = first_line(str(error))
+            log.warning("the database is unavailable, and the pages are not updated: %s", reason)
+            dashboard.show_note(
+                f"The database does not answer, and these pages may be old: {reason}"
+            )
         if not wait():
             return
 

@@ -1,9 +1,10 @@
 """The finalizer of a night: a small job that waits for its arrays and checks what happened to them.
 
-This module submits the job and finds it again; what the job does is `nightly.proceed`.
+This module submits the job and finds it again; the job itself calls `nightly.proceed`.
 
-There is one at a time. Its token is committed with the night before sbatch is called and is part of
-the job's name: a lost answer is looked up by it, and a job of an earlier token does nothing.
+A night has one finalizer at a time. Its token is committed with the night before sbatch is called,
+and is part of the job's name. If the answer of sbatch is lost, the job is looked up by that name. A
+job with an earlier token does nothing.
 """
 
 import secrets
@@ -23,8 +24,9 @@ from astra.slurm.parse import UNKNOWN, JobId
 from astra.submit.intent import send
 from astra.submit.render import render_job
 
-#: Options of a profile that say where a job may run and who pays; its size is the finalizer's own.
-_WHERE = {
+#: The options that the finalizer takes from a profile: where the job may run, and who pays for it.
+#: The finalizer has a size of its own.
+_PLACEMENT = {
     "account", "clusters", "constraint", "exclude", "nodelist", "partition", "prefer", "qos",
     "reservation", "wckey",
 }  # fmt: skip
@@ -42,12 +44,12 @@ def job_of(night: Night) -> JobId:
     return JobId(number, night.finalizer_cluster, name, night.finalizer_home, night.finalizer_user)
 
 
-def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s: int = 0) -> None:
+def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s: int = 0) -> None:
     """Submit the next finalizer of a night; the night's lock is held.
 
     Parameters
     ----------
-    behind : arrays that have to end before.
+    after : arrays that have to end before it begins.
     wait_s : begin no earlier than in so many seconds.
 
     Raises
@@ -55,12 +57,12 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     Superseded
         If another process gave the night a finalizer meanwhile.
     SlurmRefused, SlurmUnknown
-        If it was not taken, or that is not known: the night has the finalizer that it had. A job
-        that exists all the same has a token that is good for nothing.
+        If Slurm refused the job, or did not answer: the night keeps its earlier finalizer. If the
+        job exists after all, it does nothing, as its token is not the night's.
     """
     chosen = _profile(settings)
     cluster = str(chosen.options.get("clusters") or "") or None
-    before, earlier = night.finalizer, _known(night)
+    before, earlier = night.finalizer, _identity(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
     night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster().name
     night.finalizer_user = user_name()
@@ -73,7 +75,7 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     unchanged = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
         changed = (
-            Night.update(_known(night))
+            Night.update(_identity(night))
             .where((Night.pk == night.pk) & unchanged & Night.ended.is_null())
             .execute()
         )
@@ -83,22 +85,22 @@ def queue(night: Night, settings: NightSettings, behind: Iterable[JobId], wait_s
     write_whole(path, text, 0o700)
     if_unknown = f"the night is kept for it: astra nights {night.name} --heal"
     try:
-        options = _behind(behind, night.finalizer_home, wait_s)
+        options = _waiting_options(after, night.finalizer_home, wait_s)
         job = send(path, job_name(night), cluster, if_unknown, min, options)
     except SlurmError:
-        _give_back(night, earlier)
+        _restore(night, earlier)
         raise
     _adopt(night, job)
 
 
-def _known(night: Night) -> dict[str, object]:
+def _identity(night: Night) -> dict[str, object]:
     """Return the columns that identify the night's finalizer."""
     names = ("", "_job", "_cluster", "_home", "_user")
     return {f"finalizer{name}": getattr(night, f"finalizer{name}") for name in names}
 
 
-def _give_back(night: Night, earlier: dict[str, object]) -> None:
-    """Restore the earlier finalizer of the night, so that the caller, if it is that, may retry."""
+def _restore(night: Night, earlier: dict[str, object]) -> None:
+    """Restore the night's earlier finalizer, which may be the caller: it can then try again."""
     unchanged = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
     with connection():
         Night.update(earlier).where(unchanged).execute()
@@ -106,9 +108,9 @@ def _give_back(night: Night, earlier: dict[str, object]) -> None:
         setattr(night, name, value)
 
 
-def _behind(behind: Iterable[JobId], home: str, wait_s: int) -> list[str]:
+def _waiting_options(after: Iterable[JobId], home: str, wait_s: int) -> list[str]:
     """Return options of sbatch that make the finalizer wait for jobs; it runs on cluster `home`."""
-    jobs = list(behind)
+    jobs = list(after)
     near = {job.job_id for job in jobs if (job.cluster or job.home or home) == home}
     if any((job.cluster or job.home or home) != home for job in jobs):
         wait_s = max(wait_s, 300)  # a job cannot depend on jobs of another cluster
@@ -121,12 +123,12 @@ def _adopt(night: Night, job: JobId) -> None:
     night.finalizer_job, night.finalizer_cluster = job.job_id, job.cluster
     night.finalizer_home = job.cluster or night.finalizer_home
     with connection():
-        Night.update(_known(night)).where(
+        Night.update(_identity(night)).where(
             (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
         ).execute()
 
 
-def lives(night: Night) -> bool:
+def is_alive(night: Night) -> bool:
     """Return whether a night has a finalizer that waits or runs.
 
     Raises
@@ -162,14 +164,14 @@ def _profile(settings: NightSettings) -> Profile:
     """Return the finalizer's profile: its own, or that of the tasks."""
     own_profile = settings.finalizer_profile
     chosen = choose_profile(own_profile or settings.profile, None)
-    options = {k: v for k, v in chosen.options.items() if own_profile or k in _WHERE}
+    options = {k: v for k, v in chosen.options.items() if own_profile or k in _PLACEMENT}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
-        most_s = limits.room(chosen.partition).max_time_s
+        max_s = limits.room(chosen.partition).max_time_s
     except AstraError:
-        most_s = None  # sbatch will refuse a time limit that is too long
-    if limit_s and most_s:
-        limit_s = min(limit_s, most_s)
+        max_s = None  # sbatch will refuse a time limit that is too long
+    if limit_s and max_s:
+        limit_s = min(limit_s, max_s)
     options = _SIZE | options | {"time": written_time(limit_s or 3600)}
     options.pop("signal", None)
     return replace(chosen, options=options)

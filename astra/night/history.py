@@ -64,11 +64,11 @@ class NightStatus:
     retries: int  #: elements that ended too early, and were followed by another
     rounds: int  #: rounds in which pages were submitted again
     task_h: float  #: time spent in tasks, over all attempts [h]
-    cpu_h: float  #: time for which these held processors, times their number [h]
+    cpu_h: float  #: processor time that was allocated to these attempts [h]
     host: str  #: the machine that began it
     by: str  #: the user who began it
     finalizer: int | None = None  #: Slurm's job of its last finalizer
-    message: str | None = None  #: what there is to say about its state
+    message: str | None = None  #: the reason for its state, if there is more to say
     notified: Mapping[str, str] = field(default_factory=dict)  #: how the notification went, by way
     plans: tuple[PlanOfNight, ...] = ()  #: its plans; empty in a list of nights
 
@@ -196,7 +196,8 @@ def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> Nigh
         for entry in entries
     ]  # fmt: skip
     notified = {
-        way: f"{entry['result']} ({entry['at']})" for way, entry in night.notifications.items()
+        channel: f"{entry['result']} ({entry['at']})"
+        for channel, entry in night.notifications.items()
     }
     return NightStatus(
         night.pk, night.name, night.date, state, night.began, night.ended, rounds=night.round,

@@ -33,7 +33,7 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
 
     Parameters
     ----------
-    step : whether this is a finalizer's step, for whose end others may wait.
+    step : whether this is a finalizer's step, which others may wait for.
 
     Raises
     ------

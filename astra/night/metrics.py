@@ -79,7 +79,7 @@ def _of_nights(now: datetime) -> Iterator[str]:
         [(name, (now - night.began).total_seconds()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
-        "astra_night_duration_seconds", "How long the last night of a name took, or takes by now.",
+        "astra_night_duration_seconds", "How long the last night of a name has taken.",
         [(name, ((night.ended or now) - night.began).total_seconds()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
@@ -91,7 +91,7 @@ def _of_nights(now: datetime) -> Iterator[str]:
         ],
     )  # fmt: skip
     yield _metric(
-        "astra_night_retries", "Elements of the last night of a name that another followed.",
+        "astra_night_retries", "Retried elements of the last night of a name.",
         [(name, night.retries) for name, night in labelled],
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def _of_plans(now: datetime) -> Iterator[str]:
         [({"task": task}, (now - oldest[task]).total_seconds()) for task in sorted(oldest)],
     )  # fmt: skip
     yield _metric(
-        "astra_retries", "Elements that another followed, of plans that have not ended, by task.",
+        "astra_retries", "Retried elements of plans that have not ended, by task.",
         [({"task": task}, retries_of(of_task[task])) for task in sorted(of_task)],
     )  # fmt: skip
     yield _metric(

@@ -80,21 +80,21 @@ class Nightly:
     #: nothing new, begun, joined, running, whole, failed rows, not whole, without a finalizer
     state: str
     night: int | None = None  #: number of the night
-    plans: tuple[int, ...] = ()  #: plans that this call made or took up
-    rows: int = 0  #: pending rows of those
+    plans: tuple[int, ...] = ()  #: plans that this call made, or took over from earlier nights
+    rows: int = 0  #: pending rows of these plans
     finalizer: int | None = None  #: Slurm's job of its finalizer
-    message: str | None = None  #: what there is to say about its state
+    message: str | None = None  #: the reason for its state, if there is more to say
     problems: tuple[str, ...] = ()  #: what this call could not do
 
 
-def nightly(name: str, patience_s: float = LONGEST_WAIT_S) -> Nightly:
+def nightly(name: str, max_wait_s: float = LONGEST_WAIT_S) -> Nightly:
     """Begin a night, or join the one that runs, without supervision.
 
     Parameters
     ----------
     name : str
         Name of the night, of ``[nights.NAME]``.
-    patience_s : float
+    max_wait_s : float
         How long to wait for a Slurm or a database that does not answer [s].
 
     Returns
@@ -107,8 +107,8 @@ def nightly(name: str, patience_s: float = LONGEST_WAIT_S) -> Nightly:
     ConfigError
         If there is no such night, or it names what does not exist; nothing is stored then.
     BusyError
-        If another process begins this night; it says which, and since when. A finalizer's step is
-        waited for.
+        If another process is beginning this night; the message says which, and since when. If the
+        night's finalizer is at work, the call waits until it has finished.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def nightly(name: str, patience_s: float = LONGEST_WAIT_S) -> Nightly:
     'begun'
     """
     settings = settings_of(name)
-    return call_when_released(lambda: _nightly(settings), patience_s, wait_for_all=False)
+    return call_when_released(lambda: _nightly(settings), max_wait_s, wait_for_all=False)
 
 
 def _nightly(settings: NightSettings) -> Nightly:
@@ -155,7 +155,7 @@ def _begin(settings: NightSettings) -> Nightly:
 def _join(night: Night, settings: NightSettings) -> Nightly:
     step = live_state(night)
     _take_new(night, settings, step)
-    if not finalizer_module.lives(night):
+    if not finalizer_module.is_alive(night):
         queue_finalizer(night, settings, step)
     return _outcome(night, "joined", step)
 
@@ -222,7 +222,7 @@ def _advance(night: Night, settings: NightSettings) -> Nightly:
 
 def heal(night: Night, settings: NightSettings) -> bool:
     """Give an open night a finalizer if it has none that is alive; return whether it got one."""
-    if finalizer_module.lives(night):
+    if finalizer_module.is_alive(night):
         return False
     queue_finalizer(night, settings, live_state(night))
     return True
@@ -256,7 +256,8 @@ def heal_all(name: str | None = None) -> list[Nightly]:
     healed = []
     for night in _open_nights(name):
         try:
-            # The process that works on it will leave it a finalizer, or it is healed next time.
+            # If another process works on it, that one will queue a finalizer. If it does not, the
+            # next call gives the night one.
             with suppress(BusyError), night_lock(night.name):
                 fresh = open_night(night.name)
                 if fresh is not None and heal(fresh, _settings_of_begun(night.name)):
@@ -268,9 +269,9 @@ def heal_all(name: str | None = None) -> list[Nightly]:
 
 
 def _settings_of_begun(name: str) -> NightSettings:
-    """Return the settings of an open night, which may have left the configuration since.
+    """Return the settings of an open night, which may have been removed from the configuration.
 
-    Its plans are completed all the same; nothing new begins, and nobody is notified.
+    In that case its plans are still completed, but nothing new begins and nobody is notified.
     """
     try:
         return settings_of(name)
@@ -334,16 +335,16 @@ def _close(
     entries: list[NightPlan],
     rounds_left: bool,
 ) -> Nightly:
-    why = "" if rounds_left else f" after {settings.rounds} rounds"
+    reason = "" if rounds_left else f" after {settings.rounds} rounds"
     if not hours_of(night).open():
-        why = f" as nothing begins after {settings.start_until or settings.drain_by}"
-    missing = [*step.problems, *_missing(entries, settings, why)]
+        reason = f" as nothing begins after {settings.start_until or settings.drain_by}"
+    missing = [*step.problems, *_missing(entries, settings, reason)]
     failed = [] if missing else _failed(entries, settings)
     whole = not missing and not failed
     message = "; ".join(missing or failed) or None
-    ended = {"whole": whole, "failed_rows": bool(failed), "message": message}
+    columns = {"whole": whole, "failed_rows": bool(failed), "message": message}
     with connection():
-        Night.update(ended=SQL(dialect().now_sql), **ended).where(
+        Night.update(ended=SQL(dialect().now_sql), **columns).where(
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
     _report(night)
@@ -392,27 +393,27 @@ def _notify_of_earlier(settings: NightSettings) -> None:
         closed = Night.select().where((Night.name == settings.name) & Night.ended.is_null(False))
         recent = list(closed.order_by(Night.pk.desc()).limit(3))
     for night in recent:
-        ways = night.notifications
-        is_lost = not ways and night.notified != "{}"  # not notified yet, or damaged
-        if is_lost or any(way["result"] != "notified" for way in ways.values()):
+        results = night.notifications
+        is_lost = not results and night.notified != "{}"  # not notified yet, or damaged
+        if is_lost or any(entry["result"] != "notified" for entry in results.values()):
             _notify(night, settings)
 
 
-def _missing(entries: list[NightPlan], settings: NightSettings, bound: str) -> list[str]:
-    """Return what is not whole, why, and which command to type."""
+def _missing(entries: list[NightPlan], settings: NightSettings, default_reason: str) -> list[str]:
+    """Describe what is not whole and why, with the command to type."""
     lines = []
     for entry in entries:
         if entry.plan_pk is None and not entry.has_ended:
             lines.append(f"{entry.task} could not be planned: {entry.message}")
         elif not entry.has_ended:
-            why, command = bound, f"astra status {entry.plan_pk}"
+            reason, command = default_reason, f"astra status {entry.plan_pk}"
             if entry.message:
-                why, command = f"{bound} (it was cancelled)", "astra plans"
-            left = f"{n_left(entry):,} rows are left{why}"
-            lines.append(f"plan {entry.plan_pk} of {entry.task}: {left}: {command}")
+                reason, command = f"{default_reason} (it was cancelled)", "astra plans"
+            rows = f"{n_left(entry):,} rows are left{reason}"
+            lines.append(f"plan {entry.plan_pk} of {entry.task}: {rows}: {command}")
     begun = {entry.key for entry in entries}
     for task in settings.tasks:
         if task.key not in begun:
             waits = f": it waits for {', '.join(task.after)}" if task.after else ""
-            lines.append(f"{task.task} was not begun{bound if not waits else waits}")
+            lines.append(f"{task.task} was not begun{default_reason if not waits else waits}")
     return lines

@@ -46,26 +46,29 @@ NOTIFIED = "notified"
 
 
 def notify(night: Night, settings: NightSettings) -> dict[str, str]:
-    """Notify people of a closed night, by all ways that have not yet; return how each went."""
+    """Notify people of a closed night by every channel that has not done so; return the results."""
     try:
         status = night_of(night.name, str(night.pk))
-        subject, text = words(status)
+        subject, text = compose(status)
         with connection():
             notified = Night.get_by_id(night.pk).notifications
-        for way, send in _ways(settings.notify, status, subject, text).items():
-            if notified.get(way, {}).get("of") == subject and notified[way]["result"] == NOTIFIED:
+        for channel, send in _senders(settings.notify, status, subject, text).items():
+            if (
+                notified.get(channel, {}).get("of") == subject
+                and notified[channel]["result"] == NOTIFIED
+            ):
                 continue
             moment = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            notified[way] = {"of": subject, "at": moment, "result": _tried(send)}
+            notified[channel] = {"of": subject, "at": moment, "result": _tried(send)}
         with connection():
             Night.update(notified=json.dumps(notified)).where(Night.pk == night.pk).execute()
-    except Exception as error:  # it ended, and the next one begins, whatever is wrong here
+    except Exception as error:  # an error here must not affect this night or the next one
         log.warning("nobody was notified of the night %s: %r", night.pk, error)
         return {}
-    return {way: entry["result"] for way, entry in notified.items()}
+    return {channel: entry["result"] for channel, entry in notified.items()}
 
 
-def words(night: NightStatus) -> tuple[str, str]:
+def compose(night: NightStatus) -> tuple[str, str]:
     """Return the subject and the text of a notification."""
     subject = f"astra: night {night.name} of {night.date} is {night.state}"
     numbers = (
@@ -83,16 +86,16 @@ def words(night: NightStatus) -> tuple[str, str]:
     return " ".join(printable(subject).split()), printable(secrets.hide("\n".join(lines)))
 
 
-def _ways(
-    ways: Notify, night: NightStatus, subject: str, text: str
+def _senders(
+    settings: Notify, night: NightStatus, subject: str, text: str
 ) -> dict[str, Callable[[], object]]:
     senders: dict[str, Callable[[], object]] = {}
-    if ways.mail:
-        senders["mail"] = partial(_mail, ways, subject, text)
-    if ways.webhook:
-        senders["webhook"] = partial(_webhook, ways.webhook, night, text)
-    if ways.command:
-        senders["command"] = partial(_command, ways.command, night)
+    if settings.mail:
+        senders["mail"] = partial(_mail, settings, subject, text)
+    if settings.webhook:
+        senders["webhook"] = partial(_webhook, settings.webhook, night, text)
+    if settings.command:
+        senders["command"] = partial(_command, settings.command, night)
     return senders
 
 
@@ -130,17 +133,17 @@ def within(bound_s: float, send: Callable[[], T]) -> T:
     return sent.result()
 
 
-def _mail(ways: Notify, subject: str, text: str) -> None:
+def _mail(settings: Notify, subject: str, text: str) -> None:
     message = EmailMessage()
     message["Subject"] = subject
-    message["From"] = ways.sender or f"astra@{socket.getfqdn()}"
-    message["To"] = ", ".join(ways.mail)
+    message["From"] = settings.sender or f"astra@{socket.getfqdn()}"
+    message["To"] = ", ".join(settings.mail)
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text + "\n")
-    if ways.smtp is None:
+    if settings.smtp is None:
         _sendmail(message)
     else:
-        with mail_server(ways.smtp) as server:
+        with mail_server(settings.smtp) as server:
             server.send_message(message)
 
 

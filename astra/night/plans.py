@@ -18,7 +18,7 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import IS_LIVE, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
-from astra.night.totals import pending, plan_pks, refreshed, retries_of
+from astra.night.totals import pending_rows, plan_pks, refreshed, retries_of
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.slurm import limits
@@ -46,7 +46,7 @@ class Due:
     task: NightTask
     fresh: int  # pages that never were submitted
     ended: int = 0  # pages whose elements ended before they were whole
-    taken: NightPlan | None = None  # of an earlier night, and not yet a part of this one
+    taken: NightPlan | None = None  # of an earlier night, if it is not yet a part of this one
     asked: Asked | None = None  # what Slurm said of it
 
     @property
@@ -79,8 +79,9 @@ def begin_tasks(
 ) -> None:
     """Plan the tasks whose turn it is, until there is none.
 
-    A task's turn is once in a night, when all before it are whole, and once more after something
-    was added to these. With `again`, those that wait for none are asked once more what is new.
+    A task's turn comes once in a night, when all tasks before it are whole, and again after rows
+    were added to these. With `again`, tasks that wait for no other are planned once more, since
+    further rows may be pending.
     """
     asked: set[tuple[str, str | None]] = set()
     while True:
@@ -181,7 +182,7 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
             if due.taken is not None and began:
                 with connection():
                     due.taken.save(force_insert=True)
-                step.new.append((due.plan, pending(due.plan)))
+                step.new.append((due.plan, pending_rows(due.plan)))
     step.due.clear()
 
 
@@ -197,11 +198,11 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: N
     try:
         if due.fresh:
             options = {"throttle": parts.pop(0)}
-            began |= _note(submit(due.plan, profile, options, hours=hours), step)
+            began |= _note_arrays(submit(due.plan, profile, options, hours=hours), step)
         if due.ended and parts:
             options = {"throttle": parts.pop(0)}
             again = resume(due.plan, options=options, hours=hours, asked=due.asked)
-            began |= _note(again, step)
+            began |= _note_arrays(again, step)
         elif due.ended:
             began = step.lives = True
     except BusyError:
@@ -213,7 +214,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: N
     return began
 
 
-def _note(submitted: Submitted, step: NightStep) -> bool:
+def _note_arrays(submitted: Submitted, step: NightStep) -> bool:
     """Record the arrays of a submission; return whether anything of it is left or was submitted."""
     pks = [job.job_id for job in submitted.jobs if job.job_id is not None]
     if pks:
@@ -249,12 +250,12 @@ def take_leftovers(night: Night, settings: NightSettings, step: NightStep) -> No
         for plan, entry in sorted(leftovers.items())
         if plan in live
     ]  # fmt: skip
-    for entry in assess_plans(taken, settings, step):  # of these, elements live
+    for entry in assess_plans(taken, settings, step):  # the plans that have living elements
         with connection():
             entry.save(force_insert=True)
         plan = entry.plan_pk or 0  # they all have one
-        step.new.append((plan, pending(plan)))
-    submit_due(night, settings, step)  # before what is new: they have waited longer
+        step.new.append((plan, pending_rows(plan)))
+    submit_due(night, settings, step)  # before new plans, since they have waited longer
 
 
 def assess_plans(
@@ -270,7 +271,8 @@ def assess_plans(
 
     Parameters
     ----------
-    begins, retries : whether anything may be submitted at all, and whether again.
+    begins : whether anything may be submitted.
+    retries : whether pages may be submitted again.
 
     Raises
     ------
@@ -335,7 +337,7 @@ def _note_alive(plan: Plan, pages: Pages, step: NightStep) -> bool:
 
 
 def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
-    """Return the configured task of a plan; a removed one as the night recorded it."""
+    """Return the configured task of a plan, or if it was removed, the one that was recorded."""
     return next((t for t in settings.tasks if t.key == entry.key), NightTask(entry.task))
 
 

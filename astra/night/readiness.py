@@ -134,7 +134,7 @@ def _tables(part: str, task: str, input_model: str | None) -> Iterator[Finding]:
 
 
 def _connections(part: str, settings: NightSettings) -> Iterator[Finding]:
-    """Check for how many elements the server has connections, two for each."""
+    """Check for how many elements the server has connections; each needs two."""
     if dialect().name == "sqlite":
         return
     with connection():
@@ -151,37 +151,37 @@ def _connections(part: str, settings: NightSettings) -> Iterator[Finding]:
 
 
 def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
-    """Check whether each way to notify people would work, without sending anything."""
-    ways, section = settings.notify, f"[nights.{settings.name}.notify]"
+    """Check whether each channel of notification would work, without sending anything."""
+    notify, section = settings.notify, f"[nights.{settings.name}.notify]"
     tries = [
-        ("mail", ways.mail, lambda: _mail(ways), f"correct mail and smtp in {section}"),
-        ("webhook", ways.webhook, lambda: _webhook(ways), f"correct webhook in {section}"),
-        ("command", ways.command, lambda: _command(ways), f"correct command in {section}"),
+        ("mail", notify.mail, lambda: _mail(notify), f"correct mail and smtp in {section}"),
+        ("webhook", notify.webhook, lambda: _webhook(notify), f"correct webhook in {section}"),
+        ("command", notify.command, lambda: _command(notify), f"correct command in {section}"),
     ]
     if not any(setting for _, setting, _, _ in tries):
         yield warning(
             part, "nobody is notified when it ends", f"set mail, webhook or command in {section}"
         )
-    for way, setting, attempt, remedy in tries:
+    for channel, setting, attempt, remedy in tries:
         if not setting:
             continue
         try:
-            yield ok(part, f"{way}: {within(TOTAL_TIMEOUT_S, attempt)}")
+            yield ok(part, f"{channel}: {within(TOTAL_TIMEOUT_S, attempt)}")
         except (OSError, LookupError, smtplib.SMTPException, netrc.NetrcParseError) as error:
-            yield warning(part, f"{way}: {error}", remedy)  # the night runs without it
+            yield warning(part, f"{channel}: {error}", remedy)  # the night runs without it
 
 
-def _mail(ways: Notify) -> str:
-    if ways.smtp is None:
+def _mail(notify: Notify) -> str:
+    if notify.smtp is None:
         return f"{find_sendmail()} is there"
-    with mail_server(ways.smtp, _TIMEOUT_S) as server:
+    with mail_server(notify.smtp, _TIMEOUT_S) as server:
         server.noop()
-    return f"{urlsplit(ways.smtp).hostname} answers"
+    return f"{urlsplit(notify.smtp).hostname} answers"
 
 
-def _webhook(ways: Notify) -> str:
+def _webhook(notify: Notify) -> str:
     """Connect to its host: a request would be taken for a message."""
-    parts = urlsplit(ways.webhook or "")
+    parts = urlsplit(notify.webhook or "")
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((host, port), timeout=_TIMEOUT_S).close()
@@ -190,10 +190,10 @@ def _webhook(ways: Notify) -> str:
     return f"{host}:{port} answers"
 
 
-def _command(ways: Notify) -> str:
-    if shutil.which(ways.command[0]) is None:
-        raise LookupError(f"{ways.command[0]} is not on PATH, or cannot be run")
-    return f"{ways.command[0]} is there"
+def _command(notify: Notify) -> str:
+    if shutil.which(notify.command[0]) is None:
+        raise LookupError(f"{notify.command[0]} is not on PATH, or cannot be run")
+    return f"{notify.command[0]} is there"
 
 
 def _begun(part: str, name: str) -> Iterator[Finding]:

@@ -69,11 +69,11 @@ def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
 def _earlier_nights(night: NightStatus) -> list[Earlier]:
     """Return earlier nights of the same name whose plans remain, the latest first."""
     lines = []
-    for other in nights(night.name, 8):
-        if other.night >= night.night:
+    for listed in nights(night.name, 8):
+        if listed.night >= night.night:
             continue
-        all_of = night_of(other.name, str(other.night))
-        plans = [p.plan for p in all_of.plans if p.plan is not None and p.kept]
-        if plans and (earlier := earlier_of(plans, all_of.date)):
+        earlier_night = night_of(listed.name, str(listed.night))
+        plans = [p.plan for p in earlier_night.plans if p.plan is not None and p.kept]
+        if plans and (earlier := earlier_of(plans, earlier_night.date)):
             lines.append(earlier)
     return lines

@@ -25,14 +25,14 @@ def plan_pks(night: Night) -> list[int]:
     return [entry.plan_pk for entry in entries_of(night) if entry.plan_pk is not None]
 
 
-def pending(plan: int) -> int:
+def pending_rows(plan: int) -> int:
     n_pending = fn.SUM(N_PENDING)
     with connection():
         return int(Page.select(n_pending).where(Page.plan == plan).scalar() or 0)
 
 
 def retries_of(plans: list[int]) -> int:
-    """Count the elements that ended before their pages had, and that another followed."""
+    """Count the elements that ended before their pages, and were followed by another element."""
     of_plans = Page.plan.in_(plans or [0]) & Page.retries.is_null(False)
     with connection():
         pages = list(Page.select(Page.plan, Page.number, Page.retries).where(of_plans))
@@ -45,7 +45,7 @@ def refreshed(night: Night) -> list[NightPlan]:
     """Update the totals of a night's plans, and return the plans."""
     entries = entries_of(night)
     for entry in entries:
-        for name, value in _now(entry).items() if entry.plan_pk is not None else ():
+        for name, value in _current_totals(entry).items() if entry.plan_pk is not None else ():
             if getattr(entry, name) != value:
                 setattr(entry, name, value)
         if entry.is_dirty():
@@ -54,8 +54,8 @@ def refreshed(night: Night) -> list[NightPlan]:
     return entries
 
 
-def _now(entry: NightPlan) -> dict[str, object]:
-    """Return the totals of a plan; none if it was cleaned away, so that its last ones remain."""
+def _current_totals(entry: NightPlan) -> dict[str, object]:
+    """Return the totals of a plan; none if it was removed, so that its last totals remain."""
     of_plan = Page.plan == entry.plan_pk
     columns = (Page.n_rows, Page.n_done, Page.n_failed, Page.n_no_result)
     with connection():
@@ -73,20 +73,20 @@ def _now(entry: NightPlan) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _seconds(which: Expression) -> tuple[float, float]:
+def _seconds(is_chosen: Expression) -> tuple[float, float]:
     """Sum the time that attempts spent in the task, and their CPU time."""
-    held = fn.SUM(fn.COALESCE(Attempt.t_start_s, 0) + fn.COALESCE(Attempt.t_rows_s, 0))
+    allocated = fn.SUM(fn.COALESCE(Attempt.t_start_s, 0) + fn.COALESCE(Attempt.t_rows_s, 0))
     query = (
-        Attempt.select(Submission.profile, fn.SUM(Attempt.t_task_s), held)
+        Attempt.select(Submission.profile, fn.SUM(Attempt.t_task_s), allocated)
         .join(Page)
         .join_from(Attempt, Submission, JOIN.LEFT_OUTER, on=Submission.pk == Attempt.submission_pk)
-        .where(which)
+        .where(is_chosen)
         .group_by(Submission.profile)
     )
     task_s = cpu_s = 0.0
-    for profile, in_task_s, held_s in tuples(query):
+    for profile, in_task_s, allocated_s in tuples(query):
         task_s += in_task_s or 0.0
-        cpu_s += (held_s or 0.0) * _cpus(profile)
+        cpu_s += (allocated_s or 0.0) * _cpus(profile)
     return task_s, cpu_s
 
 

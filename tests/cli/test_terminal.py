@@ -17,7 +17,7 @@ from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.models.plans import Plan
 from astra.night.history import NightStatus
-from astra.night.notify import words
+from astra.night.notify import compose
 from astra.plan.plan import create_plan
 from astra.report.page import html
 from astra.report.report import report_of
@@ -58,7 +58,7 @@ def test_a_mail_of_a_night() -> None:
         1, name, "2026-01-01", "not whole", now, now, *[0] * 7, 0.0, 0.0, "h", "me",
         message=f"{EVIL}; second",
     )  # fmt: skip
-    subject, text = words(night)
+    subject, text = compose(night)
     harmless(subject)
     harmless(text)
     assert "\n" not in subject

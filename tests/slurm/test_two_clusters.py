@@ -75,10 +75,10 @@ def test_a_finalizer_is_known_by_its_cluster(slurm, other_cluster, at_login):
     made = other_cluster.run("sbatch", "--parsable", "--hold", "--wrap=:", "-o", "/dev/null")
     assert int(made) == night.finalizer_job
     at_login(other_cluster)
-    assert finalizer.lives(night)
+    assert finalizer.is_alive(night)
     night.finalizer_job = None  # its answer was lost
-    assert finalizer.lives(night) and night.finalizer_job == int(made)
+    assert finalizer.is_alive(night) and night.finalizer_job == int(made)
     slurm.run("scancel", night.finalizer_job)
     wait_for(slurm.idle, "the end of the finalizer")
-    wait_for(lambda: not finalizer.lives(night), "the end to be accounted", 60)
+    wait_for(lambda: not finalizer.is_alive(night), "the end to be accounted", 60)
     assert other_cluster.states(made.strip()) == {made.strip(): "PENDING"}
