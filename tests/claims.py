@@ -1,8 +1,8 @@
 """Claims of elements that run on other machines."""
 
-from astra.element.claiming import Where
+from astra.element.claiming import ElementProcess
 
 
-def somewhere() -> Where:
+def somewhere() -> ElementProcess:
     """Where an element of another machine runs."""
-    return Where(host="elsewhere", pid=1, pid_began="gone")
+    return ElementProcess(host="elsewhere", pid=1, pid_began="gone")

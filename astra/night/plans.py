@@ -24,7 +24,7 @@ from astra.resume.resume import resume
 from astra.slurm import limits
 from astra.slurm.parse import JobId
 from astra.states import ALIVE, PageState
-from astra.status.page_states import Asked, Pages, ask, in_states, survey
+from astra.status.page_states import Pages, SlurmAnswer, in_states, query_slurm_for, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import Hours
 from astra.submit.intent import plan_lock, recover_intents
@@ -47,7 +47,7 @@ class Due:
     fresh: int  # pages that never were submitted
     ended: int = 0  # pages whose elements ended before they were whole
     taken: NightPlan | None = None  # of an earlier night, if it is not yet a part of this one
-    asked: Asked | None = None  # what Slurm said of it
+    slurm_answer: SlurmAnswer | None = None  # what Slurm said of it
 
     @property
     def pages(self) -> int:
@@ -201,7 +201,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: N
             began |= _note_arrays(submit(due.plan, profile, options, hours=hours), step)
         if due.ended and parts:
             options = {"throttle": parts.pop(0)}
-            again = resume(due.plan, options=options, hours=hours, asked=due.asked)
+            again = resume(due.plan, options=options, hours=hours, slurm_answer=due.slurm_answer)
             began |= _note_arrays(again, step)
         elif due.ended:
             began = step.lives = True
@@ -286,14 +286,16 @@ def assess_plans(
         with suppress(BusyError), plan_lock(plan):
             recover_intents(plan)  # left by a process that died before sbatch answered
     alive = []
-    asked = ask(plans)
+    slurm_answer = query_slurm_for(plans)
     for plan in plans:
-        pages, notes = survey(plan, asked)
+        pages, notes = survey(plan, slurm_answer)
         states = Counter({state: n for state, (n, _) in pages.tally.items()})
         entry = of_plan[plan.pk]
         if states[PageState.UNKNOWN]:
             unknown = f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}"
-            if entry.pk is None and asked[0].queue:  # of an earlier night: leave out only this plan
+            if (
+                entry.pk is None and slurm_answer[0].queue
+            ):  # of an earlier night: leave out only this plan
                 step.problems.append(unknown)
                 continue
             raise SlurmUnknown(unknown)
@@ -304,7 +306,7 @@ def assess_plans(
         if begins and (fresh or (ended and retries)):
             taken = entry if entry.pk is None and entry not in alive else None
             task = _task_of(entry, settings)
-            step.due.append(Due(plan.pk, task, fresh, ended if retries else 0, taken, asked))
+            step.due.append(Due(plan.pk, task, fresh, ended if retries else 0, taken, slurm_answer))
     return alive
 
 
@@ -345,9 +347,9 @@ def live_state(night: Night) -> NightStep:
     """Return which arrays and elements of a night are alive, without changing anything."""
     step = NightStep()
     plans = _live(plan_pks(night))
-    asked = ask(plans)
+    slurm_answer = query_slurm_for(plans)
     for plan in plans:
-        pages, _ = survey(plan, asked)
+        pages, _ = survey(plan, slurm_answer)
         _note_alive(plan, pages, step)
     return step
 

@@ -55,7 +55,7 @@ def next_steps(
     statuses: Iterable["PageStatus"],
     profile_name: str | None = None,
     options: Mapping[str, object] | None = None,
-    asked: bool = False,
+    on_request: bool = False,
 ) -> list[PageStep]:
     """Choose the next step of each page by the policy.
 
@@ -64,7 +64,7 @@ def next_steps(
     Parameters
     ----------
     statuses : of the plan's pages; those that are done or alive are skipped.
-    asked : whether to take pages that have used up their retries.
+    on_request : whether to take pages that have used up their retries.
     """
     wanted = {s.page: s for s in statuses if s.state not in ALIVE and s.state is not PageState.DONE}
     if not wanted:
@@ -94,7 +94,7 @@ def next_steps(
             end = replace(end, in_vain=False)
         decision = _decide(
             end, page, base, submissions.get(page.submission_pk or 0), room,
-            asked or "mem" in overrides or "time" in overrides,
+            on_request or "mem" in overrides or "time" in overrides,
         )  # fmt: skip
         grown = {key: value for key, value in decision.options if key not in overrides}
         steps.append(PageStep(page, end, decision, _grown(base, grown)))
@@ -129,7 +129,7 @@ def _decide(
     base: Profile,
     submission: Submission | None,
     room: Callable[[str | None], Room],
-    asked: bool,
+    on_request: bool,
 ) -> Decision:
     rules = retry_rules.rules(config.current().rules, base.policy)
     used = submission.options if submission is not None else {}
@@ -137,7 +137,13 @@ def _decide(
     grows = rule is not None and (rule.mem_growth > 1 or rule.time_growth > 1)
     partition = str(base.options.get("partition") or "") or None
     return retry_policy.next_step(
-        end, ends_of(page), rules, base.options, used, room(partition) if grows else Room(), asked
+        end,
+        ends_of(page),
+        rules,
+        base.options,
+        used,
+        room(partition) if grows else Room(),
+        on_request,
     )
 
 

@@ -82,7 +82,7 @@ def next_step(
     base: Mapping[str, object],
     used: Mapping[str, object],
     room: Room,
-    asked: bool = False,
+    on_request: bool = False,
 ) -> Decision:
     """Choose the next step of a page by how its elements ended.
 
@@ -93,7 +93,7 @@ def next_step(
     base : the options of the next element's profile.
     used : the options of the last element.
     room : the limits of the partition.
-    asked : whether the user asks for these pages, even if their retries are used up.
+    on_request : whether the user asks for these pages, even if their retries are used up.
     """
     if last is None:
         return Decision(None, True, "not submitted yet")
@@ -103,11 +103,11 @@ def next_step(
     rule = rules[last.state]
     tries = sum(end.in_vain for end in earlier if end.state == last.state)
     free = last.state in USES_NO_RETRY or not last.in_vain
-    if not asked and (tries >= rule.retries if not free else not rule.retries):
+    if not on_request and (tries >= rule.retries if not free else not rule.retries):
         none = f"{tries} of {rule.retries} retries used up" if rule.retries else "is not retried"
         return Decision(last.state, False, none)
     grown = _grown(rule, base, used, room)
-    if not asked and not free and grown.stuck:
+    if not on_request and not free and grown.stuck:
         return Decision(last.state, False, grown.text)
     count = "uses up no retry" if free else f"retry {tries + 1} of {rule.retries}"
     return Decision(last.state, True, f"next {grown.text or 'as before'} ({count})", grown.options)

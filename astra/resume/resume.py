@@ -15,7 +15,7 @@ from astra.policy import retry_policy
 from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
 from astra.resume.refill import withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
-from astra.status.page_states import Asked, Pages, PageStatus, survey
+from astra.status.page_states import Pages, PageStatus, SlurmAnswer, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import Holders, hold_plan
@@ -31,7 +31,7 @@ def resume(
     options: Mapping[str, object] | None = None,
     dry_run: bool = False,
     hours: Hours = ALWAYS,
-    asked: Asked | None = None,
+    slurm_answer: SlurmAnswer | None = None,
 ) -> Submitted:
     """Submit the pages of a plan that are neither done nor running, or lack elements.
 
@@ -51,7 +51,7 @@ def resume(
         sbatch's options in snake case, which override the profile's.
     hours : Hours
         When elements may begin, and must have ended.
-    asked : tuple, optional
+    slurm_answer : tuple, optional
         Slurm's present answer about the plan; default: Slurm is queried.
 
     Returns
@@ -76,7 +76,7 @@ def resume(
     choose_profile(profile_name, options)  # refuses bad options before anything is changed
     wanted = checked_states(only)
     with hold_plan(frozen):
-        pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, asked)
+        pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, slurm_answer)
         chosen = _as_pending(statuses, {page.number for page in pages})
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
         more = [] if dry_run or wanted else _replacements(frozen, statuses, profile_name, options)
@@ -248,13 +248,13 @@ def _choose(
     failed: bool,
     only: frozenset[SlurmState],
     dry_run: bool,
-    asked: Asked | None = None,
+    slurm_answer: SlurmAnswer | None = None,
 ) -> tuple[list[Page], dict[str, int], Pages]:
     """Return the pages to submit, the numbers of others by state, and the states of all pages.
 
     Pages that have been claimed since their states were read count as running.
     """
-    statuses, _ = survey(plan, asked)
+    statuses, _ = survey(plan, slurm_answer)
     chosen: set[int] = set()
     skipped: Counter[str] = Counter()
     for page in statuses:

@@ -25,7 +25,7 @@ class Kind(StrEnum):
     CANCELLED = "cancelled"
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         return _TITLES[self]
 
 

@@ -77,7 +77,8 @@ def logs(plan: int, page: int | None = None) -> list[Log]:
     return listed or _before_any_claim(frozen, page)
 
 
-#: The most logs to list of elements that ended before they claimed a page; mostly they are alike.
+#: How many logs of elements that ended before they claimed a page are listed at most: usually they
+#: are all alike.
 _UNCLAIMED = 20
 
 
@@ -90,8 +91,10 @@ def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
         if first_logs := list(islice(filter(None, logs_), _UNCLAIMED)):
             return first_logs
     which = f"page {page} of plan {plan.pk}" if page else f"plan {plan.pk}"
-    if why := next((s.reason for s in ended if s.reason), "its element ended" if ended else None):
-        raise UsageError(f"there is no log of {which}: {why}")
+    if reason := next(
+        (s.reason for s in ended if s.reason), "its element ended" if ended else None
+    ):
+        raise UsageError(f"there is no log of {which}: {reason}")
     raise UsageError(f"no element has begun {which} yet: astra status {plan.pk}")
 
 
@@ -115,7 +118,7 @@ def log_paths(attempts: Collection[int]) -> dict[int, str]:
 
 
 def _attempts() -> "ModelSelect[Attempt]":
-    """Return the query of attempts with the columns that tell where their logs are."""
+    """Return the query of attempts with the columns that say where their logs are."""
     return (
         Attempt.select(Attempt, Page, Submission)
         .join(Page)
@@ -164,8 +167,8 @@ def text_of(plan: int, log: Log) -> str:
         if (text := _packed(path)) is not None:
             return text
     owner = path is not None and not os.access(run_folder(get_plan(plan).folder), os.X_OK)
-    why = ", or only its owner may read it" if owner else ""
-    raise UsageError(f"the log of page {log.page} is not on this machine{why}: {log.path}")
+    reason = ", or only its owner may read it" if owner else ""
+    raise UsageError(f"the log of page {log.page} is not on this machine{reason}: {log.path}")
 
 
 def _packed(path: Path) -> str | None:

@@ -45,7 +45,7 @@ class PageStatus:
     message: str | None = None
 
 
-class Row(NamedTuple):
+class StoredPage(NamedTuple):
     """The columns of a page from which its status is computed."""
 
     number: int
@@ -60,16 +60,16 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What the database says of a plan's pages; attempts of whole pages only on request."""
+class StoredPlan:
+    """What the database says of a plan's pages; attempts at whole pages only on request."""
 
     plan: Plan
     submissions: Mapping[int | None, Submission]
-    rows: Sequence[Row]  # there may be 100,000, and more
+    rows: Sequence[StoredPage]  # 100,000 or more
     attempts: Mapping[int | None, Attempt]
     now: datetime
 
-    def asked_about(self, of_whole: bool) -> list[Submission]:
+    def submissions_to_query(self, of_whole: bool) -> list[Submission]:
         """Return the submissions that Slurm has to be asked about."""
         if of_whole:
             return list(self.submissions.values())
@@ -77,7 +77,7 @@ class Stored:
         return [s for pk, s in self.submissions.items() if pk in pending]
 
 
-def read_stored(plan: Plan, of_whole: bool) -> Stored:
+def read_stored(plan: Plan, of_whole: bool) -> StoredPlan:
     """Read the pages, submissions and last attempts of a plan."""
     attempts = (
         Attempt.select(
@@ -92,16 +92,16 @@ def read_stored(plan: Plan, of_whole: bool) -> Stored:
         of_plan = Submission.select().where(Submission.plan == plan.pk)
         submissions: dict[int | None, Submission] = {s.pk: s for s in of_plan}
         # Read the numbers as the driver returns them; peewee would convert each one by one.
-        columns = [getattr(Page, name) for name in Row._fields if name != "n_pending"]
+        columns = [getattr(Page, name) for name in StoredPage._fields if name != "n_pending"]
         query = Page.select(*columns, N_PENDING).where(Page.plan == plan.pk).order_by(Page.number)
-        rows = list(map(Row._make, database.execute(query)))
+        rows = list(map(StoredPage._make, database.execute(query)))
         last: dict[int | None, Attempt] = {
             attempt.pk: attempt for attempt in attempts.namedtuples()
         }
-    return Stored(plan, submissions, rows, last, now)
+    return StoredPlan(plan, submissions, rows, last, now)
 
 
-#: The states of pages whose last attempt recorded how it ended, before its rows did.
+#: The states of pages whose last attempt recorded its end before all rows had ended.
 _RECORDED: dict[str | None, PageState] = {
     AttemptState.INTERRUPTED.value: PageState.INTERRUPTED,
     AttemptState.BROKEN.value: PageState.BROKEN,
@@ -109,17 +109,17 @@ _RECORDED: dict[str | None, PageState] = {
 
 
 class Pages(Sequence[PageStatus]):
-    """The pages of a plan. States are computed at once, all else of a page when it is accessed.
+    """The pages of a plan. Their states are computed at once, the rest of a page on access.
 
     Attributes
     ----------
     states : of the pages, in their order.
-    tally : how many pages are in each state, and how many rows of theirs have not ended.
-    held : places of those that wait for something that needs intervention.
+    tally : how many pages are in each state, and how many of their rows have not ended.
+    held : places of the pages that wait for something that only a person can change.
     any_ended : whether a page has rows left and an element that Slurm does not report as alive.
     """
 
-    def __init__(self, stored: Stored, answer: parse.Answer) -> None:
+    def __init__(self, stored: StoredPlan, answer: parse.Answer) -> None:
         self.stored, self.answer = stored, answer
         self.cancelled = stored.plan.cancelled is not None
         self._elements_here = cache(elements_here)
@@ -173,7 +173,7 @@ class Pages(Sequence[PageStatus]):
         local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
         return any(row.submission_pk in local for row in self.stored.rows)
 
-    def _execution(self, row: Row) -> parse.Execution | None:
+    def _execution(self, row: StoredPage) -> parse.Execution | None:
         """Return Slurm's state of the element that a page is assigned to."""
         array = self._arrays.get(row.submission_pk)
         if array is None:
@@ -184,13 +184,13 @@ class Pages(Sequence[PageStatus]):
         key = name, self._element(row) - offset
         return self.answer.executions.get(key) or self.answer.of(*key)
 
-    def _element(self, row: Row) -> int:
+    def _element(self, row: StoredPage) -> int:
         """Return the element that claimed a page, or that it was submitted for."""
         if row.free is not None and (attempt := self._attempt(row)):
             return int(attempt.element)
         submission = self.stored.submissions[row.submission_pk]
         element = (row.number - 1) // submission.pages_per_element + 1
-        # A pool may have fewer elements than pages. Pages beyond the last element count as its own.
+        # A pool may have fewer elements than pages. Pages beyond belong to the last element.
         return min(element, submission.elements[-1]) if submission.pulls else element
 
     @cached_property
@@ -205,28 +205,28 @@ class Pages(Sequence[PageStatus]):
                 pools[job] = replace(execution, state=SlurmState.PENDING, node=None)
         return pools
 
-    def _state(self, row: Row, execution: parse.Execution | None) -> PageState:
+    def _state(self, row: StoredPage, execution: parse.Execution | None) -> PageState:
         submission, attempt = self.stored.submissions.get(row.submission_pk), self._attempt(row)
         runs = attempt is not None and attempt.state == AttemptState.RUNNING
         if submission is None or (submission.pulls and row.free is None and not runs):
-            state = PageState.UNSUBMITTED  # in the latter case, it was withdrawn from its pool
+            state = PageState.UNSUBMITTED  # in the second case, it was withdrawn from its pool
         elif submission.kind == "local":
             waits = (row.free or attempt is None) and _submitter_lives(submission)
             state = PageState.WAITING if waits else self._local_state(submission, attempt)
         else:
             state = self._slurm_state(submission, attempt, execution)
             if state is PageState.INCOMPLETE and (row.free or attempt is None):
-                state = PageState.UNSUBMITTED  # its elements ended, and none of them took it
+                state = PageState.UNSUBMITTED  # the elements ended, and none of them claimed it
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
-    def _attempt(self, row: Row) -> Attempt | None:
+    def _attempt(self, row: StoredPage) -> Attempt | None:
         """Return the last attempt at a page, if it is of the page's present submission."""
         attempt = self.stored.attempts.get(row.attempt_pk)
         is_present = attempt is not None and attempt.submission_pk == row.submission_pk
         return attempt if is_present else None
 
     def _is_silent(self, since: datetime) -> bool:
-        """Return whether there should have been a heartbeat since."""
+        """Return whether a heartbeat is overdue."""
         return (self.stored.now - since).total_seconds() > settings.current().element.lease_s
 
     def _local_state(self, submission: Submission, attempt: Attempt | None) -> PageState:
@@ -260,12 +260,12 @@ class Pages(Sequence[PageStatus]):
             return PageState.RUNNING if state is SlurmState.RUNNING else PageState.WAITING
         otherwise = PageState.INCOMPLETE if state is SlurmState.COMPLETED else PageState.LOST
         if state is SlurmState.ABSENT and not is_silent:
-            # Slurm does not know the element. If its heartbeat is recent, that does not prove its
-            # end, unless squeue shows others of its array, and so would show it, too.
+            # Slurm does not know the element. If its heartbeat is recent, this does not prove that
+            # it has ended, unless squeue shows other elements of its array, as it would this one.
             otherwise = PageState.LOST if job in answer.queued else PageState.UNKNOWN
         return _RECORDED.get(recorded, otherwise)
 
-    def _page(self, row: Row, state: PageState) -> PageStatus:
+    def _page(self, row: StoredPage, state: PageState) -> PageStatus:
         attempt, present = self.stored.attempts.get(row.attempt_pk), self._attempt(row)
         submission = self.stored.submissions.get(row.submission_pk)
         execution = self._execution(row)
@@ -308,7 +308,7 @@ def _reason(execution: parse.Execution | None, submission: Submission | None) ->
 
 
 def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Iterator[PageStatus]:
-    """Yield the pages in one of these states, without making the others."""
+    """Yield the pages in one of these states, without computing the others."""
     if not isinstance(pages, Pages):
         return (page for page in pages if page.state in states)
     if pages.tally.keys().isdisjoint(states):
@@ -316,13 +316,13 @@ def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Ite
     return (pages[i] for i, state in enumerate(pages.states) if state in states)
 
 
-#: Slurm's answer, and what it did not answer.
-Asked = tuple[parse.Answer, list[str]]
+#: Slurm's answer, and notes on what it did not answer.
+SlurmAnswer = tuple[parse.Answer, list[str]]
 
 
-def survey(plan: Plan, asked: Asked | None = None) -> tuple[Pages, list[str]]:
+def survey(plan: Plan, slurm_answer: SlurmAnswer | None = None) -> tuple[Pages, list[str]]:
     """Return the pages of a plan with their present states, and notes on what is unknown."""
-    answer, notes = asked or ask([plan])
+    answer, notes = slurm_answer or query_slurm_for([plan])
     return present_pages(plan, answer, True), [*notes, *spool_notes(plan)]
 
 
@@ -341,8 +341,8 @@ def spool_notes(plan: Plan) -> list[str]:
     return [f"{many} results that the database did not store: astra recover {plan.pk}"]
 
 
-#: What slurmstepd writes into the log of a job that it ends for its memory. Where it watches by
-#: polling, and not by control groups, Slurm's state for that is FAILED.
+#: What slurmstepd writes into the log of a job that it kills for exceeding its memory. If it polls
+#: the memory, and does not use control groups, Slurm's state of such a job is FAILED.
 _MEMORY_LIMIT = re.compile(rb"slurmstepd.*(exceeded memory limit|Exceeded job memory limit|oom)")
 
 
@@ -363,16 +363,16 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
     return [s.job for s in sorted(arrays, key=lambda s: s.job_id or 0)]
 
 
-def ask(plans: Iterable[Plan]) -> Asked:
-    """Ask Slurm about the arrays of some plans, all at once."""
+def query_slurm_for(plans: Iterable[Plan]) -> SlurmAnswer:
+    """Query Slurm about the arrays of some plans, all at once."""
     pks = [plan.pk for plan in plans]
     with connection():
         submissions = list(Submission.select().where(Submission.plan.in_(pks or [0])))
-    return ask_slurm(slurm_jobs(submissions))
+    return query_slurm(slurm_jobs(submissions))
 
 
-def ask_slurm(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> Asked:
-    """Ask Slurm about these jobs, with one squeue and one sacct for all of them."""
+def query_slurm(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> SlurmAnswer:
+    """Query Slurm about these jobs, with one squeue and one sacct for all of them."""
     if not jobs:
         return parse.Answer(jobs=frozenset()), []
     if not command.available():

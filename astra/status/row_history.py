@@ -196,10 +196,10 @@ class _Row:
     def history(self) -> RowHistory:
         results, plans = tuple(self._results()), tuple(self._plans())
         ends = tuple(self._ends())
-        pending, why, then = self._why(results, plans)
+        pending, why, command = self._why(results, plans)
         return RowHistory(
             self.task, self.model.__name__, table_name(self.model), self.key, self.exists,
-            pending, why, then, results, plans, ends,
+            pending, why, command, results, plans, ends,
         )  # fmt: skip
 
     # -- is it pending? ---------------------------------------------------------------------
@@ -209,32 +209,31 @@ class _Row:
     ) -> tuple[bool, str, str | None]:
         """Return whether the row is pending, why or why not, and which command to type."""
         if not self.exists:
-            return False, f"{table_name(self.model)} has no such row any more", None
-        done, old, failed, empty, is_last = self._flags()
+            return False, f"{table_name(self.model)} no longer has this row", None
+        is_done, has_old, has_failed, has_no_result, is_last = self._flags()
         plan = f"astra plan {self.task} --keys {self._as_option()}"
         if live := next((p for p in reversed(plans) if self._is_live(p)), None):
             page = f"page {live.page} of plan {live.plan}"
-            return True, f"{page} has it, and has not ended it", f"astra status {live.plan}"
+            return True, f"{page} contains it and has not ended it", f"astra status {live.plan}"
         if not is_last:
             return (
                 False,
                 "another row of its group was modified later, and represents the group",
                 None,
             )
-        if failed and not done:
-            last = "it failed, and was not modified since"
-            return False, last, f"{plan} --redo failed"
-        if empty and not done:
+        if has_failed and not is_done:
+            return False, "it failed, and was not modified since", f"{plan} --redo failed"
+        if has_no_result and not is_done:
             last = "the task yielded no result for it, and it was not modified since"
             return False, last, f"{plan} --again"
-        if done:
-            since = "; processed again since, it failed" if failed else ""
-            since += "; processed again since, the task yielded none" if empty else ""
+        if is_done:
+            since = "; processed again since, it failed" if has_failed else ""
+            since += "; processed again since, the task yielded none" if has_no_result else ""
             changed = self._changed(results)
             since += f"; since then {changed}" if changed else ""
-            then = f"{plan} --redo {'changed' if changed else 'all'}"
-            return False, f"it has a result that is up to date{since}", then
-        if old:
+            command = f"{plan} --redo {'changed' if changed else 'all'}"
+            return False, f"it has a result that is up to date{since}", command
+        if has_old:
             return True, "it was modified since its result", plan
         return True, f"it has no result at version {CURRENT.text}", plan
 
@@ -246,9 +245,9 @@ class _Row:
             if revision is not None and by.revision != str(revision):
                 changed[f"the task has become revision {revision}"] = True
             folder = Plan.select(Plan.cwd).where(Plan.pk == by.plan).scalar() or ""
-            for name, path, then in by.files_read():
+            for name, path, digest in by.files_read():
                 try:
-                    if digest_of_file(name, Path(folder, path)) != then:
+                    if digest_of_file(name, Path(folder, path)) != digest:
                         changed[f"the file {path} has changed"] = True
                 except TaskError as error:
                     changed[str(error)] = True
@@ -269,8 +268,10 @@ class _Row:
 
     def _is_live(self, planning: PlanOfRow) -> bool:
         runs = any(a.state == "running" for a in planning.attempts)
-        same = Version.parse(planning.version).major_minor == CURRENT.major_minor
-        return same and planning.outcome == "pending" and (not planning.cancelled or runs)
+        is_same_version = Version.parse(planning.version).major_minor == CURRENT.major_minor
+        return (
+            is_same_version and planning.outcome == "pending" and (not planning.cancelled or runs)
+        )
 
     def _as_option(self) -> str:
         """Return the key as ``--keys`` takes it."""

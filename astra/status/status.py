@@ -1,7 +1,7 @@
 """The status of a plan: finished rows from the database, running elements from Slurm.
 
-Slurm is asked first and the database read afterwards, so that whatever an element wrote before
-Slurm called it ended is seen.
+Slurm is queried first, and the database is read afterwards: whatever an element wrote before Slurm
+reported its end is therefore seen.
 """
 
 import sys
@@ -27,10 +27,10 @@ from astra.states import ALIVE, ENDED, PageState, PlanState
 from astra.status.page_states import (
     Pages,
     PageStatus,
-    Stored,
-    ask_slurm,
+    StoredPlan,
     in_states,
     present_pages,
+    query_slurm,
     read_stored,
     slurm_jobs,
     spool_notes,
@@ -144,8 +144,8 @@ def statuses(
     ['whole']
     """
     stored_plans = [read_stored(get_plan(plan), of_whole) for plan in plans]
-    jobs = slurm_jobs(s for stored in stored_plans for s in stored.asked_about(of_whole))
-    answer, notes = ask_slurm(jobs, ask_again, recent_s)
+    jobs = slurm_jobs(s for stored in stored_plans for s in stored.submissions_to_query(of_whole))
+    answer, notes = query_slurm(jobs, ask_again, recent_s)
     inputs = {_input(stored.plan): stored.plan for stored in stored_plans}
     lost = {path: _lost_guard(plan) for path, plan in inputs.items()}
     return [
@@ -159,17 +159,17 @@ def _input(plan: Plan) -> tuple[str, str]:
 
 
 def _lost_guard(plan: Plan) -> list[str]:
-    """Return what a plan's input table lacks for changes of its rows to be noticed."""
+    """Return what a plan's input table lacks to record changes of its rows."""
     module = plan.input_model.partition(":")[0]
     with connection():
-        loaded = module in sys.modules  # other people's modules are not imported to look
+        loaded = module in sys.modules  # no module is imported only for this check
         model = load(plan.input_model) if loaded else tracked_model(plan.input_table, module)
         lacks = None if model is None else lacking_guard(model)
     return [f"the table {plan.input_table} {lacks}"] if lacks else []
 
 
-def _status(stored: Stored, answer: Answer, notes: list[str], of_whole: bool) -> PlanStatus:
-    """Combine what is stored with Slurm's answer; read again what may have changed meanwhile.
+def _status(stored: StoredPlan, answer: Answer, notes: list[str], of_whole: bool) -> PlanStatus:
+    """Combine what is stored with Slurm's answer; read the pages again if they may have changed.
 
     The first reading is enough for pages that were whole, and for elements that are alive. For an
     element that has ended meanwhile, the last checkpoint must be included.
@@ -213,7 +213,7 @@ def _next_steps(plan: Plan, pages: Pages) -> tuple[list[NextStep], list[str]]:
     return steps, notes
 
 
-_UNSAID = (PageState.LOST, PageState.INCOMPLETE)
+_UNEXPLAINED = (PageState.LOST, PageState.INCOMPLETE)
 
 
 def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
@@ -291,7 +291,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
             f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra "
             f"resume {plan.pk}{suffix}"
         )
-    died = next((p for p in in_states(pages, _UNSAID) if p.exit_code), None)
+    died = next((p for p in in_states(pages, _UNEXPLAINED) if p.exit_code), None)
     if died is not None:
         advice.append(f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})")
     for held in map(pages.__getitem__, pages.held[:1]):

@@ -7,44 +7,44 @@ from astra.models.keys import RowKey
 #: What is checked: what a breach means, and what to do about it.
 CHECKS = {
     "values": (
-        "a table is gone, or a column holds NULL, or a value of another type, and can hold none",
-        "somebody dropped it, or wrote by hand: correct it; nothing else was checked",
+        "a table is missing, or a column holds NULL or a type of value that it must not hold",
+        "somebody dropped the table or wrote by hand: correct that; nothing else was checked",
     ),
     "pages": (
-        "the plan's pages are not 1 to n_pages, or their rows not its n_rows",
+        "the plan's pages are not numbered 1 to n_pages, or do not have its n_rows rows",
         "somebody deleted or changed pages: cancel the plan, and plan again",
     ),
     "shape": (
-        "a page has not one key and one outcome, from 0 to 3, for each of its rows",
+        "a page does not have one key and one outcome, from 0 to 3, for each of its rows",
         "somebody changed the page by hand: cancel the plan, and plan again",
     ),
     "counts": (
-        "a page's numbers of ended rows are not those of its outcomes",
-        "somebody changed the page by hand: status and resume go by these numbers",
+        "a page's numbers of ended rows differ from its outcomes",
+        "somebody changed the page by hand: status and resume rely on these numbers",
     ),
     "key-twice": (
         "a key is in the plan more than once",
         "its row may be computed twice, but is stored once: report it",
     ),
     "result-missing": (
-        "a row counts as done, and no result is stored for it",
-        "somebody deleted the result: plan again, its row is pending",
+        "a row counts as done, but no result is stored for it",
+        "somebody deleted the result: plan again, since its row is pending",
     ),
     "failure-missing": (
-        "a row counts as failed, and no failure is recorded for it",
-        "somebody deleted the failure: astra resume PLAN --failed takes the row again",
+        "a row counts as failed, but no failure is recorded for it",
+        "somebody deleted the failure: astra resume PLAN --failed processes the row again",
     ),
     "no-result-missing": (
-        "a row counts as without result, and no record says so",
-        "somebody deleted the record: plan again, its row is pending",
+        "a row counts as without result, but no record says so",
+        "somebody deleted the record: plan again, since its row is pending",
     ),
     "ended-twice": (
         "a row ended in more than one way",
-        "believe the result if there is one, and report it",
+        "trust the result if there is one, and report it",
     ),
     "not-counted": (
-        "an attempt stored how a row ended, and its page does not say so",
-        "astra resume PLAN takes the row once more; report it, progress was lost",
+        "an attempt stored how a row ended, but its page does not say so",
+        "astra resume PLAN processes the row again; report it, since progress was lost",
     ),
     "wrong-page": (
         "a row's result was written by an attempt at another page",
@@ -53,11 +53,12 @@ CHECKS = {
     "read-too-early": (
         "a result's input was read before the attempt that wrote it began, or after the result "
         "was stored",
-        "a clock was set, or the result is older than its input: modify the row to have it again",
+        "a clock was set, or the result is older than its input: modify the row to process it "
+        "again",
     ),
     "attempts": (
-        "more than the last attempt of a page is running, or the page is not the last one's",
-        "two processes may write the page: end them, then astra resume PLAN",
+        "an earlier attempt of a page is running, or the page does not belong to its last attempt",
+        "two processes may write the page: terminate them, then astra resume PLAN",
     ),
     "sums": (
         "the rows that a page's attempts ended do not add up to the page",
@@ -68,30 +69,31 @@ CHECKS = {
         "two attempts wrote the same rows, or results were stored without progress: report it",
     ),
     "done-too-early": (
-        "the last attempt called the page done, and rows are pending",
-        "astra resume PLAN takes them; report it",
+        "the last attempt recorded the page as done, but rows are pending",
+        "astra resume PLAN processes them; report it",
     ),
     "guards": (
-        "a table lacks a key, a constraint or a trigger that an invariant rests on, or has a "
+        "a table lacks a key, a constraint or a trigger that an invariant relies on, or has a "
         "trigger that may undo what astra writes",
-        "astra initdb makes indexes and triggers again, once no row has two results; add the rest, "
-        "and drop triggers that others made for astra's own tables",
+        "astra initdb creates indexes and triggers again, once no row has two results; add the "
+        "rest, and drop triggers that others created on astra's own tables",
     ),
     "orphans": (
         "records belong to no plan, page or row",
         "somebody deleted or changed what they belong to: restore it, or delete them",
     ),
     "records": (
-        "the plan, or a submission, page or attempt of it, says what cannot be",
+        "the plan, or one of its submissions, pages or attempts, holds impossible values",
         "somebody changed it by hand, or a clock was set: cancel the plan, and plan again",
     ),
     "given-away": (
-        "a failure, or the record of no result, is not of the attempt, page and plan of its row",
-        "somebody changed the record: astra resume PLAN --failed takes a failed row again",
+        "a failure, or a record of no result, belongs to another attempt, page or plan than its "
+        "row",
+        "somebody changed the record: astra resume PLAN --failed processes a failed row again",
     ),
     "attempt-unknown": (
-        "a result was read by this plan, and bears no attempt of it, or is made by another",
-        "somebody changed the result: modify its input row to have it again",
+        "a result was computed by this plan, but names no attempt of it, or another origin",
+        "somebody changed the result: modify its input row to process it again",
     ),
     "result-twice": (
         "a row has two results of the same number at one version",
@@ -99,14 +101,14 @@ CHECKS = {
     ),
     "result-mixed": (
         "the results of a row are not numbered from 0 upwards, or two attempts wrote them",
-        "somebody deleted or changed some of them: modify the input row to have them again",
+        "somebody deleted or changed some of them: modify the input row to process it again",
     ),
     "wrong-source": (
-        "a result bears another source_pk than the spectrum that it is of",
-        "somebody changed the result: modify its input row to have it again",
+        "a result has another source_pk than its spectrum",
+        "somebody changed the result: modify its input row to process it again",
     ),
     "moments": (
-        "a result was written in the future, or made after it was last written",
+        "a result was written in the future, or created after it was last written",
         "a clock was set, or somebody changed the result",
     ),
 }  # fmt: skip
@@ -142,8 +144,8 @@ class Verdict:
     rows: dict[str, int]  #: rows by how they ended
     n_attempts: int  #: attempts that were checked
     modified_since: int  #: results whose input was modified after they were computed: pending again
-    of_others: int  #: rows whose present result, or end, is of another plan or a direct call
-    inputs_gone: int  #: results whose input row is no more
+    of_others: int  #: rows whose present result or end comes from another plan or a direct call
+    inputs_gone: int  #: results whose input row no longer exists
     n_breaches: int  #: number of breaches
     breaches: tuple[Breach, ...] = ()  #: the first ones of each check
     checks: dict[str, int] = field(default_factory=dict)  #: breaches by check

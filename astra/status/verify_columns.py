@@ -30,7 +30,7 @@ class Rows:
         return self.outcome == outcome.value
 
 
-class Stored:
+class StoredRows:
     """What is stored for `keys`, as named columns parallel to them; `there` marks those with any.
 
     Attributes

@@ -134,8 +134,8 @@ class RecordChecks:
         if plan.arguments_digest != digest_of(plan.arguments):
             yield f"the plan's arguments were changed to {plan.arguments[:100]!r}"
         for name in ("task", "v_astra", "commit"):
-            if (stands := getattr(plan, name)) != (made := getattr(making, name)):
-                yield f"the plan's {name} is {stands!r}, that of its results {made!r}"
+            if (of_plan := getattr(plan, name)) != (of_results := getattr(making, name)):
+                yield f"the plan's {name} is {of_plan!r}, that of its results {of_results!r}"
 
     def _submission(self, submission: Submission) -> Iterator[str]:
         elements: list[int] = submission.elements or []

@@ -17,7 +17,7 @@ from astra.models.plans import Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.status.verdict import Breach, Verdict
-from astra.status.verify_columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, Stored
+from astra.status.verify_columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, StoredRows
 from astra.status.verify_records import RecordChecks, attempts_of, orphans
 
 #: Rows that are checked together.
@@ -73,7 +73,7 @@ class Verifier:
     def checked(self) -> Verdict:
         for problem in self.records.values():
             self._add("values", None, None, problem)
-        if not self.checks:  # nothing can be computed with what is no value of its column
+        if not self.checks:  # otherwise nothing can be computed with the impossible values
             self._check()
         n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
         return Verdict(
@@ -120,7 +120,7 @@ class Verifier:
         return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
 
     def _add(self, check: str, page: int | None, number: int | None, problem: str) -> None:
-        """Count a breach, and list it unless the check has enough of them."""
+        """Count a breach, and list it unless enough breaches of this check are listed."""
         key = None if number is None else self._keys([number])[0]
         self.checks[check] += 1
         if self.checks[check] <= self.max_listed:
@@ -162,12 +162,14 @@ class Verifier:
             self._add("pages", None, None, problem)
 
     def _unique(self, keys: list[tuple[int, Sequence[int]]]) -> None:
-        every = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
+        all_keys = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
         page = np.repeat([number for number, _ in keys], [len(k) for _, k in keys])
-        order = np.argsort(every, kind="stable")
-        for place in np.flatnonzero(np.diff(every[order]) == 0):
-            one, other = page[order[place]], page[order[place + 1]]
-            self._add("key-twice", int(one), int(every[order[place]]), f"again in page {other}")
+        order = np.argsort(all_keys, kind="stable")
+        for place in np.flatnonzero(np.diff(all_keys[order]) == 0):
+            first, second = page[order[place]], page[order[place + 1]]
+            self._add(
+                "key-twice", int(first), int(all_keys[order[place]]), f"again in page {second}"
+            )
 
     def _page(self, page: Page) -> bool:
         """Check a page and its attempts; return whether its rows can be checked one by one."""
@@ -180,9 +182,9 @@ class Verifier:
             self._add("shape", number, None, problem)
             return False
         for name, outcome in COUNTED.items():
-            stands, counted = getattr(page, name), outcomes.count(outcome)
-            if stands != counted:
-                problem = f"{name} is {stands}, the outcomes say {counted}"
+            recorded, counted = getattr(page, name), outcomes.count(outcome)
+            if recorded != counted:
+                problem = f"{name} is {recorded}, the outcomes say {counted}"
                 self._add("counts", number, None, problem)
         for outcome in Outcome:
             self.seen[outcome.name] += outcomes.count(outcome)
@@ -207,7 +209,7 @@ class Verifier:
             self._add("sums", page.number, None, problem)
         for name in ("n_failed", "n_no_result"):
             ended = sum(getattr(a, name) for a in attempts)
-            # Attempts may have more of them than the page: rows that were processed again since.
+            # Attempts may have more of them than the page, if rows were processed again since.
             if ended < getattr(page, name):
                 problem = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
                 self._add("sums", page.number, None, problem)
@@ -229,37 +231,39 @@ class Verifier:
     def _rows(self, pages: list[Page]) -> None:
         rows = Rows(pages, [key for page in pages for key in self._numbers(page)])
         keys = self._keys(sorted(set(rows.key.tolist())))
-        result = Stored(self._results(keys), rows.key, OF_RESULTS)
-        failure = Stored(self._records(Failure, keys), rows.key, OF_RECORDS)
-        nothing = Stored(self._records(NoResult, keys), rows.key, OF_RECORDS)
+        result = StoredRows(self._results(keys), rows.key, OF_RESULTS)
+        failure = StoredRows(self._records(Failure, keys), rows.key, OF_RECORDS)
+        nothing = StoredRows(self._records(NoResult, keys), rows.key, OF_RECORDS)
         home = self._home(result["attempt"])
-        ours = result.there & (home > 0)
+        is_ours = result.there & (home > 0)
         self.n_ours += int(np.sum(self._home(result.every["attempt"]) > 0))
-        done, failed = rows.ended(Outcome.RESULT), rows.ended(Outcome.FAILURE)
+        is_done, failed = rows.ended(Outcome.RESULT), rows.ended(Outcome.FAILURE)
         empty, pending = rows.ended(Outcome.NO_RESULT), rows.ended(Outcome.PENDING)
         our_failure = failure.there & (failure["of_plan"] == 1) & (failure["refused"] == 0)
         our_nothing = nothing.there & (nothing["of_plan"] == 1)
-        elsewhere = (result.there & ~ours) | (failure.there & (failure["of_plan"] == 0))
+        elsewhere = (result.there & ~is_ours) | (failure.there & (failure["of_plan"] == 0))
         elsewhere |= nothing.there & (nothing["of_plan"] == 0)
 
         note = self._add_each
-        note("result-missing", rows, done & ~result.there, "no result is stored")
+        note("result-missing", rows, is_done & ~result.there, "no result is stored")
         refused = failure.there & (failure["refused"] == 1)
         lost = failed & (~failure.there & ~elsewhere | refused & ~result.there)
         note("failure-missing", rows, lost, "no failure is recorded")
         lost = empty & ~nothing.there & ~elsewhere
         note("no-result-missing", rows, lost, "no record says that it has no result")
-        note("ended-twice", rows, failed & ours, "a failure, and a result")
-        note("ended-twice", rows, empty & ours, "without a result, and a result")
-        note("ended-twice", rows, done & our_failure, "a result, and a failure")
-        note("ended-twice", rows, done & our_nothing, "a result, and a record of no result")
+        note("ended-twice", rows, failed & is_ours, "a failure, and a result")
+        note("ended-twice", rows, empty & is_ours, "without a result, and a result")
+        note("ended-twice", rows, is_done & our_failure, "a result, and a failure")
+        note("ended-twice", rows, is_done & our_nothing, "a result, and a record of no result")
         note("ended-twice", rows, failed & our_nothing, "a failure, and a record of no result")
         note("ended-twice", rows, empty & our_failure, "without a result, and a failure")
-        note("not-counted", rows, pending & ours, "its result is stored, and it counts as pending")
-        note("wrong-page", rows, ours & (home != rows.page), "written by another page's attempt")
-        early = ours & (result["read_outside"] == 1)
+        note(
+            "not-counted", rows, pending & is_ours, "its result is stored, and it counts as pending"
+        )
+        note("wrong-page", rows, is_ours & (home != rows.page), "written by another page's attempt")
+        early = is_ours & (result["read_outside"] == 1)
         note("read-too-early", rows, early, "its input was read before its attempt began")
-        early = ours & (result["stored_before"] == 1)
+        early = is_ours & (result["stored_before"] == 1)
         note("read-too-early", rows, early, "it was stored before its input was read")
         self._forged(rows, result, home)
         for kind, record in ((Failure, failure), (NoResult, nothing)):
@@ -269,33 +273,33 @@ class Verifier:
             on_page = rows.page == page.number
             self._not_counted(page, rows, on_page & pending & our_failure, "n_failed", "failure")
             self._not_counted(page, rows, on_page & pending & our_nothing, "n_no_result", "record")
-            self._written_unseen(page, written_by[on_page & ours])
-        self.seen["modified"] += int(np.sum(done & result.there & (result["input"] == 1)))
-        self.seen["gone"] += int(np.sum(done & result.there & (result["input"] == 2)))
-        ends = (done & ~ours) | (failed & ~our_failure) | (empty & ~our_nothing)
+            self._written_unseen(page, written_by[on_page & is_ours])
+        self.seen["modified"] += int(np.sum(is_done & result.there & (result["input"] == 1)))
+        self.seen["gone"] += int(np.sum(is_done & result.there & (result["input"] == 2)))
+        ends = (is_done & ~is_ours) | (failed & ~our_failure) | (empty & ~our_nothing)
         self.seen["others"] += int(np.sum(ends & elsewhere))
 
-    def _forged(self, rows: Rows, result: Stored, home: Numbers) -> None:
+    def _forged(self, rows: Rows, result: StoredRows, home: Numbers) -> None:
         """Check for results that no attempt can have written."""
-        note, ours = self._add_each, result.there & (home > 0)
+        note, is_ours = self._add_each, result.there & (home > 0)
         late = result.there & (result["bad_time"] == 1)
         note("moments", rows, late, "a moment of its result lies in the future, or out of order")
         wrong = result.there & (result["bad_source"] == 1)
-        note("wrong-source", rows, wrong, "its result bears another source than the row")
-        wrong = ours & ~np.isin(result["made_by"], self.records.makings)
+        note("wrong-source", rows, wrong, "its result has another source than the row")
+        wrong = is_ours & ~np.isin(result["made_by"], self.records.makings)
         note("attempt-unknown", rows, wrong, "it is made by what is not of this plan")
         note("result-twice", rows, result.any_of(result.is_again), "two results of one number")
         mixed = result.any_of(result.is_gap)
         note("result-mixed", rows, mixed, "its results are not numbered from 0, or of two attempts")
-        done = rows.ended(Outcome.RESULT) & result.there
-        others = done & ~ours
-        if others.any() and ours.any():
-            keys = self._keys(sorted(rows.key[done].tolist()))
+        is_done = rows.ended(Outcome.RESULT) & result.there
+        of_others = is_done & ~is_ours
+        if of_others.any() and is_ours.any():
+            keys = self._keys(sorted(rows.key[is_done].tolist()))
             read_by_us, read = self._moments_of_reading(keys)
-            forged = [read.get(k) in read_by_us for k in rows.key[others].tolist()]
-            others[np.flatnonzero(others)] = forged
+            forged = [read.get(k) in read_by_us for k in rows.key[of_others].tolist()]
+            of_others[np.flatnonzero(of_others)] = forged
             problem = "it was read together with this plan's rows, and is of none of its attempts"
-            note("attempt-unknown", rows, others, problem)
+            note("attempt-unknown", rows, of_others, problem)
 
     def _moments_of_reading(self, keys: Sequence[RowKey]) -> tuple[set[object], dict[int, object]]:
         """Return when rows with our results were read and, by key, those with other results."""
@@ -309,12 +313,12 @@ class Verifier:
             {number: read for number, attempt, read in readings if attempt not in our_attempts},
         )
 
-    def _given_away(self, kind: Kind, rows: Rows, record: Stored) -> None:
+    def _given_away(self, kind: Kind, rows: Rows, record: StoredRows) -> None:
         """Check for records that name another plan or page than that of their attempt."""
-        home, ours = self._home(record["attempt"]), record["of_plan"] == 1
-        self.n_recorded[kind] += int(np.sum(record.there & ours))
-        wrong = record.there & (ours != (home > 0))
-        wrong |= record.there & ours & ((home != rows.page) | (record["page"] != rows.page))
+        home, is_ours = self._home(record["attempt"]), record["of_plan"] == 1
+        self.n_recorded[kind] += int(np.sum(record.there & is_ours))
+        wrong = record.there & (is_ours != (home > 0))
+        wrong |= record.there & is_ours & ((home != rows.page) | (record["page"] != rows.page))
         wrong |= record.there & (record["bad"] == 1)
         problem = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
         for place in np.flatnonzero(wrong):

@@ -34,8 +34,8 @@ class Watched:
 def watch(plan: int, every_s: float) -> Iterator[Watched]:
     """Yield the status of a plan every `every_s` seconds, until nothing of it runs.
 
-    Each status takes one squeue and one sacct, whatever the number of arrays, and none where this
-    user has just called them.
+    Each status takes one squeue and one sacct, whatever the number of arrays. If this user has just
+    called them, their answers are used again.
 
     Parameters
     ----------
@@ -60,25 +60,25 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
     >>> [watched.status.state.value for watched in watch(1, every_s=10)]
     ['whole']
     """
-    seen: deque[tuple[float, int]] = deque()
+    counts: deque[tuple[float, int]] = deque()
     while True:
         began = time.monotonic()
         recent_s = min(settings.current().slurm.recent_s, every_s / 2)
         current = status(plan, ask_again=False, of_whole=False, recent_s=recent_s)
-        seen.append((began, current.n_ended))
-        while began - seen[0][0] > _RATE_OVER_S:
-            seen.popleft()
-        lasted_s = began - seen[0][0]
-        rate = (current.n_ended - seen[0][1]) / lasted_s if lasted_s else None
+        counts.append((began, current.n_ended))
+        while began - counts[0][0] > _RATE_OVER_S:
+            counts.popleft()
+        lasted_s = began - counts[0][0]
+        rate = (current.n_ended - counts[0][1]) / lasted_s if lasted_s else None
         n_left = current.n_rows - current.n_ended
         yield Watched(current, time.time(), rate, n_left / rate if rate and rate > 0 else None)
-        if not lives(current):
+        if not may_continue(current):
             return
         took_s = time.monotonic() - began
-        # If Slurm answers slowly, it is asked less often, and not by all watchers at once.
+        # If Slurm answers slowly, it is queried less often, and not by all watchers at once.
         time.sleep(max(every_s - took_s, took_s * random.uniform(0.5, 1.5)))  # noqa: S311
 
 
-def lives(current: PlanStatus) -> bool:
+def may_continue(current: PlanStatus) -> bool:
     """Return whether anything of a plan may continue by itself."""
     return any(not never_starts(page) for page in current.in_states(ALIVE))

@@ -12,7 +12,7 @@ import pytest
 
 from astra.config import settings
 from astra.database.connection import database
-from astra.element.claiming import Where, claim_page
+from astra.element.claiming import ElementProcess, claim_page
 from astra.errors import SlurmError, Superseded
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -229,7 +229,7 @@ def test_a_requeued_elements_old_attempt_cannot_write(faulty):
     )  # fmt: skip
     Page.update(submission_pk=submission.pk).execute()
     old, new = (
-        claim_page(get_plan(plan), 1, submission, 1, Where(f"n{n}", n, "began", 7, 1, n))
+        claim_page(get_plan(plan), 1, submission, 1, ElementProcess(f"n{n}", n, "began", 7, 1, n))
         for n in (0, 1)
     )
     assert old is not None and new is not None

@@ -102,7 +102,7 @@ class TestRules:
         assert not stuck.retry and stuck.explanation == "mem 2G was not enough, and the limit is 2G"
         assert "time 01:00:00 was not enough" in step("TIMEOUT", used=had, room=at).explanation
         assert step("OUT_OF_MEMORY", used=had, room=at, in_vain=GOT_ON).retry
-        assert step("OUT_OF_MEMORY", used=had, room=at, asked=True).retry
+        assert step("OUT_OF_MEMORY", used=had, room=at, on_request=True).retry
 
     @pytest.mark.parametrize("state", RULES)
     def test_retries_end_unless_rows_end(self, state):
@@ -111,7 +111,7 @@ class TestRules:
         assert step(state, [state] * most).retry is (state == "PREEMPTED")
         assert step(state, ["TIMEOUT" if state != "TIMEOUT" else "FAILED"] * 9).retry
         assert step(state, [state] * most, in_vain=GOT_ON).retry
-        assert step(state, [state] * most, asked=True).retry
+        assert step(state, [state] * most, on_request=True).retry
         assert not step(state, rule={"retries": 0}).retry
 
     def test_no_retry_is_used_up_by(self):

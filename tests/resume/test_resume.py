@@ -7,7 +7,7 @@ import pytest
 
 import astra.resume.resume as resume_module
 from astra.database.connection import connection
-from astra.element.claiming import Where, claim_page, this_process
+from astra.element.claiming import ElementProcess, claim_page, this_process
 from astra.errors import BusyError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
@@ -18,7 +18,7 @@ from tests.pools import plan_of, pool_of, states
 from tests.servers import Slurm, wait_for
 
 
-def claim(plan: Plan, submission: Submission, where: Where) -> None:
+def claim(plan: Plan, submission: Submission, where: ElementProcess) -> None:
     with connection():
         assert claim_page(plan, 1, submission, 1, where) is not None
 
@@ -47,7 +47,7 @@ def interrupted(url: str) -> tuple[Plan, Submission]:
     """A plan of one page, whose process has ended; another one is about to claim it."""
     plan = plan_of(10, 10)
     submission = pool_of(plan)
-    claim(plan, submission, Where(host=socket.gethostname(), pid=1, pid_began="gone"))
+    claim(plan, submission, ElementProcess(host=socket.gethostname(), pid=1, pid_began="gone"))
     assert states(plan) == [PageState.LOST]
     return plan, submission
 
@@ -81,7 +81,7 @@ def test_on_slurm(slurm: Slurm, monkeypatch):
     wait_for(lambda: states(plan) == [PageState.LOST], "the end of the array", 60)
     with connection():
         submission = Submission.get()
-    where = Where("n1", 1, "began", submission.job_id, 1, restarts=1)
+    where = ElementProcess("n1", 1, "began", submission.job_id, 1, restarts=1)
     before(monkeypatch, "submit_pages", lambda: claim(plan, submission, where))
     with pytest.raises(BusyError, match="an element began them"):
         resume(plan.pk)

@@ -205,7 +205,7 @@ def test_rows_found_while_a_checkpoint_is_written(url, monkeypatch):
     """A row whose result others wrote is found between a checkpoint's beginning and its end."""
     plan = plan_of(20, limit=20)
     list(measure(BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk == 1)))
-    seen, calls = Claim.seen, []
+    seen, calls = Claim.snapshot, []
 
     def find_after(claim):
         found = seen(claim)
@@ -214,7 +214,7 @@ def test_rows_found_while_a_checkpoint_is_written(url, monkeypatch):
             claim.find([1])
         return found
 
-    monkeypatch.setattr(Claim, "seen", find_after)
+    monkeypatch.setattr(Claim, "snapshot", find_after)
     monkeypatch.setattr("astra.element.reader.Reader._note_missing", lambda *missing: [])
     run(plan, batch_size=5)
     assert_sound(plan, result=20)

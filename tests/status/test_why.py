@@ -97,7 +97,7 @@ def test_the_story_of_a_row(stones):
     assert story.next == f"astra plan {NAME} --keys a"
     create_plan(weigh)
     story = history_of(weigh, "a")
-    assert story.pending and "page 1 of plan 1 has it" in story.why
+    assert story.pending and "page 1 of plan 1 contains it" in story.why
     assert story.next == "astra status 1" and story.plans[0].outcome == "pending"
     cancel(1)
     assert "no result at" in history_of(weigh, "a").why
