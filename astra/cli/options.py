@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
+#: How many rows, and how many pages or elements, as the database stores them.
+COUNT, SMALL_COUNT = click.IntRange(1, 2**63 - 1), click.IntRange(1, 2**31 - 1)
+
+#: An age in days, of which a date can be computed.
+DAYS = click.FloatRange(0, 36_500)
+
 
 class Decorator(Protocol):
     """Adds options to the function of a command."""
@@ -178,6 +184,8 @@ def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> li
                 raise UsageError(
                     f"--sdss-ids: {word!r} in line {number} is not a number"
                 ) from error
+            if not -(2**63) <= ids[-1] < 2**63:
+                raise UsageError(f"--sdss-ids: {word} in line {number} does not fit in 64 bits")
     return ids
 
 
@@ -241,8 +249,8 @@ def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Decorato
                      help='Take only rows that meet this condition: "snr > 10".'),
         click.option("--redo", cls=RedoOption, metavar="WHICH",
                      help="Also take ended rows: all, changed, failed, or older-than DATE."),
-        click.option(*page_size, type=int, metavar="N", help="Rows per page."),
-        click.option(*max_rows, type=int, metavar="N", help="Take at most N rows."),
+        click.option(*page_size, type=COUNT, metavar="N", help="Rows per page."),
+        click.option(*max_rows, type=COUNT, metavar="N", help="Take at most N rows."),
         arguments_option,
         click.option("--again", is_flag=True,
                      help="Also take rows that failed, or for which the task yielded nothing."),
@@ -258,10 +266,11 @@ run_options = _planning(("--page-size", "limit"), ("--limit", "--max-rows", "max
 slurm_options = _gathered(
     "execution", _execution,
     profile_option("Profile of Slurm options."),
-    click.option("--throttle", type=int, metavar="N", help="Run at most N elements at once."),
-    click.option("--pages-per-element", type=int, metavar="N",
+    click.option("--throttle", type=SMALL_COUNT, metavar="N",
+                 help="Run at most N elements at once."),
+    click.option("--pages-per-element", type=SMALL_COUNT, metavar="N",
                  help="Assign N pages to each element."),
-    click.option("--row-timeout", type=click.FloatRange(0), metavar="SECONDS",
+    click.option("--row-timeout", type=click.FloatRange(0, 1e9), metavar="SECONDS",
                  help="Record a row that takes longer as a failure."),
     click.option("--time", metavar="TIME", help="Time limit of an element."),
     click.option("--mem", metavar="SIZE", help="Memory of an element."),

@@ -14,6 +14,7 @@ from astra import api
 from astra.cli.completion import NIGHT_OR_PLAN, PLAN, SLURM_STATES
 from astra.cli.group import main
 from astra.cli.options import (
+    DAYS,
     csv_option,
     json_option,
     plan_filters,
@@ -72,7 +73,7 @@ def status(
     if as_json:
         show.as_json(statuses if any(filters) else statuses[0])
     elif not statuses:
-        show.line("no plan matches these options: astra plans")
+        show.no_plan_matches()
     for plan_status in [] if as_json else statuses:
         show.status(plan_status, pages)
     sys.exit(worst(plan_status.state for plan_status in statuses).exit_status)
@@ -179,7 +180,7 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 
 @main.command()
 @plan_named
-@click.argument("n", type=int, required=False)
+@click.argument("n", type=click.IntRange(max=2**31 - 1), required=False)
 @click.option("--off", is_flag=True, help="Remove the throttle.")
 @json_option
 def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
@@ -256,8 +257,9 @@ def plans(
 ) -> None:  # fmt: skip
     """List plans, the latest first."""
     api.check_version()
-    listed = api.plans(None if every else 20, task, state, mine, since)
-    show.as_json(listed) if as_json else show.plans(listed, as_csv)
+    filters = (task, state, mine, since)
+    listed = api.plans(None if every else 20, *filters)
+    show.as_json(listed) if as_json else show.plans(listed, as_csv, any(filters))
 
 
 @main.command()
@@ -276,7 +278,7 @@ def plans(
 )  # fmt: skip
 @click.option("--once", is_flag=True, help="With --watch: update once, for cron.")
 @click.option(
-    "--keep-days", type=click.FloatRange(0), default=30.0, metavar="N",
+    "--keep-days", type=DAYS, default=30.0, metavar="N",
     help="With --watch: how long pages of ended plans stay; 30 by default.",
 )  # fmt: skip
 @trust_option
@@ -336,7 +338,7 @@ def _contents(which: tuple[str, ...]) -> tuple["Report", str]:
 def _last_of_task(task: str, no_night: UsageError) -> int:
     """Return the number of the last plan of a task, and print it."""
     if not (lines := api.plans(1, task)):
-        raise UsageError(f"{no_night} And {task!r} is no task that has a plan: astra plans")
+        raise UsageError(f"{no_night} No task {task!r} has a plan either: astra plans")
     click.echo(f"plan {lines[0].plan}: the last one of {lines[0].task}", err=True)
     return lines[0].plan
 
@@ -355,7 +357,7 @@ def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> N
 @click.option("--yes", is_flag=True, help="Remove them; without this, only show them.")
 @click.option(
     "--keep-days",
-    type=click.FloatRange(0),
+    type=DAYS,
     metavar="N",
     help="Keep plans this long, instead of keep_days of [clean].",
 )

@@ -5,7 +5,7 @@ import click
 from astra import api
 from astra.cli.completion import TASK
 from astra.cli.group import main
-from astra.cli.options import csv_option, input_model_option, json_option
+from astra.cli.options import COUNT, csv_option, input_model_option, json_option
 from astra.cli.output import show, show_rows
 from astra.errors import UsageError
 
@@ -18,7 +18,7 @@ from astra.errors import UsageError
     help="Print only the results of these rows: a file, or key,key,...",
 )
 @input_model_option
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Print at most N results.")
+@click.option("--limit", type=COUNT, metavar="N", help="Print at most N results.")
 @csv_option
 @json_option
 def results(

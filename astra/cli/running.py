@@ -187,7 +187,10 @@ def try_command(
 
     if task_or_plan.isdecimal() and task_or_plan.isascii():
         if input_model or arguments:
-            raise UsageError(f"plan {task_or_plan} has its table and arguments: leave --set out")
+            raise UsageError(
+                f"plan {task_or_plan} has its table and arguments: leave "
+                "--input-model and --set out"
+            )
         trial = api.trial_of_plan(int(task_or_plan), keys)
     else:
         trial = api.trial_of_task(task_or_plan, keys, input_model, arguments)

@@ -269,9 +269,13 @@ def page_table(pages: Iterable[PageStatus]) -> Listing:
     return table
 
 
-def plans(listed: Sequence[PlanLine], as_csv: bool = False) -> None:
+def no_plan_matches() -> None:
+    line("no plan matches these options: astra plans")
+
+
+def plans(listed: Sequence[PlanLine], as_csv: bool = False, filtered: bool = False) -> None:
     if not listed and not as_csv:
-        line("there is no plan yet: astra plan TASK")
+        no_plan_matches() if filtered else line("there is no plan yet: astra plan TASK")
         return
     table = Listing(
         "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",

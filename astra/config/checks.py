@@ -20,15 +20,15 @@ def entry(default: T, check: Check[object]) -> T:
     return field(default=default, metadata={"check": check})
 
 
-def section(value: object, name: str) -> dict[str, object]:
+def section(value: object, header: str) -> dict[str, object]:
     """Check that a value is a section of the file."""
     if not isinstance(value, dict):
-        raise ValueError(f"should be a section: write [{name}], then its keys")
+        raise ValueError(f"{header} should be a section, with its keys below it")
     return value
 
 
 def values(
-    place: str,
+    header: str,
     table: Mapping[str, object],
     keys: Iterable[Field[object]],
     others: Iterable[str] = (),
@@ -37,6 +37,7 @@ def values(
 
     Parameters
     ----------
+    header : of the section, as the file has it: ``[nights.survey]``.
     keys : the fields that were declared by :func:`entry`.
     others : what else may stand there, and is checked elsewhere.
     """
@@ -44,11 +45,11 @@ def values(
     checked: dict[str, object] = {}
     for name, value in table.items():
         if name not in checks:
-            raise ValueError(f"{place}.{name}: no such key. {nearest(name, [*checks, *others])}")
+            raise ValueError(f"{header} {name}: no such key. {nearest(name, [*checks, *others])}")
         try:
             checked[name] = checks[name](value)
         except ValueError as error:
-            raise ValueError(f"{place}.{name} = {value!r}: {error}") from None
+            raise ValueError(f"{header} {name} = {value!r}: {error}") from None
     return checked
 
 

@@ -145,55 +145,56 @@ def checked(tables: object) -> dict[str, NightSettings]:
     ValueError
         If a key or a value is invalid; the message says where, and what to write instead.
     """
-    return {name: _night(name, table) for name, table in section(tables, "nights.NAME").items()}
+    return {name: _night(name, table) for name, table in section(tables, "[nights.NAME]").items()}
 
 
 def _night(name: str, value: object) -> NightSettings:
-    place = f"nights.{name}"
-    table = section(value, place)
+    header = f"[nights.{name}]"
+    table = section(value, header)
     if not name.replace("-", "").replace("_", "").isalnum() or len(name) > 40:
-        raise ValueError(f"{name!r}: the name should be of letters, digits, - and _, at most 40")
+        raise ValueError(f"{header} the name should be of letters, digits, - and _, at most 40")
     if "tasks" not in table:
-        raise ValueError(f'{name}: has no tasks: write tasks = ["module.task"]')
+        raise ValueError(f'{header} has no tasks: write tasks = ["module.task"]')
     given = table["tasks"]
     if not isinstance(given, list) or not given:
         raise ValueError(
-            f'{name}.tasks: should be a list of tasks, such as ["slam.slam"], or tables '
-            f"[[{place}.tasks]]"
+            f'{header} tasks: should be a list of tasks, such as ["slam.slam"], or tables '
+            f"[[nights.{name}.tasks]]"
         )
-    tasks = tuple(_task(f"{name}.tasks", given) for given in given)
-    _check_order(name, tasks)
-    notify = section(table.get("notify", {}), f"{place}.notify")
+    tasks = tuple(_task(f"[[nights.{name}.tasks]]", given) for given in given)
+    _check_order(header, tasks)
+    of_notify = f"[nights.{name}.notify]"
+    notify = section(table.get("notify", {}), of_notify)
     rest = {key: value for key, value in table.items() if key not in _PARTS[1:]}
     settings = [f for f in fields(NightSettings) if f.name not in _PARTS]
     return NightSettings(
-        name, tasks, **values(name, rest, settings, _PARTS[1:]),
-        notify=Notify(**values(f"{name}.notify", notify, fields(Notify))),
+        name, tasks, **values(header, rest, settings, _PARTS[1:]),
+        notify=Notify(**values(of_notify, notify, fields(Notify))),
     )  # fmt: skip
 
 
-def _task(place: str, value: object) -> NightTask:
+def _task(header: str, value: object) -> NightTask:
     if isinstance(value, str):
         value = {"task": value}
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: {value!r} should be a task's name, or a table with one")
-    checked_values = values(place, value, fields(NightTask))
+        raise ValueError(f"{header} {value!r} should be a task's name, or a table with one")
+    checked_values = values(header, value, fields(NightTask))
     if "task" not in checked_values:
-        raise ValueError(f"{place}: a task lacks 'task': write task = ...")
+        raise ValueError(f"{header} a task lacks 'task': write task = ...")
     return NightTask(**checked_values)
 
 
-def _check_order(name: str, tasks: Sequence[NightTask]) -> None:
+def _check_order(header: str, tasks: Sequence[NightTask]) -> None:
     """Check that `after` names only earlier tasks, which rules out circles."""
     seen: list[tuple[str, str | None]] = []
     for task in tasks:
         if task.key in seen:
-            raise ValueError(f"{name}.tasks: {task.task} is listed twice")
+            raise ValueError(f"{header} tasks: {task.task} is listed twice")
         before = [earlier for earlier, _ in seen]
         for wanted in task.after:
             if wanted not in before:
                 raise ValueError(
-                    f"{name}.tasks: {task.task} is after {wanted!r}, which is not "
+                    f"{header} tasks: {task.task} is after {wanted!r}, which is not "
                     "listed before it. "
                     f"{nearest(wanted, before)}"
                 )

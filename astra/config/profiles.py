@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -144,7 +144,9 @@ class Profile:
         ConfigError
             If a key or its value would be refused in a file.
         """
-        profile = _applied(self, changes, f"profile {self.name!r} with the given options:")
+        profile = _applied(
+            self, changes, self.name, f"profile {self.name!r} with the given options:"
+        )
         return replace(profile, given={**self.given, **changes})
 
 
@@ -170,7 +172,7 @@ def get(name: str | None, config: Config) -> Profile:
     profile = Profile(name)
     for layer, table, file in reversed(_layers(name, config)):
         keys = {key: value for key, value in table.items() if key != "extends"}
-        profile = _applied(profile, keys, f"{file}: [profiles.{layer}]")
+        profile = _applied(profile, keys, layer, f"{file}: [profiles.{layer}]")
     return profile
 
 
@@ -230,13 +232,14 @@ def _shipped() -> Mapping[str, Mapping[str, object]]:
     return MappingProxyType(tables["profiles"])
 
 
-def _applied(profile: Profile, keys: Mapping[str, object], place: str) -> Profile:
+def _applied(profile: Profile, keys: Mapping[str, object], layer: str, place: str) -> Profile:
     options: dict[str, Value] = dict(profile.options)
     changes: dict[str, Any] = {}
+    rules_of = partial(retry_rules.checked, place=f"profiles.{layer}.policy")
     for key, value in keys.items():
         try:
             if key == "policy":
-                changes[key] = _on_top(profile.policy, retry_rules.checked(value))
+                changes[key] = _on_top(profile.policy, rules_of(value))
             elif key == "extends":
                 raise ValueError("belongs in a profile of the configuration; choose that profile")
             elif key in _OWN:

@@ -33,22 +33,23 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def checked(table: object) -> dict[str, dict[str, object]]:
-    """Check the rules of a ``policy`` table, by state.
+def checked(table: object, place: str = "policy") -> dict[str, dict[str, object]]:
+    """Check the rules of the ``policy`` table at a place of the file, by state.
 
     Raises
     ------
     ValueError
         If a state, a key or a value is invalid.
     """
-    states = checks.section(table, "policy.TIMEOUT")
-    return {state: _checked_rule(state, rule) for state, rule in states.items()}
+    states = checks.section(table, f"[{place}.TIMEOUT]")
+    return {state: _checked_rule(place, state, rule) for state, rule in states.items()}
 
 
-def _checked_rule(state: str, table: object) -> dict[str, object]:
+def _checked_rule(place: str, state: str, table: object) -> dict[str, object]:
+    header = f"[{place}.{state}]"
     if state not in RULES:
-        raise ValueError(f"{state}: no state that has a policy. {nearest(state, RULES)}")
-    return checks.values(state, checks.section(table, f"policy.{state}"), fields(Rule))
+        raise ValueError(f"{header} no state that has a policy. {nearest(state, RULES)}")
+    return checks.values(header, checks.section(table, header), fields(Rule))
 
 
 def rules(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Rule]:

@@ -127,7 +127,7 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
         If it cannot be written; no part of it remains then.
     """
     content = content if isinstance(content, bytes) else content.encode()
-    unfinished = path.with_name(f".{secrets.token_hex(8)}")
+    unfinished = path.parent / f".{secrets.token_hex(8)}"
     try:
         with os.fdopen(_new(unfinished, 0o600), "wb") as file:
             file.write(content)

@@ -124,7 +124,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Clean:
-    keep_days: float = entry(90.0, number(0))  # plans, logs and scripts that are inactive
+    keep_days: float = entry(90.0, number(0, 36_500))  # plans, logs and scripts that are inactive
     compress_days: float = entry(0.0, number(0))  # until scripts and logs are packed; 0: never
     keep_nights_days: float = entry(1000.0, number(0))  # rows of nights
 
@@ -310,7 +310,7 @@ def _nights(tables: object, file: Path) -> dict[str, "NightSettings"]:
     try:
         return nights.checked(tables)
     except ValueError as error:
-        raise ConfigError(f"{file}: [nights] {hide(str(error))}") from None
+        raise ConfigError(f"{file}: {hide(str(error))}") from None
 
 
 def _rules(tables: dict[str, object], file: Path) -> Tables:
@@ -323,7 +323,7 @@ def _rules(tables: dict[str, object], file: Path) -> Tables:
     try:
         return {**retry_rules.checked(rules)}
     except ValueError as error:
-        raise ConfigError(f"{file}: [policy] {error}") from None
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def _parsed(file: Path) -> dict[str, object]:

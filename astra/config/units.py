@@ -12,7 +12,7 @@ def time_limit_s(limit: object) -> int | None:
     """
     days, dash, rest = str(limit).rpartition("-")
     parts = rest.split(":")
-    if not all(part.isdigit() for part in [*parts, days or "0"]):
+    if not all(part.isdecimal() for part in [*parts, days if dash else "0"]):
         return None
     numbers = [int(part) for part in parts]
     if dash:

@@ -24,7 +24,7 @@ def get_plan(pk: int) -> Plan:
     """
     check_version()
     with connection():
-        plan = Plan.get_or_none(Plan.pk == pk)
+        plan = Plan.get_or_none(Plan.pk == pk) if pk < 2**63 else None
         if plan is not None:
             return plan
         last = [p for (p,) in tuples(Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(5))]

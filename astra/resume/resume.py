@@ -72,7 +72,7 @@ def resume(
     >>> resume(1).pages  # doctest: +SKIP
     3
     """
-    check_ready(frozen := get_plan(plan), verb="resume")
+    check_ready(frozen := get_plan(plan), verb="retry" if failed else "resume")
     choose_profile(profile_name, options)  # refuses bad options before anything is changed
     wanted = checked_states(only)
     with hold_plan(frozen):

@@ -83,9 +83,10 @@ def all_plans(
     >>> first.plan, first.rows, first.pending
     (1, 4, 0)
     """
+    named = state
     state = state and state.replace("-", " ")  # failed-rows, as shells complete it
     if state is not None and state not in [possible.value for possible in PlanState]:
-        raise UsageError(f"no state {state!r}. {nearest(state, [s.value for s in PlanState])}")
+        raise UsageError(f"no state {named!r}. {nearest(state, [s.value for s in PlanState])}")
     clauses = [
         (Plan.task == task) | Plan.task.endswith(f".{task}") if task else None,
         Plan.created_by == user_name() if mine else None,

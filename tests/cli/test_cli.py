@@ -47,13 +47,30 @@ def a_plan(n: int = 4) -> int:
         (("resume", "{plan}", "--only", " , "), "name states of Slurm's"),
         (("submit", "{plan}", "--limit", "5", "--local"), "plan {plan} is frozen: limit can be"),
         (("submit", "²", "--local"), "²"),
+        (("plan", TASK, "--page-size", "0"), "'--page-size' / '--limit': 0 is not in the range"),
+        (("run", TASK, "--limit", "0"), "'--limit' / '--max-rows': 0 is not in the range"),
+        (("submit", TASK, "--pages-per-element", "0"), "'--pages-per-element': 0 is not in"),
+        (("plan", TASK, "--sdss-ids", 2**63), "--sdss-ids: 9223372036854775808 in line 1 does"),
+        (("plan", TASK, "--time", "-1"), "'-1' is not a time"),
+        (("status", 2**70), "there is no plan 1180591620717411303424"),
+        (("throttle", "{plan}", 2**31), "2147483648 is not in the range"),
+        (("clean", "--keep-days", "1e9"), "is not in the range"),
+        (("report", "-o", ""), ". cannot be written"),
+        (("try", "{plan}", "1", "--input-model", "Source"), "leave --input-model and --set out"),
+        (("plans", "--state", "no-such"), "no state 'no-such'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(url, words, said):
     plan = a_plan()
-    done = astra(*(word.format(plan=plan) for word in words))
+    done = astra(*(str(word).format(plan=plan) for word in words))
     assert done.exit_code == 2 and said.format(plan=plan) in done.output
     assert Plan.select().count() == 1 and "Traceback" not in done.output
+
+
+def test_a_list_without_lines_says_whether_there_are_plans(url):
+    assert "there is no plan yet" in astra("plans").output
+    a_plan()
+    assert "no plan matches these options" in astra("plans", "--task", "other").output
 
 
 def test_a_local_run_reports_the_state_of_the_plan(url):

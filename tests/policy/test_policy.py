@@ -242,7 +242,7 @@ class TestConfiguration:
         "text, words",
         [
             ("[policy.TIMOUT]\nretries = 1", ["TIMOUT", "'TIMEOUT'"]),
-            ("[policy.TIMEOUT]\nretry = 1", ["TIMEOUT.retry", "'retries'"]),
+            ("[policy.TIMEOUT]\nretry = 1", ["[policy.TIMEOUT] retry:", "'retries'"]),
             ("[policy.TIMEOUT]\nretries = -1", ["from 0"]),
             ("[policy.TIMEOUT]\nretries = true", ["whole number"]),
             ("[policy.TIMEOUT]\ntime_growth = 0.5", ["from 1 to 100"]),
@@ -259,7 +259,7 @@ class TestConfiguration:
 
     def test_in_a_profile_too(self, tmp_path):
         found = self.load(tmp_path, "[profiles.x.policy.TIMEOUT]\nretrys = 1")
-        with pytest.raises(ConfigError, match=r"profiles.x.*policy: TIMEOUT.retrys.*'retries'"):
+        with pytest.raises(ConfigError, match=r"\[profiles.x.policy.TIMEOUT\] retrys.*'retries'"):
             get("x", found)
 
 
