@@ -1,5 +1,6 @@
 """Write a batch of results to PostgreSQL: by a binary COPY, or in one statement."""
 
+from collections.abc import Collection, Sequence
 from datetime import date
 from io import BytesIO
 from typing import Any
@@ -16,6 +17,12 @@ from astra.version import Version
 
 #: The number of rows from which a COPY is faster, with the statements that it needs.
 _COPIED_FROM = 50
+
+#: The most bytes of values in a statement. At one of 1 GB, PostgreSQL closes the connection.
+_MOST_BYTES = 1_000_000_000
+
+#: The most characters of values of several rows in a statement. A character has up to four bytes.
+_MOST_CHARACTERS = 200_000_000
 
 
 class Writing(Common):
@@ -101,8 +108,9 @@ class Writing(Common):
     def _compare(self, batch: Batch, written: dict[int, int]) -> None:
         """Check what is stored, where a trigger, a rule or a type may have changed it."""
         declared = batch.declared
-        arrays = [[str(pk) for pk in written.values()]]
-        arrays += [[values[place] for place in written] for values in batch.columns.values()]
+        columns = [[str(pk) for pk in written.values()]]
+        columns += [[values[place] for place in written] for values in batch.columns.values()]
+        arrays = _literals(columns)
         given = ", ".join(f"g{i}" for i in range(len(declared)))
         pairs = ", ".join(
             queries.COMPARED.format(place=i, kind=kind, column=self.quote(name))
@@ -111,7 +119,7 @@ class Writing(Common):
         primary = f"stored.{self.quote(batch.primary)}"
         other = self.run(
             queries.FIRST_CHANGED,
-            list(map(array_literal, arrays)),
+            arrays,
             primary=primary,
             arrays=", ".join(["%s::text[]"] * len(arrays)),
             given=given,
@@ -191,11 +199,10 @@ class Writing(Common):
         """Insert or replace a batch in one statement."""
         types = self.column_types(batch.table)
         names = [self.quote(name) for name in batch.columns]
-        arrays: list[str] = []
+        arrays = _literals(batch.columns.values())
         casts = []
-        for name, values in batch.columns.items():
+        for name in batch.columns:
             scalar = not types[name].split(".")[-1].strip('"').startswith("_")
-            arrays.append(array_literal(values))
             kind = types[name] if scalar else "text"
             casts.append((f"%s::{kind}[]", "" if scalar else f"::{types[name]}"))
         unnested = ", ".join(array for array, _ in casts)
@@ -220,3 +227,23 @@ class Writing(Common):
             same=same,
         )
         return dict(self.run(upsert, arrays).fetchall())
+
+
+def _literals(columns: Collection[Sequence[Any]]) -> list[str]:
+    """Write the values of each column as the text of an array.
+
+    Raises
+    ------
+    ValueError
+        If a statement cannot hold all of them; it may hold those of half of the rows.
+    """
+    arrays = [array_literal(values) for values in columns]
+    n_characters, n_rows = sum(map(len, arrays)), max(map(len, columns))
+    if n_characters > _MOST_CHARACTERS and (n_rows > 1 or _n_bytes(arrays) > _MOST_BYTES):
+        raise ValueError(f"PostgreSQL takes no statement of {n_characters:,} characters")
+    return arrays
+
+
+def _n_bytes(texts: list[str]) -> int:
+    """Return the bytes of texts in a statement, in which quotes and backslashes are doubled."""
+    return sum(len(text.encode()) + text.count("'") + text.count("\\") for text in texts)

@@ -24,6 +24,7 @@ from playhouse.postgres_ext import ArrayField as Elements
 
 from astra import generate_queries_for_task, task
 from astra.api import run_here
+from astra.database import postgresql_writing
 from astra.database.connection import connection, database
 from astra.fields import ArrayField
 from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel
@@ -95,6 +96,30 @@ def test_bytes_arrays_and_documents_come_back_as_they_were(url):
     assert found[1].document == {"a": ['x"\\', 1.5, None]} and found[2].document == []
     assert np.array_equal(found[0].pixels, np.arange(3.0))
     assert np.array_equal(found[2].pixels, [[np.nan, 1.0]], equal_nan=True)
+
+
+@pytest.mark.postgres
+def test_results_that_are_too_long_for_a_statement_are_written_by_several(pg_url, monkeypatch):
+    """A longer one ends the connection, and what is repeated on another one ends that, too."""
+    monkeypatch.setattr(postgresql_writing, "_MOST_CHARACTERS", 5000)
+    monkeypatch.setattr(postgresql_writing, "_MOST_BYTES", 15_000)
+    lengths: list[int] = []
+    literals = postgresql_writing._literals
+
+    def noted(columns):
+        arrays = literals(columns)
+        lengths.append(sum(map(len, arrays)))
+        return arrays
+
+    monkeypatch.setattr(postgresql_writing, "_literals", noted)
+    sizes = [100] * 30 + [4000, 10_000]  # alone, the first is not too long, and the second is
+    Wide.create_table()
+    yielding(Wide, [{"blob": bytes(size)} for size in sizes])
+    with connection():
+        assert sorted(len(wide.blob) for wide in Wide.select()) == sizes[:-1]
+    assert sorted(lengths)[-2] < 5000 < max(lengths) < 15_000
+    (failure,) = failures().values()
+    assert "PostgreSQL takes no statement of 2" in failure.message
 
 
 def test_arrays_of_the_database_with_one_and_two_dimensions(pg_url):
