@@ -11,7 +11,7 @@ from peewee import SQL, ColumnBase, Query, Value
 from astra.config import settings
 from astra.database.connection import dialect, tuples
 from astra.database.statements import statement
-from astra.errors import PlanPaused, PlanThrottled
+from astra.errors import PlanPaused, PlanThrottled, Superseded
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.states import AttemptState
@@ -26,8 +26,12 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
         If the plan is paused.
     PlanThrottled
         If as many others run as its throttle allows.
+    Superseded
+        If the plan was removed from the database.
     """
-    ((paused, reason, throttle),) = _controls(plan=plan.pk)
+    if not (found := _controls(plan=plan.pk)):
+        raise Superseded(f"plan {plan.pk} was removed from the database")
+    ((paused, reason, throttle),) = found
     if paused is not None:
         raise PlanPaused(f"plan {plan.pk} is paused ({reason}): astra continue {plan.pk}")
     if throttle is None:

@@ -10,7 +10,7 @@ from astra.database.connection import connection, dialect, writing
 from astra.database.threads import in_background
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
-from astra.errors import UsageError
+from astra.errors import Superseded, UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
@@ -50,6 +50,17 @@ def test_a_paused_plan_gives_no_page(url):
     assert live_plans() == [] and is_whole(plan)
     pause([plan.pk])
     assert status(plan.pk).notes == () and status(plan.pk).advice == ()
+
+
+def test_an_element_whose_plan_was_removed_ends(url):
+    plan = plan_of(30, 10)
+    submission = pool_of(plan)
+    with Element(plan, submission, Stop()) as this:
+        with connection():
+            Plan.delete().execute()
+        (run,) = this.pull(1)
+    assert (run.state, run.exit_status) == ("refused", Superseded.exit_status)
+    assert run.message == f"plan {plan.pk} was removed from the database"
 
 
 def test_elements_beyond_the_throttle_leave(url):
