@@ -55,7 +55,15 @@ from astra.night.plans import (
     submit_due,
     take_leftovers,
 )
-from astra.night.totals import entries_of, n_left, plan_pks, retries_of, store_totals, totals_of
+from astra.night.totals import (
+    entries_of,
+    n_ended,
+    n_left,
+    plan_pks,
+    retries_of,
+    store_totals,
+    totals_of,
+)
 from astra.processes import user_name
 from astra.submit.hours import next_hours
 from astra.submit.submit import check_shared_database
@@ -210,10 +218,12 @@ def _advance(night: Night, settings: NightSettings) -> Nightly:
     if begins:
         begin_tasks(night, settings, step)
     submit_due(night, settings, step)
-    if retries_of(plan_pks(night)) > before:
+    entries = store_totals(night)
+    # Elements that begin no page, whatever ends them, may not be submitted again for ever.
+    in_vain = step.passed_on and sum(map(n_ended, entries)) <= n_ended(night)
+    if in_vain or retries_of(plan_pks(night)) > before:
         with connection():
             Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
-    entries = store_totals(night)
     if not step.open:
         return _close(night, settings, step, entries, rounds_left)
     queue_finalizer(night, settings, step, 0 if step.new or step.jobs else AGAIN_S)

@@ -46,6 +46,7 @@ class Due:
     task: NightTask
     fresh: int  # pages that never were submitted
     ended: int = 0  # pages whose elements ended before they were whole
+    unbegun: int = 0  # of these, pages that their elements left without beginning them
     taken: NightPlan | None = None  # of an earlier night, if it is not yet a part of this one
     slurm_answer: SlurmAnswer | None = None  # what Slurm said of it
 
@@ -61,6 +62,7 @@ class NightStep:
     jobs: set[JobId] = field(default_factory=set)  # arrays that are alive
     used: int = 0  # elements that they may run at once
     lives: bool = False  # whether anything is alive, even if it is no array
+    passed_on: bool = False  # whether pages were submitted again that no element had begun
     due: list[Due] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
     problems: list[str] = field(default_factory=list)
@@ -202,6 +204,7 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: N
         if due.ended and parts:
             options = {"throttle": parts.pop(0)}
             again = resume(due.plan, options=options, hours=hours, slurm_answer=due.slurm_answer)
+            step.passed_on |= bool(due.unbegun and again.pages)
             began |= _note_arrays(again, step)
         elif due.ended:
             began = step.lives = True
@@ -301,12 +304,14 @@ def assess_plans(
             raise SlurmUnknown(unknown)
         if _note_alive(plan, pages, step):
             alive.append(entry)
-        fresh = states[PageState.UNSUBMITTED]
-        ended = sum(n for state, n in states.items() if state not in _NOT_ENDED)
+        fresh = pages.n_never_submitted
+        unbegun = states[PageState.UNSUBMITTED] - fresh  # the time of their elements was over
+        ended = unbegun + sum(n for state, n in states.items() if state not in _NOT_ENDED)
         if begins and (fresh or (ended and retries)):
             taken = entry if entry.pk is None and entry not in alive else None
             task = _task_of(entry, settings)
-            step.due.append(Due(plan.pk, task, fresh, ended if retries else 0, taken, slurm_answer))
+            again = (ended, unbegun) if retries else (0, 0)
+            step.due.append(Due(plan.pk, task, fresh, *again, taken, slurm_answer))
     return alive
 
 

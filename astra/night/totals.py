@@ -109,6 +109,10 @@ def store_totals(night: Night) -> list[NightPlan]:
     return entries
 
 
+def n_ended(of: Night | NightPlan) -> int:
+    return of.n_done + of.n_failed + of.n_no_result
+
+
 def n_left(of: Night | NightPlan) -> int:
     """Return the number of rows that have not ended."""
-    return of.n_rows - of.n_done - of.n_failed - of.n_no_result
+    return of.n_rows - n_ended(of)

@@ -168,6 +168,11 @@ class Pages(Sequence[PageStatus]):
             return [self[i] for i in range(*place.indices(len(self)))]
         return self._page(self.stored.rows[place], self.states[place])
 
+    @cached_property
+    def n_never_submitted(self) -> int:
+        """The number of pages without a submission; others without an element had one that left."""
+        return sum(row.submission_pk is None and row.n_pending > 0 for row in self.stored.rows)
+
     def any_local(self) -> bool:
         """Return whether a page was last assigned to local processes."""
         local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}

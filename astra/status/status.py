@@ -273,7 +273,8 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     advice = []
     if plan.paused is not None and pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
         advice.append(f"astra continue {plan.pk}   ends the pause; before, nothing is submitted")
-    if states == {PageState.UNSUBMITTED}:
+    unsubmitted = PageState.UNSUBMITTED
+    if states == {unsubmitted} and pages.n_never_submitted == pages.tally[unsubmitted][0]:
         advice.append(f"astra submit {plan.pk}{suffix}")
     elif states & {
         PageState.LOST,

@@ -13,7 +13,7 @@ from astra.database.connection import connection, reset
 from astra.errors import ConfigError
 from astra.models.attempts import Attempt
 from astra.models.nights import Night
-from astra.models.plans import Plan
+from astra.models.plans import Plan, Submission
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
 from astra.night.nightly import heal_all
@@ -153,6 +153,52 @@ setup = ["{setup}"]
     night = closed(slurm)
     assert night.pk == 2 and night.whole and Plan.select().count() == 1
     assert Measured.select().count() == 40 and night_of("survey").plans[0].leftover
+
+
+IDLE = """
+[nights.survey]
+tasks = [{{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum", profile = "p" }}]
+limit = 20
+rounds = 2
+[profiles.p]
+extends = "debug"
+max_elements = 1
+setup = ["test -e {marker} || exit 0"]
+"""
+
+
+def test_pages_that_their_elements_left_unbegun_are_submitted_again(slurm, tmp_path, monkeypatch):
+    """As where an element's time is over after some pages: it ends well, and the rest is free."""
+    marker = tmp_path / "ready"
+    write(tmp_path, IDLE.format(marker=marker), monkeypatch)
+    fill(60)
+    astra("nightly", "survey")
+    night = closed(slurm)
+    assert (
+        night.round == 2 and not night.whole
+    )  # elements that begin nothing are not repeated for ever
+    assert Submission.select().count() == 3
+    assert "astra resume 1 " in astra("status", "1", status=4)
+    marker.touch()
+    assert json.loads(astra("nightly", "survey", "--json"))["plans"] == [1]
+    night = closed(slurm)
+    assert night.pk == 2 and night.whole and night.round == 0
+    assert Measured.select().count() == 60
+
+
+def test_an_element_without_time_for_a_further_page_costs_no_round(slurm, tmp_path, monkeypatch):
+    """Each array has one element, which ends after one page, and each page is done once."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from astra.element import pool\npool.time_of_element = lambda submission: 0\n"
+    )
+    text = IDLE.format(marker=tmp_path).replace("rounds = 2", "rounds = 1")
+    shorten = f'setup = ["export PYTHONPATH={tmp_path}:$PYTHONPATH", '
+    write(tmp_path, text.replace("setup = [", shorten), monkeypatch)
+    fill(60)
+    astra("nightly", "survey")
+    night = closed(slurm)
+    assert night.whole and night.round == 0 and night.n_retries == 0
+    assert Submission.select().count() == 3 and Measured.select().count() == 60
 
 
 def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, monkeypatch):
