@@ -1,5 +1,6 @@
 """A server, or something on the way to it, that falls silent."""
 
+import select
 import time
 from urllib.parse import urlsplit
 
@@ -8,8 +9,15 @@ import psycopg2
 import pytest
 
 from astra.database.connection import bind, connected, connection, database, retrying
+from astra.element.element import Element
 from astra.errors import DatabaseError
-from tests.servers import Proxy
+from astra.models import BossVisitSpectrum
+from astra.plan.lookup import get_plan
+from astra.plan.plan import create_plan
+from astra.results.stopping import Stop
+from tests.pools import elements, is_whole, pool_of
+from tests.sample_tasks import fill, measure
+from tests.servers import PgBouncer, Proxy
 
 pytestmark = pytest.mark.postgres
 
@@ -38,3 +46,25 @@ def test_a_connection_that_falls_silent_while_it_is_prepared_is_given_up(postgre
             pass
         assert not connected()
         assert time.monotonic() - began < 10
+
+
+def test_an_element_survives_the_idle_timeouts_of_pgbouncer(pg_url, postgres):
+    """Before its first page and between two, its connection is idle, and so is the server's."""
+    fill(20)
+    with connection():
+        for kind in ("TABLES", "SEQUENCES"):
+            database.execute_sql(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO astra")
+    timeouts = "client_idle_timeout = 0.2\nserver_idle_timeout = 0.2"
+    with PgBouncer(postgres, extra=timeouts) as pool:
+        bind(f"postgresql://astra@127.0.0.1:{pool.port}{urlsplit(pg_url).path}")
+        (planned, *_) = create_plan(measure, BossVisitSpectrum, limit=10)
+        plan = get_plan(planned.plan)
+        submission = pool_of(plan)
+        with Element(plan, submission, Stop()) as this:
+            for number in (1, 2):
+                connected()
+                link = database.connection().fileno()
+                assert select.select([link], [], [], 60)[0], "PgBouncer does not close it"
+                assert this.run_page(number, 1).state == "done"
+        assert is_whole(plan) and elements() == {1: 2}
+    bind(pg_url)

@@ -19,13 +19,16 @@ pool_mode = transaction
 default_pool_size = {pool_size}
 server_login_retry = 0.2
 max_client_conn = {clients}
+{extra}
 """
 
 
 class PgBouncer(Server):
     """Before a server of the tests; every client is the role ``astra`` there."""
 
-    def __init__(self, server: Postgres, pool_size: int = 4, clients: int = 200) -> None:
+    def __init__(
+        self, server: Postgres, pool_size: int = 4, clients: int = 200, extra: str = ""
+    ) -> None:
         super().__init__(None)
         owner = "postgres" if os.geteuid() == 0 else None
         try:
@@ -34,7 +37,7 @@ class PgBouncer(Server):
             ini.touch(0o600)
             text = _INI.format(
                 to=server.port, password=server.password, port=self.port,
-                pool_size=pool_size, clients=clients,
+                pool_size=pool_size, clients=clients, extra=extra,
             )  # fmt: skip
             ini.write_text(text)
             if owner:
