@@ -60,7 +60,7 @@ def _arguments(value: object) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class NightTask:
-    """One task of a night. What is not set here is as the night has it."""
+    """One task of a night. A key that is not set here has the value of the night."""
 
     task: str = field(metadata={"check": text})
     input_model: str | None = entry(None, text)
@@ -81,7 +81,7 @@ class NightTask:
 
 @dataclass(frozen=True)
 class Notify:
-    """Who is notified of how a night ended, in each of these ways."""
+    """Who is notified of the end of a night, by each of these channels."""
 
     mail: tuple[str, ...] = entry((), _mail)
     sender: str | None = entry(None, text)
@@ -90,7 +90,7 @@ class Notify:
     command: tuple[str, ...] = entry((), command('"notify --quiet"'))  # gets the night as JSON
 
     def rows(self) -> list[tuple[str, object]]:
-        """Return (key, value) of all; a webhook's path is as good as a password."""
+        """Return (key, value) of all; the path of a webhook is hidden, as it is a password."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.webhook:
             given["webhook"] = "{0.scheme}://{0.netloc}/***".format(urlsplit(self.webhook))

@@ -39,7 +39,7 @@ class Key:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether the key is one whole number, which travels as it is."""
+        """Whether the key is one whole number, which is stored as it is."""
         return len(self.fields) == 1 and self.fields[0].field_type in _WHOLE
 
     @property

@@ -48,7 +48,7 @@ class Night(BaseModel):
     finalizer_home = TextField(null=True)  # the name of the cluster that took it
     finalizer_user = TextField(null=True)  # who submitted it
     message = TextField(null=True)  # what is not whole, and what to do
-    notified = TextField(null=True)  # JSON: for each way, what was sent, and the outcome
+    notified = TextField(null=True)  # JSON: what was sent by each channel, and the result
     cwd = TextField()
     host = TextField()
     created_by = TextField()
@@ -65,11 +65,11 @@ class Night(BaseModel):
 
     @property
     def notifications(self) -> dict[str, dict[str, str]]:
-        """Of what people were notified by each way, when, and how that went."""
-        ways = stored(self.notified, dict, f"`notified` of night {self.pk}")
+        """What was sent by each channel, when, and with which result."""
+        results = stored(self.notified, dict, f"`notified` of night {self.pk}")
         return {
-            way: sent
-            for way, sent in ways.items()
+            channel: sent
+            for channel, sent in results.items()
             if isinstance(sent, dict) and {"of", "at", "result"} <= sent.keys()
         }
 

@@ -284,7 +284,7 @@ def _maker(
     """Return a function that makes a result for a row as ``model(**own, **values)`` does.
 
     Columns that have no setter of their own are set all at once, which takes a third of the time.
-    Those that point to the row, `values` may only repeat.
+    For a column that points to the row, `values` may only hold the same value.
     """
     link, copied = model.copied_from(row_model)
     is_plain = _plainly_set(model).difference(link.result).issuperset

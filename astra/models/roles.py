@@ -40,8 +40,8 @@ _FROZEN: dict[object, set[str]] = {
 }  # fmt: skip
 
 
-#: Columns of plans and submissions that planners may change, also in those of other roles. What is
-#: run, from where and with which options stays as the role wrote it that the row names.
+#: Columns that planners may change in plans and submissions of any role. What is run, from where
+#: and with which options stays as it was written by the role that the row names.
 _CONTROLLED: dict[object, set[str]] = {
     Plan: {"n_pages", "n_rows", "made_by", "cancelled", "paused", "pause_reason", "throttle"},
     Submission: {"state", "job_id", "cluster", "cluster_name", "message"},

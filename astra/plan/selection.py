@@ -14,6 +14,7 @@ from astra.models.given_keys import find_keys, listed
 from astra.models.keys import FALSE, TRUE, RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy
+from astra.plan.condition import condition
 from astra.plan.pending import (
     Record,
     checked_ids,
@@ -22,7 +23,6 @@ from astra.plan.pending import (
     pending_rows,
     whole_number,
 )
-from astra.plan.where import condition
 from astra.version import CURRENT
 
 #: A row that has ended without a result.

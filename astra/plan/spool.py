@@ -136,7 +136,7 @@ def _handed(handed: Handed) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """Return a value as JSON has it; other types become a mapping from their kind to a text."""
+    """Convert a value to types of JSON; any other type becomes a mapping of its kind to a text."""
     import numpy as np  # here, as few commands touch an array
 
     if value is None or isinstance(value, str | bool | int | float):

@@ -106,8 +106,9 @@ _Pairs = set[tuple[int | None, int | None]]
 
 
 def _attempts(plan: Plan) -> tuple[Counter[tuple[int, int | None]], _Pairs, _Pairs]:
-    """Return how many rows ended by page and submission, in which of these groups of suspects,
-    halved each time, were run, and which submissions and elements began a page."""
+    """Return how many rows ended, by page and submission; the pages and submissions in which groups
+    of suspects were run, which are halved each time; the submissions and elements that began a
+    page."""
     n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
     of_element = Attempt.page, Attempt.submission_pk, Attempt.element
     query = Attempt.select(*of_element, fn.SUM(n_ended), fn.MAX(Attempt.group)).join(Page)

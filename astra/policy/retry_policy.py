@@ -187,7 +187,7 @@ def remedy(state: str | None) -> str:
 
 
 def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) -> dict[str, str]:
-    """Return the nodes on which pages fail that the pages themselves do not explain, and why.
+    """Return the nodes that seem to cause the failures of pages, each with an explanation.
 
     At least half of a bad node's pages failed on it, and less than half that share on other nodes.
     A page that failed on two nodes is not counted.

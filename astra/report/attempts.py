@@ -124,7 +124,7 @@ def _marked_if_lost(record: _Record, alive: set[tuple[int, int]], queried: datet
 
 
 def _end_of_work(record: _Record, now: datetime) -> datetime:
-    """Return until when an attempt worked; one that was taken over, until its last heartbeat."""
+    """Return when an attempt stopped working: if it was taken over, after its last heartbeat."""
     if record.state == AttemptState.RUNNING:
         return now
     died = record.state == AttemptState.SUPERSEDED
@@ -224,7 +224,7 @@ class Attempts:
         return histogram(np.array(times)) if times else None
 
     def elements(self) -> Iterator[tuple[int, float, float | None]]:
-        """Yield of each element its submission, the seconds from its first claim to its last
+        """Yield for each element its submission, the seconds from its first claim to its last
         record, and its peak memory in MB."""
         for (submission, _), places in self._places("submission", "element").items():
             seconds = float(self.ended_s[places].max() - self.began_s[places].min())

@@ -1,4 +1,4 @@
-"""Earlier plans or nights, to which a report compares its own."""
+"""Earlier plans or nights, with which a report compares its own numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

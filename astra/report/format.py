@@ -15,12 +15,14 @@ def advice(line: str) -> tuple[str, str]:
     return command.strip(), why.strip()
 
 
-def clipped(text: str, most: int = 8000) -> str:
-    """Return a text of other people's without secrets and control characters, and not too long."""
+def clipped(text: str, limit: int = 8000) -> str:
+    """Return a text without secrets and control characters, shortened if it is long."""
     text = printable(hide(text))
-    if len(text) <= most:
+    if len(text) <= limit:
         return text
-    return f"{text[: most // 2]} … {len(text) - most:,} characters left out … {text[-most // 2 :]}"
+    return (
+        f"{text[: limit // 2]} … {len(text) - limit:,} characters left out … {text[-limit // 2 :]}"
+    )
 
 
 def first_line(text: str | None) -> str:
@@ -29,7 +31,7 @@ def first_line(text: str | None) -> str:
 
 
 def file_url(path: str) -> str | None:
-    """Return the URL of a file on this machine, None where its path is not a whole one."""
+    """Return the URL of a file on this machine, None if its path is not absolute."""
     return Path(hide(path)).as_uri() if path.startswith("/") else None
 
 

@@ -33,7 +33,7 @@ _KINDS = {
 
 
 def html(report: Report, mark: str = "") -> str:
-    """Return the page of a report; `mark` says what it is of, in a folder of such pages."""
+    """Return the page of a report; `mark` says what it shows, in a folder of such pages."""
     return render(
         "report.html.j2", r=report, mark=mark, tables=tables(report), submissions=submissions,
         n_bins=N_BINS, kind=_kind, parts=_parts, columns=_columns, stacked=_stacked,
@@ -44,7 +44,7 @@ def html(report: Report, mark: str = "") -> str:
 
 
 def render(template: str, **values: object) -> str:
-    """Return a page made from one of the templates here, with the style and script of them all."""
+    """Return a page made from a template of this folder, with the style and script of all pages."""
     style, script = (_text(name) for name in ("report.css", "report.js"))
     page = _environment().get_template(template).render(
         version=__version__, style=Markup(style), script=Markup(script),  # noqa: S704

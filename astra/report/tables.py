@@ -49,7 +49,7 @@ class Table:
 Item = TypeVar("Item")
 Number = TypeVar("Number", int, float)
 
-#: Heads of columns, and what makes a cell of an item: a text, or a number and its words.
+#: Headings of columns, each with the function that makes a cell of an item.
 Columns = Mapping[str, Callable[[Item], "Cell | str | None"]]
 
 _LONG = frozenset({"last message", "an example", "log", "profile"})

@@ -1,4 +1,4 @@
-"""The CPU, memory and time that elements used, of what they requested.
+"""Compare the CPU, memory and time that elements used with what they requested.
 
 From Slurm's accounting, with the shares that ``reportseff`` gives of the same jobs; without it,
 from what attempts measured, against the options that they were submitted with.
@@ -27,12 +27,12 @@ class Gauge:
 
     name: str  # "CPU", "memory", "time"
     unit: str  # of used and asked: "CPU s", "MB", "s"
-    share: float  # of CPU all elements' together, of memory and time the top
+    share: float  # CPU: of all elements together; memory and time: the highest
     median: float
     most: float
     n: int  # elements
     counts: tuple[int, ...]  # by share: 20 steps of 5 %, and one for 100 % and more
-    used: float  # of CPU all, of memory and time that of the element nearest to its limit
+    used: float  # CPU: by all; memory and time: by the element nearest to its limit
     asked: float
 
 

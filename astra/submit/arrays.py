@@ -19,7 +19,7 @@ class Slice:
         return [element - self.offset for element in self.elements]
 
     def with_elements(self, chosen: Profile) -> "Slice":
-        """Return the slice with no more elements than a profile has for pages that all may take."""
+        """Return the slice with at most the number of elements that a profile allows for a pool."""
         return replace(self, elements=self.elements[: chosen.max_elements]) if chosen.pull else self
 
 

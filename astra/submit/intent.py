@@ -114,7 +114,7 @@ def _describe(chosen: Profile) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Holders:
-    """What pages belonged to when they were found to need a submission."""
+    """The submissions and attempts that held pages when these were chosen to be submitted."""
 
     submissions: Set[int | None]  # None: some belonged to no submission
     attempts: Mapping[int, int] = field(default_factory=dict)  # by the number of the page

@@ -25,7 +25,7 @@ from astra.submit.submit import Submitted
 log = logging.getLogger(__name__)
 
 
-#: What handles a signal, as :func:`signal.signal` has it.
+#: A handler of signals, as :func:`signal.signal` takes it.
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 #: How often the processes are checked, and progress is reported.

@@ -26,7 +26,7 @@ def write_script(submission: Submission, text: str) -> Path:
 def element_arguments(
     plan: Plan, token: str, row_timeout: float | None, hours: Hours = ALWAYS
 ) -> list[str]:
-    """Return the arguments of ``astra`` that run an element of a submission, but its number."""
+    """Return the arguments of ``astra`` that run an element of a submission, except its number."""
     options = {
         "plan": plan.pk, "job": token, "planned-by": plan.role, "row-timeout": row_timeout,
         "start-until": hours.start_until, "stop-at": hours.stop_at,

@@ -199,7 +199,7 @@ def _from_json(name: str, text: str) -> object:
 
 
 def fit(name: str, value: object, kind: object) -> object:
-    """Convert a value, which may be as JSON has it, to the annotated type.
+    """Convert a value, which may have been read from JSON, to the annotated type.
 
     Raises
     ------
@@ -300,7 +300,7 @@ def _fit_union(name: str, value: object, kinds: tuple[object, ...]) -> object:
 
 
 def _plain_already(name: str, value: object) -> object:
-    """Return a value without an annotation, which must come back from JSON unchanged."""
+    """Return a value without an annotation, which JSON must preserve unchanged."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -318,7 +318,7 @@ def _plain_already(name: str, value: object) -> object:
 
 
 def plain(name: str, value: object) -> object:
-    """Return a value as JSON has it; :func:`fit` converts it back."""
+    """Convert a value to types of JSON; :func:`fit` converts it back."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, set | frozenset):

@@ -73,8 +73,8 @@ def bind_call(
 ) -> tuple[Settings, inspect.BoundArguments]:
     """Return the settings of a call, and the arguments for the function itself.
 
-    The order, strongest first: what the call gives, by place or by name; the decorator; a default
-    in the function's own signature; `defaults`, which replace the built-in ones.
+    The order, strongest first: what the call gives, by position or by name; the decorator; a
+    default in the function's own signature; `defaults`, which replace the built-in ones.
 
     Raises
     ------
@@ -96,7 +96,8 @@ def bind_call(
     settings = Settings(**cast("dict[str, Any]", resolved))
     passed = {name: value for name, value in named.items() if name not in task_keywords}
     for name in declared.own_keywords:
-        if name in task_keywords or name not in placed:  # by name and by place: refused by bind()
+        # If it was given by name and by position, bind() refuses it.
+        if name in task_keywords or name not in placed:
             passed[name] = getattr(settings, name)
     try:
         return settings, signature.bind(*arguments, **passed)
@@ -110,7 +111,7 @@ def bind_call(
 def _own_by_place(
     declared: Declared, signature: inspect.Signature, arguments: tuple[object, ...]
 ) -> dict[str, object]:
-    """Return the keywords of @task that are parameters of the function, and given by place."""
+    """Return the keywords of @task that are parameters of the function, given by position."""
     try:
         placed = signature.bind_partial(*arguments).arguments
     except TypeError:  # too many: reported when all are bound

@@ -87,14 +87,14 @@ def note_making(making: Mapping[str, object]) -> int:
 def check_files(
     function: Callable[..., object],
     values: Mapping[str, object],
-    then: Mapping[str, Mapping[str, str]],
+    planned: Mapping[str, Mapping[str, str]],
     plan: int,
 ) -> None:
-    """Refuse to go on with a file that has changed since the plan was made.
+    """Refuse to continue with a file that has changed since the plan was made.
 
     Parameters
     ----------
-    then : the digests when the plan was made, by argument and path.
+    planned : the digests when the plan was made, by argument and path.
 
     Raises
     ------
@@ -105,11 +105,11 @@ def check_files(
     arguments = arguments_of(function, values)
     for name in declared.files:
         try:
-            now = _digests(declared, name, arguments.get(name))
+            digests = _digests(declared, name, arguments.get(name))
         except TaskError as error:
             raise BrokenElement(f"{error}; put it back, then astra resume {plan}") from None
-        for path, digest in now.items():
-            if (old := then.get(name, {}).get(path)) != digest:
+        for path, digest in digests.items():
+            if (old := planned.get(name, {}).get(path)) != digest:
                 raise BrokenElement(
                     f"{name}: the file {path} has changed since plan {plan} was made (SHA-256 "
                     f"{str(old)[:12]} then, {digest[:12]} now), and its results would differ: put "

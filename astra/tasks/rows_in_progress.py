@@ -30,11 +30,11 @@ class RowsInProgress:
         self.by_key: dict[object, Handed] = {}
         self.last: Handed | None = None  # the row that was handed over last
         self.ended: set[object] = set()  # the rows of the page that have a result, as in `by_key`
-        #: By the row that was handed over last, or None: what results of this pass named that is no
-        #: row in progress.
-        self.strays: dict[Handed | None, object] = {}
+        #: What results of this pass named that is not the key of a row in progress, by the row that
+        #: had been handed over last, if any.
+        self.unmatched: dict[Handed | None, object] = {}
         self.gathered: dict[Handed, list[Yielded]] = {}  # results that wait for their row's end
-        #: The database's time at which rows were read that hold no such time themselves.
+        #: When rows were read that do not hold that time themselves, by the database's clock.
         self.read: datetime | None = None
         self.row_type: object = None  # the type of the previous row, and what such rows have:
         self.is_model = self.has_values = False
@@ -46,7 +46,7 @@ class RowsInProgress:
     def start_pass(self) -> None:
         """Note that the task is called again."""
         self.last = None
-        self.strays.clear()
+        self.unmatched.clear()
 
     def wrap(self, row: object) -> Handed:
         """Return a row that a caller gave as it is, with its key and its table."""
@@ -107,7 +107,7 @@ class RowsInProgress:
                 return last, False
         # Its row has ended, or was never handed over: nothing is known of it.
         if self.is_page:
-            self.strays[last] = link_value
+            self.unmatched[last] = link_value
             return None, link_value in self.ended
         key = as_key(link_value) if self.key_name is not None else None
         return Handed(key, None, None, self.read, link_value=None if key else link_value), False
@@ -149,11 +149,11 @@ class RowsInProgress:
         Return them with what was named. That is the row that was handed over last before such a
         result; where that row has another result, it may be any row in progress.
         """
-        if not self.strays:
+        if not self.unmatched:
             return {}
-        rows = {row: named for row, named in self.strays.items() if row and row in self}
-        if len(rows) < len(self.strays):
-            named = next(named for row, named in self.strays.items() if row not in rows)
+        rows = {row: named for row, named in self.unmatched.items() if row and row in self}
+        if len(rows) < len(self.unmatched):
+            named = next(named for row, named in self.unmatched.items() if row not in rows)
             rows = {row: rows.get(row, named) for row in self.by_key.values()}
         for row in rows:
             self.end(row)

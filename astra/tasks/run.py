@@ -145,7 +145,7 @@ class Run:
             self.began = rows.has_asked = self.at_end = False
             self.last_result = None
             self.in_progress.start_pass()
-            generator = self.call(self._hand(rows))
+            generator = self.call(self._hand_over(rows))
             try:
                 error = yield from self._take(generator)
             finally:
@@ -229,7 +229,7 @@ class Run:
 
     # -- rows in, results out ---------------------------------------------------------------
 
-    def _hand(self, rows: Pass) -> Iterator[object]:
+    def _hand_over(self, rows: Pass) -> Iterator[object]:
         """Generate the rows for the task, until there are none or the run has to stop."""
         clock, in_progress, stop = self.clock, self.in_progress, self.stop
         rows.has_asked = True

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from astra.database.connection import connection, database
 from astra.errors import TaskError
 from astra.models.base import TimeField
-from astra.plan.where import condition
+from astra.plan.condition import condition
 
 
 class Observed(peewee.Model):
