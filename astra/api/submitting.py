@@ -144,9 +144,9 @@ def submit_task(
     if task_or_plan.isdecimal() and task_or_plan.isascii():
         plan = int(task_or_plan)
         chosen = {**planning, "element_time": element_time_s}
-        if names := [name for name, value in chosen.items() if value]:
+        if given := [_option(name) for name, value in chosen.items() if value]:
             raise UsageError(
-                f"plan {plan} is frozen: {', '.join(names)} can be chosen when a task is planned, "
+                f"plan {plan} is frozen: {', '.join(given)} can be chosen when a task is planned, "
                 "not afterwards; leave it out, or give the task's name"
             )
         return [(None, execution.submit(plan))]
@@ -157,6 +157,12 @@ def submit_task(
         (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))
         for planned, chosen_sizes in _planned(task_or_plan, planning, execution, element_time_s)
     ]
+
+
+def _option(name: str) -> str:
+    """Return the option of ``astra submit`` that sets a parameter."""
+    others = {"limit": "--page-size", "arguments": "--set"}
+    return others.get(name, f"--{name.replace('_', '-')}")
 
 
 def _planned(
