@@ -69,10 +69,12 @@ class AstraSubmitOperator(BaseOperator):
         self.options, self.planning = dict(options or {}), dict(planning or {})
 
     def execute(self, context: Any) -> list[int]:
-        planned = api.create_plan(self.astra_task, **self.planning)
+        results = api.create_plan(self.astra_task, **self.planning)
         plans: dict[int, None] = {}
-        for made in planned:
-            plans |= dict.fromkeys([made.plan] if made.plan is not None else made.live_plans)
+        for planned in results:
+            plans |= dict.fromkeys(
+                [planned.plan] if planned.plan is not None else planned.live_plans
+            )
         for submitted in api.submit(list(plans), self.profile, **self.options):
             self.log.info("plan %s: %s pages submitted", submitted.plan, submitted.pages)
         return list(plans)

@@ -38,13 +38,17 @@ def command_of(pid: int) -> list[str]:
 def elements_here(token: str) -> set[int]:
     """Return the elements of a local submission that run on this machine, by their command lines.
 
-    An element lives while one of its two processes does: after a crash, its parent restarts the
+    An element is alive while one of its two processes is: after a crash, its parent restarts the
     child.
     """
     commands = [command_of(int(name)) for name in os.listdir("/proc") if name.isdecimal()]
-    ours = [words for words in commands if "run-page" in words and token in words]
+    element_arguments = [
+        arguments for arguments in commands if "run-page" in arguments and token in arguments
+    ]
     return {
-        int(number) for *_, option, number in ours if option == "--element" and number.isdecimal()
+        int(number)
+        for *_, option, number in element_arguments
+        if option == "--element" and number.isdecimal()
     }
 
 

@@ -1,6 +1,7 @@
 """What a shell completes: tasks, plans, profiles, nights, states and models.
 
-Each function gives (value, help) pairs. Whatever goes wrong while somebody types is no output.
+Each function yields (value, help) pairs. If anything goes wrong while somebody types, nothing is
+printed.
 """
 
 import sys
@@ -16,7 +17,7 @@ from astra.states import PlanState, SlurmState
 
 Pairs = Iterator[tuple[str, str]]
 
-#: A database that does not answer within so many seconds is not waited for.
+#: How many seconds to wait for the database.
 _CONNECT_TIMEOUT_S = 2
 
 
@@ -86,7 +87,7 @@ def plans(ctx: click.Context) -> Pairs:
     """Complete the numbers of the last plans."""
     url = api.configuration().database.url
     if url.startswith("sqlite:") and not api.is_database_file(url):
-        return  # to look must not make one
+        return  # completion must not create a file
     for p in api.plans(30):
         remaining = f"{p.pending:,} of {p.rows:,} rows left"
         yield str(p.plan), f"{p.task} on {p.input_model}, {p.created:%m-%d %H:%M}, {remaining}"

@@ -1,4 +1,4 @@
-"""``astra demo``: the whole way, on SQLite, with a process killed half-way."""
+"""``astra demo``: all steps on SQLite, with a process that is killed half-way."""
 
 import os
 import signal
@@ -66,8 +66,8 @@ def run_demo(folder: Path | None, n_rows: int) -> None:
     if unset:
         show.line(f"  unset {' '.join(unset)}")
     astra = quote(str(Path(sys.executable).with_name("astra")))
-    for words in (f"status {planned.plan} --pages", f"logs {planned.plan} 1", "plan slam.slam"):
-        show.line(f"  {astra} {words}")
+    for command in (f"status {planned.plan} --pages", f"logs {planned.plan} 1", "plan slam.slam"):
+        show.line(f"  {astra} {command}")
 
 
 def _prepare(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The group of commands: its own options, and what it says of errors."""
+"""The group of commands: its own options, and how it reports errors."""
 
 import signal
 import sys

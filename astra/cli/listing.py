@@ -1,7 +1,7 @@
 """Tables on a terminal, in a pipe, and as CSV.
 
 On a terminal that is too narrow, columns are left out in a stated order, and then the last one is
-cut: no word is folded. What goes to a file or another program is whole.
+cut: no word is wrapped. Output to a file or another program is complete.
 """
 
 import csv
@@ -32,7 +32,7 @@ _LEAST = 12  # characters that are left of a last column that is cut
 
 
 class Terminal(Console):
-    """A console on which no text does what a terminal takes for a command, or becomes a picture."""
+    """A console that prints texts literally: none becomes a terminal command or an emoji."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, emoji=False, **options)
@@ -40,14 +40,14 @@ class Terminal(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Render to segments of which only rich's own control the terminal."""
+        """Render to segments; only those of rich itself may control the terminal."""
         for segment in super().render(renderable, options):
             text, style, control = segment
             yield segment if control else Segment(printable(text), style)
 
 
 class Column:
-    """A column of a table; its head ends with > if it holds numbers, which stand on the right."""
+    """A column of a table; its heading ends with > if it holds numbers, which are aligned right."""
 
     def __init__(self, head: str) -> None:
         self.head, self.is_number = head.rstrip(">"), head.endswith(">")

@@ -61,8 +61,8 @@ def _text(text: str) -> list[str]:
     lines: list[str] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         is_verbatim = paragraph.startswith("\b\n")
-        words = [_plain(line.strip()) for line in paragraph.removeprefix("\b\n").splitlines()]
-        lines += [".nf", *words, ".fi"] if is_verbatim else [*words, ".PP"]
+        texts = [_plain(line.strip()) for line in paragraph.removeprefix("\b\n").splitlines()]
+        lines += [".nf", *texts, ".fi"] if is_verbatim else [*texts, ".PP"]
     return lines[:-1] if lines[-1:] == [".PP"] else lines
 
 

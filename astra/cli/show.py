@@ -403,9 +403,9 @@ def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
             elif is_over:
                 return
             else:
-                is_over = has_ended()  # what was written before that is read once more
+                is_over = has_ended()  # what was written before the end is still read
                 time.sleep(0 if is_over else pause_s)
-                pause_s = min(pause_s * 1.5, 5.0)  # Slurm is asked: seldom where it is quiet
+                pause_s = min(pause_s * 1.5, 5.0)  # has_ended() queries Slurm
 
 
 def reported(report: Report, file: Path | str, size: int) -> None:

@@ -142,10 +142,10 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
 
 
 def _has_entry(night: Night, task: NightTask) -> bool:
-    same = (NightPlan.night == night.pk) & (NightPlan.task == task.task)
+    is_same_task = (NightPlan.night == night.pk) & (NightPlan.task == task.task)
     model = NightPlan.input_model
-    same &= model.is_null() if task.input_model is None else model == task.input_model
-    return bool(NightPlan.select().where(same & ~NightPlan.leftover).exists())
+    is_same_task &= model.is_null() if task.input_model is None else model == task.input_model
+    return bool(NightPlan.select().where(is_same_task & ~NightPlan.leftover).exists())
 
 
 def profile_of(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, object]]:

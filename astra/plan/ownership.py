@@ -146,10 +146,10 @@ def rename_task(old: str, task: str) -> int:
 def _rename_records(kind: type[Failure] | type[NoResult], old: str, new: str) -> None:
     """Rename records of ends; where a row has ended under both names, keep that of the new one."""
     later = kind.alias("later")
-    same = [
+    is_same_row = [
         getattr(later, name) == getattr(kind, name)
         for name in ("input_table", "key", "v_astra_major_minor")
     ]
-    again = later.select(SQL("1")).where((later.task == new), *same)
+    again = later.select(SQL("1")).where((later.task == new), *is_same_row)
     kind.delete().where((kind.task == old) & fn.EXISTS(again)).execute()
     kind.update(task=new).where(kind.task == old).execute()

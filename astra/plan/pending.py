@@ -166,8 +166,8 @@ def last_ended(
 ) -> ColumnBase:
     """Return the expression for when a row last ended, with a result or as one of `ends`."""
     result = output.alias("result")
-    ways: list[tuple[Record, ColumnBase]] = [*ends, (result, _is_of(result, model, output))]
-    moments = [record.select(fn.MAX(record.modified)).where(clause) for record, clause in ways]
+    records: list[tuple[Record, ColumnBase]] = [*ends, (result, _is_of(result, model, output))]
+    moments = [record.select(fn.MAX(record.modified)).where(clause) for record, clause in records]
     return fn.COALESCE(*moments)
 
 
@@ -182,11 +182,13 @@ def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
     if not group_by:
         return TRUE
     other = model.alias("later")
-    columns = [(getattr(other, column.name), column, how) for column, how in group_order(model)]
+    columns = [
+        (getattr(other, column.name), column, direction) for column, direction in group_order(model)
+    ]
     later: ColumnBase | None = None
-    for theirs, ours, how in reversed(columns):
-        first = theirs > ours if how == "DESC" else theirs < ours
-        later = first if later is None else first | ((theirs == ours) & later)
+    for other_value, value, direction in reversed(columns):
+        is_later = other_value > value if direction == "DESC" else other_value < value
+        later = is_later if later is None else is_later | ((other_value == value) & later)
     for name in group_by:
         field = group_column(model, name)
         later &= getattr(other, field.name) == field

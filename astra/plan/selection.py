@@ -145,8 +145,8 @@ class Choice:
         if redo is None or redo.kind == "failed":
             return TRUE
         if redo.kind == "changed":
-            same = (MadeBy.task == self.task) & (MadeBy.digest == self.digest)
-            return record.made_by.in_(MadeBy.select(MadeBy.pk).where(same))
+            is_same_origin = (MadeBy.task == self.task) & (MadeBy.digest == self.digest)
+            return record.made_by.in_(MadeBy.select(MadeBy.pk).where(is_same_origin))
         if redo.kind == "older-than":
             return record.modified >= Value(TimeField().db_value(redo.before), converter=False)
         return FALSE

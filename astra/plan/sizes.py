@@ -171,14 +171,14 @@ def experience(
     If there are attempts with the same arguments, only they count.
     """
     with connection():
-        for same in (True, False) if arguments is not None else (False,):
-            attempts = _attempts(task_name(function), import_path(model), arguments, same)
+        for with_arguments in (True, False) if arguments is not None else (False,):
+            attempts = _attempts(task_name(function), import_path(model), arguments, with_arguments)
             if attempts:
-                return _experience(attempts, same)
+                return _experience(attempts, with_arguments)
     return None
 
 
-def _attempts(task: str, model: str, arguments: str | None, same: bool) -> list[Attempt]:
+def _attempts(task: str, model: str, arguments: str | None, with_arguments: bool) -> list[Attempt]:
     query = (
         Attempt.select(Attempt, Page.plan.alias("plan_pk"))
         .join(Page)
@@ -192,10 +192,10 @@ def _attempts(task: str, model: str, arguments: str | None, same: bool) -> list[
         .order_by(Attempt.pk.desc())
         .limit(LATEST)
     )
-    return list(query.where(Plan.arguments == arguments) if same else query)
+    return list(query.where(Plan.arguments == arguments) if with_arguments else query)
 
 
-def _experience(attempts: list[Attempt], same: bool) -> Experience:
+def _experience(attempts: list[Attempt], with_arguments: bool) -> Experience:
     rows = [a.n_done + a.n_failed + a.n_no_result for a in attempts]
     times = sum((RowTimes.parse(a.row_times) for a in attempts), RowTimes())
     starts = [a.t_start_s for a in attempts if a.t_start_s is not None]
@@ -206,7 +206,7 @@ def _experience(attempts: list[Attempt], same: bool) -> Experience:
         attempts=len(attempts),
         rows=n_rows,
         plans=tuple(sorted({a.page.plan_pk for a in attempts})),
-        same_arguments=same,
+        same_arguments=with_arguments,
         row_s=sum(spent) / n_rows,
         row_s_upper=upper([s / n for s, n in zip(spent, rows, strict=True)]),
         row_s_p50=times.quantile(0.5),

@@ -91,8 +91,8 @@ def _style(head: str, numeric: bool) -> str:
     return "w" if head in _LONG else "n" if numeric else ""
 
 
-def _cell(made: Cell | str | None) -> Cell:
-    return made if isinstance(made, Cell) else Cell(made or "")
+def _cell(content: Cell | str | None) -> Cell:
+    return content if isinstance(content, Cell) else Cell(content or "")
 
 
 def tables(report: Report) -> dict[str, Table | None]:
