@@ -18,6 +18,10 @@ from astra.results.stopping import ActiveRuns, Stop
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
+#: Interrupts the row in progress. SIGALRM would not do: a task that limits the time of its rows by
+#: it has a handler of its own, which would raise the exception of a row that takes too long.
+_INTERRUPT = signal.SIGRTMAX
+
 
 class _Pipe:
     """A pipe to the thread that receives signals.
@@ -57,6 +61,39 @@ class _Pipe:
                 os.close(end)
 
 
+class _Interrupter:
+    """Interrupt the row in progress by an exception, `grace_s` after a request to stop."""
+
+    def __init__(self, stop: Stop, grace_s: float) -> None:
+        self.stop, self.grace_s = stop, grace_s
+        self.main = threading.get_ident()
+        self.asked, self.over = threading.Event(), threading.Event()
+        self.has_interrupted = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Reading and writing rows is not interrupted: it ends by itself, within a bound.
+        is_at_work = self.stop.is_loading or ActiveRuns.are_computing()
+        if is_at_work and not self.has_interrupted:
+            self.has_interrupted = True  # only once: the task may have to clean up
+            ActiveRuns.interrupt(Interrupted.exit_status)
+
+    def run(self) -> None:
+        """Send the signal when it is time, and again until it has interrupted something.
+
+        If it arrives just before the main thread begins to sleep, it is handled only after the
+        sleep, unless another one wakes the thread.
+        """
+        self.asked.wait()
+        pause_s = self.grace_s
+        while not self.over.wait(pause_s) and not self.has_interrupted:
+            signal.pthread_kill(self.main, _INTERRUPT)
+            pause_s = 0.1
+
+    def end(self) -> None:
+        self.over.set()
+        self.asked.set()
+
+
 @contextmanager
 def stop_on_signals(stop: Stop) -> Iterator[None]:
     """Stop the element on SIGTERM, SIGINT and SIGUSR1, after the row in progress or soon after.
@@ -69,7 +106,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         yield
         return
     grace_s = settings.current().element.grace_s
-    pipe = _Pipe()
+    pipe, interrupter = _Pipe(), _Interrupter(stop, grace_s)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if pipe.is_open():
@@ -77,18 +114,9 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         else:
             start_thread(partial(ask_to_stop, number), "astra signal")
 
-    def on_alarm(number: int, frame: FrameType | None) -> None:
-        if stop.is_loading or ActiveRuns.are_computing():
-            ActiveRuns.interrupt(Interrupted.exit_status)
-        # Reading and writing rows is not interrupted: it ends by itself, within a bound.
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-
     def ask_to_stop(number: int) -> None:
         stop.ask(signal.Signals(number).name)
-        # The timer is set here and not in the handler: a signal that arrives just before the main
-        # thread begins to sleep is handled only after the sleep, unless another signal wakes it.
-        if signal.getitimer(signal.ITIMER_REAL)[0] == 0.0:
-            signal.setitimer(signal.ITIMER_REAL, grace_s)
+        interrupter.asked.set()
         hurry(max(grace_s, HURRY_S))  # do not wait longer for a silent database
         for run in list(ActiveRuns.runs):
             run.writer.wake()
@@ -100,17 +128,18 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
                     ask_to_stop(number)
 
     previous = {n: signal.signal(n, on_signal) for n in _NUMBERS}
-    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
+    previous[_INTERRUPT] = signal.signal(_INTERRUPT, interrupter.on_signal)
     waker = signal.set_wakeup_fd(pipe.write_end, warn_on_full_buffer=False)
-    thread = start_thread(watch, "astra signals")
+    watching = start_thread(watch, "astra signals")
+    interrupting = start_thread(interrupter.run, "astra interrupt")
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        interrupter.end()
+        interrupting.join()
         if pipe.is_open():
             pipe.write(0)
-            thread.join()
-        signal.setitimer(signal.ITIMER_REAL, 0)  # the thread may just have set it
+            watching.join()
         signal.set_wakeup_fd(waker)
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -173,7 +173,7 @@ def _forget_runs() -> None:
         return
     ActiveRuns.runs = []
     # multiprocessing ends its workers by SIGTERM, which must not run the parent's handlers.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)

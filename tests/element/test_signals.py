@@ -88,6 +88,30 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_stop_on_signals():
     assert time.monotonic() - began < 10 and "SIGTERM" in stop.reason
 
 
+@pytest.mark.parametrize("pending_s", [0, 600])
+def test_a_task_that_limits_the_time_of_its_rows_by_alarms_is_interrupted_all_the_same(pending_s):
+    """And by no exception of its own, which would be a failure of the row."""
+
+    def too_slow(number, frame):
+        raise TimeoutError("this row takes too long")
+
+    settings.use(settings.Config(element=settings.Element(grace_s=0.2)))
+    stop = Stop()
+    stop.is_loading = True  # the main thread may be interrupted
+    previous = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+    try:
+        with pytest.raises(Terminated), stop_on_signals(stop):
+            signal.signal(signal.SIGALRM, too_slow)
+            signal.alarm(pending_s)
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(20)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    assert time.monotonic() - began < 10
+
+
 _LINGERING = """
 import sys, threading, time
 from astra.config import settings
