@@ -9,7 +9,7 @@ import click
 from astra import api
 from astra.cli.completion import DATE, NIGHT
 from astra.cli.group import main
-from astra.cli.options import csv_option, json_option
+from astra.cli.options import COUNT, csv_option, json_option
 from astra.cli.output import show, show_nights
 from astra.errors import UsageError
 
@@ -20,7 +20,7 @@ from astra.errors import UsageError
 @click.option(
     "--continue",
     "night",
-    type=int,
+    type=COUNT,
     metavar="NIGHT",
     help="Do once, by hand, what the finalizer of NIGHT does.",
 )

@@ -96,11 +96,11 @@ def since(text: str) -> datetime:
     """Read a date or a moment, or how long ago it was."""
     from astra.config.units import duration_s
 
-    if (seconds := duration_s(text)) is not None:
-        return datetime.now(UTC) - timedelta(seconds=seconds)
     try:
+        if (seconds := duration_s(text)) is not None:
+            return datetime.now(UTC) - timedelta(seconds=seconds)
         return datetime.fromisoformat(text).astimezone()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         problem = f"{text!r} is not a time; write 2026-11-24, or 12h or 3d for ago"
         raise click.BadParameter(problem) from error
 

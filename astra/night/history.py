@@ -145,7 +145,8 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
     with connection():
         query = Night.select().where(of_name).order_by(Night.pk.desc())
         if date is not None:
-            of_pk = (Night.pk == int(date)) if date.isdecimal() else (Night.date == date)
+            is_number = date.isdecimal() and int(date) < 2**63
+            of_pk = (Night.pk == int(date)) if is_number else (Night.date == date)
             query = query.where(of_pk)
         night = query.first()
         dates = [d for (d,) in tuples(Night.select(Night.date).where(of_name).distinct())]

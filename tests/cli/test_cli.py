@@ -59,6 +59,8 @@ def a_plan(n: int = 4) -> int:
         (("report", "-o", ""), ". cannot be written"),
         (("try", "{plan}", "1", "--input-model", "Source"), "leave --input-model and --set out"),
         (("plans", "--state", "no-such"), "no state 'no-such'"),
+        (("plans", "--since", "999999999999d"), "'999999999999d' is not a time"),
+        (("nights", "survey", 2**70), "no night 'survey' has begun yet"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(url, words, said):
