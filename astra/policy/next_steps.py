@@ -72,7 +72,7 @@ def next_steps(
     with connection():
         pages = [page for page in light_pages(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
-        gained, searched, workers = _attempts(plan)
+        gained, searched = _attempts(plan)
     overrides = {key: value for key, value in (options or {}).items() if value is not None}
     # Cached, as it is the same for all pages of an array, of which there may be thousands.
     chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, overrides))
@@ -81,12 +81,8 @@ def next_steps(
     for page in pages:
         status, base = wanted[page.number], chosen(page.submission_pk)
         last = page.pk, page.submission_pk
-        # Nobody began the page, and its element did not fail in its start.
-        spared = last not in gained and (
-            status.slurm_state == SlurmState.CANCELLED
-            or (page.submission_pk, status.element) in workers
-        )
-        in_vain = not gained[last] and not spared
+        was_queued = last not in gained and status.slurm_state == SlurmState.CANCELLED
+        in_vain = not gained[last] and not was_queued
         end = retry_policy.end_of(
             status.state, status.slurm_state, status.exit_code, in_vain, status.node
         )
@@ -101,27 +97,19 @@ def next_steps(
     return steps
 
 
-#: A page and a submission, or a submission and an element.
-_Pairs = set[tuple[int | None, int | None]]
-
-
-def _attempts(plan: Plan) -> tuple[Counter[tuple[int, int | None]], _Pairs, _Pairs]:
-    """Return how many rows ended, by page and submission; the pages and submissions in which groups
-    of suspects were run, which are halved each time; the submissions and elements that began a
-    page."""
+def _attempts(plan: Plan) -> tuple[Counter[tuple[int, int | None]], set[tuple[int, int | None]]]:
+    """Return how many rows ended, by page and submission; and the pages and submissions in which
+    groups of suspects were run, which are halved each time."""
     n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
-    of_element = Attempt.page, Attempt.submission_pk, Attempt.element
-    query = Attempt.select(*of_element, fn.SUM(n_ended), fn.MAX(Attempt.group)).join(Page)
+    of_page = Attempt.page, Attempt.submission_pk
+    query = Attempt.select(*of_page, fn.SUM(n_ended), fn.MAX(Attempt.group)).join(Page)
     gained: Counter[tuple[int, int | None]] = Counter()
-    searched, workers = set(), set()
-    for page, submission, element, n, group in tuples(
-        query.where(Page.plan == plan.pk).group_by(*of_element)
-    ):
+    searched = set()
+    for page, submission, n, group in tuples(query.where(Page.plan == plan.pk).group_by(*of_page)):
         gained[page, submission] += int(n or 0)
-        workers.add((submission, element))
         if group is not None:
             searched.add((page, submission))
-    return gained, searched, workers
+    return gained, searched
 
 
 def _decide(

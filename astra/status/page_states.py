@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, overload
 
 from astra.config import run_folder, settings
-from astra.database.connection import connection, database, dialect
+from astra.database.connection import connection, database, dialect, tuples
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.processes import elements_here, process_began
@@ -147,6 +147,8 @@ class Pages(Sequence[PageStatus]):
                     held = state is PageState.WAITING and parse.never_starts(execution.reason)
                     self.any_ended |= execution.state is None or not execution.state.alive
                 kind = alike[key] = state, counts[state], held
+            if kind[0] is PageState.LOST and self._was_left(row):
+                kind = PageState.UNSUBMITTED, counts[PageState.UNSUBMITTED], False
             self.states[place], count, held = kind
             count[0] += 1
             count[1] += row.n_pending
@@ -172,6 +174,24 @@ class Pages(Sequence[PageStatus]):
     def n_never_submitted(self) -> int:
         """The number of pages without a submission; others without an element had one that left."""
         return sum(row.submission_pk is None and row.n_pending > 0 for row in self.stored.rows)
+
+    @cached_property
+    def _workers(self) -> set[tuple[int | None, int]]:
+        """Submissions and elements that began a page."""
+        began = Attempt.select(Attempt.submission_pk, Attempt.element).join(Page)
+        with connection():
+            return set(tuples(began.where(Page.plan == self.stored.plan.pk).distinct()))
+
+    def _was_left(self, row: StoredPage) -> bool:
+        """Return whether a page was not begun, by an element that ended at another page.
+
+        Whatever ended that element has nothing to do with this page.
+        """
+        return (
+            row.submission_pk in self._arrays
+            and self._attempt(row) is None
+            and (row.submission_pk, self._element(row)) in self._workers
+        )
 
     def any_local(self) -> bool:
         """Return whether a page was last assigned to local processes."""

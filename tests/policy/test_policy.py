@@ -1,7 +1,6 @@
 """What is done about pages whose elements ended before their rows had."""
 
 import json
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from astra.config.profiles import choose_profile, get
 from astra.config.retry_rules import RULES, rules
 from astra.config.settings import load, use
 from astra.config.units import size_mb
-from astra.database.connection import connection, dialect
+from astra.database.connection import connection, dialect, writing
 from astra.element.claiming import claim_page, this_process
 from astra.errors import ConfigError
 from astra.models import BossVisitSpectrum
@@ -26,9 +25,10 @@ from astra.policy.next_steps import ends_of
 from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
 from astra.resume.resume import resume
 from astra.slurm.limits import room
+from astra.slurm.parse import Answer, Execution
 from astra.slurm.site import Room, parse_partitions
-from astra.states import PageState
-from astra.status.page_states import survey
+from astra.states import PageState, SlurmState
+from astra.status.page_states import present_pages
 from astra.status.status import status
 from astra.submit.submit import submit, to_exclude
 from tests.conftest import ROOT
@@ -160,19 +160,36 @@ def test_what_ended_an_element(page, word, code, state):
 
 
 def test_a_page_that_nobody_began_uses_up_no_retry(url):
-    """Its element was cancelled while it waited, or failed at another page."""
+    """Its element was cancelled while it waited, or ended at another page, whatever ended it."""
     plan = plan_of(40, 10)
-    submission = pool_of(plan)
-    with connection():
-        claim_page(plan, 1, submission, 1, this_process("local", Path()))
-    ends = {1: (1, "FAILED"), 2: (2, "CANCELLED"), 3: (1, "FAILED"), 4: (4, "FAILED")}
-    statuses = [
-        replace(s, state=PageState.LOST, element=ends[s.page][0], slurm_state=ends[s.page][1])
-        for s in survey(plan)[0]
-    ]
-    steps = next_steps.next_steps(plan, statuses)
-    assert [n.end.in_vain for n in steps] == [True, False, False, True]
-    assert steps[1].decision.explanation == "next as before (uses up no retry)"
+    pool_of(plan)
+    with connection(), writing():
+        claim_page(plan, 2, Submission.get(), 1, this_process("local", Path()))
+        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
+    ends = SlurmState.TIMEOUT, SlurmState.FAILED, SlurmState.CANCELLED
+    answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
+    pages = present_pages(plan, answer, True)
+    assert [page.element for page in pages] == [1, 1, 3, 3]
+    assert pages.states == [PageState.UNSUBMITTED] + [PageState.LOST] * 3
+    left, ended, *queued = next_steps.next_steps(plan, pages)
+    assert left.end is None and not left.decision.options  # no more time than before
+    assert ended.end is not None and ended.end.state == "TIMEOUT" and ended.end.in_vain
+    assert [(n.end.state, n.end.in_vain) for n in queued] == [("CANCELLED", False)] * 2
+    assert queued[0].decision.explanation == "next as before (uses up no retry)"
+
+
+def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
+    plan = plan_of(30, 10)
+    pool_of(plan)
+    with connection(), writing():
+        claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
+        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2]).execute()
+    ends = SlurmState.COMPLETED, SlurmState.FAILED
+    answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
+    pages = present_pages(plan, answer, True)
+    assert pages.states[1:] == [PageState.LOST] * 2
+    steps = next_steps.next_steps(plan, pages)[1:]
+    assert [n.end for n in steps] == [End("FAILED", None, IN_VAIN)] * 2
 
 
 class TestNodes:
