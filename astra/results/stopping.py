@@ -98,7 +98,8 @@ class Terminated(SystemExit):
 
 
 #: Exceptions that end a run. Any other one is a failure of a row, even if it is no `Exception`,
-#: such as the panic of an extension in Rust or a cancelled coroutine.
+#: such as the panic of an extension in Rust or a cancelled coroutine. In an element, only the first
+#: ends it.
 INTERRUPTIONS = (Terminated, KeyboardInterrupt, GeneratorExit)
 
 

@@ -23,7 +23,7 @@ from astra.results.rows import (
     foreign_row_refusal,
     refusal,
 )
-from astra.results.stopping import INTERRUPTIONS, ActiveRuns
+from astra.results.stopping import INTERRUPTIONS, ActiveRuns, Terminated
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
 from astra.tasks.row_clock import Board, RowClock, share_out
@@ -189,7 +189,7 @@ class Run:
                 if os.getpid() != self.pid:
                     _end_forked(error)
                 self._credit(clock.stop())
-                if isinstance(error, INTERRUPTIONS):
+                if self._ends_with(error):
                     raise
                 if writer.fatal_error is not None:
                     raise writer.fatal_error from error
@@ -219,6 +219,15 @@ class Run:
                 raise writer.fatal_error
             if not self.in_progress.by_key and stop.is_wanted:
                 return None
+
+    def _ends_with(self, error: BaseException) -> bool:
+        """Return whether an exception ends the run, and is no failure of a row.
+
+        In an element, a signal raises nothing else than :class:`Terminated`: its task itself raised
+        whatever it is.
+        """
+        is_own = self.is_page and not self.stop.is_wanted
+        return isinstance(error, Terminated if is_own else INTERRUPTIONS)
 
     def _stored(self) -> Iterator[object]:
         """Pass on results that are in the database, unless they were passed on at once."""

@@ -101,6 +101,8 @@ _FAILED = {
     "raises in the last row": {ROWS - 1: _BAD.format(ROWS - 1)},
     "calls sys.exit": {PLACE: "SystemExit: 5"},
     "panics": {PLACE: "Panic: in Rust"},
+    "raises KeyboardInterrupt": {PLACE: "KeyboardInterrupt: of its own"},
+    "raises GeneratorExit": {PLACE: "GeneratorExit: of its own"},
     "calls os._exit": {PLACE: "KilledProcess: ended its process (exit status 5), 3 times"},
     "segfaults": {PLACE: "KilledProcess: killed its process (signal 11, SIGSEGV), 3 times"},
 }

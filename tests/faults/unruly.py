@@ -25,6 +25,8 @@ WAYS = (
     "raises in a thread",
     "calls sys.exit",
     "panics",
+    "raises KeyboardInterrupt",
+    "raises GeneratorExit",
     "calls os._exit",
     "segfaults",
     "leaves a child behind",
@@ -71,6 +73,10 @@ def _do(way: str, place: int) -> None:
         thread.join()
     if way == "panics":
         raise Panic("in Rust")
+    if way == "raises KeyboardInterrupt":
+        raise KeyboardInterrupt("of its own")
+    if way == "raises GeneratorExit":
+        raise GeneratorExit("of its own")
     if way == "calls sys.exit":
         sys.exit(5)
     if way == "calls os._exit":
