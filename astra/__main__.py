@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 
-from astra.processes import collect_seldom
+from astra.processes import collect_seldom, open_streams
 
 #: Errors of writing to a disk that is full or not available.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
@@ -13,9 +13,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 def run() -> None:
     """Run the command of the command line, and exit."""
     collect_seldom()  # before the other imports
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # it is closed
-            setattr(sys, name, open(os.devnull, "r+"))
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             # A λ in a message or in the output of a task is not an error in any locale.

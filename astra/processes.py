@@ -5,6 +5,7 @@ import gc
 import os
 import pwd
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def user_name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+def open_streams() -> None:
+    """Replace standard streams that are closed, so that whoever writes to them does not fail."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, open(os.devnull, "r+"))
 
 
 def now_s() -> float:

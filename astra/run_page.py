@@ -14,6 +14,7 @@ from astra.config.startup import printable, start_command
 from astra.element.board import Board
 from astra.element.supervisor import supervised
 from astra.errors import AstraError, OutOfMemory, UsageError
+from astra.processes import open_streams
 
 _OPTIONS: dict[str, Callable[[str], object]] = {
     "--plan": int, "--job": str, "--element": int, "--planned-by": str,
@@ -60,10 +61,13 @@ def _run(options: dict[str, Any], board: Board) -> int:
             from astra.submit.hours import begin
 
             begin(start_until, options["--job"])
-        runs = run_element(
-            options["--plan"], options["--element"], options["--job"], board=board,
-            planned_by=options.get("--planned-by"),
-        )  # fmt: skip
+        try:
+            runs = run_element(
+                options["--plan"], options["--element"], options["--job"], board=board,
+                planned_by=options.get("--planned-by"),
+            )  # fmt: skip
+        finally:
+            open_streams()  # the task may have closed them
     except OutOfMemory as error:  # between two pages: the parent starts a new process
         board.out_of_memory()
         return _refused(error)

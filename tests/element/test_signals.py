@@ -11,8 +11,12 @@ import pytest
 from astra.config import settings
 from astra.database.connection import HURRY_S, connection, database
 from astra.element.signals import stop_on_signals
+from astra.models.attempts import Attempt
 from astra.results.stopping import Stop, Terminated
 from tests.conftest import ROOT
+from tests.pools import plan_of, pool_of
+from tests.sample_tasks import close_output
+from tests.servers import wait_for
 
 
 @pytest.fixture
@@ -110,6 +114,21 @@ def test_a_task_that_limits_the_time_of_its_rows_by_alarms_is_interrupted_all_th
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
     assert time.monotonic() - began < 10
+
+
+def test_an_element_whose_task_closed_its_output_is_asked_to_stop(url, tmp_path, monkeypatch):
+    """It records that it was interrupted, and not that its process died."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    begun = tmp_path / "begun"
+    plan = plan_of(5, 5, close_output, begun=str(begun))
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    run_page = [sys.executable, "-m", "astra", "run-page", *words]
+    with subprocess.Popen(run_page, stdout=subprocess.DEVNULL) as element:
+        wait_for(begun.exists, "the first row", 60)
+        element.terminate()
+    assert element.returncode == 75
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
 
 
 _LINGERING = """
