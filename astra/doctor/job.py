@@ -44,7 +44,7 @@ def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
     write_whole(path, text, 0o700)
     job = replace(client.submit(path), name=name)
     until = time.monotonic() + wait_s
-    while not answer.exists() and time.monotonic() < until and _lives(job):
+    while not answer.exists() and time.monotonic() < until and _is_alive(job):
         time.sleep(_POLL_S)
     if answer.exists():
         yield from _read(answer)
@@ -64,7 +64,7 @@ def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
     yield failed("node", problem, "set [run] dir to a folder that the nodes share")
 
 
-def _lives(job: JobId) -> bool:
+def _is_alive(job: JobId) -> bool:
     """Return whether the job waits or runs, or Slurm gives no answer."""
     execution = client.elements([job]).of(job.key, None)
     return execution.state is None or execution.state.alive

@@ -223,11 +223,11 @@ class Element:
             _end(claim, AttemptState.BROKEN, clean(text, 2000))
             raise
         else:
-            return _outcome_of(_counted(claim), AttemptState.DONE, note)
+            return _outcome_of(_with_counts(claim), AttemptState.DONE, note)
         try:
             page = retrying(lambda: page_of(plan, claim.page.number), waiting=self.stop.wanted)
         except AstraError:
-            page = _counted(claim)
+            page = _with_counts(claim)
         return _outcome_of(page, state, message, status)
 
     def _abandon(self) -> None:
@@ -421,7 +421,7 @@ def _counts(claim: Claim) -> dict[str, int]:
     }
 
 
-def _counted(claim: Claim) -> Page:
+def _with_counts(claim: Claim) -> Page:
     """Return the page with the counts that were written at its end."""
     for name, n in _counts(claim).items():
         setattr(claim.page, name, n)
@@ -435,7 +435,7 @@ def _heartbeat(claim: Claim, stop: Stop) -> None:
 
 
 def _end_attempt(claim: Claim, state: AttemptState, message: str | None) -> None:
-    _ended(
+    _update_at_end(
         attempt=claim.attempt.pk, state=state.value,
         message=clean(message, 2000) if message else None, n_found=claim.n_found,
         **claim.read_meter(),
@@ -443,7 +443,7 @@ def _end_attempt(claim: Claim, state: AttemptState, message: str | None) -> None
 
 
 @statement
-def _ended(attempt: Value, **values: Value) -> Query:
+def _update_at_end(attempt: Value, **values: Value) -> Query:
     now, running = SQL(dialect().now_sql), AttemptState.RUNNING.value
     is_running = (Attempt.pk == attempt) & (Attempt.state == running)
     return Attempt.update(ended=now, seen=now, **values).where(is_running).returning(Attempt.pk)

@@ -137,13 +137,13 @@ class Reader:
         """Record in the database how far the task will get in the next seconds."""
         ahead = self.keys[self.n_given : self.n_given + 1 + self.rows_ahead()]
         self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
-        self._note(n_handed=self.n_handed)
+        self._update_attempt(n_handed=self.n_handed)
 
     def enter(self, keys: list[RowKey]) -> None:
         """Record which group of suspects the task is given next."""
-        self._note(group=self.group_of.get(keys[0]) if keys else None)
+        self._update_attempt(group=self.group_of.get(keys[0]) if keys else None)
 
-    def _note(self, **values: int | None) -> None:
+    def _update_attempt(self, **values: int | None) -> None:
         query = Attempt.update(values).where(Attempt.pk == self.claim.attempt.pk)
         try:
             in_background(lambda: retrying(query.execute, bound_s=0))()

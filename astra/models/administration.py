@@ -57,7 +57,7 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
         for name, columns, sql, parameters in missing_indexes(model):
             if set(columns) <= have and not parameters:
                 # An earlier attempt may have left an invalid index.
-                index = _beside(model, stored_name(name))
+                index = _name_beside(model, stored_name(name))
                 engine.run(postgresql_queries.DROP_INDEX, index=index)
                 engine.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
 
@@ -70,7 +70,7 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
         if not issubclass(model, OutputModel) or not (links := list(model.links())):
             continue
         name = f"{model._meta.table_name}_current"
-        view, table = _beside(model, name), engine.table(model)
+        view, table = _name_beside(model, name), engine.table(model)
         current = " AND ".join(
             queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))
             for link, _ in links
@@ -81,7 +81,7 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
     return views
 
 
-def _beside(model: type[Model], name: str) -> str:
+def _name_beside(model: type[Model], name: str) -> str:
     """Return the quoted name of an object in the schema of a model's table."""
     names = [model._meta.schema, name] if model._meta.schema else [name]
     return ".".join(map(dialect().quote, names))

@@ -132,7 +132,7 @@ class Dashboard:
 
     def _plan(self, plan: PlanLine, update: Update) -> _Line[PlanLine]:
         page, mark = _page(plan), _plan_mark(plan)
-        kind = self._keep(page, mark, plan.is_live, update, lambda: report_of([plan.plan]))
+        kind = self._update_page(page, mark, plan.is_live, update, lambda: report_of([plan.plan]))
         return _Line(page, plan, kind)
 
     def _night(self, night: NightStatus, update: Update) -> _Line[NightStatus]:
@@ -141,9 +141,11 @@ class Dashboard:
 
         page = f"night-{night.night}.html"
         mark = f"night {night.night}: {night.state}, {night.pending} of {night.rows}"
-        return _Line(page, night, self._keep(page, mark, night.ended is None, update, report))
+        return _Line(
+            page, night, self._update_page(page, mark, night.ended is None, update, report)
+        )
 
-    def _keep(
+    def _update_page(
         self, page: str, mark: str, lives: bool, update: Update, make: Callable[[], Report]
     ) -> str:
         """Write a page if it is not up to date; return the state that the page shows."""

@@ -96,21 +96,21 @@ def pending_rows(
     output: type[OutputModel],
     group_by: Iterable[str] = (),
     sdss_ids: Iterable[int] | None = None,
-    stands: Callable[[Record], ColumnBase] | None = None,
+    is_kept: Callable[[Record], ColumnBase] | None = None,
     also: ColumnBase | None = None,
 ) -> ModelSelect:
     """Return the pending rows of one input model, in their order.
 
     Parameters
     ----------
-    stands : returns the clause that a result is not to be replaced.
+    is_kept : returns the clause that a result is not to be replaced.
     also : a clause of rows that are taken although their results stand.
     """
     query = all_rows(model)
     if sdss_ids is not None:
         query = query.where(of_sources(model, sdss_ids))
     query = query.where(is_last_of_group(model, group_by))
-    is_pending = ~has_result(model, output, stands=stands)
+    is_pending = ~has_result(model, output, is_kept=is_kept)
     if also is not None:
         is_pending |= also
     return query.where(is_pending).order_by(*ordering(model))
@@ -125,7 +125,7 @@ def has_result(
     model: type[Model],
     output: type[OutputModel],
     by_index: bool = False,
-    stands: Callable[[Record], ColumnBase] | None = None,
+    is_kept: Callable[[Record], ColumnBase] | None = None,
 ) -> ColumnBase:
     """Return the clause that a row has an up-to-date result at the current major.minor version.
 
@@ -138,8 +138,8 @@ def has_result(
     """
     result = output.alias("result")
     query = result.select(1).where(_is_of(result, model, output) & is_up_to_date(result, model))
-    if stands is not None:
-        query = query.where(stands(result))
+    if is_kept is not None:
+        query = query.where(is_kept(result))
     return fn.EXISTS(query.offset(0) if by_index else query)
 
 

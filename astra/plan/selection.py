@@ -128,7 +128,7 @@ class Choice:
     def pending(self) -> ModelSelect:
         """Return the rows that a plan takes, before others are left out."""
         selection = self.selection
-        stands = None if selection.redo is None else self._stands
+        stands = None if selection.redo is None else self._is_kept
         also = ended(Failure, self.model, self.task) if selection.redo_kind == "failed" else None
         query = pending_rows(
             self.model, self.output, self.group_by, selection.sdss_ids, stands, also
@@ -139,7 +139,7 @@ class Choice:
             query = key_of(self.model).narrowed(query, self.keys)
         return query
 
-    def _stands(self, record: Record) -> ColumnBase:
+    def _is_kept(self, record: Record) -> ColumnBase:
         """Return the clause that a result, or another record of an end, is not to be replaced."""
         redo = self.selection.redo
         if redo is None or redo.kind == "failed":
@@ -157,7 +157,7 @@ class Choice:
             return []
         retries = self.selection.redo_kind == "failed"
         kinds: list[type[End]] = [NoResult] if retries else [Failure, NoResult]
-        return [(kind, ended(kind, self.model, self.task, stands=self._stands)) for kind in kinds]
+        return [(kind, ended(kind, self.model, self.task, is_kept=self._is_kept)) for kind in kinds]
 
     def order(self) -> list[tuple[ColumnBase, str]]:
         """Return the order of the rows that a plan takes: columns and their directions.
@@ -179,14 +179,14 @@ def ended(
     model: type[Model],
     task: str,
     exceptions: tuple[str, ...] = (),
-    stands: Callable[[Record], ColumnBase] | None = None,
+    is_kept: Callable[[Record], ColumnBase] | None = None,
 ) -> ColumnBase:
     """Return the clause that a row ended so at this version, and was not modified since.
 
     Parameters
     ----------
     exceptions : count only failures with these exceptions.
-    stands : returns a further clause on the record of the end.
+    is_kept : returns a further clause on the record of the end.
     """
     record, clause = _records(kind, model, task)
     clause &= same_moment(record.input_modified, model)
@@ -194,8 +194,8 @@ def ended(
         clause &= ~record.refused
     if exceptions:
         clause &= record.exception << exceptions
-    if stands is not None:
-        clause &= stands(record)
+    if is_kept is not None:
+        clause &= is_kept(record)
     return fn.EXISTS(record.select(1).where(clause))
 
 

@@ -328,11 +328,11 @@ def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoi
     python = OutputModel.input_modified.python_value
     modified = {k: python(at) for k, at in database.execute(query).fetchall()}
 
-    def stands(k: object, at: object) -> bool:
+    def is_valid(k: object, at: object) -> bool:
         return is_open(k) and k in modified and (at is None or modified[k] == at)
 
     return Checkpoint(
-        [y for y in checkpoint.results if y.handed and stands(y.handed.key, y.handed.modified)],
-        [f for f in checkpoint.failures if stands(f.key, f.modified)],
-        [h for h in checkpoint.no_results if stands(h.key, h.modified)],
+        [y for y in checkpoint.results if y.handed and is_valid(y.handed.key, y.handed.modified)],
+        [f for f in checkpoint.failures if is_valid(f.key, f.modified)],
+        [h for h in checkpoint.no_results if is_valid(h.key, h.modified)],
     )

@@ -307,7 +307,7 @@ def _key_to_store(
 
     Raises
     ------
-    _Bad
+    ResultRefused
         If the result may not be stored.
     """
     result = yielded.result

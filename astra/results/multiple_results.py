@@ -54,7 +54,7 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
 
     Raises
     ------
-    _Bad
+    ResultRefused
         If one of them may not be stored.
     """
     handed, numbers = row[0].handed, Counter[tuple[object, ...]]()

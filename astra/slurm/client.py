@@ -133,13 +133,13 @@ def find(
         text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *options])
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
-    if not (jobs := _named(text, job_name)):
+    if not (jobs := _jobs_named(text, job_name)):
         period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName,Cluster"]
         try:
             text = run(["sacct", "-n", "-X", "-P", *period, *options])
         except SlurmError:
             return []  # without accounting: squeue has answered, and lists none
-        jobs = _named(text, job_name)
+        jobs = _jobs_named(text, job_name)
     if not jobs and not is_mine and os.geteuid() != 0 and this_cluster().is_private:
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {user} ask")
     return [
@@ -148,7 +148,7 @@ def find(
     ]
 
 
-def _named(text: str, job_name: str) -> set[tuple[int, str]]:
+def _jobs_named(text: str, job_name: str) -> set[tuple[int, str]]:
     """Return the numbers of jobs of a name, each with its cluster."""
     lines = (line.split("|") for line in text.splitlines() if line.count("|") >= 2)
     return {

@@ -161,7 +161,9 @@ def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execu
     for job, state, code, node, reason, name in _lines(text, len(SQUEUE)):
         if keys := _keys(job, name, names):
             parsed, why = _state(state, _reason(reason))
-            exit_code, signal = (None, None) if parsed is None or parsed.alive else _ended(code)
+            exit_code, signal = (
+                (None, None) if parsed is None or parsed.alive else _exit_and_signal(code)
+            )
             host = node if node not in ("", "None assigned") else None
             yield job, keys, Execution(parsed, host, exit_code, signal, why)
 
@@ -290,7 +292,7 @@ def _reason(reason: str) -> str | None:
     return reason if reason not in ("", "None", "N/A") else None
 
 
-def _ended(text: str) -> tuple[int | None, int | None]:
+def _exit_and_signal(text: str) -> tuple[int | None, int | None]:
     """Parse exit status and signal.
 
     sacct writes ``3:0`` (status 3) or ``0:9`` (signal 9); squeue the number that wait(2) returns:

@@ -104,7 +104,7 @@ def render(template: str, script: Script, site: Path | None = None) -> str:
     except Exception as error:  # a template is a program: it can fail in any way
         raise ScriptError(f"{_place(error, template)}: {error}") from error
     needed = ["--job-name=", "--output=", *(["--array="] if "array" in context else [])]
-    return _whole(re.sub(r"\n{3,}", "\n\n", text), template, needed)
+    return _checked_script(re.sub(r"\n{3,}", "\n\n", text), template, needed)
 
 
 def array_spec(indices: Iterable[int], throttle: int | None = None) -> str:
@@ -248,7 +248,7 @@ def _place(error: BaseException, template: str) -> str:
     return f"template {template}"
 
 
-def _whole(text: str, template: str, needed: Iterable[str]) -> str:
+def _checked_script(text: str, template: str, needed: Iterable[str]) -> str:
     """Return `text` if sbatch will read its directives, which end at the first command."""
     head = []
     for line in text.split("\n"):

@@ -106,20 +106,20 @@ class RecordChecks:
             yield None, f"{plan.n_rows} rows, {plan.limit} per page, are not {plan.n_pages} pages"
         if plan.throttle is not None and plan.throttle < 1:
             yield None, f"the plan's throttle is {plan.throttle}"
-        yield from ((None, problem) for problem in self._making())
+        yield from ((None, problem) for problem in self._origin_problems())
         if plan.cancelled is not None and plan.cancelled < plan.created:
             yield None, "the plan was cancelled before it was made"
-        if late := self._late(plan, "created", "cancelled", "paused"):
+        if late := self._in_future(plan, "created", "cancelled", "paused"):
             yield None, f"the plan was {late} in the future"
         for submission in self.submissions.values():
-            for problem in self._submission(submission):
+            for problem in self._submission_problems(submission):
                 yield None, f"submission {submission.pk} {problem}"
         yield from _suspects(plan)
         renamed = Failure.plan_pk == plan.pk, Failure.exception == FOREIGN_ROW
         if n := Failure.select().where(*renamed, Failure.traceback.is_null(False)).count():
             yield None, f"{n} failures that the task raised are called {FOREIGN_ROW}"
 
-    def _making(self) -> Iterator[str]:
+    def _origin_problems(self) -> Iterator[str]:
         """Yield what is wrong with the record of what made the plan's results."""
         plan, making = self.plan, MadeBy.get_or_none(MadeBy.pk == self.plan.made_by)
         if making is None or making.plan_pk != plan.pk:
@@ -137,7 +137,7 @@ class RecordChecks:
             if (of_plan := getattr(plan, name)) != (of_results := getattr(making, name)):
                 yield f"the plan's {name} is {of_plan!r}, that of its results {of_results!r}"
 
-    def _submission(self, submission: Submission) -> Iterator[str]:
+    def _submission_problems(self, submission: Submission) -> Iterator[str]:
         elements: list[int] = submission.elements or []
         job_id = submission.job_id
         if submission.state not in _SUBMISSION_STATES or submission.kind not in ("slurm", "local"):
@@ -155,7 +155,7 @@ class RecordChecks:
             yield f"has {each} pages for each element, and the offset {submission.offset}"
         if parsed(submission.profile, dict) is None:
             yield f"has the profile {submission.profile[:100]!r}"
-        if self._late(submission, "created"):
+        if self._in_future(submission, "created"):
             yield "was made in the future"
 
     def of_page(self, page: Page, attempts: list[Attempt]) -> Iterator[str]:
@@ -175,22 +175,22 @@ class RecordChecks:
                 yield f"it is of element {element}, which submission {submission.pk} does not have"
         if page.retries is not None and parsed_ends(page.retries) is None:
             yield f"its retries are {page.retries[:100]!r}"
-        if self._late(page, "modified"):
+        if self._in_future(page, "modified"):
             yield "it was modified in the future"
         numbers = [attempt.number for attempt in attempts]
         if numbers and (numbers[0] > 1 or numbers != list(range(numbers[0], numbers[-1] + 1))):
             yield f"its attempts have the numbers {numbers}"
         for attempt in attempts:
-            for problem in self._attempt(attempt, page.n_rows):
+            for problem in self._attempt_problems(attempt, page.n_rows):
                 yield f"attempt {attempt.pk} {problem}"
 
-    def _attempt(self, attempt: Attempt, n_rows: int) -> Iterator[str]:
+    def _attempt_problems(self, attempt: Attempt, n_rows: int) -> Iterator[str]:
         submission = self.submissions.get(attempt.submission_pk)
         if submission is not None:
-            yield from _beside(attempt, submission)
+            yield from _contradictions(attempt, submission)
         elif self.submissions:
             yield f"is of submission {attempt.submission_pk}, which the plan does not have"
-        yield from self._when(attempt)
+        yield from self._time_problems(attempt)
         counts = {name: getattr(attempt, name) for name in _COUNTS}
         n_ended = sum(counts[name] for name in _COUNTS[:4])
         if min(counts.values()) < 0 or not -1 <= attempt.n_handed <= n_rows or n_ended > n_rows:
@@ -205,7 +205,7 @@ class RecordChecks:
             yield f"has the token {attempt.token!r}, which is another's or none"
         self.tokens.add(attempt.token)
 
-    def _when(self, attempt: Attempt) -> Iterator[str]:
+    def _time_problems(self, attempt: Attempt) -> Iterator[str]:
         """Yield what is wrong with the state and the times of an attempt."""
         state, ended = attempt.state, attempt.ended
         if state not in set(AttemptState):
@@ -218,16 +218,16 @@ class RecordChecks:
             yield "was seen, or ended, before it began"
         if attempt.began < self.plan.created:
             yield "began before the plan was made"
-        if late := self._late(attempt, "began", "seen", "ended"):
+        if late := self._in_future(attempt, "began", "seen", "ended"):
             yield f"{late} in the future"
 
-    def _late(self, of: object, *names: str) -> str | None:
+    def _in_future(self, of: object, *names: str) -> str | None:
         """Return the name of the first of these times that lies in the future."""
         moments = {name: getattr(of, name) for name in names}
         return next((n for n, at in moments.items() if at is not None and at > self.latest), None)
 
 
-def _beside(attempt: Attempt, submission: Submission) -> Iterator[str]:
+def _contradictions(attempt: Attempt, submission: Submission) -> Iterator[str]:
     """Yield how an attempt and its submission contradict each other."""
     jobs, index = (attempt.job_id, submission.job_id), attempt.array_index
     if submission.state == "refused":

@@ -88,13 +88,13 @@ class Verifier:
     def _check(self) -> None:
         keys: list[tuple[int, Sequence[int]]] = []
         for pages in _chunks(self.plan):
-            whole = [page for page in pages if self._page(page)]
+            whole = [page for page in pages if self._check_page(page)]
             keys += [(page.number, self._numbers(page)) for page in pages]
             if whole:
-                self._rows(whole)
-        self._remembered()
-        self._plan([number for number, _ in keys], sum(len(k) for _, k in keys))
-        self._unique(keys)
+                self._check_rows(whole)
+        self._check_records()
+        self._check_page_numbers([number for number, _ in keys], sum(len(k) for _, k in keys))
+        self._check_keys(keys)
 
     def _numbers(self, page: Page) -> Sequence[int]:
         """Return the keys of a page as numbers."""
@@ -132,7 +132,7 @@ class Verifier:
 
     # -- the plan and its pages -------------------------------------------------------------
 
-    def _remembered(self) -> None:
+    def _check_records(self) -> None:
         """Check the tables, the plan, and that each record of the plan is of one of its rows."""
         for problem in self.records.guards():
             self._add("guards", None, None, problem)
@@ -151,7 +151,7 @@ class Verifier:
                 problem += f"{self.n_recorded[kind]} of these of its rows"
                 self._add("orphans", None, None, problem)
 
-    def _plan(self, numbers: list[int], n_rows: int) -> None:
+    def _check_page_numbers(self, numbers: list[int], n_rows: int) -> None:
         expected = set(range(1, self.plan.n_pages + 1))
         for number in sorted(expected - set(numbers)):
             self._add("pages", number, None, "the page is missing")
@@ -161,7 +161,7 @@ class Verifier:
             problem = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
             self._add("pages", None, None, problem)
 
-    def _unique(self, keys: list[tuple[int, Sequence[int]]]) -> None:
+    def _check_keys(self, keys: list[tuple[int, Sequence[int]]]) -> None:
         all_keys = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
         page = np.repeat([number for number, _ in keys], [len(k) for _, k in keys])
         order = np.argsort(all_keys, kind="stable")
@@ -171,7 +171,7 @@ class Verifier:
                 "key-twice", int(first), int(all_keys[order[place]]), f"again in page {second}"
             )
 
-    def _page(self, page: Page) -> bool:
+    def _check_page(self, page: Page) -> bool:
         """Check a page and its attempts; return whether its rows can be checked one by one."""
         number, outcomes = page.number, bytes(page.outcomes)
         if not self._has_keys(page):
@@ -188,10 +188,10 @@ class Verifier:
                 self._add("counts", number, None, problem)
         for outcome in Outcome:
             self.seen[outcome.name] += outcomes.count(outcome)
-        self._attempts_of(page)
+        self._check_attempts(page)
         return True
 
-    def _attempts_of(self, page: Page) -> None:
+    def _check_attempts(self, page: Page) -> None:
         attempts = self.attempts.get(page.number, [])
         for problem in self.records.of_page(page, attempts):
             self._add("records", page.number, None, problem)
@@ -214,11 +214,11 @@ class Verifier:
                 problem = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
                 self._add("sums", page.number, None, problem)
         pending = page.n_pending
-        again = max(0, self._again(page))
+        again = max(0, self._n_made_pending(page))
         if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
             self._add("done-too-early", page.number, None, f"{pending} rows are pending")
 
-    def _again(self, page: Page, *names: str) -> int:
+    def _n_made_pending(self, page: Page, *names: str) -> int:
         """Count the rows of a page that had ended and were made pending again."""
         attempts = self.attempts.get(page.number, [])
         return sum(
@@ -228,15 +228,15 @@ class Verifier:
 
     # -- rows -------------------------------------------------------------------------------
 
-    def _rows(self, pages: list[Page]) -> None:
+    def _check_rows(self, pages: list[Page]) -> None:
         rows = Rows(pages, [key for page in pages for key in self._numbers(page)])
         keys = self._keys(sorted(set(rows.key.tolist())))
         result = StoredRows(self._results(keys), rows.key, OF_RESULTS)
         failure = StoredRows(self._records(Failure, keys), rows.key, OF_RECORDS)
         nothing = StoredRows(self._records(NoResult, keys), rows.key, OF_RECORDS)
-        home = self._home(result["attempt"])
-        is_ours = result.there & (home > 0)
-        self.n_ours += int(np.sum(self._home(result.every["attempt"]) > 0))
+        attempt_page = self._pages_of(result["attempt"])
+        is_ours = result.there & (attempt_page > 0)
+        self.n_ours += int(np.sum(self._pages_of(result.every["attempt"]) > 0))
         is_done, failed = rows.ended(Outcome.RESULT), rows.ended(Outcome.FAILURE)
         empty, pending = rows.ended(Outcome.NO_RESULT), rows.ended(Outcome.PENDING)
         our_failure = failure.there & (failure["of_plan"] == 1) & (failure["refused"] == 0)
@@ -260,28 +260,35 @@ class Verifier:
         note(
             "not-counted", rows, pending & is_ours, "its result is stored, and it counts as pending"
         )
-        note("wrong-page", rows, is_ours & (home != rows.page), "written by another page's attempt")
+        note(
+            "wrong-page",
+            rows,
+            is_ours & (attempt_page != rows.page),
+            "written by another page's attempt",
+        )
         early = is_ours & (result["read_outside"] == 1)
         note("read-too-early", rows, early, "its input was read before its attempt began")
         early = is_ours & (result["stored_before"] == 1)
         note("read-too-early", rows, early, "it was stored before its input was read")
-        self._forged(rows, result, home)
+        self._check_origins(rows, result, attempt_page)
         for kind, record in ((Failure, failure), (NoResult, nothing)):
-            self._given_away(kind, rows, record)
+            self._check_records_of_rows(kind, rows, record)
         written_by = result["attempt"]
         for page in pages:
             on_page = rows.page == page.number
-            self._not_counted(page, rows, on_page & pending & our_failure, "n_failed", "failure")
-            self._not_counted(page, rows, on_page & pending & our_nothing, "n_no_result", "record")
-            self._written_unseen(page, written_by[on_page & is_ours])
+            self._check_pending(page, rows, on_page & pending & our_failure, "n_failed", "failure")
+            self._check_pending(
+                page, rows, on_page & pending & our_nothing, "n_no_result", "record"
+            )
+            self._check_written(page, written_by[on_page & is_ours])
         self.seen["modified"] += int(np.sum(is_done & result.there & (result["input"] == 1)))
         self.seen["gone"] += int(np.sum(is_done & result.there & (result["input"] == 2)))
         ends = (is_done & ~is_ours) | (failed & ~our_failure) | (empty & ~our_nothing)
         self.seen["others"] += int(np.sum(ends & elsewhere))
 
-    def _forged(self, rows: Rows, result: StoredRows, home: Numbers) -> None:
+    def _check_origins(self, rows: Rows, result: StoredRows, attempt_page: Numbers) -> None:
         """Check for results that no attempt can have written."""
-        note, is_ours = self._add_each, result.there & (home > 0)
+        note, is_ours = self._add_each, result.there & (attempt_page > 0)
         late = result.there & (result["bad_time"] == 1)
         note("moments", rows, late, "a moment of its result lies in the future, or out of order")
         wrong = result.there & (result["bad_source"] == 1)
@@ -313,12 +320,14 @@ class Verifier:
             {number: read for number, attempt, read in readings if attempt not in our_attempts},
         )
 
-    def _given_away(self, kind: Kind, rows: Rows, record: StoredRows) -> None:
+    def _check_records_of_rows(self, kind: Kind, rows: Rows, record: StoredRows) -> None:
         """Check for records that name another plan or page than that of their attempt."""
-        home, is_ours = self._home(record["attempt"]), record["of_plan"] == 1
+        attempt_page, is_ours = self._pages_of(record["attempt"]), record["of_plan"] == 1
         self.n_recorded[kind] += int(np.sum(record.there & is_ours))
-        wrong = record.there & (is_ours != (home > 0))
-        wrong |= record.there & is_ours & ((home != rows.page) | (record["page"] != rows.page))
+        wrong = record.there & (is_ours != (attempt_page > 0))
+        wrong |= (
+            record.there & is_ours & ((attempt_page != rows.page) | (record["page"] != rows.page))
+        )
         wrong |= record.there & (record["bad"] == 1)
         problem = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
         for place in np.flatnonzero(wrong):
@@ -327,14 +336,14 @@ class Verifier:
                 "given-away", int(rows.page[place]), int(rows.key[place]), problem.format(attempt)
             )
 
-    def _not_counted(self, page: Page, rows: Rows, which: Flags, name: str, kind: str) -> None:
+    def _check_pending(self, page: Page, rows: Rows, which: Flags, name: str, kind: str) -> None:
         """Check that only rows that are processed again have a record while they are pending."""
         n = int(np.sum(which))
-        if n > (again := self._again(page, name)):
+        if n > (again := self._n_made_pending(page, name)):
             problem = f"a {kind} is stored, and it counts as pending; {again} were taken again"
             self._add_each("not-counted", rows, which, problem)
 
-    def _written_unseen(self, page: Page, attempt_pks: Numbers) -> None:
+    def _check_written(self, page: Page, attempt_pks: Numbers) -> None:
         written = Counter(attempt_pks.tolist())
         for attempt in self.attempts.get(page.number, []):
             if written[attempt.pk] > attempt.n_done:
@@ -344,7 +353,7 @@ class Verifier:
                 )
                 self._add("written-unseen", page.number, None, problem)
 
-    def _home(self, attempt_pks: Numbers) -> Numbers:
+    def _pages_of(self, attempt_pks: Numbers) -> Numbers:
         """Return the page of this plan of each attempt; 0 where an attempt belongs to none."""
         if not len(self.attempt_pks):
             return np.zeros_like(attempt_pks)

@@ -161,12 +161,12 @@ def commit_intent(submission: Submission, pages: list[int], holders: Holders) ->
                     return
             submission.pk = None  # type: ignore[assignment]
             submission.save(force_insert=True)
-            _give(plan, pages, holders, submission)
+            _assign_pages(plan, pages, holders, submission)
 
     retrying(work, bound_s=30)
 
 
-def _give(plan: Plan, pages: list[int], holders: Holders, submission: Submission) -> None:
+def _assign_pages(plan: Plan, pages: list[int], holders: Holders, submission: Submission) -> None:
     """Assign pages to a submission, unless their holder has changed.
 
     An element of their present submission may have claimed one since it was found to be lost: a

@@ -147,7 +147,7 @@ class Run:
             self.in_progress.start_pass()
             generator = self.call(self._hand_over(rows))
             try:
-                error = yield from self._take(generator)
+                error = yield from self._take_results(generator)
             finally:
                 close = getattr(generator, "close", None)
                 if close is not None:
@@ -167,7 +167,9 @@ class Run:
             if rows.exhausted or self.stop.is_wanted:
                 return
 
-    def _take(self, generator: Iterator[object]) -> Generator[object, None, BaseException | None]:
+    def _take_results(
+        self, generator: Iterator[object]
+    ) -> Generator[object, None, BaseException | None]:
         """Take results from the task, pass on those that may be, and return its exception."""
         clock, writer, stop = self.clock, self.writer, self.stop
         writes, stored = self.settings.write_to_database, writer.stored
