@@ -372,7 +372,7 @@ def retrying(
     while True:
         try:
             left_s = bound_s - (time.monotonic() - began)
-            with bounded(statement_s or _patience_s(left_s)), connection():
+            with bounded(statement_s or _statement_limit_s(left_s)), connection():
                 return work()
         except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
             if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
@@ -405,7 +405,7 @@ def long_s() -> float:
     return LONG * config.current().database.answer_timeout_s
 
 
-def _patience_s(left_s: float) -> float:
+def _statement_limit_s(left_s: float) -> float:
     """Return how long each statement may take if so much time is left."""
     return min(config.current().database.answer_timeout_s, max(left_s, HURRY_S))
 

@@ -111,7 +111,7 @@ def impossible_values(model: Any, condition: Any) -> Iterator[str]:
 
 
 def _is_impossible(field: Any) -> Any:
-    """Return the clause that a column holds what it must not; None where nothing is wrong."""
+    """Return the clause that a column holds a forbidden value; None if every value is allowed."""
     if field.primary_key:
         return None
     wrong = None if field.null else field.is_null()

@@ -85,7 +85,7 @@ class Common:
     queries: ModuleType  # the dialect's statements
 
     def log_sequences(self, schema: str | None) -> None:
-        """Make sure that a copied database never gives the numbers of its rows again."""
+        """Make sure that a copied database never assigns the numbers of its rows again."""
 
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as; None where there are no roles."""
@@ -112,7 +112,7 @@ class Common:
         return _quoted(name)
 
     def storable(self, text: str) -> str:
-        """Escape the characters of a text that the database's encoding does not have."""
+        """Escape the characters of a text that the database's encoding lacks."""
         return text
 
     def table(self, model: Any) -> str:

@@ -66,7 +66,7 @@ class RowLock:
         """Take the lock until :meth:`release`; return whether it was free."""
         is_taken = self._try()
         if is_taken:
-            self._thread = start_thread(self._keep, "astra lock")
+            self._thread = start_thread(self._keep_alive, "astra lock")
         return is_taken
 
     def release(self) -> None:
@@ -120,10 +120,10 @@ class RowLock:
             cursor.execute(sql, parameters)
             return cursor.fetchone() if cursor.description else None
 
-    def _keep(self) -> None:
+    def _keep_alive(self) -> None:
         try:
             while not self._over.wait(self._silence_s / 4):
-                if not self._is_held() and (self._over.is_set() or not self._again()):
+                if not self._is_held() and (self._over.is_set() or not self._take_again()):
                     return
         finally:
             if self._connection is not None:
@@ -142,8 +142,8 @@ class RowLock:
             self._connection = None
             return False
 
-    def _again(self) -> bool:
-        """Take the lock again; return whether to go on trying."""
+    def _take_again(self) -> bool:
+        """Take the lock again; return whether to continue trying."""
         try:
             if self._try():
                 return True

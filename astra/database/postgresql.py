@@ -137,7 +137,7 @@ class PostgreSQL(Keys):
         return self.fetch_value(f"SELECT {self.now_sql}").astimezone(UTC)
 
     def connections_for(self, headroom: int) -> int:
-        """Return how many connections this role may use, without some that are for others."""
+        """Return how many connections this role may use, except those that are left to others."""
         return max(int(self.fetch_value(queries.CONNECTION_LIMIT)) - headroom, 0)
 
     def is_transient(self, error: BaseException) -> bool:

@@ -34,13 +34,13 @@ LOCK_SHARED = "LOCK TABLE {table} IN ACCESS SHARE MODE"
 #: One holder of a name at a time, until the transaction ends; needs no table.
 LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 
-#: Make the row of a lock, if it is new.
+#: Create the row of a lock, if there is none.
 INSERT_LOCK = """
     INSERT INTO {table} (name, host, pid, "user", purpose, since)
     VALUES (%(name)s, %(host)s, %(pid)s, %(user)s, %(purpose)s, clock_timestamp())
     ON CONFLICT (name) DO NOTHING"""
 
-#: Write down who holds a lock.
+#: Record who holds a lock.
 SIGN_LOCK = """
     UPDATE {table} SET host = %(host)s, pid = %(pid)s, "user" = %(user)s,
         purpose = %(purpose)s, since = clock_timestamp() WHERE name = %(name)s"""
@@ -119,7 +119,7 @@ READABLE_SEQUENCE = """
 SEQUENCE_IS_BEHIND = """
     SELECT max({column}) > (SELECT last_value FROM {sequence}) FROM {table}"""
 
-#: What a message says to type for it.
+#: The remedy, which a message quotes.
 ADVANCE_SEQUENCE = "SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))"
 
 #: Write the numbers that the sequences of a schema have reached to the server's log. It logs only

@@ -49,7 +49,7 @@ class Writing(Common):
             self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
         return self._types[table]
 
-    def _look_at(self, batch: Batch) -> None:
+    def _lock_and_describe(self, batch: Batch) -> None:
         """Describe a table again if somebody has altered it, and lock it against that.
 
         Raises
@@ -97,7 +97,7 @@ class Writing(Common):
         NotStored
             If what is stored is not what was given.
         """
-        self._look_at(batch)
+        self._lock_and_describe(batch)
         is_long = len(batch.columns[batch.key[0]]) >= _COPIED_FROM
         copied = self._try_copy(batch) if is_long and may_copy else None
         written = self._insert(batch) if copied is None else copied

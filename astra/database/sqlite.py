@@ -31,8 +31,8 @@ from astra.database.sqlite_writing import Writing
 from astra.database.values import check as check_value
 from astra.errors import DatabaseError
 
-#: Parts of messages that another try may not meet. "locking protocol" is what a transaction says
-#: that lost a race with others for a log which a process that died has left.
+#: Parts of the messages of temporary errors. "locking protocol" is that of a transaction that lost
+#: a race with others for a log which a dead process has left.
 _TRANSIENT = ("locked", "busy", "locking protocol", "disk I/O", "is full")
 
 

@@ -44,7 +44,7 @@ class _Watch:
         self.lock = threading.Condition()
         self.waiting: dict[object, tuple[float, Any]] = {}  # by statement: deadline, connection
         self.most_s = float("inf")  # for every statement, once the process was asked to stop
-        self.looks_at = float("inf")
+        self.wakes_at = float("inf")
         self.thread: threading.Thread | None = None
 
     def enter(self, statement: object, connection: Any, bound_s: float) -> None:
@@ -52,8 +52,8 @@ class _Watch:
             until = time.monotonic() + min(bound_s, self.most_s)
             self.waiting[statement] = until, connection
             if self.thread is None:
-                self.thread = start_thread(self._look, "astra timeouts")
-            elif until < self.looks_at:
+                self.thread = start_thread(self._close_expired, "astra timeouts")
+            elif until < self.wakes_at:
                 self.lock.notify()
 
     def leave(self, statement: object) -> bool:
@@ -69,7 +69,8 @@ class _Watch:
                 self.waiting[statement] = min(end, until), connection
             self.lock.notify()
 
-    def _look(self) -> None:
+    def _close_expired(self) -> None:
+        """Close the connections of statements without an answer, each when its time is over."""
         with self.lock:
             while True:
                 now = time.monotonic()
@@ -78,9 +79,9 @@ class _Watch:
                         del self.waiting[statement]
                         shut(connection)
                 ends = (end for end, _ in self.waiting.values())
-                self.looks_at = min(ends, default=float("inf"))
+                self.wakes_at = min(ends, default=float("inf"))
                 # An idle process wakes up without need, but only once an hour.
-                self.lock.wait(min(self.looks_at - time.monotonic(), 3600.0))
+                self.lock.wait(min(self.wakes_at - time.monotonic(), 3600.0))
 
 
 def shut(connection: Any) -> None:
