@@ -25,7 +25,7 @@ from astra.models.importing import load
 from astra.models.pipeline import PipelineOutputModel
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.results.rows import Handed, target_of
+from astra.results.rows import HandedRow, target_of
 from astra.results.stopping import Stop, Tally
 from astra.results.writer import Writer
 from astra.tasks.declared import bind_call, caller
@@ -75,7 +75,7 @@ class WholePage:
         output = load(self.plan.output_model)
         target = target_of(self.plan, BossVisitSpectrum, output, 1)
         writer = Writer(settings, target, Stop(), Tally(), self.claim)
-        rows = (Handed(row.spectrum_pk, row, row.modified, self.read) for row in self.rows)
+        rows = (HandedRow(row.spectrum_pk, row, row.modified, self.read) for row in self.rows)
         run = Run(rows, caller(self.task, bound_), writer, len(self.rows))
         for _ in run:
             pass

@@ -29,7 +29,7 @@ from astra.models.plans import Page, Plan
 from astra.plan.pending import generate_queries_for_task, group_column
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import write
-from astra.results.rows import Checkpoint, Handed, Refusal, Target, Yielded
+from astra.results.rows import Checkpoint, HandedRow, Refusal, Target, YieldedResult
 from astra.slurm import script
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task, task_name
@@ -299,9 +299,9 @@ class TestDatabase:
         values = hostile(1_500, f"result {dialect().name}")
         yielded = []
         for i, value in enumerate(values, 1):
-            handed = Handed(i, None, None, dialect().now() if i == 1 else None)
+            handed = HandedRow(i, None, None, dialect().now() if i == 1 else None)
             handed.read = yielded[0].handed.read if yielded else handed.read
-            yielded.append(Yielded(Measured(spectrum_pk=i, value=1.0, text=value), handed))
+            yielded.append(YieldedResult(Measured(spectrum_pk=i, value=1.0, text=value), handed))
         with connection():
             write(Checkpoint(yielded), Target("t", BossVisitSpectrum, Measured), None)
             stored = dict(Measured.select(Measured.spectrum_pk, Measured.text).tuples())

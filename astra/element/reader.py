@@ -34,7 +34,7 @@ from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
 from astra.results.claim import Claim
-from astra.results.rows import Handed, Refusal
+from astra.results.rows import HandedRow, Refusal
 from astra.results.stopping import Stop
 from astra.results.writer import Writer
 from astra.states import Outcome
@@ -50,7 +50,7 @@ CHUNK, CHUNK_BYTES, LAST_ROWS = 1000, 4_000_000, 32
 LOOK_AHEAD_S = 5.0
 
 #: Rows that were read together, and the keys of the rows after them.
-Chunk = tuple[list[Handed], list[RowKey]]
+Chunk = tuple[list[HandedRow], list[RowKey]]
 
 
 class Reader:
@@ -119,7 +119,7 @@ class Reader:
             failure = Refusal(key, suspect.exception, f"{suspect.cause}{times}", modified)
             writer.add(failures=[failure])
 
-    def __iter__(self) -> Iterator[Handed]:
+    def __iter__(self) -> Iterator[HandedRow]:
         self.began = time.monotonic()
         first, self.first = self.first, None
         for part in self._by_parts(self.keys, first):
@@ -150,11 +150,13 @@ class Reader:
         except (AstraError, PeeweeException) as error:
             log.info("the rows in progress could not be recorded: %s", error)
 
-    def again(self, keys: list[RowKey]) -> Iterator[Handed]:
+    def again(self, keys: list[RowKey]) -> Iterator[HandedRow]:
         """Yield rows by their keys, even those that were yielded before."""
         return chain.from_iterable(self._by_parts(keys))
 
-    def _by_parts(self, keys: list[RowKey], first: Chunk | None = None) -> Iterator[list[Handed]]:
+    def _by_parts(
+        self, keys: list[RowKey], first: Chunk | None = None
+    ) -> Iterator[list[HandedRow]]:
         """Yield each chunk in two parts; during its last eighth, the next chunk is read."""
         ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
         while ahead is not None:
@@ -188,11 +190,11 @@ class Reader:
         self.t_read_s += time.perf_counter() - began
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], rest
 
-    def _handed(self, key: RowKey, row: object, stored: object, now: datetime) -> Handed:
+    def _handed(self, key: RowKey, row: object, stored: object, now: datetime) -> HandedRow:
         link_value = None if self.key.is_whole else self.link.of_row(row)
         modified = None if stored is None else OutputModel.input_modified.python_value(stored)
         place = self.claim.positions[key]
-        return Handed(key, row, modified, now, link_value=link_value, place=place)
+        return HandedRow(key, row, modified, now, link_value=link_value, place=place)
 
     def _query_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)

@@ -34,7 +34,7 @@ from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
 from astra.results.checkpoint import write
 from astra.results.claim import Claim, claim_of
-from astra.results.rows import Checkpoint, Handed, Refusal, Yielded, target_of
+from astra.results.rows import Checkpoint, HandedRow, Refusal, YieldedResult, target_of
 from astra.states import AttemptState, Outcome
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             yield json.dumps({"no_result": True, **_handed(handed)})
 
 
-def _handed(handed: Handed) -> dict[str, object]:
+def _handed(handed: HandedRow) -> dict[str, object]:
     return {
         "key": handed.key,
         "modified": _plain(handed.modified),
@@ -221,19 +221,19 @@ def load_file(path: Path, output: type[OutputModel]) -> tuple[Header, Checkpoint
 
 def _checkpoint(lines: list[bytes], output: type[OutputModel]) -> Checkpoint:
     checkpoint = Checkpoint()
-    by_key: dict[object, Handed] = {}  # a row may have several results
+    by_key: dict[object, HandedRow] = {}  # a row may have several results
     for row in map(json.loads, lines):
         if "failure" in row:
             values = {**row["failure"], "modified": _moment(row["failure"]["modified"])}
             checkpoint.failures.append(Refusal(**values))
             continue
-        handed = Handed(row["key"], None, _moment(row["modified"]), _moment(row["read"]))
+        handed = HandedRow(row["key"], None, _moment(row["modified"]), _moment(row["read"]))
         handed = by_key.setdefault(handed.key, handed)
         if "no_result" in row:
             checkpoint.no_results.append(handed)
             continue
         result = output(**{name: _value(plain) for name, plain in row["result"].items()})
-        checkpoint.results.append(Yielded(result, handed))
+        checkpoint.results.append(YieldedResult(result, handed))
     return checkpoint
 
 

@@ -6,16 +6,16 @@ from astra.database.connection import database, dialect
 from astra.database.dialect import Batch, CopyRefused, NotStored
 from astra.models.keys import Link
 from astra.models.pipeline import OutputModel
-from astra.results.rows import Yielded
+from astra.results.rows import YieldedResult
 from astra.version import CURRENT
 
 
 def write_or_halve(
     places: range,
-    write: Callable[[slice, bool], list[Yielded]],
+    write: Callable[[slice, bool], list[YieldedResult]],
     refuse: Callable[[int, Exception], None],
     may_copy: bool = True,
-) -> list[Yielded]:
+) -> list[YieldedResult]:
     """Write the items at some places in a savepoint; on an error halve them until the bad one is
     alone. Return what was stored. After an error, the transaction can still be used.
 
@@ -43,8 +43,11 @@ def write_or_halve(
 
 
 def store_batch(
-    results: Sequence[Yielded], columns: dict[str, Sequence[object]], link: Link, may_copy: bool
-) -> list[Yielded]:
+    results: Sequence[YieldedResult],
+    columns: dict[str, Sequence[object]],
+    link: Link,
+    may_copy: bool,
+) -> list[YieldedResult]:
     """Write results that set the same columns; return those that no later result replaces."""
     written = dialect().upsert(_batch(type(results[0].result), link, columns), may_copy)
     _check_stored(results, written, link)
@@ -55,7 +58,7 @@ def store_batch(
     return [results[place] for place in sorted(written)]
 
 
-def _check_stored(results: Sequence[Yielded], written: Mapping[int, int], link: Link) -> None:
+def _check_stored(results: Sequence[YieldedResult], written: Mapping[int, int], link: Link) -> None:
     """Check that each result was stored, or that a later one is in its place.
 
     Raises

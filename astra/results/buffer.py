@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from astra.models.pipeline import OutputModel
-from astra.results.rows import Checkpoint, Handed, Refusal, Yielded
+from astra.results.rows import Checkpoint, HandedRow, Refusal, YieldedResult
 
 
 class Buffer:
@@ -22,9 +22,9 @@ class Buffer:
         self.mutex = threading.RLock()  # guards all of the following
         self.changed = threading.Condition(self.mutex)
         #: Results, and the rows that they end, in their order.
-        self.fresh: deque[tuple[OutputModel, Handed]] = deque()
+        self.fresh: deque[tuple[OutputModel, HandedRow]] = deque()
         #: Does the rest of the work for a fresh result.
-        self.finish_fresh: Callable[[OutputModel, Handed], None] = lambda result, handed: None
+        self.finish_fresh: Callable[[OutputModel, HandedRow], None] = lambda result, handed: None
         self.waiting = Checkpoint()
         self.in_writing = Checkpoint()
         self.since: float | None = None  # when the oldest waiting row was added
@@ -41,8 +41,8 @@ class Buffer:
 
     def add(
         self,
-        results: Iterable[Yielded] = (),
-        no_results: Iterable[Handed] = (),
+        results: Iterable[YieldedResult] = (),
+        no_results: Iterable[HandedRow] = (),
         failures: Iterable[Refusal] = (),
     ) -> bool:
         """Add what goes into one checkpoint; return whether these are the first waiting rows."""
@@ -69,7 +69,7 @@ class Buffer:
         while self.fresh:
             result, handed = self.fresh.popleft()
             self.finish_fresh(result, handed)
-            self.waiting.results.append(Yielded(result, handed))
+            self.waiting.results.append(YieldedResult(result, handed))
 
     def unwritten(self) -> Checkpoint:
         """Return everything that was added and is not known to be stored."""

@@ -20,10 +20,10 @@ from astra.results.columns import Group, by_columns, refused_by_database, row_by
 from astra.results.multiple_results import write_rows
 from astra.results.rows import (
     Checkpoint,
-    Handed,
+    HandedRow,
     Refusal,
     Target,
-    Yielded,
+    YieldedResult,
 )
 from astra.states import COUNTED, Outcome
 from astra.version import CURRENT
@@ -72,10 +72,10 @@ def write(
 
 
 def _find_keys(
-    checkpoint: Checkpoint, stored: list[Yielded], refused: list[Refusal], target: Target
+    checkpoint: Checkpoint, stored: list[YieldedResult], refused: list[Refusal], target: Target
 ) -> None:
     """Look up the keys of rows of which only the columns that results point to are known."""
-    rows: list[Handed | Refusal] = [*checkpoint.no_results, *checkpoint.failures, *refused]
+    rows: list[HandedRow | Refusal] = [*checkpoint.no_results, *checkpoint.failures, *refused]
     unknown = [row for row in rows if row.key is None and row.link_value is not None]
     if target.model is None or not (unknown or stored):
         return
@@ -93,7 +93,7 @@ def _find_keys(
         row.key = record[0] if record else None
 
 
-def _mark_further_failures(failures: list[Refusal], stored: list[Yielded]) -> list[Refusal]:
+def _mark_further_failures(failures: list[Refusal], stored: list[YieldedResult]) -> list[Refusal]:
     """Mark failures of rows whose result is stored: only a further result of theirs was refused."""
     if not failures:
         return []
@@ -102,8 +102,8 @@ def _mark_further_failures(failures: list[Refusal], stored: list[Yielded]) -> li
 
 
 def _write_results(
-    results: list[Yielded], target: Target, claim: Claim | None
-) -> tuple[list[Yielded], list[Refusal]]:
+    results: list[YieldedResult], target: Target, claim: Claim | None
+) -> tuple[list[YieldedResult], list[Refusal]]:
     refused: list[Refusal] = []
     if target.gathers:
         stored = write_rows(results, target, claim, refused)
@@ -123,7 +123,7 @@ def _write_results(
     return stored, refused
 
 
-def _store(group: Group, target: Target, refused: list[Refusal]) -> list[Yielded]:
+def _store(group: Group, target: Target, refused: list[Refusal]) -> list[YieldedResult]:
     """Write results that set the same columns; return those that were stored."""
     link = target.link_for(group.results[0].result)
     if link is None:  # the model does not declare it, and its results were refused before
@@ -138,7 +138,7 @@ def _store(group: Group, target: Target, refused: list[Refusal]) -> list[Yielded
     return stored
 
 
-def _store_part(group: Group, target: Target, link: Link, may_copy: bool) -> list[Yielded]:
+def _store_part(group: Group, target: Target, link: Link, may_copy: bool) -> list[YieldedResult]:
     stored = store_batch(group.results, group.columns, link, may_copy)
     if len(stored) < len(group.results):
         written = set(stored)
@@ -166,7 +166,7 @@ def take_back_failures(claim: Claim) -> None:
     claim.advance(progress)
 
 
-def _set_times(stored: list[Yielded]) -> None:
+def _set_times(stored: list[YieldedResult]) -> None:
     """Set `created` and `modified`, which the database filled, on results for the caller."""
     if not stored:
         return
@@ -180,13 +180,16 @@ def _set_times(stored: list[Yielded]) -> None:
         data["created"], data["modified"] = moments[data["task_pk"]]
 
 
-def _table_of(row: Handed | Refusal | None, target: Target) -> str:
+def _table_of(row: HandedRow | Refusal | None, target: Target) -> str:
     """Return the table of a row: its own, if it has one, else the target's."""
     return (row.table if row is not None else None) or target.input_table
 
 
 def _forget_other_ends(
-    target: Target, stored: list[Yielded], failures: list[Refusal], no_results: list[Handed]
+    target: Target,
+    stored: list[YieldedResult],
+    failures: list[Refusal],
+    no_results: list[HandedRow],
 ) -> None:
     """Delete the failures and no results of rows that end otherwise now: a row has one outcome."""
     kinds = _recorded(target)
@@ -234,7 +237,7 @@ def _forget(
 
 
 def _common_columns(
-    target: Target, claim: Claim | None, row: Handed | Refusal
+    target: Target, claim: Claim | None, row: HandedRow | Refusal
 ) -> dict[str, object]:
     return {
         "task": target.task,
@@ -280,7 +283,7 @@ def _is_done(claim: Claim | None, key: RowKey) -> bool:
     return claim is not None and place is not None and claim.outcomes[place] == Outcome.RESULT
 
 
-def _write_no_results(rows: list[Handed], target: Target, claim: Claim | None) -> None:
+def _write_no_results(rows: list[HandedRow], target: Target, claim: Claim | None) -> None:
     for handed in rows:
         if handed.key is not None:
             _upsert_row(NoResult, _common_columns(target, claim, handed), {})
@@ -297,7 +300,7 @@ def _upsert_row(
 
 
 def _write_progress(
-    claim: Claim, stored: list[Yielded], failures: list[Refusal], checkpoint: Checkpoint
+    claim: Claim, stored: list[YieldedResult], failures: list[Refusal], checkpoint: Checkpoint
 ) -> Progress:
     """Write the page's progress in the transaction of its results, and return it."""
     results = [y.handed.key for y in checkpoint.results if y.handed]

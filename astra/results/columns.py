@@ -22,7 +22,7 @@ from astra.results.rows import (
     MESSAGE_LIMIT,
     Refusal,
     Target,
-    Yielded,
+    YieldedResult,
     clean,
     error_text,
     foreign_row_message,
@@ -133,7 +133,7 @@ def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) 
 class Group:
     """Results of one model that set the same columns, and the values of these columns."""
 
-    results: list[Yielded]
+    results: list[YieldedResult]
     columns: dict[str, Sequence[object]]
 
     def part(self, places: slice) -> "Group":
@@ -142,7 +142,7 @@ class Group:
 
 
 def by_columns(
-    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+    results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[Group] | None:
     """Group results by the columns that they set; return None if a value cannot be stored."""
     if not _are_all_storable(results, target, claim):
@@ -157,23 +157,23 @@ def by_columns(
     return groups
 
 
-def group_alike(results: list[Yielded]) -> Iterable[list[Yielded]]:
+def group_alike(results: list[YieldedResult]) -> Iterable[list[YieldedResult]]:
     """Group results that are of one model and set the same columns in the same order."""
     kinds = ((type(yielded.result), list(yielded.result.__data__)) for yielded in results)
     if (first := next(kinds, None)) is not None and all(kind == first for kind in kinds):
         return [results]  # mostly they are all alike, and hashing all names takes twice as long
-    groups: dict[tuple[object, ...], list[Yielded]] = {}
+    groups: dict[tuple[object, ...], list[YieldedResult]] = {}
     for yielded in results:
         groups.setdefault((type(yielded.result), *yielded.result.__data__), []).append(yielded)
     return groups.values()
 
 
 def row_by_row(
-    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
+    results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
 ) -> list[Group]:
     """Group results like :func:`by_columns`; refuse those with a value that is not storable."""
     seen: set[object] = set()
-    groups: dict[tuple[object, frozenset[str]], list[tuple[Yielded, dict[str, object]]]] = {}
+    groups: dict[tuple[object, frozenset[str]], list[tuple[YieldedResult, dict[str, object]]]] = {}
     for yielded in results:
         try:
             key = _key_to_store(yielded, target, claim, seen)
@@ -191,7 +191,7 @@ def row_by_row(
     ]
 
 
-def _are_all_storable(results: list[Yielded], target: Target, claim: Claim | None) -> bool:
+def _are_all_storable(results: list[YieldedResult], target: Target, claim: Claim | None) -> bool:
     """Return whether :func:`_key_to_store` would certainly refuse none of the results."""
     if {type(yielded.result) for yielded in results} != {target.output}:
         return False
@@ -206,7 +206,7 @@ def _are_all_storable(results: list[Yielded], target: Target, claim: Claim | Non
     )
 
 
-def _plain_keys(results: list[Yielded], target: Target) -> list[object] | None:
+def _plain_keys(results: list[YieldedResult], target: Target) -> list[object] | None:
     """Return the keys of the rows of results; None if one of them has to be looked at by itself."""
     link = target.link
     if link is None or not link.is_whole:
@@ -230,8 +230,8 @@ def _are_pending(keys: list[object], claim: Claim) -> bool:
 
 
 def _storable(
-    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
-) -> list[Yielded]:
+    results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[YieldedResult]:
     seen: set[object] = set()
     good = []
     for yielded in results:
@@ -244,7 +244,7 @@ def _storable(
     return good
 
 
-def checked_row(yielded: Yielded) -> dict[str, object]:
+def checked_row(yielded: YieldedResult) -> dict[str, object]:
     try:
         return as_row(yielded.result)
     except BadColumn as bad:
@@ -256,7 +256,7 @@ def checked_row(yielded: Yielded) -> dict[str, object]:
 class ResultRefused(Exception):
     def __init__(
         self,
-        yielded: Yielded,
+        yielded: YieldedResult,
         kind: str,
         message: str,
         refused: bool = False,
@@ -281,7 +281,7 @@ class ResultRefused(Exception):
 _MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey", "NotStored", "ForeignRow"})
 
 
-def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
+def refused_by_database(yielded: YieldedResult, error: Exception) -> Refusal:
     """Return why the database refused a result.
 
     Raises
@@ -301,7 +301,7 @@ def refused_by_database(yielded: Yielded, error: Exception) -> Refusal:
 
 
 def _key_to_store(
-    yielded: Yielded, target: Target, claim: Claim | None, seen: set[object]
+    yielded: YieldedResult, target: Target, claim: Claim | None, seen: set[object]
 ) -> RowKey | object:
     """Return the key of a result's row, or else the value by which the result points to it.
 
@@ -328,7 +328,7 @@ def _key_to_store(
     return key
 
 
-def set_origin(results: Iterable[Yielded], target: Target, claim: Claim | None) -> None:
+def set_origin(results: Iterable[YieldedResult], target: Target, claim: Claim | None) -> None:
     """Set on results when their rows were read, which attempt stores them, and what made them."""
     attempt_pk = claim.attempt.pk if claim is not None else None
     for yielded in results:
@@ -341,7 +341,7 @@ def set_origin(results: Iterable[Yielded], target: Target, claim: Claim | None) 
         data["made_by"] = target.made_by
 
 
-def check_model(yielded: Yielded, output: type[OutputModel] | None) -> None:
+def check_model(yielded: YieldedResult, output: type[OutputModel] | None) -> None:
     """Refuse what is not a result of this version in the table that the task writes."""
     result = yielded.result
     name = type(result).__name__

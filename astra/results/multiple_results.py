@@ -19,17 +19,17 @@ from astra.results.columns import (
     refused_by_database,
     set_origin,
 )
-from astra.results.rows import Refusal, Target, Yielded, foreign_row_message
+from astra.results.rows import Refusal, Target, YieldedResult, foreign_row_message
 from astra.states import Outcome
 from astra.version import CURRENT
 
 #: The results of one row.
-Row = list[Yielded]
+Row = list[YieldedResult]
 
 
 def write_rows(
-    results: list[Yielded], target: Target, claim: Claim | None, refused: list[Refusal]
-) -> list[Yielded]:
+    results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
+) -> list[YieldedResult]:
     """Store the results of rows; refuse all results of a row if one of them cannot be stored."""
     rows: dict[int, Row] = {}
     for yielded in results:
@@ -88,7 +88,7 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
         checked_row(yielded)
 
 
-def _write_together(rows: list[Row], target: Target, may_copy: bool) -> list[Yielded]:
+def _write_together(rows: list[Row], target: Target, may_copy: bool) -> list[YieldedResult]:
     """Write all results of rows; return those of the rows whose results were stored."""
     # The first result of a row decides whether the stored ones are older. If they are, further
     # statements replace the others.
@@ -101,10 +101,10 @@ def _write_together(rows: list[Row], target: Target, may_copy: bool) -> list[Yie
     return [yielded for row in written for yielded in row]
 
 
-def _upsert(results: list[Yielded], target: Target, may_copy: bool) -> list[Yielded]:
+def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> list[YieldedResult]:
     """Write results, each by the unique index that applies to it; return those written."""
-    stored: list[Yielded] = []
-    by_link: dict[Link, list[Yielded]] = {}
+    stored: list[YieldedResult] = []
+    by_link: dict[Link, list[YieldedResult]] = {}
     for yielded in results:
         if (index := target.index_of(yielded.result)) is not None:  # `_check_row` made sure of it
             by_link.setdefault(index, []).append(yielded)

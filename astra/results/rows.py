@@ -25,7 +25,7 @@ MESSAGE_LIMIT = 2_000
 
 
 @dataclass(eq=False, slots=True)
-class Handed:
+class HandedRow:
     """An input row that was given to the task and has not ended yet.
 
     ``key`` is the row's key in its page. Outside of a page a key that is not a number is unknown,
@@ -72,11 +72,11 @@ class End:
 
 
 @dataclass(eq=False, slots=True)
-class Yielded:
+class YieldedResult:
     """A result that the task yielded, and the row that it is for."""
 
     result: Any
-    handed: Handed | None
+    handed: HandedRow | None
     again: bool = False  # a further result of a row that has one
     link_value: object = None  # what it points to, if that is no row in progress
     taken: bool = False  # by a checkpoint, which does not include later changes
@@ -116,9 +116,9 @@ class Refusal:
 class Checkpoint:
     """The rows that one transaction writes, and how that went."""
 
-    results: list[Yielded] = field(default_factory=list)
+    results: list[YieldedResult] = field(default_factory=list)
     failures: list[Refusal] = field(default_factory=list)
-    no_results: list[Handed] = field(default_factory=list)
+    no_results: list[HandedRow] = field(default_factory=list)
 
     refused: list[Refusal] = field(default_factory=list)  # results, once the rest is written
     n_stored: int = 0  # rows with a result, or rightly none
@@ -188,7 +188,7 @@ class Target:
         return link.of_result(result)
 
 
-def refusal(error: BaseException, handed: Handed) -> Refusal:
+def refusal(error: BaseException, handed: HandedRow) -> Refusal:
     """Make the record of an exception that a task raised on a row."""
     text = "".join(tracebacks.format_exception(error))
     return Refusal(
@@ -214,7 +214,7 @@ def foreign_row_message(named: object, target: Target) -> str:
     )
 
 
-def foreign_row_refusal(handed: Handed, named: object, target: Target) -> Refusal:
+def foreign_row_refusal(handed: HandedRow, named: object, target: Target) -> Refusal:
     """Make the record of a row that has no result because one names another row."""
     message = f"it has no result, and {foreign_row_message(named, target)}"
     return Refusal(

@@ -19,7 +19,7 @@ from astra.results.background import Background, Heartbeat
 from astra.results.buffer import Buffer
 from astra.results.checkpoint import write
 from astra.results.claim import Claim
-from astra.results.rows import Checkpoint, Handed, Refusal, Target, Yielded
+from astra.results.rows import Checkpoint, HandedRow, Refusal, Target, YieldedResult
 from astra.results.schedule import Schedule
 from astra.states import Outcome
 
@@ -94,8 +94,8 @@ class Writer:
 
     def add(
         self,
-        results: Iterable[Yielded] = (),
-        no_results: Iterable[Handed] = (),
+        results: Iterable[YieldedResult] = (),
+        no_results: Iterable[HandedRow] = (),
         failures: Iterable[Refusal] = (),
     ) -> None:
         """Add how rows have ended; all results of a row go into one checkpoint."""

@@ -73,7 +73,7 @@ class Verifier:
     def checked(self) -> Verdict:
         for problem in self.records.values():
             self._add("values", None, None, problem)
-        if not self.checks:  # otherwise nothing can be computed with the impossible values
+        if not self.checks:  # the other checks cannot handle impossible values
             self._check()
         n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
         return Verdict(

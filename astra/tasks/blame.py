@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from astra.errors import BrokenElement, MissingExtra, OutOfMemory
 from astra.models.keys import RowKey
-from astra.results.rows import Handed, error_text, place_of
+from astra.results.rows import HandedRow, error_text, place_of
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +37,20 @@ class Blame:
         task: str,
         suspects: Iterable[list[RowKey]],
         outer_exceptions: tuple[type[BaseException], ...],
-        fail: Callable[[Handed, BaseException], None],
+        fail: Callable[[HandedRow, BaseException], None],
     ) -> None:
         self.task, self.outer_exceptions, self.fail = task, outer_exceptions, fail
-        self.groups = [([Handed(key, None) for key in group], True) for group in suspects][::-1]
+        self.groups = [([HandedRow(key, None) for key in group], True) for group in suspects][::-1]
         self.is_deadly = bool(self.groups)  # a process died before, and may die again
         self.note: str | None = (
             None  # about an exception that was raised when no row was in progress
         )
 
-    def next_group(self) -> tuple[list[Handed], bool] | None:
+    def next_group(self) -> tuple[list[HandedRow], bool] | None:
         """Return the rows that are tried next, and whether they are halved if that fails."""
         return self.groups.pop() if self.groups else None
 
-    def find(self, error: BaseException, rows: list[Handed], began: bool, halve: bool) -> None:
+    def find(self, error: BaseException, rows: list[HandedRow], began: bool, halve: bool) -> None:
         """Find the row that an exception belongs to, and record it; the others are tried again.
 
         Parameters

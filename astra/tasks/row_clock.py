@@ -6,7 +6,7 @@ from typing import Protocol
 
 from astra.models.pipeline import OutputModel
 from astra.results.histogram import RowTimes
-from astra.results.rows import Handed
+from astra.results.rows import HandedRow
 
 
 class Board(Protocol):
@@ -67,7 +67,7 @@ class RowClock:
         else:
             self.overhead_s += spent_s
 
-    def end_row(self, result: OutputModel, handed: Handed) -> None:
+    def end_row(self, result: OutputModel, handed: HandedRow) -> None:
         """Set the times of the one result of a row, and count the row."""
         self.row_times.add(handed.t_spent_s)
         self.set_times(result, handed.t_spent_s)
@@ -82,7 +82,7 @@ class RowClock:
             self.overhead_s = 0.0
 
 
-def share_out(spent_s: float, others: Collection[Handed]) -> float:
+def share_out(spent_s: float, others: Collection[HandedRow]) -> float:
     """Divide time equally between a row and `others`, which the task collected before it computed.
 
     Return the share of the row itself.

@@ -6,7 +6,7 @@ from datetime import datetime
 import peewee
 
 from astra.models.keys import as_key, moment_in, table_name
-from astra.results.rows import Handed, Target, Yielded
+from astra.results.rows import HandedRow, Target, YieldedResult
 from astra.tasks.row_clock import Board
 
 
@@ -27,13 +27,14 @@ class RowsInProgress:
         #: By place in the page: 1 while a row is in progress.
         self.flags: dict[int, int] | memoryview[int] = {} if board is None else board.flags
         # A row without a key, or one of two with the same key, is its own key here.
-        self.by_key: dict[object, Handed] = {}
-        self.last: Handed | None = None  # the row that was handed over last
+        self.by_key: dict[object, HandedRow] = {}
+        self.last: HandedRow | None = None  # the row that was handed over last
         self.ended: set[object] = set()  # the rows of the page that have a result, as in `by_key`
         #: What results of this pass named that is not the key of a row in progress, by the row that
         #: had been handed over last, if any.
-        self.unmatched: dict[Handed | None, object] = {}
-        self.gathered: dict[Handed, list[Yielded]] = {}  # results that wait for their row's end
+        self.unmatched: dict[HandedRow | None, object] = {}
+        #: Results that wait for the end of their row.
+        self.gathered: dict[HandedRow, list[YieldedResult]] = {}
         #: When rows were read that do not hold that time themselves, by the database's clock.
         self.read: datetime | None = None
         self.row_type: object = None  # the type of the previous row, and what such rows have:
@@ -48,18 +49,18 @@ class RowsInProgress:
         self.last = None
         self.unmatched.clear()
 
-    def wrap(self, row: object) -> Handed:
+    def wrap(self, row: object) -> HandedRow:
         """Return a row that a caller gave as it is, with its key and its table."""
         if type(row) is not self.row_type:
             self._set_row_type(row)
         if not self.has_values:
-            return Handed(None, row, None, self.read, 0.0, self.table)
+            return HandedRow(None, row, None, self.read, 0.0, self.table)
         link = self.target.link
         modified = moment_in(row) if self.is_model else None
         link_value = link.of_row(row) if link is not None else None
         if self.key_name is not None:  # the value that its results bear is its key
-            return Handed(as_key(link_value), row, modified, self.read, 0.0, self.table)
-        return Handed(None, row, modified, self.read, 0.0, self.table, link_value)
+            return HandedRow(as_key(link_value), row, modified, self.read, 0.0, self.table)
+        return HandedRow(None, row, modified, self.read, 0.0, self.table, link_value)
 
     def _set_row_type(self, row: object) -> None:
         """Store what rows of one type have in common."""
@@ -74,7 +75,7 @@ class RowsInProgress:
             self.key_name = self.target.key_name
         return self.target
 
-    def take(self, handed: Handed) -> object:
+    def take(self, handed: HandedRow) -> object:
         """Note that the task is given a row now; return the row itself."""
         row = handed.row
         known = handed.key if handed.link_value is None else handed.link_value
@@ -85,7 +86,7 @@ class RowsInProgress:
         self.flags[handed.place] = 1
         return row
 
-    def row_of(self, result: object) -> tuple[Handed | None, bool]:
+    def row_of(self, result: object) -> tuple[HandedRow | None, bool]:
         """Return the row that a result is for, which ends with it, and whether it had ended before.
 
         A result that bears no key of a row in progress is for the row that was handed over last.
@@ -110,30 +111,30 @@ class RowsInProgress:
             self.unmatched[last] = link_value
             return None, link_value in self.ended
         key = as_key(link_value) if self.key_name is not None else None
-        return Handed(key, None, None, self.read, link_value=None if key else link_value), False
+        return HandedRow(key, None, None, self.read, link_value=None if key else link_value), False
 
-    def gather(self, result: object) -> Yielded:
+    def gather(self, result: object) -> YieldedResult:
         """Keep a result until its row ends: the row that it names, or else the last.
 
         A result of a row that has ended is not kept; it is marked as `again`.
         """
         handed = self.by_key.get(self.target.link_value_of(result), self.last)
         if handed is None or handed not in self:
-            return Yielded(result, handed, again=True)
-        yielded = Yielded(result, handed)
+            return YieldedResult(result, handed, again=True)
+        yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded
 
-    def __contains__(self, handed: Handed) -> bool:
+    def __contains__(self, handed: HandedRow) -> bool:
         """Return whether a row is in progress."""
         return handed in self.by_key or self.by_key.get(handed.known) is handed
 
-    def find(self, row: object) -> Handed | None:
+    def find(self, row: object) -> HandedRow | None:
         """Return the row in progress that a task names."""
         link = self.target.link
         return None if link is None else self.by_key.get(link.of_row(row))
 
-    def end(self, handed: Handed) -> bool:
+    def end(self, handed: HandedRow) -> bool:
         """End a row; return whether it was in progress."""
         if self.by_key.pop(handed, None) is not None:
             return True
@@ -143,7 +144,7 @@ class RowsInProgress:
         del self.by_key[known]
         return True
 
-    def pop_misled(self) -> dict[Handed, object]:
+    def pop_misled(self) -> dict[HandedRow, object]:
         """Remove the rows in progress that lack a result because results named other rows.
 
         Return them with what was named. That is the row that was handed over last before such a
@@ -159,7 +160,7 @@ class RowsInProgress:
             self.end(row)
         return rows
 
-    def clear(self) -> list[Handed]:
+    def clear(self) -> list[HandedRow]:
         """Remove all rows; return them."""
         rows = list(self.by_key.values())
         self.by_key.clear()

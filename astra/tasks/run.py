@@ -16,9 +16,9 @@ from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
 from astra.results.rows import (
     End,
-    Handed,
+    HandedRow,
     Refusal,
-    Yielded,
+    YieldedResult,
     foreign_row_message,
     foreign_row_refusal,
     refusal,
@@ -41,10 +41,10 @@ class PageRows(Protocol):
 
     groups: list[list[RowKey]]  # the keys of suspects; each group is handed over by itself, last
 
-    def __iter__(self) -> Iterator[Handed]:
+    def __iter__(self) -> Iterator[HandedRow]:
         """Read the rows that are not suspects."""
 
-    def again(self, keys: list[RowKey]) -> Iterable[Handed]:
+    def again(self, keys: list[RowKey]) -> Iterable[HandedRow]:
         """Read rows again, by their keys."""
 
     def enter(self, keys: list[RowKey]) -> None:
@@ -106,7 +106,7 @@ class Run:
         self.began = False  # the task has asked for the first row of this pass
         self.asked_since_result = False  # the task has asked for a row since its last result
         self.at_end = False  # the task has asked for a row, and there are no more
-        self.last_result: Yielded | None = None  # the result of the row that was handed over last
+        self.last_result: YieldedResult | None = None  # of the row that was handed over last
         _warn_of_transaction(self.settings.write_to_database)
 
     # -- the passes -----------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Run:
                 self.writer.close()
                 ActiveRuns.leave(self)
 
-    def _once_more(self, group: list[Handed], halve: bool) -> Pass:
+    def _once_more(self, group: list[HandedRow], halve: bool) -> Pass:
         """Hand over a group of rows by itself."""
         keys = [handed.key for handed in group if handed.key is not None]
         if self.blame.is_deadly:  # the group may end this process: write everything first
@@ -257,7 +257,7 @@ class Run:
                 # The task did not cause it, although the exception passes through the task.
                 self.writer.fatal_error = error
                 raise
-            if type(row) is Handed:
+            if type(row) is HandedRow:
                 handed = row
             else:
                 if not self.began and not in_progress.by_key:
@@ -310,7 +310,7 @@ class Run:
             self.writer.keep_up(is_last=self.n_results == self.n_rows)
         return True
 
-    def _timed(self, result: object) -> Yielded:
+    def _timed(self, result: object) -> YieldedResult:
         """Set the times of a result; return it with its row, which ends with it."""
         spent_s = self.clock.stop()
         in_progress = self.in_progress
@@ -330,7 +330,7 @@ class Run:
         self.asked_since_result = False
         self.n_results += 1
         self.tally.n_ended += 1
-        yielded = Yielded(result, handed, again)
+        yielded = YieldedResult(result, handed, again)
         if handed is None:
             yielded.link_value = in_progress.target.link_value_of(result)
             if not again:
@@ -342,7 +342,7 @@ class Run:
                 self.last_result = yielded
         return yielded
 
-    def _gathered(self, result: object) -> Yielded:
+    def _gathered(self, result: object) -> YieldedResult:
         """Set the times of a result that waits for the end of its row."""
         spent_s = self.clock.stop()
         self.asked_since_result = False
@@ -359,7 +359,7 @@ class Run:
         for handed in list(self.in_progress.gathered):
             self._end_row(handed)
 
-    def _end_row(self, handed: Handed | None) -> None:
+    def _end_row(self, handed: HandedRow | None) -> None:
         """End a row with the results that were yielded for it so far, if any."""
         if handed is None or not self.in_progress.end(handed):
             return
@@ -402,12 +402,12 @@ class Run:
         self.blame.find(error, list(self.in_progress.by_key.values()), self.began, halve)
         self.in_progress.clear()
 
-    def _fail(self, handed: Handed, error: BaseException) -> None:
+    def _fail(self, handed: HandedRow, error: BaseException) -> None:
         """Record that a row has failed."""
         self.in_progress.end(handed)
         self._record(handed, refusal(error, handed))
 
-    def _record(self, handed: Handed, failure: Refusal) -> None:
+    def _record(self, handed: HandedRow, failure: Refusal) -> None:
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.count([failure])

@@ -19,7 +19,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
 from astra.plan.lookup import get_plan
 from astra.results.checkpoint import write
-from astra.results.rows import Checkpoint, Handed, Target, Yielded
+from astra.results.rows import Checkpoint, HandedRow, Target, YieldedResult
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume
 from astra.status.status import status
@@ -234,8 +234,8 @@ def test_a_requeued_elements_old_attempt_cannot_write(faulty):
     )
     assert old is not None and new is not None
     row = BossVisitSpectrum.get()
-    handed = Handed(row.spectrum_pk, None, row.modified, Attempt.get().began)
-    late = Checkpoint([Yielded(Measured.from_spectrum(row, value=1.0), handed)])
+    handed = HandedRow(row.spectrum_pk, None, row.modified, Attempt.get().began)
+    late = Checkpoint([YieldedResult(Measured.from_spectrum(row, value=1.0), handed)])
     target = Target(get_plan(plan).task, "boss_visit_spectrum", False, Measured, plan, 1)
     with pytest.raises(Superseded):
         write(late, target, old)

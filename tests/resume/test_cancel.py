@@ -21,7 +21,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import write
-from astra.results.rows import Checkpoint, Handed, Yielded, target_of
+from astra.results.rows import Checkpoint, HandedRow, YieldedResult, target_of
 from astra.resume.cancel import _cancel_element, cancel
 from astra.slurm import client
 from astra.slurm.parse import JobId
@@ -50,7 +50,9 @@ def checkpoint(plan: int, claim, n: int) -> list:
     keys = claim.page.keys[:n]
     now = Attempt.get_by_id(claim.attempt.pk).began
     results = [
-        Yielded(Measured.from_spectrum(row, value=-1.0), Handed(row.spectrum_pk, row, None, now))
+        YieldedResult(
+            Measured.from_spectrum(row, value=-1.0), HandedRow(row.spectrum_pk, row, None, now)
+        )
         for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << keys)
     ]
     target = target_of(get_plan(plan), BossVisitSpectrum, Measured, 1)
