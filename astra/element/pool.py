@@ -131,10 +131,17 @@ def may_have_waiting(submission: Submission) -> bool:
     return submission.kind == "slurm" and len(submission.elements) > 1
 
 
+#: States of an attempt whose element may have been requeued, and wait again.
+_PERHAPS_REQUEUED = (
+    AttemptState.INTERRUPTED.value, AttemptState.SUPERSEDED.value, AttemptState.DIED.value
+)  # fmt: skip
+
+
 def cancel_waiting(submission: Submission) -> None:
-    """Cancel the elements of a submission that have not started, unless another element has."""
+    """Cancel the elements of a submission that wait in the queue, unless another element has."""
     started = Attempt.select(Attempt.element).where(Attempt.submission_pk == submission.pk)
-    if started.distinct().count() == len(submission.elements):
+    requeued = started.where(Attempt.state.in_(_PERHAPS_REQUEUED)).exists()
+    if not requeued and started.distinct().count() == len(submission.elements):
         return
     still_open = (Submission.pk == submission.pk) & (Submission.state == "submitted")
     if not Submission.update(state="ended").where(still_open).execute():

@@ -280,6 +280,20 @@ class TestSlurm:
         with connection():
             assert Attempt.select().where(Attempt.page == attempt.page).count() == 2
 
+    def test_an_element_that_waits_again_is_cancelled_when_all_pages_have_ended(
+        self, slurm: Slurm, tmp_path
+    ):
+        """Every element has begun; one was requeued and held, and another runs its page."""
+        fast = tmp_path / "fast"
+        plan = plan_of(600, 300, row_s=0.1, slow_until=str(fast))
+        submit(plan.pk)
+        attempt = running(2, 0)[0]
+        slurm.run("scontrol", "requeuehold", f"{attempt.job_id}_{attempt.array_index}")
+        wait_for(lambda: _state_of(attempt) == "interrupted", "the end of the attempt", 60)
+        fast.touch()
+        run_out(slurm)
+        assert is_whole(plan)
+
     def test_free_pages_of_a_dead_pool_are_submitted_again(self, slurm: Slurm):
         plan = plan_of(40, 10, broken)
         submit(plan.pk, options={"throttle": 1})
