@@ -212,7 +212,10 @@ def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable["PageStatus
 def exclude_bad_nodes(
     plan: Plan, statuses: Sequence["PageStatus"], steps: Iterable[PageStep]
 ) -> list[str]:
-    """Exclude, for a while, the nodes at which many pages of a plan fail; return their names."""
+    """Exclude, for a while, the nodes at which many pages of a plan fail; return their names.
+
+    An exclusion that the plan has made before ends if its pages have failed elsewhere too since.
+    """
     settings = config.current().policy
     ends: list[tuple[int, End | None, str | None]] = []
     with connection():
@@ -221,17 +224,23 @@ def exclude_bad_nodes(
         ends += [(page.number, end, end.node) for end in ends_of(page)]
     ends += [(n.page.number, n.end, n.end.node) for n in steps if n.end is not None]
     ends += [(s.page, None, s.node) for s in statuses if s.state is PageState.DONE]
-    bad = retry_policy.bad_nodes(ends, settings.exclude_after)
-    if bad:
-        with connection(), writing():
-            until = dialect().now() + timedelta(seconds=settings.exclude_for_s)
-            for node, reason in bad.items():
-                Exclusion.insert(
-                    node=node, reason=f"plan {plan.pk}: {reason}", until=until
-                ).on_conflict(
-                    conflict_target=[Exclusion.node],
-                    update={"reason": f"plan {plan.pk}: {reason}", "until": until},
-                ).execute()
+    unbegun = {page.number for page in pages if page.attempt_pk is None}
+    bad = retry_policy.bad_nodes(ends, settings.exclude_after, unbegun)
+    cleared = [node for _, _, node in ends if node is not None and node not in bad]
+    made_here = f"plan {plan.pk}: "
+    with connection(), writing():
+        now = dialect().now()
+        until = now + timedelta(seconds=settings.exclude_for_s)
+        for node, reason in bad.items():
+            Exclusion.insert(node=node, reason=made_here + reason, until=until).on_conflict(
+                conflict_target=[Exclusion.node],
+                update={"reason": made_here + reason, "until": until},
+            ).execute()
+        Exclusion.update(until=now).where(
+            Exclusion.node.in_(sorted(set(cleared)))
+            & Exclusion.reason.startswith(made_here)
+            & (Exclusion.until > now)
+        ).execute()
     return sorted(bad)
 
 

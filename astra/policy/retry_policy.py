@@ -10,7 +10,7 @@ Nothing here queries Slurm or the database.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from astra.config.retry_rules import RULES, Rule
@@ -186,16 +186,23 @@ def remedy(state: str | None) -> str:
     return f"--only {state}{more.get(state or '', '')}"
 
 
-def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) -> dict[str, str]:
+def bad_nodes(
+    ends: Iterable[tuple[int, End | None, str | None]],
+    least: int,
+    unbegun: Collection[int] = frozenset(),
+) -> dict[str, str]:
     """Return the nodes that seem to cause the failures of pages, each with an explanation.
 
     At least half of a bad node's pages failed on it, and less than half that share on other nodes.
-    A page that failed on two nodes is not counted.
+    A page that failed on two nodes is not counted. If there were elements on one node only, as a
+    scheduler that fills one node after the other sends them all to the node where they die at once,
+    it is bad if none of them could even begin.
 
     Parameters
     ----------
     ends : (page, how an element of it ended, on which node); None for one that succeeded.
     least : the number of pages that must have failed on a node. 0: no node is bad.
+    unbegun : pages that no element has claimed yet, so that no row and no task made them fail.
     """
     bad: dict[str, set[int]] = {}
     seen: dict[str, set[int]] = {}
@@ -216,6 +223,12 @@ def bad_nodes(ends: Iterable[tuple[int, End | None, str | None]], least: int) ->
         n_others = sum(len(seen[other] - own_fault) for other in others)
         share = guilty / max(len(seen[node] - own_fault), 1)
         elsewhere = sum(len(bad[other] - own_fault) for other in others) / max(n_others, 1)
-        if least and guilty >= least and share >= 0.5 and n_others and elsewhere < share / 2:
+        if not least or guilty < least or share < 0.5:
+            continue
+        if n_others and elsewhere < share / 2:
             reasons[node] = f"{guilty} pages failed on it and not elsewhere"
+        elif not others and pages <= set(unbegun):
+            reasons[node] = (
+                f"{guilty} elements could not begin on it, and there were none elsewhere"
+            )
     return reasons

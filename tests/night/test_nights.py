@@ -11,7 +11,7 @@ import pytest
 from astra.config import settings
 from astra.database.connection import connection, reset
 from astra.errors import ConfigError
-from astra.models.attempts import Attempt
+from astra.models.attempts import Attempt, excluded_nodes
 from astra.models.nights import Night
 from astra.models.plans import Plan, Submission
 from astra.night.history import night_of, nights
@@ -199,6 +199,21 @@ def test_an_element_without_time_for_a_further_page_costs_no_round(slurm, tmp_pa
     night = closed(slurm)
     assert night.whole and night.round == 0 and night.n_retries == 0
     assert Submission.select().count() == 3 and Measured.select().count() == 60
+
+
+@pytest.mark.parametrize(
+    ("setup", "whole"), [("test $SLURMD_NODENAME != n1", True), ("false", False)]
+)
+def test_a_node_on_which_no_element_can_begin(slurm, tmp_path, monkeypatch, setup, whole):
+    """Slurm fills it first, again and again, as its elements end at once. Others are tried, too."""
+    text = IDLE.format(marker=tmp_path).replace("rounds = 2", "rounds = 5")
+    text = text.replace("max_elements = 1", "throttle = 3")
+    write(tmp_path, text.replace("setup = [", f'setup = ["{setup}", '), monkeypatch)
+    fill(60)
+    astra("nightly", "survey")
+    night = closed(slurm)
+    assert night.whole == whole and Measured.select().count() == (60 if whole else 0)
+    assert list(excluded_nodes()) == (["n1"] if whole else [])
 
 
 def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, monkeypatch):

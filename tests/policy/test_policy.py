@@ -220,6 +220,13 @@ class TestNodes:
         ends = [(p, End("TIMEOUT", "n1"), "n1") for p in range(9)]
         assert bad_nodes([*ends, (20, None, "n2")], 3) == {}
 
+    def test_a_node_that_gets_all_elements_because_they_die_there_at_once(self):
+        ends = self.ends(dict.fromkeys(range(1, 5), "n1"), {})
+        assert list(bad_nodes(ends, 3, unbegun={1, 2, 3, 4})) == ["n1"]
+        assert bad_nodes(ends, 3, unbegun={1, 2, 3}) == {}  # a row or the task may be the cause
+        both = [*ends, *((page, end, "n2") for page, end, _ in ends)]
+        assert bad_nodes(both, 3, unbegun={1, 2, 3, 4}) == {}
+
     def test_only_nodes_that_are_there_and_never_all(self):
         assert to_exclude(["n1", "n9", "n1,n2", "$(id)"], ["n1", "n2"]) == ["n1"]
         assert to_exclude(["n1", "n2"], ["n1", "n2"]) == []
