@@ -39,7 +39,7 @@ PARTS = {
 #: A thread that stands in one of these waits, and costs nothing.
 JOIN = "join" if sys.version_info >= (3, 13) else "_wait_for_tstate_lock"
 IDLE = {("threading.py", "wait"), ("threading.py", JOIN),
-        ("signals.py", "watch"), ("statement_timeout.py", "_look"),
+        ("signals.py", "watch"), ("statement_timeout.py", "_close_expired"),
         ("queue.py", "get")}  # fmt: skip
 
 Stack = tuple[tuple[str, str], ...]
