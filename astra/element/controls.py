@@ -78,11 +78,8 @@ def _n_others(plan: Plan, submission: Submission, element: int) -> int:
     )
 
 
-def pause_if_all_break(plan_pk: int) -> str | None:
-    """Pause a plan whose last pages all broke, inside a transaction; return the reason, or None.
-
-    Otherwise a node or a task that breaks every page would go on until all pages are broken.
-    """
+def all_break(plan_pk: int) -> bool:
+    """Return whether the last `max_broken` pages of a plan that ended are all broken."""
     max_broken = settings.current().element.max_broken
     ends = (
         Attempt.select(Attempt.state)
@@ -95,9 +92,17 @@ def pause_if_all_break(plan_pk: int) -> str | None:
         .limit(max_broken)
     )
     states = [state for (state,) in tuples(ends)]
-    if len(states) < max_broken or AttemptState.DONE.value in states:
+    return len(states) == max_broken and AttemptState.DONE.value not in states
+
+
+def pause_if_all_break(plan_pk: int) -> str | None:
+    """Pause a plan whose last pages all broke, inside a transaction; return the reason, or None.
+
+    Otherwise a node or a task that breaks every page would go on until all pages are broken.
+    """
+    if not all_break(plan_pk):
         return None
-    reason = f"the last {max_broken} pages that ended are all broken"
+    reason = f"the last {settings.current().element.max_broken} pages that ended are all broken"
     paused = Plan.update(paused=SQL(dialect().now_sql), pause_reason=reason).where(
         (Plan.pk == plan_pk) & Plan.paused.is_null()
     )

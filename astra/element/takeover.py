@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 # Times as fractions of the lease.
 _CHECK = 1 / 100  # the longest pause between two checks of the heartbeats
-_FIRST_QUERY = 1 / 30  # until Slurm is first queried
+_FIRST_QUERY = 1 / 150  # until Slurm is first queried, once by one element of a pool
 _QUERY = 1 / 5  # between two queries
 #: After a query without an answer, which may have taken minutes: the heartbeats are watched for a
 #: whole lease without a gap.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
+from astra.element.controls import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import IS_LIVE, Plan, Submission
@@ -304,6 +305,10 @@ def assess_plans(
             raise SlurmUnknown(unknown)
         if _note_alive(plan, pages, step):
             alive.append(entry)
+        if _stays_paused(plan):
+            why = f"plan {plan.pk} is paused ({plan.pause_reason})"
+            step.problems.append(f"{why}: astra status {plan.pk}, astra continue {plan.pk}")
+            continue
         fresh = pages.n_never_submitted
         unbegun = states[PageState.UNSUBMITTED] - fresh  # the time of their elements was over
         ended = unbegun + sum(n for state, n in states.items() if state not in _NOT_ENDED)
@@ -316,6 +321,15 @@ def assess_plans(
 
 
 _NOT_ENDED = ALIVE | {PageState.DONE, PageState.UNSUBMITTED}
+
+
+def _stays_paused(plan: Plan) -> bool:
+    """Return whether a plan was paused as its pages broke, so that a night cannot wait for it.
+
+    A pause by a person is waited for.
+    """
+    with connection():
+        return plan.paused is not None and all_break(plan.pk)
 
 
 def _live(pks: Iterable[int]) -> list[Plan]:

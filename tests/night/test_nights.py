@@ -201,6 +201,20 @@ def test_an_element_without_time_for_a_further_page_costs_no_round(slurm, tmp_pa
     assert Submission.select().count() == 3 and Measured.select().count() == 60
 
 
+def test_a_plan_whose_pages_all_break_does_not_keep_its_night_open(slurm, tmp_path, monkeypatch):
+    """It is paused after ten of them, and nobody would continue it before the morning."""
+    text = (
+        IDLE.format(marker=tmp_path).replace("measure", "broken").replace("limit = 20", "limit = 1")
+    )
+    write(tmp_path, text.replace("max_elements = 1", "throttle = 4"), monkeypatch)
+    fill(15)
+    astra("nightly", "survey")
+    night = closed(slurm)
+    assert not night.whole and "plan 1 is paused (the last 10 pages" in night.message
+    again = astra("nightly", "survey", status=6)
+    assert "astra continue 1" in again and last().pk == 1
+
+
 @pytest.mark.parametrize(
     ("setup", "whole"), [("test $SLURMD_NODENAME != n1", True), ("false", False)]
 )
