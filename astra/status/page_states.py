@@ -299,7 +299,7 @@ class Pages(Sequence[PageStatus]):
         is_silent = present is not None and self._is_silent(present.seen)
         job = _job_name(submission, element)
         slurm_state = execution.state.value if execution and execution.state else None
-        if slurm_state == SlurmState.FAILED and execution and execution.signal == signal.SIGKILL:
+        if slurm_state == SlurmState.FAILED and execution and _was_killed(execution):
             if _ran_out_of_memory(submission, job):
                 slurm_state = SlurmState.OUT_OF_MEMORY.value
         return PageStatus(
@@ -315,6 +315,16 @@ class Pages(Sequence[PageStatus]):
             state is PageState.RUNNING and runs and is_silent,
             attempt.message if attempt else None,
         )  # fmt: skip
+
+
+def _was_killed(execution: parse.Execution) -> bool:
+    """Return whether SIGKILL ended an element, or its processes so that its script reported that.
+
+    Slurm kills them one after the other, and the script may end first, with status 128 + 9, which
+    sacct shows as 9.
+    """
+    killed = signal.SIGKILL
+    return execution.signal == killed or execution.exit_code in (killed, 128 + killed)
 
 
 #: The signal with which slurmstepd ends a job whose output file it cannot open.

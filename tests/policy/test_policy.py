@@ -192,6 +192,22 @@ def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
     assert [n.end for n in steps] == [End("FAILED", None, IN_VAIN)] * 2
 
 
+@pytest.mark.parametrize("ends", [{"signal": 9}, {"exit_code": 9}, {"exit_code": 137}])
+def test_a_script_that_reports_the_kill_by_a_memory_limit(url, tmp_path, ends):
+    """Where Slurm killed the element before it killed the script, its state is FAILED."""
+    plan = plan_of(10, 10)
+    pool_of(plan)
+    with connection(), writing():
+        claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
+        Submission.update(
+            kind="slurm", job_id=7, job_name="j", elements=[1], log_folder=str(tmp_path)
+        ).execute()
+    answer = Answer({("j", 1): Execution(SlurmState.FAILED, **ends)})
+    assert present_pages(plan, answer, True)[0].slurm_state == "FAILED"
+    (tmp_path / "7_1.log").write_text("slurmstepd-n1: error: Exceeded job memory limit\n")
+    assert present_pages(plan, answer, True)[0].slurm_state == "OUT_OF_MEMORY"
+
+
 class TestNodes:
     def ends(self, bad: dict[int, str], good: dict[int, str]):
         return [(p, End("FAILED", n), n) for p, n in bad.items()] + [
