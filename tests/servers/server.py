@@ -192,12 +192,15 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120)
 
 
 def hear_interrupts() -> None:
-    """Have SIGINT do to this process, and to those that it starts, what it does in a terminal.
+    """Have SIGINT and SIGQUIT do to this process, and to those that it starts, what they do in a
+    terminal.
 
-    Whatever a shell puts into the background ignores it, and so does all that this starts.
+    Whatever a shell puts into the background ignores them, and so does all that this starts.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL}
+    for number, handler in usual.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
