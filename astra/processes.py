@@ -36,6 +36,11 @@ def command_of(pid: int) -> list[str]:
     return [os.fsdecode(word) for word in text.split(b"\0")[:-1]]
 
 
+def is_element(arguments: list[str], token: str | None) -> bool:
+    """Return whether a command line is that of an element of a submission."""
+    return "run-page" in arguments and token in arguments
+
+
 def elements_here(token: str) -> set[int]:
     """Return the elements of a local submission that run on this machine, by their command lines.
 
@@ -43,13 +48,12 @@ def elements_here(token: str) -> set[int]:
     child.
     """
     commands = [command_of(int(name)) for name in os.listdir("/proc") if name.isdecimal()]
-    element_arguments = [
-        arguments for arguments in commands if "run-page" in arguments and token in arguments
-    ]
     return {
-        int(number)
-        for *_, option, number in element_arguments
-        if option == "--element" and number.isdecimal()
+        int(arguments[-1])
+        for arguments in commands
+        if is_element(arguments, token)
+        and arguments[-2] == "--element"
+        and arguments[-1].isdecimal()
     }
 
 

@@ -297,9 +297,8 @@ def assess_plans(
         entry = of_plan[plan.pk]
         if states[PageState.UNKNOWN]:
             unknown = f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}"
-            if (
-                entry.pk is None and slurm_answer[0].queue
-            ):  # of an earlier night: leave out only this plan
+            is_leftover = entry.pk is None
+            if is_leftover and slurm_answer[0].queue:  # only this plan is left out
                 step.problems.append(unknown)
                 continue
             raise SlurmUnknown(unknown)

@@ -15,7 +15,7 @@ from astra.config import settings as config
 from astra.config.profiles import Profile, choose_profile, without_early_signal
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import AstraError, ConfigError
-from astra.models.attempts import Attempt, Exclusion
+from astra.models.attempts import Attempt, Exclusion, excluded_nodes
 from astra.models.plans import Page, Plan, Submission
 from astra.models.stored_json import log_damage
 from astra.plan.lookup import is_trusted
@@ -211,8 +211,8 @@ def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable["PageStatus
 
 def exclude_bad_nodes(
     plan: Plan, statuses: Sequence["PageStatus"], steps: Iterable[PageStep]
-) -> list[str]:
-    """Exclude, for a while, the nodes at which many pages of a plan fail; return their names.
+) -> None:
+    """Exclude, for a while, the nodes at which many pages of a plan fail.
 
     An exclusion that the plan has made before ends if its pages have failed elsewhere too since.
     """
@@ -226,22 +226,26 @@ def exclude_bad_nodes(
     ends += [(s.page, None, s.node) for s in statuses if s.state is PageState.DONE]
     unbegun = {page.number for page in pages if page.attempt_pk is None}
     bad = retry_policy.bad_nodes(ends, settings.exclude_after, unbegun)
-    cleared = [node for _, _, node in ends if node is not None and node not in bad]
     made_here = f"plan {plan.pk}: "
+    cleared = {node for _, _, node in ends} - bad.keys()
+    lifted = [
+        node
+        for node, exclusion in excluded_nodes().items()
+        if node in cleared and exclusion.reason.startswith(made_here)
+    ]
+    if not bad and not lifted:
+        return
     with connection(), writing():
         now = dialect().now()
         until = now + timedelta(seconds=settings.exclude_for_s)
         for node, reason in bad.items():
-            Exclusion.insert(node=node, reason=made_here + reason, until=until).on_conflict(
-                conflict_target=[Exclusion.node],
-                update={"reason": made_here + reason, "until": until},
+            values = {"reason": made_here + reason, "until": until}
+            Exclusion.insert(node=node, **values).on_conflict(
+                conflict_target=[Exclusion.node], update=values
             ).execute()
-        Exclusion.update(until=now).where(
-            Exclusion.node.in_(sorted(set(cleared)))
-            & Exclusion.reason.startswith(made_here)
-            & (Exclusion.until > now)
-        ).execute()
-    return sorted(bad)
+        # Another plan may have excluded one of them meanwhile.
+        still_own = Exclusion.node.in_(lifted) & Exclusion.reason.startswith(made_here)
+        Exclusion.update(until=now).where(still_own).execute()
 
 
 def grouped(steps: Iterable[PageStep]) -> list[NextStep]:

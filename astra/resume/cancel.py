@@ -21,7 +21,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.pages import light_pages, release
-from astra.processes import command_of, process_began
+from astra.processes import command_of, is_element, process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState
 from astra.status.page_states import PageStatus, slurm_jobs, survey
@@ -178,8 +178,7 @@ def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
     for attempt in attempts:
         is_local = attempt.job_id is None and attempt.host == socket.gethostname()
         if is_local and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
-            command_line = command_of(attempt.pid)
-            if "run-page" in command_line and _token_of(attempt) in command_line:
+            if is_element(command_of(attempt.pid), _token_of(attempt)):
                 os.kill(attempt.pid, signal.SIGTERM)
                 signalled.append(attempt.pid)
     return signalled
