@@ -63,12 +63,16 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 @cache
-def imports(path: Path) -> frozenset[str]:
-    """The modules of the package that a file imports from, wherever in it."""
+def imports(path: Path, for_types: bool = False) -> frozenset[str]:
+    """The modules of the package that a file imports from, wherever in it.
+
+    With `for_types`, also those that only a type checker imports.
+    """
     known, found = dict(modules()), set()
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if is_for_types and not for_types:
             node.body = []  # nothing is imported when it runs
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("astra"):
@@ -85,8 +89,10 @@ def folder(module: str) -> str:
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Which folder imports from which other."""
-    pairs = {(folder(name), folder(used)) for name, path in modules() for used in imports(path)}
+    """Which folder imports from which other, if only for its types."""
+    pairs = {
+        (folder(name), folder(used)) for name, path in modules() for used in imports(path, True)
+    }
     return {(one, other) for one, other in pairs if one and other and one != other}
 
 

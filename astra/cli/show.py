@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from astra.doctor.finding import Finding
     from astra.element.page_outcome import PageOutcome
     from astra.element.trial import Tried
+    from astra.plan.pages import PageStatus
     from astra.plan.plan import Planned
     from astra.plan.sizes import Estimate
     from astra.plan.spool import Recovered
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from astra.resume.controls import Control
     from astra.status.failures import FailedRow, Kind
     from astra.status.logs import Log
-    from astra.status.page_states import PageStatus
     from astra.status.plans import PlanLine
     from astra.status.status import PlanStatus
     from astra.status.verdict import Verdict

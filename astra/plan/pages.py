@@ -1,7 +1,8 @@
-"""Pages of a plan: read them, find those that wait for an element, and release them."""
+"""Pages of a plan: their status, those that wait for an element, and how one is released."""
 
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from peewee import SQL, ModelSelect, Query, Value, fn
 
@@ -11,7 +12,31 @@ from astra.database.statements import statement
 from astra.models.attempts import Attempt
 from astra.models.keys import RowKey
 from astra.models.plans import N_PENDING, Page, Plan
-from astra.states import AttemptState
+from astra.states import AttemptState, PageState
+
+
+@dataclass(frozen=True, slots=True)
+class PageStatus:
+    """The status of one page, from the database and Slurm."""
+
+    page: int
+    state: PageState
+    rows: int
+    done: int
+    failed: int
+    no_result: int
+    pending: int
+    element: int | None = None
+    job: str | None = None  # "4711_7"
+    node: str | None = None
+    slurm_state: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None  # why Slurm lets it wait, or ended it
+    attempts: int = 0
+    seen: datetime | None = None
+    overdue: bool = False
+    message: str | None = None
 
 
 def page_of(plan: Plan, number: int) -> Page:

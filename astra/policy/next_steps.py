@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING
 
 from peewee import fn
 
@@ -19,15 +18,12 @@ from astra.models.attempts import Attempt, Exclusion, excluded_nodes
 from astra.models.plans import Page, Plan, Submission
 from astra.models.stored_json import log_damage
 from astra.plan.lookup import is_trusted
-from astra.plan.pages import light_pages
+from astra.plan.pages import PageStatus, light_pages
 from astra.policy import retry_policy
 from astra.policy.retry_policy import Decision, End
 from astra.slurm import limits
 from astra.slurm.site import Room
 from astra.states import ALIVE, PageState, SlurmState
-
-if TYPE_CHECKING:
-    from astra.status.page_states import PageStatus
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class NextStep:
 
 def next_steps(
     plan: Plan,
-    statuses: Iterable["PageStatus"],
+    statuses: Iterable[PageStatus],
     profile_name: str | None = None,
     options: Mapping[str, object] | None = None,
     on_request: bool = False,
@@ -190,7 +186,7 @@ def ends_as_stored(ends: Iterable[End]) -> str:
     return json.dumps([vars(end) for end in ends])
 
 
-def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable["PageStatus"]) -> None:
+def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable[PageStatus]) -> None:
     """Store how the elements of pages that were submitted again had ended."""
     slurm_states = {s.page: s.slurm_state for s in statuses}
     before = {n.page.number: n for n in steps if n.end is not None}
@@ -210,7 +206,7 @@ def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable["PageStatus
 
 
 def exclude_bad_nodes(
-    plan: Plan, statuses: Sequence["PageStatus"], steps: Iterable[PageStep]
+    plan: Plan, statuses: Sequence[PageStatus], steps: Iterable[PageStep]
 ) -> None:
     """Exclude, for a while, the nodes at which many pages of a plan fail.
 

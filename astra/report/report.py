@@ -16,6 +16,7 @@ import numpy as np
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples
 from astra.models.plans import Page, Plan, Submission
+from astra.plan.pages import PageStatus
 from astra.report.attempts import Attempts, Ending, Histogram, Node, SlowPage, TimeSeries
 from astra.report.earlier import Earlier, earlier_of, earlier_plans
 from astra.report.failures import FailureKind, failures_of
@@ -26,7 +27,6 @@ from astra.report.waste import wasted
 from astra.states import PageState, PlanState, worst
 from astra.status.headline import Headline, Kind, headline_of, stuck_pages, total
 from astra.status.logs import log_paths
-from astra.status.page_states import PageStatus
 from astra.status.status import PlanStatus, statuses
 
 N_LISTED = 100  # pages and nodes in a table, at most

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
+from astra.plan.pages import PageStatus
 from astra.report.format import (
     count,
     file_url,
@@ -17,7 +18,6 @@ from astra.report.format import (
 )
 from astra.report.provenance import Provenance
 from astra.report.report import Report
-from astra.status.page_states import PageStatus
 from astra.status.status import PlanStatus
 
 

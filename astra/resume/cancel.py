@@ -20,11 +20,11 @@ from astra.models.archive import check_archive
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
-from astra.plan.pages import light_pages, release
+from astra.plan.pages import PageStatus, light_pages, release
 from astra.processes import command_of, is_element, process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState
-from astra.status.page_states import PageStatus, slurm_jobs, survey
+from astra.status.page_states import slurm_jobs, survey
 from astra.submit.intent import plan_lock, recover_intents
 
 #: How long elements may take to end after the grace of a row; how long to wait for the lock.

@@ -10,12 +10,12 @@ from astra.element.suspects import forgive
 from astra.errors import SlurmRefused, UsageError, nearest
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan
-from astra.plan.pages import light_pages
+from astra.plan.pages import PageStatus, light_pages
 from astra.policy import retry_policy
 from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
 from astra.resume.refill import withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
-from astra.status.page_states import Pages, PageStatus, SlurmAnswer, survey
+from astra.status.page_states import Pages, SlurmAnswer, survey
 from astra.submit.arrays import shares
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import Holders, hold_plan

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from astra.database.connection import dialect
+from astra.plan.pages import PageStatus
 from astra.states import PageState, PlanState, worst
-from astra.status.page_states import PageStatus, never_starts
+from astra.status.page_states import never_starts
 from astra.status.status import PlanStatus
 
 

@@ -16,33 +16,10 @@ from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect, tuples
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Plan, Submission
+from astra.plan.pages import PageStatus
 from astra.processes import elements_here, process_began
 from astra.slurm import client, command, parse
 from astra.states import ALIVE, HELD, AttemptState, PageState, SlurmState
-
-
-@dataclass(frozen=True, slots=True)
-class PageStatus:
-    """The status of one page, from the database and Slurm."""
-
-    page: int
-    state: PageState
-    rows: int
-    done: int
-    failed: int
-    no_result: int
-    pending: int
-    element: int | None = None
-    job: str | None = None  # "4711_7"
-    node: str | None = None
-    slurm_state: str | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-    reason: str | None = None  # why Slurm lets it wait, or ended it
-    attempts: int = 0
-    seen: datetime | None = None
-    overdue: bool = False
-    message: str | None = None
 
 
 class StoredPage(NamedTuple):

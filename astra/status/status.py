@@ -20,13 +20,13 @@ from astra.models.importing import load
 from astra.models.plans import Plan
 from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
+from astra.plan.pages import PageStatus
 from astra.policy import retry_policy
 from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.slurm.parse import Answer
 from astra.states import ALIVE, ENDED, PageState, PlanState
 from astra.status.page_states import (
     Pages,
-    PageStatus,
     StoredPlan,
     in_states,
     present_pages,

@@ -16,11 +16,12 @@ from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.models.plans import Plan
 from astra.plan.lookup import get_plan
+from astra.plan.pages import PageStatus
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.slurm import parse
 from astra.states import PageState, PlanState, worst
-from astra.status.page_states import PageStatus, never_starts
+from astra.status.page_states import never_starts
 from astra.status.status import plan_state
 from astra.submit.local import _failed_elements
 from tests.sample_tasks import fill, measure
