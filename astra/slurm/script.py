@@ -11,6 +11,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import groupby
@@ -70,6 +71,12 @@ class JobScript(Script):
     """The values for the script of a job of one process: a finalizer, or a check."""
 
     about: str  # what the job does, for people
+
+
+def prepare(template: str) -> None:
+    """Compile a template, which takes longer than rendering it; errors are left to `render`."""
+    with suppress(Exception):
+        _environment(settings.current().run.templates).get_template(template)
 
 
 def render(template: str, script: Script, site: Path | None = None) -> str:

@@ -99,11 +99,13 @@ def submit(
         frozen = get_plan(plan)
         check_ready(frozen, dry_run)
         chosen = choose_profile(profile_name, options)
-        # Slurm is queried while the plan is locked and its pages are read.
+        # Slurm is queried while the plan is locked, its pages are read and its script is prepared.
         obstacles = in_background(lambda: limits.obstacles_to(chosen))
         with hold_plan(frozen):
             with connection():
                 pages = waiting_pages(frozen)
+            if pages:
+                script_module.prepare(chosen.template)
             for obstacle in obstacles() if pages else ():
                 log.warning("%s", obstacle)
             return submit_pages(frozen, pages, NOBODY, chosen, dry_run, hours)

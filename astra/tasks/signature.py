@@ -58,18 +58,18 @@ def _candidates(name: str) -> Iterator[str]:
     if ":" in name:
         yield name
         return
-    registered = _registered()
-    if name in registered:
-        yield registered[name]
     module, _, function = name.rpartition(".")
     yield f"{_PIPELINES}.{module or name}:{function or name}"
     if module:
         yield f"{module}:{function}"
+    registered = _registered()
+    if name in registered:
+        yield registered[name]
 
 
 def _registered() -> dict[str, str]:
     """Return the paths of the tasks that installed packages offer, by name."""
-    # It takes as long to import as peewee, and elements know the path of their task.
+    # The module takes long to import, and reads the metadata of every installed package.
     from importlib.metadata import entry_points
 
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

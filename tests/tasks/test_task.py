@@ -16,6 +16,7 @@ from astra.database.connection import database
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure, NoResult
+from astra.tasks.signature import find_task
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, collect, fill, measure
 from tests.servers import wait_for
@@ -438,3 +439,16 @@ def test_within_a_transaction_of_the_caller_one_warning_is_logged(url, caplog):
     assert len(said) == 1 and len(stored()) == 20
     list(measure(spectra(), write_frequency=1))
     assert sum("write_frequency" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_short_name_is_found_unless_a_module_has_a_function_of_that_name(tmp_path, monkeypatch):
+    """A package offers two names: a short one, and one that is the path of another function."""
+    info = tmp_path / "offered-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
+    path = "tests.sample_tasks:measure"
+    names = f"offered.width = {path}\ntests.sample_tasks.collect = {path}\n"
+    (info / "entry_points.txt").write_text(f"[astra.tasks]\n{names}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_task("offered.width") is measure
+    assert find_task("tests.sample_tasks.collect") is collect
