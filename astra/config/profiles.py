@@ -338,13 +338,15 @@ def keys_for_slurm(chosen: Profile) -> list[str]:
     return [*chosen.options, *(k for k in own_keys if getattr(chosen, k) != getattr(plain, k))]
 
 
-def without_early_signal(chosen: Profile) -> Profile:
+def without_early_signal(chosen: Profile, default_time: str | None = None) -> Profile:
     """Return the profile without its warning signal if that would arrive as the element begins.
 
     Slurm may send it up to a minute early (sbatch(1), --signal). The SIGTERM at the time limit,
-    KillWait before SIGKILL, still leaves time to store what was yielded.
+    KillWait before SIGKILL, still leaves time to store what was yielded. A profile without a time
+    limit has the `default_time` of its partition.
     """
-    signal, limit_s = chosen.options.get("signal"), time_limit_s(chosen.options.get("time", ""))
+    signal = chosen.options.get("signal")
+    limit_s = time_limit_s(chosen.options.get("time", default_time or ""))
     if signal and limit_s and limit_s < 2 * warning_lead_s(signal) + 60:
         return replace(chosen.with_options(signal=False), given=chosen.given)
     return chosen

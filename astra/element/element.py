@@ -5,7 +5,6 @@ rows and writing a checkpoint each use a short one; everything between two pages
 """
 
 import logging
-import os
 
 from peewee import SQL, Model, Query, Value
 
@@ -27,7 +26,7 @@ from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.meter import Meter
 from astra.element.page_outcome import PageOutcome
-from astra.element.pool import claimed_page, close_pool, give_back, time_of_element
+from astra.element.pool import claimed_page, close_pool, end_of_element, give_back
 from astra.element.reader import Reader
 from astra.element.signals import stop_on_signals
 from astra.errors import (
@@ -48,7 +47,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, trust
 from astra.plan.pages import is_cancelled, page_of
-from astra.processes import born_s, collect_as_usual, now_s
+from astra.processes import collect_as_usual, now_s
 from astra.results.background import Heartbeat
 from astra.results.checkpoint import take_back_failures
 from astra.results.claim import Claim, check_nothing_lost
@@ -149,8 +148,7 @@ class Element:
         The first is the page that an earlier process of this element had claimed, if any. After a
         page that was not completed no other is taken: what broke one may break all of them.
         """
-        limit_s, longest_s = time_of_element(self.submission), 0.0
-        end_s = None if limit_s is None else born_s(os.getppid()) + limit_s
+        end_s, longest_s = end_of_element(self.submission), 0.0
         self._connect()
         number = retrying(lambda: claimed_page(self.submission, element))
         runs: list[PageOutcome] = []

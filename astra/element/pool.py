@@ -5,6 +5,8 @@ index holds the free pages, and checkpoints do not change it.
 """
 
 import logging
+import os
+import time
 from dataclasses import replace
 
 from peewee import ColumnBase, ModelSelect, Query, Value
@@ -15,6 +17,7 @@ from astra.database.statements import statement
 from astra.errors import AstraError
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Submission
+from astra.processes import born_s, now_s
 from astra.states import AttemptState
 
 log = logging.getLogger(__name__)
@@ -112,11 +115,18 @@ def give_back(page: Page) -> None:
     ).execute()
 
 
-def time_of_element(submission: Submission) -> int | None:
-    """Return the seconds from an element's start to the warning before its time limit, if any."""
+def end_of_element(submission: Submission) -> float | None:
+    """Return when this element is warned of its time limit, by the clock of ``now_s``, if ever.
+
+    Slurm 23.02 and later say when a job ends, which ``--time-min``, too, brings forward.
+    """
     options = submission.options
+    lead_s = warning_lead_s(options.get("signal"))
+    ends = os.environ.get("SLURM_JOB_END_TIME", "") if submission.kind == "slurm" else ""
+    if ends.isdecimal():
+        return now_s() + int(ends) - time.time() - lead_s
     limit_s = time_limit_s(options.get("time", ""))
-    return limit_s and limit_s - warning_lead_s(options.get("signal"))
+    return limit_s and born_s(os.getppid()) + limit_s - lead_s
 
 
 def close_pool(submission: Submission) -> None:

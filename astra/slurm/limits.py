@@ -13,6 +13,7 @@ from astra.errors import SlurmError
 from astra.slurm.command import available, run
 from astra.slurm.site import (
     Cluster,
+    Partition,
     Room,
     parse_cluster,
     parse_maintenance,
@@ -133,9 +134,8 @@ def room(partition: str | None) -> Room:
     SlurmError
         If Slurm does not answer.
     """
-    partitions = parse_partitions(_of_site("scontrol", "-o", "show", "partition"))
-    names = set((partition or "").split(",")) - {""} or {p.name for p in partitions if p.is_default}
-    requested = [p for p in partitions if p.name in names]
+    requested = _requested(partition)
+    names = {p.name for p in requested}
     lines = _of_site("sinfo", "-h", "-N", "-o", "%R|%N|%m").splitlines()
     nodes = [line.split("|") for line in lines if line.split("|")[0] in names]
     memory = [size for _, _, text in nodes if (size := size_mb(text.rstrip("+")))]
@@ -146,6 +146,30 @@ def room(partition: str | None) -> Room:
         min((p.default_mem_mb for p in requested if p.default_mem_mb), default=None),
         tuple(sorted({node for _, node, _ in nodes})),
     )
+
+
+def _requested(partition: str | None) -> list[Partition]:
+    """Return the partitions of a list of names, or the default one."""
+    partitions = parse_partitions(_of_site("scontrol", "-o", "show", "partition"))
+    names = set((partition or "").split(",")) - {""}
+    return [p for p in partitions if (p.name in names if names else p.is_default)]
+
+
+def default_time(chosen: Profile) -> str | None:
+    """Return the time limit that Slurm gives to elements whose profile requests none.
+
+    Return None if the profile requests one, if there is none, and if it is not known: several
+    partitions may have several.
+    """
+    if "time" in chosen.options or "clusters" in chosen.options or not available():
+        return None
+    try:
+        defaults = {p.default_time_s for p in _requested(chosen.partition)}
+    except SlurmError as error:
+        log.warning("the time limit of elements without --time is not known: %s", error)
+        return None
+    limit_s = defaults.pop() if len(defaults) == 1 else None
+    return written_time(limit_s) if limit_s else None
 
 
 def _hosts(nodes: str) -> set[str]:

@@ -56,6 +56,7 @@ class Partition:
     name: str
     max_time_s: int | None
     max_mem_mb: int | None
+    default_time_s: int | None  # for a job that requests no time
     default_mem_mb: int | None  # for a job of one CPU that does not request memory
     is_default: bool
 
@@ -66,11 +67,13 @@ def parse_partitions(text: str) -> list[Partition]:
     for values in _records(text):
         if "PartitionName" in values:
             memory = values.get("DefMemPerNode") or values.get("DefMemPerCPU") or ""
+            max_time_s = time_limit_s(values.get("MaxTime", ""))
             partitions.append(
                 Partition(
                     values["PartitionName"],
-                    time_limit_s(values.get("MaxTime", "")),
+                    max_time_s,
                     size_mb(values.get("MaxMemPerNode", "")),
+                    time_limit_s(values.get("DefaultTime", "")) or max_time_s,
                     size_mb(memory),
                     values.get("Default") == "YES",
                 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from astra.config.profiles import Profile, choose_profile
+from astra.config.profiles import Profile, choose_profile, without_early_signal
 from astra.config.run_folder import check_folder, run_folder
 from astra.database.connection import connection, dialect, keep_connected
 from astra.database.threads import in_background
@@ -159,8 +159,10 @@ def submit_pages(
     queue = list(slices(pages, each, _array_size(dry_run) - 1)) if pages else []
     if queue:
         chosen = replace(chosen, max_elements=-(-chosen.max_elements // len(queue)))
+    default_time = limits.default_time(chosen) if queue else None
+    chosen = without_early_signal(chosen, default_time)
     shared = shares(chosen.throttle, [len(piece.elements) for piece in queue])
-    common = _Common(plan, chosen, shared, excluded, hours)
+    common = _Common(plan, chosen, shared, excluded, hours, default_time)
     if dry_run:
         message, submitted = None, list(pages)
         jobs = [common.array(n, piece, token="0" * 12).job() for n, piece in enumerate(queue)]
@@ -279,6 +281,7 @@ class _Common:
     shared: list[int]  # shares of the throttle; arrays take turns
     excluded: tuple[str, ...]  # nodes
     hours: Hours
+    default_time: str | None  # time limit of elements whose profile requests none
 
     def array(
         self, n: int, piece: Slice, behind: Job | None = None, token: str | None = None
@@ -290,9 +293,11 @@ class _Common:
         plan, chosen, started = self.plan, self.chosen, piece.with_elements(self.chosen)
         if self.shared:
             chosen = replace(chosen, throttle=self.shared[n % len(self.shared)])
+        # Recorded, and left to Slurm: elements leave in time, and the policy knows what they had.
+        had = {"time": self.default_time} if self.default_time else {}
         submission = new_submission(
-            plan, started.elements, piece.offset, chosen.pages_per_element, "slurm", chosen,
-            chosen.pull, token,
+            plan, started.elements, piece.offset, chosen.pages_per_element, "slurm",
+            replace(chosen, options={**chosen.options, **had}), chosen.pull, token,
         )  # fmt: skip
         folder = run_folder(plan.folder)
         submission.script = str(folder / f"{submission.job_name}.sh")

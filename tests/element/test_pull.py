@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import peewee
@@ -14,9 +15,10 @@ from astra.database.connection import connection, database, writing
 from astra.database.postgresql import PostgreSQL
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element, run_element
-from astra.element.pool import give_back, take_page, time_of_element
+from astra.element.pool import end_of_element, give_back, take_page
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
+from astra.processes import born_s, now_s
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume, resume_local
@@ -122,7 +124,7 @@ class TestClaims:
 
     def test_no_page_is_begun_that_the_time_does_not_suffice_for(self, url, monkeypatch):
         plan = plan_of(30, 10)
-        monkeypatch.setattr("astra.element.element.time_of_element", lambda submission: 1)
+        monkeypatch.setattr("astra.element.element.end_of_element", lambda submission: 1)
         with Element(plan, pool_of(plan), Stop()) as this:
             assert [run.page for run in this.pull(1)] == [1]
             assert [run.page for run in this.pull(2)] == [2]
@@ -138,7 +140,20 @@ class TestClaims:
         """A limit of 0 is none, and a warning without a time comes a minute before the limit."""
         submission = pool_of(plan_of(10, 10))
         submission.profile = json.dumps({"options": {"time": time, "signal": warning}})
-        assert time_of_element(submission) == time_s
+        begins_s = born_s(os.getppid())
+        assert end_of_element(submission) == (time_s and begins_s + time_s)
+
+    def test_the_end_that_slurm_gives_an_element_counts_more_than_the_options(
+        self, sqlite_url, monkeypatch
+    ):
+        """With --time-min, Slurm shortens the time of a job that so begins earlier."""
+        submission = pool_of(plan_of(10, 10))
+        submission.profile = json.dumps({"options": {"time": 90, "signal": "B:TERM@20"}})
+        monkeypatch.setenv("SLURM_JOB_END_TIME", f"{time.time() + 60:.0f}")
+        of_local = end_of_element(submission)
+        submission.kind = "slurm"
+        end_s = end_of_element(submission)
+        assert end_s is not None and abs(end_s - now_s() - 40) < 2 and end_s != of_local
 
     def test_an_interrupted_page_goes_back_with_what_it_has(self, url, tmp_path):
         computed, fast = tmp_path / "computed", tmp_path / "fast"

@@ -24,7 +24,7 @@ from astra.policy import next_steps, retry_policy
 from astra.policy.next_steps import ends_of
 from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
 from astra.resume.resume import resume
-from astra.slurm.limits import room
+from astra.slurm.limits import default_time, room
 from astra.slurm.parse import Answer, Execution
 from astra.slurm.site import Room, parse_partitions
 from astra.states import PageState, SlurmState
@@ -250,13 +250,16 @@ class TestNodes:
 
 def test_partitions_as_slurm_writes_them():
     text = (
-        "PartitionName=a Default=YES MaxTime=1-00:00:00 Nodes=n[1-4] DefMemPerNode=100 "
-        "MaxMemPerNode=UNLIMITED\nPartitionName=b Default=NO MaxTime=UNLIMITED "
+        "PartitionName=a Default=YES DefaultTime=02:00:00 MaxTime=1-00:00:00 Nodes=n[1-4] DefMemPerNode=100 "
+        "MaxMemPerNode=UNLIMITED\nPartitionName=b Default=NO DefaultTime=NONE MaxTime=UNLIMITED "
         "DefMemPerCPU=50 MaxMemPerNode=4000 TRES=cpu=16,mem=62.50G"
     )
     a, b = parse_partitions(text)
     assert (a.max_time_s, a.max_mem_mb, a.default_mem_mb, a.is_default) == (86400, None, 100, True)
     assert (b.max_time_s, b.max_mem_mb, b.default_mem_mb, b.is_default) == (None, 4000, 50, False)
+    assert (a.default_time_s, b.default_time_s) == (7200, None)
+    (only_max,) = parse_partitions("PartitionName=c DefaultTime=NONE MaxTime=00:30:00")
+    assert only_max.default_time_s == 1800
 
 
 class TestConfiguration:
@@ -405,3 +408,20 @@ class TestOnSlurm:
             300, None, None,
         )  # fmt: skip
         assert short.nodes == ("n1", "n2", "n3", "n4") and short.max_mem_mb == 16000
+
+    def test_elements_without_a_time_have_that_of_their_partition(self, slurm):
+        """They leave before it ends, and are not repeated for nothing where it cannot grow."""
+        fill(4)
+        (planned, _) = create_plan(measure, limit=2)
+        options = {"partition": "short", "time": False}
+        late = submit(planned.plan, options={**options, "signal": "B:TERM@150"}, dry_run=True)
+        assert "#SBATCH --signal" not in late.jobs[0].text  # it would come as the element begins
+        (job,) = submit(planned.plan, options=options).jobs
+        script = Path(job.script).read_text()
+        assert "--time" not in script and "#SBATCH --signal" in script
+        submission = Submission.get()
+        assert submission.options["time"] == "00:05:00"
+        made = step("TIMEOUT", used=submission.options, room=room("short"))
+        assert not made.retry and "time 00:05:00 was not enough" in made.explanation
+        several = choose_profile(None, {**options, "partition": "short,debug"})
+        assert default_time(several) is None
