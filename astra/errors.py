@@ -78,11 +78,17 @@ class SlurmError(AstraError):
 
 
 class SlurmRefused(SlurmError):
-    """Slurm refused, and made no job. `limit` is true if it may accept the job later."""
+    """Slurm refused, and made no job.
 
-    def __init__(self, message: str, limit: bool = False) -> None:
+    Attributes
+    ----------
+    limit : whether it may accept the job, or a part of it, when other jobs have ended.
+    closed : whether it may accept the job when an administrator opens the partition again.
+    """
+
+    def __init__(self, message: str, limit: bool = False, closed: bool = False) -> None:
         super().__init__(message)
-        self.limit = limit
+        self.limit, self.closed = limit, closed
 
 
 class SlurmUnknown(SlurmError):

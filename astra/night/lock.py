@@ -47,9 +47,9 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Return whether an error is temporary: Slurm or the database is unavailable, or full."""
-    limit = isinstance(error, SlurmRefused) and error.limit
-    return isinstance(error, SlurmUnknown) or limit or is_away(error)
+    """Return whether an error is temporary: Slurm or the database is away, full or closed."""
+    later = isinstance(error, SlurmRefused) and (error.limit or error.closed)
+    return isinstance(error, SlurmUnknown) or later or is_away(error)
 
 
 def call_when_released(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:

@@ -192,7 +192,7 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
 def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: NightStep) -> bool:
     """Submit the pages of one plan; return whether anything of it is, or will be, alive.
 
-    At a limit of Slurm the rest is left to a later step.
+    At a limit of Slurm, or where the partition is closed, the rest is left to a later step.
     """
     profile, _ = profile_of(due.task, settings)
     throttle = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
@@ -212,7 +212,9 @@ def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: N
     except BusyError:
         began = step.lives = True  # another process submits or cancels it
     except AstraError as error:
-        if is_temporary(error):
+        if isinstance(error, SlurmRefused) and error.closed:
+            began = step.lives = True  # other plans may have other partitions
+        elif is_temporary(error):
             raise
         step.problems.append(f"plan {due.plan} of {due.task.task}: {error}")
     return began

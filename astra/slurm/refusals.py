@@ -10,6 +10,8 @@ _POLICY = re.compile(r"violates accounting/QOS policy")
 
 _OTHER_LIMIT = re.compile(r"\b(QOS|Assoc|Part)\w*(Limit|Min\w+|Max\w+)\b")
 
+_CLOSED = re.compile(r"partition not available \(inactive or drain\)")
+
 # Slurm's messages (slurm_errno of 22.05, and tried), and what to do about each.
 _ADVICE = [
     ("account", "choose an account that `sacctmgr show assoc user=$USER` lists for the partition"),
@@ -55,7 +57,10 @@ def refusal(message: str) -> SlurmRefused:
     if not limit and _POLICY.search(message):
         limit = not other  # old versions do not name the limit, usually the number of jobs
     reason = re.sub(r"Batch job submission failed: ", "", message)
-    if limit:
+    closed = bool(_CLOSED.search(message))
+    if closed:
+        advice = "submit again when `sinfo -s` shows the partition as up, or choose another one"
+    elif limit:
         advice = "Slurm accepts no more jobs at the moment: submit again when some have ended"
     elif other:
         advice = "ask for less, or for another qos: `sacctmgr show qos` has the limits"
@@ -64,4 +69,4 @@ def refusal(message: str) -> SlurmRefused:
     else:
         hints = (hint for key, hint in _ADVICE if re.search(key, reason, re.IGNORECASE))
         advice = next(hints, "change the profile or its template accordingly")
-    return SlurmRefused(f"Slurm refused: {reason}; {advice}", limit)
+    return SlurmRefused(f"Slurm refused: {reason}; {advice}", limit, closed)

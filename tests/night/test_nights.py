@@ -230,6 +230,26 @@ def test_a_node_on_which_no_element_can_begin(slurm, tmp_path, monkeypatch, setu
     assert list(excluded_nodes()) == (["n1"] if whole else [])
 
 
+def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkeypatch):
+    """As after a maintenance. Slurm takes no job of it meanwhile; the finalizer is in another."""
+    text = IDLE.format(marker=tmp_path).replace(
+        "extends =", 'partition = "short"\ntime = 5\nextends ='
+    )
+    write(tmp_path, text.replace("rounds = 2", 'finalizer_profile = "general"'), monkeypatch)
+    fill(40)
+    slurm.run("scontrol", "update", "PartitionName=short", "State=DRAIN")
+    try:
+        assert "when `sinfo -s` shows the partition as up" in astra("nightly", "survey", status=6)
+        first = last().finalizer
+        wait_for(lambda: last().ended or last().finalizer != first, "its first finalizer", 60)
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=short", "State=UP")
+    assert last().ended is None
+    astra("nightly", "survey", "--continue", str(last().pk))
+    night = closed(slurm)
+    assert night.whole and night.round == 0 and Measured.select().count() == 40
+
+
 def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, monkeypatch):
     fill(5)
     for text, words in (

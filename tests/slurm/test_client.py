@@ -174,7 +174,7 @@ class TestRefusals:
     def test_each_refusal_has_a_remedy(self, words: str, advice: str, limit: bool) -> None:
         found = refusal("Batch job submission failed: " + words)
         assert words in str(found) and advice in str(found)
-        assert found.limit is limit and found.exit_status == 6
+        assert found.limit is limit and found.exit_status == 6 and not found.closed
 
     @pytest.mark.parametrize(
         "output, job",
