@@ -279,7 +279,13 @@ def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> b
         return False
     if not page.pending and not (failed and page.failed):
         return False
-    return not only or page.slurm_state in only or page.state is PageState.UNSUBMITTED
+    return not only or page.state is PageState.UNSUBMITTED or not only.isdisjoint(_ends(page))
+
+
+def _ends(page: PageStatus) -> set[str | None]:
+    """Return how the element of a page ended: by Slurm, and as the policy names it."""
+    end = retry_policy.end_of(page.state, page.slurm_state, page.exit_code, True, None)
+    return {page.slurm_state, end.state if end else None}
 
 
 def _reset(plan: Plan, numbers: set[int]) -> None:

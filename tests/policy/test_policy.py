@@ -23,6 +23,7 @@ from astra.plan.plan import create_plan
 from astra.policy import next_steps, retry_policy
 from astra.policy.next_steps import ends_of
 from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
+from astra.resume import resume as resume_module
 from astra.resume.resume import resume
 from astra.slurm.limits import default_time, room
 from astra.slurm.parse import Answer, Execution
@@ -190,6 +191,27 @@ def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
     assert pages.states[1:] == [PageState.LOST] * 2
     steps = next_steps.next_steps(plan, pages)[1:]
     assert [n.end for n in steps] == [End("FAILED", None, IN_VAIN)] * 2
+
+
+def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names(url):
+    """Slurm's own words are COMPLETED for a page with rows missing, FAILED for a warned element."""
+    plan = plan_of(40, 10)
+    pool_of(plan)
+    with connection(), writing():
+        for number in (1, 2, 3, 4):
+            claim_page(plan, number, Submission.get(), number, this_process("local", Path()))
+        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3, 4]).execute()
+        Attempt.update(state="interrupted").where(Attempt.element == 3).execute()
+    warned = Execution(SlurmState.FAILED, exit_code=75)
+    ends = Execution(SlurmState.COMPLETED), Execution(SlurmState.OUT_OF_MEMORY), warned
+    answer = Answer({("j", n): end for n, end in enumerate(ends, 1)}, queued=frozenset({"j"}))
+    pages = present_pages(plan, answer, True)
+    for page, step in zip(pages, next_steps.next_steps(plan, pages), strict=True):
+        _, state, *_ = retry_policy.remedy(step.decision.state).split()
+        chosen, _, _ = resume_module._choose(
+            plan, False, resume_module.checked_states([state]), True, (answer, [])
+        )
+        assert page.page in [p.number for p in chosen]
 
 
 @pytest.mark.parametrize("ends", [{"signal": 9}, {"exit_code": 9}, {"exit_code": 137}])
