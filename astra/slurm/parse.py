@@ -76,8 +76,12 @@ class Answer:
         if array is not None and array.state is not None and not array.state.alive:
             # Slurm lists no elements of an array that ended before any of them began.
             return array
-        is_certain = self.queue and self.accounting and job not in self.unsettled
-        return ABSENT if is_certain else UNKNOWN
+        return ABSENT if self.accounting and self.queue_covers(job) else UNKNOWN
+
+    def queue_covers(self, job: int | str) -> bool:
+        """Return whether squeue would have shown the elements of a job that are alive."""
+        is_queried = self.jobs is None or job in self.jobs
+        return self.queue and is_queried and job not in self.unsettled
 
 
 @dataclass(frozen=True)

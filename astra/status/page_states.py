@@ -254,7 +254,7 @@ class Pages(Sequence[PageStatus]):
         state = execution.state if execution else None
         if execution is parse.UNKNOWN and not answer.accounting:
             # Without accounting only squeue can say, and it does not know the element.
-            state = SlurmState.ABSENT if answer.queue and job not in answer.unsettled else None
+            state = SlurmState.ABSENT if answer.queue_covers(job) else None
         if state is None:
             is_heard = recorded == AttemptState.RUNNING and not is_silent
             return PageState.RUNNING if is_heard else PageState.UNKNOWN

@@ -1,17 +1,19 @@
 """A resume leaves a page to the element that claims it meanwhile."""
 
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 import astra.resume.resume as resume_module
-from astra.database.connection import connection
+from astra.database.connection import connection, dialect
 from astra.element.claiming import ElementProcess, claim_page, this_process
 from astra.errors import BusyError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.resume.resume import resume, resume_local
+from astra.slurm.parse import Answer
 from astra.states import PageState
 from astra.submit.submit import submit
 from tests.pools import plan_of, pool_of, states
@@ -71,6 +73,24 @@ class TestHere:
         with connection():
             assert Submission.select().count() == 1
         assert resume_local(plan.pk).skipped == {"running": 1}
+
+
+def test_an_array_that_slurm_was_not_asked_about_is_unknown(url):
+    """An array whose answer was lost may be bound after Slurm was asked, also without accounting."""
+    plan = plan_of(30, 10)
+    pool_of(plan)
+    with connection():
+        long_ago = dialect().now() - timedelta(days=1)
+        array = {"kind": "slurm", "job_id": 7, "job_name": "j", "created": long_ago}
+        Submission.update(**array).execute()
+    for accounting in (True, False):
+        asked_before = Answer(accounting=accounting, jobs=frozenset({"another"}))
+        chosen, skipped, _ = resume_module._choose(
+            plan, False, frozenset(), True, (asked_before, [])
+        )
+        assert (chosen, skipped) == ([], {"unknown": 3})
+    gone = Answer(accounting=False, jobs=frozenset({"j"}))
+    assert len(resume_module._choose(plan, False, frozenset(), True, (gone, []))[0]) == 3
 
 
 def test_on_slurm(slurm: Slurm, monkeypatch):
