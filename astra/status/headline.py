@@ -95,9 +95,11 @@ def _next_of(plan: PlanStatus, kind: Kind) -> list[str]:
 def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
     rows, pages = total(p.rows for p in plans), total(p.pages for p in plans)
     n_rows, n_ended = rows.total(), sum(p.n_ended for p in plans)
-    if kind in (Kind.WHOLE, Kind.FAILED_ROWS):
+    if kind in (Kind.WHOLE, Kind.FAILED_ROWS) and n_ended == n_rows:
         return _ended_text(n_rows, rows["failed"])
     some = f"{n_rows - n_ended:,} of {n_rows:,} rows have not ended"
+    if kind is Kind.FAILED_ROWS:
+        return f"{some}, as their plan was cancelled; {rows['failed']:,} ended as failures."
     if kind is Kind.RUNNING:
         return f"{some}; running and waiting elements continue by themselves."
     if kind is Kind.CANCELLED:

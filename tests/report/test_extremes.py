@@ -15,7 +15,8 @@ from astra.report.format import clipped, first_line, in_both_zones
 from astra.report.page import html
 from astra.report.report import report_of
 from astra.resume.cancel import cancel
-from astra.status.headline import Kind
+from astra.status.headline import Kind, headline_of
+from astra.status.status import status
 from tests.report.browser import chromium, show
 from tests.sample_tasks import fill, measure
 
@@ -142,6 +143,16 @@ def test_cancelled_before_and_after_it_began(sqlite_url, browser, tmp_path):
 
 
 HOSTILE = "Größe µ 星 🌟 \x1b[31mred\x07 \x7f\x9b \u202egnp.exe \ufeff</pre><script>alert(1)</script> & \"'"
+
+
+def test_a_cancelled_plan_beside_one_with_failed_rows_has_not_ended(url):
+    failed = planned(4, raise_every=2)
+    cancelled = planned(2, run=False)
+    cancel(cancelled)
+    assert headline_of([status(failed)]).text == "All 4 rows have ended, 2 of them as failures."
+    assert headline_of([status(failed), status(cancelled)]).text == (
+        "2 of 6 rows have not ended, as their plan was cancelled; 2 ended as failures."
+    )
 
 
 def test_any_text_in_a_message_is_escaped(sqlite_url, browser, tmp_path):
