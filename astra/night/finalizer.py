@@ -20,7 +20,7 @@ from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
 from astra.models.nights import Night
 from astra.processes import user_name
 from astra.slurm import client, limits
-from astra.slurm.parse import UNKNOWN, JobId
+from astra.slurm.parse import UNKNOWN, Answer, JobId, is_held
 from astra.submit.intent import send
 from astra.submit.render import render_job
 
@@ -129,7 +129,7 @@ def _adopt(night: Night, job: JobId) -> None:
 
 
 def is_alive(night: Night) -> bool:
-    """Return whether a night has a finalizer that waits or runs.
+    """Return whether a night has a finalizer that waits or runs, and is not held.
 
     Raises
     ------
@@ -146,18 +146,27 @@ def is_alive(night: Night) -> bool:
         if not jobs:
             return False
         _adopt(night, min(jobs))
-    job = job_of(night)
-    answer = client.elements([job])
-    execution = answer.of(job.key, None)
-    if execution.state is not None:
-        return execution.state.alive
-    sure = answer.queue and not answer.accounting and job.key not in answer.unsettled
-    if execution is UNKNOWN and sure:
-        return False  # without accounting only squeue can say
+    answer = client.elements([job_of(night)])
+    if (alive := is_alive_in(answer, night)) is not None:
+        return alive
     raise SlurmUnknown(
         f"it is unknown whether the finalizer of the night {night.pk} (job {night.finalizer_job}) "
         f"is alive: {'; '.join(answer.notes) or 'Slurm does not say'}"
     )
+
+
+def is_alive_in(answer: Answer, night: Night) -> bool | None:
+    """Return whether a night's finalizer waits or runs, by Slurm's answer; None if it is unknown.
+
+    One that is held, as after a failed prolog, does not count as waiting.
+    """
+    job = job_of(night)
+    execution = answer.of(job.key, None)
+    if execution.state is not None:
+        return execution.state.alive and not is_held(execution.reason)
+    # Without accounting only squeue can say.
+    is_gone = execution is UNKNOWN and not answer.accounting and answer.queue_covers(job.key)
+    return False if is_gone else None
 
 
 def _profile(settings: NightSettings) -> Profile:

@@ -11,7 +11,7 @@ from astra.errors import SlurmError, UsageError, nearest
 from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
-from astra.night.finalizer import job_of
+from astra.night.finalizer import is_alive_in, job_of
 from astra.night.totals import n_left, refreshed, totals_of
 from astra.slurm import client
 
@@ -175,9 +175,8 @@ def _states(listed: list[Night]) -> dict[int, str]:
     except SlurmError:
         return {**dict.fromkeys([n.pk for n in open_nights], "running"), **states}
     for night in open_nights:
-        execution = answer and night.finalizer_job and answer.of(job_of(night).key, None)
-        dead = execution and execution.state is not None and not execution.state.alive
-        lost = night.finalizer is None or dead
+        is_dead = answer and night.finalizer_job and is_alive_in(answer, night) is False
+        lost = night.finalizer is None or is_dead
         states[night.pk] = "without a finalizer" if lost else "running"
     return states
 

@@ -387,19 +387,22 @@ def slurm_state(word: str) -> SlurmState:
 #: States of jobs that somebody has to release.
 _HELD_WORDS = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
+#: Reasons of jobs that are held until somebody releases them.
+_HELD = r"Job(Held|Hold)\w* | \w*_held(_state)? | REQUEUE_HOLD | SPECIAL_EXIT | RESV_DEL_HOLD"
+
 #: Reasons that never go away: somebody has to change the job, release it, or raise a limit. They
 #: come in families (https://slurm.schedmd.com/job_reason_codes.html): a limit on what one job may
 #: ask for, a budget of minutes that is used up, a job that is held, something that is not allowed.
 #: Limits on what many jobs use together pass when others end, and are not among them.
 _NEVER = re.compile(
-    r"""(?x)
-    (Assoc|QOS)Max\w*Per(Job|Node)(Limit)? | (Assoc|QOS)Max\w*WallDuration\w* | QOSMin\w*
+    rf"""(?x)
+    {_HELD} | (Assoc|QOS)Max\w*Per(Job|Node)(Limit)? | (Assoc|QOS)Max\w*WallDuration\w* | QOSMin\w*
     | Association(Time)Limit | QOSTimeLimit | QOSUsageThreshold | QOSNotAllowed
     | (Assoc|QOS)Grp(?!\w*RunMin)\w*(Minutes|Wall)(Limit)?
-    | Job(Held|Hold)\w* | \w*_held(_state)? | Max(Mem|CPU)\w*PerLimit | MaxMemPerLimit
+    | Max(Mem|CPU)\w*PerLimit | MaxMemPerLimit
     | \w*NotAllowed | Invalid(Account|QOS|Partition) | BadConstraints | Constraints
     | DependencyNeverSatisfied | Partition(Down|Inactive|NodeLimit|TimeLimit|Config)
-    | Reservation(Deleted|Invalid) | DeadLine | REQUEUE_HOLD | SPECIAL_EXIT | RESV_DEL_HOLD
+    | Reservation(Deleted|Invalid) | DeadLine
     """
 )
 
@@ -410,4 +413,13 @@ def never_starts(reason: str | None) -> bool:
     >>> never_starts("JobHoldMaxRequeue"), never_starts("AssocGrpCpuLimit")
     (True, False)
     """
-    return reason is not None and bool(_NEVER.fullmatch(reason.strip("()").replace(" ", "_")))
+    return _is_one_of(_NEVER, reason)
+
+
+def is_held(reason: str | None) -> bool:
+    """Return whether a job that waits for this reason is held until somebody releases it."""
+    return _is_one_of(re.compile(_HELD, re.VERBOSE), reason)
+
+
+def _is_one_of(reasons: re.Pattern[str], reason: str | None) -> bool:
+    return reason is not None and bool(reasons.fullmatch(reason.strip("()").replace(" ", "_")))

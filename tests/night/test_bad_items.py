@@ -8,13 +8,21 @@ from astra.errors import SlurmUnknown
 from astra.models import BossVisitSpectrum
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
+from astra.night import finalizer
 from astra.night import nightly as nightly_module
+from astra.night.history import nights
 from astra.night.nightly import heal_all
 from astra.night.plans import NightStep, assess_plans, begin_tasks
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.slurm import client
+from astra.slurm.parse import Answer, Execution
+from astra.states import SlurmState as S
 from astra.submit.intent import plan_lock
 from tests.sample_tasks import fill, measure
+
+FINALIZER = "astra-night-1-token", None
+HELD = "launch failed requeued held"
 
 
 def a_night(name: str = "survey") -> Night:
@@ -77,6 +85,41 @@ class _Unknown:
         from astra.states import PageState
 
         self.tally = {PageState.UNKNOWN: (1, 4)}
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        ({"executions": {}}, "without a finalizer"),
+        ({"executions": {}, "accounting": False}, "without a finalizer"),
+        ({"executions": {}, "queue": False}, "running"),
+        ({"executions": {}, "accounting": False, "queue": False}, "running"),
+        ({"executions": {FINALIZER: Execution(S.PENDING, reason="Dependency")}}, "running"),
+        ({"executions": {FINALIZER: Execution(S.PENDING, reason="PartitionDown")}}, "running"),
+        (
+            {"executions": {FINALIZER: Execution(S.PENDING, reason=HELD)}, "accounting": False},
+            "without a finalizer",
+        ),
+        ({"executions": {FINALIZER: Execution(S.RUNNING)}}, "running"),
+        ({"executions": {FINALIZER: Execution(S.NODE_FAIL)}}, "without a finalizer"),
+    ],
+)
+def test_a_night_whose_finalizer_does_not_come_is_not_called_running(
+    url, monkeypatch, found, state
+):
+    """It has ended, is not known, or is held by Slurm after the prolog failed on its node."""
+    with connection():
+        night = a_night()
+        Night.update(finalizer="token", finalizer_job=7).execute()
+        night = Night.get_by_id(night.pk)
+    answer = Answer(jobs=frozenset({FINALIZER[0]}), **found)
+    monkeypatch.setattr(client, "elements", lambda jobs, **_: answer)
+    assert [listed.state for listed in nights()] == [state]
+    if answer.queue:
+        assert finalizer.is_alive(night) is (state == "running")
+    else:
+        with pytest.raises(SlurmUnknown):
+            finalizer.is_alive(night)
 
 
 def test_a_night_that_cannot_be_healed_keeps_no_other_from_it(url, monkeypatch):
