@@ -98,11 +98,11 @@ def clean(
     packed = _to_pack(now, settings.compress_days, set(numbers))
     size = sum(map(_size, folders))
     if not dry_run:
-        reasons = {plan.pk: _remove(plan) for plan in old}
+        reasons = {plan.pk: _remove(plan, before) for plan in old}
         numbers = [pk for pk, reason in reasons.items() if not reason]
         remaining += filter(None, reasons.values())
         for plan in packed:
-            _pack(plan)
+            _pack(plan, now - timedelta(days=settings.compress_days))
         _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
         with connection(), writing():
             Night.delete().where(Night.pk.in_([night.pk for night in expired] or [0])).execute()
@@ -133,10 +133,12 @@ def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
     return [p for p in ended if p.pk not in removed and _existing([run_folder(p.folder)])]
 
 
-def _pack(plan: Plan) -> None:
+def _pack(plan: Plan, before: datetime) -> None:
     """Pack a plan's folder into an archive; remove it once the archive is complete."""
     folder, archive = _paths_of(plan)
     with suppress(BusyError), plan_lock(plan):
+        if _used_meanwhile(plan, before):
+            return
         unfinished = archive.with_name(f".{secrets.token_hex(8)}")
         try:
             with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
@@ -148,8 +150,8 @@ def _pack(plan: Plan) -> None:
         _remove_folders([folder])
 
 
-def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
-    """Return the old plans to remove, and why other old plans remain."""
+def _old_plans(before: datetime, only: Plan | None = None) -> tuple[list[Plan], list[str]]:
+    """Return the old plans to remove, and why other old plans remain; only about one, if given."""
     ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
     in_open_night = (
         NightPlan.select(NightPlan.plan_pk)
@@ -160,7 +162,7 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
     query = (
         Plan.select(Plan.pk, Plan.token, Plan.cancelled, Plan.n_rows, ended, fn.MAX(Page.modified))
         .join(Page, JOIN.LEFT_OUTER)
-        .where(Plan.created < before)
+        .where((Plan.created < before) & (Plan.pk == only.pk if only else True))
         .group_by(Plan.pk, Plan.token, Plan.cancelled, Plan.n_rows)
         .order_by(Plan.pk)
     )
@@ -171,6 +173,7 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
             fn.SUM((Attempt.state == AttemptState.RUNNING.value).cast("integer")),
         )
         .join(Page)
+        .where(Page.plan == only.pk if only else True)
         .group_by(Page.plan)
     )
     last_seen = {plan: (seen, running) for plan, seen, running in tuples(attempts)}
@@ -193,6 +196,13 @@ def _old_plans(before: datetime) -> tuple[list[Plan], list[str]]:
     return old, remaining
 
 
+def _used_meanwhile(plan: Plan, before: datetime) -> str | None:
+    """Return why a plan, which is locked now, is not to be removed after all."""
+    with connection():
+        old, remaining = _old_plans(before, plan)
+    return None if old else "".join(remaining) or f"plan {plan.pk} was used meanwhile"
+
+
 def _time(value: object) -> datetime:
     moment = Page.modified.python_value(value)
     assert isinstance(moment, datetime)  # noqa: S101 - of a column of times
@@ -205,13 +215,15 @@ def _old_nights(before: datetime) -> list[Night]:
     return list(query.order_by(Night.pk))
 
 
-def _remove(plan: Plan) -> str | None:
+def _remove(plan: Plan, before: datetime) -> str | None:
     """Remove a plan; return why it remains, if it does.
 
     Its files are removed first: if this is interrupted, the plan is found again and removed later.
     """
     try:
         with plan_lock(plan):
+            if reason := _used_meanwhile(plan, before):
+                return reason
             _remove_folders(_paths_of(plan))
             with connection(), writing():
                 Plan.delete().where(Plan.pk == plan.pk).execute()  # its pages go, too

@@ -5,6 +5,7 @@ import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from astra.api import run_here
@@ -19,6 +20,9 @@ from astra.models.plans import Page, Plan
 from astra.night.clean import clean
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.resume.resume import _reset
+from astra.status.status import status
+from astra.submit.intent import plan_lock
 from tests.forks import astra
 from tests.sample_tasks import Measured, fill, measure
 
@@ -59,6 +63,29 @@ def test_old_and_whole_plans_go_and_nothing_else(url):
     database.close()
     (planned,) = create_plan(measure, "BossVisitSpectrum")
     assert planned.plan is None and planned.failed == 4 and planned.held == 10
+
+
+@pytest.mark.parametrize("removes", [True, False])
+def test_a_plan_that_is_retried_meanwhile_stays(url, tmp_path, monkeypatch, removes):
+    """It is chosen, and its rows are made pending again before it is locked."""
+    (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    fill(30)
+    plan = get_plan(plan_of(raise_every=7))
+    run_here(plan.pk)
+    folder = run_folder(plan.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def locked(chosen):
+        _reset(chosen, {1, 2, 3})
+        return plan_lock(chosen)
+
+    monkeypatch.setattr("astra.night.clean.plan_lock", locked)
+    cleaned = clean(now=datetime.now(UTC) + timedelta(days=91 if removes else 20), dry_run=False)
+    assert cleaned.plans == () and folder.is_dir()
+    assert status(plan.pk).n_ended == 26
+    assert not removes or cleaned.kept == (f"plan {plan.pk} is not whole: astra status {plan.pk}",)
 
 
 def test_the_command_shows_before_it_removes(sqlite_url):
