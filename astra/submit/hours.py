@@ -137,10 +137,12 @@ def _before(page: Page) -> dict[str, object]:
     """Return the columns of a page before its submission, without the retry that did not start."""
     last = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
     if last is None:
-        return {"submission_pk": None}
+        return {"submission_pk": None, "free": None}
     ends = ends_of(page)[:-1]
     retries = ends_as_stored(ends) if ends else None
-    return {"submission_pk": last.submission_pk, "retries": retries}
+    pulled = Submission.select().where((Submission.pk == last.submission_pk) & Submission.pulls)
+    free = True if pulled.exists() else None
+    return {"submission_pk": last.submission_pk, "free": free, "retries": retries}
 
 
 def _cancel_waiting() -> None:

@@ -114,7 +114,8 @@ def test_shares_are_by_weight_and_never_more_than_there_is():
 def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
     plan = get_plan(plan_of(50, 10))
     pages = list(Page.select().order_by(Page.number))
-    first, second = (new_submission(plan, range(1, 6), 0, 1, "local") for _ in range(2))
+    first = new_submission(plan, range(1, 6), 0, 1, "local")
+    second = new_submission(plan, range(1, 6), 0, 1, "local", pulls=True)
     make_intent(first, pages)
     Attempt.create(
         page=pages[1], submission_pk=first.pk, number=1, element=2, state="interrupted", host="h",
@@ -136,6 +137,7 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
     assert found == {
         1: (None, None), 2: (first.pk, None), 3: (second.pk, None), 4: (None, None), 5: (None, None)
     }  # fmt: skip
+    assert [p.number for p in Page.select() if p.free] == [3]  # the first was no pool
 
 
 def test_an_element_is_asked_to_stop_at_the_end_of_the_hours(sqlite_url):
