@@ -196,7 +196,11 @@ def _program(scron: bool) -> str:
 
 
 def _run(command: Iterable[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(command), input=text, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        list(command), input=text, capture_output=True, encoding="utf-8",
+        errors="surrogateescape",  # other lines may be in any encoding, and stay as they are
+        check=False,
+    )  # fmt: skip
 
 
 def _table(program: str) -> str:

@@ -13,7 +13,7 @@ from astra.config import settings
 from astra.database.connection import connection, reset
 from astra.errors import UsageError
 from astra.models.nights import Night
-from astra.night.cron import entry, without
+from astra.night.cron import entry, has_entry, install, remove, without
 from tests import forks
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill
@@ -89,6 +89,20 @@ def test_other_lines_stay_as_they_are(night, monkeypatch):
     assert without(made.text, "surve") == made.text
     with pytest.raises(UsageError, match="mailto"):
         entry("survey", "@daily", "a\nb")
+
+
+def test_lines_in_another_encoding_stay_as_they_are(night, tmp_path, monkeypatch):
+    table, program = tmp_path / "table", tmp_path / "bin" / "crontab"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$1" = -l ] && exec cat {table}\nexec cat >{table}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    others = "# für mich\n".encode("latin-1")
+    table.write_bytes(others)
+    assert not has_entry("survey")
+    install(entry("survey", "@daily"))
+    assert table.read_bytes().startswith(others) and has_entry("survey")
+    assert remove("survey") and table.read_bytes() == others
 
 
 _BEFORE = """
