@@ -143,6 +143,14 @@ class Submission(BaseModel):
         profile = stored(self.profile, dict, f"the profile of submission {self.pk}")
         return cast("StoredProfile", profile)
 
+    def element_of(self, page: int) -> int:
+        """Return the element that a page was submitted for.
+
+        A pool may have fewer elements than pages. Pages beyond belong to the last element.
+        """
+        element = (page - 1) // self.pages_per_element + 1
+        return min(element, self.elements[-1]) if self.pulls else element
+
     @property
     def job(self) -> "JobId":
         """The array that was submitted: its number counts only with its name and cluster."""

@@ -190,13 +190,14 @@ def _unclaimed(plan: Plan, number: int) -> Log | None:
     """Return the log of an element that started and ended before it claimed its page."""
     page = Page.get((Page.plan == plan.pk) & (Page.number == number))
     submission = Submission.get_or_none(Submission.pk == page.submission_pk)
+    if submission is None or submission.log_folder is None:
+        return None
+    element = submission.element_of(number)
     of_page = Attempt.page == page.pk
     if page.free is not None:  # its element may have taken another page
-        of_page |= Attempt.element == number
-    claimed = Attempt.select().where(of_page & (Attempt.submission_pk == page.submission_pk))
-    if submission is None or submission.log_folder is None or claimed.exists():
+        of_page |= Attempt.element == element
+    if Attempt.select().where(of_page & (Attempt.submission_pk == submission.pk)).exists():
         return None
-    element = (number - 1) // submission.pages_per_element + 1
     job = f"{submission.job_id}_{element - submission.offset}"
     path = Path(submission.log_folder) / f"{job}.log"
     return Log(number, 0, "unclaimed", job, "", str(path)) if os.path.isfile(path) else None

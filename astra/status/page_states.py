@@ -190,10 +190,7 @@ class Pages(Sequence[PageStatus]):
         """Return the element that claimed a page, or that it was submitted for."""
         if row.free is not None and (attempt := self._attempt(row)):
             return int(attempt.element)
-        submission = self.stored.submissions[row.submission_pk]
-        element = (row.number - 1) // submission.pages_per_element + 1
-        # A pool may have fewer elements than pages. Pages beyond belong to the last element.
-        return min(element, submission.elements[-1]) if submission.pulls else element
+        return self.stored.submissions[row.submission_pk].element_of(row.number)
 
     @cached_property
     def _pools(self) -> dict[int | str, parse.Execution]:

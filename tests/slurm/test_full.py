@@ -98,3 +98,19 @@ def test_the_log_of_an_element_that_ended_before_it_claimed_a_page(pg_url, comma
     assert [found.path for found in logs(plan, 2)] == [str(log)]
     with pytest.raises(UsageError, match="no log of page 1"):
         logs(plan, 1)
+
+
+def test_the_log_of_a_page_beyond_the_elements_of_its_pool(pg_url, commands, tmp_path):
+    """Three pages for two elements, which end before they claim one: the last one has page 3."""
+    booked = tmp_path / "booked"
+    booked.write_text("")
+    commands(scontrol=CONFIG, squeue="true", sacct=f"cat {booked}", sbatch="echo 100", sinfo="true")
+    plan = planned(3)
+    submit(plan, options={"max_elements": 2})
+    (submission,) = Submission.select()
+    ended = [f"100_{n}|FAILED|127:0|n7|None|{submission.job_name}\n" for n in (1, 2)]
+    booked.write_text("".join(ended))
+    log = Path(submission.log_folder) / "100_2.log"
+    log.write_text("python: not found")
+    assert [page.job for page in status(plan).elements] == ["100_1", "100_2", "100_2"]
+    assert [found.path for found in logs(plan, 3)] == [str(log)]
