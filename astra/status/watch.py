@@ -11,7 +11,7 @@ from astra.states import ALIVE
 from astra.status.page_states import never_starts
 from astra.status.status import PlanStatus, status
 
-_RATE_OVER_S = 120.0  # the period over which rows per second are counted
+_RATE_OVER_S = 120.0  # rows per second are counted over this period, or since the last status
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
         recent_s = min(settings.current().slurm.recent_s, every_s / 2)
         current = status(plan, ask_again=False, of_whole=False, recent_s=recent_s)
         counts.append((began, current.n_ended))
-        while began - counts[0][0] > _RATE_OVER_S:
+        while len(counts) > 2 and began - counts[0][0] > _RATE_OVER_S:
             counts.popleft()
         lasted_s = began - counts[0][0]
         rate = (current.n_ended - counts[0][1]) / lasted_s if lasted_s else None

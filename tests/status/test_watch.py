@@ -22,6 +22,7 @@ from astra.models.plans import Page, Submission
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.states import PageState
+from astra.status.watch import watch
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.sample_tasks import fill, measure
@@ -177,3 +178,16 @@ def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
         lines = own.file.getvalue().splitlines()
         assert 6 < len(lines) <= rows and "Ctrl-C exits" in lines[-1]
         assert rows < 24 or "lost" in lines[8]  # what is stuck comes first
+
+
+def test_a_rate_is_given_however_rarely_the_status_is_looked_at(sqlite_url, monkeypatch):
+    plan = planned(40, 10)
+    clock = iter(range(0, 10_000, 300))
+    monkeypatch.setattr("astra.status.watch.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("astra.status.watch.time.sleep", lambda s: None)
+    monkeypatch.setattr("astra.status.watch.may_continue", lambda current: True)
+    watching = watch(plan, every_s=600)
+    assert next(watching).rows_per_s is None
+    Page.update(n_done=10, outcomes=b"\x01" * 10).where(Page.number == 1).execute()
+    # Two times are taken for each status: when it began, and how long it took.
+    assert next(watching).rows_per_s == 10 / 600
