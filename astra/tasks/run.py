@@ -186,6 +186,7 @@ class Run:
                 result = next(generator)
             except StopIteration:
                 clock.stop()
+                self._check_end()
                 return None
             except BaseException as error:
                 if os.getpid() != self.pid:
@@ -193,9 +194,10 @@ class Run:
                 self._credit(clock.stop())
                 if self._ends_with(error):
                     raise
-                if writer.fatal_error is not None:
-                    raise writer.fatal_error from error
+                self._check_end(error)
                 return error
+            if ActiveRuns.status:  # the task has caught it, and yields instead of the result
+                ActiveRuns.check()
             is_done = type(result) is output and self._end_only_row(result)
             if is_done:
                 pass
@@ -222,6 +224,18 @@ class Run:
             if not self.in_progress.by_key and stop.is_wanted:
                 return None
 
+    def _check_end(self, error: BaseException | None = None) -> None:
+        """Raise what ended the run, where the task has caught it, and returned or raised `error`.
+
+        The rows in progress have neither failed then, nor no result.
+        """
+        ActiveRuns.check()
+        fatal_error = self.writer.fatal_error
+        if fatal_error is error is not None:
+            raise error
+        if fatal_error is not None:
+            raise fatal_error from error
+
     def _ends_with(self, error: BaseException) -> bool:
         """Return whether an exception ends the run, and is no failure of a row.
 
@@ -246,6 +260,8 @@ class Run:
         rows.has_asked = True
         clock.credit_overhead(clock.stop())
         while not stop.is_wanted:
+            if ActiveRuns.status:  # the task has caught it in the row that it was given last
+                ActiveRuns.check()
             if in_progress.gathered:
                 self._end_gathered()
             try:

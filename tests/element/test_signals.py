@@ -13,9 +13,10 @@ from astra.database.connection import HURRY_S, connection, database
 from astra.element.signals import stop_on_signals
 from astra.models.attempts import Attempt
 from astra.results.stopping import Stop, Terminated
+from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of
-from tests.sample_tasks import close_output
+from tests.sample_tasks import catch_everything, close_output
 from tests.servers import wait_for
 
 
@@ -127,6 +128,25 @@ def test_an_element_whose_task_closed_its_output_is_asked_to_stop(url, tmp_path,
         wait_for(begun.exists, "the first row", 60)
         element.terminate()
     assert element.returncode == 75
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
+
+
+@pytest.mark.parametrize("then", ["goes on", "raises", "yields"])
+def test_a_row_that_is_interrupted_stays_pending_although_its_task_catches_that(
+    url, tmp_path, monkeypatch, then
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.3\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    begun = tmp_path / "begun"
+    plan = plan_of(5, 5, catch_everything, begun=str(begun), then=then)
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    with subprocess.Popen([sys.executable, "-m", "astra", "run-page", *words]) as element:
+        wait_for(begun.exists, "the first row", 60)
+        element.terminate()
+    assert element.returncode == 75
+    assert verify(plan.pk).rows["pending"] == 5
     with connection():
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
 
