@@ -22,7 +22,7 @@ def array_literal(values: Sequence[Any]) -> str:
 BYTES = bytes | bytearray | memoryview
 
 #: Types whose text the server reads as the same value.
-_PLAIN = (str, int, float, Decimal, UUID, date, time, timedelta)
+_PLAIN = (int, float, Decimal, UUID, date, time, timedelta)
 
 
 def _array_element(value: Any, inner: bool = False) -> str:
@@ -35,8 +35,8 @@ def _array_element(value: Any, inner: bool = False) -> str:
     kind = type(value)
     if kind in _NUMBERS:
         return repr(value)
-    if kind is str:
-        return _quoted(value)
+    if isinstance(value, str):
+        return _quoted(str.__str__(value))  # that of a member of an enumeration may be its name
     if isinstance(value, list | tuple):
         literal = "{" + ",".join(_array_element(item, inner=True) for item in value) + "}"
         return literal if inner else _quoted(literal)

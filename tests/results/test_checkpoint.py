@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable
+from enum import Enum
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,10 @@ class Wide(PipelineOutputModel):
 class Matrix(PipelineOutputModel):
     flat = Elements(FloatField, null=True, index=False)
     grid = Elements(IntegerField, dimensions=2, null=True, index=False)
+
+
+class Quality(str, Enum):  # noqa: UP042 - a StrEnum writes itself as its value
+    GOOD = "good"
 
 
 class Narrow(Measured):
@@ -96,6 +101,14 @@ def test_bytes_arrays_and_documents_come_back_as_they_were(url):
     assert found[1].document == {"a": ['x"\\', 1.5, None]} and found[2].document == []
     assert np.array_equal(found[0].pixels, np.arange(3.0))
     assert np.array_equal(found[2].pixels, [[np.nan, 1.0]], equal_nan=True)
+
+
+@pytest.mark.parametrize("n", [3, 60])
+def test_a_member_of_an_enumeration_is_stored_as_its_value(url, n):
+    yielding(Measured, [{"value": 1.0, "text": Quality.GOOD}] * n)
+    with connection():
+        assert failures() == {}
+        assert [m.text for m in Measured.select()] == ["good"] * n
 
 
 @pytest.mark.postgres
