@@ -53,7 +53,8 @@ class Exposure(Model):
     night = DateField()
     fiber = IntegerField()
     mag = FloatField()
-    changed = DateField(null=True)
+    # A name that stands in astra's own queries, too.
+    changed = DateField(null=True, column_name="why")
 
     class Meta:
         table_name = "exposure"

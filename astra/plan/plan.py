@@ -266,7 +266,8 @@ def _without_left_out(choice: Choice, any_live: bool) -> tuple[ModelSelect, Coun
     if not reasons:
         return pending, Counter()
     why = Case(None, reasons)
-    rows = pending.select(why.alias("why"), fn.COUNT(SQL("*"))).group_by(SQL("why")).order_by()
+    # By its place, as a column of the table may have any name.
+    rows = pending.select(why, fn.COUNT(SQL("*"))).group_by(SQL("1")).order_by()
     counts = Counter({reason: n for reason, n in tuples(rows) if reason is not None})
     counts["failed"] += counts["quarantined"]
     for clause, reason in reasons:

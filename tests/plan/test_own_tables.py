@@ -188,7 +188,7 @@ def test_a_row_changes_and_is_pending_again(others, monkeypatch, postgres):
     update = [
         f"UPDATE {dialect().table(SurveyStar)} SET updated_at = '2025-01-01 00:00:00' WHERE mag = 2",
         f"UPDATE {dialect().table(SurveyStar)} SET updated_at = NULL WHERE mag = 5",
-        f"UPDATE {dialect().table(Exposure)} SET changed = '2024-02-01' WHERE mag IN (3, 6)",
+        f"UPDATE {dialect().table(Exposure)} SET why = '2024-02-01' WHERE mag IN (3, 6)",
     ]
     with connection():
         if dialect().name == "postgresql":
