@@ -246,7 +246,7 @@ def verdict(result: Verdict) -> None:
         for breach in shown:
             place = [f"page {breach.page}"] if breach.page is not None else []
             place += [f"key {breach.key}"] if breach.key is not None else []
-            line(f"    {', '.join(place) or 'plan'}: {breach.found}")
+            line(f"    {', '.join(place) or 'plan'}: {breach.problem}")
         if n > len(shown):
             line(f"    ... and {n - len(shown):,} more")
 

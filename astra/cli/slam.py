@@ -1,4 +1,4 @@
-"""The commands of the pipeline slam: train a model, and look at one."""
+"""The commands of the pipeline slam: train a model, and show its accuracy."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,13 +29,16 @@ def slam() -> None:
 )
 @click.option(
     "--others", type=click.Path(path_type=Path), metavar="TABLE",
-    help="Spectra of other kinds, without labels, to know when to flag; may be the same TABLE.",
+    help="Spectra of other kinds, without labels, that the model is to flag; may be TABLE itself.",
 )  # fmt: skip
 @click.option("--keep-outliers", is_flag=True, help="Reject no spectra and no pixels.")
-@click.option("--description", default="", help="What the model is trained on.")
 @click.option(
-    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER", help="Draw pictures there."
+    "--description", default="", help="What the model was trained on; stored in its file."
 )
+@click.option(
+    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Draw pictures of the model into this folder.",
+)  # fmt: skip
 def train(
     table: Path,
     output: Path,
@@ -46,10 +49,10 @@ def train(
     description: str,
     pictures: Path | None,
 ) -> None:
-    """Train a model on TABLE: labels, with spectra or where to find them.
+    """Train a model on the labels and spectra of TABLE.
 
-    TABLE is an .npz or .fits file that holds spectra, or a .csv or .fits file with a column `path`
-    of files, or `spectrum_pk` of spectra in the database.
+    TABLE is an .npz or .fits file that contains the spectra, or a .csv or .fits file that names
+    them: in a column `path` with their files, or `spectrum_pk` with their keys in the database.
     """
     from astra.pipelines.slam import model_file
     from astra.pipelines.slam import train as train_model
@@ -60,7 +63,8 @@ def train(
         raise click.UsageError("--labels: name at least one column, as in teff,logg,fe_h")
     sample = read_sample(table, names, _range(within))
     if sample.n_without_labels:
-        show.line(f"{show.count(sample.n_without_labels, 'row')} without all labels left out")
+        n_rows = show.count(sample.n_without_labels, "row")
+        show.line(f"omitted {n_rows} in which a label is missing")
     outside = read_others(others, names, sample.wavelength) if others else None
     train_model(
         sample.labels, sample.wavelength, sample.flux, sample.ivar, output, label_names=names,
@@ -68,11 +72,11 @@ def train(
         description=description or f"{len(sample.labels)} spectra of {table.name}",
     )  # fmt: skip
     model = model_file.load(output)
-    show.line(f"{output}, {output.stat().st_size / 1e6:.1f} MB")
+    show.line(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB")
     _show(model)
     _show_rejected(model, sample)
     _draw(model, pictures, sample)
-    show.line(f"use it: astra plan slam.slam --set model={output.absolute()}")
+    show.line(f"to use it: astra plan slam.slam --set model={output.absolute()}")
 
 
 def _show_rejected(model: "Model", sample: "Sample") -> None:
@@ -84,12 +88,13 @@ def _show_rejected(model: "Model", sample: "Sample") -> None:
 @slam.command()
 @click.argument("model")
 @click.option(
-    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER", help="Draw pictures there."
-)
+    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Draw pictures of the model into this folder.",
+)  # fmt: skip
 def check(model: str, pictures: Path | None) -> None:
-    """Show what a MODEL was trained on, and how well it labels what it has not seen.
+    """Show what MODEL was trained on, and its accuracy for spectra that were left out.
 
-    MODEL is a file, or the name of a model that ships: slam_templates, slam_synthetic.
+    MODEL is a file, or a model that ships with astra: slam_templates or slam_synthetic.
     """
     from astra.pipelines.slam import model_file
 
@@ -115,7 +120,7 @@ def _show(model: "Model") -> None:
     from astra.pipelines.slam.report import report
 
     summary = report(model)
-    show.line(summary.description)
+    show.line(f"trained on {summary.description}")
     show.line(
         f"digest {summary.digest}; {summary.n_spectra:,} spectra, "
         f"{summary.n_rejected} rejected; {summary.n_pixels} pixels from "
@@ -123,16 +128,19 @@ def _show(model: "Model") -> None:
         f"{summary.n_components} components, scatter {summary.median_scatter:.4f}"
     )
     if summary.n_flagged is None:
-        show.line("not cross-validated: its errors have no floor, and it has no limits")
-    else:
-        show.line(f"spectra left out in turn: {summary.n_flagged} would be flagged as bad")
-    if summary.n_others:
         show.line(
-            f"spectra of other kinds: {summary.n_others_flagged} of {summary.n_others} are flagged"
+            "not cross-validated: errors have no floor, and no spectrum is flagged as unusual"
         )
-    table = show.Listing("label", "least>", "greatest>", "floor>", "rms error>", "bias>", "pulls>")
+    else:
+        n = f"{summary.n_flagged} of {summary.n_spectra} are flagged as bad"
+        show.line(f"training spectra, each labelled by a model without it: {n}")
+    if summary.n_others:
+        n = f"{summary.n_others_flagged} of {summary.n_others} are flagged as bad"
+        show.line(f"spectra of other kinds: {n}")
+    columns = ("minimum>", "maximum>", "error floor>", "rms error>", "bias>", "width of pulls>")
+    table = show.Listing("label", *columns)
     for one in summary.labels:
-        numbers = (one.least, one.greatest, one.floor, one.scatter, one.bias, one.pull_width)
+        numbers = (one.minimum, one.maximum, one.floor, one.scatter, one.bias, one.pull_width)
         table.add(one.name, *("" if n is None else f"{n:.4g}" for n in numbers))
     table.print(show.console)
 

@@ -30,11 +30,11 @@ def lost_constraints(model: Any) -> Iterator[str]:
             yield f"allows NULL in the column {name}"
         if any("GENERATED" in str(getattr(c, "sql", "")) for c in field.constraints or ()):
             if name not in generated:
-                yield f"does not compute the column {name} any more"
+                yield f"no longer computes the column {name}"
         if field.on_delete if isinstance(field, peewee.ForeignKeyField) else False:
             owner = field.rel_model._meta.table_name
             if (name, owner) not in references:
-                yield f"has no valid foreign key from {name} to {owner} that deletes with it"
+                yield f"has no valid foreign key from {name} to {owner} with ON DELETE CASCADE"
     if engine.name == "postgresql" and (behind := _sequence_behind(model, primary[0])):
         yield behind
 
@@ -79,12 +79,12 @@ def _sequence_behind(model: Any, primary: str) -> str | None:
         return f"has no sequence for the column {primary}"
     column = engine.quote(primary)
     if not engine.fetch_value(postgresql_queries.HAS_DEFAULT, (table, primary)):
-        return f"gives no {primary} to its rows: set its default, nextval('{sequence}')"
+        return f"has no default for the column {primary}: set it to nextval('{sequence}')"
     names = {"column": column, "sequence": sequence, "table": table}
     is_behind = postgresql_queries.SEQUENCE_IS_BEHIND.format(**names)
     if may_read and engine.fetch_value(is_behind):
         advance = postgresql_queries.ADVANCE_SEQUENCE.format(**names)
-        return f"would give numbers of {primary} again: {advance}"
+        return f"has a sequence that would assign values of {primary} a second time: {advance}"
     return None
 
 
@@ -107,7 +107,7 @@ def impossible_values(model: Any, condition: Any) -> Iterator[str]:
     counted = next(tuples(model.select(*counts).where(condition))) if counts else ()
     for name, n in zip(wrong, counted, strict=True):
         if n:
-            yield f"{n} of the table {model._meta.table_name} have no proper {name}"
+            yield f"{n} rows of the table {model._meta.table_name} have an invalid {name}"
 
 
 def _is_impossible(field: Any) -> Any:

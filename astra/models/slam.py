@@ -1,4 +1,4 @@
-"""Results of ``slam.slam``: labels of stars from BOSS spectra."""
+"""Results of ``slam.slam``: stellar labels from BOSS spectra."""
 
 from peewee import BitField, FloatField, IntegerField, TextField
 
@@ -7,12 +7,12 @@ from astra.models.pipeline import PipelineOutputModel
 
 
 class Slam(PipelineOutputModel):
-    """Labels of one spectrum by the Stellar LAbel Machine (Zhang et al. 2020, ApJS 246, 9).
+    """Labels of one spectrum from the Stellar LAbel Machine (Zhang et al. 2020, ApJS 246, 9).
 
-    A label is NULL where the fit failed or had nothing to fit; ``result_flags`` says why. It is
-    NULL too where the model has no such label; labels that have no column of their own are in
-    ``other_labels``. Errors hold what cross-validation of the model added to those of the fit.
-    A ``flag_...`` of a single bit is also a condition.
+    A label is NULL if the fit failed or there were no data; ``result_flags`` says why. It is also
+    NULL if the model does not have this label. Labels without a column of their own are in
+    ``other_labels``. Errors are those of the fit and, added in quadrature, the model's error floor.
+    Each ``flag_...`` of a single bit can be used as a condition in a query.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class Slam(PipelineOutputModel):
     rho_logg_alpha_fe = FloatField(null=True)
     rho_fe_h_alpha_fe = FloatField(null=True)
 
-    initial_teff = FloatField(null=True, help_text="where the fit started: the nearest node [K]")
+    initial_teff = FloatField(null=True, help_text="start of the fit: the best training star [K]")
     initial_logg = FloatField(null=True)
     initial_fe_h = FloatField(null=True)
     initial_alpha_fe = FloatField(null=True)
@@ -49,10 +49,10 @@ class Slam(PipelineOutputModel):
 
     v_fit = FloatField(null=True, help_text="radial velocity, fitted with the labels [km/s]")
     e_v_fit = FloatField(null=True, help_text="uncertainty of v_fit [km/s]")
-    chi2 = FloatField(null=True, help_text="at the labels, errors of the model included")
+    chi2 = FloatField(null=True, help_text="chi2 of the fit, errors of the model included")
     reduced_chi2 = FloatField(null=True, help_text="chi2 per degree of freedom")
-    mismatch = FloatField(null=True, help_text="rms residual beyond the noise, per continuum")
-    n_clipped = IntegerField(null=True, help_text="pixels left out as cosmic rays and the like")
+    mismatch = FloatField(null=True, help_text="rms residual less the noise, per continuum")
+    n_clipped = IntegerField(null=True, help_text="pixels excluded by residual, as cosmic rays are")
     n_pixels = IntegerField(null=True, help_text="pixels of the model that had data")
     n_iterations = IntegerField(null=True, help_text="steps of the fit that were tried")
     snr = FloatField(null=True, help_text="median signal-to-noise ratio of the spectrum's pixels")
@@ -61,7 +61,7 @@ class Slam(PipelineOutputModel):
         null=True, help_text="on the pixels of the spectrum, as model_flux"
     )
 
-    result_flags = BitField(default=0, help_text="bits of what is wrong or doubtful, 0 is good")
+    result_flags = BitField(default=0, help_text="one bit for each problem; 0 if there is none")
 
     #: No pixel has a finite flux and a positive inverse variance where the model has pixels.
     flag_no_valid_pixels = result_flags.flag(2**0)
@@ -79,24 +79,24 @@ class Slam(PipelineOutputModel):
     flag_fe_h_edge = result_flags.flag(2**6)
     #: [alpha/Fe] at an edge of the training grid.
     flag_alpha_fe_edge = result_flags.flag(2**7)
-    #: Reduced chi2 above 3: the star, or its noise, is not like the model says.
+    #: Reduced chi2 above 3: the model does not describe the star, or the noise is underestimated.
     flag_bad_chi2 = result_flags.flag(2**8)
     #: Median signal-to-noise ratio below 10.
     flag_low_snr = result_flags.flag(2**9)
-    #: Unlike all of the training set, in labels or in the spectrum: another kind of star, or none.
+    #: Labels or spectrum unlike the whole training set: another kind of star, or not a star.
     flag_outside_domain = result_flags.flag(2**10)
-    #: The residuals are larger than those of any training spectrum, whatever its ``scatter``.
+    #: The residuals are much larger than those of the training spectra with the nearest labels.
     flag_mismatch = result_flags.flag(2**11)
-    #: A visit without a velocity: it was searched for.
+    #: The visit has no velocity; it was searched for.
     flag_no_velocity = result_flags.flag(2**12)
     #: The fitted velocity is more than 300 km/s (600 where none was known) from the given one.
     flag_bad_velocity = result_flags.flag(2**13)
-    #: A label in ``other_labels`` at an edge of the training grid.
+    #: A label in ``other_labels`` is at an edge of the training grid.
     flag_other_edge = result_flags.flag(2**14)
 
     @property
     def flag_edge(self) -> bool:
-        """Whether a label is at an edge of the grid: all labels and their errors are doubtful."""
+        """Whether any label is at an edge of the grid; all labels and errors are then doubtful."""
         return bool(
             self.flag_teff_edge
             or self.flag_logg_edge
@@ -107,7 +107,7 @@ class Slam(PipelineOutputModel):
 
     @property
     def flag_bad(self) -> bool:
-        """The labels should not be used."""
+        """Whether the labels should not be used."""
         return bool(
             self.flag_no_valid_pixels
             or self.flag_fit_failed
@@ -120,5 +120,5 @@ class Slam(PipelineOutputModel):
 
     @property
     def flag_warn(self) -> bool:
-        """Return whether any flag of the result is set."""
+        """Whether any flag of the result is set."""
         return bool(self.result_flags)

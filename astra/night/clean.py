@@ -1,6 +1,6 @@
 """Remove old plans that are whole or cancelled, with their logs and scripts.
 
-Results are never touched, nor are failures and rows without a result, which say that their rows
+Results are never removed, nor are failures and records of no result, because of which their rows
 are not pending. The record of a night with its totals is kept for longer.
 """
 
@@ -40,7 +40,7 @@ class Cleaned:
     0.0
     """
 
-    before: datetime  #: plans that were inactive since then were chosen
+    before: datetime  #: plans that have been inactive since then are chosen
     plans: tuple[int, ...]  #: numbers of the plans
     pages: int  #: pages of those plans
     attempts: int  #: attempts of those plans
@@ -48,8 +48,8 @@ class Cleaned:
     folders: tuple[str, ...]  #: folders of scripts and logs
     mb: float  #: size of those folders [MB]
     compressed: tuple[str, ...] = ()  #: folders of remaining plans that are packed
-    kept: tuple[str, ...] = ()  #: old plans that remain, and why
-    dry_run: bool = True  #: whether nothing was removed
+    kept: tuple[str, ...] = ()  #: old plans that are kept, and why
+    dry_run: bool = True  #: True: nothing was removed
 
 
 def clean(
@@ -64,7 +64,7 @@ def clean(
     dry_run : bool
         Only return what would be removed.
     now : datetime, optional
-        By default, the database's clock.
+        The present time; by default, that of the database's clock.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def _existing(paths: Iterable[Path]) -> list[Path]:
 
 
 def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
-    """Return the plans that ended so many days ago and whose folders are not packed yet."""
+    """Return the plans that ended more than `days` ago and whose folders are not packed yet."""
     if not days:
         return []
     with connection():
@@ -226,7 +226,7 @@ def _remove(plan: Plan, before: datetime) -> str | None:
                 return reason
             _remove_folders(_paths_of(plan))
             with connection(), writing():
-                Plan.delete().where(Plan.pk == plan.pk).execute()  # its pages go, too
+                Plan.delete().where(Plan.pk == plan.pk).execute()  # and with it its pages
     except BusyError as error:
         return str(error)
     return None

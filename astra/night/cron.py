@@ -1,8 +1,8 @@
 """Entries for cron and scrontab, which start a night in an almost empty environment.
 
-The entry itself holds all that the command needs: absolute paths, PATH, Slurm's and astra's
-configuration, the log. Standard output goes only to the log; error output goes to the log and into
-the mail.
+The entry itself contains all that the command needs: absolute paths, PATH, the configuration of
+Slurm and astra, and the log. Standard output goes only to the log; error output goes to the log and
+into cron's mail.
 """
 
 import os
@@ -41,7 +41,7 @@ _LONGEST = 998  # Debian's cron takes no longer command
 
 @dataclass(frozen=True)
 class Entry:
-    """Lines for a crontab or a scrontab, between marks."""
+    """Lines of a crontab or scrontab, between two marks by which they are found again."""
 
     name: str
     lines: tuple[str, ...]
@@ -93,7 +93,7 @@ def _longest_part(command: str) -> str:
     elif key.startswith("ASTRA_"):
         remedy = "keep the configuration and the run directory under shorter paths"
     else:
-        remedy = "set it in the system's own files, or to something shorter"
+        remedy = "set it in the system's configuration instead, or use a shorter value"
     return f"{values[key]} of them are the value of {key}; {remedy}"
 
 
@@ -104,8 +104,9 @@ def command_of(name: str, *options: str) -> str:
     if config.current().source("database.url") == "ASTRA_DATABASE_URL":
         if secrets.has_password(url()):
             raise ConfigError(
-                "ASTRA_DATABASE_URL holds a password, which must not stand in a crontab: write the "
-                "URL without it into [database] url, and the password into ~/.pgpass (mode 600)"
+                "ASTRA_DATABASE_URL contains a password, which must not be written to a crontab: "
+                "put the URL without it into [database] url, and the password into ~/.pgpass "
+                "(mode 600)"
             )
     pairs = " ".join(f"{key}={quote(value)}" for key, value in sorted(variables.items()))
     log = Path(config.current().run.dir).absolute() / "cron" / f"{name}.log"
@@ -140,7 +141,7 @@ def _marks(name: str) -> tuple[str, str]:
 
 
 def install(new: Entry, scron: bool = False) -> None:
-    """Put an entry into the user's table, in place of an earlier one of the same night."""
+    """Add an entry to the user's table; it replaces an earlier one of the same night."""
     program = _program(scron)
     table = without(_table(program), new.name)
     newline = "" if not table or table.endswith("\n") else "\n"
@@ -191,7 +192,9 @@ def _program(scron: bool) -> str:
     path = shutil.which(name)
     if path is None:
         other = "" if scron else "; where the cluster has scrontab: --scron"
-        raise UsageError(f"there is no {name} here{other}; without --install the entry is printed")
+        raise UsageError(
+            f"this machine has no {name} command{other}; without --install, the entry is printed"
+        )
     return path
 
 
@@ -214,12 +217,12 @@ def _write(program: str, table: str) -> None:
     process = _run([program, "-"], table) if table.strip() else _run([program, "-r"])
     if process.returncode:
         raise UsageError(
-            f"{program} did not take it, and nothing was changed: {process.stderr.strip()}"
+            f"{program} refused the entry, and nothing was changed: {process.stderr.strip()}"
         )
 
 
 def check(name: str) -> str:
-    """Try everything except the beginning of a night, in an environment as bare as cron's.
+    """Check everything that a night needs, in an environment as bare as cron's; start nothing.
 
     Raises
     ------
@@ -235,7 +238,7 @@ def check(name: str) -> str:
     )  # fmt: skip
     if process.returncode:
         output = (process.stdout + process.stderr).strip().removeprefix("astra:").strip()
-        error = AstraError(f"the check fails in cron's environment:\n{output}")
+        error = AstraError(f"the check failed in cron's environment:\n{output}")
         error.exit_status = process.returncode  # that of astra nightly NAME --check
         raise error
     return process.stdout.strip()

@@ -1,8 +1,8 @@
-"""A folder of static pages: one for each recent or active plan and night, and an index.
+"""Keep a folder of static pages up to date: one page for each recent or active plan and night.
 
-Only the folder itself is remembered: each page contains a mark of the state that it shows, so that
-the page of an ended plan is written once, whichever process updates the folder. Pages are replaced
-as a whole, and only if more has changed than the time at which they were made.
+Nothing is stored elsewhere: each page contains a mark of the state that it shows, so that the page
+of an ended plan is written once, whichever process updates the folder. Pages are replaced
+atomically, and only if more has changed than the time at which they were written.
 """
 
 import logging
@@ -48,7 +48,7 @@ LAST_UPDATE = "looked.txt"
 
 @dataclass
 class Update:
-    """What one update changed in the folder, and what it could not do."""
+    """The pages that one update wrote and removed, and what it could not do."""
 
     written: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class _Line(Generic[Item]):
 
 @dataclass(frozen=True)
 class Dashboard:
-    """The pages of the current archive in a folder; those of ended plans stay for `keep_days`."""
+    """The folder with the pages of an archive; those of ended plans are kept for `keep_days`."""
 
     folder: Path
     keep_days: float = 30.0
@@ -114,11 +114,11 @@ class Dashboard:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.folder} cannot be made: {error.strerror}") from error
+            raise UsageError(f"{self.folder} cannot be created: {error.strerror}") from error
         owner = _mark(self.folder / INDEX)
         if owner is not None and owner != archive:
             raise UsageError(
-                f"{self.folder} holds the pages of another archive ({owner}, this one is "
+                f"{self.folder} contains the pages of another archive ({owner}; this one is "
                 f"{archive}): name another folder, or remove its {INDEX}"
             )
 
@@ -155,7 +155,7 @@ class Dashboard:
             except AstraError as error:
                 if is_away(error):
                     raise
-                update.problems.append(f"{page} cannot be made: {error}")
+                update.problems.append(f"{page} cannot be written: {error}")
         match = _TITLE.search(_head(self.folder / page))
         return match[1] if match else "unknown"
 
@@ -184,7 +184,7 @@ def keep_up_to_date(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[
     Raises
     ------
     AstraError
-        If an update fails for another reason than a database that is unavailable for some time.
+        If an update fails for another reason than a database that is temporarily unavailable.
     """
     while True:
         try:
@@ -219,7 +219,7 @@ def _head(path: Path) -> str:
 
 
 def _mark(path: Path) -> str | None:
-    """Return the mark of a page; None if the file is missing or no such page."""
+    """Return the mark of a page; None if the file is missing, or is not one of these pages."""
     match = _MARK.search(_head(path))
     return match[1] if match else None
 
@@ -258,7 +258,7 @@ def _plans_table(lines: Iterable[_Line[PlanLine]]) -> Table | None:
         "results": lambda line: number(line.item.done, count),
         "failures": lambda line: number(line.item.failed, count),
         "not ended": lambda line: number(line.item.pending, count),
-        "made": lambda line: moment(line.item.created),
+        "created": lambda line: moment(line.item.created),
         "by": lambda line: line.item.by,
     }
     return table(lines, columns)

@@ -70,7 +70,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     check_folder(folder / "logs")
     token = str(night.finalizer)
     arguments = ["nightly", night.name, "--continue", str(night.pk), "--job", token]
-    about = f"for the night {night.pk} of {night.name}: its finalizer, one at a time"
+    about = f"the finalizer of the night {night.pk} of {night.name}"
     text = render_job(chosen, job_name(night), night.cwd, folder / "logs", about, arguments)
     unchanged = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
@@ -83,7 +83,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
     path = folder / f"{job_name(night)}.sh"
     write_whole(path, text, 0o700)
-    if_unknown = f"the night is kept for it: astra nights {night.name} --heal"
+    if_unknown = f"the night stays open; to continue it: astra nights {night.name} --heal"
     try:
         options = _waiting_options(after, night.finalizer_home, wait_s)
         job = send(path, job_name(night), cluster, if_unknown, min, options)

@@ -1,4 +1,4 @@
-"""The history of nights: the last ones with a line each, and one in detail."""
+"""The history of nights: a list of the last ones, and one of them in detail."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ class NightStatus:
     failures: int  #: rows that ended as failures
     no_result: int  #: rows that ended without a result
     pending: int  #: rows that have not ended
-    retries: int  #: elements that ended too early, and were followed by another
+    retries: int  #: elements that ended early, and were followed by another
     rounds: int  #: rounds in which pages were submitted again
     task_h: float  #: time spent in tasks, over all attempts [h]
     cpu_h: float  #: processor time that was allocated to these attempts [h]
@@ -79,14 +79,14 @@ class NightStatus:
 
 
 def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
-    """List the last nights, or those of a name, the latest first, without their plans.
+    """List the last nights, all or those of one name, the latest first, without their plans.
 
     Parameters
     ----------
     name : str, optional
-        Name of the night in the configuration; default all.
+        Name of the night in the configuration; by default, all nights.
     last : int
-        At most this many.
+        The largest number of nights to return.
 
     Returns
     -------
@@ -115,24 +115,24 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
 
 
 def night_of(name: str, date: str | None = None) -> NightStatus:
-    """Return one night with its plans: the last of a name, or the last that began on a day.
+    """Return one night with its plans: the last of a name, or the last that began on a date.
 
     Parameters
     ----------
     name : str
         Name of the night in the configuration.
     date : str, optional
-        ``YYYY-MM-DD``, or the number of the night.
+        The date on which it began (``YYYY-MM-DD``), or the number of the night.
 
     Returns
     -------
     NightStatus
-        The night, as its plans are at this moment.
+        The night, with the present state of its plans.
 
     Raises
     ------
     UsageError
-        If there is none; the message says which there are.
+        If there is no such night; the message lists those that exist.
 
     Examples
     --------
@@ -161,7 +161,8 @@ def _unknown(name: str) -> UsageError:
     with connection():
         names = [n for (n,) in tuples(Night.select(Night.name).distinct())]
     return UsageError(
-        f"no night {name!r} has begun yet: astra nightly {name}. {nearest(name, names)}"
+        f"no night {name!r} has begun yet; to begin it: astra nightly {name}. "
+        f"{nearest(name, names)}"
     )
 
 

@@ -53,10 +53,10 @@ def is_temporary(error: BaseException) -> bool:
 
 
 def call_when_released(work: Callable[[], T], bound_s: float, wait_for_all: bool) -> T:
-    """Return `work()`, which is repeated while the night's lock is held or errors are temporary.
+    """Return `work()`; repeat it while the night's lock is held, and after temporary errors.
 
-    With `wait_for_all`, wait for every holder of the lock; else only for a finalizer's step. The
-    pauses after temporary errors grow.
+    With `wait_for_all`, wait for every holder of the lock; otherwise only for a finalizer's step.
+    The pauses after temporary errors grow.
     """
     began, pause_s = time.monotonic(), 1.0
     while True:
@@ -73,6 +73,6 @@ def call_when_released(work: Callable[[], T], bound_s: float, wait_for_all: bool
                 raise
             if is_away(error):
                 drop_connection()
-            log.warning("again in %.0f s: %s", min(pause_s, left_s), str(error).strip())
+            log.warning("trying again in %.0f s: %s", min(pause_s, left_s), str(error).strip())
             time.sleep(min(pause_s * random.uniform(0.5, 1.5), left_s))  # noqa: S311 - jitter
             pause_s = min(pause_s * 2, 120.0)

@@ -1,6 +1,7 @@
 """Metrics in Prometheus' text format: nights, rows by state, ages and retries.
 
-They are gauges of the present: of the last night of each name, and of plans that have not ended.
+They are gauges of the present state: of the last night of each name, and of plans that have not
+ended.
 """
 
 from collections import Counter, defaultdict
@@ -43,7 +44,7 @@ def metrics() -> str:
     --------
     >>> from astra.api import metrics
     >>> print(metrics().splitlines()[0])
-    # HELP astra_info The version of astra, and the archive.
+    # HELP astra_info The version of astra and the identifier of the archive.
     """
     check_version()
     with connection():
@@ -52,9 +53,12 @@ def metrics() -> str:
     info = {"version": __version__, "archive": archive.identifier if archive else ""}
     return "".join(
         [
-            _metric("astra_info", "The version of astra, and the archive.", [(info, 1)]),
             _metric(
-                "astra_collected_timestamp_seconds", "When these metrics were collected.",
+                "astra_info", "The version of astra and the identifier of the archive.",
+                [(info, 1)],
+            ),
+            _metric(
+                "astra_collected_timestamp_seconds", "The time when these metrics were collected.",
                 [({}, now.timestamp())],
             ),
             *_of_nights(now),
@@ -67,23 +71,23 @@ def _of_nights(now: datetime) -> Iterator[str]:
     last = {night.name: night for night in reversed(nights(None, 1000))}
     labelled = [({"night": name}, last[name]) for name in sorted(last)]
     yield _metric(
-        "astra_night_state", "Whether the last night of a name is in a state.",
+        "astra_night_state", "1 for the state of the last night of each name, 0 for the others.",
         [({**name, "state": s}, n.state == s) for name, n in labelled for s in NIGHT_STATES],
     )  # fmt: skip
     yield _metric(
-        "astra_night_began_timestamp_seconds", "When the last night of a name began.",
+        "astra_night_began_timestamp_seconds", "The time when the last night of each name began.",
         [(name, night.began.timestamp()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
-        "astra_night_age_seconds", "Time since the last night of a name began.",
+        "astra_night_age_seconds", "Time since the last night of each name began.",
         [(name, (now - night.began).total_seconds()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
-        "astra_night_duration_seconds", "How long the last night of a name has taken.",
+        "astra_night_duration_seconds", "How long the last night of each name took, or has taken.",
         [(name, ((night.ended or now) - night.began).total_seconds()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
-        "astra_night_rows", "Rows of the last night of a name, by how they ended.",
+        "astra_night_rows", "Rows of the last night of each name, by outcome.",
         [
             ({**name, "outcome": outcome}, getattr(night, outcome))
             for name, night in labelled
@@ -91,7 +95,7 @@ def _of_nights(now: datetime) -> Iterator[str]:
         ],
     )  # fmt: skip
     yield _metric(
-        "astra_night_retries", "Retried elements of the last night of a name.",
+        "astra_night_retries", "Retried elements of the last night of each name.",
         [(name, night.retries) for name, night in labelled],
     )  # fmt: skip
 
@@ -126,7 +130,7 @@ def _of_plans(now: datetime) -> Iterator[str]:
         [({"task": task}, retries_of(of_task[task])) for task in sorted(of_task)],
     )  # fmt: skip
     yield _metric(
-        "astra_heartbeat_age_seconds", "Age of the oldest last heartbeat of attempts that run.",
+        "astra_heartbeat_age_seconds", "Time since the last heartbeat of an attempt, the longest.",
         [
             ({"task": task}, (now - seen).total_seconds())
             for task in sorted(of_task)

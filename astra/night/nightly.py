@@ -1,21 +1,21 @@
-"""A night: pending rows are planned and submitted, resumed until all have ended, and closed.
+"""A night: plan and submit pending rows, resume them until all have ended, and close the night.
 
-Its state is only in the database, so that a process may die in a step, and the step be repeated.
-One process at a time works on a night (lock.py):
+Its state is only in the database. If a process dies in a step, the step is repeated. One process at
+a time works on a night (lock.py):
 
 ============ ===================== ======================================= ==================
 state        who calls             step                                    state afterwards
 ============ ===================== ======================================= ==================
-none         astra nightly         ``_begin``: plan, submit                open; or none where
+none         astra nightly         ``_begin``: plan, submit                open; or none if
                                                                            nothing is pending
-open         astra nightly         ``_join``: take what is new since       open
+open         astra nightly         ``_join``: add what is new since        open
 open         astra nightly, with   ``_leave``: give it a finalizer if      open
-             running = "leave"     none lives
-open         its finalizer         ``_advance``: resume, begin what        open as long as
-                                   waited                                  anything lives
-open         its finalizer         ``_close``: nothing lives               closed: whole, failed
+             running = "leave"     none is alive
+open         its finalizer         ``_advance``: resume, begin tasks       open as long as
+                                   that waited                             anything is alive
+open         its finalizer         ``_close``: nothing is alive            closed: whole, failed
                                                                            rows or not whole
-open         astra nights --heal   ``heal``: as ``_leave``                 open
+open         astra nights --heal   ``heal``: the same as ``_leave``        open
 ============ ===================== ======================================= ==================
 
 A step that leaves a night open leaves it with a finalizer, a job that waits for the arrays
@@ -96,14 +96,14 @@ class Nightly:
 
 
 def nightly(name: str, max_wait_s: float = LONGEST_WAIT_S) -> Nightly:
-    """Begin a night, or join the one that runs, without supervision.
+    """Begin a night, or add new rows to the one that is running.
 
     Parameters
     ----------
     name : str
-        Name of the night, of ``[nights.NAME]``.
+        Name of the night in the configuration, ``[nights.NAME]``.
     max_wait_s : float
-        How long to wait for a Slurm or a database that does not answer [s].
+        How long to wait for Slurm or a database that does not answer [s].
 
     Returns
     -------
@@ -113,7 +113,8 @@ def nightly(name: str, max_wait_s: float = LONGEST_WAIT_S) -> Nightly:
     Raises
     ------
     ConfigError
-        If there is no such night, or it names what does not exist; nothing is stored then.
+        If there is no such night, or it names something that does not exist; nothing is stored
+        then.
     BusyError
         If another process is beginning this night; the message says which, and since when. If the
         night's finalizer is at work, the call waits until it has finished.
@@ -144,7 +145,7 @@ def _begin(settings: NightSettings) -> Nightly:
     with connection():
         created = Night.create(
             name=settings.name,
-            date=datetime.now().strftime("%Y-%m-%d"),  # as people here count days
+            date=datetime.now().strftime("%Y-%m-%d"),  # in local time
             cwd=str(Path.cwd()),
             host=socket.gethostname(),
             created_by=user_name(),
@@ -170,11 +171,12 @@ def _join(night: Night, settings: NightSettings) -> Nightly:
 
 def _leave(night: Night, settings: NightSettings) -> Nightly:
     heal(night, settings)
-    return _outcome(night, "running", NightStep(), "it was left as it is: running = 'leave'")
+    message = "nothing was added to the running night: running = 'leave'"
+    return _outcome(night, "running", NightStep(), message)
 
 
 def _take_new(night: Night, settings: NightSettings, step: NightStep) -> None:
-    """Plan and submit what is new, and what earlier nights left."""
+    """Plan and submit new rows, and rows that earlier nights left."""
     _set_hours(night, settings)
     if settings.leftovers == "take":
         take_leftovers(night, settings, step)
@@ -187,8 +189,8 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
 
     Parameters
     ----------
-    token : of the calling finalizer; a night with another finalizer is left alone. Without it, a
-        person calls, and the next finalizer replaces the one that was queued.
+    token : the token of the calling finalizer; if the night has another finalizer, nothing is done.
+        Without a token, a person calls, and the next finalizer replaces the queued one.
     """
     settings = _settings_of_begun(name)
     bound_s = float(time_limit_s(settings.finalizer_time) or LONGEST_WAIT_S)
@@ -203,11 +205,13 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
         with connection():
             night = Night.get_or_none((Night.pk == pk) & (Night.name == settings.name))
         if night is None:
-            raise UsageError(f"there is no night {pk} of {settings.name}: astra nights")
+            raise UsageError(
+                f"there is no night {pk} of the name {settings.name}; to list nights: astra nights"
+            )
         if night.ended is not None:
             return _outcome(night, night.verdict, NightStep(), night.message)
         if token is not None and night.finalizer != token:
-            raise Superseded(f"the night {pk} has another finalizer: this one does nothing")
+            raise Superseded(f"the night {pk} has a later finalizer; this one does nothing")
         return _advance(night, settings)
 
 
@@ -219,7 +223,7 @@ def _advance(night: Night, settings: NightSettings) -> Nightly:
         begin_tasks(night, settings, step)
     submit_due(night, settings, step)
     entries = store_totals(night)
-    # Elements that begin no page, whatever ends them, may not be submitted again for ever.
+    # Pages whose elements begin none of them must not be submitted again without end.
     in_vain = step.passed_on and sum(map(n_ended, entries)) <= n_ended(night)
     if in_vain or retries_of(plan_pks(night)) > before:
         with connection():
@@ -244,7 +248,7 @@ def heal_all(name: str | None = None) -> list[Nightly]:
     Parameters
     ----------
     name : str, optional
-        Name of the night; default all open nights.
+        Name of the night; by default, all open nights.
 
     Returns
     -------
@@ -286,7 +290,7 @@ def _settings_of_begun(name: str) -> NightSettings:
     try:
         return settings_of(name)
     except ConfigError as error:
-        log.warning("%s; its plans are completed, and nobody is notified", error)
+        log.warning("%s; the plans of the night are completed, but nobody is notified", error)
         return NightSettings(name, ())
 
 
@@ -347,7 +351,7 @@ def _close(
 ) -> Nightly:
     reason = "" if rounds_left else f" after {settings.rounds} rounds"
     if not hours_of(night).open():
-        reason = f" as nothing begins after {settings.start_until or settings.drain_by}"
+        reason = f" because nothing begins after {settings.start_until or settings.drain_by}"
     missing = [*step.problems, *_missing(entries, settings, reason)]
     failed = [] if missing else _failed(entries, settings)
     whole = not missing and not failed
@@ -388,7 +392,7 @@ def _report(night: Night) -> None:
         _, report = report_of_night(night.name, str(night.pk))
         write_whole(folder / f"{night.name}-{night.pk}.html", html(report))
     except Exception as error:  # an error in the report must not prevent the notification
-        log.warning("the report of the night %s is not written: %r", night.pk, error)
+        log.warning("the report of the night %s could not be written: %r", night.pk, error)
 
 
 def _notify(night: Night, settings: NightSettings) -> None:
@@ -410,7 +414,7 @@ def _notify_of_earlier(settings: NightSettings) -> None:
 
 
 def _missing(entries: list[NightPlan], settings: NightSettings, default_reason: str) -> list[str]:
-    """Describe what is not whole and why, with the command to type."""
+    """Describe what is not whole and why, with the command to type next."""
     lines = []
     for entry in entries:
         if entry.plan_pk is None and not entry.has_ended:
@@ -424,6 +428,6 @@ def _missing(entries: list[NightPlan], settings: NightSettings, default_reason: 
     begun = {entry.key for entry in entries}
     for task in settings.tasks:
         if task.key not in begun:
-            waits = f": it waits for {', '.join(task.after)}" if task.after else ""
-            lines.append(f"{task.task} was not begun{default_reason if not waits else waits}")
+            waits = f": it waits for {', '.join(task.after)} to be whole" if task.after else ""
+            lines.append(f"{task.task} was not begun{waits or default_reason}")
     return lines

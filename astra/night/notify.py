@@ -1,7 +1,7 @@
 """Notify people of how a night ended: by mail, webhook or command.
 
-Each way is used once for a state of the night, and again when the state changes or the way failed.
-A failure to notify is stored with the night, and makes nothing else fail.
+Each channel is used once for each state of the night, and again if it failed. If a notification
+fails, this is recorded with the night, and nothing else fails.
 """
 
 import json
@@ -39,7 +39,7 @@ T = TypeVar("T")
 #: The time limit of a connection, of an answer and of a command.
 _TIMEOUT_S = 30
 
-#: The time limit of one way as a whole: a server that answers byte by byte exceeds no other one.
+#: The time limit of a whole notification, for servers that answer byte by byte.
 TOTAL_TIMEOUT_S = 45
 
 NOTIFIED = "notified"
@@ -72,14 +72,14 @@ def compose(night: NightStatus) -> tuple[str, str]:
     """Return the subject and the text of a notification."""
     subject = f"astra: night {night.name} of {night.date} is {night.state}"
     numbers = (
-        f"{night.results:,} results + {night.failures:,} failed + {night.no_result:,} no result "
-        f"+ {night.pending:,} left = {night.rows:,} rows"
+        f"{night.results:,} results + {night.failures:,} failed + {night.no_result:,} without a "
+        f"result + {night.pending:,} left = {night.rows:,} rows"
     )
     lines = [f"{subject} (night {night.night}).", numbers]
     if night.ended:
         began, ended = (t.astimezone() for t in (night.began, night.ended))
-        lines.append(f"It ran from {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M}, "
-                     f"{night.retries:,} retries, {night.cpu_h:,.2f} CPU hours.")  # fmt: skip
+        lines.append(f"It ran from {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M}, with "
+                     f"{night.retries:,} retries and {night.cpu_h:,.2f} CPU hours.")  # fmt: skip
     lines += (night.message or "").split("; ") if night.message else []
     lines += [f"astra failures {plan.plan}" for plan in night.plans if plan.failures and plan.plan]
     lines.append(f"astra nights {night.name} {night.night}")
@@ -100,7 +100,7 @@ def _senders(
 
 
 def _tried(send: Callable[[], object]) -> str:
-    """Send a notification; return `NOTIFIED`, or what kept it from being sent."""
+    """Send a notification; return `NOTIFIED`, or the reason why it could not be sent."""
     try:
         within(TOTAL_TIMEOUT_S, send)
     except Exception as error:  # whatever a mail server, a network or a script may do
@@ -111,7 +111,7 @@ def _tried(send: Callable[[], object]) -> str:
 
 
 def within(bound_s: float, send: Callable[[], T]) -> T:
-    """Return what `send` returns, in a thread that is left to itself after `bound_s` seconds.
+    """Call `send` in a thread and return its result; abandon the thread after `bound_s` seconds.
 
     Raises
     ------
@@ -148,11 +148,11 @@ def _mail(settings: Notify, subject: str, text: str) -> None:
 
 
 def find_sendmail() -> str:
-    """Find the program that takes mail here, which is not on the PATH of cron or of a node."""
+    """Find sendmail, whose folder is often missing from the PATH of cron and of nodes."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib"
     program = shutil.which("sendmail", path=path)
     if program is None:
-        raise FileNotFoundError("there is no sendmail here: set smtp in [nights.NAME.notify]")
+        raise FileNotFoundError("this machine has no sendmail: set smtp in [nights.NAME.notify]")
     return program
 
 
@@ -189,7 +189,7 @@ def _webhook(url: str, night: NightStatus, text: str) -> None:
     try:
         urllib.request.build_opener(_NoRedirect).open(request, timeout=_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
-        error.close()  # it holds the connection
+        error.close()  # it keeps the connection open
         raise
 
 
@@ -207,4 +207,4 @@ def _command(command: tuple[str, ...], night: NightStatus) -> None:
     )  # fmt: skip
     if process.returncode:
         last_line = "".join((process.stderr or process.stdout).strip().splitlines()[-1:])
-        raise RuntimeError(f"status {process.returncode}{last_line and ': ' + last_line}")
+        raise RuntimeError(f"exit status {process.returncode}{last_line and ': ' + last_line}")

@@ -1,7 +1,7 @@
-"""The plans of a night: made, resumed, and submitted within the limits of the night.
+"""Make, resume and submit the plans of a night, within the limits of the night.
 
-A step finds, plan by plan, which pages are due and which elements are alive. All due pages are
-submitted together afterwards, since the whole night shares the throttle and the connections to the
+A step first finds, plan by plan, which pages are due and which elements are alive. Then it submits
+all due pages together, since the whole night shares the throttle and the connections to the
 database.
 """
 
@@ -45,11 +45,11 @@ class Due:
 
     plan: int
     task: NightTask
-    fresh: int  # pages that never were submitted
-    ended: int = 0  # pages whose elements ended before they were whole
-    unbegun: int = 0  # of these, pages that their elements left without beginning them
-    taken: NightPlan | None = None  # of an earlier night, if it is not yet a part of this one
-    slurm_answer: SlurmAnswer | None = None  # what Slurm said of it
+    fresh: int  # pages that have never been submitted
+    ended: int = 0  # pages whose elements ended before the page did
+    unbegun: int = 0  # those of them that no element had begun
+    taken: NightPlan | None = None  # its entry, if it is an earlier night's and not yet stored
+    slurm_answer: SlurmAnswer | None = None  # Slurm's answer about its jobs
 
     @property
     def pages(self) -> int:
@@ -61,8 +61,8 @@ class NightStep:
     """The state of a night's plans as one step of the night finds it, and what the step did."""
 
     jobs: set[JobId] = field(default_factory=set)  # arrays that are alive
-    used: int = 0  # elements that they may run at once
-    lives: bool = False  # whether anything is alive, even if it is no array
+    used: int = 0  # how many elements they may run at once
+    lives: bool = False  # whether anything is alive, even if it is not an array
     passed_on: bool = False  # whether pages were submitted again that no element had begun
     due: list[Due] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
@@ -80,7 +80,7 @@ def hours_of(night: Night) -> Hours:
 def begin_tasks(
     night: Night, settings: NightSettings, step: NightStep, again: bool = False
 ) -> None:
-    """Plan the tasks whose turn it is, until there is none.
+    """Plan the tasks whose turn it is, until there are none left.
 
     A task's turn comes once in a night, when all tasks before it are whole, and again after rows
     were added to these. With `again`, tasks that wait for no other are planned once more, since
@@ -190,9 +190,9 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
 
 
 def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: NightStep) -> bool:
-    """Submit the pages of one plan; return whether anything of it is, or will be, alive.
+    """Submit the pages of one plan; return whether any are alive, or will be submitted later.
 
-    At a limit of Slurm, or where the partition is closed, the rest is left to a later step.
+    If a limit of Slurm is reached, or the partition is closed, a later step submits the rest.
     """
     profile, _ = profile_of(due.task, settings)
     throttle = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
@@ -235,7 +235,7 @@ def _note_arrays(submitted: Submitted, step: NightStep) -> bool:
 
 
 def take_leftovers(night: Night, settings: NightSettings, step: NightStep) -> None:
-    """Continue what earlier nights of the name left unfinished, as far as the policy allows."""
+    """Continue plans that earlier nights of this name left, as far as the policy allows."""
     pks = set(plan_pks(night))
     earlier = (
         NightPlan.select()
@@ -288,7 +288,7 @@ def assess_plans(
     of_plan = {e.plan_pk: e for e in entries if e.plan_pk is not None}
     plans = _live(of_plan)
     for plan in plans:
-        # Whoever holds the plan resumes it as well; the night does not wait for a person's resume.
+        # If another process holds the lock, it recovers intents too; the night does not wait.
         with suppress(BusyError), plan_lock(plan):
             recover_intents(plan)  # left by a process that died before sbatch answered
     alive = []

@@ -1,4 +1,4 @@
-"""Check whether a night could begin: what ``astra doctor`` checks, and what the night needs.
+"""Check whether a night could begin: the checks of ``astra doctor``, and what the night needs.
 
 ``astra doctor`` checks every night; ``astra nightly NAME --check`` checks one, and ``astra cron
 NAME --check`` checks it in cron's environment.
@@ -37,23 +37,23 @@ _TIMEOUT_S = 10
 def examine(
     night: str | None = None, job: bool = False, wait_s: float = 300.0, profile: str | None = None
 ) -> Iterator[Finding]:
-    """Check this machine, and each night, or one of them.
+    """Check this machine, and all nights of the configuration or one of them.
 
     Parameters
     ----------
     night : str, optional
-        Of ``[nights.NAME]``; only this night and its profiles are checked.
+        Name of a night, ``[nights.NAME]``; only this night and its profiles are checked.
     job : bool
-        Check once more from a node, by a job of a minute.
+        Check also from a node, by a job of one minute.
     wait_s : float
         The longest time to wait for this job [s].
     profile : str, optional
-        The options that this job is submitted with.
+        The profile with which this job is submitted.
 
     Yields
     ------
     Finding
-        What was found: whether it is ready, and what to type where it is not.
+        One check: whether it passed, and what to type if it did not.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def _mail(notify: Notify) -> str:
 
 
 def _webhook(notify: Notify) -> str:
-    """Connect to its host: a request would be taken for a message."""
+    """Connect to its host only: a request would be a notification."""
     parts = urlsplit(notify.webhook or "")
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:

@@ -1,4 +1,4 @@
-"""The report of a night, beside the nights before it."""
+"""The report of a night, compared with the nights before it."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _KINDS = {"whole": Kind.WHOLE, "failed rows": Kind.FAILED_ROWS, "running": Kind.
 
 
 def report_of_night(name: str, date: str | None = None) -> tuple[int, Report]:
-    """Return the number of a night, and the report of its plans; of its last one without a date.
+    """Return the number of a night and the report of its plans; by default, of the last night.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def report_of_night(name: str, date: str | None = None) -> tuple[int, Report]:
 
 
 def night_headline(night: NightStatus, plans: Sequence[PlanStatus] = ()) -> Headline:
-    """Return the verdict on a night, which may accept failures, and needs a finalizer."""
+    """Return the headline of a night, which may accept failures, and needs a finalizer."""
     of_plans = headline_of(plans)
     kind = _KINDS.get(night.state, Kind.ATTENTION)
     if kind is Kind.RUNNING and of_plans.kind is Kind.NOT_BEGUN:
@@ -58,7 +58,7 @@ def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
     elif kind in (Kind.RUNNING, Kind.NOT_BEGUN):
         first = [f"{which}   shows its progress"]
     elif kind is Kind.WHOLE or not of_plans.commands:
-        first = [f"{which}   shows all of it"]
+        first = [f"{which}   shows its details"]
     else:
         first = []
     if kind is Kind.WHOLE and not night.failures:

@@ -35,7 +35,7 @@ def check_own_results(
         If another task has results there, or will have some; the message names it.
     """
     name = task_name(function)
-    others = _makings(output) & (MadeBy.task != name)
+    others = _is_origin(output) & (MadeBy.task != name)
     if not MadeBy.select(SQL("1")).where(others).limit(1).exists():
         return
     pks = MadeBy.select(MadeBy.pk).where(others)
@@ -60,14 +60,14 @@ def check_own_results(
     )
 
 
-def _makings(output: type[Model]) -> Expression:
+def _is_origin(output: type[Model]) -> Expression:
     """Return the clause that a row of :class:`MadeBy` made results in this table."""
     same_version = CURRENT.shares_results(MadeBy.v_astra)
     return (MadeBy.output_table == table_name(output)) & same_version
 
 
 def _living(
-    makings: "ModelSelect[MadeBy]", model: type[Model], output: type[OutputModel]
+    origins: "ModelSelect[MadeBy]", model: type[Model], output: type[OutputModel]
 ) -> int | None:
     """Return the `made_by` of a live plan whose results may be of rows of `model`.
 
@@ -78,7 +78,7 @@ def _living(
         same_rows = TRUE
     elif output.gathers(Source):
         same_rows |= Plan.input_table == table_name(Source)
-    query = Plan.select(Plan.made_by).where(Plan.made_by.in_(makings) & same_rows & IS_LIVE)
+    query = Plan.select(Plan.made_by).where(Plan.made_by.in_(origins) & same_rows & IS_LIVE)
     made_by: int | None = query.limit(1).scalar()
     return made_by
 

@@ -121,7 +121,7 @@ class Breach:
     check: str  # one of CHECKS
     page: int | None
     key: RowKey | None
-    found: str
+    problem: str
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Verify a plan: check that its pages agree with the results and records in the database.
 
-The database alone is read, in one snapshot, so that a plan may be verified while it runs. Every
-check is of something that must hold at every moment, whatever died: pages, attempts and rows add
-up, and each row ended in exactly one way. What is found is named by page and key.
+Only the database is read, in one snapshot, so a plan can be verified while it runs. Every check is
+of an invariant that holds at every moment, whatever crashed: pages, attempts and rows add up, and
+each row has ended in at most one way. A breach is reported by page and key.
 """
 
 from astra.database.connection import connection, dialect
@@ -22,12 +22,12 @@ def verify(plan: int, max_listed: int = 20) -> Verdict:
     plan : int
         Number of the plan.
     max_listed : int
-        Breaches of each check that are listed; all are counted.
+        How many breaches of each check are listed; all are counted.
 
     Returns
     -------
     Verdict
-        ``sound`` where no check found anything.
+        It is ``sound`` if no check found a breach.
 
     Raises
     ------

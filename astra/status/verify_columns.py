@@ -1,4 +1,4 @@
-"""Rows of a plan, and what is stored for them, as columns of numbers."""
+"""Hold the rows of a plan, and the records that are stored for them, as columns of numbers."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from astra.models.plans import Page
 from astra.states import Outcome
 
-#: Stands for the number of a result that is identified by another key than its row's.
+#: Represents the number of a result that is identified by another key than that of its row.
 OF_ANOTHER_KEY = 2**31
 
 Numbers = NDArray[np.int64]
@@ -31,15 +31,16 @@ class Rows:
 
 
 class StoredRows:
-    """What is stored for `keys`, as named columns parallel to them; `there` marks those with any.
+    """The records that are stored for `keys`, as named columns parallel to them.
 
     Attributes
     ----------
-    every : the columns of everything that is stored, whatever its key.
+    there : marks the keys for which there is a record.
+    every : the columns of all records, whatever their key.
     """
 
     def __init__(self, rows: list[tuple[int, ...]], keys: Numbers, names: Sequence[str]) -> None:
-        # A row of zeros represents that nothing is stored.
+        # A row of zeros represents a missing record.
         table = np.array(rows or [(0,) * len(names)], dtype=np.int64)
         every: dict[str, Numbers] = dict(zip(names, table.T, strict=True))
         order = np.lexsort((every.get("number", every["key"]), every["key"]))
@@ -54,20 +55,19 @@ class StoredRows:
 
     @cached_property
     def _steps(self) -> tuple[Flags, Numbers]:
-        """For each stored row, whether the next has the same key, and by how much its number is
-        higher."""
+        """For each record: whether the next has the same key, and the step to its number."""
         same, numbers = np.diff(self.every["key"]) == 0, self.every["number"]
         return same & (numbers[1:] != OF_ANOTHER_KEY), np.diff(numbers)
 
     @cached_property
     def is_again(self) -> Flags:
-        """Mark stored rows that repeat the number of the row before."""
+        """Mark records that repeat the number of the record before."""
         same, steps = self._steps
         return np.append(False, same & (steps == 0))
 
     @cached_property
     def is_gap(self) -> Flags:
-        """Mark stored rows that do not continue the row before, or do not begin at 0."""
+        """Mark records that do not continue the record before, or do not begin at 0."""
         same, steps = self._steps
         is_of_another = np.diff(self.every["attempt"]) != 0
         wrong = same & ((steps > 1) | ((steps == 1) & is_of_another))
@@ -76,7 +76,7 @@ class StoredRows:
         return np.append(False, wrong) | (first & (number != 0) & (number != OF_ANOTHER_KEY))
 
     def any_of(self, which: Flags) -> Flags:
-        """Return the keys for which one of the stored rows is marked."""
+        """Return the keys for which one of the records is marked."""
         if not which.any():
             return np.zeros(len(self._keys), dtype=bool)
         return np.isin(self._keys, self.every["key"][which]) & self.there

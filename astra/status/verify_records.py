@@ -1,6 +1,6 @@
-"""Check the records of a plan's orchestration: submissions, pages and attempts.
+"""Check the records of a plan's execution: submissions, pages and attempts.
 
-Each record is checked by itself, and against those that it refers to.
+Each record is checked by itself, and against the records to which it refers.
 """
 
 import re
@@ -26,28 +26,28 @@ from astra.policy.next_steps import parsed_ends
 from astra.states import AttemptState
 from astra.tasks.made_by import digest_of, fingerprint
 
-#: How much the clock of another node may be ahead.
+#: How far the clock of another node may be ahead.
 CLOCKS_DIFFER = timedelta(hours=1)
 
-#: The class of the failure of a row whose result named another; it has no traceback.
+#: The name in a failure of a row whose result names another row; such a failure has no traceback.
 FOREIGN_ROW = "ForeignRow"
 
 _SUBMISSION_STATES = {"intent", "submitted", "refused", "absent", "ended"}
 _COUNTS = ("n_done", "n_failed", "n_no_result", "n_found", "n_checkpoints")
 
-#: The number of a page, or None for the plan, and what is wrong there.
+#: The number of a page, or None for the plan, and a problem with it.
 PageProblems = Iterator[tuple[int | None, str]]
 
 
 class RecordChecks:
-    """The submissions of a plan, and the checks of what refers to them."""
+    """The checks of a plan's submissions, pages and attempts."""
 
     def __init__(self, plan: Plan, model: type[Model], output: type[OutputModel]) -> None:
         self.plan, self.model, self.output = plan, model, output
         self.latest = dialect().now() + CLOCKS_DIFFER
         self.tokens: set[str] = set()
-        makings = MadeBy.select(MadeBy.pk).where(MadeBy.plan_pk == plan.pk)
-        self.makings = [pk for (pk,) in tuples(makings)]
+        origins = MadeBy.select(MadeBy.pk).where(MadeBy.plan_pk == plan.pk)
+        self.origins = [pk for (pk,) in tuples(origins)]
 
     @cached_property
     def submissions(self) -> dict[int, Submission]:
@@ -55,7 +55,7 @@ class RecordChecks:
         return {submission.pk: submission for submission in query}
 
     def guards(self) -> Iterator[str]:
-        """Yield tables that lack a key, a constraint or a trigger that an invariant requires."""
+        """Yield which tables lack a key, a constraint or a trigger that an invariant requires."""
         own_models = (Plan, MadeBy, Submission, Page, Attempt, Suspect, Failure, NoResult)
         names = [model._meta.table_name for model in own_models]
         for model in (self.model, self.output, *own_models):
@@ -65,12 +65,12 @@ class RecordChecks:
             for problem in (*([lacks] if lacks else []), *lost, *undone):
                 yield f"the table {model._meta.table_name} {problem}"
         if (n := Archive.select().count()) != 1:
-            yield f"the table {Archive._meta.table_name} names {n} archives"
+            yield f"the table {Archive._meta.table_name} has {n} rows instead of one"
 
     def values(self) -> Iterator[str]:
-        """Yield tables that are missing, and values that no column of their type can hold.
+        """Yield which tables are missing, and which columns hold values of a wrong type.
 
-        Nothing else can be checked with them.
+        Nothing else can be checked then.
         """
         if missing := [m for m in (self.model, self.output) if not dialect().columns(m)]:
             yield from (f"the table {model._meta.table_name} is missing" for model in missing)
@@ -87,99 +87,102 @@ class RecordChecks:
             yield from impossible_values(model, clause)
 
     def n_results(self) -> int:
-        """Count the results of the plan's version that bear one of its attempts."""
+        """Count the results at the plan's version that refer to one of its attempts."""
         query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
         same_version = self.output.v_astra_major_minor == self.plan.version.major_minor
         of_plan = Page.plan == self.plan.pk
         return int(query.join(Page).where(of_plan & same_version).count())
 
     def of_plan(self) -> PageProblems:
-        """Yield what is wrong with the plan itself, its submissions and its suspects."""
+        """Yield the problems of the plan itself, of its submissions and of its suspects."""
         plan = self.plan
         if plan.input_table != table_name(self.model):
-            yield None, f"the plan is of the table {plan.input_table}, its model of another"
+            table = table_name(self.model)
+            yield None, f"the plan's table is {plan.input_table}, that of its model is {table}"
         if not plan.token or plan.limit < 1:
-            yield None, f"the plan has the token {plan.token!r} and {plan.limit} rows per page"
+            yield None, f"the plan's token is {plan.token!r}, its rows per page are {plan.limit}"
         if Plan.select().where(Plan.token == plan.token).count() > 1:
-            yield None, f"another plan has the token {plan.token!r} as well"
+            yield None, f"another plan has the same token {plan.token!r}"
         if -(-plan.n_rows // max(plan.limit, 1)) != plan.n_pages:
-            yield None, f"{plan.n_rows} rows, {plan.limit} per page, are not {plan.n_pages} pages"
+            rows = f"{plan.n_rows} rows with {plan.limit} per page"
+            yield None, f"the plan has {plan.n_pages} pages for {rows}"
         if plan.throttle is not None and plan.throttle < 1:
             yield None, f"the plan's throttle is {plan.throttle}"
         yield from ((None, problem) for problem in self._origin_problems())
         if plan.cancelled is not None and plan.cancelled < plan.created:
-            yield None, "the plan was cancelled before it was made"
+            yield None, "the plan was cancelled before it was created"
         if late := self._in_future(plan, "created", "cancelled", "paused"):
-            yield None, f"the plan was {late} in the future"
+            yield None, f"the plan's time {late!r} is in the future"
         for submission in self.submissions.values():
             for problem in self._submission_problems(submission):
                 yield None, f"submission {submission.pk} {problem}"
         yield from _suspects(plan)
         renamed = Failure.plan_pk == plan.pk, Failure.exception == FOREIGN_ROW
         if n := Failure.select().where(*renamed, Failure.traceback.is_null(False)).count():
-            yield None, f"{n} failures that the task raised are called {FOREIGN_ROW}"
+            yield None, f"{n} failures with a traceback have the exception {FOREIGN_ROW}"
 
     def _origin_problems(self) -> Iterator[str]:
-        """Yield what is wrong with the record of what made the plan's results."""
-        plan, making = self.plan, MadeBy.get_or_none(MadeBy.pk == self.plan.made_by)
-        if making is None or making.plan_pk != plan.pk:
-            yield f"the plan's results are made by {plan.made_by}, which is nothing of this plan"
+        """Yield the problems of the provenance record of the plan's results."""
+        plan, origin = self.plan, MadeBy.get_or_none(MadeBy.pk == self.plan.made_by)
+        if origin is None or origin.plan_pk != plan.pk:
+            yield f"the plan's made_by is {plan.made_by}, which is not a record of this plan"
             return
-        if making.fingerprint.partition("-")[0] != fingerprint(making):
-            yield f"what its results are made by ({making.pk}) was changed since"
+        if origin.fingerprint.partition("-")[0] != fingerprint(origin):
+            yield f"the row {origin.pk} of the table made_by was changed after it was written"
         arguments = parsed(plan.arguments, dict)
-        made_with = parsed(making.arguments, dict) or {}
+        made_with = parsed(origin.arguments, dict) or {}
         if arguments is None or any(made_with.get(k, v) != v for k, v in arguments.items()):
-            yield f"the plan's arguments are {plan.arguments[:100]!r}, its results are of others"
+            yield f"the plan's arguments {plan.arguments[:100]!r} differ from those of its results"
         if plan.arguments_digest != digest_of(plan.arguments):
             yield f"the plan's arguments were changed to {plan.arguments[:100]!r}"
         for name in ("task", "v_astra", "commit"):
-            if (of_plan := getattr(plan, name)) != (of_results := getattr(making, name)):
-                yield f"the plan's {name} is {of_plan!r}, that of its results {of_results!r}"
+            if (of_plan := getattr(plan, name)) != (of_results := getattr(origin, name)):
+                yield f"the plan's {name} is {of_plan!r}, that of its results is {of_results!r}"
 
     def _submission_problems(self, submission: Submission) -> Iterator[str]:
         elements: list[int] = submission.elements or []
         job_id = submission.job_id
         if submission.state not in _SUBMISSION_STATES or submission.kind not in ("slurm", "local"):
-            yield f"is of kind {submission.kind!r}, and {submission.state!r}"
+            yield f"is of kind {submission.kind!r} and in state {submission.state!r}"
         if not submission.token or submission.token not in submission.job_name:
-            yield f"has the token {submission.token!r}, and its job the name {submission.job_name}"
+            job_name = submission.job_name
+            yield f"has the token {submission.token!r}, which its job name {job_name!r} lacks"
         if len(set(elements)) != len(elements) or min(elements, default=1) < 1:
-            yield f"has the elements {elements[:20]}"
+            yield f"has the elements {elements[:20]}, which must be positive and distinct"
         if submission.kind == "slurm" and submission.state == "submitted" and job_id is None:
-            yield "was submitted, and has no job"
+            yield "was submitted, but has no job"
         if submission.state == "refused" and job_id is not None:
-            yield f"was refused, and has the job {job_id}"
+            yield f"was refused, but has the job {job_id}"
         if submission.pages_per_element < 1 or submission.offset < 0:
             each = submission.pages_per_element
-            yield f"has {each} pages for each element, and the offset {submission.offset}"
+            yield f"has {each} pages for each element and the offset {submission.offset}"
         if parsed(submission.profile, dict) is None:
-            yield f"has the profile {submission.profile[:100]!r}"
+            yield f"has an unreadable profile: {submission.profile[:100]!r}"
         if self._in_future(submission, "created"):
-            yield "was made in the future"
+            yield "was created in the future"
 
     def of_page(self, page: Page, attempts: list[Attempt]) -> Iterator[str]:
-        """Yield what is wrong with a page or with its attempts."""
+        """Yield the problems of a page and of its attempts."""
         submission = self.submissions.get(page.submission_pk or 0)
         if page.submission_pk is not None and submission is None:
-            yield f"it was given to submission {page.submission_pk}, which the plan does not have"
+            yield f"it belongs to submission {page.submission_pk}, which is not of this plan"
         if submission is not None and submission.state in ("refused", "absent"):
-            yield f"it was given to submission {submission.pk}, which Slurm never accepted"
+            yield f"it belongs to submission {submission.pk}, which Slurm never accepted"
         if submission is not None and page.free is not None and not submission.pulls:
-            yield f"it is in a pool, and submission {submission.pk} has none"
+            yield f"it is in a pool, but elements of submission {submission.pk} take no pages"
         if not 1 <= page.n_rows <= self.plan.limit:
-            yield f"it has {page.n_rows} rows, the plan {self.plan.limit} per page"
+            yield f"it has {page.n_rows} rows, but the plan has {self.plan.limit} rows per page"
         if submission is not None and not submission.pulls and submission.kind == "slurm":
             element = (page.number - 1) // max(submission.pages_per_element, 1) + 1
             if element not in submission.elements:
-                yield f"it is of element {element}, which submission {submission.pk} does not have"
+                yield f"submission {submission.pk} does not have its element {element}"
         if page.retries is not None and parsed_ends(page.retries) is None:
-            yield f"its retries are {page.retries[:100]!r}"
+            yield f"its retries are unreadable: {page.retries[:100]!r}"
         if self._in_future(page, "modified"):
             yield "it was modified in the future"
         numbers = [attempt.number for attempt in attempts]
         if numbers and (numbers[0] > 1 or numbers != list(range(numbers[0], numbers[-1] + 1))):
-            yield f"its attempts have the numbers {numbers}"
+            yield f"its attempts are not numbered consecutively: {numbers}"
         for attempt in attempts:
             for problem in self._attempt_problems(attempt, page.n_rows):
                 yield f"attempt {attempt.pk} {problem}"
@@ -189,37 +192,37 @@ class RecordChecks:
         if submission is not None:
             yield from _contradictions(attempt, submission)
         elif self.submissions:
-            yield f"is of submission {attempt.submission_pk}, which the plan does not have"
+            yield f"belongs to submission {attempt.submission_pk}, which is not of this plan"
         yield from self._time_problems(attempt)
         counts = {name: getattr(attempt, name) for name in _COUNTS}
         n_ended = sum(counts[name] for name in _COUNTS[:4])
         if min(counts.values()) < 0 or not -1 <= attempt.n_handed <= n_rows or n_ended > n_rows:
-            yield f"has the counts {counts}, of {n_rows} rows"
+            yield f"has the impossible counts {counts} for {n_rows} rows"
         if not counts["n_checkpoints"] and any(counts[name] for name in _COUNTS[:3]):
             yield "ended rows without a checkpoint"
         if min(attempt.restarts, attempt.t_task_s, attempt.t_read_s, attempt.t_write_s) < 0:
-            yield "took less than no time, or restarted less than 0 times"
+            yield "has a negative duration, or a negative number of restarts"
         if not re.fullmatch(r"(-?\d+:\d+ ?)*", attempt.row_times or ""):
-            yield f"has the times of rows {str(attempt.row_times)[:100]!r}"
+            yield f"has unreadable row times: {str(attempt.row_times)[:100]!r}"
         if not attempt.token or attempt.token in self.tokens:
-            yield f"has the token {attempt.token!r}, which is another's or none"
+            yield f"has the token {attempt.token!r}, which is empty or that of another attempt"
         self.tokens.add(attempt.token)
 
     def _time_problems(self, attempt: Attempt) -> Iterator[str]:
-        """Yield what is wrong with the state and the times of an attempt."""
+        """Yield the problems of the state and the times of an attempt."""
         state, ended = attempt.state, attempt.ended
         if state not in set(AttemptState):
-            yield f"has the state {state!r}"
+            yield f"has the unknown state {state!r}"
         if ended is not None and state == AttemptState.RUNNING:
-            yield f"is running, and ended at {ended}"
+            yield f"is running, but ended at {ended}"
         if ended is None and state == AttemptState.DONE and attempt.n_checkpoints:
-            yield "is done, and has no end"
+            yield "is done, but has no time of its end"
         if attempt.seen < attempt.began or (ended or attempt.began) < attempt.began:
-            yield "was seen, or ended, before it began"
+            yield "has a heartbeat or an end before it began"
         if attempt.began < self.plan.created:
-            yield "began before the plan was made"
+            yield "began before the plan was created"
         if late := self._in_future(attempt, "began", "seen", "ended"):
-            yield f"{late} in the future"
+            yield f"has a time in the future: {late!r}"
 
     def _in_future(self, of: object, *names: str) -> str | None:
         """Return the name of the first of these times that lies in the future."""
@@ -231,17 +234,17 @@ def _contradictions(attempt: Attempt, submission: Submission) -> Iterator[str]:
     """Yield how an attempt and its submission contradict each other."""
     jobs, index = (attempt.job_id, submission.job_id), attempt.array_index
     if submission.state == "refused":
-        yield f"is of submission {submission.pk}, which was refused"
+        yield f"belongs to submission {submission.pk}, which was refused"
     if submission.kind == "slurm" and None not in jobs and jobs[0] != jobs[1]:
-        yield f"is of job {jobs[0]}, its submission of {jobs[1]}"
+        yield f"has the job {jobs[0]}, but its submission has the job {jobs[1]}"
     if attempt.element not in submission.elements:
-        yield f"is of element {attempt.element}, which its submission does not have"
+        yield f"has the element {attempt.element}, which its submission does not have"
     if index is not None and index != attempt.element - submission.offset:
-        yield f"is of element {attempt.element}, and has the array index {index}"
+        yield f"has the element {attempt.element}, but the array index {index}"
 
 
 def attempts_of(plan: Plan) -> dict[int, list[Attempt]]:
-    """Return the attempts at each page, in their order."""
+    """Return the attempts of each page, in their order."""
     query = (
         Attempt.select(
             Page.number.alias("page_number"), Attempt.pk, Attempt.number, Attempt.token,
@@ -276,18 +279,18 @@ def _suspects(plan: Plan) -> PageProblems:
         )
     )
     for number, place in tuples(query):
-        yield number, f"the place {place} of a suspect, or another of its numbers, is impossible"
+        yield number, f"a suspect has the impossible place {place}, or another impossible number"
 
 
-#: Records, and the column by which they belong to another.
+#: Tables of records, and the column that names the record to which they belong.
 _PARTS = ((Submission, "plan", Plan), (Page, "plan", Plan), (Attempt, "page", Page),
           (Suspect, "page", Page))  # fmt: skip
 
 
 def orphans() -> Iterator[str]:
-    """Yield records of any plan whose owner is missing: a foreign key was dropped or disabled."""
+    """Yield tables with records whose owner is missing: a foreign key was dropped or disabled."""
     for model, name, owner in _PARTS:
         field = getattr(model, name)
         is_there = owner.select(peewee.SQL("1")).where(owner.pk == field)
         if n := model.select().where(~peewee.fn.EXISTS(is_there)).count():
-            yield f"{n} of the table {model._meta.table_name} belong to no {name}"
+            yield f"{n} rows of the table {model._meta.table_name} belong to no {name}"

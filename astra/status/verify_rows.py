@@ -23,17 +23,17 @@ from astra.status.verify_records import RecordChecks, attempts_of, orphans
 #: Rows that are checked together.
 ROWS_AT_ONCE = 200_000
 
-#: What is read of each stored result: whether its input was read while its attempt did not run, and
-#: stored before it was read; whether the input was modified since (1) or is gone (2); the result's
-#: number, whether a time of it is impossible, whether it has another source than its input, and
-#: what made it.
+#: The columns that are read of each stored result: whether its input was read while its attempt did
+#: not run; whether it was stored before its input was read; whether the input was modified since
+#: then (1) or was deleted (2); the result's number; whether one of its times is impossible; whether
+#: it has another source than its input; and its provenance.
 OF_RESULTS = (
     "key", "attempt", "read_outside", "stored_before", "input", "number", "bad_time", "bad_source",
     "made_by",
 )  # fmt: skip
 
-#: What is read of each failure or row without a result: whether it is of this plan, whether a
-#: further result was refused, and whether a time, a count or what made it is impossible.
+#: The columns that are read of each failure or record of no result: whether it is of this plan;
+#: whether a further result was refused; whether a time, a count or its provenance is impossible.
 OF_RECORDS = ("key", "of_plan", "refused", "attempt", "page", "bad")
 
 Kind = type[RowWithoutResult]
@@ -44,8 +44,9 @@ class Verifier:
 
     Parameters
     ----------
-    max_listed : breaches of each check that are listed.
-    is_grouped : the task takes rows in groups, and has results of other rows of the same groups.
+    max_listed : how many breaches of each check are listed.
+    is_grouped : whether the task takes rows in groups; it may then have results for other rows of
+        the same groups.
     """
 
     def __init__(self, plan: Plan, max_listed: int, is_grouped: bool) -> None:
@@ -66,8 +67,8 @@ class Verifier:
         self.recorded: dict[Kind, bool] = {m: _any_of(plan, m) for m in (Failure, NoResult)}
         self.records = RecordChecks(plan, self.model, self.output)
         self.latest = self.records.latest
-        self.n_ours = 0  # results of its attempts that are of its rows
-        # Rows with a record of this kind that belongs to the plan.
+        self.n_ours = 0  # results of the plan's attempts for the plan's rows
+        # How many of its rows have a record of this kind that belongs to the plan.
         self.n_recorded: Counter[Kind] = Counter()
 
     def checked(self) -> Verdict:
@@ -116,7 +117,7 @@ class Verifier:
         return self.numbers[text]
 
     def _keys(self, numbers: list[int]) -> Sequence[RowKey]:
-        """Return the keys that these numbers stand for."""
+        """Return the keys that these numbers represent."""
         return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
 
     def _add(self, check: str, page: int | None, number: int | None, problem: str) -> None:
@@ -133,7 +134,7 @@ class Verifier:
     # -- the plan and its pages -------------------------------------------------------------
 
     def _check_records(self) -> None:
-        """Check the tables, the plan, and that each record of the plan is of one of its rows."""
+        """Check the tables, the plan, and that each of its records belongs to one of its rows."""
         for problem in self.records.guards():
             self._add("guards", None, None, problem)
         for problem in orphans():
@@ -142,13 +143,13 @@ class Verifier:
             self._add("records", number, None, problem)
         n = 0 if self.is_grouped or self.checks["shape"] else self.records.n_results()
         if n > self.n_ours:
-            problem = f"{n} results bear attempts of the plan, and {self.n_ours} are of its rows"
-            self._add("orphans", None, None, problem)
+            problem = f"{n} results name attempts of the plan, but only {self.n_ours} of them"
+            self._add("orphans", None, None, f"{problem} are results of its rows")
         for kind in self.recorded:
             of_plan = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if (n := kind.select().where(of_plan).count()) > self.n_recorded[kind]:
-                problem = f"{n} of the table {kind._meta.table_name} are of the plan, and "
-                problem += f"{self.n_recorded[kind]} of these of its rows"
+                problem = f"{n} rows of the table {kind._meta.table_name} name the plan, but only "
+                problem += f"{self.n_recorded[kind]} of them name one of its rows"
                 self._add("orphans", None, None, problem)
 
     def _check_page_numbers(self, numbers: list[int], n_rows: int) -> None:
@@ -156,9 +157,9 @@ class Verifier:
         for number in sorted(expected - set(numbers)):
             self._add("pages", number, None, "the page is missing")
         for number in sorted(set(numbers) - expected):
-            self._add("pages", number, None, f"the plan has {self.plan.n_pages} pages")
+            self._add("pages", number, None, f"the plan has only {self.plan.n_pages} pages")
         if n_rows != self.plan.n_rows:
-            problem = f"the pages hold {n_rows} rows, the plan has {self.plan.n_rows}"
+            problem = f"the pages have {n_rows} rows, but the plan has {self.plan.n_rows}"
             self._add("pages", None, None, problem)
 
     def _check_keys(self, keys: list[tuple[int, Sequence[int]]]) -> None:
@@ -168,7 +169,7 @@ class Verifier:
         for place in np.flatnonzero(np.diff(all_keys[order]) == 0):
             first, second = page[order[place]], page[order[place + 1]]
             self._add(
-                "key-twice", int(first), int(all_keys[order[place]]), f"again in page {second}"
+                "key-twice", int(first), int(all_keys[order[place]]), f"it is also in page {second}"
             )
 
     def _check_page(self, page: Page) -> bool:
@@ -178,13 +179,16 @@ class Verifier:
             self._add("shape", number, None, "it has no keys, or keys of another kind")
             return False
         if not len(page.row_keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
-            problem = f"{page.n_rows} rows, {len(page.row_keys)} keys, {len(outcomes)} outcomes"
+            problem = f"it has {page.n_rows} rows, {len(page.row_keys)} keys, "
+            problem += f"{len(outcomes)} outcomes"
+            if unknown := sorted(set(outcomes) - set(Outcome)):
+                problem += f", some of them unknown: {unknown[:5]}"
             self._add("shape", number, None, problem)
             return False
         for name, outcome in COUNTED.items():
             recorded, counted = getattr(page, name), outcomes.count(outcome)
             if recorded != counted:
-                problem = f"{name} is {recorded}, the outcomes say {counted}"
+                problem = f"{name} is {recorded}, but its outcomes add up to {counted}"
                 self._add("counts", number, None, problem)
         for outcome in Outcome:
             self.seen[outcome.name] += outcomes.count(outcome)
@@ -197,29 +201,29 @@ class Verifier:
             self._add("records", page.number, None, problem)
         last = attempts[-1].pk if attempts else None
         if page.attempt_pk != last:
-            problem = f"the page belongs to attempt {page.attempt_pk}, its last attempt is {last}"
+            problem = f"it belongs to attempt {page.attempt_pk}, but its last attempt is {last}"
             self._add("attempts", page.number, None, problem)
         for attempt in attempts[:-1]:
             if attempt.state == AttemptState.RUNNING:
-                problem = f"attempt {attempt.pk} runs beside {last}"
+                problem = f"attempt {attempt.pk} is still running beside the last one, {last}"
                 self._add("attempts", page.number, None, problem)
         ended = sum(a.n_done + a.n_found for a in attempts)
         if ended != page.n_done:
-            problem = f"n_done is {page.n_done}, its attempts ended {ended}"
+            problem = f"n_done is {page.n_done}, but its attempts add up to {ended}"
             self._add("sums", page.number, None, problem)
         for name in ("n_failed", "n_no_result"):
             ended = sum(getattr(a, name) for a in attempts)
             # Attempts may have more of them than the page, if rows were processed again since.
             if ended < getattr(page, name):
-                problem = f"{name} is {getattr(page, name)}, its attempts ended {ended}"
+                problem = f"{name} is {getattr(page, name)}, but its attempts add up to {ended}"
                 self._add("sums", page.number, None, problem)
         pending = page.n_pending
         again = max(0, self._n_made_pending(page))
         if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
-            self._add("done-too-early", page.number, None, f"{pending} rows are pending")
+            self._add("done-too-early", page.number, None, f"{pending} rows are still pending")
 
     def _n_made_pending(self, page: Page, *names: str) -> int:
-        """Count the rows of a page that had ended and were made pending again."""
+        """Count the ended rows of a page that were made pending again."""
         attempts = self.attempts.get(page.number, [])
         return sum(
             sum(getattr(a, name) for a in attempts) - getattr(page, name)
@@ -251,21 +255,18 @@ class Verifier:
         note("failure-missing", rows, lost, "no failure is recorded")
         lost = empty & ~nothing.there & ~elsewhere
         note("no-result-missing", rows, lost, "no record says that it has no result")
-        note("ended-twice", rows, failed & is_ours, "a failure, and a result")
-        note("ended-twice", rows, empty & is_ours, "without a result, and a result")
-        note("ended-twice", rows, is_done & our_failure, "a result, and a failure")
-        note("ended-twice", rows, is_done & our_nothing, "a result, and a record of no result")
-        note("ended-twice", rows, failed & our_nothing, "a failure, and a record of no result")
-        note("ended-twice", rows, empty & our_failure, "without a result, and a failure")
-        note(
-            "not-counted", rows, pending & is_ours, "its result is stored, and it counts as pending"
-        )
-        note(
-            "wrong-page",
-            rows,
-            is_ours & (attempt_page != rows.page),
-            "written by another page's attempt",
-        )
+        both = "it counts as {}, but it also has a {} of this plan".format
+        nothing_recorded = "record of no result"
+        note("ended-twice", rows, failed & is_ours, both("failed", "result"))
+        note("ended-twice", rows, empty & is_ours, both("without a result", "result"))
+        note("ended-twice", rows, is_done & our_failure, both("done", "failure"))
+        note("ended-twice", rows, is_done & our_nothing, both("done", nothing_recorded))
+        note("ended-twice", rows, failed & our_nothing, both("failed", nothing_recorded))
+        note("ended-twice", rows, empty & our_failure, both("without a result", "failure"))
+        uncounted = pending & is_ours
+        note("not-counted", rows, uncounted, "its result is stored, but it counts as pending")
+        elsewhere_written = is_ours & (attempt_page != rows.page)
+        note("wrong-page", rows, elsewhere_written, "an attempt at another page wrote its result")
         early = is_ours & (result["read_outside"] == 1)
         note("read-too-early", rows, early, "its input was read before its attempt began")
         early = is_ours & (result["stored_before"] == 1)
@@ -287,17 +288,19 @@ class Verifier:
         self.seen["others"] += int(np.sum(ends & elsewhere))
 
     def _check_origins(self, rows: Rows, result: StoredRows, attempt_page: Numbers) -> None:
-        """Check for results that no attempt can have written."""
+        """Check for results that no attempt of the plan can have written."""
         note, is_ours = self._add_each, result.there & (attempt_page > 0)
         late = result.there & (result["bad_time"] == 1)
-        note("moments", rows, late, "a moment of its result lies in the future, or out of order")
+        note("moments", rows, late, "a time of its result is in the future or in the wrong order")
         wrong = result.there & (result["bad_source"] == 1)
-        note("wrong-source", rows, wrong, "its result has another source than the row")
-        wrong = is_ours & ~np.isin(result["made_by"], self.records.makings)
-        note("attempt-unknown", rows, wrong, "it is made by what is not of this plan")
-        note("result-twice", rows, result.any_of(result.is_again), "two results of one number")
+        note("wrong-source", rows, wrong, "its result has another source_pk than the row")
+        wrong = is_ours & ~np.isin(result["made_by"], self.records.origins)
+        note("attempt-unknown", rows, wrong, "the made_by of its result belongs to another plan")
+        twice = result.any_of(result.is_again)
+        note("result-twice", rows, twice, "it has two results of the same number")
         mixed = result.any_of(result.is_gap)
-        note("result-mixed", rows, mixed, "its results are not numbered from 0, or of two attempts")
+        problem = "its results are not numbered from 0 upwards, or are from two attempts"
+        note("result-mixed", rows, mixed, problem)
         is_done = rows.ended(Outcome.RESULT) & result.there
         of_others = is_done & ~is_ours
         if of_others.any() and is_ours.any():
@@ -305,11 +308,12 @@ class Verifier:
             read_by_us, read = self._moments_of_reading(keys)
             forged = [read.get(k) in read_by_us for k in rows.key[of_others].tolist()]
             of_others[np.flatnonzero(of_others)] = forged
-            problem = "it was read together with this plan's rows, and is of none of its attempts"
+            problem = "its input was read together with the plan's rows, but its result names none "
+            problem += "of the plan's attempts"
             note("attempt-unknown", rows, of_others, problem)
 
     def _moments_of_reading(self, keys: Sequence[RowKey]) -> tuple[set[object], dict[int, object]]:
-        """Return when rows with our results were read and, by key, those with other results."""
+        """Return when rows with our results were read and, by key, when the other rows were."""
         output, key = self.output, self.link.key(self.output)
         query = key.narrowed(output.select(key.given, output.attempt_pk, output.input_read), keys)
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
@@ -321,7 +325,7 @@ class Verifier:
         )
 
     def _check_records_of_rows(self, kind: Kind, rows: Rows, record: StoredRows) -> None:
-        """Check for records that name another plan or page than that of their attempt."""
+        """Check for records that name another plan or page than their attempt."""
         attempt_page, is_ours = self._pages_of(record["attempt"]), record["of_plan"] == 1
         self.n_recorded[kind] += int(np.sum(record.there & is_ours))
         wrong = record.there & (is_ours != (attempt_page > 0))
@@ -329,7 +333,8 @@ class Verifier:
             record.there & is_ours & ((attempt_page != rows.page) | (record["page"] != rows.page))
         )
         wrong |= record.there & (record["bad"] == 1)
-        problem = f"its {kind.__name__} is of attempt {{}}, and not of its plan and page"
+        name = kind._meta.table_name
+        problem = f"its row of the table {name} does not match attempt {{}}, which it names"
         for place in np.flatnonzero(wrong):
             attempt = record["attempt"][place]
             self._add(
@@ -337,19 +342,19 @@ class Verifier:
             )
 
     def _check_pending(self, page: Page, rows: Rows, which: Flags, name: str, kind: str) -> None:
-        """Check that only rows that are processed again have a record while they are pending."""
+        """Check that pending rows have a record only if they are being processed again."""
         n = int(np.sum(which))
         if n > (again := self._n_made_pending(page, name)):
-            problem = f"a {kind} is stored, and it counts as pending; {again} were taken again"
-            self._add_each("not-counted", rows, which, problem)
+            problem = f"its {kind} is stored, but it counts as pending; {again} rows of the page "
+            self._add_each("not-counted", rows, which, problem + "are being processed again")
 
     def _check_written(self, page: Page, attempt_pks: Numbers) -> None:
         written = Counter(attempt_pks.tolist())
         for attempt in self.attempts.get(page.number, []):
             if written[attempt.pk] > attempt.n_done:
                 problem = (
-                    f"attempt {attempt.pk} ({attempt.state}) counted {attempt.n_done} results, "
-                    f"{written[attempt.pk]} bear its number"
+                    f"attempt {attempt.pk} ({attempt.state}) counted {attempt.n_done} results, but "
+                    f"{written[attempt.pk]} results name it"
                 )
                 self._add("written-unseen", page.number, None, problem)
 
@@ -418,10 +423,10 @@ class Verifier:
         )
 
     def _records(self, kind: Kind, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
-        """Return the columns `OF_RECORDS` of each failure or row without a result."""
+        """Return the columns `OF_RECORDS` of each failure or record of no result."""
         if not self.recorded[kind]:
             return []
-        of_plan, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.makings)
+        of_plan, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.origins)
         refused: ColumnBase = peewee.Value(0)
         bad = (kind.modified > self.latest) | (of_plan & (kind.made_by.is_null() | ~is_known))
         if kind is Failure:

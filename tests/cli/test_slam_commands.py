@@ -62,7 +62,7 @@ def test_a_model_of_any_labels_is_trained_checked_and_drawn(tmp_path, npz):
         "train", npz, "-o", model, "--labels", ",".join(NAMES), "--pictures", pictures
     )
     assert status == 0, said
-    assert f"{N} spectra of set.npz" in said and "left out in turn" in said
+    assert f"trained on {N} spectra of set.npz" in said and "a model without it" in said
     assert f"--set model={model}" in said
     assert all(name in said for name in NAMES)
     for name in ("labels", "fits", "model"):
@@ -72,7 +72,7 @@ def test_a_model_of_any_labels_is_trained_checked_and_drawn(tmp_path, npz):
     assert loaded.label_names == NAMES
     status, checked = astra("check", model)
     assert status == 0 and loaded.digest in checked
-    assert checked in said.replace("picture ", "")  # it says of a file what training said
+    assert checked in said.replace("picture ", "")  # both commands print the same about a model
 
 
 def test_rows_without_labels_are_left_out_and_the_range_is_kept_to(tmp_path, stars):
@@ -89,7 +89,7 @@ def test_rows_without_labels_are_left_out_and_the_range_is_kept_to(tmp_path, sta
         "train", tmp_path / "set.npz", "-o", tmp_path / "m.npz", "--labels", "teff",
         "--range", "6000:7000",
     )  # fmt: skip
-    assert status == 0 and "4 rows without all labels left out" in said
+    assert status == 0 and "omitted 4 rows in which a label is missing" in said
     assert f"from {first:.0f} to {last:.0f} Angstrom" in said
 
 
@@ -114,8 +114,8 @@ def test_spectra_of_other_kinds_are_flagged(tmp_path, stars):
         (["--labels", ","], "name at least one column"),
         (["--labels", "teff", "--range", "7000"], "should be FIRST:LAST"),
         (["--labels", "teff", "--range", "7000:6000"], "should be FIRST:LAST"),
-        (["--labels", "teff", "--range", "100:200"], "at 0 wavelengths from 100 to 200"),
-        (["--labels", "teff", "--others", "set.npz"], "all rows have the labels teff"),
+        (["--labels", "teff", "--range", "100:200"], "only 0 wavelengths from 100 to 200"),
+        (["--labels", "teff", "--others", "set.npz"], "all of its rows have the labels teff"),
         (["--labels", "alpha_fe"], "label 'alpha_fe'"),
     ],
 )
@@ -191,17 +191,20 @@ def test_spectra_of_the_database(tmp_path, stars, sqlite_url):
     sample = read_sample(write_csv(tmp_path / "set.csv", columns), ("teff",))
     assert sample.names == tuple(map(str, keys)) and np.allclose(sample.flux, flux[:3])
     columns = {"spectrum_pk": [*keys, 999], "teff": [1, 2, 3, 4]}
-    with pytest.raises(UsageError, match="no spectrum of spectrum_pk 999"):
+    with pytest.raises(UsageError, match="no spectrum with spectrum_pk 999"):
         read_sample(write_csv(tmp_path / "set.csv", columns), ("teff",))
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"teff": [1, 2]}, "has no spectra: give columns"),
-        ({"teff": [1, ""], "path": ["a.npz", "b.npz"]}, "has 1 rows with all of the labels"),
-        ({"teff": ["hot", 2], "path": ["a.npz", "b.npz"]}, "'teff' is not a number"),
-        ({"teff": [1, 2], "path": ["a.npz", "b.npz"]}, "a.npz, of .*set.csv: No such file"),
+        ({"teff": [1, 2]}, "has no spectra: it needs the columns"),
+        ({"teff": [1, ""], "path": ["a.npz", "b.npz"]}, "has 1 rows in which all of the labels"),
+        ({"teff": ["hot", 2], "path": ["a.npz", "b.npz"]}, "'teff' must hold numbers"),
+        (
+            {"teff": [1, 2], "path": ["a.npz", "b.npz"]},
+            "a.npz, which .*set.csv names, cannot be read: No such file",
+        ),
     ],
 )
 def test_tables_that_are_no_training_set(tmp_path, columns, message):
@@ -213,7 +216,7 @@ def test_files_that_are_no_table(tmp_path):
     (tmp_path / "a.txt").write_text("teff\n1\n")
     (tmp_path / "a.npz").write_bytes(b"nothing")
     (tmp_path / "a.csv").write_text("")
-    with pytest.raises(UsageError, match=r"is an \.npz, \.fits or \.csv file"):
+    with pytest.raises(UsageError, match=r"is not an \.npz, \.fits or \.csv file"):
         read_sample(tmp_path / "a.txt", ("teff",))
     with pytest.raises(UsageError, match="cannot be read as a table"):
         read_sample(tmp_path / "a.npz", ("teff",))

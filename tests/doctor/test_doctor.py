@@ -208,7 +208,7 @@ BROKEN = {
     ),
     "nobody notified": (lambda **_: None, "warning night survey: ", "set mail, webhook or command"),
     "mail": (told('mail = "me@x.org"\nsmtp = "smtp://127.0.0.1:PORT"'), "warning night survey: mail", "refused"),
-    "no sendmail": (told('mail = "me@x.org"'), "warning night survey: mail", "there is no sendmail"),
+    "no sendmail": (told('mail = "me@x.org"'), "warning night survey: mail", "this machine has no sendmail"),
     "a webhook": (told('webhook = "http://127.0.0.1:PORT/x"'), "warning night survey: webhook", "cannot be reached"),
     "a command": (told('command = "nonexistent-pager"'), "warning night survey: command", "not on PATH"),
     "cron": (lambda **_: None, "warning night survey: ", "astra cron survey --at"),

@@ -20,7 +20,7 @@ def breaches(world: World, plan: int) -> list[str]:
     """Whatever must not be, of a plan that was run to its end."""
     found = verify(plan, max_listed=5)
     database.close()
-    said = [f"verify: {b.check}: page {b.page} key {b.key}: {b.found}" for b in found.breaches]
+    said = [f"verify: {b.check}: page {b.page} key {b.key}: {b.problem}" for b in found.breaches]
     if not found.whole:
         said.append(f"not whole: {found.rows}")
     said += _ends(world, plan) + _values(world) + _again(world)

@@ -188,7 +188,7 @@ class Drive:
         finally:
             drop_connection()
         self.seen |= {
-            f"while it ran: {b.check}: {b.page} {b.key}: {b.found}"
+            f"while it ran: {b.check}: {b.page} {b.key}: {b.problem}"
             for b in found.breaches
             if b.check != "guards"
         }

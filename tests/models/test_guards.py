@@ -110,7 +110,7 @@ def test_an_input_table_that_was_replaced_is_noticed(url):
         create_plan(measure, BossVisitSpectrum)
     (note,) = status(planned.plan).notes
     assert re.search(lost, note)
-    assert [b.check for b in verify(planned.plan).breaches if re.search(lost, b.found)] == [
+    assert [b.check for b in verify(planned.plan).breaches if re.search(lost, b.problem)] == [
         "guards"
     ]
     found = [f for f in check_database() if f.state == "failed"]

@@ -270,7 +270,9 @@ def test_a_visit_that_its_file_holds_at_rest_is_not_shifted_again(tmp_path, sqli
 def test_a_file_in_which_no_pixel_is_a_datum_is_an_error_of_its_row(tmp_path, change):
     path = write(tmp_path / "spec.fits", spec_table(**change))
     row = BossVisitSpectrum(path=str(path), xcsao_v_rad=0.0)
-    with pytest.raises(UsageError, match=r"spec\.fits has nothing to label: .* 50 pixels"):
+    with pytest.raises(
+        UsageError, match=r"spec\.fits has no data that could be labelled: .* 50 pixels"
+    ):
         list(slam([row], write_to_database=False, re_raise_exceptions=True))
 
 

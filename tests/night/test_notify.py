@@ -124,7 +124,7 @@ def test_a_failed_notification_is_retried_and_fails_nothing_else(url, inbox, tmp
         monkeypatch.setattr("astra.night.notify.shutil.which", lambda *a, **k: None)
         found = notify(night, ways)
         assert "no sendmail" in found["mail"] and "500" in found["webhook"]
-        assert found["command"] == "RuntimeError: status 3: no pager"
+        assert found["command"] == "RuntimeError: exit status 3: no pager"
         assert "no pager" in night_of("survey").notified["command"]
         better = settings(
             mail="a@example.org", smtp=smtp, command=["touch", f"{tmp_path}/notified"]

@@ -27,9 +27,9 @@ def rewritten(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "other"}, "no model of slam.slam"),
-        ({"format": None}, "no model of slam.slam"),
-        ({"format_version": 99}, "format version 99, and this astra reads 2"),
+        ({"format": "other"}, "not a model of slam.slam"),
+        ({"format": None}, "not a model of slam.slam"),
+        ({"format_version": 99}, "format version 99, but this version of astra reads 2"),
         ({"nodes": None}, "lacks the array 'nodes'"),
     ],
 )
@@ -44,10 +44,10 @@ def test_files_that_are_no_npz(tmp_path):
         load(tmp_path / "gone.npz")
     for content in (b"", b"some text", SHIPPED[DEFAULT].read_bytes()[:5000]):
         (tmp_path / "broken.npz").write_bytes(content)
-        with pytest.raises(UsageError, match=r"broken\.npz is no model file"):
+        with pytest.raises(UsageError, match=r"broken\.npz is not a model file"):
             load(tmp_path / "broken.npz")
     np.save(tmp_path / "array.npy", np.ones(3))
-    with pytest.raises(UsageError, match="is no model file"):
+    with pytest.raises(UsageError, match="is not a model file"):
         load(tmp_path / "array.npy")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         load(tmp_path)
@@ -55,5 +55,5 @@ def test_files_that_are_no_npz(tmp_path):
 
 def test_pickles_are_not_opened(tmp_path):
     np.savez(tmp_path / "pickle.npz", format=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(UsageError, match="is no model file"):
+    with pytest.raises(UsageError, match="is not a model file"):
         load(tmp_path / "pickle.npz")

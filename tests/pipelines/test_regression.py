@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from astra.pipelines.slam.regression import Factors, choose, radial_kernel, solve
+from astra.pipelines.slam.regression import Factors, choose_hyperparameters, radial_kernel, solve
 
 RIDGE = np.array([0.01, 0.01, 0.1, 0.01, 0.001])
 
@@ -61,6 +61,6 @@ def test_hyperparameters_have_the_least_left_out_errors(samples):
 
     table = {gamma: np.array([errors(gamma, ridge) for ridge in ridges]) for gamma in gammas}
     best = min(gammas, key=lambda gamma: np.log(table[gamma].min(0)).sum())
-    gamma, ridge = choose(nodes, flux, gammas, ridges)
+    gamma, ridge = choose_hyperparameters(nodes, flux, gammas, ridges)
     assert gamma == best
     assert ridge.tolist() == [ridges[i] for i in table[best].argmin(0)]

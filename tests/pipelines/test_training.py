@@ -29,7 +29,7 @@ def test_noise_of_the_training_set_is_not_taken_for_error_of_the_model():
     ("change", "message"),
     [
         (lambda x, w, f: (x[:, :3], w, f), "labels have shape"),
-        (lambda x, w, f: (x, w[1:], f), "want flux and ivar of shape"),
+        (lambda x, w, f: (x, w[1:], f), "flux and ivar must have the shape"),
         (lambda x, w, f: (x, w[::-1], f), "ascending"),
         (
             lambda x, w, f: (np.where(x == x[3], np.nan, x), w, f),

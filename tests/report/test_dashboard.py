@@ -138,7 +138,7 @@ def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch)
 
     monkeypatch.setattr(dashboard, "report_of", report_of)
     update = Dashboard(tmp_path / "www").update()
-    assert update.problems == [f"plan-{broken}.html cannot be made: its model is gone"]
+    assert update.problems == [f"plan-{broken}.html cannot be written: its model is gone"]
     assert f"plan-{good}.html" in update.written
     assert "its model is gone" in (tmp_path / "www" / "index.html").read_text()
 

@@ -350,7 +350,7 @@ def test_a_second_attempt_wrote_rows_of_the_first(url):
     Measured.update(attempt_pk=second).where(Measured.spectrum_pk == 3).execute()
     found = {b.check: b for b in verify(plan).breaches}
     assert found["read-too-early"].key == 3
-    assert found["written-unseen"].page == 1 and str(second) in found["written-unseen"].found
+    assert found["written-unseen"].page == 1 and str(second) in found["written-unseen"].problem
 
 
 def test_the_list_is_bounded_and_the_count_is_not(url):

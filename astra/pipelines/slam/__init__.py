@@ -1,7 +1,7 @@
-"""The Stellar LAbel Machine: labels of stars from BOSS spectra.
+"""The Stellar LAbel Machine: stellar labels, such as temperatures, from BOSS spectra.
 
-Zhang et al. 2020, ApJS 246, 9; for M dwarfs Li et al. 2021, ApJS 253, 45. ``slam`` is the task,
-``train`` makes a model file from labelled spectra.
+Zhang et al. 2020, ApJS 246, 9; for M dwarfs Li et al. 2021, ApJS 253, 45. ``slam`` is the task;
+``train`` trains a model on labelled spectra and writes its file.
 """
 
 import logging
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 BossSpectrum = BossVisitSpectrum | BossCombinedSpectrum
 
-#: So many spectra are labelled at once.
+#: Number of spectra that are labelled at once.
 BATCH = 32
 
 
 def _model_file(model: str | None) -> "str | Path":
-    """The file of a model that is named as the task takes it."""
+    """Return the file of a model, given the value of the task's argument `model`."""
     from astra.pipelines.slam.model_file import DEFAULT, SHIPPED
 
     name = DEFAULT if model is None else str(model)
@@ -45,11 +45,11 @@ def slam(
     model: str | None = None,
     store_model: bool = False,
 ) -> Iterable[Slam]:
-    """Label BOSS spectra.
+    """Determine stellar labels from BOSS spectra.
 
-    A visit is shifted to rest by its ``xcsao_v_rad``; where that is not known its velocity is
-    searched for, and flagged. Combined spectra are at rest. What is left of the velocity is fitted
-    together with the labels.
+    A visit is shifted to the rest frame by its ``xcsao_v_rad``. If that is unknown, its velocity is
+    searched for and the result is flagged. Combined spectra are in the rest frame already. The
+    remaining velocity is fitted together with the labels.
 
     Parameters
     ----------
@@ -57,20 +57,20 @@ def slam(
         Visits or combined spectra, on any pixels.
     model : str, optional
         A file that ``astra slam train`` wrote, or the name of a model that ships with astra:
-        ``slam_templates`` was trained on real stars, ``slam_synthetic`` on synthetic ones, and is
-        the default, for demonstrations.
+        ``slam_templates`` was trained on real stars. ``slam_synthetic``, the default, was trained
+        on synthetic ones and is meant for demonstrations.
     store_model : bool
-        Whether results hold the model's flux and the continuum, on the pixels of the spectrum.
+        Whether to store the model's flux and the continuum, on the pixels of the spectrum.
 
     Yields
     ------
     Slam
-        One for each spectrum, in their order.
+        One result for each spectrum, in the order of the spectra.
 
     Raises
     ------
     UsageError
-        If `model` is missing or no model; before the first spectrum is asked for.
+        If `model` does not exist or is not a model; raised before the first spectrum is read.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def slam(
         try:
             pixels = _pixels(machine, spectrum)
         except Exception:
-            yield from _label(machine, batch, store_model)  # the error is this spectrum's alone
+            yield from _label(machine, batch, store_model)  # only this spectrum has failed
             raise
         warned = warned or _warns_of_default(spectrum)
         batch.append((spectrum, pixels))
@@ -107,8 +107,9 @@ def _warns_of_default(spectrum: BossSpectrum) -> bool:
 
     if spectrum.path:
         log.warning(
-            "slam.slam: no model was chosen, and %s knows synthetic stars only; for real "
-            "spectra add --set model=slam_templates, or a file of `astra slam train`", DEFAULT
+            "slam.slam: no model was chosen, and %s was trained on synthetic stars only; for real "
+            "spectra add --set model=slam_templates, or --set model=FILE with a file that "
+            "`astra slam train` wrote", DEFAULT
         )  # fmt: skip
     return bool(spectrum.path)
 
@@ -126,7 +127,7 @@ def _pixels(machine: "Model", spectrum: BossSpectrum) -> "Pixels":
 
 
 def _nothing_to_label(machine: "Model", path: str, pixels: "Pixels") -> UsageError:
-    """Return the error of a file in which no pixel is a datum that the model could be fitted to."""
+    """Return the error of a file that has no pixels to which the model could be fitted."""
     import numpy as np
 
     counts = {
@@ -137,7 +138,7 @@ def _nothing_to_label(machine: "Model", path: str, pixels: "Pixels") -> UsageErr
     }
     first, last = machine.wavelength[[0, -1]]
     return UsageError(
-        f"{path} has nothing to label: of its {pixels.good.size} pixels "
+        f"{path} has no data that could be labelled: of its {pixels.good.size} pixels "
         + ", ".join(f"{np.count_nonzero(which)} {what}" for what, which in counts.items())
         + f"; the model covers {first:.0f} to {last:.0f} Angstrom (vacuum), and a pixel is good "
         "if wavelength, flux and ivar are finite, ivar is positive, and no flag is set"

@@ -1,15 +1,16 @@
-"""The continuum of spectra, up to what the labels say: a smooth curve through their mean.
+"""The pseudo-continuum of a spectrum: a smooth curve through its mean, by which it is normalised.
 
-Cool dwarfs have no continuum to be seen between their bands. Every spectrum, of the training set
-and of the night, is divided by a *pseudo-continuum*: the exponential ``c`` of a polynomial in log
-wavelength for which ``flux / c`` scatters evenly around 1, that is, for which every curve ``b`` of
-the polynomial has ``sum(weight * b * (flux / c - 1)) = 0`` over the good pixels.
+Between the molecular bands of cool dwarfs no continuum is visible. Every spectrum, whether it is
+used for training or to be labelled, is therefore divided by a *pseudo-continuum*: the exponential
+``c`` of a polynomial in log wavelength for which ``flux / c`` scatters evenly around 1, that is,
+for which every term ``b`` of the polynomial has ``sum(weight * b * (flux / c - 1)) = 0`` over the
+good pixels.
 
-This has three virtues. A smooth factor in the flux (reddening, slit losses) appears in ``c`` alone
-and leaves the normalised spectrum as it was. The condition is linear in the flux, so that noise
-does not shift it, as it shifts envelopes. And ``c`` is positive everywhere. What still differs
-between spectra of equal labels (masks, weights) is again smooth and near 1, and is solved for
-together with the labels: see fit.py.
+This has three advantages. A smooth factor in the flux (reddening, slit losses) changes only ``c``
+and not the normalised spectrum. The condition is linear in the flux, so noise does not bias it, as
+it biases an upper envelope. And ``c`` is positive everywhere. Spectra of equal labels may still
+differ (by their masks and weights), but only by a smooth factor near 1, which is fitted together
+with the labels: see problem.py.
 """
 
 import numpy as np
@@ -20,16 +21,16 @@ Array = NDArray[np.float64]
 
 MAX_ITERATIONS = 50
 
-#: The search ends when no logarithm of a continuum changes by more than this: the next step would
-#: be a hundredth of it.
-SETTLED = 1e-5
+#: The iteration ends when no logarithm of a continuum changes by more than this; the next step
+#: would be a hundred times smaller.
+LOG_TOLERANCE = 1e-5
 
-#: It begins with one of so many pixels, where at least so many of these have data.
-COARSE = 8
-LEAST_COARSE = 100
+#: It begins with every eighth pixel, if at least `MIN_COARSE_PIXELS` of these have data.
+COARSE_STEP = 8
+MIN_COARSE_PIXELS = 100
 
-#: Pixels count alike above this signal-to-noise ratio, and less below it.
-FAINT = 5.0
+#: Pixels well above this signal-to-noise ratio have equal weights; fainter ones have lower weights.
+FULL_WEIGHT_SNR = 5.0
 
 
 def basis(wavelength: Array, degree: int) -> Array:
@@ -40,9 +41,9 @@ def basis(wavelength: Array, degree: int) -> Array:
 
 
 def products(weight: Array, moments: Array) -> Array:
-    """Return the weighted sums over pixels of products of any two curves.
+    """Return the weighted sum over all pixels of the product of each pair of curves.
 
-    Of Chebyshev polynomials, ``T(i) T(j) = (T(i + j) + T(|i - j|)) / 2``.
+    For Chebyshev polynomials, ``T(i) T(j) = (T(i + j) + T(|i - j|)) / 2``.
 
     Parameters
     ----------
@@ -73,7 +74,8 @@ def continua(flux: Array, ivar: Array, basis: Array) -> Array:
     Returns
     -------
     array, shape (M, P)
-        Positive; NaN for a spectrum of which fewer than K pixels count, or without positive mean.
+        Positive; NaN for a spectrum that has fewer than K good pixels, or whose mean is not
+        positive.
     """
     good, n_curves = ivar > 0, basis.shape[1]
     count = good.sum(1)
@@ -86,19 +88,19 @@ def continua(flux: Array, ivar: Array, basis: Array) -> Array:
     flux, ivar = np.where(good, flux[which], 0.0), np.where(good, ivar[which], 0.0)
     coefficients = np.zeros((which.size, n_curves))
     coefficients[:, 0] = np.log(mean[which])
-    for every in (COARSE, 1):
+    for every in (COARSE_STEP, 1):
         thin = slice(None, None, every)
-        use = np.flatnonzero(good[:, thin].sum(1) >= (LEAST_COARSE if every > 1 else 0))
+        use = np.flatnonzero(good[:, thin].sum(1) >= (MIN_COARSE_PIXELS if every > 1 else 0))
         parts = flux[use, thin], ivar[use, thin], good[use, thin]
         coefficients[use] = _newton(*parts, basis[thin], coefficients[use])
-    level[which] = np.exp(_tamed(coefficients @ basis.T, good))
+    level[which] = np.exp(_bounded_in_gaps(coefficients @ basis.T, good))
     return level
 
 
 def _newton(
     flux: Array, ivar: Array, good: NDArray[np.bool_], basis: Array, coefficients: Array
 ) -> Array:
-    """Return the coefficients (M, K) of log continua, from those to start at."""
+    """Return the coefficients (M, K) of the logarithms of continua, given initial ones."""
     n_curves, coefficients = basis.shape[1], coefficients.copy()
     moments = np.asarray(chebvander(basis[:, 1], 2 * n_curves - 2), float)
     active = np.arange(len(flux))
@@ -106,10 +108,10 @@ def _newton(
     for _ in range(MAX_ITERATIONS):
         inverse = np.exp(-log_level)
         ratio = flux[active] * inverse
-        weight = ivar[active] / (ivar[active] + (FAINT * inverse) ** 2)
-        # Below 0.1 a ratio is noise: the bound keeps the matrix positive, and changes no solution.
+        weight = ivar[active] / (ivar[active] + (FULL_WEIGHT_SNR * inverse) ** 2)
+        # A ratio below 0.1 is noise: the bound keeps the matrix positive and changes no solution.
         hessian = products(weight * np.maximum(ratio, 0.1), moments)
-        # The ridge holds curves that the pixels say nothing about.
+        # The ridge determines curves that the pixels do not constrain.
         trace = np.trace(hessian, axis1=1, axis2=2)[:, None, None]
         hessian += (1e-10 * trace + 1e-300) * np.eye(n_curves)
         gradient = (weight * (ratio - 1)) @ basis
@@ -118,7 +120,7 @@ def _newton(
         change = np.abs(log_step).max(1)
         shorter = 1 / np.maximum(change, 1.0)[:, None]
         coefficients[active] += step * shorter
-        ahead = change >= SETTLED
+        ahead = change >= LOG_TOLERANCE
         if not ahead.any():
             break
         active, log_level = active[ahead], (log_level + log_step * shorter)[ahead]
@@ -131,14 +133,15 @@ def normalise(flux: ArrayLike, ivar: ArrayLike, basis: Array) -> tuple[Array, Ar
     Parameters
     ----------
     flux, ivar
-        Shape (P,) or (M, P). Pixels of NaN, or of an ivar that is not positive, carry no datum.
+        Shape (P,) or (M, P). Pixels that are NaN, or whose ivar is not positive, are not used.
     basis
         Smooth curves, shape (P, K), of :func:`basis`.
 
     Returns
     -------
     flux, ivar
-        Of the same shape; 1 and 0 for pixels without datum, and for all if there is no continuum.
+        Of the same shape; 1 and 0 for pixels that are not used, and for all pixels if there is no
+        continuum.
     """
     flux, ivar = np.asarray(flux, float), np.asarray(ivar, float)
     good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
@@ -149,8 +152,8 @@ def normalise(flux: ArrayLike, ivar: ArrayLike, basis: Array) -> tuple[Array, Ar
     return np.where(good, flux / level, 1.0), np.where(good, ivar * level**2, 0.0)
 
 
-def _tamed(log_level: Array, good: NDArray[np.bool_]) -> Array:
-    """Keep a polynomial from running away in a wide gap, where it is not used."""
+def _bounded_in_gaps(log_level: Array, good: NDArray[np.bool_]) -> Array:
+    """Limit a polynomial in wide gaps, where it is not used, so that it does not overflow."""
     low = np.where(good, log_level, np.inf).min(1, keepdims=True)
     high = np.where(good, log_level, -np.inf).max(1, keepdims=True)
     return np.clip(log_level, low - 1, high + 1)

@@ -1,4 +1,4 @@
-"""Labels of normalised spectra: Levenberg-Marquardt, many spectra at once; see problem.py."""
+"""Fit labels to many normalised spectra at once, by Levenberg-Marquardt; see problem.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -14,32 +14,32 @@ Array = NDArray[np.float64]
 
 MAX_ITERATIONS = 60
 
-#: No step is longer than this share of a label's range.
-LONGEST_STEP = 0.2
+#: The longest step, as a share of a label's range.
+MAX_STEP = 0.2
 
-#: A fit has converged when a full step would lower chi2 by less than this, or this many times the
-#: reduced chi2 if that is above 1: by 0.03 of the errors that the residuals speak for.
+#: A fit has converged when a full step would lower chi2 by less than this, times the reduced chi2
+#: if that is above 1: the step is then about 0.03 of the labels' errors.
 TOLERANCE = 1e-3
 
-#: A fit in which no step of such a damping helps ends. It has converged if a full step would gain
-#: less than this share: the single precision of the model hides what is left.
-MOST_DAMPING = 1e8
+#: A fit ends when even steps with this damping do not lower chi2. It has then converged if a full
+#: step would lower chi2 by less than `TOLERANCE_AT_END`, since the model has single precision.
+MAX_DAMPING = 1e8
 TOLERANCE_AT_END = 1e-2
 
-#: A label is at an edge if it is within this share of the label's range of it.
-EDGE = 1e-3
+#: A label is at an edge if it is closer to it than this share of the label's range.
+EDGE_SHARE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What was found for M spectra, D parameters each: L labels, and the velocity if it is one."""
+    """The fits of M spectra, with D parameters each: L labels and, if fitted, the velocity."""
 
     labels: Array  #: (M, D), NaN where the fit failed
     covariance: Array  #: of their errors, (M, D, D), NaN where the fit failed
     initial: Array  #: where the fit started, (M, D), NaN where there was nothing to fit
     chi2: Array  #: (M,), NaN where the fit failed
     n_pixels: NDArray[np.int64]  #: pixels with data, (M,)
-    n_freedom: NDArray[np.int64]  #: those less the parameters, of labels and continuum, (M,)
+    n_freedom: NDArray[np.int64]  #: degrees of freedom, (M,)
     n_iterations: NDArray[np.int64]  #: steps that were tried, (M,)
     converged: NDArray[np.bool_]  #: (M,)
     at_edge: NDArray[np.bool_]  #: (M, D)
@@ -68,27 +68,28 @@ def fit(
     Parameters
     ----------
     model
-        Of L labels and P pixels.
+        The trained model, of L labels and P pixels.
     flux, ivar
-        Normalised spectra and inverse variances; shape (M, P) or (P,). NaN pixels, and those of
-        an ivar that is not positive, do not count.
+        Normalised spectra and inverse variances; shape (M, P) or (P,). Pixels that are NaN, or
+        whose ivar is not positive, are not used.
     free_continuum
-        Whether what is left of the continuum is fitted too: a polynomial of the model's degree.
+        Whether to fit the remaining continuum as well: a polynomial of the model's degree.
     max_iterations
-        A fit that has not converged after so many steps has failed.
+        The largest number of steps; a fit that has not converged then has failed.
 
     Returns
     -------
     Fit
-        Labels lie inside the grid of the training set. The covariance is the inverse of
-        ``J.T @ J`` of the weighted residuals, the continuum's share projected out of it.
+        Labels lie inside the range of the training set. The covariance is the inverse of
+        ``J.T @ J``, where ``J`` is the Jacobian of the weighted residuals without its component
+        along the continuum.
     """
     problem = Problem.of(model, on_pixels(flux, ivar), free_continuum)
     return minimise(problem, problem.nearest_nodes()[0], max_iterations)
 
 
 def on_pixels(flux: ArrayLike, ivar: ArrayLike) -> Binned:
-    """Return spectra on the model's own pixels, those of NaN or of an ivar of 0 left out."""
+    """Return spectra on the model's own pixels; bad are NaN pixels, and those with an ivar of 0."""
     flux, ivar = (np.atleast_2d(np.asarray(a, float)) for a in (flux, ivar))
     good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
     return Binned(np.where(good, flux, 0.0), np.where(good, ivar, 0.0))
@@ -97,9 +98,9 @@ def on_pixels(flux: ArrayLike, ivar: ArrayLike) -> Binned:
 def minimise(
     problem: Problem, starts: Sequence[Array], max_iterations: int = MAX_ITERATIONS
 ) -> Fit:
-    """Return the fit of least chi2 of those that begin at `starts`, each of shape (M, D).
+    """Fit from each of `starts`, of shape (M, D) each, and return the fit with the lowest chi2.
 
-    Parameters are measured from 0 to 1 over their ranges.
+    Parameters are scaled to their ranges, from 0 to 1.
     """
     best, *others = [_minimum(problem, start, max_iterations) for start in starts]
     for other in others:
@@ -112,10 +113,10 @@ def minimise(
 
 
 def _minimum(problem: Problem, start: Array, max_iterations: int) -> Fit:
-    """Return the minimum that the search from `start` ends in."""
+    """Return the minimum in which the search from `start` ends."""
     n_freedom = problem.n_pixels - problem.n_parameters
     search = _search(problem, start, np.flatnonzero(n_freedom > 0), max_iterations)
-    covariance, regular = _inverse(search.hessian)
+    covariance, regular = _covariances(search.hessian)
     converged = search.converged & regular
     failed = ~converged
     unit = np.where(failed[:, None], np.nan, search.unit)
@@ -130,7 +131,7 @@ def _minimum(problem: Problem, start: Array, max_iterations: int) -> Fit:
         n_freedom=n_freedom,
         n_iterations=search.n_iterations,
         converged=converged,
-        at_edge=(unit < EDGE) | (unit > 1 - EDGE),
+        at_edge=(unit < EDGE_SHARE) | (unit > 1 - EDGE_SHARE),
     )
 
 
@@ -159,10 +160,10 @@ class _Search:
             converged=np.zeros(m, bool),
         )
         if which.size:
-            search.arrive(which, start[which], *problem.linearise(start[which], which))
+            search.move_to(which, start[which], *problem.linearise(start[which], which))
         return search
 
-    def arrive(
+    def move_to(
         self, which: NDArray[np.int64], unit: Array, chi2: Array, hessian: Array, gradient: Array
     ) -> None:
         self.unit[which], self.chi2[which] = unit, chi2
@@ -184,10 +185,10 @@ def _search(
 def _one_step(problem: Problem, search: _Search, which: NDArray[np.int64]) -> NDArray[np.int64]:
     """Try a step for those that have not converged: they are returned."""
     unit = search.unit[which]
-    hessian, gradient = _held_at_edges(unit, search.hessian[which], search.gradient[which])
-    gain_of_full_step = (gradient * _solved(hessian, gradient, 0.0)).sum(-1)
+    hessian, gradient = _fixed_at_edges(unit, search.hessian[which], search.gradient[which])
+    gain_of_full_step = (gradient * _damped_steps(hessian, gradient, 0.0)).sum(-1)
     excess = search.chi2[which] / (problem.n_pixels - problem.n_parameters)[which]
-    may_go_on = search.damping[which] < MOST_DAMPING
+    may_go_on = search.damping[which] < MAX_DAMPING
     tolerance = np.where(may_go_on, TOLERANCE, TOLERANCE_AT_END) * np.maximum(excess, 1.0)
     search.converged[which] = gain_of_full_step < tolerance
     ahead = ~search.converged[which] & may_go_on
@@ -196,8 +197,8 @@ def _one_step(problem: Problem, search: _Search, which: NDArray[np.int64]) -> ND
     if not which.size:
         return which
 
-    step = _solved(hessian, gradient, search.damping[which])
-    step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(-1), 1e-300))[:, None]
+    step = _damped_steps(hessian, gradient, search.damping[which])
+    step *= np.minimum(1, MAX_STEP / np.maximum(np.abs(step).max(-1), 1e-300))[:, None]
     trial = np.clip(unit + step, 0.0, 1.0)
     expected = _expected_gain(hessian, gradient, trial - unit)
     found = problem.linearise(trial, which)
@@ -208,7 +209,7 @@ def _one_step(problem: Problem, search: _Search, which: NDArray[np.int64]) -> ND
     # less than expected has gone too far, even if it gained; this ends zigzags.
     share = np.clip(gained / np.maximum(expected, 1e-300), 0.0, 2.0)
     search.damping[which] *= np.where(better, np.clip(1 - (2 * share - 1) ** 3, 0.1, 2.0), 5.0)
-    search.arrive(which[better], trial[better], *(value[better] for value in found))
+    search.move_to(which[better], trial[better], *(value[better] for value in found))
     return which
 
 
@@ -218,7 +219,7 @@ def _expected_gain(hessian: Array, gradient: Array, step: Array) -> Array:
     return 2 * (gradient * step).sum(-1) - curved
 
 
-def _held_at_edges(unit: Array, hessian: Array, gradient: Array) -> tuple[Array, Array]:
+def _fixed_at_edges(unit: Array, hessian: Array, gradient: Array) -> tuple[Array, Array]:
     """Labels at an edge that chi2 would push over it are not free."""
     held = ((unit <= 0) & (gradient < 0)) | ((unit >= 1) & (gradient > 0))
     pair = held[:, :, None] | held[:, None, :]
@@ -227,7 +228,7 @@ def _held_at_edges(unit: Array, hessian: Array, gradient: Array) -> tuple[Array,
     return hessian, np.where(held, 0.0, gradient)
 
 
-def _solved(hessian: Array, gradient: Array, damping: ArrayLike) -> Array:
+def _damped_steps(hessian: Array, gradient: Array, damping: ArrayLike) -> Array:
     """Steps (m, L), the Hessian's diagonal strengthened by `damping`, of shape (m,) or ()."""
     scale = np.sqrt(np.maximum(np.diagonal(hessian, axis1=-2, axis2=-1), 1e-300))
     unit = hessian / (scale[:, :, None] * scale[:, None, :])
@@ -236,7 +237,7 @@ def _solved(hessian: Array, gradient: Array, damping: ArrayLike) -> Array:
     return np.linalg.solve(unit, (gradient / scale)[..., None])[..., 0] / scale
 
 
-def _inverse(hessian: Array) -> tuple[Array, NDArray[np.bool_]]:
+def _covariances(hessian: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Covariances (M, L, L), and which of them are good to use (M,)."""
     n_labels = hessian.shape[-1]
     scale = np.sqrt(np.diagonal(hessian, axis1=-2, axis2=-1))

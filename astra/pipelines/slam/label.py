@@ -1,4 +1,4 @@
-"""From the pixels of spectra to the columns of their results."""
+"""Label spectra: from their pixels to the columns of their results."""
 
 import json
 from collections.abc import Sequence
@@ -17,18 +17,19 @@ Array = NDArray[np.float64]
 #: The labels that have columns of their own in the table of results.
 LABELS = ("teff", "logg", "fe_h", "alpha_fe")
 
-#: Flagged: data for less than this share of the model's pixels; a larger reduced chi2; a lower
-#: signal-to-noise ratio; a velocity that is farther from the one that was given.
-FEW_PIXELS = 0.5
-BAD_CHI2 = 3.0
-LOW_SNR = 10.0
-BAD_VELOCITY_KM_S = 300.0
+#: A result is flagged if less than this share of the model's pixels has data; if its reduced chi2
+#: is larger or its signal-to-noise ratio lower than this; if the fitted velocity differs by more
+#: than this from the given one.
+MIN_PIXEL_SHARE = 0.5
+MAX_REDUCED_CHI2 = 3.0
+MIN_SNR = 10.0
+MAX_VELOCITY_KM_S = 300.0
 
-#: The scale of a flux is that of one of so many pixels.
-SCALE_EVERY = 16
+#: The scale of a flux is the median over every sixteenth pixel.
+SCALE_STEP = 16
 
-#: A mismatch is flagged that exceeds the limit by so many of its errors.
-SIGMAS = 3.0
+#: A mismatch is flagged if it exceeds the limit by more than this many of its errors.
+MISMATCH_SIGMAS = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Pixels:
     good: NDArray[np.bool_]
     scale: float  #: median size of the flux: squares of W/m^2, or of photons, stay finite
     v_rad: float | None
-    is_unknown: bool  #: whether the velocity is to be searched for
+    is_unknown: bool  #: whether the velocity is unknown, and has to be searched for
 
 
 def prepare(
@@ -54,10 +55,10 @@ def prepare(
     *,
     is_at_rest: bool = True,
 ) -> Pixels:
-    """Check and mask the pixels of one spectrum, and shift them to rest: see :func:`label`."""
+    """Check and mask one spectrum, and shift it to rest; arguments as in :func:`label`."""
     wavelength, flux, ivar, flags = _arrays(wavelength, flux, ivar, pixel_flags)
     good = good_pixels(wavelength, flux, ivar, flags) & ~covered(wavelength, model.observed_masks)
-    some = np.flatnonzero(good)[::SCALE_EVERY]
+    some = np.flatnonzero(good)[::SCALE_STEP]
     scale = float(np.median(np.abs(flux[some]))) if some.size else 0.0
     scale = scale if scale > 0 else 1.0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -88,20 +89,21 @@ def label(
         The trained model.
     wavelength, flux, ivar
         Vacuum Angstrom, flux in any unit, its inverse variance; each of shape (P,). The pixels
-        need not be the model's. None is a spectrum without data.
+        need not be those of the model. None means that the spectrum has no data.
     pixel_flags
-        Integers, shape (P,); pixels that are not 0 do not count, nor do those of NaN or of an
-        inverse variance that is not positive.
+        Integers, shape (P,). Pixels whose flag is not 0 are not used, nor are those that are NaN or
+        whose inverse variance is not positive.
     v_rad
-        Radial velocity [km/s] of the star in these wavelengths, where it is known.
+        Radial velocity [km/s] of the star in the frame of these wavelengths, if it is known.
     is_at_rest
-        Whether a spectrum without `v_rad` is at rest. If not, its velocity is searched for.
+        Whether a spectrum without `v_rad` is in the rest frame. If not, its velocity is searched
+        for.
 
     Returns
     -------
     dict
         Labels, ``e_...``, ``rho_..._...``, ``initial_...``, ``chi2`` and so on, and every flag as
-        a bool. None stands for what is not known; there is no NaN.
+        a bool. An unknown value is None, never NaN.
 
     Raises
     ------
@@ -115,51 +117,56 @@ def label(
 def label_many(
     model: Model, spectra: Sequence[Pixels], store_model: bool = False
 ) -> list[dict[str, object]]:
-    """Label several spectra at once: as :func:`label`, in a fraction of the time for each.
+    """Label several spectra at once, which is much faster than calling :func:`label` for each.
 
     Parameters
     ----------
     model
         The trained model.
     spectra
-        Of :func:`prepare`.
+        Spectra from :func:`prepare`.
     store_model
-        Whether to return the model's flux and the continuum too, on the pixels of the spectrum.
+        Whether to return also the model's flux and the continuum, on the pixels of the spectrum.
     """
     observed = Observed.of([(s.wavelength, s.flux, s.ivar, s.good) for s in spectra])
-    found = measure(model, observed, np.array([s.is_unknown for s in spectra], bool))
-    outside, limits = _outside(model, found), _most_mismatch(model, found)
+    measured = measure(model, observed, np.array([s.is_unknown for s in spectra], bool))
+    outside, limits = _is_outside(model, measured), _mismatch_limits(model, measured)
     columns = []
     for i, one in enumerate(spectra):
-        row = _label_columns(model, found, i) | _other_columns(model, found, i, one, limits[i])
-        row["flag_outside_domain"] = bool(outside[i] and found.fit.converged[i])
+        row = _label_columns(model, measured, i) | _other_columns(
+            model, measured, i, one, limits[i]
+        )
+        row["flag_outside_domain"] = bool(outside[i] and measured.fit.converged[i])
         if store_model:
-            row |= on_own_pixels(model, found, i, one.wavelength, one.scale)
+            row |= on_own_pixels(model, measured, i, one.wavelength, one.scale)
         columns.append(row)
     return columns
 
 
-def _most_mismatch(model: Model, found: Measured) -> Array:
-    """Return the mismatch from which on each spectrum is flagged, (M,)."""
+def _mismatch_limits(model: Model, measured: Measured) -> Array:
+    """Return the mismatch above which each spectrum is flagged, (M,)."""
     if model.domain is None:
-        return np.full(len(found.velocity), np.inf)
-    return model.domain.most_mismatch((found.fit.labels[:, :-1] - model.centre) / model.scale)
+        return np.full(len(measured.velocity), np.inf)
+    return model.domain.mismatch_limits((measured.fit.labels[:, :-1] - model.centre) / model.scale)
 
 
-def _outside(model: Model, found: Measured) -> NDArray[np.bool_]:
+def _is_outside(model: Model, measured: Measured) -> NDArray[np.bool_]:
     """Return which spectra are not of the kind that the model was trained on."""
     if model.domain is None:
-        return np.zeros(len(found.velocity), bool)
-    far = model.distance(np.nan_to_num(found.fit.labels[:, :-1])) > model.domain.most_label_distance
-    return np.asarray(far | model.domain.is_outside(found.coarse, found.coarse_noise2))
+        return np.zeros(len(measured.velocity), bool)
+    far = (
+        model.distance(np.nan_to_num(measured.fit.labels[:, :-1]))
+        > model.domain.most_label_distance
+    )
+    return np.asarray(far | model.domain.is_outside(measured.coarse, measured.coarse_noise2))
 
 
-def _label_columns(model: Model, found: Measured, i: int) -> dict[str, object]:
-    """Return the labels: those without columns of their own go into ``other_labels``."""
+def _label_columns(model: Model, measured: Measured, i: int) -> dict[str, object]:
+    """Return the columns of the labels; labels without a column are in ``other_labels``."""
     names = model.label_names
-    values, initial = found.fit.labels[i, :-1], found.fit.initial[i, :-1]
-    covariance = found.fit.covariance[i, :-1, :-1] + np.diag(model.label_floor**2)
-    errors, edge = np.sqrt(np.diagonal(covariance)), found.fit.at_edge[i, :-1]
+    values, initial = measured.fit.labels[i, :-1], measured.fit.initial[i, :-1]
+    covariance = measured.fit.covariance[i, :-1, :-1] + np.diag(model.label_floor**2)
+    errors, edge = np.sqrt(np.diagonal(covariance)), measured.fit.at_edge[i, :-1]
     columns: dict[str, object] = {f"flag_{name}_edge": False for name in LABELS}
     others: dict[str, object] = {}
     for k, name in enumerate(names):
@@ -182,32 +189,32 @@ def _label_columns(model: Model, found: Measured, i: int) -> dict[str, object]:
 
 
 def _other_columns(
-    model: Model, found: Measured, i: int, pixels: Pixels, limit: float
+    model: Model, measured: Measured, i: int, pixels: Pixels, limit: float
 ) -> dict[str, object]:
-    chi2, n_valid = _number(found.fit.chi2[i]), int(found.n_valid[i])
-    reduced_chi2 = None if chi2 is None else chi2 / int(found.fit.n_freedom[i])
+    chi2, n_valid = _number(measured.fit.chi2[i]), int(measured.n_valid[i])
+    reduced_chi2 = None if chi2 is None else chi2 / int(measured.fit.n_freedom[i])
     good = pixels.good
     snr = float(np.median(pixels.flux[good] * np.sqrt(pixels.ivar[good]))) if good.any() else None
-    converged, velocity = bool(found.fit.converged[i]), float(found.velocity[i])
-    excess = found.mismatch2[i] - SIGMAS * found.e_mismatch2[i]
-    reach = BAD_VELOCITY_KM_S * (2 if pixels.is_unknown else 1)
+    converged, velocity = bool(measured.fit.converged[i]), float(measured.velocity[i])
+    excess = measured.mismatch2[i] - MISMATCH_SIGMAS * measured.e_mismatch2[i]
+    reach = MAX_VELOCITY_KM_S * (2 if pixels.is_unknown else 1)
     return {
         "chi2": chi2,
         "reduced_chi2": reduced_chi2,
-        "mismatch": _number(np.sqrt(np.maximum(found.mismatch2[i], 0.0))),
-        "n_pixels": int(found.fit.n_pixels[i]),
-        "n_clipped": int(found.n_clipped[i]),
-        "n_iterations": int(found.fit.n_iterations[i]),
+        "mismatch": _number(np.sqrt(np.maximum(measured.mismatch2[i], 0.0))),
+        "n_pixels": int(measured.fit.n_pixels[i]),
+        "n_clipped": int(measured.n_clipped[i]),
+        "n_iterations": int(measured.fit.n_iterations[i]),
         "v_fit": (pixels.v_rad or 0.0) + velocity if converged else None,
-        "e_v_fit": _number(found.fit.errors[i, -1]),
+        "e_v_fit": _number(measured.fit.errors[i, -1]),
         "snr": snr,
         "model_digest": model.digest or None,
         "flag_no_valid_pixels": n_valid == 0,
-        "flag_few_pixels": n_valid < FEW_PIXELS * np.count_nonzero(model.is_used),
+        "flag_few_pixels": n_valid < MIN_PIXEL_SHARE * np.count_nonzero(model.is_used),
         "flag_fit_failed": not converged,
-        "flag_bad_continuum": n_valid > int(found.fit.n_pixels[i]) + int(found.n_clipped[i]),
-        "flag_bad_chi2": reduced_chi2 is not None and reduced_chi2 > BAD_CHI2,
-        "flag_low_snr": snr is not None and snr < LOW_SNR,
+        "flag_bad_continuum": n_valid > int(measured.fit.n_pixels[i]) + int(measured.n_clipped[i]),
+        "flag_bad_chi2": reduced_chi2 is not None and reduced_chi2 > MAX_REDUCED_CHI2,
+        "flag_low_snr": snr is not None and snr < MIN_SNR,
         "flag_mismatch": bool(excess > limit**2),
         "flag_no_velocity": pixels.is_unknown,
         "flag_bad_velocity": converged and abs(velocity) > reach,

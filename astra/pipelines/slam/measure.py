@@ -1,4 +1,4 @@
-"""From observed pixels to labels: velocity, cosmic rays and the fit, many spectra at once."""
+"""Fit labels and velocities to the observed pixels of many spectra, without cosmic rays."""
 
 from dataclasses import dataclass, fields
 
@@ -16,43 +16,43 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-#: Averages, velocities and clipped pixels are found anew so often, at most.
-MOST_ROUNDS = 8
+#: Largest number of rounds; each averages, fits and clips the spectra again.
+MAX_ROUNDS = 8
 
-#: The velocity has settled when it changes by less than this share of its error, or this much.
-SETTLED = 0.05
+#: The velocity has settled when it changes by less than this share of its error, or than this.
+SETTLED_SHARE = 0.05
 SETTLED_KM_S = 3.0
 
-#: Where no velocity is known the fit starts at the best of these.
+#: If the velocity is unknown, the fit starts at the best of these.
 START_VELOCITIES_KM_S = np.arange(-500.0, 501.0, 100.0)
 
-#: Pixels that are farther from the model than this many standard deviations are left out, and
-#: their neighbours from the second limit on; but no more than the third, the worst, as a share.
+#: Pixels that deviate from the model by more than this many standard deviations are excluded, and
+#: their neighbours above the second limit; but at most this share of all pixels, the worst ones.
 CLIP_AT = 5.0
 CLIP_NEIGHBOURS_AT = 3.0
-MOST_CLIPPED = 0.05
+MAX_CLIPPED_SHARE = 0.05
 
-#: Noise from which on a pixel counts less for how well model and spectrum match.
+#: Noise, in units of the continuum, above which a pixel has a lower weight in the mismatch.
 MISMATCH_NOISE = 0.03
 
 
 @dataclass(eq=False)
 class Measured:
-    """What was found for M spectra."""
+    """The fits of M spectra, with their velocities, clipped pixels and mismatches."""
 
     fit: Fit  #: labels, and as the last parameter the velocity beyond the last shift
     velocity: Array  #: [km/s] in the frame in which the spectra were given, (M,)
     n_valid: Integers  #: pixels of the model that have data, (M,)
     n_clipped: Integers  #: pixels left out by their residuals, (M,)
-    mismatch2: Array  #: mean square residual beyond the noise, in units of the continuum, (M,)
-    e_mismatch2: Array  #: its error by the noise, (M,)
+    mismatch2: Array  #: mean squared residual less the noise, in units of the continuum, (M,)
+    e_mismatch2: Array  #: its error due to the noise, (M,)
     continuum: Array  #: in the unit of the flux, on the model's pixels, (M, P)
     coarse: Array  #: the spectrum in coarse pixels, see domain.py, (M, C)
     coarse_noise2: Array  #: mean variance of the noise of these, (M,)
-    settled: Flags  #: whether velocity and clipped pixels came to rest, (M,)
+    settled: Flags  #: whether velocity and clipped pixels no longer change, (M,)
 
     def update(self, which: Integers, other: "Measured") -> None:
-        """Take what another round found for some spectra."""
+        """Replace the values of some spectra by those of a later round."""
         other.fit.n_iterations[:] += self.fit.n_iterations[which]
         other.fit.initial[:] = self.fit.initial[which]
         for mine, theirs in ((self, other), (self.fit, other.fit)):
@@ -69,9 +69,9 @@ def measure(model: Model, observed: Observed, unknown: Flags | None = None) -> M
     model
         The trained model.
     observed
-        M spectra, roughly at rest.
+        M spectra, approximately in the rest frame.
     unknown
-        For which of them no velocity is known, (M,).
+        Which of them have an unknown velocity, (M,).
     """
     which = np.arange(observed.n_spectra)
     velocity = np.zeros(observed.n_spectra)
@@ -81,7 +81,7 @@ def measure(model: Model, observed: Observed, unknown: Flags | None = None) -> M
         velocity[searched] = _best_velocities(model, observed.subset(searched))
     measured, start, clipped = _one_round(model, observed, velocity, clipped, None)
     velocity = measured.velocity.copy()
-    for _ in range(MOST_ROUNDS - 1):
+    for _ in range(MAX_ROUNDS - 1):
         start, which = start[~measured.settled[which]], which[~measured.settled[which]]
         if not which.size:
             break
@@ -95,7 +95,7 @@ def measure(model: Model, observed: Observed, unknown: Flags | None = None) -> M
 def normalised(
     model: Model, observed: Observed, velocity: Array, clipped: Flags | None = None
 ) -> tuple[Problem, Binned, Array]:
-    """Return shifted and averaged spectra: as a problem, as they are, and their continua."""
+    """Shift and average spectra; return the normalised problem, the spectra, and their continua."""
     binned = Binned.of(model.grid, observed.shifted(velocity))
     used = binned.ivar if clipped is None else np.where(clipped, 0.0, binned.ivar)
     level = continua(binned.flux, used, model.continuum_basis)
@@ -108,7 +108,7 @@ def normalised(
 
 
 def _best_velocities(model: Model, observed: Observed) -> Array:
-    """Return the velocities at which a node fits best, among those to start at; (M,)."""
+    """Return the start velocity at which a node fits best, for each spectrum; (M,)."""
     chi2 = []
     for velocity in START_VELOCITIES_KM_S:
         problem, _, _ = normalised(model, observed, np.full(observed.n_spectra, velocity))
@@ -119,7 +119,7 @@ def _best_velocities(model: Model, observed: Observed) -> Array:
 def _one_round(
     model: Model, observed: Observed, velocity: Array, clipped: Flags, start: Array | None
 ) -> tuple[Measured, Array, Flags]:
-    """Average, fit, and clip; return also the parameters to go on from, and what is clipped."""
+    """Average, fit and clip; return also the parameters to continue from and the clipped pixels."""
     problem, binned, level = normalised(model, observed, velocity, clipped)
     clean = problem.without(clipped)
     starts = clean.nearest_nodes()[0] if start is None else [start]
@@ -134,7 +134,7 @@ def _one_round(
 
     step, error = found.labels[:, -1], found.errors[:, -1]
     with np.errstate(invalid="ignore"):
-        at_rest = np.abs(step) <= np.maximum(SETTLED * error, SETTLED_KM_S)
+        at_rest = np.abs(step) <= np.maximum(SETTLED_SHARE * error, SETTLED_KM_S)
     settled = ~found.converged | (at_rest & ~(now_clipped & ~clipped).any(1))
     unit[:, -1] = 0.5
     measured = Measured(
@@ -153,7 +153,7 @@ def _one_round(
 
 
 def _coarse(problem: Problem, flux: Array, left: Array) -> tuple[Array, Array]:
-    """Return spectra in coarse pixels, the model in the place of what is missing or clipped."""
+    """Return coarse spectra, in which the model replaces missing and clipped pixels."""
     good = (problem.weight > 0) & (left > 0.1)
     safe = np.where(good, left, 1.0)
     filled = np.where(good, problem.spectra.flux / safe, flux)
@@ -162,9 +162,9 @@ def _coarse(problem: Problem, flux: Array, left: Array) -> tuple[Array, Array]:
 
 
 def _mismatch(problem: Problem, residual: Array) -> tuple[Array, Array]:
-    """Return the weighted mean of the squared residuals beyond the noise, and its error.
+    """Return the weighted mean of the squared residuals less the noise, and its error.
 
-    The weights know of the noise alone: a pixel in which the model scatters counts as any other.
+    The weights depend only on the noise, and not on the model's scatter in a pixel.
     """
     good = problem.weight > 0
     variance = np.where(good, 1 / np.where(good, problem.spectra.ivar, 1.0), 0.0)
@@ -175,9 +175,9 @@ def _mismatch(problem: Problem, residual: Array) -> tuple[Array, Array]:
 
 
 def _clipped(deviation: Array) -> Flags:
-    """Return the pixels to leave out by their residuals in standard deviations, (M, P)."""
+    """Return the pixels to exclude, given their residuals in standard deviations; (M, P)."""
     size = np.abs(deviation)
-    most = max(1, int(MOST_CLIPPED * size.shape[1]))
+    most = max(1, int(MAX_CLIPPED_SHARE * size.shape[1]))
     limit = np.maximum(np.partition(size, -most, axis=1)[:, -most], CLIP_AT)[:, None]
     far = size > limit
     beside = np.zeros_like(far)
@@ -191,7 +191,7 @@ def on_own_pixels(
 ) -> dict[str, Array | None]:
     """Return the model's flux and the continuum of spectrum `i` on its own pixels.
 
-    They are NaN outside of the model's range; both are None where the fit failed.
+    They are NaN outside of the model's range; both are None if the fit failed.
     """
     if not found.fit.converged[i]:
         return {"model_flux": None, "model_continuum": None}

@@ -1,4 +1,4 @@
-"""A trained Stellar LAbel Machine: fluxes and their derivatives for labels."""
+"""A trained model: the flux of each pixel, and its derivatives, as functions of the labels."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +13,8 @@ from astra.pipelines.slam.regression import radial_kernel
 
 Array = NDArray[np.float64]
 
-#: The node to start a fit from is the best at about so many pixels.
-MOST_START_PIXELS = 640
+#: Approximate number of pixels that are used to choose the node at which a fit starts.
+MAX_START_PIXELS = 640
 
 
 def _none() -> Array:
@@ -29,25 +29,26 @@ def covered(wavelength: Array, ranges: Array) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What the model says of its own training spectra, each labelled by a model without it."""
+    """The cross-validation of a model: each training spectrum is labelled by a model without it."""
 
-    labels: Array  #: that it was trained with, (N, L)
-    fitted: Array  #: labels of the spectrum left out, NaN where the fit failed, (N, L)
-    errors: Array  #: their errors, floors included, (N, L)
-    mismatch: Array  #: rms of the residuals beyond the noise, in units of the continuum, (N,)
-    flagged: NDArray[np.bool_]  #: whether it would have been flagged as bad, (N,)
-    outside_flagged: NDArray[np.bool_]  #: of the spectra of other kinds, which are flagged, (O,)
-    rejected: NDArray[np.bool_]  #: whether it was left out of the training as an outlier, (N,)
+    labels: Array  #: labels of the training set, (N, L)
+    fitted: Array  #: fitted labels, NaN where the fit failed, (N, L)
+    errors: Array  #: errors of the fitted labels, including the floors, (N, L)
+    mismatch: Array  #: rms of the residuals less the noise, in units of the continuum, (N,)
+    flagged: NDArray[np.bool_]  #: whether a spectrum would be flagged as bad, (N,)
+    outside_flagged: NDArray[np.bool_]  #: the same of the spectra of other kinds, (O,)
+    rejected: NDArray[np.bool_]  #: whether a spectrum was rejected as an outlier, (N,)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One support vector regression per pixel, all with the same nodes and kernel.
+    """One support vector regression for each pixel, all with the same nodes and kernel.
 
     The normalised flux of pixel ``p`` at labels ``x`` is ``bias[p] + sum_i coefficients[i, p] *
     exp(-gamma * |z(x) - nodes[i]|**2)``, with ``z(x) = (x - centre) / scale``
-    (Zhang et al. 2020; in least squares every training spectrum is a node). The coefficients are
-    kept as a product, ``node_weights @ components``: see :func:`.regression.compress`.
+    (Zhang et al. 2020; in a least-squares regression every training spectrum is a node). The
+    coefficients are stored as a product, ``node_weights @ components``: see
+    :func:`.regression.compress`.
     """
 
     wavelength: Array  #: vacuum Angstrom, ascending, (P,)
@@ -58,20 +59,22 @@ class Model:
     node_weights: Array  #: of R components at the nodes, (N, R)
     components: Array  #: (R, P)
     bias: Array  #: flux far from all nodes, (P,)
-    scatter: Array  #: leave-one-out error of the flux beyond the noise of the training set, (P,)
+    scatter: Array  #: leave-one-out error of the flux less the noise of the training set, (P,)
     gamma: float  #: inverse square width of the kernel, in scaled labels
-    lower: Array  #: the fit keeps labels from here, (L,)
-    upper: Array  #: to here, (L,)
+    lower: Array  #: smallest labels that a fit may find, (L,)
+    upper: Array  #: largest labels that a fit may find, (L,)
     continuum_degree: int  #: of the polynomial by which the spectra were normalised
-    label_floor: Array  #: error of labels beyond that of the fit, by cross-validation, (L,)
+    label_floor: Array  #: added to the fit's errors in quadrature, from cross-validation, (L,)
     domain: Domain | None = None
     rest_masks: Array = field(
         default_factory=_none
     )  #: ranges not used, in the star's frame, (m, 2)
-    observed_masks: Array = field(default_factory=_none)  #: and in the observer's frame, (m, 2)
+    observed_masks: Array = field(
+        default_factory=_none
+    )  #: the same in the observer's frame, (m, 2)
     validation: Validation | None = None
     description: str = ""  #: what it was trained on
-    digest: str = ""  #: of the file that it was read from
+    digest: str = ""  #: of the file from which it was read
 
     @property
     def coefficients(self) -> Array:
@@ -85,12 +88,12 @@ class Model:
 
     @cached_property
     def grid(self) -> Grid:
-        """The pixels, as edges."""
+        """The model's pixels with their edges."""
         return Grid(self.wavelength)
 
     @cached_property
     def continuum_moments(self) -> Array:
-        """What the products of these curves are made of, see :func:`.continuum.products`."""
+        """The curves up to twice the degree, for :func:`.continuum.products`."""
         return basis(self.wavelength, 2 * self.continuum_degree)
 
     @cached_property
@@ -109,7 +112,7 @@ class Model:
         return np.diff(self.splines, axis=1).astype(np.float32)
 
     def covers(self, wavelength: Array) -> NDArray[np.bool_]:
-        """Return which wavelengths lie in the range of the pixels."""
+        """Return which wavelengths lie in the range of the model."""
         return (wavelength >= self.wavelength[0]) & (wavelength <= self.wavelength[-1])
 
     @cached_property
@@ -129,14 +132,14 @@ class Model:
 
     @cached_property
     def node_moments(self) -> Array:
-        """The weights of the nodes, and these times each scaled label, (N, (L + 1) R)."""
+        """The weights of the nodes, and their products with each scaled label, (N, (L + 1) R)."""
         factors = np.append(np.ones((len(self.nodes), 1)), self.nodes, axis=1)
         return (factors[:, :, None] * self.node_weights[:, None]).reshape(len(factors), -1)
 
     @property
     def start_pixels(self) -> slice:
-        """The pixels by which the node to start from is chosen."""
-        return slice(None, None, 1 + self.wavelength.size // MOST_START_PIXELS)
+        """The pixels that are used to choose the node at which a fit starts."""
+        return slice(None, None, 1 + self.wavelength.size // MAX_START_PIXELS)
 
     @cached_property
     def start_fluxes(self) -> Array:
@@ -145,7 +148,7 @@ class Model:
         return np.append(flux**2, -2 * flux, axis=0)
 
     def scores(self, labels: ArrayLike) -> Array:
-        """Return what the components count at `labels` of shape (..., L): shape (..., R)."""
+        """Return the weights (..., R) of the components at `labels` (..., L)."""
         scaled = (np.asarray(labels, float) - self.centre) / self.scale
         return radial_kernel(scaled, self.nodes, self.gamma) @ self.node_weights
 
@@ -193,7 +196,7 @@ class Model:
         return scores @ self.components + self.bias, slopes @ self.components
 
     def distance(self, labels: Array) -> Array:
-        """Return how far labels (M, L) are from the nearest node, in scaled labels; (M,)."""
+        """Return the distance of labels (M, L) from the nearest node, in scaled labels; (M,)."""
         scaled = (labels - self.centre) / self.scale
         square = (scaled**2).sum(-1)[:, None] + (self.nodes**2).sum(-1) - 2 * scaled @ self.nodes.T
         return np.sqrt(np.maximum(square.min(1), 0.0))

@@ -1,4 +1,4 @@
-"""The file of a model: plain arrays in an ``.npz``, no pickle."""
+"""Read and write model files: ``.npz`` files of plain arrays, without pickle."""
 
 import hashlib
 import zipfile
@@ -15,25 +15,25 @@ from astra.errors import UsageError, nearest
 from astra.pipelines.slam.domain import Domain
 from astra.pipelines.slam.model import Model, Validation
 
-#: What a model file says of itself; the version grows when the arrays in it change meaning.
+#: The format as named in the file; its version is raised when the meaning of an array changes.
 FORMAT = "astra-slam"
 FORMAT_VERSION = 2
 
-#: The models that ship with the package, by the name that the parameter `model` takes.
+#: The models that ship with the package, by the name that the argument `model` accepts.
 SHIPPED = {
     "slam_synthetic": Path(__file__).with_name("slam_synthetic.npz"),
     "slam_templates": Path(__file__).with_name("slam_templates.npz"),
 }
 
-#: What is used where no model is chosen.
+#: The model that is used if none is chosen.
 DEFAULT = "slam_synthetic"
 
 Part = TypeVar("Part", Validation, Domain)
 
-#: What has names of its own in the file, or none.
+#: Fields that are stored under other names in the file, or not at all.
 _NESTED = ("validation", "domain", "digest")
 
-#: Arrays that need no more than single precision.
+#: Arrays that are stored in single precision.
 _SINGLE = ("components", "bias", "scatter")
 
 
@@ -55,7 +55,7 @@ def save(model: Model, path: str | Path) -> Model:
 
 
 def load(path: str | Path = DEFAULT) -> Model:
-    """Read what :func:`save` wrote.
+    """Read a model file that :func:`save` wrote.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def load(path: str | Path = DEFAULT) -> Model:
     Raises
     ------
     UsageError
-        If the file is missing, or is no model of this format or one of another version.
+        If the file is missing, or is not a model, or has another version of the format.
     """
     path = SHIPPED.get(str(path), Path(path))
     content, arrays = _read(path)
@@ -89,7 +89,7 @@ _ARRAYS = (
 
 
 def _part(kind: type[Part], prefix: str, arrays: dict[str, NDArray[np.generic]]) -> Part | None:
-    """Return what the file says of the validation or of the domain, if it says anything."""
+    """Return the validation or the domain in a file; None if the file has none."""
     if f"{prefix}_{fields(kind)[0].name}" not in arrays:
         return None
     values = {f.name: arrays[f"{prefix}_{f.name}"] for f in fields(kind)}
@@ -122,17 +122,17 @@ def _read(path: Path) -> tuple[bytes, dict[str, NDArray[np.generic]]]:
         zipfile.BadZipFile,
     ) as error:
         raise UsageError(
-            f"{path} is no model file: it must be an .npz written by `astra slam train`"
+            f"{path} is not a model file: it must be an .npz file that `astra slam train` wrote"
         ) from error
     if str(arrays.get("format")) != FORMAT:
         raise UsageError(
-            f"{path} is an .npz, but no model of slam.slam: its key 'format' is "
+            f"{path} is an .npz file, but not a model of slam.slam: its array 'format' is "
             f"{str(arrays.get('format'))!r}, not {FORMAT!r}"
         )
     if int(arrays["format_version"]) != FORMAT_VERSION:
         raise UsageError(
-            f"{path} has format version {arrays['format_version']}, and this astra reads "
-            f"{FORMAT_VERSION}: train it again with `astra slam train`"
+            f"{path} has format version {arrays['format_version']}, but this version of astra "
+            f"reads {FORMAT_VERSION}: train the model again with `astra slam train`"
         )
     for field in fields(Model):
         if field.name not in (*_NESTED, *arrays):

@@ -1,35 +1,36 @@
-"""Which training spectra, and which pixels of them, do not belong to the rest."""
+"""Find training spectra, and pixels of them, that contradict the others."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from astra.pipelines.slam.regression import Factors, Training, choose, solve
+from astra.pipelines.slam.regression import Factors, Solution, choose_hyperparameters, solve
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-#: Rounds of judging, at most; they end when no trust changes by more than this.
-MOST_ROUNDS = 12
-SETTLED = 0.05
+#: Largest number of rounds; they end earlier when no trust changes by more than this.
+MAX_ROUNDS = 12
+SETTLED_CHANGE = 0.05
 
-#: A pixel is rejected when its left-out error exceeds its spread over the training set, and what
-#: is usual in its spectrum, so many times.
-BAD_PIXEL = 5.0
+#: A pixel is rejected if its leave-one-out error is this many times as large as the pixel's spread
+#: over the training set, and as what is usual in its spectrum.
+BAD_PIXEL_FACTOR = 5.0
 
-#: The misfit of a spectrum is measured in standard deviations of the logarithm of the left-out
-#: errors, from that of the median spectrum. A standard deviation is at least this.
-LEAST_SIGMA = 0.14
+#: The misfit of a spectrum is the logarithm of its leave-one-out error less that of the median
+#: spectrum, in standard deviations of all spectra. The standard deviation is at least this.
+MIN_SIGMA = 0.14
 
-#: From this misfit on a spectrum is suspect, and its weight is divided by e for every two standard
-#: deviations: wrong labels would otherwise spoil the regression around them, and hide each other.
-SUSPECT = 3.0
-#: From this one on it is rejected.
-REJECTED = 5.0
+#: Above this misfit a spectrum is suspect, and its weight is divided by e for every further two
+#: standard deviations: otherwise wrong labels would distort the regression around them, and hide
+#: each other.
+SUSPECT_SIGMAS = 3.0
+#: Above this misfit it is rejected.
+REJECTED_SIGMAS = 5.0
 
-#: Training never loses more than this share of its spectra.
-MOST_REJECTED = 0.25
+#: The largest share of the training set that is rejected.
+MAX_REJECTED_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Cleaned:
     gamma: float
     ridge: Array  #: (P,)
     factors: Factors  #: of the spectra that were kept
-    solved: Training  #: fluxes of mean 0 and variance 1, of the spectra that were kept
+    solved: Solution  #: fluxes of mean 0 and variance 1, of the spectra that were kept
 
 
 def clean(
@@ -56,10 +57,10 @@ def clean(
     ridges: tuple[float, ...],
     rejects: bool,
 ) -> Cleaned:
-    """Solve the regression, and leave out what it cannot explain from the other spectra.
+    """Solve the regression, and exclude spectra and pixels that the other spectra contradict.
 
-    All spectra are judged anew in each round, also those that hardly count any more: none is lost
-    to what a bad one did to its surroundings.
+    Each round judges all spectra again, including those whose weight is low by now, so that no good
+    spectrum is rejected because of a bad one nearby.
 
     Parameters
     ----------
@@ -70,26 +71,28 @@ def clean(
     good
         Which pixels have data, (N, P).
     gammas, ridges
-        Among which to choose.
+        Candidates for the width of the kernel and for the ridges.
     rejects
-        Whether to leave outliers out; spectra without data are left out in any case.
+        Whether to reject outliers; spectra without data are excluded in any case.
     """
     kept: Flags = np.asarray(good.any(1))
     good, trust = good.copy(), np.ones(kept.sum())
-    for _ in range(MOST_ROUNDS if rejects else 0):
-        cleaned = _solved(nodes, flux, good, noise, kept, gammas, ridges, trust)
-        before, (trust, bad_pixels) = trust, _judged(cleaned, trust)
-        is_settled = np.abs(trust - before).max() < SETTLED and not (good[kept] & bad_pixels).any()
+    for _ in range(MAX_ROUNDS if rejects else 0):
+        cleaned = _regression(nodes, flux, good, noise, kept, gammas, ridges, trust)
+        before, (trust, bad_pixels) = trust, _trust_and_bad_pixels(cleaned, trust)
+        is_settled = (
+            np.abs(trust - before).max() < SETTLED_CHANGE and not (good[kept] & bad_pixels).any()
+        )
         good[kept] &= ~bad_pixels
         if is_settled:
             break
-    # Beyond the share that may be lost, the least trusted go.
-    stays = trust >= min(_trust(REJECTED), np.quantile(trust, MOST_REJECTED))
+    # If more than the largest share would be rejected, only the least trusted are.
+    stays = trust >= min(_trust(REJECTED_SIGMAS), np.quantile(trust, MAX_REJECTED_SHARE))
     kept[kept] = stays
-    return _solved(nodes, flux, good, noise, kept, gammas, ridges, trust[stays])
+    return _regression(nodes, flux, good, noise, kept, gammas, ridges, trust[stays])
 
 
-def _solved(
+def _regression(
     nodes: Array,
     flux: Array,
     good: Flags,
@@ -110,17 +113,17 @@ def _solved(
         if not is_last:
             excess = np.where(data, solved.left_out_error**2 - variance, np.nan)
             weight = _weights(variance, data, max(float(np.nanmedian(excess)), 1e-4)) * trust
-            gamma, ridge = choose(nodes[kept], solved.flux, gammas, ridges, weight)
+            gamma, ridge = choose_hyperparameters(nodes[kept], solved.flux, gammas, ridges, weight)
     return Cleaned(kept, good, weight, middle, spread, gamma, ridge, factors, solved)
 
 
-#: Good enough to fill gaps before there are better ones, for labels of unit variance.
+#: Initial values, with which gaps are filled for the first time; for labels of unit variance.
 _FIRST_GAMMA = 0.06
 _FIRST_RIDGE = 1e-3
 
 
 def _weights(variance: Array, data: Flags, scatter2: float) -> Array:
-    """Return the weights of spectra by their typical noise and the scatter of all; mean 1."""
+    """Return weights, of mean 1, from each spectrum's typical noise and the scatter of all."""
     typical = np.array(
         [np.median(v[g]) if g.any() else 1.0 for v, g in zip(variance, data, strict=True)]
     )
@@ -131,29 +134,29 @@ def _weights(variance: Array, data: Flags, scatter2: float) -> Array:
     return np.asarray(weight / weight.mean())
 
 
-def _judged(cleaned: Cleaned, trust: Array) -> tuple[Array, Flags]:
-    """Return how far to trust each kept spectrum, 0 to 1, (n,), and pixels to leave out (n, P)."""
+def _trust_and_bad_pixels(cleaned: Cleaned, trust: Array) -> tuple[Array, Flags]:
+    """Return the trust in each kept spectrum, 0 to 1, (n,), and the pixels to reject (n, P)."""
     data = cleaned.good[cleaned.kept]
-    # Were it trusted, its errors would be as large as if its weight were that of the others.
+    # Correct for the lower weight of a spectrum that is not trusted.
     size = np.abs(cleaned.solved.standardised) / np.sqrt(trust)[:, None]
     size = np.where(data, size, np.nan)
     size = size / np.maximum(1.4826 * np.nanmedian(size, axis=0), 1e-12)
     misfit = np.nanmedian(size, axis=1) / 0.6745
     level = np.log(np.maximum(misfit, 1e-12))
     level -= np.median(level)
-    sigma = max(1.4826 * float(np.median(np.abs(level))), LEAST_SIGMA)
-    return _trust(level / sigma), size > BAD_PIXEL * np.maximum(misfit, 1.0)[:, None]
+    sigma = max(1.4826 * float(np.median(np.abs(level))), MIN_SIGMA)
+    return _trust(level / sigma), size > BAD_PIXEL_FACTOR * np.maximum(misfit, 1.0)[:, None]
 
 
 def _trust(sigmas: ArrayLike) -> Array:
-    """Return the factor of the weight of spectra of such misfits, from 0 to 1."""
-    return np.asarray(np.exp(-np.maximum(np.asarray(sigmas) - SUSPECT, 0.0) / 2))
+    """Return the trust in spectra of these misfits: factors of their weights, from 0 to 1."""
+    return np.asarray(np.exp(-np.maximum(np.asarray(sigmas) - SUSPECT_SIGMAS, 0.0) / 2))
 
 
 def standardise(flux: Array, good: Flags) -> tuple[Array, Array, Array]:
-    """Return fluxes of mean 0 and variance 1 in each pixel; the mean; the deviation.
+    """Scale fluxes to mean 0 and variance 1 in each pixel; return also the means and deviations.
 
-    The mean and the deviation are those of the good pixels' middle half.
+    Both are robust: the median, and a deviation from the interquartile range, of good pixels.
     """
     only = np.where(good, flux, np.nan)
     low, middle, high = np.nanpercentile(only, [25, 50, 75], axis=0)

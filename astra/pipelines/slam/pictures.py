@@ -1,4 +1,4 @@
-"""Pictures of a model, with matplotlib: labels of spectra left out, residuals, and fits."""
+"""Draw pictures of a model with matplotlib: labels of left-out spectra, residuals, and fits."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from astra.pipelines.slam.sample import Sample
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: How many spectra are shown beside the model: coolest to hottest, or the like.
+#: How many spectra are shown with the model, from the lowest first label to the highest.
 N_FITS = 3
 
 
@@ -26,9 +26,9 @@ def draw(model: Model, folder: Path, sample: Sample | None = None) -> list[Path]
     model
         The model; without a cross-validation there is no picture of its labels.
     folder
-        It is made if it is missing.
+        It is created if it does not exist.
     sample
-        The spectra that it was trained on, to show some beside it.
+        The training set, to show some of its spectra with the model.
 
     Returns
     -------
@@ -136,8 +136,8 @@ def _fits(figure_class: type["Figure"], model: Model, sample: Sample) -> "Figure
         axis.plot(model.wavelength, made, color="tab:red", linewidth=0.6, label="model")
         axis.plot(model.wavelength, flux - made, color="black", linewidth=0.5, label="difference")
         values = zip(model.label_names, sample.labels[row], strict=True)
-        said = ", ".join(f"{name} {value:g}" for name, value in values)
-        axis.set_title(f"{sample.names[row]}: {said}", fontsize="small")
+        title = ", ".join(f"{name} {value:g}" for name, value in values)
+        axis.set_title(f"{sample.names[row]}: {title}", fontsize="small")
         axis.set_ylim(-0.3, max(1.5, 1.1 * float(np.max(made))))
     axes[0].legend(fontsize="small", ncols=3)
     axes[-1].set(xlabel="vacuum wavelength [Angstrom]")

@@ -1,14 +1,15 @@
-"""The model on the pixels of observed spectra: each is the mean of the model over it.
+"""Evaluate a model on the pixels of observed spectra, as its mean over each pixel.
 
-The model is given as means over its own pixels. Their running sum is known at the edges of the
-pixels; a cubic spline through it is the integral of the model up to anywhere, and the difference
-over an observed pixel, divided by its width, is the mean there. Observed pixels may be wider or
-narrower than the model's, shifted by the star's velocity, or missing.
+The model is given as means over its own pixels. Their cumulative sum is known at the edges of the
+pixels. A cubic spline through these values is the integral of the model up to any wavelength; its
+difference over an observed pixel, divided by the pixel's width, is the mean in that pixel. Observed
+pixels may be wider or narrower than the model's, shifted by the star's velocity, or missing.
 
 The observed pixels whose centres lie in one pixel of the model are averaged, weighted by their
-inverse variances, and so is the model over the same pixels: a masked pixel takes its own
-information away and biases nothing. Both are linear in the model: a few *taps* on the differences
-of its spline's coefficients, in single precision, which halves the time of a fit.
+inverse variances, and the model is averaged over the same pixels with the same weights. A masked
+pixel therefore removes its own information and causes no bias. Both operations are linear in the
+model: a few filter coefficients (*taps*) that are applied to the differences of the spline's
+coefficients, in single precision, which halves the time of a fit.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 SPEED_OF_LIGHT_KM_S = 299_792.458
 
-#: A pixel next to a gap is no wider than this many times the median (in log wavelength).
-WIDEST = 3.0
+#: Largest width of a pixel next to a gap, in units of the median width (in log wavelength).
+MAX_WIDTH_AT_GAP = 3.0
 
 #: The response of the spline to one edge falls below 1e-16 after so many edges.
 REACH = 28
@@ -39,7 +40,7 @@ _POLE = np.sqrt(3) - 2
 def at_rest(wavelength: Array, v_rad: float) -> Array:
     """Return wavelengths in the frame of a star that recedes with `v_rad` [km/s].
 
-    They are NaN for a star that is faster than light.
+    They are NaN if `v_rad` is not below the speed of light.
     """
     if abs(v_rad) >= SPEED_OF_LIGHT_KM_S:
         return np.full_like(wavelength, np.nan)
@@ -49,16 +50,17 @@ def at_rest(wavelength: Array, v_rad: float) -> Array:
 def good_pixels(
     wavelength: Array, flux: Array, ivar: Array, pixel_flags: Integers | None = None
 ) -> Flags:
-    """Return which pixels carry a datum: finite, of positive inverse variance, not flagged."""
+    """Return which pixels are good: finite, with a positive inverse variance, and not flagged."""
     good = np.isfinite(wavelength) & (wavelength > 0) & np.isfinite(flux)
     good &= np.isfinite(ivar) & (ivar > 0)
     return good if pixel_flags is None else good & (np.asarray(pixel_flags) == 0)
 
 
 def edges(log_wavelength: Array) -> tuple[Array, Array]:
-    """Return left and right edges of pixels, half way to the nearer neighbour.
+    """Return the left and right edges of pixels, half way to the nearer neighbour.
 
-    Wavelengths ascend; pixels of equal ones are equally wide, and have no width if all are equal.
+    Wavelengths must ascend. Pixels of equal wavelength get the same edges; if all wavelengths are
+    equal, the pixels have no width.
     """
     spacing = np.diff(log_wavelength)
     if not spacing.all():
@@ -68,8 +70,8 @@ def edges(log_wavelength: Array) -> tuple[Array, Array]:
     if not spacing.size:
         return log_wavelength, log_wavelength
     width = np.minimum(np.append(spacing[0], spacing), np.append(spacing, spacing[-1]))
-    if width.max() > WIDEST * spacing.min():  # else the median changes nothing
-        width = np.minimum(width, WIDEST * np.median(spacing))
+    if width.max() > MAX_WIDTH_AT_GAP * spacing.min():  # otherwise no pixel is wider than the limit
+        width = np.minimum(width, MAX_WIDTH_AT_GAP * np.median(spacing))
     return log_wavelength - width / 2, log_wavelength + width / 2
 
 
@@ -101,9 +103,9 @@ class Grid:
 
     @cached_property
     def velocity_taps(self) -> Singles:
-        """The taps that give the slopes of the pixels' means by the velocity [1 / (km/s)], (3, P).
+        """Taps of the derivatives of the pixels' means by the velocity [1 / (km/s)], (3, P).
 
-        The first tap of pixel p is on the spline difference ``p + REACH - 1``.
+        The first tap of pixel p applies to the spline difference ``p + REACH - 1``.
         """
         step, width = 2 * np.gradient(self.position), np.diff(self.position)
         before, behind = 1 / (step[:-1] * width), 1 / (step[1:] * width)
@@ -111,7 +113,7 @@ class Grid:
         return (-slopes / SPEED_OF_LIGHT_KM_S).astype(np.float32)
 
     def place(self, log_wavelength: Array) -> tuple[Integers, Array]:
-        """Return the pixel that wavelengths lie in, and how far from its left edge, 0 to 1."""
+        """Return the pixels in which wavelengths lie, and the positions in them, 0 to 1."""
         place = np.interp(
             log_wavelength, self.position, np.arange(self.position.size), -1.0, self.position.size
         )
@@ -119,7 +121,7 @@ class Grid:
         return whole, place - whole
 
     def means(self, spline: Array, left: Array, right: Array) -> Array:
-        """Return means from `left` to `right`, in log wavelength, of shape (T,); NaN outside."""
+        """Return the means from `left` to `right` (log wavelengths), (T,); NaN outside."""
         total = np.zeros(left.size)
         (first, t_first), (last, t_last) = self.place(left), self.place(right)
         inside = (first >= 0) & (last < self.wavelength.size)
@@ -179,14 +181,14 @@ class Observed:
 
     @classmethod
     def of(cls, spectra: list[tuple[Array, Array, Array, Flags]]) -> "Observed":
-        """Take wavelengths in any order, fluxes, inverse variances, and which are good."""
+        """Create it from wavelengths in any order, fluxes, inverse variances, and good pixels."""
         parts = [_edges_and_data(*one) for one in spectra]
         counts = [part[0].size for part in parts]
         columns = [np.concatenate([np.zeros(0), *(part[k] for part in parts)]) for k in range(4)]
         return cls(len(spectra), np.repeat(np.arange(len(spectra)), counts), *columns)
 
     def subset(self, which: Integers) -> "Observed":
-        """Return some of the spectra, in the order of `which`, which ascends."""
+        """Return the spectra `which`, whose numbers must ascend."""
         number = np.full(self.n_spectra, -1)
         number[which] = np.arange(which.size)
         keep = number[self.spectrum] >= 0
@@ -224,14 +226,14 @@ def _edges_and_data(
 class Binned:
     """M spectra, averaged over the pixels of a model, and how the model is averaged likewise."""
 
-    flux: Array  #: (M, P), 0 where there is no datum
-    ivar: Array  #: (M, P), 0 where there is no datum
-    offset: int = 0  #: the first tap of pixel p is on the spline difference ``p + offset``
+    flux: Array  #: (M, P), 0 where there are no data
+    ivar: Array  #: (M, P), 0 where there are no data
+    offset: int = 0  #: the first tap of pixel p applies to the spline difference ``p + offset``
     taps: Singles | None = None  #: (W, M, P); None for spectra on the pixels of the model itself
 
     @classmethod
     def of(cls, grid: Grid, observed: Observed) -> "Binned":
-        """Average observed pixels by the pixel of the model that their centre lies in."""
+        """Average the observed pixels whose centres lie in the same pixel of the model."""
         n_pixels = grid.wavelength.size
         pixel, _ = grid.place((observed.left + observed.right) / 2)
         (first, t_first), (last, t_last) = grid.place(observed.left), grid.place(observed.right)
@@ -242,7 +244,7 @@ class Binned:
         bin_ = observed.spectrum[inside] * n_pixels + pixel
         n_bins = observed.n_spectra * n_pixels
 
-        # Pixels ascend: those of one bin follow each other.
+        # Pixels ascend, so the pixels of a bin are adjacent.
         starts = np.flatnonzero(np.diff(bin_, prepend=-1))
         bins = bin_[starts]
         total = _totals(weight, starts)
@@ -266,7 +268,7 @@ class Binned:
     def average(
         self, densities: Singles, which: Integers, shift: Singles, velocity_taps: Singles
     ) -> tuple[Singles, Singles]:
-        """Return the means of models, and the slopes by the velocity of the last of each.
+        """Return the means of models, and the derivative of each last one by the velocity.
 
         Parameters
         ----------
@@ -277,7 +279,7 @@ class Binned:
         shift
             Velocities by which to move the models [km/s], (m,).
         velocity_taps
-            Of the grid.
+            Those of the grid.
 
         Returns
         -------

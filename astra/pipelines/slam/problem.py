@@ -1,10 +1,10 @@
-"""chi2 of many spectra, and its derivatives by labels and velocity.
+"""Compute chi2 of many spectra, and its derivatives by the labels and the velocity.
 
-What is minimised is ``chi2(x) = sum_p w[p] * (flux[p] - c[p] * model[p](x))**2``
-(Zhang et al. 2020), with weights ``w = 1 / (1/ivar + scatter**2)``, the scatter being
-that of the model. ``c`` is a polynomial near 1: what is left of the continuum. At each ``x`` it is
-the one that fits best, so that only the parameters are searched for (variable projection: Golub &
-Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as of Kaufman 1975, BIT 15, 49).
+The fit minimises ``chi2(x) = sum_p w[p] * (flux[p] - c[p] * model[p](x))**2``
+(Zhang et al. 2020), with weights ``w = 1 / (1/ivar + scatter**2)`` that include the scatter of the
+model. ``c`` is a polynomial near 1, the remaining continuum. For each ``x``, the best-fitting ``c``
+is computed, so that the search is only over the parameters ``x`` (variable projection: Golub &
+Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as in Kaufman 1975, BIT 15, 49).
 """
 
 from dataclasses import dataclass, replace
@@ -21,27 +21,27 @@ Array = NDArray[np.float64]
 Reals = NDArray[np.floating]
 Integers = NDArray[np.int64]
 
-#: Fits by models of so few nodes start twice: at the best, and at the best that is so far from it,
-#: in scaled labels.
+#: Fits with models of at most this many nodes start twice: at the best node, and at the best of the
+#: nodes that are farther from it than this, in scaled labels.
 FEW_NODES = 80
-FAR_NODE = 0.5
+FAR_DISTANCE = 0.5
 
-#: The velocity is searched for this far to either side of the one that is assumed.
+#: The velocity is fitted within this distance of the assumed one.
 VELOCITY_REACH_KM_S = 150.0
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Spectra and weights; parameters are measured from 0 to 1 over their ranges."""
+    """Spectra and weights; parameters are scaled to their ranges, from 0 to 1."""
 
     model: Model
     spectra: Binned
-    weight: Array  #: square root of the inverse variance, of noise and model together, (M, P)
-    curves: Array  #: of the continuum, (P, K)
+    weight: Array  #: square root of the inverse variance of noise and model together, (M, P)
+    curves: Array  #: the continuum is a linear combination of these, (P, K)
 
     @classmethod
     def of(cls, model: Model, spectra: Binned, free_continuum: bool = True) -> "Problem":
-        """Weigh noise and scatter; pixels under a mask of the model do not count."""
+        """Compute the weights from noise and scatter; masked pixels get none."""
         good = (spectra.ivar > 0) & model.is_used
         variance = 1 / np.where(good, spectra.ivar, 1.0) + model.scatter**2
         weight = np.where(good, 1 / np.sqrt(variance), 0.0)
@@ -49,12 +49,12 @@ class Problem:
         return cls(model, spectra, weight, curves)
 
     def without(self, clipped: NDArray[np.bool_]) -> "Problem":
-        """Return the problem with pixels (M, P) left out."""
+        """Return the problem without some of its pixels, (M, P)."""
         return replace(self, weight=np.where(clipped, 0.0, self.weight))
 
     @property
     def has_velocity(self) -> bool:
-        """Whether a velocity is the last parameter: not of spectra on the model's own pixels."""
+        """Whether the last parameter is a velocity; it is not for spectra on the model's pixels."""
         return self.spectra.taps is not None
 
     @property
@@ -67,21 +67,22 @@ class Problem:
 
     @property
     def lower(self) -> Array:
-        """Least of each parameter."""
+        """The smallest value of each parameter."""
         return np.append(self.model.lower, [-VELOCITY_REACH_KM_S][: self.has_velocity])
 
     @property
     def width(self) -> Array:
-        """Range of each parameter."""
+        """The range of each parameter."""
         width = self.model.upper - self.model.lower
         return np.append(width, [2 * VELOCITY_REACH_KM_S][: self.has_velocity])
 
     def nearest_nodes(self) -> tuple[list[Array], Array]:
-        """Return where to start (M, D), and the chi2 of the best node (M,).
+        """Return the nodes at which to start (M, D), and the chi2 of the best node (M,).
 
-        That is the node of least chi2, and for models of few nodes, of which chi2 may have several
-        minima, also the best of those that are far from it. The continuum is left as it is, the
-        model is not averaged as the spectra were, and of large models only some pixels are used.
+        The first is the node with the lowest chi2. With few nodes, chi2 may have several minima, so
+        the best of the nodes that are far from the first is returned as well. For speed, the
+        continuum is not fitted, the model is not averaged like the spectra, and only some pixels of
+        a large model are used.
         """
         model, some = self.model, self.model.start_pixels
         square, flux = self.weight[:, some] ** 2, self.spectra.flux[:, some]
@@ -91,29 +92,29 @@ class Problem:
         starts = [self._at_nodes(best)]
         if len(model.nodes) <= FEW_NODES:
             distance = np.sqrt(((model.nodes[best, None] - model.nodes) ** 2).sum(-1))
-            far = np.where(distance > FAR_NODE, chi2, np.inf)
+            far = np.where(distance > FAR_DISTANCE, chi2, np.inf)
             starts.append(self._at_nodes(np.argmin(far, axis=1)))
         return starts, chi2.min(1)
 
     def _at_nodes(self, which: Integers) -> Array:
-        """Return nodes as parameters, the velocity in the middle; (M, D)."""
+        """Return the parameters of nodes, with the velocity in the middle of its range; (M, D)."""
         model = self.model
         unit = (model.node_labels[which] - model.lower) / (model.upper - model.lower)
         middle = np.full((len(unit), int(self.has_velocity)), 0.5)
         return np.append(np.clip(unit, 0.0, 1.0), middle, axis=1)
 
     def labels(self, unit: Array) -> Array:
-        """Return the labels at parameters."""
+        """Return the labels of scaled parameters."""
         n_labels = len(self.model.label_names)
         return self.lower[:n_labels] + self.width[:n_labels] * unit[:, :n_labels]
 
     def flux_at(self, unit: Array, which: Integers) -> Array:
-        """Return the model's flux (m, P), averaged as the spectra."""
+        """Return the model's flux (m, P), averaged like the spectra."""
         rows = _with_bias(self.model.scores(self.labels(unit))[:, None])
         return self._averaged(rows, unit, which)[0][:, 0].astype(float)
 
     def model_at(self, unit: Array, which: Integers) -> tuple[Array, Reals]:
-        """Return the model's flux (m, P), averaged as the spectra, and its slopes (m, D, P)."""
+        """Return the model's flux (m, P), averaged like the spectra, and its slopes (m, D, P)."""
         scores, slopes = self.model.scores_and_slopes(self.labels(unit))
         slopes *= self.width[: slopes.shape[1], None]
         rows = np.append(slopes, np.zeros((*slopes.shape[:2], 1)), axis=2)
@@ -126,21 +127,22 @@ class Problem:
         return flux, averaged
 
     def _averaged(self, rows: Array, unit: Array, which: Integers) -> tuple[Reals, Singles | None]:
-        """Return sums of components and bias (m, C, P), averaged as the spectra.
+        """Return sums of components and bias (m, C, P), averaged like the spectra.
 
-        The slopes of the last of each by the velocity, (m, P), are None if that is no parameter.
+        Also return the derivative of each last one by the velocity, (m, P); None if the velocity is
+        not a parameter.
         """
         model = self.model
         if not self.has_velocity:
             return rows @ model.components_and_bias, None
-        # One product in single precision, not one for each spectrum.
+        # One product in single precision is faster than one for each spectrum.
         densities = rows.reshape(-1, rows.shape[-1]).astype(np.float32) @ model.densities
         densities = densities.reshape(*rows.shape[:2], -1)
         shift = ((unit[:, -1] - 0.5) * self.width[-1]).astype(np.float32)
         return self.spectra.average(densities, which, shift, model.grid.velocity_taps)
 
     def continuum(self, flux: Array, which: Integers) -> tuple[Array, Array | None]:
-        """Return the continuum (m, P) that fits best, and the inverse Gram matrices (m, K, K)."""
+        """Return the best-fitting continuum (m, P), and the inverse Gram matrices (m, K, K)."""
         n_curves = self.curves.shape[1]
         if not n_curves:
             return np.ones_like(flux), None
@@ -158,7 +160,7 @@ class Problem:
         return self.spectra.flux * self.weight
 
     def residuals(self, unit: Array, which: Integers) -> tuple[Array, Array, Array]:
-        """Return flux less model (m, P), the model, and the continuum, of shape (m, P) each."""
+        """Return the residuals, the model and the continuum, of shape (m, P) each."""
         flux = self.flux_at(unit, which)
         level, _ = self.continuum(flux, which)
         return self.spectra.flux[which] - level * flux, flux, level
@@ -183,5 +185,5 @@ class Problem:
 
 
 def _with_bias(scores: Array) -> Array:
-    """Return scores of components (m, C, R), and 1 for the bias: (m, C, R + 1)."""
+    """Append a score of 1 for the bias to the scores of components: (m, C, R + 1)."""
     return np.append(scores, np.ones((*scores.shape[:-1], 1)), axis=-1)

@@ -1,11 +1,12 @@
-"""Least-squares support vector regression with a radial kernel, of all pixels at once.
+"""Least-squares support vector regression with a radial kernel, for all pixels at once.
 
 With kernel ``K``, ridge ``r``, fluxes ``y`` of the training spectra and their relative variances
 ``1 / w``, the coefficients ``a`` and the bias ``b`` solve ``(K + r / w) a + b = y`` and
 ``sum(a) = 0`` (Suykens & Vandewalle 1999, Neural Processing Letters 9, 293; weights as in Suykens
 et al. 2002, Neurocomputing 48, 85). With ``u = sqrt(w)`` and among vectors that are orthogonal to
 ``u``, the eigenvectors ``V`` and eigenvalues ``e`` of ``u K u`` give
-``a = u V (V.T u y / (e + r))``: one factorisation serves all pixels, each with a ridge of its own.
+``a = u V (V.T u y / (e + r))``: one factorisation is enough for all pixels, although each pixel has
+a ridge of its own.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-#: The components of a model reproduce its flux to this root mean square error.
+#: The components of a model reproduce its flux with this root mean square error.
 COMPRESSION_ERROR = 3e-4
 
 
@@ -37,11 +38,11 @@ class Factors:
 
     @classmethod
     def of(cls, nodes: Array, gamma: float, weight: Array | None = None) -> "Factors":
-        """Factorise the kernel on the vectors that are orthogonal to the root of `weight`."""
+        """Factorise the kernel in the space that is orthogonal to the square root of `weight`."""
         root = np.ones(len(nodes)) if weight is None else np.sqrt(weight)
         mirror = root / np.sqrt((root**2).sum())
         mirror[0] += 1
-        # A reflection that takes the first axis to `root`, and the others to the plane across it.
+        # A reflection maps the first axis to `root`, and the others to the space orthogonal to it.
         plane = (np.eye(len(nodes)) - 2 * np.outer(mirror, mirror) / (mirror @ mirror))[:, 1:]
         kernel = root[:, None] * radial_kernel(nodes, nodes, gamma) * root
         values, vectors = np.linalg.eigh(plane.T @ kernel @ plane)
@@ -52,7 +53,7 @@ class Factors:
         rotated = self.vectors.T @ (flux * self.root_weight[:, None])
         coefficients = self.vectors @ (rotated / (self.values[:, None] + ridge))
         coefficients *= self.root_weight[:, None]
-        # sum(a) = 0, so that the weighted mean over the equations leaves the bias.
+        # sum(a) = 0, so the weighted mean over the equations is the bias.
         rest = flux - radial_kernel(self.nodes, self.nodes, self.gamma) @ coefficients
         return coefficients, self.root_weight**2 @ rest / (self.root_weight**2).sum()
 
@@ -60,18 +61,18 @@ class Factors:
 def compress(
     factors: Factors, flux: Array, ridge: Array, error: float = COMPRESSION_ERROR
 ) -> tuple[Array, Array, Array]:
-    """Return the regression as few components: what it costs to evaluate follows their number.
+    """Compress the regression into a few components, so that it is fast to evaluate.
 
     Parameters
     ----------
     factors
-        Of the kernel.
+        The factorised kernel.
     flux
-        Without gaps, shape (N, P).
+        Fluxes without gaps, shape (N, P).
     ridge
-        Of each pixel, shape (P,).
+        The ridge of each pixel, shape (P,).
     error
-        Root mean square of what the components may lack at the nodes.
+        The largest root mean square error of the flux at the nodes.
 
     Returns
     -------
@@ -87,32 +88,32 @@ def compress(
 
 
 @dataclass(frozen=True)
-class Training:
-    """What the fluxes of the training set say of themselves."""
+class Solution:
+    """The regression of a training set: its fluxes without gaps and their leave-one-out errors."""
 
-    flux: Array  #: the fluxes, gaps filled with what the regression itself says there, (N, P)
-    left_out_error: Array  #: of each flux, if its spectrum were not in the training set, (N, P)
-    standardised: Array  #: the same in units of how well the others determine it, (N, P)
+    flux: Array  #: the fluxes, with gaps filled by the regression itself, (N, P)
+    left_out_error: Array  #: error of each flux by a regression without its spectrum, (N, P)
+    standardised: Array  #: the same in units of its expected standard deviation, (N, P)
 
 
-def solve(factors: Factors, flux: Array, good: NDArray[np.bool_], ridge: Array) -> Training:
-    """Fill gaps, and leave each spectrum out in turn.
+def solve(factors: Factors, flux: Array, good: NDArray[np.bool_], ridge: Array) -> Solution:
+    """Fill gaps, and compute the errors of spectra that are left out in turn.
 
-    A missing flux is one whose coefficient is zero: the value that makes it so follows from a block
-    of the inverse ``V (1 / (e + r)) V.T``. The error of a spectrum left out is ``a[i] / inverse[i,
-    i]`` (Cawley & Talbot 2007, JMLR 8, 841); that of a finite flux in a gap is its distance from
-    what fills the gap.
+    A missing flux must have no influence, that is, a coefficient of zero. The value for which this
+    holds follows from a block of the inverse ``V (1 / (e + r)) V.T``. The leave-one-out error is
+    ``a[i] / inverse[i, i]`` (Cawley & Talbot 2007, JMLR 8, 841); that of a finite flux in a gap is
+    its difference from the value that fills the gap.
 
     Parameters
     ----------
     factors
-        Of the kernel.
+        The factorised kernel.
     flux
         Shape (N, P); ignored where it is not good.
     good
-        Which fluxes are data, shape (N, P).
+        Which fluxes are good, shape (N, P).
     ridge
-        Of each pixel, shape (P,).
+        The ridge of each pixel, shape (P,).
     """
     root, vectors = factors.root_weight[:, None], factors.vectors
     shrink = 1 / (factors.values[:, None] + ridge)
@@ -127,31 +128,32 @@ def solve(factors: Factors, flux: Array, good: NDArray[np.bool_], ridge: Array) 
     inverse = vectors**2 @ shrink
     in_gap = np.where(np.isfinite(flux), flux - filled, 0.0)
     left_out = np.where(good, scaled / inverse / root, in_gap)
-    return Training(filled, left_out, scaled / np.sqrt(inverse))
+    return Solution(filled, left_out, scaled / np.sqrt(inverse))
 
 
-def choose(
+def choose_hyperparameters(
     nodes: Array,
     flux: Array,
     gammas: tuple[float, ...],
     ridges: tuple[float, ...],
     weight: Array | None = None,
 ) -> tuple[float, Array]:
-    """Choose the kernel and the ridges under which spectra that are left out are most likely.
+    """Choose the kernel and the ridges with the smallest leave-one-out errors.
 
-    Each pixel has the ridge of its least mean square left-out error, and all have the width for
-    which the sum of the logarithms of these errors is least: a pixel's error is its own measure.
+    Each pixel gets the ridge with the smallest mean squared leave-one-out error. All pixels share
+    the width of the kernel for which the sum of the logarithms of these errors is smallest, so that
+    noisy pixels do not dominate.
 
     Parameters
     ----------
     nodes
         Scaled labels, shape (N, L).
     flux
-        Without gaps, shape (N, P).
+        Fluxes without gaps, shape (N, P).
     gammas, ridges
-        To choose from; at least one of each.
+        The candidates; at least one of each.
     weight
-        Of each spectrum, shape (N,).
+        The weight of each spectrum, shape (N,).
 
     Returns
     -------
@@ -165,7 +167,7 @@ def choose(
 
 
 def _left_out_errors(factors: Factors, flux: Array, ridges: tuple[float, ...]) -> Array:
-    """Return the weighted mean square error of left-out spectra, for each ridge; (R, P)."""
+    """Return the weighted mean squared leave-one-out error for each ridge; (R, P)."""
     rotated = factors.vectors.T @ (flux * factors.root_weight[:, None])
     squares = factors.vectors**2
     errors = np.empty((len(ridges), flux.shape[1]))

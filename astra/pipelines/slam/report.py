@@ -1,4 +1,4 @@
-"""What a model says of itself: how well it labels its own training spectra, left out in turn."""
+"""Summarise a model and its accuracy: how well it labels training spectra that were left out."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,14 @@ class LabelReport:
     """One label of a model."""
 
     name: str
-    least: float  #: in the training set
-    greatest: float
-    floor: float  #: error that is added to that of each fit
-    scatter: float | None  #: rms error of spectra left out; None without a cross-validation.
-    #: Of many spectra those at the edges do not count: without them the grid ends before them.
-    bias: float | None  #: their mean error
-    pull_width: float | None  #: rms of their errors in units of the stated ones
+    minimum: float  #: in the training set
+    maximum: float
+    floor: float  #: error that is added in quadrature to that of each fit
+    #: Rms error of spectra that were left out; None without a cross-validation. In a large training
+    #: set, spectra near the edges are omitted, since a model without them does not reach that far.
+    scatter: float | None
+    bias: float | None  #: mean error of these spectra
+    pull_width: float | None  #: rms of their errors, divided by the stated errors
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class ModelReport:
 
     description: str
     digest: str
-    n_spectra: int  #: that it was trained on
-    n_rejected: int  #: that it was not trained on, as outliers
-    n_flagged: int | None  #: of those it was trained on that would have been flagged, left out
-    n_others: int  #: spectra of other kinds that it was shown
-    n_others_flagged: int  #: of these, that are flagged as bad
+    n_spectra: int  #: spectra that it was trained on
+    n_rejected: int  #: spectra that training rejected as outliers
+    n_flagged: int | None  #: training spectra that a model without them flags as bad
+    n_others: int  #: spectra of other kinds that training was given
+    n_others_flagged: int  #: those of them that are flagged as bad
     first_angstrom: float
     last_angstrom: float
     n_pixels: int
@@ -42,7 +43,7 @@ class ModelReport:
 
 
 def report(model: Model) -> ModelReport:
-    """Sum up a model."""
+    """Return a summary of a model."""
     validation = model.validation
     kept = None if validation is None else ~validation.rejected.astype(bool)
     flagged = None if validation is None else int((validation.flagged.astype(bool) & kept).sum())
@@ -78,8 +79,8 @@ def _label(model: Model, i: int) -> LabelReport:
             pull = float(np.sqrt(((error / stated) ** 2).mean()))
     return LabelReport(
         name=model.label_names[i],
-        least=float(nodes.min()),
-        greatest=float(nodes.max()),
+        minimum=float(nodes.min()),
+        maximum=float(nodes.max()),
         floor=float(model.label_floor[i]),
         scatter=scatter,
         bias=bias,

@@ -1,4 +1,4 @@
-"""Spectra on the pixels of the model: bad pixels out, the others averaged by their overlap."""
+"""Resample spectra to other pixels: bad pixels are omitted, the others averaged by overlap."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,24 +7,24 @@ from astra.pipelines.slam.pixels import edges, good_pixels
 
 Array = NDArray[np.float64]
 
-#: A pixel of the model has a datum where good pixels cover at least this share of it.
-LEAST_COVERAGE = 0.5
+#: A new pixel has data if good pixels cover at least this share of it.
+MIN_COVERAGE = 0.5
 
 
 def resample(
     wavelength: Array, flux: Array, ivar: Array, onto: Array, good: NDArray[np.bool_] | None = None
 ) -> tuple[Array, Array]:
-    """Mean flux over each new pixel, weighted by overlap, and its inverse variance.
+    """Return the mean flux in each new pixel, weighted by overlap, and its inverse variance.
 
-    An input pixel that is cut in two gives each part its share of the information, so that the
-    information of all new pixels adds up to that of the old ones they replace: noise stays
-    calibrated on finer and on shifted pixels too, where neighbours become correlated.
+    If an input pixel overlaps two new ones, each gets its share of the information, so that the
+    total information is preserved. The noise therefore stays calibrated also on finer or shifted
+    pixels, where neighbours are correlated.
 
     Parameters
     ----------
     wavelength, flux, ivar
-        The spectrum, each of shape (P,), in any order of wavelength; gaps may be left out of it or
-        marked as bad.
+        The spectrum, each of shape (P,), in any order of wavelength. Pixels in gaps may be missing
+        or marked as bad.
     onto
         Centres of the new pixels, ascending, shape (Q,).
     good
@@ -33,7 +33,7 @@ def resample(
     Returns
     -------
     flux, ivar
-        Each of shape (Q,); 0 and 0 where good pixels cover less than half of the new one.
+        Each of shape (Q,); both are 0 where good pixels cover less than half of the new pixel.
     """
     if good is None:
         good = good_pixels(wavelength, flux, ivar)
@@ -46,7 +46,7 @@ def resample(
     order, left, right = order[use], left[use], right[use]
     new_left, new_right = edges(np.log(onto))
 
-    # The pieces between all edges: each lies in at most one old and one new pixel.
+    # Each piece between two adjacent edges lies in at most one old and one new pixel.
     cuts = np.unique(np.concatenate([left, right, new_left, new_right]))
     length, middle = np.diff(cuts), (cuts[1:] + cuts[:-1]) / 2
     old = np.searchsorted(left, middle) - 1
@@ -63,5 +63,5 @@ def resample(
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = total(length * flux[order][old]) / covered
         variance = total(length**2 / (ivar[order][old] * share)) / covered**2
-        has_datum = covered >= LEAST_COVERAGE * (new_right - new_left)
+        has_datum = covered >= MIN_COVERAGE * (new_right - new_left)
         return np.where(has_datum, mean, 0.0), np.where(has_datum, 1 / variance, 0.0)

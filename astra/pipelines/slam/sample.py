@@ -1,6 +1,6 @@
-"""Training sets: a table of labels, joined to its spectra, on one grid of pixels.
+"""Read training sets: a table of labels, with the spectra that belong to it, on one pixel grid.
 
-The labels are columns of numbers. The spectra are in the table itself, or where it says:
+The labels are columns of numbers. The spectra are in the table itself, or the table names them:
 
 | table | spectra |
 | --- | --- |
@@ -9,8 +9,8 @@ The labels are columns of numbers. The spectra are in the table itself, or where
 | ``.csv`` or ``.fits`` | a column ``path`` of files, below the folder of the table |
 | ``.csv`` or ``.fits`` | a column ``spectrum_pk`` of spectra in the database |
 
-Spectra of files and of the database are shifted to rest by a column ``v_rad`` [km/s], where there
-is one; those of an ``mwmVisit`` or ``mwmStar`` file are at rest.
+Spectra from files and from the database are shifted to the rest frame by the column ``v_rad``
+[km/s], if there is one; those of ``mwmVisit`` and ``mwmStar`` files are in the rest frame already.
 """
 
 import csv
@@ -31,11 +31,12 @@ from astra.pipelines.slam.resample import resample
 
 Array = NDArray[np.float64]
 
-#: Pixels of spectra that have no common grid are made so wide: those of BOSS, in log10.
-STEP = 1e-4
+#: Width of the pixels of BOSS in log10(wavelength), to which spectra without a common grid are
+#: resampled.
+BOSS_STEP = 1e-4
 #: A pixel is used if at least this share of the spectra has data there.
-LEAST_COMPLETE = 0.5
-#: Wavelengths of spectra on a common grid may differ by this share.
+MIN_COMPLETENESS = 0.5
+#: Wavelengths of spectra on a common grid may differ by this fraction.
 SAME_GRID = 1e-6
 
 
@@ -43,12 +44,12 @@ SAME_GRID = 1e-6
 class Sample:
     """N labelled spectra on P pixels."""
 
-    names: tuple[str, ...]  #: of the spectra: their files, keys or rows, (N,)
+    names: tuple[str, ...]  #: names of the spectra: their files, keys or rows, (N,)
     labels: Array  #: (N, L)
     wavelength: Array  #: vacuum Angstrom, (P,)
     flux: Array  #: (N, P)
     ivar: Array  #: 0 where there are no data, (N, P)
-    n_without_labels: int  #: rows that were left out, as a label is missing
+    n_without_labels: int  #: rows that were omitted because a label is missing
 
 
 def read_sample(
@@ -61,9 +62,9 @@ def read_sample(
     table
         An ``.npz``, ``.fits`` or ``.csv`` file.
     label_names
-        The columns to use as labels; rows in which one of them is missing are left out.
+        The columns to use as labels; rows in which one of them is missing are omitted.
     within
-        First and last wavelength [Angstrom]; all that at least half of the spectra have by default.
+        First and last wavelength [Angstrom]; by default all that at least half of the spectra have.
 
     Raises
     ------
@@ -76,17 +77,18 @@ def read_sample(
     rows = np.flatnonzero(has_labels)
     if rows.size < 2:
         raise UsageError(
-            f"{table} has {rows.size} rows with all of the labels {', '.join(label_names)}: "
-            "a model needs many more"
+            f"{table} has {rows.size} rows in which all of the labels {', '.join(label_names)} are "
+            "given; at least 2 are needed, and a useful model needs many more"
         )
     names, wavelength, flux, ivar = _spectra(table, columns, rows)
-    use = (ivar > 0).mean(0) >= LEAST_COMPLETE
+    use = (ivar > 0).mean(0) >= MIN_COMPLETENESS
     if within is not None:
         use &= (wavelength >= within[0]) & (wavelength <= within[1])
     if use.sum() < 2:
         raise UsageError(
-            f"{table}: at least half of the spectra have data at {use.sum()} wavelengths"
+            f"{table}: only {use.sum()} wavelengths"
             + (f" from {within[0]:g} to {within[1]:g} Angstrom" if within else "")
+            + " have data in at least half of the spectra"
         )
     return Sample(
         names,
@@ -99,12 +101,12 @@ def read_sample(
 
 
 def read_others(table: Path, label_names: Sequence[str], wavelength: Array) -> tuple[Array, Array]:
-    """Read spectra of other kinds than those to train on: the rows that have not all labels.
+    """Read spectra of other kinds than the training set: the rows in which a label is missing.
 
     Parameters
     ----------
     table
-        A table as of :func:`read_sample`; none of its rows has labels if it lacks their columns.
+        A table as for :func:`read_sample`. If it lacks the columns of labels, all rows are read.
     label_names
         The labels.
     wavelength
@@ -121,7 +123,10 @@ def read_others(table: Path, label_names: Sequence[str], wavelength: Array) -> t
     has_labels = np.isfinite(known).all(0) if len(known) == len(label_names) else np.zeros(n, bool)
     rows = np.flatnonzero(~has_labels)
     if not rows.size:
-        raise UsageError(f"{table}: all rows have the labels {', '.join(label_names)}: no others")
+        raise UsageError(
+            f"{table} has no spectra of other kinds: all of its rows have the labels "
+            f"{', '.join(label_names)}"
+        )
     _, own, flux, ivar = _spectra(table, columns, rows)
     pairs = [resample(own, *pair, wavelength) for pair in zip(flux, ivar, strict=True)]
     one, other = (np.array(part) for part in zip(*pairs, strict=True))
@@ -149,7 +154,7 @@ def _columns(table: Path) -> dict[str, NDArray]:
         raise UsageError(f"{table} does not exist") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{table} cannot be read as a table: {error}") from error
-    raise UsageError(f"{table}: a training set is an .npz, .fits or .csv file")
+    raise UsageError(f"{table} is not an .npz, .fits or .csv file")
 
 
 def _fits_columns(table: Path) -> dict[str, NDArray]:
@@ -165,7 +170,7 @@ def _fits_columns(table: Path) -> dict[str, NDArray]:
                     name.lower(): column.astype(column.dtype.newbyteorder("="))
                     for name, column in columns.items()
                 }
-    raise UsageError(f"{table} has no table with any row")
+    raise UsageError(f"{table} contains no table with rows")
 
 
 def _numbers(table: Path, columns: dict[str, NDArray], name: str) -> Array:
@@ -178,7 +183,7 @@ def _numbers(table: Path, columns: dict[str, NDArray], name: str) -> Array:
     try:
         return np.asarray(column, float)
     except ValueError as error:
-        raise UsageError(f"{table}: the column {name!r} is not a number: {error}") from error
+        raise UsageError(f"{table}: the column {name!r} must hold numbers: {error}") from error
 
 
 # -- spectra ------------------------------------------------------------------------------
@@ -191,7 +196,7 @@ def _spectra(
     if "flux" in columns:
         for name in ("wavelength", "ivar"):
             if name not in columns and not (name == "wavelength" and "loglam" in columns):
-                raise UsageError(f"{table} has a column 'flux' and no {name!r}")
+                raise UsageError(f"{table} has a column 'flux' but no column {name!r}")
         named = columns.get("name", columns.get("path"))
         names = tuple(str(named[i]) if named is not None else f"row {i + 1}" for i in rows)
         wavelength = (
@@ -199,8 +204,8 @@ def _spectra(
         ).astype(float)
         flux, ivar = (columns[name][rows].astype(float) for name in ("flux", "ivar"))
         if wavelength.ndim == 1:
-            return names, wavelength, *_clean(flux, ivar)
-        return names, *_together(list(zip(wavelength[rows], flux, ivar, strict=True)))
+            return names, wavelength, *_without_bad_pixels(flux, ivar)
+        return names, *_on_one_grid(list(zip(wavelength[rows], flux, ivar, strict=True)))
     if "path" in columns:
         names = tuple(str(columns["path"][i]) for i in rows)
         read = _from_file
@@ -209,8 +214,8 @@ def _spectra(
         read = _from_database
     else:
         raise UsageError(
-            f"{table} has no spectra: give columns wavelength, flux and ivar, or the column "
-            "'path' of files, or 'spectrum_pk' of spectra in the database"
+            f"{table} has no spectra: it needs the columns wavelength, flux and ivar, or the "
+            "column 'path' with their files, or 'spectrum_pk' with their keys in the database"
         )
     v_rad = _numbers(table, columns, "v_rad") if "v_rad" in columns else np.zeros(rows.max() + 1)
     mjd = _numbers(table, columns, "mjd") if "mjd" in columns else np.full(rows.max() + 1, np.nan)
@@ -222,20 +227,22 @@ def _spectra(
             if not is_at_rest and np.isfinite(v_rad[i]):
                 wavelength = at_rest(wavelength, v_rad[i])
             each.append((wavelength, flux, np.where(bad, 0.0, ivar)))
-    return names, *_together(each)
+    return names, *_on_one_grid(each)
 
 
-#: Wavelengths, fluxes and inverse variances, flags if there are any, and whether it is at rest.
-_Read = tuple[Array, Array, Array, NDArray[np.int64] | None, bool]
+#: Wavelengths, fluxes, inverse variances, flags or None, and whether it is in the rest frame.
+_OneSpectrum = tuple[Array, Array, Array, NDArray[np.int64] | None, bool]
 
 
-def _from_file(table: Path, name: str, mjd: float) -> _Read:
+def _from_file(table: Path, name: str, mjd: float) -> _OneSpectrum:
     path = table.parent / name
     try:
         wanted = Wanted("BOSS", mjd=int(mjd) if np.isfinite(mjd) else None)
         pixels = read_pixels(path, wanted)
     except OSError as error:
-        raise UsageError(f"{path}, of {table}: {error.strerror or error}") from error
+        raise UsageError(
+            f"{path}, which {table} names, cannot be read: {error.strerror or error}"
+        ) from error
     arrays = pixels.arrays
     wavelength, flux, ivar = (
         np.asarray(arrays[name], float) for name in ("wavelength", "flux", "ivar")
@@ -243,13 +250,13 @@ def _from_file(table: Path, name: str, mjd: float) -> _Read:
     return wavelength, flux, ivar, arrays.get("pixel_flags"), pixels.is_at_rest
 
 
-def _from_database(table: Path, name: str, mjd: float) -> _Read:
+def _from_database(table: Path, name: str, mjd: float) -> _OneSpectrum:
     from astra.models.spectrum import Spectrum, every_spectrum_model
 
     register = Spectrum.get_or_none(Spectrum.pk == int(name))
     models = {model._meta.table_name: model for model in every_spectrum_model()}
     if register is None or register.kind not in models:
-        raise UsageError(f"{table}: the database has no spectrum of spectrum_pk {name}")
+        raise UsageError(f"{table}: the database has no spectrum with spectrum_pk {name}")
     model = models[register.kind]
     row = model.get(model.spectrum_pk == int(name))
     if row.wavelength is None or row.flux is None or row.ivar is None:
@@ -260,20 +267,22 @@ def _from_database(table: Path, name: str, mjd: float) -> _Read:
     return wavelength, flux, ivar, row.pixel_flags, row.is_at_rest
 
 
-def _together(each: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
-    """Return spectra on one grid: their own if they have it in common, else the pixels of BOSS."""
+def _on_one_grid(each: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """Return spectra on one grid: their own if they share one, otherwise the pixels of BOSS."""
     first = each[0][0]
     if all(w.shape == first.shape and np.allclose(w, first, rtol=SAME_GRID) for w, _, _ in each):
         flux, ivar = (np.array([one[k] for one in each]) for k in (1, 2))
-        return first, *_clean(flux, ivar)
+        return first, *_without_bad_pixels(flux, ivar)
     low = min(float(np.nanmin(w)) for w, _, _ in each)
     high = max(float(np.nanmax(w)) for w, _, _ in each)
-    numbers = np.arange(np.ceil(np.log10(low) / STEP), np.floor(np.log10(high) / STEP) + 1)
-    wavelength = 10 ** (STEP * numbers)
+    numbers = np.arange(
+        np.ceil(np.log10(low) / BOSS_STEP), np.floor(np.log10(high) / BOSS_STEP) + 1
+    )
+    wavelength = 10 ** (BOSS_STEP * numbers)
     pairs = [resample(*one, wavelength) for one in each]
     return wavelength, *(np.array(part) for part in zip(*pairs, strict=True))  # type: ignore[return-value]
 
 
-def _clean(flux: Array, ivar: Array) -> tuple[Array, Array]:
+def _without_bad_pixels(flux: Array, ivar: Array) -> tuple[Array, Array]:
     good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
     return np.where(good, flux, 0.0), np.where(good, ivar, 0.0)

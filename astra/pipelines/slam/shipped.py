@@ -1,7 +1,8 @@
-"""How the models that ship are made.
+"""Train the models that ship with astra.
 
-``python -m astra.pipelines.slam.shipped`` makes the synthetic one, and with the file of the
-templates as an argument the one of real stars; docs/slam.md says where the templates come from.
+``python -m astra.pipelines.slam.shipped`` trains the model of synthetic spectra; with the file of
+the templates as its argument, it trains that of real stars. docs/slam.md says where the templates
+come from.
 """
 
 import sys
@@ -15,12 +16,12 @@ from astra.pipelines.slam.resample import resample
 from astra.pipelines.slam.synthetic import training_set
 from astra.pipelines.slam.training import train
 
-#: With so many the model is off by less than 0.1 percent of the flux.
+#: With this many spectra, the error of the model is below 0.1 percent of the flux.
 N_SPECTRA = 560
 
-#: Range of the model of real stars [Angstrom]: M dwarfs are faint bluewards of it.
+#: Range of the model of real stars [Angstrom]; M dwarfs are faint at shorter wavelengths.
 TEMPLATES_RANGE = (4200.0, 9300.0)
-TEMPLATES_STEP = 2e-4  #: of its pixels, in log10 of the wavelength
+TEMPLATES_STEP = 2e-4  #: width of its pixels, in log10 of the wavelength
 
 
 def make_synthetic(path: str | Path | None = None, n_spectra: int = N_SPECTRA) -> Model:
@@ -40,8 +41,8 @@ def make_templates(templates: str | Path, path: str | Path | None = None) -> Mod
     ----------
     templates
         An ``.npz`` with ``wavelength`` (P,), ``flux`` and ``ivar`` (N, P), labels ``teff`` and
-        ``fe_h`` (N,), and ``in_domain`` (N,), which says which to train on; the others show the
-        model where its kind ends.
+        ``fe_h`` (N,), and ``in_domain`` (N,), which says which to train on. The others define the
+        boundary beyond which a spectrum is flagged.
     """
     low, high = np.log10(TEMPLATES_RANGE)
     grid = 10 ** (low + TEMPLATES_STEP * np.arange(int((high - low) / TEMPLATES_STEP)))

@@ -1,19 +1,22 @@
-"""Spectra of cool dwarfs from a few lines and bands: to train, test and show the pipeline with.
+"""Synthetic spectra of cool dwarfs, with which the pipeline is trained, tested and demonstrated.
 
-The spectra are made up, but react to labels as those of real stars do:
+The spectra consist of a few lines and bands, which depend on labels as those of real stars do:
 
-* the continuum is a black body with a slope of the instrument;
-* TiO and VO bands grow steeply as the star gets cooler, and with the alpha elements and metals;
-* CaH bands need one metal atom where TiO needs two, and grow with gravity: their ratio to TiO
-  tells subdwarfs from dwarfs (Gizis 1997, AJ 113, 806);
+* the continuum is a black body, times a slope of the instrument;
+* TiO and VO bands grow steeply with decreasing temperature, and with the abundances of metals and
+  alpha elements;
+* CaH contains one metal atom and TiO contains two, and CaH bands grow with gravity: the ratio of
+  the two distinguishes subdwarfs from dwarfs (Gizis 1997, AJ 113, 806);
 * Na I, K I and Mg b have wings, whose strength grows with the pressure, hence with gravity
   (Schiavon et al. 1997, ApJ 479, 902 for Na I 8190);
-* the Ca II triplet grows as the gravity falls (Jorgensen, Carlsson & Johnson 1992, A&A 254, 258);
-* lines of Mg, Ca and Ti react to [alpha/H], those of Fe, Na and K to [Fe/H];
+* the Ca II triplet grows with decreasing gravity (Jorgensen, Carlsson & Johnson 1992, A&A 254,
+  258);
+* lines of Mg, Ca and Ti depend on [alpha/H], those of Fe, Na and K on [Fe/H];
 * strong lines saturate (Minnaert's formula, Z. Astrophys. 10, 40, 1935).
 
-The amplitudes are chosen to look like M dwarfs at R = 2000, not fitted to any star. A model trained
-on them labels synthetic spectra; for real stars, train one on labelled spectra.
+The amplitudes are chosen so that the spectra look like M dwarfs at R = 2000; they are not fitted to
+any star. A model that is trained on these spectra labels synthetic spectra. For real stars, train
+one on labelled spectra.
 """
 
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ Array = NDArray[np.float64]
 #: The labels, in the order of every array of labels.
 LABELS = ("teff", "logg", "fe_h", "alpha_fe")
 
-#: Least and greatest of each label in the grid: K, log10(cm/s^2), dex, dex.
+#: Smallest and largest value of each label in the grid: K, log10(cm/s^2), dex, dex.
 LOWER = np.array([2800.0, 4.0, -1.0, -0.1])
 
 UPPER = np.array([4500.0, 5.5, 0.5, 0.4])
@@ -37,19 +40,19 @@ UPPER = np.array([4500.0, 5.5, 0.5, 0.4])
 #: Pixels of BOSS lie at multiples of 1e-4 in log10 of the vacuum wavelength [Angstrom].
 BOSS_STEP = 1e-4
 
-#: Pixels of the model, which are those of BOSS, 5000 to 9000 Angstrom; shape (2552,). Wider ones
-#: would not resolve the lines, and what an observed pixel covers of a line would not be known.
+#: Pixels of the model, which are those of BOSS from 5000 to 9000 Angstrom; shape (2552,). Wider
+#: pixels would not resolve the lines, so the model would not give their flux in an observed pixel.
 WAVELENGTH: Array = np.power(10.0, 3.6990 + BOSS_STEP * np.arange(2552))
 
 RESOLUTION = 2000.0
 
-#: Pixels are averaged over points that are so far apart in log10.
+#: Distance, in log10, of the points over which the flux of a pixel is averaged.
 POINT_STEP = BOSS_STEP / 2
 
 
 @dataclass(frozen=True)
 class Species:
-    """How a line or band of one absorber reacts to labels.
+    """How the lines and bands of one absorber depend on labels.
 
     Its optical depth is ``depth * 10**(metal * [X/H] + heat * (5040 K / teff - 1.4)
     + gravity * (logg - 4.75))``, [X/H] being [Fe/H], or [Fe/H] + [alpha/Fe] if it is an alpha
@@ -153,7 +156,7 @@ DEEPEST = 0.9
 
 
 def air_to_vacuum(wavelength: ArrayLike) -> Array:
-    """Wavelengths in vacuum of those in standard air, Angstrom.
+    """Convert wavelengths in standard air to vacuum [Angstrom].
 
     The refractive index is that of Birch & Downs (1994, Metrologia 31, 315).
 
@@ -167,16 +170,16 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 
 
 def random_labels(rng: np.random.Generator, n: int, margin: float = 0.0) -> Array:
-    """Labels of `n` stars, drawn evenly from the grid.
+    """Draw the labels of `n` stars from a uniform distribution over the grid.
 
     Parameters
     ----------
     rng
         Source of randomness: ``numpy.random.default_rng(seed)``.
     n
-        How many.
+        Number of stars.
     margin
-        Share of each label's range that is left free at either end.
+        Share of each label's range that is not used at either end.
 
     Returns
     -------
@@ -187,10 +190,11 @@ def random_labels(rng: np.random.Generator, n: int, margin: float = 0.0) -> Arra
 
 
 def grid(n: int) -> Array:
-    """Labels of `n` stars that fill the grid without clumps or gaps; shape (n, 4).
+    """Return the labels of `n` stars that fill the grid without clumps or gaps; shape (n, 4).
 
-    Each label goes round its range in steps of a power of 1/g, g being the root of g**5 = g + 1:
-    the golden section's sister in four dimensions. The same `n` gives the same stars.
+    This is an additive recurrence, a low-discrepancy sequence. Each label advances by a power of
+    1/g modulo its range, where g is the root of g**5 = g + 1, which generalises the golden ratio to
+    four dimensions. The same `n` gives the same stars.
     """
     g = 1.1673039782614187
     steps = np.outer(np.arange(1, n + 1), g ** -np.arange(1.0, len(LABELS) + 1))
@@ -198,18 +202,18 @@ def grid(n: int) -> Array:
 
 
 def training_set(n: int) -> tuple[Array, Array, Array]:
-    """The labels of :func:`grid`, wavelengths (2552,) and spectra without noise (n, 2552)."""
+    """Return labels of :func:`grid`, wavelengths (2552,) and spectra without noise (n, 2552)."""
     labels = grid(n)
     return labels, WAVELENGTH, normalised(labels) * continuum(labels[:, 0])
 
 
 def normalised(labels: ArrayLike, wavelength: Array = WAVELENGTH, v_rad: float = 0.0) -> Array:
-    """Spectra without continuum and noise: what lines and bands leave of the light.
+    """Return spectra without continuum and noise: the share of the light that is not absorbed.
 
     Parameters
     ----------
     labels
-        Shape (..., 4), as of :func:`random_labels`.
+        Shape (..., 4), as from :func:`random_labels`.
     wavelength
         Vacuum wavelengths [Angstrom], ascending, shape (P,).
     v_rad
@@ -232,7 +236,7 @@ def normalised(labels: ArrayLike, wavelength: Array = WAVELENGTH, v_rad: float =
             + species.heat * (5040 / teff - 1.4)
             + species.gravity * (logg - 4.75)
         )
-        # The wings are formed by collisions: they follow the pressure once more.
+        # The wings are formed by collisions, so they grow further with the pressure.
         depths.append(10**log_depth * (core + 10 ** (0.35 * (logg - 4.75)) * wings))
     tau = np.sum(depths, axis=0)
     left = 1 - DEEPEST * tau / (DEEPEST + tau)
@@ -240,7 +244,7 @@ def normalised(labels: ArrayLike, wavelength: Array = WAVELENGTH, v_rad: float =
 
 
 def continuum(teff: ArrayLike, wavelength: Array = WAVELENGTH) -> Array:
-    """Black bodies, 1 at 7500 Angstrom; shape (..., P) for temperatures of shape (...) [K]."""
+    """Return black bodies, 1 at 7500 Angstrom: (..., P) for temperatures of shape (...) [K]."""
     teff = np.asarray(teff, float)[..., None]
 
     def planck(micron: Array | float) -> Array:
@@ -256,17 +260,17 @@ def spectrum(
     wavelength: Array = WAVELENGTH,
     v_rad: float = 0.0,
 ) -> tuple[Array, Array, Array]:
-    """One observed spectrum: continuum, lines, a slope of the instrument, and noise.
+    """Return one observed spectrum: continuum, lines, a slope of the instrument, and noise.
 
     Parameters
     ----------
     labels
         teff [K], logg [log10 cm/s^2], [Fe/H], [alpha/Fe] [dex]; shape (4,).
     snr
-        Median signal-to-noise ratio per pixel. The noise is constant over the spectrum, as where
-        the sky dominates, and Gaussian.
+        Median signal-to-noise ratio per pixel. The noise is Gaussian and constant over the
+        spectrum, as if the sky dominated.
     rng
-        Source of randomness, of the slope and scale of the flux too.
+        Source of randomness, also for the slope and the scale of the flux.
     wavelength
         Vacuum wavelengths [Angstrom], ascending, shape (P,): :data:`WAVELENGTH` for the pixels of
         the model.
@@ -295,7 +299,7 @@ def spectrum(
 
 
 def _points(wavelength: Array, v_rad: float) -> Array:
-    """Wavelengths at rest of the points over which the pixels are averaged; (P, points)."""
+    """Return the rest wavelengths of the points over which pixels are averaged; (P, points)."""
     log = np.log10(at_rest(wavelength, v_rad))
     width = np.gradient(log)
     n = max(1, round(float(width.max()) / POINT_STEP))
@@ -304,7 +308,7 @@ def _points(wavelength: Array, v_rad: float) -> Array:
 
 @lru_cache(maxsize=8)
 def _profiles(points: tuple[float, ...]) -> dict[str, tuple[Array, Array]]:
-    """Cores and pressure wings of each species, the depth of each line and band at its centre."""
+    """Return the cores and pressure wings of each species, as reference optical depths."""
     x = np.array(points)
     profiles = {name: (np.zeros(x.size), np.zeros(x.size)) for name in SPECIES}
     for name, air, depth, wing in LINES:
@@ -320,5 +324,5 @@ def _profiles(points: tuple[float, ...]) -> dict[str, tuple[Array, Array]]:
 
 
 def _width(wavelength: Array) -> Array:
-    """Standard deviation [Angstrom] of the line spread function."""
+    """Return the standard deviation [Angstrom] of the line spread function."""
     return wavelength / RESOLUTION / 2.3548

@@ -1,12 +1,12 @@
-"""Training: from labelled spectra to a model.
+"""Train a model on labelled spectra.
 
-Each pixel's flux is a support vector regression of the labels with a radial kernel (Zhang et al.
-2020, ApJS 246, 9), here in its least-squares form (Suykens & Vandewalle 1999, Neural Processing
-Letters 9, 293), whose solution is linear in the flux. The width of the kernel, one for all pixels,
-and the ridge of each are those of the least leave-one-out error. Spectra count by their noise.
-Fluxes, and whole spectra, whose leave-one-out error is out of all proportion are rejected. Then
-each spectrum is labelled by a model that has not seen it: this gives the floors of the labels'
-errors and the limits beyond which a spectrum is flagged.
+The flux of each pixel is a support vector regression on the labels with a radial kernel (Zhang et
+al. 2020, ApJS 246, 9), here in its least-squares form (Suykens & Vandewalle 1999, Neural Processing
+Letters 9, 293), whose solution is linear in the flux. The width of the kernel, which all pixels
+share, and the ridge of each pixel minimise the leave-one-out error. Spectra are weighted by their
+noise. Fluxes and whole spectra with a very large leave-one-out error are rejected. Then each
+spectrum is labelled by a model that was trained without it, which gives the error floors of the
+labels and the limits beyond which a spectrum is flagged.
 """
 
 from dataclasses import dataclass
@@ -22,36 +22,36 @@ from astra.pipelines.slam.model import Model
 from astra.pipelines.slam.model_file import save
 from astra.pipelines.slam.outliers import Cleaned, clean
 from astra.pipelines.slam.regression import compress
-from astra.pipelines.slam.validation import validated
+from astra.pipelines.slam.validation import add_validation
 
 Array = NDArray[np.float64]
 
-#: Widths of the kernel and ridges among which training chooses, for labels of unit variance.
+#: Candidates for the width of the kernel and the ridges, for labels of unit variance.
 GAMMAS = tuple(2.0 ** np.arange(-9, 0))
 RIDGES = tuple(10.0 ** np.arange(-8, 1))
 CONTINUUM_DEGREE = 4
 
-#: Labels are fitted so far beyond the training set, as a share of their range.
+#: How far beyond the training set labels may be fitted, as a share of their range.
 MARGIN = 0.05
 
-#: Ranges that fits do not use [vacuum Angstrom]: H alpha and H beta in the frame of the star, in
-#: emission in active stars whatever their labels; in the frame of the observer the night's line at
-#: 5577 and the B and A bands of oxygen.
+#: Ranges that fits do not use [vacuum Angstrom]. In the frame of the star: H alpha and H beta,
+#: which active stars emit whatever their labels. In the frame of the observer: the sky line at 5577
+#: and the A and B bands of oxygen.
 REST_MASKS = ((4853.0, 4873.0), (6555.0, 6575.0))
 OBSERVED_MASKS = ((5570.0, 5588.0), (6866.0, 6950.0), (7590.0, 7705.0))
 
 
 class Options(TypedDict, total=False):
-    """How to train, where it is not as in :data:`DEFAULTS`."""
+    """Options of the training; the defaults are :data:`DEFAULTS`."""
 
-    continuum_degree: int  #: of the polynomial that takes out the continuum
-    is_normalised: bool  #: the spectra are divided by their continuum, and are used as they are
-    gammas: tuple[float, ...]  #: widths of the kernel to choose among
-    ridges: tuple[float, ...]  #: to choose among, for each pixel
+    continuum_degree: int  #: degree of the polynomial that models the continuum
+    is_normalised: bool  #: whether the spectra have been divided by their continuum already
+    gammas: tuple[float, ...]  #: candidates for the width of the kernel
+    ridges: tuple[float, ...]  #: candidates for the ridge of each pixel
     rest_masks: ArrayLike  #: ranges [Angstrom] that fits do not use, in the star's frame, (m, 2)
-    observed_masks: ArrayLike  #: and in the observer's frame, (m, 2)
-    rejects: bool  #: whether spectra and pixels that the others contradict are left out
-    validates: bool  #: whether training spectra are labelled by models that have not seen them
+    observed_masks: ArrayLike  #: the same in the observer's frame, (m, 2)
+    rejects: bool  #: whether spectra and pixels that the others contradict are rejected
+    validates: bool  #: whether each training spectrum is labelled by a model without it
 
 
 DEFAULTS: Options = {
@@ -78,27 +78,28 @@ def train(
     description: str = "",
     **options: Unpack[Options],
 ) -> Model:
-    """Train a model on labelled spectra as docs/slam.md says, and write it if `path` is given.
+    """Train a model on labelled spectra, and write it if `path` is given; see docs/slam.md.
 
     Parameters
     ----------
     labels : array_like
         Shape (N, L), finite.
     wavelength : array_like
-        Vacuum Angstrom, ascending, shape (P,), the same for all: see resample.py.
+        Vacuum Angstrom, ascending, shape (P,), the same for all spectra; resample.py makes them so.
     flux, ivar : array_like
-        Spectra at rest and their inverse variances [any unit], shape (N, P). NaN pixels and those
-        of an ivar that is not positive do not count; without `ivar` all count, as without noise.
+        Spectra in the rest frame and their inverse variances [any unit], shape (N, P). Pixels that
+        are NaN, or whose ivar is not positive, are not used. Without `ivar`, the spectra are
+        assumed to have no noise.
     path : str or Path, optional
         File to write, ``.npz``.
     label_names : tuple of str
         Names of the L labels.
     outside : tuple of array_like, optional
-        Fluxes and ivars (O, P) of spectra of other kinds: the model learns where its kind ends.
+        Fluxes and ivars (O, P) of spectra of other kinds, which the model is to flag.
     description : str
-        A sentence in the file: what the model was trained on.
+        What the model was trained on; stored in the file.
     **options : Options
-        How to train, such as ``rejects=False`` to keep outliers: see :class:`Options`.
+        For example ``rejects=False``, to keep outliers: see :class:`Options`.
 
     Returns
     -------
@@ -108,7 +109,7 @@ def train(
     Raises
     ------
     UsageError
-        If shapes do not fit, a label is not finite or does not vary, or a pixel has few data.
+        If shapes do not match, a label is not finite or does not vary, or a pixel has few data.
 
     Examples
     --------
@@ -123,13 +124,13 @@ def train(
     cleaned, noise = _cleaned(spectra, chosen)
     model = _model(spectra, cleaned, noise, chosen, label_names, description)
     if chosen["validates"]:
-        model = validated(model, cleaned, spectra.labels, spectra.pixels(cleaned.good), others)
+        model = add_validation(model, cleaned, spectra.labels, spectra.pixels(cleaned.good), others)
     return model if path is None else save(model, path)
 
 
 @dataclass(frozen=True, eq=False)
 class _TrainingSet:
-    """Labelled spectra whose shapes fit together."""
+    """Labelled spectra whose shapes have been checked."""
 
     labels: Array  # (N, L)
     wavelength: Array  # (P,)
@@ -151,12 +152,12 @@ class _TrainingSet:
         except ValueError as error:
             raise UsageError(f"labels must be numbers: {error}") from error
         wavelength, flux = np.asarray(wavelength, float), np.asarray(flux, float)
-        precise = _next_to_no_noise(flux) if ivar is None else np.asarray(ivar, float)
+        precise = _tiny_noise(flux) if ivar is None else np.asarray(ivar, float)
         _check(labels, wavelength, flux, precise, label_names)
         return cls(labels, wavelength, flux, precise, ivar is not None)
 
     def of_other_kinds(self, flux: ArrayLike, ivar: ArrayLike) -> tuple[Array, Array]:
-        """Return spectra of other kinds, (O, P) each, on the pixels of these."""
+        """Check the shapes of spectra of other kinds, and return them, (O, P) each."""
         pair, n_pixels = (np.asarray(flux, float), np.asarray(ivar, float)), self.wavelength.size
         for part in pair:
             if part.ndim != 2 or part.shape[1] != n_pixels:
@@ -171,7 +172,7 @@ class _TrainingSet:
 
 
 def _cleaned(spectra: _TrainingSet, chosen: Options) -> tuple[Cleaned, Array]:
-    """Normalise the spectra, and leave out outliers; return also the variances of the noise."""
+    """Normalise the spectra and reject outliers; return also the variances of the noise."""
     flux, ivar = spectra.flux, spectra.ivar
     if not chosen["is_normalised"]:
         flux, ivar = normalise(flux, ivar, basis(spectra.wavelength, chosen["continuum_degree"]))
@@ -185,7 +186,7 @@ def _cleaned(spectra: _TrainingSet, chosen: Options) -> tuple[Cleaned, Array]:
 
 
 def _standard(labels: Array) -> tuple[Array, Array]:
-    """Return the mean of labels and their standard deviation, 1 for those that do not vary."""
+    """Return the means of labels and their standard deviations; 1 for labels that do not vary."""
     return labels.mean(0), np.where(np.ptp(labels, axis=0) > 0, labels.std(0), 1.0)
 
 
@@ -197,7 +198,7 @@ def _model(
     label_names: tuple[str, ...],
     description: str,
 ) -> Model:
-    """Return the regression of the spectra that were kept as a model, not validated yet."""
+    """Return a model of the spectra that were not rejected, without a cross-validation."""
     node_weights, components, bias = compress(cleaned.factors, cleaned.solved.flux, cleaned.ridge)
     centre, scale = _standard(spectra.labels)
     lower, upper = _bounds(spectra.labels[cleaned.kept])
@@ -223,21 +224,21 @@ def _model(
 
 
 def _bounds(labels: Array) -> tuple[Array, Array]:
-    """Return how far labels are fitted: a little beyond those of the training set."""
+    """Return the bounds of fitted labels: a little beyond those of the training set."""
     low, high = labels.min(0), labels.max(0)
     margin = MARGIN * np.where(high > low, high - low, 1e-6)
     return low - margin, high + margin
 
 
 def _scatter(cleaned: Cleaned, noise: Array) -> Array:
-    """Return the left-out error of each pixel beyond the noise, without the outliers; (P,)."""
+    """Return the leave-one-out error of each pixel less the noise, without outliers; (P,)."""
     good = cleaned.good[cleaned.kept]
     error = np.where(good, cleaned.solved.left_out_error * cleaned.spread, 0.0)
     excess = (error**2 - np.where(good, noise[cleaned.kept], 0.0)).sum(0) / good.sum(0)
     return np.sqrt(np.maximum(excess, 0.0))
 
 
-def _next_to_no_noise(flux: Array) -> Array:
+def _tiny_noise(flux: Array) -> Array:
     """Return inverse variances for a signal-to-noise ratio of 10,000 at each mean flux."""
     level = np.abs(np.where(np.isfinite(flux), flux, 0.0)).mean(-1, keepdims=True)
     return np.broadcast_to((1e4 / np.where(level > 0, level, 1.0)) ** 2, flux.shape)
@@ -253,8 +254,8 @@ def _check(
         raise UsageError(f"a label is named twice: {', '.join(label_names)}")
     if flux.shape != (n, p) or ivar.shape != (n, p):
         raise UsageError(
-            f"{n} labels and {p} wavelengths want flux and ivar of shape {(n, p)}, "
-            f"not {flux.shape} and {ivar.shape}"
+            f"for {n} rows of labels and {p} wavelengths, flux and ivar must have the shape "
+            f"{(n, p)}, not {flux.shape} and {ivar.shape}"
         )
     if not (np.isfinite(wavelength).all() and (np.diff(wavelength) > 0).all() and p > 1):
         raise UsageError("wavelengths must be finite and ascending")
@@ -266,7 +267,7 @@ def _check(
         if n < 2 or np.ptp(column) == 0:
             raise UsageError(
                 f"label {name!r} is {column[0] if n else 'missing'} in all {n} spectra: "
-                f"leave it out of the labels, or add spectra in which it differs"
+                f"omit this label, or add spectra with other values"
             )
 
 

@@ -1,6 +1,6 @@
-"""Cross-validation: each training spectrum is labelled by a model that has not seen it.
+"""Cross-validate a model: label each training spectrum by a model that was trained without it.
 
-From this follow the least errors of labels, and how unlike the training set a spectrum may be.
+This gives the error floors of labels, and the limits beyond which a spectrum is flagged.
 """
 
 from dataclasses import replace
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from astra.pipelines.slam.domain import learn
+from astra.pipelines.slam.domain import learn_domain
 from astra.pipelines.slam.measure import measure
 from astra.pipelines.slam.model import Model, Validation
 from astra.pipelines.slam.outliers import Cleaned
@@ -17,32 +17,32 @@ from astra.pipelines.slam.regression import Factors, compress
 
 Array = NDArray[np.float64]
 
-#: Up to so many spectra each is left out by itself; of more, a tenth at a time.
-MOST_SINGLE = 80
+#: Up to this many spectra, each is left out by itself; otherwise a tenth of them at a time.
+MAX_LEFT_OUT_SINGLY = 80
 N_FOLDS = 10
 
-#: Of large sets, spectra within this share of a label's range from its edges say nothing of the
-#: errors inside.
-EDGE = 0.1
+#: In large training sets, spectra closer to an edge than this share of a label's range are not used
+#: to determine errors.
+EDGE_SHARE = 0.1
 
 
-def validated(
+def add_validation(
     model: Model,
     cleaned: Cleaned,
     labels: Array,
     spectra: tuple[Array, Array, Array],
     outside: tuple[Array, Array] | None = None,
 ) -> Model:
-    """Return the model with what the spectra that are left out say of it.
+    """Return the model with its cross-validation, error floors and domain.
 
     Parameters
     ----------
     model
-        As trained on all spectra that were kept.
+        The model that was trained on all spectra that were kept.
     cleaned
         The training set without outliers.
     labels
-        Of all spectra, (N, L).
+        Labels of all spectra, (N, L).
     spectra
         Wavelengths (P,), fluxes and inverse variances (N, P).
     outside
@@ -54,7 +54,7 @@ def validated(
     if outside is not None and len(outside[0]):
         every = np.arange(len(outside[0]))
         outside_coarse = measure(model, _observed(every, spectra[0], *outside)).coarse
-    domain, wrong, outside_flagged = learn(
+    domain, wrong, outside_flagged = learn_domain(
         coarse[kept],
         outside_coarse,
         mismatch[kept],
@@ -68,7 +68,7 @@ def validated(
     counts[kept[beside]] = False
     error = np.where(counts[:, None], fitted - labels, np.nan)
     floor = np.array([label_floor(e, s) for e, s in zip(error.T, errors.T, strict=True)])
-    if np.isfinite(error).all(1).sum() <= kept.size / 4:  # of so few it cannot be said: labels vary
+    if np.isfinite(error).all(1).sum() <= kept.size / 4:  # too few: use the labels' own scatter
         floor = np.maximum(floor, model.scale)
     validation = Validation(
         labels=labels,
@@ -85,9 +85,9 @@ def validated(
 def _left_out(
     model: Model, cleaned: Cleaned, shape: tuple[int, ...], spectra: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array, NDArray[np.bool_], Array]:
-    """Label each spectrum by a model without it: for those that were rejected, the model itself."""
+    """Label each spectrum by a model without it; a rejected one, by the model itself."""
     kept = np.flatnonzero(cleaned.kept)
-    folds = np.arange(kept.size) % (kept.size if kept.size <= MOST_SINGLE else N_FOLDS)
+    folds = np.arange(kept.size) % (kept.size if kept.size <= MAX_LEFT_OUT_SINGLY else N_FOLDS)
     fitted, errors = np.full(shape, np.nan), np.full(shape, np.nan)
     mismatch, at_edge = np.full(shape[0], np.nan), np.zeros(shape[0], bool)
     coarse = np.zeros((shape[0], 0))
@@ -108,24 +108,26 @@ def _left_out(
 
 
 def near_edges(nodes: Array) -> NDArray[np.bool_]:
-    """Return which nodes are so near an edge that without them the grid ends before them.
+    """Return which nodes are close to an edge, so that a model without them does not reach them.
 
-    None are where there are few: all say something of the errors.
+    In a small training set none of them are, since every spectrum is needed.
     """
-    if len(nodes) <= MOST_SINGLE:
+    if len(nodes) <= MAX_LEFT_OUT_SINGLY:
         return np.zeros(len(nodes), bool)
     low, high = nodes.min(0), nodes.max(0)
-    margin = EDGE * (high - low)
+    margin = EDGE_SHARE * (high - low)
     return np.asarray(((nodes < low + margin) | (nodes > high - margin)).any(1))
 
 
 def label_floor(error: Array, stated: Array) -> float:
-    """Return the error that is to be added in quadrature for the stated ones to be true.
+    """Return the error that has to be added in quadrature so that the pulls have a width of 1.
 
     Parameters
     ----------
-    error, stated
-        Of each spectrum, fitted less true, and by the fit alone; shape (N,).
+    error
+        Fitted label less the true one, shape (N,).
+    stated
+        Error according to the fit alone, shape (N,).
     """
     finite = np.isfinite(error) & np.isfinite(stated)
     error2, stated2 = error[finite] ** 2, stated[finite] ** 2
@@ -140,7 +142,7 @@ def label_floor(error: Array, stated: Array) -> float:
 
 
 def _without(model: Model, cleaned: Cleaned, out: NDArray[np.bool_]) -> Model:
-    """Return the model of the same kernel and ridges, without some of the kept spectra."""
+    """Return a model with the same kernel and ridges, trained without some of the kept spectra."""
     factors = Factors.of(model.nodes[~out], model.gamma, cleaned.weight[~out])
     flux = cleaned.solved.flux[~out]
     node_weights, components, bias = compress(factors, flux, cleaned.ridge)
