@@ -13,7 +13,7 @@ from astra.errors import AstraError, UsageError
 from astra.models.plans import MadeBy, Page
 from astra.plan import sizes
 from astra.plan.lookup import get_plan
-from astra.plan.pages import waiting_pages
+from astra.plan.pages import unsubmitted_pages
 from astra.plan.plan import Planned, Planning, create_plan
 from astra.resume.resume import resume, resume_local
 from astra.submit.intent import NOBODY
@@ -195,7 +195,7 @@ def _show_submission(number: int, execution: Execution) -> Submitted:
     plan = get_plan(number)
     try:
         with connection():
-            pages = waiting_pages(plan)
+            pages = unsubmitted_pages(plan)
         chosen = choose_profile(execution.profile_name, execution.options)
         return submit_pages(plan, pages, NOBODY, chosen, dry_run=True)
     finally:

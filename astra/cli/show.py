@@ -147,6 +147,8 @@ def submitted(submission: Submitted) -> None:
         )
     else:
         line(f"plan {submission.plan}: nothing to submit")
+        if submission.message and not submission.unsubmitted:
+            line(f"  {submission.message}")
     if submission.skipped:
         states = ", ".join(f"{n:,} {state}" for state, n in sorted(submission.skipped.items()))
         line(f"  not touched: {states}")

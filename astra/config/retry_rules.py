@@ -48,7 +48,12 @@ def checked(table: object, place: str = "policy") -> dict[str, dict[str, object]
 def _checked_rule(place: str, state: str, table: object) -> dict[str, object]:
     header = f"[{place}.{state}]"
     if state not in RULES:
-        raise ValueError(f"{header} no state that has a policy. {nearest(state, RULES)}")
+        raise ValueError(f"{header}: there is no rule for this state. {nearest(state, RULES)}")
+    if not isinstance(table, dict):
+        raise ValueError(
+            f"[{place}] {state} = {table!r}: the rule of a state is a section: {header}, and below "
+            "it keys such as retries = 3"
+        )
     return checks.values(header, checks.section(table, header), fields(Rule))
 
 

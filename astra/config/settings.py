@@ -318,7 +318,7 @@ def _rules(tables: dict[str, object], file: Path) -> Tables:
     table = tables.get("policy")
     if not isinstance(table, dict):
         return {}
-    rules = {key: value for key, value in table.items() if isinstance(value, dict)}
+    rules = {k: value for k, value in table.items() if isinstance(value, dict) or k.isupper()}
     tables["policy"] = {key: value for key, value in table.items() if key not in rules}
     try:
         return {**retry_rules.checked(rules)}

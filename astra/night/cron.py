@@ -24,11 +24,45 @@ from astra.processes import user_name
 from astra.slurm.script import quote
 from astra.submit.render import environment
 
-_FIELD = r"[0-9A-Za-z*/,~-]+"
+_NICKNAME = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)")
 
-_AT = re.compile(
-    rf"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|{_FIELD}( {_FIELD}){{4}}"
+
+@dataclass(frozen=True)
+class _Field:
+    """A field of a schedule: its smallest and largest number, and the names of numbers."""
+
+    name: str
+    first: int
+    last: int
+    names: tuple[str, ...] = ()  # of the numbers from `first` on
+
+    def number(self, word: str) -> int:
+        """Return the number for a number or name; -1 if it is neither."""
+        if word in self.names:
+            return self.first + self.names.index(word)
+        return int(word) if word.isdecimal() else -1
+
+    @property
+    def expected(self) -> str:
+        names = f" {self.names[0]} to {self.names[-1]}," if self.names else ""
+        return f"write {self.first} to {self.last},{names} a range, a list or *; or a step: */2"
+
+
+_FIELDS = (
+    _Field("a minute", 0, 59),
+    _Field("an hour", 0, 23),
+    _Field("a day of the month", 1, 31),
+    _Field("a month", 1, 12, tuple("jan feb mar apr may jun jul aug sep oct nov dec".split())),
+    _Field("a weekday", 0, 7, tuple("sun mon tue wed thu fri sat".split())),
 )
+
+#: An item of a field. A step needs a range or `*`: cron programs disagree about 5/10.
+_ITEM = re.compile(
+    r"(\*|(?P<from>\w+)[-~](?P<to>\w+))(/(?P<step>\d{1,4}))?|(?P<only>\w+)", re.ASCII
+)
+
+#: The last day of each month.
+_LAST_DAYS = dict(enumerate((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1))
 
 #: Variables of Slurm's commands and of libpq, which a shell may have set and cron has not.
 _PASSED_ON = ("SLURM_CONF", "SLURM_CONF_SERVER", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE")
@@ -61,11 +95,7 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
         If `at` is not a schedule of cron, or the entry would contain a password.
     """
     at = " ".join(at.split())
-    if not _AT.fullmatch(at):
-        raise UsageError(
-            f"--at {at!r}: write five fields (minute hour day month weekday), such as "
-            '"0 20 * * *" for every day at 20:00, or @daily'
-        )
+    check_schedule(at)
     settings = settings_of(name)
     command = command_of(name)
     if scron:
@@ -80,6 +110,46 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     if not re.fullmatch(r"[\w.@+,-]*", to):
         raise UsageError(f"--mailto {to!r}: should be one address or several, with commas")
     return Entry(name, (f"MAILTO={to}", f"{at} {escaped}"))
+
+
+def check_schedule(at: str) -> None:
+    """Refuse a schedule that cron does not accept, or whose time never comes.
+
+    Raises
+    ------
+    UsageError
+        The message names the wrong field, and what it may be.
+    """
+    if _NICKNAME.fullmatch(at):
+        return
+    texts = at.split()
+    if len(texts) != len(_FIELDS):
+        raise UsageError(
+            f"--at {at!r}: write five fields (minute hour day month weekday), such as "
+            '"0 20 * * *" for every day at 20:00, or @daily'
+        )
+    values = [_values(at, text, field) for text, field in zip(texts, _FIELDS, strict=True)]
+    first_day, months, weekday = min(values[2]), values[3], texts[4]
+    # If a weekday is given as well, cron runs on any day that matches one of the two.
+    if weekday.startswith("*") and all(first_day > _LAST_DAYS[month] for month in months):
+        raise UsageError(f"--at {at!r}: there is no day {first_day} in the month {texts[3]}")
+
+
+def _values(at: str, text: str, field: _Field) -> set[int]:
+    """Return the numbers that a field of a schedule matches."""
+    values: set[int] = set()
+    for item in text.split(","):
+        match = _ITEM.fullmatch(item.lower())
+        first, last = field.first, field.last
+        if match and match["only"]:
+            first = last = field.number(match["only"])
+        elif match and match["from"]:
+            first, last = field.number(match["from"]), field.number(match["to"])
+        step = int(match["step"] or 1) if match else 0
+        if not (step and field.first <= first <= last <= field.last):
+            raise UsageError(f"--at {at!r}: {item!r} is not {field.name}: {field.expected}")
+        values.update(range(first, last + 1, step))
+    return values
 
 
 def _longest_part(command: str) -> str:

@@ -90,7 +90,7 @@ def release(attempts: Iterable[Attempt], why: str) -> None:
     ).where(Attempt.pk.in_(pks) & (Attempt.state == AttemptState.RUNNING.value)).execute()
 
 
-def waiting_pages(plan: Plan) -> dict[int, int]:
+def unsubmitted_pages(plan: Plan) -> dict[int, int]:
     """Return the pages without a submission, and how many pending rows each of them has."""
     waiting = (Page.plan == plan.pk) & Page.submission_pk.is_null() & (N_PENDING > 0)
     if dialect().name == "sqlite":
@@ -99,6 +99,11 @@ def waiting_pages(plan: Plan) -> dict[int, int]:
     query = Page.select(fn.ARRAY_AGG(Page.number), fn.ARRAY_AGG(N_PENDING)).where(waiting)
     numbers, n_pending = database.execute(query).fetchone()
     return dict(sorted(zip(numbers or (), n_pending or (), strict=True)))
+
+
+def n_unfinished_pages(plan: Plan) -> int:
+    """Count the pages in which rows have not ended."""
+    return int(Page.select().where((Page.plan == plan.pk) & (N_PENDING > 0)).count())
 
 
 def light_pages(plan: Plan) -> "ModelSelect[Page]":

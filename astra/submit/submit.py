@@ -15,7 +15,7 @@ from astra.errors import AstraError, SlurmError, SlurmRefused, UsageError
 from astra.models.attempts import excluded_nodes
 from astra.models.plans import Plan, Submission
 from astra.plan.lookup import check_plan_version, get_plan
-from astra.plan.pages import waiting_pages
+from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
@@ -103,12 +103,25 @@ def submit(
         obstacles = in_background(lambda: limits.obstacles_to(chosen))
         with hold_plan(frozen):
             with connection():
-                pages = waiting_pages(frozen)
+                pages = unsubmitted_pages(frozen)
+                n_unfinished = 0 if pages else n_unfinished_pages(frozen)
             if pages:
                 script_module.prepare(chosen.template)
             for obstacle in obstacles() if pages else ():
                 log.warning("%s", obstacle)
-            return submit_pages(frozen, pages, NOBODY, chosen, dry_run, hours)
+            submitted = submit_pages(frozen, pages, NOBODY, chosen, dry_run, hours)
+    if n_unfinished:
+        return replace(submitted, message=_submitted_before(plan, n_unfinished))
+    return submitted
+
+
+def _submitted_before(plan: int, n_pages: int) -> str:
+    which = (
+        "1 page was submitted before and has"
+        if n_pages == 1
+        else f"{n_pages:,} pages were submitted before and have"
+    )
+    return f"{which} not ended; to submit again what is no longer running: astra resume {plan}"
 
 
 def check_ready(plan: Plan, dry_run: bool = False, verb: str = "submit") -> None:

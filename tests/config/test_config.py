@@ -169,6 +169,8 @@ class TestErrors:
             ("[plan]\nlimit = ", ["not valid TOML", "at end of document"]),
             ("[plan]\nlimit = 3\n\0", ["not valid TOML", "line 3"]),
             ("[profiles]\ngeneral = 3", ["[profiles.NAME]"]),
+            ("[policy]\nTIMEOUT = 3", ["[policy.TIMEOUT]", "such as retries = 3"]),
+            ("[policy]\nTIMOUT = 3", ["[policy.TIMOUT]", "'TIMEOUT'"]),
         ],
     )
     def test_names_file_key_and_the_right_one(

@@ -13,7 +13,7 @@ from astra.config import settings
 from astra.database.connection import connection, reset
 from astra.errors import UsageError
 from astra.models.nights import Night
-from astra.night.cron import entry, has_entry, install, remove, without
+from astra.night.cron import check_schedule, entry, has_entry, install, remove, without
 from tests import forks
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill
@@ -65,6 +65,31 @@ def test_an_entry_has_all_that_cron_does_not_give(night, monkeypatch):
     with pytest.raises(UsageError, match="pgpass") as error:
         entry("survey", "@daily")
     assert "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ("61 * * * *", "'61' is not a minute: write 0 to 59"),
+        ("0 24 * * *", "'24' is not an hour"),
+        ("0 20 0 * *", "'0' is not a day of the month"),
+        ("0 20 * foo *", "'foo' is not a month: write 1 to 12, jan to dec"),
+        ("0 20 * * 8", "'8' is not a weekday"),
+        ("0 20 * * fri-mon", "'fri-mon' is not a weekday"),
+        ("5/10 * * * *", "'5/10' is not a minute"),
+        ("0 20 31 4,6 *", "no day 31 in the month 4,6"),
+    ],
+)
+def test_a_time_that_never_comes_is_refused(at, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        check_schedule(at)
+
+
+@pytest.mark.parametrize(
+    "at", ["*/5 0-6/2 1,15 jan-mar mon-fri", "0 20 31 feb,mar *", "0 20 30 2 sun", "7~9 03 * * 7"]
+)
+def test_a_time_that_comes_is_accepted(at):
+    check_schedule(at)
 
 
 def test_the_check_says_what_is_missing(night, monkeypatch):
