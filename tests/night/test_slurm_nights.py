@@ -39,7 +39,8 @@ def test_every_row_once(slurm):
     plan = plan_of(4000, 250)
     done = submit(plan, options={"throttle": 4})
     assert done.pages == 16 and [job.array for job in done.jobs] == ["1-16%4"]
-    assert submit(plan).pages == 0  # submitted twice, run once
+    again = submit(plan)  # submitted twice, run once
+    assert again.pages == 0 and f"astra resume {plan}" in str(again.message)
     run_out(slurm)
     assert counts() == (4000, 4000)
     assert status(plan).state == "whole"
