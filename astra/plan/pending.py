@@ -4,8 +4,9 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from peewee import SQL, ColumnBase, Field, Model, ModelAlias, ModelSelect, NodeList, fn
+from peewee import SQL, ColumnBase, Expression, Field, Model, ModelAlias, ModelSelect, NodeList, fn
 
+from astra.database.connection import dialect
 from astra.errors import TaskError, nearest
 from astra.models.failures import Failure, NoResult
 from astra.models.keys import (
@@ -188,7 +189,11 @@ def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
     later: ColumnBase | None = None
     for other_value, value, direction in reversed(columns):
         is_later = other_value > value if direction == "DESC" else other_value < value
-        later = is_later if later is None else is_later | ((other_value == value) & later)
+        is_same: ColumnBase = other_value == value
+        if value.null:  # a row that was never modified comes after all others
+            is_later |= value.is_null() & other_value.is_null(False)
+            is_same = Expression(other_value, dialect().is_same, value)
+        later = is_later if later is None else is_later | (is_same & later)
     for name in group_by:
         field = group_column(model, name)
         later &= getattr(other, field.name) == field

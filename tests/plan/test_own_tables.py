@@ -1,7 +1,7 @@
 """Tables of others: any key, read-only, in a schema of theirs, from the plan to the results."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timedelta
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -9,10 +9,13 @@ from uuid import UUID
 import peewee
 import pytest
 
+from astra import generate_queries_for_task
+from astra import task as as_task
 from astra.api import run_here
 from astra.database.connection import bind, connection, dialect, reset
 from astra.element.trial import trial_of_plan
 from astra.errors import DatabaseError, TaskError, UsageError
+from astra.models import OutputModel, result_of
 from astra.models.failures import Failure, NoResult
 from astra.models.given_keys import find_keys
 from astra.models.keys import adopted, check_keys, key_of
@@ -326,3 +329,34 @@ def test_a_key_that_sqlite_gives_back_otherwise_is_refused(url):
             return
         with pytest.raises(TaskError, match=r"BySize\.size is a key of type DOUBLE, which no page"):
             check_keys(BySize)
+
+
+class Visit(peewee.Model):
+    star = peewee.IntegerField()
+    changed = peewee.DateTimeField(null=True)
+
+    class Meta:
+        table_name = "others_visit"
+        modified = "changed"
+
+
+class LastVisit(OutputModel):
+    visit = result_of(Visit)
+
+
+@pytest.mark.parametrize(
+    ("changed", "last"),
+    [((None, None), 2), ((None, 2024), 2), ((2024, None), 1), ((2024, 2023), 1), ((2024, 2024), 2)],
+)
+def test_one_row_of_a_group_is_its_last_even_if_it_was_never_modified(url, changed, last):
+    @as_task(group_by="star")
+    def last_visits(visits: Iterable[Visit]) -> Iterable[LastVisit]:
+        yield from ()
+
+    with connection():
+        for model in (adopted(Visit), LastVisit):
+            model.create_table()
+        for year in changed:
+            Visit.create(star=7, changed=year and datetime(year, 1, 1))
+        ((_, query),) = generate_queries_for_task(last_visits)
+        assert [row.id for row in query] == [last]
