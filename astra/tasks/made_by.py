@@ -5,9 +5,13 @@ import inspect
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
+from uuid import UUID
 
 from peewee import Model
 
@@ -186,8 +190,14 @@ def _sorted(value: object) -> object:
     return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
+#: Types of values that their texts tell apart.
+_WITH_TEXT = (date, time, timedelta, Decimal, UUID, Enum, complex)
+
+
 def _placeholder(value: object) -> object:
     """Return what replaces a value that JSON cannot hold."""
+    if isinstance(value, _WITH_TEXT):
+        return str(value)
     if hasattr(value, "tolist"):
         return value.tolist()
     name = getattr(value, "__qualname__", type(value).__qualname__)

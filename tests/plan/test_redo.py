@@ -3,7 +3,8 @@
 import json
 import tomllib
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,21 @@ def test_a_result_says_what_made_it(labels):
         one, other = (Labelled.get(Labelled.spectrum_pk == key).made_by for key in (2, 3))
         by = MadeBy.get_by_id(one)
         assert one == other != made and by.plan_pk is None and json.loads(by.arguments)["none"] == 1
+
+
+def test_arguments_that_json_does_not_know_are_told_apart(labels):
+    @task
+    def dated(rows: Iterable[BossVisitSpectrum], since: date, to: Decimal) -> Iterable[Labelled]:
+        for row in rows:
+            yield Labelled.from_spectrum(row, label=1.0)
+
+    for since, to in ((date(2020, 1, 1), 1), (date(2021, 1, 1), 1), (date(2021, 1, 1), 2)):
+        list(dated(BossVisitSpectrum.select().limit(1), since, Decimal(to)))
+    with connection():
+        arguments = [json.loads(by.arguments) for by in MadeBy.select().order_by(MadeBy.pk)]
+        digests = {by.digest for by in MadeBy.select()}
+    assert arguments[1:] == [{"since": "2021-01-01", "to": "1"}, {"since": "2021-01-01", "to": "2"}]
+    assert len(arguments) == len(digests) == 3
 
 
 def test_changed_is_what_other_arguments_or_files_made(labels):
