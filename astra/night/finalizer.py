@@ -1,6 +1,7 @@
 """The finalizer of a night: a small job that waits for its arrays and checks what happened to them.
 
-This module submits the job and finds it again; the job itself calls `nightly.proceed`.
+This module submits the job and finds it again; the job itself calls `nightly.proceed`. Where a node
+cannot run it, since its set-up fails there, the script submits itself again for other nodes.
 
 A night has one finalizer at a time. Its token is committed with the night before sbatch is called,
 and is part of the job's name. If the answer of sbatch is lost, the job is looked up by that name. A
@@ -23,6 +24,7 @@ from astra.slurm import client, limits
 from astra.slurm.parse import UNKNOWN, Answer, JobId, is_held
 from astra.submit.intent import send
 from astra.submit.render import render_job
+from astra.submit.submit import nodes_to_exclude
 
 #: The options that the finalizer takes from a profile: where the job may run, and who pays for it.
 #: The finalizer has a size of its own.
@@ -61,6 +63,9 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         job exists after all, it does nothing, as its token is not the night's.
     """
     chosen = _profile(settings)
+    if bad := nodes_to_exclude(chosen):
+        named = [str(value) for key, value in chosen.options.items() if key == "exclude"]
+        chosen = chosen.with_options(exclude=[*named, *bad])
     cluster = str(chosen.options.get("clusters") or "") or None
     before, earlier = night.finalizer, _identity(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
@@ -71,7 +76,8 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     token = str(night.finalizer)
     arguments = ["nightly", night.name, "--continue", str(night.pk), "--job", token]
     about = f"the finalizer of the night {night.pk} of {night.name}"
-    text = render_job(chosen, job_name(night), night.cwd, folder / "logs", about, arguments)
+    path = folder / f"{job_name(night)}.sh"
+    text = render_job(chosen, job_name(night), night.cwd, folder / "logs", about, arguments, path)
     unchanged = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
         changed = (
@@ -81,7 +87,6 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         )
     if not changed:
         raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
-    path = folder / f"{job_name(night)}.sh"
     write_whole(path, text, 0o700)
     if_unknown = f"the night stays open; to continue it: astra nights {night.name} --heal"
     try:
@@ -148,7 +153,7 @@ def is_alive(night: Night) -> bool:
         _adopt(night, min(jobs))
     answer = client.elements([job_of(night)])
     if (alive := is_alive_in(answer, night)) is not None:
-        return alive
+        return alive or _was_passed_on(night)
     raise SlurmUnknown(
         f"it is unknown whether the finalizer of the night {night.pk} (job {night.finalizer_job}) "
         f"is alive: {'; '.join(answer.notes) or 'Slurm does not say'}"
@@ -167,6 +172,18 @@ def is_alive_in(answer: Answer, night: Night) -> bool | None:
     # Without accounting only squeue can say.
     is_gone = execution is UNKNOWN and not answer.accounting and answer.queue_covers(job.key)
     return False if is_gone else None
+
+
+def _was_passed_on(night: Night) -> bool:
+    """Return whether the ended finalizer was submitted again for other nodes, and lives."""
+    jobs = client.find(
+        job_name(night), night.finalizer_cluster, home=night.finalizer_home,
+        user=night.finalizer_user,
+    )  # fmt: skip
+    if not jobs or max(jobs).job_id <= (night.finalizer_job or 0):
+        return False
+    _adopt(night, max(jobs))
+    return is_alive(night)
 
 
 def _profile(settings: NightSettings) -> Profile:

@@ -71,6 +71,8 @@ class JobScript(Script):
     """The values for the script of a job of one process: a finalizer, or a check."""
 
     about: str  # what the job does, for people
+    path: str | None = None  # of the script, if another node is to run it where one cannot
+    exclude: str = ""  # the nodes that the profile excludes, with a comma after each
 
 
 def prepare(template: str) -> None:

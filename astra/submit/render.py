@@ -56,11 +56,25 @@ def render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, ho
 
 
 def render_job(
-    chosen: Profile, job_name: str, cwd: str, logs: Path, about: str, arguments: Sequence[str]
+    chosen: Profile,
+    job_name: str,
+    cwd: str,
+    logs: Path,
+    about: str,
+    arguments: Sequence[str],
+    path: Path | None = None,
 ) -> str:
-    """Render the script of a job of one process, which runs ``astra`` with some arguments."""
+    """Render the script of a job of one process, which runs ``astra`` with some arguments.
+
+    With the `path` of the script, a node that cannot run it submits it again for other nodes.
+    """
     common = _common(chosen, job_name, cwd, logs, f"{job_name}-%j.log")
-    return script.render("job.sh.j2", script.JobScript(about=about, arguments=arguments, **common))
+    excluded = f"{chosen.options['exclude']}," if "exclude" in chosen.options else ""
+    job = script.JobScript(
+        about=about, arguments=arguments, path=str(path) if path else None, exclude=excluded,
+        **common,
+    )  # fmt: skip
+    return script.render("job.sh.j2", job)
 
 
 def _common(

@@ -168,7 +168,7 @@ def submit_pages(
     if plan.paused is not None and pages and not dry_run:
         paused = f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
         return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=paused)
-    excluded, each = _excluded(chosen) if pages else (), chosen.pages_per_element
+    excluded, each = nodes_to_exclude(chosen) if pages else (), chosen.pages_per_element
     queue = list(slices(pages, each, _array_size(dry_run) - 1)) if pages else []
     if queue:
         chosen = replace(chosen, max_elements=-(-chosen.max_elements // len(queue)))
@@ -252,7 +252,7 @@ def _submit_slices(
     return jobs, pages, None
 
 
-def _excluded(chosen: Profile) -> tuple[str, ...]:
+def nodes_to_exclude(chosen: Profile) -> tuple[str, ...]:
     """Return the nodes to exclude: only nodes of the partition, and never all of them."""
     bad = excluded_nodes()
     if not bad or "nodelist" in chosen.options:

@@ -230,6 +230,22 @@ def test_a_node_on_which_no_element_can_begin(slurm, tmp_path, monkeypatch, setu
     assert list(excluded_nodes()) == (["n1"] if whole else [])
 
 
+def test_a_finalizer_whose_node_cannot_run_it_goes_to_another(slurm, tmp_path, monkeypatch):
+    """Slurm sends it where elements end at once, too, when the set-up of all jobs fails there."""
+    text = IDLE.format(marker=tmp_path).replace(', profile = "p"', "")
+    text = text.replace("rounds = 2", 'profile = "p"').replace("max_elements = 1", "throttle = 3")
+    write(
+        tmp_path, text.replace("setup = [", 'setup = ["test $SLURMD_NODENAME != n1", '), monkeypatch
+    )
+    fill(60)
+    astra("nightly", "survey")
+    assert closed(slurm).whole and Measured.select().count() == 60
+    logs = "".join(p.read_text() for p in (tmp_path / "runs").glob("night-*/logs/*"))
+    assert "n1 cannot run this job" in logs and list(excluded_nodes()) == ["n1"]
+    (last_script,) = (tmp_path / "runs").glob(f"night-*/astra-night-1-{last().finalizer}.sh")
+    assert "#SBATCH --exclude=n1\n" in last_script.read_text()
+
+
 def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkeypatch):
     """As after a maintenance. Slurm takes no job of it meanwhile; the finalizer is in another."""
     text = IDLE.format(marker=tmp_path).replace(
