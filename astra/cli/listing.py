@@ -52,18 +52,20 @@ class Column:
     def __init__(self, head: str) -> None:
         self.head, self.is_number = head.rstrip(">"), head.endswith(">")
         self.cells: list[Text] = []
+        self.values: list[str] = []  # as programs read them: numbers without commas between digits
 
     @property
     def width(self) -> int:
         return max([len(self.head), *(cell.cell_len for cell in self.cells)])
 
     def add(self, value: object) -> None:
-        if isinstance(value, Text):
-            self.cells.append(value)
-            return
-        text = "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+        text, is_counted = "" if value is None else str(value), isinstance(value, int | float)
+        if is_counted:
+            text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
         colour = COLOURS.get(text, "") if self.head == "state" else ""
-        self.cells.append(Text(printable(hide(text)), style=colour))
+        cell = Text(printable(hide(text)), style=colour)
+        self.cells.append(cell)
+        self.values.append(cell.plain.replace(",", "") if is_counted else cell.plain)
 
 
 class Listing:
@@ -117,12 +119,9 @@ class Listing:
         return table, left_out
 
     def _print_csv(self) -> None:
-        """Write the cells as they are read by programs: numbers without commas between digits."""
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow([column.head or "note" for column in self.columns])
-        for cells in zip(*(column.cells for column in self.columns), strict=True):
-            pairs = zip(self.columns, (cell.plain for cell in cells), strict=True)
-            writer.writerow([t.replace(",", "") if c.is_number else t for c, t in pairs])
+        writer.writerows(zip(*(column.values for column in self.columns), strict=True))
 
 
 def _width(columns: list[Column]) -> int:

@@ -50,7 +50,7 @@ def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:
     for n in listed:
         table.add(
             str(n.night), n.name, n.state, _moment(n.began), _moment(n.ended), n.rows, n.results,
-            n.failures, n.no_result, n.pending, n.retries, f"{n.cpu_h:,.2f}",
+            n.failures, n.no_result, n.pending, n.retries, n.cpu_h,
         )  # fmt: skip
     table.print(console, as_csv)
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
+from astra.cli.listing import Listing, Terminal
 from astra.database.connection import reset
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Plan
@@ -104,6 +105,27 @@ def test_csv_is_whole_and_read_by_programs(plans):
     assert [row["key"] for row in failed] == ["4", "8"]
     assert failed[0]["message"] == "row 4 is bad"
     assert astra("nights", "--csv").stdout.startswith("night,name,state")
+
+
+def test_csv_keeps_the_commas_of_texts(capsys):
+    table = Listing("key>", "rows>", "hours>")
+    table.add('["a,b", 7]', 12345, 1234.5)
+    table.print(Terminal(), as_csv=True)
+    _, row = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert row == ['["a,b", 7]', "12345", "1234.50"]
+    table.print(Terminal(width=100))
+    assert capsys.readouterr().out.endswith('["a,b", 7]  12,345  1,234.50\n')
+
+
+def test_json_has_no_numbers_that_others_cannot_read(plans):
+    def refuse(word: str) -> None:
+        raise AssertionError(f"JSON has no {word}")
+
+    create_plan(measure, BossVisitSpectrum, redo="all", arguments={"spin_s": float("nan")})
+    resume_local(5)
+    why = ("why", "tests.sample_tasks.measure", "4", "--input-model", "BossVisitSpectrum")
+    history = json.loads(astra(*why, "--json").stdout, parse_constant=refuse)
+    assert history["results"][0]["made_by"]["arguments"]["spin_s"] is None
 
 
 def in_a_terminal(words: str, columns: int, **environ: str) -> list[str]:
