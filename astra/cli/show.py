@@ -234,7 +234,8 @@ def verdict(result: Verdict) -> None:
     sums = f"{rows} of {count(result.n_rows, 'row')}, {count(result.n_pages, 'page')}"
     console.print(f"  {word}: {sums}, {count(result.n_attempts, 'attempt')}")
     if not result.whole:
-        line(f"  not whole: {count(result.rows['pending'], 'row')} pending (astra status)")
+        n_pending = result.n_rows - sum(n for name, n in result.rows.items() if name != "pending")
+        line(f"  not whole: {count(n_pending, 'row')} pending (astra status)")
     for n, condition in (
         (result.modified_since, "modified since its result: pending again"),
         (result.of_others, "ended since, or before, in another plan or a direct call"),

@@ -140,8 +140,8 @@ class Verdict:
     n_pages: int  #: number of pages
     n_rows: int  #: number of rows
     sound: bool  #: True: no check found anything
-    whole: bool  #: sound or not: no row is pending
-    rows: dict[str, int]  #: rows by how they ended
+    whole: bool  #: sound or not: every row of the plan has ended
+    rows: dict[str, int]  #: rows by how they ended, of pages that could be read
     n_attempts: int  #: attempts that were checked
     modified_since: int  #: results whose input was modified after they were computed: pending again
     of_others: int  #: rows whose present result or end comes from another plan or a direct call

@@ -77,9 +77,10 @@ class Verifier:
         if not self.checks:  # the other checks cannot handle impossible values
             self._check()
         n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
+        n_ended = sum(n_rows.values()) - n_rows["pending"]
         return Verdict(
             self.plan.pk, self.plan.task, self.plan.n_pages, self.plan.n_rows,
-            sound=not self.checks, whole=not n_rows["pending"], rows=n_rows,
+            sound=not self.checks, whole=n_ended == self.plan.n_rows, rows=n_rows,
             n_attempts=len(self.attempt_pks), modified_since=self.seen["modified"],
             of_others=self.seen["others"], inputs_gone=self.seen["gone"],
             n_breaches=sum(self.checks.values()), breaches=tuple(self.breaches),

@@ -222,6 +222,22 @@ def test_rows_found_while_a_checkpoint_is_written(url, monkeypatch):
 
 # ------------------------------------------------------------------------------------ not sound
 
+
+@pytest.mark.parametrize(
+    "damage",
+    ["DELETE FROM page WHERE number = 2", "UPDATE page SET n_rows = 9 WHERE number = 2",
+     "ALTER TABLE measured RENAME TO gone"],
+)  # fmt: skip
+def test_rows_that_cannot_be_counted_are_not_taken_for_ended(url, damage):
+    plan = plan_of(20)
+    Page.update(n_done=10, outcomes=b"\x01" * 10).where(Page.number == 1).execute()
+    sql(damage)
+    found = verify(plan)
+    assert not found.sound and not found.whole
+    shown = CliRunner().invoke(main, ["verify", str(plan)]).output
+    assert f"not whole: {20 - found.rows['result']} rows pending" in shown
+
+
 #: Key 23 stands in page 1, which holds 30 to 21; 27 failed there, and 22 has no result.
 _PAGE = "(SELECT pk FROM page WHERE number = 1)"
 _CORRUPTIONS = {
