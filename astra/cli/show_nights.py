@@ -72,7 +72,7 @@ def night(shown: NightStatus) -> None:
     table = Listing("plan>", "task", "rows>", "results>", "failed>", "no result>", "left>", "", "",
                     out="no result, results, failed")  # fmt: skip
     for p in shown.plans:
-        result = p.message or ("whole" if p.whole else "not whole")
+        result = p.message or ("whole" if p.whole else "not whole" if p.pending else "failed rows")
         note = "" if p.kept or p.plan is None else "cleaned away"
         table.add(
             str(p.plan or ""), p.task, p.rows, p.results, p.failures, p.no_result, p.pending,

@@ -32,7 +32,7 @@ class PlanOfNight:
     retries: int
     task_h: float
     cpu_h: float
-    whole: bool
+    whole: bool  # every row has a result, or rightly none
     made: datetime
     kept: bool  # the plan is still in the database
     message: str | None = None
@@ -191,8 +191,9 @@ def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> Nigh
             kept = {pk for (pk,) in tuples(Plan.select(Plan.pk).where(Plan.pk.in_(pks or [0])))}
     plans = [
         PlanOfNight(
-            entry.task, entry.input_model, entry.plan_pk, entry.leftover, whole=entry.has_ended,
-            made=entry.began, kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
+            entry.task, entry.input_model, entry.plan_pk, entry.leftover,
+            whole=entry.has_ended and not entry.n_failed, made=entry.began,
+            kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
         )
         for entry in entries
     ]  # fmt: skip

@@ -29,7 +29,7 @@ class Earlier:
 
     @property
     def whole(self) -> bool:
-        return self.pending == 0
+        return not (self.pending or self.failed)
 
     @property
     def rows_per_s(self) -> float:

@@ -214,7 +214,9 @@ def _earlier(report: Report) -> Table | None:
         "attempts per page": lambda e: number(e.attempts / (e.pages or 1), lambda n: f"{n:.2f}"),
         "rows/s": lambda e: number(e.rows_per_s, short),
         "time of a row": lambda e: number(e.row_s, unbroken),
-        "whole": lambda e: "yes" if e.whole else f"{e.pending:,} rows left",
+        "whole": lambda e: (
+            "yes" if e.whole else f"{e.pending:,} rows left" if e.pending else "failed rows"
+        ),
     })  # fmt: skip
 
 

@@ -1,7 +1,10 @@
 """One bad item of a night keeps no other from its turn."""
 
 import pytest
+from click.testing import CliRunner
 
+from astra.api import run_here
+from astra.cli.group import main
 from astra.config.nights import checked
 from astra.database.connection import connection, database
 from astra.errors import SlurmUnknown
@@ -10,11 +13,12 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.night import finalizer
 from astra.night import nightly as nightly_module
-from astra.night.history import nights
+from astra.night.history import night_of, nights
 from astra.night.nightly import heal_all
 from astra.night.plans import NightStep, assess_plans, begin_tasks
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.report.earlier import earlier_of
 from astra.slurm import client
 from astra.slurm.parse import Answer, Execution
 from astra.states import SlurmState as S
@@ -120,6 +124,21 @@ def test_a_night_whose_finalizer_does_not_come_is_not_called_running(
     else:
         with pytest.raises(SlurmUnknown):
             finalizer.is_alive(night)
+
+
+def test_a_plan_with_failed_rows_is_not_called_whole_in_its_night(sqlite_url):
+    fill(20)
+    (made,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 10})
+    run_here(made.plan)
+    with connection():
+        a_night()
+        NightPlan.create(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan)
+    (plan,) = night_of("survey").plans
+    assert (plan.failures, plan.pending, plan.whole) == (2, 0, False)
+    shown = CliRunner().invoke(main, ["nights", "survey", "1"]).output
+    assert "failed rows" in shown and "whole" not in shown
+    earlier = earlier_of([made.plan], "a plan")
+    assert (earlier.pending, earlier.whole) == (0, False)
 
 
 def test_a_night_that_cannot_be_healed_keeps_no_other_from_it(url, monkeypatch):
