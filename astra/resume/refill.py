@@ -8,6 +8,7 @@ from collections import Counter
 
 from astra.database.connection import connection, dialect, writing
 from astra.models.plans import Page, Submission
+from astra.slurm.parse import never_starts
 from astra.states import SlurmState
 from astra.status.page_states import Pages
 
@@ -22,7 +23,9 @@ def withdraw_pages(pages: Pages) -> dict[int, int]:
     alive = Counter(
         (job, execution.state)
         for (job, _), execution in pages.answer.executions.items()
-        if execution.state is not None and execution.state.alive
+        if execution.state is not None
+        and execution.state.alive
+        and not never_starts(execution.reason)
     )
     withdrawn = {}
     for submission in pages.stored.submissions.values():

@@ -6,6 +6,7 @@ The format is that of Slurm 22.05; the tests hold samples.
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 
 from astra.errors import SlurmError, SlurmUnknown
@@ -407,6 +408,7 @@ _NEVER = re.compile(
 )
 
 
+@lru_cache(maxsize=1000)  # elements are many, their reasons few
 def never_starts(reason: str | None) -> bool:
     """Return whether a job that waits for this reason does not start by itself.
 

@@ -93,7 +93,7 @@ class Pages(Sequence[PageStatus]):
     states : of the pages, in their order.
     tally : how many pages are in each state, and how many of their rows have not ended.
     held : places of the pages that wait for something that only a person can change.
-    any_ended : whether a page has rows left and an element that Slurm does not report as alive.
+    any_ended : whether a page has rows left and an element that is not known to be alive.
     """
 
     def __init__(self, stored: StoredPlan, answer: parse.Answer) -> None:
@@ -123,6 +123,8 @@ class Pages(Sequence[PageStatus]):
                 if execution is not None:
                     held = state is PageState.WAITING and parse.never_starts(execution.reason)
                     self.any_ended |= execution.state is None or not execution.state.alive
+                elif row.submission_pk is not None:  # of local processes
+                    self.any_ended |= state not in ALIVE
                 kind = alike[key] = state, counts[state], held
             if kind[0] is PageState.LOST and self._was_left(row):
                 kind = PageState.UNSUBMITTED, counts[PageState.UNSUBMITTED], False
@@ -194,15 +196,22 @@ class Pages(Sequence[PageStatus]):
 
     @cached_property
     def _pools(self) -> dict[int | str, parse.Execution]:
-        """What the free pages of each array wait for: an element of it that waits, or else one that
-        runs, and will take them."""
-        pools: dict[int | str, parse.Execution] = {}
+        """What the free pages of each array wait for: an element of it that waits, or one that runs
+        and will take them, or else one that never starts by itself."""
+        stuck: dict[int | str, parse.Execution] = {}
+        running: dict[int | str, parse.Execution] = {}
+        waiting: dict[int | str, parse.Execution] = {}
         for (job, _), execution in self.answer.executions.items():
-            if execution.state is SlurmState.PENDING:
-                pools[job] = execution
-            elif execution.state is SlurmState.RUNNING and job not in pools:
-                pools[job] = replace(execution, state=SlurmState.PENDING, node=None)
-        return pools
+            if execution.state is SlurmState.RUNNING:
+                running[job] = execution
+            elif execution.state is SlurmState.PENDING:
+                of_kind = stuck if parse.never_starts(execution.reason) else waiting
+                of_kind[job] = execution
+        taken = {
+            job: replace(execution, state=SlurmState.PENDING, node=None)
+            for job, execution in running.items()
+        }
+        return stuck | taken | waiting
 
     def _state(self, row: StoredPage, execution: parse.Execution | None) -> PageState:
         submission, attempt = self.stored.submissions.get(row.submission_pk), self._attempt(row)

@@ -118,8 +118,12 @@ class TestRefill:
             claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
             Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
 
-        def pages(*states: SlurmState):
-            executions = {("j", n): Execution(s) for n, s in enumerate(states, 1)}
+        def pages(*states: SlurmState, reason: str | None = None):
+            """What Slurm says of each element, and why one waits."""
+            executions = {
+                ("j", n): Execution(s, reason=reason if s is SlurmState.PENDING else None)
+                for n, s in enumerate(states, 1)
+            }
             return present_pages(plan, Answer(executions), True)
 
         return pages
@@ -133,6 +137,15 @@ class TestRefill:
     def test_no_page_is_withdrawn_while_others_wait_or_none_is_left(self, left):
         assert withdraw_pages(left(SlurmState.RUNNING, SlurmState.PENDING)) == {}
         assert withdraw_pages(left(SlurmState.COMPLETED)) == {}
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_one_that_is_held_keeps_the_pages_from_no_other(self, left, order):
+        """Slurm requeued it, and holds it; the one that runs takes all pages that are free."""
+        ends = [SlurmState.RUNNING, SlurmState.PENDING, SlurmState.COMPLETED][::order]
+        pages = left(*ends, reason="launch failed requeued held")
+        assert pages.states[1:] == [PageState.WAITING] * 8 and not pages.held
+        assert len(left(SlurmState.PENDING, reason="job requeued in held state").held) == 9
+        assert withdraw_pages(pages) == dict.fromkeys(range(5, 10), 2)
 
     def test_the_throttle_and_a_pause_are_obeyed(self, left):
         throttle(1, 1)

@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -17,12 +18,18 @@ from dataclasses import replace
 import pytest
 
 from astra.api import run_here
+from astra.database.connection import connection
+from astra.element.claiming import ElementProcess, claim_page
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.processes import process_began
 from astra.resume.resume import resume
 from astra.states import PageState
+from astra.status.status import status
 from astra.status.watch import watch
+from astra.submit.local import end_submission, pages_to_run, start_local
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.sample_tasks import fill, measure
@@ -160,7 +167,6 @@ def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
     from rich.console import Console
 
     from astra.cli.show_watch import _watched
-    from astra.status.watch import watch
 
     plan = planned(300, 3)
     Page.update(n_done=1).where(Page.number % 2 == 0).execute()
@@ -191,3 +197,28 @@ def test_a_rate_is_given_however_rarely_the_status_is_looked_at(sqlite_url, monk
     Page.update(n_done=10, outcomes=b"\x01" * 10).where(Page.number == 1).execute()
     # Two times are taken for each status: when it began, and how long it took.
     assert next(watching).rows_per_s == 10 / 600
+
+
+def test_local_processes_that_end_while_the_status_is_made_are_not_lost(url, monkeypatch):
+    plan = get_plan(planned(10, 10))
+    submission = start_local(plan, pages_to_run(plan))
+    process = subprocess.Popen(["sleep", "600"])
+    began = process_began(process.pid)
+    with connection():
+        where = ElementProcess(socket.gethostname(), process.pid, began)
+        claim_page(plan, 1, submission, 1, where)
+        end_submission(submission)
+    assert status(plan.pk).pages == {"running": 1}
+
+    def end(plan):
+        """Its last checkpoint, and its end, while Slurm is asked or a table is looked at."""
+        with connection():
+            Page.update(n_done=10, outcomes=b"\x01" * 10).execute()
+            Attempt.update(state="done").execute()
+        process.kill()
+        process.wait()
+        return []
+
+    monkeypatch.setattr("astra.status.status._lost_guard", end)
+    found = status(plan.pk)
+    assert (found.state, found.pages) == ("whole", {"done": 1})
