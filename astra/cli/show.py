@@ -284,8 +284,8 @@ def plans(listed: Sequence[PlanLine], as_csv: bool = False, filtered: bool = Fal
         no_plan_matches() if filtered else line("there is no plan yet: astra plan TASK")
         return
     table = Listing(
-        "plan>", "task", "input", "made", "by", "pages>", "rows>", "done>", "failed>",
-        "no result>", "left>", "", out="by, input, pages, no result, made, failed, done",
+        "plan>", "task", "input", "created", "by", "pages>", "rows>", "done>", "failed>",
+        "no result>", "left>", "", out="by, input, pages, no result, created, failed, done",
     )  # fmt: skip
     for p in listed:
         table.add(

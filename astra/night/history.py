@@ -33,7 +33,7 @@ class PlanOfNight:
     task_h: float
     cpu_h: float
     whole: bool  # every row has a result, or rightly none
-    made: datetime
+    began: datetime
     kept: bool  # the plan is still in the database
     message: str | None = None
 
@@ -192,7 +192,7 @@ def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> Nigh
     plans = [
         PlanOfNight(
             entry.task, entry.input_model, entry.plan_pk, entry.leftover,
-            whole=entry.has_ended and not entry.n_failed, made=entry.began,
+            whole=entry.has_ended and not entry.n_failed, began=entry.began,
             kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
         )
         for entry in entries

@@ -47,7 +47,7 @@ class Histogram:
     counts: tuple[int, ...]
     median: float
     p90: float
-    most: float
+    maximum: float
     of: str | None = None  # which values were used, if not all
 
 

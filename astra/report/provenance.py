@@ -30,7 +30,7 @@ class Provenance:
     """Who made a plan, where and with which arguments, and its last submissions."""
 
     plan: int
-    made: datetime
+    created: datetime
     by: str
     host: str  # where it was made
     task: str

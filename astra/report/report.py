@@ -37,7 +37,7 @@ class Report:
     """The numbers of some plans. `rows` and `pages` are counted by state, and add up."""
 
     title: str
-    made: datetime
+    written: datetime
     state: PlanState
     kind: Kind  # of its headline, which decides the colour
     verdict: str
@@ -139,7 +139,7 @@ def report_of(
     used, notes = efficiency(submissions, attempts)
     return Report(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
-        made=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,
+        written=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,
         plans=tuple(replace(s, elements=()) for s in current), earlier=tuple(earlier or ()),
         efficiency=used, wasted=tuple(wasted(used, attempts, figures["page_times"])), this=this,
         notes=tuple(dict.fromkeys([*(n for s in current for n in s.notes), *notes])),

@@ -53,7 +53,7 @@ Number = TypeVar("Number", int, float)
 Columns = Mapping[str, Callable[[Item], "Cell | str | None"]]
 
 _LONG = frozenset({"last message", "an example", "log", "profile"})
-_TIMES = frozenset({"began", "last seen", "made", "submitted"})
+_TIMES = frozenset({"began", "last seen", "created", "submitted"})
 
 N_SLOWEST = 6  # rows and pages that are shown
 
@@ -155,7 +155,7 @@ def _elements(report: Report) -> Table | None:
         "time": lambda u: number(u.elapsed_s, unbroken),
         "of limit": lambda u: number(u.time_share, percent),
         "memory": lambda u: number(u.mem_used_mb, megabytes),
-        "of asked": lambda u: number(u.mem_share, percent),
+        "of requested": lambda u: number(u.mem_share, percent),
         "CPU": lambda u: number(u.cpu_share, percent),
     })  # fmt: skip
 

@@ -26,14 +26,14 @@ class Gauge:
     """The use of one resource, over all elements for which it is known."""
 
     name: str  # "CPU", "memory", "time"
-    unit: str  # of used and asked: "CPU s", "MB", "s"
+    unit: str  # of used and requested: "CPU s", "MB", "s"
     share: float  # CPU: of all elements together; memory and time: the highest
     median: float
-    most: float
+    maximum: float
     n: int  # elements
     counts: tuple[int, ...]  # by share: 20 steps of 5 %, and one for 100 % and more
     used: float  # CPU: by all; memory and time: by the element nearest to its limit
-    asked: float
+    requested: float
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def _accounted(usage: list[Usage]) -> Efficiency:
     had_s = sum(u.elapsed_s * u.cpus for u in ended)
     used_s = sum(u.cpu_s or 0 for u in ended)
     gauges = [
-        _gauge("memory", "MB", [(u.mem_used_mb, u.mem_asked_mb) for u in ended]),
+        _gauge("memory", "MB", [(u.mem_used_mb, u.mem_requested_mb) for u in ended]),
         _gauge("time", "s", [(u.elapsed_s, u.time_limit_s) for u in ended]),
     ]
     if cpu := _gauge("CPU", "CPU s", [(u.cpu_s, u.elapsed_s * u.cpus) for u in ended]):
-        gauges.insert(0, replace(cpu, share=used_s / had_s, used=used_s, asked=had_s))
+        gauges.insert(0, replace(cpu, share=used_s / had_s, used=used_s, requested=had_s))
     nearest = sorted(ended, key=lambda u: -max(u.mem_share or 0, u.time_share or 0))
     cpu_hours = sum(u.elapsed_s * u.cpus for u in usage) / 3600
     return Efficiency(
@@ -101,15 +101,17 @@ def _measured_by_attempts(
 def _gauge(
     name: str, unit: str, pairs: Iterable[tuple[float | None, float | None]]
 ) -> Gauge | None:
-    measured = np.array([(used, asked) for used, asked in pairs if used is not None and asked])
+    measured = np.array(
+        [(used, requested) for used, requested in pairs if used is not None and requested]
+    )
     if not len(measured):
         return None
     shares = measured[:, 0] / measured[:, 1]
     # 100 % and more share the last step.
     counts = np.bincount(np.clip((shares * 20).astype(int), 0, 20), minlength=21)
     top = float(shares.max())
-    used, asked = measured[int(shares.argmax())]
+    used, requested = measured[int(shares.argmax())]
     return Gauge(
         name, unit, top, float(np.median(shares)), top, len(measured), tuple(counts.tolist()),
-        float(used), float(asked),
+        float(used), float(requested),
     )  # fmt: skip

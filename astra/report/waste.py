@@ -52,7 +52,7 @@ def wasted(
             f"{percent(transfer / (transfer + task))} of the time of attempts; "
             f"the task took {unbroken(task)}."
         )
-    longest = page_times.most if page_times and page_times.n > 2 else 0.0
+    longest = page_times.maximum if page_times and page_times.n > 2 else 0.0
     if page_times and longest > max(_WORTH_S, _STRAGGLES * page_times.median):
         yield (
             f"The slowest page took {unbroken(longest)}, the median page "
@@ -62,12 +62,12 @@ def wasted(
 
 def _on_gauge(gauge: Gauge) -> Iterator[str]:
     name = gauge.name[0].upper() + gauge.name[1:]
-    amounts = f"{amount(gauge.used, gauge.unit)} of {amount(gauge.asked, gauge.unit)}"
+    amounts = f"{amount(gauge.used, gauge.unit)} of {amount(gauge.requested, gauge.unit)}"
     if gauge.share < _LITTLE[gauge.name]:
         phrase = "were used" if gauge.name == "CPU" else "was the most that an element used"
         yield f"{name}: {percent(gauge.share)} ({amounts}) {phrase}; {_ASK_FOR_LESS[gauge.name]}."
-    elif gauge.name != "CPU" and gauge.most > _NEARLY_ALL:
+    elif gauge.name != "CPU" and gauge.maximum > _NEARLY_ALL:
         yield (
-            f"{name}: an element used {percent(gauge.most)} ({amounts}); with more, none is ended "
-            "by its limit."
+            f"{name}: an element used {percent(gauge.maximum)} ({amounts}); request more, so that "
+            "no element is ended by this limit."
         )

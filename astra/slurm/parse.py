@@ -99,7 +99,7 @@ class Usage:
     time_limit_s: int | None  # None where there is none
     cpus: int
     cpu_s: float | None  # None while it runs
-    mem_asked_mb: float | None
+    mem_requested_mb: float | None
     mem_used_mb: float | None
 
     @property
@@ -113,9 +113,9 @@ class Usage:
 
     @property
     def mem_share(self) -> float | None:
-        if not self.mem_asked_mb or self.mem_used_mb is None:
+        if not self.mem_requested_mb or self.mem_used_mb is None:
             return None
-        return self.mem_used_mb / self.mem_asked_mb
+        return self.mem_used_mb / self.mem_requested_mb
 
     @property
     def time_share(self) -> float | None:
@@ -208,7 +208,7 @@ def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
     usages: dict[tuple[int, int | None], Usage] = {}
     is_strangers = False  # the last job, whose steps follow it, is not one of ours
     for line in _lines(text, len(USAGE)):
-        job, state, elapsed, limit, cpus, nodes, tasks, asked, cpu, rss, name = line
+        job, state, elapsed, limit, cpus, nodes, tasks, requested, cpu, rss, name = line
         key = expand(job.split(".")[0])[0]
         if "." not in job:
             is_strangers = not _keys(job, name, names)
@@ -231,16 +231,16 @@ def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
             time_limit_s=int(limit) * 60 if limit.isdigit() else None,
             cpus=n_cpus,
             cpu_s=None if word.alive else _cpu_seconds(cpu),
-            mem_asked_mb=_asked_mb(asked, int(nodes or 1), n_cpus),
+            mem_requested_mb=_requested_mb(requested, int(nodes or 1), n_cpus),
             mem_used_mb=None,
         )
     return list(usages.values())
 
 
-def _asked_mb(text: str, nodes: int, cpus: int) -> float | None:
+def _requested_mb(text: str, nodes: int, cpus: int) -> float | None:
     """Parse sacct's ReqMem: ``4G``; before 21.08, ``4Gn`` for a node or ``4Gc`` for a CPU."""
-    asked = _megabytes(text.rstrip("nc"))
-    return asked and asked * {"n": nodes, "c": cpus}.get(text[-1:], 1)
+    requested = _megabytes(text.rstrip("nc"))
+    return requested and requested * {"n": nodes, "c": cpus}.get(text[-1:], 1)
 
 
 def _cpu_seconds(text: str) -> float | None:

@@ -82,7 +82,7 @@ def test_the_numbers_add_up(url):
     assert [node.rows for node in report.nodes] == [1000]
     slowest = [row.seconds for row in report.slow_rows]
     assert len(slowest) == 15 and slowest == sorted(slowest, reverse=True)
-    assert slowest[0] == pytest.approx(report.row_times.most)
+    assert slowest[0] == pytest.approx(report.row_times.maximum)
     assert report.earlier == () and not (report.this.pending or report.this.whole)
 
 
@@ -126,7 +126,7 @@ def test_a_histogram_holds_every_value():
     values = [0.0, 1e-3, 1.0, 1.0, 59.9, 1e5]
     found = histogram(np.array(values))
     assert sum(found.counts) == found.n == 6 and len(found.edges) == len(found.counts) + 1
-    assert found.edges[0] <= 1e-6 and found.edges[-1] >= 1e5 and found.most == 1e5
+    assert found.edges[0] <= 1e-6 and found.edges[-1] >= 1e5 and found.maximum == 1e5
     assert sum(histogram(np.array([1.0])).counts) == 1
 
 
@@ -150,8 +150,13 @@ def test_usage_is_read_from_sacct():
     assert (one.cpu_share, one.mem_share) == (0.5025, 0.5) and one.time_share == pytest.approx(
         1 / 6
     )
-    assert (two.job, two.mem_asked_mb, two.cpu_share, two.mem_share) == ("17_2", 8000, None, None)
-    assert (three.cpu_s, three.time_share, three.mem_asked_mb) == (86401, None, 4096)
+    assert (two.job, two.mem_requested_mb, two.cpu_share, two.mem_share) == (
+        "17_2",
+        8000,
+        None,
+        None,
+    )
+    assert (three.cpu_s, three.time_share, three.mem_requested_mb) == (86401, None, 4096)
 
 
 def test_the_command_writes_a_file(sqlite_url, tmp_path):
@@ -398,7 +403,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
             assert mine.mem_share * 100 == pytest.approx(number(mem), abs=0.06), told
     assert all(number(line[2]) > 0 for line in lines), told  # CPU time that can be compared
     memory = next(g for g in report.efficiency.gauges if g.name == "memory")
-    assert 0 < memory.most < 1 and memory.asked == 200
+    assert 0 < memory.maximum < 1 and memory.requested == 200
     assert report.state is PlanState.ATTENTION and report.n_attention == 1
     assert report.attention[0][1].state == "lost"
     assert report.endings[-1].state == "lost" and report.nodes[0].not_well == 1
