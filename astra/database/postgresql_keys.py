@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -70,6 +70,11 @@ class Keys(Writing):
             f"{field.model.__name__}.{field.name} is of the type {kind}, which says no moment: "
             "class Meta: modified names a column of dates or times"
         )
+
+    def nearest_moment(self, moment: Any) -> Any:
+        """Replace moments that Python does not know by its first or last one, as reading does."""
+        first, last = (at.replace(tzinfo=UTC) for at in (datetime.min, datetime.max))
+        return peewee.Case(None, ((moment < first, first), (moment > last, last)), moment)
 
     def rounded(self, moment: datetime) -> datetime:
         """Return a moment with the precision of the server."""

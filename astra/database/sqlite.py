@@ -305,6 +305,10 @@ class SQLite(Writing):
         """Convert a column of dates or times to the format in which moments are compared."""
         return fn.strftime("%Y-%m-%d %H:%M:%f", field).concat("000")
 
+    def nearest_moment(self, moment: Any) -> Any:
+        """Return the moment: SQLite's functions know the years from 0000 to 9999."""
+        return moment
+
     def rounded(self, moment: datetime) -> datetime:
         """Return a moment with the precision of SQLite's functions, milliseconds."""
         whole = (moment.microsecond + 500) // 1000 * 1000

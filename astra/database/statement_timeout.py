@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import psycopg2
 from psycopg2.extensions import (
+    PYDATE,
+    PYDATETIME,
     PYDATETIMETZ,
     TRANSACTION_STATUS_IDLE,
     new_type,
@@ -121,16 +123,24 @@ def hurry(most_s: float) -> None:
     _watch.hurry(most_s)
 
 
-def _nearest_moment(text: str | bytes | None, cursor: Any) -> Any:
-    """Parse a timestamptz; one that Python cannot represent becomes its first or last moment."""
-    try:
-        return PYDATETIMETZ(text, cursor)
-    except ValueError:
-        nearest = datetime.min if str(text).endswith("BC") else datetime.max
-        return nearest.replace(tzinfo=UTC)
+def _nearest(parse: Any, first: date, last: date) -> Any:
+    """Return a type like another one, whose values that Python cannot represent become its first
+    or last one."""
+
+    def nearest(text: str | bytes | None, cursor: Any) -> Any:
+        try:
+            return parse(text, cursor)
+        except ValueError:
+            return first if str(text).endswith("BC") else last
+
+    return new_type(parse.values, f"NEAREST_{parse.name}", nearest)
 
 
-_NEAREST_MOMENT = new_type(PYDATETIMETZ.values, "NEAREST_MOMENT", _nearest_moment)
+_NEAREST = (
+    _nearest(PYDATE, date.min, date.max),
+    _nearest(PYDATETIME, datetime.min, datetime.max),
+    _nearest(PYDATETIMETZ, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)),
+)
 
 
 #: Numbers are read with all of their digits, whichever connection of a pool stands behind this one:
@@ -156,7 +166,8 @@ class PatientCursor(Cursor):
             query = (self.query or b"").removeprefix(f"{_ALL_DIGITS}; ".encode())
             if not query.lstrip().startswith(b"SELECT"):
                 raise
-            register_type(_NEAREST_MOMENT, self)
+            for nearest in _NEAREST:
+                register_type(nearest, self)
             self.execute(self.query)
             return super().fetchall()
 

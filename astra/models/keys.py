@@ -241,6 +241,8 @@ def same_moment(stored: ColumnBase, model: type[Model]) -> ColumnBase:
     moment, field = moment_of(model), modified_field(model)
     if moment is None or field is None:
         return TRUE
+    if not isinstance(field, TimeField):
+        moment = dialect().nearest_moment(moment)
     if field.null:
         return peewee.Expression(stored, dialect().is_same, moment)
     return stored == moment

@@ -360,3 +360,24 @@ def test_one_row_of_a_group_is_its_last_even_if_it_was_never_modified(url, chang
             Visit.create(star=7, changed=year and datetime(year, 1, 1))
         ((_, query),) = generate_queries_for_task(last_visits)
         assert [row.id for row in query] == [last]
+
+
+@as_task
+def of_visits(visits: Iterable[Visit]) -> Iterable[LastVisit]:
+    for visit in visits:
+        yield LastVisit.from_row(visit)
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
+def test_rows_of_times_that_python_does_not_know_are_processed_once(pg_url, kind):
+    with connection():
+        for model in (adopted(Visit), LastVisit):
+            model.create_table()
+        dialect().run(f"ALTER TABLE others_visit ALTER changed TYPE {kind}")
+        for at in ("infinity", "-infinity", "0044-03-15 BC", "20000-01-01", "2024-02-29", None):
+            dialect().run("INSERT INTO others_visit (star, changed) VALUES (7, %s)", (at,))
+    (planned,) = create_plan(of_visits)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 6} and verify(planned.plan).sound
+    (again,) = create_plan(of_visits)
+    assert again.plan is None
