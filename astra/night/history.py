@@ -1,7 +1,7 @@
 """The history of nights: a list of the last ones, and one of them in detail."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.night.finalizer import is_alive_in, job_of
-from astra.night.totals import n_left, refreshed, totals_of
+from astra.night.totals import current_entries, n_left, totals_of
 from astra.slurm import client
 
 
@@ -111,7 +111,9 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
     if name and not listed:
         raise _unknown(name)
     states = _states(listed)
-    return [_status(night, states[night.pk]) for night in listed]
+    present = {night.pk: current_entries(night) for night in listed if night.ended is None}
+    shown = [_status(night, states[night.pk], present.get(night.pk, ())) for night in listed]
+    return [replace(night, plans=()) for night in shown]
 
 
 def night_of(name: str, date: str | None = None) -> NightStatus:
@@ -154,7 +156,12 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
         if not dates:
             raise _unknown(name)
         raise UsageError(f"no night {name} began on {date}. {nearest(str(date), dates)}")
-    return _status(night, _states([night])[night.pk], refreshed(night))
+    shown = _status(night, _states([night])[night.pk], current_entries(night))
+    if night.ended is None:
+        from astra.night.plans import live_state  # here, as few commands need it
+
+        shown = replace(shown, message="; ".join(live_state(night).problems) or None)
+    return shown
 
 
 def _unknown(name: str) -> UsageError:

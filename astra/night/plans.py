@@ -364,13 +364,23 @@ def _task_of(entry: NightPlan, settings: NightSettings) -> NightTask:
 
 
 def live_state(night: Night) -> NightStep:
-    """Return which arrays and elements of a night are alive, without changing anything."""
+    """Return which arrays and elements of a night are alive, without changing anything.
+
+    Its problems are what the night waits for, and only a person can change.
+    """
     step = NightStep()
     plans = _live(plan_pks(night))
     slurm_answer = query_slurm_for(plans)
     for plan in plans:
         pages, _ = survey(plan, slurm_answer)
         _note_alive(plan, pages, step)
+        if plan.paused is not None:
+            why = f"plan {plan.pk} is paused ({plan.pause_reason})"
+            step.problems.append(f"{why}: astra continue {plan.pk}")
+        elif pages.held:
+            reason, n_held = pages[pages.held[0]].reason, len(pages.held)
+            why = f"plan {plan.pk} waits: Slurm holds {n_held:,} of its pages back ({reason})"
+            step.problems.append(f"{why}: astra status {plan.pk}")
     return step
 
 

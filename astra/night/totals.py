@@ -41,13 +41,20 @@ def retries_of(plans: list[int]) -> int:
     )
 
 
-def refreshed(night: Night) -> list[NightPlan]:
-    """Update the totals of a night's plans, and return the plans."""
+def current_entries(night: Night) -> list[NightPlan]:
+    """Return the plans of a night with their present totals, and store nothing."""
     entries = entries_of(night)
     for entry in entries:
         for name, value in _current_totals(entry).items() if entry.plan_pk is not None else ():
             if getattr(entry, name) != value:
                 setattr(entry, name, value)
+    return entries
+
+
+def refreshed(night: Night) -> list[NightPlan]:
+    """Update the totals of a night's plans, and return the plans."""
+    entries = current_entries(night)
+    for entry in entries:
         if entry.is_dirty():
             with connection():
                 entry.save(only=entry.dirty_fields)

@@ -18,6 +18,7 @@ from astra.element.element import run_element
 from astra.errors import NotAllowed, TaskError, Untrusted, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
+from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import find_modules, get_plan, task_of, trust, trust_no_longer
@@ -124,6 +125,16 @@ def test_each_does_its_part_of_a_night(of: Url) -> None:
     for words in (("plan", "tests.sample_tasks.measure", "--again"), ("cancel", plan)):
         done = astra(of, "plans", *words)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_reader_sees_an_open_night_as_it_is(of: Url) -> None:
+    """Its counts are as old as the last step of its finalizer; those that are shown are not."""
+    plan = planned(of)
+    night = Night.create(name="survey", date="2026-01-02", cwd="/", host="h", created_by="u")
+    NightPlan.create(night=night.pk, task="tests.sample_tasks.measure", plan_pk=plan)
+    shown = astra(of, "reads", "nights", "survey", "2026-01-02")
+    assert shown.returncode == 4 and "40 left = 40 rows" in shown.stdout, shown.stderr
+    assert " 40 " in astra(of, "reads", "nights").stdout
 
 
 def test_the_planner_makes_scripts(

@@ -230,6 +230,22 @@ def test_a_node_on_which_no_element_can_begin(slurm, tmp_path, monkeypatch, setu
     assert list(excluded_nodes()) == (["n1"] if whole else [])
 
 
+def test_a_night_that_only_a_person_can_continue_says_so(slurm, tmp_path, monkeypatch):
+    """Its elements ask for more time than their partition allows, and so wait for ever."""
+    text = IDLE.format(marker=tmp_path).replace("extends =", 'partition = "short"\nextends =')
+    write(tmp_path, text, monkeypatch)
+    fill(40)
+    astra("nightly", "survey")
+    wait_for(lambda: "PartitionTimeLimit" in slurm.run("squeue"), "the reason", 60)
+    (listed,), shown = nights("survey"), night_of("survey")
+    assert (listed.rows, listed.pending, listed.plans) == (40, 40, ())
+    assert shown.state == "running" and shown.message is not None
+    assert "holds 2 of its pages back (PartitionTimeLimit): astra status 1" in shown.message
+    assert shown.message in astra("nightly", "survey", status=6)  # cron mails it
+    astra("pause", "1")
+    assert "plan 1 is paused (by " in str(night_of("survey").message)
+
+
 def test_a_finalizer_whose_node_cannot_run_it_goes_to_another(slurm, tmp_path, monkeypatch):
     """Slurm sends it where elements end at once, too, when the set-up of all jobs fails there."""
     text = IDLE.format(marker=tmp_path).replace(', profile = "p"', "")
