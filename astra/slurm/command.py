@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -61,8 +62,9 @@ def run(args: Sequence[str], recent_s: float = 0.0) -> str:
     """
     if args[0] not in _READ_ONLY:
         query_cache.forget_all()
-    configuration = str(os.environ.get("SLURM_CONF"))
-    return query_cache.cached_output(args, configuration, recent_s, lambda: _run_with_retries(args))
+    # Machines of different clusters may share the home folder, and with it the cache.
+    source = f"{socket.gethostname()} {os.environ.get('SLURM_CONF')}"
+    return query_cache.cached_output(args, source, recent_s, lambda: _run_with_retries(args))
 
 
 def _run_with_retries(args: Sequence[str]) -> str:

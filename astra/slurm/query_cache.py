@@ -39,21 +39,19 @@ class _Entry:
         return 0 <= age_s <= max(recent_s, SLOW * self.took_s)
 
 
-def cached_output(
-    args: Sequence[str], configuration: str, recent_s: float, ask: Callable[[], str]
-) -> str:
+def cached_output(args: Sequence[str], source: str, recent_s: float, ask: Callable[[], str]) -> str:
     """Return the output of a command: cached output up to `recent_s` old, or new output.
 
     Parameters
     ----------
     args : the command and its arguments.
-    configuration : of the cluster, on which the output depends too.
+    source : the machine and the configuration of the cluster, on which the output depends too.
     recent_s : 0 to run the query, and keep nothing.
     ask : runs the query.
     """
     if not recent_s or (folder := _folder()) is None:
         return ask()
-    name = hashlib.sha256("\0".join([configuration, *args]).encode()).hexdigest()[:32]
+    name = hashlib.sha256("\0".join([source, *args]).encode()).hexdigest()[:32]
     path = folder / f"{args[0]}-{name}.json"
     cached = _read(path)
     if cached is not None and cached.good_for(recent_s):

@@ -18,7 +18,7 @@ from astra.models.plans import Page, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.slurm import query_cache
+from astra.slurm import command, query_cache
 from astra.submit.intent import make_intent, new_submission
 from tests.conftest import ROOT
 from tests.nights import astra, closed, write
@@ -176,6 +176,15 @@ def test_an_answer_is_kept_for_some_seconds(monkeypatch, tmp_path):
         kept = json.loads(file.read_text())
         file.write_text(json.dumps({**kept, "at": kept["at"] - 100, "took_s": 50.0}))
     assert answer(60) == "answer 6"  # the controller is slow: it is asked less often
+
+
+def test_what_another_cluster_answered_is_not_used(commands, monkeypatch):
+    """Two login nodes share the home folder, and each asks the cluster of its own slurm.conf."""
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    for host in ("login-a", "login-b", "login-a"):
+        commands(squeue=f"echo {host}")
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        assert command.run(["squeue"], recent_s=60) == f"{host}\n"
 
 
 def test_nobody_else_can_lie_about_jobs(monkeypatch, tmp_path):
