@@ -20,7 +20,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.report.earlier import earlier_of
 from astra.slurm import client
-from astra.slurm.parse import Answer, Execution
+from astra.slurm.parse import Answer, Execution, JobId
 from astra.states import SlurmState as S
 from astra.submit.intent import plan_lock
 from tests.sample_tasks import fill, measure
@@ -118,12 +118,31 @@ def test_a_night_whose_finalizer_does_not_come_is_not_called_running(
         night = Night.get_by_id(night.pk)
     answer = Answer(jobs=frozenset({FINALIZER[0]}), **found)
     monkeypatch.setattr(client, "elements", lambda jobs, **_: answer)
+    monkeypatch.setattr(client, "find", lambda *_, **__: [JobId(7)])  # it was not submitted again
     assert [listed.state for listed in nights()] == [state]
     if answer.queue:
         assert finalizer.is_alive(night) is (state == "running")
     else:
         with pytest.raises(SlurmUnknown):
             finalizer.is_alive(night)
+
+
+def test_a_finalizer_that_its_node_submitted_again_is_found_by_its_name(url, monkeypatch):
+    with connection():
+        night = a_night()
+        Night.update(finalizer="token", finalizer_job=7).execute()
+        night = Night.get_by_id(night.pk)
+    states = {7: S.FAILED, 8: S.PENDING}
+
+    def elements(jobs, **_):
+        return Answer(executions={(job.key, None): Execution(states[job.job_id]) for job in jobs})
+
+    monkeypatch.setattr(client, "elements", elements)
+    monkeypatch.setattr(client, "find", lambda *_, **__: [JobId(7), JobId(8)])
+    assert finalizer.is_alive(night)
+    assert Night.get_by_id(night.pk).finalizer_job == 8
+    states[8] = S.FAILED
+    assert not finalizer.is_alive(night)
 
 
 def test_a_plan_with_failed_rows_is_not_called_whole_in_its_night(sqlite_url):
