@@ -118,7 +118,8 @@ def begin(start_until: int, token: str) -> None:
 def _give_back(token: str) -> int:
     """Take back the pages of a submission that none of its attempts has claimed; count them."""
     with writing():
-        submission = Submission.get(Submission.token == token)
+        if (submission := Submission.get_or_none(Submission.token == token)) is None:
+            return 0  # its plan was removed
         begun = Attempt.select().where(
             (Attempt.page == Page.pk) & (Attempt.submission_pk == submission.pk)
         )

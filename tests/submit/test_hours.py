@@ -140,6 +140,11 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
     assert [p.number for p in Page.select() if p.free] == [3]  # the first was no pool
 
 
+def test_an_element_that_begins_too_late_for_a_plan_that_was_removed(url):
+    with pytest.raises(OutOfHours, match="0 pages"):
+        begin(int(time.time()) - 1, "gone")
+
+
 def test_an_element_is_asked_to_stop_at_the_end_of_the_hours(sqlite_url):
     plan = get_plan(plan_of(200, 200, row_s=0.2))
     submission = new_submission(plan, [1], 0, 1, "local")
