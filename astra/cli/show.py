@@ -169,11 +169,16 @@ def cancelled(result: Cancelled) -> None:
         line(f"plan {result.plan}: every row has ended; there is nothing to cancel")
         return
     ended = [f"job {job}" for job in result.jobs] + [f"process {pid}" for pid in result.processes]
-    line(f"plan {result.plan}: {', '.join(ended) if ended else 'no element was running'}")
+    nothing = "no element was running"
+    if result.rows_held:
+        nothing = "no element could be asked to stop from here; they end at their next checkpoint"
+    line(f"plan {result.plan}: {', '.join(ended) if ended else nothing}")
     if ended:
         pages = ", ".join(map(str, result.pages))
         which = f" (page{'s' if len(result.pages) > 1 else ''} {pages})" if result.pages else ""
         line(f"  asked to stop{which}; what they yielded is stored")
+    elif result.pages:
+        line(f"  page {result.pages[0]} belongs to no element now: astra resume {result.plan}")
     if result.rows_freed:
         line(f"  {count(result.rows_freed, 'row')} can be planned again")
     if result.rows_held:

@@ -23,7 +23,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus, light_pages, release
 from astra.processes import command_of, is_element, process_began
 from astra.slurm import client, parse
-from astra.states import ALIVE, AttemptState
+from astra.states import ALIVE, AttemptState, PageState
 from astra.status.page_states import slurm_jobs, survey
 from astra.submit.intent import plan_lock, recover_intents
 
@@ -71,7 +71,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
     Raises
     ------
     UsageError
-        If there is no such plan or page.
+        If there is no such plan or page, or a process of another machine runs the page.
     SlurmError
         If Slurm could not be notified. The plan is cancelled nevertheless: running elements end at
         their next checkpoint.
@@ -215,6 +215,12 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     page = statuses[number - 1]
     if page.state not in ALIVE or page.job is None:
         return Cancelled(plan.pk, (), ())
+    is_local = page.job.startswith("local:")
+    if is_local and page.state is PageState.RUNNING and page.node != socket.gethostname():
+        raise UsageError(
+            f"page {number} of plan {plan.pk} is run by a process of {page.node}: nothing was "
+            "cancelled; type the command there"
+        )
     of_page = (Page.plan == plan.pk) & (Page.number == number)
     with connection():
         waited = Page.update(submission_pk=None, free=None).where(of_page & Page.free).execute()
@@ -227,7 +233,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     if pulled:
         numbers = [number]
     jobs, processes = [], []
-    if page.job.startswith("local:"):
+    if is_local:
         processes = _end_processes(_running(plan, numbers))
     else:
         jobs = _cancel_element(plan, page)

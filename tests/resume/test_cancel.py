@@ -25,7 +25,9 @@ from astra.results.rows import Checkpoint, HandedRow, YieldedResult, target_of
 from astra.resume.cancel import _cancel_element, cancel
 from astra.slurm import client
 from astra.slurm.parse import JobId
+from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
+from astra.submit.local import pages_to_run, start_local
 from tests.claims import somewhere
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, measure
@@ -115,6 +117,20 @@ def test_one_page_is_cancelled_by_its_number(url):
     assert cancel(plan, 1).jobs == ()
     said = CliRunner().invoke(main, ["cancel", str(plan), "--page", "2"])
     assert "no element was running" in said.output and said.exit_code == 0
+
+
+def test_what_becomes_of_a_page_is_said(url):
+    plan = planned(30)
+    start_local(get_plan(plan), pages_to_run(get_plan(plan))[1:])
+    running_elsewhere(plan)
+    with pytest.raises(UsageError, match="run by a process of elsewhere: nothing was cancelled"):
+        cancel(plan, 1)
+    words = ["cancel", str(plan), "--page", "2"]
+    said = CliRunner().invoke(main, words).output
+    assert f"page 2 belongs to no element now: astra resume {plan}" in said
+    assert status(plan).pages == {"running": 1, "unsubmitted": 1, "waiting": 1}
+    said = CliRunner().invoke(main, ["cancel", str(plan)]).output
+    assert "no element was running" not in said and "10 rows in pages whose element" in said
 
 
 def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
