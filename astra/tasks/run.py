@@ -337,7 +337,7 @@ class Run:
                 and self.asked_since_result
                 and (self.at_end or handed is not in_progress.last)
             ):
-                spent_s = share_out(spent_s, in_progress.by_key.values())
+                spent_s = share_out(spent_s, list(in_progress.by_key.values()))
             spent_s += handed.t_spent_s
             handed.t_spent_s, handed.row = 0.0, None
             if self.is_page:
