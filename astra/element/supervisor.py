@@ -135,7 +135,7 @@ class _Parent:
 
     def wait(self, pid: int) -> int:
         """Wait for the child; return its exit status, or minus the signal that ended it."""
-        self.pid, self.timed_out = pid, False
+        self.pid, self.timed_out, self.lingered, self.finished_s = pid, False, False, None
         handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), self._pass_on)
         handlers[signal.SIGALRM] = self._check_limits
         previous = {number: signal.signal(number, do) for number, do in handlers.items()}

@@ -170,6 +170,32 @@ def test_a_thread_that_the_task_leaves_running_does_not_keep_the_element():
     assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
 
 
+_LINGERING_TWICE = """
+import os, signal, sys, threading, time
+from astra.config import settings
+from astra.element.supervisor import supervised
+settings.use(settings.Config(element=settings.Element(grace_s=0.1)))
+
+def work(board):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    if not os.path.exists(sys.argv[1]):
+        open(sys.argv[1], "w").close()
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        board.begin_page(0, 0, 1)
+        board.flags[0], board.since[0] = 1, time.perf_counter()
+        signal.pause()  # until the row timeout
+    return 75
+
+sys.exit(supervised(work, row_timeout_s=0.2))
+"""
+
+
+def test_such_a_thread_does_not_keep_the_next_process_either(tmp_path):
+    """The first process ends by the row timeout, and leaves a thread, as the next one does."""
+    run = [sys.executable, "-c", _LINGERING_TWICE, str(tmp_path / "timed out")]
+    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
+
+
 _LATE = """
 import sys, time
 from astra.element.supervisor import supervised
