@@ -107,11 +107,15 @@ class Reader:
         self.first = self._read_retrying(self.keys)
 
     def _give_up(self, writer: Writer) -> None:
-        """Record the rows that crashed too many processes as failures."""
-        if not self.given_up:
+        """Record the rows that crashed too many processes as failures.
+
+        One of them may have been deleted since, or have a result that another process stored.
+        """
+        keys = retrying(lambda: self._note_missing(list(self.given_up)))
+        if not keys:
             return
         moment = peewee.Value(None) if self.moment is None else self.moment
-        query = self._query_for(list(self.given_up)).select(self.key.given, moment)
+        query = self._query_for(keys).select(self.key.given, moment)
         for key, stored in retrying(lambda: database.execute(query).fetchall()):
             modified = OutputModel.input_modified.python_value(stored)
             suspect = self.given_up[key]

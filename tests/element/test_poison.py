@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from astra.api import run_here
 from astra.config import settings
+from astra.database.connection import connection
 from astra.element.board import Board
 from astra.element.claiming import claim_page, this_process
 from astra.element.deaths import note_death
 from astra.element.suspects import Death
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect
+from astra.models.plans import Page
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.failures import failures
@@ -26,6 +29,7 @@ from tests.sample_tasks import (
     deadly,
     fill,
     frugal,
+    measure,
     poisoned,
 )
 
@@ -130,3 +134,23 @@ def test_a_row_that_ends_the_whole_element(url):
     assert (failed.key, failed.exception) == (3, "KilledProcess")
     assert "being processed when its process ended without a record, 3 times" in failed.message
     assert Measured.select().count() == 7 and verify(planned.plan).sound
+
+
+@pytest.mark.parametrize("since", ["deleted", "processed"])
+def test_a_row_that_was_given_up_and_has_changed_since(url, since):
+    """Its page ends all the same, and no failure is recorded beside a result."""
+    plan = plan_of(4, 4)
+    with connection():
+        page = Page.get()
+        row = BossVisitSpectrum.get(BossVisitSpectrum.spectrum_pk == page.row_keys[1])
+        Suspect.create(
+            page=page.pk, place=1, group=1, deaths=3, exception="KilledProcess", cause="was killed"
+        )
+        if since == "deleted":
+            row.delete_instance()
+    if since == "processed":
+        list(measure([row]))
+    run_here(plan.pk)
+    found = verify(plan.pk)
+    assert found.sound and found.rows["pending"] == 0
+    assert [f.exception for f in failures(plan.pk)] == ["InputGone"] * (since == "deleted")
