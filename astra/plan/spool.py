@@ -141,7 +141,9 @@ def _plain(value: object) -> object:
 
     if value is None or isinstance(value, str | bool | int | float):
         return value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.longdouble):  # Python has no such number: its item is itself
+        return float(value)
+    if isinstance(value, np.generic) and not isinstance(value, np.clongdouble):
         return _plain(value.item())
     if isinstance(value, np.ndarray):
         return [_plain(item) for item in value.tolist()]

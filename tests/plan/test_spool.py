@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import psycopg2
 import pytest
 
@@ -68,6 +69,16 @@ def test_what_was_spooled_is_not_computed_again(url):
     assert found.sound and found.whole
     assert Measured.select().where(Measured.value == -1).count() == 6
     assert run_folder.spool_files(get_plan(plan).folder) == []
+
+
+def test_a_number_that_only_numpy_has_is_spooled(sqlite_url):
+    fill(1)
+    result = Measured.from_spectrum(BossVisitSpectrum.get(), value=np.longdouble(1.5))
+    checkpoint = Checkpoint([YieldedResult(result, HandedRow(1, None))])
+    (line,) = spool._lines(checkpoint)
+    assert json.loads(line)["result"]["value"] == 1.5
+    result.value = np.clongdouble(1.5)
+    assert list(spool._lines(checkpoint)) == [], "it cannot be stored either"
 
 
 def test_two_who_recover_at_once(url, monkeypatch):
