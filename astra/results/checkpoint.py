@@ -153,14 +153,13 @@ def take_back_failures(claim: Claim) -> None:
     """Make the rows pending again that the attempt recorded as failures."""
     with writing():
         hold_page(claim)
-        own_failures = Failure.attempt_pk == claim.attempt.pk
-        keys = {str(key) for (key,) in tuples(Failure.select(Failure.key).where(own_failures))}
-        Failure.delete().where(own_failures).execute()
-        snapshot = claim.snapshot()
+        Failure.delete().where(Failure.attempt_pk == claim.attempt.pk).execute()
+        # Not by the deleted records: if the answer to the commit is lost, this is repeated.
+        snapshot, before = claim.snapshot(), bytes(claim.page.outcomes)
         failed = {
             place: Outcome.PENDING.value
-            for key, place in claim.positions.items()
-            if snapshot.outcomes[place] == Outcome.FAILURE and str(key) in keys
+            for place, outcome in enumerate(snapshot.outcomes)
+            if outcome == Outcome.FAILURE != before[place]
         }
         progress = _store_progress(claim, snapshot, failed)
     claim.advance(progress)
@@ -274,7 +273,8 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
             # If it is written again because the commit's answer was lost, it is the same failure.
             is_same = Failure.attempt_pk == claim.attempt.pk
             times = peewee.Case(None, ((is_same, Failure.times),), times)
-        _upsert_row(Failure, values, {Failure.times: times})
+        # A further result that is refused does not hide why its row has failed.
+        _upsert_row(Failure, values, {Failure.times: times}, Failure.refused if refused else None)
 
 
 def _is_done(claim: Claim | None, key: RowKey) -> bool:
@@ -290,12 +290,16 @@ def _write_no_results(rows: list[HandedRow], target: Target, claim: Claim | None
 
 
 def _upsert_row(
-    model: type[RowWithoutResult], values: dict[str, object], extra: dict[object, object]
+    model: type[RowWithoutResult],
+    values: dict[str, object],
+    extra: dict[object, object],
+    where: peewee.ColumnBase | None = None,
 ) -> None:
     changed = {getattr(model, n): v for n, v in values.items() if n not in _ONE_PER_ROW}
     model.insert(values).on_conflict(
         conflict_target=[getattr(model, name) for name in _ONE_PER_ROW],
         update={**changed, model.modified: peewee.SQL(dialect().now_sql), **extra},
+        where=where,
     ).execute()
 
 
@@ -310,7 +314,7 @@ def _write_progress(
         (Outcome.RESULT, [k for k in results if k not in failed_keys]),
         # A row that has a result may have failed at a further one.
         (Outcome.RESULT, [y.handed.key for y in stored if y.handed] if failed_keys else []),
-        (Outcome.FAILURE, [f.key for f in failures]),
+        (Outcome.FAILURE, [f.key for f in failures if not f.refused]),
         (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
     )
     snapshot, changed, result = claim.snapshot(), dict[int, int](), Outcome.RESULT.value

@@ -33,15 +33,17 @@ def write_rows(
     """Store the results of rows; refuse all results of a row if one of them cannot be stored."""
     rows: dict[int, Row] = {}
     for yielded in results:
-        rows.setdefault(id(yielded.handed or yielded), []).append(yielded)
+        # What is yielded after the end of its row is refused without the row's own results.
+        row = yielded if yielded.again else yielded.handed or yielded
+        rows.setdefault(id(row), []).append(yielded)
     good = []
-    for row in rows.values():
+    for results in rows.values():
         try:
-            _check_row(row, target, claim)
+            _check_row(results, target, claim)
         except ResultRefused as error:
             refused.append(error.refusal)
         else:
-            good.append(row)
+            good.append(results)
     return write_or_halve(
         range(len(good)),
         lambda part, may_copy: _write_together(good[part], target, may_copy),
