@@ -145,4 +145,4 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     near = get_close_matches(name, choices, n=3, cutoff=0.6)
     if near:
         return f"Did you mean {' or '.join(map(repr, near))}?"
-    return f"Known: {', '.join(choices)}." if choices else "None is known."
+    return f"Known: {', '.join(choices)}." if choices else "There are none."

@@ -1,6 +1,7 @@
 """Facts about processes: their start, command line, user and memory."""
 
 import atexit
+import fcntl
 import gc
 import os
 import pwd
@@ -65,9 +66,29 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
+def _is_usable(number: int) -> bool:
+    """Return whether the descriptor of a standard stream is open, and for writing if it has to be.
+
+    SQLite opens /dev/null for reading in the place of one that is closed.
+    """
+    try:
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError:
+        return False
+    return number == 0 or mode != os.O_RDONLY
+
+
 def open_streams() -> None:
-    """Replace standard streams that are closed, so that whoever writes to them does not fail."""
-    for name in ("stdin", "stdout", "stderr"):
+    """Replace standard streams that are closed, so that whoever writes to them does not fail.
+
+    Also replace descriptors that are closed below an open stream, as by ``os.close(1)``.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if not _is_usable(number):
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
         stream = getattr(sys, name)
         if stream is None or getattr(stream, "closed", False):
             setattr(sys, name, open(os.devnull, "r+"))

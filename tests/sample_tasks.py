@@ -127,6 +127,15 @@ def collect_and_hang(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iter
 
 
 @task
+def close_descriptors(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Closes the descriptors of its standard streams, below Python's streams."""
+    for row in spectra:
+        yield Measured.from_spectrum(row, value=1.0)
+    print("the last words of a task")
+    os.closerange(0, 3)
+
+
+@task
 def close_output(spectra: Iterable[BossVisitSpectrum], begun: str = "") -> Iterable[Measured]:
     """Closes its standard output, and takes very long for a row."""
     sys.stdout.close()

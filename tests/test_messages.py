@@ -57,7 +57,7 @@ MODULES = {
         (("plan", "nowhere.f"), "is it installed, or in this folder"),
         (("plan", "builtins.int"), "not a task, but a class"),
         (("plan", "mt.f"), "make it: astra initdb mt"),
-        (("plan", "slam", "--limit", str(2**70)), "range 1<=x<=9223372036854775807"),
+        (("plan", "slam", "--limit", str(2**70)), "is more than 9,223,372,036,854,775,807"),
     ],
 )
 def test_modules_and_tasks(sqlite_url, tmp_path, words, said):

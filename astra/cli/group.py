@@ -64,6 +64,18 @@ class _Commands(click.Group):
                     ]
                 )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            of = [n for n, c in self.commands.items() if any(name in p.opts for p in c.params)]
+            if not of:
+                raise
+            message = f"{name} is an option of commands: write it after the command, as in"
+            word = next((arg for arg in args if arg in of), of[0])
+            raise click.UsageError(f"{message} astra {word} {name}", ctx) from error
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -19,6 +19,11 @@ TAKE_A_TASK = frozenset({"plan", "submit", "run"})
 def of_arguments(command: str, task: str, arguments: Iterable[str]) -> str:
     """Describe the options that replace an input model or identifiers typed after a task."""
     arguments = list(arguments)
+    if task.isdigit() and command == "submit":
+        return (
+            f"{' '.join(arguments)} after the plan: astra submit takes one plan, or one task: "
+            f"astra submit {task}"
+        )
     ids = ",".join(argument for argument in arguments if argument.isdigit())
     models = [argument for argument in arguments if not argument.isdigit()]
     options = [f"--input-model {models[0]}"] if models else []

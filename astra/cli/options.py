@@ -1,5 +1,6 @@
 """Options that several commands take, and the values that they stand for."""
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -20,11 +21,38 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
+
+class Count(click.ParamType):
+    """A whole number from 1 up, or from another number."""
+
+    name = "integer"
+
+    def __init__(self, greatest: int, least: int = 1) -> None:
+        self.least, self.greatest = least, greatest
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        text = str(value).strip()
+        if not re.fullmatch(r"[+-]?[0-9]{1,100}", text):
+            self.fail(f"{text!r} is not a whole number", param, ctx)
+        if int(text) < self.least:
+            self.fail(f"{text} is less than {self.least}", param, ctx)
+        if int(text) > self.greatest:
+            self.fail(f"{text} is more than {self.greatest:,}", param, ctx)
+        return int(text)
+
+
 #: How many rows, and how many pages or elements, as the database stores them.
-COUNT, SMALL_COUNT = click.IntRange(1, 2**63 - 1), click.IntRange(1, 2**31 - 1)
+COUNT, SMALL_COUNT = Count(2**63 - 1), Count(2**31 - 1)
+
+
+class _Days(click.FloatRange):
+    name = "number of days"  # as the message about another value calls it
+
 
 #: An age in days, of which a date can be computed.
-DAYS = click.FloatRange(0, 36_500)
+DAYS = _Days(0, 36_500)
 
 
 class Decorator(Protocol):
@@ -281,6 +309,6 @@ slurm_options = _gathered(
                  help="Any other sbatch option; a flag by its NAME alone."),
     click.option("--dry-run", is_flag=True, help="Show the scripts; store and submit nothing."),
     click.option("--local", is_flag=True, help="Run the elements as processes on this machine."),
-    click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N",
+    click.option("-j", "--jobs", type=Count(2**31 - 1), default=1, metavar="N",
                  help="With --local: number of processes."),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from astra.cli.completion import NIGHT_OR_PLAN, PLAN, SLURM_STATES
 from astra.cli.group import main
 from astra.cli.options import (
     DAYS,
+    Count,
     csv_option,
     json_option,
     plan_filters,
@@ -180,7 +181,7 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 
 @main.command()
 @plan_named
-@click.argument("n", type=click.IntRange(max=2**31 - 1), required=False)
+@click.argument("n", type=Count(2**31 - 1, least=-(2**31)), required=False)
 @click.option("--off", is_flag=True, help="Remove the throttle.")
 @json_option
 def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import click
 from astra import api
 from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
-from astra.cli.options import json_option, profile_option, seconds
+from astra.cli.options import Count, json_option, profile_option, seconds
 from astra.cli.output import show
 from astra.errors import UsageError, nearest
 
@@ -141,7 +141,11 @@ def config_command(as_json: bool) -> None:
 @main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--rows", type=click.IntRange(10), default=200, show_default=True, help="Number of input rows."
+    "--rows",
+    type=Count(10**6, least=10),
+    default=200,
+    show_default=True,
+    help="Number of input rows.",
 )
 def demo(folder: Path | None, rows: int) -> None:
     """Demonstrate astra on SQLite: plan, run, kill a process, resume, show results."""

@@ -111,32 +111,33 @@ def _who(attempt: int | None) -> str:
 
 
 def _made_by(making: Making | None) -> None:
-    """Print what made a result."""
+    """Print the provenance of a result."""
     if making is None:
         return
     arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in making.arguments.items())
-    parts = [f"arguments {making.arguments_digest[:12]} ({arguments or 'none'})"]
+    parts = [f"arguments: {arguments or 'none'} (digest {making.arguments_digest[:12]})"]
     for name, files in making.files.items():
         parts += [f"{name}: {path} (SHA-256 {digest[:12]})" for path, digest in files.items()]
     parts += [f"revision {making.revision}"] if making.revision is not None else []
     if making.commit:
         parts.append(f"code {making.commit[:12]}{'+' * making.commit.endswith('+')}")
-    in_plan = "" if making.plan is None else f" in plan {making.plan}"
-    show.line(f"    made{in_plan} by {'; '.join(parts)}")
+    where = "outside of plans" if making.plan is None else f"in plan {making.plan}"
+    show.line(f"    computed {where}; {'; '.join(parts)}")
 
 
 def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
     """Yield the events of one plan that contains the row."""
     how = f", --redo {plan.redo}" if plan.redo else ""
     how += f", --where {plan.where!r}" if plan.where else ""
-    yield plan.created, f"plan {plan.plan} made, row in page {plan.page}{how}: {plan.outcome}"
+    where = f"the row is in page {plan.page}{how}: {plan.outcome}"
+    yield plan.created, f"plan {plan.plan} was created; {where}"
     for moment, change in ((plan.paused, "paused"), (plan.cancelled, "cancelled")):
         if moment:
             yield moment, f"plan {plan.plan} was {change}"
     for a in plan.attempts:
         place = f"job {a.job} on {a.host}" if a.job else a.host
         slurm = f", Slurm says {a.slurm_state}" if a.slurm_state else ""
-        text = f"attempt {a.attempt} (number {a.number}) of its page began, {place}"
+        text = f"attempt {a.attempt} (number {a.number} at its page) began: {place}"
         yield a.began, text
         if a.ended or slurm:
             ended = f"attempt {a.attempt}: {a.state}{slurm}"

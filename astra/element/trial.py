@@ -94,7 +94,7 @@ def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
     with connection():
         existing, missing = find_keys(model, keys)
         if missing:
-            raise UsageError(f"{model.__name__} has no row {listed(missing)}")
+            raise UsageError(f"{model.__name__} has no row with the key {listed(missing)}")
         key = key_of(model)
         query = key.narrowed(all_rows(model), existing)
         rows = {k: row for row, (k,) in read_rows(query, [key.given])}

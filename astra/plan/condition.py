@@ -192,7 +192,8 @@ class _Reader:
         meta = self.model._meta
         if name not in meta.combined:
             raise _Refused(
-                f"{self.model.__name__} has no column {name!r}. {nearest(name, meta.columns)}"
+                f"{self.model.__name__} has no column {name!r}. {nearest(name, meta.columns)} "
+                f"A text needs quotes: '{name}'"
             )
         field = meta.combined[name]
         kind_of = getattr(field, "rel_field", field)

@@ -119,7 +119,9 @@ def rename_task(old: str, task: str) -> int:
     with connection(), writing():
         tasks = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
         if old not in tasks or old == new:
-            raise UsageError(f"there is nothing of a task {old!r}. {nearest(old, tasks)}")
+            raise UsageError(
+                f"there are no plans and no results of a task {old!r}. {nearest(old, tasks)}"
+            )
         living = Plan.select(Plan.pk).where((Plan.task == old) & IS_LIVE).limit(1).scalar()
         if living is not None:
             raise UsageError(

@@ -16,7 +16,7 @@ from astra.results.stopping import Stop, Terminated
 from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of
-from tests.sample_tasks import catch_everything, close_output
+from tests.sample_tasks import catch_everything, close_descriptors, close_output
 from tests.servers import wait_for
 
 
@@ -149,6 +149,16 @@ def test_a_row_that_is_interrupted_stays_pending_although_its_task_catches_that(
     assert verify(plan.pk).rows["pending"] == 5
     with connection():
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
+
+
+def test_an_element_whose_task_closed_the_descriptors_of_its_streams_succeeds(url, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    plan = plan_of(5, 5, close_descriptors)
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    run_page = [sys.executable, "-m", "astra", "run-page", *words]
+    assert subprocess.run(run_page, check=False).returncode == 0
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["done"]
 
 
 _LINGERING = """

@@ -74,7 +74,7 @@ def test_the_debugger_stops_where_the_row_raised(sqlite_url):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((TASK, "99"), "BossVisitSpectrum has no row 99"),
+        ((TASK, "99"), "BossVisitSpectrum has no row with the key 99"),
         ((TASK, "x"), "is not a key (spectrum_pk)"),
         (("tests.sample_tasks.mesure", "1"), "Did you mean"),
         (("7", "1"), "no plan 7"),

@@ -117,12 +117,16 @@ def test_the_story_of_a_row(stones):
     assert story.ends[0].made_by.arguments == {"g": -1.0} and story.results[0].made_by.plan == 2
     text = said(NAME, "a")
     for part in (
-        "not pending: it has a result", "made in plan 2 by arguments", "(g=9.81); revision 1",
-        "plan 1 was cancelled", "plan 3 made, row in page 1, --redo all, --where \"name == 'a'\": failure",
+        "not pending: it has a result", "computed in plan 2; arguments: g=9.81", "revision 1",
+        "plan 1 was cancelled", "plan 3 was created; the row is in page 1, --redo all, --where \"name == 'a'\": failure",
         "failure (plan 3, attempt", "ValueError: no gravity for a", "Traceback (most recent",
     ):  # fmt: skip
         assert part in text, (part, text)
-    assert text.index("plan 1 made") < text.index("plan 2 made") < text.index("failure (plan")
+    assert (
+        text.index("plan 1 was created")
+        < text.index("plan 2 was created")
+        < text.index("failure (plan")
+    )
 
 
 def test_rows_without_a_result_and_rows_that_are_gone(stones):
