@@ -46,7 +46,8 @@ def bounds(chosen: Profile) -> Bounds:
     try:
         allowed = room(partition)
         reservations = parse_maintenance(_of_site("scontrol", "-o", "show", "reservation"))
-        ahead = [r for r in reservations if set(allowed.nodes) <= _hosts(r.nodes)]
+        nodes = set(allowed.nodes)
+        ahead = [r for r in reservations if nodes and nodes <= _hosts(r.nodes)]
     except SlurmError as error:
         return Bounds(partition, note=f"the partition's limits are not known: {error}")
     first = min(ahead, key=lambda r: r.begins, default=None)

@@ -90,6 +90,22 @@ def test_reservations_are_read():
     assert parse_maintenance("No reservations in the system\n") == []
 
 
+@pytest.mark.parametrize(("partition", "maintenance"), [("main", "maint"), ("mian", None)])
+def test_no_maintenance_is_named_for_a_partition_that_has_no_nodes(
+    monkeypatch, partition, maintenance
+):
+    answers = {
+        "partition": "PartitionName=main MaxTime=UNLIMITED Nodes=n1\n",
+        "reservation": "ReservationName=maint StartTime=2100-01-01T08:00:00 Nodes=n1 Flags=MAINT\n",
+        "%R|%N|%m": "main|n1|16000\n",
+        "n1": "n1\n",
+    }
+    monkeypatch.setattr("astra.slurm.limits.available", lambda: True)
+    monkeypatch.setattr("astra.slurm.limits.run", lambda args: answers[args[-1]])
+    chosen = profiles.choose_profile(None, {"partition": partition, "time": "1:00:00"})
+    assert bounds(chosen).maintenance == maintenance
+
+
 def test_a_probe_is_a_plan_of_its_own(pg_url):
     fill(200)
     arguments = {"row_s": 0.02, "load_s": 0.2}
