@@ -18,7 +18,7 @@ from astra.config import settings as config
 from astra.errors import SlurmError, SlurmUnknown
 from astra.processes import user_name
 from astra.slurm.command import Failed, run
-from astra.slurm.limits import this_cluster
+from astra.slurm.limits import shows_all_jobs, this_cluster
 from astra.slurm.parse import (
     SACCT,
     SQUEUE,
@@ -140,7 +140,7 @@ def find(
         except SlurmError:
             return []  # without accounting: squeue has answered, and lists none
         jobs = _jobs_named(text, job_name)
-    if not jobs and not is_mine and os.geteuid() != 0 and this_cluster().is_private:
+    if not jobs and not is_mine and os.geteuid() != 0 and not shows_all_jobs(clusters):
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {user} ask")
     return [
         JobId(job_id, cluster if clusters else None, job_name, user=user)
@@ -172,7 +172,10 @@ def elements(jobs: Iterable[int | JobId], again: bool = True, recent_s: float = 
     answers = []
     for cluster, part in parts:
         answer = _elements(part, cluster, again, recent_s)
-        answers += _asked_elsewhere(part, answer, again, recent_s) if cluster is None else [answer]
+        if cluster is None:
+            answers += _asked_elsewhere(part, answer, again, recent_s)
+        else:
+            answers.append(_without_hidden(part, answer, cluster))
     return Answer(
         executions=_merged(answer.executions for answer in answers),
         queue=all(answer.queue for answer in answers),
@@ -238,21 +241,8 @@ def _asked_elsewhere(
     for job in silent:
         if job.home is not None and job.home != cluster.name:
             elsewhere.setdefault(job.home, []).append(job)
-    hidden = [
-        job
-        for job in silent
-        if cluster.is_private
-        and os.geteuid() != 0
-        and job.user not in (None, user_name())
-        and job.home in (None, cluster.name)
-    ]
-    if hidden:
-        users = ", ".join(sorted({str(job.user) for job in hidden}))
-        note = (
-            f"Slurm shows {user_name()} no jobs of others (PrivateData), so that jobs of {users} "
-            f"are unknown here: ask {users} to run the command"
-        )
-        answer = _doubted(answer, hidden, note)
+    near = [job for job in silent if job.home in (None, cluster.name)]
+    answer = _without_hidden(near, answer, None)
     parts = []
     for home, some in elsewhere.items():
         other = _elements(some, home, again, recent_s)
@@ -262,11 +252,32 @@ def _asked_elsewhere(
                 f"{cluster.name} and cannot ask it: run the command on a login node of {home}"
             )
             other = Answer(notes=(note,), unsettled=frozenset(job.key for job in some))
-        parts.append(other)
+        parts.append(_without_hidden(some, other, home))
     if elsewhere:
         gone = {job.key for some in elsewhere.values() for job in some}
         answer = replace(answer, unsettled=answer.unsettled - gone)
     return [answer, *parts]
+
+
+def _without_hidden(jobs: Sequence[JobId], answer: Answer, cluster: str | None) -> Answer:
+    """Return an answer of a cluster, which proves nothing about jobs that it does not show."""
+    listed = {job for job, _ in answer.executions}
+    hidden = [
+        job
+        for job in jobs
+        if job.key not in listed and answer.queue and job.user not in (None, user_name())
+    ]
+    if not hidden or os.geteuid() == 0:
+        return answer
+    try:
+        if shows_all_jobs(cluster):
+            return answer
+        reason = f"Slurm shows {user_name()} no jobs of others (PrivateData)"
+    except SlurmError as error:
+        reason = f"it is unknown whether Slurm shows {user_name()} jobs of others ({error})"
+    users = ", ".join(sorted({str(job.user) for job in hidden}))
+    note = f"{reason}, so that jobs of {users} are unknown here: ask {users} to run the command"
+    return _doubted(answer, hidden, note)
 
 
 def _doubted(answer: Answer, jobs: Iterable[JobId], note: str) -> Answer:

@@ -91,9 +91,9 @@ def obstacles_to(chosen: Profile) -> list[str]:
 
 
 @cache
-def configuration() -> str:
-    """Return Slurm's configuration, which is queried once in a process."""
-    return run(("scontrol", "show", "config"))
+def configuration(cluster: str | None = None) -> str:
+    """Return the configuration of a cluster, which is queried once in a process."""
+    return run(("scontrol", *(("-M", cluster) if cluster else ()), "show", "config"))
 
 
 def max_array_size() -> int:
@@ -191,3 +191,15 @@ def this_cluster() -> Cluster:
         If Slurm does not answer.
     """
     return parse_cluster(configuration())
+
+
+def shows_all_jobs(clusters: str | None) -> bool:
+    """Return whether some clusters, or that of this machine, show users the jobs of others.
+
+    Raises
+    ------
+    SlurmError
+        If one of them does not answer.
+    """
+    names = clusters.split(",") if clusters else [None]
+    return not any(parse_cluster(configuration(name)).is_private for name in names)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from astra.config import settings
-from astra.errors import SlurmUnknown
+from astra.errors import SlurmError, SlurmUnknown
 from astra.slurm import client, limits
 from astra.slurm.parse import JobId, never_starts
 from astra.states import SlurmState as S
@@ -65,6 +65,29 @@ def test_who_may_not_see_a_job_does_not_call_it_gone(commands, monkeypatch):
     assert client.elements([mine]).of(mine.key, 1).state is S.ABSENT
     commands(scontrol=HERE % free)
     assert client.elements([theirs]).of(theirs.key, 1).state is S.ABSENT
+
+
+@pytest.mark.parametrize("asked", [{"cluster": "there"}, {"home": "there"}])
+@pytest.mark.parametrize(
+    ("there", "state"),
+    [("echo ClusterName = there; echo PrivateData = jobs", None),
+     ("echo ClusterName = there; echo PrivateData = none", S.ABSENT), ("exit 1", None)],
+)  # fmt: skip
+def test_another_cluster_too_may_hide_the_jobs_of_others(
+    commands, monkeypatch, asked, there, state
+):
+    config = f'case "$*" in *"-M there"*) {there};; *) {HERE % "none"};; esac'
+    commands(squeue="true", sacct="true", scontrol=config)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    theirs = JobId(9, name=OURS, user="operator", **asked)
+    assert client.elements([theirs]).of(theirs.key, 1).state is state
+    if state is S.ABSENT:
+        assert client.find(OURS, "there", user="operator") == []
+    else:
+        with pytest.raises(SlurmError):
+            client.find(OURS, "there", user="operator")
+    mine = JobId(9, name=OURS, user="12345", **asked)
+    assert client.elements([mine]).of(mine.key, 1).state is S.ABSENT
 
 
 def test_where_it_is_not_known_which_cluster_this_is_nothing_is_gone(commands):
