@@ -1,8 +1,7 @@
 """What both dialects share: quoting, batches of results, and statements in common."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -191,8 +190,5 @@ def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
     return queries.ON_CONFLICT.format(target=", ".join(map(dialect.quote, batch.conflict)), **parts)
 
 
-@contextmanager
-def peewee_errors() -> Iterator[None]:
-    """Raise errors of the driver as peewee's, for calls that do not go through peewee."""
-    with peewee.__exception_wrapper__:  # type: ignore[attr-defined]
-        yield
+#: A context in which errors of the driver are raised as peewee's, for calls past peewee.
+peewee_errors = peewee.__exception_wrapper__  # type: ignore[attr-defined]

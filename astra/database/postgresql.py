@@ -387,7 +387,7 @@ class PostgreSQL(Keys):
 
     def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
         """Store who is about to take a lock; return False if somebody holds it."""
-        with peewee_errors():
+        with peewee_errors:
             return self._row_lock(table, name, holder, silence_s).sign()
 
     def wait_for_row(self, table: str, name: str) -> None:
@@ -401,7 +401,7 @@ class PostgreSQL(Keys):
         It is released early if its holder dies or is silent.
         """
         lock = self._row_lock(table, name, holder, silence_s)
-        with peewee_errors():
+        with peewee_errors:
             is_taken = lock.take()
         try:
             yield is_taken

@@ -38,7 +38,7 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
         if silence_s is None:
             super().begin(isolation_level)
             return
-        with peewee_errors():
+        with peewee_errors:
             self.cursor().execute(f"BEGIN; {queries.WRITE_SETTINGS}; {ends_after(silence_s)}")
 
 

@@ -161,7 +161,7 @@ class Writing(Common):
         order = sorted(range(len(primaries)), key=batch.keys.__getitem__)
         names, rows = binary_copy.rows(packed, order)
         columns = ", ".join(map(self.quote, names))
-        with peewee_errors(), self.database.cursor() as cursor:
+        with peewee_errors, self.database.cursor() as cursor:
             copy = queries.COPY.format(table=batch.table, columns=columns)
             cursor.copy_expert(copy, BytesIO(rows), 1 << 20)
             if cursor.rowcount != len(primaries):

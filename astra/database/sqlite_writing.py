@@ -87,7 +87,7 @@ class Writing(Common):
         primary, keys = self.quote(batch.primary), batch.keys
         newest = queries.NEWEST.format(primary=primary, table=batch.table)
         before = self.fetch_value(newest)
-        with peewee_errors():
+        with peewee_errors:
             cursor = self.database.cursor()
             cursor.executemany(sql, zip(*batch.columns.values(), strict=True))
         last = self.fetch_value(newest)

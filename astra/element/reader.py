@@ -269,7 +269,7 @@ def read_rows(
     """Return the rows of a query of :func:`astra.models.keys.all_rows`, each with extra columns."""
     model, name = query.model, getattr(query.model, "loaded_with", None)
     query = query.select(*query._returning, *extra)  # type: ignore[attr-defined]
-    with peewee_errors():
+    with peewee_errors:
         records = database.execute(query).fetchall()
     make, width = _maker(model), len(model._meta.sorted_fields)
     if name is None:
