@@ -80,6 +80,7 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
     ConfigError
         If the URL is of neither kind.
     """
+    global _schema
     with _binding:
         settings = config.current().database
         if url is None:
@@ -92,8 +93,8 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
         config.check_schema(schema)
         if not database_is_unset():
             database.obj.close()
+        _schema = schema if of(connection).name == "postgresql" else None
         database.initialize(connection)
-        _set_schema(schema if of(connection).name == "postgresql" else None)
         return connection
 
 
@@ -109,11 +110,12 @@ def _warn_of_ignored_path(url: str) -> None:
 
 def reset() -> None:
     """Forget the database and the configuration of this process: both are looked up again."""
+    global _schema
     with _binding:
         if not database_is_unset():
             database.obj.close()
+        _schema = None
         database.initialize(None)
-        _set_schema(None)
         config.reset()
 
 
@@ -199,27 +201,9 @@ def schema() -> str | None:
     return _schema
 
 
-_schema_listeners: list[Callable[[str | None], None]] = []
-
-
-def _set_schema(schema: str | None) -> None:
-    global _schema
-    _schema = schema
-    for listener in _schema_listeners:
-        listener(schema)
-
-
-def listen_to_schema(listener: Callable[[str | None], None]) -> None:
-    """Call `listener` with the schema that holds the tables, now and whenever it changes."""
-    _schema_listeners.append(listener)
-    listener(_schema)
-
-
 def dialect() -> "PostgreSQL | SQLite":
     """Return the dialect of the bound database."""
-    if database_is_unset():
-        bind()
-    return of(database.obj)
+    return of(database.bound())
 
 
 #: Statements outside of :func:`retrying`, such as freezing a plan, may take so many times longer
@@ -230,14 +214,13 @@ LONG = 10
 @contextmanager
 def connection() -> Iterator[None]:
     """Use a connection within a block: an open one, or one that is opened and closed."""
-    if database_is_unset():
-        bind()
-    if not database.obj.is_closed():
+    bound = database.bound()
+    if not bound.is_closed():
         with bounded(long_s()), _denied():
             yield
         return
     try:
-        database.obj.connect()
+        bound.connect()
     except peewee.OperationalError as error:
         raise _Unreachable(error) from error
     except peewee.ProgrammingError:
@@ -258,8 +241,8 @@ def connection() -> Iterator[None]:
         with bounded(long_s()), _denied():
             yield
     finally:
-        if not database.obj.is_closed():
-            database.obj.close()
+        if not bound.is_closed():
+            bound.close()
 
 
 def tuples(query: peewee.Select | peewee.Insert) -> Iterator[tuple[Any, ...]]:

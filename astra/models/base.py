@@ -14,7 +14,6 @@ from astra.database.connection import (
     database,
     database_is_unset,
     dialect,
-    listen_to_schema,
     schema,
 )
 from astra.database.inspection import indexes, stored_name
@@ -335,9 +334,9 @@ def every_subclass(root: type[M]) -> Iterator[type[M]]:
     return iter(seen)
 
 
-def _set_schema(schema: str | None) -> None:
+def _set_schema(bound: peewee.Database | None) -> None:
     for model in every_subclass(BaseModel):
-        model._meta.schema = schema
+        model._meta.schema = schema()
 
 
-listen_to_schema(_set_schema)
+database.attach_callback(_set_schema)  # type: ignore[no-untyped-call]
