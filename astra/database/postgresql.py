@@ -349,15 +349,6 @@ class PostgreSQL(Keys):
         """Return the arguments with which ``atomic()`` begins a transaction that takes locks."""
         return {"silence_s": silence_s}
 
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold a lock until the end of the transaction that this block is in.
-
-        It needs no table, which the other locks do.
-        """
-        self.run(queries.LOCK_NAME, (f"astra {name}",))
-        yield
-
     def _row_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> RowLock:
         silence_s = max(silence_s, 4.0)
         connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)

@@ -31,8 +31,8 @@ SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 #: Keep a table from being altered until the transaction ends.
 LOCK_SHARED = "LOCK TABLE {table} IN ACCESS SHARE MODE"
 
-#: One holder of a name at a time, until the transaction ends; needs no table.
-LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+#: One process at a time completes tables, until its transaction ends; this lock needs no table.
+LOCK_INITDB = "SELECT pg_advisory_xact_lock(hashtextextended('astra initdb', 0))"
 
 #: Create the row of a lock, if there is none.
 INSERT_LOCK = """

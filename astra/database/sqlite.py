@@ -200,11 +200,6 @@ class SQLite(Writing):
         return {"lock_type": "IMMEDIATE"}
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Do nothing: the transaction is the only one that writes."""
-        yield
-
-    @contextmanager
     def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:
         """Try to take a lock for a block, and yield whether it was free.
 

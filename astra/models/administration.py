@@ -20,15 +20,18 @@ LOCK_TIMEOUT_S = 5
 
 
 @contextmanager
-def no_queue() -> Iterator[None]:
-    """Limit how long the caller's transaction waits for tables that are in use.
+def one_at_a_time() -> Iterator[None]:
+    """Let one process at a time complete tables, and limit how long it waits for those in use.
+
+    Both are of the caller's transaction. SQLite has one writer at a time.
 
     Raises
     ------
     DatabaseError
-        If one was in use for longer; nothing is changed then.
+        If a table was in use for longer; nothing is changed then.
     """
     if dialect().name == "postgresql":
+        dialect().run(postgresql_queries.LOCK_INITDB)
         dialect().run(postgresql_queries.LIMIT_WAITING, seconds=LOCK_TIMEOUT_S)
     try:
         yield

@@ -14,7 +14,7 @@ from astra.models.administration import (
     LOCK_TIMEOUT_S,
     index_while_in_use,
     make_views,
-    no_queue,
+    one_at_a_time,
     recorded,
 )
 from astra.models.archive import Archive, settle_archive
@@ -97,7 +97,7 @@ def init_database(
 
     def init() -> tuple[list[str], list[str]]:
         noted: list[str] = []
-        with database.atomic(), dialect().lock("initdb"), no_queue():
+        with database.atomic(), one_at_a_time():
             new = _init(parse_grants(grant), copied, moved, noted, views)
             return new, noted + [track_changes(name) for name in tracked]
 

@@ -14,7 +14,7 @@ from astra.cli.group import main
 from astra.database import postgresql
 from astra.database.connection import connection, database, dialect, reset, retrying
 from astra.database.inspection import indexes
-from astra.database.postgresql_queries import LOCK_NAME
+from astra.database.postgresql_queries import LOCK_INITDB
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, administration
 from astra.models.administration import recorded
@@ -135,7 +135,7 @@ def test_a_statement_may_take_longer_than_initdb_tries_again_for(pg_url, monkeyp
     waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory' AND "
     waits += "clock_timestamp() - query_start > '0.5 s'"
     with psycopg2.connect(pg_url) as rival, rival.cursor() as cursor, ThreadPoolExecutor() as pool:
-        cursor.execute(LOCK_NAME, ("astra initdb",))
+        cursor.execute(LOCK_INITDB)
         initdb = pool.submit(init_database)
         with connection():
             wait_for(lambda: database.execute_sql(waits).fetchone(), "initdb to wait", 20)
