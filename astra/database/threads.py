@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any
@@ -21,6 +22,20 @@ def join(thread: threading.Thread) -> None:
         thread.join()
 
 
+def in_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """Start `work()` in a daemon thread; return the future of its result."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    start_thread(run, name)
+    return future
+
+
 def in_background(work: Callable[[], T]) -> Callable[[], T]:
     """Start `work()` in another thread; return a function that waits for its result.
 
@@ -29,26 +44,13 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
     """
     if dialect().url.endswith(":memory:"):
         return work
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = start_thread(run, "astra background")
+    future = in_thread(work, "astra background")
 
     def result() -> T:
         try:
-            thread.join()
-        except BaseException:
-            thread.join()  # after a signal too, the work ends before it could begin again
-            raise
-        if errors:
-            raise errors[0]
-        return results[0]
+            return future.result()
+        finally:
+            wait([future])  # after a signal too, the work ends before it could begin again
 
     return result
 

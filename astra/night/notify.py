@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from email.message import EmailMessage
@@ -28,7 +28,7 @@ from astra.config import secrets
 from astra.config.nights import NightSettings, Notify
 from astra.config.startup import printable
 from astra.database.connection import connection
-from astra.database.memory import start_thread
+from astra.database.threads import in_thread
 from astra.models.nights import Night
 from astra.night.history import NightStatus, night_of
 
@@ -118,15 +118,7 @@ def within(bound_s: float, send: Callable[[], T]) -> T:
     TimeoutError
         If it takes longer.
     """
-    sent: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            sent.set_result(send())
-        except BaseException as error:
-            sent.set_exception(error)
-
-    start_thread(run, "astra notification")
+    sent = in_thread(send, "astra notification")
     wait([sent], bound_s)
     if not sent.done():
         raise TimeoutError(f"it took more than {bound_s} s")
