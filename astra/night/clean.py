@@ -181,7 +181,7 @@ def _old_plans(before: datetime, only: Plan | None = None) -> tuple[list[Plan], 
     for pk, token, cancelled, n_rows, n_ended, modified in tuples(query):
         plan = Plan(pk=pk, token=token)
         seen, running = last_seen.get(pk, (None, 0))
-        if any(_time(moment) >= before for moment in (modified, seen) if moment is not None):
+        if any(moment >= before for moment in (modified, seen) if moment is not None):
             continue
         if cancelled is None and (n_ended or 0) < n_rows:
             remaining.append(f"plan {pk} is not whole: astra status {pk}")
@@ -201,12 +201,6 @@ def _used_meanwhile(plan: Plan, before: datetime) -> str | None:
     with connection():
         old, remaining = _old_plans(before, plan)
     return None if old else "".join(remaining) or f"plan {plan.pk} was used meanwhile"
-
-
-def _time(value: object) -> datetime:
-    moment = Page.modified.python_value(value)
-    assert isinstance(moment, datetime)  # noqa: S101 - of a column of times
-    return moment
 
 
 def _old_nights(before: datetime) -> list[Night]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from peewee import fn
 
@@ -57,6 +57,7 @@ def earlier_plans(plan: Plan) -> list[Earlier]:
 
 def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
     """Summarize some plans, to compare others with; None if nothing ran."""
+    last_seen = fn.MAX(fn.COALESCE(Attempt.ended, Attempt.seen))
     with connection():
         of_pages = (
             Page.select(
@@ -68,8 +69,7 @@ def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
         of_attempts = (
             Attempt.select(
                 fn.COUNT(Attempt.pk), fn.MIN(Attempt.began),
-                fn.MAX(fn.COALESCE(Attempt.ended, Attempt.seen)),
-                fn.SUM(Attempt.t_task_s),
+                last_seen.python_value(Attempt.seen.python_value), fn.SUM(Attempt.t_task_s),
             )
             .join(Page)
             .where(Page.plan << list(plans))
@@ -78,14 +78,7 @@ def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:
         attempts, began, until, task_s = next(tuples(of_attempts))
     if not attempts:
         return None
-    began, until = _time(began), _time(until)
     return Earlier(
         title, began, (until - began).total_seconds(), rows, failed, rows - ended,
         attempts, pages, task_s or 0.0,
     )  # fmt: skip
-
-
-def _time(value: datetime | str) -> datetime:
-    """Return the time of an aggregate, which SQLite gives as text."""
-    time = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time

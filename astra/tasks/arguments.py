@@ -51,7 +51,7 @@ def parse_arguments(
 
 def as_stored(values: Mapping[str, object]) -> str:
     """Return arguments as JSON, as a plan holds them."""
-    return json.dumps({name: plain(name, value) for name, value in values.items()})
+    return json.dumps({name: plain(value) for name, value in values.items()})
 
 
 def restored(function: Callable[..., object], stored: Mapping[str, object]) -> dict[str, object]:
@@ -317,16 +317,16 @@ def _plain_already(name: str, value: object) -> object:
     )
 
 
-def plain(name: str, value: object) -> object:
+def plain(value: object) -> object:
     """Convert a value to types of JSON; :func:`fit` converts it back."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, set | frozenset):
-        return sorted((plain(name, v) for v in value), key=repr)
+        return sorted(map(plain, value), key=repr)
     if isinstance(value, list | tuple):
-        return [plain(name, v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, dict):
-        return {str(k): plain(name, v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     return value
 
 

@@ -181,13 +181,7 @@ def digest_of(text: str) -> str:
 
 
 def _as_json(value: object) -> str:
-    return json.dumps(_sorted(plain("", value)), sort_keys=True, default=_placeholder)
-
-
-def _sorted(value: object) -> object:
-    if isinstance(value, dict):
-        return {str(name): _sorted(item) for name, item in value.items()}
-    return [_sorted(item) for item in value] if isinstance(value, list) else value
+    return json.dumps(plain(value), sort_keys=True, default=_placeholder)
 
 
 #: Types of values that their texts tell apart.
