@@ -55,7 +55,7 @@ from astra.results.rows import clean, error_text, target_of
 from astra.results.schedule import Schedule
 from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
-from astra.states import AttemptState, Outcome
+from astra.states import COUNTED, AttemptState, Outcome
 from astra.tasks.blame import Blame
 from astra.tasks.run import Run
 
@@ -411,12 +411,7 @@ def _interrupted(claim: Claim, reason: str, gives_back: bool = True) -> Interrup
 
 
 def _counts(claim: Claim) -> dict[str, int]:
-    count = claim.outcomes.count
-    return {
-        "n_done": count(Outcome.RESULT),
-        "n_failed": count(Outcome.FAILURE),
-        "n_no_result": count(Outcome.NO_RESULT),
-    }
+    return {name: claim.outcomes.count(outcome) for name, outcome in COUNTED.items()}
 
 
 def _with_counts(claim: Claim) -> Page:

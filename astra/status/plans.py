@@ -9,7 +9,7 @@ from astra.database.connection import connection
 from astra.errors import UsageError, nearest
 from astra.models.plans import Page, Plan
 from astra.processes import user_name
-from astra.states import PlanState
+from astra.states import COUNTED, PlanState
 from astra.status.status import statuses
 
 
@@ -111,13 +111,9 @@ def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
     return [p for p in listed if p.plan in chosen]
 
 
-#: Columns of pages that are summed for each plan.
-_COUNTS = ("n_done", "n_failed", "n_no_result")
-
-
 def _listed(clauses: list[Expression], limit: int | None) -> list[PlanLine]:
     query = (
-        Plan.select(Plan, *(fn.SUM(getattr(Page, name)).alias(name) for name in _COUNTS))
+        Plan.select(Plan, *(fn.SUM(getattr(Page, name)).alias(name) for name in COUNTED))
         .join(Page)
         .group_by(Plan.pk)
         .order_by(Plan.pk.desc())
@@ -130,7 +126,7 @@ def _listed(clauses: list[Expression], limit: int | None) -> list[PlanLine]:
 
 
 def _line(p: Plan) -> PlanLine:
-    done, failed, no_result = (int(getattr(p, name) or 0) for name in _COUNTS)
+    done, failed, no_result = (int(getattr(p, name) or 0) for name in COUNTED)
     return PlanLine(
         p.pk, p.task, p.input_model.rpartition(":")[2], p.created, p.created_by, p.n_pages,
         p.n_rows, done, failed, no_result, p.n_rows - done - failed - no_result,

@@ -24,7 +24,7 @@ from astra.plan.pages import PageStatus
 from astra.policy import retry_policy
 from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.slurm.parse import Answer
-from astra.states import ALIVE, ENDED, PageState, PlanState
+from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState
 from astra.status.page_states import (
     Pages,
     StoredPlan,
@@ -218,7 +218,7 @@ _UNEXPLAINED = (PageState.LOST, PageState.INCOMPLETE)
 
 def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
     rows: Counter[str] = Counter()
-    for name, column in zip(ENDED, ("n_done", "n_failed", "n_no_result"), strict=True):
+    for name, column in zip(ENDED, COUNTED, strict=True):
         rows[name] = sum(map(attrgetter(column), pages.stored.rows))
     for at, (_, n_left) in pages.tally.items():
         rows[at.value] += n_left
