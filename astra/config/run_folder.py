@@ -44,7 +44,7 @@ def check_folder(folder: Path) -> None:
         probe = folder / f".{secrets.token_hex(8)}"
         try:
             # On a full disk, files can be created, but not filled.
-            with os.fdopen(_new(probe, 0o600), "wb") as file:
+            with new_file(probe) as file:
                 file.write(b"astra\n")
         finally:
             probe.unlink(missing_ok=True)
@@ -107,15 +107,10 @@ def _refuse_foreign_links(folder: Path) -> None:
             )
 
 
-def _new(path: Path, mode: int) -> int:
-    """Open a descriptor of a file that must not exist yet."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(path, flags, mode)
-
-
 def new_file(path: Path) -> IO[bytes]:
     """Create a private file, which must not exist yet, and open it for writing."""
-    return os.fdopen(_new(path, 0o600), "wb")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
@@ -129,7 +124,7 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     content = content if isinstance(content, bytes) else content.encode()
     unfinished = path.parent / f".{secrets.token_hex(8)}"
     try:
-        with os.fdopen(_new(unfinished, 0o600), "wb") as file:
+        with new_file(unfinished) as file:
             file.write(content)
             file.flush()
             os.fchmod(file.fileno(), mode & ~_OTHERS_WRITE)
