@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peewee import SQL, fn
+from peewee import SQL
 
 from astra.database.connection import connection, dialect, tuples
 from astra.element.controls import is_at_work
 from astra.errors import UsageError
 from astra.models.attempts import Attempt
-from astra.models.plans import N_PENDING, Page, Plan, Submission
+from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import get_plan
 from astra.plan.spool import Recovered
@@ -40,10 +40,8 @@ class Control:
 
 def live_plans() -> list[int]:
     """Return the plans that have pending rows and were not cancelled."""
-    has_pending = fn.EXISTS(Page.select(1).where((Page.plan == Plan.pk) & (N_PENDING > 0)))
     with connection():
-        query = Plan.select(Plan.pk).where(Plan.cancelled.is_null() & has_pending).order_by(Plan.pk)
-        return [int(pk) for (pk,) in tuples(query)]
+        return [pk for (pk,) in tuples(Plan.select(Plan.pk).where(IS_LIVE).order_by(Plan.pk))]
 
 
 def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:

@@ -27,17 +27,7 @@ class Kind(StrEnum):
 
     @property
     def label(self) -> str:
-        return _TITLES[self]
-
-
-_TITLES = {
-    Kind.WHOLE: "Whole",
-    Kind.FAILED_ROWS: "Failed rows",
-    Kind.RUNNING: "Running",
-    Kind.NOT_BEGUN: "Not begun",
-    Kind.ATTENTION: "Not whole: needs attention",
-    Kind.CANCELLED: "Cancelled",
-}
+        return "Not whole: needs attention" if self is Kind.ATTENTION else self.capitalize()
 
 
 @dataclass(frozen=True)
