@@ -85,6 +85,10 @@ _RECORDED: dict[str | None, PageState] = {
 }
 
 
+#: The states of pages whose elements ended, and recorded nothing of it.
+UNEXPLAINED = (PageState.LOST, PageState.INCOMPLETE)
+
+
 class Pages(Sequence[PageStatus]):
     """The pages of a plan. Their states are computed at once, the rest of a page on access.
 
@@ -126,7 +130,7 @@ class Pages(Sequence[PageStatus]):
                 elif row.submission_pk is not None:  # of local processes
                     self.any_ended |= state not in ALIVE
                 kind = alike[key] = state, counts[state], held
-            if kind[0] is PageState.LOST and self._was_left(row):
+            if kind[0] in UNEXPLAINED and self._was_left(row, kind[0]):
                 kind = PageState.UNSUBMITTED, counts[PageState.UNSUBMITTED], False
             self.states[place], count, held = kind
             count[0] += 1
@@ -135,7 +139,7 @@ class Pages(Sequence[PageStatus]):
                 self.held.append(place)
         if n_whole := len(stored.rows) - sum(n for n, _ in counts.values()):
             counts[PageState.DONE] = [n_whole, 0]
-        self.tally = {state: (n, left) for state, (n, left) in counts.items()}
+        self.tally = {state: (n, left) for state, (n, left) in counts.items() if n}
 
     def __len__(self) -> int:
         return len(self.states)
@@ -161,16 +165,15 @@ class Pages(Sequence[PageStatus]):
         with connection():
             return set(tuples(began.where(Page.plan == self.stored.plan.pk).distinct()))
 
-    def _was_left(self, row: StoredPage) -> bool:
-        """Return whether a page was not begun, by an element that ended at another page.
+    def _was_left(self, row: StoredPage, state: PageState) -> bool:
+        """Return whether no element began a page, and none failed at it.
 
-        Whatever ended that element has nothing to do with this page.
+        Its element ended regularly, or at another page: what ended it has nothing to do with this.
         """
-        return (
-            row.submission_pk in self._arrays
-            and self._attempt(row) is None
-            and (row.submission_pk, self._element(row)) in self._workers
-        )
+        is_unbegun = self._attempt(row) is None
+        if state is PageState.INCOMPLETE:
+            return is_unbegun or bool(row.free)
+        return is_unbegun and (row.submission_pk, self._element(row)) in self._workers
 
     def any_local(self) -> bool:
         """Return whether a page was last assigned to local processes."""
@@ -223,8 +226,6 @@ class Pages(Sequence[PageStatus]):
             state = PageState.WAITING if waits else self._local_state(submission, attempt)
         else:
             state = self._slurm_state(submission, attempt, execution)
-            if state is PageState.INCOMPLETE and (row.free or attempt is None):
-                state = PageState.UNSUBMITTED  # the elements ended, and none of them claimed it
         return PageState.CANCELLED if self.cancelled and state not in ALIVE else state
 
     def _attempt(self, row: StoredPage) -> Attempt | None:

@@ -26,6 +26,7 @@ from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.slurm.parse import Answer
 from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState
 from astra.status.page_states import (
+    UNEXPLAINED,
     Pages,
     StoredPlan,
     in_states,
@@ -213,9 +214,6 @@ def _next_steps(plan: Plan, pages: Pages) -> tuple[list[NextStep], list[str]]:
     return steps, notes
 
 
-_UNEXPLAINED = (PageState.LOST, PageState.INCOMPLETE)
-
-
 def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
     rows: Counter[str] = Counter()
     for name, column in zip(ENDED, COUNTED, strict=True):
@@ -292,7 +290,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
             f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra "
             f"resume {plan.pk}{suffix}"
         )
-    died = next((p for p in in_states(pages, _UNEXPLAINED) if p.exit_code), None)
+    died = next((p for p in in_states(pages, UNEXPLAINED) if p.exit_code), None)
     if died is not None:
         advice.append(f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})")
     for held in map(pages.__getitem__, pages.held[:1]):

@@ -177,6 +177,11 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url):
     assert ended.end is not None and ended.end.state == "TIMEOUT" and ended.end.in_vain
     assert [(n.end.state, n.end.in_vain) for n in queued] == [("CANCELLED", False)] * 2
     assert queued[0].decision.explanation == "next as before (uses up no retry)"
+    with connection(), writing():
+        Page.update(n_done=Page.n_rows).where(Page.number == 2).execute()
+    answer.executions["j", 3] = Execution(SlurmState.COMPLETED)
+    tally = present_pages(plan, answer, True).tally
+    assert tally == {PageState.DONE: (1, 0), PageState.UNSUBMITTED: (3, 30)}
 
 
 def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
