@@ -7,6 +7,7 @@ is recorded as a failure. A bad row among n costs about log2(n) + max_deaths pro
 row.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -32,23 +33,16 @@ def record_death(page_pk: int, places: Sequence[int], death: Death) -> None:
         return
     earlier = {s.place: s for s in Suspect.select().where(Suspect.page == page_pk)}
     next_group = 1 + max((s.group for s in earlier.values()), default=0)
-    groups = {earlier[place].group if place in earlier else 0 for place in places}
-    if len(places) == 1:
-        parts = [places]
-    elif groups == {0}:
-        parts = [places]  # their first death: only separate them from the rows beyond suspicion
-    else:
+    alone = len(places) == 1
+    parts = [places]  # a first death only separates them from the rows beyond suspicion
+    if not alone and not earlier.keys().isdisjoint(places):
         middle = len(places) // 2
         parts = [places[:middle], places[middle:]]
-    alone = len(places) == 1
     for number, part in enumerate(parts, next_group):
         for place in part:
             deaths = earlier[place].deaths if place in earlier else 0
-            _upsert(page_pk, place, number, deaths + alone, death)
-    if alone and death.certain:
-        Suspect.update(deaths=CERTAIN).where(
-            (Suspect.page == page_pk) & (Suspect.place == places[0])
-        ).execute()
+            new_deaths = CERTAIN if alone and death.certain else deaths + alone
+            _upsert(page_pk, place, number, new_deaths, death)
 
 
 #: The number of deaths that is recorded for a row which is certainly to blame.
@@ -68,9 +62,7 @@ def suspects_of(page_pk: int) -> list[Suspect]:
     """Return the suspects of a page, those with the fewest deaths and in the largest groups first:
     they are the most likely to end well."""
     suspects = list(Suspect.select().where(Suspect.page == page_pk).order_by(Suspect.place))
-    size: dict[int, int] = {}
-    for suspect in suspects:
-        size[suspect.group] = size.get(suspect.group, 0) + 1
+    size = Counter(suspect.group for suspect in suspects)
     return sorted(suspects, key=lambda s: (s.deaths, -size[s.group], s.group, s.place))
 
 
