@@ -50,6 +50,7 @@ from astra.night.plans import (
     begin_tasks,
     hours_of,
     live_state,
+    pause_of,
     profile_of,
     queue_finalizer,
     submit_due,
@@ -212,13 +213,13 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
             return _outcome(night, night.verdict, NightStep(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has a later finalizer; this one does nothing")
-        return _advance(night, settings)
+        return _advance(night, settings, pause_of(night, settings) if token is not None else 0)
 
 
-def _advance(night: Night, settings: NightSettings) -> Nightly:
+def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
     before, step = retries_of(plan_pks(night)), NightStep()
     rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
-    assess_plans(entries_of(night), settings, step, begins, rounds_left)
+    assess_plans(entries_of(night), settings, step, begins, rounds_left, pause_s)
     if begins:
         begin_tasks(night, settings, step)
     submit_due(night, settings, step)

@@ -5,6 +5,7 @@ all due pages together, since the whole night shares the throttle and the connec
 database.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,12 +16,14 @@ from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
 from astra.element.controls import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
+from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import IS_LIVE, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
 from astra.night.totals import pending_rows, plan_pks, refreshed, retries_of
 from astra.plan.plan import create_plan
+from astra.policy.next_steps import next_steps
 from astra.resume.resume import resume
 from astra.slurm import limits
 from astra.slurm.parse import JobId
@@ -34,6 +37,9 @@ from astra.version import CURRENT
 
 #: How soon a finalizer checks again elements that are alive although their arrays had ended.
 AGAIN_S = 30
+
+#: The longest pause before pages are submitted again whose elements ended at once.
+_LONGEST_PAUSE_S = 1800
 
 #: The most connections of an element: it may write while it reads ahead.
 PER_ELEMENT = 2
@@ -64,6 +70,7 @@ class NightStep:
     used: int = 0  # how many elements they may run at once
     lives: bool = False  # whether anything is alive, even if it is not an array
     passed_on: bool = False  # whether pages were submitted again that no element had begun
+    pause_s: int = 0  # until pages may be submitted again whose elements ended at once
     due: list[Due] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
     problems: list[str] = field(default_factory=list)
@@ -270,6 +277,7 @@ def assess_plans(
     step: NightStep,
     begins: bool = True,
     retries: bool = True,
+    pause_s: int = 0,
 ) -> list[NightPlan]:
     """Record in a step which plans are alive and which are due; return those that are alive.
 
@@ -279,6 +287,7 @@ def assess_plans(
     ----------
     begins : whether anything may be submitted.
     retries : whether pages may be submitted again.
+    pause_s : how soon, after a submission in which no row has ended.
 
     Raises
     ------
@@ -313,15 +322,47 @@ def assess_plans(
         fresh = pages.n_never_submitted
         unbegun = states[PageState.UNSUBMITTED] - fresh  # the time of their elements was over
         ended = unbegun + sum(n for state, n in states.items() if state not in _NOT_ENDED)
+        if begins and ended and retries and (left_s := _pause_left(plan, pages, pause_s)):
+            step.lives, step.pause_s, ended = True, max(step.pause_s, left_s), 0
         if begins and (fresh or (ended and retries)):
             taken = entry if entry.pk is None and entry not in alive else None
             task = _task_of(entry, settings)
-            again = (ended, unbegun) if retries else (0, 0)
+            again = (ended, unbegun) if retries and ended else (0, 0)
             step.due.append(Due(plan.pk, task, fresh, *again, taken, slurm_answer))
     return alive
 
 
 _NOT_ENDED = ALIVE | {PageState.DONE, PageState.UNSUBMITTED}
+
+
+def pause_of(night: Night, settings: NightSettings) -> int:
+    """Return how long to wait after a submission in which no row has ended, in s.
+
+    What ends elements at once may pass: a file system or a server that is away. Without a pause,
+    all retries would be used up within seconds.
+    """
+    return int(min(settings.retry_pause_s * 2 ** min(night.round, 10), _LONGEST_PAUSE_S))
+
+
+def _pause_left(plan: Plan, pages: Pages, pause_s: int) -> int:
+    """Return what is left of the pause after the last submission of a plan, in s.
+
+    Return 0 if the pause is over, a row has ended, or the policy gives all pages up.
+    """
+    with connection():
+        of_plan = Submission.select().where(Submission.plan == plan.pk)
+        last = of_plan.order_by(Submission.pk.desc()).first()
+        if last is None:
+            return 0
+        left_s = pause_s - (dialect().now() - last.created).total_seconds()
+        if left_s <= 0:
+            return 0
+        n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
+        gained = Attempt.select().where((Attempt.submission_pk == last.pk) & (n_ended > 0))
+        if gained.exists():
+            return 0
+    is_retried = any(step.decision.retry for step in next_steps(plan, pages))
+    return math.ceil(left_s) if is_retried else 0
 
 
 def _stays_paused(plan: Plan) -> bool:
@@ -387,6 +428,9 @@ def live_state(night: Night) -> NightStep:
 def queue_finalizer(
     night: Night, settings: NightSettings, step: NightStep, wait_s: int = 0
 ) -> None:
+    if step.pause_s:
+        finalizer.queue(night, settings, (), step.pause_s)
+        return
     try:
         finalizer.queue(night, settings, step.jobs, wait_s)
     except SlurmRefused as refused:

@@ -138,6 +138,7 @@ def test_what_a_night_leaves_is_taken_up_by_the_next(slurm, tmp_path, monkeypatc
 [nights.survey]
 tasks = [{{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum", profile = "p" }}]
 rounds = {rounds}
+retry_pause_s = 0
 [profiles.p]
 extends = "debug"
 setup = ["{setup}"]
@@ -159,6 +160,7 @@ IDLE = """
 [nights.survey]
 tasks = [{{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum", profile = "p" }}]
 limit = 20
+retry_pause_s = 0
 rounds = 2
 [profiles.p]
 extends = "debug"
@@ -228,6 +230,23 @@ def test_a_node_on_which_no_element_can_begin(slurm, tmp_path, monkeypatch, setu
     night = closed(slurm)
     assert night.whole == whole and Measured.select().count() == (60 if whole else 0)
     assert list(excluded_nodes()) == (["n1"] if whole else [])
+
+
+def test_what_ends_all_elements_for_some_seconds_uses_up_no_more_than_a_retry(
+    slurm, tmp_path, monkeypatch
+):
+    """As a file system that is away: without a pause, no retry would be left when it is back."""
+    marker = tmp_path / "ready"
+    text = IDLE.format(marker=marker).replace("|| exit 0", "")
+    write(tmp_path, text.replace("retry_pause_s = 0", "retry_pause_s = 12"), monkeypatch)
+    fill(60)
+    astra("nightly", "survey")
+    first = last().finalizer
+    wait_for(lambda: last().ended or last().finalizer != first, "the next finalizer", 60)
+    assert last().ended is None and Submission.select().count() == 1
+    marker.touch()
+    night = closed(slurm)
+    assert night.whole and night.round == 1 and Submission.select().count() == 2
 
 
 def test_a_night_that_only_a_person_can_continue_says_so(slurm, tmp_path, monkeypatch):
