@@ -7,12 +7,15 @@ reported its end is therefore seen.
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
 
+from peewee import Model
+
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError
+from astra.errors import AstraError, TaskError
 from astra.models.attempts import excluded_nodes
 from astra.models.checks import lacking_guard
 from astra.models.failures import Failure
@@ -161,12 +164,18 @@ def _input(plan: Plan) -> tuple[str, str]:
 
 def _lost_guard(plan: Plan) -> list[str]:
     """Return what a plan's input table lacks to record changes of its rows."""
-    module = plan.input_model.partition(":")[0]
     with connection():
-        loaded = module in sys.modules  # no module is imported only for this check
-        model = load(plan.input_model) if loaded else tracked_model(plan.input_table, module)
+        model = _model_of(plan)
         lacks = None if model is None else lacking_guard(model)
     return [f"the table {plan.input_table} {lacks}"] if lacks else []
+
+
+def _model_of(plan: Plan) -> type[Model] | None:
+    module = plan.input_model.partition(":")[0]
+    if module in sys.modules:  # no module is imported only for this check
+        with suppress(TaskError):  # it no longer has the model
+            return load(plan.input_model)
+    return tracked_model(plan.input_table, module)
 
 
 def _status(stored: StoredPlan, answer: Answer, notes: list[str], of_whole: bool) -> PlanStatus:

@@ -84,3 +84,11 @@ def test_the_command_replaces_a_file(sqlite_url, tmp_path):
     assert file.stat().st_ino != was  # whole, or not at all
     missing = CliRunner().invoke(main, ["metrics", "-o", str(tmp_path / "no" / "astra.prom")])
     assert missing.exit_code == 2 and "cannot be written" in missing.output
+
+
+def test_a_plan_whose_model_was_removed_is_counted_all_the_same(sqlite_url):
+    fill(4)
+    create_plan(measure, "BossVisitSpectrum")
+    Plan.update(input_model="tests.sample_tasks:Removed").execute()
+    labels = 'task="tests.sample_tasks.measure",state="unsubmitted"'
+    assert samples(metrics())[f"astra_rows{{{labels}}}"] == 4
