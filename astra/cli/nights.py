@@ -65,11 +65,13 @@ def nights(
 ) -> None:  # fmt: skip
     """List the last nights, or those of NAME, or show the night that began on DATE.
 
-    Exit status with DATE: 0 whole, 3 running, 4 needs attention, 8 failed rows.
+    Exit status with DATE: 0 whole, 3 running, 4 needs attention, 8 failed rows; with --heal: 4 if a
+    night could not be given a finalizer.
     """
     if heal:
         healed = api.heal(name)
         show.as_json(healed) if as_json else show_nights.healed(healed)
+        sys.exit(4 if any(night.state == "without a finalizer" for night in healed) else 0)
     elif name is not None and date is not None:
         night = api.night_of(name, date)
         show.as_json(night) if as_json else show_nights.night(night)

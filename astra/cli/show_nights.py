@@ -35,7 +35,10 @@ def healed(nights: Sequence[Nightly]) -> None:
     if not nights:
         line("every night that is open has a finalizer")
     for night in nights:
-        line(f"night {night.night} of {night.name}: it has a new finalizer, job {night.finalizer}")
+        found = f"it has a new finalizer, job {night.finalizer}"
+        if night.state == "without a finalizer":
+            found = f"it could not be given a finalizer: {night.message}"
+        line(f"night {night.night} of {night.name}: {found}")
 
 
 def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:

@@ -258,6 +258,8 @@ def heal_all(name: str | None = None) -> list[Nightly]:
 
     Raises
     ------
+    ConfigError
+        If no night of the name has begun, and none is configured.
     DatabaseError
         If the database gives no answer.
 
@@ -268,6 +270,10 @@ def heal_all(name: str | None = None) -> list[Nightly]:
     []
     """
     check_version()
+    with connection():
+        is_known = name is None or Night.select().where(Night.name == name).exists()
+    if name is not None and not is_known:
+        settings_of(name)
     healed = []
     for night in _open_nights(name):
         try:

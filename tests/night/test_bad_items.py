@@ -174,3 +174,9 @@ def test_a_night_that_cannot_be_healed_keeps_no_other_from_it(url, monkeypatch):
     assert {n.name: n.state for n in heal_all()} == {
         "damaged": "without a finalizer", "other": "running"
     }  # fmt: skip
+    shown = CliRunner().invoke(main, ["nights", "--heal"])
+    assert "of damaged: it could not be given a finalizer: whatever is wrong" in shown.output
+    assert "of other: it has a new finalizer" in shown.output and shown.exit_code == 4
+    assert CliRunner().invoke(main, ["nights", "other", "--heal"]).exit_code == 0
+    mistyped = CliRunner().invoke(main, ["nights", "othr", "--heal"])
+    assert mistyped.exit_code == 2 and "every night" not in mistyped.output
