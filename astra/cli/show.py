@@ -264,7 +264,7 @@ def verdict(result: Verdict) -> None:
 
 def page_table(pages: Iterable[PageStatus]) -> Listing:
     table = Listing(
-        "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last word",
+        "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last seen",
         out="exit, rows, slurm, node, element",
     )  # fmt: skip
     for p in pages:

@@ -58,7 +58,7 @@ class Node:
     rows: int
     busy_s: float
     failed: int
-    not_well: int  # attempts that did not end by themselves
+    unsuccessful: int  # attempts that did not complete their page by themselves
     max_rss_mb: float | None
 
     @property
@@ -117,7 +117,7 @@ _ENDED_WELL = frozenset({AttemptState.DONE.value, AttemptState.RUNNING.value})
 
 
 def _marked_if_lost(record: _Record, alive: set[tuple[int, int]], queried: datetime) -> _Record:
-    """Mark a running attempt as lost if its element did not live when Slurm was asked."""
+    """Mark a running attempt as lost if its element was not alive according to Slurm."""
     silent = (record.plan, record.page) not in alive and record.seen <= queried
     lost = record.state == AttemptState.RUNNING and silent
     return record._replace(state=_LOST) if lost else record
@@ -245,7 +245,7 @@ class Attempts:
         return sorted(pages, key=lambda page: -page.seconds)[:N_SLOWEST]
 
     def nodes(self) -> list[Node]:
-        """Return the nodes, those first where most attempts did not end by themselves."""
+        """Return the nodes, those with the most unsuccessful attempts first."""
         lasted_s = self.ended_s - self.began_s
         nodes = [
             Node(
@@ -256,10 +256,10 @@ class Attempts:
             )
             for host, places in self._places("host").items()
         ]  # fmt: skip
-        return sorted(nodes, key=lambda node: (-node.not_well, node.node))
+        return sorted(nodes, key=lambda node: (-node.unsuccessful, node.node))
 
     def endings(self) -> list[Ending]:
-        """Return how attempts ended, those that ended well first."""
+        """Return how attempts ended, successful ones first."""
         endings = []
         for (state, slurm_state), places in self._places("state", "slurm_state").items():
             messages = (self.records[i].message for i in places if state != AttemptState.DONE)

@@ -33,7 +33,7 @@ class FailureKind:
 
 @dataclass(frozen=True)
 class Failures:
-    """The kinds with most rows, and how many kinds and rows there are in all."""
+    """The kinds of failures with the most rows, and the numbers of all kinds and rows."""
 
     kinds: tuple[FailureKind, ...]
     n_kinds: int

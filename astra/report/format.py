@@ -1,4 +1,4 @@
-"""Numbers and times as people read them."""
+"""Format numbers and times for people."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +45,7 @@ def cpu_time(seconds: float) -> str:
 
 
 def unbroken(seconds: float) -> str:
-    """Format a duration that no line break divides."""
+    """Format a duration so that no line break divides it."""
     return duration(seconds).replace(" ", _NO_BREAK)
 
 
@@ -72,7 +72,7 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as people say them.
+    """Format a duration in readable units.
 
     >>> duration(0.0042), duration(75), duration(7265), duration(200000)
     ('4.2 ms', '1 min 15 s', '2 h 1 min', '2 d 7 h')

@@ -18,7 +18,7 @@ class SubmissionSummary:
     """One submission of a plan, as the report shows it."""
 
     at: datetime
-    what: str
+    kind: str  # "array 123", or "local processes"
     elements: int
     host: str  # where it was submitted
     cluster: str | None
@@ -67,7 +67,7 @@ def _results_table(plan: Plan) -> str:
 
 
 def _summary(s: Submission) -> SubmissionSummary:
-    what = f"array {s.job_id or '(not answered)'}" if s.kind == "slurm" else "processes here"
+    kind = f"array {s.job_id or '(no answer)'}" if s.kind == "slurm" else "local processes"
     return SubmissionSummary(
-        s.created, what, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile
+        s.created, kind, len(s.elements), s.host, s.cluster_name or s.cluster, s.profile
     )

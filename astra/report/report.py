@@ -169,7 +169,7 @@ def _problems(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
 
 
 def _last_logs(pages: Iterable[tuple[int, PageStatus]]) -> Iterable[tuple[int, int, str]]:
-    """Plan, page and file of what the last attempt at each of some pages printed."""
+    """Return the plan, the page and the log of the last attempt at each of some pages."""
     listed = {(plan, page.page) for plan, page in pages}
     of_plans = Page.plan << list({plan for plan, _ in listed})
     some = of_plans & dialect().among(Page.number, list({number for _, number in listed}))

@@ -1,4 +1,4 @@
-"""The tables of a report: columns in which every cell is empty are left out."""
+"""The tables of a report; columns in which every cell is empty are omitted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose rows have a cell for each of its columns; `more` lines are left out."""
+    """A table whose rows have a cell for each of its columns; `more` lines are omitted."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -52,7 +52,7 @@ Number = TypeVar("Number", int, float)
 #: Headings of columns, each with the function that makes a cell of an item.
 Columns = Mapping[str, Callable[[Item], "Cell | str | None"]]
 
-_LONG = frozenset({"last message", "an example", "log", "profile"})
+_LONG = frozenset({"last message", "example", "log", "profile"})
 _TIMES = frozenset({"began", "last seen", "created", "submitted"})
 
 N_SLOWEST = 6  # rows and pages that are shown
@@ -166,7 +166,7 @@ def _endings(report: Report) -> Table | None:
         "state": lambda e: e.state,
         "Slurm": lambda e: e.slurm_state,
         "attempts": lambda e: number(e.attempts, count),
-        "an example": lambda e: first_line(e.message),
+        "example": lambda e: first_line(e.message),
     })  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _nodes(report: Report) -> Table | None:
     return table(report.nodes if report.n_nodes > 1 else (), {
         "node": lambda n: n.node,
         "attempts": lambda n: number(n.attempts, count),
-        "ended badly": lambda n: number(n.not_well, count),
+        "unsuccessful": lambda n: number(n.unsuccessful, count),
         "rows": lambda n: number(n.rows, count),
         "failed": lambda n: number(n.failed, count),
         "busy": lambda n: number(n.busy_s, unbroken),
@@ -199,7 +199,7 @@ def _slow_pages(report: Report) -> Table | None:
         "rows": lambda page: number(page.rows, count),
         "attempts": lambda page: number(page.attempts, count),
         "run time": lambda page: number(page.seconds, unbroken),
-        "last on": lambda page: page.node,
+        "last node": lambda page: page.node,
     })  # fmt: skip
 
 
@@ -224,9 +224,9 @@ def submissions(how: Provenance) -> Table | None:
     """Return the submissions of a plan as a table."""
     return table(how.submissions, {
         "submitted": lambda s: moment(s.at),
-        "as": lambda s: s.what,
+        "kind": lambda s: s.kind,
         "elements": lambda s: number(s.elements, count),
-        "from": lambda s: s.host,
-        "to": lambda s: s.cluster,
+        "submitted on": lambda s: s.host,
+        "cluster": lambda s: s.cluster,
         "profile": lambda s: first_line(s.profile),
     }, how.n_submissions - len(how.submissions))  # fmt: skip

@@ -102,7 +102,7 @@ def test_wavelengths_that_occur_twice_count_twice(model):
 
 
 def test_arrays_of_different_shapes_are_an_error(model):
-    with pytest.raises(ValueError, match="must have one shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         label(model, WAVELENGTH, np.ones(5), np.ones(WAVELENGTH.size))
 
 

@@ -406,7 +406,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     assert 0 < memory.maximum < 1 and memory.requested == 200
     assert report.state is PlanState.ATTENTION and report.n_attention == 1
     assert report.attention[0][1].state == "lost"
-    assert report.endings[-1].state == "lost" and report.nodes[0].not_well == 1
+    assert report.endings[-1].state == "lost" and report.nodes[0].unsuccessful == 1
 
     resume(planned.plan)
     wait_for(slurm.idle, "the end of the array", 180)

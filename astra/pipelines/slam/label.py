@@ -238,6 +238,6 @@ def _arrays(
     shapes = [a.shape for a in arrays] + ([] if flags is None else [flags.shape])
     if len(set(shapes)) > 1 or arrays[0].ndim != 1:
         raise ValueError(
-            f"wavelength, flux, ivar and pixel_flags must have one shape (P,), not {shapes}"
+            f"wavelength, flux, ivar and pixel_flags must have the same shape (P,), not {shapes}"
         )
     return arrays[0], arrays[1], arrays[2], flags
