@@ -146,6 +146,15 @@ def close_output(spectra: Iterable[BossVisitSpectrum], begun: str = "") -> Itera
 
 
 @task
+def hang_at(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """One row never ends."""
+    for row in spectra:
+        if row.spectrum_pk == bad:
+            time.sleep(3600)
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+@task
 def catch_everything(
     spectra: Iterable[BossVisitSpectrum], begun: str = "", then: str = ""
 ) -> Iterable[Measured]:

@@ -8,7 +8,7 @@ _PLACES = 1 << 24
 _HEADER = 64
 
 #: Fields of the header, of eight bytes each.
-_PAGE, _ATTEMPT, _SINCE, _FINISHED, _N_ROWS, _MEMORY, _START = range(7)
+_PAGE, _ATTEMPT, _SINCE, _FINISHED, _N_ROWS, _MEMORY, _START, _TIMED_OUT = range(8)
 
 
 class Board:
@@ -59,12 +59,21 @@ class Board:
     def out_of_memory(self) -> None:
         self._numbers[_MEMORY] = 1
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether a row took longer than the row timeout, and this process is to end."""
+        return bool(self._numbers[_TIMED_OUT])
+
     # -- called by the parent ---------------------------------------------------------------
 
     def reset(self, birth_s: float) -> None:
         """Reset the board for a new child, which begins at `birth_s`."""
         self._header[:] = bytes(_HEADER)
         self._birth_s = birth_s
+
+    def time_out(self) -> None:
+        """Note that a row takes longer than the row timeout, before the child is asked to stop."""
+        self._numbers[_TIMED_OUT] = 1
 
     @property
     def page_pk(self) -> int:

@@ -137,6 +137,15 @@ class Element:
         self.is_connected = is_new or self.is_connected
         return is_new
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether an interrupted page is for any element to continue.
+
+        After a row timeout it is not: the parent first records which row is suspect, and this
+        element continues the page.
+        """
+        return self.stop.is_wanted and not (self.board is not None and self.board.timed_out)
+
     def _disconnect(self) -> None:
         if self.is_connected:
             drop_connection()
@@ -285,7 +294,7 @@ class Element:
         try:
             self._run(run, reader, writer)
         except Terminated:
-            raise _interrupted(claim, stop.reason) from None
+            raise _interrupted(claim, stop.reason, self.gives_back) from None
         except OutOfMemory:
             raise
         except DatabaseError as error:
@@ -293,7 +302,7 @@ class Element:
         except AstraError as error:
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
                 retrying(lambda: take_back_failures(claim))
-            _end(claim, _ended_by(error), clean(str(error), 2000), stop.is_wanted)
+            _end(claim, _ended_by(error), clean(str(error), 2000), self.gives_back)
             raise
         except Exception as error:
             message = clean(f"{type(error).__name__}: {error_text(error)}", 2000)
@@ -301,7 +310,7 @@ class Element:
             raise BrokenElement(message) from error
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"
-            raise _interrupted(claim, reason, stop.is_wanted)
+            raise _interrupted(claim, reason, self.gives_back)
         self.n_in_progress = max(FIRST_IN_PROGRESS, reader.rows_ahead())
         if not stop.is_wanted:
             self._connect()

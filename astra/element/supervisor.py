@@ -177,6 +177,7 @@ class _Parent:
         if working_s > limit_s and not self.timed_out:
             self.timed_out = True
             self.limit_s = working_s
+            self.board.time_out()
             # On SIGTERM the child stores its yielded results, if its interpreter still runs.
             os.kill(self.pid, signal.SIGTERM)
         elif self.timed_out and working_s > self.limit_s + settings.current().element.grace_s + 2:

@@ -12,11 +12,13 @@ from astra.database.connection import connection
 from astra.element.board import Board
 from astra.element.claiming import claim_page, this_process
 from astra.element.deaths import note_death
+from astra.element.element import Element
 from astra.element.suspects import Death
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page
 from astra.plan.plan import create_plan
+from astra.results.stopping import Stop
 from astra.resume.resume import resume_local
 from astra.status.failures import failures
 from astra.status.status import status
@@ -29,6 +31,7 @@ from tests.sample_tasks import (
     deadly,
     fill,
     frugal,
+    hang_at,
     measure,
     poisoned,
 )
@@ -93,6 +96,28 @@ def test_a_task_that_closes_all_files_loses_no_row(url):
     done = resume_local(planned.plan, 1)
     assert done.message is None, [log.read_text() for log in Path().rglob("local-*.log")]
     assert Measured.select().count() == 8 and verify(planned.plan).whole
+
+
+def test_a_row_that_hangs_is_waited_for_once_although_another_element_is_free(url):
+    """The other one does not get the page before the suspect row is recorded."""
+    plan = plan_of(40, 20, hang_at, bad=5)
+    resume_local(plan.pk, 2, row_timeout=1.0)
+    (failed,) = failures(plan.pk)
+    assert (failed.key, failed.exception) == (5, "RowTimeout")
+    assert Counter(a.state for a in Attempt.select()) == {"died": 1, "done": 2}
+
+
+@pytest.mark.parametrize("timed_out", [True, False])
+def test_a_page_is_given_back_unless_a_row_of_it_has_timed_out(url, timed_out):
+    plan, board, stop = plan_of(3, 3), Board(), Stop()
+    if timed_out:
+        board.time_out()
+    stop.ask("SIGTERM")
+    with Element(plan, pool_of(plan), stop, board) as element:
+        run = element.run_page(None, 1)
+    assert run is not None and run.state == "interrupted"
+    with connection():
+        assert Page.get().free != timed_out
 
 
 @pytest.mark.parametrize("alive", [True, False])
