@@ -169,9 +169,10 @@ class ActiveRuns:
 
 
 def _forget_runs() -> None:
-    """Forget the runs in a process that a task forked: its parent writes their results."""
-    if not ActiveRuns.runs:
-        return
+    """Forget the runs in a process that a task forked: its parent writes their results.
+
+    The module of a task may fork processes as it is imported, too.
+    """
     ActiveRuns.runs = []
     # multiprocessing ends its workers by SIGTERM, which must not run the parent's handlers.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

@@ -1,5 +1,6 @@
 """Told to end: by signals, at any moment."""
 
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -91,6 +92,21 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_stop_on_signals():
         elsewhere.start()
         time.sleep(20)
     assert time.monotonic() - began < 10 and "SIGTERM" in stop.reason
+
+
+def test_a_process_that_is_forked_at_import_does_not_have_the_handlers():
+    """As those of a pool, which are ended by SIGTERM, and not asked to stop."""
+    processes, stop = multiprocessing.get_context("fork"), Stop()
+    with stop_on_signals(stop):
+        begun = processes.Event()
+        other = processes.Process(target=lambda: begun.set() or time.sleep(600))
+        other.start()
+        assert begun.wait(60)
+        other.terminate()
+        other.join(10)
+        ended = other.exitcode
+        other.kill()
+    assert (ended, stop.is_wanted) == (-signal.SIGTERM, False)
 
 
 @pytest.mark.parametrize("pending_s", [0, 600])
