@@ -83,11 +83,13 @@ class Buffer:
             # Before fresh results are collected: one that comes meanwhile starts the clock again.
             self.since = None
             self._collect()
-            checkpoint = self.in_writing = self.waiting
-            self.waiting = Checkpoint()
-            for yielded in checkpoint.results:
+            # With what an exception left, such as Ctrl-C just before it was written. Both are set
+            # at once, as another exception may come with any call.
+            taken, none = self.in_writing + self.waiting, Checkpoint()
+            self.in_writing, self.waiting = taken, none
+            for yielded in taken.results:
                 yielded.taken = True
-            return checkpoint
+            return taken
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint that could not be written back, before the rows added since."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NoReturn, Protocol, cast
 
 from astra.database.connection import in_transaction
-from astra.errors import BrokenElement
+from astra.errors import AstraError, BrokenElement
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
 from astra.results.rows import (
@@ -19,6 +19,7 @@ from astra.results.rows import (
     HandedRow,
     Refusal,
     YieldedResult,
+    error_text,
     foreign_row_message,
     foreign_row_refusal,
     refusal,
@@ -149,9 +150,7 @@ class Run:
             try:
                 error = yield from self._take_results(generator)
             finally:
-                close = getattr(generator, "close", None)
-                if close is not None:
-                    close()
+                self._close(generator)
             if error is not None:
                 self._handle(error, rows.halve)
                 error = None  # its traceback would keep everything that the task has loaded
@@ -166,6 +165,18 @@ class Run:
                     )
             if rows.exhausted or self.stop.is_wanted:
                 return
+
+    def _close(self, generator: Iterator[object]) -> None:
+        """Close the task; an exception that a page's task raises then is of none of its rows."""
+        close = getattr(generator, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except Exception as error:
+            if not self.is_page:
+                raise
+            log.error("%s raised as it was closed: %s", self.writer.target.task, error_text(error))
 
     def _take_results(
         self, generator: Iterator[object]
@@ -270,8 +281,7 @@ class Run:
                     self._note_end(rows)
                     break
             except Exception as error:
-                # The task did not cause it, although the exception passes through the task.
-                self.writer.fatal_error = error
+                self._note_unread(error)
                 raise
             if type(row) is HandedRow:
                 handed = row
@@ -286,6 +296,14 @@ class Run:
             yield given
             self._credit(clock.stop())
         clock.start()
+
+    def _note_unread(self, error: Exception) -> None:
+        """End the run by an exception that passes through the task, and that it did not cause."""
+        try:
+            if not isinstance(error, AstraError):  # the database is there: store what was yielded
+                self.writer.write_all()
+        finally:
+            self.writer.fatal_error = self.writer.fatal_error or error
 
     def _note_end(self, rows: Pass) -> None:
         """Note that there are no more rows; write everything if the rest may end this process."""

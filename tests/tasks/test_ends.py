@@ -1,0 +1,80 @@
+"""However a run ends, what was yielded is stored."""
+
+import signal
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from astra import task
+from astra.api import run_here
+from astra.database.connection import connection
+from astra.element import reader
+from astra.errors import Interrupted
+from astra.models import BossVisitSpectrum
+from astra.models.attempts import Attempt
+from astra.results import writer
+from astra.status.verify import verify
+from tests.pools import plan_of
+from tests.sample_tasks import Measured, fill, measure
+
+
+def test_an_interrupt_between_two_lines_loses_no_batch(pg_url, monkeypatch):
+    """Ctrl-C comes when a batch was taken from the buffer, and its transaction has not begun."""
+    fill(3)
+    with connection():
+        spectra = list(BossVisitSpectrum.select())
+    interrupts = [KeyboardInterrupt()]
+
+    def perf_counter() -> float:
+        if interrupts:
+            raise interrupts.pop()
+        return time.perf_counter()
+
+    monkeypatch.setattr(writer, "perf_counter", perf_counter)
+    with pytest.raises(KeyboardInterrupt):
+        list(measure(spectra))
+    assert interrupts == []
+    with connection():
+        assert Measured.select().count() == 3
+
+
+@task
+def cleans_up_badly(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Is asked to stop in its first row, and raises when it is closed."""
+    try:
+        for spectrum in spectra:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            yield Measured.from_spectrum(spectrum, value=1.0)
+    finally:
+        raise ValueError("the clean-up fails")
+
+
+def test_a_page_is_not_broken_by_a_task_that_raises_as_it_is_closed(url):
+    plan = plan_of(5, 5, cleans_up_badly)
+    with pytest.raises(Interrupted):
+        run_here(plan.pk)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
+    found = verify(plan.pk)
+    assert found.sound and found.rows["result"] >= 1
+
+
+def test_a_row_that_cannot_be_read_costs_no_result(url, monkeypatch):
+    plan = plan_of(6, 6)
+    read, n_read = reader.Reader._read_retrying, []
+
+    def fail_later(self, keys):
+        n_read.append(len(keys))
+        if len(n_read) > 1:
+            raise ValueError("a column holds what its field does not understand")
+        return read(self, keys)
+
+    monkeypatch.setattr(reader, "CHUNK", 3)
+    monkeypatch.setattr(reader.Reader, "_read_retrying", fail_later)
+    run_here(plan.pk)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["broken"]
+    found = verify(plan.pk)
+    assert found.sound and found.rows["result"] == 3
