@@ -319,6 +319,10 @@ def _megabytes(text: str) -> float | None:
     return float(match[1]) * factor
 
 
+#: The end of the reason of an element that sacct calls alive, and squeue does not list.
+CONTRADICTED = "squeue does not know it (any more)"
+
+
 def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
     """Merge the executions from squeue and sacct: squeue decides, sacct adds ended elements.
 
@@ -333,7 +337,7 @@ def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> 
             description = (
                 f"sacct calls it {past.state}" if past.state else past.reason or "no state"
             )
-            reason = f"{description}, squeue does not know it (any more)"
+            reason = f"{description}, {CONTRADICTED}"
             executions[key] = replace(past, state=None, reason=reason)
             if key[1] is None:
                 unsettled.add(key[0])

@@ -26,7 +26,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus
 from astra.policy import retry_policy
 from astra.policy.next_steps import NextStep, grouped, next_steps
-from astra.slurm.parse import Answer
+from astra.slurm.parse import CONTRADICTED, Answer
 from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState
 from astra.status.page_states import (
     UNEXPLAINED,
@@ -308,6 +308,13 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
             f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
         )
     unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
+    unclear = (p for p in in_states(pages, {PageState.UNKNOWN}) if p.reason)
+    missed = next((p for p in unclear if str(p.reason).endswith(CONTRADICTED)), None)
+    if missed is not None:
+        advice.append(
+            f"sacctmgr show runawayjobs   if the accounting missed the end of {missed.job}, an "
+            "administrator corrects it there"
+        )
     if False in unknown:
         advice.append(f"astra resume {plan.pk}   looks up the array of an sbatch without an answer")
     if True in unknown:

@@ -13,8 +13,9 @@ from astra.errors import BusyError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.resume.resume import resume, resume_local
-from astra.slurm.parse import Answer
-from astra.states import PageState
+from astra.slurm.parse import Answer, Execution, settle
+from astra.states import PageState, SlurmState
+from astra.status.status import status
 from astra.submit.submit import submit
 from tests.pools import plan_of, pool_of, states
 from tests.servers import Slurm, wait_for
@@ -91,6 +92,17 @@ def test_an_array_that_slurm_was_not_asked_about_is_unknown(url):
         assert (chosen, skipped) == ([], {"unknown": 3})
     gone = Answer(accounting=False, jobs=frozenset({"j"}))
     assert len(resume_module._choose(plan, False, frozenset(), True, (gone, []))[0]) == 3
+
+
+def test_an_end_that_the_accounting_missed_is_an_administrators_concern(url, monkeypatch):
+    plan = plan_of(30, 10)
+    pool_of(plan)
+    with connection():
+        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
+    answer = settle({}, {("j", 2): Execution(SlurmState.RUNNING)})
+    monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: (answer, []))
+    advice = status(plan.pk).advice
+    assert any(line.startswith("sacctmgr show runawayjobs   ") and "7_2" in line for line in advice)
 
 
 def test_on_slurm(slurm: Slurm, monkeypatch):
