@@ -46,6 +46,10 @@ class NextStep:
     explanation: str
 
 
+#: States in which an element may end before it starts; this says nothing of its page.
+_ENDS_OF_QUEUED = (SlurmState.CANCELLED, SlurmState.DEADLINE)
+
+
 def next_steps(
     plan: Plan,
     statuses: Iterable[PageStatus],
@@ -77,7 +81,7 @@ def next_steps(
     for page in pages:
         status, base = wanted[page.number], chosen(page.submission_pk)
         last = page.pk, page.submission_pk
-        was_queued = last not in gained and status.slurm_state == SlurmState.CANCELLED
+        was_queued = last not in gained and status.slurm_state in _ENDS_OF_QUEUED
         in_vain = not gained[last] and not was_queued
         end = retry_policy.end_of(
             status.state, status.slurm_state, status.exit_code, in_vain, status.node

@@ -160,14 +160,15 @@ def test_what_ended_an_element(page, word, code, state):
     assert (found.state if found else None) == state
 
 
-def test_a_page_that_nobody_began_uses_up_no_retry(url):
-    """Its element was cancelled while it waited, or ended at another page, whatever ended it."""
+@pytest.mark.parametrize("end_of_queued", [SlurmState.CANCELLED, SlurmState.DEADLINE])
+def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
+    """Its element was cancelled, or met its deadline, while it waited; or it ended at another page, whatever ended it."""
     plan = plan_of(40, 10)
     pool_of(plan)
     with connection(), writing():
         claim_page(plan, 2, Submission.get(), 1, this_process("local", Path()))
         Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
-    ends = SlurmState.TIMEOUT, SlurmState.FAILED, SlurmState.CANCELLED
+    ends = SlurmState.TIMEOUT, SlurmState.FAILED, end_of_queued
     answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
     pages = present_pages(plan, answer, True)
     assert [page.element for page in pages] == [1, 1, 3, 3]
@@ -175,7 +176,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url):
     left, ended, *queued = next_steps.next_steps(plan, pages)
     assert left.end is None and not left.decision.options  # no more time than before
     assert ended.end is not None and ended.end.state == "TIMEOUT" and ended.end.in_vain
-    assert [(n.end.state, n.end.in_vain) for n in queued] == [("CANCELLED", False)] * 2
+    assert [(n.end.state, n.end.in_vain) for n in queued] == [(end_of_queued, False)] * 2
     assert queued[0].decision.explanation == "next as before (uses up no retry)"
     with connection(), writing():
         Page.update(n_done=Page.n_rows).where(Page.number == 2).execute()
