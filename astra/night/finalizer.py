@@ -91,7 +91,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     if_unknown = f"the night stays open; to continue it: astra nights {night.name} --heal"
     try:
         options = _waiting_options(after, night.finalizer_home, wait_s)
-        job = send(path, job_name(night), cluster, if_unknown, min, options)
+        job = send(path, job_of(night), if_unknown, min, options)
     except SlurmError:
         _restore(night, earlier)
         raise
@@ -144,10 +144,7 @@ def is_alive(night: Night) -> bool:
     if night.finalizer is None:
         return False
     if night.finalizer_job is None:
-        jobs = client.find(
-            job_name(night), night.finalizer_cluster, home=night.finalizer_home,
-            user=night.finalizer_user,
-        )  # fmt: skip
+        jobs = client.find(job_of(night))
         if not jobs:
             return False
         _adopt(night, min(jobs))
@@ -176,10 +173,7 @@ def is_alive_in(answer: Answer, night: Night) -> bool | None:
 
 def _was_passed_on(night: Night) -> bool:
     """Return whether the ended finalizer was submitted again for other nodes, and lives."""
-    jobs = client.find(
-        job_name(night), night.finalizer_cluster, home=night.finalizer_home,
-        user=night.finalizer_user,
-    )  # fmt: skip
+    jobs = client.find(job_of(night))
     if not jobs or max(jobs).job_id <= (night.finalizer_job or 0):
         return False
     _adopt(night, max(jobs))

@@ -109,41 +109,36 @@ class _Pace:
 _pace = _Pace()
 
 
-def find(
-    job_name: str, clusters: str | None = None, home: str | None = None, user: str | None = None
-) -> list[JobId]:
-    """Return the jobs of exactly that name which a `user` submitted, ended ones included.
+def find(job: JobId) -> list[JobId]:
+    """Return all jobs with the name of a job whose number is not known, ended ones included.
 
-    Parameters
-    ----------
-    clusters : as for sbatch's ``--clusters``: one of these took the job. Without it, the cluster
-        `home` did, or that of this machine.
-    user : by default, the caller.
+    One of its clusters took it; without these, the cluster `home` did, or that of this machine. Its
+    user is by default the caller.
 
     Raises
     ------
     SlurmUnknown
         If squeue does not answer, or would not show the jobs of that user.
     """
-    clusters = clusters or _if_elsewhere(home)
-    is_mine = user in (None, user_name())
-    options = ["-u", str(os.getuid()) if is_mine else str(user), *_on(clusters)]
+    name, clusters = str(job.name), job.cluster or _if_elsewhere(job.home)
+    is_mine = job.user in (None, user_name())
+    options = ["-u", str(os.getuid()) if is_mine else str(job.user), *_on(clusters)]
     try:
         columns = "ArrayJobID:|,Name:|,Cluster:|"
-        text = run(["squeue", "-h", "-t", "all", "-n", job_name, "-O", columns, *options])
+        text = run(["squeue", "-h", "-t", "all", "-n", name, "-O", columns, *options])
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
-    if not (jobs := _jobs_named(text, job_name)):
-        period = ["-S", "now-30days", "--name", job_name, "-o", "JobID,JobName,Cluster"]
+    if not (jobs := _jobs_named(text, name)):
+        period = ["-S", "now-30days", "--name", name, "-o", "JobID,JobName,Cluster"]
         try:
             text = run(["sacct", "-n", "-X", "-P", *period, *options])
         except SlurmError:
             return []  # without accounting: squeue has answered, and lists none
-        jobs = _jobs_named(text, job_name)
+        jobs = _jobs_named(text, name)
     if not jobs and not is_mine and os.geteuid() != 0 and not shows_all_jobs(clusters):
-        raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {user} ask")
+        raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {job.user} ask")
     return [
-        JobId(job_id, cluster if clusters else None, job_name, user=user)
+        JobId(job_id, cluster if clusters else None, name, user=job.user)
         for job_id, cluster in sorted(jobs)
     ]
 

@@ -199,8 +199,7 @@ def _assign_pages(plan: Plan, pages: list[int], holders: Holders, submission: Su
 
 def send(
     path: Path,
-    job_name: str,
-    cluster: str | None,
+    job: parse.JobId,
     if_unknown: str,
     choose: Callable[[list[parse.JobId]], parse.JobId],
     args: Sequence[str] = (),
@@ -210,7 +209,7 @@ def send(
 
     Parameters
     ----------
-    job_name, cluster : identify the job; no other job has the name.
+    job : its name and cluster identify it; no other job has the name.
     if_unknown : the end of the message if it remains unknown whether the job exists.
     choose : chooses one of several jobs with the name.
     args : further arguments of sbatch.
@@ -223,7 +222,7 @@ def send(
         except SlurmUnknown as lost:
             log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
             try:
-                jobs = _look_up(job_name, cluster)
+                jobs = _look_up(job)
             except SlurmUnknown as unknown:
                 raise SlurmUnknown(
                     f"sbatch gave no clear answer ({lost}), so the job may or may not exist: "
@@ -240,11 +239,11 @@ def send(
     raise AssertionError("unreachable")
 
 
-def _look_up(job_name: str, cluster: str | None) -> list[parse.JobId]:
-    """Return the jobs with a name; none if they certainly do not exist."""
+def _look_up(job: parse.JobId) -> list[parse.JobId]:
+    """Return the jobs with the name of a job; none if they certainly do not exist."""
     for pause_s in _LOOK_AGAIN_S:
         time.sleep(pause_s)
-        if jobs := client.find(job_name, cluster):
+        if jobs := client.find(job):
             return jobs
     return []
 
@@ -300,12 +299,7 @@ def recover_intents(plan: Plan) -> list[Submission]:
     unknown = []
     for submission in intents:
         try:
-            jobs = client.find(
-                submission.job_name,
-                submission.cluster,
-                home=submission.cluster_name,
-                user=submission.created_by,
-            )
+            jobs = client.find(submission.job)
         except SlurmUnknown:
             unknown.append(submission)
             continue

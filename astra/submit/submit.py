@@ -341,7 +341,7 @@ def _bind(array: _Array, answer: Callable[[], parse.JobId]) -> Job:
     choose = partial(one_of, submission)
     path = Path(submission.script or "")
     try:
-        sent = send(path, submission.job_name, submission.cluster, if_unknown, choose, begun=answer)
+        sent = send(path, submission.job, if_unknown, choose, begun=answer)
     except (SlurmRefused, UsageError) as error:  # the latter: no script could be written
         refused = isinstance(error, SlurmRefused)
         withdraw(submission, "refused" if refused else "absent", str(error))

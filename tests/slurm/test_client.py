@@ -262,7 +262,7 @@ class TestNoAnswer:
             "{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }\n"
             "echo '17|name|test|'"
         )
-        assert client.find("name") == [parse.JobId(17)]
+        assert client.find(parse.JobId(0, name="name")) == [parse.JobId(17)]
         assert len(pauses) == 2 and 0.25 <= pauses[0] <= 0.75 and 0.5 <= pauses[1] <= 1.5
         assert [r.message.partition("; ")[2] for r in caplog.records] == [
             "it is asked again, 1 of 2",
@@ -293,7 +293,7 @@ class TestNoAnswer:
         assert not answer.queue and answer.of(9, 1).state is None
         assert "nothing is known" in answer.notes[0]
         with pytest.raises(SlurmUnknown):
-            client.find("name")
+            client.find(parse.JobId(0, name="name"))
 
     @pytest.mark.parametrize(
         "sacct",
@@ -311,7 +311,7 @@ class TestNoAnswer:
         assert answer.of(9, 1).state is S.RUNNING
         assert answer.of(9, 2).state is None
         commands(squeue="true")
-        assert client.find("name") == []
+        assert client.find(parse.JobId(0, name="name")) == []
 
     @pytest.mark.parametrize("left_memory", [False, True])
     def test_a_name_is_looked_for_on_every_cluster_that_may_have_taken_it(
@@ -320,7 +320,7 @@ class TestNoAnswer:
         queue = r"printf 'CLUSTER: a\n7|other|a|\nCLUSTER: b\n9|name|b|\n9|name|b|\n'"
         accounts = r"printf '7|other|a\n9_[1-3]|name|b\n9_4|name|b\n'"
         commands(squeue="true" if left_memory else queue, sacct=accounts)
-        assert client.find("name", "a,b") == [parse.JobId(9, "b")]
+        assert client.find(parse.JobId(0, "a,b", "name")) == [parse.JobId(9, "b")]
         assert "-M a,b" in (tmp_path / "calls").read_text()
 
     def test_an_id_that_left_memory_is_an_answer(self, commands: Commands) -> None:
@@ -437,12 +437,12 @@ class TestReal:
         file = script(tmp_path, "sleep 60", "--array=1-3", "--hold")
         job = client.submit(file, [f"--job-name={name}"])
         client.submit(file, [f"--job-name={name}x"])
-        assert client.find(name) == [job]
-        assert client.find(name, "test") == [parse.JobId(job.job_id, "test")]
-        assert client.find(name + "y") == []
-        for one in (job, *client.find(name + "x")):
+        assert client.find(parse.JobId(0, name=name)) == [job]
+        assert client.find(parse.JobId(0, "test", name)) == [parse.JobId(job.job_id, "test")]
+        assert client.find(parse.JobId(0, name=name + "y")) == []
+        for one in (job, *client.find(parse.JobId(0, name=name + "x"))):
             client.cancel(one)
-        assert client.find(name) == [job]
+        assert client.find(parse.JobId(0, name=name)) == [job]
 
     def test_elements_of_a_mixed_array(self, real: None, tmp_path: Path) -> None:
         body = "case $SLURM_ARRAY_TASK_ID in 1) exit 0;; 2) exit 3;; 3) kill -9 $$;; *) sleep 99;; esac"

@@ -82,10 +82,10 @@ def test_another_cluster_too_may_hide_the_jobs_of_others(
     theirs = JobId(9, name=OURS, user="operator", **asked)
     assert client.elements([theirs]).of(theirs.key, 1).state is state
     if state is S.ABSENT:
-        assert client.find(OURS, "there", user="operator") == []
+        assert client.find(JobId(0, "there", OURS, user="operator")) == []
     else:
         with pytest.raises(SlurmError):
-            client.find(OURS, "there", user="operator")
+            client.find(JobId(0, "there", OURS, user="operator"))
     mine = JobId(9, name=OURS, user="12345", **asked)
     assert client.elements([mine]).of(mine.key, 1).state is S.ABSENT
 
@@ -126,12 +126,12 @@ def test_a_job_is_looked_for_as_a_job_of_who_submitted_it(commands, monkeypatch,
     commands(squeue="true", sacct="true", scontrol=HERE % "jobs")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(SlurmUnknown, match="have operator ask"):
-        client.find(OURS, user="operator")
+        client.find(JobId(0, name=OURS, user="operator"))
     assert "-u operator" in (tmp_path / "calls").read_text()
-    assert client.find(OURS) == []
+    assert client.find(JobId(0, name=OURS)) == []
     commands(squeue="true", sacct="true", scontrol=HERE % "none")
     limits.configuration.cache_clear()
-    assert client.find(OURS, user="operator") == []
+    assert client.find(JobId(0, name=OURS, user="operator")) == []
 
 
 @pytest.mark.parametrize(
