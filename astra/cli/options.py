@@ -1,6 +1,5 @@
 """Options that several commands take, and the values that they stand for."""
 
-import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -22,37 +21,36 @@ F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")
 
 
-class Count(click.ParamType):
-    """A whole number from 1 up, or from another number."""
+class Number(click.ParamType):
+    """A number within bounds, with messages for people; a whole one if its least value is."""
 
-    name = "integer"
-
-    def __init__(self, greatest: int, least: int = 1) -> None:
+    def __init__(self, least: float, greatest: float) -> None:
         self.least, self.greatest = least, greatest
+        self.name = "integer" if isinstance(least, int) else "number"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        text = str(value).strip()
-        if not re.fullmatch(r"[+-]?[0-9]{1,100}", text):
-            self.fail(f"{text!r} is not a whole number", param, ctx)
-        if int(text) < self.least:
-            self.fail(f"{text} is less than {self.least}", param, ctx)
-        if int(text) > self.greatest:
-            self.fail(f"{text} is more than {self.greatest:,}", param, ctx)
-        return int(text)
+    ) -> float:
+        try:
+            number = type(self.least)(str(value))
+        except ValueError:
+            kind = "a whole number" if self.name == "integer" else "a number"
+            self.fail(f"{value!r} is not {kind}", param, ctx)
+        if number > self.greatest:
+            self.fail(f"{value} is more than {self.greatest:,}", param, ctx)
+        if not number >= self.least:  # or not a number
+            self.fail(f"{value} is not at least {self.least:g}", param, ctx)
+        return number
 
 
 #: How many rows, and how many pages or elements, as the database stores them.
-COUNT, SMALL_COUNT = Count(2**63 - 1), Count(2**31 - 1)
-
-
-class _Days(click.FloatRange):
-    name = "number of days"  # as the message about another value calls it
-
+COUNT, SMALL_COUNT = Number(1, 2**63 - 1), Number(1, 2**31 - 1)
 
 #: An age in days, of which a date can be computed.
-DAYS = _Days(0, 36_500)
+DAYS = Number(0.0, 36_500)
+
+#: How often something is done, in seconds.
+INTERVAL_S = Number(1.0, 1e9)
 
 
 class Decorator(Protocol):
@@ -298,7 +296,7 @@ slurm_options = _gathered(
                  help="Run at most N elements at once."),
     click.option("--pages-per-element", type=SMALL_COUNT, metavar="N",
                  help="Assign N pages to each element."),
-    click.option("--row-timeout", type=click.FloatRange(0, 1e9), metavar="SECONDS",
+    click.option("--row-timeout", type=Number(0.0, 1e9), metavar="SECONDS",
                  help="Record a row that takes longer as a failure."),
     click.option("--time", metavar="TIME", help="Time limit of an element."),
     click.option("--mem", metavar="SIZE", help="Memory of an element."),
@@ -309,6 +307,6 @@ slurm_options = _gathered(
                  help="Any other sbatch option; a flag by its NAME alone."),
     click.option("--dry-run", is_flag=True, help="Show the scripts; store and submit nothing."),
     click.option("--local", is_flag=True, help="Run the elements as processes on this machine."),
-    click.option("-j", "--jobs", type=Count(2**31 - 1), default=1, metavar="N",
+    click.option("-j", "--jobs", type=SMALL_COUNT, default=1, metavar="N",
                  help="With --local: number of processes."),
 )  # fmt: skip

@@ -15,7 +15,8 @@ from astra.cli.completion import NIGHT_OR_PLAN, PLAN, SLURM_STATES
 from astra.cli.group import main
 from astra.cli.options import (
     DAYS,
-    Count,
+    INTERVAL_S,
+    Number,
     csv_option,
     json_option,
     plan_filters,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     "--watch", "live", is_flag=True, help="Update the display until no element runs or waits."
 )
 @click.option(
-    "--every", "every_s", type=click.FloatRange(1), default=10.0, show_default=True,
+    "--every", "every_s", type=INTERVAL_S, default=10.0, show_default=True,
     metavar="SECONDS",
     help="With --watch: how often to update.",
 )  # fmt: skip
@@ -181,7 +182,7 @@ def pause(plan: int | None, of_all: bool, reason: str | None, as_json: bool) -> 
 
 @main.command()
 @plan_named
-@click.argument("n", type=Count(2**31 - 1, least=-(2**31)), required=False)
+@click.argument("n", type=Number(-(2**31), 2**31 - 1), required=False)
 @click.option("--off", is_flag=True, help="Remove the throttle.")
 @json_option
 def throttle(plan: int, n: int | None, off: bool, as_json: bool) -> None:
@@ -274,7 +275,7 @@ def plans(
     help="Keep pages of all plans and nights, and an index, up to date in FOLDER.",
 )  # fmt: skip
 @click.option(
-    "--every", "every_s", type=click.FloatRange(1), default=60.0, metavar="SECONDS",
+    "--every", "every_s", type=INTERVAL_S, default=60.0, metavar="SECONDS",
     help="With --watch: how often to update; 60 by default.",
 )  # fmt: skip
 @click.option("--once", is_flag=True, help="With --watch: update once, for cron.")

@@ -114,7 +114,7 @@ def submit(
 ) -> None:  # fmt: skip
     """Plan and submit TASK, or submit a PLAN by its number, as Slurm job arrays.
 
-    Of a plan that was submitted before, only pages that never were are submitted. --time is
+    If a plan was submitted before, only its pages that never were are submitted. --time is
     sbatch's time limit; --element-time is how long an element should run.
     """
     if execution.local and not as_json:  # only then, as it imports rich, which takes long

@@ -10,7 +10,7 @@ import click
 from astra import api
 from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
-from astra.cli.options import Count, json_option, profile_option, seconds
+from astra.cli.options import Number, json_option, profile_option, seconds
 from astra.cli.output import show
 from astra.errors import UsageError, nearest
 
@@ -142,7 +142,7 @@ def config_command(as_json: bool) -> None:
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--rows",
-    type=Count(10**6, least=10),
+    type=Number(10, 10**6),
     default=200,
     show_default=True,
     help="Number of input rows.",
