@@ -32,8 +32,8 @@ def check_folder(folder: Path) -> None:
     root = Path(settings.current().run.dir)
     try:
         _refuse_foreign_links(root)
-        is_new = not root.exists()
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if is_new := not root.exists():
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_owner(root, root.stat())
         if is_new:
             _set_mode(root)
@@ -72,7 +72,7 @@ def _private(folder: Path) -> None:
 def _check_owner(folder: Path, status: os.stat_result) -> None:
     instead = "or set [run] dir or ASTRA_RUN_DIR to a folder of your own"
     if not stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"the run directory {folder} is no folder; remove it, {instead}")
+        raise UsageError(f"the run directory {folder} is not a folder; remove it, {instead}")
     if status.st_uid != os.geteuid():
         raise UsageError(
             f"the run directory {folder} belongs to the user {status.st_uid}, not to you "
@@ -191,7 +191,7 @@ def spool_files(plan_folder: str, page: int | None = None) -> list[Path]:
     numbered, folder = [], spool_folder(plan_folder)
     try:
         names = os.listdir(folder)
-    except (FileNotFoundError, PermissionError):  # it belongs to somebody else
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last: somebody else's
         return []
     for path in map(folder.joinpath, names):
         match = _SPOOL_FILE.fullmatch(path.name)  # other files are not astra's

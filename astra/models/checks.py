@@ -110,6 +110,8 @@ def lacking_guard(model: type[Model]) -> str | None:
     """Describe an index or trigger that results depend on and a table lacks, and the remedy."""
     lacks = None
     if columns := _missing_unique(model):
+        if not dialect().columns(model):
+            return f"does not exist; create it: {command_for(model)}"
         lacks = f"no unique index on ({columns}), so that a row could have two results"
     elif (column := _column_of_trigger(model)) and not dialect().keeps_modified(model, column):
         lacks = f"no trigger that keeps `{column}`, so that changes would not be noticed"

@@ -70,7 +70,7 @@ def own_frame(error: BaseException) -> tracebacks.FrameSummary | None:
     for frame in reversed(frames):
         path = Path(frame.filename)
         is_ours = path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "pipelines")
-        if not is_ours and "importlib" not in frame.filename:
+        if not is_ours and "importlib" not in frame.filename and path.name != "pkgutil.py":
             return frame
     return None
 

@@ -146,9 +146,9 @@ def _init(
     new, own_models, owners = _make_tables(version, notes)
     if owners and (wanted or not new):
         raise NotAllowed(
-            f"the role {database.obj.connection().info.user!r} is not the owner of the tables, "
-            f"{' or '.join(map(repr, owners))} is, who alone may complete them and give of "
-            "them: have astra initdb run by that role"
+            f"the role {database.obj.connection().info.user!r} is not the owner of the tables; "
+            f"only {' or '.join(map(repr, owners))} may complete them and grant rights on them: "
+            "run astra initdb as that role"
         )
     _upgrade(version)
     if not owners and (settled := settle_archive(copied, moved)):

@@ -35,6 +35,8 @@ _KEPT = re.compile(r"SLURM_(CONF|CONF_SERVER|JWT|SACK_\w+)")
 
 _READ_ONLY = {"squeue", "sacct", "scontrol", "sinfo"}
 
+_NO_CONFIGURATION = re.compile(r"Could not establish a configuration source")
+
 _NO_ANSWER = re.compile(
     r"timed out|Unable to contact slurm|Connection (refused|reset)|Zero Bytes|"
     r"Message (send|receive) failure|Communication \w+ failure|Broken pipe|"
@@ -123,7 +125,10 @@ def _run_once(args: Sequence[str], timeout_s: float) -> str:
             f"{command} was killed by signal {-process.returncode}. {message}".strip()
         )
     if _NO_ANSWER.search(message) or not message:
-        raise SlurmUnknown(f"{command}: {message or f'status {process.returncode} without a word'}")
+        reason = message or f"exit status {process.returncode} without a message"
+        raise SlurmUnknown(f"{command}: {reason}")
+    if _NO_CONFIGURATION.search(message):
+        message += "; work on a login node, or set SLURM_CONF (astra submit --local needs no Slurm)"
     raise Failed(command, message, process.stdout)
 
 

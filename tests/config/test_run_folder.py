@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from astra.config import settings
-from astra.config.run_folder import check_folder, open_to_append, umask_without_write, write_whole
+from astra.config.run_folder import (
+    check_folder,
+    open_to_append,
+    spool_files,
+    umask_without_write,
+    write_whole,
+)
 from astra.errors import AstraError, ConfigError, UsageError
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
@@ -174,6 +180,15 @@ class TestFiles:
                 open_to_append(tmp_path / name)
         assert (tmp_path / "precious").read_text() == "precious"
         assert not (tmp_path / "made").exists()
+
+    def test_a_file_is_no_run_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "file"))
+        assert spool_files("plan-1-x") == []
+        with pytest.raises(UsageError, match="file is not a folder; remove it, or set"):
+            check_folder(tmp_path / "file" / "plan-1-x")
 
     def test_the_umask_of_elements(self) -> None:
         old = os.umask(0o002)

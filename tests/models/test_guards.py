@@ -10,7 +10,7 @@ from astra.database.connection import connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
-from astra.models.checks import check_guards
+from astra.models.checks import check_guards, lacking_guard
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
@@ -49,6 +49,14 @@ def test_two_tables_with_long_names_have_their_own_indexes(url):
             model.create_table()
             assert not list(model.lacking_indexes())
             model.create_table()  # again changes nothing
+
+
+def test_a_table_that_is_gone_is_called_so(url):
+    with connection():
+        database.execute_sql("DROP TABLE measured")
+        assert (
+            lacking_guard(Measured) == "does not exist; create it: astra initdb tests.sample_tasks"
+        )
 
 
 def test_a_lost_index_is_noticed_and_made_again(url):

@@ -214,7 +214,7 @@ class TestNoAnswer:
              "received' >&2; exit 1", "Zero Bytes"),
             ("exit 0", "no job id"),
             ("echo hello", "no job id"),
-            ("exit 1", "without a word"),
+            ("exit 1", "without a message"),
             ("kill -9 $$", "killed by signal 9"),
         ],
     )  # fmt: skip
@@ -246,6 +246,13 @@ class TestNoAnswer:
             client.submit(Path("x.sh"))
         assert not isinstance(caught.value, SlurmUnknown)
         assert not command.available()
+
+    def test_a_machine_without_slurms_configuration(self, commands: Commands) -> None:
+        commands(
+            squeue="echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1"
+        )
+        with pytest.raises(SlurmError, match="configuration source; work on a login node, or set"):
+            command.run(["squeue"])
 
     def test_queries_are_repeated(
         self,
