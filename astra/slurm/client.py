@@ -125,7 +125,8 @@ def find(job: JobId) -> list[JobId]:
     options = ["-u", str(os.getuid()) if is_mine else str(job.user), *_on(clusters)]
     try:
         columns = "ArrayJobID:|,Name:|,Cluster:|"
-        text = run(["squeue", "-h", "-t", "all", "-n", name, "-O", columns, *options])
+        # -a: jobs in hidden partitions, too, which squeue otherwise shows only by their numbers.
+        text = run(["squeue", "-a", "-h", "-t", "all", "-n", name, "-O", columns, *options])
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
     if not (jobs := _jobs_named(text, name)):
@@ -351,7 +352,7 @@ def _squeue(
 ) -> dict[Key, Execution]:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
     # Without -r, the waiting elements of an array are one line, "17_[2-1000%50]".
-    args = ["squeue", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
+    args = ["squeue", "-a", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
     try:
         return parse_squeue(run(args, recent_s), names)
     except Failed as failed:

@@ -137,7 +137,7 @@ def room(partition: str | None) -> Room:
     """
     requested = _requested(partition)
     names = {p.name for p in requested}
-    lines = _of_site("sinfo", "-h", "-N", "-o", "%R|%N|%m").splitlines()
+    lines = _of_site("sinfo", "-a", "-h", "-N", "-o", "%R|%N|%m").splitlines()
     nodes = [line.split("|") for line in lines if line.split("|")[0] in names]
     memory = [size for _, _, text in nodes if (size := size_mb(text.rstrip("+")))]
     most_mb = _widest([p.max_mem_mb for p in requested])
@@ -151,7 +151,8 @@ def room(partition: str | None) -> Room:
 
 def _requested(partition: str | None) -> list[Partition]:
     """Return the partitions of a list of names, or the default one."""
-    partitions = parse_partitions(_of_site("scontrol", "-o", "show", "partition"))
+    # -a: hidden partitions, too.
+    partitions = parse_partitions(_of_site("scontrol", "-a", "-o", "show", "partition"))
     names = set((partition or "").split(",")) - {""}
     return [p for p in partitions if (p.name in names if names else p.is_default)]
 

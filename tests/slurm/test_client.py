@@ -320,6 +320,12 @@ class TestNoAnswer:
         commands(squeue="true")
         assert client.find(parse.JobId(0, name="name")) == []
 
+    def test_a_job_in_a_hidden_partition_is_found(self, commands: Commands) -> None:
+        """squeue shows it with -a, or by its number (tried on 22.05)."""
+        shown = "case \" $* \" in *' -a '*|*' -j '*) echo '7|name|here|';; esac"
+        commands(squeue=shown, sacct="exit 1")
+        assert client.find(parse.JobId(0, name="name")) == [parse.JobId(7)]
+
     @pytest.mark.parametrize("left_memory", [False, True])
     def test_a_name_is_looked_for_on_every_cluster_that_may_have_taken_it(
         self, commands: Commands, tmp_path: Path, left_memory: bool
