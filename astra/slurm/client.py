@@ -132,10 +132,9 @@ def find(job: JobId) -> list[JobId]:
     if not (jobs := _jobs_named(text, name)):
         period = ["-S", "now-30days", "--name", name, "-o", "JobID,JobName,Cluster"]
         try:
-            text = run(["sacct", "-n", "-X", "-P", *period, *options])
+            jobs = _jobs_named(run(["sacct", "-n", "-X", "-P", *period, *options]), name)
         except SlurmError:
-            return []  # without accounting: squeue has answered, and lists none
-        jobs = _jobs_named(text, name)
+            pass  # without accounting: squeue has answered, and lists none
     if not jobs and not is_mine and os.geteuid() != 0 and not shows_all_jobs(clusters):
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {job.user} ask")
     return [

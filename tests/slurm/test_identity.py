@@ -122,8 +122,11 @@ def test_signs_in_reasons_and_in_names_of_others_hide_no_job_of_ours(commands):
     assert client.elements([JobId(9, name=OURS)]).of(OURS, 1).state is None  # cut off
 
 
-def test_a_job_is_looked_for_as_a_job_of_who_submitted_it(commands, monkeypatch, tmp_path):
-    commands(squeue="true", sacct="true", scontrol=HERE % "jobs")
+@pytest.mark.parametrize("accounting", ["true", "exit 1"])
+def test_a_job_is_looked_for_as_a_job_of_who_submitted_it(
+    commands, monkeypatch, tmp_path, accounting
+):
+    commands(squeue="true", sacct=accounting, scontrol=HERE % "jobs")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(SlurmUnknown, match="have operator ask"):
         client.find(JobId(0, name=OURS, user="operator"))
