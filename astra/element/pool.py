@@ -15,7 +15,7 @@ from astra.config.units import time_limit_s, warning_lead_s
 from astra.database.connection import dialect
 from astra.database.statements import statement
 from astra.errors import AstraError
-from astra.models.attempts import Attempt
+from astra.models.attempts import N_ENDED, Attempt
 from astra.models.plans import N_PENDING, Page, Submission
 from astra.processes import born_s, now_s
 from astra.states import AttemptState
@@ -101,12 +101,11 @@ def give_back(page: Page) -> None:
     A page at which several elements were interrupted before a row ended waits for a resume, which
     gives more time. If it were released again, it would use up one element after the other.
     """
-    n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
     in_vain = Attempt.select().where(
         (Attempt.page == page.pk)
         & (Attempt.submission_pk == page.submission_pk)
         & (Attempt.state == AttemptState.INTERRUPTED.value)
-        & (n_ended == 0)
+        & (N_ENDED == 0)
     )
     if in_vain.count() > _IN_VAIN:
         return

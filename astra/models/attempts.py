@@ -65,6 +65,10 @@ class Attempt(BaseModel):
         indexes = ((("page", "number"), True),)
 
 
+#: How many rows an attempt has ended, in a query.
+N_ENDED = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
+
+
 class Suspect(BaseModel):
     """A row that the task was processing when its process died."""
 

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
 from astra.element.controls import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
-from astra.models.attempts import Attempt
+from astra.models.attempts import N_ENDED, Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import IS_LIVE, Plan, Submission
 from astra.night import finalizer
@@ -313,7 +314,7 @@ def assess_plans(
                 step.problems.append(unknown)
                 continue
             raise SlurmUnknown(unknown)
-        if _note_alive(plan, pages, step):
+        if _note_alive(pages, step):
             alive.append(entry)
         if _stays_paused(plan):
             why = f"plan {plan.pk} is paused ({plan.pause_reason})"
@@ -349,17 +350,14 @@ def _pause_left(plan: Plan, pages: Pages, pause_s: int) -> int:
 
     Return 0 if the pause is over, a row has ended, or the policy gives all pages up.
     """
+    last = max(pages.stored.submissions.values(), key=attrgetter("pk"), default=None)
+    if last is None:
+        return 0
+    left_s = pause_s - (pages.stored.now - last.created).total_seconds()
+    if left_s <= 0:
+        return 0
     with connection():
-        of_plan = Submission.select().where(Submission.plan == plan.pk)
-        last = of_plan.order_by(Submission.pk.desc()).first()
-        if last is None:
-            return 0
-        left_s = pause_s - (dialect().now() - last.created).total_seconds()
-        if left_s <= 0:
-            return 0
-        n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
-        gained = Attempt.select().where((Attempt.submission_pk == last.pk) & (n_ended > 0))
-        if gained.exists():
+        if Attempt.select().where((Attempt.submission_pk == last.pk) & (N_ENDED > 0)).exists():
             return 0
     is_retried = any(step.decision.retry for step in next_steps(plan, pages))
     return math.ceil(left_s) if is_retried else 0
@@ -380,20 +378,16 @@ def _live(pks: Iterable[int]) -> list[Plan]:
         return list(Plan.select().where(Plan.pk.in_(list(pks)) & IS_LIVE).order_by(Plan.pk))
 
 
-def _note_alive(plan: Plan, pages: Pages, step: NightStep) -> bool:
+def _note_alive(pages: Pages, step: NightStep) -> bool:
     """Record the living arrays of a plan, and how many elements they may run at once."""
     elements: dict[str, set[int | None]] = {}
     for page in in_states(pages, ALIVE):
         if page.job:
             elements.setdefault(page.job.partition("_")[0], set()).add(page.element)
-    with connection():
-        submissions = Submission.select().where(
-            (Submission.plan == plan.pk) & (Submission.kind == "slurm")
-        )
-        for s in submissions:
-            if n := len(elements.get(str(s.job_id), ())):
-                step.jobs.add(s.job)
-                step.used += min(s.stored_profile.get("throttle") or n, n)
+    for s in pages.stored.submissions.values():
+        if s.kind == "slurm" and (n := len(elements.get(str(s.job_id), ()))):
+            step.jobs.add(s.job)
+            step.used += min(s.stored_profile.get("throttle") or n, n)
     lives = not ALIVE.isdisjoint(pages.tally)
     step.lives |= lives
     return lives
@@ -414,7 +408,7 @@ def live_state(night: Night) -> NightStep:
     slurm_answer = query_slurm_for(plans)
     for plan in plans:
         pages, _ = survey(plan, slurm_answer)
-        _note_alive(plan, pages, step)
+        _note_alive(pages, step)
         if plan.paused is not None:
             why = f"plan {plan.pk} is paused ({plan.pause_reason})"
             step.problems.append(f"{why}: astra continue {plan.pk}")

@@ -14,7 +14,7 @@ from astra.config import settings as config
 from astra.config.profiles import Profile, choose_profile, without_early_signal
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import AstraError, ConfigError
-from astra.models.attempts import Attempt, Exclusion, excluded_nodes
+from astra.models.attempts import N_ENDED, Attempt, Exclusion, excluded_nodes
 from astra.models.plans import Page, Plan, Submission
 from astra.models.stored_json import log_damage
 from astra.plan.lookup import is_trusted
@@ -100,9 +100,8 @@ def next_steps(
 def _attempts(plan: Plan) -> tuple[Counter[tuple[int, int | None]], set[tuple[int, int | None]]]:
     """Return how many rows ended, by page and submission; and the pages and submissions in which
     groups of suspects were run, which are halved each time."""
-    n_ended = Attempt.n_done + Attempt.n_failed + Attempt.n_no_result + Attempt.n_found
     of_page = Attempt.page, Attempt.submission_pk
-    query = Attempt.select(*of_page, fn.SUM(n_ended), fn.MAX(Attempt.group)).join(Page)
+    query = Attempt.select(*of_page, fn.SUM(N_ENDED), fn.MAX(Attempt.group)).join(Page)
     gained: Counter[tuple[int, int | None]] = Counter()
     searched = set()
     for page, submission, n, group in tuples(query.where(Page.plan == plan.pk).group_by(*of_page)):
