@@ -53,9 +53,10 @@ def supervised(
         sys.stdout.flush()
         sys.stderr.flush()
         gc.freeze()  # else the child's garbage collection would copy all shared memory pages
+        own_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
-            return _child(work, board)
+            return _child(work, board, own_pid)
         status = parent.wait(pid)
         birth_s = now_s()
         if board.finished and not parent.timed_out:
@@ -78,9 +79,8 @@ def supervised(
             return 77
 
 
-def _child(work: Callable[[Board], int], board: Board) -> int:
+def _child(work: Callable[[Board], int], board: Board, parent: int) -> int:
     """Run the work in the child, which is killed if its parent ends."""
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # the parent died before the line above
         os._exit(128 + signal.SIGKILL)

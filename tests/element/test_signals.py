@@ -222,6 +222,34 @@ def test_such_a_thread_does_not_keep_the_next_process_either(tmp_path):
     assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
 
 
+_ORPHANED = """
+import os, signal, sys, time
+from astra.element.supervisor import supervised
+fork = os.fork
+
+def fork_and_die():
+    parent = os.getpid()
+    if (pid := fork()):
+        os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    return pid
+
+def work(board):
+    print("works without a parent", flush=True)
+    return 0
+
+os.fork = fork_and_die
+supervised(work)
+"""
+
+
+def test_a_process_whose_parent_died_at_once_does_not_begin():
+    orphaned = [sys.executable, "-c", _ORPHANED]
+    done = subprocess.run(orphaned, cwd=ROOT, timeout=60, check=False, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+
+
 _LATE = """
 import sys, time
 from astra.element.supervisor import supervised
