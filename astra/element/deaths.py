@@ -73,8 +73,10 @@ def give_up(board: Board, death: Death) -> None:
             broken = Attempt.update(
                 state=AttemptState.BROKEN.value, message=message, ended=SQL(dialect().now_sql)
             )
-            broken.where(Attempt.pk == board.attempt_pk).execute()
-            pause_if_all_break(Page.get_by_id(board.page_pk).plan_pk)
+            # It may have ended before its process crashed.
+            is_open = Attempt.state.in_((*_OPEN, AttemptState.DIED.value))
+            if broken.where((Attempt.pk == board.attempt_pk) & is_open).execute():
+                pause_if_all_break(Page.get_by_id(board.page_pk).plan_pk)
 
     if board.attempt_pk:
         retrying(work)

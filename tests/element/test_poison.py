@@ -11,7 +11,7 @@ from astra.config import settings
 from astra.database.connection import connection
 from astra.element.board import Board
 from astra.element.claiming import claim_page, this_process
-from astra.element.deaths import note_death
+from astra.element.deaths import give_up, note_death
 from astra.element.element import Element
 from astra.element.suspects import Death
 from astra.models import BossVisitSpectrum
@@ -131,6 +131,17 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
     for _ in range(2):  # what is committed, and repeated as the answer was lost
         assert note_death(board, Death("KilledProcess", "was killed"), 1.0, alive)
     assert [suspect.deaths for suspect in Suspect.select()] == [1]
+
+
+def test_a_page_that_was_done_before_its_process_crashed_is_not_broken(url):
+    plan, board = plan_of(4, 4), Board()
+    run_here(plan.pk)
+    with connection():
+        attempt = Attempt.get()
+    board.begin_page(attempt.page_pk, attempt.pk, 4)
+    give_up(board, Death("KilledProcess", "killed its process"))
+    with connection():
+        assert Attempt.get().state == "done"
 
 
 def test_a_process_begins_with_no_row_in_progress():
