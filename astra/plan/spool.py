@@ -106,8 +106,9 @@ def save(
 
 def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     for yielded in checkpoint.results:
-        # A result of a row that was not handed over could be found by its key only.
-        if yielded.handed is None or yielded.handed.key is None:
+        # A result of a row that was not handed over could be found by its key only; a further one
+        # of a row that has ended is refused.
+        if yielded.handed is None or yielded.handed.key is None or yielded.again:
             continue
         try:
             yield json.dumps(

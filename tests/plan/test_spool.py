@@ -81,6 +81,14 @@ def test_a_number_that_only_numpy_has_is_spooled(sqlite_url):
     assert list(spool._lines(checkpoint)) == [], "it cannot be stored either"
 
 
+def test_a_further_result_of_a_row_is_not_spooled(sqlite_url):
+    """The file would not say that it is one, and it would be stored with those of its row."""
+    fill(1)
+    result = Measured.from_spectrum(BossVisitSpectrum.get(), value=1.0)
+    further = YieldedResult(result, HandedRow(1, None), again=True)
+    assert list(spool._lines(Checkpoint([further]))) == []
+
+
 def test_two_who_recover_at_once(url, monkeypatch):
     """Resume and a starting element both read the file before either has stored it."""
     plan = get_plan(spooled())
