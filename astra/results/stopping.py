@@ -1,6 +1,7 @@
 """Stop a run early: on request, on a termination signal, or after too many failures."""
 
 import atexit
+import logging
 import os
 import signal
 import threading
@@ -12,6 +13,8 @@ from astra.errors import BrokenElement
 
 if TYPE_CHECKING:
     from astra.results.rows import Refusal
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,17 @@ def _forget_runs() -> None:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
             signal.set_wakeup_fd(-1)
+
+
+def end_forked(error: BaseException) -> NoReturn:
+    """End a process that the task has forked, and in which it raised instead of calling _exit.
+
+    It has no thread that writes, and its connections are those of the process that forked it.
+    """
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        log.error("a process that the task forked raised %s", type(error).__name__, exc_info=error)
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 os.register_at_fork(after_in_child=_forget_runs)

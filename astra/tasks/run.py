@@ -8,7 +8,9 @@ the row that an exception belongs to, and :mod:`~astra.results.writer` stores th
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import NoReturn, Protocol, cast
+from itertools import chain
+from threading import Lock
+from typing import Protocol, cast
 
 from astra.database.connection import in_transaction
 from astra.errors import AstraError, BrokenElement
@@ -24,7 +26,7 @@ from astra.results.rows import (
     foreign_row_refusal,
     refusal,
 )
-from astra.results.stopping import INTERRUPTIONS, ActiveRuns, Terminated
+from astra.results.stopping import INTERRUPTIONS, ActiveRuns, Terminated, end_forked
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
 from astra.tasks.row_clock import Board, RowClock, share_out
@@ -60,6 +62,8 @@ class Pass:
         self.halve = halve  # the rows are suspects: if one raises, each half is tried by itself
         self.exhausted = False
         self.has_asked = False  # the task has asked for a row since it was called last
+        # Any thread of the task may ask for a row, even one that outlives its call of the task.
+        self.reading, self.taking = Lock(), Lock()
 
 
 class Run:
@@ -103,7 +107,7 @@ class Run:
         writer.buffer.finish_fresh = self.clock.end_row
         groups = self.page_rows.groups if self.page_rows is not None else []
         self.blame = Blame(writer.target.task, groups, outer_exceptions, self._fail)
-        self.n_results = 0
+        self.n_results = self.n_calls = 0
         self.began = False  # the task has asked for the first row of this pass
         self.asked_since_result = False  # the task has asked for a row since its last result
         self.at_end = False  # the task has asked for a row, and there are no more
@@ -146,10 +150,12 @@ class Run:
             self.began = rows.has_asked = self.at_end = False
             self.last_result = None
             self.in_progress.start_pass()
-            generator = self.call(self._hand_over(rows))
+            generator = self.call(self._hand_over(rows, self.n_calls))
             try:
                 error = yield from self._take_results(generator)
             finally:
+                with rows.taking:
+                    self.n_calls += 1
                 self._close(generator)
             if error is not None:
                 self._handle(error, rows.halve)
@@ -201,7 +207,7 @@ class Run:
                 return None
             except BaseException as error:
                 if os.getpid() != self.pid:
-                    _end_forked(error)
+                    end_forked(error)
                 self._credit(clock.stop())
                 if self._ends_with(error):
                     raise
@@ -242,10 +248,8 @@ class Run:
         """
         ActiveRuns.check()
         fatal_error = self.writer.fatal_error
-        if fatal_error is error is not None:
-            raise error
         if fatal_error is not None:
-            raise fatal_error from error
+            raise fatal_error from (None if fatal_error is error else error)
 
     def _ends_with(self, error: BaseException) -> bool:
         """Return whether an exception ends the run, and is no failure of a row.
@@ -265,37 +269,59 @@ class Run:
 
     # -- rows in, results out ---------------------------------------------------------------
 
-    def _hand_over(self, rows: Pass) -> Iterator[object]:
-        """Generate the rows for the task, until there are none or the run has to stop."""
-        clock, in_progress, stop = self.clock, self.in_progress, self.stop
+    def _hand_over(self, rows: Pass, call: int) -> Iterator[object]:
+        """Generate the rows for a call of the task, until there are none or the run has to stop.
+
+        A thread of the task may still ask for rows when its call has ended. It gets none, since the
+        next call of the task would not know of them.
+        """
+        clock, stop = self.clock, self.stop
+        if call != self.n_calls:
+            return
         rows.has_asked = True
         clock.credit_overhead(clock.stop())
         while not stop.is_wanted:
             if ActiveRuns.status:  # the task has caught it in the row that it was given last
                 ActiveRuns.check()
-            if in_progress.gathered:
+            with rows.reading:
+                given = self._take(rows, call)
+            if call != self.n_calls:
+                return
+            if given is _END:
+                break
+            clock.start()
+            yield given
+            if call != self.n_calls:
+                return
+            self._credit(clock.stop())
+        clock.start()
+
+    def _take(self, rows: Pass, call: int) -> object:
+        """Take the next row, and return it as the task is given it; `_END` if there are no more."""
+        in_progress = self.in_progress
+        with rows.taking:
+            if call == self.n_calls and in_progress.gathered:
                 self._end_gathered()
-            try:
-                row = next(rows.rows, _END)
-                if row is _END:
-                    self._note_end(rows)
-                    break
-            except Exception as error:
-                self._note_unread(error)
-                raise
+        try:
+            row = next(rows.rows, _END)
+            if row is _END:
+                self._note_end(rows)
+                return _END
+        except Exception as error:
+            self._note_unread(error)
+            raise
+        with rows.taking:
+            if call != self.n_calls:
+                rows.rows = chain([row], rows.rows)
+                return _END
             if type(row) is HandedRow:
                 handed = row
             else:
                 if not self.began and not in_progress.by_key:
                     self.writer.target = in_progress.set_table(row)
                 handed = in_progress.wrap(row)
-            given = in_progress.take(handed)
             self.last_result, self.began, self.asked_since_result = None, True, True
-            del row, handed  # so that a row can be freed when the task releases it
-            clock.start()
-            yield given
-            self._credit(clock.stop())
-        clock.start()
+            return in_progress.take(handed)
 
     def _note_unread(self, error: Exception) -> None:
         """End the run by an exception that passes through the task, and that it did not cause."""
@@ -451,17 +477,6 @@ class Run:
         except BrokenElement:
             self.writer.buffer.forget_failures()
             raise
-
-
-def _end_forked(error: BaseException) -> NoReturn:
-    """End a process that the task has forked, and in which it raised instead of calling _exit.
-
-    It has no thread that writes, and its connections are those of the process that forked it.
-    """
-    code = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit):
-        log.error("a process that the task forked raised %s", type(error).__name__, exc_info=error)
-    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _place_of_yield(generator: object) -> str | None:

@@ -2,10 +2,14 @@
 
 import threading
 from collections.abc import Iterable
+from queue import SimpleQueue
 
 from astra import task
+from astra.api import run_here
 from astra.models import BossVisitSpectrum
+from astra.status.verify import verify
 from astra.tasks import run
+from tests.pools import plan_of
 from tests.sample_tasks import Measured
 
 _shares_time, _has_more = threading.Event(), threading.Event()
@@ -40,3 +44,44 @@ def test_a_row_may_be_taken_while_another_ends(sqlite_url, monkeypatch):
     spectra = [BossVisitSpectrum(spectrum_pk=key) for key in range(1, 6)]
     results = list(fetched_ahead(spectra, write_to_database=False))
     assert [result.spectrum_pk for result in results] == [1, 2, 3, 4, 5]
+
+
+_threads: list[threading.Thread] = []
+
+_called_again, _takes_no_more = threading.Event(), threading.Event()
+
+
+@task
+def read_by_a_thread(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
+    """Leaves its thread running when it raises; the next call begins when that has ended."""
+    rows: SimpleQueue[BossVisitSpectrum | None] = SimpleQueue()
+
+    def read() -> None:
+        for spectrum in spectra:
+            rows.put(spectrum)
+            if spectrum.spectrum_pk == bad:
+                _called_again.wait(60)
+        rows.put(None)
+        _takes_no_more.set()
+
+    thread = threading.Thread(target=read, daemon=True)
+    if _threads:
+        _called_again.set()
+        assert _takes_no_more.wait(60)
+    _threads.append(thread)
+    thread.start()
+    while (row := rows.get()) is not None:
+        if row.spectrum_pk == bad:
+            raise ValueError(f"row {bad} is bad")
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+def test_a_thread_that_outlives_its_call_takes_no_rows_of_the_next_one(url):
+    """They would have no result, and nobody would know why."""
+    _threads.clear()
+    _called_again.clear()
+    _takes_no_more.clear()
+    plan = plan_of(10, 10, read_by_a_thread, bad=4)
+    run_here(plan.pk)
+    found = verify(plan.pk)
+    assert found.sound and (found.rows["result"], found.rows["failure"]) == (9, 1)
