@@ -47,7 +47,7 @@ def bounds(chosen: Profile) -> Bounds:
         allowed = room(partition)
         reservations = parse_maintenance(_of_site("scontrol", "-o", "show", "reservation"))
         nodes = set(allowed.nodes)
-        ahead = [r for r in reservations if nodes and nodes <= _hosts(r.nodes)]
+        ahead = [r for r in reservations if nodes and nodes <= hosts(r.nodes)]
     except SlurmError as error:
         return Bounds(partition, note=f"the partition's limits are not known: {error}")
     first = min(ahead, key=lambda r: r.begins, default=None)
@@ -174,7 +174,7 @@ def default_time(chosen: Profile) -> str | None:
     return written_time(limit_s) if limit_s else None
 
 
-def _hosts(nodes: str) -> set[str]:
+def hosts(nodes: str) -> set[str]:
     """Return the names of nodes that Slurm writes as ``n[1-4]``."""
     return set(_of_site("scontrol", "show", "hostnames", nodes).split()) if nodes else set()
 

@@ -253,16 +253,17 @@ def _submit_slices(
 
 
 def nodes_to_exclude(chosen: Profile) -> tuple[str, ...]:
-    """Return the nodes to exclude: only nodes of the partition, and never all of them."""
+    """Return further nodes to exclude: only nodes of the partition, and never all of them."""
     bad = excluded_nodes()
     if not bad or "nodelist" in chosen.options:
         return ()
     try:
-        room = limits.room(chosen.partition)
+        nodes = set(limits.room(chosen.partition).nodes)
+        nodes -= limits.hosts(str(chosen.options.get("exclude") or ""))
     except SlurmError as error:
         log.warning("the nodes of the partition are unknown, so none is excluded: %s", error)
         return ()
-    return tuple(to_exclude(bad, room.nodes))
+    return tuple(to_exclude(bad, nodes))
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from astra.policy.next_steps import ends_of
 from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
 from astra.resume import resume as resume_module
 from astra.resume.resume import resume
+from astra.slurm import limits
 from astra.slurm.limits import default_time, room
 from astra.slurm.parse import Answer, Execution
 from astra.slurm.site import Room, parse_partitions
 from astra.states import PageState, SlurmState
 from astra.status.page_states import present_pages
 from astra.status.status import status
-from astra.submit.submit import submit, to_exclude
+from astra.submit.submit import nodes_to_exclude, submit, to_exclude
 from tests.conftest import ROOT
 from tests.nights import run_out
 from tests.pools import plan_of, pool_of
@@ -274,6 +275,18 @@ class TestNodes:
     def test_only_nodes_that_are_there_and_never_all(self):
         assert to_exclude(["n1", "n9", "n1,n2", "$(id)"], ["n1", "n2"]) == ["n1"]
         assert to_exclude(["n1", "n2"], ["n1", "n2"]) == []
+
+    @pytest.mark.parametrize(
+        ("own", "excluded"), [("n[1-2]", ()), ("n1", ("n3",)), (None, ("n3",))]
+    )
+    def test_never_all_that_the_profile_leaves(self, url, monkeypatch, own, excluded):
+        listed = {"n[1-2]": "n1\nn2\n", "n1": "n1\n"}
+        monkeypatch.setattr(limits, "room", lambda _: Room(nodes=("n1", "n2", "n3")))
+        monkeypatch.setattr(limits, "run", lambda args: listed[args[-1]])
+        with connection():
+            tomorrow = dialect().now() + timedelta(days=1)
+            Exclusion.insert(node="n3", reason="", until=tomorrow).execute()
+        assert nodes_to_exclude(choose_profile(None, {"exclude": own})) == excluded
 
 
 def test_partitions_as_slurm_writes_them():
