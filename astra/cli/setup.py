@@ -101,6 +101,8 @@ def doctor(
     if answer is not None:
         api.write_answer(answer, api.on_a_node)
         return
+    if profile_name is not None and not job:
+        raise UsageError("--profile is for the job of --job: add --job, or leave --profile out")
     show_findings(api.examine(None, job, wait_s, profile_name), as_json, False, "ready")
 
 

@@ -59,8 +59,9 @@ def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
             keys[_given(key, value)] = None
         except (ValueError, TypeError) as error:
             names = ", ".join(field.name for field in key.fields)
+            place = f"key {number}: " if number > 1 else ""
             raise TaskError(
-                f"key {number}, {str(value)[:100]!r}, is not a key ({names}): {error}"
+                f"{place}{str(value)[:100]!r} is not a key ({names}): {error}"
             ) from None
     return list(keys)
 

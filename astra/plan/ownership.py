@@ -47,16 +47,24 @@ def check_own_results(
         .limit(1)
         .scalar()
     )
-    if made_by is None:
+    has_results = made_by is not None
+    if not has_results:
         made_by = _living(pks, model, output)
     if made_by is None:
         return
-    other = MadeBy.get_by_id(made_by).task
+    origin = MadeBy.get_by_id(made_by)
+    other, plan = origin.task, origin.plan_pk
+    if has_results:
+        whose, cancel = f"has results of {other}", ""
+    else:
+        whose = f"will get results of plan {plan}, of {other}"
+        cancel = f" If that plan is not needed: astra cancel {plan}."
     raise TaskError(
         f"the table {table_name(output)} has one result for each row of {model.__name__}, and "
-        f"those of {other} are there, or will be: the results of {name} would take their place. "
+        f"{whose}, which those of {name} would replace. "
         f"Give {name} an output model of its own: class Other{output.__name__}({output.__name__}): "
-        f"pass   (then astra initdb). If it is the same task, renamed: astra rename {other} {name}"
+        f"pass   (then astra initdb).{cancel} "
+        f"If it is the same task, renamed: astra rename {other} {name}"
     )
 
 
