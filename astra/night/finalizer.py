@@ -149,8 +149,12 @@ def is_alive(night: Night) -> bool:
             return False
         _adopt(night, min(jobs))
     answer = client.elements([job_of(night)])
-    if (alive := is_alive_in(answer, night)) is not None:
-        return alive or _was_passed_on(night)
+    alive = is_alive_in(answer, night)
+    if alive is False and (later := _passed_on(night)) is not None:
+        _adopt(night, later)
+        return is_alive(night)
+    if alive is not None:
+        return alive
     raise SlurmUnknown(
         f"it is unknown whether the finalizer of the night {night.pk} (job {night.finalizer_job}) "
         f"is alive: {'; '.join(answer.notes) or 'Slurm does not say'}"
@@ -171,13 +175,24 @@ def is_alive_in(answer: Answer, night: Night) -> bool | None:
     return False if is_gone else None
 
 
-def _was_passed_on(night: Night) -> bool:
-    """Return whether the ended finalizer was submitted again for other nodes, and lives."""
-    jobs = client.find(job_of(night))
-    if not jobs or max(jobs).job_id <= (night.finalizer_job or 0):
+def _passed_on(night: Night) -> JobId | None:
+    """Return the last job as which the night's finalizer was submitted again by its script."""
+    last = max(client.find(job_of(night)), default=None)
+    return last if last is not None and last.job_id > (night.finalizer_job or 0) else None
+
+
+def lives_elsewhere(night: Night) -> bool:
+    """Return whether an ended finalizer was submitted again for other nodes, and waits or runs.
+
+    Raises
+    ------
+    SlurmUnknown
+        If Slurm does not say.
+    """
+    if (job := _passed_on(night)) is None:
         return False
-    _adopt(night, max(jobs))
-    return is_alive(night)
+    execution = client.elements([job]).of(job.key, None)
+    return execution.state is None or (execution.state.alive and not is_held(execution.reason))
 
 
 def _profile(settings: NightSettings) -> Profile:

@@ -11,7 +11,7 @@ from astra.errors import SlurmError, UsageError, nearest
 from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
-from astra.night.finalizer import is_alive_in, job_of
+from astra.night.finalizer import is_alive_in, job_of, lives_elsewhere
 from astra.night.totals import current_entries, n_left, totals_of
 from astra.slurm import client
 
@@ -184,9 +184,16 @@ def _states(listed: list[Night]) -> dict[int, str]:
         return {**dict.fromkeys([n.pk for n in open_nights], "running"), **states}
     for night in open_nights:
         is_dead = answer and night.finalizer_job and is_alive_in(answer, night) is False
-        lost = night.finalizer is None or is_dead
+        lost = night.finalizer is None or (is_dead and not _may_live_elsewhere(night))
         states[night.pk] = "without a finalizer" if lost else "running"
     return states
+
+
+def _may_live_elsewhere(night: Night) -> bool:
+    try:
+        return lives_elsewhere(night)
+    except SlurmError:
+        return True
 
 
 def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> NightStatus:
