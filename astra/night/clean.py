@@ -238,4 +238,9 @@ def _remove_folders(folders: Iterable[Path]) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.lstat().st_size for file in [folder, *folder.rglob("*")])
+    """Return the size of a folder, which another process may be removing."""
+    size = 0
+    with suppress(FileNotFoundError):
+        for file in chain([folder], folder.rglob("*")):
+            size += file.lstat().st_size
+    return size

@@ -1,6 +1,7 @@
 """Cleaning: what is old and ended goes, and nothing that is needed; the database stays flat."""
 
 import json
+import shutil
 import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,6 +64,24 @@ def test_old_and_whole_plans_go_and_nothing_else(url):
     database.close()
     (planned,) = create_plan(measure, "BossVisitSpectrum")
     assert planned.plan is None and planned.failed == 4 and planned.held == 10
+
+
+def test_two_may_clean_at_once(sqlite_url, monkeypatch):
+    """One shows what would be removed while the other removes it."""
+    fill(4)
+    plan = get_plan(plan_of())
+    run_here(plan.pk)
+    folder = run_folder(plan.folder)
+    (folder / "logs").mkdir(parents=True)
+    rglob = Path.rglob
+
+    def removed_meanwhile(path, pattern):
+        found = list(rglob(path, pattern))
+        shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(Path, "rglob", removed_meanwhile)
+    assert clean(now=datetime.now(UTC) + timedelta(days=91)).plans == (plan.pk,)
 
 
 @pytest.mark.parametrize("removes", [True, False])
