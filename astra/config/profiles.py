@@ -149,6 +149,15 @@ class Profile:
         )
         return replace(profile, given={**self.given, **changes})
 
+    def with_more(self, **values: Sequence[str]) -> "Profile":
+        """Return this profile with further values of options that are lists."""
+        lists = {
+            key: ",".join(filter(None, [str(self.options.get(key) or ""), *more]))
+            for key, more in values.items()
+            if more
+        }
+        return self.with_options(**lists) if lists else self
+
 
 #: astra's own keys of a profile, except ``policy`` and ``extends``, which are read elsewhere.
 _OWN = {item.name: item.metadata["check"] for item in fields(Profile) if "check" in item.metadata}

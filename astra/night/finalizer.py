@@ -63,9 +63,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         job exists after all, it does nothing, as its token is not the night's.
     """
     chosen = _profile(settings)
-    if bad := nodes_to_exclude(chosen):
-        named = [str(value) for key, value in chosen.options.items() if key == "exclude"]
-        chosen = chosen.with_options(exclude=[*named, *bad])
+    chosen = chosen.with_more(exclude=nodes_to_exclude(chosen))
     cluster = str(chosen.options.get("clusters") or "") or None
     before, earlier = night.finalizer, _identity(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None

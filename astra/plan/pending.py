@@ -250,10 +250,10 @@ def _digits(value: object) -> str:
     return text if text.isdigit() else "54392544, 54392545"
 
 
-def whole_number(name: str, value: object, least: int = 1) -> int:
-    """Return `value` as an int of at least `least`, or raise a TaskError that names it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise TaskError(f"{name}={value!r}: give a whole number from {least}")
+def whole_number(name: str, value: object) -> int:
+    """Return `value` as an int of at least 1, or raise a TaskError that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise TaskError(f"{name}={value!r}: give a whole number from 1")
     number = int(value)
     if number >= 2**63:
         raise TaskError(f"{name}={value}: give a whole number below 2**63")

@@ -147,7 +147,6 @@ def _submit_groups(
     for n in steps:
         groups.setdefault(repr(n.profile), []).append(n)
     submitted = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
-    waiting = sum(len(group) for group in groups.values())
     least = min((n.profile.throttle for n in steps if n.profile.throttle), default=None)
     throttles = shares(least, [len(group) for group in groups.values()])
     for place, group in enumerate(groups.values()):
@@ -175,7 +174,7 @@ def _submit_groups(
             rows=submitted.rows + new.rows,
             jobs=submitted.jobs + new.jobs,
         )
-    return replace(submitted, unsubmitted=waiting - submitted.pages)
+    return replace(submitted, unsubmitted=len(steps) - submitted.pages)
 
 
 def _left_pages(plan: Plan, steps: list[PageStep]) -> tuple[LeftPages, ...]:

@@ -329,8 +329,7 @@ def _is_gone(job: JobId, cluster: str | None, recent_s: float) -> bool:
     except Failed as failed:
         return "Invalid job id specified" in failed.message
     except SlurmError:
-        pass
-    return False
+        return False
 
 
 def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -317,12 +317,7 @@ class _Common:
         submission.script = str(folder / f"{submission.job_name}.sh")
         submission.log_folder = str(folder / "logs")
         before = (f"afterany:{behind.job_id}",) if behind and behind.job_id else ()
-        added = {
-            key: ",".join(filter(None, [str(chosen.options.get(key) or ""), *values]))
-            for key, values in {"exclude": self.excluded, "dependency": before}.items()
-            if values
-        }
-        sent = chosen.with_options(**added) if added else chosen
+        sent = chosen.with_more(exclude=self.excluded, dependency=before)
         text = render(plan, started, sent, submission, self.hours)
         indices = script_module.array_spec(started.indices(), chosen.throttle)
         return _Array(piece, submission, text, indices)
