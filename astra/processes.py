@@ -69,7 +69,7 @@ def user_name() -> str:
 def _is_usable(number: int) -> bool:
     """Return whether the descriptor of a standard stream is open, and for writing if it has to be.
 
-    SQLite opens /dev/null for reading in the place of one that is closed.
+    SQLite opens /dev/null for reading instead of one that is closed.
     """
     try:
         mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE

@@ -98,7 +98,9 @@ class Execution:
     def check(self) -> None:
         """Refuse options that contradict each other, and a profile that cannot be used."""
         if self.local and self.dry_run:
-            raise UsageError("--dry-run shows Slurm's scripts; with --local there is none")
+            raise UsageError(
+                "--dry-run shows Slurm's scripts, and --local has none: leave one of them out"
+            )
         choose_profile(self.profile_name, self.options)
 
     def submit(self, plan: int) -> Submitted:

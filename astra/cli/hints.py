@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-#: Commands that are none here.
+#: Commands of the published package that do not exist here, with their replacements.
 COMMANDS = {
     "srun": "To run a task by Slurm: astra submit TASK --profile NAME",
     "version": "For the version: astra --version",

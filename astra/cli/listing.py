@@ -69,7 +69,7 @@ class Column:
 
 
 class Listing:
-    """A table, and which of its columns are left out first where there is no room.
+    """A table, and which of its columns are omitted first if there is no room.
 
     Parameters
     ----------

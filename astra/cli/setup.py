@@ -93,7 +93,7 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
 def doctor(
     job: bool, profile_name: str | None, wait_s: float, answer: Path | None, as_json: bool
 ) -> None:  # fmt: skip
-    """Check whether this machine is ready to run astra, and print what to type where it is not.
+    """Check whether this machine is ready to run astra, and print what to type if it is not.
 
     Checks Python, the configuration, the database, Slurm, the run directory, and each night with
     its mail, webhook and cron. Exit status: 0 ready, perhaps with warnings; 4 something failed.

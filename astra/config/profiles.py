@@ -123,7 +123,7 @@ class Profile:
     setup: tuple[str, ...] = entry((), _setup)  # lines of shell, run before the element
     #: The command that runs Python on a node.
     python: tuple[str, ...] = entry((sys.executable,), _PYTHON)
-    throttle: int | None = entry(None, _throttle)  # at most so many elements at once
+    throttle: int | None = entry(None, _throttle)  # how many elements may run at once
     max_elements: int = entry(1000, whole(1))  # of a submission whose elements pull
     pages_per_element: int = entry(1, whole(1))
     pull: bool = entry(True, flag)  # elements take pages while any is free; else fixed ones

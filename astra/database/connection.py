@@ -206,7 +206,7 @@ def dialect() -> "PostgreSQL | SQLite":
     return of(database.bound())
 
 
-#: Statements outside of :func:`retrying`, such as freezing a plan, may take so many times longer
+#: Statements outside of :func:`retrying`, such as freezing a plan, may take this many times longer
 #: than those of an element.
 LONG = 10
 

@@ -45,7 +45,7 @@ class Writing(Common):
     def column_types(self, table: str) -> dict[str, str]:
         if table not in self._types:
             rows = self.run(queries.COLUMN_TYPES, (table,)).fetchall()
-            # A percent sign in the name of a type would be taken for a parameter.
+            # A percent sign in the name of a type would be mistaken for a parameter.
             self._types[table] = {name: kind.replace("%", "%%") for name, kind in rows}
         return self._types[table]
 

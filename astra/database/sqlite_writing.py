@@ -30,7 +30,7 @@ class Writing(Common):
     _targets: dict[tuple[object, ...], _Target]
 
     def _target(self, batch: Batch) -> _Target:
-        """Describe the table of a batch, anew if anybody has changed the schema since."""
+        """Describe the table of a batch; read it again if the schema has changed since."""
         key = (self.fetch_value(queries.SCHEMA_VERSION), batch.model, *batch.columns)
         if key not in self._targets:
             name, declared = batch.model._meta.table_name, batch.declared

@@ -14,7 +14,7 @@ from astra.database.connection import database
 
 
 class _Parameter(str):
-    """The name of a parameter, in the place of its value."""
+    """The name of a parameter, instead of its value."""
 
     __slots__ = ()
 

@@ -98,7 +98,7 @@ def all_break(plan_pk: int) -> bool:
 def pause_if_all_break(plan_pk: int) -> str | None:
     """Pause a plan whose last pages all broke, inside a transaction; return the reason, or None.
 
-    Otherwise a node or a task that breaks every page would go on until all pages are broken.
+    Otherwise a node or a task that breaks every page would continue until all pages are broken.
     """
     if not all_break(plan_pk):
         return None

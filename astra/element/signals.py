@@ -98,7 +98,7 @@ class _Interrupter:
 def stop_on_signals(stop: Stop) -> Iterator[None]:
     """Stop the element on SIGTERM, SIGINT and SIGUSR1, after the row in progress or soon after.
 
-    A row that goes on for longer than ``grace_s`` is interrupted by an exception. The C handler
+    A row that continues for longer than ``grace_s`` is interrupted by an exception. The C handler
     itself writes to a pipe, so that waiting results are stored at once, even while the task is deep
     in a library's code.
     """
@@ -144,4 +144,4 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         pipe.close()
-        hurry(math.inf)  # the process may go on, as that of a notebook does
+        hurry(math.inf)  # the process may continue, as that of a notebook does

@@ -183,7 +183,7 @@ class Watcher:
             retrying(resign.execute, waiting=self.stop.wanted)
 
     def _observe(self, held: Iterable[Attempt]) -> None:
-        """Note since when each heartbeat has not changed; start anew after a gap between checks."""
+        """Note since when each heartbeat has not changed; start again after a gap in the checks."""
         now = time.monotonic()
         if now - self.checked_s > self.lease_s / 4:  # the database was away, or this process slept
             self.unchanged.clear()

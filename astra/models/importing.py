@@ -86,7 +86,7 @@ def load(path: str) -> Any:
     Raises
     ------
     TaskError
-        If it does not exist any more.
+        If it no longer exists.
     """
     try:
         thing = pkgutil.resolve_name(path)

@@ -63,7 +63,7 @@ class Plan(BaseModel):
     made_by = IntegerField(null=True)  # the MadeBy of its results
     paused = TimeField(null=True)  # since when its elements take no further page
     pause_reason = TextField(null=True)
-    throttle = IntegerField(null=True)  # at most so many elements take a further page
+    throttle = IntegerField(null=True)  # how many elements may take further pages
 
     class Meta:
         indexes = ((("task", "input_table"), False),)

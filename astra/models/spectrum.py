@@ -127,7 +127,7 @@ class SpectrumMixin(Mixin):
 
     @property
     def e_flux(self) -> "np.ndarray | None":
-        """Uncertainty of the flux [its unit], shape (P,); infinite where there is no datum."""
+        """Uncertainty of the flux [its unit], shape (P,); infinite where there are no data."""
         if self.ivar is None:
             return None
         import numpy as np

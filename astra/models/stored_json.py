@@ -1,6 +1,6 @@
 """Read JSON from the columns of astra's own tables.
 
-JSON that was damaged by hand is logged, and counts as empty: a command goes on without it.
+JSON that was damaged by hand is logged and treated as empty, so that a command continues.
 """
 
 import json

@@ -52,7 +52,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     Parameters
     ----------
     after : arrays that have to end before it begins.
-    wait_s : begin no earlier than in so many seconds.
+    wait_s : it begins no earlier than after this many seconds.
 
     Raises
     ------

@@ -29,7 +29,7 @@ class RowTimes:
         self._bins: Counter[int] = Counter()
         self._uncounted = deque(seconds)
         self._counting = Lock()
-        #: Count a row that took so many seconds. Any thread may call it; it only notes the number.
+        #: Count a row by its time in seconds. Any thread may call it; it only stores the number.
         self.add = self._uncounted.append
 
     @property

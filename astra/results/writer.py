@@ -1,6 +1,6 @@
 """Write the results that a run yields, as checkpoints.
 
-A second thread writes all rows of a page: the task goes on computing while the database is
+A second thread writes all rows of a page: the task continues to compute while the database is
 unavailable, and a transaction that the task left open cannot swallow a checkpoint. If a program
 calls a task, the task's thread writes each full batch before it passes the results on; the second
 thread writes results that have waited for ``write_frequency`` seconds meanwhile.
@@ -34,7 +34,7 @@ MOST_BATCHES = 4
 
 #: Seconds that a task waits while its batch is written to SQLite: while a task computes, each row
 #: of the batch would wait 5 ms for the interpreter's lock. If another process locks the file for
-#: longer, the task goes on.
+#: longer, the task continues.
 WAIT_FOR_FILE_S = 1.0
 
 
@@ -77,7 +77,7 @@ class Writer:
         self.background = Background(self, heartbeat, self.is_sqlite)
         self.writing = threading.RLock()  # one checkpoint at a time
         self.must_write_all = False  # whether all waiting rows have to be written now
-        #: Whether the task goes on without waiting for the file, until the next checkpoint.
+        #: Whether the task continues without waiting for the file, until the next checkpoint.
         self.skips_wait = False
         #: The error that ends the run, caused neither by the task nor by a row.
         self.fatal_error: BaseException | None = None

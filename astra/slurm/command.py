@@ -53,7 +53,7 @@ def run(args: Sequence[str], recent_s: float = 0.0) -> str:
     Parameters
     ----------
     args : the command and its arguments.
-    recent_s : accept cached output of the same query that is up to so many seconds old.
+    recent_s : accept cached output of the same query that is at most this old [s].
 
     Raises
     ------
@@ -79,7 +79,7 @@ def _run_with_retries(args: Sequence[str]) -> str:
             if not left:
                 raise
             pause_s = 0.5 * 2.0 ** (tries - 1 - left) * random.uniform(0.5, 1.5)  # noqa: S311
-            log.warning("%s; it is asked again, %d of %d", error, tries - left, tries - 1)
+            log.warning("%s; trying again, %d of %d", error, tries - left, tries - 1)
             time.sleep(pause_s)
     raise AssertionError("unreachable")
 
@@ -110,7 +110,7 @@ def _run_once(args: Sequence[str], timeout_s: float) -> str:
         raise SlurmUnknown(
             f"{command} gave no answer within {timeout_s:g} s ([slurm] timeout_s); "
             + (
-                f"it said: {message}"
+                f"its message: {message}"
                 if message
                 else "scontrol ping says whether the controller is well"
             )

@@ -22,7 +22,7 @@ from astra.errors import AstraError
 log = logging.getLogger(__name__)
 
 
-#: The output of a query is good for at least so many times the duration of the query.
+#: The output of a query is used for at least this many times the duration of the query.
 SLOW = 3.0
 
 _FORGOTTEN_S = 600  # older files are removed when the next one is written

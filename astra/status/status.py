@@ -203,7 +203,7 @@ def _controls(plan: Plan) -> list[str]:
             f"elements take no further page: astra continue {plan.pk}"
         )
     if plan.throttle is not None:
-        notes.append(f"at most {plan.throttle} elements go on to a further page: astra throttle")
+        notes.append(f"at most {plan.throttle} elements take further pages: astra throttle")
     return notes
 
 

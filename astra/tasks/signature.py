@@ -76,7 +76,7 @@ def _registered() -> dict[str, str]:
 
 
 def _import(path: str) -> Callable[..., object] | None:
-    """Import the function at a path; None where there is no such module, or no such name in it."""
+    """Import the function at a path; return None if the module or the name does not exist."""
     module_name, _, function = path.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         return None

@@ -272,8 +272,8 @@ class TestNoAnswer:
         assert client.find(parse.JobId(0, name="name")) == [parse.JobId(17)]
         assert len(pauses) == 2 and 0.25 <= pauses[0] <= 0.75 and 0.5 <= pauses[1] <= 1.5
         assert [r.message.partition("; ")[2] for r in caplog.records] == [
-            "it is asked again, 1 of 2",
-            "it is asked again, 2 of 2",
+            "trying again, 1 of 2",
+            "trying again, 2 of 2",
         ], "whoever waits sees why"
 
     def test_nothing_of_a_surrounding_job_leaks(

@@ -232,7 +232,7 @@ def _damped_steps(hessian: Array, gradient: Array, damping: ArrayLike) -> Array:
     """Steps (m, L), the Hessian's diagonal strengthened by `damping`, of shape (m,) or ()."""
     scale = np.sqrt(np.maximum(np.diagonal(hessian, axis1=-2, axis2=-1), 1e-300))
     unit = hessian / (scale[:, :, None] * scale[:, None, :])
-    # 1e-12 holds labels that the spectrum says nothing about.
+    # 1e-12 determines labels that the spectrum does not constrain.
     unit = unit + (1e-12 + np.asarray(damping)[..., None, None]) * np.eye(scale.shape[1])
     return np.linalg.solve(unit, (gradient / scale)[..., None])[..., 0] / scale
 

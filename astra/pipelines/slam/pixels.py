@@ -31,7 +31,7 @@ SPEED_OF_LIGHT_KM_S = 299_792.458
 #: Largest width of a pixel next to a gap, in units of the median width (in log wavelength).
 MAX_WIDTH_AT_GAP = 3.0
 
-#: The response of the spline to one edge falls below 1e-16 after so many edges.
+#: Number of edges after which the response of the spline to one edge falls below 1e-16.
 REACH = 28
 
 _POLE = np.sqrt(3) - 2
