@@ -45,7 +45,7 @@ class Hours:
         if self.drain_by is None:
             return None
         between = self.drain_by - (self.start_until or 0)
-        return self.drain_by - min(LEAD_S, between // 4)
+        return self.drain_by - (LEAD_S if between >= LEAD_S else between // 4)
 
 
 ALWAYS = Hours()
@@ -65,6 +65,8 @@ def next_hours(start_until: str | None, drain_by: str | None, now: datetime) -> 
     start = _next(first, int(now.timestamp()) + 1)
     if drain_by is None:
         return Hours(start)
+    if start_until is None:  # an element that began later could not be asked to stop before
+        return Hours(start - LEAD_S, start)
     return Hours(start, start if drain_by == first else _next(drain_by, start))
 
 

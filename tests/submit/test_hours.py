@@ -102,6 +102,14 @@ def test_hours_are_moments_where_clocks_are_changed(monkeypatch, clocks, begins,
     assert Hours(0, 600).stop_at == 540 and Hours(0, 40).stop_at == 30
 
 
+def test_without_a_last_beginning_elements_are_asked_to_stop_a_minute_before_the_end():
+    evening = datetime(2026, 11, 24, 20, 0)
+    end = datetime(2026, 11, 25, 7, 0).timestamp()
+    for hours in (next_hours(None, "07:00", evening), next_hours("06:30", "07:00", evening)):
+        assert (hours.stop_at, hours.drain_by) == (end - 60, end)
+        assert hours.start_until <= hours.stop_at
+
+
 def test_shares_are_by_weight_and_never_more_than_there_is():
     assert shares(10, [600, 300, 100]) == [6, 3, 1]
     assert shares(2, [5, 5, 5]) == [1, 1] and shares(None, [7]) == [] and shares(0, [1]) == []
