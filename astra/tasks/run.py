@@ -285,8 +285,6 @@ class Run:
                 ActiveRuns.check()
             with rows.reading:
                 given = self._take(rows, call)
-            if call != self.n_calls:
-                return
             if given is _END:
                 break
             clock.start()
@@ -294,14 +292,16 @@ class Run:
             if call != self.n_calls:
                 return
             self._credit(clock.stop())
-        clock.start()
+        if call == self.n_calls:
+            clock.start()
 
     def _take(self, rows: Pass, call: int) -> object:
         """Take the next row, and return it as the task is given it; `_END` if there are no more."""
         in_progress = self.in_progress
-        with rows.taking:
-            if call == self.n_calls and in_progress.gathered:
-                self._end_gathered()
+        if in_progress.gathered:
+            with rows.taking:
+                if call == self.n_calls:
+                    self._end_gathered()
         try:
             row = next(rows.rows, _END)
             if row is _END:
