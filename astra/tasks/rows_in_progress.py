@@ -29,7 +29,7 @@ class RowsInProgress:
         # A row without a key, or one of two with the same key, is its own key here.
         self.by_key: dict[object, HandedRow] = {}
         self.last: HandedRow | None = None  # the row that was handed over last
-        self.ended: set[object] = set()  # the rows of the page that have a result, as in `by_key`
+        self.ended: set[object] = set()  # the rows of the page that have ended, as in `by_key`
         #: What results of this pass named that is not the key of a row in progress, by the row that
         #: had been handed over last, if any.
         self.unmatched: dict[HandedRow | None, object] = {}
@@ -118,9 +118,12 @@ class RowsInProgress:
 
         A result of a row that has ended is not kept; it is marked as `again`.
         """
-        handed = self.by_key.get(self.target.link_value_of(result), self.last)
+        link_value = self.target.link_value_of(result)
+        handed = self.by_key.get(link_value, self.last)
         if handed is None or handed not in self:
             return YieldedResult(result, handed, again=True)
+        if handed.known != link_value in self.ended and not self.target.groups:
+            return YieldedResult(result, None, again=True, link_value=link_value)
         yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded

@@ -423,6 +423,8 @@ class Run:
         """End a row with the results that were yielded for it so far, if any."""
         if handed is None or not self.in_progress.end(handed):
             return
+        if self.is_page:
+            self.in_progress.ended.add(handed.known)
         results = self.in_progress.gathered.pop(handed, [])
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1

@@ -50,6 +50,18 @@ def yields_after_none(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
             yield Peak.from_spectrum(row, height=2.0)
 
 
+@task(many=True)
+def yields_of_another(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
+    """Yields the late result while it has other rows in progress."""
+    rows = list(spectra)
+    for row in rows:
+        yield Peak.from_spectrum(row, height=1.0)
+        if row is not rows[-1]:
+            yield End(row)
+        if row.spectrum_pk == LATE:
+            yield Peak.from_spectrum(row, height=2.0)
+
+
 def run(function: object, batch_size: int, **arguments: object) -> dict[str, int]:
     """Run a plan of three rows; return how many ended in which way."""
     init_database(("tests.many_tasks",))
@@ -63,7 +75,9 @@ def run(function: object, batch_size: int, **arguments: object) -> dict[str, int
 
 
 @pytest.mark.parametrize("batch_size", [1, 1000])
-@pytest.mark.parametrize("function", [yields_twice, yields_late], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [yields_twice, yields_late, yields_of_another], ids=lambda f: f.__name__
+)
 def test_a_row_keeps_its_results(url, function, batch_size):
     assert run(function, batch_size)["result"] == 3
     with connection():
