@@ -24,7 +24,7 @@ from benchmarks.tables import fill, noting
 _numbers = count(1)
 
 
-def most_mb(folder: str, n_rows: int) -> float:
+def max_mb(folder: str, n_rows: int) -> float:
     """The most memory [MB] of an element that runs a page of so many rows."""
     note = Path(folder) / f"note-{next(_numbers)}"
     with connection():
@@ -63,14 +63,14 @@ def measure(quick: bool) -> Iterator[Line]:
         with connection():
             fill(n_long)
         say("pages without arrays")
-        long, short = most_mb(folder, n_long), most_mb(folder, 1000)
+        long, short = max_mb(folder, n_long), max_mb(folder, 1000)
         yield Line(
             f"memory of an element, page of {n_long:,} rows", long, short, "MB", "<= 60",
             "1,000 rows", ratio=long - short, note="the ratio is the difference in MB",
         )  # fmt: skip
         say("pages with arrays")
         with_pixels(n_wide, n_pixels)
-        wide = most_mb(folder, n_wide)
+        wide = max_mb(folder, n_wide)
         yield Line(
             f"memory, {n_wide:,} rows with three arrays of {n_pixels:,} pixels", wide, short, "MB",
             "<= 60", "1,000 rows without", ratio=wide - short,

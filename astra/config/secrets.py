@@ -56,14 +56,14 @@ _SHAPES = re.compile(
 )
 
 #: A shorter password is not searched for by itself, since it may be any word.
-_LEAST_KNOWN = 8
+_MIN_KNOWN = 8
 
 _known: set[str] = set()
 
 
 def know_secret(text: str | None) -> None:
     """Register a password of this process, so that it is hidden wherever it would be shown."""
-    if text and len(text) >= _LEAST_KNOWN:
+    if text and len(text) >= _MIN_KNOWN:
         _known.update({text, quote(text), quote(text, safe=""), repr(text)[1:-1]})
 
 

@@ -44,10 +44,10 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
 
 def ends_after(silence_s: float) -> str:
     """Write the settings of a transaction that ends if its client is silent for so long."""
-    most_s = max(round(silence_s), 4)
+    max_s = max(round(silence_s), 4)
     return queries.SILENCE_SETTINGS.format(
         silence_ms=max(round(silence_s * 1000), 1),
-        tcp_ms=most_s * 1000,
-        idle_s=most_s // 2,
-        interval_s=max(most_s // 8, 1),
+        tcp_ms=max_s * 1000,
+        idle_s=max_s // 2,
+        interval_s=max(max_s // 8, 1),
     )

@@ -19,10 +19,10 @@ from astra.version import Version
 _COPIED_FROM = 50
 
 #: The most bytes of values in a statement. At one of 1 GB, PostgreSQL closes the connection.
-_MOST_BYTES = 1_000_000_000
+_MAX_BYTES = 1_000_000_000
 
 #: The most characters of values of several rows in a statement. A character has up to four bytes.
-_MOST_CHARACTERS = 200_000_000
+_MAX_CHARACTERS = 200_000_000
 
 
 class Writing(Common):
@@ -239,7 +239,7 @@ def _literals(columns: Collection[Sequence[Any]]) -> list[str]:
     """
     arrays = [array_literal(values) for values in columns]
     n_characters, n_rows = sum(map(len, arrays)), max(map(len, columns))
-    if n_characters > _MOST_CHARACTERS and (n_rows > 1 or _n_bytes(arrays) > _MOST_BYTES):
+    if n_characters > _MAX_CHARACTERS and (n_rows > 1 or _n_bytes(arrays) > _MAX_BYTES):
         raise ValueError(f"PostgreSQL takes no statement of {n_characters:,} characters")
     return arrays
 

@@ -45,13 +45,13 @@ class _Watch:
     def __init__(self) -> None:
         self.lock = threading.Condition()
         self.waiting: dict[object, tuple[float, Any]] = {}  # by statement: deadline, connection
-        self.most_s = float("inf")  # for every statement, once the process was asked to stop
+        self.max_s = float("inf")  # for every statement, once the process was asked to stop
         self.wakes_at = float("inf")
         self.thread: threading.Thread | None = None
 
     def enter(self, statement: object, connection: Any, bound_s: float) -> None:
         with self.lock:
-            until = time.monotonic() + min(bound_s, self.most_s)
+            until = time.monotonic() + min(bound_s, self.max_s)
             self.waiting[statement] = until, connection
             if self.thread is None:
                 self.thread = start_thread(self._close_expired, "astra timeouts")
@@ -63,10 +63,10 @@ class _Watch:
         with self.lock:
             return self.waiting.pop(statement, None) is not None
 
-    def hurry(self, most_s: float) -> None:
+    def hurry(self, max_s: float) -> None:
         with self.lock:
-            self.most_s = most_s
-            until = time.monotonic() + most_s
+            self.max_s = max_s
+            until = time.monotonic() + max_s
             for statement, (end, connection) in self.waiting.items():
                 self.waiting[statement] = min(end, until), connection
             self.lock.notify()
@@ -118,9 +118,9 @@ def bounded(bound_s: float) -> Iterator[None]:
         _own.bound_s = before
 
 
-def hurry(most_s: float) -> None:
+def hurry(max_s: float) -> None:
     """Limit every statement, also one that is running, because the process is to end."""
-    _watch.hurry(most_s)
+    _watch.hurry(max_s)
 
 
 def _nearest(parse: Any, first: date, last: date) -> Any:
@@ -192,7 +192,7 @@ class PatientCursor(Cursor):
         except psycopg2.Error as error:
             if not _watch.leave(statement):
                 raise psycopg2.OperationalError(
-                    f"the database did not answer within {min(bound_s, _watch.most_s):g} s "
+                    f"the database did not answer within {min(bound_s, _watch.max_s):g} s "
                     "([database] answer_timeout_s), so that its connection was closed"
                 ) from error
             raise

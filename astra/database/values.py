@@ -50,11 +50,11 @@ def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
 
         # In less than half the time of np.array(present).
         sizes = np.abs(np.frombuffer(struct.pack(f"{len(present)}d", *present)))
-        if sizes.min() >= _LEAST_FLOAT and sizes.max() <= _MOST_FLOAT:
+        if sizes.min() >= _MIN_FLOAT and sizes.max() <= _MAX_FLOAT:
             return True
         if np.isnan(sizes).any():
             return False
-        inside = (sizes >= _LEAST_FLOAT) & (sizes <= _MOST_FLOAT) | (sizes == 0)
+        inside = (sizes >= _MIN_FLOAT) & (sizes <= _MAX_FLOAT) | (sizes == 0)
         return kind == "DOUBLE" or bool((inside | np.isinf(sizes)).all())
     if kind == "TEXT":
         text = "".join(present)
@@ -63,7 +63,7 @@ def are_in_range(field: Field, values: Sequence[Any], types: set[type]) -> bool:
 
 
 #: The least and the greatest normal number of 32 bits, after IEEE 754.
-_LEAST_FLOAT, _MOST_FLOAT = 2.0**-126, 2.0**128 - 2.0**104
+_MIN_FLOAT, _MAX_FLOAT = 2.0**-126, 2.0**128 - 2.0**104
 
 
 def _whole(value: Any, kind: str) -> None:

@@ -88,8 +88,8 @@ def _settings(facts: Server) -> Iterator[Finding]:
             message = f"{name} is off: a crash of the server may lose what was stored"
             yield warning(_PART, message, f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()")
     limit_s = int(facts.settings["statement_timeout"]) / 1000
-    least_s = config.current().database.answer_timeout_s
-    if 0 < limit_s < least_s:
+    min_s = config.current().database.answer_timeout_s
+    if 0 < limit_s < min_s:
         message = f"statement_timeout is {limit_s:g} s, less than [database] answer_timeout_s"
         yield warning(_PART, message, f"ALTER ROLE {facts.role} SET statement_timeout = 0")
 

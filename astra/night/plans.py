@@ -163,7 +163,7 @@ def profile_of(task: NightTask, settings: NightSettings) -> tuple[str | None, di
     return task.profile or settings.profile, {"throttle": throttle} if throttle else {}
 
 
-def most_elements(settings: NightSettings) -> int:
+def max_elements(settings: NightSettings) -> int:
     """Return how many elements of a night may run at once."""
     connections = settings.connections
     if connections is None:
@@ -180,7 +180,7 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
     if not step.due:
         return
     with connection():
-        free = max(most_elements(settings) - step.used, 0)
+        free = max(max_elements(settings) - step.used, 0)
     throttles = shares(free, [due.pages for due in step.due])
     with limits.one_site():
         for place, due in enumerate(step.due):

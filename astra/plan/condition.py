@@ -24,7 +24,7 @@ from astra.models.base import TimeField
 from astra.models.keys import Key
 
 #: Bounds on the text and on its nesting, which no text that a person writes reaches.
-MOST_CHARACTERS, MOST_LEVELS = 20_000, 40
+MAX_CHARACTERS, MAX_LEVELS = 20_000, 40
 
 _KINDS = {
     "FLOAT": "number", "DOUBLE": "number", "DECIMAL": "number",
@@ -78,9 +78,9 @@ def condition(model: type[Model], text: str) -> ColumnBase:
 
 
 def _parsed(text: object) -> ast.expr:
-    if not isinstance(text, str) or len(text) > MOST_CHARACTERS:
+    if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
         raise _Refused(
-            f"write a text of at most {MOST_CHARACTERS:,} characters; for more rows, use --keys"
+            f"write a text of at most {MAX_CHARACTERS:,} characters; for more rows, use --keys"
         )
     text = text.replace("\n", " ").strip()
     try:
@@ -118,8 +118,8 @@ class _Reader:
         return Expression(term.sql, "=", Value(True, converter=False))
 
     def _check_level(self, level: int) -> None:
-        if level > MOST_LEVELS:
-            raise _Refused(f"it has more than {MOST_LEVELS} levels")
+        if level > MAX_LEVELS:
+            raise _Refused(f"it has more than {MAX_LEVELS} levels")
 
     def _compared(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> ColumnBase:
         if isinstance(how, ast.Is | ast.IsNot):

@@ -38,7 +38,7 @@ MARGIN = 1.25
 UPPER = 0.95
 
 #: The least time limit, and the step of memory.
-LEAST_TIME_S, STEP_MB = 300, 64
+MIN_TIME_S, STEP_MB = 300, 64
 
 #: The memory of the process that supervises the task's process.
 SUPERVISOR_MB = 64
@@ -50,7 +50,7 @@ TO_START_S = 300
 N_PROBE = 20
 
 #: The most rows of a page.
-MOST_ROWS = 1_000_000
+MAX_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def _fitted(
 
 def _rows(measured: Experience, target_s: float, each: int) -> int:
     rows = (target_s / each - measured.start_s) / max(measured.row_s, 1e-9)
-    return min(max(round(rows), 1), MOST_ROWS)
+    return min(max(round(rows), 1), MAX_ROWS)
 
 
 def time_limit(measured: Experience, limit: int, each: int) -> int:
@@ -314,7 +314,7 @@ def time_limit(measured: Experience, limit: int, each: int) -> int:
     n_rows = limit * each
     by_chance_s = measured.row_s + 1.645 * measured.row_s_deviation / math.sqrt(n_rows)
     needed_s = each * measured.start_s_upper + n_rows * max(measured.row_s_upper, by_chance_s)
-    return max(math.ceil(MARGIN * (needed_s + measured.row_s_p999) / 60) * 60, LEAST_TIME_S)
+    return max(math.ceil(MARGIN * (needed_s + measured.row_s_p999) / 60) * 60, MIN_TIME_S)
 
 
 def _most_rows(measured: Experience, each: int, bound_s: float, max_rows: int) -> int:

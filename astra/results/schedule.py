@@ -9,11 +9,11 @@ from statistics import median
 WORK_PER_COST = 100
 
 #: The fewest seconds between two checkpoints.
-LEAST_INTERVAL_S = 1.0
+MIN_INTERVAL_S = 1.0
 
 #: A checkpoint that is due at most this many seconds before its page is expected to end waits for
 #: that end, so that both share one transaction and one connection.
-SLACK_S = LEAST_INTERVAL_S / 2
+SLACK_S = MIN_INTERVAL_S / 2
 
 #: The number of recent checkpoints. Their median is used, so that one outage of the database does
 #: not make an element lose minutes afterwards.
@@ -34,7 +34,7 @@ class Schedule:
         self.recent_s: deque[float] = deque(maxlen=N_RECENT)
         self.is_cold = True  # the first checkpoint of a process also imports modules
         self.last = time.monotonic()  # when the last checkpoint ended, or the run began
-        self.interval_s = LEAST_INTERVAL_S  # of work between two checkpoints
+        self.interval_s = MIN_INTERVAL_S  # of work between two checkpoints
 
     def begin(self) -> None:
         """Note that a run begins now."""
@@ -64,4 +64,4 @@ class Schedule:
             self.is_cold = False
             return
         self.recent_s.append(took_s)
-        self.interval_s = max(LEAST_INTERVAL_S, WORK_PER_COST * median(self.recent_s))
+        self.interval_s = max(MIN_INTERVAL_S, WORK_PER_COST * median(self.recent_s))

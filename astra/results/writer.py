@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 #: Batches that may wait while one is written, or while the database is unavailable.
-MOST_BATCHES = 4
+MAX_BATCHES = 4
 
 #: Seconds that a task waits while its batch is written to SQLite: while a task computes, each row
 #: of the batch would wait 5 ms for the interpreter's lock. If another process locks the file for
@@ -152,7 +152,7 @@ class Writer:
         self._wait_for_room()
 
     def _wait_for_room(self) -> None:
-        max_waiting = MOST_BATCHES * self.settings.batch_size
+        max_waiting = MAX_BATCHES * self.settings.batch_size
         with self.buffer.changed:
             while self.buffer.n_waiting >= max_waiting and not self.is_stuck():
                 self.buffer.changed.wait(1.0)

@@ -140,10 +140,10 @@ def room(partition: str | None) -> Room:
     lines = _of_site("sinfo", "-a", "-h", "-N", "-o", "%R|%N|%m").splitlines()
     nodes = [line.split("|") for line in lines if line.split("|")[0] in names]
     memory = [size for _, _, text in nodes if (size := size_mb(text.rstrip("+")))]
-    most_mb = _widest([p.max_mem_mb for p in requested])
+    max_mb = _widest([p.max_mem_mb for p in requested])
     return Room(
         _widest([p.max_time_s for p in requested]),
-        min((mb for mb in (most_mb, max(memory, default=None)) if mb), default=None),
+        min((mb for mb in (max_mb, max(memory, default=None)) if mb), default=None),
         min((p.default_mem_mb for p in requested if p.default_mem_mb), default=None),
         tuple(sorted({node for _, node, _ in nodes})),
     )

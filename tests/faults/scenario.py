@@ -7,10 +7,10 @@ from typing import Any
 from tests.faults.kinds import KINDS, Fault
 
 #: Rows of a scenario, at most.
-ROWS_MOST = 120
+MAX_ROWS = 120
 
 #: One row may be in progress at so many deaths, and is still not given up (max_deaths is one more).
-KILLS_MOST = 2
+MAX_KILLS = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Scenario:
 
 def draw(seed: int, slurm: bool = False) -> Scenario:
     dice = random.Random(seed)
-    rows = dice.randint(20, ROWS_MOST)
+    rows = dice.randint(20, MAX_ROWS)
     hangs = dice.random() < 0.12
     fates = _fates(dice, rows, hangs)
     faults = _faults(dice, hangs, slurm)
@@ -106,7 +106,7 @@ def _faults(dice: random.Random, hangs: bool, slurm: bool) -> tuple[Fault, ...]:
         weights["zombie"] = 0
     faults = []
     for _ in range(dice.randint(1, 4)):
-        if sum(KINDS[f.kind].kills for f in faults) >= KILLS_MOST:
+        if sum(KINDS[f.kind].kills for f in faults) >= MAX_KILLS:
             weights |= {name: 0 for name, kind in KINDS.items() if kind.kills}
         kind = dice.choices(list(weights), list(weights.values()))[0]
         inside = dice.choice([None, "results", "progress"]) if KINDS[kind].inside else None

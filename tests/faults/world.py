@@ -19,7 +19,7 @@ import astra
 from astra.database.connection import bind, database
 from astra.plan.plan import create_plan
 from tests.faults.cluster import Cluster, Stranger
-from tests.faults.scenario import ROWS_MOST, Scenario
+from tests.faults.scenario import MAX_ROWS, Scenario
 from tests.faults.tasks import endure
 from tests.sample_tasks import fill
 from tests.servers import PgBouncer, Postgres, Proxy, shifted_clock
@@ -82,7 +82,7 @@ def prepare(server: Postgres) -> None:
     bind(server.url(TEMPLATE, user="astra"))
     init_database(("tests.faults.tasks",))
     database.execute_sql(_TABLES)
-    fill(ROWS_MOST)
+    fill(MAX_ROWS)
     database.close()
 
 

@@ -114,8 +114,8 @@ def test_a_member_of_an_enumeration_is_stored_as_its_value(url, n):
 @pytest.mark.postgres
 def test_results_that_are_too_long_for_a_statement_are_written_by_several(pg_url, monkeypatch):
     """A longer one ends the connection, and what is repeated on another one ends that, too."""
-    monkeypatch.setattr(postgresql_writing, "_MOST_CHARACTERS", 5000)
-    monkeypatch.setattr(postgresql_writing, "_MOST_BYTES", 15_000)
+    monkeypatch.setattr(postgresql_writing, "_MAX_CHARACTERS", 5000)
+    monkeypatch.setattr(postgresql_writing, "_MAX_BYTES", 15_000)
     lengths: list[int] = []
     literals = postgresql_writing._literals
 

@@ -86,7 +86,7 @@ def run_page(function, n_rows: int) -> Attempt:
 
 def test_long_rows_are_stored_as_they_end(url, monkeypatch):
     """Rows are stored much earlier than `write_frequency` demands."""
-    monkeypatch.setattr(schedules, "LEAST_INTERVAL_S", 0.05)
+    monkeypatch.setattr(schedules, "MIN_INTERVAL_S", 0.05)
     monkeypatch.setattr(schedules, "WORK_PER_COST", 0)
     assert run_page(long_rows, 4).n_checkpoints >= 2
 
@@ -100,6 +100,6 @@ def short_rows(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 def test_where_checkpoints_are_expensive_they_are_rare(url, monkeypatch):
     """The first, one to learn what they cost, and the one at the end of the page."""
-    monkeypatch.setattr(schedules, "LEAST_INTERVAL_S", 0.05)
+    monkeypatch.setattr(schedules, "MIN_INTERVAL_S", 0.05)
     monkeypatch.setattr(schedules, "WORK_PER_COST", 1_000_000)
     assert 2 <= run_page(short_rows, 10).n_checkpoints <= 3

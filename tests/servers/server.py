@@ -21,7 +21,7 @@ from tests.servers.keeper import Keeper, KeptProcess
 _TEMPORARY = "/tmp"
 
 #: Memory, and how many bytes of it have to be free for databases: several workers share them.
-_MEMORY, _LEAST_MEMORY = "/dev/shm", 8 << 30
+_MEMORY, _MIN_MEMORY = "/dev/shm", 8 << 30
 
 #: Below the ports that Linux gives to outgoing connections (32768 to 60999), above those of services.
 _PORTS = range(20_000, 32_000)
@@ -136,7 +136,7 @@ class Server:
 
 def memory() -> str:
     """Return a folder in memory for many small files; without enough memory, one on the disk."""
-    if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _LEAST_MEMORY:
+    if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _MIN_MEMORY:
         return _TEMPORARY
     return _MEMORY
 

@@ -15,7 +15,7 @@ from astra.errors import OutOfHours
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
-from astra.night.plans import most_elements
+from astra.night.plans import max_elements
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.policy.retry_policy import end_of, next_step
@@ -204,10 +204,10 @@ def test_connections_are_the_servers_less_some_for_others(pg_url, postgres):
 
     ((most,),) = postgres.sql("SHOW max_connections")
     with connection():
-        assert most_elements(night(headroom=20)) == (int(most) - 3 - 20) // 2
-        assert most_elements(night(connections=12)) == 6
-        assert most_elements(night(connections=12, throttle=4)) == 4
-        assert most_elements(night(headroom=10_000)) == 1
+        assert max_elements(night(headroom=20)) == (int(most) - 3 - 20) // 2
+        assert max_elements(night(connections=12)) == 6
+        assert max_elements(night(connections=12, throttle=4)) == 4
+        assert max_elements(night(headroom=10_000)) == 1
     for key in ("start_until", "drain_by"):
         with pytest.raises(ValueError, match="time of day"):
             night(**{key: "25:00"})
