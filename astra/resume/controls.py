@@ -7,7 +7,7 @@ from peewee import SQL
 
 from astra.database.connection import connection, dialect, tuples
 from astra.element.controls import is_at_work
-from astra.errors import UsageError
+from astra.errors import AstraError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.plan import spool
@@ -142,7 +142,7 @@ def continue_plans(plans: Iterable[int]) -> list[Control]:
     UsageError
         If there is no such plan, or it was cancelled.
     SlurmError
-        If Slurm refuses; :func:`astra.api.resume` submits the pages later.
+        If Slurm refuses the pages of one; :func:`astra.api.resume` submits them later.
 
     Examples
     --------
@@ -150,7 +150,15 @@ def continue_plans(plans: Iterable[int]) -> list[Control]:
     >>> continue_plans([1])[0].paused
     False
     """
-    return [_continue(plan) for plan in plans]
+    continued, errors = [], []
+    for plan in plans:
+        try:
+            continued.append(_continue(plan))
+        except AstraError as error:  # what keeps one plan from continuing keeps no other
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return continued
 
 
 def _continue(plan: int) -> Control:
@@ -158,7 +166,13 @@ def _continue(plan: int) -> Control:
     with connection():
         kinds = Submission.select(Submission.kind).where(Submission.plan == plan)
         last = kinds.order_by(Submission.pk.desc()).limit(1).scalar()
-    return _control(plan, resume(plan)) if last == "slurm" else control
+    if last != "slurm":
+        return control
+    try:
+        return _control(plan, resume(plan))
+    except AstraError as error:
+        error.args = (f"plan {plan} is not paused any more, but: {error}",)
+        raise
 
 
 def recover(plan: int) -> Recovered:

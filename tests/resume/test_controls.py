@@ -10,7 +10,7 @@ from astra.database.connection import connection, dialect, writing
 from astra.database.threads import in_background
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
-from astra.errors import Superseded, UsageError
+from astra.errors import SlurmRefused, Superseded, UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
@@ -23,7 +23,7 @@ from astra.slurm.parse import Answer, Execution
 from astra.states import PageState, SlurmState
 from astra.status.page_states import present_pages
 from astra.status.status import status
-from astra.submit.submit import submit
+from astra.submit.submit import Submitted, submit
 from tests.nights import run_out
 from tests.pools import elements, is_whole, plan_of, pool_of, running, states
 from tests.sample_tasks import broken
@@ -96,6 +96,27 @@ def test_a_plan_pauses_when_all_pages_break(url):
     assert get_plan(plan.pk).paused is not None
     said = "the last 10 pages that ended are all broken"
     assert any(said in note for note in status(plan.pk).notes)
+
+
+def test_what_keeps_one_plan_from_being_submitted_keeps_no_other(url, monkeypatch):
+    plans = [plan_of(10, 10).pk for _ in range(3)]
+    for plan in plans:
+        pool_of(get_plan(plan))
+    with connection():
+        Submission.update(kind="slurm").execute()
+    pause(plans)
+    asked = []
+
+    def resume(plan: int) -> Submitted:
+        asked.append(plan)
+        if plan == plans[0]:
+            raise SlurmRefused("Slurm refused: the partition is down")
+        return Submitted(plan, "", 1, 10)
+
+    monkeypatch.setattr("astra.resume.controls.resume", resume)
+    with pytest.raises(SlurmRefused, match=f"plan {plans[0]} is not paused .* partition is down"):
+        continue_plans(plans)
+    assert asked == plans and not any(get_plan(plan).paused for plan in plans)
 
 
 def test_a_cancelled_plan_has_no_controls(url):
