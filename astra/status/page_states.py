@@ -158,6 +158,17 @@ class Pages(Sequence[PageStatus]):
         """The number of pages without a submission; others without an element had one that left."""
         return sum(row.submission_pk is None and row.n_pending > 0 for row in self.stored.rows)
 
+    def left_by_idle_elements(self) -> PageStatus | None:
+        """Return a page whose array ended well, but began no page, as where its set-up exits."""
+        for place, (row, state) in enumerate(zip(self.stored.rows, self.states, strict=True)):
+            if state is not PageState.UNSUBMITTED or row.submission_pk not in self._arrays:
+                continue
+            page = self[place]
+            is_idle = row.submission_pk not in {submission for submission, _ in self._workers}
+            if is_idle and page.slurm_state == SlurmState.COMPLETED:
+                return page
+        return None
+
     @cached_property
     def _workers(self) -> set[tuple[int | None, int]]:
         """Submissions and elements that began a page."""

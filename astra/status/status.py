@@ -299,6 +299,8 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
             f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra "
             f"resume {plan.pk}{suffix}"
         )
+    if plan.paused is None and plan.throttle is None and (idle := pages.left_by_idle_elements()):
+        advice.append(f"astra logs {plan.pk} {idle.page}   shows why its elements began no page")
     died = next((p for p in in_states(pages, UNEXPLAINED) if p.exit_code), None)
     if died is not None:
         advice.append(f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})")

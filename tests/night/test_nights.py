@@ -173,7 +173,8 @@ setup = ["test -e {marker} || exit 0"]
 def test_pages_that_their_elements_left_unbegun_are_submitted_again(slurm, tmp_path, monkeypatch):
     """As where an element's time is over after some pages: it ends well, and the rest is free."""
     marker = tmp_path / "ready"
-    write(tmp_path, IDLE.format(marker=marker), monkeypatch)
+    text = IDLE.format(marker=marker).replace("|| exit 0", "|| { echo not ready; exit 0; }")
+    write(tmp_path, text, monkeypatch)
     fill(60)
     astra("nightly", "survey")
     night = closed(slurm)
@@ -181,7 +182,9 @@ def test_pages_that_their_elements_left_unbegun_are_submitted_again(slurm, tmp_p
         night.round == 2 and not night.whole
     )  # elements that begin nothing are not repeated for ever
     assert Submission.select().count() == 3
-    assert "astra resume 1 " in astra("status", "1", status=4)
+    said = astra("status", "1", status=4)
+    assert "astra resume 1 " in said and "astra logs 1 1   shows why" in said
+    assert "not ready" in astra("logs", "1", "1")
     marker.touch()
     assert json.loads(astra("nightly", "survey", "--json"))["plans"] == [1]
     night = closed(slurm)
