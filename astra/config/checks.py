@@ -3,6 +3,7 @@
 import math
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, field
 from typing import Any, TypeVar
@@ -108,7 +109,8 @@ def number(least: float, greatest: float = math.inf, above: bool = False) -> Che
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("should be a number, without quotes")
-        if not (math.isfinite(value) and least <= value <= greatest) or (above and value == least):
+        is_finite = abs(value) <= sys.float_info.max
+        if not (is_finite and least <= value <= greatest) or (above and value == least):
             raise ValueError(f"should be {expected}")
         return float(value)
 

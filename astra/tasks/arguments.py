@@ -6,6 +6,7 @@ text -- parse_value --> value -- plain --> JSON, in the plan -- fit --> value, i
 import collections.abc
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -227,7 +228,8 @@ def fit(name: str, value: object, kind: object) -> object:
             return value
     elif kind is int or kind is float:
         if isinstance(value, int) and not isinstance(value, bool):
-            return int(value) if kind is int else float(value)
+            if kind is int or abs(value) <= sys.float_info.max:
+                return int(value) if kind is int else float(value)
         if kind is float and isinstance(value, float):
             return value
     elif kind is Path or kind is PurePath:

@@ -159,6 +159,7 @@ class TestErrors:
             ("[plan]\nlimit = 0", ["at least 1"]),
             ("[plan]\nlimit = 2147483648", ["below 2147483648"]),
             ("[database]\nretry_for_s = inf", ["finite"]),
+            (f"[database]\nretry_for_s = 1{'0' * 400}", ["finite"]),
             ("[plan]\nlimit = 1.5", ["whole number"]),
             ("[element]\nlease_s = 0", ["lease_s"]),
             ("[element]\nlease_s = nan", ["above 0"]),

@@ -72,6 +72,7 @@ BAD = [
     ("nested", "1,2", "as JSON"), ("document", "[1]", "dict"), ("document", "a", "JSON"),
     ("choice", "b", "choose from 1, a, True"), ("unsaid", "1", "no annotation"), ("array", "1", "cannot be made"),
     ("spectra", "1", "takes no argument 'spectra'"), ("extra", "x", "a number"), ("batch_size", "0", "batch_size=0"),
+    ("sequence", f"[1{'0' * 400}]", "is not a number"),
 ]  # fmt: skip
 
 
