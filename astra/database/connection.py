@@ -393,13 +393,14 @@ def _statement_limit_s(left_s: float) -> float:
     return min(config.current().database.answer_timeout_s, max(left_s, HURRY_S))
 
 
-def writing() -> Any:
+def writing(waits: bool = False) -> Any:
     """Return a context manager for a transaction that writes.
 
-    Others wait for its locks, so the server ends it if its client is silent for too long.
+    Others wait for its locks, so the server ends it if its client is silent for too long. One that
+    `waits` for locks sees what their last holders stored, whatever the default isolation level is.
     """
     silence_s = config.current().database.answer_timeout_s
-    return database.atomic(**dialect().begin_to_write(silence_s))
+    return database.atomic(**dialect().begin_to_write(silence_s, waits))
 
 
 def in_transaction() -> bool:

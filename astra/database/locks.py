@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg2
 import psycopg2.errors
+from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 
 from astra.database import postgresql_queries as queries
 from astra.database.memory import start_thread
@@ -79,11 +80,17 @@ class RowLock:
 
     def sign(self) -> bool:
         """Store who is about to hold the lock, if nobody holds it at this moment."""
-        with closing(self._connect()) as connection:
+        with closing(self._open()) as connection:
             return self._sign(connection)
 
-    def _try(self) -> bool:
+    def _open(self) -> Any:
+        """Connect such that a lock can be taken right after another process has signed it."""
         connection = self._connect()
+        connection.isolation_level = ISOLATION_LEVEL_READ_COMMITTED
+        return connection
+
+    def _try(self) -> bool:
+        connection = self._open()
         try:
             # The holder is committed first, so that others can read it while the lock is held. A
             # process that comes between the two transactions signs later, and holds the lock.

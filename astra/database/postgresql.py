@@ -345,9 +345,9 @@ class PostgreSQL(Keys):
         return status in (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
 
     @staticmethod
-    def begin_to_write(silence_s: float) -> dict[str, Any]:
+    def begin_to_write(silence_s: float, waits: bool) -> dict[str, Any]:
         """Return the arguments with which ``atomic()`` begins a transaction that takes locks."""
-        return {"silence_s": silence_s}
+        return {"isolation_level": "READ COMMITTED" if waits else None, "silence_s": silence_s}
 
     def _row_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> RowLock:
         silence_s = max(silence_s, 4.0)

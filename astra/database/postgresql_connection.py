@@ -39,7 +39,9 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
             super().begin(isolation_level)
             return
         with peewee_errors:
-            self.cursor().execute(f"BEGIN; {queries.WRITE_SETTINGS}; {ends_after(silence_s)}")
+            level = f" ISOLATION LEVEL {isolation_level}" if isolation_level else ""
+            begin = f"BEGIN{level}; {queries.WRITE_SETTINGS}; {ends_after(silence_s)}"
+            self.cursor().execute(begin)
 
 
 def ends_after(silence_s: float) -> str:

@@ -67,7 +67,7 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
 
 
 def lock_row(name: str, activity: str) -> None:
-    """Hold the lock of a name until the caller's transaction ends.
+    """Hold the lock of a name until the caller's transaction ends, which is `writing(waits=True)`.
 
     If another process holds it, log which one, and wait.
     """

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from astra.api import run_here
 from astra.cli.group import main
 from astra.config.profiles import choose_profile
 from astra.config.units import time_limit_s
-from astra.database.connection import connection, database
+from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
 from astra.element.reader import Chunk, Reader
 from astra.errors import TaskError, UsageError
@@ -127,6 +129,19 @@ def test_eight_planners_take_no_row_twice(pg_url):
     assert sorted(m["rows"] for m in made) == [0] * 7 + [500]
     keys = [k for page in Page.select() for k in page.keys]
     assert len(keys) == len(set(keys)) == 500
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_planners_take_turns_whatever_the_default_isolation_level_is(pg_url, postgres, level):
+    """Who has waited for another sees what that one has planned, not the state before."""
+    fill(5)
+    name = urlsplit(pg_url).path[1:]
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+    bind(pg_url)
+    with ThreadPoolExecutor() as threads:
+        made = [threads.submit(plan_of) for _ in range(4)]
+    assert sorted(m.result().rows for m in made) == [0, 0, 0, 5]
+    assert plan_of().held == 5
 
 
 def test_another_version_refuses(url):
