@@ -85,3 +85,38 @@ def test_a_thread_that_outlives_its_call_takes_no_rows_of_the_next_one(url):
     run_here(plan.pk)
     found = verify(plan.pk)
     assert found.sound and (found.rows["result"], found.rows["failure"]) == (9, 1)
+
+
+@task(re_raise_exceptions=False)
+def read_slowly_by_a_thread(
+    spectra: Iterable[BossVisitSpectrum], bad: int = 0
+) -> Iterable[Measured]:
+    """Leaves its thread, which waits for a row, when it raises."""
+    rows: SimpleQueue[BossVisitSpectrum | None] = SimpleQueue()
+
+    def read() -> None:
+        for spectrum in spectra:
+            rows.put(spectrum)
+        rows.put(None)
+
+    if _threads:
+        _called_again.set()
+    _threads.append(threading.Thread(target=read, daemon=True))
+    _threads[-1].start()
+    while (row := rows.get()) is not None:
+        if row.spectrum_pk == bad:
+            raise ValueError(f"row {bad} is bad")
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+def test_a_row_that_is_read_for_a_call_that_has_ended_is_for_the_next_one(sqlite_url):
+    _threads.clear()
+    _called_again.clear()
+
+    def rows() -> Iterable[BossVisitSpectrum]:
+        for key in range(1, 5):
+            assert key != 3 or _called_again.wait(60)
+            yield BossVisitSpectrum(spectrum_pk=key)
+
+    results = read_slowly_by_a_thread(rows(), bad=2, write_to_database=False)
+    assert [result.spectrum_pk for result in results] == [1, 3, 4]
