@@ -331,9 +331,9 @@ class Element:
         Interrupted
             If the element was asked to stop meanwhile.
         """
-        self.stop.is_loading = True
         try:
-            return load_task(self.plan)
+            with self.stop.loading():
+                return load_task(self.plan)
         except DatabaseError as error:
             raise _interrupted(claim, str(error)) from error
         except AstraError as error:
@@ -341,8 +341,6 @@ class Element:
             raise BrokenElement(str(error)) from error
         except Terminated:
             raise _interrupted(claim, self.stop.reason) from None
-        finally:
-            self.stop.is_loading = False
 
     def _writer(self, claim: Claim, task: LoadedTask) -> Writer:
         """Make the writer of a page; its schedule of checkpoints continues from page to page."""

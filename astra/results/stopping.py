@@ -5,7 +5,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +37,15 @@ class Stop:
         self.is_wanted = False  # the same, for code that does not wait: it is read at every row
         self.reason = ""
         self.is_loading = False  # the task is imported, which may be interrupted like a row
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Allow that the block is interrupted."""
+        self.is_loading = True
+        try:
+            yield
+        finally:
+            self.is_loading = False
 
     def ask(self, reason: str) -> None:
         self.reason = self.reason or reason

@@ -9,13 +9,14 @@ import pytest
 from astra import task
 from astra.api import run_here
 from astra.database.connection import connection
-from astra.element import reader
-from astra.errors import Interrupted
+from astra.element import element, reader
+from astra.errors import DatabaseError, Interrupted
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.results import writer
+from astra.results.stopping import Stop
 from astra.status.verify import verify
-from tests.pools import plan_of
+from tests.pools import plan_of, pool_of
 from tests.sample_tasks import Measured, fill, measure
 
 
@@ -59,6 +60,26 @@ def test_a_page_is_not_broken_by_a_task_that_raises_as_it_is_closed(url):
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
     found = verify(plan.pk)
     assert found.sound and found.rows["result"] >= 1
+
+
+def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch):
+    """It would be recorded as another end: the attempt as broken, for example."""
+    plan, stop, recorded = plan_of(5, 5), Stop(), []
+    end = element._end
+
+    def load_task(plan):
+        stop.ask("SIGTERM")
+        raise DatabaseError("the database is away")
+
+    def record(*arguments):
+        recorded.append(stop.is_loading)
+        end(*arguments)
+
+    monkeypatch.setattr(element, "load_task", load_task)
+    monkeypatch.setattr(element, "_end", record)
+    with element.Element(plan, pool_of(plan), stop) as this:
+        run = this.run_page(None, 1)
+    assert run is not None and run.state == "interrupted" and recorded == [False]
 
 
 def test_a_row_that_cannot_be_read_costs_no_result(url, monkeypatch):
