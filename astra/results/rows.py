@@ -229,6 +229,14 @@ def place_of(error: BaseException) -> str | None:
     return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else None
 
 
+def place_of_yield(generator: object) -> str | None:
+    """Return the line at which a generator has yielded."""
+    frame = getattr(generator, "gi_frame", None)
+    if frame is None:
+        return None
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
 #: Exceptions of code that cannot work for any row.
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AstraError)
 

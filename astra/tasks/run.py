@@ -24,6 +24,7 @@ from astra.results.rows import (
     error_text,
     foreign_row_message,
     foreign_row_refusal,
+    place_of_yield,
     refusal,
 )
 from astra.results.stopping import INTERRUPTIONS, ActiveRuns, Terminated, end_forked
@@ -173,16 +174,22 @@ class Run:
                 return
 
     def _close(self, generator: Iterator[object]) -> None:
-        """Close the task; an exception that a page's task raises then is of none of its rows."""
+        """Close the task; an exception that a page's task raises then is of none of its rows.
+
+        The clock runs, so that a clean-up that takes too long is interrupted like a row.
+        """
         close = getattr(generator, "close", None)
         if close is None:
             return
         try:
+            self.clock.start()
             close()
         except Exception as error:
             if not self.is_page:
                 raise
             log.error("%s raised as it was closed: %s", self.writer.target.task, error_text(error))
+        finally:
+            self.clock.stop()
 
     def _take_results(
         self, generator: Iterator[object]
@@ -227,7 +234,7 @@ class Run:
                 gathers = writer.target.gathers  # known once the first row was handed over
                 yielded = self._gathered(result) if gathers else self._timed(result)
                 if writes and not isinstance(result, OutputModel):
-                    yielded.place = _place_of_yield(generator)
+                    yielded.place = place_of_yield(generator)
                 if writes and (yielded.again or not (gathers or yielded.is_stray)):
                     writer.add([yielded])
                 if passes_on:
@@ -479,14 +486,6 @@ class Run:
         except BrokenElement:
             self.writer.buffer.forget_failures()
             raise
-
-
-def _place_of_yield(generator: object) -> str | None:
-    """Return the line at which a generator has yielded."""
-    frame = getattr(generator, "gi_frame", None)
-    if frame is None:
-        return None
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _warn_of_transaction(writes: bool) -> None:

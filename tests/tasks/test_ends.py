@@ -8,6 +8,7 @@ import pytest
 
 from astra import task
 from astra.api import run_here
+from astra.config import settings
 from astra.database.connection import connection
 from astra.element import element, reader
 from astra.errors import DatabaseError, Interrupted
@@ -56,6 +57,33 @@ def test_a_page_is_not_broken_by_a_task_that_raises_as_it_is_closed(url):
     plan = plan_of(5, 5, cleans_up_badly)
     with pytest.raises(Interrupted):
         run_here(plan.pk)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
+    found = verify(plan.pk)
+    assert found.sound and found.rows["result"] >= 1
+
+
+@task
+def cleans_up_for_ever(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Is asked to stop in its first row, and does not return when it is closed."""
+    try:
+        for spectrum in spectra:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            yield Measured.from_spectrum(spectrum, value=1.0)
+    finally:
+        time.sleep(30)
+
+
+def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path, monkeypatch):
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.5\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    plan = plan_of(5, 5, cleans_up_for_ever)
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        run_here(plan.pk)
+    assert time.monotonic() - began < 25
     with connection():
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
     found = verify(plan.pk)
