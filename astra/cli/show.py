@@ -242,9 +242,12 @@ def verdict(result: Verdict) -> None:
         n_pending = result.n_rows - sum(n for name, n in result.rows.items() if name != "pending")
         line(f"  not whole: {count(n_pending, 'row')} pending (astra status)")
     for n, condition in (
-        (result.modified_since, "modified since its result: pending again"),
-        (result.of_others, "ended since, or before, in another plan or a direct call"),
-        (result.inputs_gone, "deleted since its result"),
+        (result.modified_since, "modified since the result, and pending again"),
+        (
+            result.of_others,
+            "whose current result or failure comes from another plan or a direct call",
+        ),
+        (result.inputs_gone, "deleted since the result"),
     ):
         if n:
             line(f"  {count(n, 'row')} {condition}")
