@@ -153,14 +153,18 @@ UNIQUE_INDEX_CONDITIONS = """
            WHERE attrelid = indrelid
              AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s"""
 
-#: Whether a sorted list of columns is unique in every row, and NULL in none.
+#: Whether a sorted list of columns is unique in every row, and NULL in none. An index does not
+#: cover the rows of tables that inherit from its own, which are read with it.
 IS_UNIQUE_AND_NOT_NULL = """
     SELECT EXISTS (
         SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisunique
         AND indisvalid AND indpred IS NULL AND indexprs IS NULL
         AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
              WHERE attrelid = indrelid AND attnotnull
-             AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[])"""
+             AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[]
+        AND NOT EXISTS (
+            SELECT 1 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhparent
+            WHERE inhparent = indrelid AND relkind = 'r'))"""
 
 #: The triggers and rules of a table: the name, whether it may replace or drop a row that is
 #: written, and what it runs.

@@ -381,3 +381,14 @@ def test_rows_of_times_that_python_does_not_know_are_processed_once(pg_url, kind
     assert status(planned.plan).rows == {"done": 6} and verify(planned.plan).sound
     (again,) = create_plan(of_visits)
     assert again.plan is None
+
+
+def test_a_key_that_a_table_that_inherits_has_too_is_refused(pg_url):
+    with connection():
+        adopted(Visit).create_table()
+        dialect().run("CREATE TABLE others_heir () INHERITS (others_visit)")
+        dialect().run("INSERT INTO others_visit VALUES (1, 7, NULL)")
+        check_keys(Visit)
+        dialect().run("INSERT INTO others_heir VALUES (1, 7, NULL)")
+        with pytest.raises(TaskError, match="2 rows with the key 1"):
+            check_keys(Visit)
