@@ -176,7 +176,13 @@ class ActiveRuns:
 
     @classmethod
     def check(cls) -> None:
-        """End a run whose task has caught the exception that should have ended it."""
+        """End a run whose task has caught the exception that should have ended it.
+
+        End a process, too, that the task forked, and that goes on as if it were the task.
+        """
+        if cls.status and cls.pid != os.getpid():
+            log.error("a process that the task forked returned or yielded: it is ended")
+            os._exit(1)
         if cls.status:
             raise Terminated(cls.status)
 
@@ -186,7 +192,8 @@ def _forget_runs() -> None:
 
     The module of a task may fork processes as it is imported, too.
     """
-    ActiveRuns.runs = []
+    if ActiveRuns.runs:
+        ActiveRuns.runs, ActiveRuns.status = [], 1
     # multiprocessing ends its workers by SIGTERM, which must not run the parent's handlers.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):

@@ -1,6 +1,9 @@
 """However a run ends, what was yielded is stored."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 
@@ -17,6 +20,7 @@ from astra.models.attempts import Attempt
 from astra.results import writer
 from astra.results.stopping import Stop
 from astra.status.verify import verify
+from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of
 from tests.sample_tasks import Measured, fill, measure
 
@@ -61,6 +65,31 @@ def test_a_page_is_not_broken_by_a_task_that_raises_as_it_is_closed(url):
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
     found = verify(plan.pk)
     assert found.sound and found.rows["result"] >= 1
+
+
+@task
+def goes_on_in_a_fork(
+    spectra: Iterable[BossVisitSpectrum], returns: bool = False
+) -> Iterable[Measured]:
+    for spectrum in spectra:
+        if spectrum.spectrum_pk == 3:
+            if (fork := os.fork()) == 0 and returns:
+                return
+            if fork:
+                os.waitpid(fork, 0)
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_fork_that_goes_on_as_the_task_writes_nothing(url, monkeypatch, returns):
+    """It would write to the page of the process that forked it."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    plan = plan_of(6, 6, goes_on_in_a_fork, returns=returns)
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    run_page = [sys.executable, "-m", "astra", "run-page", *words]
+    done = subprocess.run(run_page, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "page 1: done; 6 done + 0 failed + 0 no result of 6 rows\n"
+    assert verify(plan.pk).whole
 
 
 @task
