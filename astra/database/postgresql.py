@@ -30,9 +30,9 @@ from astra.database.postgresql_keys import Keys
 from astra.database.statement_timeout import PatientCursor
 
 #: SQLSTATEs of temporary conditions: connection, resources, shutdown, serialization failures and
-#: deadlocks, lock and idle timeouts, a server that is in recovery, or read-only after a failover
-#: (PostgreSQL manual, appendix A).
-_TRANSIENT = ("08", "40", "53", "57", "25P03", "25006", "55P03")
+#: deadlocks, timeouts of locks and transactions, a server that is in recovery, or read-only after a
+#: failover (PostgreSQL manual, appendix A).
+_TRANSIENT = ("08", "40", "53", "57", "25P03", "25P04", "25006", "55P03")
 
 _LOCKED = (
     "other sessions are using the same tables, and pg_stat_activity shows which: run it again, "
@@ -44,6 +44,7 @@ _REMEDIES = {
     "40": _LOCKED,
     "55P03": _LOCKED,
     "57014": f"a statement_timeout is too short, or {_LOCKED}",
+    "25P04": f"a transaction_timeout is too short, or {_LOCKED}",
     "53100": "the server's disk is full: have its administrator make room, then run it again",
     "25006": "the server is read-only, as a standby is: name the primary in ASTRA_DATABASE_URL",
 }

@@ -35,6 +35,24 @@ def test_a_lost_connection_that_the_driver_reports_as_a_bare_error(pg_url):
     assert retrying(work) == "done"
 
 
+class _TransactionTimeout(psycopg2.InternalError):
+    """How the driver reports a transaction_timeout, which PostgreSQL 17 has."""
+
+    pgcode = "25P04"
+
+
+def test_a_transaction_that_the_server_ended_is_repeated(pg_url):
+    calls = iter([_TransactionTimeout("terminating connection due to transaction timeout"), None])
+
+    def work() -> str:
+        with peewee.ExceptionWrapper(peewee.EXCEPTIONS):
+            if (error := next(calls)) is not None:
+                raise error
+        return "done"
+
+    assert retrying(work) == "done"
+
+
 def test_a_connection_that_falls_silent_while_it_is_prepared_is_given_up(postgres, pg_url):
     """Neither commands nor elements wait for ever, or keep other threads waiting."""
     with Proxy(postgres.port, silent_at=b"extra_float_digits") as proxy:
