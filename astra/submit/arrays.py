@@ -59,11 +59,25 @@ def _elements(pages: list[int], each: int) -> list[int]:
     return pages if each == 1 else list(dict.fromkeys([(page - 1) // each + 1 for page in pages]))
 
 
-def halves(piece: Slice, each: int) -> list[Slice]:
-    """Cut a slice into two with half of its elements each."""
-    second = piece.elements[len(piece.elements) // 2]
-    cut = bisect_left(piece.pages, (second - 1) * each + 1)
+#: The smallest share of the wanted elements with which a pool serves all of its pages.
+_FEWEST = 1 / 8
+
+
+def smaller(piece: Slice, chosen: Profile) -> list[Slice]:
+    """Return what to submit instead of a slice with more elements than a limit of Slurm allows.
+
+    Half of the elements of a pool can serve the same pages, unless they would be too few for them.
+    Else the slice is cut into two, each with half of its pages and elements.
+    """
+    elements = piece.with_elements(chosen).elements
+    half = len(elements) // 2
+    wanted = min(len(piece.pages), chosen.max_elements)
+    if chosen.pull and half >= _FEWEST * wanted:
+        return [replace(piece, elements=elements[:half])]
+    each = chosen.pages_per_element
+    second = piece.pages[len(piece.pages) // 2] if chosen.pull else (elements[half] - 1) * each + 1
+    cut = bisect_left(piece.pages, second)
     return [
-        Slice(pages, _elements(pages, each), piece.offset)
+        Slice(pages, _elements(pages, each)[: max(half, 1) if chosen.pull else None], piece.offset)
         for pages in (piece.pages[:cut], piece.pages[cut:])
     ]

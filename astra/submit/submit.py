@@ -19,7 +19,7 @@ from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
-from astra.submit.arrays import Slice, halves, shares, slices
+from astra.submit.arrays import Slice, shares, slices, smaller
 from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import (
     NOBODY,
@@ -235,10 +235,10 @@ def _submit_slices(
                         raise
                     if not error.limit:
                         return jobs, pages, str(error)
-                    if len(array.piece.elements) == 1:
+                    if len(array.piece.with_elements(common.chosen).elements) == 1:
                         hint = f"the rest stays in the plan: astra resume {common.plan.pk}"
                         return jobs, pages, f"{error}; {hint}"
-                    queue[:0] = halves(array.piece, common.chosen.pages_per_element)
+                    queue[:0] = smaller(array.piece, common.chosen)
                     # Withdrawn pages belong to no submission.
                     holders = replace(holders, submissions={*holders.submissions, None})
                     continue

@@ -132,16 +132,30 @@ def test_a_refusal_shows_slurms_words_and_leaves_the_plan(slurm):
 
 
 def test_a_submit_limit_leaves_the_rest_for_resume(slurm):
+    """Where each page needs an element of its own."""
     plan = plan_of(40, 5, row_s=0.01)
     slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
     try:
-        done = submit(plan)
+        done = submit(plan, options={"pull": False})
     finally:
         slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
     assert 1 <= done.pages <= 5 and done.unsubmitted == 8 - done.pages and "resume" in done.message
     assert resume(plan).pages == 8 - done.pages
     run_out(slurm)
     assert counts() == (40, 40)
+
+
+def test_within_a_submit_limit_fewer_elements_take_all_pages(slurm):
+    plan = plan_of(40, 5, row_s=0.01)
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
+    try:
+        done = submit(plan)
+    finally:
+        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    (job,) = done.jobs
+    assert job.array == "1-2" and (done.pages, done.unsubmitted, done.message) == (8, 0, None)
+    run_out(slurm)
+    assert counts() == (40, 40) and status(plan).state == "whole"
 
 
 def test_the_answer_of_sbatch_is_lost(slurm, tmp_path, monkeypatch):

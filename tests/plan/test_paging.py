@@ -3,12 +3,13 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra.config.profiles import choose_profile
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Page, Plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import checked_states
 from astra.states import SlurmState
-from astra.submit.arrays import halves, slices
+from astra.submit.arrays import slices, smaller
 from tests.sample_tasks import fill, measure
 
 
@@ -29,10 +30,27 @@ def test_every_page_is_in_one_array_at_an_index_that_it_takes(numbers, each, mos
             assert element in piece.elements
             assert element - piece.offset in piece.indices()
         if len(piece.elements) > 1:  # as where Slurm takes no more at once
-            first, second = halves(piece, each)
+            chosen = choose_profile(None, {"pages_per_element": each, "pull": False})
+            first, second = smaller(piece, chosen)
             assert first.pages + second.pages == piece.pages
             assert first.elements + second.elements == piece.elements
             assert len(second.elements) - len(first.elements) in (0, 1)
+
+
+@given(n_pages=st.integers(2, 5000), most=st.integers(1, 1000))
+def test_a_pool_that_slurm_refuses_gets_fewer_elements_and_then_fewer_pages(n_pages, most):
+    chosen = choose_profile(None, {"max_elements": most})
+    (piece,) = slices(range(1, n_pages + 1), 1, 10_000)
+    n_elements = len(piece.with_elements(chosen).elements)
+    wanted = n_elements
+    while n_elements > 1:
+        parts = smaller(piece, chosen)
+        assert [page for part in parts for page in part.pages] == piece.pages
+        assert all(part.elements == part.pages[: len(part.elements)] for part in parts)
+        halved = [len(part.with_elements(chosen).elements) for part in parts]
+        assert all(1 <= n <= max(n_elements // 2, 1) for n in halved)
+        assert len(parts) == 1 or n_elements // 2 < min(len(piece.pages), wanted) / 8
+        piece, n_elements = parts[0], halved[0]
 
 
 def test_a_plan_holds_each_pending_row_once(sqlite_url):

@@ -95,19 +95,19 @@ def test_the_next_intent_is_committed_while_sbatch_runs(slurm, small_arrays, tmp
 
 
 def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
-    """Room for 3 elements: of the second array a half is taken, the third is not tried."""
+    """Room for 3 elements: the second array has one for its two pages, the third has none."""
     plan = plan_of(30, 5)
     slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
     try:
         done = submit(plan, options={"hold": True})
     finally:
         slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
-    assert done.pages == 3 and done.unsubmitted == 3 and "resume" in done.message
+    assert done.pages == 4 and done.unsubmitted == 2 and "resume" in done.message
     assert "intent" not in states()
     mine = {s.pk for s in Submission.select() if s.state == "submitted"}
-    assert [n for n, pk in given().items() if pk is not None] == [1, 2, 3]
+    assert [n for n, pk in given().items() if pk is not None] == [1, 2, 3, 4]
     assert set(given().values()) == mine | {None}
-    assert resume(plan).pages == 3
+    assert resume(plan).pages == 2
     for job in done.jobs:
         slurm.run("scontrol", "release", str(job.job_id))
     run_out(slurm)
@@ -115,7 +115,7 @@ def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
 
 
 def test_a_resumed_plan_reaches_a_limit(slurm, small_arrays):
-    """Pages that belonged to a submission before are taken back, halved and given anew."""
+    """Pages that belonged to a submission before are taken back and given anew."""
     plan = plan_of(30, 5)
     for job in submit(plan, options={"hold": True}).jobs:
         slurm.run("scancel", str(job.job_id))
@@ -124,11 +124,11 @@ def test_a_resumed_plan_reaches_a_limit(slurm, small_arrays):
         done = resume(plan, only=["CANCELLED"], options={"hold": True})
     finally:
         slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
-    assert done.pages == 3 and done.unsubmitted == 3 and "resume" in done.message
+    assert done.pages == 4 and done.unsubmitted == 2 and "resume" in done.message
     assert "intent" not in states()
     for job in done.jobs:
         slurm.run("scontrol", "release", str(job.job_id))
-    assert resume(plan).pages == 3
+    assert resume(plan).pages == 2
     run_out(slurm)
     assert counts() == (30, 30) and status(plan).state == "whole"
 
