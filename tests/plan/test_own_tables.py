@@ -331,17 +331,17 @@ def test_a_key_that_sqlite_gives_back_otherwise_is_refused(url):
             check_keys(BySize)
 
 
-class Visit(peewee.Model):
+class StarVisit(peewee.Model):
     star = peewee.IntegerField()
     changed = peewee.DateTimeField(null=True)
 
     class Meta:
-        table_name = "others_visit"
+        table_name = "others_star_visit"
         modified = "changed"
 
 
 class LastVisit(OutputModel):
-    visit = result_of(Visit)
+    visit = result_of(StarVisit)
 
 
 @pytest.mark.parametrize(
@@ -350,20 +350,20 @@ class LastVisit(OutputModel):
 )
 def test_one_row_of_a_group_is_its_last_even_if_it_was_never_modified(url, changed, last):
     @as_task(group_by="star")
-    def last_visits(visits: Iterable[Visit]) -> Iterable[LastVisit]:
+    def last_visits(visits: Iterable[StarVisit]) -> Iterable[LastVisit]:
         yield from ()
 
     with connection():
-        for model in (adopted(Visit), LastVisit):
+        for model in (adopted(StarVisit), LastVisit):
             model.create_table()
         for year in changed:
-            Visit.create(star=7, changed=year and datetime(year, 1, 1))
+            StarVisit.create(star=7, changed=year and datetime(year, 1, 1))
         ((_, query),) = generate_queries_for_task(last_visits)
         assert [row.id for row in query] == [last]
 
 
 @as_task
-def of_visits(visits: Iterable[Visit]) -> Iterable[LastVisit]:
+def of_visits(visits: Iterable[StarVisit]) -> Iterable[LastVisit]:
     for visit in visits:
         yield LastVisit.from_row(visit)
 
@@ -371,11 +371,11 @@ def of_visits(visits: Iterable[Visit]) -> Iterable[LastVisit]:
 @pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
 def test_rows_of_times_that_python_does_not_know_are_processed_once(pg_url, kind):
     with connection():
-        for model in (adopted(Visit), LastVisit):
+        for model in (adopted(StarVisit), LastVisit):
             model.create_table()
-        dialect().run(f"ALTER TABLE others_visit ALTER changed TYPE {kind}")
+        dialect().run(f"ALTER TABLE others_star_visit ALTER changed TYPE {kind}")
         for at in ("infinity", "-infinity", "0044-03-15 BC", "20000-01-01", "2024-02-29", None):
-            dialect().run("INSERT INTO others_visit (star, changed) VALUES (7, %s)", (at,))
+            dialect().run("INSERT INTO others_star_visit (star, changed) VALUES (7, %s)", (at,))
     (planned,) = create_plan(of_visits)
     run_here(planned.plan)
     assert status(planned.plan).rows == {"done": 6} and verify(planned.plan).sound
@@ -385,10 +385,10 @@ def test_rows_of_times_that_python_does_not_know_are_processed_once(pg_url, kind
 
 def test_a_key_that_a_table_that_inherits_has_too_is_refused(pg_url):
     with connection():
-        adopted(Visit).create_table()
-        dialect().run("CREATE TABLE others_heir () INHERITS (others_visit)")
-        dialect().run("INSERT INTO others_visit VALUES (1, 7, NULL)")
-        check_keys(Visit)
+        adopted(StarVisit).create_table()
+        dialect().run("CREATE TABLE others_heir () INHERITS (others_star_visit)")
+        dialect().run("INSERT INTO others_star_visit VALUES (1, 7, NULL)")
+        check_keys(StarVisit)
         dialect().run("INSERT INTO others_heir VALUES (1, 7, NULL)")
         with pytest.raises(TaskError, match="2 rows with the key 1"):
-            check_keys(Visit)
+            check_keys(StarVisit)

@@ -112,7 +112,7 @@ def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch
     fast = tmp_path / "fast"
     plan = planned(8000, 1000, row_s=0.5, slow_until=str(fast))
     slurm.set_max_submit(3)
-    submit(plan)
+    submit(plan, options={"pull": False})
     slurm.set_max_submit(None)
     resume(plan)
     assert len({s.job_id for s in Submission.select().where(Submission.state == "submitted")}) > 1
