@@ -1,13 +1,15 @@
 """Write a first module for a user's own tasks: models of existing tables, and a task on each."""
 
+import json
 import re
 from collections.abc import Sequence
+from keyword import iskeyword
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import peewee
 from playhouse.reflection import Column, Introspector, UnknownField
 
+from astra.config.secrets import has_password
 from astra.config.settings import current
 from astra.database.connection import bind, connection, database, dialect
 from astra.errors import UsageError, nearest
@@ -16,7 +18,7 @@ _CONFIGURATION = """\
 # astra's configuration of this folder; `astra config` shows every value.
 
 [database]
-url = "{url}"
+url = {url}
 """
 
 _HEAD = '''\
@@ -111,13 +113,15 @@ def _model(tables: Introspector, table: str, schema: str | None) -> str:
     """Return the text of the model of a table, and of a task on its rows."""
     name = tables.make_model_name(table)
     columns = tables.metadata.get_columns(table, schema)
-    keys = dialect().primary_columns(table, schema)
+    primary = dialect().primary_columns(table, schema)
     lines = ["", "", f"class {name}(peewee.Model):"]
     for column in columns.values():
-        column.primary_key = [column.name] == keys
-        if column.name in keys:
+        column.primary_key = [column.name] == primary
+        if column.name in primary:
             column.nullable = False
+        column.name = _identifier(tables, column.name)
         lines.append(f"    {_field(column)}")
+    keys = [columns[name].name for name in primary]
     lines += ["", "    class Meta:", f"        table_name = {table!r}"]
     if schema:
         lines.append(f"        schema = {schema!r}")
@@ -130,7 +134,15 @@ def _model(tables: Introspector, table: str, schema: str | None) -> str:
         lines.append(f"        primary_key = CompositeKey({names})")
     lines.append("        # The column that says when a row was modified, if there is one:")
     lines.append("        # modified = 'updated_at'")
-    return "\n".join(lines) + "\n" + _TASK.format(name=name, pointer=table.lower())
+    pointer = _identifier(tables, table.lower())
+    return "\n".join(lines) + "\n" + _TASK.format(name=name, pointer=pointer)
+
+
+def _identifier(tables: Introspector, name: str) -> str:
+    """Return a name that a module can use for a table or column."""
+    if name.isidentifier() and not iskeyword(name):
+        return name
+    return str(tables.make_column_name(name, snake_case=False))
 
 
 def _field(column: Column) -> str:
@@ -143,6 +155,9 @@ def _field(column: Column) -> str:
         column.field_class = next(
             (field for word, field in _AFFINITIES.items() if word in kind), peewee.BareField
         )
+    if not hasattr(peewee, column.field_class.__name__):  # as of JSON or an array
+        column.field_class, column.extra_parameters = peewee.BareField, None
+    column.default = None  # astra adds no row to the table
     text: str = column.get_field()
     return text
 
@@ -167,7 +182,7 @@ def start_here(
     if not module.isidentifier():
         raise UsageError(f"--module {module!r} is not the name of a module; write it without .py")
     file, settings = Path(f"{module}.py"), Path("astra.toml")
-    if url is not None and urlsplit(url).password:
+    if url is not None and has_password(url):
         raise UsageError(
             "the URL holds a password, which astra init would write to astra.toml: put it into "
             "~/.pgpass, and leave it out"
@@ -188,7 +203,9 @@ def start_here(
         with connection():
             tables = tables or sorted(database.bound().get_tables(schema))
     file.write_text(module_text(module, schema, tables))
-    if settings.exists():
+    configured = url or current().database.url
+    if settings.exists() or has_password(configured):
         return [file]
-    settings.write_text(_CONFIGURATION.format(url=url or current().database.url))
+    text = json.dumps(configured, ensure_ascii=False)  # as a string in TOML is quoted, too
+    settings.write_text(_CONFIGURATION.format(url=text))
     return [settings, file]

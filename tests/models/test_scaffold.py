@@ -1,0 +1,55 @@
+"""The module that `astra init` writes, of tables with awkward names and types."""
+
+import pytest
+
+from astra.config import settings
+from astra.database.connection import connection, dialect
+from astra.errors import UsageError
+from astra.models.scaffold import module_text, start_here
+from tests.forks import astra
+
+TABLES = {
+    "postgresql": """CREATE TABLE "2mass" (
+        "class" text NOT NULL DEFAULT 'star', "2mass id" integer NOT NULL, "J mag" real DEFAULT 1,
+        flags integer[] NOT NULL DEFAULT '{}', notes jsonb, PRIMARY KEY ("class", "2mass id"))""",
+    "sqlite": """CREATE TABLE "2mass" (
+        "class" text NOT NULL DEFAULT 'star', "2mass id" integer NOT NULL, "J mag" real DEFAULT 1,
+        PRIMARY KEY ("class", "2mass id"))""",
+}
+
+
+def test_a_module_of_awkward_names_and_types_can_be_used(url, tmp_path, monkeypatch):
+    with connection():
+        dialect().run(TABLES[dialect().name])
+        dialect().run("""INSERT INTO "2mass" ("2mass id") VALUES (1), (2)""")
+    (tmp_path / "sky.py").write_text(module_text("sky", None, ["2mass"]))
+    for words in (["initdb", "sky"], ["run", "sky.measure__2mass"]):
+        done = astra(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "whole: 2 done = 2 rows" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["jsonb", "integer[]", "tsvector"])
+def test_a_column_of_a_type_that_peewee_has_only_for_postgresql(pg_url, kind):
+    with connection():
+        dialect().run(f"CREATE TABLE sky (id integer PRIMARY KEY, it {kind})")
+    assert "it = BareField(null=True)" in module_text("mine", None, ["sky"])
+
+
+def test_no_password_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("postgresql://me:geheim-1@host/db", "postgresql://host/db?password=geheim-2"):
+        with pytest.raises(UsageError, match="holds a password"):
+            start_here((), url, None, "sky")
+        monkeypatch.setenv("ASTRA_DATABASE_URL", url)
+        settings.reset()
+        (file,) = start_here((), None, None, "sky")
+        assert file.name == "sky.py" and "geheim" not in file.read_text()
+        file.unlink()
+
+
+def test_the_name_of_a_file_may_hold_quotes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = 'sqlite:///s\\k"y.db'
+    start_here((), url, None, "sky")
+    assert settings.load(tmp_path / "astra.toml").database.url.endswith("s%5Ck%22y.db")
