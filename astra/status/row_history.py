@@ -162,7 +162,14 @@ def history_of(
     check_version()
     with connection():
         check_tables(*models, output)
-        candidates = [_Row(function, model, output, key) for model in models]
+        candidates, errors = [], []
+        for model in models:
+            try:
+                candidates.append(_Row(function, model, output, key))
+            except TaskError as error:  # it may be a key of another model
+                errors.append(error)
+        if not candidates:
+            raise errors[0]
         for row in candidates:
             if row.exists:
                 return row.history()

@@ -164,3 +164,31 @@ def test_a_key_of_two_columns(stones):
     assert history_of(weigh_plates, "2024-01-01,3").key == story.key
     with pytest.raises(TaskError, match="is not a key"):
         history_of(weigh_plates, "2024-01-01")
+
+
+class Numbered(Model):
+    class Meta:
+        table_name = "numbered_why"
+        database = database
+
+
+class OfEither(OutputModel):
+    numbered = result_of(Numbered, null=True)
+    stone = result_of(Stone, null=True)
+
+
+@task
+def of_either(rows: Iterable[Numbered | Stone]) -> Iterable[OfEither]:
+    for row in rows:
+        yield OfEither.from_row(row)
+
+
+def test_a_key_of_the_second_input_model_only(url):
+    with connection():
+        for model in (Numbered, Stone, OfEither):
+            model.create_table()
+        Stone.create(name="flint")
+    found = history_of(of_either, "flint")
+    assert (found.input_model, found.pending) == ("Stone", True)
+    with pytest.raises(TaskError, match="is not a key"):
+        history_of(of_either, "flint", Numbered)
