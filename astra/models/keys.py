@@ -241,11 +241,10 @@ def same_moment(stored: ColumnBase, model: type[Model]) -> ColumnBase:
     moment, field = moment_of(model), modified_field(model)
     if moment is None or field is None:
         return TRUE
-    if not isinstance(field, TimeField):
-        moment = dialect().nearest_moment(moment)
+    moment = dialect().nearest_moment(moment)
     if field.null:
         return peewee.Expression(stored, dialect().is_same, moment)
-    return stored == moment
+    return cast("ColumnBase", stored == moment)
 
 
 def in_order(model: type[Model]) -> list[tuple[ColumnBase, str]]:

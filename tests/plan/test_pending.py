@@ -9,6 +9,8 @@ import pytest
 from peewee import SQL
 
 from astra import generate_queries_for_task, task
+from astra.api import run_here, status, verify
+from astra.database.connection import connection, dialect
 from astra.errors import TaskError
 from astra.models import (
     ApogeeVisitSpectrum,
@@ -18,6 +20,7 @@ from astra.models import (
     Source,
     SpectrumMixin,
 )
+from astra.plan.plan import create_plan
 from astra.tasks.signature import find_task, input_models, output_model
 from tests.sample_tasks import Measured, OfSource, fill, measure, on_sources, per_source
 
@@ -220,3 +223,17 @@ def test_a_row_that_was_loaded_before_and_saved_after_a_change_hides_none(url):
         assert BossVisitSpectrum.get().modified > before
     BossVisitSpectrum.update(modified="2100-01-02 03:04:05").execute()
     assert BossVisitSpectrum.get().modified.year == 2100
+
+
+def test_rows_of_astras_own_tables_at_infinity_are_processed_once(pg_url):
+    fill(3)
+    with connection():
+        for pk, at in ((1, "infinity"), (2, "20000-01-01")):
+            dialect().run("UPDATE boss_visit_spectrum SET modified = %s WHERE pk = %s", (at, pk))
+    Source.insert(sdss_id=7, modified="-infinity").execute()
+    for function, n in ((measure, 3), (on_sources, 6)):
+        (planned, *_) = create_plan(function)
+        assert planned.rows == n
+        run_here(planned.plan)
+        assert status(planned.plan).rows == {"done": n} and verify(planned.plan).sound
+        assert all(again.plan is None for again in create_plan(function))
