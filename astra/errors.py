@@ -131,6 +131,14 @@ class OutOfMemory(BrokenElement):
     pass
 
 
+def shown(value: object) -> str:
+    """Return a value as a message shows it; Python writes no number of more than 4,300 digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a sentence for the end of a message: the nearest known names, or all of them.
 

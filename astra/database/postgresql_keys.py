@@ -9,11 +9,14 @@ from typing import Any
 
 import peewee
 from peewee import SQL, fn
+from psycopg2.errors import UndefinedFunction
 
 from astra.database import postgresql_queries as queries
 from astra.database.array_text import array_literal
 from astra.database.postgresql_writing import Writing
 from astra.errors import TaskError
+
+_ZONED = "pg_catalog.timestamptz"
 
 
 class Keys(Writing):
@@ -42,8 +45,7 @@ class Keys(Writing):
 
     def key_text(self, fields: Sequence[Any]) -> Any:
         """Return the text of a key, which does not depend on settings of the session."""
-        zoned = "pg_catalog.timestamptz"
-        parts = [fn.timezone("UTC", f) if self._kind_of(f) == zoned else f for f in fields]
+        parts = [fn.timezone("UTC", f) if self._kind_of(f) == _ZONED else f for f in fields]
         one = parts[0] if len(parts) == 1 else fn.jsonb_build_array(*parts)
         return one.cast("text")
 
@@ -54,14 +56,35 @@ class Keys(Writing):
             text = "wanted.key" if len(fields) == 1 else f"(wanted.key::jsonb ->> {place})"
             kind = self._kind_of(field)
             cast = f"{text}::{kind}"
-            if kind == "pg_catalog.timestamptz":
+            if kind == _ZONED:
                 cast = f"timezone('UTC', {text}::timestamp)"
             clauses.append(peewee.Expression(field, "=", SQL(cast)))
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
+    def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
+        """Return the types of two columns if the server cannot compare them, or would do so by the
+        time zone of the session, which is not UTC."""
+        first, second = self._kind_of(one), self._kind_of(other)
+        if first == second:
+            return None
+        is_like = self._has_operator(first, second)
+        if is_like and _ZONED in (first, second):
+            is_like = bool(self.fetch_value(queries.IS_UTC))
+        return None if is_like else (_short(first), _short(second))
+
+    def _has_operator(self, first: str, second: str) -> bool:
+        try:
+            with self.database.atomic():
+                self.run(queries.COMPARE_TYPES, first=first, second=second)
+        except peewee.ProgrammingError as error:
+            if not isinstance(error.__cause__ or error.__context__, UndefinedFunction):
+                raise
+            return False
+        return True
+
     def as_moment(self, field: Any) -> Any:
         """Convert a column of dates or times to a moment; without a time zone, it is UTC."""
-        kind = self._kind_of(field).removeprefix("pg_catalog.").strip('"')
+        kind = _short(self._kind_of(field))
         if kind == "timestamptz":
             return field
         if kind in ("timestamp", "date"):
@@ -124,3 +147,8 @@ class Keys(Writing):
         self.run(queries.CREATE_EVALUATED, parameters, query=sql)
         yield "pg_temp.astra_evaluated", ()
         self.run(queries.DROP_EVALUATED)  # there may be another in the transaction
+
+
+def _short(kind: str) -> str:
+    """Return the name of a type as a person writes it."""
+    return kind.removeprefix("pg_catalog.").strip('"')

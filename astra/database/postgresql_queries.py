@@ -96,12 +96,25 @@ COLUMNS = """
     SELECT attname::text, attnotnull, attgenerated = 's' FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
-#: The type of each column, with its schema.
+#: The type of each column, with its schema; of a domain, the type that it is based on.
 COLUMN_TYPES = """
-    SELECT attname, quote_ident(nspname) || '.' || quote_ident(typname)
-    FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
-    JOIN pg_namespace ON pg_namespace.oid = typnamespace
-    WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"""
+    WITH RECURSIVE typed(name, type) AS (
+        SELECT attname, atttypid FROM pg_attribute
+        WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+        UNION ALL
+        SELECT name, typbasetype FROM typed JOIN pg_type ON pg_type.oid = type
+        WHERE typtype = 'd')
+    SELECT name, quote_ident(nspname) || '.' || quote_ident(typname)
+    FROM typed JOIN pg_type ON pg_type.oid = type
+    JOIN pg_namespace ON pg_namespace.oid = typnamespace WHERE typtype <> 'd'"""
+
+#: Fails where the server has no operator that compares two types.
+COMPARE_TYPES = "SELECT CAST(NULL AS {first}) = CAST(NULL AS {second})"
+
+#: Whether the session's time zone is UTC, in which a moment without a zone is compared.
+IS_UTC = """
+    SELECT timestamp '2000-01-01' = timestamptz '2000-01-01 00:00:00+00'
+       AND timestamp '2000-07-01' = timestamptz '2000-07-01 00:00:00+00'"""
 
 #: Whether the database numbers or fills a column.
 HAS_DEFAULT = """

@@ -296,6 +296,10 @@ class SQLite(Writing):
             clauses.append(peewee.Expression(field, "=", SQL(text)))
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
+    def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
+        """Return None: SQLite compares values of any types."""
+        return None
+
     def as_moment(self, field: Any) -> Any:
         """Convert a column of dates or times to the format in which moments are compared."""
         return fn.strftime("%Y-%m-%d %H:%M:%f", field).concat("000")

@@ -8,11 +8,11 @@ from peewee import Model
 
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, dialect, url
-from astra.errors import DatabaseError
+from astra.errors import DatabaseError, TaskError
 from astra.models.base import BaseModel, missing_columns
 from astra.models.importing import import_path
 from astra.models.keys import modified_field
-from astra.models.pipeline import OutputModel
+from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Schema
 from astra.models.tracked_tables import is_tracked
 
@@ -87,6 +87,40 @@ def check_tables(*models: type[Model]) -> None:
                 else "the table is not astra's: correct the model (class Meta: table_name, schema)"
             )
         )
+
+
+def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
+    """Refuse results whose key is of another type than that of their rows.
+
+    Raises
+    ------
+    TaskError
+        If the database cannot compare both, or would do so by the time zone of the session.
+    """
+    for model in models:
+        link = link_of(output, model)
+        for name, pointer in zip(link.row, link.result, strict=True):
+            fields = model._meta.fields[name], output._meta.fields[pointer]
+            if (kinds := dialect().unlike_types(*fields)) is None:
+                continue
+            kind, stored = kinds
+            own = f'class OwnField(peewee.TextField): field_type = "{kind}"'
+            raise TaskError(
+                f"the key {model.__name__}.{name} is a column of the type {kind}, and its results "
+                f"have {output.__name__}.{pointer} of the type {stored}, which the database "
+                f"cannot compare reliably: declare the key as {_FIELDS.get(kind, own)}, drop the "
+                f"table {output._meta.table_name} of the results, and make it again: "
+                f"{command_for(output)}"
+            )
+
+
+#: The field that declares a type, where the usual fields of peewee have several for it.
+_FIELDS = {
+    "timestamptz": "DateTimeTZField of playhouse.postgres_ext", "timestamp": "DateTimeField",
+    "date": "DateField", "uuid": "UUIDField", "text": "TextField", "varchar": "CharField",
+    "int8": "BigIntegerField", "int4": "IntegerField", "int2": "SmallIntegerField",
+    "numeric": "DecimalField", "float8": "DoubleField", "float4": "FloatField",
+}  # fmt: skip
 
 
 def check_guards(*models: type[Model]) -> None:

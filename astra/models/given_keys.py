@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -12,7 +12,7 @@ import peewee
 from peewee import Field, Model
 
 from astra.database.connection import database, dialect
-from astra.errors import TaskError, UsageError
+from astra.errors import TaskError, UsageError, shown
 from astra.models.keys import Key, RowKey, as_key, key_of
 
 
@@ -61,9 +61,16 @@ def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
             names = ", ".join(field.name for field in key.fields)
             place = f"key {number}: " if number > 1 else ""
             raise TaskError(
-                f"{place}{str(value)[:100]!r} is not a key ({names}): {error}"
+                f"{place}{_text(value)[:100]!r} is not a key ({names}): {error}"
             ) from None
     return list(keys)
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:
+        return shown(value)
 
 
 def _given(key: Key, value: object) -> RowKey:
@@ -100,10 +107,24 @@ def _part(field: Field, value: object) -> object:
         return field.db_value(value if isinstance(value, UUID) else UUID(str(value).strip()))
     if field.field_type == "DATE":
         return date.fromisoformat(str(value).strip()).isoformat()
+    if field.field_type in _MOMENTS:
+        value = _in_utc(value)
     if value is None or "\0" in (text := str(value)):
         raise ValueError("it is empty, or holds a NUL")
     text.encode()  # no database stores a lone surrogate
     return text
+
+
+_MOMENTS = frozenset({"DATETIME", "TIMESTAMPTZ", "MOMENT"})
+
+
+def _in_utc(value: object) -> object:
+    """Return a moment with a time zone as keys hold it, in UTC; anything else as it is."""
+    try:
+        at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
+        return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else value
+    except (ValueError, OverflowError):
+        return value
 
 
 def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey], list[RowKey]]:

@@ -29,7 +29,8 @@ MAX_CHARACTERS, MAX_LEVELS = 20_000, 40
 _KINDS = {
     "FLOAT": "number", "DOUBLE": "number", "DECIMAL": "number",
     "TEXT": "text", "VARCHAR": "text", "CHAR": "text", "BOOL": "true or false",
-    "DATE": "time", "DATETIME": "time", "TIMESTAMP": "time", "MOMENT": "time", "UUID": "UUID",
+    "DATE": "time", "DATETIME": "time", "TIMESTAMP": "time", "MOMENT": "time",
+    "TIMESTAMPTZ": "time", "UUID": "UUID",
 }  # fmt: skip
 
 _COMPARED = {ast.Eq: "=", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
@@ -73,7 +74,7 @@ def condition(model: type[Model], text: str) -> ColumnBase:
     """
     try:
         return _Reader(model).condition(_parsed(text), 0)
-    except _Refused as error:
+    except (_Refused, ValueError) as error:  # a number of too many digits cannot be shown
         raise TaskError(f"--where {text[:200]!r}: {error}") from None
 
 

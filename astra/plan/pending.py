@@ -7,7 +7,7 @@ from typing import TypeAlias
 from peewee import SQL, ColumnBase, Expression, Field, Model, ModelAlias, ModelSelect, NodeList, fn
 
 from astra.database.connection import dialect
-from astra.errors import TaskError, nearest
+from astra.errors import TaskError, nearest, shown
 from astra.models.failures import Failure, NoResult
 from astra.models.keys import (
     TRUE,
@@ -240,7 +240,7 @@ def checked_ids(sdss_ids: Iterable[int]) -> list[int]:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TaskError(f"sdss_ids holds {value!r}, which is not an int")
         if not -(2**63) <= int(value) < 2**63:
-            raise TaskError(f"sdss_ids holds {value}, which does not fit in 64 bits")
+            raise TaskError(f"sdss_ids holds {shown(value)}, which does not fit in 64 bits")
         ids[int(value)] = None
     return list(ids)
 
@@ -250,13 +250,13 @@ def _digits(value: object) -> str:
     return text if text.isdigit() else "54392544, 54392545"
 
 
-def whole_number(name: str, value: object) -> int:
+def whole_number(name: str, value: object, bits: int = 63) -> int:
     """Return `value` as an int of at least 1, or raise a TaskError that names it."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise TaskError(f"{name}={value!r}: give a whole number from 1")
+        raise TaskError(f"{name}={shown(value)}: give a whole number from 1")
     number = int(value)
-    if number >= 2**63:
-        raise TaskError(f"{name}={value}: give a whole number below 2**63")
+    if number >= 2**bits:
+        raise TaskError(f"{name}={shown(value)}: give a whole number below 2**{bits}")
     return number
 
 

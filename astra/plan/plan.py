@@ -2,9 +2,9 @@
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import peewee
 from peewee import SQL, Case, ColumnBase, Model, ModelSelect, NodeList, fn
@@ -14,10 +14,10 @@ from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.attempts import Attempt
-from astra.models.checks import check_guards, check_tables, check_version
+from astra.models.checks import check_guards, check_key_types, check_tables, check_version
 from astra.models.failures import Failure
 from astra.models.importing import import_path
-from astra.models.keys import check_keys, key_of, modified_field, table_name
+from astra.models.keys import all_rows, check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Page, Plan
@@ -152,7 +152,8 @@ def _plan(
     """Check the task, its tables and its arguments, and freeze a plan for each input model."""
     function, models, output = _checked_task(task, input_model)
     values = parse_arguments(function, arguments)
-    limit = whole_number("limit", settings.current().plan.limit if limit is None else limit)
+    limit = settings.current().plan.limit if limit is None else limit
+    limit = whole_number("limit", limit, bits=31)
     check_version()
     with connection():
         check_archive()
@@ -160,6 +161,7 @@ def _plan(
         check_guards(*models, output)
         for model in models:
             check_keys(model)
+        check_key_types(output, *models)
         making = making_of(function, arguments_of(function, values), output)
         name, group_by = task_name(function), declared_by(function).group_by
         choices = [
@@ -195,10 +197,17 @@ def _checked_task(
     return function, models, output
 
 
+def with_lists(planning: Planning) -> Planning:
+    """Return the parameters for several calls: an iterator could be read by the first one only."""
+    lists = {name: list(v) for name, v in planning.items() if isinstance(v, Iterator)}
+    return cast("Planning", {**planning, **lists})
+
+
 def plan_at_most(task: Callable[..., object] | str, planning: Planning) -> list[Planned]:
     """Plan a task with at most ``max_rows`` rows over all of its input models together."""
     if (left := planning.get("max_rows")) is None:
         return create_plan(task, **planning)
+    planning = with_lists(planning)
     plans: list[Planned] = []
     for model in choose_model(find_task(task), planning.get("input_model")):
         if left or not plans:
@@ -240,7 +249,7 @@ def _freeze(
             live_plans=tuple(live) if left_out["held"] else (),
             tracks_changes=modified_field(model) is not None,
             unknown_keys=choice.unknown_keys,
-            is_empty=not rows and not model.select().exists(),
+            is_empty=not rows and not all_rows(model).exists(),
         )  # fmt: skip
 
 

@@ -174,6 +174,8 @@ def test_times_uuids_and_null(table):
         ("(" * 500 + "n" + ")" * 500, "cannot be read"),
         ("not " * 100 + "good", "levels"),
         ("n > 1 " * 10_000, "at most 20,000"),
+        (f"n > {'9' * 5000}", "4300 digits"),
+        (f"n > 0x{'f' * 5000}", "4300 digits"),
     ],
 )  # fmt: skip
 def test_what_is_no_condition_is_refused(sqlite_url, text, said):

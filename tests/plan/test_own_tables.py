@@ -392,3 +392,35 @@ def test_a_key_that_a_table_that_inherits_has_too_is_refused(pg_url):
         dialect().run("INSERT INTO others_heir VALUES (1, 7, NULL)")
         with pytest.raises(TaskError, match="2 rows with the key 1"):
             check_keys(StarVisit)
+
+
+class Elsewhere(peewee.Model):
+    """A model with a database of its own, in which the table is not."""
+
+    class Meta:
+        database = peewee.SqliteDatabase(":memory:")
+        table_name = "others_elsewhere"
+
+
+class OfElsewhere(OutputModel):
+    row = result_of(Elsewhere)
+
+
+@as_task
+def of_elsewhere(rows: Iterable[Elsewhere]) -> Iterable[OfElsewhere]:
+    for row in rows:
+        yield OfElsewhere.from_row(row)
+
+
+def test_a_model_of_another_database_is_read_from_that_of_astra(url):
+    with connection():
+        dialect().run("CREATE TABLE others_elsewhere (id integer PRIMARY KEY)")
+        OfElsewhere.create_table()
+    (planned,) = create_plan(of_elsewhere)
+    assert planned.plan is None and planned.is_empty
+    with connection():
+        dialect().run("INSERT INTO others_elsewhere VALUES (1)")
+    (planned,) = create_plan(of_elsewhere)
+    assert planned.rows == 1
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 1}

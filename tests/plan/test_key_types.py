@@ -1,0 +1,194 @@
+"""Keys whose columns have other types in the database than most: domains, enums, moments."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+
+import peewee
+import pytest
+from playhouse.postgres_ext import DateTimeTZField
+
+from astra import task
+from astra.api import run_here
+from astra.database.connection import connection, dialect
+from astra.errors import TaskError
+from astra.models import OutputModel, result_of
+from astra.models.given_keys import find_keys
+from astra.models.keys import adopted
+from astra.plan.plan import create_plan
+from astra.status.status import status
+from astra.status.verify import verify
+
+
+class Moment(peewee.Model):
+    """A moment for a key, declared with its zone."""
+
+    at = DateTimeTZField(primary_key=True)
+
+    class Meta:
+        table_name = "others_moment"
+
+
+class OfMoment(OutputModel):
+    moment = result_of(Moment)
+
+
+@task
+def of_moments(rows: Iterable[Moment]) -> Iterable[OfMoment]:
+    for row in rows:
+        yield OfMoment.from_row(row)
+
+
+class Hour(peewee.Model):
+    """The same table, declared without the zone."""
+
+    at = peewee.DateTimeField(primary_key=True)
+
+    class Meta:
+        table_name = "others_moment"
+
+
+class OfHour(OutputModel):
+    hour = result_of(Hour)
+
+
+@task
+def of_hours(rows: Iterable[Hour]) -> Iterable[OfHour]:
+    for row in rows:
+        yield OfHour.from_row(row)
+
+
+class Mood(peewee.Model):
+    mood = peewee.CharField(primary_key=True)
+
+    class Meta:
+        table_name = "others_mood"
+
+
+class OfMood(OutputModel):
+    mood = result_of(Mood)
+
+
+@task
+def of_moods(rows: Iterable[Mood]) -> Iterable[OfMood]:
+    for row in rows:
+        yield OfMood.from_row(row)
+
+
+class MoodField(peewee.TextField):
+    field_type = "mood"
+
+
+class TypedMood(peewee.Model):
+    mood = MoodField(primary_key=True)
+
+    class Meta:
+        table_name = "others_mood"
+
+
+class OfTypedMood(OutputModel):
+    mood = result_of(TypedMood)
+
+    class Meta:
+        abstract = True  # other databases lack the type, so that initdb leaves the table out
+
+
+@task
+def of_typed_moods(rows: Iterable[TypedMood]) -> Iterable[OfTypedMood]:
+    for row in rows:
+        yield OfTypedMood.from_row(row)
+
+
+def make_moments(kind: str) -> None:
+    with connection():
+        dialect().run(f"CREATE TABLE others_moment (at {kind} PRIMARY KEY)")
+        dialect().run(
+            "INSERT INTO others_moment SELECT timestamptz '2024-01-01 00:00:00+00' + n * interval "
+            "'1 hour' FROM generate_series(0, 9) AS n"
+        )
+        adopted(Moment)
+        OfMoment.create_table()
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "zoned_twice"])
+def test_planners_in_two_time_zones_take_no_row_twice(pg_url, kind, monkeypatch):
+    if kind != "timestamptz":
+        with connection():
+            dialect().run("CREATE DOMAIN zoned AS timestamptz")
+            dialect().run("CREATE DOMAIN zoned_twice AS zoned CHECK (value > '2000-01-01')")
+    make_moments(kind)
+    monkeypatch.setenv("PGTZ", "Asia/Kathmandu")
+    (first,) = create_plan(of_moments)
+    assert first.rows == 10
+    monkeypatch.setenv("PGTZ", "America/New_York")
+    (second,) = create_plan(of_moments)
+    assert (second.plan, second.held) == (None, 10)
+    run_here(first.plan)
+    assert status(first.plan).rows == {"done": 10} and verify(first.plan).sound
+    monkeypatch.setenv("PGTZ", "UTC")
+    (third,) = create_plan(of_moments)
+    assert third.plan is None
+
+
+def test_results_of_a_domain_are_copied_and_replaced(pg_url):
+    make_moments("timestamptz")
+    with connection():
+        dialect().run("CREATE DOMAIN zoned AS timestamptz")
+        dialect().run("CREATE DOMAIN positive AS real CHECK (value >= 0)")
+        dialect().run("ALTER TABLE of_moment ALTER t_elapsed TYPE positive")
+        dialect().run(
+            "INSERT INTO others_moment SELECT timestamptz '2025-01-01 00:00:00+00' + n * interval "
+            "'1 hour' FROM generate_series(0, 99) AS n"
+        )
+    (planned,) = create_plan(of_moments)
+    run_here(planned.plan)
+    (again,) = create_plan(of_moments, redo="all")
+    assert again.rows == 110
+    run_here(again.plan)
+    assert status(again.plan).rows == {"done": 110} and verify(again.plan).sound
+
+
+def test_a_moment_with_a_zone_is_found_as_a_key(pg_url):
+    make_moments("timestamptz")
+    given = datetime(2024, 1, 1, 5, tzinfo=timezone(timedelta(hours=2)))
+    with connection():
+        for key in (given, str(given), "2024-01-01T03:00:00Z", "2024-01-01 03:00:00"):
+            assert find_keys(Moment, [key]) == (["2024-01-01 03:00:00"], [])
+
+
+def test_a_moment_declared_without_its_zone_is_refused_where_the_zone_counts(pg_url, monkeypatch):
+    make_moments("timestamptz")
+    with connection():
+        adopted(Hour)
+        OfHour.create_table()
+    monkeypatch.setenv("PGTZ", "Asia/Kathmandu")
+    with pytest.raises(TaskError, match=r"Hour\.at is .* timestamptz,.*declare .* DateTimeTZField"):
+        create_plan(of_hours)
+    monkeypatch.setenv("PGTZ", "UTC")
+    (planned,) = create_plan(of_hours)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 10}
+
+
+def test_an_enum_is_a_key_if_it_is_declared_as_one(pg_url):
+    with connection():
+        dialect().run("CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy')")
+        dialect().run("CREATE TABLE others_mood (mood mood PRIMARY KEY)")
+        dialect().run("INSERT INTO others_mood VALUES ('sad'), ('happy')")
+        for model in (Mood, TypedMood):
+            adopted(model)
+        for output in (OfMood, OfTypedMood):
+            output.create_table()
+    expected = r'Mood\.mood is .* public\.mood,.* varchar,.*field_type = "public\.mood", drop the'
+    with pytest.raises(TaskError, match=expected):
+        create_plan(of_moods)
+    (planned,) = create_plan(of_typed_moods)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
+    (again,) = create_plan(of_typed_moods)
+    assert again.plan is None
+
+
+def test_a_moment_of_this_kind_is_compared_by_where(pg_url):
+    make_moments("timestamptz")
+    (planned,) = create_plan(of_moments, where="at >= '2024-01-01T08:00:00'")
+    assert planned.rows == 2
