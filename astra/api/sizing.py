@@ -8,7 +8,7 @@ from peewee import Model
 from astra.config.profiles import Profile
 from astra.errors import UsageError
 from astra.plan import sizes
-from astra.plan.plan import Planned, Planning, create_plan
+from astra.plan.plan import Planned, Planning, create_plan, with_lists
 from astra.plan.sizes import Estimate
 from astra.resume.resume import resume_local
 
@@ -79,6 +79,7 @@ def plan_sized(
             "--page-size (--limit) cannot be combined with the time of an element, which "
             "determines the rows per page: leave one of them out"
         )
+    planning = with_lists(planning)
     model, arguments = planning.get("input_model"), planning.get("arguments")
     plans = []
     for estimated in estimate(task, model, element_time_s, arguments, chosen):

@@ -143,7 +143,7 @@ def submit_task(
     A dry run stores nothing: the plan that it makes is deleted.
     """
     execution.check()  # errors come before anything is stored
-    if task_or_plan.isdecimal() and task_or_plan.isascii():
+    if is_plan_number(task_or_plan):
         plan = int(task_or_plan)
         chosen = {**planning, "element_time": element_time_s}
         if given := [_option(name) for name, value in chosen.items() if value]:
@@ -159,6 +159,11 @@ def submit_task(
         (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))
         for planned, chosen_sizes in _planned(task_or_plan, planning, execution, element_time_s)
     ]
+
+
+def is_plan_number(text: str) -> bool:
+    """Return whether a text is a number that a plan can have."""
+    return text.isdecimal() and text.isascii() and len(text) < 20
 
 
 def _option(name: str) -> str:

@@ -57,7 +57,7 @@ class PlanNumber(Completed):
     ) -> int:
         if isinstance(value, int):
             return value
-        if not (str(value).isascii() and str(value).isdecimal()):
+        if not api.is_plan_number(str(value)):
             self.fail(f"{value!r} is not the number of a plan; astra plans lists them", param, ctx)
         return int(str(value))
 

@@ -173,7 +173,7 @@ def slurm_pairs(values: tuple[str, ...]) -> dict[str, object]:
     named = pairs(tuple(word if "=" in word else f"{word}=true" for word in values), "--option")
     return {
         name.lstrip("-").replace("-", "_"): int(value)
-        if value.isascii() and value.isdecimal()
+        if value.isascii() and value.isdecimal() and len(value) < 20
         else booleans.get(value.lower(), value)
         for name, value in named.items()
     }

@@ -185,7 +185,7 @@ def try_command(
     """
     from astra.states import PlanState
 
-    if task_or_plan.isdecimal() and task_or_plan.isascii():
+    if api.is_plan_number(task_or_plan):
         if input_model or arguments:
             raise UsageError(
                 f"plan {task_or_plan} has its table and arguments: leave "

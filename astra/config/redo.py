@@ -18,9 +18,9 @@ def split_redo(text: str) -> tuple[str, datetime | None]:
     if kind == "older-than":
         try:
             at = datetime.fromisoformat(rest.strip())
-        except ValueError:
+            return kind, at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             raise ValueError("older-than needs a date, or a time: older-than 2026-01-31") from None
-        return kind, at if at.tzinfo else at.replace(tzinfo=UTC)
     if kind not in ("all", "changed", "failed") or rest:
         raise ValueError("should be all, changed, failed, or older-than DATE")
     return kind, None

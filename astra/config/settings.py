@@ -337,7 +337,7 @@ def _parsed(file: Path) -> dict[str, object]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}, line {line}: not UTF-8; save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of its syntax, or a number of too many digits
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 

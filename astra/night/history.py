@@ -147,7 +147,7 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
     with connection():
         query = Night.select().where(of_name).order_by(Night.pk.desc())
         if date is not None:
-            is_number = date.isdecimal() and int(date) < 2**63
+            is_number = date.isdecimal() and len(date) < 20 and int(date) < 2**63
             of_pk = (Night.pk == int(date)) if is_number else (Night.date == date)
             query = query.where(of_pk)
         night = query.first()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from astra.config import settings
 from astra.database.connection import connection, dialect, retrying, tuples
-from astra.errors import TaskError, Untrusted, UsageError
+from astra.errors import TaskError, Untrusted, UsageError, shown
 from astra.models.checks import check_version
 from astra.models.importing import load
 from astra.models.plans import Plan
@@ -29,7 +29,7 @@ def get_plan(pk: int) -> Plan:
             return plan
         last = [p for (p,) in tuples(Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(5))]
     raise UsageError(
-        f"there is no plan {pk}; "
+        f"there is no plan {shown(pk)}; "
         + (f"the latest: {', '.join(map(str, last))} (astra plans)" if last else "none was made")
     )
 

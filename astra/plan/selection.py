@@ -7,7 +7,7 @@ from datetime import datetime
 from peewee import ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
 
 from astra.config.redo import split_redo
-from astra.errors import TaskError
+from astra.errors import TaskError, shown
 from astra.models.base import TimeField
 from astra.models.failures import Failure, NoResult
 from astra.models.given_keys import find_keys, listed
@@ -78,9 +78,11 @@ class Selection:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.keys, str | bytes):
+        is_iterable = isinstance(self.keys, Iterable) and not isinstance(self.keys, str | bytes)
+        if self.keys is not None and not is_iterable:
             raise TaskError(
-                f"keys={self.keys!r}: give an iterable of keys, for instance [{self.keys!r}]"
+                f"keys={shown(self.keys)}: give an iterable of keys, for instance "
+                f"[{shown(self.keys)}]"
             )
         # A generator could be read for one input model only.
         self.sdss_ids = None if self.sdss_ids is None else checked_ids(self.sdss_ids)

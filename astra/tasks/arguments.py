@@ -33,7 +33,7 @@ def parse_arguments(
     _check_names(function, arguments)
     values = {}
     for name, value in arguments.items():
-        if secrets.holds_secret(f"{name}={value}"):
+        if secrets.holds_secret(_written(name, value)):
             raise TaskError(
                 f"{name} holds a password: arguments are stored with the plan, where everybody who "
                 "reads the database sees them; read it in the task from a file or the environment"
@@ -48,6 +48,13 @@ def parse_arguments(
     values = restored(function, json.loads(as_stored(values)))
     bind_call(function, ([],), values)
     return values
+
+
+def _written(name: str, value: object) -> str:
+    try:
+        return f"{name}={value}"
+    except ValueError as error:  # a number of too many digits
+        raise TaskError(f"{name} cannot be stored with a plan: {error}") from None
 
 
 def as_stored(values: Mapping[str, object]) -> str:

@@ -181,7 +181,10 @@ def digest_of(text: str) -> str:
 
 
 def _as_json(value: object) -> str:
-    return json.dumps(plain(value), sort_keys=True, default=_placeholder)
+    try:
+        return json.dumps(plain(value), sort_keys=True, default=_placeholder)
+    except ValueError as error:  # a number of too many digits
+        raise TaskError(f"an argument cannot be stored with its results: {error}") from None
 
 
 #: Types of values that their texts tell apart.

@@ -276,3 +276,8 @@ class TestSecrets:
         assert rows["plan.limit"] == ("1000", "default")
         assert set(settings._KEYS) <= set(rows)
         assert "geheim" not in str(found.rows())
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="4300 digits"):
+        load(tmp_path, f"[plan]\nlimit = {'9' * 5000}\n")

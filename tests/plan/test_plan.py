@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from astra.api import run_here
+from astra.api import plan_sized, run_here
 from astra.cli.group import main
 from astra.config.profiles import choose_profile
 from astra.config.units import time_limit_s
@@ -21,12 +21,12 @@ from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
 from astra.element.reader import Chunk, Reader
 from astra.errors import TaskError, UsageError
-from astra.models import BossVisitSpectrum
+from astra.models import BossCombinedSpectrum, BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
-from astra.plan.plan import create_plan
+from astra.plan.plan import create_plan, plan_at_most
 from astra.resume.resume import resume_local
 from astra.status.failures import failures
 from astra.status.status import status
@@ -411,3 +411,29 @@ def test_no_page_goes_through_all_results(pg_url):
     assert Measured.select().count() == 20_000  # which is read from end to end
     wait_for(lambda: n_read() >= before + 20_000, "the server's statistics", 60)
     assert n_read() < before + 40_000
+
+
+def test_a_generator_of_keys_counts_for_each_input_model(url):
+    for model in (BossVisitSpectrum, BossCombinedSpectrum):
+        fill(3, model)
+    plans = plan_at_most(measure, {"keys": (key for key in (1, 2, 4)), "max_rows": 10})
+    assert [planned.rows for planned in plans] == [2, 1]
+    sized = plan_sized(measure, {"sdss_ids": iter([102])}, element_time_s=60)
+    assert [planned.rows for planned, _ in sized] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit": 2**31}, {"limit": 10**5000}, {"max_rows": 10**5000}, {"keys": 5},
+                {"keys": [10**5000]}, {"sdss_ids": [10**5000]}],
+    ids=["limit", "digits", "max_rows", "keys", "key", "sdss_ids"],
+)  # fmt: skip
+def test_numbers_that_no_column_holds_are_refused(url, options):
+    fill(1)
+    with pytest.raises(TaskError):
+        plan_of(**options)
+
+
+@pytest.mark.parametrize("command", ["status", "submit", "try", "resume"])
+def test_a_plan_whose_number_has_thousands_of_digits(sqlite_url, command):
+    done = CliRunner().invoke(main, [command, "9" * 5000, *(["1"] if command == "try" else [])])
+    assert isinstance(done.exception, SystemExit | UsageError), done.exception

@@ -14,7 +14,7 @@ from astra.models import BossVisitSpectrum
 from astra.models.plans import Plan
 from astra.plan.plan import create_plan
 from astra.tasks.arguments import parse_arguments
-from tests.sample_tasks import Measured, echo, fill, own_batches
+from tests.sample_tasks import Measured, echo, fill, measure, own_batches
 
 
 @task
@@ -150,3 +150,11 @@ def test_in_a_plan_the_tasks_own_values_beat_the_configuration(sqlite_url, tmp_p
     Measured.delete().execute()
     run_here(create_plan(own_batches, arguments={"batch_size": 5})[0].plan)
     assert [m.text for m in Measured.select()] == ["5 9.0"] * 4
+
+
+def test_a_number_of_thousands_of_digits_is_refused(sqlite_url):
+    fill(1)
+    with pytest.raises(TaskError, match=r"raise_every cannot be stored with a plan: .*4300 digits"):
+        create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 10**5000})
+    with pytest.raises(TaskError, match=r"cannot be stored with its results: .*4300 digits"):
+        list(measure(BossVisitSpectrum.select(), raise_every=10**5000))
