@@ -18,6 +18,9 @@ from astra.errors import TaskError
 
 _ZONED = "pg_catalog.timestamptz"
 
+#: A text whose blanks at the end do not count, and a number with fewer digits than others.
+_UNLIKE_OTHERS = frozenset({"pg_catalog.bpchar", "pg_catalog.float4"})
+
 
 class Keys(Writing):
     """The part of the dialect of PostgreSQL that handles keys."""
@@ -62,12 +65,13 @@ class Keys(Writing):
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
     def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
-        """Return the types of two columns if the server cannot compare them, or would do so by the
-        time zone of the session, which is not UTC."""
+        """Return the types of two columns if a value of one, stored in the other, may differ.
+
+        The server may also have no operator, or go by the time zone of the session."""
         first, second = self._kind_of(one), self._kind_of(other)
         if first == second:
             return None
-        is_like = self._has_operator(first, second)
+        is_like = self._has_operator(first, second) and not _UNLIKE_OTHERS & {first, second}
         if is_like and _ZONED in (first, second):
             is_like = bool(self.fetch_value(queries.IS_UTC))
         return None if is_like else (_short(first), _short(second))

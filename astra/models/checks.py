@@ -118,6 +118,7 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
 _FIELDS = {
     "timestamptz": "DateTimeTZField of playhouse.postgres_ext", "timestamp": "DateTimeField",
     "date": "DateField", "uuid": "UUIDField", "text": "TextField", "varchar": "CharField",
+    "bpchar": "FixedCharField",
     "int8": "BigIntegerField", "int4": "IntegerField", "int2": "SmallIntegerField",
     "numeric": "DecimalField", "float8": "DoubleField", "float4": "FloatField",
 }  # fmt: skip

@@ -192,3 +192,75 @@ def test_a_moment_of_this_kind_is_compared_by_where(pg_url):
     make_moments("timestamptz")
     (planned,) = create_plan(of_moments, where="at >= '2024-01-01T08:00:00'")
     assert planned.rows == 2
+
+
+class Padded(peewee.Model):
+    name = peewee.CharField(primary_key=True, max_length=8)
+
+    class Meta:
+        table_name = "others_padded"
+
+
+class OfPadded(OutputModel):
+    padded = result_of(Padded)
+
+
+@task
+def of_padded(rows: Iterable[Padded]) -> Iterable[OfPadded]:
+    for row in rows:
+        yield OfPadded.from_row(row)
+
+
+class Fixed(peewee.Model):
+    name = peewee.FixedCharField(primary_key=True, max_length=8)
+
+    class Meta:
+        table_name = "others_padded"
+
+
+class OfFixed(OutputModel):
+    fixed = result_of(Fixed)
+
+
+@task
+def of_fixed(rows: Iterable[Fixed]) -> Iterable[OfFixed]:
+    for row in rows:
+        yield OfFixed.from_row(row)
+
+
+class Size(peewee.Model):
+    size = peewee.FloatField(primary_key=True)
+
+    class Meta:
+        table_name = "others_size"
+
+
+class OfSize(OutputModel):
+    size = result_of(Size)
+
+
+@task
+def of_sizes(rows: Iterable[Size]) -> Iterable[OfSize]:
+    for row in rows:
+        yield OfSize.from_row(row)
+
+
+def test_a_key_that_its_results_would_change_is_refused(pg_url):
+    with connection():
+        dialect().run("CREATE TABLE others_padded (name char(8) PRIMARY KEY)")
+        dialect().run("INSERT INTO others_padded VALUES ('ab'), ('abcdefgh')")
+        dialect().run("CREATE TABLE others_size (size double precision PRIMARY KEY)")
+        dialect().run("INSERT INTO others_size VALUES (0.1), (0.5)")
+        for model in (Padded, Fixed, Size):
+            adopted(model)
+        for output in (OfPadded, OfFixed, OfSize):
+            output.create_table()
+    with pytest.raises(TaskError, match=r"bpchar.* varchar, .* declare the key as FixedCharField"):
+        create_plan(of_padded)
+    with pytest.raises(TaskError, match=r"float8.* float4, .* declare the key as DoubleField"):
+        create_plan(of_sizes)
+    (planned,) = create_plan(of_fixed)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
+    (again,) = create_plan(of_fixed)
+    assert again.plan is None
