@@ -59,7 +59,8 @@ def next_steps(
 ) -> list[PageStep]:
     """Choose the next step of each page by the policy.
 
-    Without a profile and options, an element is submitted with those of the previous one.
+    Without a profile and options, an element is submitted with those of the previous one, and for a
+    page that had none, as at a limit of Slurm, with those of the plan's last array.
 
     Parameters
     ----------
@@ -76,10 +77,11 @@ def next_steps(
     overrides = {key: value for key, value in (options or {}).items() if value is not None}
     # Cached, as it is the same for all pages of an array, of which there may be thousands.
     chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, overrides))
+    last_array = max((pk for pk, s in submissions.items() if s.kind == "slurm"), default=None)
     room = cache(_room)
     steps = []
     for page in pages:
-        status, base = wanted[page.number], chosen(page.submission_pk)
+        status, base = wanted[page.number], chosen(page.submission_pk or last_array)
         last = page.pk, page.submission_pk
         was_queued = last not in gained and status.slurm_state in _ENDS_OF_QUEUED
         in_vain = not gained[last] and not was_queued

@@ -136,11 +136,12 @@ def test_a_submit_limit_leaves_the_rest_for_resume(slurm):
     plan = plan_of(40, 5, row_s=0.01)
     slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
     try:
-        done = submit(plan, options={"pull": False})
+        done = submit(plan, options={"pull": False, "mem": "123M"})
     finally:
         slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
     assert 1 <= done.pages <= 5 and done.unsubmitted == 8 - done.pages and "resume" in done.message
-    assert resume(plan).pages == 8 - done.pages
+    rest = resume(plan)  # with the options that were given for the plan
+    assert rest.pages == 8 - done.pages and "--mem=123M" in Path(rest.jobs[0].script).read_text()
     run_out(slurm)
     assert counts() == (40, 40)
 

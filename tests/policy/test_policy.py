@@ -32,6 +32,7 @@ from astra.slurm.site import Room, parse_partitions
 from astra.states import PageState, SlurmState
 from astra.status.page_states import present_pages
 from astra.status.status import status
+from astra.submit.intent import NOBODY, commit_intent, new_submission
 from astra.submit.submit import nodes_to_exclude, submit, to_exclude
 from tests.conftest import ROOT
 from tests.nights import run_out
@@ -235,6 +236,16 @@ def test_a_script_that_reports_the_kill_by_a_memory_limit(url, tmp_path, ends):
     assert present_pages(plan, answer, True)[0].slurm_state == "FAILED"
     (tmp_path / "7_1.log").write_text("slurmstepd-n1: error: Exceeded job memory limit\n")
     assert present_pages(plan, answer, True)[0].slurm_state == "OUT_OF_MEMORY"
+
+
+def test_a_page_that_slurm_took_no_element_for_gets_the_profile_of_the_others(url):
+    """As at a limit of Slurm, after which `astra resume` submits the rest."""
+    plan = plan_of(40, 10)
+    chosen = choose_profile("debug", {"mem": "123M"})
+    commit_intent(new_submission(plan, [1, 2], 0, 1, "slurm", chosen), [1, 2], NOBODY)
+    steps = next_steps.next_steps(plan, present_pages(plan, Answer(), True))
+    profiles = [n.profile for n in steps if n.page.number > 2]
+    assert [(p.name, p.options["mem"]) for p in profiles] == [("debug", "123M")] * 2
 
 
 class TestNodes:
