@@ -17,7 +17,7 @@ from astra.config.profiles import Profile, Value, choose_profile
 from astra.config.run_folder import check_folder, run_folder, write_whole
 from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
-from astra.errors import AstraError, SlurmError, SlurmUnknown, Superseded
+from astra.errors import AstraError, SlurmError, SlurmRefused, SlurmUnknown, Superseded
 from astra.models.nights import Night
 from astra.processes import user_name
 from astra.slurm import client, limits
@@ -86,12 +86,14 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     if not changed:
         raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
     write_whole(path, text, 0o700)
-    if_unknown = f"the night stays open; to continue it: astra nights {night.name} --heal"
+    remedy = f"the night stays open; to continue it: astra nights {night.name} --heal"
     try:
         options = _waiting_options(after, night.finalizer_home, wait_s)
-        job = send(path, job_of(night), if_unknown, min, options)
-    except SlurmError:
+        job = send(path, job_of(night), remedy, min, options)
+    except SlurmError as error:
         _restore(night, earlier)
+        if isinstance(error, SlurmRefused):
+            error.args = (f"{error}; {remedy}",)
         raise
     _adopt(night, job)
 
