@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.config import settings
+from astra.config.nights import NightSettings, checked
 from astra.database.connection import connection
 from astra.models.nights import Night
 from astra.plan.plan import create_plan
@@ -56,3 +57,13 @@ def counts() -> tuple[int, int]:
 
 def run_out(slurm: Slurm, timeout_s: float = 120) -> None:
     wait_for(slurm.idle, "the end of the arrays", timeout_s)
+
+
+def a_night(name: str = "survey") -> Night:
+    made = Night.create(name=name, date="2026-01-02", cwd="/", host="h", created_by="u")
+    return Night.get_by_id(made.pk)
+
+
+def settings_of_tasks(*tasks: str) -> NightSettings:
+    found = [{"task": f"tests.sample_tasks.{t}", "input_model": "BossVisitSpectrum"} for t in tasks]
+    return checked({"survey": {"tasks": found}})["survey"]

@@ -38,14 +38,14 @@ from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
 from astra.config.units import time_limit_s
 from astra.database.connection import connection, dialect
-from astra.errors import BusyError, ConfigError, Superseded, UsageError
+from astra.errors import BusyError, ConfigError, SlurmError, Superseded, UsageError
 from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.night import finalizer as finalizer_module
 from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
 from astra.night.plans import (
-    AGAIN_S,
     NightStep,
+    again_s,
     assess_plans,
     begin_tasks,
     hours_of,
@@ -66,6 +66,7 @@ from astra.night.totals import (
     totals_of,
 )
 from astra.processes import user_name
+from astra.slurm import client
 from astra.submit.hours import next_hours
 from astra.submit.submit import check_shared_database
 from astra.tasks.arguments import parse_arguments
@@ -166,7 +167,7 @@ def _join(night: Night, settings: NightSettings) -> Nightly:
     step = live_state(night)
     _take_new(night, settings, step)
     if not finalizer_module.is_alive(night):
-        queue_finalizer(night, settings, step)
+        _replace_finalizer(night, settings, step)
     return _outcome(night, "joined", step)
 
 
@@ -231,7 +232,7 @@ def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
             Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
     if not step.open:
         return _close(night, settings, step, entries, rounds_left)
-    queue_finalizer(night, settings, step, 0 if step.new or step.jobs else AGAIN_S)
+    queue_finalizer(night, settings, step, 0 if step.new or step.jobs else again_s(night))
     return _outcome(night, "running", step)
 
 
@@ -239,8 +240,16 @@ def heal(night: Night, settings: NightSettings) -> bool:
     """Give an open night a finalizer if it has none that is alive; return whether it got one."""
     if finalizer_module.is_alive(night):
         return False
-    queue_finalizer(night, settings, live_state(night))
+    _replace_finalizer(night, settings, live_state(night))
     return True
+
+
+def _replace_finalizer(night: Night, settings: NightSettings, step: NightStep) -> None:
+    """Give a night a finalizer instead of one that is not alive; cancel that, if it is held."""
+    earlier = finalizer_module.job_of(night)
+    queue_finalizer(night, settings, step)
+    with suppress(SlurmError):  # it would do nothing, if somebody released it
+        client.cancel(earlier)
 
 
 def heal_all(name: str | None = None) -> list[Nightly]:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+from peewee import fn
+
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
@@ -19,7 +21,7 @@ from astra.element.controls import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.attempts import N_ENDED, Attempt
 from astra.models.nights import Night, NightPlan
-from astra.models.plans import IS_LIVE, Plan, Submission
+from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
 from astra.night.totals import pending_rows, plan_pks, refreshed, retries_of
@@ -36,8 +38,8 @@ from astra.submit.intent import plan_lock, recover_intents
 from astra.submit.submit import Submitted, submit
 from astra.version import CURRENT
 
-#: How soon a finalizer checks again elements that are alive although their arrays had ended.
-AGAIN_S = 30
+#: How soon, at first, a finalizer checks again a night of which no array is alive, and how late.
+AGAIN_S, _LATEST_AGAIN_S = 30, 600
 
 #: The longest pause before pages are submitted again whose elements ended at once.
 _LONGEST_PAUSE_S = 1800
@@ -346,11 +348,12 @@ def pause_of(night: Night, settings: NightSettings) -> int:
 
 
 def _pause_left(plan: Plan, pages: Pages, pause_s: int) -> int:
-    """Return what is left of the pause after the last submission of a plan, in s.
+    """Return what is left of the pause after the last accepted submission of a plan, in s.
 
     Return 0 if the pause is over, a row has ended, or the policy gives all pages up.
     """
-    last = max(pages.stored.submissions.values(), key=attrgetter("pk"), default=None)
+    accepted = (s for s in pages.stored.submissions.values() if s.job_id is not None)
+    last = max(accepted, key=attrgetter("pk"), default=None)
     if last is None:
         return 0
     left_s = pause_s - (pages.stored.now - last.created).total_seconds()
@@ -361,6 +364,24 @@ def _pause_left(plan: Plan, pages: Pages, pause_s: int) -> int:
             return 0
     is_retried = any(step.decision.retry for step in next_steps(plan, pages))
     return math.ceil(left_s) if is_retried else 0
+
+
+def again_s(night: Night) -> int:
+    """Return how soon to check a night again of which no array is alive, in s.
+
+    The longer nothing has happened, as while its plans are paused, the longer it waits.
+    """
+    pks = plan_pks(night)
+    accepted = Submission.plan.in_(pks or [0]) & Submission.job_id.is_null(False)
+    queries = (
+        Submission.select(fn.MAX(Submission.created)).where(accepted),
+        Plan.select(fn.MAX(Plan.paused)).where(Plan.pk.in_(pks or [0])),
+        Attempt.select(fn.MAX(Attempt.seen)).join(Page).where(Page.plan.in_(pks or [0])),
+    )
+    with connection():
+        moments = [night.began, *(query.scalar() for query in queries)]
+        idle = dialect().now() - max(moment for moment in moments if moment is not None)
+    return int(min(max(idle.total_seconds() / 10, AGAIN_S), _LATEST_AGAIN_S))
 
 
 def _stays_paused(plan: Plan) -> bool:

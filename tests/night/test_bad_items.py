@@ -5,7 +5,6 @@ from click.testing import CliRunner
 
 from astra.api import run_here
 from astra.cli.group import main
-from astra.config.nights import checked
 from astra.database.connection import connection, database
 from astra.errors import SlurmUnknown
 from astra.models import BossVisitSpectrum
@@ -23,20 +22,11 @@ from astra.slurm import client
 from astra.slurm.parse import Answer, Execution, JobId
 from astra.states import SlurmState as S
 from astra.submit.intent import plan_lock
+from tests.nights import a_night, settings_of_tasks
 from tests.sample_tasks import fill, measure
 
 FINALIZER = "astra-night-1-token", None
 HELD = "launch failed requeued held"
-
-
-def a_night(name: str = "survey") -> Night:
-    made = Night.create(name=name, date="2026-01-02", cwd="/", host="h", created_by="u")
-    return Night.get_by_id(made.pk)
-
-
-def settings(*tasks: str):
-    found = [{"task": f"tests.sample_tasks.{t}", "input_model": "BossVisitSpectrum"} for t in tasks]
-    return checked({"survey": {"tasks": found}})["survey"]
 
 
 def test_a_task_whose_table_lost_its_index_keeps_no_other_from_being_planned(url):
@@ -47,7 +37,7 @@ def test_a_task_whose_table_lost_its_index_keeps_no_other_from_being_planned(url
                 database.execute_sql(f'DROP INDEX "{index.name}"')
         night = a_night()
     step = NightStep()
-    begin_tasks(night, settings("measure", "costly"), step)
+    begin_tasks(night, settings_of_tasks("measure", "costly"), step)
     assert [rows for _, rows in step.new] == [4]
     assert Plan.get().task == "tests.sample_tasks.costly"
     (problem,) = step.problems
@@ -60,7 +50,7 @@ def test_a_plan_that_somebody_resumes_keeps_no_night_waiting(url, monkeypatch):
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
     step = NightStep()
     with plan_lock(get_plan(made.plan)):
-        assess_plans([entry], settings("measure"), step)
+        assess_plans([entry], settings_of_tasks("measure"), step)
     assert [due.plan for due in step.due] == [made.plan]
 
 
@@ -75,11 +65,11 @@ def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_begi
     )
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
     step = NightStep()
-    assert assess_plans([entry], settings("measure"), step) == [] and not step.open
+    assert assess_plans([entry], settings_of_tasks("measure"), step) == [] and not step.open
     assert "no cluster `old` here" in step.problems[0]
     entry.pk = 1
     with pytest.raises(SlurmUnknown, match="no cluster"):
-        assess_plans([entry], settings("measure"), step)
+        assess_plans([entry], settings_of_tasks("measure"), step)
 
 
 class _Unknown:

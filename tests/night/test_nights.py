@@ -10,14 +10,14 @@ import pytest
 
 from astra.config import settings
 from astra.database.connection import connection, reset
-from astra.errors import ConfigError
+from astra.errors import ConfigError, SlurmRefused
 from astra.models.attempts import Attempt, excluded_nodes
 from astra.models.nights import Night
 from astra.models.plans import Plan, Submission
 from astra.night.finalizer import job_name
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
-from astra.night.nightly import heal_all
+from astra.night.nightly import heal_all, nightly
 from tests import forks
 from tests.conftest import ROOT
 from tests.nights import astra, closed, last, write
@@ -97,6 +97,18 @@ def test_two_at_once_are_one_night_and_a_dead_finalizer_is_replaced(slurm, tmp_p
     assert last().finalizer_job != night.finalizer_job
     assert closed(slurm).whole
     assert Measured.select().count() == 400 and Night.select().count() == 1
+
+
+def test_a_held_finalizer_is_replaced_and_leaves_the_queue(slurm, tmp_path, monkeypatch):
+    write(tmp_path, TWO.format(more="set = { row_s = 0.05 }"), monkeypatch)
+    fill(200)
+    astra("nightly", "survey")
+    held = str(last().finalizer_job)
+    slurm.run("scontrol", "hold", held)
+    wait_for(lambda: night_of("survey").state == "without a finalizer", "its hold", 60)
+    assert "new finalizer" in astra("nights", "--heal")
+    assert held not in slurm.run("squeue", "-h", "-o", "%i").split()
+    assert closed(slurm).whole
 
 
 def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monkeypatch):
@@ -320,6 +332,21 @@ def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkey
     astra("nightly", "survey", "--continue", str(last().pk))
     night = closed(slurm)
     assert night.whole and night.round == 0 and Measured.select().count() == 40
+
+
+def test_a_night_whose_finalizer_is_refused_says_how_to_continue(slurm, tmp_path, monkeypatch):
+    text = IDLE.format(marker=tmp_path).replace("extends =", 'partition = "short"\nextends =')
+    text = text.replace("rounds = 2", 'finalizer_profile = "p"')
+    write(tmp_path, text.replace('extends = "debug"', "time = 5"), monkeypatch)
+    fill(40)
+    slurm.run("scontrol", "update", "PartitionName=short", "State=DRAIN")
+    try:
+        with pytest.raises(SlurmRefused, match=r"shows the partition as up.*--heal"):
+            nightly("survey", max_wait_s=0)
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=short", "State=UP")
+    assert "new finalizer" in astra("nights", "survey", "--heal")
+    assert closed(slurm).whole and Measured.select().count() == 40
 
 
 def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, monkeypatch):
