@@ -95,11 +95,13 @@ def next_step(
     room : the limits of the partition.
     on_request : whether the user asks for these pages, even if their retries are used up.
     """
-    if last is None:
-        return Decision(None, True, "not submitted yet")
-    if last.state in _EXTERNAL:
+    earlier = list(earlier)
+    if last is None or last.state in _EXTERNAL:
+        kept = _grown(Rule(), base, used, room).options if earlier else ()
+        if last is None:
+            return Decision(None, True, "not submitted yet", kept)
         why = _EXTERNAL[last.state]
-        return Decision(last.state, True, f"next as before: {why} (uses up no retry)")
+        return Decision(last.state, True, f"next as before: {why} (uses up no retry)", kept)
     rule = rules[last.state]
     tries = sum(end.in_vain for end in earlier if end.state == last.state)
     free = last.state in USES_NO_RETRY or not last.in_vain

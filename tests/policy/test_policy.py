@@ -123,6 +123,15 @@ class TestRules:
                 End(state), [End(state)] * 50, rules(), {}, {}, Room()
             ).explanation  # fmt: skip
 
+    @pytest.mark.parametrize("last", [None, End("OUTAGE"), End("HOURS"), End("PREEMPTED")])
+    def test_what_a_retry_had_is_kept_after_an_end_without_a_rule(self, last):
+        had = {"mem": "3G", "time": "02:00:00"}
+        base = {"mem": "2G", "time": "01:00:00"}
+        made = next_step(last, [End("OUT_OF_MEMORY")], rules(), base, had, Room())
+        assert dict(made.options) == had
+        fresh = next_step(last, [], rules(), base, base, Room())
+        assert fresh.retry and not fresh.options
+
     @given(st.lists(st.sampled_from([*RULES, "OUTAGE"]), max_size=40), st.integers(1, 10**6))
     def test_no_page_is_retried_for_ever_and_growth_is_bounded(self, states, limit):
         ends, used, room = [], {"mem": "1M", "time": "1"}, Room(limit * 60, limit)
